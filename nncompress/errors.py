@@ -1,0 +1,108 @@
+"""What can go wrong, said once: an exit code and a message with what, where, got/expected, remedy.
+
+Every error a user can cause is an `NNCompressError`; `cli` turns it into one message and its exit code.
+Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The process exit codes, one per kind of outcome."""
+
+    OK = 0
+    INTERNAL = 1  # a defect of ours
+    USAGE = 2  # an option or argument is wrong
+    MODEL_FILE = 3  # the model file cannot be read, or is not a model
+    UNSAFE_FILE = 4  # the model file would need to run code to load
+    DATA = 5  # the data is missing, unreadable, or does not fit the model
+    UNSUPPORTED = 6  # the model uses what we or a runtime cannot express
+    MISSING_EXTRA = 7  # an optional runtime is not installed
+    NO_DEVICE = 8  # the device asked for is not on this machine
+    VERIFICATION = 9  # a result was produced but did not check out; nothing was written
+    OUTPUT = 10  # the result could not be written
+    REGRESSION = 11  # a comparison that was asked for found a regression
+    INTERRUPTED = 130
+
+
+class NNCompressError(Exception):
+    """A mistake a user can mend.
+
+    Args:
+        what: what was wrong and where, one sentence without a final stop.
+        got: what was found, if that helps.
+        expected: what should have been there.
+        remedy: what to do about it.
+    """
+
+    exit_code = ExitCode.INTERNAL
+
+    def __init__(self, what: str, *, got: str = "", expected: str = "", remedy: str = "") -> None:
+        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.got:
+            lines.append(f"  got:      {self.got}")
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.remedy:
+            lines.append(f"  try:      {self.remedy}")
+        return "\n".join(lines)
+
+
+class UsageError(NNCompressError):
+    """An option or argument is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ModelFileError(NNCompressError):
+    """The model file is missing, damaged, or not a model."""
+
+    exit_code = ExitCode.MODEL_FILE
+
+
+class UnsafeFileError(NNCompressError):
+    """Loading the file would run code that it carries."""
+
+    exit_code = ExitCode.UNSAFE_FILE
+
+
+class DataError(NNCompressError):
+    """The data is missing, unreadable, or does not fit the model."""
+
+    exit_code = ExitCode.DATA
+
+
+class UnsupportedError(NNCompressError):
+    """The model uses something that a pass or a runtime cannot express."""
+
+    exit_code = ExitCode.UNSUPPORTED
+
+
+class MissingExtraError(NNCompressError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = ExitCode.MISSING_EXTRA
+
+
+class DeviceError(NNCompressError):
+    """The device asked for is not there."""
+
+    exit_code = ExitCode.NO_DEVICE
+
+
+class VerificationError(NNCompressError):
+    """A result was computed but failed its check, so it was not kept."""
+
+    exit_code = ExitCode.VERIFICATION
+
+
+class OutputError(NNCompressError):
+    """The result could not be written."""
+
+    exit_code = ExitCode.OUTPUT
