@@ -1,0 +1,98 @@
+"""All surgery on the graph: parameters added, replaced and removed, calls inserted and replaced.
+
+Nothing outside this file creates nodes. After a set of edits call `Model.refresh()` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir.model import Model
+
+aten = torch.ops.aten
+
+
+def fresh_name(model: Model, wanted: str) -> str:
+    """A dotted tensor name that is free: `wanted`, or `wanted_2`, `wanted_3`, …"""
+    name, count = wanted, 1
+    while _exists(model.graph_module, name):
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def _exists(module: torch.nn.Module, name: str) -> bool:
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def add_tensor(model: Model, name: str, value: Tensor, *, trainable: bool = True) -> str:
+    """Store a new parameter (or buffer) under a free dotted name close to `name`; returns the name it got."""
+    name = fresh_name(model, name)
+    *path, leaf = name.split(".")
+    module: torch.nn.Module = model.graph_module
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if trainable and value.dtype.is_floating_point:
+        module.register_parameter(leaf, torch.nn.Parameter(value.detach().clone().contiguous()))
+    else:
+        module.register_buffer(leaf, value.detach().clone().contiguous())
+    return name
+
+
+def replace_tensor(model: Model, name: str, value: Tensor) -> None:
+    """Put a tensor of another shape in the place of a stored one, for all of its (tied) names."""
+    old = model.tensor(name)
+    fresh: Tensor = value.detach().clone().contiguous()
+    if isinstance(old, torch.nn.Parameter):
+        fresh = torch.nn.Parameter(fresh, requires_grad=old.requires_grad)
+    for alias in names_of(model, old):
+        prefix, _, leaf = alias.rpartition(".")
+        owner = model.graph_module.get_submodule(prefix)
+        (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = fresh  # type: ignore[assignment]
+
+
+def names_of(model: Model, tensor: Tensor) -> list[str]:
+    """Every dotted name under which this very tensor is stored."""
+    module = model.graph_module
+    found = [n for n, p in module.named_parameters(remove_duplicate=False) if p is tensor]
+    return found + [n for n, b in module.named_buffers(remove_duplicate=False) if b is tensor]
+
+
+@contextmanager
+def inserting_before(node: fx.Node) -> Iterator[Callable[..., fx.Node]]:
+    """Gives `call(target, *args, **kwargs) -> node` that inserts before `node` and inherits its origin."""
+    with node.graph.inserting_before(node):
+
+        def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            made = node.graph.call_function(target, args, kwargs)
+            for key in ("nn_module_stack", "stack_trace"):
+                if key in node.meta:
+                    made.meta[key] = node.meta[key]
+            return made
+
+        yield call
+
+
+def read_tensor(model: Model, name: str, before: fx.Node) -> fx.Node:
+    """A get_attr node for the stored tensor `name`, placed before `before`."""
+    with model.graph.inserting_before(before):
+        return model.graph.get_attr(name)
+
+
+def replace_node(old: fx.Node, new: fx.Node) -> None:
+    """All readers of `old` read `new`; `old` goes."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    if not old.users:
+        old.graph.erase_node(old)

@@ -1,0 +1,185 @@
+"""Bring what `torch.export` emits into the one form that every pass may rely on.
+
+| what export emits                                     | what passes see                        |
+|-------------------------------------------------------|----------------------------------------|
+| pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
+| `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
+| in-place ops (`relu_`, `add_`) on a value nobody else reads later | the functional op          |
+| assertions on metadata and sizes                      | nothing: they hold literal sizes       |
+| get_attr nodes nobody uses                            | nothing                                |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.graph import CodeGen
+
+aten = torch.ops.aten
+
+_WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
+_ASSERTIONS = {
+    "_assert_tensor_metadata",
+    "_assert_scalar",
+    "_assert_async",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}
+# Ops whose result is a window on their input's memory.
+_VIEWS = {
+    "view", "reshape", "slice", "select", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
+    "flatten", "unflatten", "narrow", "chunk", "split", "split_with_sizes", "unbind", "detach", "alias",
+    "as_strided", "diagonal", "movedim", "swapaxes", "contiguous", "view_as", "expand_as", "getitem",
+}  # fmt: skip
+
+
+def op_name(node: fx.Node) -> str:
+    """The op's name without namespace and overload: `aten.add_.Tensor` -> "add_"."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name()
+    return getattr(target, "__name__", str(target))
+
+
+def normalize(module: fx.GraphModule) -> None:
+    """Normalise `module` in place (table above). Its meaning does not change."""
+    graph = module.graph
+    graph.set_codegen(CodeGen())
+    while _inline_wrappers(module):
+        pass
+    for node in list(graph.nodes):
+        if node.op == "call_function" and op_name(node) in _ASSERTIONS:
+            graph.erase_node(node)
+    _drop_constant_inputs(graph)
+    _flatten_outputs(graph)
+    _make_functional(graph)
+    remove_dead_code(module)
+
+
+def remove_dead_code(module: fx.GraphModule) -> None:
+    """Erase unused nodes, then the attributes and submodules that no node refers to any more.
+
+    A second name of a used parameter (tied weights) and the step counter of a used batch norm are kept:
+    the original class expects them in its state_dict.
+    """
+    graph = module.graph
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op in ("get_attr", "call_function") and not _mutates(node):
+            graph.erase_node(node)
+    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    tensors = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    kept_ids = {id(tensors[name]) for name in used if name in tensors}
+    for name, tensor in tensors.items():
+        prefix, _, leaf = name.rpartition(".")
+        counter = leaf == "num_batches_tracked" and f"{prefix}.running_mean" in used
+        if name not in used and id(tensor) not in kept_ids and not counter:
+            delattr(module.get_submodule(prefix), leaf)
+    _drop_empty_submodules(module)
+    graph.lint()
+    module.recompile()
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _drop_empty_submodules(module: torch.nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        _drop_empty_submodules(child)
+        if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
+            delattr(module, name)
+
+
+def _inline_wrappers(module: fx.GraphModule) -> bool:
+    """Replace one level of grad-mode and autocast wrappers by their body; True if there were any."""
+    found = False
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or op_name(node) not in _WRAPPERS:
+            continue
+        found = True
+        skip = _WRAPPERS[op_name(node)]
+        body: Any = module.get_submodule(node.args[skip].target)
+        operands = node.args[skip + 1 :]
+        names: dict[fx.Node, fx.Node] = {}
+        with module.graph.inserting_before(node):
+            for inner, outer in zip([n for n in body.graph.nodes if n.op == "placeholder"], operands):
+                names[inner] = outer
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    continue
+                if inner.op == "output":
+                    results = fx.map_arg(inner.args[0], names.__getitem__)
+                    break
+                if inner.op == "get_attr":  # the body's own constants move up under a fresh name
+                    name = f"{node.args[skip].target}.{inner.target}"
+                    names[inner] = module.graph.get_attr(name)
+                else:
+                    names[inner] = module.graph.node_copy(inner, names.__getitem__)
+        results = results if isinstance(results, list | tuple) else (results,)
+        for user in list(node.users):  # each reads one result by operator.getitem
+            user.replace_all_uses_with(results[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    return found
+
+
+def _drop_constant_inputs(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
+            if node.users:
+                continue  # a symbolic integer input: Model reports it
+            graph.erase_node(node)
+
+
+def _flatten_outputs(graph: fx.Graph) -> None:
+    """The output node returns the tuple of the tensors among its leaves."""
+    output = graph.output_node()
+    leaves: list[fx.Node] = []
+    fx.map_arg(output.args, leaves.append)
+    output.args = (tuple(leaves),)
+
+
+def _make_functional(graph: fx.Graph) -> None:
+    """Turn `y = op_(x)` into `y = op(x)` where nothing else can see x's memory change.
+
+    Reads of x after the write mean the new value, so they become reads of y. Where x is a window on another
+    value (or shared with one), the write reaches further than this; such a node stays in place, and every
+    analysis treats it as unknown.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _mutates(node) or not node.args:
+            continue
+        name, written = op_name(node), node.args[0]
+        functional = _functional_overload(node.target)
+        if functional is None or not isinstance(written, fx.Node) or not name.endswith("_"):
+            continue
+        if written.op != "call_function" or op_name(written) in _VIEWS:
+            continue
+        if any(
+            op_name(user) in _VIEWS and order[user] < order[node]
+            for user in written.users
+            if user is not node
+        ):
+            continue
+        node.target = functional
+        for user in list(written.users):
+            if order.get(user, -1) > order[node]:
+                user.replace_input_with(written, node)
+
+
+def _functional_overload(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    namespace, name = target._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name.rstrip("_"), None)
+    if packet is None or target._overloadname not in packet.overloads():
+        return None
+    functional = getattr(packet, target._overloadname)
+    same = [a.name for a in functional._schema.arguments] == [a.name for a in target._schema.arguments]
+    return functional if same and not functional._schema.is_mutable else None

@@ -1,0 +1,14 @@
+"""The passes. One word names a pass everywhere: command, recipe entry, file and class.
+
+Adding a pass: its file, a line here, its test file. The command, the recipe entry, the JSON record and the
+conformance tests follow from the dataclass.
+"""
+
+from __future__ import annotations
+
+from nncompress.passes.base import Change, Context, Pass
+
+_ALL: tuple[type[Pass], ...] = ()
+PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
+
+__all__ = ["PASSES", "Change", "Context", "Pass"]

@@ -1,0 +1,138 @@
+import io
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.ir import Model
+from nncompress.ir.weights import layers
+
+
+class Residual(nn.Module):
+    """In-place ops, a strided and zero-padded shortcut, tied weights, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.first = nn.Linear(16, 5)
+        self.second = nn.Linear(16, 5)
+        self.second.weight = self.first.weight
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(x)), inplace=True)
+        y = self.conv(x)
+        y += F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        y = self.drop(F.relu_(y).mean((2, 3)))
+        return self.first(y), self.second(y)
+
+
+def make() -> tuple[nn.Module, Model]:
+    torch.manual_seed(0)
+    module = Residual().eval()
+    module.bn.running_mean.normal_()
+    return module, Model.from_module(module, (torch.randn(2, 3, 12, 12),))
+
+
+def test_same_function_at_any_batch():
+    module, model = make()
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 3, 12, 12)
+        for ours, theirs in zip(model(x), module(x)):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert model.inputs[0].shape == ("batch", 3, 12, 12)
+
+
+def test_owns_its_weights():
+    module, model = make()
+    x = torch.randn(2, 3, 12, 12)
+    before = model(x)[0]
+    with torch.no_grad():
+        module.first.weight.zero_()
+    torch.testing.assert_close(model(x)[0], before, rtol=0, atol=0)
+
+
+def test_in_place_ops_become_functional():
+    _, model = make()
+    mutable = [n for n in model.graph.nodes if n.op == "call_function" and getattr(n.target, "_schema", None)]
+    assert mutable
+    assert not [n for n in mutable if n.target._schema.is_mutable]
+
+
+def test_tied_weights_stay_tied_through_refresh_and_file():
+    _, model = make()
+    model.refresh()
+    file = io.BytesIO()
+    torch.export.save(model.exported_program(), file)
+    file.seek(0)
+    loaded = Model.from_exported(torch.export.load(file))
+    for each in (model, loaded):
+        assert each.tensor("first.weight") is each.tensor("second.weight")
+        linear = [layer for layer in layers(each) if layer.kind == "linear"]
+        assert linear[0].weight.name == linear[1].weight.name
+
+
+def test_training_flag_updates_running_statistics_and_drops():
+    _, model = make()
+    before = model.tensor("bn.running_mean").clone()
+    x = torch.randn(16, 3, 12, 12)
+    model.set_training(True)
+    assert not torch.equal(model(x)[0], model(x)[0])
+    assert not torch.equal(model.tensor("bn.running_mean"), before)
+    model.set_training(False)
+    torch.testing.assert_close(model(x)[0], model(x)[0], rtol=0, atol=0)
+
+
+def test_layers_are_named_after_their_module():
+    _, model = make()
+    assert [(layer.name, layer.kind) for layer in layers(model)] == [
+        ("stem", "conv2d"),
+        ("conv", "conv2d"),
+        ("first", "linear"),
+        ("first#2", "linear"),
+    ]
+
+
+def test_copy_is_independent():
+    _, model = make()
+    twin = model.copy()
+    with torch.no_grad():
+        twin.tensor("stem.weight").zero_()
+    assert model.tensor("stem.weight").abs().sum() > 0
+
+
+class GradMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            table = torch.arange(4, dtype=torch.float32) * 2
+        return self.a(x) + table
+
+
+def test_grad_mode_wrappers_are_inlined():
+    module = GradMode()
+    with torch.enable_grad():
+        model = Model.from_module(module, (torch.randn(2, 4),))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x), module(x))
+    assert not [n for n in model.graph.nodes if "wrap_with" in str(n.target)]
+
+
+class WindowWrite(nn.Module):
+    def forward(self, x):
+        y = x * 1
+        window = y[:, :1]
+        window.add_(1.0)
+        return y
+
+
+def test_a_write_through_a_window_keeps_its_meaning():
+    module = WindowWrite()
+    model = Model.from_module(module, (torch.randn(2, 4),))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x.clone()), module(x.clone()))
