@@ -171,9 +171,11 @@ class Model:
         Every dynamic dim named "batch" gets the size `batch`; other dynamic dims a size inside their bounds.
         """
         generator = torch.Generator().manual_seed(seed)
-        return tuple(_random(spec, self._concrete(spec, batch), generator) for spec in self.inputs)
+        return tuple(_random(spec, self.concrete_shape(spec, batch), generator) for spec in self.inputs)
 
-    def _concrete(self, spec: InputSpec, batch: int) -> tuple[int, ...]:
+    def concrete_shape(self, spec: InputSpec, batch: int) -> tuple[int, ...]:
+        """The input's shape with the dynamic dims put to numbers, "batch" to `batch`."""
+
         def size(dim: int | str) -> int:
             if isinstance(dim, int):
                 return dim

@@ -1,0 +1,191 @@
+"""What a model costs: parameters, multiply-accumulates and stored bytes of every layer.
+
+A MAC is one multiplication with its addition, counted for one record (batch 1), in contractions only:
+convolutions, linear layers, matrix products, attention, recurrent cells. Pointwise work is not counted, as in
+the papers. A parameter that several layers share is counted where it is first read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from nncompress.ir.model import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.shapes import Shapes
+from nncompress.ir.weights import argument, layer_name, roles_of, weight_at
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One row: a node that stores parameters or multiplies.
+
+    Attributes:
+        name: dotted module name, or the node's own where it stores nothing.
+        kind: the ATen op, "conv2d"; "depthwise conv2d" where each channel has its own filters.
+        shape: the weight's shape, () without one.
+        output: the shape of the layer's output at batch 1.
+        parameters: stored values counted here, biases and buffers that an inference reads included.
+        nonzero: how many of those are not zero.
+        macs: multiply-accumulates at batch 1.
+        bytes: stored bytes of the parameters counted here.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    output: tuple[int, ...]
+    parameters: int
+    nonzero: int
+    macs: int
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All rows, in graph order."""
+
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.layers)
+
+    @property
+    def nonzero(self) -> int:
+        return sum(row.nonzero for row in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(row.macs for row in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.layers)
+
+    def totals(self) -> dict[str, int]:
+        return {
+            "parameters": self.parameters,
+            "nonzero": self.nonzero,
+            "macs": self.macs,
+            "bytes": self.bytes,
+        }
+
+
+def cost(model: Model) -> Cost:
+    """Cost of every layer of `model` at batch 1."""
+    shapes = Shapes(model)
+    counted: set[int] = set()
+    rows = []
+    for node in model.graph.nodes:
+        if node.op != "call_function" or op_name(node).startswith(("dequantize", "quantize")):
+            continue
+        stored = _stored_tensors(model, node)
+        fresh = [(name, model.tensor(name)) for name in stored if id(model.tensor(name)) not in counted]
+        macs = node_macs(node, shapes)
+        if not stored and not macs:
+            continue
+        counted.update(id(tensor) for _, tensor in fresh)
+        values = [(n, t) for n, t in fresh if not _is_scale(t, n)]
+        rows.append(
+            LayerCost(
+                name=layer_name(stored[0]) if stored else node.name,
+                kind=_kind(node, shapes),
+                shape=tuple(model.tensor(stored[0]).shape) if stored else (),
+                output=shapes.of(node),
+                parameters=sum(t.numel() for _, t in values),
+                nonzero=sum(int(torch.count_nonzero(t)) for _, t in values),
+                macs=macs,
+                bytes=sum(t.numel() * t.element_size() for _, t in fresh),
+            )
+        )
+    return Cost(tuple(rows))
+
+
+def node_macs(node: fx.Node, shapes: Shapes) -> int:
+    """Multiply-accumulates of one node, 0 for an op that is no contraction.
+
+    Convolution: output elements times the size of one filter. Transposed: input elements times what each is
+    spread over. Linear and products: output elements times the length of the sum. Attention: queries times
+    keys times (key size + value size) per head. einsum: the product of all its index ranges.
+    """
+    name, output = op_name(node), shapes.of(node)
+    roles = roles_of(node)
+    if roles is not None and "conv" in roles.kind:
+        weight = shapes.of(argument(node, roles.weight))
+        if "transpose" in roles.kind:
+            return prod(shapes.of(argument(node, 0))) * prod(weight[1:])
+        return prod(output) * prod(weight[1:])
+    if name == "linear":
+        return prod(output) * shapes.of(node.args[0])[-1]
+    if name in ("matmul", "mm", "bmm", "mv", "dot"):
+        return prod(output) * shapes.of(node.args[0])[-1]
+    if name in ("addmm", "baddbmm", "addbmm"):
+        return prod(output) * shapes.of(node.args[1])[-1]
+    if name == "scaled_dot_product_attention":
+        query, key, value = (shapes.of(node.args[i]) for i in range(3))
+        return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name == "einsum":
+        return _einsum_macs(node, shapes)
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return _recurrent_macs(node, shapes)
+    return 0
+
+
+def _einsum_macs(node: fx.Node, shapes: Shapes) -> int:
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    ranges: dict[str, int] = {}
+    for term, operand in zip(equation.split("->")[0].split(","), operands):  # type: ignore[arg-type]
+        shape = shapes.of(operand)
+        free = len(shape) - len(term.replace("...", ""))
+        letters = term.replace("...", "".join(chr(0x3B1 + i) for i in range(free)))
+        for letter, size in zip(letters, shape):
+            ranges[letter] = max(ranges.get(letter, 1), size)
+    return prod(ranges.values())
+
+
+def _recurrent_macs(node: fx.Node, shapes: Shapes) -> int:
+    sequence = shapes.of(node.args[0])
+    steps = prod(sequence[:-1])  # batch × time
+    weights: Any = next(a for a in node.args if isinstance(a, list | tuple) and len(a) > 2)
+    return steps * sum(prod(s) for s in map(shapes.of, weights) if len(s) == 2)
+
+
+def _stored_tensors(model: Model, node: fx.Node) -> list[str]:
+    """Dotted names of the tensors that the node reads: its weight first, then the rest, scales included."""
+    names: list[str] = []
+    roles = roles_of(node)
+    ordered = list(node.all_input_nodes)
+    if roles is not None:
+        weight = argument(node, roles.weight)
+        ordered.sort(key=lambda n: n is not weight)
+    for source in ordered:
+        weight_source = weight_at(model, source)
+        if weight_source is None:
+            continue
+        names.append(weight_source.name)
+        if weight_source.quantized:
+            names += [str(s.target) for s in source.all_input_nodes[1:] if s.op == "get_attr"]
+    return list(dict.fromkeys(names))
+
+
+def _is_scale(tensor: torch.Tensor, name: str) -> bool:
+    """Scales and zero points cost bytes but are no parameters of the network."""
+    return name.endswith(("_scale", "_zero_point"))
+
+
+def _kind(node: fx.Node, shapes: Shapes) -> str:
+    name, roles = op_name(node), roles_of(node)
+    if roles is not None and roles.groups is not None:
+        groups = int(argument(node, roles.groups, 1))  # type: ignore[call-overload]
+        channels = shapes.of(argument(node, 0))[1]
+        if groups > 1:
+            return f"{'depthwise' if groups == channels else 'grouped'} {name}"
+    return name

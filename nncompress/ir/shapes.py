@@ -1,0 +1,37 @@
+"""Concrete shapes of graph values: the symbolic dims that `torch.export` left, put to numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir.model import Model
+
+
+class Shapes:
+    """Shapes of all values for one choice of the dynamic dims.
+
+    Args:
+        batch: the size of the dim named "batch"; other dynamic dims get the size their example has.
+    """
+
+    def __init__(self, model: Model, batch: int = 1) -> None:
+        self._symbols: dict[Any, int] = {}
+        placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
+        for node, spec in zip(placeholders, model.inputs, strict=True):
+            for size, number in zip(node.meta["val"].shape, model.concrete_shape(spec, batch)):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                    self._symbols[size.node.expr] = number
+
+    def of(self, node: Any) -> tuple[int, ...]:
+        """The shape of a node's tensor, e.g. (1, 64, 56, 56). A node without a tensor has shape ()."""
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        return tuple(self.size(s) for s in value.shape) if isinstance(value, Tensor) else ()
+
+    def size(self, size: Any) -> int:
+        """One size as a number."""
+        if isinstance(size, torch.SymInt):
+            return int(size.node.expr.subs(self._symbols))
+        return int(size)
