@@ -1,0 +1,20 @@
+"""Evaluation, calibration and training data: what `--data` takes.
+
+    open_data("val.npz", model.inputs)                     arrays x, y
+    open_data("photos/", model.inputs, "imagenet")         a folder of images by class
+    open_data("mnist:DIR?split=train", model.inputs)       IDX files, gzipped or not
+    open_data("cifar10:DIR", model.inputs)                 the official batches, or tars of images by class
+    open_data("package.module:function", model.inputs)     your own code
+
+Every source becomes the same thing: a `Dataset` that streams batches the model takes as they are.
+"""
+
+from __future__ import annotations
+
+from nncompress.data.dataset import Batch, Dataset
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.normalization import Normalization
+from nncompress.data.source import Field
+from nncompress.data.spec import open_data
+
+__all__ = ["Batch", "Dataset", "ExpectedInput", "Field", "Normalization", "open_data"]

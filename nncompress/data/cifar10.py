@@ -1,0 +1,201 @@
+"""`cifar10:DIR`: the official Python batches, or `train.tar.*` and `test.tar.*` of images in class folders.
+
+The official batches are pickles, which can run code when they are read. Here they are read by an unpickler
+for which `numpy` does not exist: the four names an array's pickle needs are bound to inert stand-ins, every
+other name is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.images import SUFFIXES, EncodedImage, ImageSource
+from nncompress.data.source import ArraySource, check_allocation
+from nncompress.errors import DataError
+
+BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+TAR_SUFFIXES = ("tar.xz", "tar.gz", "tgz", "tar.bz2", "tar")
+RECORD = 3 * 32 * 32
+
+
+def open_cifar10(folder: Path, split: str, expected: list[ExpectedInput] | None) -> ArraySource | ImageSource:
+    """Images uint8 [N, 32, 32, 3] and labels of one split.
+
+    Raises:
+        DataError: nothing of the kind in the folder, or a damaged or hostile file.
+    """
+    for place in (folder, folder / "cifar-10-batches-py"):
+        paths = [place / name for name in BATCHES[split]]
+        if any(path.is_file() for path in paths):
+            return _open_batches(paths, place / "batches.meta")
+    for suffix in TAR_SUFFIXES:
+        if (folder / f"{split}.{suffix}").is_file():
+            return open_image_tar(folder / f"{split}.{suffix}", expected)
+    raise DataError(
+        f"cifar10: there is no CIFAR-10 {split} split in {folder}",
+        expected=f"{BATCHES[split][0]} ..., or {split}.tar.xz of images in class folders",
+        remedy="unpack cifar-10-python.tar.gz and name the folder cifar-10-batches-py",
+    )
+
+
+def _open_batches(paths: list[Path], meta: Path) -> ArraySource:
+    pixels, labels = [], []
+    for path in paths:
+        batch = read_batch(path)
+        data, numbers = batch.get("data"), batch.get("labels")
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (RECORD,):
+            raise DataError(
+                f"{path} is not a CIFAR-10 batch",
+                got=f"data of {getattr(data, 'dtype', type(data).__name__)} {getattr(data, 'shape', '')}",
+                expected=f"uint8 [N, {RECORD}]",
+            )
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 10 for n in numbers):
+            raise DataError(f"{path}: the labels are not class numbers", expected="a list of 0 ... 9")
+        if len(numbers) != len(data):
+            raise DataError(f"{path} has {len(numbers)} labels for {len(data)} images")
+        pixels.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels += numbers
+    names = read_batch(meta).get("label_names") if meta.is_file() else None
+    class_names = tuple(_text(n) for n in names) if isinstance(names, list) and len(names) == 10 else None
+    images = np.ascontiguousarray(np.concatenate(pixels))
+    return ArraySource({"images": images}, np.array(labels), origin="cifar10", class_names=class_names)
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+class _Dtype:
+    """Stand-in for numpy.dtype: remembers its code."""
+
+    def __init__(self, code: object = None, *_: object) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: object) -> None:
+        return None  # byte order and flags: uint8 has none
+
+
+class _Array:
+    """Stand-in for numpy.ndarray: remembers what an array's pickle says."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def to_numpy(self) -> np.ndarray:
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            raise pickle.UnpicklingError("an array without contents")
+        _, shape, dtype, fortran, data = self.state
+        if not isinstance(dtype, _Dtype) or dtype.code != "u1" or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("an array that is not uint8")
+        array = np.frombuffer(data, np.uint8)
+        return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError("only latin1 text can become bytes")
+    return text.encode("latin1")
+
+
+ADMITTED = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+def read_batch(path: Path) -> dict[str, Any]:
+    """One official batch: text keys; arrays of uint8; lists of numbers or bytes. Runs no code of the file's.
+
+    Raises:
+        DataError: the file is damaged, or asks for anything but arrays, bytes, text and numbers.
+    """
+    try:
+        check_allocation(path.stat().st_size, str(path))
+        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        if not isinstance(content, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
+        return {_text(k): v.to_numpy() if isinstance(v, _Array) else v for k, v in content.items()}
+    except Exception as problem:  # a damaged pickle can raise anything
+        if isinstance(problem, DataError):
+            raise
+        raise DataError(
+            f"{path} is not an official CIFAR-10 batch",
+            got=str(problem),
+            expected="a pickled dictionary of arrays, bytes and numbers",
+            remedy="download it again",
+        ) from problem
+
+
+def open_image_tar(path: Path, expected: list[ExpectedInput] | None) -> ImageSource:
+    """An archive of `class/image` files; the encoded images are kept in memory, decoded when read.
+
+    Raises:
+        DataError: damaged, larger than memory, or without images in class folders.
+    """
+    blobs: dict[str, list[tuple[str, bytes]]] = {}
+    total = 0
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                parts = [p for p in member.name.split("/") if p not in ("", ".")]
+                if not member.isfile() or not parts[-1].lower().endswith(SUFFIXES):
+                    continue
+                if len(parts) < 2:
+                    raise DataError(
+                        f"{path}: {member.name} is in no class folder", expected="class/image.jpg"
+                    )
+                total += member.size
+                check_allocation(total, str(path))
+                file = archive.extractfile(member)
+                if file is not None:
+                    blobs.setdefault(parts[-2], []).append((member.name, file.read()))
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as problem:
+        raise DataError(
+            f"{path} cannot be read as a tar archive", got=str(problem), remedy="download it again"
+        ) from problem
+    if not blobs:
+        raise DataError(f"{path} holds no images in class folders", expected="class/image.jpg")
+    classes = tuple(sorted(blobs))
+    images = [
+        EncodedImage(f"{path}{os.sep}{name}", _Blob(content), label)
+        for label, group in enumerate(classes)
+        for name, content in sorted(blobs[group])
+    ]
+    return ImageSource(images, classes, expected)
+
+
+class _Blob:
+    """Bytes at hand, as a callable like `Path.read_bytes`."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __call__(self) -> bytes:
+        return self.content

@@ -1,0 +1,168 @@
+"""Batches a model takes as they are, from any source, never more than a window of them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncompress.data.fit import Conversion
+from nncompress.data.normalization import Normalization
+from nncompress.data.source import Field, Raw, Source, StreamSource
+from nncompress.errors import DataError, UsageError
+
+SHUFFLE_WINDOW = 4096  # records of a stream that are held at once to shuffle them
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step takes.
+
+    Attributes:
+        inputs: one tensor [N, ...] per input of the model, in its order and dtypes.
+        labels: int64 [N] classes, float32 [N, ...] targets, or None.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+
+class Dataset:
+    """Records that fit a model.
+
+    Attributes:
+        spec: the text it was opened from.
+        inputs: name, dtype and shape of one record, as the model receives them.
+        class_names: where the source knows them.
+        has_labels: every batch has labels; otherwise none does.
+        normalization: what is applied to the pixels, or None.
+        fixed_batch: the batch size, where the model has a fixed one.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        source: Source | StreamSource,
+        conversions: tuple[Conversion, ...],
+        fixed_batch: int | None = None,
+    ) -> None:
+        self.spec = spec
+        self._source, self._conversions = source, conversions
+        self.inputs = tuple(
+            Field(c.field.name, str(c.dtype).removeprefix("torch."), c.shape) for c in conversions
+        )
+        self.class_names = source.class_names
+        self.has_labels = source.has_labels
+        self.normalization: Normalization | None = next(
+            (c.normalization for c in conversions if c.normalization), None
+        )
+        self.fixed_batch = fixed_batch
+        self._length: int | None = len(source) if isinstance(source, Source) else None
+
+    def __len__(self) -> int:
+        """The number of records; of a stream it is counted once, by going through it."""
+        if self._length is None:
+            self._length = sum(len(inputs[0]) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
+        return self._length
+
+    def batches(
+        self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Stream the records as batches [batch_size, ...]; the last one may be smaller.
+
+        Args:
+            limit: use only this many records, spread evenly over the data (which is often ordered by
+                class); of a stream, its first ones.
+            shuffle_seed: shuffle with this seed: all records, or those of a stream within a window of
+                `SHUFFLE_WINDOW`. The same seed gives the same order. None keeps the order.
+
+        A model with a fixed batch size gets batches of that size only; records left over are dropped.
+
+        Raises:
+            DataError: a record cannot be read, or differs from the others in shape, or holds NaN.
+            UsageError: a size below 1.
+        """
+        for name, value in (("the batch size", batch_size), ("the limit of records", limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1", got=str(value))
+        size = self.fixed_batch or batch_size
+        for inputs, labels in self._raw(size, limit, shuffle_seed):
+            if self.fixed_batch and len(inputs[0]) < self.fixed_batch:
+                continue
+            yield Batch(
+                tuple(convert(array) for convert, array in zip(self._conversions, inputs)),
+                None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+            )
+
+    def _raw(self, size: int, limit: int | None, seed: int | None) -> Iterator[Raw]:
+        source = self._source
+        if not isinstance(source, Source):
+            yield from _recut(source.stream(), size, limit, seed)
+            return
+        order = np.arange(len(source))
+        if limit is not None and limit < len(order):
+            order = np.linspace(0, len(order), limit, endpoint=False).astype(np.int64)
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(order)
+        for start in range(0, len(order), size):
+            yield source.read(order[start : start + size])
+
+    def require_labels(self, purpose: str) -> None:
+        """Refuse data without labels before work starts.
+
+        Raises:
+            DataError: there are none.
+        """
+        if not self.has_labels:
+            raise DataError(
+                f"{purpose} needs labels and {self.spec} has none",
+                expected="an array y of labels, or images in one folder per class",
+            )
+
+
+def _recut(stream: Iterator[Raw], size: int, limit: int | None, seed: int | None) -> Iterator[Raw]:
+    """A stream cut anew into batches of `size`, shuffled within a window where there is a seed."""
+    generator = None if seed is None else np.random.default_rng(seed)
+    window = size if generator is None else max(size, SHUFFLE_WINDOW // size * size)
+    held: list[Raw] = []
+    waiting = records = 0
+    for inputs, labels in stream:
+        if limit is not None and records + len(inputs[0]) > limit:
+            keep = limit - records
+            inputs, labels = tuple(x[:keep] for x in inputs), None if labels is None else labels[:keep]
+        held.append((inputs, labels))
+        records += len(inputs[0])
+        waiting += len(inputs[0])
+        if waiting >= window:
+            yield from _cut(held, size, generator, keep_rest=True)
+            waiting %= size
+        if records == limit:
+            break
+    yield from _cut(held, size, generator, keep_rest=False)
+
+
+def _cut(
+    held: list[Raw], size: int, generator: np.random.Generator | None, *, keep_rest: bool
+) -> Iterator[Raw]:
+    """Take whole batches of `size` out of `held`; the rest stays there, or is the last batch."""
+    if not held:
+        return
+    inputs = tuple(np.concatenate(parts) for parts in zip(*(x for x, _ in held)))
+    labels = None if held[0][1] is None else np.concatenate([y for _, y in held if y is not None])
+    held.clear()
+    count = len(inputs[0])
+    if generator is not None:
+        order = generator.permutation(count)
+        inputs, labels = tuple(x[order] for x in inputs), None if labels is None else labels[order]
+    whole = count // size * size if keep_rest else count
+    for start in range(0, whole, size):
+        part = slice(start, min(start + size, whole))
+        yield tuple(x[part] for x in inputs), None if labels is None else labels[part]
+    if whole < count:
+        held.append((tuple(x[whole:] for x in inputs), None if labels is None else labels[whole:]))

@@ -1,0 +1,119 @@
+"""`file.npz`: arrays x and y, or x0, x1, ... and y, or named as the model's inputs; optional mean, std.
+
+Array headers are read and checked against the archive before memory is given to the arrays, and pickled
+objects are never read.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.normalization import Normalization
+from nncompress.data.source import ArraySource, check_allocation
+from nncompress.errors import DataError
+
+INPUT_NAMES = ("x", "X", "images", "inputs", "data")
+LABEL_NAMES = ("y", "Y", "labels", "targets", "label")
+MOST_COMPRESSION = 1032  # deflate cannot do better than 1032 : 1
+
+
+def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
+    """Open an archive of arrays.
+
+    Raises:
+        DataError: not an archive of arrays, damaged, or without the arrays needed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+            inputs = _input_names(names, expected, path)
+            label = next((n for n in LABEL_NAMES if n in names and n not in inputs), None)
+            wanted = [*inputs, *([label] if label else []), *(n for n in ("mean", "std") if n in names)]
+            arrays = {name: _read_array(archive, name, path) for name in wanted}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as problem:
+        raise DataError(
+            f"{path} cannot be read as an .npz file",
+            got=f"{type(problem).__name__}: {problem}",
+            expected="arrays x and y, as numpy.savez writes them",
+        ) from problem
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read", got=str(problem)) from problem
+    return ArraySource(
+        {name: arrays[name] for name in inputs},
+        arrays[label] if label else None,
+        origin=str(path),
+        normalization=_normalization(arrays, path),
+    )
+
+
+def _input_names(names: list[str], expected: list[ExpectedInput] | None, path: Path) -> list[str]:
+    if expected is not None and all(e.name in names for e in expected):
+        return [e.name for e in expected]
+    numbered = [f"x{i}" for i in range(len(names)) if f"x{i}" in names]
+    if numbered and numbered == [f"x{i}" for i in range(len(numbered))]:
+        return numbered
+    single = next((n for n in INPUT_NAMES if n in names), None)
+    if single is None:
+        raise DataError(
+            f"{path} has no array x",
+            got=", ".join(names) or "no arrays",
+            expected="x (and y), or x0, x1, ...",
+            remedy="numpy.savez(file, x=images, y=labels)",
+        )
+    return [single]
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    info = archive.getinfo(name + ".npy")
+    file_size = path.stat().st_size
+    if info.compress_size > file_size or info.file_size > info.compress_size * MOST_COMPRESSION + 1024:
+        raise DataError(f"{path}: the archive's directory lies about the size of {name}")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise DataError(f"{path}: {name} is in a format version unknown here", got=str(version))
+        shape, _, dtype = read_header(member)
+        if dtype.hasobject:
+            raise DataError(
+                f"{path}: {name} holds pickled Python objects, which are not read",
+                expected="plain numbers",
+                remedy=f"save {name} as one array of one dtype and shape",
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if size != info.file_size - member.tell():
+            raise DataError(
+                f"{path}: the header of {name} does not match its contents",
+                got=f"{info.file_size - member.tell()} bytes",
+                expected=f"{size} bytes for {dtype} {list(shape)}",
+                remedy="the file is damaged: write it again",
+            )
+        check_allocation(size, f"{path}: {name}")
+    with archive.open(info) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _normalization(arrays: dict[str, np.ndarray], path: Path) -> Normalization | None:
+    if "mean" not in arrays and "std" not in arrays:
+        return None
+    if "mean" not in arrays or "std" not in arrays:
+        missing = "std" if "mean" in arrays else "mean"
+        raise DataError(f"{path} has only one of mean and std", expected=f"also an array {missing}")
+    mean, std = (tuple(float(v) for v in np.ravel(arrays[key])) for key in ("mean", "std"))
+    return Normalization(mean, std)

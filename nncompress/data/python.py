@@ -1,0 +1,209 @@
+"""`package.module:function`: your own code gives the data.
+
+The function takes no arguments and returns
+- `(x, y)`, arrays or tensors with one row per record (`((x0, x1), y)` for several inputs; y may be None), or
+- an iterable of such batches: a list, a generator, a `DataLoader`. It is called again for every pass over
+  the data, and never held as a whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.normalization import Normalization
+from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels
+from nncompress.errors import DataError
+
+RETURNS = "(x, y) arrays, or an iterable of (x, y) batches"
+
+
+def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
+    """Import the function and look at what it returns.
+
+    Raises:
+        DataError: it cannot be imported or called, or returns something else.
+    """
+    function = _import(spec)
+    returned = _call(function, spec)
+    count = None if expected is None else len(expected)
+    names = None if expected is None else tuple(e.name for e in expected)
+    if _is_arrays(returned):
+        inputs, labels = _pair(returned, count, spec)
+        return ArraySource(_named(inputs, names), labels, origin=spec)
+    return PythonStream(function, returned, names, spec)
+
+
+class PythonStream:
+    """Batches from an iterable, checked one by one."""
+
+    class_names: tuple[str, ...] | None = None
+    normalization: Normalization | None = None
+
+    def __init__(
+        self, function: Callable[[], Any], returned: Any, names: tuple[str, ...] | None, spec: str
+    ) -> None:
+        self._function, self._names, self._spec = function, names, spec
+        first = next(self._batches(returned), None)
+        if first is None:
+            raise DataError(f"{spec} gives no batches", expected=RETURNS)
+        named = _named(first[0], names)
+        self.fields: tuple[Field, ...] = tuple(Field(n, str(a.dtype), a.shape[1:]) for n, a in named.items())
+        self.has_labels = first[1] is not None
+        self._checked(first, 0)
+
+    def stream(self) -> Iterator[Raw]:
+        record = 0
+        for batch in self._batches(_call(self._function, self._spec)):
+            inputs, labels = self._checked(batch, record)
+            yield inputs, labels
+            record += len(inputs[0])
+
+    def _batches(self, iterable: Iterable[Any]) -> Iterator[Raw]:
+        count = None if self._names is None else len(self._names)
+        try:
+            for batch in iterable:
+                yield _pair(batch, count, self._spec)
+        except DataError:
+            raise
+        except Exception as problem:
+            raise _raised(self._spec, problem) from problem
+
+    def _checked(self, batch: Raw, record: int) -> Raw:
+        """The batch, if it is made as the first one was; `record` is the number of its first record."""
+        inputs, labels = batch
+        where = f"{self._spec}: the batch from record {record} on"
+        if len(inputs) != len(self.fields) or (labels is not None) != self.has_labels:
+            raise DataError(
+                f"{where} is made of other parts than the first one",
+                got=f"{len(inputs)} inputs, {'no ' if labels is None else ''}labels",
+                expected=f"{len(self.fields)} inputs, {'' if self.has_labels else 'no '}labels",
+            )
+        for field, array in zip(self.fields, inputs):
+            if (str(array.dtype), array.shape[1:]) != (field.dtype, field.shape):
+                raise DataError(
+                    f"{where} differs from the first one",
+                    got=f"{field.name}: {array.dtype} {list(array.shape[1:])} a record",
+                    expected=f"{field.dtype} {list(field.shape)}",
+                )
+            if len(array) != len(inputs[0]):
+                raise DataError(
+                    f"{where} has inputs of different lengths", got=f"{len(array)}, {len(inputs[0])}"
+                )
+            check_finite(array, field.name, self._spec, record)
+        return inputs, None if labels is None else check_labels(labels, len(inputs[0]), self._spec, record)
+
+
+def _import(spec: str) -> Callable[[], Any]:
+    module_name, _, function_name = spec.partition(":")
+    try:
+        with _current_directory_importable():
+            module = importlib.import_module(module_name)
+    except Exception as problem:
+        raise DataError(
+            f"the module of {spec} cannot be imported",
+            got=f"{type(problem).__name__}: {problem}",
+            remedy="name it as Python imports it, from the directory it is in",
+        ) from problem
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise DataError(f"{module_name} has no function {function_name}", expected="package.module:function")
+    return function
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _call(function: Callable[[], Any], spec: str) -> Any:
+    try:
+        returned = function()
+    except Exception as problem:
+        raise _raised(spec, problem) from problem
+    if isinstance(returned, torch.utils.data.Dataset) and not isinstance(
+        returned, torch.utils.data.IterableDataset
+    ):
+        return torch.utils.data.DataLoader(returned, batch_size=64)
+    if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes, dict)):
+        raise DataError(f"{spec} does not return data", got=type(returned).__name__, expected=RETURNS)
+    return returned
+
+
+def _raised(spec: str, problem: Exception) -> DataError:
+    return DataError(
+        f"{spec} raised {type(problem).__name__}: {problem}",
+        remedy="run it by itself in Python, or see --traceback",
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _is_arrays(returned: Any) -> bool:
+    """Whole arrays, not a sequence of batches."""
+    if _is_array(returned):
+        return True
+    if not isinstance(returned, tuple) or not returned:
+        return False
+    first = returned[0]
+    inputs_are = _is_array(first) or (isinstance(first, tuple) and all(map(_is_array, first)))
+    return inputs_are and all(part is None or _is_array(part) for part in returned[1:])
+
+
+def _pair(batch: Any, count: int | None, spec: str) -> Raw:
+    """(inputs, labels) of what a function returned; the model's number of inputs tells labels from inputs."""
+    if _is_array(batch):
+        batch = (batch,)
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise DataError(f"{spec} gives batches of another form", got=type(batch).__name__, expected=RETURNS)
+    if isinstance(batch[0], (tuple, list)):
+        inputs, labels = tuple(batch[0]), batch[1] if len(batch) > 1 else None
+    else:
+        inputs_count = count if count is not None and len(batch) >= count else max(1, len(batch) - 1)
+        inputs, labels = (
+            tuple(batch[:inputs_count]),
+            batch[inputs_count] if len(batch) > inputs_count else None,
+        )
+        if len(batch) > inputs_count + 1:
+            raise DataError(
+                f"{spec} gives more arrays than the model has inputs and labels",
+                got=f"{len(batch)} arrays",
+                expected=f"{inputs_count} and labels",
+            )
+    arrays = tuple(_to_numpy(x, spec) for x in inputs)
+    if any(a.ndim == 0 for a in arrays):
+        raise DataError(f"{spec} gives single numbers", expected="arrays whose first dimension is records")
+    return arrays, None if labels is None else _to_numpy(labels, spec)
+
+
+def _to_numpy(value: Any, spec: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise DataError(
+            f"{spec} gives something that is not an array", got=type(value).__name__, expected=RETURNS
+        )
+    return array
+
+
+def _named(inputs: tuple[np.ndarray, ...], names: tuple[str, ...] | None) -> dict[str, np.ndarray]:
+    if names is None or len(names) != len(inputs):
+        names = ("x",) if len(inputs) == 1 else tuple(f"x{i}" for i in range(len(inputs)))
+    return dict(zip(names, inputs))

@@ -1,0 +1,186 @@
+"""What a data source is: records that can be read by index, or a stream of batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from nncompress.data.normalization import Normalization
+from nncompress.errors import DataError
+
+Raw = tuple[tuple[np.ndarray, ...], np.ndarray | None]  # inputs [N, ...] each, labels [N, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input as the source holds it: its name, dtype, and the shape of one record."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records readable by index."""
+
+    fields: tuple[Field, ...]
+    has_labels: bool
+    class_names: tuple[str, ...] | None
+    normalization: Normalization | None  # what the file itself asks for
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> Raw:
+        """The records at `indices`, in that order."""
+        ...
+
+
+@runtime_checkable
+class StreamSource(Protocol):
+    """Batches in an order of the source's own; each call of `stream` starts over."""
+
+    fields: tuple[Field, ...]
+    has_labels: bool
+    class_names: tuple[str, ...] | None
+    normalization: Normalization | None
+
+    def stream(self) -> Iterator[Raw]: ...
+
+
+class ArraySource:
+    """Records held as arrays, one row each.
+
+    Args:
+        inputs: name → array [N, ...].
+        labels: class indices [N] (any integer dtype), targets [N, ...] (floating), or None.
+        origin: what to call the source in errors.
+    Raises:
+        DataError: no records, lengths that differ, negative labels, NaN or infinity in a record.
+    """
+
+    def __init__(
+        self,
+        inputs: dict[str, np.ndarray],
+        labels: np.ndarray | None,
+        *,
+        origin: str,
+        class_names: tuple[str, ...] | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        for name, array in inputs.items():
+            if array.ndim == 0:
+                raise DataError(
+                    f"{origin}: {name} is a single number",
+                    expected="an array whose first dimension is records",
+                )
+        lengths = {name: len(array) for name, array in inputs.items()}
+        first = next(iter(lengths))
+        for name, length in lengths.items():
+            if length != lengths[first]:
+                raise DataError(
+                    f"{origin}: {name} and {first} have different numbers of records",
+                    got=f"{length} and {lengths[first]}",
+                    expected="one row per record in every array",
+                )
+        if lengths[first] == 0:
+            raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
+        for name, array in inputs.items():
+            check_finite(array, name, origin)
+        if labels is not None:
+            labels = check_labels(labels, lengths[first], origin)
+        if labels is not None and class_names is not None and labels.max() >= len(class_names):
+            raise DataError(
+                f"{origin}: record {int(labels.argmax())} has a label that names no class",
+                got=f"label {int(labels.max())}",
+                expected=f"0 to {len(class_names) - 1} ({len(class_names)} classes)",
+            )
+        self._inputs, self._labels = inputs, labels
+        self.fields = tuple(Field(name, str(a.dtype), a.shape[1:]) for name, a in inputs.items())
+        self.has_labels = labels is not None
+        self.class_names = class_names
+        self.normalization = normalization
+
+    def __len__(self) -> int:
+        return len(next(iter(self._inputs.values())))
+
+    def read(self, indices: np.ndarray) -> Raw:
+        labels = None if self._labels is None else self._labels[indices]
+        return tuple(array[indices] for array in self._inputs.values()), labels
+
+
+def check_finite(array: np.ndarray, name: str, origin: str, first_record: int = 0) -> None:
+    """Refuse NaN and infinity in array [N, ...], naming the record.
+
+    Raises:
+        DataError: naming the first such record, counted from `first_record`.
+    """
+    if array.dtype.kind != "f":
+        return
+    rows = max(1, 2**24 // max(1, array[:1].size))  # in pieces, so that a large file needs no large mask
+    for start in range(0, len(array), rows):
+        piece = array[start : start + rows]
+        finite = np.isfinite(piece)
+        if not finite.all():
+            row = int(np.argmin(finite.reshape(len(piece), -1).all(axis=1)))
+            kind = "NaN" if np.isnan(piece[row]).any() else "infinity"
+            raise DataError(
+                f"{origin}: record {first_record + start + row} of {name} holds {kind}",
+                expected="finite numbers",
+                remedy="remove or repair that record",
+            )
+
+
+def check_labels(labels: np.ndarray, records: int, origin: str, first_record: int = 0) -> np.ndarray:
+    """Labels as int64 classes [N], or float32 targets [N, ...].
+
+    Raises:
+        DataError: their number, dtype or values make no sense.
+    """
+    if labels.ndim == 0 or len(labels) != records:
+        raise DataError(
+            f"{origin}: the number of labels differs from the number of records",
+            got=f"{labels.size if labels.ndim == 0 else len(labels)} labels for {records} records",
+            expected="one label per record",
+        )
+    if labels.dtype.kind in "bui":
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.size and labels.min() < 0:
+            record = int(np.argmax((labels < 0).reshape(records, -1).any(axis=1)))
+            raise DataError(
+                f"{origin}: record {first_record + record} has a negative label",
+                got=str(labels.min()),
+                expected="class indices from 0",
+            )
+        return labels.astype(np.int64)
+    if labels.dtype.kind == "f":
+        check_finite(labels, "the labels", origin, first_record)
+        return labels.astype(np.float32)
+    raise DataError(
+        f"{origin}: the labels are neither classes nor targets",
+        got=f"dtype {labels.dtype}",
+        expected="integers (class indices) or floating-point targets",
+        remedy="number the classes 0, 1, 2 ... in alphabetical order",
+    )
+
+
+def check_allocation(size: int, what: str) -> None:
+    """Refuse what a header claims before memory is given to it.
+
+    Args:
+        size: bytes the header asks for.
+    Raises:
+        DataError: `size` is more than this machine's memory.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise DataError(
+            f"{what} needs more memory than this machine has",
+            got=f"{size / 2**30:.1f} GiB asked for, {memory / 2**30:.1f} GiB here",
+            remedy="give the data as a folder of images or a package.module:function, which are streamed",
+        )

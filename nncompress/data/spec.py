@@ -1,0 +1,96 @@
+"""The text after `--data` → an open `Dataset`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from nncompress.data.cifar10 import open_cifar10
+from nncompress.data.dataset import Dataset
+from nncompress.data.fit import ExpectedInput, fit_inputs
+from nncompress.data.images import open_image_folder
+from nncompress.data.mnist import open_mnist
+from nncompress.data.normalization import parse_normalization
+from nncompress.data.npz import open_npz
+from nncompress.data.python import open_python
+from nncompress.data.source import Source, StreamSource
+from nncompress.errors import DataError
+
+FORMS = "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR or package.module:function"
+
+
+def open_data(
+    spec: str, inputs: Sequence[ExpectedInput] | None = None, normalize: str | None = None
+) -> Dataset:
+    """Open `spec` and check that its records fit the model's inputs.
+
+    Args:
+        spec: `file.npz`, a folder of images by class, `mnist:DIR`, `cifar10:DIR` (both also with
+            `?split=train`), or `package.module:function`.
+        inputs: the model's inputs. None: the records are taken for what they most likely are (uint8
+            [H, W, C] is an image), which tells a model's input shape from its data.
+        normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
+            None: what the file holds (`mean` and `std` in a `.npz`), else none.
+    Raises:
+        DataError: the data is missing, unreadable, or does not fit.
+    """
+    expected = None if inputs is None else list(inputs)
+    source = _open_source(spec, expected)
+    asked = normalize is not None
+    normalization = parse_normalization(normalize) if normalize is not None else source.normalization
+    conversions = fit_inputs(source.fields, expected, normalization, asked=asked, origin=spec)
+    return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec))
+
+
+def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | StreamSource:
+    path, options = _split_options(spec)
+    if path.startswith("mnist:"):
+        return open_mnist(Path(path.removeprefix("mnist:")), _split(options, spec))
+    if path.startswith("cifar10:"):
+        return open_cifar10(Path(path.removeprefix("cifar10:")), _split(options, spec), expected)
+    if options:
+        raise DataError(
+            f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"
+        )
+    if Path(path).is_dir():
+        return open_image_folder(Path(path), expected)
+    if Path(path).is_file():
+        if path.endswith(".npz"):
+            return open_npz(Path(path), expected)
+        raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
+    if re.fullmatch(r"[\w.]+:\w+", path):
+        return open_python(path, expected)
+    raise DataError(f"there is no data at {path}", expected=FORMS)
+
+
+def _split_options(spec: str) -> tuple[str, dict[str, str]]:
+    path, _, query = spec.partition("?")
+    if not query or Path(spec).exists():
+        return spec, {}
+    pairs = (part.partition("=") for part in query.split("&"))
+    return path, {key: value for key, _, value in pairs}
+
+
+def _split(options: dict[str, str], spec: str) -> str:
+    unknown = sorted(set(options) - {"split"})
+    split = options.get("split", "test")
+    if unknown or split not in ("train", "test"):
+        raise DataError(f"{spec}: unknown option", got=str(options), expected="?split=train or ?split=test")
+    return split
+
+
+def _fixed_batch(
+    source: Source | StreamSource, expected: list[ExpectedInput] | None, spec: str
+) -> int | None:
+    sizes = {e.shape[0] for e in expected or () if isinstance(e.shape[0], int)}
+    if len(sizes) > 1:
+        raise DataError("the model's inputs have different fixed batch sizes", got=str(sorted(sizes)))
+    size = sizes.pop() if sizes else None
+    if size is not None and isinstance(source, Source) and len(source) < size:
+        raise DataError(
+            f"{spec} has fewer records than the model's fixed batch",
+            got=f"{len(source)} records",
+            expected=f"at least {size}",
+        )
+    return size

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nncompress.data import open_data
+from nncompress.errors import DataError
+from nncompress.ir import InputSpec
+
+MODULE = """
+import numpy as np, torch
+X = torch.arange(40, dtype=torch.float32).reshape(10, 4)
+Y = torch.arange(10)
+def arrays(): return X, Y
+def alone(): return X.numpy()
+def two(): return (X, X[:, :2]), Y
+def generator():
+    for i in range(0, 10, 3):
+        yield X[i:i + 3], Y[i:i + 3]
+def loader(): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
+def records(): return torch.utils.data.TensorDataset(X, Y)
+def unlabelled():
+    for i in range(0, 10, 5):
+        yield X[i:i + 5]
+def fails(): raise KeyError("nope")
+def fails_later():
+    yield X, Y
+    raise KeyError("nope")
+def nothing(): return iter(())
+def number(): return 3
+def changes():
+    yield X, Y
+    yield X[:, :3], Y
+def nan_later():
+    yield X, Y
+    bad = X.clone(); bad[4, 1] = float("nan")
+    yield bad, Y
+def mismatch():
+    yield X, Y[:3]
+constant = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    name = f"mydata_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize("function", ["arrays", "generator", "loader", "records"])
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+def test_every_form_gives_the_same_batches(here, features4, function, batch_size):
+    dataset = open_data(f"{here}:{function}", features4)
+    for _ in range(2):  # a second pass starts over
+        batches = list(dataset.batches(batch_size))
+        assert [len(b) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
+        assert torch.equal(torch.cat([b.inputs[0] for b in batches]), torch.arange(40.0).reshape(10, 4))
+        assert torch.cat([b.labels for b in batches]).tolist() == list(range(10))
+    assert len(dataset) == 10
+
+
+@pytest.mark.parametrize("function", ["arrays", "generator"])
+def test_shuffle_and_limit(here, features4, function):
+    dataset = open_data(f"{here}:{function}", features4)
+    labels = torch.cat([b.labels for b in dataset.batches(3, shuffle_seed=1)]).tolist()
+    assert labels != list(range(10))
+    assert sorted(labels) == list(range(10))
+    assert sum(len(b) for b in dataset.batches(4, limit=5)) == 5
+
+
+def test_labels_may_be_missing_and_inputs_several(here, features4):
+    assert open_data(f"{here}:alone", features4).has_labels is False
+    assert [b.labels for b in open_data(f"{here}:unlabelled", features4).batches(3)] == [None] * 4
+    model = [InputSpec("a", "float32", ("batch", 4)), InputSpec("b", "float32", ("batch", 2))]
+    (batch,) = open_data(f"{here}:two", model).batches(10)
+    assert [tuple(x.shape) for x in batch.inputs] == [(10, 4), (10, 2)]
+    assert batch.labels is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("fails", "raised KeyError"),
+        ("nothing", "gives no batches"),
+        ("number", "does not return data"),
+        ("absent", "has no function"),
+        ("constant", "has no function"),
+        ("two", "as many inputs"),
+        ("mismatch", "number of labels"),
+    ],
+)
+def test_refused_at_opening(here, features4, function, says):
+    with pytest.raises(DataError, match=says):
+        open_data(f"{here}:{function}", features4)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("fails_later", "raised KeyError"),
+        ("changes", "from record 10 on differs"),
+        ("nan_later", "record 14 of x holds NaN"),
+    ],
+)
+def test_refused_when_reached(here, features4, function, says):
+    dataset = open_data(f"{here}:{function}", features4)
+    with pytest.raises(DataError, match=says):
+        list(dataset.batches(4))
+
+
+def test_modules_that_cannot_be_imported():
+    with pytest.raises(DataError, match="cannot be imported"):
+        open_data("no_such_module_at_all:f")
