@@ -7,8 +7,9 @@ conformance tests follow from the dataclass.
 from __future__ import annotations
 
 from nncompress.passes.base import Change, Context, Pass
+from nncompress.passes.prune import Prune
 
-_ALL: tuple[type[Pass], ...] = ()
+_ALL: tuple[type[Pass], ...] = (Prune,)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Context", "Pass"]
+__all__ = ["PASSES", "Change", "Context", "Pass", "Prune"]

@@ -1,0 +1,78 @@
+"""Is a model well formed, and how far is it from another?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.errors import VerificationError
+from nncompress.ir.model import Model
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Distance of one output from a reference, over the same inputs.
+
+    Attributes:
+        output: its name.
+        relative: ‖a − b‖ / ‖b‖ (Frobenius), 0 for equal outputs.
+        largest: the largest absolute difference.
+    """
+
+    output: str
+    relative: float
+    largest: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def outputs_checked(model: Model, inputs: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
+    """Run the model and refuse a result that no user could want.
+
+    Args:
+        what: who made this model, for the message ("prune").
+
+    Raises:
+        VerificationError: the graph does not lint or run, or gives NaN or infinite values.
+    """
+    try:
+        model.graph.lint()
+        with torch.no_grad():
+            outputs = model.outputs_of(*inputs)
+    except Exception as error:  # whatever an inconsistent graph raises
+        raise VerificationError(
+            f"{what}: the model no longer runs", got=f"{type(error).__name__}: {error}"
+        ) from error
+    for name, tensor in zip(model.outputs, outputs):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise VerificationError(f"{what}: output {name!r} has NaN or infinite values")
+    return outputs
+
+
+def same_structure(now: Sequence[Tensor], before: Sequence[Tensor], what: str) -> None:
+    """Refuse outputs that differ in number, shape or dtype.
+
+    Raises:
+        VerificationError: they do.
+    """
+    got, expected = ([f"{t.dtype}{tuple(t.shape)}" for t in each] for each in (now, before))
+    if got != expected:
+        raise VerificationError(
+            f"{what}: the outputs changed their form", got=str(got), expected=str(expected)
+        )
+
+
+def drift(model: Model, now: Sequence[Tensor], before: Sequence[Tensor]) -> list[Drift]:
+    """Distance of every output from the reference `before`."""
+    rows = []
+    for name, a, b in zip(model.outputs, now, before):
+        a, b = a.double(), b.double()
+        norm = float(b.norm()) or 1.0
+        largest = float((a - b).abs().max()) if a.numel() else 0.0
+        rows.append(Drift(name, float((a - b).norm()) / norm, largest))
+    return rows

@@ -1,0 +1,97 @@
+"""Recipe text to passes.
+
+A recipe file:                         The same on the command line:
+
+    [[pass]]                               --pass prune:std=0.5 --pass factorize:err=1e-3
+    name = "prune"
+    std = 0.5
+
+    [[pass]]
+    name = "factorize"
+    err = 1e-3
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nncompress.errors import UsageError
+from nncompress.passes import PASSES, Pass
+
+
+def read_recipe(path: str | Path) -> list[Pass]:
+    """The passes of a recipe file, in order.
+
+    Raises:
+        UsageError: the file is missing or no TOML, or an entry names an unknown pass or option.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}", got=error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not a TOML recipe", got=str(error), expected='[[pass]] entries with a "name"'
+        ) from error
+    entries = document.get("pass")
+    if not isinstance(entries, list) or not entries or set(document) - {"pass"}:
+        raise UsageError(
+            f"{path} is not a recipe",
+            got=f"top-level keys {sorted(document) or 'none'}",
+            expected='a list of [[pass]] entries, each with a "name"',
+        )
+    passes = []
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, pass {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise UsageError(f'{where} has no "name"', expected=", ".join(PASSES))
+        passes.append(make_pass(entry["name"], {k: v for k, v in entry.items() if k != "name"}, where))
+    return passes
+
+
+def parse_pass(text: str) -> Pass:
+    """A pass from `name` or `name:option=value,option=value`; a repeatable option's values are joined by "+".
+
+    Raises:
+        UsageError: unknown pass or option, or no value.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        options[key.strip()] = value.strip() if equals else True
+    return make_pass(name.strip(), options, f"--pass {text}")
+
+
+def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:
+    """The pass `name` with `options` (dashes or underscores); `where` begins the message of a refusal.
+
+    Raises:
+        UsageError: unknown pass or option, or a value that the option refuses.
+    """
+    if name not in PASSES:
+        raise UsageError(
+            f"{where}: no pass is called {name!r}", expected=", ".join(PASSES), remedy=_closest(name, PASSES)
+        )
+    pass_class = PASSES[name]
+    known = [f.name for f in fields(pass_class)]
+    settings = {key.replace("-", "_"): value for key, value in options.items()}
+    for key in settings:
+        if key not in known:
+            raise UsageError(
+                f"{where}: {name} has no option {key!r}",
+                expected=", ".join(k.replace("_", "-") for k in known) or "no options",
+                remedy=_closest(key, known),
+            )
+    return pass_class(**settings)
+
+
+def _closest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {near[0].replace('_', '-')}?" if near else ""

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch import nn
+
+from nncompress.errors import ModelFileError, UsageError
+from nncompress.ir import Model
+from nncompress.passes import Context
+from nncompress.passes.prune import Prune
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+def make() -> Model:
+    torch.manual_seed(0)
+    return Model.from_module(Net().eval(), (torch.randn(2, 4, 8, 8),))
+
+
+def run(model: Model, **settings):
+    each = Prune(**settings)
+    each.requires(model, Context())
+    changes = each.apply(model, Context())
+    each.ensures(model, changes)
+    return changes
+
+
+def test_threshold_is_each_matrix_own_root_mean_square():
+    model, before = make(), make()
+    run(model, std=0.7)
+    for name in ("conv.weight", "head.weight"):
+        old = before.tensor(name).detach()
+        bound = 0.7 * (old.double().mean() ** 2 + old.double().var(correction=0)).sqrt()
+        expected = torch.where(old.abs().double() < bound, 0.0, old)
+        torch.testing.assert_close(model.tensor(name).detach(), expected, rtol=0, atol=0)
+        assert 0 < (expected == 0).sum() < old.numel()
+
+
+def test_biases_and_norms_are_left_alone():
+    model, before = make(), make()
+    run(model, threshold=1e9)
+    assert model.tensor("conv.weight").abs().sum() == 0
+    for name in ("conv.bias", "bn.weight", "bn.running_var", "head.bias"):
+        assert torch.equal(model.tensor(name), before.tensor(name))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_sparsity_is_exact(sparsity):
+    model = make()
+    run(model, sparsity=sparsity)
+    weights = [model.tensor("conv.weight"), model.tensor("head.weight")]
+    total = sum(w.numel() for w in weights)
+    assert sum(int((w == 0).sum()) for w in weights) == int(sparsity * total)
+    model = make()
+    run(model, sparsity=sparsity, scope="layer")
+    for name in ("conv.weight", "head.weight"):
+        weight = model.tensor(name)
+        assert int((weight == 0).sum()) == int(sparsity * weight.numel())
+
+
+def test_sparsity_takes_the_smallest_of_the_whole_model():
+    model, before = make(), make()
+    run(model, sparsity=0.5)
+    gone, kept = [], []
+    for name in ("conv.weight", "head.weight"):
+        old, new = before.tensor(name).detach(), model.tensor(name).detach()
+        gone.append(old[new == 0].abs())
+        kept.append(old[new != 0].abs())
+    assert torch.cat(gone).max() <= torch.cat(kept).min()
+
+
+def test_pattern_keeps_the_two_largest_of_four_inputs():
+    model, before = make(), make()
+    run(model, pattern="2:4")
+    old = before.tensor("head.weight").detach().reshape(3, 2, 4)
+    new = model.tensor("head.weight").detach().reshape(3, 2, 4)
+    assert torch.equal((new != 0).sum(-1), torch.full((3, 2), 2))
+    torch.testing.assert_close(new.abs().sum(-1), old.abs().topk(2, -1).values.sum(-1))
+    conv = model.tensor("conv.weight").detach()  # 4 input channels: 2 of 4 in every filter position
+    assert torch.equal((conv != 0).sum(1), torch.full((8, 3, 3), 2))
+
+
+def test_twice_is_once():
+    model = make()
+    run(model, sparsity=0.5)
+    once = {k: v.clone() for k, v in model.state_dict().items()}
+    changes = run(model, sparsity=0.5)
+    assert not [c for c in changes if c.applied]
+    assert all(torch.equal(v, once[k]) for k, v in model.state_dict().items())
+
+
+def test_exclude_leaves_a_layer_alone():
+    model, before = make(), make()
+    changes = run(model, threshold=1e9, exclude=("head*",))
+    assert torch.equal(model.tensor("head.weight"), before.tensor("head.weight"))
+    assert [c.where for c in changes] == ["conv"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"std": 0},
+        {"std": -1},
+        {"sparsity": 1.0},
+        {"sparsity": "half"},
+        {"pattern": "4:2"},
+        {"pattern": "two:four"},
+        {"scope": "row"},
+        {"std": 1, "sparsity": 0.5},
+        {"threshold": float("nan")},
+    ],
+)
+def test_bad_options_are_refused(settings):
+    with pytest.raises(UsageError):
+        Prune(**settings)
+
+
+def test_nan_weights_and_nothing_to_prune_are_refused():
+    model = make()
+    with torch.no_grad():
+        model.tensor("conv.weight")[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelFileError, match="conv"):
+        run(model, std=0.5)
+    with pytest.raises(UsageError, match="no layer"):
+        run(make(), std=0.5, exclude=("*",))

@@ -1,0 +1,57 @@
+import pytest
+
+from nncompress.errors import UsageError
+from nncompress.passes.prune import Prune
+from nncompress.recipe import parse_pass, read_recipe
+
+
+def test_file_and_command_line_agree(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(
+        '[[pass]]\nname = "prune"\nsparsity = 0.5\nexclude = ["head*", "stem"]\nscope = "layer"\n'
+    )
+    expected = Prune(sparsity=0.5, exclude=("head*", "stem"), scope="layer")
+    assert read_recipe(path) == [expected]
+    assert parse_pass("prune:sparsity=0.5,exclude=head*+stem,scope=layer") == expected
+
+
+def test_a_pass_prints_as_the_text_that_makes_it():
+    each = Prune(sparsity=0.25, scope="layer")
+    assert parse_pass(str(each)) == each
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prun:std=1", "no pass is called 'prun'"),
+        ("prune:stdd=1", "has no option 'stdd'"),
+        ("prune:std=lots", "--std is not a float"),
+        ("prune:std=-1", "out of range"),
+    ],
+)
+def test_bad_pass_text(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_pass(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "pass = 3",
+        "[[pass]]\nstd = 1",
+        "not toml",
+        '[[pass]]\nname = "prune"\nnope = 1',
+        "[[step]]\nname='prune'",
+    ],
+)
+def test_bad_recipe_files(tmp_path, text):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"r\.toml"):
+        read_recipe(path)
+
+
+def test_missing_recipe():
+    with pytest.raises(UsageError, match="cannot read"):
+        read_recipe("nowhere.toml")
