@@ -1,0 +1,78 @@
+"""What every runtime offers: one loaded artifact that can be run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from nncompress.errors import DataError
+from nncompress.ir import InputSpec
+
+Array = np.ndarray | Tensor
+Call = Callable[[], Sequence[np.ndarray]]
+
+
+class Runner(ABC):
+    """An artifact loaded into its runtime.
+
+    Attributes:
+        name: runtime, version and device: "ONNX Runtime 1.31.1 CPU".
+        inputs: what it takes.
+        threads: how many threads one run may use.
+        file_size: bytes on disk, with the files it refers to; None for a model that is in memory only.
+    """
+
+    name: str
+    inputs: tuple[InputSpec, ...]
+    threads: int
+    file_size: int | None
+
+    @abstractmethod
+    def _bind(self, inputs: tuple[Array, ...]) -> Call:
+        """A call that runs once on inputs that were checked."""
+
+    def bind(self, *inputs: Array) -> Call:
+        """Prepare the inputs once, so that the returned call is the runtime's own work and nothing else.
+
+        Raises:
+            DataError: number, dtype or shape of the inputs do not fit.
+        """
+        check_inputs(self.inputs, inputs, self.name)
+        return self._bind(inputs)
+
+    def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:
+        """Run once.
+
+        Raises:
+            DataError: number, dtype or shape of the inputs do not fit.
+        """
+        return tuple(np.asarray(output) for output in self.bind(*inputs)())
+
+
+def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Array], where: str) -> None:
+    """Refuse inputs that are not what the specs say; equal names of dynamic dims are equal sizes.
+
+    Raises:
+        DataError: naming the input.
+    """
+    if len(inputs) != len(specs):
+        raise DataError(
+            f"{where}: wrong number of inputs",
+            got=str(len(inputs)),
+            expected=f"{len(specs)}: {', '.join(map(str, specs))}",
+        )
+    sizes: dict[str, int] = {}
+    for spec, value in zip(specs, inputs):
+        dtype = str(value.dtype).removeprefix("torch.")
+        fits = dtype == spec.dtype and value.ndim == len(spec.shape)
+        for size, wanted in zip(value.shape, spec.shape):
+            fits &= size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+        if not fits:
+            raise DataError(
+                f"{where}: input {spec.name} does not fit",
+                got=f"{dtype}{list(value.shape)}",
+                expected=str(spec),
+            )

@@ -1,0 +1,161 @@
+"""`.onnx` files in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from torch import Tensor
+
+from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
+from nncompress.ir import InputSpec
+from nncompress.runtimes.base import Array, Call, Runner
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+MISSING_OPERATOR = ("No Op registered for", "is not a registered function/op")
+FATAL = 4  # problems arrive as exceptions; the log on stderr would say them a second time
+
+
+class OnnxRuntimeRunner(Runner):
+    """An inference session on the CPU.
+
+    Args:
+        path: the `.onnx` file.
+        threads: of one run. With 1, the runtime works in the calling thread.
+    Raises:
+        ModelFileError: not an ONNX file that ONNX Runtime reads.
+        UnsafeFileError: its external data lies outside its folder.
+        UnsupportedError: inputs or outputs that are not tensors, or operators the runtime lacks.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        external = external_files(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = FATAL
+        # Idle worker threads spin for a while after a run; in an interleaved benchmark they would burn the
+        # time of the next arm.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as problem:  # the runtime's exceptions have no common base class of their own
+            raise _explained(path, problem) from problem
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = FATAL
+        self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
+        self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        for node in self._session.get_outputs():
+            _spec(node, path)
+        self.threads = threads
+        self.file_size = sum(file.stat().st_size for file in (path, *external))
+
+    def _bind(self, inputs: tuple[Array, ...]) -> Call:
+        feed = {spec.name: _to_numpy(value) for spec, value in zip(self.inputs, inputs)}
+        session, run_options = self._session, self._run_options
+
+        def call() -> Sequence[np.ndarray]:
+            try:
+                return session.run(None, feed, run_options)
+            except Exception as problem:
+                raise DataError(
+                    "ONNX Runtime could not run the model on this input", got=_message(problem)
+                ) from problem
+
+        return call
+
+
+def _to_numpy(value: Array) -> np.ndarray:
+    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+
+
+def open_onnx(path: Path, threads: int) -> OnnxRuntimeRunner:
+    """See `OnnxRuntimeRunner`."""
+    return OnnxRuntimeRunner(path, threads)
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """The files beside `path` that its weights are kept in.
+
+    Raises:
+        UnsafeFileError: one of them is outside the folder of `path`, by its name or through a link.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise ModelFileError(f"{path} is empty", expected="an ONNX file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"location") < 0:  # the key that every external tensor carries: usually none does
+                return ()
+    import onnx
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as problem:
+        raise _explained(path, problem) from problem
+    locations = {
+        entry.value
+        for tensor in _get_all_tensors(model)
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    folder = path.resolve().parent
+    for location in sorted(locations):
+        if not (folder / location).resolve().is_relative_to(folder) or Path(location).is_absolute():
+            raise UnsafeFileError(
+                f"{path} keeps weights outside its own folder",
+                got=location,
+                expected="a file beside the model",
+                remedy="save the model in one file, or its data beside it",
+            )
+        if not (folder / location).is_file():
+            raise ModelFileError(f"{path} keeps weights in {location}, which is not beside it")
+    return tuple(folder / location for location in sorted(locations))
+
+
+def _spec(node: onnxruntime.NodeArg, path: Path) -> InputSpec:
+    dtype = DTYPES.get(node.type)
+    if dtype is None:
+        raise UnsupportedError(
+            f"{path}: {node.name} cannot be given to or taken from ONNX Runtime here",
+            got=node.type,
+            expected=", ".join(DTYPES),
+        )
+    # A dim without a name is dynamic and like no other.
+    shape = tuple(f"{node.name}_{i}" if d is None else d for i, d in enumerate(node.shape))
+    return InputSpec(node.name, dtype, shape)
+
+
+def _explained(path: Path, problem: Exception) -> Exception:
+    message = _message(problem)
+    if "NotImplemented" in type(problem).__name__ or any(sign in message for sign in MISSING_OPERATOR):
+        return UnsupportedError(
+            f"{path} uses an operator that ONNX Runtime {onnxruntime.__version__} does not run here",
+            got=message,
+            remedy="export it with a lower opset, or install a newer onnxruntime",
+        )
+    return ModelFileError(
+        f"{path} is not a model that ONNX Runtime reads", got=message, expected="an ONNX file"
+    )
+
+
+def _message(problem: Exception) -> str:
+    """One line, without the runtime's prefix and the path that is already named."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(problem).split()))
+    return re.sub(r"Load model from .* failed: ?", "", text)[:300]

@@ -1,0 +1,46 @@
+"""A loaded `Model` in torch on the CPU, eager."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncompress.ir import Model
+from nncompress.runtimes.base import Array, Call, Runner
+
+
+class TorchRunner(Runner):
+    """The graph as it is, node by node.
+
+    Args:
+        model: in evaluation mode.
+        threads: set for the whole process when a run begins (torch has one thread pool).
+    """
+
+    def __init__(self, model: Model, threads: int) -> None:
+        self._model = model
+        self.name = f"torch {torch.__version__.split('+')[0]} CPU"
+        self.inputs = model.inputs
+        self.outputs = model.outputs
+        self.threads = threads
+        self.file_size = None
+
+    def _bind(self, inputs: tuple[Array, ...]) -> Call:
+        tensors = tuple(x if isinstance(x, Tensor) else torch.from_numpy(x) for x in inputs)
+        model, threads = self._model, self.threads
+
+        def call() -> Sequence[np.ndarray]:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            with torch.inference_mode():
+                return tuple(_to_numpy(output) for output in model.outputs_of(*tensors))
+
+        return call
+
+
+def _to_numpy(output: Tensor) -> np.ndarray:
+    """numpy has no bfloat16: float32 holds it exactly."""
+    return (output.float() if output.dtype == torch.bfloat16 else output).numpy()

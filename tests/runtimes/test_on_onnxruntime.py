@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
+from nncompress.ir import InputSpec
+from nncompress.runtimes import open_artifact
+
+
+def save(path, nodes, initializers=(), *, shape=("batch", 4), opset=18, dtype=TensorProto.FLOAT):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", dtype, list(shape))],
+        [helper.make_tensor_value_info("y", dtype, list(shape))],
+        list(initializers),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = 9
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def add(path, location=None):
+    """y = x + w, with w kept in `location` where one is given."""
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4], [1.0, 2.0, 3.0, 4.0])
+    if location is not None:
+        raw = np.float32(weight.float_data).tobytes()
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", str(len(raw)))):
+            weight.external_data.add(key=key, value=value)
+    return save(path, [helper.make_node("Add", ["x", "w"], ["y"])], [weight])
+
+
+def test_runs_and_says_what_it_is(tmp_path, capfd):
+    path = add(tmp_path / "m.onnx")
+    runner = open_artifact(path, threads=1)
+    x = np.random.default_rng().standard_normal((3, 4)).astype(np.float32)
+    (y,) = runner.run(x)
+    np.testing.assert_array_equal(y, x + np.float32([1, 2, 3, 4]))
+    np.testing.assert_array_equal(runner.run(torch.from_numpy(x))[0], y)
+    assert runner.inputs == (InputSpec("x", "float32", ("batch", 4)),)
+    assert runner.name.startswith("ONNX Runtime ")
+    assert runner.threads == 1
+    assert runner.file_size == path.stat().st_size
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(np.zeros((2, 5), np.float32),), (np.zeros((2, 4)),), (), (np.zeros(4, np.float32),)],
+    ids=["shape", "dtype", "number", "rank"],
+)
+def test_inputs_that_do_not_fit(tmp_path, inputs):
+    with pytest.raises(DataError):
+        open_artifact(add(tmp_path / "m.onnx")).run(*inputs)
+
+
+def test_equal_names_of_dims_are_equal_sizes(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], shape=("n", "n"))
+    open_artifact(path).run(np.zeros((3, 3), np.float32))
+    with pytest.raises(DataError):
+        open_artifact(path).run(np.zeros((3, 4), np.float32))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04" + bytes(100), "half"])
+def test_broken_and_foreign_files_give_one_error_and_no_noise(tmp_path, capfd, content):
+    path = add(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:60] if content == "half" else content)
+    with pytest.raises(ModelFileError):
+        open_artifact(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_operators_the_runtime_lacks(tmp_path, capfd):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Nonesuch", ["x"], ["y"])])
+    with pytest.raises(UnsupportedError, match="Nonesuch"):
+        open_artifact(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_inputs_that_are_not_numbers(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])], dtype=TensorProto.STRING)
+    with pytest.raises(UnsupportedError, match="string"):
+        open_artifact(path)
+
+
+def test_data_beside_the_model_is_read_and_counted(tmp_path):
+    np.float32([1, 2, 3, 4]).tofile(tmp_path / "w.bin")
+    path = add(tmp_path / "m.onnx", "w.bin")
+    runner = open_artifact(path)
+    np.testing.assert_array_equal(runner.run(np.zeros((1, 4), np.float32))[0], [[1, 2, 3, 4]])
+    assert runner.file_size == path.stat().st_size + 16
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelFileError, match=r"w\.bin"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("route", ["../secret.bin", "absolute", "link.bin", "sub/../../secret.bin"])
+def test_data_outside_the_folder_is_refused(tmp_path, route):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    np.float32([1, 2, 3, 4]).tofile(tmp_path / "secret.bin")
+    os.symlink(tmp_path / "secret.bin", folder / "link.bin")
+    location = str(tmp_path / "secret.bin") if route == "absolute" else route
+    with pytest.raises(UnsafeFileError, match="outside its own folder"):
+        open_artifact(add(folder / "m.onnx", location))
+
+
+def test_metadata_is_kept(tmp_path):
+    path = add(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.metadata_props.add(key="history", value="[]")
+    onnx.save(model, path)
+    assert open_artifact(path).metadata == {"history": "[]"}

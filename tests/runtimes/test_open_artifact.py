@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nncompress.errors import DataError, ModelFileError, UsageError
+from nncompress.ir import Model
+from nncompress.runtimes import OPENERS, open_artifact
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.from_module(torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),))
+
+
+def test_torch_runs_a_loaded_model(model):
+    x = torch.randn(5, 4)
+    runner = open_artifact(model, threads=1)
+    (y,) = runner.run(x)
+    expected = x.double() @ model.tensor("weight").double().T + model.tensor("bias").double()
+    np.testing.assert_allclose(y, expected.detach(), rtol=1e-5, atol=1e-6)
+    assert runner.name.startswith("torch ")
+    assert runner.file_size is None
+    with pytest.raises(DataError, match="does not fit"):
+        runner.run(torch.randn(5, 5))
+
+
+def test_what_no_runtime_owns(model, tmp_path):
+    with pytest.raises(ModelFileError, match="no runtime runs"):
+        open_artifact(tmp_path / "model.pt2")
+    with pytest.raises(ModelFileError, match="no file"):
+        open_artifact(tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="threads"):
+        open_artifact(model, threads=0)
+
+
+def test_registry_names_exist():
+    from importlib import import_module
+
+    for opener in OPENERS.values():
+        module, _, function = opener.partition(":")
+        assert callable(getattr(import_module(module), function))
