@@ -1,0 +1,52 @@
+"""Writing a model to a file: `.pt2`, `.onnx`, `.safetensors`.
+
+| suffix         | holds                                            | checked before it is kept            |
+|----------------|--------------------------------------------------|--------------------------------------|
+| `.pt2`         | graph, weights, inputs, history; it loads again  | it exports                           |
+| `.onnx`        | graph, weights, history                          | same outputs as ours in ONNX Runtime |
+| `.safetensors` | weights by their dotted names                    | –                                    |
+
+A target appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from nncompress.errors import UsageError
+from nncompress.export.report import ExportReport
+from nncompress.export.to_onnx import write_onnx
+from nncompress.export.to_pt2 import write_pt2
+from nncompress.export.to_safetensors import write_safetensors
+from nncompress.ir import Model
+
+WRITERS: dict[str, Callable[..., ExportReport]] = {
+    ".pt2": write_pt2,
+    ".onnx": write_onnx,
+    ".safetensors": write_safetensors,
+}
+
+__all__ = ["WRITERS", "ExportReport", "write", "write_onnx", "write_pt2", "write_safetensors"]
+
+
+def write(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Write `model` in the format that the suffix of `path` names.
+
+    Args:
+        protect: files that must not be overwritten: the ones the model was read from.
+
+    Raises:
+        UsageError: the suffix names no format we write.
+        OutputError: the target is protected, or cannot be written.
+        UnsupportedError: the format cannot express an op of the model.
+        VerificationError: the written file does not compute what the model computes.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITERS:
+        raise UsageError(
+            f"cannot tell a format from the name {Path(path).name}",
+            got=suffix or "no suffix",
+            expected=", ".join(WRITERS),
+        )
+    return WRITERS[suffix](model, path, protect=protect)

@@ -1,0 +1,80 @@
+"""A file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nncompress.errors import OutputError
+
+
+@contextmanager
+def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Gives a path to write to; what was written there replaces `path` when the block ends well.
+
+    The path given lies in a temporary folder beside the target and has the target's name; further files
+    written beside it (external data) move along, before the target does. When the block raises, or the
+    process dies, the target is what it was.
+
+    Raises:
+        OutputError: the folder is missing or unwritable, the target is a folder or one of `protect`, or the
+            disk is full.
+    """
+    target = Path(path)
+    _check(target, protect)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise _failure(target, error) from error
+    try:
+        yield folder / target.name
+        written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+        for file in written:
+            _sync(file)
+        for file in written:
+            file.chmod(0o666 & ~_umask())
+            os.replace(file, target.parent / file.name)
+        _sync(target.parent)
+    except OSError as error:
+        raise _failure(target, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check(target: Path, protect: Iterable[str | Path]) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(
+            f"cannot write {target}", got=f"no folder {target.parent}", remedy="create the folder first"
+        )
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}", got="a folder of that name", remedy="name a file")
+    for source in protect:
+        if target.exists() and Path(source).exists() and target.samefile(source):
+            raise OutputError(
+                f"{target} is the input; it is not overwritten", remedy="give another name with -o"
+            )
+
+
+def _failure(target: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return OutputError(
+        f"cannot write {target}", got=reason, remedy="check the folder's permissions and free space"
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,34 @@
+"""What a writer says about the file it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """One written file.
+
+    Attributes:
+        path: where it is.
+        bytes: its size, external data included.
+        seconds: what writing and checking it took.
+        max_abs_diff: largest difference between its runtime's outputs and the graph's on random inputs;
+            None where no other runtime was asked.
+        relative_error: the same as ‖difference‖₂ / ‖output‖₂, the worst of the outputs.
+        runtime: the runtime that was asked ("onnxruntime 1.31.1"), or "".
+        batches: the batch sizes tried.
+    """
+
+    path: Path
+    bytes: int
+    seconds: float
+    max_abs_diff: float | None = None
+    relative_error: float | None = None
+    runtime: str = ""
+    batches: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}

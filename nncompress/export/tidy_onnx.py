@@ -1,0 +1,91 @@
+"""What the exporter leaves untidy: symbols for names, copies of shared weights, the author's file paths."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from nncompress.ir import Model
+
+
+def tidy(onnx_model: ir.Model, model: Model) -> None:
+    """Tidy `onnx_model`, in place; it computes the same bits.
+
+    - dynamic dims get the names that the inputs of `model` give them ("s77" -> "batch");
+    - a weight that is stored twice, as it is or transposed, is stored once;
+    - metadata of nodes goes: stack traces with source paths of the machine that exported.
+    """
+    _name_dims(onnx_model, model)
+    _share_initializers(onnx_model.graph)
+    _share_transposed(onnx_model.graph)
+    RemoveUnusedNodesPass()(onnx_model)
+    for node in onnx_model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in _values(onnx_model.graph):
+        value.metadata_props.clear()
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+
+
+def _name_dims(onnx_model: ir.Model, model: Model) -> None:
+    names: dict[str, str] = {}
+    for value, spec in zip(onnx_model.graph.inputs, model.inputs):
+        for dim, wanted in zip(value.shape or (), spec.shape):
+            if isinstance(dim, ir.SymbolicDim) and isinstance(wanted, str):
+                names[str(dim.value)] = wanted
+    for value in _values(onnx_model.graph):
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, ir.SymbolicDim) and str(dim.value) in names:
+                assert value.shape is not None
+                if value.shape.frozen:
+                    value.shape = ir.Shape(value.shape.dims)
+                value.shape[axis] = names[str(dim.value)]
+
+
+def _share_initializers(graph: ir.Graph) -> None:
+    """Equal initializers become one."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is None or value.is_graph_output():
+            continue
+        key = _key(value.const_value.numpy())
+        if key in first:
+            value.replace_all_uses_with(first[key])
+            del graph.initializers[name]
+        first.setdefault(key, value)
+
+
+def _share_transposed(graph: ir.Graph) -> None:
+    """A matrix that is another one transposed (tied embedding and output layer) becomes its Transpose."""
+    matrices = {
+        name: value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and len(value.const_value.shape) == 2 and value.uses()
+    }
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in matrices.items():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        if min(array.shape) == 1:
+            continue
+        flipped = first.get(_key(np.ascontiguousarray(array.T)))
+        if flipped is None or value.is_graph_output():
+            first[_key(array)] = value
+            continue
+        user = next(n for n in graph if any(i is value for i in n.inputs))
+        node = ir.node("Transpose", [flipped], {"perm": [1, 0]})
+        node.outputs[0].name = f"{name}_transposed"
+        node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+        graph.insert_before(user, node)
+        value.replace_all_uses_with(node.outputs[0])
+        del graph.initializers[name]
+
+
+def _key(array: np.ndarray) -> tuple[object, ...]:
+    return (array.dtype.str, str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).digest())

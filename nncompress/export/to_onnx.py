@@ -1,0 +1,135 @@
+"""`.onnx`: exported, tidied, compared in ONNX Runtime, and only then moved into place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nncompress import __version__
+from nncompress.errors import UnsupportedError
+from nncompress.export.atomic import replacing
+from nncompress.export.report import ExportReport
+from nncompress.export.tidy_onnx import tidy
+from nncompress.export.verify_onnx import compare
+from nncompress.ir import Model
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
+
+PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
+
+
+def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
+
+    Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to
+    `<name>.data` beside the file.
+
+    Raises:
+        UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
+        VerificationError: ONNX Runtime computes something else; nothing is written.
+        OutputError: the file cannot be written.
+    """
+    start = time.perf_counter()
+    target = Path(path)
+    _refuse_bfloat16(model)
+    with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
+        size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
+        program = _convert(model, model.exported_program())
+        tidy(program.model, model)
+        program.model.metadata_props.update(_record(model))
+        program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)
+        del program
+        found = compare(model, temporary)
+        written = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    return ExportReport(
+        target,
+        written,
+        time.perf_counter() - start,
+        found.max_abs_diff,
+        found.relative_error,
+        found.runtime,
+        found.batches,
+    )
+
+
+def _refuse_bfloat16(model: Model) -> None:
+    if any(tensor.dtype == torch.bfloat16 for tensor in model.graph_module.state_dict().values()):
+        raise UnsupportedError(
+            "ONNX Runtime's CPU kernels do not compute in bfloat16, so the export could not be checked",
+            remedy="convert the model to float32 or float16 first, or keep it as .pt2",
+        )
+
+
+def _record(model: Model) -> dict[str, str]:
+    """Metadata properties of the file."""
+    return {
+        "nncompress.version": __version__,
+        "nncompress.history": json.dumps(model.history),
+        "nncompress.metadata": json.dumps(model.metadata),
+    }
+
+
+def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
+    _register_quantized_ops()
+    try:
+        with quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[spec.name for spec in model.inputs],
+                output_names=list(model.outputs),
+            )
+    except Exception as error:  # the exporter wraps whatever a translation raises
+        raise _unsupported(error) from error
+    assert converted is not None
+    return converted
+
+
+def _register_quantized_ops() -> None:
+    """Importing it registers `torch.ops.quantized_decomposed`, which a quantized graph calls."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
+
+
+def _unsupported(error: Exception) -> UnsupportedError:
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(reversed(chain))
+    op = re.search(r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?", text) or re.search(
+        r"for ([a-z_]+[.:]+[a-z_0-9.]+)", text
+    )
+    named = op.group(1) if op else None
+    reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
+    return UnsupportedError(
+        f"ONNX cannot express the op {named}" if named else "the ONNX exporter cannot translate this model",
+        got=reason[:300],
+        remedy="keep the model as .pt2, or replace the op in the model",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that the exporter says reaches the user's screen: no print, log record or warning."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

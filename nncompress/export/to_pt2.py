@@ -1,0 +1,88 @@
+"""`.pt2`: the native artifact. Graph and weights by `torch.export.save`, the rest as `nncompress.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from nncompress.export.atomic import replacing
+from nncompress.export.report import ExportReport
+from nncompress.ir import Model
+
+SCHEMA = 1
+RECORD = "nncompress.json"
+
+
+def write_pt2(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
+
+    No sample inputs are stored; the record says what inputs fit.
+
+    Raises:
+        UnsupportedError: the graph does not trace.
+        OutputError: the file cannot be written.
+    """
+    start = time.perf_counter()
+    program = model.exported_program()
+    program._example_inputs = None  # loading them means unpickling
+    with replacing(path, protect) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with temporary.open("wb") as file:
+            sink = Sink(file)
+            torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD: json.dumps(record(model))})
+            sink.close()
+    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+
+
+class Sink(io.RawIOBase):
+    """A file whose write errors surface on `close`: torch's writer would abort the process on one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def close(self) -> None:
+        if self._error is None and not self.closed:
+            self._file.flush()
+        super().close()
+        if self._error is not None:
+            raise self._error
+
+
+def record(model: Model) -> dict[str, Any]:
+    """What `torch.export` does not keep: the content of `nncompress.json`."""
+    return {
+        "schema": SCHEMA,
+        "inputs": [spec.to_json() for spec in model.inputs],
+        "outputs": list(model.outputs),
+        "dynamic": {name: list(bounds) for name, bounds in model.dynamic.items()},
+        "history": model.history,
+        "metadata": model.metadata,
+    }

@@ -1,0 +1,112 @@
+"""`.pt2`, `.safetensors`, and how files are written."""
+
+import json
+import os
+import zipfile
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_model
+
+from nncompress.errors import OutputError, UsageError
+from nncompress.export import write, write_pt2, write_safetensors
+from nncompress.export.atomic import replacing
+from nncompress.ir import Model
+from tests.export.networks import Language, convolutional, language
+
+
+@pytest.mark.parametrize("make", [convolutional, language])
+def test_pt2_round_trip_is_exact(tmp_path, make):
+    model = make()
+    model.history.append({"pass": "x"})
+    model.metadata["normalize"] = "imagenet"
+    write_pt2(model, tmp_path / "m.pt2")
+    extra = {"nncompress.json": ""}
+    loaded = Model.from_exported(torch.export.load(tmp_path / "m.pt2", extra_files=extra))
+    for got, expected in zip(
+        loaded.outputs_of(*model.example_inputs(3)), model.outputs_of(*model.example_inputs(3))
+    ):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    record = json.loads(extra["nncompress.json"])
+    assert record["schema"] == 1
+    assert record["inputs"] == [spec.to_json() for spec in model.inputs]
+    assert record["outputs"] == list(model.outputs)
+    assert record["dynamic"] == {"batch": [1, 4096]}
+    assert record["history"] == [{"pass": "x"}]
+    assert record["metadata"] == {"normalize": "imagenet"}
+
+
+def test_pt2_holds_no_sample_inputs(tmp_path):
+    write_pt2(convolutional(), tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        samples = [i for i in archive.infolist() if "sample_inputs" in i.filename]
+        assert all(info.file_size == 0 for info in samples)
+
+
+def test_safetensors_store_tied_weights_once_and_load_into_the_class(tmp_path):
+    model = language()
+    report = write_safetensors(model, tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        assert len(list(file.keys())) == 3
+    assert report.bytes < 4 * (60 * 16 + 16 * 16 + 16) + 1024
+    fresh = Language().eval()
+    load_model(fresh, tmp_path / "m.safetensors")
+    inputs = model.example_inputs(2)
+    torch.testing.assert_close(fresh(*inputs)["logits"], model(*inputs)[0])
+
+
+def test_suffix_chooses_the_format(tmp_path):
+    with pytest.raises(UsageError, match="cannot tell a format"):
+        write(convolutional(), tmp_path / "m.tflite")
+    assert write(convolutional(), tmp_path / "m.PT2").bytes > 0
+
+
+def test_failure_leaves_what_was_there(tmp_path):
+    target = tmp_path / "m.bin"
+    target.write_bytes(b"old")
+
+    def write_half():
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        write_half()
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bin"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["m.pt2", "m.onnx", "m.safetensors"])
+def test_full_disk_is_one_error(tmp_path, name, monkeypatch):
+    """The file to write to is a link to a device that is always full."""
+    from nncompress.export import atomic
+
+    real = atomic.tempfile.mkdtemp
+
+    def folder_on_full_disk(**options):
+        folder = real(**options)
+        os.symlink("/dev/full", os.path.join(folder, name))
+        return folder
+
+    monkeypatch.setattr(atomic.tempfile, "mkdtemp", folder_on_full_disk)
+    with pytest.raises(OutputError, match="cannot write"):
+        write(convolutional(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_unwritable_folders(tmp_path, monkeypatch):
+    with pytest.raises(OutputError, match="cannot write"):
+        write_pt2(convolutional(), tmp_path / "none" / "m.pt2")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_pt2(convolutional(), tmp_path)
+    from nncompress.export import atomic
+
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(atomic.tempfile, "mkdtemp", refuse)
+    with pytest.raises(OutputError, match="cannot write") as caught:
+        write_pt2(convolutional(), tmp_path / "m.pt2")
+    assert caught.value.got == "Permission denied"
