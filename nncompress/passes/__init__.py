@@ -7,9 +7,10 @@ conformance tests follow from the dataclass.
 from __future__ import annotations
 
 from nncompress.passes.base import Change, Context, Pass
+from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 
-_ALL: tuple[type[Pass], ...] = (Prune,)
+_ALL: tuple[type[Pass], ...] = (Prune, Factorize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Context", "Pass", "Prune"]
+__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune"]

@@ -1,0 +1,1 @@
+"""Facts about a model, measured or computed; nothing here changes it."""

@@ -1,0 +1,101 @@
+"""Ranks in closed form: what an error threshold or a budget allows, from the singular values alone.
+
+Everything follows from the tails of one decomposition: cutting a matrix at rank r loses Σ_{i>r} σ_i², exactly
+(Eckart-Young). No matrix is ever rebuilt to measure an error.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def tails(values: Tensor) -> Tensor:
+    """Squared error of every rank: [k] singular values -> [k + 1], tails[r] = Σ_{i ≥ r} σ_i²."""
+    squares = values.to(torch.float64).square()
+    reverse = torch.cumsum(squares.flip(0), 0).flip(0)
+    return torch.cat([reverse, reverse.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to store a layer.
+
+    Attributes:
+        form: which factors; "dense" leaves the layer as it is.
+        ranks: one rank, or two for Tucker-2.
+        cost: what is being saved: MACs, or parameters.
+        error: what is lost, in one unit for all layers that are compared.
+    """
+
+    form: str
+    ranks: tuple[int, ...]
+    cost: int
+    error: float
+
+
+def cheapest(candidates: Sequence[Candidate], limit: float) -> Candidate | None:
+    """The cheapest candidate with an error below `limit`, the more accurate of equals; None if none is."""
+    allowed = [c for c in candidates if c.error < limit]
+    return min(allowed, key=lambda c: (c.cost, c.error), default=None)
+
+
+def hull(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The lower convex hull of error over cost, from the most expensive candidate down.
+
+    Along it every step saves cost at a marginal error no better than the step before.
+    """
+    frontier: list[Candidate] = []
+    for c in sorted(candidates, key=lambda c: (-c.cost, c.error)):
+        if frontier and c.cost == frontier[-1].cost:
+            continue
+        while frontier and c.error <= frontier[-1].error:  # cheaper and no worse
+            frontier.pop()
+        while len(frontier) > 1 and _slope(frontier[-2], c) <= _slope(frontier[-2], frontier[-1]):
+            frontier.pop()
+        frontier.append(c)
+    return frontier
+
+
+def _slope(dear: Candidate, cheap: Candidate) -> float:
+    """Error added per cost saved."""
+    return (cheap.error - dear.error) / (dear.cost - cheap.cost)
+
+
+def allocate(layers: Sequence[Sequence[Candidate]], budget: int) -> list[Candidate]:
+    """One candidate per layer, total cost at most `budget`, the total error as small as it gets.
+
+    Greedy by marginal error per cost along each layer's hull, which is exact for every budget that a step
+    hits; the last step may save too much, and is then shortened to the layer's dearest candidate that fits.
+
+    Args:
+        layers: the candidates of each layer, the dense one included.
+
+    Raises:
+        ValueError: even the cheapest candidates cost more than `budget`.
+    """
+    hulls = [hull(candidates) for candidates in layers]
+    if sum(h[-1].cost for h in hulls) > budget:
+        raise ValueError(f"at least {sum(h[-1].cost for h in hulls)} is needed, got a budget of {budget}")
+    at = [0] * len(hulls)
+    total = sum(h[0].cost for h in hulls)
+    steps = [(_slope(h[0], h[1]), i) for i, h in enumerate(hulls) if len(h) > 1]
+    heapq.heapify(steps)
+    while total > budget:
+        _, i = heapq.heappop(steps)
+        dear, cheap = hulls[i][at[i]], hulls[i][at[i] + 1]
+        if total - (dear.cost - cheap.cost) <= budget:
+            room = budget - (total - dear.cost)
+            between = [c for c in layers[i] if c.cost <= room and c.error <= cheap.error] + [cheap]
+            chosen = [h[k] for h, k in zip(hulls, at)]
+            chosen[i] = min(between, key=lambda c: (c.error, c.cost))
+            return chosen
+        at[i] += 1
+        total -= dear.cost - cheap.cost
+        if at[i] + 1 < len(hulls[i]):
+            heapq.heappush(steps, (_slope(hulls[i][at[i]], hulls[i][at[i] + 1]), i))
+    return [h[k] for h, k in zip(hulls, at)]
