@@ -63,13 +63,20 @@ class Dataset:
             (c.normalization for c in conversions if c.normalization), None
         )
         self.fixed_batch = fixed_batch
-        self._length: int | None = len(source) if isinstance(source, Source) else None
+        self._length = len(source) if isinstance(source, Source) else None
 
     def __len__(self) -> int:
         """The number of records; of a stream it is counted once, by going through it."""
         if self._length is None:
             self._length = sum(len(inputs[0]) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
         return self._length
+
+    def planned_records(self, limit: int | None = None) -> int | None:
+        """How many records `batches` will give; None for a stream that nobody has counted yet."""
+        if self._length is None:
+            return limit
+        records = self._length if limit is None else min(limit, self._length)
+        return records // self.fixed_batch * self.fixed_batch if self.fixed_batch else records
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None

@@ -1,0 +1,220 @@
+"""What measurements return: plain records, the same for the screen, for JSON and for a caller.
+
+Every record has `to_json()`: plain dictionaries, lists, numbers and text, with the version of the schema.
+Numbers that JSON cannot hold (NaN, infinity) become null.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar
+
+SCHEMA = 1  # raised whenever a key changes its meaning or goes away
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+class Result:
+    """A record that can be written as JSON."""
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record with its schema version and kind."""
+        return {"schema": SCHEMA, "kind": self.kind, **plain(self)}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the interval that it lies in with this confidence."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+
+# -- accuracy ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvalResult(Result):
+    """How well a model does on labelled data.
+
+    Attributes:
+        data: where the records are from.
+        task: classification, regression or reconstruction.
+        records: how many were used.
+        top1, top5: share of records, 0 … 1; top5 where there are more than five classes.
+        top1_standard_error: of top1 as an estimate of the whole population's.
+        rmse: root of the mean squared error over all targets (regression).
+        mse: mean squared error over all elements of the input (reconstruction).
+    """
+
+    kind: ClassVar[str] = "eval"
+
+    data: str
+    task: str
+    records: int
+    top1: float | None = None
+    top5: float | None = None
+    top1_standard_error: float | None = None
+    rmse: float | None = None
+    mse: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of a changed model against the original's, over all records.
+
+    Attributes:
+        agreement: share of argmaxes that are the same, 0 … 1; None where there is one number per record.
+        cosine: mean over records of the cosine of the two output vectors.
+        sqnr_db: 10 log10 of the original's energy over the difference's; infinite where they are equal.
+        max_abs: largest absolute difference.
+    """
+
+    name: str
+    agreement: float | None
+    cosine: float
+    sqnr_db: float
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class CompareResult(Result):
+    """A changed model against the original on the same inputs, without labels."""
+
+    kind: ClassVar[str] = "compare"
+
+    records: int
+    outputs: tuple[OutputDifference, ...]
+
+
+@dataclass(frozen=True)
+class PairedResult(Result):
+    """Two classifiers on the same records.
+
+    Attributes:
+        top1_original, top1_changed: share of records, 0 … 1.
+        only_original, only_changed: records that only one of them has right.
+        difference: top1_changed - top1_original with its paired interval (Bonett & Price 2012).
+        p_value: exact McNemar test that neither is better.
+    """
+
+    kind: ClassVar[str] = "paired"
+
+    records: int
+    top1_original: float
+    top1_changed: float
+    only_original: int
+    only_changed: int
+    difference: Estimate
+    p_value: float
+
+
+# -- speed -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one call, seconds.
+
+    Attributes:
+        mad: median absolute deviation from the median.
+    """
+
+    median: float
+    p90: float
+    p99: float
+    mad: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Raw times, nanoseconds, in the order of the rounds: entry i of every arm is from the same round."""
+
+    wall_ns: tuple[int, ...]
+    cpu_ns: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One artifact in a benchmark.
+
+    Attributes:
+        runtime: "ONNX Runtime 1.31.1 CPU".
+        wall: by the clock on the wall.
+        cpu: of the calling thread's CPU time; None where a run uses other threads too.
+        speedup: the first arm's time over this one's: above 1 is faster. None for the first arm.
+        parity: this arm's outputs against the first arm's on the same input. None for the first arm.
+        load_s: seconds to open the artifact.
+        peak_memory: bytes that loading and running take beyond the runtime itself, in a process of its own.
+        file_size: bytes.
+        parameters, macs: where the caller knows them; MACs per sample.
+        accuracy: where the caller has data.
+    """
+
+    name: str
+    runtime: str
+    wall: Latency
+    cpu: Latency | None
+    speedup: Estimate | None
+    parity: CompareResult | None
+    samples: Samples
+    load_s: float | None = None
+    peak_memory: int | None = None
+    file_size: int | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    accuracy: EvalResult | None = None
+
+    @property
+    def latency(self) -> Latency:
+        """The clock to believe: the thread's own CPU time where it is complete, else the wall's."""
+        return self.cpu or self.wall
+
+
+@dataclass(frozen=True)
+class BenchResult(Result):
+    """Artifacts measured against each other in one interleaved run.
+
+    Attributes:
+        batch: samples per call.
+        threads: per call.
+        clock: which clock the ratios are taken from, "cpu" or "wall".
+        rounds: calls per arm that were kept; warmup: that were not.
+        environment: CPU, instruction sets, versions, governor.
+        warnings: what was seen that makes the numbers doubtful, the likely cause, what to try.
+    """
+
+    kind: ClassVar[str] = "bench"
+
+    arms: tuple[ArmResult, ...]
+    batch: int
+    threads: int
+    clock: str
+    rounds: int
+    warmup: int
+    seed: int
+    environment: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def per_sample(self, arm: ArmResult) -> float:
+        """Median seconds per sample."""
+        return arm.latency.median / self.batch
