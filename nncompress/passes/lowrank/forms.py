@@ -23,9 +23,9 @@ from nncompress.analysis.decompose import Spectrum, decompose
 from nncompress.analysis.ranks import Candidate, tails
 from nncompress.ir import Model
 from nncompress.ir.edit import inserting_before, read_tensor
+from nncompress.ir.geometry import Geometry, geometry
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import Layer
-from nncompress.passes.lowrank.geometry import Geometry, geometry
 from nncompress.passes.lowrank.targets import Target
 
 aten = torch.ops.aten

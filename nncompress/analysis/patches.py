@@ -1,0 +1,68 @@
+"""The vectors that a layer multiplies its weight with: rows of a matrix X, so that the layer is X Wᵀ + b."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nncompress.ir.geometry import Geometry, geometry
+from nncompress.ir.weights import Layer
+
+
+def input_rows(
+    layer: Layer, value: Tensor, limit: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """What the layer sees of its input `value`, one row per output position.
+
+    | layer                  | rows                                                             |
+    |------------------------|------------------------------------------------------------------|
+    | linear, matrix product | [groups = 1, positions, in]                                      |
+    | convolution            | [groups, positions, in/groups · K…]: its patches, zeros padded   |
+    | transposed convolution | [groups, positions, in/groups]: its input pixels                 |
+
+    Args:
+        limit: draw this many positions, without replacement, instead of taking all.
+    """
+    if layer.roles.groups is None:
+        rows = value.reshape(-1, value.shape[-1])
+        return rows[_draw(len(rows), limit, generator, value)].unsqueeze(0)
+    place = geometry(layer)
+    if place is None:
+        raise ValueError(f"{layer.name}: uneven padding")
+    if value.dim() == place.dims + 1:
+        value = value.unsqueeze(0)
+    if place.transposed:
+        pixels = value.movedim(1, -1).reshape(-1, value.shape[1])
+        pixels = pixels[_draw(len(pixels), limit, generator, value)]
+        return pixels.reshape(len(pixels), place.groups, -1).transpose(0, 1)
+    return _patches(value, place, limit, generator)
+
+
+def _patches(value: Tensor, place: Geometry, limit: int | None, generator: torch.Generator | None) -> Tensor:
+    """value [n, c, size…] -> [groups, positions, c/groups · K…], channels first as in the weight."""
+    padded = F.pad(value, [p for pad in reversed(place.padding) for p in (pad, pad)])
+    images, channels, *sizes = padded.shape
+    spans = [d * (k - 1) + 1 for d, k in zip(place.dilation, place.kernel)]
+    counts = [(size - span) // step + 1 for size, span, step in zip(sizes, spans, place.stride)]
+    drawn = _draw(images * prod(counts), limit, generator, value)
+    steps = [prod(sizes[i + 1 :]) for i in range(len(sizes))]  # distance of neighbours along each dim
+    starts = torch.zeros_like(drawn)
+    rest = drawn
+    for count, stride, step in reversed(list(zip(counts, place.stride, steps))):
+        starts += rest % count * (stride * step)
+        rest = rest // count
+    starts += rest * (channels * prod(sizes))
+    offsets = torch.arange(channels, device=value.device) * prod(sizes)
+    for kernel, dilation, step in zip(place.kernel, place.dilation, steps):
+        offsets = (offsets[:, None] + torch.arange(kernel, device=value.device) * (dilation * step)).flatten()
+    rows = padded.reshape(-1)[starts[:, None] + offsets]
+    return rows.reshape(len(drawn), place.groups, -1).transpose(0, 1)
+
+
+def _draw(count: int, limit: int | None, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    if limit is None or limit >= count:
+        return torch.arange(count, device=like.device)
+    return torch.randperm(count, generator=generator)[:limit].to(like.device)
