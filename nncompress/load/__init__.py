@@ -1,0 +1,119 @@
+"""Loading: every kind of model file becomes a `Model`.
+
+    load_model("model.pt2")                                     a graph, with its history
+    load_model("model.pt")                                      a pickled module of torch.nn classes
+    load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
+
+What a file is is told from its content. No code of a file is run, unless `trust_pickle` says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nncompress.errors import ModelFileError, UsageError
+from nncompress.ir import Model
+from nncompress.load.architecture import build_architecture
+from nncompress.load.file_kind import FileKind, file_kind
+from nncompress.load.file_record import FileRecord, read_header, read_record
+from nncompress.load.from_pickle import describe, read_pickle
+from nncompress.load.from_state_dict import fill, find_state_dict, read_safetensors
+from nncompress.load.infer_input import InputShape, example_from_shapes, infer_input, parse_input
+from nncompress.load.pt2_archive import read_pt2
+
+__all__ = ["InputShape", "infer_input", "load_model", "parse_input", "read_pt2"]
+
+
+def load_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    input_shapes: str | Sequence[InputShape] | None = None,
+    trust_pickle: bool = False,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
+) -> Model:
+    """The model in `path`, in eval mode, with a dynamic batch where its graph allows one.
+
+    Args:
+        arch: for a state_dict, what builds its network: `file.py:factory` or `package.module:factory`.
+        input_shapes: for a file without shapes, `"1x3x32x32"` or what `parse_input` returns.
+        trust_pickle: run the code a pickle asks for.
+        example_inputs: for a file without shapes, a batch of data instead of `input_shapes`.
+        notice: told, in a sentence, what was guessed.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, no model, or its weights do not fit `arch`.
+        UnsafeFileError: it needs code to load, which the message names.
+        UsageError: an argument is wrong, or `arch` or `input_shapes` is needed.
+        UnsupportedError: `torch.export` cannot trace the module, or the kind of model is not read.
+    """
+    path = Path(path)
+    kind = file_kind(path)
+    if kind is FileKind.PT2:
+        if arch is not None:
+            raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
+        program, content = read_pt2(path)
+        record = read_record(content, path)
+        model = Model.from_exported(
+            program, history=record.history, metadata=record.metadata, inputs=record.inputs
+        )
+        if len(record.outputs) == len(model.outputs):
+            model.outputs = record.outputs
+        return model
+    module, record = _module(path, kind, arch, trust_pickle)
+    module = module.cpu().eval()
+    inputs = _example_inputs(module, input_shapes, example_inputs, notice)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = Model.from_module(module, inputs, metadata=record.metadata)
+    model.history = record.history
+    return model
+
+
+def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) -> tuple[nn.Module, FileRecord]:
+    record = FileRecord()
+    if kind is FileKind.SAFETENSORS:
+        found, header = read_safetensors(path)
+        record = read_header(header, path)
+    else:
+        found = read_pickle(path, trust_pickle=trust_pickle)
+        if isinstance(found, torch.jit.ScriptModule):
+            raise ModelFileError(f"{path} is TorchScript", remedy="save the model that it was scripted from")
+        if isinstance(found, nn.Module):
+            if arch is not None:
+                raise UsageError(
+                    f"{path} is a whole model, which carries its architecture", remedy="leave --arch out"
+                )
+            return found, record
+    weights = find_state_dict(found, path)
+    if arch is None:
+        raise UsageError(
+            f"{path} holds weights only ({len(weights)} tensors), not the network they belong to",
+            got=describe(found),
+            remedy="say what builds the network: --arch file.py:factory or --arch package.module:factory",
+        )
+    module = build_architecture(arch)
+    fill(module, weights, path, arch)
+    return module, record
+
+
+def _example_inputs(
+    module: nn.Module,
+    shapes: str | Sequence[InputShape] | None,
+    examples: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+) -> tuple[Tensor, ...]:
+    if shapes is not None:
+        shapes = parse_input(shapes) if isinstance(shapes, str) else shapes
+        return example_from_shapes(module, shapes)
+    if examples is not None:
+        return examples
+    inputs, guess = infer_input(module)
+    notice(guess)
+    return inputs

@@ -1,0 +1,173 @@
+"""What a model file is, told from its content; its name does not count."""
+
+from __future__ import annotations
+
+import zipfile
+from enum import Enum
+from pathlib import Path
+
+from nncompress.errors import ModelFileError, UnsupportedError
+
+
+class FileKind(Enum):
+    """The kinds of file that a loader reads."""
+
+    PT2 = "a torch.export archive"
+    PICKLE = "a file of torch.save"
+    SAFETENSORS = "a safetensors file"
+
+
+_TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
+_MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own limit
+
+_NOT_A_MODEL_OF_TORCH = [
+    (0, b"\x89HDF", "an HDF5 file (Keras)"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
+    (0, b"\xfd7zXZ", "an xz archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"GGUF", "a GGUF file (llama.cpp)"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (0, b"\x89PNG", "an image"),
+    (0, b"\xff\xd8\xff", "an image"),
+    (0, b"\x7fELF", "a compiled library"),
+]
+_EXPECTED = "a .pt2 (torch.export.save), a torch.save file, or .safetensors"
+
+
+def file_kind(path: str | Path) -> FileKind:
+    """Which loader reads the file.
+
+    Raises:
+        ModelFileError: it is missing, empty, cut off, or no model of PyTorch.
+        UnsupportedError: it is a model in a form that is not a source of compression (ONNX, TorchScript, …).
+    """
+    path = Path(path)
+    head, size = _head(path)
+    if zipfile.is_zipfile(path):
+        return _zip_kind(path)
+    if head.startswith(b"PK\x03\x04"):
+        raise _not_a_model(path, "a zip archive whose end is missing: the file was cut off", "copy it again")
+    if head.startswith(_TORCH_LEGACY):
+        return FileKind.PICKLE
+    if _is_safetensors(path, head, size):
+        return FileKind.SAFETENSORS
+    if head[4:8] == b"ET12":
+        raise _artifact(path, "an ExecuTorch program")
+    if _is_onnx(head):
+        raise _artifact(path, "an ONNX model")
+    for offset, magic, what in _NOT_A_MODEL_OF_TORCH:
+        if head[offset : offset + len(magic)] == magic:
+            raise _not_a_model(path, what)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        raise _not_a_model(path, "a pickle that torch.save did not write", "save it with torch.save")
+    raise _not_a_model(path, *_text(head))
+
+
+def _head(path: Path) -> tuple[bytes, int]:
+    if not path.exists():
+        here = sorted(p.name for p in _siblings(path) if p.suffix in (".pt2", ".pt", ".pth", ".safetensors"))
+        raise ModelFileError(
+            f"{path} does not exist",
+            expected=_EXPECTED,
+            remedy=f"beside it there is: {', '.join(here[:5])}" if here else "check the path",
+        )
+    if path.is_dir():
+        files = sorted(
+            p.name for p in path.iterdir() if p.suffix in (".pt2", ".pt", ".pth", ".safetensors", ".bin")
+        )
+        inside = f"name one of the files in it: {', '.join(files[:5])}" if files else "name a file"
+        raise ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read", got=str(error.strerror or error)) from error
+    if not head:
+        raise ModelFileError(f"{path} is empty", expected=_EXPECTED, remedy="save or copy it again")
+    return head, path.stat().st_size
+
+
+def _siblings(path: Path) -> list[Path]:
+    try:
+        return list(path.parent.iterdir())
+    except OSError:
+        return []
+
+
+def _zip_kind(path: Path) -> FileKind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise _not_a_model(path, f"a damaged zip archive ({error})", "copy it again") from error
+    if not infos:
+        raise _not_a_model(path, "an empty zip archive")
+    if min(info.header_offset for info in infos) != 0:  # the end of a member that is itself an archive
+        raise _not_a_model(path, "a zip archive whose end is missing: the file was cut off", "copy it again")
+    names = {info.filename.split("/", 1)[-1] for info in infos}
+    if {"models/model.json", "archive_format"} & names:
+        return FileKind.PT2
+    if "serialized_exported_program.json" in names:
+        raise _not_a_model(
+            path,
+            "a .pt2 of torch before 2.8, whose weights are pickled",
+            "load and save it again with torch.export",
+        )
+    if "constants.pkl" in names:
+        raise UnsupportedError(
+            f"{path} is a TorchScript archive, which is not read yet",
+            remedy="save a torch.export of the model that it was scripted or traced from",
+        )
+    if "data.pkl" in names:
+        return FileKind.PICKLE
+    if any(name.endswith(".npy") for name in names):
+        raise _not_a_model(path, "NumPy arrays (.npz)", "give it to --data instead, if it holds data")
+    raise _not_a_model(path, f"a zip archive of {', '.join(sorted(names)[:3])}")
+
+
+def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+    """Eight bytes of length, then a JSON object of that length, then the tensors."""
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:9] != b"{" or length > _MAX_SAFETENSORS_HEADER:
+        return False
+    if 8 + length > size:
+        raise _not_a_model(path, "a safetensors file that was cut off", "copy it again")
+    return True
+
+
+def _is_onnx(head: bytes) -> bool:
+    """A protobuf that starts with field 1 (`ir_version`, a small number) and goes on with one of the next."""
+    return (
+        len(head) > 3 and head[0] == 0x08 and 1 <= head[1] < 32 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42"
+    )
+
+
+def _text(head: bytes) -> tuple[str, str]:
+    """What it is and what to do, of a file that is no known binary."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: the file itself was not fetched", "run git lfs pull"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "a web page: the download did not give the file", "download it again"
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < 1024 else "ignore")
+    except UnicodeDecodeError:
+        text = "\0"
+    if all(character.isprintable() or character.isspace() for character in text):
+        first = text.strip().splitlines()[0][:60] if text.strip() else ""
+        return f"a text file: {first!r}", ""
+    return "bytes of no kind known here", ""
+
+
+def _not_a_model(path: Path, what: str, remedy: str = "") -> ModelFileError:
+    return ModelFileError(
+        f"{path} is not a model that can be loaded", got=what, expected=_EXPECTED, remedy=remedy
+    )
+
+
+def _artifact(path: Path, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path} is {what}, which is a result of export and not a source of compression",
+        remedy="load the PyTorch model it was exported from; eval and bench take this file as it is",
+    )

@@ -1,0 +1,249 @@
+"""The input a module takes: from `--input`, or inferred from its first layer by trying the usual sizes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nncompress.errors import UsageError
+
+_BATCH = 2  # torch.export keeps a batch dynamic only from two on
+_SEQUENCE = 16
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_FORM = "sizes joined by x, batch first: 1x3x32x32; several inputs: 1x3x32x32,1x16:int64"
+
+# sizes that trained networks take, the likeliest first; 224 early for what only happens to run on 32
+_CIFAR_SIZES = (32, 224, 28, 64, 96, 128, 256, 299, 16, 8)
+_DIGIT_SIZES = (28, 32, 224, 64, 96, 128, 256, 299, 16, 8)
+_IMAGENET_SIZES = (224, 256, 299, 32, 64, 96, 128, 28, 16, 8)
+_RARE_SIZES = (48, 384, 192, 160, 112, 512, 100, 200, 20, 12)
+_LENGTHS = (128, 256, 512, 1024, 1000, 64, 32, 16, 2048, 4096, 8000, 16000, 100, 50, 8)
+_TOKENS = (16, 32, 64, 128, 256, 512, 8, 4, 1)
+_VOLUMES = ((16, 112, 112), (8, 32, 32), (16, 16, 16), (32, 32, 32), (64, 64, 64), (8, 8, 8))
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FIRST_LAYERS = (
+    *(*_CONVOLUTIONS, *_NORMS, nn.LayerNorm, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag),
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
+)
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """One input as `--input` states it, batch first. `dtype` is None where it was not said."""
+
+    shape: tuple[int, ...]
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.shape)) + (f":{self.dtype}" if self.dtype else "")
+
+
+def parse_input(text: str) -> tuple[InputShape, ...]:
+    """`1x3x32x32,1x16:int64` as one shape per input.
+
+    Raises:
+        UsageError: it is anything else.
+    """
+    return tuple(_parse_one(part.strip(), text) for part in text.split(","))
+
+
+def _parse_one(part: str, text: str) -> InputShape:
+    sizes, separator, dtype = part.partition(":")
+    if separator and dtype not in _DTYPES:
+        raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(_DTYPES)}")
+    if not re.fullmatch(r"[1-9][0-9]{0,8}([x×][1-9][0-9]{0,8})*", sizes):
+        raise UsageError(f"--input {text}: {part!r} is no shape", expected=_FORM)
+    return InputShape(tuple(int(size) for size in re.split("[x×]", sizes)), dtype or None)
+
+
+def example_from_shapes(module: nn.Module, shapes: Sequence[InputShape], seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of those shapes: standard normal floats, token ids within the vocabulary.
+
+    An input whose dtype was not said is token ids where the module starts with an embedding, else has the
+    dtype of its first parameter.
+    """
+    first = next((layer for _, layer in _first_layers(module)), None)
+    default = "int64" if isinstance(first, nn.Embedding | nn.EmbeddingBag) else _float_dtype(module)
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_random(module, shape.shape, shape.dtype or default, generator) for shape in shapes)
+
+
+def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
+    """Example inputs that run through `module`, and a sentence that says what was guessed from what.
+
+    Args:
+        module: in eval mode; it is run, without gradients, on the candidates.
+
+    Raises:
+        UsageError: it takes several inputs, or none of the usual sizes runs through.
+    """
+    required = _required_inputs(module)
+    if len(required) > 1:
+        raise UsageError(
+            f"the model takes {len(required)} inputs, whose shapes the file does not carry",
+            got=", ".join(required),
+            remedy=f"give them: --input {','.join(['1x…'] * len(required))}; {_FORM}",
+        )
+    fallback: tuple[tuple[Tensor, ...], str] | None = None
+    failure = ""
+    for name, layer in _first_layers(module):
+        for shape in _candidates(layer):
+            is_ids = isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+            dtype = "int64" if is_ids else _float_dtype(module)
+            inputs = (_random(module, shape, dtype, torch.Generator().manual_seed(0)),)
+            shown = InputShape((1, *shape[1:]), "int64" if is_ids else None)
+            guess = f"input not given: guessed {shown} from {_what(name, layer)}; --input states another"
+            fits = _runs(module, inputs)
+            if fits is None:
+                return inputs, guess
+            if fits == _TOO_SMALL:
+                fallback = fallback or (inputs, guess)
+            else:
+                failure = fits
+    if fallback:
+        return fallback
+    raise UsageError(
+        "the file does not carry the input's shape, and none of the usual sizes runs through",
+        got=f"the last one failed with: {failure}" if failure else "no layer whose input size is known",
+        remedy=f"give it: --input {_FORM}",
+    )
+
+
+# --- candidates -------------------------------------------------------------------------------------------
+
+
+def _first_layers(module: nn.Module, most: int = 4) -> Iterator[tuple[str, nn.Module]]:
+    """The first layers that know their input's size, in the order of registration."""
+    found = 0
+    inside: str | None = None  # a layer of attention registers linear layers of its own
+    for name, layer in module.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(layer, _FIRST_LAYERS):
+            inside = f"{name}." if isinstance(layer, nn.MultiheadAttention) else inside
+            yield name, layer
+            found += 1
+            if found == most:
+                return
+
+
+def _candidates(layer: nn.Module) -> list[tuple[int, ...]]:
+    """Input shapes, batch first, the likeliest first."""
+    match layer:
+        case nn.Embedding() | nn.EmbeddingBag():
+            return [(_BATCH, length) for length in _TOKENS]
+        case nn.Linear() | nn.RNNCellBase():
+            features = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
+            return [(_BATCH, features), (_BATCH, _SEQUENCE, features)]
+        case nn.RNNBase():
+            return [(_BATCH, _SEQUENCE, layer.input_size)]
+        case nn.MultiheadAttention():
+            return [(_BATCH, _SEQUENCE, layer.embed_dim)]
+        case nn.LayerNorm():
+            normalized = tuple(layer.normalized_shape)
+            return [(_BATCH, *normalized), (_BATCH, _SEQUENCE, *normalized)]
+        case nn.Conv1d() | nn.ConvTranspose1d():
+            return [(_BATCH, layer.in_channels, length) for length in _LENGTHS]
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            return [(_BATCH, layer.in_channels, size, size) for size in _image_sizes(layer)]
+        case nn.Conv3d() | nn.ConvTranspose3d():
+            return [(_BATCH, layer.in_channels, *volume) for volume in _VOLUMES]
+        case nn.BatchNorm1d():
+            return [(_BATCH, layer.num_features), *((_BATCH, layer.num_features, n) for n in _LENGTHS)]
+        case nn.BatchNorm2d():
+            return [(_BATCH, layer.num_features, n, n) for n in (*_CIFAR_SIZES, *_RARE_SIZES)]
+        case nn.BatchNorm3d():
+            return [(_BATCH, layer.num_features, *volume) for volume in _VOLUMES]
+    return []
+
+
+def _image_sizes(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
+    """One channel: digits. A first layer that keeps the resolution: CIFAR. One that reduces it: ImageNet."""
+    if layer.in_channels == 1:
+        return _DIGIT_SIZES + _RARE_SIZES
+    if isinstance(layer, nn.ConvTranspose2d) or max(layer.stride) == 1:
+        return _CIFAR_SIZES + _RARE_SIZES
+    return _IMAGENET_SIZES + _RARE_SIZES
+
+
+def _what(name: str, layer: nn.Module) -> str:
+    kind = type(layer).__name__
+    size = next(
+        f"{value} {label}"
+        for attribute, label in (
+            ("num_embeddings", "token ids"),
+            ("in_features", "features"),
+            ("in_channels", "channels"),
+            ("input_size", "features"),
+            ("embed_dim", "features"),
+            ("num_features", "features"),
+            ("normalized_shape", "features"),
+        )
+        if (value := getattr(layer, attribute, None)) is not None
+    )
+    return f"the first layer ({f'{name}, ' if name else ''}{kind}, {size})"
+
+
+# --- running ----------------------------------------------------------------------------------------------
+
+_TOO_SMALL = "too small"
+
+
+def _runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
+    """None where `inputs` run through; why not; or `_TOO_SMALL` where a window was larger than its map.
+
+    A network made for 224 pixels may run on 32 by pooling its maps up again from a single pixel: it runs, but
+    nobody trained it so.
+    """
+    small: list[str] = []
+
+    def watch(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kernel = getattr(layer, "kernel_size", None)
+        sizes = args[0].shape[2:] if args else ()
+        if isinstance(kernel, tuple) and any(k > size for k, size in zip(kernel, sizes)):
+            small.append(type(layer).__name__)
+
+    hooks = [m.register_forward_pre_hook(watch) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            module(*inputs)
+    except Exception as error:  # a forward that does not fit fails in any way it likes
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return f"{type(error).__name__}: {reason[:160]}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _TOO_SMALL if small else None
+
+
+def _required_inputs(module: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ["input"]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+
+
+def _float_dtype(module: nn.Module) -> str:
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return str(dtype).removeprefix("torch.")
+
+
+def _random(module: nn.Module, shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> Tensor:
+    kind: torch.dtype = getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.randn(shape, generator=generator).to(kind)
+    if kind == torch.bool:
+        return torch.ones(shape, dtype=kind)
+    rows = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    vocabulary = rows[0] if rows else 2
+    return torch.randint(0, min(vocabulary, torch.iinfo(kind).max), shape, generator=generator).to(kind)

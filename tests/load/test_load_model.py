@@ -1,0 +1,198 @@
+"""`load_model`: from each kind of file to a `Model` that computes what the original computed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
+from nncompress.export import write_pt2, write_safetensors
+from nncompress.ir import Model
+from nncompress.load import load_model
+
+ARCHITECTURE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.bn(self.conv(x)).relu().mean((2, 3))))
+
+def build():
+    return Net()
+"""
+
+
+@pytest.fixture
+def arch(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(ARCHITECTURE)
+    return f"{path}:build"
+
+
+@pytest.fixture
+def net():
+    namespace: dict = {"__name__": "net"}
+    exec(ARCHITECTURE, namespace)
+    module = namespace["build"]()
+    settle(module, torch.randn(8, 3, 32, 32))
+    return module.eval()
+
+
+def settle(module: nn.Module, x: torch.Tensor) -> None:
+    """Give batch norm statistics of its own, so that training and eval mode differ."""
+    module.train()
+    with torch.no_grad():
+        for _ in range(3):
+            module(x * 2 + 1)
+    module.eval()
+
+
+def plain_net() -> nn.Module:
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5)),
+        *(nn.Flatten(), nn.Linear(8 * 16 * 16, 5)),
+    )
+    settle(module, torch.randn(8, 3, 32, 32))
+    return module
+
+
+def assert_same(model: Model, module: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("was_training", [False, True])
+def test_pickled_module(was_training, tmp_path):
+    module = plain_net().train(was_training)
+    torch.save(module, tmp_path / "model.pt")
+    heard: list[str] = []
+    model = load_model(tmp_path / "model.pt", notice=heard.append)
+    assert_same(model, module.eval(), torch.randn(3, 3, 32, 32))
+    assert model.inputs[0].shape == ("batch", 3, 32, 32)
+    (sentence,) = heard
+    assert "1x3x32x32" in sentence
+    assert "--input" in sentence
+
+
+def test_state_dict_with_arch(net, arch, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    model = load_model(tmp_path / "weights.pth", arch=arch, input_shapes="1x3x24x24")
+    assert model.inputs[0].shape == ("batch", 3, 24, 24)
+    assert_same(model, net, torch.randn(4, 3, 24, 24))
+
+
+def test_safetensors_with_arch(net, arch, tmp_path):
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    model = load_model(tmp_path / "weights.safetensors", arch=arch)
+    assert_same(model, net, torch.randn(4, 3, 32, 32))
+
+
+def test_example_inputs_give_the_shape(net, arch, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    batch = torch.randn(2, 3, 20, 28)
+    heard: list[str] = []
+    model = load_model(tmp_path / "weights.pth", arch=arch, example_inputs=(batch,), notice=heard.append)
+    assert model.inputs[0].shape == ("batch", 3, 20, 28)
+    assert heard == []
+
+
+def test_weights_without_arch(net, tmp_path):
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UsageError, match="--arch"):
+        load_model(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+def test_arch_for_a_whole_model(suffix, arch, tmp_path):
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pt":
+        torch.save(plain_net(), path)
+    else:
+        write_pt2(Model.from_module(plain_net(), (torch.randn(2, 3, 32, 32),)), path)
+    with pytest.raises(UsageError, match="leave --arch out"):
+        load_model(path, arch=arch)
+
+
+def test_what_we_save_comes_back(tmp_path):
+    module = nn.Sequential(nn.Embedding(40, 6), nn.LSTM(6, 5, batch_first=True)).eval()
+    model = Model.from_module(module, (torch.randint(0, 40, (2, 7)),), metadata={"normalize": [0.5, 0.25]})
+    model.history.append({"pass": "prune", "std": 0.5})
+    write_pt2(model, tmp_path / "model.pt2")
+    back = load_model(tmp_path / "model.pt2")
+    assert (back.inputs, back.outputs, back.dynamic) == (model.inputs, model.outputs, model.dynamic)
+    assert back.history == [{"pass": "prune", "std": 0.5}]
+    assert back.metadata == {"normalize": [0.5, 0.25]}
+    xs = model.example_inputs(batch=3)
+    for found, expected in zip(back.outputs_of(*xs), model.outputs_of(*xs), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_history_of_our_safetensors_comes_back(net, arch, tmp_path):
+    model = Model.from_module(net, (torch.randn(2, 3, 32, 32),), metadata={"source": "unit test"})
+    model.history.append({"pass": "prune"})
+    write_safetensors(model, tmp_path / "weights.safetensors")
+    back = load_model(tmp_path / "weights.safetensors", arch=arch)
+    assert back.history == [{"pass": "prune"}]
+    assert back.metadata == {"source": "unit test"}
+    assert_same(back, net, torch.randn(3, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"history": "prune"},
+        {"history": [1]},
+        {"metadata": []},
+        {"inputs": [{"name": "x", "dtype": "load", "shape": [1]}]},
+        {"inputs": [{"name": "x y", "dtype": "float32", "shape": [1]}]},
+        {"surprise": 1},
+    ],
+)
+def test_damaged_record(content, tmp_path):
+    program = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
+    torch.export.save(program, tmp_path / "m.pt2", extra_files={"nncompress.json": json.dumps(content)})
+    with pytest.raises(ModelFileError, match="record of nncompress"):
+        load_model(tmp_path / "m.pt2")
+
+
+def test_module_that_does_not_trace(tmp_path):
+    path = tmp_path / "branching.py"
+    path.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = torch.nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(x) if x.sum() > 0 else x\n"
+    )
+    torch.save({"fc.weight": torch.ones(2, 4), "fc.bias": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(UnsupportedError, match=r"torch\.export") as caught:
+        load_model(tmp_path / "w.pt", arch=f"{path}:Net", input_shapes="1x4")
+    assert len(str(caught.value).splitlines()) <= 4
+
+
+def test_checkpoint_is_not_run(tmp_path):
+    """A pickle that would create a marker is refused, whatever else is asked for."""
+    marker = tmp_path / "marker"
+
+    class Boom:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    torch.save({"state_dict": {"fc.weight": torch.ones(2)}, "extra": Boom()}, tmp_path / "ckpt.pt")
+    with pytest.raises(UnsafeFileError, match=r"io\.open.*|builtins\.open"):
+        load_model(tmp_path / "ckpt.pt", arch="whatever.py:build")
+    assert not marker.exists()
