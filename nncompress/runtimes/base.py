@@ -21,12 +21,14 @@ class Runner(ABC):
     Attributes:
         name: runtime, version and device: "ONNX Runtime 1.31.1 CPU".
         inputs: what it takes.
+        outputs: a name per output.
         threads: how many threads one run may use.
         file_size: bytes on disk, with the files it refers to; None for a model that is in memory only.
     """
 
     name: str
     inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
     threads: int
     file_size: int | None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nncompress.errors import ModelFileError
 from nncompress.ir import InputSpec
-from nncompress.load.json_schema import Check, Rejected, listed, one_of, optional, plain, record
+from nncompress.loading.json_schema import Check, Rejected, listed, one_of, optional, plain, record
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 

@@ -29,9 +29,9 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
-from nncompress.load.json_schema import Check, Rejected, admit, plain
-from nncompress.load.pt2_schema import EXPORTED_PROGRAM, PAYLOADS
-from nncompress.load.stored_zip import check_stored
+from nncompress.loading.json_schema import Check, Rejected, admit, plain
+from nncompress.loading.pt2_schema import EXPORTED_PROGRAM, PAYLOADS
+from nncompress.loading.stored_zip import check_stored
 
 HISTORY_FILE = "nncompress.json"
 

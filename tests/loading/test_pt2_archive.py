@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
-from nncompress.load.pt2_archive import read_pt2
+from nncompress.loading.pt2_archive import read_pt2
 
 BATCH = Dim("batch", min=1, max=64)
 

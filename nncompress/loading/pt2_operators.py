@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
-from nncompress.load.json_schema import Rejected, plain
+from nncompress.loading.json_schema import Rejected, plain
 
 # symbolic arithmetic that torch keeps as Python functions (`_SYM_OPS`)
 _PYTHON_TARGETS = {

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.load.architecture import build_architecture
-from nncompress.load.file_kind import FileKind, file_kind
-from nncompress.load.file_record import FileRecord, read_header, read_record
-from nncompress.load.from_pickle import describe, read_pickle
-from nncompress.load.from_state_dict import fill, find_state_dict, read_safetensors
-from nncompress.load.infer_input import InputShape, example_from_shapes, infer_input, parse_input
-from nncompress.load.pt2_archive import read_pt2
+from nncompress.loading.architecture import build_architecture
+from nncompress.loading.file_kind import FileKind, file_kind
+from nncompress.loading.file_record import FileRecord, read_header, read_record
+from nncompress.loading.from_pickle import describe, read_pickle
+from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
+from nncompress.loading.infer_input import InputShape, example_from_shapes, infer_input, parse_input
+from nncompress.loading.pt2_archive import read_pt2
 
 __all__ = ["InputShape", "infer_input", "load_model", "parse_input", "read_pt2"]
 

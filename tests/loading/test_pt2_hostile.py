@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
-from nncompress.load.pt2_archive import read_pt2
+from nncompress.loading.pt2_archive import read_pt2
 
 Members = dict[str, bytes]
 

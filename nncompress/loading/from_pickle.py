@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
-from nncompress.load.architecture import import_from_here
-from nncompress.load.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
-from nncompress.load.stored_zip import check_stored
+from nncompress.loading.architecture import import_from_here
+from nncompress.loading.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
+from nncompress.loading.stored_zip import check_stored
 
 # What checkpoints carry beside their weights (numbers from numpy, settings). Recorded and never looked at.
 _BYSTANDERS = {

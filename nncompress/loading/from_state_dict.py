@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
-from nncompress.load.from_pickle import describe
+from nncompress.loading.from_pickle import describe
 
 # where training scripts keep the weights inside a checkpoint, and what wrappers put before each name
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "weights", "ema", "params")

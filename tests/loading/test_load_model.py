@@ -12,7 +12,7 @@ from torch import nn
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.export import write_pt2, write_safetensors
 from nncompress.ir import Model
-from nncompress.load import load_model
+from nncompress.loading import load_model
 
 ARCHITECTURE = """
 import torch

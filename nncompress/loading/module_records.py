@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nncompress.load.pt2_schema import is_parameter_name
+from nncompress.loading.pt2_schema import is_parameter_name
 
 
 def _torch_nn_classes() -> dict[str, type[nn.Module]]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from nncompress.load.json_schema import (
+from nncompress.loading.json_schema import (
     Check,
     Rejected,
     at,
@@ -30,9 +30,9 @@ from nncompress.load.json_schema import (
     shown,
     union,
 )
-from nncompress.load.pt2_expression import plain_expression
-from nncompress.load.pt2_operators import operator_name
-from nncompress.load.pt2_treespec import plain_treespec
+from nncompress.loading.pt2_expression import plain_expression
+from nncompress.loading.pt2_operators import operator_name
+from nncompress.loading.pt2_treespec import plain_treespec
 
 SCHEMA_MAJOR = 8
 

@@ -1,0 +1,80 @@
+"""The command line: parse, call, report; the only place that exits.
+
+`nncompress --help` and `--version` are answered here from one table, without importing anything, because a
+user asks them often and torch takes seconds to import. Everything else goes to `nncompress.cli.app`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# command -> one line. The commands of passes repeat their pass's `summary` (a test compares them).
+COMMANDS = {
+    "look at a model": {
+        "inspect": "layers with their parameters, MACs and bytes; --units: what can be pruned together",
+        "eval": "accuracy, or agreement with the original",
+        "bench": "latency, memory and size of models, interleaved in one run",
+    },
+    "one pass": {
+        "prune": "zero small weights: by threshold, to a sparsity, or in an N:M pattern",
+    },
+    "whole pipelines": {
+        "compress": "an ordered pipeline of passes, from a recipe or --pass",
+        "export": "write .onnx (verified in ONNX Runtime), .pt2 or .safetensors",
+    },
+}
+
+EXAMPLES = """\
+  nncompress inspect model.pt
+  nncompress prune model.pt --std 0.5
+  nncompress compress model.pt --recipe small.toml -o small.onnx
+  nncompress bench model.pt small.onnx --data val.npz"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `nncompress` script; exits with a code of `nncompress.errors.ExitCode`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        from nncompress import __version__
+
+        print(f"nncompress {__version__}")
+    elif arguments in ([], ["--help"], ["-h"], ["help"]):
+        print(help_text())
+    else:
+        from nncompress.cli.app import run
+
+        sys.exit(run(arguments))
+
+
+def help_text() -> str:
+    """What `nncompress --help` prints, at most 80 columns wide."""
+    lines = [
+        "Make a trained PyTorch model smaller and faster, and know that it is.",
+        "",
+        "usage: nncompress COMMAND [MODEL] [OPTIONS]",
+    ]
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:"]
+        for name, summary in commands.items():
+            first, *rest = _wrapped(summary, 60)
+            lines.append(f"  {name:<14} {first}")
+            lines += [f"  {'':<14} {line}" for line in rest]
+    lines += [
+        "",
+        "MODEL left out: what the previous command wrote in this directory.",
+        "nncompress COMMAND --help: its options, with examples.",
+        "nncompress --version; --traceback before COMMAND shows where an error arose.",
+        "",
+        "examples:",
+        EXAMPLES,
+    ]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) + 1 > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

@@ -1,0 +1,96 @@
+"""Build the commands, run one, and turn whatever it raises into a message and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+import traceback
+import warnings
+
+import typer
+
+from nncompress.cli import COMMANDS
+from nncompress.errors import ExitCode, NNCompressError
+
+
+def build() -> typer.Typer:
+    """The whole command tree: one command per pass, and the rest."""
+    from nncompress.cli import compress, evaluate, export, inspect, pass_commands
+
+    app = typer.Typer(
+        name="nncompress",
+        add_completion=True,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root() -> None:
+        """Make a trained PyTorch model smaller and faster, and know that it is."""
+
+    for module in (inspect, pass_commands, compress, export, evaluate):
+        module.register(app)
+    return app
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    show_traceback = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    if not sys.warnoptions:  # deprecations inside the libraries are ours to mend, not the user's to read
+        warnings.simplefilter("ignore")
+    try:
+        result = typer.main.get_command(build()).main(
+            arguments, prog_name="nncompress", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return int(result) if isinstance(result, int) else ExitCode.OK
+    except NNCompressError as error:
+        return _fail(str(error), error.exit_code, show_traceback)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(
+            "interrupted; nothing half-written was left behind", ExitCode.INTERRUPTED, show_traceback
+        )
+    except BrokenPipeError:  # `nncompress inspect model.pt | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except MemoryError:
+        return _fail(
+            "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
+        )
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _fail(f"cannot write: {error}", ExitCode.OUTPUT, show_traceback)
+        return _defect(error)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
+            return _fail(f"{error.format_message()}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
+        return _defect(error)
+
+
+def _suggestion(arguments: list[str]) -> str:
+    commands = [name for group in COMMANDS.values() for name in group]
+    if not arguments or arguments[0] in commands:
+        return f"\n  try:      nncompress {arguments[0]} --help" if arguments else ""
+    near = difflib.get_close_matches(arguments[0], commands, 1)
+    return f"\n  try:      nncompress {near[0]}" if near else "\n  try:      nncompress --help"
+
+
+def _fail(message: str, code: ExitCode, show_traceback: bool) -> ExitCode:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _defect(error: BaseException) -> ExitCode:
+    traceback.print_exception(error)
+    print(
+        "error: this is a defect of nncompress, not of your input; please report it with the lines above",
+        file=sys.stderr,
+    )
+    return ExitCode.INTERNAL

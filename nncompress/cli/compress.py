@@ -1,0 +1,126 @@
+"""`compress`, and the running of passes that all pass commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nncompress.cli import options
+from nncompress.cli.console import out, print_json, progress, say
+from nncompress.errors import UsageError
+from nncompress.passes import Pass
+
+_HELP = """Run an ordered pipeline of passes, verify and record each, and write the result.
+
+Passes come from a recipe file, or from --pass NAME:OPTION=VALUE,... given in order.
+
+Example:  nncompress compress model.pt --pass prune:std=0.5 --pass factorize:err=1e-3 -o small.onnx
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compress", help=_HELP)(compress)
+
+
+def compress(
+    model: options.ModelArgument = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="FILE.toml", help="[[pass]] entries, in order")
+    ] = None,
+    passes: Annotated[
+        list[str] | None,
+        typer.Option("--pass", metavar="NAME:OPT=VAL,...", help="a pass; repeat for more, in order"),
+    ] = None,
+    output: options.Output = None,
+    data: options.Data = None,
+    normalize: options.Normalize = None,
+    limit: options.Limit = 512,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    from nncompress.recipe import parse_pass, read_recipe
+
+    if (recipe is None) == (not passes):
+        raise UsageError(
+            "compress: give either --recipe or --pass",
+            remedy="nncompress compress model.pt --pass prune:std=0.5",
+        )
+    chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
+    run_passes(
+        chosen,
+        model,
+        output=output,
+        data=data,
+        normalize=normalize,
+        limit=limit,
+        arch=arch,
+        input=input,
+        trust_pickle=trust_pickle,
+        seed=seed,
+        json=json,
+    )
+
+
+def run_passes(
+    passes: list[Pass],
+    path: str | None,
+    *,
+    output: str | None,
+    data: str | None,
+    normalize: str | None,
+    limit: int,
+    arch: str | None,
+    input: str | None,
+    trust_pickle: bool,
+    seed: int,
+    json: bool,
+) -> None:
+    """Load, run, report each pass as it ends, write, and remember the result for the next command."""
+    check_suffix(output)
+    opened = options.open_model(
+        path, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
+    )
+    from nncompress import api, export, pipeline
+    from nncompress.passes import Context
+    from nncompress.report import tables
+
+    records = None if data is None else api.dataset(data, opened.model, normalize)
+    steps: list[pipeline.Step] = []
+    with progress() as bar:
+        context = Context(data=records, seed=seed, limit=limit, progress=bar)
+
+        def done(step: pipeline.Step, model: object) -> None:
+            if not json:
+                out.print(tables.step(step))
+
+        result, steps = pipeline.run(opened.model, passes, context, done=done)
+        label = passes[0].name if len(passes) == 1 else "compressed"
+        target = Path(output) if output else options.default_output(opened, label)
+        bar.step(f"writing {target.name}", 0, None)
+        report = export.write(result, target, protect=(opened.path, opened.original))
+        options.remember(opened, target, opened.model)
+    if json:
+        print_json({"steps": [step.to_json() for step in steps], "output": report.to_json()})
+    else:
+        out.print(tables.written(report))
+        if not any(step.changed for step in steps):
+            say("no pass changed anything: the result is the model as it was")
+
+
+def check_suffix(output: str | None) -> None:
+    """Refuse an output name we cannot write before any work is done.
+
+    Raises:
+        UsageError: its suffix names no format.
+    """
+    if output is not None and Path(output).suffix.lower() not in (".pt2", ".onnx", ".safetensors"):
+        raise UsageError(
+            f"--output {output}: cannot tell the format",
+            got=Path(output).suffix or "no suffix",
+            expected=".pt2, .onnx or .safetensors",
+        )

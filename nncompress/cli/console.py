@@ -1,0 +1,68 @@
+"""The terminal: results on stdout, everything said along the way on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from nncompress.progress import NullProgress
+from nncompress.progress import Progress as ProgressProtocol
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(sentence: str) -> None:
+    """A sentence for the user, on stderr so that it never mixes with --json."""
+    err.print(sentence, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """The machine's form of a result, on stdout."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+class _Bar:
+    """Draws `step` calls as one bar per description."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def step(self, description: str, done: int, total: int | None) -> None:
+        if description not in self._tasks:
+            for task in self._tasks.values():
+                self._progress.remove_task(task)
+            self._tasks = {description: self._progress.add_task(description, total=total)}
+        self._progress.update(self._tasks[description], completed=done, total=total)
+
+
+@contextmanager
+def progress() -> Iterator[ProgressProtocol]:
+    """A progress bar on the terminal; silent where stderr is piped."""
+    if not err.is_terminal:
+        yield NullProgress()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        yield _Bar(bar)

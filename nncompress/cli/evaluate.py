@@ -1,0 +1,87 @@
+"""`eval`: how good a model still is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from nncompress.cli import artifacts, options
+from nncompress.cli.console import out, print_json, progress
+
+_HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
+
+Further models are compared with the first, record by record: the difference in top-1 with its 95 % interval;
+and without labels, how often the answers agree, the cosine, and the signal-to-noise ratio (SQNR).
+
+Example:  nncompress eval model.pt2 small.onnx --data val.npz
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("eval", help=_HELP)(evaluate)
+
+
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="left out: the original and the newest result here"),
+    ] = None,
+    data: options.Data = None,
+    task: Annotated[
+        Literal["auto", "classification", "regression", "reconstruction"],
+        typer.Option(help="what the labels are; auto tells from their type and shape"),
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="records per call")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="use this many records [default: all]")] = None,
+    normalize: options.Normalize = None,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    trust_pickle: options.TrustPickle = False,
+    json: options.Json = False,
+) -> None:
+    opened = artifacts.open_all(
+        models, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
+    )
+    from nncompress.analysis import accuracy
+    from nncompress.errors import UsageError
+    from nncompress.report import tables
+
+    if data is None and len(opened) < 2:
+        raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
+    records = None if data is None else artifacts.dataset_for(opened, data, normalize)
+    runners = [each.open(threads=1) for each in opened]
+    first = runners[0].run
+    rows = []
+    with progress() as bar:
+        for position, (artifact, runner) in enumerate(zip(opened, runners)):
+            row = tables.EvalRow(artifact.name, runner.name)
+            if records is not None and (records.has_labels or task == "reconstruction"):
+                row.result = accuracy.evaluate(
+                    runner.run, records, task, batch_size=batch, limit=limit, progress=bar
+                )
+                if position and row.result.task == "classification":
+                    row.paired = accuracy.evaluate_paired(
+                        first, runner.run, records, batch_size=batch, limit=limit, progress=bar
+                    )
+            if position:
+                inputs: Iterable[Any] = (
+                    records.batches(batch, limit or 512) if records else _random(opened[0])
+                )
+                row.difference = accuracy.compare(
+                    first, runner.run, inputs, names=runners[0].outputs, progress=bar
+                )
+            rows.append(row)
+    if json:
+        print_json([row.to_json() for row in rows])
+    else:
+        out.print(tables.evaluation(rows))
+
+
+def _random(first: artifacts.Artifact) -> list[Any]:
+    from nncompress.errors import UsageError
+
+    if first.model is None:
+        raise UsageError("comparing .onnx files needs data", remedy="add --data FILE.npz")
+    return [first.model.example_inputs(batch=16, seed=seed) for seed in range(8)]

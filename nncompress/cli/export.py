@@ -1,0 +1,52 @@
+"""`export`: write a model in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nncompress.cli import options
+from nncompress.cli.compress import check_suffix
+from nncompress.cli.console import out, print_json, progress
+
+_HELP = """Write MODEL as .onnx, .pt2 or .safetensors.
+
+An .onnx keeps the batch dynamic, and is run in ONNX Runtime and compared before it is kept.
+
+Example:  nncompress export model.pt2 -o model.onnx
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export", help=_HELP)(export)
+
+
+def export(
+    model: options.ModelArgument = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="[default: MODEL.onnx]")
+    ] = None,
+    data: options.Data = None,
+    normalize: options.Normalize = None,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    trust_pickle: options.TrustPickle = False,
+    json: options.Json = False,
+) -> None:
+    check_suffix(output)
+    opened = options.open_model(
+        model, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
+    )
+    from nncompress.export import write
+    from nncompress.report import tables
+
+    target = Path(output) if output else Path(f"{opened.path.stem}.onnx")
+    with progress() as bar:
+        bar.step(f"writing {target.name}", 0, None)
+        report = write(opened.model, target, protect=(opened.path, opened.original))
+    if json:
+        print_json(report.to_json())
+    else:
+        out.print(tables.written(report))

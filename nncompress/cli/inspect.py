@@ -1,0 +1,48 @@
+"""`inspect`: what is in a model."""
+
+from __future__ import annotations
+
+import typer
+
+from nncompress.cli import options
+from nncompress.cli.console import out, print_json
+
+_HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
+
+A MAC is one multiplication with its addition, counted for one record.
+
+Example:  nncompress inspect model.pt --json | jq .totals
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect", help=_HELP)(inspect)
+
+
+def inspect(
+    model: options.ModelArgument = None,
+    data: options.Data = None,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    trust_pickle: options.TrustPickle = False,
+    json: options.Json = False,
+) -> None:
+    opened = options.open_model(model, arch=arch, input=input, data=data, trust_pickle=trust_pickle)
+    from nncompress.analysis.cost import cost
+    from nncompress.report import tables
+
+    costs = cost(opened.model)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "model": str(opened.path),
+                "inputs": [spec.to_json() for spec in opened.model.inputs],
+                "outputs": list(opened.model.outputs),
+                "layers": [row.to_json() for row in costs.layers],
+                "totals": costs.totals(),
+                "history": opened.model.history,
+            }
+        )
+        return
+    out.print(tables.layers(opened.model, costs, opened.path))

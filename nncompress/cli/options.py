@@ -1,0 +1,154 @@
+"""The options that commands share, and the opening of what they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nncompress.cli import session
+from nncompress.cli.console import say
+from nncompress.errors import UsageError
+
+if TYPE_CHECKING:
+    from nncompress.ir import Model
+
+_PANEL = "Input and output"
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="model file; left out: what the previous command wrote here"),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=".pt2, .onnx or .safetensors [default: MODEL.PASS.pt2]",
+        rich_help_panel=_PANEL,
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="file.npz, folder of images by class, mnist:DIR, cifar10:DIR, package.module:function",
+        rich_help_panel=_PANEL,
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="imagenet, none, or m1,m2,m3/s1,s2,s3; remembered with the model",
+        rich_help_panel=_PANEL,
+    ),
+]
+Limit = Annotated[
+    int, typer.Option(min=1, help="records of --data used for statistics", rich_help_panel=_PANEL)
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:FACTORY",
+        help="what builds the network of a state_dict; also package.module:factory",
+        rich_help_panel=_PANEL,
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="1x3x32x32",
+        help="input shape, where neither file nor --data tell it",
+        rich_help_panel=_PANEL,
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle", help="let a pickled model run its code while loading", rich_help_panel=_PANEL
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="of everything random", rich_help_panel=_PANEL)]
+Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, its path, and the files it was made from here: the original first, `path` last."""
+
+    model: Model
+    path: Path
+    chain: tuple[str, ...]
+
+    @property
+    def original(self) -> Path:
+        return Path(self.chain[0])
+
+
+def open_model(
+    path: str | None,
+    *,
+    arch: str | None = None,
+    input: str | None = None,
+    data: str | None = None,
+    normalize: str | None = None,
+    trust_pickle: bool = False,
+) -> Opened:
+    """Load MODEL, or where it is left out the previous artifact of this directory.
+
+    Raises:
+        UsageError: it was left out and there is none.
+    """
+    from nncompress import api
+
+    previous = session.read()
+    if path is None:
+        if previous is None:
+            raise UsageError(
+                "MODEL was left out, and no earlier command wrote one in this directory",
+                remedy="nncompress COMMAND model.pt",
+            )
+        path = previous.artifact
+        say(f"using {path}, the previous result in this directory")
+    model = api.load(
+        path,
+        arch=arch,
+        input=input,
+        data=data,
+        normalize=normalize,
+        trust_pickle=trust_pickle,
+        notice=say,
+    )
+    return Opened(model, Path(path), _ancestors(previous, str(Path(path))))
+
+
+def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:
+    """What `path` was made from in this directory, the original first, `path` itself last."""
+    if previous is None or path not in previous.chain:
+        return (path,)
+    return previous.chain[: previous.chain.index(path) + 1]
+
+
+def remember(opened: Opened, artifact: Path, original: Model) -> None:
+    """Make `artifact` the MODEL of the next command, keeping the original loadable without options."""
+    from nncompress import export
+
+    chain = opened.chain
+    if opened.original.suffix != ".pt2":
+        keep = session.FOLDER / f"{opened.original.stem}.original.pt2"
+        try:
+            session.FOLDER.mkdir(exist_ok=True)
+        except OSError:
+            return
+        export.write(original, keep)
+        chain = (str(keep), *chain[1:])
+    session.write(session.Session((*(c for c in chain if c != str(artifact)), str(artifact))))
+
+
+def default_output(opened: Opened, suffix: str) -> Path:
+    """`model.prune.pt2` beside the working directory's other results, from `model.pt` and "prune"."""
+    return Path(f"{opened.path.stem}.{suffix}.pt2")

@@ -1,0 +1,170 @@
+"""Results as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nncompress.report.units import count, share, size, times
+
+if TYPE_CHECKING:
+    from nncompress.analysis.cost import Cost
+    from nncompress.export import ExportReport
+    from nncompress.ir import Model
+    from nncompress.pipeline import Step
+    from nncompress.results import CompareResult, EvalResult, PairedResult
+
+SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
+
+
+def plain(*headers: str, right: int = 1) -> Table:
+    """A table without frame whose columns from `right` on are right-aligned numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for position, header in enumerate(headers):
+        number = position >= right
+        table.add_column(header, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    return table
+
+
+def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
+    """One row per layer, a total, and what the model takes and gives."""
+    table = plain("layer", "kind", "weight", "params", "%", "MACs", "%", "bytes", right=3)
+    table.columns[1].no_wrap = False
+    for row in cost.layers:
+        table.add_row(
+            row.name,
+            row.kind,
+            "×".join(map(str, row.shape)),
+            count(row.parameters),
+            share(row.parameters, cost.parameters),
+            count(row.macs),
+            share(row.macs, cost.macs),
+            size(row.bytes),
+        )
+    table.add_section()
+    table.add_row("total", "", "", count(cost.parameters), "", count(cost.macs), "", size(cost.bytes))
+    lines = [Text(f"{path}: {'; '.join(map(str, model.inputs))} -> {', '.join(model.outputs)}", style="bold")]
+    if cost.nonzero < cost.parameters:
+        lines.append(
+            Text(f"{share(cost.parameters - cost.nonzero, cost.parameters)} % of the parameters are zero")
+        )
+    if model.history:
+        lines.append(Text("history: " + " → ".join(str(record["pass"]) for record in model.history)))
+    return Group(*lines, table)
+
+
+def step(result: Step) -> RenderableType:
+    """What one pass did, layer by layer, and what it changed in sum."""
+    options = ", ".join(f"{k.replace('_', '-')} {v}" for k, v in result.settings.items())
+    title = Text(f"{result.name}", style="bold")
+    title.append(f" ({options})" if options else "", style="not bold")
+    applied = [c for c in result.changes if c.applied]
+    left = [c for c in result.changes if not c.applied]
+    title.append(
+        f": {len(applied)} changed, {len(left)} left alone, {result.seconds:.1f} s", style="not bold"
+    )
+    changes = plain("layer", "change", right=2)
+    for change in [*applied, *left][:SHOWN_CHANGES]:
+        changes.add_row(change.where, change.what, style=None if change.applied else "dim")
+    hidden = len(result.changes) - SHOWN_CHANGES
+    if hidden > 0:
+        changes.add_row("…", f"and {hidden} more (--json lists all)", style="dim")
+    sums = plain("", "before", "after", "ratio")
+    for name in ("parameters", "nonzero", "macs", "bytes"):
+        before, after = getattr(result.before, name), getattr(result.after, name)
+        form = size if name == "bytes" else count
+        label = {"macs": "MACs", "nonzero": "non-zero"}.get(name, name)
+        sums.add_row(label, form(before), form(after), times(before, after))
+    lines: list[RenderableType] = [title]
+    if result.changes:
+        lines.append(changes)
+    lines.append(sums)
+    worst = max(result.drift, key=lambda d: d.relative, default=None)
+    if worst is not None:
+        lines.append(Text(f"outputs are {worst.relative:.2%} away from the original's (relative L2 norm)"))
+    lines += [Text(note) for note in result.notes]
+    return Group(*lines, Text())
+
+
+def written(report: ExportReport) -> RenderableType:
+    """Where the file is, and how it was checked."""
+    text = f"wrote {report.path} ({size(report.bytes)})"
+    if report.runtime:
+        batches = " and ".join(map(str, report.batches))
+        text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+    return Text(text, style="bold")
+
+
+@dataclass
+class EvalRow:
+    """One model's line in `evaluation`; what was not measured is None."""
+
+    name: str
+    runtime: str
+    result: EvalResult | None = None
+    paired: PairedResult | None = None
+    difference: CompareResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {"result": self.result, "paired": self.paired, "difference": self.difference}
+        return {
+            "name": self.name,
+            "runtime": self.runtime,
+            **{key: part.to_json() for key, part in parts.items() if part is not None},
+        }
+
+
+def evaluation(rows: list[EvalRow]) -> RenderableType:
+    """Accuracy of every model, then what the later ones differ in from the first."""
+    parts: list[RenderableType] = []
+    results = [row.result for row in rows if row.result is not None]
+    if results:
+        columns = [name for name in ("top1", "top5", "rmse", "mse") if getattr(results[0], name) is not None]
+        head = {"top1": "top-1 %", "top5": "top-5 %", "rmse": "RMSE", "mse": "MSE"}
+        headers = [head[c] for c in columns] + (["against the first"] if len(rows) > 1 else [])
+        runtimes = sorted({row.runtime for row in rows})
+        table = plain("model", *(["runtime"] if len(runtimes) > 1 else []), *headers)
+        for row in rows:
+            assert row.result is not None
+            cells = [_accuracy(row.result, column) for column in columns]
+            if len(rows) > 1:
+                cells.append(_paired(row.paired))
+            table.add_row(row.name, *([row.runtime] if len(runtimes) > 1 else []), *cells)
+        where = f"{results[0].records} records of {results[0].data}, in {' and '.join(runtimes)}"
+        parts += [table, Text(where, style="dim")]
+    compared = [row for row in rows if row.difference is not None]
+    if compared:
+        table = plain("against the first", "output", "agree %", "cosine", "SQNR dB", "max diff", right=2)
+        for row in compared:
+            assert row.difference is not None
+            for each in row.difference.outputs:
+                table.add_row(
+                    row.name,
+                    each.name,
+                    "" if each.agreement is None else f"{100 * each.agreement:.1f}",
+                    f"{each.cosine:.4f}",
+                    f"{each.sqnr_db:.1f}",
+                    f"{each.max_abs:.2g}",
+                )
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+def _accuracy(result: EvalResult, column: str) -> str:
+    value = getattr(result, column)
+    if column == "top1":
+        return f"{100 * value:.2f} ± {100 * (result.top1_standard_error or 0):.2f}"
+    return f"{100 * value:.2f}" if column == "top5" else f"{value:.4g}"
+
+
+def _paired(paired: PairedResult | None) -> str:
+    if paired is None:
+        return ""
+    d = paired.difference
+    return f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"

@@ -1,0 +1,200 @@
+"""Small networks, one per thing that a pass could get wrong. Each maps to the inputs that it takes.
+
+Weights are random, so every one is perturbed where its initialisation is constant and its batch norms are
+settled on noise (`network`): otherwise many such networks ignore their input and a comparison proves nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nncompress.ir import Model
+
+
+class Residual(nn.Module):
+    """Basic blocks with a strided, zero-padded shortcut (He et al. 2015, option A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        x = F.relu(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+        return self.head(x.mean((2, 3)))
+
+
+class Concat(nn.Module):
+    """Two branches joined by channel, then mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(3, 6, 1)
+        self.mix = nn.Conv2d(14, 12, 3, padding=1)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.a(x)), torch.tanh(self.b(x))], 1)
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.mix(x)), 1).flatten(1))
+
+
+class Depthwise(nn.Module):
+    """Inverted residual: expand, depthwise, project; ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(3, 16, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.project = nn.Conv2d(16, 8, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.bn1(self.expand(x)))
+        x = self.bn3(self.project(F.relu6(self.bn2(self.depthwise(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """A language-model shape: the output layer is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.up = nn.Linear(16, 24)
+        self.down = nn.Linear(24, 16)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(x + self.down(F.gelu(self.up(x))))
+
+
+class Upsample(nn.Module):
+    """Autoencoder with transposed convolutions, one of them grouped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.mid = nn.ConvTranspose2d(8, 8, 3, stride=1, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 1, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.up(F.relu(self.mid(F.relu(self.bn(self.down(x)))))))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block with a fused qkv projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv = nn.Linear(32, 96)
+        self.out = nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 6)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, 32)
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, 4, T, 8)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, length, width))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+class Flatten(nn.Module):
+    """A linear layer over channels × positions of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.fc1 = nn.Linear(8 * 4 * 4, 20)
+        self.fc2 = nn.Linear(20, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))
+
+
+class TwoInputs(nn.Module):
+    """An image and a vector of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.fc = nn.Linear(6, 8)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        x = F.relu(self.conv(image)).mean((2, 3))
+        return self.head(torch.cat([x, F.relu(self.fc(features))], 1))
+
+
+class TwoOutputs(nn.Module):
+    """A classifier and a regressor on one trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(10, 24)
+        self.classes = nn.Linear(24, 5)
+        self.value = nn.Linear(24, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.trunk(x))
+        return {"classes": self.classes(x), "value": self.value(x)}
+
+
+NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
+    "residual": (Residual, ((3, 8, 8),)),
+    "concat": (Concat, ((3, 8, 8),)),
+    "depthwise": (Depthwise, ((3, 8, 8),)),
+    "tied": (Tied, ((7,),)),
+    "transposed": (Upsample, ((1, 8, 8),)),
+    "attention": (Attention, ((6, 32),)),
+    "flatten": (Flatten, ((3, 8, 8),)),
+    "two-inputs": (TwoInputs, ((3, 9, 9), (6,))),
+    "two-outputs": (TwoOutputs, ((10,),)),
+}
+
+
+def inputs(name: str, batch: int, seed: int = 1) -> tuple[Tensor, ...]:
+    """Random inputs of the network `name`: token ids for "tied", normal floats for the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = NETWORKS[name][1]
+    if name == "tied":
+        return tuple(torch.randint(0, 32, (batch, *shape), generator=generator) for shape in shapes)
+    return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
+
+
+def network(name: str, seed: int = 0) -> nn.Module:
+    """The network in eval mode, its constants perturbed and its batch norms settled on noise."""
+    torch.manual_seed(seed)
+    module = NETWORKS[name][0]()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        module.train()
+        for step in range(20):
+            module(*inputs(name, 16, seed=100 + step))
+    return module.eval()
+
+
+def model(name: str, seed: int = 0) -> Model:
+    """The same as a `Model`."""
+    return Model.from_module(network(name, seed), inputs(name, 2))
