@@ -1,0 +1,120 @@
+"""Weights find their place in the architecture, or one message says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from nncompress.errors import ModelFileError
+from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
+
+PATH = Path("weights.pt")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_fill_copies_the_values():
+    source, target = Net(), Net()
+    fill(target, source.state_dict(), PATH, "net.py:Net")
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value)
+    assert target.head.weight is target.embed.weight
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."]
+)
+def test_prefixes_of_wrappers(prefix):
+    source, target = Net(), Net()
+    fill(target, {prefix + name: value for name, value in source.state_dict().items()}, PATH, "a:b")
+    assert torch.equal(target.embed.weight, source.embed.weight)
+
+
+def test_prefix_that_belongs_to_the_architecture_stays():
+    """A network whose only child is called `model`."""
+    source, target = (nn.ModuleDict({"model": nn.Linear(2, 2)}) for _ in range(2))
+    fill(target, source.state_dict(), PATH, "a:b")
+    assert torch.equal(target["model"].weight, source["model"].weight)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
+def test_nested_checkpoints(key):
+    weights = {"w": torch.ones(2)}
+    assert find_state_dict({"epoch": 3, key: weights, "optimizer": {"lr": 0.1}}, PATH) == weights
+
+
+@pytest.mark.parametrize(
+    ("found", "described"),
+    [
+        ({}, "a dict"),
+        ({"epoch": 3, "loss": 0.1}, "'epoch', 'loss'"),
+        ([torch.ones(2)], "a list"),
+        (torch.ones(2), "a Tensor"),
+        ({"state_dict": {"w": "text"}}, "'state_dict'"),
+        (None, "a NoneType"),
+    ],
+)
+def test_no_weights(found, described):
+    with pytest.raises(ModelFileError, match=described):
+        find_state_dict(found, PATH)
+
+
+def test_tied_and_counted_tensors_may_be_missing():
+    source, target = Net(), Net()
+    weights = source.state_dict()
+    del weights["head.weight"], weights["norm.num_batches_tracked"]
+    fill(target, weights, PATH, "a:b")
+    assert torch.equal(target.head.weight, source.embed.weight)
+
+
+def test_keys_that_do_not_fit():
+    weights = Net().state_dict()
+    del weights["norm.weight"], weights["norm.bias"]
+    weights["head.weight"] = weights["embed.weight"] = torch.zeros(6, 3)
+    weights |= {f"extra.{i}": torch.zeros(1) for i in range(9)}
+    with pytest.raises(ModelFileError) as caught:
+        fill(Net(), weights, PATH, "net.py:Net")
+    message = str(caught.value)
+    assert "2 missing: norm.weight, norm.bias" in message
+    assert "9 unexpected: extra.0, extra.1, extra.2, extra.3, …" in message
+    assert "embed.weight (6, 3) instead of (5, 3)" in message
+    assert "net.py:Net" in message
+    assert len(message.splitlines()) <= 4
+
+
+def test_nothing_is_copied_where_keys_do_not_fit():
+    target = Net()
+    before = target.embed.weight.detach().clone()
+    with pytest.raises(ModelFileError):
+        fill(target, {"embed.weight": torch.zeros(5, 3)}, PATH, "a:b")
+    assert torch.equal(target.embed.weight, before)
+
+
+def test_safetensors(tmp_path):
+    tensors = {"a": torch.randn(3, 2), "b": torch.arange(4), "c": torch.ones(2, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors", metadata={"who": "me", "tied": "a"})
+    found, header = read_safetensors(tmp_path / "w.safetensors")
+    assert header["who"] == "me"
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    assert torch.equal(found["tied"], tensors["a"])
+
+
+@pytest.mark.parametrize(
+    "edit", [lambda b: b[:-4], lambda b: b.replace(b"F32", b"F99"), lambda b: b[:8] + b"x" + b[9:]]
+)
+def test_damaged_safetensors(edit, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(edit(safetensors.torch.save({"a": torch.randn(3, 2)})))
+    with pytest.raises(ModelFileError, match=r"w\.safetensors"):
+        read_safetensors(path)
