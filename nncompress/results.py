@@ -147,7 +147,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw times, nanoseconds, in the order of the rounds: entry i of every arm is from the same round."""
+    """Raw times of a call, nanoseconds, session after session; entry i of every arm is of one round."""
 
     wall_ns: tuple[int, ...]
     cpu_ns: tuple[int, ...] | None = None
@@ -163,7 +163,7 @@ class ArmResult:
         cpu: of the calling thread's CPU time; None where a run uses other threads too.
         speedup: the first arm's time over this one's: above 1 is faster. None for the first arm.
         parity: this arm's outputs against the first arm's on the same input. None for the first arm.
-        load_s: seconds to open the artifact.
+        load_s: seconds to open the file, the fastest of all sessions.
         peak_memory: bytes that loading and running take beyond the runtime itself, in a process of its own.
         file_size: bytes.
         parameters, macs: where the caller knows them; MACs per sample.
@@ -198,7 +198,8 @@ class BenchResult(Result):
         batch: samples per call.
         threads: per call.
         clock: which clock the ratios are taken from, "cpu" or "wall".
-        rounds: calls per arm that were kept; warmup: that were not.
+        rounds_per_session: how often every arm was measured; all artifacts were opened anew in each session.
+        warmup: rounds that were not kept.
         environment: CPU, instruction sets, versions, governor.
         warnings: what was seen that makes the numbers doubtful, the likely cause, what to try.
     """
@@ -209,7 +210,7 @@ class BenchResult(Result):
     batch: int
     threads: int
     clock: str
-    rounds: int
+    rounds_per_session: tuple[int, ...]
     warmup: int
     seed: int
     environment: dict[str, Any] = field(default_factory=dict)

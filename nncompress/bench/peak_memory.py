@@ -1,0 +1,117 @@
+"""The memory that loading and running an artifact takes beyond its runtime, in a process of its own.
+
+    python -m nncompress.bench.peak_memory model.onnx inputs.npz --threads 1     prints {"peak_memory": bytes}
+
+The process imports the runtime and warms it up first, notes its memory, then loads and runs the artifact: the
+difference between its peak and that note is the artifact's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nncompress.bench.inputs import Inputs, inputs_for
+from nncompress.ir import Model
+from nncompress.runtimes import open_artifact
+
+RUNS = 3
+LONGEST_S = 600
+
+
+def peak_memory(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) -> int | None:
+    """Bytes beyond the runtime itself; None where the process could not tell.
+
+    Args:
+        inputs: of one call.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(artifact, Model):
+            path = Path(folder) / "model.pt2"
+            torch.export.save(artifact.exported_program(), path)
+        else:
+            path = Path(artifact).resolve()
+        np.savez(Path(folder) / "inputs.npz", *inputs)
+        command = [sys.executable, "-m", __name__, str(path), str(Path(folder) / "inputs.npz")]
+        try:
+            done = subprocess.run(
+                [*command, "--threads", str(threads)],
+                capture_output=True,
+                text=True,
+                timeout=LONGEST_S,
+                check=True,
+            )
+            return int(json.loads(done.stdout.splitlines()[-1])["peak_memory"])
+        except (subprocess.SubprocessError, OSError, ValueError, KeyError, IndexError):
+            return None
+
+
+def _measure(path: Path, inputs: Inputs, threads: int) -> int:
+    if path.suffix == ".pt2":
+        _warm_up_torch(path.parent)
+    else:
+        import onnxruntime  # noqa: F401  the runtime is not the artifact's memory
+    before = _reset_peak()
+    # The .pt2 was written a moment ago by `peak_memory`, so it is trusted: users' files come through load.
+    artifact = Model.from_exported(torch.export.load(path)) if path.suffix == ".pt2" else path
+    runner = open_artifact(artifact, threads)
+    own = inputs_for(runner, inputs, str(path))
+    for _ in range(RUNS):
+        runner.run(*own)
+    return max(0, _peak() - before)
+
+
+def _warm_up_torch(folder: Path) -> None:
+    """Load and run a tiny program, so that torch's own modules are in memory before the artifact is."""
+    tiny = folder / "tiny.pt2"
+    example = (torch.zeros(2, 1),)
+    torch.export.save(torch.export.export(torch.nn.Linear(1, 1), example), tiny)
+    open_artifact(Model.from_exported(torch.export.load(tiny)), 1).run(example[0])
+
+
+def _reset_peak() -> int:
+    """Forget the peak so far; the bytes in memory now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except (OSError, KeyError):
+        return _peak()
+
+
+def _peak() -> int:
+    try:
+        return _status("VmHWM")
+    except (OSError, KeyError):
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _status(key: str) -> int:
+    """Bytes of an entry of Linux's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    entries = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return int(entries[key].split()[0]) * 1024
+
+
+def main() -> None:
+    """The process of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("inputs", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    with np.load(arguments.inputs, allow_pickle=False) as file:
+        inputs = tuple(file[f"arr_{i}"] for i in range(len(file.files)))
+    print(json.dumps({"peak_memory": _measure(arguments.artifact, inputs, arguments.threads)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""From raw times to a ratio that can be believed.
+
+Two things make the times of one artifact differ: the machine from moment to moment, and the artifact from one
+opening to the next (where its weights happen to lie in memory: up to some percent, constant until it is
+closed). The first averages out within a session; the second does not, however long the session is. So every
+artifact is opened anew in several sessions, and the interval comes from the spread between sessions
+(Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"). Within a session, arms are compared
+round by round, so that what slows a whole round (drift, throttling, a neighbour) cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nncompress.results import Estimate, Latency
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+# 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom
+STUDENT_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+NORMAL = 1.960
+
+Times = Sequence[int] | np.ndarray
+
+
+def latency(times_ns: Times) -> Latency:
+    """Median, 90th and 99th percentile and median absolute deviation, in seconds."""
+    seconds = np.asarray(times_ns, np.float64) / 1e9
+    median, p90, p99 = np.percentile(seconds, [50, 90, 99])
+    mad = np.median(np.abs(seconds - median))
+    return Latency(float(median), float(p90), float(p99), float(mad))
+
+
+def speedup(first: Sequence[Times], other: Sequence[Times], *, seed: int = 0) -> Estimate:
+    """How many times as fast as the first arm the other one is, with its 95 % interval.
+
+    Args:
+        first, other: per session the times of each round; round i of both was measured together.
+        seed: of the bootstrap, which is used where there is one session only.
+    Returns:
+        above 1: `other` is faster. The value is the geometric mean over sessions of each session's median
+        of per-round ratios; the interval is Student's t over sessions of their logarithms.
+    """
+    logs = [
+        np.log(np.maximum(np.asarray(a, np.float64), 1)) - np.log(np.maximum(np.asarray(b, np.float64), 1))
+        for a, b in zip(first, other, strict=True)
+    ]
+    if len(logs) == 1:
+        low, high = _bootstrap(logs[0], seed)
+        return _estimate(float(np.median(logs[0])), low, high)
+    medians = np.array([np.median(session) for session in logs])
+    freedom = len(medians) - 1
+    t = STUDENT_T[freedom - 1] if freedom <= len(STUDENT_T) else NORMAL
+    centre, half = medians.mean(), t * medians.std(ddof=1) / math.sqrt(len(medians))
+    return _estimate(float(centre), float(centre - half), float(centre + half))
+
+
+def _bootstrap(logs: np.ndarray, seed: int) -> tuple[float, float]:
+    """Percentile interval of the median, resampling blocks of consecutive rounds.
+
+    Neighbouring rounds are alike, which single draws would deny: circular blocks of n^(1/3) rounds (Politis &
+    Romano 1992).
+    """
+    count = len(logs)
+    block = max(1, round(count ** (1 / 3)))
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(0, count, (RESAMPLES, -(-count // block)))
+    rounds = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
+    low, high = np.percentile(np.median(logs[rounds], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    return Estimate(math.exp(value), math.exp(low), math.exp(high), CONFIDENCE)

@@ -1,0 +1,107 @@
+"""The statistics on synthetic timings whose truth is known: no test here looks at a real clock."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from nncompress.bench.stats import STUDENT_T, latency, speedup
+
+TRIALS = 200
+MS = 1e6
+
+
+def timings(rng, *, ratio=1.0, sessions=8, rounds=60, session_spread=0.01, drift=0.0, neighbour=0.0):
+    """Two arms' times per session [ns]: the second `ratio` times as fast as the first.
+
+    Args:
+        session_spread: standard deviation of what each opening does to an artifact's speed for good.
+        drift: how much slower both are at the end than at the beginning.
+        neighbour: a program that comes periodically and makes whichever call it meets that much slower.
+    """
+    first, other = [], []
+    for s in range(sessions):
+        progress = (s + np.linspace(0, 1, rounds)) / sessions
+        common = 10 * MS * (1 + drift * progress)
+        phase = rng.uniform(0, 7)
+        for arm, speed in ((first, 1.0), (other, ratio)):
+            moment = np.arange(rounds) * 2 + rng.integers(0, 2, rounds)  # the random order within a round
+            met = ((moment + phase) % 7) < 2
+            noise = rng.normal(0, 0.02, rounds) + rng.exponential(0.02, rounds)
+            opening = math.exp(rng.normal(0, session_spread))
+            arm.append((common * opening * (1 + noise) * (1 + neighbour * met) / speed).astype(np.int64))
+    return first, other
+
+
+SITUATIONS = {
+    "quiet": {},
+    "no spread between sessions": {"session_spread": 0.0},
+    "openings differ by 4 %": {"session_spread": 0.04},
+    "drift of 50 %": {"drift": 0.5},
+    "periodic neighbour": {"neighbour": 1.0},
+    "few sessions": {"sessions": 3},
+    "few rounds": {"rounds": 5},
+    "all at once": {"drift": 0.5, "neighbour": 1.0, "session_spread": 0.04},
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
+@pytest.mark.parametrize("ratio", [1.0, 1.3])
+def test_the_interval_contains_the_truth(situation, ratio):
+    """A 95 % interval contains the true ratio in >= 90 % of trials: 1 in an A/A run, 1.3 in an A/B run."""
+    rng = np.random.default_rng(1)
+    estimates = [speedup(*timings(rng, ratio=ratio, **situation)) for _ in range(TRIALS)]
+    assert np.mean([ratio in e for e in estimates]) >= 0.90
+    assert np.median([e.value for e in estimates]) == pytest.approx(ratio, rel=0.01)  # and without bias
+
+
+@pytest.mark.parametrize("situation", ["quiet", "drift of 50 %", "periodic neighbour", "few rounds"])
+def test_a_faster_arm_is_found(situation):
+    rng = np.random.default_rng(2)
+    estimates = [speedup(*timings(rng, ratio=1.3, **SITUATIONS[situation])) for _ in range(TRIALS)]
+    assert np.mean([e.low > 1 for e in estimates]) >= 0.95
+
+
+def test_swapping_the_arms_inverts_the_ratio():
+    first, other = timings(np.random.default_rng(3), ratio=1.7)
+    forth, back = speedup(first, other), speedup(other, first)
+    assert forth.value == pytest.approx(1 / back.value)
+    assert (forth.low, forth.high) == pytest.approx((1 / back.high, 1 / back.low))
+
+
+def test_one_session_is_bootstrapped_with_its_seed():
+    """Where openings do not differ, the bootstrap over the rounds of one session covers too."""
+    rng = np.random.default_rng(4)
+    runs = [timings(rng, sessions=1, session_spread=0.0) for _ in range(TRIALS)]
+    assert np.mean([1.0 in speedup(*run) for run in runs]) >= 0.90
+    assert speedup(*runs[0], seed=5) == speedup(*runs[0], seed=5)
+
+
+def test_one_session_cannot_see_what_openings_do():
+    """Why there are several: what an opening does is constant within it, so its interval is too narrow."""
+    rng = np.random.default_rng(5)
+    runs = [timings(rng, sessions=1, session_spread=0.01) for _ in range(TRIALS)]
+    assert np.mean([1.0 in speedup(*run) for run in runs]) < 0.70
+
+
+def test_sessions_that_do_not_match_are_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        speedup([[1, 2]], [[1, 2], [1, 2]])
+
+
+def test_student_t_table():
+    reference = scipy_stats.t.ppf(0.975, np.arange(1, len(STUDENT_T) + 1))
+    np.testing.assert_allclose(STUDENT_T, reference, atol=6e-4)
+
+
+def test_latency_against_numpy():
+    times = np.random.default_rng().integers(1_000, 9_000_000, 1001)
+    result = latency(times)
+    seconds = np.sort(times) / 1e9
+    assert result.median == seconds[500]
+    assert result.p90 == seconds[900]
+    assert result.p99 == seconds[990]
+    assert result.mad == pytest.approx(np.median(np.abs(seconds - seconds[500])))
