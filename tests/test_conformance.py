@@ -21,6 +21,7 @@ from nncompress.passes import PASSES, Context, Pass
 SETTINGS: dict[str, dict[str, object]] = {
     "prune": {"sparsity": 0.5},
     "factorize": {"err": 1e-2},
+    "prune-nodes": {"ratio": 0.3},
 }
 
 

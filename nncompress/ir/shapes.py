@@ -19,11 +19,19 @@ class Shapes:
 
     def __init__(self, model: Model, batch: int = 1) -> None:
         self._symbols: dict[Any, int] = {}
+        self._known: dict[Any, int] = {}
         placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(placeholders, model.inputs, strict=True):
             for size, number in zip(node.meta["val"].shape, model.concrete_shape(spec, batch)):
-                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
-                    self._symbols[size.node.expr] = number
+                if isinstance(size, torch.SymInt):
+                    self._solve(size.node.expr, number)
+
+    def _solve(self, expression: Any, number: int) -> None:
+        """Put the symbol of `expression` to the value that makes it `number` (a dim may be 8 * s)."""
+        unknown = [s for s in expression.free_symbols if s not in self._symbols]
+        if len(unknown) == 1:
+            fits = (n for n in range(number, 0, -1) if expression.subs(unknown[0], n) == number)
+            self._symbols[unknown[0]] = number if expression.is_Symbol else next(fits, number)
 
     def of(self, node: Any) -> tuple[int, ...]:
         """The shape of a node's tensor, e.g. (1, 64, 56, 56). A node without a tensor has shape ()."""
@@ -32,6 +40,9 @@ class Shapes:
 
     def size(self, size: Any) -> int:
         """One size as a number."""
-        if isinstance(size, torch.SymInt):
-            return int(size.node.expr.subs(self._symbols))
-        return int(size)
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr
+        if expression not in self._known:
+            self._known[expression] = int(expression.subs(self._symbols))
+        return self._known[expression]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from nncompress.passes.base import Change, Context, Pass
 from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
+from nncompress.passes.prune_nodes import PruneNodes
 
-_ALL: tuple[type[Pass], ...] = (Prune, Factorize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Factorize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune"]
+__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune", "PruneNodes"]

@@ -1,0 +1,341 @@
+"""Rules of contractions: convolution, linear, matmul, attention, recurrent cells.
+
+A contraction is a pointwise product in the joint space of all its dims, summed over some of them. So dims
+that both operands have are united, dims of one operand pass to the result, and a contracted dim may lose an
+index if both operands lose it: the index then contributes what it contributes when its weights are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from nncompress.analysis.couplings.labels import Factor, varying
+from nncompress.analysis.couplings.value import Result, Value
+from nncompress.ir.normalize import op_name
+
+if TYPE_CHECKING:
+    from nncompress.analysis.couplings.trace import Trace
+
+Arguments = dict[str, Any]
+
+
+def contract(
+    t: Trace, operands: Sequence[tuple[Value, Sequence[str]]], out: Sequence[str], shape: tuple[int, ...]
+) -> Value:
+    """Contract operands whose dims are named by `letters` to a result with dims `out`."""
+    letters = list(dict.fromkeys(letter for _, names in operands for letter in names))
+    summed = [i for i, letter in enumerate(letters) if letter not in out]
+    count = [sum(letter in names for _, names in operands) for letter in letters]
+    batch = {i for i, letter in enumerate(letters) if letter in out and count[i] == len(operands) > 1}
+    embedded = []
+    for value, names in operands:
+        factors = [_embed(f, names, letters) for f in t.labels.settle(value.factors)]
+        kept = []
+        for f in factors:
+            along = varying(f)
+            if along & batch and along - batch:  # whole heads: a batch dim wins over what it contains
+                kept += t.labels.fix([f], along - batch, "inside a head")
+            else:
+                kept.append(f)
+        sizes = dict(zip(names, value.shape))
+        embedded.append((kept, [sizes.get(letter, 1) > 1 for letter in letters]))
+    result = []
+    for f in t.labels.unify(embedded, "meets a fixed size"):
+        along = varying(f)
+        if along & set(summed):
+            if along <= set(summed):
+                continue
+            f = t.labels.unite_along(f, along & set(summed))
+        result.append(_embed(f, letters, out, drop=True))
+    return Value(shape, result)
+
+
+def _embed(f: Factor, names: Sequence[str], into: Sequence[str], drop: bool = False) -> Factor:
+    """Permute a factor over dims `names` to dims `into`, size 1 where it has none."""
+    order = [names.index(letter) for letter in into if letter in names]
+    rest = [i for i in range(len(names)) if i not in order]
+    moved = f.transpose(order + rest).reshape([f.shape[i] for i in order])
+    sizes = dict(zip([names[i] for i in order], moved.shape))
+    return moved.reshape([sizes.get(letter, 1) for letter in into])
+
+
+def add_bias(t: Trace, value: Value, bias: Any, dim: int) -> Value:
+    """A bias vector joins the labels of `dim`."""
+    from nncompress.analysis.couplings.pointwise import per_channel
+
+    if bias is None:
+        return value
+    return Value(value.shape, per_channel(t, value, [bias], dim % len(value.shape)))
+
+
+def linear(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x, w = t.value(a["input"]), t.value(a["weight"])
+    lead = [f"b{i}" for i in range(len(x.shape) - 1)]
+    t.contraction(node, a["weight"], outputs=[0], inputs=[1])
+    out = contract(t, [(x, [*lead, "k"]), (w, ["o", "k"])], [*lead, "o"], t.shape(node))
+    return add_bias(t, out, a.get("bias"), -1)
+
+
+def matmul(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """matmul, mm, bmm, mv, dot: batch dims broadcast."""
+    first, second = [v for k, v in a.items() if isinstance(v, fx.Node)][:2]
+    return product(t, node, first, second, t.shape(node))
+
+
+def product(t: Trace, node: fx.Node, first: fx.Node, second: fx.Node, shape: tuple[int, ...]) -> Value:
+    x, y = t.value(first), t.value(second)
+    rank = max(len(x.shape), len(y.shape))
+    lead = [f"b{i}" for i in range(rank - 2)]
+    left = [*lead, "m", "k"][rank - len(x.shape) :] if len(x.shape) > 1 else ["k"]
+    right = [*lead, "k", "n"][rank - len(y.shape) :] if len(y.shape) > 1 else ["k"]
+    out = [*lead, *(["m"] if len(x.shape) > 1 else []), *(["n"] if len(y.shape) > 1 else [])]
+    columns = [len(y.shape) - 1] if len(y.shape) > 1 else []
+    t.contraction(node, second, outputs=columns, inputs=[max(len(y.shape) - 2, 0)])
+    if len(x.shape) > 1:  # either side may hold the weight
+        t.roles(first, outputs=[len(x.shape) - 2], inputs=[len(x.shape) - 1])
+    return contract(t, [(x, left), (y, right)], out, shape)
+
+
+def addmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """addmm, baddbmm, addbmm-free: bias + first @ second."""
+    first, second = (a[k] for k in a if k.startswith(("mat", "batch")))
+    shape = t.shape(node)
+    made = product(t, node, first, second, shape)
+    bias = t.value(a["self"])
+    lead = len(shape) - len(bias.shape)
+    operands = [
+        (made.factors, made.spans),
+        ([f.reshape((1,) * lead + f.shape) for f in bias.factors], [False] * lead + bias.spans),
+    ]
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
+
+
+def einsum(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    equation = a["equation"].replace(" ", "")
+    tensors = a["tensors"]
+    if "->" not in equation or "." in equation or len(tensors) > 2:
+        return t.unknown(node)
+    left, out = equation.split("->")
+    names = [list(part) for part in left.split(",")]
+    if any(len(set(n)) < len(n) for n in names):
+        return t.unknown(node)
+    summed_alone = [
+        letter for n in names for letter in n if letter not in out and sum(letter in m for m in names) == 1
+    ]
+    operands = []
+    for tensor, n in zip(tensors, names):
+        value = t.value(tensor)
+        dims = [n.index(letter) for letter in summed_alone if letter in n]
+        operands.append((Value(value.shape, t.labels.fix(value.factors, dims, "summed")), n))
+    if len(tensors) == 2:
+        shared = [letter for letter in names[1] if letter in names[0] and letter not in out]
+        t.contraction(
+            node,
+            tensors[1],
+            outputs=[names[1].index(c) for c in names[1] if c in out],
+            inputs=[names[1].index(c) for c in shared],
+        )
+    return contract(t, operands, list(out), t.shape(node))
+
+
+def attention(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """scaled_dot_product_attention: scores over d, softmax over the keys, values."""
+    q, k, v = (t.value(a[n]) for n in ("query", "key", "value"))
+    rank = len(q.shape)
+    lead = [f"b{i}" for i in range(rank - 2)]
+    if a.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
+        times = q.shape[-3] // k.shape[-3]
+        k, v = (
+            Value(
+                (*x.shape[:-3], q.shape[-3], *x.shape[-2:]),
+                [np.repeat(f, times, rank - 3) if f.shape[rank - 3] > 1 else f for f in x.factors],
+            )
+            for x in (k, v)
+        )
+    scores_shape = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+    scores = contract(t, [(q, [*lead, "l", "d"]), (k, [*lead, "s", "d"])], [*lead, "l", "s"], scores_shape)
+    operands = [(scores.factors, scores.spans)]
+    if a.get("attn_mask") is not None:
+        mask = t.value(a["attn_mask"])
+        more = rank - len(mask.shape)
+        operands.append(
+            ([f.reshape((1,) * more + f.shape) for f in mask.factors], [False] * more + mask.spans)
+        )
+    factors = t.labels.unify(operands, "meets a fixed size")
+    scores = Value(scores_shape, t.labels.fix(factors, [rank - 1], "softmax over it"))
+    fixed_keys = Value(v.shape, t.labels.fix(v.factors, [rank - 2], "attended over"))
+    t.contraction(node, a["key"], outputs=[], inputs=[rank - 1])
+    return contract(
+        t, [(scores, [*lead, "l", "s"]), (fixed_keys, [*lead, "s", "e"])], [*lead, "l", "e"], t.shape(node)
+    )
+
+
+def convolution(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Plain, depthwise, grouped and transposed, 1 to 3 spatial dims."""
+    x, w = t.value(a["input"]), t.value(a["weight"])
+    rank, groups = len(w.shape), a["groups"]
+    if len(x.shape) != rank:
+        return t.unknown(node)  # no batch dim
+    transposed = a["transposed"] if "transposed" in a else "transpose" in op_name(node)
+    space = [f"s{i}" for i in range(rank - 2)]
+    same = [_keeps_positions(a, w.shape, d) for d in range(rank - 2)]
+    moved = [2 + d for d, keep in enumerate(same) if not keep]
+    x = Value(x.shape, t.labels.fix(x.factors, moved, "convolved over it"))
+    w = Value(w.shape, t.labels.fix(w.factors, range(2, rank), "a kernel's extent"))
+    o, i = (1, 0) if transposed else (0, 1)
+    t.contraction(node, a["weight"], outputs=[o], inputs=[i])
+    kernel = [f"k{d}" for d in range(rank - 2)]
+    shape = t.shape(node)
+    if groups == 1:
+        names = ["o", "c"] if not transposed else ["c", "o"]
+        out = contract(t, [(x, ["n", "c", *space]), (w, [*names, *kernel])], ["n", "o", *space], shape)
+    else:
+        out = _grouped(t, x, w, groups, transposed, shape)
+    return add_bias(t, out, a.get("bias"), 1)
+
+
+def _keeps_positions(a: Arguments, weight: tuple[int, ...], d: int) -> bool:
+    def at(value: Any) -> Any:
+        return value if isinstance(value, int | str) else value[d if len(value) > 1 else 0]
+
+    pad = at(a["padding"])
+    return weight[2 + d] == 1 and at(a["stride"]) == 1 and pad in (0, "valid", "same")
+
+
+def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...]) -> Value:
+    """The grid groups x channels: a unit is a whole group where there are many groups, else a column.
+
+    A column is the same channel of every group; inputs and outputs then stay apart. The weight's dim 0 holds
+    the channels of all groups (outputs; inputs if transposed), its dim 1 those of one group.
+    """
+    taken_inner, made_inner = x.shape[1] // groups, shape[1] // groups
+    channels, others = [], []
+    for f in t.labels.settle(x.factors):
+        if f.shape[1] == 1:
+            others.append(f)
+        else:
+            channels.append(t.labels.unite_along(f, varying(f) - {1}).reshape(groups, taken_inner))
+    all_inner, one_inner = (taken_inner, made_inner) if transposed else (made_inner, taken_inner)
+    w_all = [f.reshape(groups, all_inner) for f in w.factors if f.shape[0] > 1]
+    w_one = [f.reshape(1, one_inner) for f in w.factors if f.shape[1] > 1]
+
+    if channels and groups >= taken_inner:
+        for f in [*channels, *w_all]:
+            t.labels.unite(f, channels[0][:, :1])
+        for f in w_one:
+            t.labels.pin(f, "shared by all groups")
+        if not w_all:
+            t.labels.pin(channels[0], "meets a fixed size")
+        vectors = [np.broadcast_to(channels[0][:, :1], (groups, made_inner))]
+    else:
+        for f in [*channels, *w_all]:
+            t.labels.unite_along(f, [0])
+        w_in, made = (w_all, w_one) if transposed else (w_one, w_all)
+        for f in [*channels, *w_in]:
+            if channels and (w_in or taken_inner == 1):
+                t.labels.unite(f[:1], channels[0][:1])
+            else:
+                t.labels.pin(f, "meets a fixed size")
+        vectors = [np.broadcast_to(f[:1], (groups, made_inner)) for f in made]
+    space = [1] * (len(shape) - 2)
+    return Value(shape, [*others, *(v.reshape(1, -1, *space) for v in vectors)])
+
+
+def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    w, index = t.value(a["weight"]), t.value(a["indices"])
+    t.fix_all(index, "used as an index")
+    t.roles(a["weight"], outputs=[1], inputs=[])
+    lead = len(index.shape)
+    kept = t.labels.fix(w.factors, [0], "looked up by index")
+    return Value(t.shape(node), [f.reshape((1,) * lead + (-1,)) for f in kept])
+
+
+def recurrent_cell(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """lstm_cell, gru_cell, rnn_*_cell: [gates x hidden] weights; a hidden unit is a row of every gate."""
+    x = t.value(a["input"])
+    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    hidden = t.value(states[0]).shape[-1]
+    vector = recurrent_layer(t, x, [a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]], hidden)
+    t.contraction(node, a["w_ih"], outputs=[0], inputs=[1])
+    t.contraction(node, a["w_hh"], outputs=[0], inputs=[1])
+    factor = [] if vector is None else [vector.reshape(1, -1)]
+    for state in states:
+        s = t.value(state)
+        factor = t.labels.unify([(factor, [False, True]), (s.factors, s.spans)], "meets a fixed size")
+    shapes = t.shape(node)
+    if isinstance(shapes, list):
+        return [Value(s, list(factor)) for s in shapes]
+    return Value(shapes, list(factor))
+
+
+def recurrent_layer(t: Trace, x: Value, weights: Sequence[Any], hidden: int) -> Factor | None:
+    """Unite the gates' rows with each other and with w_hh's columns; x with w_ih's columns.
+
+    Returns:
+        The labels of the hidden units, `[hidden]`.
+    """
+    w_ih, w_hh, *biases = (t.value(w) for w in weights)
+    lead = [f"b{i}" for i in range(len(x.shape) - 1)]
+    gates = contract(t, [(x, [*lead, "k"]), (w_ih, ["o", "k"])], [*lead, "o"], (*x.shape[:-1], w_ih.shape[0]))
+    rows = [f.ravel() for f in gates.factors if f.size == f.shape[-1] > 1]
+    for value in (w_hh, *biases):
+        rows += [f.ravel() for f in value.factors if f.shape[0] == f.size > 1]
+    if not rows:
+        return None
+    vector = rows[0].reshape(-1, hidden)[:1].ravel()
+    for row in rows:
+        t.labels.unite(row.reshape(-1, hidden), vector)
+    for f in w_hh.factors:
+        if f.shape[-1] == f.size > 1:
+            t.labels.unite(f.ravel(), vector)
+    if len(rows) < 2 + len(biases) or not any(f.shape[-1] == f.size > 1 for f in w_hh.factors):
+        t.labels.pin(vector, "meets a fixed size")
+    return vector
+
+
+def recurrent(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """lstm, gru, rnn_tanh, rnn_relu over a sequence. One hidden size serves all layers and directions."""
+    if "params" not in a or a.get("batch_sizes") is not None:
+        return t.unknown(node)
+    x = t.value(a["input"])
+    rank = len(x.shape)
+    x = Value(x.shape, t.labels.fix(x.factors, range(rank - 1), "iterated over"))
+    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    initial = [t.value(s) for s in states]
+    hidden = initial[0].shape[-1]
+    if any(s.shape[-1] != hidden for s in initial):
+        return t.unknown(node)  # an LSTM with projections
+    per_layer = 4 if a["has_biases"] else 2
+    directions = 2 if a["bidirectional"] else 1
+    everything: Factor | None = None
+    layer_input = x
+    for layer in range(a["num_layers"]):
+        for d in range(directions):
+            at = (layer * directions + d) * per_layer
+            weights = a["params"][at : at + per_layer]
+            vector = recurrent_layer(t, layer_input, weights, hidden)
+            if vector is None:
+                return t.unknown(node)
+            for offset in (0, 1):
+                t.contraction(node, weights[offset], outputs=[0], inputs=[1])
+            if everything is not None:
+                t.labels.unite(everything, vector)
+            everything = vector
+        assert everything is not None
+        whole = np.tile(everything, directions).reshape((1,) * (rank - 1) + (-1,))
+        layer_input = Value((*x.shape[:-1], hidden * directions), [whole])
+    assert everything is not None
+    for s in initial:
+        flat = Value(s.shape, t.labels.fix(s.factors, range(len(s.shape) - 1), "one per layer"))
+        mine = everything.reshape((1,) * (len(s.shape) - 1) + (-1,))
+        own = [d == len(s.shape) - 1 for d in range(len(s.shape))]
+        t.labels.unify([(flat.factors, flat.spans), ([mine], own)], "meets a fixed size")
+    shapes = t.shape(node)
+    results: list[Result] = [Value(shapes[0], list(layer_input.factors))]
+    for shape in shapes[1:]:
+        results.append(Value(shape, [everything.reshape((1,) * (len(shape) - 1) + (-1,))]))
+    return results

@@ -1,0 +1,359 @@
+"""Rules of ops that only move data: run the same movement on the labels.
+
+Every rule takes `(trace, node, a)`, `a` being the arguments by schema name, and returns the labelled result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from nncompress.analysis.couplings.labels import (
+    PIN,
+    Factor,
+    components,
+    materialize,
+    segments,
+    shrink,
+    varying,
+)
+from nncompress.analysis.couplings.value import Result, Value, as_dims
+
+if TYPE_CHECKING:
+    from nncompress.analysis.couplings.trace import Trace
+
+Arguments = dict[str, Any]
+_LARGE = 1 << 18  # a label array beyond this that is not a plain vector is decided at once, not carried on
+
+
+def reshape(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    after = t.shape(node)
+    if math.prod(x.shape) != math.prod(after):
+        return t.unknown(node)
+    parts = segments(x.shape, after)
+    factors = []
+    for factor in t.labels.settle(x.factors):
+        decided = _decide_if_large(t, factor, x.shape, parts)
+        factors += [_reshaped(f, x.shape, after, parts) for f in decided]
+    return Value(after, factors)
+
+
+def _reshaped(
+    factor: Factor, before: Sequence[int], after: Sequence[int], parts: list[tuple[range, range]]
+) -> Factor:
+    source, target = list(factor.shape), [1] * len(after)
+    for old, new in parts:
+        if any(factor.shape[d] > 1 for d in old):
+            for d in old:
+                source[d] = before[d]
+            for d in new:
+                target[d] = after[d]
+    return shrink(np.broadcast_to(factor, source).reshape(target))
+
+
+def _decide_if_large(
+    t: Trace, factor: Factor, shape: Sequence[int], parts: list[tuple[range, range]]
+) -> list[Factor]:
+    """A grid over parts whose merge would blow it up (the r x r of a pixel shuffle) is fixed there."""
+    along = varying(factor)
+    touched = [old for old, _ in parts if along & set(old)]
+    growing = {d for old in touched if any(d not in along and shape[d] > 1 for d in old) for d in old}
+    size = math.prod(shape[d] for old in touched for d in old)
+    if len(touched) < 2 or not growing or size < _LARGE:
+        return [factor]
+    return t.labels.fix([factor], growing & along, "merged with a fixed dim")
+
+
+def permute(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    order = _order(node, a, len(x.shape))
+    return Value(t.shape(node), [f.transpose(order) for f in x.factors])
+
+
+def _order(node: fx.Node, a: Arguments, rank: int) -> list[int]:
+    order = list(range(rank))
+    if "dims" in a:
+        return as_dims(a["dims"], rank)
+    if "source" in a:  # movedim
+        source, target = as_dims(a["source"], rank), as_dims(a["destination"], rank)
+        rest = [d for d in order if d not in source]
+        moved = dict(zip(target, source))
+        remaining = iter(rest)
+        return [moved[d] if d in moved else next(remaining) for d in range(rank)]
+    if "dim0" in a or "axis0" in a:
+        first, second = (a["dim0"], a["dim1"]) if "dim0" in a else (a["axis0"], a["axis1"])
+        order[first % rank], order[second % rank] = order[second % rank], order[first % rank]
+        return order
+    if str(node.target).split(".")[1] == "numpy_T":
+        return order[::-1]
+    if rank >= 2:  # t, mT, adjoint
+        order[-1], order[-2] = order[-2], order[-1]
+    return order
+
+
+def expand(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Copies made along a dim of size 1 can be made in any number: fresh labels."""
+    x = t.value(a["self"])
+    after = t.shape(node)
+    lead = len(after) - len(x.shape)
+    factors = [f.reshape((1,) * lead + f.shape) for f in x.factors]
+    before = (1,) * lead + x.shape
+    for dim, (old, new) in enumerate(zip(before, after)):
+        if old == 1 and new > 1 and t.static(node, dim):
+            factors.append(t.fresh(after, dim))
+    return Value(after, factors)
+
+
+def repeat(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    after = t.shape(node)
+    lead = len(after) - len(x.shape)
+    before = (1,) * lead + x.shape
+    factors: list[Factor] = []
+    for factor in x.factors:
+        factor = factor.reshape((1,) * lead + factor.shape)
+        times = [new // old if factor.shape[d] > 1 else 1 for d, (old, new) in enumerate(zip(before, after))]
+        factors.append(np.tile(factor, times))
+    for dim, (old, new) in enumerate(zip(before, after)):
+        if old == 1 and new > 1 and t.static(node, dim):
+            factors.append(t.fresh(after, dim))
+    return Value(after, factors)
+
+
+def repeat_interleave(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    if not isinstance(a.get("repeats"), int) or not isinstance(a.get("dim"), int):
+        return t.unknown(node)
+    x = t.value(a["self"])
+    dim = x.at(a["dim"])
+    return Value(
+        t.shape(node), [np.repeat(f, a["repeats"], dim) if f.shape[dim] > 1 else f for f in x.factors]
+    )
+
+
+def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Also narrow. A strided slice of a labelled dim would need its survivors evenly spaced: fixed."""
+    x = t.value(a["self"])
+    dim = x.at(a["dim"])
+    labelled = any(f.shape[dim] > 1 for f in x.factors)
+    start = a.get("start") or 0
+    step = a.get("step", 1)
+    if labelled and (step != 1 or isinstance(start, fx.Node)):
+        x = Value(x.shape, t.labels.fix(x.factors, [dim], "strided slice"))
+    start = start if isinstance(start, int) else 0
+    start = max(start + x.shape[dim], 0) if start < 0 else start
+    after = t.shape(node)
+    index = np.arange(start, start + after[dim])
+    return Value(after, [f if f.shape[dim] == 1 else np.take(f, index, dim) for f in x.factors])
+
+
+def select(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    dim, index = x.at(a["dim"]), a["index"]
+    if isinstance(index, fx.Node) and any(f.shape[dim] > 1 for f in x.factors):
+        x = Value(x.shape, t.labels.fix(x.factors, [dim], "index computed at run time"))
+    return Value(t.shape(node), [np.take(f, index if f.shape[dim] > 1 else 0, dim) for f in x.factors])
+
+
+def split(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """chunk, split, tensor_split: the parts as they are; removal turns it into split_with_sizes."""
+    x = t.value(a["self"])
+    dim = x.at(a.get("dim", 0))
+    shapes = t.shape(node)
+    parts: list[Result] = []
+    start = 0
+    for shape in shapes:
+        index = np.arange(start, start + shape[dim])
+        parts.append(Value(shape, [f if f.shape[dim] == 1 else np.take(f, index, dim) for f in x.factors]))
+        start += shape[dim]
+    return parts
+
+
+def unbind(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    dim = x.at(a.get("dim", 0))
+    return [
+        Value(shape, [np.take(f, i if f.shape[dim] > 1 else 0, dim) for f in x.factors])
+        for i, shape in enumerate(t.shape(node))
+    ]
+
+
+def getitem(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    source, index = node.args
+    results = t.values.get(source) if isinstance(source, fx.Node) else None
+    return results[index] if isinstance(results, list) and isinstance(index, int) else None
+
+
+def cat(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    values = [v for v in map(t.value, a["tensors"]) if v.shape != (0,)]
+    dim = values[0].at(a.get("dim", 0))
+    return Value(t.shape(node), concatenate(t, values, dim))
+
+
+def stack(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    shape = t.shape(node)
+    dim = (a.get("dim") or 0) % len(shape)
+    one = [*shape[:dim], 1, *shape[dim + 1 :]]
+    values = [Value(tuple(one), [np.expand_dims(f, dim) for f in t.value(n).factors]) for n in a["tensors"]]
+    return Value(shape, concatenate(t, values, dim))
+
+
+def concatenate(t: Trace, values: Sequence[Value], dim: int) -> list[Factor]:
+    """Along `dim` the labels follow each other; across the other dims the operands must agree."""
+    rank = len(values[0].shape)
+    settled = [t.labels.settle(v.factors) for v in values]
+    result: list[Factor] = []
+    others = []
+    joined = components([varying(f) for factors in settled for f in factors])
+    along = next((dims for dims in joined if dim in dims), None)
+    if along is not None:
+        pieces = []
+        for value, factors in zip(values, settled):
+            own = [f for f in factors if varying(f) <= along]
+            one = t.labels.only_one(own) if own else np.full((1,) * rank, PIN)
+            pieces.append(materialize(one, value.shape, [dim]))
+        wide = [max(p.shape[d] for p in pieces) for d in range(rank)]
+        whole = [np.broadcast_to(p, [*wide[:dim], p.shape[dim], *wide[dim + 1 :]]) for p in pieces]
+        result.append(np.concatenate(whole, dim))
+    for value, factors in zip(values, settled):
+        spans = [size > 1 and d != dim for d, size in enumerate(value.shape)]
+        others.append(([f for f in factors if along is None or not varying(f) <= along], spans))
+    return result + t.labels.unify(others, "concatenated with a fixed size")
+
+
+def pad(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Padding with a constant makes positions that nobody needs: fresh labels."""
+    x = t.value(a["self"])
+    after = t.shape(node)
+    rank = len(after)
+    padded = {
+        rank - 1 - i: (a["pad"][2 * i], a["pad"][2 * i + 1])
+        for i in range(len(a["pad"]) // 2)
+        if any(isinstance(p, fx.Node) or p for p in a["pad"][2 * i : 2 * i + 2])
+    }
+    constant = a.get("mode", "constant") == "constant" and all(
+        isinstance(p, int) and p >= 0 for pair in padded.values() for p in pair
+    )
+    if not constant:
+        return Value(after, t.labels.fix(x.factors, padded, "padded with its own values"))
+    factors = list(x.factors)
+    for dim, (low, high) in padded.items():
+        own = [f for f in factors if f.shape[dim] > 1]
+        rest = [f for f in factors if f.shape[dim] == 1]
+        one = t.labels.only_one(own) if own else np.full((1,) * rank, PIN)
+        size = x.shape[dim]
+        one = materialize(one, x.shape, [dim])
+
+        def sides(count: int, one: Factor = one, dim: int = dim) -> Factor:
+            shape = [1] * rank
+            shape[dim] = count
+            wide = list(one.shape)
+            wide[dim] = count
+            return np.broadcast_to(t.labels.fresh(count).reshape(shape), wide)
+
+        if size + low + high != after[dim]:
+            return t.unknown(node)
+        factors = [*rest, np.concatenate([sides(low), one, sides(high)], dim)]
+    return Value(after, factors)
+
+
+def flip(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    return Value(x.shape, [np.flip(f, tuple(as_dims(a["dims"], len(x.shape)))) for f in x.factors])
+
+
+def pixel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """[N, C r r, H, W] -> [N, C, H r, W r]: r x r labels become one channel."""
+    x = t.value(a["self"])
+    rank, r = len(x.shape), a["upscale_factor"] ** 2
+    channel = rank - 3
+    factors = []
+    for f in t.labels.fix(x.factors, [rank - 2, rank - 1], "space to depth"):
+        if f.shape[channel] > 1:
+            grid = f.reshape(*f.shape[:channel], -1, r, 1, 1)
+            f = t.labels.unite_along(grid, [channel + 1]).reshape(*f.shape[:channel], -1, 1, 1)
+        factors.append(f)
+    return Value(t.shape(node), factors)
+
+
+def pixel_unshuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    rank, r = len(x.shape), a["downscale_factor"] ** 2
+    fixed = t.labels.fix(x.factors, [rank - 2, rank - 1], "space to depth")
+    return Value(t.shape(node), [np.repeat(f, r, rank - 3) if f.shape[rank - 3] > 1 else f for f in fixed])
+
+
+def channel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    factors = []
+    for f in x.factors:
+        if f.shape[1] > 1:
+            grid = f.reshape(f.shape[0], a["groups"], -1, *f.shape[2:])
+            f = t.labels.unite_along(grid, [1])  # the same index of every group
+            f = np.broadcast_to(f, grid.shape).swapaxes(1, 2).reshape(f.shape[0], -1, *f.shape[3:])
+        factors.append(f)
+    return Value(x.shape, factors)
+
+
+def index(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """x[i, :, j]: the indexed dims are fixed, the others keep their labels."""
+    x = t.value(a["self"])
+    where = [d for d, i in enumerate(a["indices"]) if i is not None]
+    for i in a["indices"]:
+        if i is not None:
+            t.fix_all(t.value(i), "used as an index")
+    fixed = t.labels.fix(x.factors, where, "indexed")
+    after = t.shape(node)
+    together = where == list(range(where[0], where[-1] + 1))
+    made = len(after) - (len(x.shape) - len(where))  # dims that the index tensors span
+    at = where[0] if together else 0
+    factors = []
+    for f in fixed:
+        rest = [size for d, size in enumerate(f.shape) if d not in where]
+        factors.append(f.reshape(rest[:at] + [1] * made + rest[at:]))
+    return Value(after, factors)
+
+
+def index_select(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    t.fix_all(t.value(a["index"]), "used as an index")
+    dim = x.at(a["dim"])
+    return Value(t.shape(node), t.labels.fix(x.factors, [dim], "indexed"))
+
+
+def unfold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """im2col: [N, C, H, W] -> [N, C k k, L]."""
+    x = t.value(a["self"])
+    if len(x.shape) != 4:
+        return t.unknown(node)
+    k = math.prod(a["kernel_size"])
+    fixed = t.labels.fix(x.factors, [2, 3], "patches")
+    return Value(
+        t.shape(node),
+        [(np.repeat(f, k, 1) if f.shape[1] > 1 else f).reshape(f.shape[0], -1, 1) for f in fixed],
+    )
+
+
+def fold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """col2im: [N, C k k, L] -> [N, C, H, W]."""
+    x = t.value(a["self"])
+    if len(x.shape) != 3:
+        return t.unknown(node)
+    k = math.prod(a["kernel_size"])
+    factors = []
+    for f in t.labels.fix(x.factors, [2], "patches"):
+        if f.shape[1] > 1:
+            f = t.labels.unite_along(f.reshape(f.shape[0], -1, k), [2])
+        factors.append(f.reshape(f.shape[0], -1, 1, 1))
+    return Value(t.shape(node), factors)
+
+
+def windows(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Tensor.unfold: sliding windows of one dim, put last."""
+    x = t.value(a["self"])
+    fixed = t.labels.fix(x.factors, [x.at(a["dimension"])], "windows")
+    return Value(t.shape(node), [f[..., None] for f in fixed])

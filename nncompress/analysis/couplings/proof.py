@@ -1,0 +1,140 @@
+"""The proof of a removal: the original with the units' consumer weights at zero computes the same.
+
+`ZeroedReference` runs the *original* graph and never the resized one. Wherever units are consumed (the
+contracted dim of a convolution, linear, matmul) it sets the consumer's weights to zero at the removed
+indices; where a norm runs over removed indices it normalises over the survivors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.couplings.groups import Couplings, Removal
+from nncompress.analysis.couplings.value import EXAMPLE_BATCH, arguments
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.resize import Kept
+
+
+class ZeroedReference(fx.Interpreter):
+    """Runs the original model as if the removed units gave nothing to anyone.
+
+    Its batch must be `EXAMPLE_BATCH`: labels of dims that merge batch and heads hold for that size only.
+    """
+
+    def __init__(self, couplings: Couplings, removal: Removal) -> None:
+        super().__init__(couplings.model.graph_module, garbage_collect_values=False)
+        self._survivors = couplings.survivors(removal)
+        self._trace = couplings.trace
+
+    def run_node(self, n: fx.Node) -> Any:
+        replaced = {}
+        for operand, dims in self._trace.contractions.get(n, ()):
+            kept = {d: m for d, m in self._survivors.of(operand).items() if d in dims}
+            if kept:
+                replaced[operand] = self.env[operand]
+                self.env[operand] = self.env[operand] * _mask(kept, self.env[operand])
+        normed = self._trace.survivor_norms.get(n, ())
+        partial = any(d in self._survivors.of(n) for d in normed)
+        result = self._norm(n) if partial else super().run_node(n)
+        self.env.update(replaced)
+        return result
+
+    def _norm(self, node: fx.Node) -> Tensor:
+        a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
+        return norm_over(op_name(node), a, _mask(self._survivors.of(node), a["input"]))
+
+
+def _mask(kept: Kept, like: Tensor) -> Tensor:
+    mask = torch.ones([1] * like.dim(), dtype=like.dtype)
+    for dim, keep in kept.items():
+        shape = [1] * like.dim()
+        shape[dim] = -1
+        mask = mask * torch.from_numpy(keep).to(like.dtype).reshape(shape)
+    return mask
+
+
+def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:
+    """layer_norm, rms_norm or group_norm with statistics over the positions where `mask` is 1."""
+    x, w, b = a["input"], a.get("weight"), a.get("bias")
+    shape = x.shape
+    if kind == "group_norm":
+        mask = mask.expand(1, *shape[1:]).reshape(1, a["num_groups"], -1)
+        x = x.reshape(shape[0], a["num_groups"], -1)
+        dims = [2]
+        channels = [1, -1] + [1] * (len(shape) - 2)
+        w, b = (None if v is None else v.reshape(channels) for v in (w, b))
+    else:
+        dims = list(range(x.dim() - len(a["normalized_shape"]), x.dim()))
+        mask = mask.expand(*[1] * dims[0], *shape[dims[0] :])
+    count = mask.sum(dims, keepdim=True)
+    if kind != "rms_norm":
+        x = x - (x * mask).sum(dims, keepdim=True) / count
+    eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
+    x = x * torch.rsqrt((x * x * mask).sum(dims, keepdim=True) / count + eps)
+    x = x.reshape(shape)
+    x = x if w is None else x * w
+    return x if b is None else x + b
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the pruned model is from the reference.
+
+    Attributes:
+        error: largest difference of any output, relative to that output's largest magnitude.
+        effect: the same between original and reference: 0 means that the removed units never mattered.
+    """
+
+    error: float
+    effect: float
+
+
+def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 0) -> Proof:
+    """Compare the pruned model with the zeroed original on random inputs."""
+    inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
+    with torch.no_grad():
+        wanted = ZeroedReference(couplings, removal).run(*inputs)
+        original = couplings.model.outputs_of(*inputs)
+        got = pruned.outputs_of(*inputs)
+    return Proof(_distance(got, wanted), _distance(original, wanted))
+
+
+def _distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not b.numel():
+            continue
+        a, b = a.detach().double(), b.detach().double()
+        scale = max(float(b.abs().max()), 1e-12)
+        difference = float((a - b).abs().max()) / scale
+        worst = max(worst, difference if np.isfinite(difference) else float("inf"))
+    return worst
+
+
+TOLERANCE = 2e-4  # float32, relative to the largest output; deep nets without training reach 1e-5
+
+
+def check(couplings: Couplings, removal: Removal, pruned: Model, *, tolerance: float = TOLERANCE) -> Proof:
+    """Prove it or refuse.
+
+    Raises:
+        VerificationError: pruned model and reference disagree.
+    """
+    proof = prove(couplings, removal, pruned)
+    if not proof.error <= tolerance:
+        raise VerificationError(
+            "the pruned model does not compute what the original computes without the removed units",
+            got=f"relative difference {proof.error:.2g}",
+            expected=f"at most {tolerance:.2g}",
+            remedy="this is a defect: please report the model's architecture",
+        )
+    return proof

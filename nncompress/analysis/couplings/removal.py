@@ -1,0 +1,66 @@
+"""Finding the couplings of a model, and taking units out of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from nncompress.analysis.couplings.groups import Couplings, Removal
+from nncompress.analysis.couplings.trace import Trace, constants_to_fold, folded_name
+from nncompress.ir import Model
+from nncompress.ir.edit import add_tensor, read_tensor, replace_node
+from nncompress.ir.resize import resize
+
+
+def find_couplings(model: Model) -> Couplings:
+    """Which indices must be removed together. Reads the graph and shapes only; runs nothing."""
+    return Couplings(model, Trace(model))
+
+
+def remove_units(model: Model, removal: Removal, couplings: Couplings | None = None) -> None:
+    """Remove units: index-select the stored tensors, derive every literal anew, refresh.
+
+    Args:
+        removal: group name -> units to remove.
+        couplings: of this very model, if they are known already. They describe the model before; afterwards
+            find them again.
+
+    Raises:
+        UsageError: an unknown group or unit, or a group that would be empty.
+        UnsupportedError: the result cannot be traced.
+    """
+    couplings = couplings or find_couplings(model)
+    survivors = couplings.survivors(removal)
+    if fold_weights(model):
+        survivors = find_couplings(model).survivors(removal)
+    resize(model, survivors)
+
+
+def fold_weights(model: Model) -> list[str]:
+    """Store weights that are computed from weights (weight standardisation, weight norm) as what they are.
+
+    Returns:
+        The names of the new tensors; empty if there is nothing to fold.
+    """
+    nodes = constants_to_fold(model)
+    made = []
+    for node in [n for n in model.graph.nodes if n in nodes]:
+        with torch.no_grad():
+            value = _evaluate(model, node)
+        name = add_tensor(model, folded_name(node), value)
+        replace_node(node, read_tensor(model, name, node))
+        made.append(name)
+    if made:
+        model.refresh()
+    return made
+
+
+def _evaluate(model: Model, node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        return model.tensor(str(node.target))
+    args = fx.map_arg(node.args, lambda n: _evaluate(model, n))
+    kwargs = fx.map_arg(node.kwargs, lambda n: _evaluate(model, n))
+    assert callable(node.target)
+    return node.target(*args, **kwargs)

@@ -1,0 +1,116 @@
+"""Which rule serves which ATen op. An op that is not here, and not tagged pointwise, pins what it touches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from nncompress.analysis.couplings import contraction as c
+from nncompress.analysis.couplings import movement as m
+from nncompress.analysis.couplings import pointwise as p
+from nncompress.ir.normalize import op_name
+
+Rule = Callable[..., Any]
+
+_TABLE: list[tuple[Rule, str]] = [
+    # -- data movement: the labels move as the data do
+    (m.reshape, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as ravel"),
+    (m.permute, "permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT adjoint"),
+    (m.expand, "expand expand_as broadcast_to"),
+    (m.repeat, "repeat tile"),
+    (m.repeat_interleave, "repeat_interleave"),
+    (m.slice_, "slice narrow"),
+    (m.select, "select"),
+    (m.split, "split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split"),
+    (m.unbind, "unbind"),
+    (m.getitem, "getitem"),
+    (m.cat, "cat concat concatenate"),
+    (m.stack, "stack"),
+    (m.pad, "pad constant_pad_nd"),
+    (m.flip, "flip"),
+    (m.pixel_shuffle, "pixel_shuffle"),
+    (m.pixel_unshuffle, "pixel_unshuffle"),
+    (m.channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    (m.index, "index"),
+    (m.index_select, "index_select"),
+    (m.unfold_patches, "im2col"),
+    (m.fold_patches, "col2im"),
+    (m.windows, "unfold"),
+    # -- contractions: the contracted dims of both operands are united
+    (c.linear, "linear"),
+    (c.matmul, "matmul mm bmm mv dot"),
+    (c.addmm, "addmm baddbmm"),
+    (c.einsum, "einsum"),
+    (c.attention, "scaled_dot_product_attention"),
+    (c.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
+    (c.embedding, "embedding"),
+    (c.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+    (c.recurrent, "lstm gru rnn_tanh rnn_relu"),
+    # -- norms: per-channel vectors join the channels
+    (p.batch_norm, "batch_norm instance_norm"),
+    (p.layer_norm, "layer_norm rms_norm"),
+    (p.group_norm, "group_norm"),
+    # -- reductions fix what they reduce
+    (
+        p.reduce,
+        "mean sum amax amin max min any all prod norm linalg_vector_norm var std var_mean std_mean logsumexp"
+        " argmax argmin count_nonzero aminmax nansum nanmean median frobenius_norm",
+    ),
+    (
+        p.along,
+        "softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort roll"
+        " cummax cummin diff renorm",
+    ),
+    (
+        p.spatial,
+        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices"
+        " max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+        " adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d"
+        " upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d"
+        " _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d"
+        " _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d"
+        " replication_pad1d replication_pad2d replication_pad3d",
+    ),
+    (p.last_two, "tril triu"),
+    # -- pointwise, where torch's own tag is missing; all others carry it
+    (
+        p.pointwise,
+        "add sub mul div rsub pow where masked_fill maximum minimum lerp addcmul addcdiv hardswish"
+        " hardsigmoid hardtanh relu relu6 selu elu celu gelu silu mish leaky_relu softplus threshold"
+        " log_sigmoid clamp clamp_min clamp_max softsign hardshrink softshrink tanhshrink sigmoid tanh square"
+        " rsqrt sqrt exp log1p clip divide multiply subtract true_divide floor_divide negative positive"
+        " __and__ __or__ bitwise_and bitwise_or logical_and logical_or logical_not heaviside nan_to_num"
+        " special_expit atan2 arctan2 fmod remainder isnan isinf",
+    ),
+    (p.prelu, "prelu _prelu_kernel"),
+    (
+        p.follow_first,
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout to _to_copy type_as"
+        " contiguous clone detach alias lift_fresh_copy lift_fresh zeros_like"
+        " ones_like full_like empty_like",
+    ),
+    # -- constants
+    (p.created, "zeros ones full empty new_zeros new_ones new_full new_empty"),
+    (p.fixed, "arange linspace eye scalar_tensor tril_indices triu_indices logspace one_hot"),
+]
+RULES: dict[str, Rule] = {name: rule for rule, names in _TABLE for name in names.split()}
+
+# Rules under which a constant expression (weights in, weights out) keeps the labels of its operands.
+TRANSPARENT = {
+    m.reshape, m.permute, m.expand, m.slice_, m.select, m.split, m.unbind, m.getitem, m.cat, m.stack, m.index,
+    p.pointwise, p.follow_first, p.created, p.fixed,
+}  # fmt: skip
+
+
+def rule_of(node: fx.Node) -> Rule | None:
+    """The rule for a call, None where there is none: nothing it touches may be removed."""
+    target = node.target
+    name = op_name(node)
+    if isinstance(target, torch._ops.OpOverload):
+        if target._schema.is_mutable or target.namespace not in ("aten", "quantized_decomposed"):
+            return None
+        return RULES.get(name) or (p.pointwise if torch.Tag.pointwise in target.tags else None)
+    return m.getitem if name == "getitem" else None

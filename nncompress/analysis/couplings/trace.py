@@ -1,0 +1,232 @@
+"""One walk through the graph that labels every tensor, then the choice of units where labels form grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.couplings.labels import Factor, Labels, shrink, varying
+from nncompress.analysis.couplings.rules import TRANSPARENT, rule_of
+from nncompress.analysis.couplings.value import EXAMPLE_BATCH, Result, Value, arguments, nested_shape
+from nncompress.ir import Model
+from nncompress.ir.shapes import Shapes
+
+
+class Trace:
+    """The labelled graph.
+
+    Attributes:
+        values: node -> its labelled value (a list for several results, None for what is no tensor).
+        tensors: dotted name of every stored tensor that the graph reads -> its value. One dim, one factor.
+        contractions: node -> (operand, its contracted dims): where removed units are consumed.
+        survivor_norms: node -> dims it normalises over; removal there leaves the survivors'
+            statistics.
+        folded: nodes that compute a weight from weights in a way that labels cannot follow (weight
+            standardisation, weight norm); their result is labelled as a weight of its own.
+        inputs, outputs: per stored tensor, the dims that serve as a layer's input or output features.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.labels = Labels()
+        self.values: dict[fx.Node, Result] = {}
+        self.tensors: dict[str, Value] = {}
+        self.contractions: dict[fx.Node, list[tuple[fx.Node, tuple[int, ...]]]] = {}
+        self.survivor_norms: dict[fx.Node, tuple[int, ...]] = {}
+        self.folded: list[fx.Node] = []
+        self.inputs: set[tuple[str, int]] = set()
+        self.outputs: set[tuple[str, int]] = set()
+        self._shapes = Shapes(model, EXAMPLE_BATCH)
+        self._owner: dict[int, str] = {}  # id of a tensor -> first name
+        self._starts: list[int] = []  # first label of each (tensor, dim), ascending
+        self._dims: list[tuple[str, int]] = []
+        fold = constants_to_fold(model)
+        for node in model.graph.nodes:
+            self.labels.context = node.name
+            self.values[node] = self._visit(node, fold)
+        self.labels.context = ""
+        self._choose_units()
+
+    # -- what the rules use --------------------------------------------------------------------------------
+
+    def value(self, node: Any) -> Value:
+        """The labelled value of an argument; a number is a scalar."""
+        value = self.values.get(node) if isinstance(node, fx.Node) else None
+        return value if isinstance(value, Value) else Value(())
+
+    def shape(self, node: fx.Node) -> Any:
+        return nested_shape(self._shapes, node.meta.get("val"))
+
+    def static(self, node: fx.Node, dim: int) -> bool:
+        return isinstance(node.meta["val"].shape[dim], int)
+
+    def operands(self, node: fx.Node) -> list[Value]:
+        found = [self.values.get(n) for n in node.all_input_nodes]
+        return [v for v in found if isinstance(v, Value)]
+
+    def fresh(self, shape: Sequence[int], dim: int) -> Factor:
+        where = [1] * len(shape)
+        where[dim] = shape[dim]
+        return self.labels.fresh(shape[dim]).reshape(where)
+
+    def fix_all(self, value: Value, why: str) -> None:
+        for factor in value.factors:
+            self.labels.pin(factor, why)
+
+    def unknown(self, node: fx.Node) -> Result:
+        """Nothing that this op touches may be removed."""
+        for source in node.all_input_nodes:
+            for value in flat(self.values.get(source)):
+                self.fix_all(value, f"no rule for {node.target}")
+
+        def plain(shape: Any) -> Result:
+            return (
+                [plain(s) for s in shape]
+                if isinstance(shape, list)
+                else None
+                if shape is None
+                else Value(shape)
+            )
+
+        return plain(self.shape(node))
+
+    def contraction(self, node: fx.Node, operand: Any, *, outputs: list[int], inputs: list[int]) -> None:
+        """Say where `node` sums over a labelled dim: `inputs` are the contracted dims of `operand`."""
+        self.contractions.setdefault(node, []).append((operand, tuple(inputs)))
+        self.roles(operand, outputs=outputs, inputs=inputs)
+
+    def roles(self, operand: Any, *, outputs: list[int], inputs: list[int]) -> None:
+        for dims, found in ((outputs, self.outputs), (inputs, self.inputs)):
+            for dim in dims:
+                for factor in self.value(operand).factors:
+                    if factor.shape[dim] > 1:
+                        found.update(self._stored(factor))
+
+    def _stored(self, factor: Factor) -> Iterator[tuple[str, int]]:
+        positions = np.searchsorted(self._starts, factor.ravel(), side="right") - 1
+        for position in np.unique(positions[positions >= 0]):
+            tensor, dim = self._dims[position]
+            if factor.max() < self._starts[position] + self.tensors[tensor].shape[dim]:
+                yield tensor, dim
+
+    # -- the walk ------------------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node, fold: set[fx.Node]) -> Result:
+        if node.op == "get_attr":
+            return self._stored_tensor(node)
+        if node.op == "placeholder":
+            return Value(self.shape(node)) if isinstance(self.shape(node), tuple) else None
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                self.fix_all(self.value(source), "an output of the model")
+            return None
+        if node in fold:
+            self.folded.append(node)
+            return self._label_dims(folded_name(node), self.shape(node))
+        if self.shape(node) is None and not isinstance(node.meta.get("val"), list | tuple):
+            return None  # a size or another number
+        rule = rule_of(node)
+        return rule(self, node, arguments(node)) if rule else self.unknown(node)
+
+    def _stored_tensor(self, node: fx.Node) -> Result:
+        try:
+            tensor = self.model.tensor(str(node.target))
+        except AttributeError:
+            return None
+        if not isinstance(tensor, Tensor):
+            return None  # a submodule of a higher-order op
+        name = self._owner.setdefault(id(tensor), str(node.target))
+        if name not in self.tensors:
+            self.tensors[name] = self._label_dims(name, tuple(tensor.shape))
+        known = self.tensors[name]
+        return Value(known.shape, list(known.factors))
+
+    def _label_dims(self, name: str, shape: tuple[int, ...]) -> Value:
+        factors = []
+        for dim, size in enumerate(shape):
+            if size > 1:
+                self._starts.append(len(self.labels))
+                self._dims.append((name, dim))
+                factors.append(self.fresh(shape, dim))
+        value = Value(shape, factors)
+        self.tensors[name] = value
+        return Value(shape, list(factors))
+
+    # -- grids ---------------------------------------------------------------------------------------------
+
+    def _choose_units(self) -> None:
+        """Every factor must vary along one dim only: of a grid the axis with most units stays.
+
+        Uniting labels can turn other grids into vectors, never the reverse, so this ends.
+        """
+        changed = True
+        while changed:
+            changed = False
+            for results in self.values.values():
+                for value in flat(results):
+                    for factor in value.factors:
+                        factor = shrink(self.labels.find(factor))
+                        along = varying(factor)
+                        if len(along) > 1:
+                            keep = max(sorted(along), key=factor.shape.__getitem__)
+                            self.labels.unite_along(factor, along - {keep})
+                            changed = True
+                        elif not along and factor.size and factor.flat[0]:
+                            self.labels.pin(factor, "a tensor would be left empty")
+                            changed = True
+
+    def dims(self, node_or_value: fx.Node | Value) -> Iterator[tuple[int, Factor]]:
+        """`(dim, labels along it)` for every labelled dim of a tensor, pinned positions being PIN."""
+        value = self.value(node_or_value) if isinstance(node_or_value, fx.Node) else node_or_value
+        for factor in value.factors:
+            factor = shrink(self.labels.find(factor))
+            for dim in varying(factor):
+                yield dim, factor.ravel()
+
+
+def flat(result: Result) -> Iterator[Value]:
+    if isinstance(result, Value):
+        yield result
+    elif isinstance(result, list):
+        for each in result:
+            yield from flat(each)
+
+
+def constants_to_fold(model: Model) -> set[fx.Node]:
+    """Nodes that compute a weight from weights by other means than moving and multiplying.
+
+    Labels cannot follow a mean over a weight's inputs; but the computed weight is a constant, and its own
+    dims can be labelled. Only the last node of such a computation counts, the one that data meets.
+    """
+    constant: set[fx.Node] = set()
+    opaque: set[fx.Node] = set()
+    fold: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        if node.op == "get_attr":
+            constant.add(node)
+        elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+            sources = node.all_input_nodes
+            weights = [n for n in sources if n in constant]
+            if weights and len(weights) == len(sources) and _is_weight(model, node):
+                constant.add(node)
+                if rule_of(node) not in TRANSPARENT or any(n in opaque for n in weights):
+                    opaque.add(node)
+        fold.update(n for n in node.all_input_nodes if n in opaque and node not in constant)
+    return fold
+
+
+def _is_weight(model: Model, node: fx.Node) -> bool:
+    value = node.meta["val"]
+    static = all(isinstance(s, int) for s in value.shape)
+    return static and value.dtype.is_floating_point and isinstance(node.target, torch._ops.OpOverload)
+
+
+def folded_name(node: fx.Node) -> str:
+    """Where a folded weight is stored: beside the first weight that it is computed from."""
+    while node.op != "get_attr":
+        node = node.all_input_nodes[0]
+    return f"{node.target}_folded"
