@@ -11,7 +11,7 @@ from nncompress.ir import Model
 
 
 def magnitude(model: Model, group: Group, *, power: int) -> NDArray[np.float64]:
-    """Sum of |w|^power of every unit over the layers that produce it (all members if none does): `[units]`."""
+    """Sum of |w|^power of each unit over the layers that produce it (all members if none): `[units]`."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in group.producers or group.members:
         values = model.tensor(member.tensor).detach().double().abs().pow(power)
