@@ -384,16 +384,38 @@ def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]
 
 
 def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:
-    rows = [
-        user.args[0].meta["val"].shape[0]
-        for user in node.users
-        if op_name(user) == "embedding" and user.args[1] is node and isinstance(user.args[0], fx.Node)
-    ]
+    rows = _embedding_rows(node)
     if rows:
-        return 0, min(int(r) for r in rows)
+        return 0, min(rows)
     if isinstance(example, Tensor) and example.numel() and example.dtype != torch.bool:
         return int(example.min()), int(example.max()) + 1
     return (1, 2)  # a mask that hides nothing
+
+
+# what ids pass through on their way to an embedding, unchanged
+_MOVES = {
+    "view",
+    "reshape",
+    "to",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "contiguous",
+    "expand",
+    "flatten",
+    "select",
+}
+
+
+def _embedding_rows(ids: fx.Node) -> list[int]:
+    """The sizes of the tables that `ids` index, directly or after being reshaped or cast."""
+    rows: list[int] = []
+    for user in ids.users:
+        if op_name(user) == "embedding" and user.args[1] is ids and isinstance(user.args[0], fx.Node):
+            rows.append(int(user.args[0].meta["val"].shape[0]))
+        elif op_name(user) in _MOVES and user.args and user.args[0] is ids:
+            rows += _embedding_rows(user)
+    return rows
 
 
 def _random(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

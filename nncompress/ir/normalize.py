@@ -49,6 +49,8 @@ def normalize(module: fx.GraphModule) -> None:
     """Normalise `module` in place (table above). Its meaning does not change."""
     graph = module.graph
     graph.set_codegen(CodeGen())
+    for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks):
+        hooks.clear()  # they check calls against the nesting and keywords of the original's inputs
     while _inline_wrappers(module):
         pass
     for node in list(graph.nodes):

@@ -136,3 +136,28 @@ def test_a_write_through_a_window_keeps_its_meaning():
     model = Model.from_module(module, (torch.randn(2, 4),))
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x.clone()), module(x.clone()))
+
+
+class Keywords(nn.Module):
+    """As HuggingFace models are exported: inputs by keyword, ids reshaped before they index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 4)
+
+    def forward(self, *, ids, weights):
+        return {"sum": (self.embed(ids.view(-1, 6)) * weights["each"][..., None]).sum(1)}
+
+
+def test_inputs_by_keyword_and_nested_become_positional():
+    module = Keywords().eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    inputs = {"ids": torch.zeros(2, 6, dtype=torch.int64), "weights": {"each": torch.ones(2, 6)}}
+    shapes = {"ids": {0: batch}, "weights": {"each": {0: batch}}}
+    program = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
+    program._example_inputs = None  # as a file has none
+    model = Model.from_exported(program)
+    ids, each = model.example_inputs(batch=5)
+    assert ids.max() > 2  # drawn from the whole vocabulary
+    torch.testing.assert_close(model(ids, each), module(ids=ids, weights={"each": each})["sum"])
+    assert model.outputs == ("sum",)
