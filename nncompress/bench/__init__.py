@@ -51,8 +51,8 @@ def benchmark(
         arms: the first one is what the others are compared with.
         inputs: arrays of one call; None: random ones of this `batch`.
         threads: per call. With 1, ratios are taken from the thread's CPU time, else from the wall clock.
-        time_budget: seconds for opening, warming up and measuring; at least `FEWEST_SESSIONS` sessions of
-            `FEWEST_ROUNDS` rounds are measured, however long they take.
+        time_budget: seconds of measuring, without opening and warming up. Where these take more than twice
+            as long, there are fewer sessions, but at least 3 of 5 rounds.
         rounds: measure this many rounds instead, spread over the sessions.
         sessions: how often every artifact is opened anew (see `stats`).
         memory: also measure each artifact's peak memory, which takes a process of its own and some seconds.
@@ -75,7 +75,16 @@ def benchmark(
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
     del runners  # the sessions open their own
 
-    measured = measure_sessions(arms, inputs, threads, time_budget, rounds, sessions, seed, progress)
+    measured = measure_sessions(
+        arms,
+        inputs,
+        threads,
+        time_budget=time_budget,
+        rounds=rounds,
+        sessions=sessions,
+        seed=seed,
+        progress=progress,
+    )
     peaks: list[int | None] = [None] * len(arms)
     if memory:
         for i, arm in enumerate(arms):

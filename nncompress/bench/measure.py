@@ -120,13 +120,15 @@ class Measurement:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Python's garbage collector does not run meanwhile."""
+    """Meanwhile Python's garbage collector runs only by hand, and looks only at what is new."""
     was_enabled = gc.isenabled()
     gc.collect()
+    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
+        gc.unfreeze()
         if was_enabled:
             gc.enable()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from nncompress.bench.inputs import Inputs, inputs_for
-from nncompress.bench.measure import ArmTimes, Measurement, undisturbed
+from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
 from nncompress.ir import Model
 from nncompress.progress import Progress
-from nncompress.runtimes import Runner, open_artifact
+from nncompress.runtimes import open_artifact
 
 FEWEST_SESSIONS = 3  # so many even where the time is up: fewer say nothing of their spread
 FEWEST_ROUNDS = 5  # per session
+LONGEST = 3  # times the budget, with opening and warming up: then no further session begins
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,33 @@ def measure_sessions(
     arms: Sequence[Arm],
     inputs: Inputs,
     threads: int,
+    *,
     time_budget: float,
     rounds: int | None,
     sessions: int,
     seed: int,
     progress: Progress,
 ) -> Measured:
+    """Measure all arms in turns; see `benchmark` for the arguments."""
     measured = Measured([], [[] for _ in arms])
     generator = np.random.default_rng(seed)
     unsettled = 0
     begin = time.perf_counter()
-    for session in range(sessions):
-        if rounds is None and session >= FEWEST_SESSIONS and time.perf_counter() - begin > time_budget:
-            break
-        runners: dict[int, Runner] = {}
-        # The order of opening decides where the weights lie in memory, so it must not favour an arm.
-        for i in generator.permutation(len(arms)).tolist():
-            artifact = arms[i].artifact
-            started = time.perf_counter()
-            runners[i] = open_artifact(artifact.copy() if isinstance(artifact, Model) else artifact, threads)
-            measured.load_s[i].append(time.perf_counter() - started)
-        calls = [runners[i].bind(*inputs_for(runners[i], inputs, arm.name)) for i, arm in enumerate(arms)]
-        measurement = Measurement(calls, seed=int(generator.integers(2**32)))
-        with undisturbed():
+    with undisturbed():
+        for session in range(sessions):
+            late = time.perf_counter() - begin > LONGEST * time_budget
+            if rounds is None and session >= FEWEST_SESSIONS and late:
+                break
+            measurement = Measurement(
+                _open(arms, inputs, threads, generator, measured.load_s), seed=int(generator.integers(2**32))
+            )
             count, settled = measurement.warm_up()
             measured.warm_up_rounds += count
             unsettled += not settled
-            deadline = begin + time_budget * (session + 1) / sessions
-            while not _is_enough(measurement.rounds, rounds, sessions, deadline):
-                measurement.round()
-                used = (time.perf_counter() - begin) / time_budget if rounds is None else session / sessions
-                progress.step("benchmarking", min(100, round(100 * used)), 100)
-        measured.times.append(measurement.times)
+            _measure(measurement, time_budget, rounds, session, sessions, progress)
+            measured.times.append(measurement.times)
+            del measurement
+            gc.collect()  # what this session had open
     progress.step("benchmarking", 100, 100)
     if unsettled:
         measured.warnings = (
@@ -89,7 +86,43 @@ def measure_sessions(
     return measured
 
 
-def _is_enough(done: int, rounds: int | None, sessions: int, deadline: float) -> bool:
-    if rounds is not None:
-        return done >= max(1, -(-rounds // sessions))
-    return done >= FEWEST_ROUNDS and time.perf_counter() >= deadline
+def _open(
+    arms: Sequence[Arm],
+    inputs: Inputs,
+    threads: int,
+    generator: np.random.Generator,
+    load_s: list[list[float]],
+) -> list[Call]:
+    """One call per arm, each artifact opened in new memory. What opening took is added to `load_s`."""
+    calls: dict[int, Call] = {}
+    # The order of opening decides where the weights lie in memory, so it must not favour an arm.
+    for i in generator.permutation(len(arms)).tolist():
+        artifact = arms[i].artifact
+        started = time.perf_counter()
+        runner = open_artifact(artifact.copy() if isinstance(artifact, Model) else artifact, threads)
+        load_s[i].append(time.perf_counter() - started)
+        calls[i] = runner.bind(*inputs_for(runner, inputs, arms[i].name))
+    return [calls[i] for i in range(len(arms))]
+
+
+def _measure(
+    measurement: Measurement,
+    time_budget: float,
+    rounds: int | None,
+    session: int,
+    sessions: int,
+    progress: Progress,
+) -> None:
+    """The session's share of the rounds, or of the time."""
+    begin = time.perf_counter()
+    while True:
+        if rounds is None:
+            share = (time.perf_counter() - begin) * sessions / time_budget
+            enough = share >= 1 and measurement.rounds >= FEWEST_ROUNDS
+        else:
+            wanted = -(-rounds // sessions)
+            share, enough = measurement.rounds / wanted, measurement.rounds >= wanted
+        progress.step("benchmarking", round(100 * (session + min(share, 1.0)) / sessions), 100)
+        if enough:
+            return
+        measurement.round()

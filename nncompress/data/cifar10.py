@@ -11,6 +11,7 @@ import io
 import lzma
 import os
 import pickle
+import pickletools
 import tarfile
 import zlib
 from pathlib import Path
@@ -72,13 +73,17 @@ def _open_batches(paths: list[Path], meta: Path) -> ArraySource:
 
 
 def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return value
+    raise pickle.UnpicklingError(f"a {type(value).__name__} where there should be text")
 
 
 class _Dtype:
     """Stand-in for numpy.dtype: remembers its code."""
 
-    def __init__(self, code: object = None, *_: object) -> None:
+    def __init__(self, code: object = b"", *_: object) -> None:
         self.code = _text(code)
 
     def __setstate__(self, state: object) -> None:
@@ -138,10 +143,12 @@ def read_batch(path: Path) -> dict[str, Any]:
     """
     try:
         check_allocation(path.stat().st_size, str(path))
-        content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        if not isinstance(content, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(content).__name__}")
-        return {_text(k): v.to_numpy() if isinstance(v, _Array) else v for k, v in content.items()}
+        content = path.read_bytes()
+        _check_sizes(content)
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(batch).__name__}")
+        return {_text(k): v.to_numpy() if isinstance(v, _Array) else v for k, v in batch.items()}
     except Exception as problem:  # a damaged pickle can raise anything
         if isinstance(problem, DataError):
             raise
@@ -151,6 +158,16 @@ def read_batch(path: Path) -> dict[str, Any]:
             expected="a pickled dictionary of arrays, bytes and numbers",
             remedy="download it again",
         ) from problem
+
+
+def _check_sizes(content: bytes) -> None:
+    """Refuse a pickle that asks for more memory than it has bytes.
+
+    The unpickler makes room for a string, or for a memo of so many entries, before it sees whether they come.
+    """
+    for opcode, argument, _ in pickletools.genops(content):  # raises ValueError for a string that is cut off
+        if "PUT" in opcode.name and argument is not None and int(argument) > len(content):
+            raise pickle.UnpicklingError(f"a memo of {argument} entries in {len(content)} bytes")
 
 
 def open_image_tar(path: Path, expected: list[ExpectedInput] | None) -> ImageSource:

@@ -13,7 +13,7 @@ Anything else is refused before work starts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +45,7 @@ class Conversion:
     Attributes:
         layout: "hwc", "hw" or "chw" for images, "as is" for the rest.
         scale: divide by 255.
+        pixels: floats that are to be normalised like pixels must be on their scale, 0 … 1.
         shape: of one record, after conversion.
         dtype: of the tensor.
     """
@@ -52,6 +53,7 @@ class Conversion:
     field: Field
     layout: str
     scale: bool
+    pixels: bool
     normalization: Normalization | None
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -68,6 +70,13 @@ class Conversion:
         x = x if x.dtype == torch.float64 else x.float()
         if self.scale:
             x = x / 255
+        if self.pixels and not (x.min() >= 0 and x.max() <= 1):
+            raise DataError(
+                f"{self.field.name} is not on the scale of pixels, so it cannot be normalised",
+                got=f"{x.min():.3g} to {x.max():.3g}",
+                expected="0 to 1",
+                remedy="--normalize none, if the data is normalised already",
+            )
         if self.normalization is not None:
             per_channel = (1, -1, *[1] * (x.dim() - 2))
             mean = torch.tensor(self.normalization.mean, dtype=x.dtype).reshape(per_channel)
@@ -113,7 +122,9 @@ def fit_inputs(
     conversions = []
     for i, field in enumerate(fields):
         use = normalization if images[i] or len(fields) == 1 else None
-        conversions.append(_fit(field, expected[i] if expected is not None else None, use, origin))
+        fitted = _fit(field, expected[i] if expected is not None else None, use, origin)
+        floats = asked and fitted.normalization is not None and not images[i] and len(field.shape) == 3
+        conversions.append(replace(fitted, pixels=floats))
     if asked and normalization is not None and not any(c.normalization for c in conversions):
         raise DataError(
             f"{origin} has nothing to normalise",
@@ -155,7 +166,7 @@ def _fit(field: Field, expected: ExpectedInput | None, norm: Normalization | Non
         )
     if wanted is not None and len(wanted) == 1 and len(shape) == 3:
         shape = (math.prod(shape),)
-    return Conversion(field, layout, scale, norm, shape, dtype)
+    return Conversion(field, layout, scale, False, norm, shape, dtype)
 
 
 def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -50,7 +50,10 @@ class OnnxRuntimeRunner(Runner):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # which retries the same provider, after printing that it does
             )
         except Exception as problem:  # the runtime's exceptions have no common base class of their own
             raise _explained(path, problem) from problem
@@ -116,7 +119,9 @@ def external_files(path: Path) -> tuple[Path, ...]:
         if entry.key == "location"
     }
     folder = path.resolve().parent
-    for location in sorted(locations):
+    for location in sorted(locations, key=str):
+        if not isinstance(location, str) or "\0" in location:  # protobuf gives bytes where it is not text
+            raise ModelFileError(f"{path} keeps weights in a file whose name is not text", got=repr(location))
         if not (folder / location).resolve().is_relative_to(folder) or Path(location).is_absolute():
             raise UnsafeFileError(
                 f"{path} keeps weights outside its own folder",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -97,6 +98,24 @@ def test_an_arrays_shape_must_match_its_bytes(tmp_path):
     (tmp_path / "test_batch").write_bytes(lying)
     with pytest.raises(DataError, match="cannot reshape"):
         read_batch(tmp_path / "test_batch")
+
+
+def test_a_pickle_cannot_ask_for_more_memory_than_it_has_bytes(tmp_path):
+    for greedy in (b"\x80\x02}r\xff\xff\xff\x7f.", b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x."):
+        (tmp_path / "test_batch").write_bytes(greedy)
+        with pytest.raises(DataError, match="not an official CIFAR-10 batch"):
+            read_batch(tmp_path / "test_batch")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_batch_damaged_anywhere_is_read_or_refused(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    content = bytearray(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2]}, 2))
+    for place in rng.integers(0, 200 if seed % 2 else len(content), 3):
+        content[place] = rng.integers(0, 256)
+    (tmp_path / "test_batch").write_bytes(content)
+    with contextlib.suppress(DataError):
+        open_data(f"cifar10:{tmp_path}")
 
 
 def tar_of(path, members):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import zipfile
@@ -54,6 +55,16 @@ def test_mean_and_std_of_the_file_are_used_unless_told_otherwise(tmp_path, rng, 
     none, _ = all_of(open_data(path, rgb32, "none"))
     torch.testing.assert_close(own, (none - 0.5) / 0.25)
     assert str(open_data(path, rgb32).normalization) == "0.5/0.25"
+
+
+def test_floats_are_normalised_only_from_the_scale_of_pixels(tmp_path, rng, rgb32):
+    images = rng.random((4, 3, 32, 32), np.float32)
+    path = save(tmp_path / "d.npz", x=images, y=np.arange(4))
+    got, _ = all_of(open_data(path, rgb32, "0.5/0.25"))
+    np.testing.assert_allclose(got, (images - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
+    path = save(tmp_path / "e.npz", x=(images - 0.5) / 0.25, y=np.arange(4))
+    with pytest.raises(DataError, match="not on the scale of pixels"):
+        all_of(open_data(path, rgb32, "0.5/0.25"))
 
 
 def test_floats_pass_as_they_are_and_flat_models_take_images(tmp_path, rng, features4):
@@ -202,3 +213,16 @@ def test_truncated_archive(tmp_path, features4):
 def test_nothing_there(spec):
     with pytest.raises(DataError):
         open_data(spec)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, features4, seed):
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=rng.standard_normal((9, 4)).astype(np.float32), y=rng.integers(0, 3, 9))
+    content = bytearray(path.read_bytes())
+    for place in rng.integers(0, len(content), 4):
+        content[place] = rng.integers(0, 256)
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        list(open_data(str(path), features4).batches(4))

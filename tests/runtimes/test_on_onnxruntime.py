@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
+from nncompress.errors import DataError, ModelFileError, NNCompressError, UnsafeFileError, UnsupportedError
 from nncompress.ir import InputSpec
 from nncompress.runtimes import open_artifact
 
@@ -75,6 +76,21 @@ def test_broken_and_foreign_files_give_one_error_and_no_noise(tmp_path, capfd, c
     path = add(tmp_path / "m.onnx")
     path.write_bytes(path.read_bytes()[:60] if content == "half" else content)
     with pytest.raises(ModelFileError):
+        open_artifact(path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("location", [None, "w.bin"])
+def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, capfd, seed, location):
+    rng = np.random.default_rng(seed)
+    np.float32([1, 2, 3, 4]).tofile(tmp_path / "w.bin")
+    path = add(tmp_path / "m.onnx", location)
+    content = bytearray(path.read_bytes())
+    for place in rng.integers(0, len(content), 3):
+        content[place] = rng.integers(0, 256)
+    path.write_bytes(content)
+    with contextlib.suppress(NNCompressError):
         open_artifact(path)
     assert capfd.readouterr() == ("", "")
 
