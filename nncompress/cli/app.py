@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
             arguments, prog_name="nncompress", standalone_mode=False
         )
         sys.stdout.flush()
+        if result == ExitCode.INTERRUPTED:  # the parser turns Ctrl-C into this number
+            raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else ExitCode.OK
     except NNCompressError as error:
         return _fail(str(error), error.exit_code, show_traceback)

@@ -1,0 +1,58 @@
+"""What the tool itself costs: from a saved ResNet-50 at 224² and 64 images to a compressed, verified ONNX.
+
+    python benchmarks/chain_cost.py
+
+prints wall time and peak memory of the whole command. The aim: at most 3 minutes and 3 GB on two cores.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from imagenet_resnet import resnet50
+from safetensors.torch import save_file
+
+PASSES = ("prune:std=0.5", "factorize:err=1e-5", "quantize")
+HERE = Path(__file__).parent
+
+
+def settled_resnet50() -> torch.nn.Module:
+    """Random weights whose batch norms have seen noise, so that activations neither vanish nor explode."""
+    torch.manual_seed(0)
+    model = resnet50().train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 224, 224))
+    return model.eval()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        save_file(settled_resnet50().state_dict(), work / "resnet50.safetensors")
+        images = np.random.default_rng(0).integers(0, 256, (64, 224, 224, 3), dtype=np.uint8)
+        np.savez(work / "calibration.npz", x=images)
+        command = [sys.executable, "-m", "nncompress", "compress", str(work / "resnet50.safetensors")]
+        command += ["--arch", f"{HERE / 'imagenet_resnet.py'}:resnet50", "--normalize", "imagenet"]
+        command += ["--data", str(work / "calibration.npz"), "-o", str(work / "small.onnx")]
+        for each in PASSES:
+            command += ["--pass", each]
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=work)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        if done.returncode:
+            sys.exit(done.returncode)
+        print(f"\n{' -> '.join(PASSES)} -> verified ONNX: {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB")
+        print("within the aim" if seconds <= 180 and peak <= 3e9 else "OVER the aim of 180 s and 3 GB")
+
+
+if __name__ == "__main__":
+    main()

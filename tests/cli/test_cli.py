@@ -1,0 +1,199 @@
+"""The command line, run in-process as a user would type it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress.cli import COMMANDS, help_text
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode
+from nncompress.passes import PASSES, Prune
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A directory with a model file and data, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    torch.save(model, "model.pt")
+    rng = np.random.default_rng(0)
+    np.savez("data.npz", x=rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), y=rng.integers(0, 4, 40))
+    return tmp_path
+
+
+def read_json(capsys) -> object:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_session_without_naming_the_model(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "--sparsity", "0.5"]) == ExitCode.OK
+    assert run(["factorize", "--err", "1e-2"]) == ExitCode.OK
+    assert Path("model.prune.pt2").is_file()
+    assert Path("model.prune.factorize.pt2").is_file()
+    assert "using model.prune.pt2" in capsys.readouterr().err
+    assert run(["inspect", "--json"]) == ExitCode.OK
+    assert [record["pass"] for record in read_json(capsys)["history"]] == ["prune", "factorize"]
+    assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
+    original, newest = read_json(capsys)
+    assert original["name"] == "model.original.pt2"
+    assert newest["paired"]["records"] == 40
+    assert newest["difference"]["outputs"][0]["cosine"] < 1
+
+
+def test_a_pass_starts_from_the_newest_pt2_and_not_from_an_export(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8"]) == ExitCode.OK
+    assert run(["prune", "--sparsity", "0.9", "-o", "small.onnx"]) == ExitCode.OK
+    assert run(["prune", "--sparsity", "0.9"]) == ExitCode.OK
+    assert "using model.prune.pt2" in capsys.readouterr().err
+
+
+def test_compress_by_recipe_and_by_pass_give_the_same_file(here, capsys):
+    Path("r.toml").write_text(
+        '[[pass]]\nname = "prune"\nsparsity = 0.5\n[[pass]]\nname = "factorize"\nerr = 1e-2\n'
+    )
+    shared = ["--input", "1x3x8x8"]
+    assert run(["compress", "model.pt", "--recipe", "r.toml", "-o", "a.safetensors", *shared]) == ExitCode.OK
+    passes = ["--pass", "prune:sparsity=0.5", "--pass", "factorize:err=1e-2"]
+    assert run(["compress", "model.pt", *passes, "-o", "b.safetensors", *shared]) == ExitCode.OK
+    from safetensors.torch import load_file
+
+    a, b = load_file("a.safetensors"), load_file("b.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_input_shape_comes_from_the_data(here, capsys):
+    assert run(["inspect", "model.pt", "--data", "data.npz", "--json"]) == ExitCode.OK
+    assert read_json(capsys)["inputs"][0]["shape"] == ["batch", 3, 8, 8]
+
+
+def test_a_guessed_input_shape_is_said(here, capsys):
+    assert run(["inspect", "model.pt", "--json"]) == ExitCode.OK
+    assert "guessed" in capsys.readouterr().err
+
+
+def test_json_of_a_pass_holds_every_change(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "--json"]) == ExitCode.OK
+    report = read_json(capsys)
+    assert {change["where"] for change in report["steps"][0]["changes"]} == {"0", "2", "6"}
+    assert Path(report["output"]["path"]).stat().st_size == report["output"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prune", "nowhere.pt"], ExitCode.MODEL_FILE, "nowhere.pt"),
+        (["prune", "text.pt"], ExitCode.MODEL_FILE, "text.pt"),
+        (["prune", "model.pt", "--std", "-1"], ExitCode.USAGE, "out of range"),
+        (["prune", "model.pt", "--std", "lots"], ExitCode.USAGE, "valid number"),
+        (["prune", "model.pt", "--std", "1", "--sparsity", "0.5"], ExitCode.USAGE, "one way"),
+        (["prune", "model.pt", "--bogus"], ExitCode.USAGE, "--bogus"),
+        (["prunes"], ExitCode.USAGE, "prune"),
+        (["prune"], ExitCode.USAGE, "MODEL was left out"),
+        (["prune", "model.pt", "-o", "out.txt"], ExitCode.USAGE, "format"),
+        (["prune", "model.pt", "-o", "no/such/folder/out.pt2"], ExitCode.OUTPUT, "no/such/folder"),
+        (["prune", "model.pt", "--data", "nowhere.npz"], ExitCode.DATA, "nowhere.npz"),
+        (["prune", "model.pt", "--input", "threeby3"], ExitCode.USAGE, "threeby3"),
+        (["compress", "model.pt"], ExitCode.USAGE, "--recipe"),
+        (["compress", "model.pt", "--pass", "prun"], ExitCode.USAGE, "did you mean prune"),
+        (["eval", "model.pt"], ExitCode.USAGE, "--data"),
+    ],
+)
+def test_a_mistake_is_one_message_and_its_exit_code(here, capsys, arguments, code, message):
+    Path("text.pt").write_text("I am no model\n")
+    before = {p.name for p in here.iterdir()}
+    assert run(arguments) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("error: ") == 1
+    assert "Traceback" not in shown
+    assert {p.name for p in here.iterdir()} == before, "a refused command left something behind"
+
+
+def test_nan_data_is_refused_before_work(here, capsys):
+    x = np.zeros((4, 3, 8, 8), np.float32)
+    x[2, 0, 0, 0] = np.nan
+    np.savez("nan.npz", x=x)
+    assert run(["prune", "model.pt", "--data", "nan.npz"]) == ExitCode.DATA
+    assert "record 2" in capsys.readouterr().err
+
+
+def test_the_input_file_is_never_overwritten(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
+    content = Path("a.pt2").read_bytes()
+    assert run(["prune", "a.pt2", "-o", "a.pt2"]) == ExitCode.OUTPUT
+    assert Path("a.pt2").read_bytes() == content
+
+
+def test_interrupting_leaves_nothing_behind(here, capsys, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Prune, "apply", interrupted)
+    before = {p.name for p in here.iterdir()}
+    assert run(["prune", "model.pt"]) == ExitCode.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+    assert {p.name for p in here.iterdir()} == before
+
+
+def test_traceback_on_request(here, capsys):
+    assert run(["--traceback", "prune", "nowhere.pt"]) == ExitCode.MODEL_FILE
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_keeps_its_traceback(here, capsys, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr(Prune, "apply", broken)
+    assert run(["prune", "model.pt"]) == ExitCode.INTERNAL
+    shown = capsys.readouterr().err
+    assert "ZeroDivisionError: boom" in shown
+    assert "defect" in shown
+
+
+def test_help_fits_80_columns_and_names_every_command():
+    text = help_text()
+    assert max(map(len, text.splitlines())) <= 80
+    listed = {name: summary for group in COMMANDS.values() for name, summary in group.items()}
+    for name, pass_class in PASSES.items():
+        assert listed[name] == pass_class.summary
+    from nncompress.cli.app import build
+
+    commands = {command.name for command in build().registered_commands}
+    assert commands == set(listed)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["prune", "--help"], ["compress", "--help"]]
+)
+def test_help_does_not_import_torch(arguments):
+    code = f"""import sys
+from nncompress.cli import main
+try:
+    main({arguments})
+finally:
+    print('torch' in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert len(done.stdout) > 10
+
+
+def test_every_pass_shows_an_example_in_its_help(capsys):
+    for name, pass_class in PASSES.items():
+        assert run([name, "--help"]) == ExitCode.OK
+        assert pass_class.example.split()[1] == name
+        assert "Example" in capsys.readouterr().out
