@@ -17,6 +17,8 @@ COMMANDS = {
     },
     "one pass": {
         "prune": "zero small weights: by threshold, to a sparsity, or in an N:M pattern",
+        "prune-nodes": "remove whole nodes (channels, heads, hidden units) with everything tied to them",
+        "factorize": "replace layers by low-rank factors where that multiplies less",
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",

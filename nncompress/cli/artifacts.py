@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.runtimes import Runner
 
-LOADING = ("arch", "input", "normalize", "trust_pickle")
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -27,15 +25,13 @@ class Artifact:
     Attributes:
         model: its graph, None for a file that only its own runtime reads.
         normalize: how its images are normalised, as the file remembers.
+        name: what tables call it: the file's name, or the pass that made it in this directory's session.
     """
 
     path: Path
     model: Model | None
     normalize: str | None
-
-    @property
-    def name(self) -> str:
-        return self.path.name
+    name: str
 
     def open(self, threads: int) -> Runner:
         """In torch for a graph, else in the runtime that owns the format."""
@@ -62,6 +58,7 @@ def open_all(
     Raises:
         UsageError: none were given and there is no earlier result.
     """
+    named = bool(paths)
     if not paths:
         previous = session.read()
         if previous is None:
@@ -72,13 +69,23 @@ def open_all(
         chain = previous.chain if every else (previous.original, previous.chain[-1])
         paths = [p for p in dict.fromkeys(chain) if Path(p).is_file()]
         say(f"comparing {', '.join(paths)}")
-    return [
-        _open(path, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle)
-        for path in paths
-    ]
+    loading: dict[str, object] = {
+        "arch": arch,
+        "input": input,
+        "data": data,
+        "normalize": normalize,
+        "trust_pickle": trust_pickle,
+    }
+    return [_open(path, Path(path).name if named else _made_by(path), loading) for path in paths]
 
 
-def _open(path: str, **loading: object) -> Artifact:
+def _made_by(path: str) -> str:
+    """The last word of the stem: "original", or the pass that wrote it; an exported file keeps its name."""
+    stem, _, made_by = Path(path).stem.rpartition(".")
+    return made_by if stem and path.endswith(".pt2") else Path(path).name
+
+
+def _open(path: str, name: str, loading: dict[str, object]) -> Artifact:
     if Path(path).suffix.lower() == ".onnx":
         from nncompress.runtimes import open_artifact
 
@@ -87,9 +94,9 @@ def _open(path: str, **loading: object) -> Artifact:
             remembered = json.loads(stored).get("normalize")
         except (ValueError, AttributeError):
             remembered = None
-        return Artifact(Path(path), None, str(loading["normalize"] or remembered or "") or None)
+        return Artifact(Path(path), None, str(loading["normalize"] or remembered or "") or None, name)
     opened = options.open_model(path, **loading)  # type: ignore[arg-type]
-    return Artifact(Path(path), opened.model, opened.model.metadata.get("normalize"))
+    return Artifact(Path(path), opened.model, opened.model.metadata.get("normalize"), name)
 
 
 def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None) -> Dataset:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir.model import Model
+from nncompress.ir.weights import argument
 
 aten = torch.ops.aten
 
@@ -96,3 +97,12 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
     if not old.users:
         old.graph.erase_node(old)
+
+
+def set_argument(node: fx.Node, position: int, value: Any) -> None:
+    """Set a positional argument of an ATen call, writing out the defaults before it that were left away."""
+    given = [*node.args, *(argument(node, i) for i in range(len(node.args), position + 1))]
+    given[position] = value
+    node.args = tuple(given)
+    schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k not in [a.name for a in schema[: len(given)]]}
