@@ -377,10 +377,8 @@ def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]
     bounds = program.range_constraints.get(expression)
     if bounds is None:
         return (1, MAX_BATCH)
-    try:
-        return (max(int(bounds.lower), 1), min(int(bounds.upper), MAX_BATCH))
-    except (TypeError, OverflowError, ValueError):  # an unbounded symbol
-        return (1, MAX_BATCH)
+    # compared before they become ints: an unbounded symbol reaches to infinity
+    return int(max(bounds.lower, 1)), int(min(bounds.upper, MAX_BATCH))
 
 
 def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:

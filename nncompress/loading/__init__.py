@@ -58,14 +58,9 @@ def load_model(
     if kind is FileKind.PT2:
         if arch is not None:
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
-        program, content = read_pt2(path)
-        record = read_record(content, path)
-        model = Model.from_exported(
-            program, history=record.history, metadata=record.metadata, inputs=record.inputs
-        )
-        if len(record.outputs) == len(model.outputs):
-            model.outputs = record.outputs
-        return model
+        if input_shapes is not None:
+            notice(f"--input is not used: {path} states its inputs' shapes itself")
+        return _from_pt2(path)
     module, record = _module(path, kind, arch, trust_pickle)
     module = module.cpu().eval()
     inputs = _example_inputs(module, input_shapes, example_inputs, notice)
@@ -73,6 +68,22 @@ def load_model(
         warnings.simplefilter("ignore")
         model = Model.from_module(module, inputs, metadata=record.metadata)
     model.history = record.history
+    return model
+
+
+def _from_pt2(path: Path) -> Model:
+    program, content = read_pt2(path)
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    values = [
+        placeholders[name].meta["val"] for name in program.graph_signature.user_inputs if name in placeholders
+    ]
+    shapes = [value.shape for value in values if isinstance(value, Tensor)]
+    record = read_record(content, path, shapes)
+    model = Model.from_exported(
+        program, history=record.history, metadata=record.metadata, inputs=record.inputs
+    )
+    if len(record.outputs) == len(model.outputs):
+        model.outputs = record.outputs
     return model
 
 

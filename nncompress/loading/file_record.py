@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,20 @@ def _anything(value: Any) -> Any:
     return value  # JSON, shown to the user and written back, never interpreted
 
 
+_NAME = plain(str, str.isidentifier)
+_INTEGER = plain(int, lambda value: -(2**31) <= value <= 2**31)
+
+
 def _size(value: Any) -> int | str:
-    return plain(str, str.isidentifier)(value) if type(value) is str else plain(int)(value)
+    return _NAME(value) if type(value) is str else _INTEGER(value)
 
 
 _INPUT = record(
-    name=plain(str, str.isidentifier),
+    name=_NAME,
     dtype=one_of(*_DTYPES),
     shape=listed(_size),
-    low=optional(plain(int), 0),
-    high=optional(plain(int), 2),
+    low=optional(_INTEGER, 0),
+    high=optional(_INTEGER, 2),
 )
 _RECORD = record(
     schema=optional(one_of(1)),
@@ -50,14 +54,18 @@ class FileRecord:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def read_record(content: Mapping[str, Any], path: Path) -> FileRecord:
-    """The content of `nncompress.json`.
+def read_record(
+    content: Mapping[str, Any], path: Path, shapes: Sequence[Sequence[Any]] | None = None
+) -> FileRecord:
+    """The content of `nncompress.json`; its inputs must have the ranks of the program's `shapes`.
 
     Raises:
         ModelFileError: it is not what nncompress writes.
     """
     plain_record = _checked(_RECORD, dict(content), path)
     inputs = tuple(InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in plain_record["inputs"])
+    if inputs and shapes is not None and [len(i.shape) for i in inputs] != [len(shape) for shape in shapes]:
+        raise _damaged(path, f"inputs {', '.join(map(str, inputs))}, which the program does not have")
     return FileRecord(
         inputs or None, tuple(plain_record["outputs"]), plain_record["history"], plain_record["metadata"]
     )
@@ -84,6 +92,10 @@ def _checked(check: Check, content: dict[str, Any], path: Path) -> dict[str, Any
     try:
         return check(content)
     except Rejected as rejected:
-        raise ModelFileError(
-            f"the record of nncompress in {path} is damaged", got=str(rejected), remedy="save the model again"
-        ) from rejected
+        raise _damaged(path, str(rejected)) from rejected
+
+
+def _damaged(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(
+        f"the record of nncompress in {path} is damaged", got=what, remedy="save the model again"
+    )

@@ -204,26 +204,40 @@ def _read_history(members: _Members) -> dict[str, Any]:
 
 
 def _load(clean: io.BytesIO, path: Path) -> ExportedProgram:
-    try:
-        with warnings.catch_warnings(), _quiet("torch"):
-            warnings.simplefilter("ignore")
-            program = torch.export.load(clean)
-    except Exception as error:  # torch raises all kinds for a graph that does not fit together
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
-        raise _damaged(path, f"{type(error).__name__}: {reason[:300]}") from error
-    return program
+    with warnings.catch_warnings(), _logged_errors() as logged:
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.load(clean)
+        except Exception as error:  # torch raises all kinds for a graph that does not fit together
+            cause = logged[0] if logged else error  # torch logs the cause and raises that it did
+            lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+            reason = lines[-1][:300] if lines else ""
+            raise _damaged(path, f"{type(cause).__name__}: {reason}") from error
+
+
+class _Errors(logging.Handler):
+    """Keeps the exceptions that are logged."""
+
+    def __init__(self, errors: list[BaseException]) -> None:
+        super().__init__()
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self._errors.append(record.exc_info[1])
 
 
 @contextmanager
-def _quiet(logger_name: str) -> Iterator[None]:
-    """torch logs a traceback for what is raised here anyway."""
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _logged_errors() -> Iterator[list[BaseException]]:
+    """What torch.export logs meanwhile goes to the list, not to the screen."""
+    logger = logging.getLogger("torch.export")
+    errors: list[BaseException] = []
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Errors(errors)], False
     try:
-        yield
+        yield errors
     finally:
-        logger.setLevel(level)
+        logger.handlers, logger.propagate = before
 
 
 def _refusal(path: Path, rejected: Rejected) -> NNCompressError:

@@ -157,6 +157,8 @@ def test_history_of_our_safetensors_comes_back(net, arch, tmp_path):
         {"metadata": []},
         {"inputs": [{"name": "x", "dtype": "load", "shape": [1]}]},
         {"inputs": [{"name": "x y", "dtype": "float32", "shape": [1]}]},
+        {"inputs": [{"name": "input", "dtype": "float32", "shape": ["batch"]}]},
+        {"inputs": [{"name": "input", "dtype": "float32", "shape": [2, 3], "high": 2**70}]},
         {"surprise": 1},
     ],
 )
@@ -196,3 +198,26 @@ def test_checkpoint_is_not_run(tmp_path):
     with pytest.raises(UnsafeFileError, match=r"io\.open.*|builtins\.open"):
         load_model(tmp_path / "ckpt.pt", arch="whatever.py:build")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("dim", "bounds"),
+    [
+        (torch.export.Dim("batch"), (1, 4096)),
+        (torch.export.Dim("batch", min=4), (4, 4096)),
+        (torch.export.Dim("batch", max=9), (1, 9)),
+        (torch.export.Dim.AUTO, (2, 4096)),  # torch: 0 and 1 are never dynamic
+    ],
+)
+def test_batch_without_bounds(dim, bounds, tmp_path):
+    """As people export: no maximum means infinity in the file."""
+    program = torch.export.export(nn.Linear(3, 2), (torch.randn(4, 3),), dynamic_shapes=({0: dim},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    assert load_model(tmp_path / "model.pt2").dynamic == {"batch": bounds}
+
+
+def test_input_for_a_pt2_is_not_used(tmp_path):
+    torch.export.save(torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),)), tmp_path / "m.pt2")
+    heard: list[str] = []
+    assert load_model(tmp_path / "m.pt2", input_shapes="1x7", notice=heard.append).inputs[0].shape == (2, 3)
+    assert "--input is not used" in heard[0]

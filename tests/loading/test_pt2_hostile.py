@@ -6,6 +6,7 @@ Each attack is a file that creates a marker. The test first shows that torch, gi
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -13,12 +14,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 
-from nncompress.errors import ModelFileError, UnsafeFileError
+from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
+from nncompress.loading import load_model
 from nncompress.loading.pt2_archive import read_pt2
 
 Members = dict[str, bytes]
@@ -436,3 +439,54 @@ def test_truncated_file_is_refused(members, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match=r"cut\.pt2"):
         read_pt2(path)
+
+
+def test_fuzzed_graphs_only_raise_our_errors(members, tmp_path):
+    """Values of the graph replaced by others: it loads or is refused, and nothing else is raised."""
+    random = Random(0)
+    graph = json.loads(members[GRAPH])
+    places = [place for place in _places(graph) if "metadata" not in place]
+    strange = [
+        None,
+        -1,
+        2**62,
+        True,
+        1.5,
+        "",
+        "x",
+        "a b",
+        [],
+        {},
+        {"as_int": 1},
+        {"as_tensor": {"name": "x"}},
+    ]
+    outcomes = set()
+    for _ in range(200):
+        changed = json.loads(members[GRAPH])
+        *path, last = random.choice(places)
+        parent = functools.reduce(lambda node, key: node[key], path, changed)
+        other = functools.reduce(lambda node, key: node[key], random.choice(places), graph)
+        parent[last] = random.choice([other, random.choice(strange)])
+        hostile = {**members, GRAPH: json.dumps(changed).encode()}
+        try:
+            load_model(write(hostile, tmp_path / "fuzzed.pt2"))
+            outcomes.add("loaded")
+        except NNCompressError as error:
+            outcomes.add(type(error).__name__)
+    assert {"loaded", "ModelFileError"} <= outcomes
+
+
+def _places(node: Any, path: tuple = ()) -> list[tuple]:
+    """The paths to everything inside a JSON document."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, item in items for place in [(*path, key), *_places(item, (*path, key))]]
+
+
+def test_torch_does_not_chatter(members, tmp_path, capfd):
+    """torch logs the traceback of what is reported here in one message."""
+    hostile = dict(members)
+    edit_json(hostile, GRAPH, lambda d: d["graph_module"]["graph"]["nodes"][0]["inputs"].pop())
+    edit_json(hostile, GRAPH, lambda d: d["graph_module"]["graph"]["nodes"][0]["inputs"].pop())
+    with pytest.raises(ModelFileError, match="KeyError: 'weight'"):
+        read_pt2(write(hostile, tmp_path / "broken.pt2"))
+    assert capfd.readouterr().err == ""
