@@ -61,21 +61,24 @@ def measure_sessions(
     measured = Measured([], [[] for _ in arms])
     generator = np.random.default_rng(seed)
     unsettled = 0
+    order: list[int] = []
     begin = time.perf_counter()
     with undisturbed():
         for session in range(sessions):
             late = time.perf_counter() - begin > LONGEST * time_budget
             if rounds is None and session >= FEWEST_SESSIONS and late:
                 break
-            measurement = Measurement(
-                _open(arms, inputs, threads, generator, measured.load_s), seed=int(generator.integers(2**32))
-            )
+            # The order of opening decides where the weights lie in memory, so it must not favour an arm:
+            # every order is followed by its reverse.
+            order = order[::-1] if session % 2 else generator.permutation(len(arms)).tolist()
+            calls = _open(arms, order, inputs, threads, measured.load_s)
+            measurement = Measurement(calls, seed=int(generator.integers(2**32)))
             count, settled = measurement.warm_up()
             measured.warm_up_rounds += count
             unsettled += not settled
             _measure(measurement, time_budget, rounds, session, sessions, progress)
             measured.times.append(measurement.times)
-            del measurement
+            del measurement, calls
             gc.collect()  # what this session had open
     progress.step("benchmarking", 100, 100)
     if unsettled:
@@ -87,16 +90,11 @@ def measure_sessions(
 
 
 def _open(
-    arms: Sequence[Arm],
-    inputs: Inputs,
-    threads: int,
-    generator: np.random.Generator,
-    load_s: list[list[float]],
+    arms: Sequence[Arm], order: list[int], inputs: Inputs, threads: int, load_s: list[list[float]]
 ) -> list[Call]:
     """One call per arm, each artifact opened in new memory. What opening took is added to `load_s`."""
     calls: dict[int, Call] = {}
-    # The order of opening decides where the weights lie in memory, so it must not favour an arm.
-    for i in generator.permutation(len(arms)).tolist():
+    for i in order:
         artifact = arms[i].artifact
         started = time.perf_counter()
         runner = open_artifact(artifact.copy() if isinstance(artifact, Model) else artifact, threads)

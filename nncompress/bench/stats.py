@@ -18,6 +18,9 @@ import numpy as np
 from nncompress.results import Estimate, Latency
 
 RESAMPLES = 2000
+RESOLUTION = (
+    0.001  # no interval is narrower than +-0.1 %: runs of one file against itself differ by that much
+)
 CONFIDENCE = 0.95
 # 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom
 STUDENT_T = (
@@ -77,4 +80,6 @@ def _bootstrap(logs: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:
+    """From logarithms."""
+    low, high = min(low, value - RESOLUTION), max(high, value + RESOLUTION)
     return Estimate(math.exp(value), math.exp(low), math.exp(high), CONFIDENCE)

@@ -72,6 +72,11 @@ def test_swapping_the_arms_inverts_the_ratio():
     assert (forth.low, forth.high) == pytest.approx((1 / back.high, 1 / back.low))
 
 
+def test_no_interval_pretends_to_resolve_less_than_a_tenth_of_a_percent():
+    estimate = speedup([[1000, 1000]] * 3, [[1000, 1000]] * 3)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.999, 1.0, 1.001), abs=1e-6)
+
+
 def test_one_session_is_bootstrapped_with_its_seed():
     """Where openings do not differ, the bootstrap over the rounds of one session covers too."""
     rng = np.random.default_rng(4)
