@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from nncompress.cli import options
@@ -10,6 +12,9 @@ from nncompress.cli.console import out, print_json
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
 A MAC is one multiplication with its addition, counted for one record.
+
+--units shows instead what `prune-nodes` can remove: groups of nodes, the layers that one node spans, and
+what removing one saves.
 
 Example:  nncompress inspect model.pt --json | jq .totals
 """
@@ -25,9 +30,15 @@ def inspect(
     arch: options.Arch = None,
     input: options.Input = None,
     trust_pickle: options.TrustPickle = False,
+    units: Annotated[
+        bool, typer.Option("--units", help="show the nodes that can be removed together")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     opened = options.open_model(model, arch=arch, input=input, data=data, trust_pickle=trust_pickle)
+    if units:
+        _show_units(opened, json)
+        return
     from nncompress.analysis.cost import cost
     from nncompress.report import tables
 
@@ -46,3 +57,27 @@ def inspect(
         )
         return
     out.print(tables.layers(opened.model, costs, opened.path))
+
+
+def _show_units(opened: options.Opened, json: bool) -> None:
+    from nncompress.analysis.couplings import find_couplings
+    from nncompress.analysis.couplings.summary import summarize
+    from nncompress.report import tables
+
+    couplings = find_couplings(opened.model)
+    rows = summarize(couplings)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "model": str(opened.path),
+                "groups": [row.to_json() for row in rows],
+                "pinned": [
+                    {"tensor": tensor, "dim": dim, "why": why}
+                    for (tensor, dim), why in couplings.pinned.items()
+                ],
+                "prunable_share": couplings.prunable_share(),
+            }
+        )
+    else:
+        out.print(tables.units(rows, couplings.prunable_share(), couplings.pinned))

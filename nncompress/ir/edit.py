@@ -101,7 +101,7 @@ def replace_node(old: fx.Node, new: fx.Node) -> None:
 
 def set_argument(node: fx.Node, position: int, value: Any) -> None:
     """Set a positional argument of an ATen call, writing out the defaults before it that were left away."""
-    given = [*node.args, *(argument(node, i) for i in range(len(node.args), position + 1))]
+    given: list[Any] = [*node.args, *(argument(node, i) for i in range(len(node.args), position + 1))]
     given[position] = value
     node.args = tuple(given)
     schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()

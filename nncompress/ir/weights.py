@@ -201,7 +201,7 @@ def layers(model: Model) -> Iterator[Layer]:
 def layer_name(tensor_name: str) -> str:
     """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name."""
     prefix, _, leaf = tensor_name.rpartition(".")
-    return prefix if prefix and leaf.startswith(("weight", "bias")) else tensor_name
+    return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
 
 
 def readers(model: Model, name: str) -> list[fx.Node]:

@@ -197,3 +197,25 @@ def test_every_pass_shows_an_example_in_its_help(capsys):
         assert run([name, "--help"]) == ExitCode.OK
         assert pass_class.example.split()[1] == name
         assert "Example" in capsys.readouterr().out
+
+
+def test_units_say_what_one_node_spans_and_saves(here, capsys):
+    assert run(["inspect", "model.pt", "--units", "--input", "1x3x8x8", "--json"]) == ExitCode.OK
+    first, second = read_json(capsys)["groups"]
+    assert (first["units"], first["layers"]) == (16, ["0", "2"])
+    assert first["parameters"] == 3 * 9 + 1 + 16 * 9  # its filter and bias, and what reads it
+    assert first["macs"] == 8 * 8 * (3 * 9 + 16 * 9)
+    assert second["layers"] == ["2", "6"]
+
+
+def test_bench_of_the_session_and_of_named_files(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["bench", "--time", "0.2", "--data", "data.npz", "--json"]) == ExitCode.OK
+    original, pruned = read_json(capsys)["arms"]
+    assert original["speedup"] is None
+    assert pruned["speedup"]["low"] <= pruned["speedup"]["value"] <= pruned["speedup"]["high"]
+    assert original["accuracy"]["records"] == 40
+    assert run(["bench", "a.pt2", "--time", "0.2"]) == ExitCode.OK
+    assert "a.pt2" in capsys.readouterr().out
+    assert run(["bench", "a.pt2", "--device", "cuda"]) == ExitCode.NO_DEVICE
