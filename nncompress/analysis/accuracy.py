@@ -247,8 +247,13 @@ def _reported(
 
 
 def _outputs(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    with torch.inference_mode():
-        result = predict(*inputs)
+    try:
+        with torch.inference_mode():
+            result = predict(*inputs)
+    except (RuntimeError, IndexError, ValueError) as problem:  # such as a token beyond the vocabulary
+        raise DataError(
+            "the model could not run on this data", got=f"{type(problem).__name__}: {problem}"[:300]
+        ) from problem
     parts = result if isinstance(result, (tuple, list)) else (result,)
     return tuple(torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -40,10 +41,12 @@ def peak_memory(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) 
         else:
             path = Path(artifact).resolve()
         np.savez(Path(folder) / "inputs.npz", *inputs)
-        command = [sys.executable, "-m", __name__, str(path), str(Path(folder) / "inputs.npz")]
+        # -P and PYTHONPATH: the process imports what this one would, and nothing that lies in the directory.
+        command = [sys.executable, "-P", "-m", __name__, str(path), str(Path(folder) / "inputs.npz")]
         try:
             done = subprocess.run(
                 [*command, "--threads", str(threads)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 capture_output=True,
                 text=True,
                 timeout=LONGEST_S,

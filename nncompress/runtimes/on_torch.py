@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.errors import DataError
 from nncompress.ir import Model
 from nncompress.runtimes.base import Array, Call, Runner
 
@@ -35,8 +36,14 @@ class TorchRunner(Runner):
         def call() -> Sequence[np.ndarray]:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
-            with torch.inference_mode():
-                return tuple(_to_numpy(output) for output in model.outputs_of(*tensors))
+            try:
+                with torch.inference_mode():
+                    return tuple(_to_numpy(output) for output in model.outputs_of(*tensors))
+            except (RuntimeError, IndexError, ValueError) as problem:
+                raise DataError(
+                    "torch could not run the model on this input",
+                    got=f"{type(problem).__name__}: {problem}"[:300],
+                ) from problem
 
         return call
 

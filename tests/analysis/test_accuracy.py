@@ -104,6 +104,12 @@ def test_a_model_that_loses_the_batch_is_refused(data):
         evaluate(lambda x: x[:1], data(np.eye(3), np.arange(3)))
 
 
+def test_data_that_the_model_cannot_run_on(data):
+    table = torch.zeros(2, 3)
+    with pytest.raises(DataError, match="could not run on this data"):
+        evaluate(lambda x: table[x[:, 0].long()], data([[0.0], [1.0], [2.0]], np.arange(3)))
+
+
 def test_progress_reaches_the_end(data):
     steps = []
 

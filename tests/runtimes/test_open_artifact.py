@@ -26,6 +26,12 @@ def test_torch_runs_a_loaded_model(model):
         runner.run(torch.randn(5, 5))
 
 
+def test_a_token_beyond_the_vocabulary_is_one_error():
+    model = Model.from_module(torch.nn.Embedding(5, 2).eval(), (torch.zeros(2, 3, dtype=torch.int64),))
+    with pytest.raises(DataError, match="torch could not run"):
+        open_artifact(model).run(torch.full((2, 3), 9))
+
+
 def test_what_no_runtime_owns(model, tmp_path):
     with pytest.raises(ModelFileError, match="no runtime runs"):
         open_artifact(tmp_path / "model.pt2")
