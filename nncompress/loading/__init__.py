@@ -64,11 +64,31 @@ def load_model(
     module, record = _module(path, kind, arch, trust_pickle)
     module = module.cpu().eval()
     inputs = _example_inputs(module, input_shapes, example_inputs, notice)
+    _check_runs(module, inputs, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = Model.from_module(module, inputs, metadata=record.metadata)
     model.history = record.history
     return model
+
+
+def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Refuse a stated input that the module cannot take, before the export makes a riddle of it.
+
+    Raises:
+        UsageError: it raises on this input.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(*inputs)
+    except Exception as error:  # whatever the user's forward raises
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+        raise UsageError(
+            f"{path} does not run on an input of shape {shapes}",
+            got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
+            remedy="state the input that it takes: --input 1x3x32x32",
+        ) from error
 
 
 def _from_pt2(path: Path) -> Model:

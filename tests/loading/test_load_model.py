@@ -221,3 +221,9 @@ def test_input_for_a_pt2_is_not_used(tmp_path):
     heard: list[str] = []
     assert load_model(tmp_path / "m.pt2", input_shapes="1x7", notice=heard.append).inputs[0].shape == (2, 3)
     assert "--input is not used" in heard[0]
+
+
+def test_a_stated_input_that_does_not_run_is_said(tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "model.pt")
+    with pytest.raises(UsageError, match="does not run on an input of shape 1x5x8x8"):
+        load_model(tmp_path / "model.pt", input_shapes="1x5x8x8")
