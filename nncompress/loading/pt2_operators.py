@@ -24,7 +24,42 @@ _HIGHER_ORDER_TARGETS = {
     "torch.ops.higher_order.wrap_with_autocast",
 }
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed)\.(\w+)\.(\w+)", re.ASCII)
-_FILE_OPERATORS = {"from_file", "save"}  # they read and write files by name
+
+# They read and write files by name, or memory outside their tensors when told wrong sizes.
+_UNSAFE = {
+    "from_file",
+    "save",
+    "segment_reduce",
+    "ctc_loss",
+    "set",
+    "set_",
+    "resize",
+    "resize_",
+    "resize_as_",
+}
+_BACKENDS = re.compile(
+    r"(sparse|nested|mkldnn|quantized|fbgemm|miopen|cudnn|inductor)_\w*|(lstm|gru)_\w*data"
+)
+
+# Operators with a leading underscore leave their checks to the caller (`_reshape_alias` reads beyond a
+# tensor's end): only those that exports hold, and that check what they index, are let through.
+_PRIVATE = {
+    *("__and__", "__or__", "__xor__", "__iand__", "__ior__", "__ixor__", "__lshift__", "__rshift__"),
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_prelu_kernel", "_trilinear", "_embedding_bag"),
+    *("_assert_async", "_assert_scalar", "_assert_tensor_metadata", "_functional_assert_async"),
+    *("_convolution", "_convolution_mode", "_int_mm", "_scaled_mm", "_grouped_mm", "_cdist_forward"),
+    *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_no_update"),
+    *("_native_batch_norm_legit_functional", "_batch_norm_with_update", "_weight_norm"),
+    *("_weight_norm_interface", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"),
+    *("_scaled_dot_product_fused_attention_overrideable", "_softmax", "_log_softmax", "_safe_softmax"),
+    *("_fft_c2c", "_fft_c2r", "_fft_r2c", "_conj", "_conj_physical", "_neg_view", "_stack", "_to_copy"),
+    *("_is_all_true", "_is_any_true", "_linalg_det", "_linalg_eigh", "_linalg_slogdet", "_linalg_svd"),
+    *("_linalg_solve_ex", "_local_scalar_dense", "_shape_as_tensor", "_unique2", "_unsafe_index"),
+    *("_unsafe_view", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "_upsample_nearest_exact1d"),
+    *("_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+}
 
 
 @functools.cache
@@ -38,11 +73,13 @@ def operator_name(value: Any) -> str:
     target = plain(str)(value)
     if target in _PYTHON_TARGETS or target in _HIGHER_ORDER_TARGETS:
         return target
-    if match := _OPERATOR.fullmatch(target):
-        namespace, name, overload = match.groups()
-        suffix = "" if overload == "default" else f".{overload}"
-        if name not in _FILE_OPERATORS and f"{namespace}::{name}{suffix}" in _registered_operators():
-            return target
-        if namespace != "aten" or name not in _FILE_OPERATORS:
-            raise Rejected(f"the operator {target!r} does not exist in this version of torch")
-    raise Rejected(f"the function {target!r} is not one of torch's tensor operators", code=True)
+    match = _OPERATOR.fullmatch(target)
+    if match is None:
+        raise Rejected(f"the function {target!r} is not one of torch's tensor operators", code=True)
+    namespace, name, overload = match.groups()
+    if name in _UNSAFE or _BACKENDS.fullmatch(name) or (name.startswith("_") and name not in _PRIVATE):
+        raise Rejected(f"the operator {target!r} can reach beyond the model's tensors", code=True)
+    suffix = "" if overload == "default" else f".{overload}"
+    if f"{namespace}::{name}{suffix}" not in _registered_operators():
+        raise Rejected(f"the operator {target!r} does not exist in this version of torch")
+    return target
