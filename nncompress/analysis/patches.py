@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -12,8 +13,33 @@ from nncompress.ir.geometry import Geometry, geometry
 from nncompress.ir.weights import Layer
 
 
+def draw_positions(
+    layer: Layer, output: Tensor, limit: int | None, generator: torch.Generator | None = None
+) -> Tensor | None:
+    """At most `limit` of the positions of a layer's output, without replacement; None where that is all."""
+    count = output.numel() // output.shape[_channel_dim(layer, output)]
+    if limit is None or limit >= count:
+        return None
+    return torch.randperm(count, generator=generator)[:limit].to(output.device)
+
+
+def output_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) -> Tensor:
+    """A layer's output [..., out, ...] as rows [groups, positions, out/groups] that go with `input_rows`."""
+    rows = value.movedim(_channel_dim(layer, value), -1).flatten(0, -2)
+    rows = rows if positions is None else rows[positions]
+    return rows.reshape(len(rows), layer.groups, -1).transpose(0, 1)
+
+
+def _channel_dim(layer: Layer, output: Tensor) -> int:
+    return -1 if layer.roles.groups is None else -1 - (layer.weight.value().dim() - 2)
+
+
 def input_rows(
-    layer: Layer, value: Tensor, limit: int | None = None, generator: torch.Generator | None = None
+    layer: Layer,
+    value: Tensor,
+    limit: int | None = None,
+    generator: torch.Generator | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """What the layer sees of its input `value`, one row per output position.
 
@@ -25,10 +51,19 @@ def input_rows(
 
     Args:
         limit: draw this many positions, without replacement, instead of taking all.
+        positions: take these instead (see `draw_positions`).
     """
+
+    def draw(count: int) -> Tensor:
+        if positions is not None:
+            return positions
+        if limit is None or limit >= count:
+            return torch.arange(count, device=value.device)
+        return torch.randperm(count, generator=generator)[:limit].to(value.device)
+
     if layer.roles.groups is None:
         rows = value.reshape(-1, value.shape[-1])
-        return rows[_draw(len(rows), limit, generator, value)].unsqueeze(0)
+        return rows[draw(len(rows))].unsqueeze(0)
     place = geometry(layer)
     if place is None:
         raise ValueError(f"{layer.name}: uneven padding")
@@ -36,18 +71,18 @@ def input_rows(
         value = value.unsqueeze(0)
     if place.transposed:
         pixels = value.movedim(1, -1).reshape(-1, value.shape[1])
-        pixels = pixels[_draw(len(pixels), limit, generator, value)]
+        pixels = pixels[draw(len(pixels))]
         return pixels.reshape(len(pixels), place.groups, -1).transpose(0, 1)
-    return _patches(value, place, limit, generator)
+    return _patches(value, place, draw)
 
 
-def _patches(value: Tensor, place: Geometry, limit: int | None, generator: torch.Generator | None) -> Tensor:
+def _patches(value: Tensor, place: Geometry, draw: Callable[[int], Tensor]) -> Tensor:
     """value [n, c, size…] -> [groups, positions, c/groups · K…], channels first as in the weight."""
     padded = F.pad(value, [p for pad in reversed(place.padding) for p in (pad, pad)])
     images, channels, *sizes = padded.shape
     spans = [d * (k - 1) + 1 for d, k in zip(place.dilation, place.kernel)]
     counts = [(size - span) // step + 1 for size, span, step in zip(sizes, spans, place.stride)]
-    drawn = _draw(images * prod(counts), limit, generator, value)
+    drawn = draw(images * prod(counts))
     steps = [prod(sizes[i + 1 :]) for i in range(len(sizes))]  # distance of neighbours along each dim
     starts = torch.zeros_like(drawn)
     rest = drawn
@@ -60,9 +95,3 @@ def _patches(value: Tensor, place: Geometry, limit: int | None, generator: torch
         offsets = (offsets[:, None] + torch.arange(kernel, device=value.device) * (dilation * step)).flatten()
     rows = padded.reshape(-1)[starts[:, None] + offsets]
     return rows.reshape(len(drawn), place.groups, -1).transpose(0, 1)
-
-
-def _draw(count: int, limit: int | None, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    if limit is None or limit >= count:
-        return torch.arange(count, device=like.device)
-    return torch.randperm(count, generator=generator)[:limit].to(like.device)

@@ -70,7 +70,7 @@ def allocate(layers: Sequence[Sequence[Candidate]], budget: int) -> list[Candida
     """One candidate per layer, total cost at most `budget`, the total error as small as it gets.
 
     Greedy by marginal error per cost along each layer's hull, which is exact for every budget that a step
-    hits; the last step may save too much, and is then shortened to the layer's dearest candidate that fits.
+    hits. The last step may save too much; what is left over is spent where it reduces the error most.
 
     Args:
         layers: the candidates of each layer, the dense one included.
@@ -88,14 +88,22 @@ def allocate(layers: Sequence[Sequence[Candidate]], budget: int) -> list[Candida
     while total > budget:
         _, i = heapq.heappop(steps)
         dear, cheap = hulls[i][at[i]], hulls[i][at[i] + 1]
-        if total - (dear.cost - cheap.cost) <= budget:
-            room = budget - (total - dear.cost)
-            between = [c for c in layers[i] if c.cost <= room and c.error <= cheap.error] + [cheap]
-            chosen = [h[k] for h, k in zip(hulls, at)]
-            chosen[i] = min(between, key=lambda c: (c.error, c.cost))
-            return chosen
         at[i] += 1
         total -= dear.cost - cheap.cost
         if at[i] + 1 < len(hulls[i]):
             heapq.heappush(steps, (_slope(hulls[i][at[i]], hulls[i][at[i] + 1]), i))
-    return [h[k] for h, k in zip(hulls, at)]
+    return _spend([h[k] for h, k in zip(hulls, at)], layers, budget - total)
+
+
+def _spend(chosen: list[Candidate], layers: Sequence[Sequence[Candidate]], left: int) -> list[Candidate]:
+    """Improve one layer after the other, each time by the candidate within `left` that gains most."""
+    while True:
+        gain, place, best = 0.0, -1, None
+        for i, (now, layer) in enumerate(zip(chosen, layers)):
+            for c in layer:
+                if 0 <= c.cost - now.cost <= left and now.error - c.error > gain:
+                    gain, place, best = now.error - c.error, i, c
+        if best is None:
+            return chosen
+        left -= best.cost - chosen[place].cost
+        chosen[place] = best

@@ -1,8 +1,11 @@
 """`factorize`: replace a layer by two or three smaller ones of lower rank.
 
-The rank follows in closed form from the singular values of the layer's weight, and a layer is replaced only
-where its factors multiply less than it did (the papers' eq. 2.1, n < m_in·m_out / (m_in + m_out), for
-whatever form the factors take). Depthwise convolutions have no rank to lower and are never touched.
+The ranks follow in closed form from one decomposition per layer, and a layer is replaced only where its
+factors multiply less than it did (the papers' eq. 2.1, n < m_in·m_out / (m_in + m_out), for whatever form the
+factors take). Depthwise convolutions have no rank to lower and are never touched.
+
+From the weights alone, the error of the weights is minimised. With data, it is the error of what the layers,
+or the whole model, compute; then the factors are fitted to what the compressed layers before them produce.
 """
 
 from __future__ import annotations
@@ -10,33 +13,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
+from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
     from nncompress.ir import Model
+    from nncompress.passes.lowrank.choose import Choice, Option
+    from nncompress.passes.lowrank.evidence import Evidence
     from nncompress.passes.lowrank.targets import Target
+
+SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params")
 
 
 @dataclass(frozen=True)
 class Factorize(Pass):
-    """Low-rank factors instead of layers."""
+    """Low-rank factors instead of layers.
+
+    Exactly one of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params` decides the ranks. With none
+    given, err = 1e-3.
+    """
 
     name = "factorize"
     summary = "replace layers by low-rank factors where that multiplies less"
-    example = "nncompress factorize model.pt2 --err 1e-3"
+    example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
 
-    err: float = option(
-        1e-3, above=0, help="largest mean squared error between a weight and its low-rank version"
+    err: float | None = option(
+        None, above=0, help="mean squared error allowed per layer [default: 1e-3, of the weight]"
     )
-    form: Literal["auto", "channel", "spatial"] = option(
+    relative: float | None = option(
+        None, above=0, below=1, help="squared error allowed per layer, as a share of what it could lose"
+    )
+    energy: float | None = option(None, above=0, below=1, help="share of the squared singular values to keep")
+    rank: int | None = option(None, least=1, help="the same rank for every layer")
+    ratio: float | None = option(None, above=0, below=1, help="share of its own MACs that every layer keeps")
+    macs: float | None = option(
+        None, above=0, below=1, help="share of its MACs that the model keeps, at the least error in all"
+    )
+    params: float | None = option(
+        None, above=0, below=1, help="share of its parameters that the model keeps, at the least error in all"
+    )
+    form: Literal["auto", "channel", "spatial", "tucker"] = option(
         "auto",
-        help="factors of a convolution: K×K then 1×1, K×1 then 1×K, or the cheapest that meets the error",
+        help="factors of a convolution: K×K then 1×1, K×1 then 1×K, 1×1 then K×K then 1×1, or the best",
     )
+    minimize: Literal["auto", "weight", "layer", "model"] = option(
+        "auto",
+        help="whose error: the weight's, or with data that of the layer's or the model's output "
+        "[auto: the weight's without data or for --err, else the model's]",
+    )
+    refit: bool = option(True, help="with data, fit the factors to what the compressed layers produce")
     round_to: int = option(1, least=1, help="ranks are multiples of this; 16 suits most CPUs")
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'head*' (repeatable)"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in SELECTORS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                "factorize: give one way to choose the ranks", got=" and ".join(f"--{name}" for name in given)
+            )
+        if not given:
+            object.__setattr__(self, "err", 1e-3)
 
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.ir.weights import layers
@@ -51,52 +90,139 @@ class Factorize(Pass):
         for layer in found:
             if not layer.weight.value().isfinite().all():
                 raise ModelFileError(f"factorize: the weight of {layer.name} has NaN or infinite values")
+        if self.minimize in ("layer", "model"):
+            need_data(context, f"factorize --minimize {self.minimize}", "it measures what the layers compute")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.ir.shapes import Shapes
+        from nncompress.passes.lowrank.repair import repair
         from nncompress.passes.lowrank.targets import find_targets
 
         shapes = Shapes(model)
         targets, left = find_targets(model, shapes, self.exclude)
         changes = [Change(name, f"left: {reason}", applied=False) for name, reason in left.items()]
+        evidence, whose = self._evidence(model, targets, context)
+        options = []
         for done, target in enumerate(targets):
-            context.progress.step("factorizing", done, len(targets))
-            changes.append(self._factorize(model, target, shapes))
-        context.progress.step("factorizing", len(targets), len(targets))
-        if any(change.applied for change in changes):
-            model.refresh()
+            context.progress.step("decomposing", done, len(targets))
+            options.append(self._option(target, shapes, evidence.get(target.name), whose))
+        context.progress.step("decomposing", len(targets), len(targets))
+        choices = self._choose(model, options, whose)
+        if not any(choice.candidate for choice in choices):
+            return changes + [self._change(choice, whose) for choice in choices]
+        original = model.copy() if context.data is not None and self.refit else None
+        stages = {}
+        for done, choice in enumerate(choices):
+            context.progress.step("factorizing", done, len(choices))
+            if choice.candidate is not None:
+                stages[choice.option.target] = self._replace(model, choice, evidence)
+        context.progress.step("factorizing", len(choices), len(choices))
+        changes += [self._change(choice, whose) for choice in choices]
+        model.refresh()
+        if original is not None:
+            changes += repair(original, model, stages, context)
         return changes
 
-    def _factorize(self, model: Model, target: Target, shapes: object) -> Change:
-        from nncompress.analysis.ranks import cheapest
+    def _evidence(
+        self, model: Model, targets: list[Target], context: Context
+    ) -> tuple[dict[str, Evidence], str]:
+        """What is minimised ("weight", "layer" or "model") and what the data says about it."""
+        from nncompress.passes.lowrank.evidence import gather
+
+        whose = self.minimize
+        if whose == "auto":
+            whose = "weight" if context.data is None or self.err is not None else "model"
+        if whose == "weight" or context.data is None:
+            return {}, "weight"
+        try:
+            return gather(model, targets, context.data, context, outputs=whose == "model"), whose
+        except UnsupportedError as error:
+            if self.minimize == "model":
+                raise
+            context.notes.append(f"{error.what}: minimised the error of each layer's own output")
+            return gather(model, targets, context.data, context, outputs=False), "layer"
+
+    def _option(self, target: Target, shapes: object, evidence: Evidence | None, whose: str) -> Option:
+        from nncompress.analysis.metric import Metric
+        from nncompress.passes.lowrank.choose import Option
         from nncompress.passes.lowrank.forms import forms_of
+
+        weight = target.weight.value()
+        unit = "parameters" if self.params is not None or not target.macs else "macs"
+        wanted = "channel" if self.rank is not None and self.form == "auto" else self.form
+        metrics = evidence.metrics if evidence else None
+        forms = {f.name: f for f in forms_of(target, shapes, wanted, metrics)}  # type: ignore[arg-type]
+        matrices = target.matrices(weight)
+        return Option(
+            target=target,
+            forms=forms,
+            candidates=[c for f in forms.values() for c in f.candidates(unit, self.round_to)],
+            unit=unit,
+            dense=target.macs if unit == "macs" else weight.numel(),
+            total=sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices)),
+            elements=weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1],
+        )
+
+    def _choose(self, model: Model, options: list[Option], whose: str) -> list[Choice]:
+        from nncompress.passes.lowrank import choose
+
+        if self.macs is not None:
+            counted = [o for o in options if o.unit == "macs"]
+            return choose.by_budget(model, counted, self.macs, "macs", whose == "model")
+        if self.params is not None:
+            return choose.by_budget(model, options, self.params, "parameters", whose == "model")
+        if self.rank is not None:
+            return [choose.by_rank(o, self.rank) for o in options]
+        if self.ratio is not None:
+            return [choose.by_ratio(o, self.ratio) for o in options]
+        if self.err is not None:
+            told = f"error {self.err:g}"
+            return [
+                choose.by_error(o, self.err * (1 if whose == "model" else o.elements), told) for o in options
+            ]
+        share = 1 - self.energy if self.energy is not None else self.relative
+        assert share is not None
+        return [choose.by_error(o, share * o.total, f"relative error {share:.3g}") for o in options]
+
+    def _replace(self, model: Model, choice: Choice, evidence: dict[str, Evidence]) -> list[str]:
+        """Put the factors in, the mean of their error in the bias; returns their weights' names."""
+        import torch
+
         from nncompress.passes.lowrank.replace import replace_layer
 
-        unit, dense = ("macs", target.macs) if target.macs else ("parameters", target.weight.value().numel())
-        forms = forms_of(target, shapes, self.form)  # type: ignore[arg-type]
-        if not forms:
-            return Change(target.name, "left: its padding is not symmetric", applied=False)
-        elements = target.weight.value().numel()
-        candidates = [c for form in forms for c in form.candidates(unit, self.round_to)]
-        best = cheapest(candidates, self.err * elements)
-        full = {form.name: form.largest_rank() for form in forms}
-        numbers = {f"{unit}_before": dense}
-        if best is None or best.cost >= dense:
-            needed = f"rank {best.ranks[0]} of {full[best.form]}" if best else "its full rank"
-            what = f"left: error {self.err:g} needs {needed}, which does not reduce its {unit}"
-            return Change(target.name, what, numbers, applied=False)
-        form = next(f for f in forms if f.name == best.form)
-        replace_layer(model, form, form.weights(best.ranks))
-        return Change(
-            target.name,
-            f"{best.form}: rank {best.ranks[0]} of {full[best.form]}",
-            {**numbers, f"{unit}_after": best.cost, "rank": best.ranks[0], "mse": best.error / elements},
-        )
+        assert choice.candidate is not None
+        target = choice.option.target
+        form = choice.option.forms[choice.candidate.form]
+        weights = form.weights(choice.candidate.ranks)
+        known = evidence.get(target.name)
+        bias = None
+        if known is not None and known.mean is not None:
+            weight = target.weight.value().to(torch.float64)
+            error = target.matrices(weight - form.compose(weights))
+            bias = (error @ known.mean[:, :, None]).flatten().to(form.weight.dtype)
+            present = target.layers[0].bias
+            bias = bias if present is None else bias + present.value()
+        return replace_layer(model, form, weights, bias)
+
+    def _change(self, choice: Choice, whose: str) -> Change:
+        from nncompress.passes.lowrank.choose import describe
+
+        option, candidate = choice.option, choice.candidate
+        numbers: dict[str, object] = {f"{option.unit}_before": option.dense}
+        if candidate is None:
+            return Change(option.target.name, f"left: {choice.reason}", numbers, applied=False)
+        numbers |= {
+            f"{option.unit}_after": candidate.cost,
+            "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
+            "minimized": whose,
+            "relative_error": candidate.error / option.total if option.total else 0.0,
+        }
+        if whose != "model":
+            numbers["mse"] = candidate.error / option.elements
+        return Change(option.target.name, f"{candidate.form}: {describe(option, candidate)}", numbers)
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         for change in changes:
-            if not change.applied:
-                continue
             for unit in ("macs", "parameters"):
                 before, after = change.numbers.get(f"{unit}_before"), change.numbers.get(f"{unit}_after")
                 if before is not None and after is not None and after >= before:

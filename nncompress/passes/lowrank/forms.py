@@ -1,29 +1,33 @@
-"""The forms that a low-rank layer can take, and how each goes into the graph.
+"""The forms that a low-rank layer can take: their ranks, errors, costs, and how they go into the graph.
 
 | form    | layer             | factors (per group)                                                   |
 |---------|-------------------|-----------------------------------------------------------------------|
 | linear  | linear, embedding | W [a, b] = left [a, r] · right [r, b]                                 |
 | channel | convolution       | K×K to r channels, then 1×1 (transposed: 1×1 to r channels, then K×K) |
 | spatial | K×K convolution   | K×1 to r channels, then 1×K (kernel composing)                        |
-
-Every form sees its weight as a matrix per group; the rank of group 0 is the rank of all.
+| tucker  | K×K convolution   | 1×1 to r₁ channels, K×K to r₂, 1×1                                    |
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.decompose import Spectrum, decompose
+from nncompress.analysis.decompose import decompose
+from nncompress.analysis.metric import Metric
 from nncompress.analysis.ranks import Candidate, tails
+from nncompress.analysis.spatial import SpatialDecomposition
+from nncompress.analysis.tucker import TuckerDecomposition
 from nncompress.ir import Model
 from nncompress.ir.edit import inserting_before, read_tensor
-from nncompress.ir.geometry import Geometry, geometry
+from nncompress.ir.geometry import Geometry
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import Layer
 from nncompress.passes.lowrank.targets import Target
@@ -45,86 +49,123 @@ class Stage:
 
 
 class Form(ABC):
-    """One form for one target."""
+    """One form for one target.
+
+    Args:
+        metrics: per group, of the matrices that `target.matrices` says; None minimises the weight's error.
+    """
 
     name: str
 
-    def __init__(self, target: Target, shapes: Shapes) -> None:
-        self.target, self.shapes = target, shapes
+    def __init__(self, target: Target, shapes: Shapes, metrics: Sequence[Metric] | None = None) -> None:
+        self.target = target
         self.weight: Tensor = target.weight.value()
-        self._spectra: list[Spectrum] | None = None
-
-    @abstractmethod
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        """The weight as one matrix [a, b] per group."""
-
-    @abstractmethod
-    def assemble(self, lefts: list[Tensor], rights: list[Tensor]) -> list[Tensor]:
-        """Factors left [a, r], right [r, b] per group -> the stages' weights, in graph order."""
+        self._shapes, self._metrics = shapes, metrics
+        self._parts: list[Any] | None = None
 
     @abstractmethod
     def stages(self, ranks: Ranks) -> list[Stage]:
         """Shapes and costs of the layers at these ranks, in graph order."""
 
     @abstractmethod
-    def insert(self, model: Model, layer: Layer, names: list[str], bias: fx.Node | None) -> fx.Node:
+    def decompose_group(self, group: int, metric: Metric | None) -> Any:
+        """The decomposition of one group's weights."""
+
+    @abstractmethod
+    def group_errors(self, part: Any) -> dict[Ranks, float]:
+        """The squared error of every rank, of one decomposition."""
+
+    @abstractmethod
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        """The stages' weights at these ranks, in graph order, from all groups' decompositions."""
+
+    @abstractmethod
+    def insert(self, model: Model, layer: Layer, names: Sequence[str], bias: fx.Node | None) -> fx.Node:
         """Put the stages, reading the weights `names`, before `layer`'s node; returns the last one."""
 
-    def spectra(self) -> list[Spectrum]:
-        """The decomposition, computed once."""
-        if self._spectra is None:
-            self._spectra = [decompose(m) for m in self.matrices(self.weight)]
-        return self._spectra
+    @abstractmethod
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        """The dense weight that these stages amount to, in the shape of the original, float64."""
 
-    def largest_rank(self) -> int:
-        return min(self.matrices(self.weight)[0].shape)
+    @property
+    def groups(self) -> int:
+        return self.target.groups
 
-    def weights(self, ranks: Ranks) -> list[Tensor]:
-        """The stages' weights at these ranks: the closest to the original weight."""
-        pairs = [s.factors(ranks[0]) for s in self.spectra()]
-        return [w.to(self.weight.dtype) for w in self.assemble([p[0] for p in pairs], [p[1] for p in pairs])]
+    @property
+    def parts(self) -> list[Any]:
+        """The decompositions, made once."""
+        if self._parts is None:
+            metrics: Sequence[Metric | None] = self._metrics or [None] * self.groups
+            self._parts = [self.decompose_group(g, metric) for g, metric in enumerate(metrics)]
+        return self._parts
 
     def squared_errors(self) -> dict[Ranks, float]:
-        """‖W − W_r‖² of every rank."""
-        total = sum(tails(s.values) for s in self.spectra())
-        assert isinstance(total, Tensor)
-        return {(r,): float(total[r]) for r in range(1, len(total))}
+        """What is lost at every rank: ‖W − W_r‖², or its cost under the metric."""
+        groups = [self.group_errors(part) for part in self.parts]
+        return {ranks: sum(errors[ranks] for errors in groups) for ranks in groups[0]}
+
+    def weights(self, ranks: Ranks) -> list[Tensor]:
+        """The stages' weights at these ranks that lose least."""
+        return [w.to(self.weight.dtype) for w in self.assemble(self.parts, ranks)]
 
     def cost(self, ranks: Ranks, unit: str) -> int:
         """MACs of one record, or parameters."""
-        stages = self.stages(ranks)
-        return sum(s.macs if unit == "macs" else prod(s.shape) for s in stages)
+        return sum(s.macs if unit == "macs" else prod(s.shape) for s in self.stages(ranks))
 
-    def candidates(self, unit: str, round_to: int = 1) -> Iterable[Candidate]:
+    def candidates(self, unit: str, round_to: int = 1) -> Iterator[Candidate]:
         """All ranks that are multiples of `round_to`."""
         for ranks, error in self.squared_errors().items():
             if all(r % round_to == 0 for r in ranks):
                 yield Candidate(self.name, ranks, self.cost(ranks, unit), error)
 
+    @property
+    def full_ranks(self) -> Ranks:
+        """The ranks at which nothing is lost."""
+        return (min(self.target.matrices(self.weight).shape[1:]),)
 
-class LinearForm(Form):
+
+class _MatrixForm(Form):
+    """What the forms with one rank and one matrix per group share."""
+
+    def decompose_group(self, group: int, metric: Metric | None) -> Any:
+        return decompose(self.target.matrices(self.weight)[group], metric)
+
+    def group_errors(self, part: Any) -> dict[Ranks, float]:
+        return {(rank,): float(e) for rank, e in enumerate(tails(part.values)) if rank}
+
+
+class LinearForm(_MatrixForm):
     """Any use of a weight matrix W [a, b] = left [a, r] · right [r, b]; tied uses share both factors."""
 
     name = "linear"
 
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        return [weight]
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        out, into = parts[0].factors(ranks[0])
+        return [into, out] if self.target.outputs_first else [into.T, out.T]
 
-    def assemble(self, lefts: list[Tensor], rights: list[Tensor]) -> list[Tensor]:
-        return [lefts[0], rights[0]]
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        left, right = (w.to(torch.float64) for w in self._left_right(weights))
+        return left @ right
+
+    def _left_right(self, stages: Sequence[Any]) -> tuple[Any, Any]:
+        """W = left · right; a linear layer multiplies with the right factor first, a product with the left."""
+        return (stages[1], stages[0]) if self.target.outputs_first else (stages[0], stages[1])
+
+    @cached_property
+    def _vectors(self) -> tuple[int, int]:
+        """How many vectors of one record the left and the right factor multiply."""
+        each = [(prod(self._shapes.of(layer.node)[:-1]), layer.kind) for layer in self.target.layers]
+        return sum(n for n, kind in each if kind != "embedding"), sum(n for n, _ in each)
 
     def stages(self, ranks: Ranks) -> list[Stage]:
         rows, columns = self.weight.shape
-        left = right = 0
-        for layer in self.target.layers:
-            vectors = prod(self.shapes.of(layer.node)[:-1])
-            left += 0 if layer.kind == "embedding" else vectors  # a row is looked up
-            right += vectors
-        return [Stage((rows, ranks[0]), left), Stage((ranks[0], columns), right)]
+        left, right = self._vectors
+        factors = [Stage((rows, ranks[0]), left), Stage((ranks[0], columns), right)]
+        return list(self._left_right(factors))
 
-    def insert(self, model: Model, layer: Layer, names: list[str], bias: fx.Node | None) -> fx.Node:
+    def insert(self, model: Model, layer: Layer, names: Sequence[str], bias: fx.Node | None) -> fx.Node:
         node, data = layer.node, layer.data
-        left, right = (read_tensor(model, name, node) for name in names)
+        left, right = self._left_right([read_tensor(model, name, node) for name in names])
         with inserting_before(node) as call:
             if layer.kind == "linear":
                 return call(aten.linear.default, call(aten.linear.default, data, right), left, bias)
@@ -137,136 +178,186 @@ class LinearForm(Form):
             return call(aten.matmul.default, inner, right)
 
 
-class ConvolutionForm(Form):
+class _ConvolutionForm(Form):
     """What the forms of a convolution share: a chain of convolutions, the last one with the bias."""
 
-    def __init__(self, target: Target, shapes: Shapes, place: Geometry) -> None:
-        super().__init__(target, shapes)
+    def __init__(
+        self, target: Target, shapes: Shapes, place: Geometry, metrics: Sequence[Metric] | None = None
+    ) -> None:
+        super().__init__(target, shapes, metrics)
         self.place = place
-
-    @property
-    def groups(self) -> int:
-        return self.place.groups
 
     @abstractmethod
     def chain(self) -> list[Geometry]:
         """The geometry of each stage."""
 
-    def insert(self, model: Model, layer: Layer, names: list[str], bias: fx.Node | None) -> fx.Node:
-        value = layer.data
-        places = self.chain()
-        for place, name in zip(places, names):
-            last = place is places[-1]
-            value = place.insert(
-                layer.node, value, read_tensor(model, name, layer.node), bias if last else None
-            )
+    def group_weight(self, group: int) -> Tensor:
+        """[o/g, i/g, K…] (transposed: [i/g, o/g, K…])."""
+        return self.weight.unflatten(0, (self.groups, -1))[group]
+
+    def insert(self, model: Model, layer: Layer, names: Sequence[str], bias: fx.Node | None) -> fx.Node:
+        value, chain = layer.data, self.chain()
+        for place, name in zip(chain, names):
+            own = bias if place is chain[-1] else None
+            value = place.insert(layer.node, value, read_tensor(model, name, layer.node), own)
         return value
 
-    def positions(self, sides: tuple[str, ...]) -> int:
+    @cached_property
+    def _sizes(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Spatial size of the input and of the output of each of the target's layers."""
+        of, dims = self._shapes.of, self.place.dims
+        return [(of(layer.data)[-dims:], of(layer.node)[-dims:]) for layer in self.target.layers]
+
+    def positions(self, *sides: str) -> int:
         """Pixels of all layers, each spatial dim counted at the layer's "in" or "out" put."""
-        total = 0
-        for layer in self.target.layers:
-            inputs = self.shapes.of(layer.data)[-self.place.dims :]
-            outputs = self.shapes.of(layer.node)[-self.place.dims :]
-            total += prod(i if side == "in" else o for i, o, side in zip(inputs, outputs, sides))
-        return total
+        return sum(
+            prod(i if side == "in" else o for i, o, side in zip(*size, sides * self.place.dims))
+            for size in self._sizes
+        )
+
+    def ones(self, matrix: Tensor) -> Tensor:
+        """[a, b] as the weight of a 1×1 convolution."""
+        return matrix.reshape(*matrix.shape, *(1,) * self.place.dims)
 
 
-class ChannelForm(ConvolutionForm):
+class ChannelForm(_ConvolutionForm, _MatrixForm):
     """W [o, i/g, K…] per group as a matrix [o/g, i/g · K…]: K×K to r channels, then 1×1."""
 
     name = "channel"
 
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        return list(weight.reshape(self.groups, weight.shape[0] // self.groups, -1))
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        lefts, rights = zip(*(part.factors(ranks[0]) for part in parts))
+        return [torch.cat(rights).unflatten(1, self.weight.shape[1:]), self.ones(torch.cat(lefts))]
 
-    def assemble(self, lefts: list[Tensor], rights: list[Tensor]) -> list[Tensor]:
-        ones = (1,) * self.place.dims
-        first = torch.cat([r.reshape(-1, *self.weight.shape[1:]) for r in rights])
-        second = torch.cat(lefts)
-        return [first, second.reshape(*second.shape, *ones)]
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        first, second = (w.to(torch.float64).flatten(1).unflatten(0, (self.groups, -1)) for w in weights)
+        return (second @ first).reshape(self.weight.shape)
 
     def chain(self) -> list[Geometry]:
         return [self.place, self.place.one_by_one()]
 
     def stages(self, ranks: Ranks) -> list[Stage]:
-        pixels = self.positions(("out",) * self.place.dims)
-        ones = (1,) * self.place.dims
+        pixels, ones = self.positions("out"), (1,) * self.place.dims
         return [
             Stage((self.groups * ranks[0], *self.weight.shape[1:]), pixels),
             Stage((self.weight.shape[0], ranks[0], *ones), pixels),
         ]
 
 
-class TransposedForm(ConvolutionForm):
-    """Transposed: W [i, o/g, K…] per group as [i/g, o/g · K…]: 1×1 to r channels, then K×K."""
+class TransposedForm(_ConvolutionForm, _MatrixForm):
+    """Transposed: W [i, o/g, K…] per group as [o/g · K…, i/g]: 1×1 to r channels, then K×K."""
 
     name = "channel"
 
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        return list(weight.reshape(self.groups, weight.shape[0] // self.groups, -1))
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        lefts, rights = zip(*(part.factors(ranks[0]) for part in parts))
+        second = torch.cat([left.T for left in lefts])
+        return [self.ones(torch.cat(rights)), second.unflatten(1, self.weight.shape[1:])]
 
-    def assemble(self, lefts: list[Tensor], rights: list[Tensor]) -> list[Tensor]:
-        ones = (1,) * self.place.dims
-        first = torch.cat([left.T for left in lefts])
-        second = torch.cat([r.reshape(-1, *self.weight.shape[1:]) for r in rights])
-        return [first.reshape(*first.shape, *ones), second]
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        first, second = (w.to(torch.float64).flatten(1).unflatten(0, (self.groups, -1)) for w in weights)
+        return (first.transpose(1, 2) @ second).reshape(self.weight.shape)
 
     def chain(self) -> list[Geometry]:
         return [self.place.one_by_one(), self.place]
 
     def stages(self, ranks: Ranks) -> list[Stage]:
-        pixels = self.positions(("in",) * self.place.dims)
-        ones = (1,) * self.place.dims
+        pixels, ones = self.positions("in"), (1,) * self.place.dims
         return [
             Stage((self.groups * ranks[0], self.weight.shape[0] // self.groups, *ones), pixels),
             Stage((self.groups * ranks[0], *self.weight.shape[1:]), pixels),
         ]
 
 
-class SpatialForm(ConvolutionForm):
-    """W [o, i/g, K, L] per group as a matrix [i/g · K, o/g · L]: K×1 to r channels, then 1×L."""
+class SpatialForm(_ConvolutionForm):
+    """W [o, i/g, K, L] per group: K×1 to r channels, then 1×L."""
 
     name = "spatial"
 
-    def matrices(self, weight: Tensor) -> list[Tensor]:
-        outputs, inputs, height, width = weight.shape
-        grid = weight.reshape(self.groups, outputs // self.groups, inputs, height, width)
-        return list(grid.permute(0, 2, 3, 1, 4).reshape(self.groups, inputs * height, -1))
+    def decompose_group(self, group: int, metric: Metric | None) -> Any:
+        unit = self.cost((1,), "macs") or self.cost((1,), "parameters")
+        pays = (self.target.macs or self.weight.numel()) // unit
+        return SpatialDecomposition(self.group_weight(group), metric, max(1, pays))
 
-    def assemble(self, lefts: list[Tensor], rights: list[Tensor]) -> list[Tensor]:
-        outputs, inputs, height, width = self.weight.shape
-        rank = lefts[0].shape[1]
-        first = [left.T.reshape(rank, inputs, height, 1) for left in lefts]
-        second = [r.reshape(rank, outputs // self.groups, width).permute(1, 0, 2) for r in rights]
-        return [torch.cat(first), torch.cat(second).unsqueeze(2)]
+    def group_errors(self, part: Any) -> dict[Ranks, float]:
+        return {(rank,): float(e) for rank, e in enumerate(part.errors(), 1)}
+
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        verticals, horizontals = zip(*(part.factors(ranks[0]) for part in parts))
+        return [torch.cat(verticals).unsqueeze(3), torch.cat(horizontals).unsqueeze(2)]
+
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        first, second = (w.to(torch.float64).unflatten(0, (self.groups, -1)) for w in weights)
+        return torch.einsum("grikm,gornl->goikl", first, second).reshape(self.weight.shape)
 
     def chain(self) -> list[Geometry]:
         return [self.place.along(0), self.place.along(1)]
 
     def stages(self, ranks: Ranks) -> list[Stage]:
         outputs, inputs, height, width = self.weight.shape
-        rank = ranks[0]
         return [
-            Stage((self.groups * rank, inputs, height, 1), self.positions(("out", "in"))),
-            Stage((outputs, rank, 1, width), self.positions(("out", "out"))),
+            Stage((self.groups * ranks[0], inputs, height, 1), self.positions("out", "in")),
+            Stage((outputs, ranks[0], 1, width), self.positions("out", "out")),
         ]
 
+    @property
+    def full_ranks(self) -> Ranks:
+        outputs, inputs, height, width = self.weight.shape
+        return (min(inputs * height, outputs // self.groups * width),)
 
-def forms_of(target: Target, shapes: Shapes, wanted: str = "auto") -> list[Form]:
+
+class TuckerForm(_ConvolutionForm):
+    """W [o, i/g, K…] per group: 1×1 to r₁ channels, K×K to r₂ channels, 1×1."""
+
+    name = "tucker"
+
+    def decompose_group(self, group: int, metric: Metric | None) -> Any:
+        return TuckerDecomposition(self.group_weight(group), metric)
+
+    def group_errors(self, part: Any) -> dict[Ranks, float]:
+        return part.errors()
+
+    def assemble(self, parts: Sequence[Any], ranks: Ranks) -> list[Tensor]:
+        first, core, last = (torch.cat(t) for t in zip(*(part.factors(ranks) for part in parts)))
+        return [self.ones(first), core, self.ones(last)]
+
+    def compose(self, weights: Sequence[Tensor]) -> Tensor:
+        p, c, q = (w.to(torch.float64).flatten(2).unflatten(0, (self.groups, -1)) for w in weights)
+        return torch.einsum("gai,gbak,gob->goik", p[..., 0], c, q[..., 0]).reshape(self.weight.shape)
+
+    def chain(self) -> list[Geometry]:
+        return [self.place.one_by_one(), self.place, self.place.one_by_one()]
+
+    def stages(self, ranks: Ranks) -> list[Stage]:
+        outputs, inputs, *kernel = self.weight.shape
+        (first, second), ones = ranks, (1,) * self.place.dims
+        return [
+            Stage((self.groups * first, inputs, *ones), self.positions("in")),
+            Stage((self.groups * second, first, *kernel), self.positions("out")),
+            Stage((outputs, second, *ones), self.positions("out")),
+        ]
+
+    @property
+    def full_ranks(self) -> Ranks:
+        return (self.weight.shape[1], self.weight.shape[0] // self.groups)
+
+
+def forms_of(
+    target: Target, shapes: Shapes, wanted: str = "auto", metrics: Sequence[Metric] | None = None
+) -> list[Form]:
     """Every form that fits a target; of the convolution forms only `wanted`, unless that is "auto".
 
     A layer that has no such form (a 1×1 convolution has no spatial one) gets its only one.
     """
-    if target.is_matrix:
-        return [LinearForm(target, shapes)]
-    places = {geometry(layer) for layer in target.layers}
-    place = places.pop()
-    if place is None or places:
-        return []
+    place = target.geometry
+    if place is None:
+        return [LinearForm(target, shapes, metrics)]
     if place.transposed:
-        return [TransposedForm(target, shapes, place)]
-    found: list[Form] = [ChannelForm(target, shapes, place)]
-    if place.dims == 2 and min(place.kernel) > 1:
-        found.append(SpatialForm(target, shapes, place))
-    return [f for f in found if f.name == wanted] or found[:1] if wanted != "auto" else found
+        return [TransposedForm(target, shapes, place, metrics)]
+    classes: list[type[_ConvolutionForm]] = [ChannelForm]
+    if not place.pointwise:
+        if place.dims == 2 and min(place.kernel) > 1:
+            classes.append(SpatialForm)
+        classes.append(TuckerForm)
+    chosen = [c for c in classes if c.name == wanted] or classes[:1]
+    return [c(target, shapes, place, metrics) for c in (classes if wanted == "auto" else chosen)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from torch import fx
+from torch import Tensor, fx
 
 from nncompress.analysis.cost import node_macs
 from nncompress.ir import Model
+from nncompress.ir.geometry import Geometry, geometry
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import Layer, Weight, argument, layers, readers
 
@@ -41,6 +42,31 @@ class Target:
     @property
     def groups(self) -> int:
         return self.layers[0].groups
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Of a convolution; None for a matrix."""
+        return None if self.is_matrix else geometry(self.layers[0])
+
+    @property
+    def outputs_first(self) -> bool:
+        """The weight is stored [out, in]; matrix products store [in, out], as do embeddings."""
+        return not self.is_matrix or any(layer.kind == "linear" for layer in self.layers)
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as M [groups, out, in], so that each layer is y = M x.
+
+        | layer                  | in                | out           | x is                            |
+        |------------------------|-------------------|---------------|---------------------------------|
+        | linear, matrix product | features          | features      | the input                       |
+        | embedding              | rows of the table | features      | 1 at the row that is looked up  |
+        | convolution            | channels · K…     | channels      | a patch                         |
+        | transposed convolution | channels          | channels · K… | a pixel                         |
+        """
+        if self.is_matrix:
+            return (weight if self.outputs_first else weight.T).unsqueeze(0)
+        rows = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+        return rows.transpose(1, 2) if "transpose" in self.layers[0].kind else rows
 
 
 def find_targets(
@@ -82,6 +108,10 @@ def _reason_to_leave(model: Model, group: list[Layer]) -> str:
     matrix = {layer.kind in MATRIX_KINDS for layer in group}
     if len(matrix) > 1 or (matrix == {False} and len({(g.kind, g.groups) for g in group}) > 1):
         return "its weight is shared by layers of different kinds"
+    if matrix == {False} and None in (places := {geometry(layer) for layer in group}):
+        return "its padding is not the same on both sides"
+    if matrix == {False} and len(places) > 1:
+        return "the layers that share its weight differ in stride, padding or dilation"
     if any(layer.kind == "addmm" and layer.node.kwargs for layer in group):
         return "addmm with factors alpha or beta"
     reading = {user for get_attr in readers(model, first.weight.name) for user in get_attr.users}

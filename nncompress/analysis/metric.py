@@ -1,0 +1,64 @@
+"""What an error of a weight costs: in the weight itself, in the layer's output, or in the model's output.
+
+A layer computes y = M x. An error Δ of M changes y by Δx, and costs on average
+
+    E[(Δx)ᵀ G (Δx)] = tr(G Δ S Δᵀ)         S = E[x xᵀ]  [in, in],   G [out, out]
+
+with G = 1 for the layer's own output, and for the model's output the second moment of its gradient at y
+(Gauss-Newton; with the sum split as here, K-FAC: Martens and Grosse 2015). With S = G = 1 it is ‖Δ‖².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Statistics may be rank-deficient: this share of their mean eigenvalue is added to all of them.
+RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Metric:
+    """tr(G Δ S Δᵀ) for errors Δ [out, in] of a matrix.
+
+    Attributes:
+        inputs: S, float64 [in, in], or its diagonal [in], or None for 1.
+        outputs: G, float64 [out, out], or None for 1.
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def energy(self, delta: Tensor) -> float:
+        """The cost of an error [out, in]; of the matrix itself, what there is to lose."""
+        delta = delta.to(torch.float64)
+        return float((self.times_outputs(delta) * self.times_inputs(delta)).sum())
+
+    def times_inputs(self, matrix: Tensor) -> Tensor:
+        """matrix [out, in] · S."""
+        if self.inputs is None:
+            return matrix
+        return matrix * self.inputs if self.inputs.dim() == 1 else matrix @ self.inputs
+
+    def times_outputs(self, matrix: Tensor) -> Tensor:
+        """G · matrix [out, in]."""
+        return matrix if self.outputs is None else self.outputs @ matrix
+
+
+def with_ridge(moment: Tensor, ridge: float = RIDGE) -> Tensor:
+    """A second moment [..., d, d] (or its diagonal, 1-dim) made safe to invert; all-zero becomes 1."""
+    diagonal = moment if moment.dim() == 1 else moment.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    extra = torch.where(mean > 0, ridge * mean, torch.ones_like(mean)).expand(diagonal.shape)
+    return moment + (extra if moment.dim() == 1 else torch.diag_embed(extra))
+
+
+def roots(moment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """M^(1/2) and M^(-1/2) of a positive definite [d, d]; None stands for 1."""
+    if moment is None:
+        return None, None
+    values, vectors = torch.linalg.eigh(moment)
+    root = values.clamp_min(values[-1] * 1e-14).sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T

@@ -1,0 +1,133 @@
+"""What the data says about each target: how errors of its weight are to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.metric import Metric, with_ridge
+from nncompress.analysis.patches import input_rows
+from nncompress.analysis.sensitivity import output_gradients
+from nncompress.analysis.statistics import ROWS, Inputs, Moments, observe
+from nncompress.data import Dataset
+from nncompress.ir import Model
+from nncompress.ir.weights import Layer, argument
+from nncompress.passes.base import Context
+from nncompress.passes.lowrank.targets import Target
+
+NEGLIGIBLE = 1e-30  # sensitivity where there is none
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of one target.
+
+    Attributes:
+        metrics: per group.
+        mean: E[x], float64 [groups, in], where the bias is to take up the mean of the error; else None.
+    """
+
+    metrics: Sequence[Metric]
+    mean: Tensor | None = None
+
+
+def batches_of(data: Dataset, context: Context) -> Iterator[Inputs]:
+    """The calibration records, at most `context.limit`."""
+    for batch in data.batches(context.batch_size, context.limit):
+        yield batch.inputs
+
+
+def gather(
+    model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
+) -> dict[str, Evidence]:
+    """Evidence by target name, from one forward pass and (with `outputs`) one backward pass over the data.
+
+    Args:
+        outputs: measure errors in the model's output instead of the layer's own.
+    """
+    usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
+    inputs = _input_moments(model, usable, data, context)
+    gradients: dict[fx.Node, Tensor] = {}
+    if outputs:
+        nodes = [
+            (layer.node, 1 if layer.roles.groups is not None else -1) for t in usable for layer in t.layers
+        ]
+        total = context.limit
+        gradients = output_gradients(
+            model, nodes, batches_of(data, context), seed=context.seed, progress=context.progress, total=total
+        )
+    found = {}
+    for target in usable:
+        moments = inputs[target.name]
+        if moments is None:
+            continue
+        sensitivity = None
+        if outputs:
+            sensitivity = sum(gradients.get(layer.node, torch.zeros(())) for layer in target.layers)
+        found[target.name] = _evidence(target, moments, sensitivity)
+    return found
+
+
+def takes_mean(target: Target) -> bool:
+    """Can a bias take up the mean of the target's error? Only if it is one layer with room for a bias."""
+    layer = target.layers[0]
+    if len(target.layers) > 1 or layer.roles.bias is None or "transpose" in layer.kind:
+        return False
+    if argument(layer.node, layer.roles.bias) is None:
+        return True
+    return layer.bias is not None and not layer.bias.quantized and layer.bias.value().dim() == 1
+
+
+def _evidence(target: Target, moments: Moments | Tensor, sensitivity: object) -> Evidence:
+    mean = None
+    if isinstance(moments, Tensor):  # of an embedding: how often each row is looked up
+        inputs = with_ridge(moments / moments.sum()).unsqueeze(0)
+    elif takes_mean(target):
+        mean, inputs = moments.mean, with_ridge(moments.covariance)
+    else:
+        inputs = with_ridge(moments.second)
+    outputs: list[Tensor | None] = [None] * target.groups
+    if isinstance(sensitivity, Tensor):
+        if sensitivity.dim() == 0 or not bool(sensitivity.trace() > 0):  # the output does not depend on it
+            channels = target.matrices(target.weight.value()).shape[1] * target.groups
+            sensitivity = torch.eye(channels, dtype=torch.float64) * NEGLIGIBLE
+        if "transpose" in target.layers[0].kind:  # a row of M per channel and place in the kernel
+            kernel = target.weight.value()[0, 0].numel()
+            sensitivity = torch.kron(sensitivity, torch.eye(kernel, dtype=torch.float64))
+        size = len(sensitivity) // target.groups
+        outputs = [
+            with_ridge(sensitivity[g * size : (g + 1) * size, g * size : (g + 1) * size])
+            for g in range(target.groups)
+        ]
+    return Evidence([Metric(s, g) for s, g in zip(inputs, outputs)], mean)
+
+
+def _input_moments(
+    model: Model, targets: Sequence[Target], data: Dataset, context: Context
+) -> dict[str, Moments | Tensor | None]:
+    generator = torch.Generator().manual_seed(context.seed)
+    found: dict[str, Moments | Tensor | None] = {}
+    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+    for target in targets:
+        if target.layers[0].kind == "embedding":
+            rows = torch.zeros(target.weight.value().shape[0], dtype=torch.float64)
+            found[target.name] = rows
+
+            def count(value: Tensor, rows: Tensor = rows) -> None:
+                rows += torch.bincount(value.flatten(), minlength=len(rows))
+
+            for layer in target.layers:
+                watches.setdefault(layer.data, []).append(count)
+            continue
+        moments = found[target.name] = Moments()
+        for layer in target.layers:
+
+            def take(value: Tensor, layer: Layer = layer, moments: Moments = moments) -> None:
+                moments.add(input_rows(layer, value, ROWS, generator))
+
+            watches.setdefault(layer.data, []).append(take)
+    observe(model, batches_of(data, context), watches, progress=context.progress, total=context.limit)
+    return found

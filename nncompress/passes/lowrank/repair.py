@@ -1,0 +1,93 @@
+"""After the factors are in: closed-form repairs on data, each kept only if it helps on held-out records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from nncompress.analysis.statistics import Inputs
+from nncompress.data import Dataset
+from nncompress.ir import Model
+from nncompress.ir.weights import layer_name
+from nncompress.passes.base import Change, Context
+from nncompress.passes.lowrank.batch_norm import reestimate
+from nncompress.passes.lowrank.evidence import batches_of
+from nncompress.passes.lowrank.refit import refit
+from nncompress.passes.lowrank.targets import Target
+
+HELD_OUT = 4  # every fourth record decides, the others are fitted to
+
+
+def repair(
+    original: Model, model: Model, stages: Mapping[Target, Sequence[str]], context: Context
+) -> list[Change]:
+    """Refit the last stages, then blend in new batch-norm statistics; `model` is edited in place.
+
+    Args:
+        stages: per target the names of the weights that replaced it.
+    """
+    assert context.data is not None
+    fit, held = split(context.data, context)
+    error = output_error(original, model, held)
+    pairs = [(t.name, layer_name(names[-1])) for t, names in stages.items() if len(t.layers) == 1]
+    changes = []
+    before = error()
+    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    refit(original, model, pairs, fit, context.seed, context.progress)
+    after = error()
+    if after < before:
+        numbers = {"error_before": before, "error_after": after}
+        changes.append(Change("factors", "fitted to the inputs they receive", numbers))
+    else:
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(saved[name])
+        what = "left: fitting them to the inputs they receive did not help on held-out data"
+        changes.append(Change("factors", what, {"error_before": before, "error_after": after}, applied=False))
+    share, before, after = reestimate(model, fit, error)
+    numbers = {"error_before": before, "error_after": after, "share": share}
+    if share:
+        changes.append(Change("batch norms", f"{share:.0%} new statistics", numbers))
+    elif after != 0:
+        what = "left: new statistics did not help on held-out data"
+        changes.append(Change("batch norms", what, numbers, applied=False))
+    return changes
+
+
+def split(data: Dataset, context: Context) -> tuple[list[Inputs], list[Inputs]]:
+    """The calibration records to fit to, and those to decide on.
+
+    A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
+    """
+    batches = list(batches_of(data, context))
+    if data.fixed_batch is not None:
+        return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
+    fit, held = [], []
+    for inputs in batches:
+        index = torch.arange(len(inputs[0]))
+        decides = index % HELD_OUT == HELD_OUT - 1
+        fit.append(tuple(x[~decides] for x in inputs))
+        held.append(tuple(x[decides] for x in inputs))
+    held = [inputs for inputs in held if len(inputs[0])]
+    return fit, held or fit
+
+
+def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Callable[[], float]:
+    """Mean squared difference of the outputs of `model`, as it is when called, in output variances."""
+    with torch.no_grad():
+        wanted = [[y for y in original.outputs_of(*x) if y.is_floating_point()] for x in batches]
+    variances = [
+        torch.cat([y[i].flatten() for y in wanted]).var().clamp_min(1e-30) for i in range(len(wanted[0]))
+    ]
+
+    def error() -> float:
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for inputs, old in zip(batches, wanted):
+                new = [y for y in model.outputs_of(*inputs) if y.is_floating_point()]
+                shares = [((a - b).square().mean() / v) for a, b, v in zip(new, old, variances)]
+                total += float(sum(shares)) * len(inputs[0]) / max(len(shares), 1)
+                count += len(inputs[0])
+        return total / count
+
+    return error
