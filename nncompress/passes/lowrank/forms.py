@@ -148,7 +148,7 @@ class LinearForm(_MatrixForm):
         return left @ right
 
     def _left_right(self, stages: Sequence[Any]) -> tuple[Any, Any]:
-        """W = left · right; a linear layer multiplies with the right factor first, a product with the left."""
+        """W = left · right; a linear layer multiplies with the right one first, a product with the left."""
         return (stages[1], stages[0]) if self.target.outputs_first else (stages[0], stages[1])
 
     @cached_property
