@@ -26,6 +26,8 @@ Call = Callable[[], object]
 SHORTEST_SAMPLE_NS = 200_000  # shorter calls are repeated within a sample, or reading the clock would count
 LONGEST_REWARMED_NS = 20_000_000  # longer calls reload the cache anyway: not worth the second call
 WARM_UP_WINDOW = 5  # calls whose median must settle
+SLOW_ROUND_NS = 100_000_000  # rounds longer than this settle in windows of
+SLOW_WINDOW = 2
 WARM_UP_TOLERANCE = 0.05
 LONGEST_WARM_UP_NS = 3_000_000_000
 
@@ -61,12 +63,16 @@ class Measurement:
     Args:
         calls: one per arm: does the arm's work once and returns when it is done.
         seed: of the order of the arms.
+        by_cpu: warm up until the CPU times settle, not the wall's; for calls of one thread.
         clock: replaced in tests.
     """
 
-    def __init__(self, calls: Sequence[Call], *, seed: int = 0, clock: Clock | None = None) -> None:
+    def __init__(
+        self, calls: Sequence[Call], *, seed: int = 0, by_cpu: bool = False, clock: Clock | None = None
+    ) -> None:
         self._calls = list(calls)
         self._clock = clock or SystemClock()
+        self._by_cpu = by_cpu
         self._random = np.random.default_rng(seed)
         self._repeats = [1] * len(self._calls)
         self._rewarm = [False] * len(self._calls)
@@ -86,12 +92,16 @@ class Measurement:
         history: list[list[int]] = [[] for _ in self._calls]
         begin = self._clock.wall()
         settled = False
-        while not settled and (self._clock.wall() - begin < LONGEST_WARM_UP_NS or len(history[0]) < 2):
+        while not settled:
             for i in self._order():
-                history[i].append(self._time(i, 1)[0])
-            settled = all(_is_settled(times) for times in history)
+                history[i].append(self._time(i, 1)[self._by_cpu])
+            taken, rounds = self._clock.wall() - begin, len(history[0])
+            window = WARM_UP_WINDOW if taken < SLOW_ROUND_NS * rounds else SLOW_WINDOW
+            settled = all(_is_settled(times, window) for times in history)
+            if taken > LONGEST_WARM_UP_NS and rounds >= 2 * window:
+                break
         for i, times in enumerate(history):
-            usual = max(1, int(median(times[-WARM_UP_WINDOW:])))
+            usual = max(1, int(median(times[-SLOW_WINDOW:])))
             self._repeats[i] = max(1, math.ceil(SHORTEST_SAMPLE_NS / usual))
             self._rewarm[i] = usual < LONGEST_REWARMED_NS
         return len(history[0]), settled
@@ -133,9 +143,9 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def _is_settled(times: list[int]) -> bool:
+def _is_settled(times: list[int], window: int) -> bool:
     """The last window's median is that of the window before, within the tolerance."""
-    if len(times) < 2 * WARM_UP_WINDOW:
+    if len(times) < 2 * window:
         return False
-    before, now = median(times[-2 * WARM_UP_WINDOW : -WARM_UP_WINDOW]), median(times[-WARM_UP_WINDOW:])
+    before, now = median(times[-2 * window : -window]), median(times[-window:])
     return abs(now - before) <= WARM_UP_TOLERANCE * before

@@ -72,7 +72,8 @@ def measure_sessions(
             # every order is followed by its reverse.
             order = order[::-1] if session % 2 else generator.permutation(len(arms)).tolist()
             calls = _open(arms, order, inputs, threads, measured.load_s)
-            measurement = Measurement(calls, seed=int(generator.integers(2**32)))
+            seed_here = int(generator.integers(2**32))
+            measurement = Measurement(calls, seed=seed_here, by_cpu=threads == 1)
             count, settled = measurement.warm_up()
             measured.warm_up_rounds += count
             unsettled += not settled

@@ -154,7 +154,9 @@ def test_peak_memory_of_a_process_that_fails_is_unknown(tmp_path, monkeypatch):
     assert peak_memory(tmp_path / "m.onnx", (np.zeros((1, 64), np.float32),)) is None
 
 
-def test_peak_memory_of_a_loaded_model(model):
+def test_peak_memory_of_a_loaded_model(model, tmp_path, monkeypatch):
+    (tmp_path / "argparse.py").write_text("raise SystemExit('code of the current directory ran')")
+    monkeypatch.chdir(tmp_path)
     peak = peak_memory(model, (np.zeros((1, 64), np.float32),))
     assert peak is not None
     assert peak < 100 * 2**20

@@ -87,7 +87,22 @@ def test_warm_up_waits_until_times_settle():
     rounds, settled = Measurement([call], clock=machine).warm_up()
     assert settled
     assert rounds >= 10
-    assert durations[-10:].count(20 * MS) >= 8
+    assert durations[-8:] == [20 * MS] * 8
+
+
+def test_slow_calls_settle_in_few_rounds():
+    machine = Machine()
+    assert Measurement([machine.call("slow", 900 * MS)], clock=machine).warm_up() == (4, True)
+
+
+def test_other_programs_do_not_unsettle_cpu_time():
+    def run(by_cpu):
+        machine, away = Machine(), iter(range(0, 10**9, 3 * MS))
+        calls = [lambda: machine.call("a", 5 * MS, away=next(away))()]
+        return Measurement(calls, clock=machine, by_cpu=by_cpu).warm_up()[1]
+
+    assert run(by_cpu=True)
+    assert not run(by_cpu=False)
 
 
 def test_warm_up_gives_up_on_a_machine_that_never_settles():
