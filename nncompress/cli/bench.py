@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import artifacts, options
-from nncompress.cli.console import out, print_json, progress
+from nncompress.cli.console import print_json, progress, show
 from nncompress.errors import DeviceError
 
 _HELP = """Measure models against the first one: latency, memory, size, MACs, and with --data accuracy.
@@ -75,7 +75,7 @@ def bench(
     if json:
         print_json(result.to_json())
     else:
-        out.print(bench_table.benchmark(result))
+        show(bench_table.benchmark(result))
 
 
 def _arm(artifact: artifacts.Artifact, runtime: str, folder: Path, position: int, bar: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.console import out, print_json, progress, say
+from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
 from nncompress.passes import Pass
 
@@ -96,7 +96,7 @@ def run_passes(
 
         def done(step: pipeline.Step, model: object) -> None:
             if not json:
-                out.print(tables.step(step))
+                show(tables.step(step))
 
         result, steps = pipeline.run(opened.model, passes, context, done=done)
         label = passes[0].name if len(passes) == 1 else "compressed"
@@ -107,7 +107,7 @@ def run_passes(
     if json:
         print_json({"steps": [step.to_json() for step in steps], "output": report.to_json()})
     else:
-        out.print(tables.written(report))
+        show(tables.written(report))
         if not any(step.changed for step in steps):
             say("no pass changed anything: the result is the model as it was")
 

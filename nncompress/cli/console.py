@@ -6,17 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
@@ -36,8 +38,27 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def show(renderable: RenderableType) -> None:
+    """A result for the user, on stdout; a progress bar on the terminal makes room for it."""
+    bar = _Bar.active
+    if bar is not None:
+        bar.stop()
+    out.print(renderable)
+    if bar is not None:
+        bar.start()
+
+
+class _Count(MofNCompleteColumn):
+    """ "3/12", or nothing where the total is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 class _Bar:
     """Draws `step` calls as one bar per description."""
+
+    active: ClassVar[Progress | None] = None
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -57,12 +78,10 @@ def progress() -> Iterator[ProgressProtocol]:
     if not err.is_terminal:
         yield NullProgress()
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Count(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
-        yield _Bar(bar)
+        _Bar.active = bar
+        try:
+            yield _Bar(bar)
+        finally:
+            _Bar.active = None

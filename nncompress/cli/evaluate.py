@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import artifacts, options
-from nncompress.cli.console import out, print_json, progress
+from nncompress.cli.console import print_json, progress, show
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
 
@@ -76,7 +76,7 @@ def evaluate(
     if json:
         print_json([row.to_json() for row in rows])
     else:
-        out.print(tables.evaluation(rows))
+        show(tables.evaluation(rows))
 
 
 def _random(first: artifacts.Artifact) -> list[Any]:

@@ -9,7 +9,7 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.compress import check_suffix
-from nncompress.cli.console import out, print_json, progress
+from nncompress.cli.console import print_json, progress, show
 
 _HELP = """Write MODEL as .onnx, .pt2 or .safetensors.
 
@@ -49,4 +49,4 @@ def export(
     if json:
         print_json(report.to_json())
     else:
-        out.print(tables.written(report))
+        show(tables.written(report))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.console import out, print_json
+from nncompress.cli.console import print_json, show
 
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
@@ -56,7 +56,7 @@ def inspect(
             }
         )
         return
-    out.print(tables.layers(opened.model, costs, opened.path))
+    show(tables.layers(opened.model, costs, opened.path))
 
 
 def _show_units(opened: options.Opened, json: bool) -> None:
@@ -80,4 +80,4 @@ def _show_units(opened: options.Opened, json: bool) -> None:
             }
         )
     else:
-        out.print(tables.units(rows, couplings.prunable_share(), couplings.pinned))
+        show(tables.units(rows, couplings.prunable_share(), couplings.pinned))

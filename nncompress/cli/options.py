@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nncompress.cli import session
-from nncompress.cli.console import say
+from nncompress.cli.console import progress, say
 from nncompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ def open_model(
     Raises:
         UsageError: it was left out and there is none.
     """
-    from nncompress import api
-
     previous = session.read()
     if path is None:
         if previous is None:
@@ -114,15 +112,19 @@ def open_model(
             )
         path = previous.artifact
         say(f"using {path}, the previous result in this directory")
-    model = api.load(
-        path,
-        arch=arch,
-        input=input,
-        data=data,
-        normalize=normalize,
-        trust_pickle=trust_pickle,
-        notice=say,
-    )
+    with progress() as bar:
+        bar.step(f"loading {path}", 0, None)
+        from nncompress import api  # torch takes seconds to import, and the bar tells of it
+
+        model = api.load(
+            path,
+            arch=arch,
+            input=input,
+            data=data,
+            normalize=normalize,
+            trust_pickle=trust_pickle,
+            notice=say,
+        )
     return Opened(model, Path(path), _ancestors(previous, str(Path(path))))
 
 
