@@ -28,7 +28,7 @@ def repair(
         stages: per target the names of the weights that replaced it.
     """
     assert context.data is not None
-    fit, held = split(context.data, context)
+    fit, held = split(model, context.data, context)
     error = output_error(original, model, held)
     pairs = [(t.name, layer_name(names[-1])) for t, names in stages.items() if len(t.layers) == 1]
     changes = []
@@ -54,13 +54,13 @@ def repair(
     return changes
 
 
-def split(data: Dataset, context: Context) -> tuple[list[Inputs], list[Inputs]]:
+def split(model: Model, data: Dataset, context: Context) -> tuple[list[Inputs], list[Inputs]]:
     """The calibration records to fit to, and those to decide on.
 
     A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
     """
     batches = list(batches_of(data, context))
-    if data.fixed_batch is not None:
+    if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
         return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
     fit, held = [], []
     for inputs in batches:
