@@ -125,7 +125,7 @@ def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) ->
     weights = find_state_dict(found, path)
     if arch is None:
         raise UsageError(
-            f"{path} holds weights only ({len(weights)} tensors), not the network they belong to",
+            f"{path} holds weights only, not the network they belong to",
             got=describe(found),
             remedy="say what builds the network: --arch file.py:factory or --arch package.module:factory",
         )

@@ -63,10 +63,11 @@ def _import(location: str, arch: str) -> Any:
             path = Path(location)
             if not path.is_file():
                 raise UsageError(f"--arch {arch}: there is no file {location}", expected=_FORM)
-            spec = importlib.util.spec_from_file_location(path.stem, path)
+            spec = importlib.util.spec_from_file_location(f"architecture_file_{path.stem}", path)
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up there
             with import_from_here(path.parent):  # it may import what lies beside it
                 spec.loader.exec_module(module)
             return module

@@ -9,11 +9,17 @@ from nncompress.errors import UsageError
 from nncompress.loading.architecture import build_architecture
 
 SOURCE = """
+from __future__ import annotations
+from dataclasses import dataclass
 from torch import nn
 import beside_it
 
+@dataclass
+class Settings:
+    width: int = beside_it.WIDTH
+
 def build():
-    return nn.Linear(beside_it.WIDTH, 2)
+    return nn.Linear(Settings().width, 2)
 
 def needs(width):
     return nn.Linear(width, 2)

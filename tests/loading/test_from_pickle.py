@@ -161,6 +161,27 @@ def test_trusted_module_opens(tmp_path):
     assert torch.equal(loaded(x), module(x))
 
 
+def test_trusted_module_of_a_package_in_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "net_beside_the_file.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return -super().forward(x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import net_beside_the_file  # type: ignore[import-not-found]
+
+    module = net_beside_the_file.Net(3, 2)
+    save(module, tmp_path / "model.pt")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "net_beside_the_file")
+    loaded = read_pickle(tmp_path / "model.pt", trust_pickle=True)
+    x = torch.randn(2, 3)
+    assert torch.equal(loaded(x), module(x))
+
+
 def test_trusted_module_whose_class_is_gone(tmp_path, monkeypatch):
     path = save(Own(), tmp_path / "model.pt")
     monkeypatch.delattr(sys.modules[__name__], "Own")
