@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.labels import Factor, varying
+from nncompress.analysis.couplings.labels import Factor, units_if_united, varying
 from nncompress.analysis.couplings.value import Result, Value
 from nncompress.ir.normalize import op_name
 
@@ -223,7 +223,7 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
     w_all = [f.reshape(groups, all_inner) for f in w.factors if f.shape[0] > 1]
     w_one = [f.reshape(1, one_inner) for f in w.factors if f.shape[1] > 1]
 
-    if channels and groups >= taken_inner:
+    if channels and rows_win(t, channels[0]):
         for f in [*channels, *w_all]:
             t.labels.unite(f, channels[0][:, :1])
         for f in w_one:
@@ -243,6 +243,13 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
         vectors = [np.broadcast_to(f[:1], (groups, made_inner)) for f in made]
     space = [1] * (len(shape) - 2)
     return Value(shape, [*others, *(v.reshape(1, -1, *space) for v in vectors)])
+
+
+def rows_win(t: Trace, grid: Factor) -> bool:
+    """Whether `[groups, channels of one]` gives more units as whole groups than as a column of all groups."""
+    grid = t.labels.find(grid)
+    rows, columns = units_if_united(grid, [1]), units_if_united(grid, [0])
+    return rows > columns or (rows == columns and grid.shape[0] >= grid.shape[1])
 
 
 def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:

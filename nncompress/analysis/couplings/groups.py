@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,12 @@ from torch import fx
 
 from nncompress.analysis.cost import node_macs
 from nncompress.analysis.couplings.labels import PIN
-from nncompress.analysis.couplings.trace import Trace
+from nncompress.analysis.couplings.trace import Trace, folded_name
 from nncompress.analysis.couplings.value import Result, Value
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.resize import Kept, Survivors
 from nncompress.ir.shapes import Shapes
-from nncompress.ir.weights import layer_name
 
 Indices = NDArray[np.int64]
 Removal = Mapping[str, Sequence[int] | Indices]
@@ -88,7 +88,13 @@ class Group:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that it spans, in graph order."""
-        return tuple(dict.fromkeys(layer_name(m.tensor) for m in self.members))
+        return tuple(dict.fromkeys(layer_of(m.tensor) for m in self.members))
+
+
+def layer_of(tensor: str) -> str:
+    """The module that a stored tensor belongs to; a bare parameter keeps its own name."""
+    module, _, leaf = tensor.rpartition(".")
+    return module if module and any(part in leaf for part in ("weight", "bias", "running_")) else tensor
 
 
 class SurvivingShapes(Shapes):
@@ -191,7 +197,7 @@ class Couplings:
         seen: dict[str, int] = {}
         for own, places in zip(members, sites):
             first = next((m for m in own if m.role == "output"), own[0])
-            name = layer_name(first.tensor)
+            name = layer_of(first.tensor)
             seen[name] = seen.get(name, 0) + 1
             name = name if seen[name] == 1 else f"{name}#{seen[name]}"
             size = int(max(m.unit.max() for m in own)) + 1
@@ -269,12 +275,19 @@ class Couplings:
         """Parameters left after a removal, each tied one counted once."""
         kept = self.survivors(removal or {}).tensors
         total = 0
-        for name, parameter in self.model.graph_module.named_parameters():
-            sizes = list(parameter.shape)
+        for name, shape in self._parameter_shapes().items():
+            sizes = list(shape)
             for dim, mask in kept.get(name, {}).items():
                 sizes[dim] = int(mask.sum())
-            total += int(np.prod(sizes))
+            total += prod(sizes)
         return total
+
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter, with a folded weight in the place of what it is computed from."""
+        folded = {folded_name(node) for node in self.trace.folded}
+        parameters = dict(self.model.graph_module.named_parameters())
+        tensors = self.trace.tensors
+        return {n: v.shape for n, v in tensors.items() if n in parameters or n in folded}
 
     def macs(self, removal: Removal | None = None) -> int:
         """Multiply-accumulates at batch 1 after a removal, without carrying it out."""
@@ -289,10 +302,10 @@ class Couplings:
                 dims = inside.setdefault(m.tensor, {})
                 dims[m.dim] = np.maximum(dims.get(m.dim, m.unit), m.unit)
         total = outside = 0
-        for name, parameter in self.model.graph_module.named_parameters():
-            sizes = list(parameter.shape)
+        for name, shape in self._parameter_shapes().items():
+            sizes = list(shape)
             for dim, unit in inside.get(name, {}).items():
                 sizes[dim] = int((unit < 0).sum())
-            total += parameter.numel()
-            outside += int(np.prod(sizes))
+            total += prod(shape)
+            outside += prod(sizes)
         return 1 - outside / total if total else 0.0

@@ -178,6 +178,16 @@ class Labels:
         return best
 
 
+def units_if_united(factor: Factor, dims: Iterable[int]) -> int:
+    """How many removable classes there would be if the (found) labels became constant along `dims`."""
+    classes, inverse = np.unique(factor, return_inverse=True)
+    scratch = Labels()
+    fresh = scratch.fresh(len(classes))
+    fresh[classes == PIN] = PIN
+    left = np.unique(scratch.find(scratch.unite_along(fresh[inverse].reshape(factor.shape), dims)))
+    return int((left != PIN).sum())
+
+
 def varying(factor: Factor) -> frozenset[int]:
     """The dims along which it has more than one label."""
     return frozenset(d for d, size in enumerate(factor.shape) if size > 1)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.labels import Factor
+from nncompress.analysis.couplings.contraction import rows_win
+from nncompress.analysis.couplings.labels import Factor, varying
 from nncompress.analysis.couplings.value import Result, Value, as_dims
 from nncompress.ir.normalize import op_name
 
@@ -145,14 +146,15 @@ def group_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     groups, channels = a["num_groups"], x.shape[1]
     factors = t.labels.fix(x.factors, range(2, len(x.shape)), "normalised over it")
     factors = per_channel(t, Value(x.shape, factors), [a.get("weight"), a.get("bias")], 1)
-    rows = groups >= channels // groups
     gridded = []
     for f in factors:
         if f.shape[1] > 1:
-            grid = f.reshape(f.shape[0], groups, -1, *f.shape[2:])
-            one = t.labels.unite_along(grid, [2 if rows else 1])
+            f = t.labels.unite_along(f, varying(f) - {1})
+            grid = f.reshape(groups, channels // groups)
+            rows = rows_win(t, grid)
+            one = t.labels.unite_along(grid, [1 if rows else 0])
             f = np.broadcast_to(one, grid.shape).reshape(f.shape)
+            if not rows:
+                t.survivor_norms[node] = (1,)
         gridded.append(f)
-    if not rows:
-        t.survivor_norms[node] = (1,)
     return Value(x.shape, gridded)

@@ -44,7 +44,7 @@ def fold_weights(model: Model) -> list[str]:
     Returns:
         The names of the new tensors; empty if there is nothing to fold.
     """
-    nodes = constants_to_fold(model)
+    nodes, _ = constants_to_fold(model)
     made = []
     for node in [n for n in model.graph.nodes if n in nodes]:
         with torch.no_grad():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.couplings.labels import Factor, Labels, shrink, varying
+from nncompress.analysis.couplings.labels import Factor, Labels, shrink, units_if_united, varying
 from nncompress.analysis.couplings.rules import TRANSPARENT, rule_of
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH, Result, Value, arguments, nested_shape
 from nncompress.ir import Model
@@ -44,10 +44,10 @@ class Trace:
         self._owner: dict[int, str] = {}  # id of a tensor -> first name
         self._starts: list[int] = []  # first label of each (tensor, dim), ascending
         self._dims: list[tuple[str, int]] = []
-        fold = constants_to_fold(model)
+        fold, inner = constants_to_fold(model)
         for node in model.graph.nodes:
             self.labels.context = node.name
-            self.values[node] = self._visit(node, fold)
+            self.values[node] = None if node in inner else self._visit(node, fold)
         self.labels.context = ""
         self._choose_units()
 
@@ -172,8 +172,8 @@ class Trace:
                         factor = shrink(self.labels.find(factor))
                         along = varying(factor)
                         if len(along) > 1:
-                            keep = max(sorted(along), key=factor.shape.__getitem__)
-                            self.labels.unite_along(factor, along - {keep})
+                            units = {d: units_if_united(factor, along - {d}) for d in sorted(along)}
+                            self.labels.unite_along(factor, along - {max(units, key=units.__getitem__)})
                             changed = True
                         elif not along and factor.size and factor.flat[0]:
                             self.labels.pin(factor, "a tensor would be left empty")
@@ -196,37 +196,48 @@ def flat(result: Result) -> Iterator[Value]:
             yield from flat(each)
 
 
-def constants_to_fold(model: Model) -> set[fx.Node]:
+def constants_to_fold(model: Model) -> tuple[set[fx.Node], set[fx.Node]]:
     """Nodes that compute a weight from weights by other means than moving and multiplying.
 
     Labels cannot follow a mean over a weight's inputs; but the computed weight is a constant, and its own
     dims can be labelled. Only the last node of such a computation counts, the one that data meets.
+
+    Returns:
+        Those nodes, and the nodes that serve nothing else than computing them.
     """
     constant: set[fx.Node] = set()
     opaque: set[fx.Node] = set()
     fold: set[fx.Node] = set()
     for node in model.graph.nodes:
+        sources = node.all_input_nodes
         if node.op == "get_attr":
             constant.add(node)
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-            sources = node.all_input_nodes
-            weights = [n for n in sources if n in constant]
-            if weights and len(weights) == len(sources) and _is_weight(model, node):
-                constant.add(node)
-                if rule_of(node) not in TRANSPARENT or any(n in opaque for n in weights):
-                    opaque.add(node)
-        fold.update(n for n in node.all_input_nodes if n in opaque and node not in constant)
-    return fold
+        elif sources and constant.issuperset(sources) and _is_weight(node):
+            constant.add(node)
+            if rule_of(node) not in TRANSPARENT or not opaque.isdisjoint(sources):
+                opaque.add(node)
+        else:
+            fold.update(n for n in sources if n in opaque)
+    inner: set[fx.Node] = set()
+    for node in reversed(list(model.graph.nodes)):
+        if node in constant and node not in fold and node.users and (inner | fold).issuperset(node.users):
+            inner.add(node)
+    return fold, inner
 
 
-def _is_weight(model: Model, node: fx.Node) -> bool:
-    value = node.meta["val"]
-    static = all(isinstance(s, int) for s in value.shape)
-    return static and value.dtype.is_floating_point and isinstance(node.target, torch._ops.OpOverload)
+def _is_weight(node: fx.Node) -> bool:
+    """A call whose results are floats of static sizes."""
+    values = node.meta.get("val")
+    results = values if isinstance(values, list | tuple) else [values]
+    return node.op == "call_function" and all(
+        isinstance(v, Tensor) and v.dtype.is_floating_point and all(isinstance(s, int) for s in v.shape)
+        for v in results
+    )
 
 
 def folded_name(node: fx.Node) -> str:
     """Where a folded weight is stored: beside the first weight that it is computed from."""
     while node.op != "get_attr":
         node = node.all_input_nodes[0]
-    return f"{node.target}_folded"
+    layer, parametrized, rest = str(node.target).partition(".parametrizations.")
+    return f"{layer}.{rest.split('.')[0]}" if parametrized else f"{layer}_folded"
