@@ -2,7 +2,7 @@
 
 `ARCHITECTURES` are our own definitions; `architectures.huggingface.ARCHITECTURES` come from configurations of
 the `transformers` package. A network with random weights often ignores its input or explodes, and a numeric
-check on it proves nothing: `build` perturbs what is initialised to a constant and settles batch norms on noise.
+check on it proves nothing: `build` perturbs constant initialisations and settles batch norms on noise.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor, nn
+
 from architectures import attention as a
 from architectures import convolutional as c
 from architectures import recurrent as r
 from architectures import residual as s
-from torch import Tensor, nn
-
 from nncompress.ir import Model
 
 
@@ -46,15 +46,22 @@ class Architecture:
 
 
 def settle(module: nn.Module, draw: Callable[[int, int], tuple[Tensor, ...]], seed: int = 0) -> nn.Module:
-    """Perturb constant initialisations and put batch norms to the statistics of noise; eval mode."""
+    """Perturb constant initialisations, enlarge tiny ones, settle batch norms on noise; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.numel() > 1 and parameter.dim() <= 2 and float(parameter.std()) < 1e-3:
+            if parameter.numel() <= 1:
+                continue
+            if float(parameter.std()) < 1e-3:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            elif parameter.dim() >= 2:  # configurations with an initializer_range of 0.02 are nearly constant
+                wanted = parameter[0].numel() ** -0.5
+                parameter.mul_(max(1.0, wanted / float(parameter.std())))
         for m in module.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.momentum = None  # a cumulative average
+                if m.weight is not None and float(m.weight.abs().mean()) < 0.1:
+                    m.weight.add_(1.0)  # some configurations start at N(0, 0.02)
         module.train()
         for step in range(3):
             module(*draw(16, step))

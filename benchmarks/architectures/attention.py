@@ -57,7 +57,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Class token, position embedding, optional distillation token (DeiT), layer scale (CaiT)."""
 
-    def __init__(self, dim: int = 32, heads: int = 4, depth: int = 2, distilled: bool = False, **kw: bool) -> None:
+    def __init__(
+        self, dim: int = 32, heads: int = 4, depth: int = 2, distilled: bool = False, **kw: bool
+    ) -> None:
         super().__init__()
         self.patch, extra = nn.Conv2d(3, dim, 4, 4), 2 if distilled else 1
         self.cls = nn.ParameterList([torch.randn(1, 1, dim) * 0.1 for _ in range(extra)])
@@ -80,10 +82,15 @@ class Swin(nn.Module):
     def __init__(self, dim: int = 16, heads: int = 2, size: int = 8, window: int = 4) -> None:
         super().__init__()
         self.patch, self.window, self.size = nn.Conv2d(3, dim, 2, 2), window, size
-        self.norm, self.attn = nn.LayerNorm(dim), nn.ModuleList([Attention(dim, heads, fused=False) for _ in "ab"])
+        self.norm, self.attn = (
+            nn.LayerNorm(dim),
+            nn.ModuleList([Attention(dim, heads, fused=False) for _ in "ab"]),
+        )
         self.mlps = nn.ModuleList([nn.Sequential(nn.LayerNorm(dim), mlp(dim, 2 * dim)) for _ in "ab"])
         self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads) * 0.1)
-        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(
+            1
+        )
         offset = (grid[:, :, None] - grid[:, None, :]).permute(1, 2, 0) + window - 1
         self.register_buffer("index", offset[..., 0] * (2 * window - 1) + offset[..., 1])
         self.merge, self.out = nn.Linear(4 * dim, 2 * dim, bias=False), nn.Linear(2 * dim, 10)
@@ -169,7 +176,8 @@ class ConvNeXt(nn.Module):
         self.stem, self.first = nn.Conv2d(3, dims[0], 4, 4), nn.LayerNorm(dims[0])
         self.dw = nn.ModuleList([nn.Conv2d(d, d, 7, padding=3, groups=d) for d in dims])
         self.norm = nn.ModuleList([nn.LayerNorm(d) for d in dims])
-        self.up, self.low = (nn.ModuleList([nn.Linear(*p(d)) for d in dims]) for p in (lambda d: (d, 4 * d), lambda d: (4 * d, d)))  # fmt: skip
+        self.up = nn.ModuleList([nn.Linear(d, 4 * d) for d in dims])
+        self.low = nn.ModuleList([nn.Linear(4 * d, d) for d in dims])
         self.gamma = nn.ParameterList([torch.full((d,), 0.3) for d in dims])
         self.grn = nn.ParameterList([torch.full((4 * d,), 0.3) for d in dims]) if grn else None
         self.down, self.out = nn.Conv2d(dims[0], dims[1], 2, 2), nn.Linear(dims[1], 10)
@@ -207,7 +215,8 @@ class PoolFormer(nn.Module):
 class ConvMixer(nn.Module):
     def __init__(self, dim: int = 24) -> None:
         super().__init__()
-        self.stem, self.dw, self.pw = nn.Conv2d(3, dim, 4, 4), nn.Conv2d(dim, dim, 5, padding=2, groups=dim), nn.Conv2d(dim, dim, 1)  # fmt: skip
+        self.stem, self.pw = nn.Conv2d(3, dim, 4, 4), nn.Conv2d(dim, dim, 1)
+        self.dw = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
         self.bn, self.out = nn.ModuleList([nn.BatchNorm2d(dim) for _ in "abc"]), nn.Linear(dim, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -263,7 +272,9 @@ class Llama(nn.Module):
             k = self.rotate(m["k"](y).view(b, n, self.kv, self.d).transpose(1, 2), cos, sin)
             v = m["v"](y).view(b, n, self.kv, self.d).transpose(1, 2)
             k, v = (
-                t[:, :, None].expand(b, self.kv, self.heads // self.kv, n, self.d).reshape(b, self.heads, n, self.d)
+                t[:, :, None]
+                .expand(b, self.kv, self.heads // self.kv, n, self.d)
+                .reshape(b, self.heads, n, self.d)
                 for t in (k, v)
             )
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)

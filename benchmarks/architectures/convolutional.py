@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from architectures.residual import Head, SqueezeExcite, conv_bn
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from architectures.residual import Head, SqueezeExcite, conv_bn
 
 
 class VGG(nn.Module):
@@ -21,7 +22,12 @@ class VGG(nn.Module):
             i = o
         self.features, self.pool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(2)
         self.classifier = nn.Sequential(
-            nn.Linear(i * 4, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 32), nn.ReLU(True), nn.Linear(32, 10)
+            nn.Linear(i * 4, 32),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(32, 32),
+            nn.ReLU(True),
+            nn.Linear(32, 10),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +82,10 @@ class InceptionV3(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv_bn(3, 16, act=nn.ReLU())
-        self.a1, self.a2 = nn.Conv2d(16, 12, (1, 7), padding=(0, 3)), nn.Conv2d(12, 12, (7, 1), padding=(3, 0))
+        self.a1, self.a2 = (
+            nn.Conv2d(16, 12, (1, 7), padding=(0, 3)),
+            nn.Conv2d(12, 12, (7, 1), padding=(3, 0)),
+        )
         self.b, self.c = nn.Conv2d(16, 8, 3, 2, 1), nn.Conv2d(28, 20, 3, 2, 1)
         self.head = Head(8 + 20 + 28)
 
@@ -143,7 +152,10 @@ class CSPNet(nn.Module):
         act = nn.SiLU()
         self.stem = conv_bn(3, c, act=act)
         self.blocks = nn.ModuleList(
-            [nn.Sequential(conv_bn(c // 2, c // 2, 1, act=act), conv_bn(c // 2, c // 2, act=act)) for _ in "ab"]
+            [
+                nn.Sequential(conv_bn(c // 2, c // 2, 1, act=act), conv_bn(c // 2, c // 2, act=act))
+                for _ in "ab"
+            ]
         )
         self.join, self.head = conv_bn(c // 2 * 4, c, 1, act=act), Head(c)
 
@@ -169,7 +181,9 @@ class MobileNetV1(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, i: int, o: int, stride: int, act: nn.Module, expand: int = 4, se: bool = False) -> None:
+    def __init__(
+        self, i: int, o: int, stride: int, act: nn.Module, expand: int = 4, se: bool = False
+    ) -> None:
         super().__init__()
         mid = i * expand
         self.body = nn.Sequential(
@@ -278,7 +292,11 @@ class UNet(nn.Module):
         super().__init__()
 
         def block(i: int, o: int) -> nn.Sequential:
-            n = {"batch": nn.BatchNorm2d(o), "group": nn.GroupNorm(4, o), "instance": nn.InstanceNorm2d(o, affine=True)}
+            n = {
+                "batch": nn.BatchNorm2d(o),
+                "group": nn.GroupNorm(4, o),
+                "instance": nn.InstanceNorm2d(o, affine=True),
+            }
             return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), n[norm], nn.ReLU())
 
         self.down = nn.ModuleList([block(3, 8), block(8, 16), block(16, 32)])
@@ -310,7 +328,9 @@ class FPN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.ModuleList([conv_bn(i, o, 3, 2, act=nn.ReLU()) for i, o in ((3, 8), (8, 16), (16, 32))])
+        self.body = nn.ModuleList(
+            [conv_bn(i, o, 3, 2, act=nn.ReLU()) for i, o in ((3, 8), (8, 16), (16, 32))]
+        )
         self.lateral = nn.ModuleList([nn.Conv2d(c, 16, 1) for c in (8, 16, 32)])
         self.shared, self.predict = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 5, 1)
 
@@ -396,7 +416,10 @@ class EDSR(nn.Module):
         super().__init__()
         self.head = nn.Conv2d(12, c, 3, padding=1)
         self.body = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.PReLU(c), nn.Conv2d(c, c, 3, padding=1)) for _ in "ab"]
+            [
+                nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.PReLU(c), nn.Conv2d(c, c, 3, padding=1))
+                for _ in "ab"
+            ]
         )
         self.tail = nn.Conv2d(c, 12, 3, padding=1)
 

@@ -13,7 +13,11 @@ class CellStack(nn.Module):
     def __init__(self, kind: str = "lstm", i: int = 8, hidden: int = 16) -> None:
         super().__init__()
         cell = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}[kind]
-        self.cells, self.out, self.hidden = nn.ModuleList([cell(i, hidden), cell(hidden, hidden)]), nn.Linear(hidden, 4), hidden  # fmt: skip
+        self.cells, self.out, self.hidden = (
+            nn.ModuleList([cell(i, hidden), cell(hidden, hidden)]),
+            nn.Linear(hidden, 4),
+            hidden,
+        )
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +53,9 @@ class SequenceRNN(nn.Module):
     def __init__(self, kind: str = "lstm", bidirectional: bool = False) -> None:
         super().__init__()
         self.embed = nn.Embedding(30, 12)
-        self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](12, 16, 2, batch_first=True, bidirectional=bidirectional)
+        self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](
+            12, 16, 2, batch_first=True, bidirectional=bidirectional
+        )
         self.out = nn.Linear(32 if bidirectional else 16, 5)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -61,7 +67,9 @@ class TCN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv1d(i, o, 3, padding=2 * d, dilation=d) for i, o, d in ((4, 12, 1), (12, 12, 2))])
+        self.convs = nn.ModuleList(
+            [nn.Conv1d(i, o, 3, padding=2 * d, dilation=d) for i, o, d in ((4, 12, 1), (12, 12, 2))]
+        )
         self.short, self.out = nn.Conv1d(4, 12, 1), nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +85,11 @@ class WaveNet(nn.Module):
         super().__init__()
         self.start = nn.Conv1d(1, c, 1)
         self.gated = nn.ModuleList([nn.Conv1d(c, 2 * c, 3, padding=d, dilation=d) for d in (1, 2)])
-        self.mixed, self.end, self.c = nn.ModuleList([nn.Conv1d(c, 2 * c, 1) for _ in "ab"]), nn.Conv1d(c, 4, 1), c
+        self.mixed, self.end, self.c = (
+            nn.ModuleList([nn.Conv1d(c, 2 * c, 1) for _ in "ab"]),
+            nn.Conv1d(c, 4, 1),
+            c,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x, skip = self.start(x), 0
@@ -94,7 +106,11 @@ class ConvTasNet(nn.Module):
         super().__init__()
         self.encode, self.decode = nn.Conv1d(1, filters, 8, 4), nn.ConvTranspose1d(filters, 1, 8, 4)
         self.norm, self.a = nn.GroupNorm(1, filters), nn.Conv1d(filters, 24, 1)
-        self.dw, self.mask, self.n = nn.Conv1d(24, 24, 3, padding=1, groups=24), nn.Conv1d(24, filters * speakers, 1), speakers  # fmt: skip
+        self.dw, self.mask, self.n = (
+            nn.Conv1d(24, 24, 3, padding=1, groups=24),
+            nn.Conv1d(24, filters * speakers, 1),
+            speakers,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         w = F.relu(self.encode(x))
@@ -110,7 +126,9 @@ class Recommender(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.user, self.item = nn.Embedding(20, 8), nn.Embedding(30, 8)
-        self.deep = nn.Sequential(nn.Linear(22, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 16), nn.ReLU())
+        self.deep = nn.Sequential(
+            nn.Linear(22, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 16), nn.ReLU()
+        )
         self.out = nn.Linear(16, 1)
 
     def forward(self, user: Tensor, item: Tensor, dense: Tensor) -> Tensor:

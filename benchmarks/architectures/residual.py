@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv_bn(i: int, o: int, k: int = 3, s: int = 1, g: int = 1, act: nn.Module | None = None) -> nn.Sequential:
+def conv_bn(
+    i: int, o: int, k: int = 3, s: int = 1, g: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
     layers = [nn.Conv2d(i, o, k, s, k // 2, groups=g, bias=False), nn.BatchNorm2d(o)]
     return nn.Sequential(*layers, *([act] if act is not None else []))
 
@@ -44,9 +46,7 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         widths = [16] * blocks + [32] * blocks + [64] * blocks
-        self.layers = nn.Sequential(
-            *(CifarBlock(i, o, 1 + (i != o)) for i, o in zip([16, *widths], widths))
-        )
+        self.layers = nn.Sequential(*(CifarBlock(i, o, 1 + (i != o)) for i, o in zip([16, *widths], widths)))
         self.head = Head(64)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,17 +267,17 @@ class SplitAttention(nn.Module):
 
     def __init__(self, c: int = 16, radix: int = 2, groups: int = 2) -> None:
         super().__init__()
-        self.stem = conv_bn(3, c, act=nn.ReLU())
-        self.conv = conv_bn(c, c * radix, 3, 1, groups * radix, nn.ReLU())
+        self.stem, self.first = conv_bn(3, c, act=nn.ReLU()), conv_bn(c, c, 1, act=nn.ReLU())
+        self.conv, self.last = conv_bn(c, c * radix, 3, 1, groups * radix, nn.ReLU()), conv_bn(c, c, 1)
         self.fc1 = nn.Conv2d(c, 8, 1, groups=groups)
         self.fc2 = nn.Conv2d(8, c * radix, 1, groups=groups)
         self.radix, self.groups, self.head = radix, groups, Head(c)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        y = self.conv(x)
+        y = self.conv(self.first(x))
         parts = y.view(y.shape[0], self.radix, y.shape[1] // self.radix, *y.shape[2:])
         gap = F.relu(self.fc1(parts.sum(1).mean((2, 3), keepdim=True)))
         a = self.fc2(gap).view(y.shape[0], self.groups, self.radix, -1).transpose(1, 2)
         a = a.softmax(1).reshape(y.shape[0], self.radix, -1, 1, 1)
-        return self.head((parts * a).sum(1) + x)
+        return self.head(self.last((parts * a).sum(1)) + x)

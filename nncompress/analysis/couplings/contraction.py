@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.labels import Factor, units_if_united, varying
+from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
 from nncompress.analysis.couplings.value import Result, Value
 from nncompress.ir.normalize import op_name
 
@@ -207,49 +207,53 @@ def _keeps_positions(a: Arguments, weight: tuple[int, ...], d: int) -> bool:
 
 
 def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...]) -> Value:
-    """The grid groups x channels: a unit is a whole group where there are many groups, else a column.
+    """The grid groups x channels: a unit is a whole group, or a column, the same channel of every group.
 
-    A column is the same channel of every group; inputs and outputs then stay apart. The weight's dim 0 holds
-    the channels of all groups (outputs; inputs if transposed), its dim 1 those of one group.
+    A whole group takes its inputs and outputs along; columns of inputs and of outputs stay apart. What gives
+    more units is known when everything else is tied. The weight's dim 0 holds the channels of all groups
+    (outputs; inputs if transposed), its dim 1 those of one group.
     """
-    taken_inner, made_inner = x.shape[1] // groups, shape[1] // groups
-    channels, others = [], []
+    inner, made_inner = x.shape[1] // groups, shape[1] // groups
+    space = [1] * (len(shape) - 2)
+    others = []
+    taken = np.full((groups, inner), PIN)
     for f in t.labels.settle(x.factors):
         if f.shape[1] == 1:
             others.append(f)
         else:
-            channels.append(t.labels.unite_along(f, varying(f) - {1}).reshape(groups, taken_inner))
-    all_inner, one_inner = (taken_inner, made_inner) if transposed else (made_inner, taken_inner)
-    w_all = [f.reshape(groups, all_inner) for f in w.factors if f.shape[0] > 1]
-    w_one = [f.reshape(1, one_inner) for f in w.factors if f.shape[1] > 1]
-
-    if channels and rows_win(t, channels[0]):
-        for f in [*channels, *w_all]:
-            t.labels.unite(f, channels[0][:, :1])
-        for f in w_one:
-            t.labels.pin(f, "shared by all groups")
-        if not w_all:
-            t.labels.pin(channels[0], "meets a fixed size")
-        vectors = [np.broadcast_to(channels[0][:, :1], (groups, made_inner))]
+            taken = t.labels.unite_along(f, varying(f) - {1}).reshape(groups, inner)
+    all_groups, one_group = np.full(w.shape[0], PIN), np.full(w.shape[1], PIN)
+    for f in w.factors:
+        if f.shape[0] > 1:
+            all_groups = f.ravel()
+        elif f.shape[1] > 1:
+            one_group = f.ravel()
+    if transposed:
+        made = t.labels.fresh(shape[1]).reshape(groups, made_inner)
+        t.labels.unite(taken, all_groups.reshape(groups, inner))
     else:
-        for f in [*channels, *w_all]:
-            t.labels.unite_along(f, [0])
-        w_in, made = (w_all, w_one) if transposed else (w_one, w_all)
-        for f in [*channels, *w_in]:
-            if channels and (w_in or taken_inner == 1):
-                t.labels.unite(f[:1], channels[0][:1])
-            else:
-                t.labels.pin(f, "meets a fixed size")
-        vectors = [np.broadcast_to(f[:1], (groups, made_inner)) for f in made]
-    space = [1] * (len(shape) - 2)
-    return Value(shape, [*others, *(v.reshape(1, -1, *space) for v in vectors)])
+        made = all_groups.reshape(groups, made_inner)
 
+    def whole_groups(labels: Labels, arrays: Sequence[Factor]) -> None:
+        taken, made, one_group = arrays
+        labels.unite(taken, taken[:, :1])
+        labels.unite(made, taken[:, :1])
+        if one_group.size > 1:
+            labels.pin(one_group, "shared by all groups")
 
-def rows_win(t: Trace, grid: Factor) -> bool:
-    """Whether `[groups, channels of one]` gives more units as whole groups than as a column of all groups."""
-    grid = t.labels.find(grid)
-    rows, columns = units_if_united(grid, [1]), units_if_united(grid, [0])
-    return rows > columns or (rows == columns and grid.shape[0] >= grid.shape[1])
+    def columns(labels: Labels, arrays: Sequence[Factor]) -> None:
+        taken, made, one_group = arrays
+        labels.unite(taken, taken[:1])
+        labels.unite(made, made[:1])
+        if one_group.size > 1:
+            labels.unite(one_group, (made if transposed else taken)[0])
+
+    options = [whole_groups, columns] if groups >= inner else [columns, whole_groups]
+    if inner == 1 and taken.any():
+        whole_groups(t.labels, [taken, made, one_group])
+    else:
+        t.decide_later([taken, made, one_group], *options)
+    return Value(shape, [*others, made.reshape(1, -1, *space)])
 
 
 def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:

@@ -11,7 +11,7 @@ factors where several of its dims are labelled independently: tokens x channels 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +169,24 @@ class Labels:
             result += self.fix(arrays[:1], fixing, why)
         return self.settle(result)
 
+    def choose(self, arrays: Sequence[Factor], options: Sequence[Option]) -> None:
+        """Apply the option that leaves most removable classes among `arrays`; of equals the first.
+
+        Each option is tried on a small copy of the classes concerned.
+        """
+        found = [self.find(array) for array in arrays]
+        classes, inverse = np.unique(np.concatenate([f.ravel() for f in found]), return_inverse=True)
+
+        def left(option: Option) -> int:
+            trial = Labels()
+            ids = trial.fresh(len(classes))
+            ids[classes == PIN] = PIN
+            parts = np.split(ids[inverse], np.cumsum([f.size for f in found])[:-1])
+            option(trial, [part.reshape(f.shape) for part, f in zip(parts, found)])
+            return len(np.setdiff1d(trial.find(ids), [PIN]))
+
+        max(options, key=left)(self, found)
+
     def only_one(self, factors: Sequence[Factor]) -> Factor:
         """Of several factors that overlap keep the one with most classes; the others are pinned."""
         best = max(factors, key=lambda f: len(np.unique(f)))
@@ -178,14 +196,7 @@ class Labels:
         return best
 
 
-def units_if_united(factor: Factor, dims: Iterable[int]) -> int:
-    """How many removable classes there would be if the (found) labels became constant along `dims`."""
-    classes, inverse = np.unique(factor, return_inverse=True)
-    scratch = Labels()
-    fresh = scratch.fresh(len(classes))
-    fresh[classes == PIN] = PIN
-    left = np.unique(scratch.find(scratch.unite_along(fresh[inverse].reshape(factor.shape), dims)))
-    return int((left != PIN).sum())
+Option = Callable[[Labels, Sequence[Factor]], None]
 
 
 def varying(factor: Factor) -> frozenset[int]:

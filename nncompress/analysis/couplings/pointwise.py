@@ -5,13 +5,13 @@ Every rule takes `(trace, node, a)`, `a` being the arguments by schema name, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.contraction import rows_win
-from nncompress.analysis.couplings.labels import Factor, varying
+from nncompress.analysis.couplings.labels import Factor, Labels, varying
 from nncompress.analysis.couplings.value import Result, Value, as_dims
 from nncompress.ir.normalize import op_name
 
@@ -74,7 +74,16 @@ def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """mean, sum, max, var, norm, …: the reduced dims are fixed."""
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
-    kept = t.labels.fix(x.factors, dims, f"{op_name(node)} over it")
+    if _is_mean_square(node):
+        kept = [
+            f
+            for f in t.labels.settle(x.factors)
+            if not varying(f) <= set(dims)  # those indices may go: the mean is then over the survivors
+        ]
+        t.survivor_norms[node] = tuple(dims)
+        kept = t.labels.fix(kept, dims, "normalised over it")
+    else:
+        kept = t.labels.fix(x.factors, dims, f"{op_name(node)} over it")
 
     def result(shape: tuple[int, ...]) -> Value:
         if len(shape) == len(x.shape):
@@ -83,6 +92,20 @@ def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
     shapes = t.shape(node)
     return [result(s) for s in shapes] if isinstance(shapes, list) else result(shapes)
+
+
+def _is_mean_square(node: fx.Node) -> bool:
+    """The mean of an RMS norm that is written out: mean(x²), added to epsilon."""
+    if op_name(node) != "mean" or not isinstance(node.args[0], fx.Node):
+        return False
+    square = node.args[0]
+    name = op_name(square)
+    squared = (
+        (name == "pow" and square.args[1] == 2)
+        or name == "square"
+        or (name == "mul" and square.args[0] is square.args[1])
+    )
+    return squared and all(op_name(user) == "add" for user in node.users)
 
 
 def along(t: Trace, node: fx.Node, a: Arguments) -> Result:
@@ -141,20 +164,23 @@ def layer_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
 
 def group_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """Units are whole groups where there are many, else the same index of every group (over survivors)."""
+    """A unit is a whole group, or the same index of every group (the norm is then over the survivors)."""
     x = t.value(a["input"])
     groups, channels = a["num_groups"], x.shape[1]
     factors = t.labels.fix(x.factors, range(2, len(x.shape)), "normalised over it")
     factors = per_channel(t, Value(x.shape, factors), [a.get("weight"), a.get("bias")], 1)
-    gridded = []
     for f in factors:
         if f.shape[1] > 1:
-            f = t.labels.unite_along(f, varying(f) - {1})
-            grid = f.reshape(groups, channels // groups)
-            rows = rows_win(t, grid)
-            one = t.labels.unite_along(grid, [1 if rows else 0])
-            f = np.broadcast_to(one, grid.shape).reshape(f.shape)
-            if not rows:
-                t.survivor_norms[node] = (1,)
-        gridded.append(f)
-    return Value(x.shape, gridded)
+            grid = t.labels.unite_along(f, varying(f) - {1}).reshape(groups, channels // groups)
+            rows_first = groups >= channels // groups
+            t.decide_later([grid], *(_row, _column) if rows_first else (_column, _row))
+            t.survivor_norms[node] = (1,)
+    return Value(x.shape, factors)
+
+
+def _row(labels: Labels, arrays: Sequence[Factor]) -> None:
+    labels.unite_along(arrays[0], [1])
+
+
+def _column(labels: Labels, arrays: Sequence[Factor]) -> None:
+    labels.unite_along(arrays[0], [0])

@@ -41,14 +41,21 @@ class ZeroedReference(fx.Interpreter):
                 replaced[operand] = self.env[operand]
                 self.env[operand] = self.env[operand] * _mask(kept, self.env[operand])
         normed = self._trace.survivor_norms.get(n, ())
-        partial = any(d in self._survivors.of(n) for d in normed)
+        partial = any(d in self._survivors.of(n.all_input_nodes[0]) for d in normed)
         result = self._norm(n) if partial else super().run_node(n)
         self.env.update(replaced)
         return result
 
     def _norm(self, node: fx.Node) -> Tensor:
+        source = node.all_input_nodes[0]
         a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
-        return norm_over(op_name(node), a, _mask(self._survivors.of(node), a["input"]))
+        x = self.env[source]
+        mask = _mask(self._survivors.of(source), x)
+        if op_name(node) == "mean":
+            dims = list(self._trace.survivor_norms[node])
+            mask = mask.expand_as(x)
+            return (x * mask).sum(dims, keepdim=a["keepdim"]) / mask.sum(dims, keepdim=a["keepdim"])
+        return norm_over(op_name(node), a, mask)
 
 
 def _mask(kept: Kept, like: Tensor) -> Tensor:
@@ -73,7 +80,7 @@ def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:
     else:
         dims = list(range(x.dim() - len(a["normalized_shape"]), x.dim()))
         mask = mask.expand(*[1] * dims[0], *shape[dims[0] :])
-    count = mask.sum(dims, keepdim=True)
+    count = mask.sum(dims, keepdim=True).clamp_min(1)  # a whole group may be gone
     if kind != "rms_norm":
         x = x - (x * mask).sum(dims, keepdim=True) / count
     eps = a["eps"] if a["eps"] is not None else torch.finfo(x.dtype).eps
@@ -99,10 +106,16 @@ class Proof:
 def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 0) -> Proof:
     """Compare the pruned model with the zeroed original on random inputs."""
     inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
-    with torch.no_grad():
-        wanted = ZeroedReference(couplings, removal).run(*inputs)
-        original = couplings.model.outputs_of(*inputs)
-        got = pruned.outputs_of(*inputs)
+    results = []
+    for run in (
+        ZeroedReference(couplings, removal).run,
+        couplings.model.outputs_of,
+        pruned.outputs_of,
+    ):
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)  # a model that draws noise draws the same
+            results.append(run(*inputs))
+    wanted, original, got = results
     return Proof(_distance(got, wanted), _distance(original, wanted))
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.couplings.labels import Factor, Labels, shrink, units_if_united, varying
+from nncompress.analysis.couplings.labels import Factor, Labels, Option, shrink, varying
 from nncompress.analysis.couplings.rules import TRANSPARENT, rule_of
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH, Result, Value, arguments, nested_shape
 from nncompress.ir import Model
@@ -40,6 +39,7 @@ class Trace:
         self.folded: list[fx.Node] = []
         self.inputs: set[tuple[str, int]] = set()
         self.outputs: set[tuple[str, int]] = set()
+        self._pending: list[tuple[str, Sequence[Factor], Sequence[Option]]] = []
         self._shapes = Shapes(model, EXAMPLE_BATCH)
         self._owner: dict[int, str] = {}  # id of a tensor -> first name
         self._starts: list[int] = []  # first label of each (tensor, dim), ascending
@@ -48,6 +48,9 @@ class Trace:
         for node in model.graph.nodes:
             self.labels.context = node.name
             self.values[node] = None if node in inner else self._visit(node, fold)
+        for context, arrays, options in self._pending:
+            self.labels.context = context
+            self.labels.choose(arrays, options)
         self.labels.context = ""
         self._choose_units()
 
@@ -93,6 +96,10 @@ class Trace:
             )
 
         return plain(self.shape(node))
+
+    def decide_later(self, arrays: Sequence[Factor], *options: Option) -> None:
+        """Leave a choice of units until all other ties are known; see `Labels.choose`."""
+        self._pending.append((self.labels.context, arrays, options))
 
     def contraction(self, node: fx.Node, operand: Any, *, outputs: list[int], inputs: list[int]) -> None:
         """Say where `node` sums over a labelled dim: `inputs` are the contracted dims of `operand`."""
@@ -172,8 +179,7 @@ class Trace:
                         factor = shrink(self.labels.find(factor))
                         along = varying(factor)
                         if len(along) > 1:
-                            units = {d: units_if_united(factor, along - {d}) for d in sorted(along)}
-                            self.labels.unite_along(factor, along - {max(units, key=units.__getitem__)})
+                            self.labels.choose([factor], [_constant_but(along, d) for d in sorted(along)])
                             changed = True
                         elif not along and factor.size and factor.flat[0]:
                             self.labels.pin(factor, "a tensor would be left empty")
@@ -186,6 +192,13 @@ class Trace:
             factor = shrink(self.labels.find(factor))
             for dim in varying(factor):
                 yield dim, factor.ravel()
+
+
+def _constant_but(dims: frozenset[int], keep: int) -> Option:
+    def unite(labels: Labels, arrays: Sequence[Factor]) -> None:
+        labels.unite_along(arrays[0], dims - {keep})
+
+    return unite
 
 
 def flat(result: Result) -> Iterator[Value]:
