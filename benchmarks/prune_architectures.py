@@ -4,7 +4,8 @@
 
 `share`: parameters that lie in at least one removable unit. `error`: pruned model against the original
 with the removed units' consumers at zero, relative. `effect`: how far that removal moved the output (0
-would prove nothing). `input`: how far the output moves with the input. `onnx`: ONNX Runtime against the pruned model.
+would prove nothing). `input`: how far the output moves with the input. `onnx`: ONNX Runtime against the
+pruned model.
 Needs `transformers` for the second half of the list; without it that half is skipped with a note.
 """
 
