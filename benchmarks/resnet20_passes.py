@@ -1,0 +1,74 @@
+"""What each pass costs and gains on a trained ResNet-20 (CIFAR-10, option-A shortcuts), without fine-tuning.
+
+    python benchmarks/resnet20_passes.py DIR
+
+DIR holds resnet20.safetensors, lossless_train4660.npz and lossless_test846.npz. Prints, for each pass alone and for
+the chain, top-1 on the 846 test images with the paired difference, MACs, file size and speed in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import nncompress
+from nncompress.analysis.accuracy import evaluate, evaluate_paired
+from nncompress.analysis.cost import cost
+from nncompress.bench import Arm, benchmark
+from nncompress.runtimes import open_artifact
+
+HERE = Path(__file__).parent
+CHAINS = {
+    "original": [],
+    "prune": ["prune:std=0.5"],
+    "prune-nodes": ["prune-nodes:macs=0.8"],
+    "factorize": ["factorize:macs=0.8"],
+    "quantize": ["quantize"],
+    "all four": ["prune:std=0.25", "prune-nodes:macs=0.8", "factorize:macs=0.9", "quantize"],
+}
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    original = nncompress.load(
+        folder / "resnet20.safetensors",
+        arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
+        input="1x3x32x32",
+        normalize="imagenet",
+    )
+    train = nncompress.dataset(str(folder / "lossless_train4660.npz"), original)
+    test = nncompress.dataset(str(folder / "lossless_test846.npz"), original)
+    with tempfile.TemporaryDirectory() as work:
+        arms = []
+        for name, passes in CHAINS.items():
+            model = nncompress.compress(original, passes, data=train) if passes else original
+            path = Path(work) / f"{name}.onnx"
+            nncompress.save(model, path)
+            arms.append(Arm(name, path, macs=cost(model).macs))
+            print(f"made {name}", file=sys.stderr)
+        result = benchmark(arms, batch=1, time_budget=30)
+        first = open_artifact(arms[0].artifact).run
+        print("| pass | top-1 % | difference [95 %] | MACs | ONNX file | speed-up [95 %] |")
+        print("|---|---|---|---|---|---|")
+        for arm in result.arms:
+            run = open_artifact(Path(work) / f"{arm.name}.onnx").run
+            top1 = 100 * (evaluate(run, test).top1 or 0)
+            d = evaluate_paired(first, run, test).difference
+            difference = f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+            s = arm.speedup
+            speed = f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" if s else "1"
+            megabytes = (arm.file_size or 0) / 1e6
+            texts = "; ".join(CHAINS[arm.name]) or "original"
+            print(
+                f"| `{texts}` | {top1:.1f} | {difference if s else ''} | {(arm.macs or 0) / 1e6:.1f} M "
+                f"| {megabytes:.2f} MB | {speed} |"
+            )
+        for warning in result.warnings:
+            print("warning:", warning)
+
+
+if __name__ == "__main__":
+    main()
