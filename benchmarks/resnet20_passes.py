@@ -2,8 +2,9 @@
 
     python benchmarks/resnet20_passes.py DIR
 
-DIR holds resnet20.safetensors, lossless_train4660.npz and lossless_test846.npz. Prints, for each pass alone and for
-the chain, top-1 on the 846 test images with the paired difference, MACs, file size and speed in ONNX Runtime.
+DIR holds resnet20.safetensors, lossless_train4660.npz and lossless_test846.npz. Prints, for each pass alone
+and for the chain, top-1 on the 846 test images with the paired difference, MACs, file size and speed in ONNX
+Runtime.
 """
 
 from __future__ import annotations
