@@ -124,12 +124,12 @@ class Model:
     ) -> Model:
         """Wrap an exported program; `inputs`, where given, carries names of dims and integer ranges over."""
         graph_module = program.module(check_guards=False)
-        if copy_weights:
-            graph_module = copy.deepcopy(graph_module)
         assert isinstance(graph_module, fx.GraphModule)
         names = _output_names(program)
         _retie(program, graph_module)
         normalize(graph_module)
+        if copy_weights:
+            graph_module = copy.deepcopy(graph_module)
         specs, dynamic = _input_specs(graph_module, program, inputs)
         results: Any = graph_module.graph.output_node().args[0]
         count = len(results)

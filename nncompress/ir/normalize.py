@@ -49,6 +49,9 @@ def normalize(module: fx.GraphModule) -> None:
     """Normalise `module` in place (table above). Its meaning does not change."""
     graph = module.graph
     graph.set_codegen(CodeGen())
+    for name in ("_in_spec", "_out_spec"):  # pytree forms of inputs and outputs, which are flat now
+        if hasattr(module, name):
+            delattr(module, name)
     for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks):
         hooks.clear()  # they check calls against the nesting and keywords of the original's inputs
     while _inline_wrappers(module):
