@@ -36,6 +36,7 @@ def benchmark(
     arms: Sequence[Arm],
     *,
     inputs: Inputs | None = None,
+    parity_inputs: Inputs | None = None,
     batch: int = 1,
     threads: int = 1,
     time_budget: float = 10.0,
@@ -50,6 +51,7 @@ def benchmark(
     Args:
         arms: the first one is what the others are compared with.
         inputs: arrays of one call; None: random ones of this `batch`.
+        parity_inputs: what outputs are compared on; None: `inputs`, or random ones of more records.
         threads: per call. With 1, ratios are taken from the thread's CPU time, else from the wall clock.
         time_budget: seconds of measuring, without opening and warming up. Where these take more than twice
             as long, there are fewer sessions, but at least 3 of 5 rounds.
@@ -68,7 +70,8 @@ def benchmark(
     runners = [open_artifact(arm.artifact, threads) for arm in arms]
     free = all(isinstance(spec.shape[0], str) for r in runners for spec in r.inputs if spec.shape)
     records = max(batch, PARITY_RECORDS) if free else batch
-    parity_inputs = inputs if inputs is not None else _example(arms, runners, records, seed + 1)
+    if parity_inputs is None:
+        parity_inputs = inputs if inputs is not None else _example(arms, runners, records, seed + 1)
     inputs = inputs if inputs is not None else _example(arms, runners, batch, seed)
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else batch
     parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)

@@ -61,15 +61,21 @@ def bench(
         normalize=normalize,
         trust_pickle=trust_pickle,
     )
-    from nncompress.bench import benchmark
+    from nncompress.bench import PARITY_RECORDS, benchmark
     from nncompress.report import bench_table
 
     records = None if data is None else artifacts.dataset_for(opened, data, normalize)
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         arms = [_arm(each, runtime, Path(folder), position, bar) for position, each in enumerate(opened)]
-        inputs = _one_call(records, batch)
         result = benchmark(
-            arms, inputs=inputs, batch=batch, threads=threads, time_budget=time, seed=seed, progress=bar
+            arms,
+            inputs=_one_call(records, batch),
+            parity_inputs=_one_call(records, max(batch, PARITY_RECORDS)),
+            batch=batch,
+            threads=threads,
+            time_budget=time,
+            seed=seed,
+            progress=bar,
         )
         result = _with_accuracy(result, arms, records, bar)
     if json:
@@ -98,7 +104,7 @@ def _arm(artifact: artifacts.Artifact, runtime: str, folder: Path, position: int
 def _one_call(records: Any, batch: int) -> Any:
     if records is None:
         return None
-    for each in records.batches(batch, limit=batch):
+    for each in records.batches(records.fixed_batch or batch, limit=records.fixed_batch or batch):
         return tuple(tensor.numpy() for tensor in each.inputs)
     return None
 

@@ -1,0 +1,149 @@
+"""What a model takes: the specification of its inputs, read off an exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir.normalize import op_name
+from nncompress.ir.tracing import MAX_BATCH
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One positional tensor input.
+
+    Attributes:
+        name: the argument's name in the original model.
+        dtype: torch dtype without the prefix, e.g. "float32".
+        shape: sizes; a string names a dynamic dim ("batch"). Equal names are equal sizes.
+        low, high: for integers, example values are drawn from [low, high).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    low: int = 0
+    high: int = 2
+
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def input_specs(
+    module: fx.GraphModule, program: ExportedProgram, known: Sequence[InputSpec] | None
+) -> tuple[list[InputSpec], dict[str, tuple[int, int | None]]]:
+    """The inputs of `module` (made from `program`), and the bounds of their dynamic dims by name.
+
+    Args:
+        known: specs from before, whose names of dims and integer ranges are carried over.
+
+    Raises:
+        UnsupportedError: an input is not a tensor.
+    """
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    examples = dict(zip(placeholders, _example_leaves(program)))
+    named = {spec.name: spec for spec in known or ()}
+    dims: dict[str, str] = {}  # sympy symbol -> our name
+    dynamic: dict[str, tuple[int, int | None]] = {}
+    specs = []
+    for position, node in enumerate(placeholders):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(
+                f"input {node.target!r} is not a tensor", remedy="export with it fixed to a constant"
+            )
+        name = str(node.target)
+        old = named.get(name) or (known[position] if known and position < len(known) else None)
+        shape: list[int | str] = []
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, int):
+                shape.append(size)
+                continue
+            symbol = str(size.node.expr)
+            if symbol not in dims:
+                previous = old.shape[axis] if old else None
+                default = "batch" if axis == 0 and "batch" not in dims.values() else f"dim{len(dims)}"
+                dims[symbol] = previous if isinstance(previous, str) else default
+                dynamic[dims[symbol]] = _bounds(program, size.node.expr)
+            shape.append(dims[symbol])
+        spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
+        if old is not None:
+            spec = replace(spec, low=old.low, high=old.high)
+        elif not value.dtype.is_floating_point:
+            low, high = _integer_range(module, node, examples.get(node))
+            spec = replace(spec, low=low, high=high)
+        specs.append(spec)
+    return specs, dynamic
+
+
+def _example_leaves(program: ExportedProgram) -> list[Any]:
+    if program.example_inputs is None:
+        return []
+    return [v for v in pytree.tree_leaves(program.example_inputs) if isinstance(v, Tensor)]
+
+
+def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]:
+    bounds = program.range_constraints.get(expression)
+    if bounds is None:
+        return (1, MAX_BATCH)
+    # compared before they become ints: an unbounded symbol reaches to infinity
+    return int(max(bounds.lower, 1)), int(min(bounds.upper, MAX_BATCH))
+
+
+def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:
+    rows = _embedding_rows(node)
+    if rows:
+        return 0, min(rows)
+    if isinstance(example, Tensor) and example.numel() and example.dtype != torch.bool:
+        return int(example.min()), int(example.max()) + 1
+    return (1, 2)  # a mask that hides nothing
+
+
+# what ids pass through on their way to an embedding, unchanged
+_MOVES = {
+    "view",
+    "reshape",
+    "to",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "contiguous",
+    "expand",
+    "flatten",
+    "select",
+}
+
+
+def _embedding_rows(ids: fx.Node) -> list[int]:
+    """The sizes of the tables that `ids` index, directly or after being reshaped or cast."""
+    rows: list[int] = []
+    for user in ids.users:
+        if op_name(user) == "embedding" and user.args[1] is ids and isinstance(user.args[0], fx.Node):
+            rows.append(int(user.args[0].meta["val"].shape[0]))
+        elif op_name(user) in _MOVES and user.args and user.args[0] is ids:
+            rows += _embedding_rows(user)
+    return rows
+
+
+def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal floats, integers within the spec's range, True for booleans; of this shape."""
+    dtype = spec.torch_dtype()
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    return torch.randint(spec.low, max(spec.high, spec.low + 1), shape, generator=generator).to(dtype)

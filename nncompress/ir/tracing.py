@@ -1,0 +1,104 @@
+"""Calls to `torch.export`, and what of its result needs mending or reading off."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nncompress.errors import UnsupportedError
+
+MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
+
+
+def trace(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+) -> ExportedProgram:
+    """`torch.export.export`, without its warnings.
+
+    Raises:
+        UnsupportedError: it cannot trace the module; the message gives torch's reason in one line.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+    except Exception as error:  # torch.export raises whatever the traced code raises
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise UnsupportedError(
+            "torch.export cannot trace this model",
+            got=f"{type(error).__name__}: {reason[:300]}",
+            remedy="keep data-dependent Python control flow out of forward(), and check the input's shape",
+        ) from error
+
+
+def at_least_two(value: Any) -> Any:
+    """A batch of 1 doubled: torch.export would take 1 for a constant."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def batch_dims(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Dynamic shapes: the first dim of all tensors is one dynamic "batch". None where they differ in it."""
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
+    if not tensors or len({t.shape[0] for t in tensors}) != 1:
+        return None
+    batch = Dim("batch", min=1, max=MAX_BATCH)
+    args, kwargs = pytree.tree_map(
+        lambda v: {0: batch} if isinstance(v, Tensor) and v.dim() else None, arguments
+    )
+    return (*args, *kwargs.values()) if not kwargs else {**_positional(args), **kwargs}
+
+
+def _positional(args: tuple[Any, ...]) -> dict[str, Any]:
+    if args:
+        raise UnsupportedError("give the example inputs either all by position or all by name")
+    return {}
+
+
+def tie_again(module: fx.GraphModule) -> None:
+    """Parameters that share all their storage become one object again (loading a file separates them)."""
+    seen: dict[tuple[Any, ...], torch.nn.Parameter] = {}
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        if parameter.is_meta or not parameter.numel():
+            continue
+        key = (parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.dtype)
+        if key in seen and seen[key] is not parameter:
+            prefix, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(prefix), leaf, seen[key])
+        seen.setdefault(key, parameter)
+    # One get_attr target per parameter, so that editing by name reaches every reader.
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        first.setdefault(id(parameter), name)
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.nn.Parameter):
+                node.target = first[id(value)]
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """A name per output tensor, from the keys of its containers; [] where torch cannot tell."""
+    spec = program.call_spec.out_spec
+    if spec is None:
+        return []
+    try:
+        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    except Exception:  # a container type that this process does not know: positions will do
+        return []
+    arguments = list(program.graph.output_node().args[0])[-len(paths) :] if paths else []
+    names = []
+    for path, argument in zip(paths, arguments):
+        if isinstance(argument, fx.Node):
+            name = "_".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+            names.append(name if name and not name.isdigit() else f"output_{name}" if name else "output")
+    return ["output"] if names == ["output_0"] else names
