@@ -27,11 +27,12 @@ _ASSERTIONS = {
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 }
-# Ops whose result is a window on their input's memory.
+# Ops whose result is, or can be, a window on their input's memory (dropout is the identity in eval mode).
 _VIEWS = {
-    "view", "reshape", "slice", "select", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
-    "flatten", "unflatten", "narrow", "chunk", "split", "split_with_sizes", "unbind", "detach", "alias",
-    "as_strided", "diagonal", "movedim", "swapaxes", "contiguous", "view_as", "expand_as", "getitem",
+    "view", "reshape", "slice", "select", "permute", "transpose", "t", "unsqueeze", "squeeze",
+    "expand", "flatten", "unflatten", "narrow", "chunk", "split", "split_with_sizes", "unbind",
+    "detach", "alias", "as_strided", "dropout", "alpha_dropout", "feature_dropout", "to", "type_as",
+    "diagonal", "movedim", "swapaxes", "contiguous", "view_as", "expand_as", "getitem",
 }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def _make_functional(graph: fx.Graph) -> None:
         functional = _functional_overload(node.target)
         if functional is None or not isinstance(written, fx.Node) or not name.endswith("_"):
             continue
-        if written.op != "call_function" or op_name(written) in _VIEWS:
+        if not _has_own_memory(written):
             continue
         if any(
             op_name(user) in _VIEWS and order[user] < order[node]
@@ -178,6 +179,16 @@ def _make_functional(graph: fx.Graph) -> None:
         for user in list(written.users):
             if order.get(user, -1) > order[node]:
                 user.replace_input_with(written, node)
+
+
+def _has_own_memory(value: fx.Node) -> bool:
+    """Is the memory of `value` reached through it alone, and not through what it may be a window on?"""
+    while op_name(value) in _VIEWS:
+        base = value.args[0]
+        if not isinstance(base, fx.Node) or len(base.users) > 1:
+            return False
+        value = base
+    return value.op == "call_function"
 
 
 def _functional_overload(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:

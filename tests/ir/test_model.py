@@ -161,3 +161,24 @@ def test_inputs_by_keyword_and_nested_become_positional():
     assert ids.max() > 2  # drawn from the whole vocabulary
     torch.testing.assert_close(model(ids, each), module(ids=ids, weights={"each": each})["sum"])
     assert model.outputs == ("sum",)
+
+
+class WriteAfterDropout(nn.Module):
+    """In eval mode dropout gives its input itself, so the write reaches x as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        x = x * 2
+        y = self.drop(x)
+        y.add_(1.0)
+        return x + y
+
+
+def test_a_write_through_dropout_keeps_its_meaning():
+    module = WriteAfterDropout().eval()
+    model = Model.from_module(module, (torch.randn(2, 4),))
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x), module(x))
