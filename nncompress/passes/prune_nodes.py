@@ -41,31 +41,39 @@ class PruneNodes(Pass):
                 raise ModelFileError(f"prune-nodes: {name} has NaN or infinite values")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
-        from nncompress.analysis.couplings import check, find_couplings, remove_units
+        from nncompress.analysis.couplings import find_couplings, remove_proven, remove_units
 
-        context.progress.step("finding what is tied together", 0, 3)
+        context.progress.step("finding what is tied together", 0, 2)
         couplings = find_couplings(model)
         removal = self._select(model, couplings, context)
         if not removal:
             return []
-        context.progress.step("removing nodes", 1, 3)
-        pruned = model.copy()
-        remove_units(pruned, removal)
+        context.progress.step("removing nodes", 1, 2)
         numbers: dict[str, float] = {}
+        refused: dict[str, str] = {}
         if self.verify:
-            context.progress.step("proving the result", 2, 3)
-            proof = check(couplings, removal, pruned)
-            numbers = {"proof_error": proof.error, "effect": proof.effect}
-        changes = [
-            Change(
-                group.name,
-                f"{group.size - len(removal[group.name])} of {group.size} nodes left",
-                {"nodes_before": group.size, "removed": [int(u) for u in removal[group.name]], **numbers},
+            proven = remove_proven(couplings, removal)
+            pruned, refused = proven.model, proven.refused
+            numbers = {"proof_error": proven.proof.error, "effect": proven.proof.effect}
+        else:
+            pruned = model.copy()
+            remove_units(pruned, removal)
+        if refused:
+            context.notes.append(
+                f"prune-nodes: {len(refused)} of {len(removal)} groups stay whole, because their removal"
+                " could not be proven. That is a defect of nncompress: please report the architecture."
             )
-            for group in couplings.groups
-            if group.name in removal
-        ]
-        model.graph_module = pruned.graph_module
+        changes = []
+        for group in couplings.groups:
+            gone = [int(u) for u in removal.get(group.name, ())]
+            if group.name in refused:
+                changes.append(Change(group.name, f"left: {refused[group.name]}", applied=False))
+            elif gone:
+                what = f"{group.size - len(gone)} of {group.size} nodes left"
+                details = {"nodes_before": group.size, "removed": gone, **numbers}
+                changes.append(Change(group.name, what, details))
+        if any(change.applied for change in changes):
+            model.graph_module = pruned.graph_module
         return changes
 
     def _select(self, model: Model, couplings: Couplings, context: Context) -> dict[str, list[int]]:
