@@ -29,12 +29,16 @@ class Records:
     """A data set of random records for the network `name`."""
 
     has_labels = False
+    spec = "random records"
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __len__(self) -> int:
         return 64
+
+    def planned_records(self, limit: int | None = None) -> int:
+        return min(limit or 64, 64)
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None

@@ -2,112 +2,191 @@
 
 Which indices stand or fall together is found by `nncompress.analysis.couplings`, for any architecture. The
 result is smaller in every runtime, needs no special kernels and computes exactly what the original computes
-with the removed nodes' consumer weights at zero: that is checked on the model at hand (`--verify`).
+with the removed nodes' consumer weights at zero: that is checked on the model at hand (`--verify`). With
+data, the layers that stay are fitted to what the original computed, in closed form (`--compensate`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
-from nncompress.errors import ModelFileError, UsageError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
-    from nncompress.analysis.couplings import Couplings, Group
     from nncompress.ir import Model
+    from nncompress.passes.nodes.plan import Plan
+
+BUDGET_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class PruneNodes(Pass):
-    """Remove a share of every group of interchangeable nodes, least important first."""
+    """Remove the nodes that matter least, by ratio, threshold, outlier bounds or budget."""
 
     name = "prune-nodes"
     summary = "remove whole nodes (channels, heads, hidden units) with everything tied to them"
-    example = "nncompress prune-nodes model.pt2 --ratio 0.3"
+    example = "nncompress prune-nodes model.pt2 --macs 0.5 --data images/"
 
-    ratio: float = option(0.3, above=0, below=1, help="remove this share of every group's nodes")
-    criterion: Literal["l1", "l2", "random"] = option("l2", help="what makes a node unimportant")
+    ratio: float | None = option(
+        None, above=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
+    )
+    macs: float | None = option(None, above=0, below=1, help="leave this share of the MACs")
+    params: float | None = option(None, above=0, below=1, help="leave this share of the parameters")
+    threshold: float | None = option(None, help="remove nodes that score below this")
+    outliers: float | None = option(
+        None, above=0, help="remove nodes whose score is outside mean ± K · variance of their group's"
+    )
+    criterion: Literal[
+        "auto",
+        "reconstruction",
+        "l1",
+        "l2",
+        "activation-count",
+        "activation-variance",
+        "taylor",
+        "fisher",
+        "obd",
+        "random",
+    ] = option("auto", help="what makes a node unimportant; auto: reconstruction with data, else l2")
+    scope: Literal["auto", "group", "global"] = option(
+        "auto",
+        help="compare nodes within their group or everywhere; auto: everywhere for budgets, if they compare",
+    )
+    blocks: Literal["grouped", "separate"] = option(
+        "grouped",
+        help="residual streams: prune channels everywhere at once, or let each block read and write some",
+    )
+    drop_blocks: int = option(
+        0, least=0, metavar="N", help="leave out the N residual blocks that contribute least"
+    )
+    compensate: bool = option(
+        True, help="with data: fit the layers that stay to the original, in closed form"
+    )
+    renormalize: bool = option(
+        True, help="with data, not compensated: re-estimate batch norms as far as that helps"
+    )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
     )
     round_to: int = option(1, least=1, help="leave a multiple of this many nodes where a group has that many")
     verify: bool = option(True, help="prove the result against the original with zeroed consumers")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [f"--{n}" for n in ("ratio", "macs", "params", "threshold", "outliers") if self._has(n)]
+        if len(given) > 1:
+            raise UsageError(
+                "prune-nodes: these options each say how many nodes go",
+                got=" and ".join(given),
+                expected="one of them",
+            )
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) is not None
+
+    @property
+    def selects(self) -> bool:
+        """Nodes are to be removed, not whole blocks only."""
+        sized = any(self._has(n) for n in ("ratio", "macs", "params", "threshold", "outliers"))
+        return sized or not self.drop_blocks
+
+    def chosen(self, context: Context) -> str:
+        """The criterion, "auto" resolved."""
+        if self.criterion != "auto":
+            return self.criterion
+        return "l2" if context.data is None else "reconstruction"
+
     def requires(self, model: Model, context: Context) -> None:
+        from nncompress.analysis.importance import CRITERIA
+
+        criterion = self.chosen(context)
+        needs = CRITERIA[criterion].needs
+        if needs:
+            data = need_data(context, self.name, f"criterion {criterion} looks at activations")
+            if needs == "labels" and not data.has_labels:
+                raise UsageError(
+                    f"prune-nodes: criterion {criterion} needs labels",
+                    got=f"{data.spec} has none",
+                    remedy="--criterion reconstruction needs none",
+                )
+        if self.drop_blocks:
+            need_data(context, self.name, "--drop-blocks measures what each block contributes")
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise ModelFileError(f"prune-nodes: {name} has NaN or infinite values")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
-        from nncompress.analysis.couplings import find_couplings, remove_proven, remove_units
+        from nncompress.analysis.compensation import compensate, renormalize, without_data
+        from nncompress.analysis.couplings import find_couplings
+        from nncompress.passes.nodes.carry_out import calibration, carry_out
+        from nncompress.passes.nodes.plan import make_plan
 
-        context.progress.step("finding what is tied together", 0, 2)
+        context.progress.step("finding what is tied together", 0, 1)
         couplings = find_couplings(model)
-        removal = self._select(model, couplings, context)
-        if not removal:
+        plan = make_plan(self, model, couplings, context)
+        if not plan.cut:
             return []
-        context.progress.step("removing nodes", 1, 2)
-        numbers: dict[str, float] = {}
-        refused: dict[str, str] = {}
-        if self.verify:
-            proven = remove_proven(couplings, removal)
-            pruned, refused = proven.model, proven.refused
-            numbers = {"proof_error": proven.proof.error, "effect": proven.proof.effect}
-        else:
-            pruned = model.copy()
-            remove_units(pruned, removal)
-        if refused:
-            context.notes.append(
-                f"prune-nodes: {len(refused)} of {len(removal)} groups stay whole, because their removal"
-                " could not be proven. That is a defect of nncompress: please report the architecture."
+        fitted, batches = without_data(model, plan.cut), []
+        if context.data is not None and (self.compensate or self.renormalize):
+            batches = calibration(model, context.data, context.limit, context.batch_size)
+        if batches and self.compensate:
+            fitted = compensate(
+                model,
+                couplings,
+                plan.cut,
+                plan.branches,
+                batches,
+                seed=context.seed,
+                progress=context.progress,
             )
-        changes = []
-        for group in couplings.groups:
-            gone = [int(u) for u in removal.get(group.name, ())]
-            if group.name in refused:
-                changes.append(Change(group.name, f"left: {refused[group.name]}", applied=False))
-            elif gone:
-                what = f"{group.size - len(gone)} of {group.size} nodes left"
-                details = {"nodes_before": group.size, "removed": gone, **numbers}
-                changes.append(Change(group.name, what, details))
-        if any(change.applied for change in changes):
-            model.graph_module = pruned.graph_module
+        context.progress.step("removing nodes", 0, 1)
+        pruned, proof = carry_out(model, plan.cut, fitted, verify=self.verify)
+        if batches and self.renormalize and not fitted.layers:
+            blend, before, after = renormalize(pruned, model, batches)
+            if blend:
+                context.notes.append(
+                    f"batch norms: {blend:.0%} of the statistics re-estimated on data; relative squared "
+                    f"error of the outputs {before:.3g} -> {after:.3g}"
+                )
+        numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
+        changes = self._changes(plan, numbers)
+        self._check_budget(model, pruned, changes)
+        model.graph_module = pruned.graph_module
         return changes
 
-    def _select(self, model: Model, couplings: Couplings, context: Context) -> dict[str, list[int]]:
-        """The units to remove, per group, worst first."""
-        import numpy as np
-
-        from nncompress.analysis.couplings.scores import magnitude
-
-        groups = [g for g in couplings.groups if not self._excluded(g)]
-        if not groups:
-            raise UsageError(
-                "prune-nodes: no nodes can be removed",
-                got="every node is fixed" + (" or excluded" if self.exclude else ""),
-                remedy="nncompress inspect --units shows why",
+    def _changes(self, plan: Plan, numbers: dict[str, float]) -> list[Change]:
+        verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
+        changes = [
+            Change(
+                choice.name,
+                f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}",
+                {"nodes_before": choice.size, "removed": units, "loss": plan.losses[choice.name], **numbers},
             )
-        generator = np.random.default_rng(context.seed)
-        removal = {}
-        for group in groups:
-            count = self._count(group.size)
-            if count == 0:
+            for choice in plan.choices
+            if (units := plan.removed.get(choice.name))
+        ]
+        return changes + [
+            Change(name, "residual block left out", {"loss": plan.losses[name]}) for name in plan.dropped
+        ]
+
+    def _check_budget(self, model: Model, pruned: Model, changes: list[Change]) -> None:
+        """The budget is met, by the exact count of what is left.
+
+        Raises:
+            VerificationError: it is exceeded by more than 2 %.
+        """
+        from nncompress.analysis.cost import cost
+
+        for unit, share in (("macs", self.macs), ("parameters", self.params)):
+            if share is None:
                 continue
-            if self.criterion == "random":
-                scores = generator.random(group.size)
-            else:
-                scores = magnitude(model, group, power=1 if self.criterion == "l1" else 2)
-            removal[group.name] = [int(u) for u in np.argsort(scores, kind="stable")[:count]]
-        return removal
-
-    def _excluded(self, group: Group) -> bool:
-        return any(fnmatch(layer, pattern) for layer in group.layers for pattern in self.exclude)
-
-    def _count(self, size: int) -> int:
-        """How many of `size` nodes go: the ratio, rounded so that a multiple of `round_to` stays."""
-        left = max(1, size - round(self.ratio * size))
-        if self.round_to > 1 and size >= self.round_to:
-            left = min(size, max(1, round(left / self.round_to)) * self.round_to)
-        return size - left
+            before, after = getattr(cost(model), unit), getattr(cost(pruned), unit)
+            if after > before * share * (1 + BUDGET_TOLERANCE):
+                raise VerificationError(
+                    f"prune-nodes: the budget of {unit} was missed",
+                    got=f"{after / before:.4f} left",
+                    expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
+                    remedy="this is a defect: please report the model's architecture",
+                )

@@ -25,7 +25,7 @@ from nncompress.ir.resize import Kept
 class ZeroedReference(fx.Interpreter):
     """Runs the original model as if the removed units gave nothing to anyone.
 
-    Its batch must be `EXAMPLE_BATCH`: labels of dims that merge batch and heads hold for that size only.
+    Labels are traced at `EXAMPLE_BATCH`; a dim that merges batch and heads repeats them for other batches.
     """
 
     def __init__(self, couplings: Couplings, removal: Removal) -> None:
@@ -51,8 +51,10 @@ class ZeroedReference(fx.Interpreter):
         a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
         x = self.env[source]
         mask = _mask(self._survivors.of(source), x)
-        if op_name(node) in ("mean", "var", "std"):
-            return statistic_over(op_name(node), a, x, mask, self._trace.survivor_norms[node])
+        if op_name(node) == "mean":
+            dims = list(self._trace.survivor_norms[node])
+            mask = mask.expand_as(x)
+            return (x * mask).sum(dims, keepdim=a["keepdim"]) / mask.sum(dims, keepdim=a["keepdim"])
         return norm_over(op_name(node), a, mask)
 
 
@@ -61,20 +63,9 @@ def _mask(kept: Kept, like: Tensor) -> Tensor:
     for dim, keep in kept.items():
         shape = [1] * like.dim()
         shape[dim] = -1
+        keep = np.resize(keep, like.shape[dim])  # a dim that merges batch and heads repeats with the batch
         mask = mask * torch.from_numpy(keep).to(like.dtype).reshape(shape)
     return mask
-
-
-def statistic_over(kind: str, a: dict[str, Any], x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """mean, var or std over the positions where `mask` is 1."""
-    mask = mask.expand_as(x)
-    count = mask.sum(dims, keepdim=True)
-    result = (x * mask).sum(dims, keepdim=True) / count
-    if kind != "mean":
-        correction = a["correction"] if a.get("correction") is not None else int(a.get("unbiased", True))
-        result = ((x - result).square() * mask).sum(dims, keepdim=True) / (count - correction)
-    result = result.sqrt() if kind == "std" else result
-    return result if a["keepdim"] else result.squeeze(dims)
 
 
 def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:

@@ -1,0 +1,280 @@
+"""Layer by layer, in order: fit each layer's weights so that the cut model follows the original.
+
+Layer ℓ reads x' from the model as it has become (everything before ℓ cut and fitted already), and its target
+comes from the original: t ≈ W x' + b in least squares. So errors of earlier layers are corrected where they
+arrive instead of adding up (asymmetric reconstruction: Zhang et al. 2016, "Accelerating Very Deep
+Convolutional Networks", §3.3; He et al. 2017, "Channel Pruning", §3.3). The last layer of a residual branch
+y = x + F(x) fits what is missing to the original's *sum*: t = y − x'.
+
+Nothing is resized here. The removed units' columns are zero, and the graph is the original's: the weights
+that come out go into it, and cutting the zeros away changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.compensation.affine import Affine
+from nncompress.analysis.compensation.regression import Regression
+from nncompress.analysis.compensation.sides import Env, cut_side, original_side
+from nncompress.analysis.couplings import Couplings
+from nncompress.analysis.importance.choices import Indices
+from nncompress.analysis.importance.elimination import LARGEST
+from nncompress.analysis.patches import draw_positions, input_rows, output_rows
+from nncompress.analysis.residual import Branch, channel_dim, sums_over_channels
+from nncompress.ir import Model
+from nncompress.ir.geometry import geometry
+from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import Layer, layers, readers
+from nncompress.progress import Progress
+
+POSITIONS = 64  # of a layer, drawn per record
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is to be removed.
+
+    Attributes:
+        units: group -> units.
+        reads, writes: layer -> channels that it no longer reads, or writes.
+        branches: the residual branches that are left out.
+    """
+
+    units: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    reads: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    writes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    branches: Sequence[Branch] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.units or self.reads or self.writes or self.branches)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The weights that the cut asks for, at the size before.
+
+    Attributes:
+        weights: stored tensor -> its new value.
+        constants: per branch that is left out, `[channels]` to add in its place; None for nothing.
+        layers: how many layers were fitted.
+    """
+
+    weights: dict[str, Tensor]
+    constants: list[Tensor | None]
+    layers: int = 0
+
+
+def without_data(model: Model, cut: Cut) -> Fitted:
+    """Nothing compensates: what is not read counts zero, and what is not written is zero."""
+    weights: dict[str, Tensor] = {}
+    for layer in layers(model):
+        if layer.name in cut.reads:
+            value = weights.get(layer.weight.name, layer.weight.value()).clone()
+            _zero(value, layer.roles.inputs, cut.reads[layer.name])
+            weights[layer.weight.name] = value
+        if layer.name in cut.writes:
+            affine = Affine(model, layer)
+            for name in _written(affine):
+                value = weights.get(name, model.tensor(name).detach()).clone()
+                dim = layer.roles.outputs if name == layer.weight.name else 0
+                _zero(value, dim, cut.writes[layer.name])
+                weights[name] = value
+    return Fitted(weights, [None] * len(cut.branches))
+
+
+def _written(affine: Affine) -> list[str]:
+    bias = affine.layer.bias
+    if affine.norm is not None:
+        return [affine.layer.weight.name, affine.norm.weight, affine.norm.bias]
+    return [affine.layer.weight.name, *([bias.name] if bias else [])]
+
+
+def _zero(value: Tensor, dim: int, indices: Sequence[int]) -> None:
+    value.index_fill_(dim, torch.tensor(list(indices), dtype=torch.long), 0)
+
+
+def compensate(
+    model: Model,
+    couplings: Couplings,
+    cut: Cut,
+    branches: Sequence[Branch],
+    batches: Sequence[tuple[Tensor, ...]],
+    *,
+    seed: int = 0,
+    ridge: float = RIDGE,
+    progress: Progress,
+) -> Fitted:
+    """Fit every layer behind the cut.
+
+    Args:
+        branches: the residual branches of `model`: their last layers fit the sums.
+        batches: calibration inputs.
+        ridge: pull towards the weights before, relative to the mean second moment of a layer's input.
+    """
+    return _Walk(model, couplings, cut, branches, batches, seed, ridge, progress).run()
+
+
+class _Walk:
+    def __init__(
+        self,
+        model: Model,
+        couplings: Couplings,
+        cut: Cut,
+        branches: Sequence[Branch],
+        batches: Sequence[tuple[Tensor, ...]],
+        seed: int,
+        ridge: float,
+        progress: Progress,
+    ) -> None:
+        self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
+        self._survivors = couplings.survivors(cut.units)
+        self._original = original_side(model, batches)
+        self._now = cut_side(couplings, cut.units, batches)
+        self._now.weights.update(without_data(model, cut).weights)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._records = [len(batch[0]) for batch in batches]
+        self._sums = {b.writer.node: b for b in branches if b.writer is not None}
+        self._dropped = {b.add: number for number, b in enumerate(cut.branches)}
+        self._skipped = {layer.name for b in cut.branches for layer in b.layers}
+        self._constants: list[Tensor | None] = [None] * len(cut.branches)
+        self._all = [layer for layer in layers(model) if layer.name not in self._skipped]
+        self._changed = self._reached()
+        self._affines = {
+            layer.node: Affine(model, layer)
+            for layer in self._all
+            if layer.node in self._changed and fittable(model, layer)
+        }
+        self._pending = set(self._affines)
+        ends = [affine.end for affine in self._affines.values()]
+        self._original.hold([*ends, *(b.add for b in self._sums.values()), *self._dropped])
+
+    def run(self) -> Fitted:
+        """Walk the layers in graph order."""
+        for done, (node, affine) in enumerate(self._affines.items()):
+            self._progress.step("compensating", done, len(self._affines))
+            self._leave_out(before=node)
+            self._fit(affine)
+            self._pending.discard(node)
+        self._leave_out(before=None)
+        self._progress.step("compensating", len(self._affines), len(self._affines))
+        return Fitted(dict(self._now.weights), self._constants, len(self._affines))
+
+    def _reached(self) -> set[fx.Node]:
+        """The nodes whose value the cut can change."""
+        changed: set[fx.Node] = set(self._dropped)
+        reading = {layer.node for layer in self._all if layer.name in {*self._cut.reads, *self._cut.writes}}
+        for node in self._model.graph.nodes:
+            sources = node.all_input_nodes
+            if node in reading or any(n in changed or self._survivors.of(n) for n in sources):
+                changed.add(node)
+        return changed
+
+    # -- branches that are left out ------------------------------------------------------------------------
+
+    def _leave_out(self, before: fx.Node | None) -> None:
+        """Set the constants of the left-out branches that stand before a node in the graph."""
+        order = {node: i for i, node in enumerate(self._model.graph.nodes)}
+        for add, number in self._dropped.items():
+            late = before is not None and order[add] > order[before]
+            if late or self._constants[number] is not None:
+                continue
+            branch = self._cut.branches[number]
+            missing = [y - x for y, x in zip(self._original.values(add), self._now.values(branch.shortcut))]
+            self._original.release([add])
+            dim = channel_dim(branch.layers[-1])
+            total = sum(m.double().movedim(dim, -1).flatten(0, -2).sum(0) for m in missing)
+            count = sum(m.numel() // m.shape[dim] for m in missing)
+            assert isinstance(total, Tensor)
+            constant = (total / count).to(missing[0].dtype)
+            self._constants[number] = constant
+            shape = [1] * missing[0].dim()
+            shape[dim] = -1
+            shortcut, shaped = branch.shortcut, constant.reshape(shape)
+            self._now.instead[add] = partial(_shifted, shortcut, shaped)
+
+    # -- one layer -----------------------------------------------------------------------------------------
+
+    def _fit(self, affine: Affine) -> None:
+        layer = affine.layer
+        regression = Regression()
+        targets = self._targets(affine)
+        for read, target, records in zip(self._now.values(layer.data), targets, self._records):
+            positions = draw_positions(layer, target, POSITIONS * records, self._generator)
+            rows = input_rows(layer, read, positions=positions)
+            wanted = output_rows(layer, target, positions)
+            regression.add(rows, wanted)
+        start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
+        kept = self._columns(layer, rows.shape[2])
+        matrix, offset = regression.solve(start, kept, intercept=affine.intercept, ridge=self._ridge)
+        gone = list(self._cut.writes.get(layer.name, ()))
+        flat = matrix.reshape(-1, matrix.shape[2])
+        flat[gone] = 0
+        shift = None
+        if offset is not None:
+            shift = offset.flatten()
+            shift[gone] = regression.target_mean.flatten()[gone]
+        self._now.weights.update(affine.stored(flat, shift, regression.mean, regression.second(True)))
+
+    def _targets(self, affine: Affine) -> list[Tensor]:
+        """What the layer (with its norm) ought to give, per batch."""
+        branch = self._sums.get(affine.layer.node)
+        if branch is not None and branch.value is affine.end and self._ready(branch.shortcut):
+            sums, shortcuts = self._original.values(branch.add), self._now.values(branch.shortcut)
+            targets = [y - x for y, x in zip(sums, shortcuts)]
+        else:
+            targets = self._original.values(affine.end)
+        self._original.release([affine.end] + ([branch.add] if branch else []))
+        return targets
+
+    def _ready(self, node: fx.Node) -> bool:
+        """The node's value does not wait for a layer that is still to be fitted."""
+        waiting, seen = [node], {node}
+        while waiting:
+            last = waiting.pop()
+            if self._now.evaluated(last):
+                continue
+            if last in self._pending:
+                return False
+            fresh = [n for n in last.all_input_nodes if n not in seen]
+            seen.update(fresh)
+            waiting += fresh
+        return True
+
+    def _columns(self, layer: Layer, width: int) -> Indices:
+        """The columns of the weight matrix that stay, of those in one group."""
+        size = layer.weight.value().shape[layer.roles.inputs]
+        stays = np.ones(size, bool)
+        gone = self._survivors.tensors.get(layer.weight.name, {}).get(layer.roles.inputs)
+        if gone is not None:
+            stays &= gone
+        stays[list(self._cut.reads.get(layer.name, ()))] = False
+        return np.flatnonzero(np.repeat(stays, width // size))
+
+
+def _shifted(source: fx.Node, constant: Tensor, env: Env) -> Tensor:
+    return env[source] + constant
+
+
+def fittable(model: Model, layer: Layer) -> bool:
+    """The layer is linear in rows of its input, has weights of its own, and few enough columns."""
+    weight = layer.weight.value()
+    if layer.weight.quantized or not weight.is_floating_point() or "transpose" in layer.kind:
+        return False
+    if layer.kind in ("embedding", "matmul") or (layer.kind == "addmm" and layer.node.kwargs):
+        return False
+    convolution = layer.roles.groups is not None
+    if weight.dim() < 2 or (not convolution and not sums_over_channels(layer)):
+        return False
+    if convolution and geometry(layer) is None:
+        return False
+    if any(sum(len(n.users) for n in readers(model, w.name)) > 1 for w in (layer.weight, layer.bias) if w):
+        return False
+    return weight[0].numel() <= LARGEST and op_name(layer.data) != "get_attr"

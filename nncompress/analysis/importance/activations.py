@@ -1,0 +1,195 @@
+"""Criteria that look at what the units send to the layers that read them: after the ReLU, per the papers.
+
+Everything streams: no activation outlives its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.couplings import Site
+from nncompress.analysis.importance.choices import Choice
+from nncompress.analysis.importance.ranking import Scores
+from nncompress.analysis.importance.taps import Taps, gradient_batch_size, task_loss
+from nncompress.analysis.statistics import ChannelStatistics, observe
+from nncompress.data import Batch, Dataset
+from nncompress.ir import Model
+from nncompress.progress import Progress
+
+
+def read_sites(choice: Choice) -> list[Site]:
+    """Where the choice's consumers read it; without consumers, the last value that carries it."""
+    read = {consumer.layer.data for consumer in choice.consumers}
+    found = {site.node: site for site in choice.sites if site.node in read}
+    if found:
+        return list(found.values())
+    return [choice.sites[-1]] if choice.sites else []
+
+
+def sum_by_unit(site: Site, per_index: Tensor, size: int) -> Tensor:
+    """Sum `[..., indices]` into `[..., units]`."""
+    own = np.flatnonzero(site.unit >= 0)
+    total = torch.zeros(*per_index.shape[:-1], size, dtype=per_index.dtype)
+    return total.index_add_(-1, torch.from_numpy(site.unit[own]), per_index[..., own])
+
+
+def activation_statistics(
+    model: Model,
+    choices: Sequence[Choice],
+    data: Dataset,
+    limit: int | None,
+    batch_size: int,
+    statistic: Callable[[ChannelStatistics], Tensor],
+    progress: Progress,
+) -> dict[str, Scores]:
+    """A per-channel statistic of what each unit sends on, averaged over the places where it is read.
+
+    Returns: choice name -> `[units]`.
+    """
+    wanted = {c.name: [(site, ChannelStatistics(site.dim)) for site in read_sites(c)] for c in choices}
+    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+    for pairs in wanted.values():
+        for site, statistics in pairs:
+            watches.setdefault(site.node, []).append(statistics.add)
+    batches = (b.inputs for b in data.batches(batch_size, limit))
+    observe(model, batches, watches, progress=progress, total=data.planned_records(limit))
+    scores = {}
+    for choice in choices:
+        total = torch.zeros(choice.size, dtype=torch.float64)
+        indices = torch.zeros(choice.size, dtype=torch.float64)
+        for site, statistics in wanted[choice.name]:
+            values = statistic(statistics)
+            total += sum_by_unit(site, values, choice.size)
+            indices += sum_by_unit(site, torch.ones_like(values), choice.size)
+        scores[choice.name] = (total / indices.clamp(min=1)).numpy()
+    return scores
+
+
+def activity(statistics: ChannelStatistics) -> Tensor:
+    """The share of values that are not zero (the papers' activation count, per value)."""
+    return statistics.active / statistics.count
+
+
+def variance(statistics: ChannelStatistics) -> Tensor:
+    return statistics.variance
+
+
+def gradient_products(
+    model: Model,
+    choices: Sequence[Choice],
+    data: Dataset,
+    limit: int | None,
+    batch_size: int,
+    progress: Progress,
+) -> Iterator[dict[str, Tensor]]:
+    """Per batch: choice name -> `[records, units]`: the first-order change of each record's loss (negated) if
+    the unit were silent: sum of activation × gradient over everything that reads the unit."""
+    reads = {c.layer.node: c.layer.data for choice in choices for c in choice.consumers}
+    bare = {choice.name: read_sites(choice) for choice in choices if not choice.consumers}
+    taps = Taps(model, reads, [site.node for sites in bare.values() for site in sites])
+    planned, seen = data.planned_records(limit), 0
+    for batch in data.batches(gradient_batch_size(model, batch_size), limit):
+        progress.step("gradients of the loss", seen, planned)
+        with torch.enable_grad():
+            loss = task_loss(taps.run(*batch.inputs), batch, data.spec)
+        read, value = taps.gradients(loss)
+        found = {}
+        for choice in choices:
+            total = torch.zeros(len(batch), choice.size, dtype=torch.float64)
+            for c in choice.consumers:
+                site = next((s for s in choice.sites if s.node is c.layer.data), None)
+                if site is not None and c.layer.node in read:
+                    total += _products(site, taps.read[c.layer.node], read[c.layer.node], batch, choice.size)
+            for site in bare.get(choice.name, ()):
+                if site.node in value:
+                    total += _products(site, taps.value[site.node], value[site.node], batch, choice.size)
+            found[choice.name] = total
+        seen += len(batch)
+        yield found
+    progress.step("gradients of the loss", seen, planned)
+
+
+def _products(site: Site, value: Tensor, gradient: Tensor, batch: Batch, size: int) -> Tensor:
+    """[records, units] from an activation and its gradient; records must be its first dim."""
+    product = (value.detach() * gradient).double().movedim(site.dim, -1)  # [first, …, channels]
+    per_record = product.reshape(len(batch), -1, product.shape[-1]).sum(1)
+    return sum_by_unit(site, per_record, size)
+
+
+def taylor(products: Iterator[dict[str, Tensor]]) -> dict[str, Scores]:
+    """E |Σ a·∂L/∂a|: Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient
+    Inference", eq. 8."""
+    return _mean(products, torch.abs)
+
+
+def fisher(products: Iterator[dict[str, Tensor]]) -> dict[str, Scores]:
+    """½ E (Σ a·∂L/∂a)²: Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning",
+    eq. 9."""
+    return _mean(products, lambda product: 0.5 * product.square())
+
+
+def _mean(products: Iterator[dict[str, Tensor]], function: Callable[[Tensor], Tensor]) -> dict[str, Scores]:
+    total: dict[str, Tensor] = {}
+    records = 0
+    for batch in products:
+        for name, product in batch.items():
+            added = function(product).sum(0)
+            total[name] = total[name] + added if name in total else added
+        records += len(next(iter(batch.values())))
+    return {name: (value / max(records, 1)).numpy() for name, value in total.items()}
+
+
+def optimal_brain_damage(
+    model: Model,
+    choices: Sequence[Choice],
+    data: Dataset,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Scores]:
+    """½ Σ h w² over every weight that the unit touches (LeCun et al. 1990, "Optimal Brain Damage", eq. 5).
+
+    h is the diagonal of the loss's second derivative as Σ_n (∂L_n/∂w)². With a random sign per record one
+    backward pass per batch estimates it: the cross terms between records vanish in expectation.
+    """
+    from nncompress.analysis.importance.magnitude import per_unit
+
+    touched = sorted({m.tensor for c in choices for m in c.members})
+    weights = {n: model.tensor(n) for n in touched if isinstance(model.tensor(n), torch.nn.Parameter)}
+    before = {n: w.requires_grad for n, w in weights.items()}
+    curvature = {n: torch.zeros(w.shape, dtype=torch.float64) for n, w in weights.items()}
+    generator = torch.Generator().manual_seed(seed)
+    records, planned = 0, data.planned_records(limit)
+    try:
+        for w in weights.values():
+            w.requires_grad_(True)
+        for batch in data.batches(gradient_batch_size(model, min(batch_size, 16)), limit):
+            progress.step("second derivatives", records, planned)
+            signs = torch.randint(0, 2, (len(batch),), generator=generator).double() * 2 - 1
+            with torch.enable_grad():
+                outputs = model.outputs_of(*batch.inputs)
+                loss = torch.zeros((), dtype=torch.float64)
+                for row, sign in enumerate(signs):
+                    one = Batch(batch.inputs, None if batch.labels is None else batch.labels[row : row + 1])
+                    loss = loss + sign * task_loss(tuple(o[row : row + 1] for o in outputs), one, data.spec)
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, found):
+                if gradient is not None:
+                    curvature[name] += gradient.double().square()
+            records += len(batch)
+    finally:
+        for name, w in weights.items():
+            w.requires_grad_(before[name])
+    scores = {}
+    for choice in choices:
+        total = torch.zeros(choice.size, dtype=torch.float64)
+        for tensor, dim in sorted({(m.tensor, m.dim) for m in choice.members if m.tensor in weights}):
+            saliency = 0.5 * curvature[tensor] / max(records, 1) * weights[tensor].detach().double().square()
+            total += per_unit(choice, tensor, dim, saliency)
+        scores[choice.name] = total.numpy()
+    return scores

@@ -1,0 +1,125 @@
+"""Values and gradients at chosen places of a graph, one batch at a time.
+
+What a layer *reads* gets an alias of its own, so that its gradient counts the way through that layer only: a
+value of a residual stream is read by every later block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from nncompress.data import Batch
+from nncompress.errors import DataError
+from nncompress.ir import Model
+
+GRADIENT_ELEMENTS = 2_000_000  # input elements per backward pass: bounds the activations that autograd keeps
+
+
+def gradient_batch_size(model: Model, batch_size: int) -> int:
+    """Records per backward pass."""
+    elements = sum(torch.Size(model.concrete_shape(spec, 1)).numel() for spec in model.inputs)
+    return max(1, min(batch_size, GRADIENT_ELEMENTS // max(elements, 1)))
+
+
+class Taps(fx.Interpreter):
+    """Runs a model and keeps chosen values with their gradients.
+
+    Args:
+        reads: nodes whose `data` operand is wanted as they read it: node -> operand.
+        values: nodes whose result is wanted.
+
+    Attributes (after `run`):
+        read: node -> what it read; value: node -> its result.
+    """
+
+    def __init__(self, model: Model, reads: dict[fx.Node, fx.Node], values: Iterable[fx.Node]) -> None:
+        super().__init__(model.graph_module)
+        self._reads, self._values = reads, set(values)
+        self.read: dict[fx.Node, Tensor] = {}
+        self.value: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            found = super().run_node(n)
+            return found.detach() if isinstance(found, Tensor) else found
+        operand = self._reads.get(n)
+        whole = self.env.get(operand) if operand is not None else None
+        if operand is not None and isinstance(whole, Tensor):
+            alias = whole.clone() if whole.requires_grad else whole.detach().clone().requires_grad_()
+            self.read[n] = self.env[operand] = alias
+        result = super().run_node(n)
+        if operand is not None and operand in self.env:
+            self.env[operand] = whole
+        if n in self._values and isinstance(result, Tensor) and result.is_floating_point():
+            if not result.requires_grad:
+                result.requires_grad_()
+            self.value[n] = result
+        return result
+
+    def gradients(self, loss: Tensor, *, again: bool = False) -> tuple[dict[fx.Node, Tensor], ...]:
+        """The gradients of `loss` at (reads, values); zero where it does not depend on them."""
+        wanted = [*self.read.values(), *self.value.values()]
+        found = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=again)
+        filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted)]
+        split = len(self.read)
+        return dict(zip(self.read, filled[:split])), dict(zip(self.value, filled[split:]))
+
+
+def classifies(outputs: tuple[Tensor, ...], labels: Tensor | None) -> bool:
+    """Scores per class with class numbers as labels; without labels nobody can tell."""
+    return (
+        labels is not None
+        and not labels.is_floating_point()
+        and outputs[0].dim() == 2
+        and outputs[0].shape[1] > 1
+    )
+
+
+def task_loss(outputs: tuple[Tensor, ...], batch: Batch, spec: str) -> Tensor:
+    """The sum over records of cross entropy (class numbers) or half the squared error (other targets).
+
+    Raises:
+        DataError: the labels do not fit the first output.
+    """
+    first, labels = outputs[0], batch.labels
+    assert labels is not None
+    if classifies(outputs, labels):
+        if labels.dim() != 1 or int(labels.max()) >= first.shape[1]:
+            raise DataError(
+                f"labels of {spec} do not fit the model",
+                got=f"shape {list(labels.shape)}, up to {int(labels.max())}",
+                expected=f"one class below {first.shape[1]} per record",
+            )
+        return F.cross_entropy(first, labels.long(), reduction="sum")
+    if labels.numel() != first.numel():
+        raise DataError(
+            f"labels of {spec} do not fit the model",
+            got=f"{list(labels.shape)}",
+            expected=f"{list(first.shape)}",
+        )
+    return 0.5 * (first - labels.reshape(first.shape).to(first.dtype)).square().sum()
+
+
+def curvature_loss(outputs: tuple[Tensor, ...], labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A random scalar; the mean square of its derivative in a direction is the Gauss-Newton curvature.
+
+    Classifiers: cross entropy with labels drawn from the model's own prediction, so that half of it is the
+    Kullback-Leibler divergence to second order (Martens 2020, "New Insights and Perspectives on the Natural
+    Gradient Method"). Otherwise: a Gaussian projection of every output, in units of its own spread.
+    """
+    if classifies(outputs, labels):
+        drawn = torch.multinomial(outputs[0].detach().softmax(1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(outputs[0], drawn, reduction="sum")
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        if output.is_floating_point() and output.requires_grad:
+            flat = output.reshape(len(output), -1)
+            noise = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
+            spread = flat.detach().std().clamp(min=1e-12) * flat.shape[1] ** 0.5
+            total = total + (noise * flat).sum() / spread
+    return total

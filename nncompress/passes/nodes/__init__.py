@@ -1,0 +1,1 @@
+"""How `prune-nodes` works: what to remove (`plan`), and removing it (`carry_out`)."""
