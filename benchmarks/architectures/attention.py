@@ -92,13 +92,13 @@ class Swin(nn.Module):
             1
         )
         offset = (grid[:, :, None] - grid[:, None, :]).permute(1, 2, 0) + window - 1
-        self.register_buffer("index", offset[..., 0] * (2 * window - 1) + offset[..., 1])
+        self.register_buffer("offsets", offset[..., 0] * (2 * window - 1) + offset[..., 1])
         self.merge, self.out = nn.Linear(4 * dim, 2 * dim, bias=False), nn.Linear(2 * dim, 10)
         self.merge_norm = nn.LayerNorm(4 * dim)
 
     def bias(self) -> Tensor:
         n = self.window**2
-        return self.table[self.index.view(-1)].view(n, n, -1).permute(2, 0, 1).unsqueeze(0)
+        return self.table[self.offsets.view(-1)].view(n, n, -1).permute(2, 0, 1).unsqueeze(0)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).permute(0, 2, 3, 1)

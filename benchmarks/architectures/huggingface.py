@@ -260,7 +260,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         depth=[1, 2, 3],
         size=64,
     ),
-    "hf-vit-mae": image("ViTMAEModel", "ViTMAEConfig", **IMAGE, **EYE, mask_ratio=0.0),
     "hf-clip-vision": image("CLIPVisionModel", "CLIPVisionConfig", **IMAGE, **EYE),
     "hf-siglip-vision": image("SiglipVisionModel", "SiglipVisionConfig", **IMAGE, **EYE),
     "hf-dpt": image(

@@ -136,6 +136,8 @@ def node_macs(node: fx.Node, shapes: Shapes) -> int:
         return _einsum_macs(node, shapes)
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return _recurrent_macs(node, shapes)
+    if name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"):
+        return shapes.of(node.args[0])[0] * sum(prod(shapes.of(node.args[i])) for i in (2, 3))
     return 0
 
 

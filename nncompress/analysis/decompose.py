@@ -9,7 +9,7 @@ rank-deficient statistics of the inputs do no harm either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,20 +21,28 @@ from nncompress.analysis.metric import Metric, roots
 GRAM_LIMIT = 1e-5
 
 
-@dataclass(frozen=True)
 class Spectrum:
     """One matrix [a, b], ready to be cut at any rank: `before · basis_r · basis_rᵀ · after`.
 
-    Attributes:
-        values: singular values of the (whitened) matrix, float64 [min(a, b)], descending.
-        basis: its singular vectors on the side that was decomposed, float64 [d, min(a, b)].
+    Args:
+        gram: the (whitened) matrix times its transpose, on the smaller side, [d, d].
         before, after: what stands left [a, d] and right [d, b] of the projection; None is 1.
+        count: how many singular values there are, min(a, b).
     """
 
-    values: Tensor
-    basis: Tensor
-    before: Tensor | None
-    after: Tensor | None
+    def __init__(self, gram: Tensor, before: Tensor | None, after: Tensor | None, count: int) -> None:
+        self._gram, self._before, self._after, self._count = (gram + gram.T) / 2, before, after, count
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Singular values, float64 [min(a, b)], descending; below 1e-5 of the first they are not precise."""
+        eigenvalues = torch.linalg.eigvalsh(self._gram)  # a third of the time that the vectors would take
+        return eigenvalues.clamp_min(0).sqrt().flip(0)[: self._count]
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Singular vectors on the side that was decomposed, float64 [d, min(a, b)]."""
+        return torch.linalg.eigh(self._gram)[1].flip(1)[:, : self._count]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """left [a, rank] and right [rank, b]: left @ right loses Σ_{i ≥ rank} σ_i², the least possible.
@@ -42,58 +50,45 @@ class Spectrum:
         The scale is split evenly between the two, so that neither has extreme values.
         """
         left = right = self.basis[:, :rank]
-        left = left if self.before is None else self.before @ left
-        right = right.T if self.after is None else right.T @ self.after
+        left = left if self._before is None else self._before @ left
+        right = right.T if self._after is None else right.T @ self._after
         sizes = left.norm(dim=0), right.norm(dim=1)
         scale = torch.where((sizes[0] > 0) & (sizes[1] > 0), (sizes[1] / sizes[0]).sqrt(), 1.0)
         return left * scale, right / scale[:, None]
 
 
 def decompose(matrix: Tensor, metric: Metric | None = None) -> Spectrum:
-    """The singular values and the smaller side's singular vectors of a matrix [a, b].
+    """A matrix [a, b], by the Gram matrix of its smaller side; nothing is decomposed until it is asked for.
 
-    Time: min(a, b)² · max(a, b) for the Gram matrix and min(a, b)³ for its eigenvectors.
+    Time: min(a, b)² · max(a, b) for the Gram matrix and min(a, b)³ for its eigenvalues or -vectors.
 
     Args:
         metric: what is minimised by a cut; S and G must be positive definite (`with_ridge`).
     """
     matrix = matrix.detach().to(torch.float64)
     rows, columns = matrix.shape
+    count = min(rows, columns)
     if metric is None or (metric.inputs is None and metric.outputs is None):
-        values, basis = _eigen(_smaller_gram(matrix))
-        values = _repair_small(matrix, values)
-        return Spectrum(values, basis, *((None, matrix) if rows <= columns else (matrix, None)))
+        sides = (None, matrix) if rows <= columns else (matrix, None)
+        return Spectrum(_smaller_gram(matrix), *sides, count)
     diagonal = metric.inputs is not None and metric.inputs.dim() == 1
     if rows <= columns or diagonal:
         root, inverse = roots(metric.outputs)
         whitened = matrix if root is None else root @ matrix
-        values, basis = _eigen(metric.times_inputs(whitened) @ whitened.T)
-        return Spectrum(values[:columns], basis[:, :columns], inverse, whitened)
+        return Spectrum(metric.times_inputs(whitened) @ whitened.T, inverse, whitened, count)
     root, inverse = roots(metric.inputs)
     whitened = matrix if root is None else matrix @ root
-    values, basis = _eigen(whitened.T @ metric.times_outputs(whitened))
-    return Spectrum(values, basis, whitened, inverse)
+    return Spectrum(whitened.T @ metric.times_outputs(whitened), whitened, inverse, count)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of a matrix [a, b], float64 [min(a, b)], descending; no vectors are computed."""
+    """Singular values of a matrix [a, b], float64 [min(a, b)], descending, all of them precise to 1e-5."""
     matrix = matrix.detach().to(torch.float64)
-    values = torch.linalg.eigvalsh(_smaller_gram(matrix)).clamp_min(0).sqrt().flip(0)
-    return _repair_small(matrix, values)
-
-
-def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Roots of the eigenvalues, descending, and the eigenvectors in that order."""
-    eigenvalues, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    return eigenvalues.clamp_min(0).sqrt().flip(0), vectors.flip(1)
+    values = decompose(matrix).values
+    if not len(values) or bool(values[-1] > GRAM_LIMIT * values[0]) or not bool(values[0] > 0):
+        return values
+    return torch.linalg.svdvals(matrix)
 
 
 def _smaller_gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-
-
-def _repair_small(matrix: Tensor, values: Tensor) -> Tensor:
-    """Where some σ are too small for a Gram matrix to tell, take all of them from an SVD."""
-    if not len(values) or bool(values[-1] > GRAM_LIMIT * values[0]) or not bool(values[0] > 0):
-        return values
-    return torch.linalg.svdvals(matrix)

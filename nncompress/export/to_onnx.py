@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import fx
 
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
@@ -22,6 +23,7 @@ from nncompress.export.report import ExportReport
 from nncompress.export.tidy_onnx import tidy
 from nncompress.export.verify_onnx import compare
 from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -83,6 +85,7 @@ def _record(model: Model) -> dict[str, str]:
 
 def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
     _register_quantized_ops()
+    _dodge_exporter_defects(program)
     try:
         with quiet():
             converted = torch.onnx.export(
@@ -96,6 +99,32 @@ def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
         raise _unsupported(error) from error
     assert converted is not None
     return converted
+
+
+def _dodge_exporter_defects(program: ExportedProgram) -> None:
+    """Edit this program of our own so that torch 2.13's exporter accepts it.
+
+    The strides of an attention's result change when the exporter decomposes it, and then a `view` of its
+    transpose is refused. A copy in between makes it legal (and costs nothing: ONNX has no strides).
+    """
+    for node in program.graph.nodes:
+        if node.target not in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
+            continue
+        source = node.args[0]
+        if op_name(source) in ("transpose", "permute") and _from_attention(source):
+            with program.graph.inserting_before(node):
+                copied = program.graph.call_function(
+                    torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta["val"] = source.meta["val"].contiguous()
+            node.replace_input_with(source, copied)
+    program.graph_module.recompile()
+
+
+def _from_attention(node: fx.Node) -> bool:
+    while op_name(node) in ("transpose", "permute", "view", "reshape", "contiguous", "dropout"):
+        node = node.all_input_nodes[0]
+    return "attention" in op_name(node)
 
 
 def _register_quantized_ops() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nncompress.analysis.couplings.groups import Couplings, Group, Member, Removal, Site
 from nncompress.analysis.couplings.proof import Proof, ZeroedReference, check, prove
+from nncompress.analysis.couplings.proven import Proven, remove_proven
 from nncompress.analysis.couplings.removal import find_couplings, fold_weights, remove_units
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Group",
     "Member",
     "Proof",
+    "Proven",
     "Removal",
     "Site",
     "ZeroedReference",
@@ -22,5 +24,6 @@ __all__ = [
     "find_couplings",
     "fold_weights",
     "prove",
+    "remove_proven",
     "remove_units",
 ]

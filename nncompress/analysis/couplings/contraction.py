@@ -256,6 +256,14 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
     return Value(shape, [*others, made.reshape(1, -1, *space)])
 
 
+def bilinear(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x, y, w = t.value(a["input1"]), t.value(a["input2"]), t.value(a["weight"])
+    lead = [f"b{i}" for i in range(len(x.shape) - 1)]
+    t.contraction(node, a["weight"], outputs=[0], inputs=[1, 2])
+    operands = [(x, [*lead, "i"]), (y, [*lead, "j"]), (w, ["o", "i", "j"])]
+    return add_bias(t, contract(t, operands, [*lead, "o"], t.shape(node)), a.get("bias"), -1)
+
+
 def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:
     w, index = t.value(a["weight"]), t.value(a["indices"])
     t.fix_all(index, "used as an index")

@@ -22,6 +22,7 @@ from nncompress.analysis.couplings.labels import (
     varying,
 )
 from nncompress.analysis.couplings.value import Result, Value, as_dims
+from nncompress.ir.normalize import op_name
 
 if TYPE_CHECKING:
     from nncompress.analysis.couplings.trace import Trace
@@ -41,6 +42,15 @@ def reshape(t: Trace, node: fx.Node, a: Arguments) -> Result:
         decided = _decide_if_large(t, factor, x.shape, parts)
         factors += [_reshaped(f, x.shape, after, parts) for f in decided]
     return Value(after, factors)
+
+
+def like_other(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """view_as, reshape_as, expand_as: the shape is another tensor's, so that tensor's labels hold."""
+    made = (expand if "expand" in op_name(node) else reshape)(t, node, a)
+    other = t.value(a["other"])
+    assert isinstance(made, Value)
+    operands = [(made.factors, made.spans), (other.factors, other.spans)]
+    return Value(made.shape, t.labels.unify(operands, "meets a fixed size"))
 
 
 def _reshaped(

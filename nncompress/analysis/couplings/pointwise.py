@@ -59,6 +59,62 @@ def per_channel(t: Trace, x: Value, vectors: list[Any], dim: int) -> list[Factor
     return t.labels.unify(operands, "meets a fixed size")
 
 
+def quantized(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """(De)quantize: per tensor it follows its input; per channel, scales and zero points join an axis."""
+    x = t.value(a["input"])
+    if "axis" not in a:
+        return Value(x.shape, list(x.factors))
+    return Value(x.shape, per_channel(t, x, [a["scales"], a["zero_points"]], a["axis"]))
+
+
+def gated(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """glu: the first half of a dim times the sigmoid of the second."""
+    x = t.value(a["self"])
+    dim = x.at(a["dim"])
+    half = x.shape[dim] // 2
+    shape = t.shape(node)
+    operands = []
+    for index in (np.arange(half), np.arange(half, 2 * half)):
+        factors = [np.take(f, index, dim) if f.shape[dim] > 1 else f for f in x.factors]
+        operands.append((factors, [size > 1 for size in shape]))
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
+
+
+def scattered(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """gather, scatter_add, index_add, …: `dim` is fixed, the other dims of all operands agree."""
+    x = t.value(a["self"])
+    dim = x.at(a["dim"])
+    operands = []
+    for value in t.operands(node):
+        if len(value.shape) == 1 and len(x.shape) > 1:  # the index of index_add
+            t.fix_all(value, "used as an index")
+            continue
+        if any(s != o and d != dim for d, (s, o) in enumerate(zip(value.shape, x.shape))):
+            return t.unknown(node)
+        factors = t.labels.fix(value.factors, [dim], "indexed")
+        operands.append((factors, [size > 1 and d != dim for d, size in enumerate(value.shape)]))
+    return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
+
+
+def sampled(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """grid_sampler: channels pass, positions are read at run time."""
+    x, grid = t.operands(node)
+    t.fix_all(grid, "used as positions")
+    return Value(t.shape(node), t.labels.fix(x.factors, range(2, len(x.shape)), "sampled"))
+
+
+def as_complex(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """view_as_complex: the last dim, real and imaginary part, goes."""
+    x = t.value(a["self"])
+    last = len(x.shape) - 1
+    return Value(t.shape(node), [f[..., 0] for f in t.labels.fix(x.factors, [last], "complex numbers")])
+
+
+def as_real(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """view_as_real: a last dim of 2 comes."""
+    return Value(t.shape(node), [f[..., None] for f in t.value(a["self"]).factors])
+
+
 def created(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """zeros, ones, full: uniform, so any index may go."""
     shape = t.shape(node)
@@ -71,19 +127,23 @@ def fixed(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
 
 def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """mean, sum, max, var, norm, …: the reduced dims are fixed."""
+    """mean, max, …: the reduced dims are fixed, unless the result serves a norm (`_normalises`) or is a sum.
+
+    A sum, or a Euclidean norm, of what is removed is 0: it is a contraction with ones. The statistics of a
+    norm are taken over the survivors.
+    """
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
-    if _is_mean_square(node):
-        kept = [
-            f
-            for f in t.labels.settle(x.factors)
-            if not varying(f) <= set(dims)  # those indices may go: the mean is then over the survivors
-        ]
-        t.survivor_norms[node] = tuple(dims)
-        kept = t.labels.fix(kept, dims, "normalised over it")
-    else:
-        kept = t.labels.fix(x.factors, dims, f"{op_name(node)} over it")
+    own = [f for f in t.labels.settle(x.factors) if varying(f) <= set(dims)]
+    sums = op_name(node) in ("sum", "linalg_vector_norm", "norm") and node.meta["val"].is_floating_point()
+    kept = x.factors
+    if own and (sums or _normalises(node)):
+        if sums:
+            t.contraction(node, node.args[0], outputs=[], inputs=dims)
+        else:
+            t.survivor_norms[node] = tuple(dims)
+        kept = [f for f in t.labels.settle(x.factors) if not varying(f) <= set(dims)]
+    kept = t.labels.fix(kept, dims, f"{op_name(node)} over it")
 
     def result(shape: tuple[int, ...]) -> Value:
         if len(shape) == len(x.shape):
@@ -94,18 +154,26 @@ def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [result(s) for s in shapes] if isinstance(shapes, list) else result(shapes)
 
 
-def _is_mean_square(node: fx.Node) -> bool:
-    """The mean of an RMS norm that is written out: mean(x²), added to epsilon."""
-    if op_name(node) != "mean" or not isinstance(node.args[0], fx.Node):
+def _normalises(node: fx.Node) -> bool:
+    """Whether a statistic belongs to a norm that is written out.
+
+    The mean of x that is only subtracted from x; the mean of squares, variance or deviation of x that is only
+    made positive by an epsilon and divided by.
+    """
+    source, name = node.args[0], op_name(node)
+    if not isinstance(source, fx.Node) or not node.users:
         return False
-    square = node.args[0]
-    name = op_name(square)
-    squared = (
-        (name == "pow" and square.args[1] == 2)
-        or name == "square"
-        or (name == "mul" and square.args[0] is square.args[1])
-    )
-    return squared and all(op_name(user) == "add" for user in node.users)
+    if name == "mean" and not _squared(source):
+        return all(op_name(user) == "sub" and user.args == (source, node) for user in node.users)
+    scales = {"add", "sqrt", "rsqrt", "clamp", "clamp_min"} | ({"div"} if name == "std" else set())
+    return name in ("mean", "var", "std") and all(op_name(user) in scales for user in node.users)
+
+
+def _squared(node: fx.Node) -> bool:
+    name = op_name(node)
+    if name == "mul":
+        return node.args[0] is node.args[1]
+    return name == "square" or (name == "pow" and bool(node.args[1] == 2))
 
 
 def along(t: Trace, node: fx.Node, a: Arguments) -> Result:

@@ -51,10 +51,8 @@ class ZeroedReference(fx.Interpreter):
         a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
         x = self.env[source]
         mask = _mask(self._survivors.of(source), x)
-        if op_name(node) == "mean":
-            dims = list(self._trace.survivor_norms[node])
-            mask = mask.expand_as(x)
-            return (x * mask).sum(dims, keepdim=a["keepdim"]) / mask.sum(dims, keepdim=a["keepdim"])
+        if op_name(node) in ("mean", "var", "std"):
+            return statistic_over(op_name(node), a, x, mask, self._trace.survivor_norms[node])
         return norm_over(op_name(node), a, mask)
 
 
@@ -66,6 +64,18 @@ def _mask(kept: Kept, like: Tensor) -> Tensor:
         keep = np.resize(keep, like.shape[dim])  # a dim that merges batch and heads repeats with the batch
         mask = mask * torch.from_numpy(keep).to(like.dtype).reshape(shape)
     return mask
+
+
+def statistic_over(kind: str, a: dict[str, Any], x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """mean, var or std over the positions where `mask` is 1."""
+    mask = mask.expand_as(x)
+    count = mask.sum(dims, keepdim=True)
+    result = (x * mask).sum(dims, keepdim=True) / count
+    if kind != "mean":
+        correction = a["correction"] if a.get("correction") is not None else int(a.get("unbiased", True))
+        result = ((x - result).square() * mask).sum(dims, keepdim=True) / (count - correction)
+    result = result.sqrt() if kind == "std" else result
+    return result if a["keepdim"] else result.squeeze(dims)
 
 
 def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ Rule = Callable[..., Any]
 
 _TABLE: list[tuple[Rule, str]] = [
     # -- data movement: the labels move as the data do
-    (m.reshape, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as ravel"),
+    (m.reshape, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze ravel"),
+    (m.like_other, "view_as reshape_as expand_as"),
     (m.permute, "permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT adjoint"),
-    (m.expand, "expand expand_as broadcast_to"),
+    (m.expand, "expand broadcast_to"),
     (m.repeat, "repeat tile"),
     (m.repeat_interleave, "repeat_interleave"),
     (m.slice_, "slice narrow"),
@@ -46,6 +47,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (c.einsum, "einsum"),
     (c.attention, "scaled_dot_product_attention"),
     (c.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
+    (c.bilinear, "bilinear"),
     (c.embedding, "embedding"),
     (c.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (c.recurrent, "lstm gru rnn_tanh rnn_relu"),
@@ -61,8 +63,9 @@ _TABLE: list[tuple[Rule, str]] = [
     ),
     (
         p.along,
-        "softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort roll"
-        " cummax cummin diff renorm",
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
+        " softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort"
+        " roll cummax cummin diff renorm",
     ),
     (
         p.spatial,
@@ -85,6 +88,15 @@ _TABLE: list[tuple[Rule, str]] = [
         " __and__ __or__ bitwise_and bitwise_or logical_and logical_or logical_not heaviside nan_to_num"
         " special_expit atan2 arctan2 fmod remainder isnan isinf",
     ),
+    (p.gated, "glu"),
+    (p.scattered, "gather scatter scatter_add scatter_reduce index_add"),
+    (p.sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
+    (p.as_complex, "view_as_complex"),
+    (p.as_real, "view_as_real"),
+    (
+        p.quantized,
+        "quantize_per_tensor dequantize_per_tensor quantize_per_channel dequantize_per_channel",
+    ),
     (p.prelu, "prelu _prelu_kernel"),
     (
         p.follow_first,
@@ -101,7 +113,7 @@ RULES: dict[str, Rule] = {name: rule for rule, names in _TABLE for name in names
 # Rules under which a constant expression (weights in, weights out) keeps the labels of its operands.
 TRANSPARENT = {
     m.reshape, m.permute, m.expand, m.slice_, m.select, m.split, m.unbind, m.getitem, m.cat, m.stack, m.index,
-    p.pointwise, p.follow_first, p.created, p.fixed,
+    p.pointwise, p.quantized, p.follow_first, p.created, p.fixed,
 }  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def by_budget(
     layers = []
     for option in options:
         scale = 1.0 if comparable else 1 / max(option.total, 1e-300)
-        layers.append([Candidate(c.form, c.ranks, c.cost, c.error * scale) for c in option.candidates])
+        pays = [c for c in option.candidates if c.cost < option.dense]
+        layers.append([Candidate(c.form, c.ranks, c.cost, c.error * scale) for c in pays])
         layers[-1].append(Candidate("dense", (), option.dense, 0.0))
     fixed = before - sum(option.dense for option in options)
     least = fixed + sum(min(c.cost for c in layer) for layer in layers)
