@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Annotated, Any, Literal, Optional
+from dataclasses import fields
+from typing import Any
 
 import typer
 
 from nncompress.cli import options
 from nncompress.cli.compress import run_passes
+from nncompress.cli.declared import declared, with_parameters
 from nncompress.passes import PASSES, Pass
-from nncompress.passes.base import option_types
 
 _SHARED: dict[str, tuple[Any, Any]] = {
     "output": (options.Output, None),
@@ -42,39 +42,11 @@ def command_of(pass_class: type[Pass]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         settings = {name: values.pop(name) for name in own}
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         run_passes([pass_class(**settings)], values.pop("model"), **values)
 
-    parameters = [_parameter("model", options.ModelArgument, None)]
-    types = option_types(pass_class)
-    for f in fields(pass_class):
-        kind, choices, optional = types[f.name]
-        annotation: Any = Literal[choices] if choices else list[str] if kind is tuple else kind
-        if optional or f.default is MISSING:
-            annotation = Optional[annotation]  # noqa: UP045  typer reads the old spelling of a built Literal
-        flag = f"--{f.name.replace('_', '-')}"
-        flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool and f.default is True else [flag]
-        extra = typer.Option(
-            *flags,
-            help=f.metadata["help"],
-            metavar=f.metadata["metavar"],
-            show_default=f.default not in (None, False, ()),
-        )
-        default = (
-            None if f.default is MISSING else list(f.default) if isinstance(f.default, tuple) else f.default
-        )
-        parameters.append(_parameter(f.name, Annotated[annotation, extra], default))
-    for name, (annotation, default) in _SHARED.items():
-        if name not in own:
-            parameters.append(_parameter(name, annotation, default))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__name__ = pass_class.name
-    return command
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    shared = {name: pair for name, pair in _SHARED.items() if name not in own}
+    parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **shared}
+    return with_parameters(command, parameters, pass_class.name)
 
 
 def _body(pass_class: type[Pass]) -> str:

@@ -1,0 +1,53 @@
+"""Command parameters from declared options: the fields of the dataclass are the flags."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from nncompress.options import Options, option_types
+
+Parameters = dict[str, tuple[Any, Any]]  # name -> annotation, default
+
+
+def declared(options: type[Options], panel: str | None = None) -> Parameters:
+    """One parameter per option of the dataclass, under the heading `panel` of the help text."""
+    parameters: Parameters = {}
+    types = option_types(options)
+    for f in fields(options):
+        kind, choices, optional = types[f.name]
+        annotation: Any = Literal[choices] if choices else list[str] if kind is tuple else kind
+        if optional or f.default is MISSING:
+            annotation = Optional[annotation]  # noqa: UP045  typer reads the old spelling of a built Literal
+        flag = f"--{f.name.replace('_', '-')}"
+        flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool and f.default is True else [flag]
+        extra = typer.Option(
+            *flags,
+            help=f.metadata["help"],
+            metavar=f.metadata["metavar"],
+            show_default=f.default not in (None, False, ()),
+            rich_help_panel=panel,
+        )
+        default = (
+            None if f.default is MISSING else list(f.default) if isinstance(f.default, tuple) else f.default
+        )
+        parameters[f.name] = (Annotated[annotation, extra], default)
+    return parameters
+
+
+def with_parameters(
+    command: Callable[..., None], parameters: Mapping[str, tuple[Any, Any]], name: str
+) -> Callable[..., None]:
+    """Give a function of keywords the signature that the parser reads."""
+    signature = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for key, (annotation, default) in parameters.items()
+    ]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature}
+    command.__name__ = name
+    return command

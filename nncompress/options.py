@@ -1,0 +1,150 @@
+"""Options declared once: the fields of a frozen dataclass are flags, recipe keys and recorded settings.
+
+@dataclass(frozen=True)
+class Cluster(Options):
+    name = "cluster"
+    values: int = option(32, least=2, help="different values per layer")
+
+Cluster(values="16").values   # 16: texts of a command line or a recipe are converted and checked
+Cluster(values=1)             # UsageError: cluster: --values is out of range ...
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from nncompress.errors import UsageError
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declare an option with its help text and its bounds (exclusive `above`/`below`, else inclusive).
+
+    The type comes from the field's annotation: `bool`, `int`, `float`, `str`, a `Literal[...]` of strings,
+    or `tuple[str, ...]` (a repeatable flag), each optionally `| None`.
+    """
+    bounds = {"above": above, "least": least, "most": most, "below": below}
+    return field(default=default, metadata={"help": help, "bounds": bounds, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of every set of options: checks types and bounds on construction.
+
+    Raises:
+        UsageError: an option is of the wrong type, out of bounds, or not one of its choices.
+    """
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(
+                self, f.name, _checked(self.name, f, _hints(type(self))[f.name], getattr(self, f.name))
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """The options that differ from their default: what a recipe would have to say."""
+        values = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value != f.default:
+                values[f.name] = list(value) if isinstance(value, tuple) else value
+        return values
+
+
+def option_types(declared: type[Options]) -> dict[str, tuple[type, tuple[str, ...] | None, bool]]:
+    """Per option: its plain type (bool, int, float, str, tuple), choices if a Literal, if it may be None."""
+    return {name: _unwrap(hint) for name, hint in _hints(declared).items()}
+
+
+def _hints(declared: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(declared)
+    return {f.name: hints[f.name] for f in fields(declared)}
+
+
+def _unwrap(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arguments = [a for a in typing.get_args(hint) if a is not type(None)]
+        optional, hint = True, arguments[0]
+    if typing.get_origin(hint) is Literal:
+        return str, typing.get_args(hint), optional
+    if typing.get_origin(hint) is tuple:
+        return tuple, None, optional
+    return hint, None, optional
+
+
+def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
+    kind, choices, optional = _unwrap(hint)
+    where = f"{name}: --{f.name.replace('_', '-')}"
+    if value is None and optional:
+        return None
+    convert: dict[type, Callable[[Any], Any]] = {
+        bool: _to_bool,
+        int: _to_int,
+        float: _to_float,
+        str: str,
+        tuple: _to_tuple,
+    }
+    try:
+        value = convert[kind](value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{where} is not a {kind.__name__}", got=repr(value)) from None
+    if choices is not None and value not in choices:
+        raise UsageError(f"{where} has no such choice", got=repr(value), expected=", ".join(choices))
+    bounds = f.metadata.get("bounds", {})
+    if kind in (int, float):
+        _check_bounds(where, value, bounds)
+    return value
+
+
+def _check_bounds(where: str, value: float, bounds: dict[str, float | None]) -> None:
+    tests = {
+        "above": ("more than", lambda v, b: v > b),
+        "least": ("at least", lambda v, b: v >= b),
+        "most": ("at most", lambda v, b: v <= b),
+        "below": ("less than", lambda v, b: v < b),
+    }
+    if math.isnan(value):
+        raise UsageError(f"{where} is not a number", got="nan")
+    wanted = [f"{tests[k][0]} {b:g}" for k, b in bounds.items() if b is not None]
+    if any(b is not None and not tests[k][1](value, b) for k, b in bounds.items()):
+        raise UsageError(f"{where} is out of range", got=f"{value:g}", expected=" and ".join(wanted))
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "1", "false", "no", "0"):
+        return value.lower() in ("true", "yes", "1")
+    raise ValueError
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _to_tuple(value: Any) -> tuple[str, ...]:
+    return tuple(value.split("+")) if isinstance(value, str) else tuple(str(v) for v in value)
