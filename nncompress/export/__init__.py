@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nncompress.errors import UsageError
+from nncompress.export.int8_coverage import Coverage, int8_coverage
 from nncompress.export.report import ExportReport
 from nncompress.export.to_onnx import write_onnx
 from nncompress.export.to_pt2 import write_pt2
@@ -27,7 +28,7 @@ WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".safetensors": write_safetensors,
 }
 
-__all__ = ["WRITERS", "ExportReport", "write", "write_onnx", "write_pt2", "write_safetensors"]
+__all__ = ["WRITERS", "Coverage", "ExportReport", "int8_coverage", "write", "write_onnx", "write_pt2", "write_safetensors"]
 
 
 def write(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:

@@ -69,8 +69,11 @@ def precision_of(model: Model) -> str:
     return "float16" if torch.float16 in dtypes else "float32"
 
 
-def open_session(path: Path) -> Any:
+def open_session(path: Path, save_to: Path | None = None) -> Any:
     """An ONNX Runtime session on the CPU, silent, all of its optimisations on.
+
+    Args:
+        save_to: write the graph after optimisation there (before the layout of float kernels is chosen).
 
     Raises:
         UnsupportedError: it has no implementation of an op in the file.
@@ -79,6 +82,9 @@ def open_session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if save_to is not None:
+        options.optimized_model_filepath = str(save_to)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exception classes share no base but Exception

@@ -1,0 +1,107 @@
+"""Which activations go through int8, so that a runtime finds `dequantize, op, quantize` around every op it has
+an int8 kernel for, and nothing else is rounded.
+
+- A convolution or linear layer reads a rounded activation; a convolution also writes one (without that there
+  is no int8 convolution kernel), a linear layer only where the next op reads int8 too.
+- A clamp (relu, relu6) belongs to the op before it: rounding happens behind the clamp, where its range is.
+- Additions, concatenations, pools and data movement between them run in int8 when all they read is rounded
+  and what they write is wanted in int8 downstream. Data movement keeps the grid of what it moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from nncompress.ir.model import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.qdq import is_dequantized, is_quantized
+from nncompress.ir.weights import Layer, argument
+
+CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+SKIPPED = {"dropout", "feature_dropout", "alpha_dropout"}  # identities in evaluation; exporters drop them
+MOVES = {
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
+    "clone", "slice", "select", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "expand",
+    "upsample_nearest2d", "pixel_shuffle", "channel_shuffle",
+}  # fmt: skip
+COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d"}
+LINEAR = {"linear", "addmm", "mm", "matmul"}
+
+
+@dataclass
+class Plan:
+    """Activations to round, in graph order.
+
+    Attributes:
+        points: nodes whose value is to be rounded.
+        same_grid: for those that only move values, the node whose grid they keep.
+    """
+
+    points: list[fx.Node] = field(default_factory=list)
+    same_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+
+def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
+    """The activations to round so that `layers` run in int8."""
+    nodes = list(model.graph.nodes)
+    read = {layer.data for layer in layers}
+    written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
+    possible: set[fx.Node] = set()
+    for node in nodes:
+        if node in read or node in written or is_dequantized(node) or _stays_int8(node, possible):
+            possible.add(node)
+    wanted: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node in possible and (node in read or any(u in wanted or u in possible & read for u in node.users)):
+            wanted.add(node)
+    plan = Plan()
+    for node in nodes:
+        if node not in possible or not (node in wanted or node in written):
+            continue
+        if is_dequantized(node) or is_quantized(node) or _absorbed(node):
+            continue
+        plan.points.append(node)
+        if op_name(node) in MOVES and node.args[0] in possible:
+            plan.same_grid[node] = node.args[0]  # type: ignore[assignment]
+    return plan
+
+
+def result_of(node: fx.Node) -> fx.Node:
+    """The last of the clamps and inactive dropouts that alone read `node` one after the other, or itself."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if op_name(user) not in CLAMPS | SKIPPED or user.args[0] is not node:
+            break
+        node = user
+    return node
+
+
+def _absorbed(node: fx.Node) -> bool:
+    return result_of(node) is not node
+
+
+def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:
+    if node.op != "call_function" or not _is_float(node):
+        return False
+    name = op_name(node)
+    if name in MOVES:
+        padding = argument(node, 3, 0) if name in ("pad", "constant_pad_nd") else 0
+        return node.args[0] in possible and padding in (0, 0.0, None, "constant")
+    if name in CLAMPS | SKIPPED:
+        return node.args[0] in possible
+    if name not in COMPUTES:
+        return False
+    if name == "add" and node.kwargs.get("alpha", 1) != 1:
+        return False
+    operands: list[object] = []
+    fx.map_arg(node.args, operands.append)
+    constants = [a for a in node.args if isinstance(a, float | int)] if name in ("add", "mul") else []
+    return not constants and all(operand in possible for operand in operands)
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype.is_floating_point

@@ -1,0 +1,109 @@
+"""Batch norms folded into the layer before them: the same function (up to rounding) with fewer ops.
+
+In evaluation, batch norm is an affine map per channel with g = γ / sqrt(σ² + ε):
+
+    bn(W x + b) = (g W) x + (g (b − μ) + β)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir import edit
+from nncompress.ir.model import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import Layer, argument, layers, readers, weight_at
+
+
+def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
+    """Fold every batch norm that alone reads a convolution or linear layer; (layer, batch norm) names of each.
+
+    Left as they are: batch norms in training mode, after a layer that others read too, after a layer whose
+    weight or bias is shared with another layer or already int8, and after an addition or concatenation.
+    Calls `model.refresh()` if anything was folded.
+    """
+    folded = []
+    for layer in list(layers(model)):
+        norm = _foldable_norm(model, layer)
+        if norm is not None:
+            folded.append((layer.name, _norm_name(norm)))
+            _fold(model, layer, norm)
+    if folded:
+        model.refresh()
+    return folded
+
+
+def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
+    if layer.kind in ("embedding", "matmul", "mm") or layer.weight.quantized:
+        return None
+    users = list(layer.node.users)
+    if len(users) != 1 or op_name(users[0]) != "batch_norm" or users[0].args[0] is not layer.node:
+        return None
+    norm = users[0]
+    if argument(norm, 5):
+        return None
+    if any(weight_at(model, argument(norm, i)) is None for i in (3, 4)):  # statistics of the batch itself
+        return None
+    if not _channels_are_outputs(layer):
+        return None
+    if len(readers(model, layer.weight.name)) > 1:
+        return None
+    if layer.roles.bias is not None and argument(layer.node, layer.roles.bias) is not None:
+        if layer.bias is None or layer.bias.quantized or len(readers(model, layer.bias.name)) > 1:
+            return None
+    return norm
+
+
+def _channels_are_outputs(layer: Layer) -> bool:
+    """Batch norm works along dim 1 of its input; is that the layer's output feature?"""
+    rank = layer.node.meta["val"].dim()
+    if layer.kind in ("linear", "addmm"):
+        return rank == 2
+    return rank == layer.weight.value().dim()  # not so for a convolution without a batch dim
+
+
+def _fold(model: Model, layer: Layer, norm: fx.Node) -> None:
+    mean, variance = (_stored(model, norm, i) for i in (3, 4))
+    assert mean is not None
+    assert variance is not None
+    gain = _stored(model, norm, 1)
+    shift = _stored(model, norm, 2)
+    scale = torch.rsqrt(variance.double() + float(argument(norm, 7)))  # type: ignore[arg-type]
+    if gain is not None:
+        scale = scale * gain.double()
+    weight = layer.weight.value()
+    bias = layer.bias.value().double() if layer.bias is not None else torch.zeros_like(mean).double()
+    bias = (bias - mean.double()) * scale
+    if shift is not None:
+        bias = bias + shift.double()
+    layer.weight.assign((weight.double() * _per_output(layer, scale)).to(weight.dtype))
+    if layer.bias is not None:
+        layer.bias.assign(bias.to(weight.dtype))
+    else:
+        assert layer.roles.bias is not None
+        name = edit.add_tensor(model, f"{layer.name.partition('#')[0]}.bias", bias.to(weight.dtype))
+        edit.set_argument(layer.node, layer.roles.bias, edit.read_tensor(model, name, layer.node))
+    edit.replace_node(norm, layer.node)
+
+
+def _per_output(layer: Layer, scale: Tensor) -> Tensor:
+    """`scale` per output channel, shaped to multiply the weight."""
+    weight = layer.weight.value()
+    shape = [1] * weight.dim()
+    if layer.roles.outputs == 1 and layer.groups > 1:  # transposed: [in, out / groups, ...], in = groups · k
+        repeated = scale.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+        return repeated.reshape(weight.shape[0], weight.shape[1], *shape[2:])
+    shape[layer.roles.outputs] = -1
+    return scale.reshape(shape)
+
+
+def _stored(model: Model, norm: fx.Node, position: int) -> Tensor | None:
+    weight = weight_at(model, argument(norm, position))
+    return None if weight is None else weight.value()
+
+
+def _norm_name(norm: fx.Node) -> str:
+    statistic = norm.args[3]
+    assert isinstance(statistic, fx.Node)
+    return str(statistic.target).rpartition(".")[0]

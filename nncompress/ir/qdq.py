@@ -1,0 +1,111 @@
+"""Int8 in the graph: weights stored as int8 behind `dequantize`, activations through a quantize-dequantize pair.
+
+    stored int8 [C, ...] -> dequantize_per_channel(scales [C]) -> conv2d
+    x -> quantize_per_tensor(scale, zero point) -> uint8 -> dequantize_per_tensor -> conv2d
+
+The graph computes in float what an int8 kernel computes, value for value up to rounding in its accumulator;
+a runtime replaces `dequantize, op, quantize` by its int8 kernel of that op. Weights are symmetric, so that
+zero stays zero; activations are unsigned, which is what x86 dot-product instructions and ONNX Runtime need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the quantized_decomposed ops
+from torch import Tensor, fx
+
+from nncompress.ir import edit
+from nncompress.ir.model import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import readers
+
+ops = torch.ops.quantized_decomposed
+LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
+
+
+@dataclass(frozen=True)
+class Affine:
+    """real = (stored − zero_point) · scale, stored in 0 ... 255."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def covering(cls, low: float, high: float) -> Affine:
+        """The finest grid over [low, high] (low <= 0 <= high) on which 0 is exact.
+
+        The top of the grid never exceeds `high`, nor its bottom `low`, where the other end is 0: after
+        relu6, a runtime may then drop the clip, because rounding to the grid clips too.
+        """
+        span = np.float32(high - low)
+        if not span > 0:
+            return cls(1.0 / LEVELS, 0)
+        scale = np.float32(span / LEVELS)
+        while np.float32(scale * np.float32(LEVELS)) > span:
+            scale = np.nextafter(scale, np.float32(0))
+        zero_point = int(np.clip(np.rint(-low / float(scale)), 0, LEVELS))
+        return cls(float(scale), zero_point)
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Affine:
+        """Read off a `quantize_per_tensor` or `dequantize_per_tensor` node."""
+        return cls(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+
+
+def is_dequantized(node: object) -> bool:
+    """A `dequantize_per_tensor` of an activation."""
+    if not isinstance(node, fx.Node) or op_name(node) != "dequantize_per_tensor":
+        return False
+    source = node.args[0]
+    return isinstance(source, fx.Node) and source.op != "get_attr"
+
+
+def is_quantized(node: fx.Node) -> bool:
+    """Its value already goes through a `quantize_per_tensor`."""
+    return any(op_name(user) == "quantize_per_tensor" for user in node.users)
+
+
+def insert_pair(node: fx.Node, grid: Affine) -> fx.Node:
+    """Every reader of `node` reads it rounded to `grid`; returns the dequantized value."""
+    behind = node.next
+    while behind.op == "placeholder":
+        behind = behind.next
+    bounds = (grid.scale, grid.zero_point, 0, LEVELS, torch.uint8)
+    with edit.inserting_before(behind) as call:
+        quantized = call(ops.quantize_per_tensor.default, node, *bounds)
+        dequantized = call(ops.dequantize_per_tensor.default, quantized, *bounds)
+    node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user is not quantized)
+    return dequantized
+
+
+def round_weight(weight: Tensor, axis: int, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """(int8 like `weight`, float32 scales [size of `axis`]), symmetric: stored in ±(2^(bits − 1) − 1)."""
+    top = 2 ** (bits - 1) - 1
+    others = [d for d in range(weight.dim()) if d != axis]
+    peak = weight.detach().abs().amax(others) if others else weight.detach().abs()
+    scales = torch.where(peak > 0, peak.double() / top, torch.ones_like(peak).double()).float()
+    scales = scales.clamp(min=torch.finfo(torch.float32).tiny)
+    shape = [-1 if d == axis else 1 for d in range(weight.dim())]
+    stored = torch.round(weight.detach() / scales.reshape(shape)).clamp(-top, top).to(torch.int8)
+    return stored, scales
+
+
+def store_int8(model: Model, name: str, axis: int, bits: int = 8) -> None:
+    """Replace the float weight `name` by one int8 copy with a scale per index of `axis`, for all its readers."""
+    top = 2 ** (bits - 1) - 1
+    stored, scales = round_weight(model.tensor(name), axis, bits)
+    nodes = readers(model, name)
+    int8_name = edit.add_tensor(model, f"{name}_int8", stored, trainable=False)
+    scale_name = edit.add_tensor(model, f"{name}_scale", scales, trainable=False)
+    first = nodes[0]  # in graph order, so before every reader
+    int8_node = edit.read_tensor(model, int8_name, first)
+    scale_node = edit.read_tensor(model, scale_name, first)
+    with edit.inserting_before(first) as call:
+        value = call(
+            ops.dequantize_per_channel.default, int8_node, scale_node, None, axis, -top, top, torch.int8
+        )
+    for node in nodes:
+        edit.replace_node(node, value)
