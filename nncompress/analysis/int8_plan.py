@@ -27,7 +27,7 @@ MOVES = {
     "clone", "slice", "select", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "expand",
     "upsample_nearest2d", "pixel_shuffle", "channel_shuffle",
 }  # fmt: skip
-COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d"}
+COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 LINEAR = {"linear", "addmm", "mm", "matmul"}
 
 
@@ -94,12 +94,21 @@ def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:
         return node.args[0] in possible
     if name not in COMPUTES:
         return False
+    if name == "mean" and not _over_space(node):
+        return False
     if name == "add" and node.kwargs.get("alpha", 1) != 1:
         return False
     operands: list[object] = []
     fx.map_arg(node.args, operands.append)
     constants = [a for a in node.args if isinstance(a, float | int)] if name in ("add", "mul") else []
     return not constants and all(operand in possible for operand in operands)
+
+
+def _over_space(mean: fx.Node) -> bool:
+    """A global average pool: the mean over all dims behind the channels."""
+    source, dims = mean.args[0], argument(mean, 1)
+    rank = source.meta["val"].dim() if isinstance(source, fx.Node) else 0
+    return isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == list(range(2, rank)) != []  # type: ignore[arg-type]
 
 
 def _is_float(node: fx.Node) -> bool:

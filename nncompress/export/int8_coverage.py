@@ -58,6 +58,9 @@ def int8_coverage(path: str | Path) -> Coverage:
         open_session(Path(path), save_to=optimised)
         graph = onnx.load(optimised, load_external_data=False).graph
     stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("DequantizeLinear", "Transpose", "Cast") and node.input[0] in stored:
+            stored.update(node.output)
     groups: dict[str, list[tuple[str, str]]] = {"int8": [], "float": [], "activations": []}
     conversions = 0
     for node in graph.node:

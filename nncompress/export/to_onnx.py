@@ -19,6 +19,7 @@ from torch import fx
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
 from nncompress.export.atomic import replacing
+from nncompress.export.lower_int8 import lower_int8
 from nncompress.export.report import ExportReport
 from nncompress.export.tidy_onnx import tidy
 from nncompress.export.verify_onnx import compare
@@ -49,6 +50,7 @@ def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] 
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         program = _convert(model, model.exported_program())
+        lower_int8(program.model)
         tidy(program.model, model)
         program.model.metadata_props.update(_record(model))
         program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)

@@ -1,0 +1,173 @@
+"""Say int8 the way ONNX Runtime looks for it; the values stay the same (a bias is rounded to 32 bits).
+
+The runtime matches patterns node by node, so these forms of the same thing decide about an int8 kernel:
+
+| exported                                        | looked for                                              |
+|-------------------------------------------------|---------------------------------------------------------|
+| DequantizeLinear without a zero point           | a zero point of 0                                       |
+| Gemm with a float bias                          | int32 bias in units of input scale × weight scale       |
+| Transpose(DequantizeLinear(weight))             | DequantizeLinear(transposed weight)                     |
+| ReduceMean over all spatial axes                | GlobalAveragePool                                       |
+| DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+INT32_TOP = 2**31 - 1
+
+
+def lower_int8(model: ir.Model) -> None:
+    """Rewrite the table above in place. A model without DequantizeLinear is not touched."""
+    graph = model.graph
+    if not any(node.op_type == "DequantizeLinear" for node in graph):
+        return
+    for node in list(graph):  # a rewrite may remove nodes that come later
+        if node.graph is None:
+            continue
+        if node.op_type == "DequantizeLinear":
+            _spell_out_zero(graph, node)
+        elif node.op_type == "Gemm":
+            _round_bias(graph, node)
+        elif node.op_type == "MatMul":
+            _transpose_stored(graph, node)
+        elif node.op_type == "ReduceMean":
+            _pool_globally(graph, node)
+    for node in list(graph):  # in order, so that a chain of movements is lowered from its start
+        if node.op_type in ("Slice", "Pad"):
+            _move_8_bit(graph, node)
+    RemoveUnusedNodesPass()(model)
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    """The content of an initializer."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _dequantize(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _store(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer under a free name."""
+    free, count = name, 1
+    while free in graph.initializers:
+        count += 1
+        free = f"{name}_{count}"
+    value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
+    graph.initializers[free] = value
+    return value
+
+
+def _insert(graph: ir.Graph, before: ir.Node, node: ir.Node, like: ir.Value | None = None) -> ir.Value:
+    (output,) = node.outputs
+    output.name = f"{before.name}_{node.op_type}_{len(graph)}"
+    if like is not None:
+        output.type, output.shape = like.type, like.shape
+    graph.insert_before(before, node)
+    return output
+
+
+def _spell_out_zero(graph: ir.Graph, dequantize: ir.Node) -> None:
+    stored, scale = (_array(value) for value in dequantize.inputs[:2])
+    if len(dequantize.inputs) > 2 or stored is None or scale is None:
+        return
+    zero = _store(graph, f"{dequantize.inputs[0].name}_zero", np.zeros(scale.shape, stored.dtype))  # type: ignore[union-attr]
+    dequantize.resize_inputs(3)
+    dequantize.replace_input_with(2, zero)
+
+
+def _round_bias(graph: ir.Graph, gemm: ir.Node) -> None:
+    data, weight = _dequantize(gemm.inputs[0]), _dequantize(gemm.inputs[1])
+    bias = _array(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    if data is None or weight is None or bias is None or bias.ndim != 1:
+        return
+    scales = [_array(node.inputs[1]) for node in (data, weight)]
+    if scales[0] is None or scales[1] is None:
+        return
+    unit = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
+    stored = np.rint(bias.astype(np.float64) / unit)
+    if np.abs(stored).max(initial=0) > INT32_TOP:
+        return
+    name = gemm.inputs[2].name  # type: ignore[union-attr]
+    inputs = [
+        _store(graph, f"{name}_int32", stored.astype(np.int32)),
+        _store(graph, f"{name}_scale", np.ascontiguousarray(unit)),
+    ]
+    node = ir.node("DequantizeLinear", inputs, {"axis": 0})
+    gemm.replace_input_with(2, _insert(graph, gemm, node, gemm.inputs[2]))
+
+
+def _transpose_stored(graph: ir.Graph, matmul: ir.Node) -> None:
+    transpose = matmul.inputs[1].producer() if matmul.inputs[1] is not None else None
+    if transpose is None or transpose.op_type != "Transpose":
+        return
+    source = _dequantize(transpose.inputs[0])
+    stored = _array(source.inputs[0]) if source is not None else None
+    if source is None or stored is None or stored.ndim != 2 or len(list(source.outputs[0].uses())) > 1:
+        return  # a shared weight (tied embedding) stays stored once
+    name = str(source.inputs[0].name)  # type: ignore[union-attr]
+    turned = _store(graph, f"{name}_transposed", np.ascontiguousarray(stored.T))
+    axis = 1 - source.attributes["axis"].as_int() % 2
+    node = ir.node("DequantizeLinear", [turned, *source.inputs[1:]], {"axis": axis})
+    matmul.replace_input_with(1, _insert(graph, matmul, node, transpose.outputs[0]))
+
+
+def _pool_globally(graph: ir.Graph, mean: ir.Node) -> None:
+    data = mean.inputs[0]
+    axes = _array(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    if data is None or data.shape is None or axes is None or _dequantize(data) is None:
+        return
+    rank = len(data.shape)
+    if rank < 3 or sorted(int(a) % rank for a in axes) != list(range(2, rank)):
+        return
+    pooled = _insert(graph, mean, ir.node("GlobalAveragePool", [data]))
+    pooled.type = data.type
+    kept = bool(mean.attributes["keepdims"].as_int())
+    users = [use.node for use in mean.outputs[0].uses()]
+    if not kept and len(users) == 1 and users[0].op_type == "QuantizeLinear":  # flatten the 8-bit values
+        rounded = _insert(graph, mean, ir.node("QuantizeLinear", [pooled, *users[0].inputs[1:]]))
+        flat = _insert(graph, mean, ir.node("Flatten", [rounded], {"axis": 1}), users[0].outputs[0])
+        users[0].outputs[0].replace_all_uses_with(flat)
+        graph.remove(users[0], safe=True)
+    elif not kept:
+        pooled = _insert(graph, mean, ir.node("Flatten", [pooled], {"axis": 1}), mean.outputs[0])
+    mean.outputs[0].replace_all_uses_with(pooled)
+    graph.remove(mean, safe=True)
+
+
+def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
+    source = _dequantize(move.inputs[0])
+    users = [use.node for use in move.outputs[0].uses()]
+    if source is None or len(users) != 1 or users[0].op_type != "QuantizeLinear":
+        return
+    (quantize,) = users
+    if any(not _same(a, b) for a, b in zip(source.inputs[1:], quantize.inputs[1:], strict=True)):
+        return
+    if move.op_type == "Pad":
+        given = _array(move.inputs[2]) if len(move.inputs) > 2 else np.float32(0)
+        mode = move.attributes.get("mode")
+        if given is None or np.any(given != 0) or (mode is not None and mode.as_string() != "constant"):
+            return
+        zero = source.inputs[2]
+        padded = [source.inputs[0], move.inputs[1], zero, *move.inputs[3:]]
+        node = ir.node("Pad", padded, {"mode": "constant"})
+    else:
+        node = ir.node("Slice", [source.inputs[0], *move.inputs[1:]])
+    result = _insert(graph, move, node)
+    result.shape = move.outputs[0].shape
+    result.type = source.inputs[0].type  # type: ignore[union-attr]
+    quantize.outputs[0].replace_all_uses_with(result)
+    graph.remove([quantize, move], safe=True)
+
+
+def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
+    if a is b:
+        return True
+    left, right = _array(a), _array(b)
+    return left is not None and right is not None and bool(np.array_equal(left, right))
