@@ -8,6 +8,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | Gemm with a float bias                          | int32 bias in units of input scale × weight scale       |
 | Transpose(DequantizeLinear(weight))             | DequantizeLinear(transposed weight)                     |
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
+| stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
 """
 
@@ -16,6 +17,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from nncompress.export.lower_stem import block_pads, fits, spread_kernel
 
 INT32_TOP = 2**31 - 1
 
@@ -39,6 +42,9 @@ def lower_int8(model: ir.Model) -> None:
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
+    for node in list(graph):
+        if node.op_type == "Conv":
+            _gather_blocks(graph, node)
     RemoveUnusedNodesPass()(model)
 
 
@@ -164,6 +170,30 @@ def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
     result.type = source.inputs[0].type  # type: ignore[union-attr]
     quantize.outputs[0].replace_all_uses_with(result)
     graph.remove([quantize, move], safe=True)
+
+
+def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
+    source, kernel = _dequantize(conv.inputs[0]), _dequantize(conv.inputs[1])
+    weight = _array(kernel.inputs[0]) if kernel is not None else None
+    if source is None or kernel is None or weight is None:
+        return
+    shape = conv.inputs[0].shape  # type: ignore[union-attr]
+    if not fits(conv, weight, shape):
+        return
+    assert shape is not None
+    pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0, 0, 0, 0]
+    stored = _store(graph, f"{kernel.inputs[0].name}_blocks", spread_kernel(weight, (pads[0], pads[1])))  # type: ignore[union-attr]
+    sides = [
+        block_pads(k, int(s), b, e) for k, s, b, e in zip(weight.shape[2:], shape[2:], pads[:2], pads[2:])
+    ]
+    blocks = _insert(graph, conv, ir.node("SpaceToDepth", [source.inputs[0]], {"blocksize": 2}))
+    data = _insert(graph, conv, ir.node("DequantizeLinear", [blocks, *source.inputs[1:]]))
+    dequantized = ir.node("DequantizeLinear", [stored, *kernel.inputs[1:]], {"axis": 0})
+    conv.replace_input_with(0, data)
+    conv.replace_input_with(1, _insert(graph, conv, dequantized))
+    conv.attributes["strides"] = ir.AttrInt64s("strides", [1, 1])
+    conv.attributes["pads"] = ir.AttrInt64s("pads", [s[0] for s in sides] + [s[1] for s in sides])
+    conv.attributes.pop("kernel_shape", None)
 
 
 def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
