@@ -114,7 +114,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"onnxruntime {onnxruntime.__version__}, batch {options.batch}, 1 thread, CPU time per call\n")
-    print(f"{'network':14}{'float32 ms':>11}{'ours':>8}{'runtime':>9}{'A/A':>7}{'bar':>6}{'calls':>7}  int8 layers")
+    print(
+        f"{'network':14}{'float32 ms':>11}{'ours':>8}{'runtime':>9}{'A/A':>7}{'bar':>6}{'calls':>7}"
+        "  int8 layers"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in options.networks:
             _, size, bar = NETWORKS[name]

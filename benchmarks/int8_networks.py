@@ -5,6 +5,8 @@ nncompress inspect weights.safetensors --arch benchmarks/int8_networks.py:mobile
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +36,7 @@ class BasicBlock(nn.Module):
 def resnet18() -> nn.Module:
     """[batch, 3, 224, 224] -> [batch, 1000]"""
     widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-    blocks = [BasicBlock(i, o, 1 if i == o else 2) for i, o in zip(widths, widths[1:])]
+    blocks = [BasicBlock(i, o, 1 if i == o else 2) for i, o in pairwise(widths)]
     stem = [convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
@@ -49,7 +51,14 @@ def vgg11() -> nn.Module:
             inputs = width
         else:
             layers.append(nn.MaxPool2d(2))
-    head = [nn.Linear(512 * 49, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()]
+    head = [
+        nn.Linear(512 * 49, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+    ]
     return nn.Sequential(*layers, nn.Flatten(), *head, nn.Linear(4096, 1000))
 
 
@@ -60,7 +69,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         layers: list[nn.Module] = [] if expansion == 1 else [convolution(inputs, hidden, 1), nn.ReLU6()]
-        layers += [convolution(hidden, hidden, 3, stride, hidden), nn.ReLU6(), convolution(hidden, outputs, 1)]
+        layers += [
+            convolution(hidden, hidden, 3, stride, hidden),
+            nn.ReLU6(),
+            convolution(hidden, outputs, 1),
+        ]
         self.body = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
@@ -73,7 +86,8 @@ def mobilenet_v2() -> nn.Module:
     layers: list[nn.Module] = [convolution(3, 32, 3, 2), nn.ReLU6()]
     inputs = 32
     for expansion, outputs, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
     ):  # fmt: skip
         for i in range(repeats):
             layers.append(InvertedResidual(inputs, outputs, stride if i == 0 else 1, expansion))

@@ -225,7 +225,7 @@ def _least_divergence(histogram: Histogram, low: float, high: float) -> tuple[fl
         first = int(np.floor(low * share / histogram.width)) + BINS
         last = min(int(np.ceil(high * share / histogram.width)) + BINS, 2 * BINS)
         inside = histogram.counts[first:last].astype(np.float64)
-        if inside.size < 256:
+        if inside.size < 1024:
             return math.inf
         reference = inside.copy()
         reference[0] += histogram.counts[:first].sum()

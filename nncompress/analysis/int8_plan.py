@@ -27,6 +27,7 @@ MOVES = {
     "clone", "slice", "select", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "expand",
     "upsample_nearest2d", "pixel_shuffle", "channel_shuffle",
 }  # fmt: skip
+PADDING_VALUE = {"pad": 3, "constant_pad_nd": 2}  # position of the argument
 COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 LINEAR = {"linear", "addmm", "mm", "matmul"}
 
@@ -38,10 +39,12 @@ class Plan:
     Attributes:
         points: nodes whose value is to be rounded.
         same_grid: for those that only move values, the node whose grid they keep.
+        readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
     """
 
     points: list[fx.Node] = field(default_factory=list)
     same_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
 
 def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
@@ -49,13 +52,15 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
     nodes = list(model.graph.nodes)
     read = {layer.data for layer in layers}
     written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
+    computed_by_layer = {result_of(layer.node) for layer in layers}
+    layer_nodes = {layer.node for layer in layers}
     possible: set[fx.Node] = set()
     for node in nodes:
         if node in read or node in written or is_dequantized(node) or _stays_int8(node, possible):
             possible.add(node)
     wanted: set[fx.Node] = set()
     for node in reversed(nodes):
-        if node in possible and (node in read or any(u in wanted or u in possible & read for u in node.users)):
+        if node in possible and (node in read or any(user in wanted for user in node.users)):
             wanted.add(node)
     plan = Plan()
     for node in nodes:
@@ -64,7 +69,9 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         if is_dequantized(node) or is_quantized(node) or _absorbed(node):
             continue
         plan.points.append(node)
-        if op_name(node) in MOVES and node.args[0] in possible:
+        int8 = node in computed_by_layer or _stays_int8(node, possible)
+        plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
+        if op_name(node) in MOVES and _stays_int8(node, possible):
             plan.same_grid[node] = node.args[0]  # type: ignore[assignment]
     return plan
 
@@ -88,8 +95,8 @@ def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:
         return False
     name = op_name(node)
     if name in MOVES:
-        padding = argument(node, 3, 0) if name in ("pad", "constant_pad_nd") else 0
-        return node.args[0] in possible and padding in (0, 0.0, None, "constant")
+        padding = argument(node, PADDING_VALUE[name], 0) if name in PADDING_VALUE else 0
+        return node.args[0] in possible and padding in (0, None)
     if name in CLAMPS | SKIPPED:
         return node.args[0] in possible
     if name not in COMPUTES:
@@ -108,7 +115,9 @@ def _over_space(mean: fx.Node) -> bool:
     """A global average pool: the mean over all dims behind the channels."""
     source, dims = mean.args[0], argument(mean, 1)
     rank = source.meta["val"].dim() if isinstance(source, fx.Node) else 0
-    return isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == list(range(2, rank)) != []  # type: ignore[arg-type]
+    return (
+        isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == list(range(2, rank)) != []
+    )  # type: ignore[arg-type]
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -28,7 +28,16 @@ WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".safetensors": write_safetensors,
 }
 
-__all__ = ["WRITERS", "Coverage", "ExportReport", "int8_coverage", "write", "write_onnx", "write_pt2", "write_safetensors"]
+__all__ = [
+    "WRITERS",
+    "Coverage",
+    "ExportReport",
+    "int8_coverage",
+    "write",
+    "write_onnx",
+    "write_pt2",
+    "write_safetensors",
+]
 
 
 def write(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:

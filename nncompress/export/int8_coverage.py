@@ -16,7 +16,16 @@ INT8_KERNELS = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
     "DynamicQuantizeMatMul", "QAttention",
 }  # fmt: skip
-FLOAT_KERNELS = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention"}
+FLOAT_KERNELS = {
+    "Conv",
+    "FusedConv",
+    "ConvTranspose",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "Attention",
+}
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,13 @@ def fits(conv: ir.Node, weight: np.ndarray, shape: ir.Shape | None) -> bool:
     if not isinstance(height, int) or not isinstance(width, int) or height % 2 or width % 2:
         return False
     wanted = {"strides": [2, 2], "dilations": [1, 1]}
-    given = {name: list(conv.attributes[name].as_ints()) if name in conv.attributes else [1, 1] for name in wanted}
+    given = {
+        name: list(conv.attributes[name].as_ints()) if name in conv.attributes else [1, 1] for name in wanted
+    }
     padded = "auto_pad" in conv.attributes and conv.attributes["auto_pad"].as_string() != "NOTSET"
     grouped = "group" in conv.attributes and conv.attributes["group"].as_int() != 1
     pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0, 0, 0, 0]
     ends = [
-        block_pads(k, s, b, e)[1]
-        for k, s, b, e in zip(weight.shape[2:], (height, width), pads[:2], pads[2:])
+        block_pads(k, s, b, e)[1] for k, s, b, e in zip(weight.shape[2:], (height, width), pads[:2], pads[2:])
     ]
     return given == wanted and not padded and not grouped and min(ends) >= 0

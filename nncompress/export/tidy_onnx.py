@@ -10,18 +10,22 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nncompress.ir import Model
 
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
 
 def tidy(onnx_model: ir.Model, model: Model) -> None:
     """Tidy `onnx_model`, in place; it computes the same bits.
 
     - dynamic dims get the names that the inputs of `model` give them ("s77" -> "batch");
     - a weight that is stored twice, as it is or transposed, is stored once;
+    - a layer's node is called after the layer, as its weight is;
     - metadata of nodes goes: stack traces with source paths of the machine that exported.
     """
     _name_dims(onnx_model, model)
     _share_initializers(onnx_model.graph)
     _share_transposed(onnx_model.graph)
     RemoveUnusedNodesPass()(onnx_model)
+    _name_layers(onnx_model.graph)
     for node in onnx_model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -46,6 +50,22 @@ def _name_dims(onnx_model: ir.Model, model: Model) -> None:
                 if value.shape.frozen:
                     value.shape = ir.Shape(value.shape.dims)
                 value.shape[axis] = names[str(dim.value)]
+
+
+def _name_layers(graph: ir.Graph) -> None:
+    """ "node_conv2d_3" -> "layer1.0.conv1", told by the weight; readers of one weight are numbered."""
+    seen: dict[str, int] = {}
+    for node in graph:
+        if node.op_type not in WEIGHTED or len(node.inputs) < 2:
+            continue
+        weight = node.inputs[1]
+        while weight is not None and (source := weight.producer()) is not None:
+            weight = source.inputs[0] if source.op_type in ("DequantizeLinear", "Transpose") else None
+        if weight is None or weight.name not in graph.initializers or ".weight" not in weight.name:
+            continue
+        name = weight.name.rpartition(".weight")[0]
+        seen[name] = seen.get(name, 0) + 1
+        node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
 def _share_initializers(graph: ir.Graph) -> None:

@@ -47,12 +47,16 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
         return None
     if not _channels_are_outputs(layer):
         return None
-    if len(readers(model, layer.weight.name)) > 1:
+    if _reads(model, layer.weight.name) > 1:
         return None
     if layer.roles.bias is not None and argument(layer.node, layer.roles.bias) is not None:
-        if layer.bias is None or layer.bias.quantized or len(readers(model, layer.bias.name)) > 1:
+        if layer.bias is None or layer.bias.quantized or _reads(model, layer.bias.name) > 1:
             return None
     return norm
+
+
+def _reads(model: Model, name: str) -> int:
+    return sum(len(node.users) for node in readers(model, name))
 
 
 def _channels_are_outputs(layer: Layer) -> bool:

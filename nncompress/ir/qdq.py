@@ -10,11 +10,12 @@ zero stays zero; activations are unsigned, which is what x86 dot-product instruc
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  registers the quantized_decomposed ops
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from nncompress.ir import edit
@@ -68,8 +69,8 @@ def is_quantized(node: fx.Node) -> bool:
     return any(op_name(user) == "quantize_per_tensor" for user in node.users)
 
 
-def insert_pair(node: fx.Node, grid: Affine) -> fx.Node:
-    """Every reader of `node` reads it rounded to `grid`; returns the dequantized value."""
+def insert_pair(node: fx.Node, grid: Affine, readers: Collection[fx.Node]) -> None:
+    """`readers` of `node` read it rounded to `grid`."""
     behind = node.next
     while behind.op == "placeholder":
         behind = behind.next
@@ -77,26 +78,34 @@ def insert_pair(node: fx.Node, grid: Affine) -> fx.Node:
     with edit.inserting_before(behind) as call:
         quantized = call(ops.quantize_per_tensor.default, node, *bounds)
         dequantized = call(ops.dequantize_per_tensor.default, quantized, *bounds)
-    node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user is not quantized)
-    return dequantized
+    node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user in readers)
 
 
-def round_weight(weight: Tensor, axis: int, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """(int8 like `weight`, float32 scales [size of `axis`]), symmetric: stored in ±(2^(bits − 1) − 1)."""
+def round_weight(
+    weight: Tensor, axis: int, bits: int = 8, least: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(int8 like `weight`, float32 scales [size of `axis`]), symmetric: stored in ±(2^(bits − 1) − 1).
+
+    Args:
+        least: lower bound of the scales, a number or one per index of `axis`. Runtimes store a bias as int32
+            in units of input scale × weight scale; a tiny or all-zero channel must not make it overflow.
+    """
     top = 2 ** (bits - 1) - 1
     others = [d for d in range(weight.dim()) if d != axis]
     peak = weight.detach().abs().amax(others) if others else weight.detach().abs()
-    scales = torch.where(peak > 0, peak.double() / top, torch.ones_like(peak).double()).float()
-    scales = scales.clamp(min=torch.finfo(torch.float32).tiny)
+    scales = peak.double() / top
+    usual = scales[scales > 0].min() if bool((scales > 0).any()) else 1.0 / top
+    scales = torch.where(scales > 0, scales, usual)
+    floor = torch.as_tensor(least, dtype=torch.float64).clamp(min=torch.finfo(torch.float32).tiny)
+    scales = torch.maximum(scales, floor).float()
     shape = [-1 if d == axis else 1 for d in range(weight.dim())]
     stored = torch.round(weight.detach() / scales.reshape(shape)).clamp(-top, top).to(torch.int8)
     return stored, scales
 
 
-def store_int8(model: Model, name: str, axis: int, bits: int = 8) -> None:
+def store_int8(model: Model, name: str, stored: Tensor, scales: Tensor, axis: int, bits: int = 8) -> None:
     """Replace the float weight `name` by one int8 copy with a scale per index of `axis`, for all its readers."""
     top = 2 ** (bits - 1) - 1
-    stored, scales = round_weight(model.tensor(name), axis, bits)
     nodes = readers(model, name)
     int8_name = edit.add_tensor(model, f"{name}_int8", stored, trainable=False)
     scale_name = edit.add_tensor(model, f"{name}_scale", scales, trainable=False)

@@ -10,8 +10,9 @@ from nncompress.passes.base import Change, Context, Pass
 from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.quantize import Quantize
 
-_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Factorize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Factorize, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune", "PruneNodes"]
+__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune", "PruneNodes", "Quantize"]

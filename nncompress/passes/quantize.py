@@ -8,6 +8,7 @@ on int8 kernels (`nncompress.export.int8_coverage` says which).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,10 @@ from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nncompress.ir import Model
+    from nncompress.ir.qdq import Affine
     from nncompress.ir.weights import Layer
 
 # Weights alone are int8: ONNX Runtime has no int8 kernel for these, so rounding their activations only costs.
@@ -39,9 +43,6 @@ class Quantize(Pass):
     )
     weight_bits: int = option(
         8, least=2, most=8, help="bits a weight uses; 7 avoids overflow on x86 without VNNI"
-    )
-    bias_correction: bool = option(
-        False, help="shift biases by the mean error of the rounded weights (Nagel et al. 2019)"
     )
     keep: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave in float, e.g. 'head*' (repeatable)"
@@ -100,12 +101,11 @@ class Quantize(Pass):
             for done, (node, histogram) in enumerate(seen.items()):
                 context.progress.step("choosing ranges", done, len(seen))
                 grids[node] = Affine.covering(*choose_range(histogram, self.calibration, self.percentile))
-        changes = self._store_weights(model, chosen)
+        for node, source in plan.same_grid.items():
+            grids[node] = grids[source] if source in grids else Affine.of(source)
+        changes = self._store_weights(model, chosen, grids)
         for node in plan.points:
-            source = plan.same_grid.get(node)
-            if source is not None:
-                grids[node] = grids[source] if source in grids else Affine.of(source)
-            insert_pair(node, grids[node])
+            insert_pair(node, grids[node], plan.readers[node])
         model.refresh()
         return changes + left
 
@@ -135,31 +135,55 @@ class Quantize(Pass):
                 chosen.append(layer)
         return chosen, left
 
-    def _store_weights(self, model: Model, chosen: list[Layer]) -> list[Change]:
+    def _store_weights(self, model: Model, chosen: list[Layer], grids: dict[Any, Affine]) -> list[Change]:
+        """One int8 copy of every weight, however many layers share it."""
         from nncompress.ir.qdq import round_weight, store_int8
 
-        changes = []
-        done: set[str] = set()
+        changes: list[Change] = []
+        shared: dict[str, list[Layer]] = {}
         for layer in chosen:
-            axis = 0 if layer.kind == "embedding" else layer.roles.outputs % layer.weight.value().dim()
-            weight = layer.weight.value()
-            stored, scales = round_weight(weight, axis, self.weight_bits)
+            shared.setdefault(layer.weight.name, []).append(layer)
+        for name, sharing in shared.items():
+            axis = _scale_axis(sharing)
+            weight = sharing[0].weight.value()
+            least = [_least_scale(layer, axis, grids) for layer in sharing]
+            stored, scales = round_weight(weight, axis, self.weight_bits, sum(least))
             shape = [-1 if d == axis else 1 for d in range(weight.dim())]
-            noise = (weight - stored * scales.reshape(shape)).double().square().sum()
-            power = weight.double().square().sum()
+            noise = float((weight - stored * scales.reshape(shape)).double().square().sum())
+            power = float(weight.double().square().sum())
             numbers: dict[str, Any] = {
                 "bytes_before": 4 * weight.numel(),
                 "bytes": stored.numel() + 4 * scales.numel(),
-                "weight_sqnr_db": float(10 * (power / noise).log10()) if noise > 0 and power > 0 else None,
+                "weight_sqnr_db": round(10 * math.log10(power / noise), 2) if noise and power else None,
             }
-            what = "int8 weights and activations" if _integer_kernel(layer) else "int8 weights, float arithmetic"
-            changes.append(Change(layer.name, what, numbers))
-        for layer in chosen:
-            if layer.weight.name not in done:
-                done.add(layer.weight.name)
-                axis = 0 if layer.kind == "embedding" else layer.roles.outputs % layer.weight.value().dim()
-                store_int8(model, layer.weight.name, axis, self.weight_bits)
+            for layer in sharing:
+                int8 = _integer_kernel(layer)
+                what = "int8 weights and activations" if int8 else "int8 weights, float arithmetic"
+                if layer is not sharing[0]:
+                    what += f", shared with {sharing[0].name}"
+                changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
+            store_int8(model, name, stored, scales, axis, self.weight_bits)
         return changes
+
+
+def _scale_axis(sharing: list[Layer]) -> int:
+    """The dim of the weight that has a scale per index: the outputs, or the rows where a table is looked up."""
+    if any(layer.kind == "embedding" for layer in sharing):
+        return 0
+    return sharing[0].roles.outputs % sharing[0].weight.value().dim()
+
+
+def _least_scale(layer: Layer, axis: int, grids: dict[Any, Affine]) -> Tensor | float:
+    """Weight scales from which on the layer's bias fits 32 bits."""
+    from nncompress.ir.qdq import Affine, is_dequantized
+
+    grid = grids.get(layer.data) or (Affine.of(layer.data) if is_dequantized(layer.data) else None)
+    if layer.bias is None or grid is None or layer.bias.value().dim() != 1:
+        return 0.0
+    bias = layer.bias.value()
+    if len(bias) != layer.weight.value().shape[axis]:
+        return 0.0
+    return bias.abs().double() / (grid.scale * 2**30)
 
 
 def _integer_kernel(layer: Layer) -> bool:

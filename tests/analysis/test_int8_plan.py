@@ -1,0 +1,90 @@
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.analysis.int8_plan import plan_activations
+from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import layers
+
+
+def planned(network: nn.Module, *shape: int, without: str = ""):
+    model = Model.from_module(network.eval(), (torch.randn(2, *shape),))
+    chosen = [layer for layer in layers(model) if layer.name != without]
+    plan = plan_activations(model, chosen)
+    return [op_name(n) if n.op == "call_function" else n.op for n in plan.points], plan
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = F.relu(x + self.b(x))
+        return self.b(F.max_pool2d(x, 2))
+
+
+def test_residual_stays_in_int8_and_clamps_are_absorbed():
+    points, plan = planned(Residual(), 4, 8, 8)
+    assert points == ["placeholder", "relu", "conv2d", "relu", "max_pool2d", "conv2d"]
+    (pool,) = [n for n in plan.points if op_name(n) == "max_pool2d"]
+    assert plan.same_grid == {pool: pool.args[0]}
+
+
+def test_an_addition_of_something_float_stays_float():
+    """`a` is float here; its result is rounded for `b`, and only for the readers that are int8."""
+    points, plan = planned(Sum(), 4, 8, 8)
+    assert points == ["tanh", "conv2d"]
+    assert [op_name(reader) for reader in plan.readers[plan.points[0]]] == ["conv2d"]
+
+
+class Sum(nn.Module):
+    """The second operand was never rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.a(torch.tanh(x)) + x) * torch.tanh(x)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.down(F.gelu(self.up(y))) + y
+
+
+def test_transformer_rounds_what_linear_layers_read_and_nothing_else():
+    points, plan = planned(Attention(), 5, 8)
+    assert points == ["layer_norm", "gelu"]
+    norm = plan.points[0]
+    assert [op_name(reader) for reader in plan.readers[norm]] == ["linear"]
+    assert len(norm.users) == 2  # the residual reads the norm unrounded
+
+
+def test_linear_chain_rounds_between():
+    points, _ = planned(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 4)), 4)
+    assert points == ["placeholder", "dropout"]
+
+
+class Unpadded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.a(F.pad(self.a(x), (1, 1, 1, 1), value=0.7))
+
+
+def test_padding_with_another_value_than_zero_gets_its_own_grid():
+    points, plan = planned(Unpadded(), 3, 6, 6)
+    assert points == ["placeholder", "conv2d", "pad", "conv2d"]
+    (pad,) = [n for n in plan.points if op_name(n) == "pad"]
+    assert pad not in plan.same_grid

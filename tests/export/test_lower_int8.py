@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.data import Batch
+from nncompress.export import int8_coverage, write_onnx
+from nncompress.export.lower_stem import block_pads, spread_kernel
+from nncompress.ir import Model
+from nncompress.passes import Context, Quantize
+from tests.export.networks import convolutional, settle
+
+
+class Noise:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def batches(self, batch_size, limit=None, shuffle_seed=None):
+        yield Batch(self.model.example_inputs(32, seed=5), None)
+
+
+def quantized(model: Model, **options) -> Model:
+    Quantize(**options).apply(model, Context(data=Noise(model)))
+    return model
+
+
+def blocks(x: torch.Tensor) -> torch.Tensor:
+    """SpaceToDepth as the ONNX standard words it."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+def test_a_strided_convolution_over_blocks_is_the_same(kernel, padding):
+    x, weight = torch.randn(2, 3, 16, 12).double(), torch.randn(5, 3, kernel, kernel + 1).double()
+    expected = F.conv2d(x, weight, stride=2, padding=padding)
+    top, bottom = block_pads(kernel, 16, padding, padding)
+    left, right = block_pads(kernel + 1, 12, padding, padding)
+    spread = torch.from_numpy(spread_kernel(weight.numpy(), (padding, padding)))
+    got = F.conv2d(F.pad(blocks(x), (left, right, top, bottom)), spread)
+    torch.testing.assert_close(got, expected)
+
+
+class Strided(nn.Module):
+    """Stem over blocks, depthwise with relu6, a pool, a residual, a global mean, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 7, 2, 3, bias=False), nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.norm(self.stem(x))), 3, 2, 1)
+        x = x + self.point(F.relu6(self.depthwise(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def strided() -> Model:
+    torch.manual_seed(4)
+    return Model.from_module(settle(Strided(), torch.randn(8, 3, 32, 32)), (torch.randn(2, 3, 32, 32),))
+
+
+def test_every_heavy_op_runs_in_int8_and_nothing_is_converted_between(tmp_path):
+    write_onnx(quantized(strided()), tmp_path / "m.onnx")
+    coverage = int8_coverage(tmp_path / "m.onnx")
+    assert [kernel for kernel, _ in coverage.int8] == ["QLinearConv"] * 3 + ["QGemm"]
+    assert [name for _, name in coverage.int8] == ["stem", "depthwise", "point", "head"]
+    assert coverage.float == ()
+    assert coverage.conversions == 1  # of the input
+    assert coverage.summary() == "4 of 4 in int8"
+
+
+def test_coverage_names_what_stays_float(tmp_path):
+    write_onnx(quantized(convolutional(), keep=("wide",)), tmp_path / "m.onnx")
+    coverage = int8_coverage(tmp_path / "m.onnx")
+    assert {name for _, name in coverage.int8} == {"stem", "depthwise", "head"}
+    assert {name for _, name in coverage.float} == {"wide", "up"}
+    assert "in float: " in coverage.summary()
+    write_onnx(convolutional(), tmp_path / "float.onnx")
+    assert int8_coverage(tmp_path / "float.onnx").int8 == ()
+
+
+def test_lowered_file_computes_what_the_graph_does(tmp_path):
+    """The graph in float64 arithmetic on the same grids is the reference."""
+    import onnxruntime
+
+    model = quantized(strided())
+    write_onnx(model, tmp_path / "m.onnx")
+    x = torch.randn(6, 3, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    expected = model(x).detach().numpy()
+    step = np.abs(expected).max() / 100
+    assert np.abs(got - expected).max() < step
+    assert np.abs(expected - expected.mean(0)).max() > 5 * step  # outputs depend on the input
+
+
+def test_small_maps_and_odd_sizes_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    model = Model.from_module(
+        settle(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)), torch.randn(8, 3, 9, 9)),
+        (torch.randn(2, 3, 9, 9),),
+    )
+    write_onnx(quantized(model), tmp_path / "m.onnx")
+    assert int8_coverage(tmp_path / "m.onnx").summary() == "1 of 1 in int8"

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.ir import Model
+from nncompress.ir.fold import fold_batch_norms
+from nncompress.ir.normalize import op_name
+
+
+def settle(module: nn.Module, *shape: int) -> nn.Module:
+    torch.manual_seed(3)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
+            nn.init.normal_(layer.weight)  # negative ones too
+            nn.init.normal_(layer.bias)
+    with torch.no_grad():
+        for _ in range(5):
+            module.train()(torch.randn(8, *shape) * 2 + 1)
+    return module.eval()
+
+
+def norms(model: Model) -> int:
+    return sum(op_name(node) == "batch_norm" for node in model.graph.nodes)
+
+
+FOLDABLE = {
+    "plain": (nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), (3, 8, 8)),
+    "bias": (nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), (3, 8, 8)),
+    "grouped": (nn.Conv2d(4, 8, 3, groups=2), nn.BatchNorm2d(8, affine=False), (4, 8, 8)),
+    "depthwise": (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), (4, 8, 8)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), (4, 5, 5)),
+    "grouped transposed": (nn.ConvTranspose2d(6, 4, 3, groups=2), nn.BatchNorm2d(4), (6, 5, 5)),
+    "conv1d": (nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5), (3, 9)),
+    "linear": (nn.Linear(7, 5, bias=False), nn.BatchNorm1d(5), (7,)),
+}
+
+
+@pytest.mark.parametrize("case", FOLDABLE)
+def test_same_function_without_the_batch_norm(case):
+    layer, norm, shape = FOLDABLE[case]
+    module = settle(nn.Sequential(layer, norm, nn.ReLU()), *shape)
+    model = Model.from_module(module, (torch.randn(2, *shape),))
+    assert fold_batch_norms(model) == [("0", "1")]
+    assert norms(model) == 0
+    x = torch.randn(5, *shape)
+    expected = module.double()(x.double())
+    torch.testing.assert_close(model(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+class Shared(nn.Module):
+    """One convolution before two batch norms: folding would need two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.b(self.conv(F.relu(self.a(self.conv(x)))))
+
+
+class ReadTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + self.norm(y)
+
+
+class AfterAdd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x) + x)
+
+
+class Tokens(nn.Module):
+    """Batch norm over dim 1 of [N, C, L] behind a linear layer that makes L."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.linear(x[:, :, 0]))
+
+
+@pytest.mark.parametrize("network", [Shared, ReadTwice, AfterAdd, Tokens])
+def test_must_not_fire(network):
+    module = settle(network(), 3, 8, 8)
+    model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
+    before, count = model.state_dict(), norms(model)
+    assert fold_batch_norms(model) == []
+    assert norms(model) == count
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_not_in_training():
+    model = Model.from_module(
+        settle(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), 3, 8, 8), (torch.randn(2, 3, 8, 8),)
+    )
+    model.set_training(True)
+    assert fold_batch_norms(model) == []

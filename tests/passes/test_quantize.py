@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress import pipeline
+from nncompress.data import Batch
+from nncompress.errors import DataError, UnsupportedError, UsageError
+from nncompress.export import int8_coverage, write_onnx, write_pt2
+from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.qdq import Affine, round_weight
+from nncompress.ir.weights import layers
+from nncompress.passes import Context, Factorize, Prune, Quantize
+from tests.export.networks import convolutional, language
+
+
+class Records:
+    """A small data set of random records for a model."""
+
+    def __init__(self, model: Model, count: int = 64) -> None:
+        self.inputs = model.example_inputs(max(count, 1), seed=11) if count else ()
+        self.count = count
+
+    def batches(self, batch_size, limit=None, shuffle_seed=None):
+        for start in range(0, min(self.count, limit or self.count), batch_size):
+            yield Batch(tuple(x[start : start + batch_size] for x in self.inputs), None)
+
+
+def run(model: Model, *passes, data=None) -> tuple[Model, list]:
+    result, steps = pipeline.run(model, passes, Context(data=data or Records(model)))
+    return result, [change for step in steps for change in step.changes]
+
+
+def relative_error(model: Model, reference: Model) -> float:
+    inputs = model.example_inputs(16, seed=99)
+    pairs = zip(model.outputs_of(*inputs), reference.outputs_of(*inputs))
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def pairs_of(model: Model) -> int:
+    return sum(op_name(node) == "quantize_per_tensor" for node in model.graph.nodes)
+
+
+@pytest.mark.parametrize("method", ["mse", "min-max", "percentile", "entropy"])
+@pytest.mark.parametrize("make", [convolutional, language])
+def test_outputs_stay_close(make, method):
+    model = make()
+    result, changes = run(model, Quantize(calibration=method))
+    assert all(layer.weight.quantized for layer in layers(result))
+    assert {c.where for c in changes if c.applied} == {layer.name for layer in layers(model)}
+    assert 1e-4 < relative_error(result, model) < (0.2 if method == "entropy" else 0.05)
+
+
+def test_finer_weights_are_closer():
+    model = convolutional()
+    errors = [relative_error(run(model, Quantize(weight_bits=b))[0], model) for b in (3, 5, 8)]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+
+
+def test_weights_are_rounded_to_the_nearest_step_per_channel():
+    weight = torch.randn(6, 4, 3, 3) * torch.logspace(-3, 1, 6).reshape(-1, 1, 1, 1)
+    weight[2] = 0
+    stored, scales = round_weight(weight, 0)
+    for channel in range(6):
+        step = float(weight[channel].abs().max()) / 127
+        if channel != 2:
+            assert float(scales[channel]) == pytest.approx(step, rel=1e-6)
+        error = (stored[channel] * scales[channel] - weight[channel]).abs().max()
+        assert float(error) <= step / 2 * (1 + 1e-5)
+    assert int(stored.min()) >= -127  # symmetric: -128 is not used
+
+
+def test_activation_grids():
+    for low, high in ((0.0, 6.0), (-1.3, 2.9), (-5.0, 0.0), (0.0, 1e-6)):
+        grid = Affine.covering(low, high)
+        values = np.random.default_rng(0).uniform(low, high, 1000)
+        stored = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, 255)
+        assert np.abs((stored - grid.zero_point) * grid.scale - values).max() <= grid.scale * 1.001
+    relu6 = Affine.covering(0.0, 6.0)
+    assert relu6.zero_point == 0
+    assert np.float32(relu6.scale) * np.float32(255) <= 6.0  # so that a runtime may drop the clip
+
+
+def test_zeros_from_prune_stay_zero():
+    model, _ = run(convolutional(), Prune(sparsity=0.6))
+    zeros = {layer.name: layer.weight.value() == 0 for layer in layers(model)}
+    result, _ = run(model, Quantize())
+    for layer in layers(result):
+        assert (layer.weight.value()[zeros[layer.name]] == 0).all()
+    assert sum(int(z.sum()) for z in zeros.values()) > 100
+
+
+def test_tied_weight_has_one_int8_copy():
+    result, changes = run(language(), Quantize())
+    tied = [layer for layer in layers(result) if layer.name.startswith("embed")]
+    assert len({layer.weight.name for layer in tied}) == 1
+    assert len(tied) == 2
+    stored = [v for v in result.state_dict().values() if v.dtype == torch.int8]
+    assert sorted(v.numel() for v in stored) == [16 * 16, 60 * 16]
+    assert any("shared with embed" in change.what for change in changes)
+
+
+def test_files_shrink(tmp_path):
+    torch.manual_seed(0)
+    model = Model.from_module(
+        nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256)), (torch.randn(2, 256),)
+    )
+    result, _ = run(model, Quantize())
+    for write, suffix in ((write_pt2, "pt2"), (write_onnx, "onnx")):
+        before = write(model, tmp_path / f"a.{suffix}").bytes
+        after = write(result, tmp_path / f"b.{suffix}").bytes
+        assert after < before / 3
+    again = Model.from_exported(torch.export.load(tmp_path / "b.pt2"))
+    x = torch.randn(3, 256)
+    torch.testing.assert_close(again(x), result(x), rtol=0, atol=0)
+
+
+def test_a_second_time_changes_nothing():
+    once, _ = run(convolutional(), Quantize())
+    before = {k: v.clone() for k, v in once.state_dict().items()}
+    code = once.graph_module.code
+    twice, changes = run(once, Quantize())
+    assert changes
+    assert not any(change.applied for change in changes)
+    assert all("already int8" in change.what for change in changes)
+    assert twice.graph_module.code == code
+    assert all(torch.equal(before[k], v) for k, v in twice.state_dict().items())
+
+
+def test_new_float_layers_among_int8_ones_are_quantized():
+    part, _ = run(convolutional(), Quantize(keep=("wide",)))
+    left = pairs_of(part)
+    whole, changes = run(part, Quantize())
+    assert [c.where for c in changes if c.applied] == ["wide"]
+    assert all(layer.weight.quantized for layer in layers(whole))
+    assert pairs_of(whole) > left
+    assert relative_error(whole, convolutional()) < 0.05
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_with_factorize_in_any_order(order, tmp_path):
+    torch.manual_seed(1)
+    low = torch.randn(64, 4) @ torch.randn(4, 64) / 8
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    module[0].weight.data = low
+    model = Model.from_module(module, (torch.randn(2, 64),))
+    passes = [Factorize(err=1e-6), Quantize()]
+    result, _ = run(model, *(passes if order == 0 else passes[::-1]), Quantize())
+    found = list(layers(result))
+    assert len(found) > 2 or order == 1
+    assert all(layer.weight.quantized for layer in found)
+    assert relative_error(result, model) < 0.1
+    write_onnx(result, tmp_path / "m.onnx")
+    assert len(int8_coverage(tmp_path / "m.onnx").int8) == len(found)
+
+
+def test_keep_leaves_layers_alone():
+    result, changes = run(convolutional(), Quantize(keep=("head", "st*")))
+    kept = {layer.name for layer in layers(result) if not layer.weight.quantized}
+    assert kept == {"head", "stem"}
+    assert {c.where for c in changes if "--keep" in c.what} == kept
+
+
+def test_keep_of_one_of_two_tied_layers_keeps_both():
+    result, _ = run(language(), Quantize(keep=("embed#2",)))
+    assert {layer.name for layer in layers(result) if layer.weight.quantized} == {"mix"}
+
+
+def test_refusals():
+    model = convolutional()
+    with pytest.raises(UsageError, match="needs data"):
+        pipeline.run(model, [Quantize()], Context())
+    with pytest.raises(UsageError, match="--keep nothing\\* names no layer"):
+        run(model, Quantize(keep=("nothing*",)))
+    with pytest.raises(UsageError, match="no such choice"):
+        Quantize(calibration="guess")
+    with pytest.raises(UnsupportedError, match="works on float32"):
+        run(convolutional(torch.float16), Quantize())
+    with pytest.raises(DataError, match="empty"):
+        Quantize().apply(model.copy(), Context(data=Records(model, 0)))
+    bad = model.copy()
+    with torch.no_grad():
+        bad.tensor("wide.weight")[0] = float("nan")
+    with pytest.raises(UnsupportedError, match="NaN"):
+        Quantize().requires(bad, Context(data=Records(model)))
+    bare = Model.from_module(nn.Sequential(nn.ReLU()), (torch.randn(2, 3),))
+    with pytest.raises(UsageError, match="no layer to quantize"):
+        Quantize().requires(bare, Context(data=Records(bare)))
+
+
+def test_a_tiny_channel_with_a_large_bias_does_not_overflow_in_the_runtime(tmp_path):
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with torch.no_grad():
+        module[0].weight[0] *= 1e-12
+        module[0].weight[1] = 0
+        module[0].bias[:2] = torch.tensor([3.0, 0.4])
+        module[3].weight[0] = 0
+    model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
+    result, _ = run(model, Quantize())
+    assert relative_error(result, model) < 0.05
+    assert write_onnx(result, tmp_path / "m.onnx").relative_error < 0.02
