@@ -1,5 +1,7 @@
-"""Which activations go through int8, so that a runtime finds `dequantize, op, quantize` around every op it has
-an int8 kernel for, and nothing else is rounded.
+"""Which activations go through int8.
+
+So that a runtime finds `dequantize, op, quantize` around every op it has an int8 kernel for, and nothing
+else is rounded:
 
 - A convolution or linear layer reads a rounded activation; a convolution also writes one (without that there
   is no int8 convolution kernel), a linear layer only where the next op reads int8 too.
@@ -72,7 +74,7 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         int8 = node in computed_by_layer or _stays_int8(node, possible)
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
         if op_name(node) in MOVES and _stays_int8(node, possible):
-            plan.same_grid[node] = node.args[0]  # type: ignore[assignment]
+            plan.same_grid[node] = node.args[0]
     return plan
 
 
@@ -117,7 +119,7 @@ def _over_space(mean: fx.Node) -> bool:
     rank = source.meta["val"].dim() if isinstance(source, fx.Node) else 0
     return (
         isinstance(dims, list | tuple) and sorted(int(d) % rank for d in dims) == list(range(2, rank)) != []
-    )  # type: ignore[arg-type]
+    )
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -61,9 +61,9 @@ def _name_layers(graph: ir.Graph) -> None:
         weight = node.inputs[1]
         while weight is not None and (source := weight.producer()) is not None:
             weight = source.inputs[0] if source.op_type in ("DequantizeLinear", "Transpose") else None
-        if weight is None or weight.name not in graph.initializers or ".weight" not in weight.name:
+        name, mark, _ = str(weight.name if weight is not None else "").rpartition(".weight")
+        if not mark or weight is None or not weight.is_initializer():
             continue
-        name = weight.name.rpartition(".weight")[0]
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
 

@@ -17,7 +17,7 @@ from nncompress.ir.weights import Layer, argument, layers, readers, weight_at
 
 
 def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
-    """Fold every batch norm that alone reads a convolution or linear layer; (layer, batch norm) names of each.
+    """Fold every batch norm that alone reads a convolution or linear layer; returns (layer, norm) names.
 
     Left as they are: batch norms in training mode, after a layer that others read too, after a layer whose
     weight or bias is shared with another layer or already int8, and after an addition or concatenation.
@@ -49,10 +49,11 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
         return None
     if _reads(model, layer.weight.name) > 1:
         return None
-    if layer.roles.bias is not None and argument(layer.node, layer.roles.bias) is not None:
-        if layer.bias is None or layer.bias.quantized or _reads(model, layer.bias.name) > 1:
-            return None
-    return norm
+    assert layer.roles.bias is not None
+    if argument(layer.node, layer.roles.bias) is None:
+        return norm
+    own = layer.bias is not None and not layer.bias.quantized and _reads(model, layer.bias.name) == 1
+    return norm if own else None
 
 
 def _reads(model: Model, name: str) -> int:

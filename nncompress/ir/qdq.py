@@ -1,4 +1,4 @@
-"""Int8 in the graph: weights stored as int8 behind `dequantize`, activations through a quantize-dequantize pair.
+"""Int8 in the graph: int8 weights behind `dequantize`, activations through a quantize-dequantize pair.
 
     stored int8 [C, ...] -> dequantize_per_channel(scales [C]) -> conv2d
     x -> quantize_per_tensor(scale, zero point) -> uint8 -> dequantize_per_tensor -> conv2d
@@ -104,7 +104,7 @@ def round_weight(
 
 
 def store_int8(model: Model, name: str, stored: Tensor, scales: Tensor, axis: int, bits: int = 8) -> None:
-    """Replace the float weight `name` by one int8 copy with a scale per index of `axis`, for all its readers."""
+    """Replace the float weight `name`, for all its readers, by `stored` with a scale per index of `axis`."""
     top = 2 ** (bits - 1) - 1
     nodes = readers(model, name)
     int8_name = edit.add_tensor(model, f"{name}_int8", stored, trainable=False)

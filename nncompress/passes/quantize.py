@@ -65,9 +65,10 @@ class Quantize(Pass):
         chosen, _ = self._chosen(model)
         for layer in chosen:
             weight = layer.weight.value()
-            if str(weight.dtype) != "torch.float32":
+            dtype = str(weight.dtype).removeprefix("torch.")
+            if dtype != "float32":
                 raise UnsupportedError(
-                    f"quantize works on float32, and {layer.name} is {str(weight.dtype).removeprefix('torch.')}",
+                    f"quantize works on float32, and {layer.name} is {dtype}",
                     remedy="quantize the float32 model",
                 )
             if not weight.isfinite().all():
@@ -167,7 +168,7 @@ class Quantize(Pass):
 
 
 def _scale_axis(sharing: list[Layer]) -> int:
-    """The dim of the weight that has a scale per index: the outputs, or the rows where a table is looked up."""
+    """The dim of the weight that has a scale per index: the outputs, or the rows of a table."""
     if any(layer.kind == "embedding" for layer in sharing):
         return 0
     return sharing[0].roles.outputs % sharing[0].weight.value().dim()
