@@ -120,7 +120,7 @@ class PruneNodes(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.compensation import compensate, renormalize, without_data
         from nncompress.analysis.couplings import find_couplings
-        from nncompress.passes.nodes.carry_out import calibration, carry_out
+        from nncompress.passes.nodes.carry_out import calibration, carry_out, proven_cut
         from nncompress.passes.nodes.plan import make_plan
 
         context.progress.step("finding what is tied together", 0, 1)
@@ -128,22 +128,22 @@ class PruneNodes(Pass):
         plan = make_plan(self, model, couplings, context)
         if not plan.cut:
             return []
-        fitted, batches = without_data(model, plan.cut), []
-        if context.data is not None and (self.compensate or self.renormalize):
+        context.progress.step("removing nodes", 0, 1)
+        cut, proven = proven_cut(couplings, plan.cut) if self.verify else (plan.cut, None)
+        refused = proven.refused if proven else {}
+        if refused:
+            context.notes.append(
+                f"prune-nodes: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal"
+                " could not be proven. That is a defect of nncompress: please report the architecture."
+            )
+        fitted, batches = without_data(model, cut), []
+        if cut and context.data is not None and (self.compensate or self.renormalize):
             batches = calibration(model, context.data, context.limit, context.batch_size)
         if batches and self.compensate:
-            fitted = compensate(
-                model,
-                couplings,
-                plan.cut,
-                plan.branches,
-                batches,
-                seed=context.seed,
-                progress=context.progress,
-            )
-        context.progress.step("removing nodes", 0, 1)
-        pruned, proof = carry_out(model, plan.cut, fitted, verify=self.verify)
-        if batches and self.renormalize and not fitted.layers:
+            settings = {"seed": context.seed, "progress": context.progress}
+            fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
+        pruned, proof = carry_out(model, cut, fitted, proven, verify=self.verify)
+        if batches and not fitted.layers:
             blend, before, after = renormalize(pruned, model, batches)
             if blend:
                 context.notes.append(
@@ -151,27 +151,30 @@ class PruneNodes(Pass):
                     f"error of the outputs {before:.3g} -> {after:.3g}"
                 )
         numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
-        changes = self._changes(plan, numbers)
-        self._check_budget(model, pruned, changes)
-        model.graph_module = pruned.graph_module
+        changes = self._changes(plan, numbers, refused)
+        if not refused:
+            self._check_budget(model, pruned)
+        if cut:
+            model.graph_module = pruned.graph_module
         return changes
 
-    def _changes(self, plan: Plan, numbers: dict[str, float]) -> list[Change]:
+    def _changes(self, plan: Plan, numbers: dict[str, float], refused: dict[str, str]) -> list[Change]:
         verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
-        changes = [
-            Change(
-                choice.name,
-                f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}",
-                {"nodes_before": choice.size, "removed": units, "loss": plan.losses[choice.name], **numbers},
-            )
-            for choice in plan.choices
-            if (units := plan.removed.get(choice.name))
-        ]
-        return changes + [
-            Change(name, "residual block left out", {"loss": plan.losses[name]}) for name in plan.dropped
-        ]
+        changes = []
+        for choice in plan.choices:
+            units = plan.removed.get(choice.name, [])
+            if choice.name in refused:
+                changes.append(Change(choice.name, f"left: {refused[choice.name]}", applied=False))
+            elif units:
+                what = f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}"
+                loss = plan.losses[choice.name]
+                details = {"nodes_before": choice.size, "removed": units, "loss": loss, **numbers}
+                changes.append(Change(choice.name, what, details))
+        for name in plan.dropped:
+            changes.append(Change(name, "residual block left out", {"loss": plan.losses[name]}))
+        return changes
 
-    def _check_budget(self, model: Model, pruned: Model, changes: list[Change]) -> None:
+    def _check_budget(self, model: Model, pruned: Model) -> None:
         """The budget is met, by the exact count of what is left.
 
         Raises:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from nncompress.analysis.compensation import Cut, Fitted
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.sides import frontier_bytes
-from nncompress.analysis.couplings import Proof, check, find_couplings, remove_units
+from nncompress.analysis.couplings import (
+    Couplings,
+    Proof,
+    Proven,
+    check,
+    find_couplings,
+    remove_proven,
+    remove_units,
+)
 from nncompress.analysis.couplings.proof import TOLERANCE
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.residual import channel_dim, find_branches, names
@@ -35,23 +45,35 @@ def calibration(model: Model, data: Dataset, limit: int | None, batch_size: int)
     return found
 
 
-def carry_out(model: Model, cut: Cut, fitted: Fitted, *, verify: bool) -> tuple[Model, Proof | None]:
+def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:
+    """The cut without the groups whose removal cannot be proven, and what is left after removing the rest."""
+    proven = remove_proven(couplings, cut.units)
+    return replace(cut, units={n: u for n, u in cut.units.items() if n not in proven.refused}), proven
+
+
+def carry_out(
+    model: Model, cut: Cut, fitted: Fitted, proven: Proven | None, *, verify: bool
+) -> tuple[Model, Proof | None]:
     """A smaller model that computes what `model` with the `fitted` weights computes.
+
+    Args:
+        proven: the removal of the cut's units, if it has been done with the weights as they were.
 
     Raises:
         VerificationError: it does not.
     """
+    if proven is not None and not fitted.weights and not cut.branches:
+        return proven.model, proven.proof
     full = model.copy()
     with torch.no_grad():
         for name, value in fitted.weights.items():
             full.tensor(name).copy_(value)
     pruned = full.copy()
-    proof = None
+    proof = proven.proof if proven else None
     if cut.units:
-        couplings = find_couplings(full)
-        remove_units(pruned, cut.units, find_couplings(pruned))
+        remove_units(pruned, cut.units)
         if verify:
-            proof = check(couplings, cut.units, pruned)
+            proof = check(find_couplings(full), cut.units, pruned)
     if cut.reads or cut.writes:
         wide = pruned.copy()
         _narrow(pruned, cut)
