@@ -69,8 +69,8 @@ def decompose(matrix: Tensor, metric: Metric | None = None) -> Spectrum:
     rows, columns = matrix.shape
     count = min(rows, columns)
     if metric is None or (metric.inputs is None and metric.outputs is None):
-        sides = (None, matrix) if rows <= columns else (matrix, None)
-        return Spectrum(_smaller_gram(matrix), *sides, count)
+        left, right = (None, matrix) if rows <= columns else (matrix, None)
+        return Spectrum(_smaller_gram(matrix), left, right, count)
     diagonal = metric.inputs is not None and metric.inputs.dim() == 1
     if rows <= columns or diagonal:
         root, inverse = roots(metric.outputs)

@@ -24,6 +24,7 @@ from nncompress.export.report import ExportReport
 from nncompress.export.tidy_onnx import tidy
 from nncompress.export.verify_onnx import compare
 from nncompress.ir import Model
+from nncompress.ir.codebook import pack
 from nncompress.ir.normalize import op_name
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] 
     _refuse_bfloat16(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-        program = _convert(model, model.exported_program())
+        packed = pack(model)
+        program = _convert(model, packed.exported_program(), optimize=packed is model)
+        if packed is not model:
+            _optimize_but_lookups(program)
         lower_int8(program.model)
         tidy(program.model, model)
         program.model.metadata_props.update(_record(model))
@@ -85,7 +89,7 @@ def _record(model: Model) -> dict[str, str]:
     }
 
 
-def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
+def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
     _register_quantized_ops()
     _dodge_exporter_defects(program)
     try:
@@ -94,6 +98,7 @@ def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
                 program,
                 dynamo=True,
                 verbose=False,
+                optimize=optimize,
                 input_names=[spec.name for spec in model.inputs],
                 output_names=list(model.outputs),
             )
@@ -101,6 +106,25 @@ def _convert(model: Model, program: ExportedProgram) -> ONNXProgram:
         raise _unsupported(error) from error
     assert converted is not None
     return converted
+
+
+def _optimize_but_lookups(program: ONNXProgram) -> None:
+    """What the exporter does by default, but without computing codebook lookups: the file is to be small.
+
+    A lookup starts with the cast of its stored bytes; while that stays, all of it does.
+    """
+    import onnx_ir
+    import onnxscript.optimizer
+    import onnxscript.rewriter.onnx_fusions
+
+    def should_fold(node: onnx_ir.Node) -> bool | None:
+        source = node.inputs[0] if node.inputs else None
+        stored = node.op_type == "Cast" and source is not None and source.dtype == onnx_ir.DataType.UINT8
+        return False if stored else None
+
+    with quiet():
+        onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
+        onnxscript.rewriter.onnx_fusions.fuse(program.model)
 
 
 def _dodge_exporter_defects(program: ExportedProgram) -> None:

@@ -15,6 +15,7 @@ import torch
 from nncompress.export.atomic import replacing
 from nncompress.export.report import ExportReport
 from nncompress.ir import Model
+from nncompress.ir.codebook import pack
 
 SCHEMA = 1
 RECORD = "nncompress.json"
@@ -23,14 +24,15 @@ RECORD = "nncompress.json"
 def write_pt2(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
     """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
 
-    No sample inputs are stored; the record says what inputs fit.
+    Tensors of few values are stored as codebook and indices (`nncompress.ir.codebook`). No sample inputs are
+    stored; the record says what inputs fit.
 
     Raises:
         UnsupportedError: the graph does not trace.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
-    program = model.exported_program()
+    program = pack(model).exported_program()
     program._example_inputs = None  # loading them means unpickling
     with replacing(path, protect) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")

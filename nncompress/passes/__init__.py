@@ -7,12 +7,13 @@ conformance tests follow from the dataclass.
 from __future__ import annotations
 
 from nncompress.passes.base import Change, Context, Pass
+from nncompress.passes.cluster import Cluster
 from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 from nncompress.passes.quantize import Quantize
 
-_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Factorize, Quantize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Context", "Factorize", "Pass", "Prune", "PruneNodes", "Quantize"]
+__all__ = ["PASSES", "Change", "Cluster", "Context", "Factorize", "Pass", "Prune", "PruneNodes", "Quantize"]
