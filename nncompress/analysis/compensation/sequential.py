@@ -172,7 +172,7 @@ class _Walk:
         changed: set[fx.Node] = set(self._dropped)
         reading = {layer.node for layer in self._all if layer.name in {*self._cut.reads, *self._cut.writes}}
         for node in self._model.graph.nodes:
-            sources = node.all_input_nodes
+            sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
             if node in reading or any(n in changed or self._survivors.of(n) for n in sources):
                 changed.add(node)
         return changed
