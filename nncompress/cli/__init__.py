@@ -25,6 +25,9 @@ COMMANDS = {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
         "export": "write .onnx (verified in ONNX Runtime), .pt2 or .safetensors",
     },
+    "a fresh model": {
+        "new": "an architecture of the papers with fresh weights; --list shows them",
+    },
 }
 
 EXAMPLES = """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.pipeline import Step
     from nncompress.results import CompareResult, EvalResult, PairedResult
+    from nncompress.zoo.registry import Architecture
 
 SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
 
@@ -86,6 +87,15 @@ def units(
             fixed.add_row(why, ", ".join(where[:3]) + more)
         lines += [Text(), fixed]
     return Group(*lines)
+
+
+def architectures(rows: Sequence[Architecture]) -> RenderableType:
+    """One row per network that `new` can build."""
+    table = plain("name", "input", "params", "MACs", right=2)
+    for row in rows:
+        table.add_row(row.name, "×".join(map(str, row.shape)), count(row.parameters), count(row.macs))
+    lines = [Text.assemble((row.name, "bold"), f": {row.summary}") for row in rows]
+    return Group(*lines, Text(), table)
 
 
 def step(result: Step) -> RenderableType:

@@ -1,0 +1,78 @@
+"""`new`: an architecture of the papers, with fresh weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nncompress.cli import options, session
+from nncompress.cli.compress import check_suffix
+from nncompress.cli.console import print_json, progress, show
+from nncompress.errors import UsageError
+from nncompress.report import tables
+from nncompress.zoo.registry import ARCHITECTURES, architecture
+
+_HELP = """Build an architecture of the papers with fresh weights, ready to be trained.
+
+--list describes them all. `--arch nncompress.zoo:resnet20` names one for weights that you already have.
+
+Example:  nncompress new resnet20 -o model.pt2
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("new", help=_HELP)(new)
+
+
+def new(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="which; --list shows them")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="[default: NAME.pt2]")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="show the architectures")] = False,
+    classes: Annotated[int | None, typer.Option(min=1, help="outputs, instead of its own number")] = None,
+    input: Annotated[
+        str | None,
+        typer.Option("--input", metavar="1x1x28x28", help="input shape with its batch, instead of its own"),
+    ] = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    if list_all:
+        _list(json)
+        return
+    if name is None:
+        raise UsageError("new: no NAME was given", remedy="nncompress new --list shows them")
+    check_suffix(output)
+    chosen = architecture(name)
+    target = Path(output) if output else Path(f"{chosen.name}.pt2")
+    with progress() as bar:
+        bar.step(f"building {chosen.name}", 0, None)
+        from nncompress import export
+        from nncompress.loading.infer_input import parse_input
+
+        shape = None
+        if input is not None:
+            shapes = parse_input(input)
+            if len(shapes) != 1:
+                raise UsageError(f"{chosen.name} takes one input", got=input)
+            shape = tuple(shapes[0].shape[1:])
+        model = chosen.build(classes=classes, shape=shape, seed=seed)
+        report = export.write(model, target)
+    if target.suffix.lower() == ".pt2":
+        session.write(session.Session((str(target),)))
+    if json:
+        print_json(report.to_json())
+    else:
+        show(tables.written(report))
+
+
+def _list(json: bool) -> None:
+    if json:
+        fields = ("name", "shape", "classes", "parameters", "macs", "summary")
+        rows = [{f: getattr(each, f) for f in fields} for each in ARCHITECTURES.values()]
+        print_json({"schema": 1, "architectures": rows})
+        return
+    show(tables.architectures(list(ARCHITECTURES.values())))
