@@ -27,8 +27,8 @@ def declared(options: type[Options], panel: str | None = None) -> Parameters:
         flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool and f.default is True else [flag]
         extra = typer.Option(
             *flags,
-            help=f.metadata["help"],
-            metavar=f.metadata["metavar"],
+            help=f.metadata["help"] + (f" ({', '.join(choices)})" if choices else ""),
+            metavar=f.metadata["metavar"] or (f.name.upper() if choices else None),
             show_default=f.default not in (None, False, ()),
             rich_help_panel=panel,
         )

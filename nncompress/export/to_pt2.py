@@ -34,6 +34,8 @@ def write_pt2(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     start = time.perf_counter()
     program = pack(model).exported_program()
     program._example_inputs = None  # loading them means unpickling
+    for node in program.graph.nodes:  # where a node came from: paths of this machine, longer at every tracing
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     with replacing(path, protect) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with temporary.open("wb") as file:

@@ -73,15 +73,11 @@ def names_of(model: Model, tensor: Tensor) -> list[str]:
 
 @contextmanager
 def inserting_before(node: fx.Node) -> Iterator[Callable[..., fx.Node]]:
-    """Gives `call(target, *args, **kwargs) -> node` that inserts before `node` and inherits its origin."""
+    """Gives `call(target, *args, **kwargs) -> node` that inserts before `node`."""
     with node.graph.inserting_before(node):
 
         def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-            made = node.graph.call_function(target, args, kwargs)
-            for key in ("nn_module_stack", "stack_trace"):
-                if key in node.meta:
-                    made.meta[key] = node.meta[key]
-            return made
+            return node.graph.call_function(target, args, kwargs)
 
         yield call
 

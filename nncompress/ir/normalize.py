@@ -50,6 +50,8 @@ def normalize(module: fx.GraphModule) -> None:
     """Normalise `module` in place (table above). Its meaning does not change."""
     graph = module.graph
     graph.set_codegen(CodeGen())
+    for node in graph.nodes:  # the rest is a history of tracings, which grows with every one
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     for name in ("_in_spec", "_out_spec"):  # pytree forms of inputs and outputs, which are flat now
         if hasattr(module, name):
             delattr(module, name)

@@ -58,7 +58,10 @@ def verdict(first: ArmResult, arm: ArmResult) -> str:
     parts = [speed]
     if first.file_size and arm.file_size:
         ratio = first.file_size / arm.file_size
-        parts.append(f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger")
+        same = 0.995 < ratio < 1.005
+        parts.append(
+            "same size" if same else f"{max(ratio, 1 / ratio):.2f}x {'smaller' if ratio > 1 else 'larger'}"
+        )
     a, b = first.accuracy, arm.accuracy
     if a is not None and b is not None and a.top1 is not None and b.top1 is not None:
         parts.append(f"{100 * (b.top1 - a.top1):+.2f} points of top-1")

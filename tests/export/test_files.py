@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_model
+from torch import nn
 
 from nncompress.errors import OutputError, UsageError
 from nncompress.export import write, write_pt2, write_safetensors
@@ -110,3 +111,16 @@ def test_missing_and_unwritable_folders(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="cannot write") as caught:
         write_pt2(convolutional(), tmp_path / "m.pt2")
     assert caught.value.got == "Permission denied"
+
+
+def test_the_file_tells_nothing_of_where_the_graph_was_traced(tmp_path):
+    model = Model.from_module(nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (torch.randn(2, 3),))
+    sizes = []
+    for _ in range(3):
+        model.refresh()
+        write_pt2(model, tmp_path / "m.pt2")
+        sizes.append((tmp_path / "m.pt2").stat().st_size)
+    assert len(set(sizes)) == 1, "tracing again must not make the file grow"
+    content = (tmp_path / "m.pt2").read_bytes()
+    assert b"stack_trace" not in content
+    assert __file__.rpartition("/")[2].encode() not in content
