@@ -59,16 +59,18 @@ def evaluate(
     for batch in _reported(dataset, batch_size, limit, "evaluating", progress):
         result = _checked(_output(predict, batch.inputs, output), len(batch), records)
         if task == "auto":
-            task = _task_of(result, batch, dataset.spec)
+            task = task_of(result, batch, dataset.spec)
         if task == "classification":
-            labels = _class_labels(result, batch.labels, dataset.spec, records)
+            labels = class_labels(result, batch.labels, dataset.spec, records)
             classes = result.shape[1]
             right += int((result.argmax(1) == labels).sum())
             best = result.topk(min(TOP, classes), dim=1).indices
             right_in_five += int((best == labels[:, None]).any(1).sum())
         else:
             target = batch.inputs[0] if task == "reconstruction" else batch.labels
-            squared += float((result.double() - _target(result, target, dataset.spec, task)).square().sum())
+            squared += float(
+                (result.double() - target_like(result, target, dataset.spec, task)).square().sum()
+            )
             elements += result.numel()
         records += len(batch)
     if records == 0:
@@ -111,7 +113,7 @@ def evaluate_paired(
         hits = []
         for predict in (original, changed):
             result = _checked(_output(predict, batch.inputs, output), len(batch), records)
-            labels = _class_labels(result, batch.labels, dataset.spec, records)
+            labels = class_labels(result, batch.labels, dataset.spec, records)
             hits.append(result.argmax(1) == labels)
         both += int((hits[0] & hits[1]).sum())
         only_original += int((hits[0] & ~hits[1]).sum())
@@ -281,7 +283,7 @@ def _checked(result: Tensor, records: int, first_record: int) -> Tensor:
     return result.detach().cpu()
 
 
-def _task_of(result: Tensor, batch: Batch, origin: str) -> str:
+def task_of(result: Tensor, batch: Batch, origin: str) -> str:
     like_input = result.shape == batch.inputs[0].shape
     if batch.labels is None:
         if like_input and batch.inputs[0].is_floating_point():
@@ -296,7 +298,7 @@ def _task_of(result: Tensor, batch: Batch, origin: str) -> str:
     return "reconstruction" if like_input and result.dim() > 2 else "classification"
 
 
-def _class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
+def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
     """Labels [N] that name columns of result [N, C]."""
     if labels is None or labels.is_floating_point() or labels.dim() != 1:
         got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
@@ -321,7 +323,7 @@ def _class_labels(result: Tensor, labels: Tensor | None, origin: str, first_reco
     return labels
 
 
-def _target(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
+def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
     """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
     one_each = target is not None and target.numel() == result.numel() == len(result)
     if target is not None and task == "regression" and one_each:

@@ -21,6 +21,9 @@ COMMANDS = {
         "factorize": "replace layers by low-rank factors where that multiplies less",
         "quantize": "int8 weights and activations, calibrated on data",
     },
+    "training": {
+        "train": "train, fine-tune or distil; resumes after a kill",
+    },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
         "export": "write .onnx (verified in ONNX Runtime), .pt2 or .safetensors",

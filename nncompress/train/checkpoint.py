@@ -1,0 +1,79 @@
+"""Checkpoints: a run that was killed at any instant continues to the result it would have had.
+
+A checkpoint holds tensors, optimizer state, the position in the data and the sums since the epoch began.
+Everything random follows from the seed and the position, so no generator's state is kept. The file is
+replaced as a whole, and read without running code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.errors import ModelFileError, UsageError
+from nncompress.export.atomic import replacing
+from nncompress.ir import Model
+
+SCHEMA = 1
+
+
+def weights_digest(model: Model) -> str:
+    """SHA-256 of every parameter and buffer with its name and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write the checkpoint of the run `identity`, replacing the one before.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        torch.save({"schema": SCHEMA, "identity": identity, "state": state}, temporary)
+
+
+def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state in a checkpoint of this very run.
+
+    Raises:
+        ModelFileError: it is no checkpoint.
+        UsageError: it is of another run; the message names what differs.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        found, state = stored["identity"], stored["state"]
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelFileError(
+            f"{path} is not a checkpoint of nncompress train", remedy="delete it and train from the start"
+        ) from error
+    differing = sorted(k for k in {*found, *identity} if found.get(k) != identity.get(k))
+    if differing:
+        raise UsageError(
+            f"{path} is the checkpoint of another run, which would not be continued",
+            got="; ".join(
+                f"{k} {_short(found.get(k))} there, {_short(identity.get(k))} here" for k in differing
+            ),
+            remedy="repeat the first command's options, or leave --resume away and delete the checkpoint",
+        )
+    return state
+
+
+def restore_tensors(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Copy the values into the model's own tensors: what shares them keeps sharing them."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(tensors[name])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:8]}…"

@@ -1,0 +1,77 @@
+"""The one loop that trains any `Model`: from scratch, as fine-tuning, or as distillation."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from nncompress.data import Dataset
+from nncompress.export.atomic import replacing
+from nncompress.ir import Model
+from nncompress.progress import NullProgress, Progress
+from nncompress.train import checkpoint as checkpoints
+from nncompress.train.run import Run, TrainResult, private_randomness
+from nncompress.train.settings import TrainSettings
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def train(
+    model: Model,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    validation: Dataset | None = None,
+    teacher: Model | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    log: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Model, TrainResult]:
+    """Train a copy of `model` and return it.
+
+    Args:
+        validation: measured after every epoch; decides when to stop, with `settings.patience`.
+        teacher: its outputs are imitated (`teacher_weight`), and its layers (`match`).
+        checkpoint: written after every epoch and every `checkpoint_seconds`.
+        resume: continue from `checkpoint` if it is there; the result is bit for bit that of a run that was
+            never interrupted, on the same number of threads and processes.
+        log: JSON lines, one per epoch.
+
+    Raises:
+        UnsupportedError: the model is quantized.
+        DataError: labels are missing or do not fit the outputs; names the record.
+        UsageError: settings that do not fit the model, or a checkpoint of another run.
+        VerificationError: the loss is not finite.
+        DeviceError: the device is not there.
+    """
+    run = Run(model, dataset, settings, validation, teacher, progress or NullProgress())
+    identity = run.identity()
+    if resume and checkpoint is not None and checkpoint.exists():
+        run.restore(checkpoints.load(checkpoint, identity))
+    if log is not None and run.group.main:
+        with replacing(log) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in run.state.rows), encoding="utf-8")
+
+    def keep() -> None:
+        if checkpoint is not None and run.group.main:
+            checkpoints.save(checkpoint, identity, run.snapshot())
+
+    with private_randomness(run.device):
+        saved = started = time.monotonic()
+        before = run.state.seconds
+        while not run.finished():
+            for batch in run.rest_of_epoch():
+                run.step(batch)
+                run.state.seconds = before + time.monotonic() - started
+                if time.monotonic() - saved > checkpoint_seconds:
+                    keep()
+                    saved = time.monotonic()
+            row = run.end_epoch()
+            if log is not None and run.group.main:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            keep()
+    return run.result()

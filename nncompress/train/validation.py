@@ -1,0 +1,46 @@
+"""How a model does on held-out records, in one pass: the mean of the loss, and the task's own measure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from nncompress.data import Dataset
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.progress import Progress
+from nncompress.train.objective import Task
+
+
+def validate(
+    model: Model, dataset: Dataset, task: Task, batch_size: int, device: torch.device, progress: Progress
+) -> dict[str, float]:
+    """`loss`, and `top1` for classification, over all records, in evaluation mode.
+
+    Raises:
+        DataError: labels do not fit.
+        VerificationError: the loss is not finite.
+    """
+    total = right = 0.0
+    records = elements = 0
+    for batch in dataset.batches(batch_size):
+        progress.step("validating", records, dataset.planned_records())
+        with torch.inference_mode():
+            output = model.outputs_of(*(x.to(device) for x in batch.inputs))[0].float().cpu()
+            target = task.target(output, batch)
+            if task.loss == "cross-entropy":
+                total += float(F.cross_entropy(output, target, reduction="sum"))
+                right += int((output.argmax(1) == target).sum())
+                elements += len(batch)
+            else:
+                total += float((output.double() - target.double()).square().sum())
+                elements += output.numel()
+        records += len(batch)
+    loss = total / max(1, elements)
+    if not math.isfinite(loss):
+        raise VerificationError("the validation loss is not finite", got=str(loss), remedy="a smaller --lr")
+    if task.loss == "cross-entropy":
+        return {"loss": loss, "top1": right / records}
+    return {"loss": math.sqrt(loss) if task.loss == "rmse" else loss}

@@ -1,0 +1,86 @@
+"""`train` as a user would type it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nncompress
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), "model.pt")
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    np.savez("data.npz", x=x, y=x[:, :3].argmax(1))
+    return tmp_path
+
+
+def test_prune_then_train_then_eval(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x4", "--sparsity", "0.5"]) == ExitCode.OK
+    train = [
+        "train",
+        "--data",
+        "data.npz",
+        "--val",
+        "data.npz",
+        "--epochs",
+        "20",
+        "--batch",
+        "10",
+    ]
+    assert run([*train, "--lr", "0.1", "--teacher", "model.prune.pt2", *weight]) == ExitCode.OK
+    assert "top-1" in capsys.readouterr().out
+    assert not Path("model.prune.train.pt2.checkpoint").exists()
+    rows = [json.loads(line) for line in Path("model.prune.train.pt2.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["validation"]["top1"] > 0.9
+    trained = nncompress.load("model.prune.train.pt2")
+    assert [record["pass"] for record in trained.history] == ["prune", "train"]
+    assert trained.history[1]["settings"] == {
+        "epochs": 20, "batch": 10, "lr": 0.1, "teacher_weight": 0.1
+    }  # fmt: skip
+    zeros = sum(int((t == 0).sum()) for n, t in trained.state_dict().items() if n.endswith("weight"))
+    assert zeros == 56
+    assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)[1]["result"]["top1"] == pytest.approx(
+        rows[-1]["validation"]["top1"]
+    )
+
+
+def test_a_checkpoint_is_neither_overwritten_nor_missed(here, capsys):
+    command = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "1", "-o", "out.pt2"]
+    Path("out.pt2.checkpoint").write_bytes(b"of another day")
+    assert run(command) == ExitCode.USAGE
+    assert "--resume continues it" in capsys.readouterr().err
+    assert run([*command, "--resume"]) == ExitCode.MODEL_FILE
+    assert "is not a checkpoint" in capsys.readouterr().err
+    Path("out.pt2.checkpoint").unlink()
+    assert run([*command, "--resume"]) == ExitCode.OK
+    assert "starting from the beginning" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        ([], ExitCode.USAGE, "train needs data"),
+        (["--data", "data.npz", "--lr", "0"], ExitCode.USAGE, "--lr is out of range"),
+        (["--data", "data.npz", "--flip"], ExitCode.USAGE, "augmentation is for images"),
+        (["--data", "none.npz"], ExitCode.DATA, "none.npz"),
+        (["--data", "data.npz", "-o", "out.txt"], ExitCode.USAGE, "cannot tell the format"),
+    ],
+)
+def test_mistakes_are_one_message(here, capsys, options, code, text):
+    assert run(["train", "model.pt", "--input", "1x4", *options]) == code
+    said = capsys.readouterr().err
+    assert text in said
+    assert "Traceback" not in said

@@ -1,0 +1,328 @@
+"""The loop against a hand-written one in plain torch, and everything it promises about zeros, ties, kills."""
+
+from __future__ import annotations
+
+import json
+
+import networks
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.data import open_data
+from nncompress.errors import DataError, UnsupportedError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.passes import Context, Prune
+from nncompress.train import TrainSettings, train
+from nncompress.train import checkpoint as checkpoints
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(F.relu(self.bn(self.conv(x))).mean((2, 3))))
+
+
+def small(seed: int = 0) -> tuple[nn.Module, Model]:
+    torch.manual_seed(seed)
+    module = Small().eval()
+    return module, Model.from_module(module, (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """40 images whose class is which of four corners is bright."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 40)
+    x = rng.normal(0, 0.3, (40, 3, 8, 8)).astype(np.float32)
+    x[np.arange(40), y % 3] += 1 + (y // 3)[:, None, None]
+    path = tmp_path / "train.npz"
+    np.savez(path, x=x, y=y)
+    return path
+
+
+def same(a: Model, b: Model) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_matches_a_hand_written_loop(data, optimizer):
+    module, model = small()
+    module.drop.p = 0.0
+    model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(
+        epochs=2,
+        batch=8,
+        lr=0.02,
+        optimizer=optimizer,
+        schedule="constant",
+        weight_decay=0.01,
+        l2=0.1,
+        seed=3,
+    )
+    trained, result = train(model, dataset, settings)
+
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, 0.02, momentum=0.9, weight_decay=0.01),
+        "adam": lambda p: torch.optim.Adam(p, 0.02, weight_decay=0.01),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0.01),
+    }
+    reference = module.train()
+    step = made[optimizer](reference.parameters())
+    from nncompress.train.run import _derived
+
+    for epoch in range(2):
+        for batch in dataset.batches(8, shuffle_seed=_derived(3, epoch)):
+            loss = F.cross_entropy(reference(*batch.inputs), batch.labels)
+            loss = loss + 0.05 * sum(w.square().sum() for w in (reference.conv.weight, reference.head.weight))
+            step.zero_grad()
+            loss.backward()
+            step.step()
+    reference.eval()
+    for name, tensor in reference.state_dict().items():
+        if name != "bn.num_batches_tracked":
+            torch.testing.assert_close(trained.tensor(name).detach(), tensor, rtol=1e-4, atol=1e-5)
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(trained(x), reference(x), rtol=1e-4, atol=1e-5)
+    assert result.epochs[1]["loss"] < result.epochs[0]["loss"]
+    assert not same(model, trained)  # the given model is left alone
+    assert trained.history[-1]["pass"] == "train"
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill:
+    """A progress display that ends the process, as it were, at its n-th call."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def step(self, description: str, done: int, total: int | None) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_killed_run_continues_bit_for_bit(data, tmp_path, optimizer):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(
+        epochs=3, batch=8, lr=0.05, optimizer=optimizer, schedule="one-cycle", patience=2, flip=True, crop=2
+    )
+    whole, expected = train(model, dataset, settings, log=tmp_path / "whole.jsonl")
+    file, log = tmp_path / "run.checkpoint", tmp_path / "log.jsonl"
+    kept = {"checkpoint": file, "resume": True, "checkpoint_seconds": 0.0, "log": log}
+    for at in (0, 1, 3, 4, 2):  # killed before anything, within an epoch, near its end, again and again
+        with pytest.raises(Killed):
+            train(model, dataset, settings, progress=Kill(at), **kept)
+    resumed, result = train(model, dataset, settings, **kept)
+    assert same(whole, resumed)
+    rows = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in found.epochs] for found in (expected, result)
+    ]
+    assert rows[0] == rows[1]
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(data, tmp_path, monkeypatch):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(epochs=3, batch=8, lr=0.05)
+    whole, _ = train(model, dataset, settings)
+    file = tmp_path / "run.checkpoint"
+    save, calls = torch.save, []
+
+    def torn(value, path):
+        calls.append(path)
+        if len(calls) == 7:
+            path.write_bytes(b"half")
+            raise Killed
+        save(value, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", torn)
+    with pytest.raises(Killed):
+        train(model, dataset, settings, checkpoint=file, checkpoint_seconds=0.0)
+    assert len(list(tmp_path.glob("*checkpoint*"))) == 1
+    resumed, _ = train(model, dataset, settings, checkpoint=file, resume=True)
+    assert same(whole, resumed)
+
+
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    file = tmp_path / "run.checkpoint"
+    train(model, dataset, TrainSettings(epochs=1, batch=8), checkpoint=file)
+    with pytest.raises(UsageError, match="another run") as caught:
+        train(model, dataset, TrainSettings(epochs=1, batch=8, lr=0.5), checkpoint=file, resume=True)
+    assert "lr 0.01 there, 0.5 here" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "weight_decay": 0.1, "l1": 0.01}])
+def test_zeros_that_prune_made_stay_zero(data, options):
+    _, model = small()
+    model.history.append({"pass": "prune"})
+    Prune(sparsity=0.6).apply(model, Context())
+    zero = {name: (tensor == 0) for name, tensor in model.state_dict().items() if name.endswith("weight")}
+    dataset = open_data(str(data), model.inputs)
+    trained, _ = train(model, dataset, TrainSettings(epochs=2, batch=8, **options))
+    assert torch.equal(trained.tensor("conv.weight") == 0, zero["conv.weight"])
+    assert torch.equal(trained.tensor("head.weight") == 0, zero["head.weight"])
+    assert not torch.equal(trained.tensor("conv.weight"), model.tensor("conv.weight"))
+    dense, _ = train(model, dataset, TrainSettings(epochs=2, batch=8, dense=True))
+    assert (dense.tensor("conv.weight") != 0).all()
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    model = networks.model("tied")
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "d.npz", x=rng.integers(0, 32, (16, 7)), y=rng.normal(size=(16, 7, 32)).astype(np.float32)
+    )
+    dataset = open_data(str(tmp_path / "d.npz"), model.inputs)
+    trained, _ = train(model, dataset, TrainSettings(epochs=2, batch=4, task="regression"))
+    state = trained.state_dict()
+    assert state["embed.weight"].data_ptr() == state["head.weight"].data_ptr()
+    assert not torch.equal(state["embed.weight"], model.tensor("embed.weight"))
+
+
+def test_frozen_parts_do_not_move(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    trained, _ = train(model, dataset, TrainSettings(epochs=1, batch=8, freeze=("conv.*", "bn.*")))
+    for name in ("conv.weight", "conv.bias", "bn.weight", "bn.running_mean", "bn.running_var"):
+        assert torch.equal(trained.tensor(name), model.tensor(name)), name
+    assert not torch.equal(trained.tensor("head.weight"), model.tensor("head.weight"))
+    with pytest.raises(UsageError, match="matches no parameter"):
+        train(model, dataset, TrainSettings(freeze=("nothing*",)))
+
+
+def test_early_stopping_keeps_the_best_epoch(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(epochs=40, batch=8, lr=0.1, patience=2, schedule="constant")
+    trained, result = train(model, dataset, settings, validation=dataset)
+    losses = [row["validation"]["loss"] for row in result.epochs]
+    assert result.stopped == "no improvement"
+    assert len(losses) == result.kept_epoch + 2
+    batch = next(dataset.batches(40))
+    with torch.no_grad():
+        loss = F.cross_entropy(trained(*batch.inputs), batch.labels)
+    assert float(loss) == pytest.approx(losses[result.kept_epoch - 1], rel=1e-5)
+
+
+def test_rmse_has_the_gradient_of_the_root():
+    from nncompress.train import Group
+    from nncompress.train.objective import root
+
+    x = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    value = root(x.square().mean(), 1.0, Group())
+    (found,) = torch.autograd.grad(value, x)
+    (expected,) = torch.autograd.grad(x.square().mean().sqrt(), x)
+    torch.testing.assert_close(found, expected)
+    assert float(value.detach()) == pytest.approx(float(x.detach().square().mean().sqrt()))
+    zero = torch.zeros(3, requires_grad=True)
+    (found,) = torch.autograd.grad(root(zero.square().mean(), 1.0, Group()), zero)
+    assert torch.equal(found, torch.zeros(3))  # where torch's own sqrt gives NaN
+
+
+def test_distillation_brings_the_student_to_the_teacher(data):
+    _, teacher = small(seed=5)
+    teacher.tensor("head.weight").data.mul_(20)
+    _, student = small(seed=6)
+    dataset = open_data(str(data), student.inputs)
+    settings = TrainSettings(
+        epochs=15, batch=8, optimizer="adam", lr=0.02, teacher_weight=1.0, match=("conv",)
+    )
+    trained, _ = train(student, dataset, settings, teacher=teacher)
+    x = next(dataset.batches(40)).inputs[0]
+
+    def apart(model: Model) -> float:
+        with torch.no_grad():
+            a, b = (F.log_softmax(m(x), 1) for m in (model, teacher))
+        return float(F.kl_div(a, b, reduction="batchmean", log_target=True))
+
+    assert apart(trained) < 0.2 * apart(student)
+    with pytest.raises(UsageError, match="differ in shape"):
+        train(networks.model("residual"), dataset, TrainSettings(match=("head",)), teacher=teacher)
+    with pytest.raises(UsageError, match="needs a teacher"):
+        train(student, dataset, settings)
+
+
+def test_imitation_is_the_published_formula():
+    from nncompress.train.objective import imitation
+
+    rng = np.random.default_rng(0)
+    s, t = rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
+
+    def softmax(z):
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    p, q = softmax(t / 3), softmax(s / 3)
+    expected = 9 * (p * np.log(p / q)).sum(1).mean()
+    found = imitation(torch.from_numpy(s), torch.from_numpy(t), 3.0, True)
+    assert float(found) == pytest.approx(expected)
+
+
+def test_quantized_models_are_refused():
+    import torch.ao.quantization.fx._decomposed
+
+    class Quantized(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            d = torch.ops.quantized_decomposed
+            return d.dequantize_per_tensor(
+                d.quantize_per_tensor(x, 0.1, 0, -128, 127, torch.int8), 0.1, 0, -128, 127, torch.int8
+            )
+
+    model = Model.from_module(Quantized(), (torch.randn(2, 3),))
+    with pytest.raises(UnsupportedError, match="quantized"):
+        train(model, None, TrainSettings())  # type: ignore[arg-type]
+
+
+def test_a_bad_label_is_named_with_file_and_record(tmp_path):
+    _, model = small()
+    y = np.zeros(20, np.int64)
+    y[13] = 9
+    np.savez(
+        tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32), y=y
+    )
+    dataset = open_data(str(tmp_path / "d.npz"), model.inputs)
+    with pytest.raises(DataError, match=r"d\.npz: record 13 has a label"):
+        train(model, dataset, TrainSettings(batch=4, task="classification"))
+
+
+def test_divergence_is_an_error(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    with pytest.raises(VerificationError, match="diverged"):
+        train(model, dataset, TrainSettings(epochs=30, batch=8, lr=1e20, schedule="constant"))
+
+
+def test_the_callers_randomness_is_untouched(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    train(model, dataset, TrainSettings(epochs=1, batch=8))
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_mixed_precision_trains(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    _, result = train(model, dataset, TrainSettings(epochs=8, batch=8, lr=0.05, amp=True, device="cpu"))
+    assert result.loss < result.epochs[0]["loss"]
