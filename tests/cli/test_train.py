@@ -37,8 +37,10 @@ def test_prune_then_train_then_eval(here, capsys):
         "20",
         "--batch",
         "10",
+        "--teacher-weight",
+        "0.1",
     ]
-    assert run([*train, "--lr", "0.1", "--teacher", "model.prune.pt2", *weight]) == ExitCode.OK
+    assert run([*train, "--lr", "0.1", "--teacher", "model.prune.pt2"]) == ExitCode.OK
     assert "top-1" in capsys.readouterr().out
     assert not Path("model.prune.train.pt2.checkpoint").exists()
     rows = [json.loads(line) for line in Path("model.prune.train.pt2.jsonl").read_text().splitlines()]
