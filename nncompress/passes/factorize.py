@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.passes.lowrank.choose import Choice, Option
     from nncompress.passes.lowrank.evidence import Evidence
+    from nncompress.passes.lowrank.latency import LatencyOracle
     from nncompress.passes.lowrank.targets import Target
 
 SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params")
@@ -62,6 +63,9 @@ class Factorize(Pass):
         "[auto: the weight's without data or for --err, else the model's]",
     )
     refit: bool = option(True, help="with data, fit the factors to what the compressed layers produce")
+    faster: bool = option(
+        False, help="take only factors measured to be faster than the layer, in ONNX Runtime on this machine"
+    )
     round_to: int = option(1, least=1, help="ranks are multiples of this; 16 suits most CPUs")
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'head*' (repeatable)"
@@ -95,6 +99,7 @@ class Factorize(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.ir.shapes import Shapes
+        from nncompress.passes.lowrank.latency import LatencyOracle
         from nncompress.passes.lowrank.repair import repair
         from nncompress.passes.lowrank.targets import find_targets
 
@@ -102,10 +107,11 @@ class Factorize(Pass):
         targets, left = find_targets(model, shapes, self.exclude)
         changes = [Change(name, f"left: {reason}", applied=False) for name, reason in left.items()]
         evidence, whose = self._evidence(model, targets, context)
+        oracle = LatencyOracle(shapes) if self.faster else None
         options = []
         for done, target in enumerate(targets):
             context.progress.step("decomposing", done, len(targets))
-            options.append(self._option(target, shapes, evidence.get(target.name), whose))
+            options.append(self._option(target, shapes, evidence.get(target.name), whose, oracle))
         context.progress.step("decomposing", len(targets), len(targets))
         choices = self._choose(model, options, whose)
         if not any(choice.candidate for choice in choices):
@@ -142,7 +148,14 @@ class Factorize(Pass):
             context.notes.append(f"{error.what}: minimised the error of each layer's own output")
             return gather(model, targets, context.data, context, outputs=False), "layer"
 
-    def _option(self, target: Target, shapes: object, evidence: Evidence | None, whose: str) -> Option:
+    def _option(
+        self,
+        target: Target,
+        shapes: object,
+        evidence: Evidence | None,
+        whose: str,
+        oracle: LatencyOracle | None,
+    ) -> Option:
         from nncompress.analysis.metric import Metric
         from nncompress.passes.lowrank.choose import Option
         from nncompress.passes.lowrank.forms import forms_of
@@ -153,10 +166,13 @@ class Factorize(Pass):
         metrics = evidence.metrics if evidence else None
         forms = {f.name: f for f in forms_of(target, shapes, wanted, metrics)}  # type: ignore[arg-type]
         matrices = target.matrices(weight)
+        candidates = [c for f in forms.values() for c in f.candidates(unit, self.round_to)]
+        latency = oracle.faster(target, forms, candidates) if oracle is not None else None
         return Option(
             target=target,
             forms=forms,
-            candidates=[c for f in forms.values() for c in f.candidates(unit, self.round_to)],
+            candidates=candidates if latency is None else list(latency),
+            latency=latency or {},
             unit=unit,
             dense=target.macs if unit == "macs" else weight.numel(),
             total=sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices)),
@@ -217,6 +233,8 @@ class Factorize(Pass):
             "minimized": whose,
             "relative_error": candidate.error / option.total if option.total else 0.0,
         }
+        if candidate in option.latency:
+            numbers["latency_ratio"] = round(option.latency[candidate], 3)
         if whose != "model":
             numbers["mse"] = candidate.error / option.elements
         return Change(option.target.name, f"{candidate.form}: {describe(option, candidate)}", numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.ranks import Candidate, allocate, cheapest
@@ -22,6 +22,7 @@ class Option:
         dense: cost as it is.
         total: the error of replacing its weight by zero.
         elements: how many squared errors `total` sums over: those of the weight, or of one output vector.
+        latency: of measured candidates, the time as a share of the dense layer's.
     """
 
     target: Target
@@ -31,6 +32,7 @@ class Option:
     dense: int
     total: float
     elements: int
+    latency: Mapping[Candidate, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,17 @@ class Choice:
     reason: str = ""
 
 
+NOTHING = "no rank was measured to be faster"  # candidates are only missing where they were measured
+
+
 def by_error(option: Option, limit: float, told: str) -> Choice:
     """The cheapest with an error below `limit`, if it is cheaper than the dense layer.
 
     Args:
         told: the limit as the user put it.
     """
+    if not option.candidates:
+        return Choice(option, None, NOTHING)
     best = cheapest(option.candidates, limit)
     if best is not None and best.cost < option.dense:
         return Choice(option, best)

@@ -178,7 +178,7 @@ class LinearForm(_MatrixForm):
             return call(aten.matmul.default, inner, right)
 
 
-class _ConvolutionForm(Form):
+class ConvolutionForm(Form):
     """What the forms of a convolution share: a chain of convolutions, the last one with the bias."""
 
     def __init__(
@@ -220,7 +220,7 @@ class _ConvolutionForm(Form):
         return matrix.reshape(*matrix.shape, *(1,) * self.place.dims)
 
 
-class ChannelForm(_ConvolutionForm, _MatrixForm):
+class ChannelForm(ConvolutionForm, _MatrixForm):
     """W [o, i/g, K…] per group as a matrix [o/g, i/g · K…]: K×K to r channels, then 1×1."""
 
     name = "channel"
@@ -244,7 +244,7 @@ class ChannelForm(_ConvolutionForm, _MatrixForm):
         ]
 
 
-class TransposedForm(_ConvolutionForm, _MatrixForm):
+class TransposedForm(ConvolutionForm, _MatrixForm):
     """Transposed: W [i, o/g, K…] per group as [o/g · K…, i/g]: 1×1 to r channels, then K×K."""
 
     name = "channel"
@@ -269,7 +269,7 @@ class TransposedForm(_ConvolutionForm, _MatrixForm):
         ]
 
 
-class SpatialForm(_ConvolutionForm):
+class SpatialForm(ConvolutionForm):
     """W [o, i/g, K, L] per group: K×1 to r channels, then 1×L."""
 
     name = "spatial"
@@ -306,7 +306,7 @@ class SpatialForm(_ConvolutionForm):
         return (min(inputs * height, outputs // self.groups * width),)
 
 
-class TuckerForm(_ConvolutionForm):
+class TuckerForm(ConvolutionForm):
     """W [o, i/g, K…] per group: 1×1 to r₁ channels, K×K to r₂ channels, 1×1."""
 
     name = "tucker"
@@ -354,7 +354,7 @@ def forms_of(
         return [LinearForm(target, shapes, metrics)]
     if place.transposed:
         return [TransposedForm(target, shapes, place, metrics)]
-    classes: list[type[_ConvolutionForm]] = [ChannelForm]
+    classes: list[type[ConvolutionForm]] = [ChannelForm]
     if not place.pointwise:
         if place.dims == 2 and min(place.kernel) > 1:
             classes.append(SpatialForm)
