@@ -15,9 +15,11 @@ class Shapes:
 
     Args:
         batch: the size of the dim named "batch"; other dynamic dims get the size their example has.
+        unknown: the size of dims that only running the model can tell (how many tokens an expert gets).
     """
 
-    def __init__(self, model: Model, batch: int = 1) -> None:
+    def __init__(self, model: Model, batch: int = 1, unknown: int = 1) -> None:
+        self._unknown = unknown
         self._symbols: dict[Any, int] = {}
         self._known: dict[Any, int] = {}
         placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
@@ -44,5 +46,6 @@ class Shapes:
             return int(size)
         expression = size.node.expr
         if expression not in self._known:
-            self._known[expression] = int(expression.subs(self._symbols))
+            known = expression.subs(self._symbols)
+            self._known[expression] = int(known.subs(dict.fromkeys(known.free_symbols, self._unknown)))
         return self._known[expression]

@@ -137,6 +137,15 @@ def test_the_unit_of_grouped_query_attention_is_a_kv_head_with_its_queries():
     assert pruned.tensor("q.weight").shape == (15, 7)
 
 
+def test_rotary_positions_leave_whole_heads():
+    """cos and sin are labelled along the head size; a unit that is a place in every head would be useless."""
+    from architectures import ARCHITECTURES, build
+
+    couplings = find_couplings(build(ARCHITECTURES["llama-gqa"]))
+    assert sizes(couplings)["layers.0.q"] == 2
+    assert couplings["layers.0.q"].layers == tuple(f"layers.0.{name}" for name in "qkvo")
+
+
 def test_attention_without_heads_keeps_its_scale():
     class Single(nn.Module):
         def __init__(self):
@@ -202,6 +211,18 @@ def test_an_unknown_op_pins_what_it_touches_and_nothing_else():
     assert sizes(couplings) == {"a": 8}
     assert "linalg_cross" in couplings.pinned["b.weight", 0]
     prune(given, couplings)
+
+
+def test_a_rule_that_fails_pins_like_an_unknown_op(monkeypatch):
+    from nncompress.analysis.couplings import rules
+
+    def broken(*_):
+        raise IndexError("unforeseen")
+
+    monkeypatch.setitem(rules.RULES, "tanh", broken)
+    couplings = find_couplings(model("concat"))
+    assert set(sizes(couplings)) == {"a", "mix"}
+    assert [n.name for n in couplings.trace.surprises] == ["tanh"]
 
 
 def test_constants_and_buffers_follow():

@@ -45,6 +45,7 @@ def test_pruned_and_proven(name):
     assert all((a - b).abs().max() > 1e-2 * b.abs().max() for a, b in zip(first, second))
     couplings = find_couplings(model)
     assert couplings.prunable_share() > 0.9
+    assert couplings.trace.surprises == {}
     generator = np.random.default_rng(1)
     removal = {
         g.name: generator.choice(g.size, min(g.size - 1, max(1, int(0.4 * g.size))), replace=False)

@@ -229,7 +229,7 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
         elif f.shape[1] > 1:
             one_group = f.ravel()
     if transposed:
-        made = t.labels.fresh(shape[1]).reshape(groups, made_inner)
+        made = t.labels.fresh(shape[1], weak=False).reshape(groups, made_inner)
         t.labels.unite(taken, all_groups.reshape(groups, inner))
     else:
         made = all_groups.reshape(groups, made_inner)
@@ -254,6 +254,20 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
     else:
         t.decide_later([taken, made, one_group], *options)
     return Value(shape, [*others, made.reshape(1, -1, *space)])
+
+
+def grouped_mm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Experts: `[tokens, k] x [experts, k, n]`, each token with the expert whose range it lies in."""
+    x, w, *rest = (n for n in node.all_input_nodes)
+    for offsets in rest:
+        t.fix_all(t.value(offsets), "used as offsets")
+    data, weight = t.value(x), t.value(w)
+    if (len(data.shape), len(weight.shape)) != (2, 3):
+        return t.unknown(node)
+    data = Value(data.shape, t.labels.fix(data.factors, [0], "sorted by expert"))
+    weight = Value(weight.shape, t.labels.fix(weight.factors, [0], "chosen by offset"))
+    t.contraction(node, w, outputs=[2], inputs=[1])
+    return contract(t, [(data, ["t", "k"]), (weight, ["e", "k", "n"])], ["t", "n"], t.shape(node))
 
 
 def bilinear(t: Trace, node: fx.Node, a: Arguments) -> Result:

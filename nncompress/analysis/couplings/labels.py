@@ -31,6 +31,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent = np.zeros(1, np.int64)
         self._pinned = np.ones(1, np.int32)  # 0: free, else 1 + index into `reasons`
+        self._weak = np.zeros(1, bool)  # nothing trained is in the class
         self._count = 1
         self.reasons: list[str] = ["fixed"]
         self._reason_ids: dict[str, int] = {"fixed": 0}
@@ -39,13 +40,19 @@ class Labels:
     def __len__(self) -> int:
         return self._count
 
-    def fresh(self, count: int) -> Factor:
-        """`count` new labels, each its own class, as a vector."""
+    def fresh(self, count: int, *, weak: bool = True) -> Factor:
+        """`count` new labels, each its own class, as a vector.
+
+        Weak ones belong to no trained parameter (padding, copies, constants): where a choice of units is to
+        be made they give way.
+        """
         start, end = self._count, self._count + count
         if end > len(self._parent):
             grown = max(end, 2 * len(self._parent))
             self._parent = np.concatenate([self._parent, np.arange(len(self._parent), grown)])
             self._pinned = np.concatenate([self._pinned, np.zeros(grown - len(self._pinned), np.int32)])
+            self._weak = np.concatenate([self._weak, np.zeros(grown - len(self._weak), bool)])
+        self._weak[start:end] = weak
         self._count = end
         return np.arange(start, end)
 
@@ -65,6 +72,10 @@ class Labels:
         """The representative of each label's class; PIN where the class is pinned."""
         root = self.root(labels)
         return np.where(self._pinned[root] > 0, PIN, root)
+
+    def weak(self, factor: Factor) -> bool:
+        """No class of this factor has anything trained in it."""
+        return bool(self._weak[self.root(factor)].all())
 
     def reason(self, labels: Factor) -> list[str]:
         """Why each label is pinned; "" where it is not."""
@@ -88,6 +99,7 @@ class Labels:
                 if not len(high):
                     return
             np.maximum.at(self._pinned, low, self._pinned[high])
+            np.logical_and.at(self._weak, low, self._weak[high])
             np.minimum.at(self._parent, high, low)
 
     def pin(self, labels: Factor, why: str) -> None:
@@ -164,6 +176,13 @@ class Labels:
                 result += [f for own in inside for f in own]
                 continue
             arrays = [self.only_one(own) for own in inside if own]
+            yielding = [a for a in arrays if varying(a) < dims and self.weak(a)]
+            if yielding and len(yielding) < len(arrays):
+                # Rotary angles depend on the place in the head: they do not make that place a unit.
+                for array in yielding:
+                    fixing |= varying(array)
+                    self.pin(array, why)
+                arrays = [a for a in arrays if not any(a is y for y in yielding)]
             for other in arrays[1:]:
                 self.unite(arrays[0], other)
             result += self.fix(arrays[:1], fixing, why)
@@ -188,8 +207,8 @@ class Labels:
         max(options, key=left)(self, found)
 
     def only_one(self, factors: Sequence[Factor]) -> Factor:
-        """Of several factors that overlap keep the one with most classes; the others are pinned."""
-        best = max(factors, key=lambda f: len(np.unique(f)))
+        """Of several factors that overlap keep a trained one with most classes; the others are pinned."""
+        best = max(factors, key=lambda f: (not self.weak(f), len(np.unique(f))))
         for factor in factors:
             if factor is not best:
                 self.pin(factor, "labelled twice along one dim")

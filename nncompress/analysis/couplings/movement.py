@@ -34,7 +34,7 @@ _LARGE = 1 << 18  # a label array beyond this that is not a plain vector is deci
 def reshape(t: Trace, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     after = t.shape(node)
-    if math.prod(x.shape) != math.prod(after):
+    if math.prod(x.shape) != math.prod(after) or not math.prod(after):
         return t.unknown(node)
     parts = segments(x.shape, after)
     factors = []

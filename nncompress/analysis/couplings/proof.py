@@ -29,7 +29,7 @@ class ZeroedReference(fx.Interpreter):
     """
 
     def __init__(self, couplings: Couplings, removal: Removal) -> None:
-        super().__init__(couplings.model.graph_module, garbage_collect_values=False)
+        super().__init__(couplings.model.graph_module)
         self._survivors = couplings.survivors(removal)
         self._trace = couplings.trace
 

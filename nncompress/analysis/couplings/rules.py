@@ -48,6 +48,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (c.attention, "scaled_dot_product_attention"),
     (c.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
     (c.bilinear, "bilinear"),
+    (c.grouped_mm, "_grouped_mm grouped_mm_fallback"),
     (c.embedding, "embedding"),
     (c.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (c.recurrent, "lstm gru rnn_tanh rnn_relu"),
@@ -110,6 +111,8 @@ _TABLE: list[tuple[Rule, str]] = [
 ]
 RULES: dict[str, Rule] = {name: rule for rule, names in _TABLE for name in names.split()}
 
+NAMESPACES = ("aten", "quantized_decomposed", "transformers")
+
 # Rules under which a constant expression (weights in, weights out) keeps the labels of its operands.
 TRANSPARENT = {
     m.reshape, m.permute, m.expand, m.slice_, m.select, m.split, m.unbind, m.getitem, m.cat, m.stack, m.index,
@@ -122,7 +125,9 @@ def rule_of(node: fx.Node) -> Rule | None:
     target = node.target
     name = op_name(node)
     if isinstance(target, torch._ops.OpOverload):
-        if target._schema.is_mutable or target.namespace not in ("aten", "quantized_decomposed"):
+        if target._schema.is_mutable or target.namespace not in NAMESPACES:
             return None
+        if name in ("min", "max") and target._overloadname == "other":
+            return p.pointwise
         return RULES.get(name) or (p.pointwise if torch.Tag.pointwise in target.tags else None)
     return m.getitem if name == "getitem" else None

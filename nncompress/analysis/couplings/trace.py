@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings.labels import Factor, Labels, Option, shrink, varying
 from nncompress.analysis.couplings.rules import TRANSPARENT, rule_of
-from nncompress.analysis.couplings.value import EXAMPLE_BATCH, Result, Value, arguments, nested_shape
+from nncompress.analysis.couplings.value import (
+    EXAMPLE_BATCH,
+    UNKNOWN_SIZE,
+    Result,
+    Value,
+    arguments,
+    nested_shape,
+)
 from nncompress.ir import Model
 from nncompress.ir.shapes import Shapes
 
@@ -26,6 +34,7 @@ class Trace:
             statistics.
         folded: nodes that compute a weight from weights in a way that labels cannot follow (weight
             standardisation, weight norm); their result is labelled as a weight of its own.
+        surprises: nodes whose rule failed on them, with the error; treated as unknown ops.
         inputs, outputs: per stored tensor, the dims that serve as a layer's input or output features.
     """
 
@@ -37,10 +46,11 @@ class Trace:
         self.contractions: dict[fx.Node, list[tuple[fx.Node, tuple[int, ...]]]] = {}
         self.survivor_norms: dict[fx.Node, tuple[int, ...]] = {}
         self.folded: list[fx.Node] = []
+        self.surprises: dict[fx.Node, str] = {}
         self.inputs: set[tuple[str, int]] = set()
         self.outputs: set[tuple[str, int]] = set()
         self._pending: list[tuple[str, Sequence[Factor], Sequence[Option]]] = []
-        self._shapes = Shapes(model, EXAMPLE_BATCH)
+        self._shapes = Shapes(model, EXAMPLE_BATCH, UNKNOWN_SIZE)
         self._owner: dict[int, str] = {}  # id of a tensor -> first name
         self._starts: list[int] = []  # first label of each (tensor, dim), ascending
         self._dims: list[tuple[str, int]] = []
@@ -71,10 +81,10 @@ class Trace:
         found = [self.values.get(n) for n in node.all_input_nodes]
         return [v for v in found if isinstance(v, Value)]
 
-    def fresh(self, shape: Sequence[int], dim: int) -> Factor:
+    def fresh(self, shape: Sequence[int], dim: int, *, weak: bool = True) -> Factor:
         where = [1] * len(shape)
         where[dim] = shape[dim]
-        return self.labels.fresh(shape[dim]).reshape(where)
+        return self.labels.fresh(shape[dim], weak=weak).reshape(where)
 
     def fix_all(self, value: Value, why: str) -> None:
         for factor in value.factors:
@@ -137,7 +147,16 @@ class Trace:
         if self.shape(node) is None and not isinstance(node.meta.get("val"), list | tuple):
             return None  # a size or another number
         rule = rule_of(node)
-        return rule(self, node, arguments(node)) if rule else self.unknown(node)
+        if rule is None:
+            return self.unknown(node)
+        try:
+            result = rule(self, node, arguments(node))
+            _check(result, self.shape(node))
+        except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            # A form of the op that its rule does not foresee. Ties made so far only tie more.
+            self.surprises[node] = f"{type(error).__name__}: {error}"
+            return self.unknown(node)
+        return result
 
     def _stored_tensor(self, node: fx.Node) -> Result:
         try:
@@ -148,17 +167,18 @@ class Trace:
             return None  # a submodule of a higher-order op
         name = self._owner.setdefault(id(tensor), str(node.target))
         if name not in self.tensors:
-            self.tensors[name] = self._label_dims(name, tuple(tensor.shape))
+            weak = not isinstance(tensor, torch.nn.Parameter)
+            self.tensors[name] = self._label_dims(name, tuple(tensor.shape), weak=weak)
         known = self.tensors[name]
         return Value(known.shape, list(known.factors))
 
-    def _label_dims(self, name: str, shape: tuple[int, ...]) -> Value:
+    def _label_dims(self, name: str, shape: tuple[int, ...], *, weak: bool = False) -> Value:
         factors = []
         for dim, size in enumerate(shape):
             if size > 1:
                 self._starts.append(len(self.labels))
                 self._dims.append((name, dim))
-                factors.append(self.fresh(shape, dim))
+                factors.append(self.fresh(shape, dim, weak=weak))
         value = Value(shape, factors)
         self.tensors[name] = value
         return Value(shape, list(factors))
@@ -199,6 +219,21 @@ def _constant_but(dims: frozenset[int], keep: int) -> Option:
         labels.unite_along(arrays[0], dims - {keep})
 
     return unite
+
+
+def _check(result: Result, shape: Any) -> None:
+    """Factors broadcast against the tensor that they label.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if isinstance(result, list):
+        for each, one in zip(result, shape, strict=True):
+            _check(each, one)
+    elif isinstance(result, Value):
+        for sizes in (result.shape, *(f.shape for f in result.factors)):
+            if len(sizes) != len(shape) or any(s not in (1, n) for s, n in zip(sizes, shape)):
+                raise ValueError(f"labels of shape {sizes} for a tensor of shape {shape}")
 
 
 def flat(result: Result) -> Iterator[Value]:

@@ -14,6 +14,8 @@ from nncompress.ir.shapes import Shapes
 
 EXAMPLE_BATCH = 3  # labels are traced at this batch size: a number that rarely is a size of anything else
 
+UNKNOWN_SIZE = 97  # stands for sizes that only running the model can tell
+
 
 @dataclass
 class Value:
