@@ -49,11 +49,17 @@ class Histogram:
         self.counts = np.zeros(2 * BINS, dtype=np.int64)
 
     def add(self, values: Tensor) -> None:
-        """Count the values of a float tensor of any shape; all must be finite."""
+        """Count the values of a float tensor of any shape.
+
+        Raises:
+            FloatingPointError: one is NaN or infinite.
+        """
         values = values.detach().float().flatten()
         if not values.numel():
             return
-        low, high = (float(v) for v in torch.aminmax(values))
+        low, high = (float(v) for v in torch.aminmax(values))  # NaN if any value is
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise FloatingPointError
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = max(-low, high)
         if reach == 0:
@@ -149,9 +155,10 @@ class _Observer(fx.Interpreter):
         value = super().run_node(n)
         for histograms in (self.inputs, self.watched):
             if n in histograms:
-                if not torch.isfinite(value).all():
-                    raise _not_finite(n)
-                histograms[n].add(value)
+                try:
+                    histograms[n].add(value)
+                except FloatingPointError:
+                    raise _not_finite(n) from None
         if self.also is not None:
             self.also(n, value, self.fetch_args_kwargs_from_env(n)[0])
         return value

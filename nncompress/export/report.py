@@ -20,6 +20,7 @@ class ExportReport:
         relative_error: the same as ‖difference‖₂ / ‖output‖₂, the worst of the outputs.
         runtime: the runtime that was asked ("onnxruntime 1.31.1"), or "".
         batches: the batch sizes tried.
+        int8: for a quantized model, which heavy ops the runtime really runs in int8 here, and which not.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class ExportReport:
     relative_error: float | None = None
     runtime: str = ""
     batches: tuple[int, ...] = ()
+    int8: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}

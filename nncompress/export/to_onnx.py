@@ -19,10 +19,11 @@ from torch import fx
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
 from nncompress.export.atomic import replacing
+from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.lower_int8 import lower_int8
 from nncompress.export.report import ExportReport
 from nncompress.export.tidy_onnx import tidy
-from nncompress.export.verify_onnx import compare
+from nncompress.export.verify_onnx import compare, precision_of
 from nncompress.ir import Model
 from nncompress.ir.codebook import pack
 from nncompress.ir.normalize import op_name
@@ -60,6 +61,7 @@ def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] 
         program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)
         del program
         found = compare(model, temporary)
+        int8 = int8_coverage(temporary).summary() if precision_of(model) == "int8" else ""
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
     return ExportReport(
         target,
@@ -69,6 +71,7 @@ def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] 
         found.relative_error,
         found.runtime,
         found.batches,
+        int8,
     )
 
 

@@ -137,6 +137,8 @@ def written(report: ExportReport) -> RenderableType:
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+    if report.int8:
+        text += f"; {report.int8}"
     return Text(text, style="bold")
 
 
