@@ -118,3 +118,13 @@ def test_the_input_is_not_overwritten(tmp_path):
     with pytest.raises(OutputError, match="not overwritten"):
         write_onnx(convolutional(), tmp_path / "." / "m.onnx", protect=[source])
     assert source.read_bytes() == b"the original"
+
+
+def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 0)
+    model = convolutional()
+    report = write_onnx(model, tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    x = torch.randn(2, 3, 12, 12)
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx", x)[0], model(x).detach().numpy(), atol=1e-5)
