@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -40,13 +41,13 @@ def benchmark(result: BenchResult) -> RenderableType:
     if any(arm.peak_memory for arm in arms):
         peaks = ", ".join(f"{arm.name} {size(arm.peak_memory)}" for arm in arms if arm.peak_memory)
         lines.append(Text(f"peak memory beyond the runtime's own: {peaks}", style="dim"))
-    lines += [Text(verdict(arms[0], arm)) for arm in arms[1:]]
+    lines += [Text(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     return Group(*lines)
 
 
-def verdict(first: ArmResult, arm: ArmResult) -> str:
-    """What a model was worth against the first, in one sentence."""
+def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None) -> str:
+    """What a model was worth against the first, and whether it lost speed to the one before: a sentence."""
     assert arm.speedup is not None
     s = arm.speedup
     if s.low > 1:
@@ -66,6 +67,8 @@ def verdict(first: ArmResult, arm: ArmResult) -> str:
     if a is not None and b is not None and a.top1 is not None and b.top1 is not None:
         parts.append(f"{100 * (b.top1 - a.top1):+.2f} points of top-1")
     paid = s.low > 1 or bool(first.file_size and arm.file_size and arm.file_size < 0.99 * first.file_size)
+    if previous is not None and previous.speedup is not None and s.high < previous.speedup.low:
+        parts.append(f"slower than {previous.name}")
     return f"{arm.name}: {', '.join(parts)}{'' if paid else ': did not pay'}"
 
 

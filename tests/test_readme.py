@@ -1,0 +1,34 @@
+"""README.md and docs/ say what is there."""
+
+import re
+from pathlib import Path
+
+from nncompress.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND_NAMES = {name for group in COMMANDS.values() for name in group}
+
+
+def test_the_session_in_the_readme_is_the_demo():
+    script = (ROOT / "fixtures/demo.sh").read_text()
+    readme = (ROOT / "README.md").read_text()
+    ran = re.findall(r"^run (.+)$", script, re.M)
+    shown = re.findall(r"^\$ (.+)$", readme, re.M)
+    assert shown == ran
+    assert len(ran) >= 6
+
+
+def test_every_link_leads_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#]+?\.md)[^)]*\)", page.read_text())
+    ]
+    assert links
+    missing = [f"{page.name}: {link}" for page, link in links if not (page.parent / link).is_file()]
+    assert not missing
+
+
+def test_every_command_that_the_docs_show_exists():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(r"^(?:    |\$ )nncompress ([a-z][\w-]*)", page.read_text(), re.M):
+            assert name in COMMAND_NAMES, f"{page.name}: nncompress {name}"
