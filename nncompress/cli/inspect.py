@@ -14,7 +14,7 @@ _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 A MAC is one multiplication with its addition, counted for one record.
 
 --units shows instead what `prune-nodes` can remove: groups of nodes, the layers that one node spans, and
-what removing one saves.
+what removing one saves. --spectrum plots the singular values of every weight, and what rank keeps how much.
 
 Example:  nncompress inspect model.pt --json | jq .totals
 """
@@ -33,11 +33,15 @@ def inspect(
     units: Annotated[
         bool, typer.Option("--units", help="show the nodes that can be removed together")
     ] = False,
+    spectrum: Annotated[bool, typer.Option("--spectrum", help="plot the weights' singular values")] = False,
     json: options.Json = False,
 ) -> None:
     opened = options.open_model(model, arch=arch, input=input, data=data, trust_pickle=trust_pickle)
     if units:
         _show_units(opened, json)
+        return
+    if spectrum:
+        _show_spectra(opened, json)
         return
     from nncompress.analysis.cost import cost
     from nncompress.report import tables
@@ -81,3 +85,14 @@ def _show_units(opened: options.Opened, json: bool) -> None:
         )
     else:
         show(tables.units(rows, couplings.prunable_share(), couplings.pinned))
+
+
+def _show_spectra(opened: options.Opened, json: bool) -> None:
+    from nncompress.analysis.spectrum import spectra
+    from nncompress.report import tables
+
+    found = spectra(opened.model)
+    if json:
+        print_json({"schema": 1, "model": str(opened.path), "spectra": [row.to_json() for row in found]})
+    else:
+        show(tables.spectra(found))

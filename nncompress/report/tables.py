@@ -17,6 +17,7 @@ from nncompress.report.units import count, share, size, times
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
     from nncompress.analysis.couplings.summary import GroupSummary
+    from nncompress.analysis.spectrum import LayerSpectrum
     from nncompress.export import ExportReport
     from nncompress.ir import Model
     from nncompress.pipeline import Step
@@ -96,6 +97,28 @@ def architectures(rows: Sequence[Architecture]) -> RenderableType:
         table.add_row(row.name, "×".join(map(str, row.shape)), count(row.parameters), count(row.macs))
     lines = [Text.assemble((row.name, "bold"), f": {row.summary}") for row in rows]
     return Group(*lines, Text(), table)
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_PLOT_WIDTH = 32
+
+
+def spectra(rows: list[LayerSpectrum]) -> RenderableType:
+    """One line plot per layer: its singular values, the largest full height, from first to last."""
+    table = plain("layer", "matrix", "singular values", "90 %", "99 %", "of", right=3)
+    for row in rows:
+        shape = "×".join(map(str, row.shape))
+        ranks = [str(row.rank_for(share_kept)) for share_kept in (0.9, 0.99)]
+        table.add_row(row.name, shape, _sparkline(row.values), *ranks, str(len(row.values)))
+    note = "90 %, 99 %: the rank that keeps this share of the squared singular values"
+    return Group(table, Text(note, style="dim"))
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    largest = max(values, default=0.0) or 1.0
+    width = min(_PLOT_WIDTH, len(values))
+    picked = [values[i * len(values) // width] for i in range(width)]
+    return "".join(_BARS[round(value / largest * (len(_BARS) - 1))] for value in picked)
 
 
 def step(result: Step) -> RenderableType:
