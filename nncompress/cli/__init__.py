@@ -23,6 +23,7 @@ COMMANDS = {
     },
     "training": {
         "train": "train, fine-tune or distil; resumes after a kill",
+        "cycle": "train and prune in cycles, until nothing is left to prune",
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",

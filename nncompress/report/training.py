@@ -11,6 +11,7 @@ from rich.text import Text
 from nncompress.report.tables import plain
 
 if TYPE_CHECKING:
+    from nncompress.cycles import Cycle, CycleResult
     from nncompress.train import TrainResult
 
 SHOWN = 12  # the last epochs of a long run
@@ -36,3 +37,26 @@ def epochs(result: TrainResult) -> RenderableType:
         lines.insert(0, Text(f"the last {SHOWN} of {len(rows)} epochs (the log has all)"))
     lines.append(Text(f"stopped after {result.stopped}; the weights are those of epoch {result.kept_epoch}"))
     return Group(*lines)
+
+
+def cycle_line(cycle: Cycle) -> str:
+    """One cycle as a sentence, while the next is running."""
+    nodes = "-".join(map(str, cycle.nodes.values()))
+    taken_back = "" if cycle.accepted else ", taken back"
+    return f"cycle {cycle.cycle}: {nodes} nodes, loss {cycle.loss:.4g}{taken_back}; {cycle.pruned} pruned"
+
+
+def cycles(result: CycleResult) -> RenderableType:
+    """One row per cycle, and what is left."""
+    accuracy = any("top1" in cycle.validation for cycle in result.cycles)
+    top1 = ["top-1"] if accuracy else []
+    table = plain("cycle", "nodes", "epochs", "loss", *top1, "pruned", "s", right=0)
+    for cycle in result.cycles:
+        cells = [str(cycle.cycle), "-".join(map(str, cycle.nodes.values())), str(cycle.epochs)]
+        cells.append(f"{cycle.loss:.4g}")
+        if accuracy:
+            cells.append(f"{100 * cycle.validation['top1']:.2f} %")
+        cells += [str(cycle.pruned), f"{cycle.seconds:.1f}"]
+        table.add_row(*cells, style=None if cycle.accepted else "dim")
+    left = ", ".join(f"{name}: {count}" for name, count in result.nodes.items())
+    return Group(table, Text(f"stopped: {result.stopped}. Nodes left: {left}; loss {result.loss:.4g}"))

@@ -8,16 +8,23 @@ import torch
 from torch.nn import functional as F
 
 from nncompress.data import Dataset
-from nncompress.errors import VerificationError
+from nncompress.errors import DataError, VerificationError
 from nncompress.ir import Model
 from nncompress.progress import Progress
 from nncompress.train.objective import Task
+from nncompress.train.settings import TrainSettings
 
 
 def validate(
-    model: Model, dataset: Dataset, task: Task, batch_size: int, device: torch.device, progress: Progress
+    model: Model,
+    dataset: Dataset,
+    task: Task,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress,
+    limit: int | None = None,
 ) -> dict[str, float]:
-    """`loss`, and `top1` for classification, over all records, in evaluation mode.
+    """`loss`, and `top1` for classification, over all (or `limit`) records, in evaluation mode.
 
     Raises:
         DataError: labels do not fit.
@@ -25,8 +32,8 @@ def validate(
     """
     total = right = 0.0
     records = elements = 0
-    for batch in dataset.batches(batch_size):
-        progress.step("validating", records, dataset.planned_records())
+    for batch in dataset.batches(batch_size, limit):
+        progress.step("validating", records, dataset.planned_records(limit))
         with torch.inference_mode():
             output = model.outputs_of(*(x.to(device) for x in batch.inputs))[0].float().cpu()
             target = task.target(output, batch)
@@ -44,3 +51,16 @@ def validate(
     if task.loss == "cross-entropy":
         return {"loss": loss, "top1": right / records}
     return {"loss": math.sqrt(loss) if task.loss == "rmse" else loss}
+
+
+def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
+    """The task, "auto" resolved by the first records. The model is on the CPU.
+
+    Raises:
+        DataError: the data has no records, or no labels for the task.
+    """
+    for batch in dataset.batches(settings.batch, limit=settings.batch):
+        with torch.no_grad():
+            output = model.outputs_of(*batch.inputs)[0]
+        return Task.choose(settings, output, batch, dataset.spec)
+    raise DataError(f"{dataset.spec} has no records")

@@ -86,3 +86,18 @@ def test_mistakes_are_one_message(here, capsys, options, code, text):
     said = capsys.readouterr().err
     assert text in said
     assert "Traceback" not in said
+
+
+def test_cycles_prune_and_are_not_overwritten(here, capsys):
+    cycle = ["cycle", "model.pt", "--input", "1x4", "--data", "data.npz"]
+    cycle += ["--ratio", "0.5", "--max-cycles", "3"]
+    assert run([*cycle, "--epochs", "2", "--json"]) == ExitCode.OK
+    result = json.loads(capsys.readouterr().out)
+    assert [list(c["nodes"].values()) for c in result["cycles"]] == [[16], [8], [4]]
+    assert result["stopped"] == "max cycles"
+    assert len(Path("model.cycles/cycles.jsonl").read_text().splitlines()) == 3
+    assert nncompress.load("model.cycle.pt2").history[-1]["pass"] == "cycle"
+    assert run([*cycle, "--epochs", "2"]) == ExitCode.USAGE
+    assert "--resume continues it" in capsys.readouterr().err
+    assert run([*cycle, "--epochs", "2", "--resume", "-o", "again.pt2"]) == ExitCode.OK
+    assert "cycle" in capsys.readouterr().out

@@ -1,0 +1,331 @@
+"""The cycles themselves, and the files that let a killed run go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from nncompress import pipeline
+from nncompress.analysis.couplings import find_couplings
+from nncompress.cycles.settings import CycleSettings
+from nncompress.data import Dataset
+from nncompress.errors import UsageError
+from nncompress.export.atomic import replacing
+from nncompress.export.to_pt2 import write_pt2
+from nncompress.ir import Model
+from nncompress.ir.weights import layers
+from nncompress.loading import load_model
+from nncompress.options import Options
+from nncompress.passes import Context, Pass, Prune, PruneNodes
+from nncompress.progress import NullProgress, Progress
+from nncompress.results import Result
+from nncompress.train import TrainResult, TrainSettings, checkpoint, train
+from nncompress.train.validation import first_task, validate
+
+
+def cubic_sparsity(final: float, cycle: int, cycles: int) -> float:
+    """s (1 − (1 − t/n)³): fast at first, slow near the end (Zhu & Gupta 2017). `cycle` counts from 1."""
+    return final * (1 - (1 - cycle / cycles) ** 3)
+
+
+def distort(model: Model, seed: int) -> None:
+    """Add U(−1, 1) · max(0, 1 − var(w)) to every weight and bias of the layers (Çallı's draft, §2.2.2).
+
+    Zeros that pruning made stay zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    for layer in layers(model):
+        for weight in (layer.weight, layer.bias):
+            if weight is None or id(model.tensor(weight.name)) in seen:
+                continue
+            seen.add(id(model.tensor(weight.name)))
+            value = weight.value()
+            spread = float(value.var(correction=0))
+            noise = (torch.rand(value.shape, generator=generator) * 2 - 1) * max(0.0, 1 - spread)
+            weight.assign(value + noise * (value != 0) if layer.weight is weight else value + noise)
+
+
+def nodes(model: Model, names: Iterable[str] = ()) -> dict[str, int]:
+    """How many nodes each group of removable nodes has; groups of `names` that are no more have one left."""
+    return dict.fromkeys(names, 1) | {group.name: group.size for group in find_couplings(model).groups}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One training and what was pruned after it.
+
+    Attributes:
+        nodes: per group, as trained; loss: of the kept epoch; validation: the same held out.
+        pruned: nodes (connections, with `sparsity`) removed after this training.
+        accepted: False where the loss was above `max_loss` and the pruning before it was taken back.
+    """
+
+    cycle: int
+    nodes: dict[str, int]
+    loss: float
+    validation: dict[str, float]
+    epochs: int
+    pruned: int
+    accepted: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CycleResult(Result):
+    """All cycles. stopped: "nothing left to prune", "max cycles", or "the loss allows no fewer nodes"."""
+
+    kind: ClassVar[str] = "cycle"
+
+    cycles: tuple[Cycle, ...]
+    nodes: dict[str, int]
+    loss: float
+    stopped: str
+
+
+@dataclass
+class _State:
+    """What a killed run needs besides the models, which lie in files of these names."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    current: str = ""  # to be trained next
+    best: str = ""  # trained, and good enough
+    best_loss: float = float("inf")
+    ratio: float | None = None  # of nodes to remove, once the criterion's own number was too many
+    retried: int = 0
+    stopped: str = ""
+
+
+def run_cycles(
+    model: Model,
+    dataset: Dataset,
+    training: TrainSettings,
+    settings: CycleSettings,
+    *,
+    folder: Path,
+    validation: Dataset | None = None,
+    resume: bool = False,
+    done: Callable[[Cycle], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Model, CycleResult]:
+    """Train and prune a copy of `model` in cycles, and return it trained.
+
+    Args:
+        folder: made if missing. `cycles.jsonl` has a line per cycle; the rest is there to resume from.
+        validation: its loss is what `max_loss` bounds, where given.
+        done: called after every cycle.
+
+    Raises:
+        NNCompressError: as `train` and the passes raise them.
+    """
+    return _Cycles(model, dataset, training, settings, folder, validation, resume, done, progress).run()
+
+
+class _Cycles:
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        training: TrainSettings,
+        settings: CycleSettings,
+        folder: Path,
+        validation: Dataset | None,
+        resume: bool,
+        done: Callable[[Cycle], None] | None,
+        progress: Progress | None,
+    ) -> None:
+        self.dataset, self.validation = dataset, validation
+        self.training, self.settings, self.folder = training, settings, folder
+        self.done, self.progress = done, progress or NullProgress()
+        self.history, self.groups = list(model.history), list(nodes(model))
+        self.identity = {
+            "training": _plain(training),
+            "cycle": _plain(settings),
+            "data": dataset.spec,
+            "validation": validation.spec if validation else None,
+            "model": checkpoint.weights_digest(model),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state = self._stored() if resume else _State()
+        if not self.state.current:
+            self._keep_model("start.pt2", model)
+            self.state.current = "start.pt2"
+            self._keep_state()
+
+    def run(self) -> tuple[Model, CycleResult]:
+        while not self.state.stopped:
+            self._cycle()
+        model = self._model(self.state.best or self.state.current)
+        cycles = tuple(Cycle(**row) for row in self.state.rows)
+        result = CycleResult(cycles, nodes(model, self.groups), self.state.best_loss, self.state.stopped)
+        record: dict[str, Any] = {
+            "pass": "cycle",
+            "settings": self.settings.settings(),
+            "training": self.training.settings(),
+            "cycles": len(cycles),
+            "nodes": result.nodes,
+        }
+        model.history[:] = [*self.history, record]
+        return model, result
+
+    def _cycle(self) -> None:
+        """Train the current model, judge it, and prepare the next."""
+        state, settings = self.state, self.settings
+        number = len(state.rows) + 1
+        started = time.monotonic()
+        trained, result = train(
+            self._model(state.current),
+            self.dataset,
+            replace(self.training, seed=self.training.seed + number),
+            validation=self.validation,
+            checkpoint=self.folder / f"train-{number}.checkpoint",
+            resume=True,
+            progress=self.progress,
+        )
+        loss, held_out = self._measure(trained, result)
+        good = settings.max_loss is None or loss <= settings.max_loss or not state.best
+        better = loss < state.best_loss if state.retried else good
+        if better:
+            name = f"trained-{number}.pt2"
+            self._keep_model(name, trained)
+            state.best, state.best_loss = name, loss
+        removed = self._next(trained, number, good)
+        row = Cycle(
+            number,
+            nodes(trained, self.groups),
+            loss,
+            held_out,
+            len(result.epochs),
+            removed,
+            better,
+            round(time.monotonic() - started, 2),
+        )
+        state.rows.append(asdict(row))
+        self._keep_state()
+        self._tidy()
+        if self.done is not None:
+            self.done(row)
+
+    def _next(self, trained: Model, number: int, good: bool) -> int:
+        """Set `current` (or `stopped`); returns how much was pruned."""
+        state, settings = self.state, self.settings
+        last = number - state.retried >= settings.max_cycles
+        pruned, removed = trained, 0
+        if not state.retried and not last:
+            if not good:  # back to the last good model, and half as far
+                before = sum(state.rows[-1]["nodes"].values())
+                state.ratio = (state.ratio or state.rows[-1]["pruned"] / before) / 2
+                trained = self._model(state.best)
+            pruned, removed = self._prune(trained, number)
+        if removed:
+            self._begin(pruned, number, distorted=settings.distort)
+        elif state.retried < settings.retries:
+            state.retried += 1
+            self._begin(self._model(state.best), number, distorted=True)
+        else:
+            ended = "the loss allows no fewer nodes" if state.ratio else "nothing left to prune"
+            state.stopped = "max cycles" if last else ended
+        return removed
+
+    def _begin(self, model: Model, number: int, *, distorted: bool) -> None:
+        if distorted:
+            distort(model, self.training.seed + number)
+        self._keep_model(f"pruned-{number}.pt2", model)
+        self.state.current = f"pruned-{number}.pt2"
+
+    def _prune(self, model: Model, number: int) -> tuple[Model, int]:
+        settings = self.settings
+        if settings.sparsity is None and not nodes(model):
+            return model, 0
+        context = Context(
+            data=self.dataset,
+            seed=self.training.seed + number,
+            progress=self.progress,
+            limit=settings.records,
+            batch_size=self.training.batch,
+        )
+        pruned, (step,) = pipeline.run(model, [self._pass(number)], context)
+        if settings.sparsity is not None:
+            return pruned, sum(c.numbers["zeros"] - c.numbers["zeros_before"] for c in step.changes)
+        return pruned, sum(len(c.numbers.get("removed", ())) for c in step.changes if c.applied)
+
+    def _pass(self, number: int) -> Pass:
+        settings = self.settings
+        if settings.sparsity is not None:
+            share = cubic_sparsity(settings.sparsity, number, max(1, settings.max_cycles - 1))
+            return Prune(sparsity=share, exclude=settings.exclude)
+        how: dict[str, Any] = {"outliers": settings.outliers, "ratio": settings.ratio}
+        if settings.threshold is not None:  # prune-nodes removes what is below, the papers also what is at it
+            how["threshold"] = math.nextafter(settings.threshold, math.inf)
+        if self.state.ratio is not None:
+            how = {"ratio": self.state.ratio}
+        return PruneNodes(
+            criterion=settings.criterion,  # type: ignore[arg-type]
+            compensate=settings.compensate,
+            renormalize=settings.compensate,
+            exclude=settings.exclude,
+            **how,
+        )
+
+    def _measure(self, trained: Model, result: TrainResult) -> tuple[float, dict[str, float]]:
+        """The task's loss without penalties, on the held-out data where there is any."""
+        if result.validation:
+            return result.validation["loss"], result.validation
+        task = first_task(trained, self.dataset, self.training)
+        limit, batch = self.settings.records, self.training.batch
+        return validate(trained, self.dataset, task, batch, torch.device("cpu"), self.progress, limit)[
+            "loss"
+        ], {}
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def _stored(self) -> _State:
+        """The state of the killed run in this folder; a new one where there is none.
+
+        Raises:
+            UsageError: it is of another run.
+        """
+        try:
+            stored = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return _State()
+        except ValueError as error:
+            raise UsageError(f"{self.folder}/state.json cannot be read", got=str(error)) from error
+        differing = [k for k, v in self.identity.items() if stored.get("identity", {}).get(k) != v]
+        if differing:
+            raise UsageError(
+                f"{self.folder} is of another run, which would not be continued",
+                got="different " + ", ".join(differing),
+                remedy="repeat the first command's options, or delete the folder",
+            )
+        return _State(**stored["state"])
+
+    def _keep_state(self) -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in self.state.rows)
+        with replacing(self.folder / "state.json") as temporary:
+            temporary.write_text(json.dumps({"identity": self.identity, "state": vars(self.state)}))
+            (temporary.parent / "cycles.jsonl").write_text(lines, encoding="utf-8")
+
+    def _keep_model(self, name: str, model: Model) -> None:
+        write_pt2(model, self.folder / name)
+
+    def _model(self, name: str) -> Model:
+        return load_model(self.folder / name)
+
+    def _tidy(self) -> None:
+        """Files that no state refers to any more."""
+        wanted = {self.state.current, self.state.best}
+        for file in (*self.folder.glob("*.pt2"), *self.folder.glob("*.checkpoint")):
+            if file.name not in wanted:
+                file.unlink()
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}

@@ -1,0 +1,62 @@
+"""The options of `cycle`: when to prune what, between trainings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nncompress.errors import UsageError
+from nncompress.options import Options, option
+from nncompress.passes import PruneNodes
+
+
+@dataclass(frozen=True)
+class CycleSettings(Options):
+    """When to prune what, between trainings.
+
+    Raises:
+        UsageError: an option is out of bounds, or two of them do not go together.
+    """
+
+    name = "cycle"
+
+    max_cycles: int = option(20, least=1, help="stop after so many cycles")
+    criterion: str = option(
+        "activation-variance", metavar="NAME", help="what prune-nodes removes nodes by (see its --help)"
+    )
+    outliers: float | None = option(
+        None, above=0, help="remove nodes outside mean ± K · variance of their layer's scores"
+    )
+    threshold: float | None = option(
+        None, least=0, help="remove nodes that score at or below this [default: 0]"
+    )
+    ratio: float | None = option(None, above=0, below=1, help="remove this share of every layer's nodes")
+    sparsity: float | None = option(
+        None, above=0, below=1, help="prune connections instead, along a cubic ramp up to this share"
+    )
+    compensate: bool = option(
+        False, help="fit the layers that stay to the model before pruning, in closed form"
+    )
+    distort: bool = option(False, help="perturb the weights after pruning: rand · (1 − var(weights))")
+    max_loss: float | None = option(
+        None, above=0, help="take a cycle back whose trained loss is above this, and try fewer nodes"
+    )
+    retries: int = option(
+        0, least=0, help="at the end, distort and train so many times more, and keep the best"
+    )
+    exclude: tuple[str, ...] = option(
+        (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
+    )
+    records: int | None = option(None, least=1, help="records that statistics are taken over [default: all]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [k for k in ("outliers", "threshold", "ratio", "sparsity") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                "cycle: these options each say what is pruned",
+                got=" and ".join(f"--{k}" for k in given),
+                expected="one of them",
+            )
+        if not given:
+            object.__setattr__(self, "threshold", 0.0)
+        PruneNodes(criterion=self.criterion)  # type: ignore[arg-type]  # refuses an unknown one now

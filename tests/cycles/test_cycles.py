@@ -1,0 +1,137 @@
+"""Cycles find the nodes that a task needs, record each cycle, and survive a kill."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress.cycles import CycleSettings, cubic_sparsity, distort, nodes, run_cycles
+from nncompress.data import open_data
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.train import TrainSettings
+
+
+def network(hidden: int = 24, seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 1)).eval()
+    return Model.from_module(module, (torch.randn(2, 3),))
+
+
+@pytest.fixture
+def sums(tmp_path):
+    """Positive inputs, of which one ReLU gives the sum exactly."""
+    x = np.random.default_rng(0).uniform(0, 1, (600, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=x.sum(1))
+    return open_data(str(tmp_path / "d.npz"), network().inputs)
+
+
+TRAINING = TrainSettings(epochs=6, batch=50, lr=0.05, loss="rmse")
+
+
+def test_nodes_that_never_fire_go_and_the_cycle_ends(sums, tmp_path):
+    model = network()
+    with torch.no_grad():
+        model.tensor("0.bias")[:10] = -100.0
+    settings = CycleSettings(criterion="activation-count")
+    pruned, result = run_cycles(model, sums, TRAINING, settings, folder=tmp_path / "c")
+    assert result.stopped == "nothing left to prune"
+    assert result.cycles[0].pruned >= 10
+    assert nodes(pruned) == result.nodes
+    (left,) = result.nodes.values()
+    assert left == 24 - sum(c.pruned for c in result.cycles)
+    rows = [json.loads(line) for line in (tmp_path / "c" / "cycles.jsonl").read_text().splitlines()]
+    assert [row["cycle"] for row in rows] == [c.cycle for c in result.cycles]
+    assert [record["pass"] for record in pruned.history] == ["cycle"]
+
+
+def test_a_bound_on_the_loss_decides_how_many_nodes_are_left(sums, tmp_path):
+    settings = CycleSettings(ratio=0.75, max_loss=0.04)
+    pruned, result = run_cycles(network(), sums, TRAINING, settings, folder=tmp_path / "c")
+    assert list(result.nodes.values()) == [1]
+    assert result.loss <= 0.04
+    x = next(sums.batches(600))
+    with torch.no_grad():
+        error = pruned(*x.inputs).flatten() - x.labels.flatten()
+    assert float(error.square().mean().sqrt()) == pytest.approx(result.loss, rel=1e-3)
+
+
+def test_a_cycle_that_loses_too_much_is_taken_back(sums, tmp_path):
+    """One node cannot give |x1 - 1/2| and x2 at once: the last pruning is undone."""
+    x = np.random.default_rng(1).uniform(0, 1, (600, 3)).astype(np.float32)
+    np.savez(tmp_path / "e.npz", x=x, y=np.abs(x[:, 0] - 0.5) * 4 + x[:, 1])
+    data = open_data(str(tmp_path / "e.npz"), network().inputs)
+    settings = CycleSettings(ratio=0.9, max_loss=0.3)
+    training = TrainSettings(epochs=20, batch=50, lr=0.05, loss="rmse")
+    _, result = run_cycles(network(), data, training, settings, folder=tmp_path / "c")
+    assert any(not cycle.accepted for cycle in result.cycles)
+    assert result.stopped == "the loss allows no fewer nodes"
+    assert result.loss <= 0.3
+    accepted = [sum(c.nodes.values()) for c in result.cycles if c.accepted]
+    assert sum(result.nodes.values()) == accepted[-1] == min(accepted)
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill:
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def step(self, description: str, done: int, total: int | None) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+
+def test_a_killed_run_ends_the_same(sums, tmp_path):
+    settings = CycleSettings(ratio=0.5, max_cycles=3, distort=True, retries=1)
+    training = TrainSettings(epochs=2, batch=50, lr=0.05, loss="rmse")
+    whole, expected = run_cycles(network(), sums, training, settings, folder=tmp_path / "whole")
+    for at in (5, 30, 45, 70, 20):
+        with pytest.raises(Killed):
+            run_cycles(
+                network(), sums, training, settings, folder=tmp_path / "c", resume=True, progress=Kill(at)
+            )
+    found, result = run_cycles(network(), sums, training, settings, folder=tmp_path / "c", resume=True)
+    first, second = whole.state_dict(), found.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [(c.nodes, c.loss) for c in result.cycles] == [(c.nodes, c.loss) for c in expected.cycles]
+    with pytest.raises(UsageError, match="another run"):
+        run_cycles(network(seed=1), sums, training, settings, folder=tmp_path / "c", resume=True)
+
+
+def test_connections_follow_the_cubic_ramp(sums, tmp_path):
+    settings = CycleSettings(sparsity=0.8, max_cycles=4)
+    pruned, _ = run_cycles(network(), sums, TRAINING, settings, folder=tmp_path / "c")
+    weights = torch.cat([pruned.tensor(n).detach().flatten() for n in ("0.weight", "2.weight")])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
+    ramp = [cubic_sparsity(0.8, t, 10) for t in range(11)]
+    assert ramp[0] == 0
+    assert ramp[10] == pytest.approx(0.8)
+    assert ramp[5] == pytest.approx(0.8 * 7 / 8)
+
+
+def test_distortion_is_the_papers_and_spares_pruned_zeros():
+    model = network(200)
+    with torch.no_grad():
+        model.tensor("0.weight")[:50] = 0
+        model.tensor("2.weight").mul_(100)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    distort(model, seed=1)
+    moved = {name: tensor - before[name] for name, tensor in model.state_dict().items()}
+    assert torch.equal(moved["0.weight"][:50], torch.zeros(50, 3))
+    size = 1 - float(before["0.weight"].var(correction=0))
+    assert 0.95 * size < float(moved["0.weight"].abs().max()) <= size
+    assert torch.equal(moved["2.weight"], torch.zeros_like(moved["2.weight"]))  # its variance is above 1
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5, "outliers": 2}, {"criterion": "luck"}, {"max_cycles": 0}])
+def test_settings_that_do_not_fit_are_refused(options):
+    with pytest.raises(UsageError):
+        CycleSettings(**options)
