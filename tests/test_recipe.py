@@ -16,7 +16,7 @@ def test_file_and_command_line_agree(tmp_path):
 
 
 def test_a_pass_prints_as_the_text_that_makes_it():
-    each = Prune(sparsity=0.25, scope="layer")
+    each = Prune(sparsity=0.25, scope="layer", exclude=("head*", "stem"), remove_dead=True)
     assert parse_pass(str(each)) == each
 
 

@@ -87,21 +87,21 @@ def cost(model: Model) -> Cost:
     for node in model.graph.nodes:
         if node.op != "call_function" or op_name(node).startswith(("dequantize", "quantize")):
             continue
-        stored = _stored_tensors(model, node)
+        stored, scales = _stored_tensors(model, node)
         fresh = [(name, model.tensor(name)) for name in stored if id(model.tensor(name)) not in counted]
         macs = node_macs(node, shapes)
         if not stored and not macs:
             continue
         counted.update(id(tensor) for _, tensor in fresh)
-        values = [(n, t) for n, t in fresh if not _is_scale(t, n)]
+        values = [tensor for name, tensor in fresh if name not in scales]
         rows.append(
             LayerCost(
                 name=layer_name(stored[0]) if stored else node.name,
                 kind=_kind(node, shapes),
                 shape=tuple(model.tensor(stored[0]).shape) if stored else (),
                 output=shapes.of(node),
-                parameters=sum(t.numel() for _, t in values),
-                nonzero=sum(int(torch.count_nonzero(t)) for _, t in values),
+                parameters=sum(t.numel() for t in values),
+                nonzero=sum(int(torch.count_nonzero(t)) for t in values),
                 macs=macs,
                 bytes=sum(t.numel() * t.element_size() for _, t in fresh),
             )
@@ -162,9 +162,14 @@ def _recurrent_macs(node: fx.Node, shapes: Shapes) -> int:
     return steps * sum(prod(s) for s in map(shapes.of, weights) if len(s) == 2)
 
 
-def _stored_tensors(model: Model, node: fx.Node) -> list[str]:
-    """Dotted names of the tensors that the node reads: its weight first, then the rest, scales included."""
+def _stored_tensors(model: Model, node: fx.Node) -> tuple[list[str], set[str]]:
+    """Dotted names of the tensors that the node reads: its weight first, then the rest.
+
+    Among them, and named apart, are the scales and zero points of int8 tensors: they cost bytes but are no
+    parameters of the network.
+    """
     names: list[str] = []
+    scales: set[str] = set()
     roles = roles_of(node)
     ordered = list(node.all_input_nodes)
     if roles is not None:
@@ -176,13 +181,10 @@ def _stored_tensors(model: Model, node: fx.Node) -> list[str]:
             continue
         names.append(weight_source.name)
         if weight_source.quantized:
-            names += [str(s.target) for s in source.all_input_nodes[1:] if s.op == "get_attr"]
-    return list(dict.fromkeys(names))
-
-
-def _is_scale(tensor: torch.Tensor, name: str) -> bool:
-    """Scales and zero points cost bytes but are no parameters of the network."""
-    return name.endswith(("_scale", "_zero_point"))
+            own = [str(s.target) for s in source.all_input_nodes[1:] if s.op == "get_attr"]
+            names += own
+            scales.update(own)
+    return list(dict.fromkeys(names)), scales
 
 
 def _kind(node: fx.Node, shapes: Shapes) -> str:

@@ -87,7 +87,9 @@ class Pass(Options):
         """
 
     def __str__(self) -> str:
-        options = ",".join(f"{k}={v}" for k, v in self.settings().items())
+        """The text that makes it: "prune:sparsity=0.5,exclude=head*+stem"."""
+        settings = {k: "+".join(v) if isinstance(v, list) else v for k, v in self.settings().items()}
+        options = ",".join(f"{k}={v}" for k, v in settings.items())
         return f"{self.name}:{options}" if options else self.name
 
 

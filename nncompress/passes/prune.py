@@ -77,11 +77,11 @@ class Prune(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         chosen = list(self._chosen(model))
-        cutoff = self._global_cutoff(chosen) if self.sparsity is not None and self.scope == "global" else None
+        kept = self._kept_of_all(chosen) if self.sparsity is not None and self.scope == "global" else {}
         changes = []
         for done, layer in enumerate(chosen):
             context.progress.step("pruning connections", done, len(chosen))
-            changes.append(self._prune(layer, cutoff))
+            changes.append(self._prune(layer, kept.get(layer.name)))
         if self.remove_dead:
             from nncompress.passes.dead_nodes import remove_dead_nodes
 
@@ -113,26 +113,29 @@ class Prune(Pass):
             chosen.append(layer)
         return chosen
 
-    def _prune(self, layer: Layer, cutoff: float | None) -> Change:
+    def _prune(self, layer: Layer, keep: Tensor | None) -> Change:
+        """Zero what `keep` says, or where it is None what this layer's own weights decide."""
         import torch
 
         weight = layer.weight.value()
         numbers: dict[str, float] = {}
-        if self.pattern is not None:
+        if keep is not None:
+            pass
+        elif self.pattern is not None:
             n, m = _parse_pattern(self.pattern)
             if weight.shape[layer.roles.inputs] % m:
                 inputs = weight.shape[layer.roles.inputs]
                 return Change(layer.name, f"left: {inputs} inputs are no multiple of {m}", applied=False)
             keep = _pattern_mask(weight, layer.roles.inputs, n, m)
-        elif self.sparsity is not None and cutoff is None:
-            keep = _largest(weight, weight.numel() - int(self.sparsity * weight.numel()))
+        elif self.sparsity is not None:
+            keep = _all_but_smallest(weight.abs().flatten(), self.sparsity).reshape(weight.shape)
         else:
-            bound = cutoff if cutoff is not None else self.threshold
+            bound = self.threshold
             if bound is None:
                 assert self.std is not None
                 bound = self.std * float(weight.double().square().mean().sqrt())
             numbers["threshold"] = bound
-            keep = weight.abs() > bound if cutoff is not None else weight.abs() >= bound
+            keep = weight.abs() >= bound
         before = int((weight == 0).sum())
         zeroed = int(((weight != 0) & ~keep).sum())
         if zeroed:
@@ -141,14 +144,15 @@ class Prune(Pass):
         share = (before + zeroed) / weight.numel()
         return Change(layer.name, f"{share:.1%} of {weight.numel()} weights are zero", numbers, bool(zeroed))
 
-    def _global_cutoff(self, chosen: list[Layer]) -> float:
-        """The k-th smallest magnitude of all chosen weights, k = the number to be zero."""
+    def _kept_of_all(self, chosen: list[Layer]) -> dict[str, Tensor]:
+        """By layer, which weights stay when all of the chosen layers compete."""
         import torch
 
         assert self.sparsity is not None
-        magnitudes = torch.cat([layer.weight.value().abs().flatten() for layer in chosen])
-        count = int(self.sparsity * magnitudes.numel())
-        return float(magnitudes.kthvalue(count).values) if count else -1.0
+        weights = [layer.weight.value() for layer in chosen]
+        keep = _all_but_smallest(torch.cat([w.abs().flatten() for w in weights]), self.sparsity)
+        parts = keep.split([w.numel() for w in weights])
+        return {layer.name: part.reshape(w.shape) for layer, part, w in zip(chosen, parts, weights)}
 
 
 def _parse_pattern(pattern: str) -> tuple[int, int]:
@@ -171,10 +175,19 @@ def _pattern_mask(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
     return keep.reshape(moved.shape).movedim(-1, dim)
 
 
-def _largest(weight: Tensor, count: int) -> Tensor:
-    """True for exactly `count` of the largest magnitudes."""
+def _all_but_smallest(magnitudes: Tensor, share: float) -> Tensor:
+    """False for exactly this share of the magnitudes [n], rounded down, smallest first.
+
+    Where several tie at the cut (an int8 or codebook weight has few values), those that go are spread evenly.
+    """
     import torch
 
-    keep = torch.zeros(weight.numel(), dtype=torch.bool)
-    keep[weight.abs().flatten().argsort(descending=True, stable=True)[:count]] = True
-    return keep.reshape(weight.shape)
+    count = int(share * magnitudes.numel())
+    if not count:
+        return torch.ones_like(magnitudes, dtype=torch.bool)
+    cutoff = magnitudes.kthvalue(count).values
+    keep = magnitudes >= cutoff
+    ties = torch.nonzero(magnitudes == cutoff).flatten()
+    going = count - int((~keep).sum())
+    keep[ties[torch.arange(going) * len(ties) // going]] = False
+    return keep

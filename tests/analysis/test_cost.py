@@ -110,3 +110,17 @@ def test_nonzero_counts_pruned_weights():
         layer.weight[0] = 0
     result = of(layer, torch.randn(2, 4))
     assert (result.parameters, result.nonzero) == (16, 12)
+
+
+def test_a_parameter_called_scale_is_a_parameter():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.layer_scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.fc(x) * self.layer_scale
+
+    costs = cost(Model.from_module(Scaled().eval(), (torch.randn(2, 4),)))
+    assert (costs.parameters, costs.bytes) == (24, 96)

@@ -65,6 +65,19 @@ def test_sparsity_is_exact(sparsity):
         assert int((weight == 0).sum()) == int(sparsity * weight.numel())
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_sparsity_is_exact_among_equal_magnitudes(scope):
+    """Codebook and int8 weights tie by the thousand; a threshold would take them all."""
+    model = make()
+    with torch.no_grad():
+        for name in ("conv.weight", "head.weight"):
+            model.tensor(name).copy_(model.tensor(name).sign())
+    run(model, sparsity=0.25, scope=scope)
+    for name in ("conv.weight", "head.weight"):  # and no layer pays for the others
+        weight = model.tensor(name)
+        assert abs(int((weight == 0).sum()) - 0.25 * weight.numel()) <= 1
+
+
 def test_sparsity_takes_the_smallest_of_the_whole_model():
     model, before = make(), make()
     run(model, sparsity=0.5)
