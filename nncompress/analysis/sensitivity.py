@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from nncompress.analysis.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.model import Model
+from nncompress.ir.qdq import StraightThrough
 from nncompress.progress import NullProgress, Progress
 
 CHUNK = 16  # records per backward pass: the activations of so many are in memory
@@ -98,7 +99,7 @@ def _backward(
     return {node: g for node, g in zip(nodes, gradients) if g is not None}
 
 
-class _Tape(fx.Interpreter):
+class _Tape(StraightThrough):
     """Runs the graph and remembers the values of some nodes, differentiable."""
 
     def __init__(self, module: fx.GraphModule, watched: set[fx.Node]) -> None:

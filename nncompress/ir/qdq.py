@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,21 @@ def is_dequantized(node: object) -> bool:
 def is_quantized(node: fx.Node) -> bool:
     """Its value already goes through a `quantize_per_tensor`."""
     return any(op_name(user) == "quantize_per_tensor" for user in node.users)
+
+
+class StraightThrough(fx.Interpreter):
+    """Runs a graph with the same values, but with gradients through its quantize-dequantize pairs.
+
+    Rounding has none of its own; as in quantization-aware training it is taken for the identity within the
+    grid's range, and for a constant outside (Bengio et al. 2013; Jacob et al. 2018).
+    """
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is ops.quantize_per_tensor.default:
+            return args[0]  # rounded below, where the pair ends
+        if target is ops.dequantize_per_tensor.default and args[0].is_floating_point():
+            return torch.fake_quantize_per_tensor_affine(*args[:5])
+        return super().call_function(target, args, kwargs)
 
 
 def insert_pair(node: fx.Node, grid: Affine, readers: Collection[fx.Node]) -> None:

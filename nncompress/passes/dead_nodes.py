@@ -102,7 +102,9 @@ def _all_zero(model: Model, group: Group, members: Sequence[Member]) -> Any:
     zero = np.ones(group.size, bool)
     for member in members:
         tensor = model.tensor(member.tensor).detach()
-        largest = tensor.abs().movedim(member.dim, 0).flatten(1).amax(1).double().numpy()
+        largest = (
+            tensor.abs().movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1).amax(1).double().numpy()
+        )
         alive = member.unit[(largest > 0) & (member.unit >= 0)]
         zero[alive] = False
     return zero

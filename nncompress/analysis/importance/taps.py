@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from nncompress.data import Batch
 from nncompress.errors import DataError
 from nncompress.ir import Model
+from nncompress.ir.qdq import StraightThrough
 
 GRADIENT_ELEMENTS = 2_000_000  # input elements per backward pass: bounds the activations that autograd keeps
 
@@ -26,7 +27,7 @@ def gradient_batch_size(model: Model, batch_size: int) -> int:
     return max(1, min(batch_size, GRADIENT_ELEMENTS // max(elements, 1)))
 
 
-class Taps(fx.Interpreter):
+class Taps(StraightThrough):
     """Runs a model and keeps chosen values with their gradients.
 
     Args:
