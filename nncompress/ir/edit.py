@@ -5,7 +5,7 @@ Nothing outside this file creates nodes. After a set of edits call `Model.refres
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,3 +102,20 @@ def set_argument(node: fx.Node, position: int, value: Any) -> None:
     node.args = tuple(given)
     schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()
     node.kwargs = {k: v for k, v in node.kwargs.items() if k not in [a.name for a in schema[: len(given)]]}
+
+
+def tie_tensors(model: Model, names: Sequence[str]) -> None:
+    """Store one tensor, the first, under all these names; whoever read another of them reads the first."""
+    shared = model.tensor(names[0])
+    for name in names[1:]:
+        old = model.tensor(name)
+        if old is shared:
+            continue
+        aliases = names_of(model, old)
+        for alias in aliases:
+            prefix, _, leaf = alias.rpartition(".")
+            owner = model.graph_module.get_submodule(prefix)
+            (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = shared  # type: ignore[assignment]
+        for node in model.graph.nodes:
+            if node.op == "get_attr" and str(node.target) in aliases:
+                node.target = names[0]

@@ -1,0 +1,46 @@
+"""Adaptive sharing: tie only the layers that one weight serves well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+Cluster = tuple[int, ...]
+
+
+def merge_cheapest(
+    sizes: Sequence[tuple[int, int]], error: Callable[[int, Cluster], float], saving: float
+) -> list[list[Cluster]]:
+    """Merge pairs of clusters, least extra error per saved parameter first, until enough is saved.
+
+    Args:
+        sizes: per group the number of its layers and of one layer's parameters.
+        error: of the group with that number, if these layers of it share one weight.
+        saving: share of what merging all groups whole would save.
+
+    Returns: per group the clusters of its layers, singles included.
+    """
+    clusters: list[list[Cluster]] = [[(i,) for i in range(layers)] for layers, _ in sizes]
+    wanted = saving * sum((layers - 1) * parameters for layers, parameters in sizes)
+    known: dict[tuple[int, Cluster], float] = {}
+
+    def cost(group: int, cluster: Cluster) -> float:
+        if len(cluster) == 1:
+            return 0.0
+        if (group, cluster) not in known:
+            known[group, cluster] = error(group, cluster)
+        return known[group, cluster]
+
+    saved = 0
+    while saved < wanted:
+        steps = []
+        for group, (_, parameters) in enumerate(sizes):
+            for a, b in combinations(clusters[group], 2):
+                extra = cost(group, tuple(sorted(a + b))) - cost(group, a) - cost(group, b)
+                steps.append((extra / parameters, group, a, b))
+        if not steps:
+            break
+        _, group, a, b = min(steps)
+        clusters[group] = [c for c in clusters[group] if c not in (a, b)] + [tuple(sorted(a + b))]
+        saved += sizes[group][1]
+    return clusters
