@@ -159,8 +159,48 @@ class TwoOutputs(nn.Module):
         return {"classes": self.classes(x), "value": self.value(x)}
 
 
+class Stages(nn.Module):
+    """Two stages of basic blocks with batch norm, then one that normalises first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            for inputs, outputs, stride in (
+                (8, 8, 1),
+                (8, 8, 1),
+                (8, 8, 1),
+                (8, 8, 1),
+                (8, 12, 2),
+                (12, 12, 1),
+            )
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c.out_channels) for c in self.convolutions)
+        self.project = nn.Conv2d(8, 12, 1, stride=2)
+        self.bn1, self.bn2 = nn.BatchNorm2d(12), nn.BatchNorm2d(12)
+        self.conv1 = nn.Conv2d(12, 12, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(12, 12, 3, padding=1, bias=False)
+        self.head = nn.Linear(12, 5)
+
+    def _block(self, x: Tensor, number: int) -> Tensor:
+        for i in (2 * number, 2 * number + 1):
+            x = self.norms[i](self.convolutions[i](x))
+            x = F.relu(x) if i % 2 == 0 else x
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self._block(x, 0) + x)
+        x = F.relu(self._block(x, 1) + x)
+        x = self._block(x, 2) + self.project(x)
+        x = x + self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return self.head(x.mean((2, 3)))
+
+
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
     "residual": (Residual, ((3, 8, 8),)),
+    "stages": (Stages, ((3, 8, 8),)),
     "concat": (Concat, ((3, 8, 8),)),
     "depthwise": (Depthwise, ((3, 8, 8),)),
     "tied": (Tied, ((7,),)),

@@ -19,6 +19,7 @@ COMMANDS = {
         "prune": "zero small weights: by threshold, to a sparsity, or in an N:M pattern",
         "prune-nodes": "remove whole nodes (channels, heads, hidden units) with everything tied to them",
         "factorize": "replace layers by low-rank factors where that multiplies less",
+        "share": "residual blocks of a stage share one 3×3 weight",
         "quantize": "int8 weights and activations, calibrated on data",
     },
     "training": {

@@ -12,8 +12,20 @@ from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 from nncompress.passes.quantize import Quantize
+from nncompress.passes.share import Share
 
-_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Quantize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Share, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
-__all__ = ["PASSES", "Change", "Cluster", "Context", "Factorize", "Pass", "Prune", "PruneNodes", "Quantize"]
+__all__ = [
+    "PASSES",
+    "Change",
+    "Cluster",
+    "Context",
+    "Factorize",
+    "Pass",
+    "Prune",
+    "PruneNodes",
+    "Quantize",
+    "Share",
+]

@@ -15,7 +15,7 @@ from nncompress.passes.base import Change, Context, Pass, option
 if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.ir.weights import Layer
-    from nncompress.passes.sharing.fit import Fit, Problem
+    from nncompress.passes.sharing.fit import Problem
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Share(Pass):
     """Tie the 3×3 convolutions of a stage's residual blocks to one weight, then train on.
 
     The weight starts as the mean of the old ones, or with data as the one that changes the layers' outputs
-    least. The network has to be trained afterwards: sharing costs little accuracy only then.
+    least. Sharing destroys what the layers had learnt; the network has to be trained afterwards.
     """
 
     name = "share"
@@ -41,7 +41,7 @@ class Share(Pass):
     saving: float = option(
         0.5, above=0, most=1, help="with --adaptive: share of what sharing everything would save"
     )
-    rescale: bool = option(True, help="let batch norms take up a scale per block and channel")
+    rescale: bool = option(True, help="with data, let batch norms take up a scale per block and channel")
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'layer1*' (repeatable)"
     )
@@ -115,6 +115,13 @@ class Share(Pass):
                 total=context.limit,
             )
 
+        def scaled(layer: Layer) -> Literal["outputs", "inputs", ""]:
+            if not self.rescale or context.data is None:
+                return ""
+            if norm_after(model, layer) is not None:
+                return "outputs"
+            return "inputs" if norm_before(model, layer) is not None else ""
+
         def problem(layer: Layer) -> Problem:
             weight = layer.weight.value().to(torch.float64)
             seen = moments.get(layer.name)
@@ -122,8 +129,7 @@ class Share(Pass):
                 weight=weight.flatten(1).unflatten(0, (layer.groups, -1)),
                 kernel=weight[0, 0].numel(),
                 moment=None if seen is None else with_ridge(seen.second),
-                outputs=self.rescale and norm_after(model, layer) is not None,
-                inputs=self.rescale and norm_before(model, layer) is not None,
+                scaled=scaled(layer),
             )
 
         return [[problem(layer) for layer in group] for group in groups]
@@ -143,7 +149,7 @@ class Share(Pass):
             nonlocal tried
             tried += 1
             context.progress.step("pairing layers", tried, None)
-            return sum(fit([problems[group][i] for i in cluster]).errors)
+            return sum(fit([problems[group][i] for i in cluster], turns=2).errors)
 
         sizes = [(len(group), group[0].weight.value().numel()) for group in groups]
         return [
@@ -153,32 +159,25 @@ class Share(Pass):
         ]
 
     def _tie(self, model: Model, group: list[Layer], problems: list[Problem]) -> list[Change]:
-        """Store the fitted weight in the first layer; every layer's scales go to its batch norms."""
+        """Store the fitted weight in the first layer; every layer's scale goes to its batch norm."""
         from nncompress.passes.sharing.fit import fit
+        from nncompress.passes.sharing.scales import scale_inputs, scale_outputs
 
-        found: Fit = fit(problems)
+        found = fit(problems)
         first = group[0]
         shared = found.weight.reshape(first.weight.value().shape)
         changes = []
-        for layer, outputs, inputs, error in zip(group, found.outputs, found.inputs, found.errors):
-            _absorb(model, layer, outputs.flatten(), inputs.flatten())
+        for k, (layer, problem, error) in enumerate(zip(group, problems, found.errors)):
+            if problem.scaled == "outputs":
+                scale_outputs(model, layer, found.outputs[k].flatten())
+            elif problem.scaled == "inputs":
+                scale_inputs(model, layer, found.inputs[k].flatten()[:: problem.kernel])
             numbers = {"output_error": error, "tied": int(layer is not first)}
             others = "the others" if layer is first else first.name
             what = f"shares its weight with {others}; {error:.0%} of its output lost"
             changes.append(Change(layer.name, what, numbers))
         first.weight.assign(shared)
         return changes
-
-
-def _absorb(model: Model, layer: Layer, outputs: object, inputs: object) -> None:
-    from nncompress.passes.sharing import scales
-
-    after, before = scales.norm_after(model, layer), scales.norm_before(model, layer)
-    if after is not None and not scales.identity_scale(outputs):  # type: ignore[arg-type]
-        scales.scale_outputs(model, after, outputs)  # type: ignore[arg-type]
-    if before is not None and not scales.identity_scale(inputs):  # type: ignore[arg-type]
-        # The layer is to see E x where it saw x.
-        scales.scale_inputs(model, before, inputs)  # type: ignore[arg-type]
 
 
 def _tied(model: Model, group: list[Layer]) -> bool:

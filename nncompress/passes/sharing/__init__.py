@@ -1,1 +1,1 @@
-"""What `share` is made of: blocks and stages of a residual graph, the weight that fits several layers best."""
+"""What `share` is made of: blocks and stages of a residual graph, and the weight for several layers."""

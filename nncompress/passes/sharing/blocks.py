@@ -89,9 +89,7 @@ def _operands(node: fx.Node, shapes: Shapes) -> tuple[fx.Node, fx.Node] | None:
     return (a, b) if len(shapes.of(a)) > 2 and shapes.of(a) == shapes.of(b) else None
 
 
-def _continued(
-    entry: fx.Node, addition: fx.Node, blocks: dict[fx.Node, Block], shapes: Shapes
-) -> int | None:
+def _continued(entry: fx.Node, addition: fx.Node, blocks: dict[fx.Node, Block], shapes: Shapes) -> int | None:
     """The stage that a block continues, None where it begins one."""
     size = shapes.of(addition)[2:]
     stages: set[int] = set()

@@ -1,54 +1,61 @@
-"""The one weight that serves several layers best, in closed form.
+"""The one weight that serves several layers best.
 
 Layer k computes W_k x, with inputs of second moment S_k = E[x xᵀ]. All of them shall compute D_k W E_k x with
-one W; D_k (per output) and E_k (per input) are diagonal, and absorbed by the batch norms around the layer.
-With scales D_k and E_k set from the norms of W_k's rows and columns, W minimises
+one W; D_k (per output) or E_k (per input) is diagonal, and absorbed by a batch norm next to the layer. With
+tr_S(Δ) = tr(Δ S Δᵀ), the mean square of Δx, minimised is the sum of the layers' relative errors
 
-    Σ_k tr (D_k⁻¹ W_k − W E_k) S_k (D_k⁻¹ W_k − W E_k)ᵀ,   W = (Σ_k D_k⁻¹ W_k S_k E_k)(Σ_k E_k S_k E_k)⁻¹
+    Σ_k tr_{S_k}(W_k − D_k W E_k) / tr_{S_k}(W_k)
 
-and then each D_k the error of its own layer. Without data S_k = 1; without scales, too, W is the mean.
+by turns: W, the D_k and the E_k are each the solution of a linear least-squares problem given the others.
+Without scales there is one turn. Without data W is the mean, and errors are those of the weights (S_k = 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from nncompress.analysis.metric import with_ridge
+TURNS = 5
+STEPS = 50  # of conjugate gradients, in every turn
+SMALLEST = 1e-3  # scale: a batch norm divides its running statistics by it
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer. All tensors float64, [groups, out, in], in = channels · kernel size.
+    """One layer.
 
     Attributes:
-        weight: W_k, [groups, out, in].
-        kernel: elements of the kernel: input columns are scaled channel by channel.
-        moment: S_k, [groups, in, in], or None for 1.
-        outputs, inputs: may its outputs, its inputs be scaled?
+        weight: W_k, float64 [groups, out, in], in = channels · kernel size.
+        kernel: elements of the kernel: inputs are scaled channel by channel.
+        moment: S_k, float64 [groups, in, in]; None without data.
+        scaled: with data, whose scale is free: that of its "outputs" or "inputs", or of neither ("").
     """
 
     weight: Tensor
     kernel: int
-    moment: Tensor | None
-    outputs: bool
-    inputs: bool
+    moment: Tensor | None = None
+    scaled: Literal["outputs", "inputs", ""] = ""
 
-    def norms(self, delta: Tensor) -> Tensor:
-        """Per row the mean square of delta x: [groups, out]."""
-        return ((delta if self.moment is None else delta @ self.moment) * delta).sum(2)
+    def seen(self, delta: Tensor) -> Tensor:
+        """Δ S, [groups, out, in]."""
+        return delta if self.moment is None else delta @ self.moment
+
+    def power(self, delta: Tensor) -> float:
+        """The mean square of Δx."""
+        return float((self.seen(delta) * delta).sum())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fit:
     """A shared weight.
 
     Attributes:
         weight: W, [groups, out, in].
-        outputs: D_k per layer, [groups, out]; inputs: E_k, [groups, channels]; ones where nothing is scaled.
+        outputs: D_k per layer, [groups, out, 1]; inputs: E_k, [groups, 1, in]; ones where nothing is scaled.
         errors: per layer, the error of its output as a share of its output's mean square.
     """
 
@@ -57,51 +64,92 @@ class Fit:
     inputs: list[Tensor]
     errors: list[float]
 
-
-def fit(problems: Sequence[Problem]) -> Fit:
-    """The best weight for all of `problems` (equal shapes)."""
-    outputs = _relative([p.norms(p.weight).sqrt() for p in problems], [p.outputs for p in problems])
-    leveled = [p.weight / d[:, :, None] for p, d in zip(problems, outputs)]
-    columns = [w.unflatten(2, (-1, p.kernel)).square().sum((1, 3)).sqrt() for w, p in zip(leveled, problems)]
-    inputs = _relative(columns, [p.inputs for p in problems])
-    wide = [e.repeat_interleave(p.kernel, 1) for p, e in zip(problems, inputs)]
-    weight = _solve(problems, leveled, wide)
-    errors = []
-    for k, (problem, e) in enumerate(zip(problems, wide)):
-        own = weight * e[:, None, :]
-        if problem.outputs:
-            outputs[k] = _scale(problem, own)
-        error = problem.norms(problem.weight - outputs[k][:, :, None] * own).sum()
-        errors.append(float(error / problem.norms(problem.weight).sum().clamp_min(1e-300)))
-    return Fit(weight, outputs, inputs, errors)
+    def weight_of(self, k: int) -> Tensor:
+        """D_k W E_k."""
+        return self.outputs[k] * self.weight * self.inputs[k]
 
 
-def _solve(problems: Sequence[Problem], leveled: Sequence[Tensor], wide: Sequence[Tensor]) -> Tensor:
-    if all(problem.moment is None for problem in problems):
-        numerator = sum(w * e[:, None, :] for w, e in zip(leveled, wide))
-        return numerator / sum(e.square() for e in wide)[:, None, :]  # type: ignore[union-attr]
-    left = right = torch.zeros(())
-    for problem, w, e in zip(problems, leveled, wide):
-        assert problem.moment is not None
-        scaled = problem.moment * e[:, None, :]
-        left = left + w @ scaled
-        right = right + e[:, :, None] * scaled
-    return torch.linalg.solve(with_ridge(right, 1e-6), left.transpose(1, 2)).transpose(1, 2)
+def fit(problems: Sequence[Problem], turns: int = TURNS) -> Fit:
+    """The best weight for all of `problems` (equal shapes; all with data or none)."""
+    outputs = _first_output_scales(problems)
+    inputs = [torch.ones_like(p.weight[:, :1]) for p in problems]
+    mean = torch.stack([p.weight for p in problems]).mean(0)
+    found = Fit(mean, outputs, inputs, [])
+    powers = [max(p.power(p.weight), 1e-300) for p in problems]
+    if all(p.moment is not None for p in problems):
+        parts = [1 / power for power in powers]
+        for _ in range(turns if any(p.scaled for p in problems) else 1):
+            found.weight = _weight(problems, found, parts)
+            for k, problem in enumerate(problems):
+                if problem.scaled == "outputs":
+                    found.outputs[k] = _output_scale(problem, found.weight)
+                elif problem.scaled == "inputs":
+                    found.inputs[k] = _input_scale(problem, found.weight, found.inputs[k])
+    found.errors = [
+        p.power(p.weight - found.weight_of(k)) / power for k, (p, power) in enumerate(zip(problems, powers))
+    ]
+    return found
 
 
-def _relative(norms: Sequence[Tensor], scaled: Sequence[bool]) -> list[Tensor]:
-    """Scales from norms: relative to their mean over the layers, within two decades; 1 where not scaled."""
-    mean = torch.stack(list(norms)).mean(0)
-    ratio = [torch.where(mean > 0, n / mean.clamp_min(1e-300), 1.0).clamp(0.1, 10) for n in norms]
-    return [r if yes else torch.ones_like(r) for r, yes in zip(ratio, scaled)]
+def _weight(problems: Sequence[Problem], now: Fit, parts: Sequence[float]) -> Tensor:
+    """W given the scales."""
+    scales = list(zip(problems, parts, now.outputs, now.inputs))
+    wanted = sum((c * d * p.seen(p.weight) * e for p, c, d, e in scales), torch.zeros(()))
+
+    def normal(weight: Tensor) -> Tensor:
+        return sum((c * d * p.seen(d * weight * e) * e for p, c, d, e in scales), torch.zeros(()))
+
+    return _conjugate_gradients(normal, wanted, now.weight)
 
 
-def _scale(problem: Problem, own: Tensor) -> Tensor:
-    """Per output the factor that makes `own` fit the layer's weight best; never quite 0: [groups, out]."""
-    seen = own if problem.moment is None else own @ problem.moment
-    energy = (seen * own).sum(2)
-    best = (seen * problem.weight).sum(2) / energy.clamp_min(1e-300)
+def _conjugate_gradients(normal: Callable[[Tensor], Tensor], wanted: Tensor, start: Tensor) -> Tensor:
+    """Solve normal(x) = wanted, from `start`."""
+    x = start
+    residual = wanted - normal(x)
+    direction, size = residual, float(residual.square().sum())
+    enough = 1e-16 * float(wanted.square().sum())
+    for _ in range(STEPS):
+        if size <= enough:
+            break
+        image = normal(direction)
+        length = size / float((direction * image).sum())
+        x = x + length * direction
+        residual = residual - length * image
+        size, before = float(residual.square().sum()), size
+        direction = residual + (size / before) * direction
+    return x
+
+
+def _first_output_scales(problems: Sequence[Problem]) -> list[Tensor]:
+    """From the outputs' powers, relative to their mean over the layers: [groups, out, 1]."""
+    powers = [(p.seen(p.weight) * p.weight).sum(2, keepdim=True).clamp_min(0).sqrt() for p in problems]
+    mean = torch.stack(powers).mean(0)
+    return [
+        torch.where(mean > 0, power / mean, 1.0).clamp(0.1, 10)
+        if problem.scaled == "outputs"
+        else torch.ones_like(power)
+        for problem, power in zip(problems, powers)
+    ]
+
+
+def _output_scale(problem: Problem, weight: Tensor) -> Tensor:
+    """D_k given W, never quite 0: [groups, out, 1]."""
+    seen = problem.seen(weight)
+    energy = (seen * weight).sum(2, keepdim=True)
+    best = (seen * problem.weight).sum(2, keepdim=True) / energy.clamp_min(1e-300)
     return torch.where((energy > 0) & (best.abs() > SMALLEST), best, SMALLEST)
 
 
-SMALLEST = 1e-3  # of a scale: a batch norm divides its running statistics by it
+def _input_scale(problem: Problem, weight: Tensor, now: Tensor) -> Tensor:
+    """E_k given W, above 0 because a ReLU lies before it; kept as it was where that is no better."""
+    assert problem.moment is not None
+    gram = weight.transpose(1, 2) @ weight * problem.moment
+    cross = weight.transpose(1, 2) @ problem.seen(problem.weight)
+    blocks = gram.unflatten(2, (-1, problem.kernel)).unflatten(1, (-1, problem.kernel)).sum((2, 4))
+    sums = cross.diagonal(dim1=1, dim2=2).unflatten(1, (-1, problem.kernel)).sum(2)
+    ridge = 1e-6 * blocks.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+    system = blocks + torch.diag_embed(ridge[:, None].expand(sums.shape))
+    best = torch.linalg.solve(system, sums).clamp_min(SMALLEST)
+    best = best.repeat_interleave(problem.kernel, 1)[:, None, :]
+    before, after = (problem.power(problem.weight - weight * e) for e in (now, best))
+    return best if after < before else now

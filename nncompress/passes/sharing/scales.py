@@ -1,12 +1,11 @@
-"""Per-channel scales of a layer, absorbed by the batch norms before and after it.
+"""Per-channel scales of a layer, absorbed by the batch norm after or before it.
 
-    bn(D y) = bn'(y)       mean' = mean / D,  variance' = variance / D²,  gain' = gain · D · sqrt(…)
-    relu(bn(x)) · E = relu(bn'(x))        gain' = E · gain,  shift' = E · shift,  for E > 0
+bn(D y) = bn'(y)       mean' = mean / D,  variance' = variance / D²,  gain' = gain · D · sqrt(…)
+relu(bn(x)) · E = relu(bn'(x))        gain' = E · gain,  shift' = E · shift,  for E > 0
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 
 from nncompress.ir import Model
@@ -23,7 +22,7 @@ def norm_after(model: Model, layer: Layer) -> fx.Node | None:
 
 
 def norm_before(model: Model, layer: Layer) -> fx.Node | None:
-    """The batch norm whose ReLU alone feeds the layer, and which can take up a positive scale of its inputs."""
+    """The batch norm that feeds the layer through a ReLU alone, and can take up a positive scale."""
     relu = layer.data
     if op_name(relu) != "relu" or len(relu.users) != 1:
         return None
@@ -33,8 +32,10 @@ def norm_before(model: Model, layer: Layer) -> fx.Node | None:
     return norm if _absorbs(model, norm, (1, 2)) else None
 
 
-def scale_outputs(model: Model, norm: fx.Node, scale: Tensor) -> None:
-    """The norm computes of y what it computed of scale · y; scale [channels], not 0."""
+def scale_outputs(model: Model, layer: Layer, scale: Tensor) -> None:
+    """The norm after the layer computes of y what it computed of scale · y; scale [channels], not 0."""
+    norm = norm_after(model, layer)
+    assert norm is not None
     gain, mean, variance = (_stored(model, norm, i) for i in (1, 3, 4))
     eps = float(argument(norm, 7))  # type: ignore[arg-type]
     old = variance.value().double()
@@ -45,8 +46,10 @@ def scale_outputs(model: Model, norm: fx.Node, scale: Tensor) -> None:
     variance.assign(fresh)
 
 
-def scale_inputs(model: Model, norm: fx.Node, scale: Tensor) -> None:
-    """The norm's output times a positive scale [channels]."""
+def scale_inputs(model: Model, layer: Layer, scale: Tensor) -> None:
+    """The layer receives scale · x instead of x; scale [channels], above 0."""
+    norm = norm_before(model, layer)
+    assert norm is not None
     for position in (1, 2):
         stored = _stored(model, norm, position)
         stored.assign(stored.value() * scale)
@@ -69,8 +72,3 @@ def _stored(model: Model, norm: fx.Node, position: int) -> Weight:
     stored = weight_at(model, argument(norm, position))
     assert stored is not None
     return stored
-
-
-def identity_scale(scale: Tensor) -> bool:
-    """Is there nothing to absorb?"""
-    return bool(torch.all(scale == 1))

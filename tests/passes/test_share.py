@@ -1,0 +1,311 @@
+"""`share`: the papers' table, the fit, what is stored, what is left alone."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nncompress import export, pipeline, zoo
+from nncompress.analysis.cost import cost
+from nncompress.data import Batch
+from nncompress.errors import ModelFileError
+from nncompress.ir import Model
+from nncompress.ir.shapes import Shapes
+from nncompress.ir.weights import layers
+from nncompress.loading import load_model
+from nncompress.passes import Context, Share
+from nncompress.passes.sharing.blocks import find_blocks
+from nncompress.passes.sharing.candidates import find_groups
+from nncompress.passes.sharing.fit import Problem, fit
+from nncompress.passes.sharing.merge import merge_cheapest
+from nncompress.zoo import architecture
+
+# ShaResNet (Boulch 2018), Table 1: parameters in M, convolutions in the paper's count; then our own count.
+TABLE_1 = [
+    # name        before  after  decrease  paper's convolutions  layers that lose their own weight
+    ("resnet164", "1.70", "0.93", 45, 164, 113, 49),
+    ("wrn-40-4", "8.95", "5.85", 35, 40, 25, 12),
+    ("wrn-28-10", "36.54", "26.86", 26, 28, 19, 6),
+    ("resnet34", "21.8", "13.6", 37, 34, 20, 12),
+    ("resnet50", "25.6", "20.5", 20, 50, 38, 9),
+    ("resnet101", "44.5", "29.4", 33, 101, 72, 26),
+    ("resnet152", "60.2", "36.8", 39, 152, 106, 43),
+]
+
+
+def on_meta(name: str) -> Model:
+    """The graph without weights."""
+    each = architecture(name)
+    with torch.device("meta"):
+        return Model.from_module(getattr(zoo, each.factory)().eval(), (torch.empty(2, *each.shape),))
+
+
+@pytest.mark.parametrize(("name", "before", "after", "decrease", "convs", "shared_convs", "tied"), TABLE_1)
+def test_table_1(name, before, after, decrease, convs, shared_convs, tied):
+    model = on_meta(name)
+    shapes = Shapes(model)
+    groups, _ = find_groups(model, shapes, "auto", "auto")
+    saved = sum((len(group) - 1) * group[0].weight.value().numel() for group in groups)
+    parameters = architecture(name).parameters
+    decimals = len(before.partition(".")[2])
+    assert f"{parameters / 1e6:.{decimals}f}" == before
+    assert f"{(parameters - saved) / 1e6:.{decimals}f}" == after
+    assert int(100 * saved / parameters) <= decrease <= round(100 * saved / parameters) + 1
+    assert sum(len(group) - 1 for group in groups) == tied
+    # The paper's own count is the depth less (blocks − stages), but for ResNet-34.
+    blocks = find_blocks(model, shapes)
+    stages = len({block.stage for block in blocks})
+    assert convs - (len(blocks) - stages) == (shared_convs if name != "resnet34" else 22)
+
+
+class Records:
+    """Noise of one shape."""
+
+    has_labels = False
+
+    def __init__(self, *shape: int) -> None:
+        self.x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(7))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batches(self, batch_size, limit=None, shuffle_seed=None):
+        for start in range(0, min(limit or 64, 64), batch_size):
+            yield Batch((self.x[start : start + batch_size],), None)
+
+
+def run(model: Model, *passes: Share, data: Records | None = None) -> tuple[Model, list[pipeline.Step]]:
+    return pipeline.run(model, list(passes), Context(data=data))  # type: ignore[arg-type]
+
+
+def tensors_of(model: Model) -> dict[str, int]:
+    return {layer.name.partition("#")[0]: id(model.tensor(layer.weight.name)) for layer in layers(model)}
+
+
+def test_without_data_the_weight_is_the_mean_and_has_all_its_names():
+    model = networks.model("stages")
+    names = [f"convolutions.{i}.weight" for i in (1, 3)]
+    mean = torch.stack([model.tensor(name) for name in names]).mean(0)
+    result, (step,) = run(model, Share())
+    shared = [result.tensor(name) for name in names]
+    assert shared[0] is shared[1]
+    torch.testing.assert_close(shared[0], mean)
+    assert step.before.parameters - step.after.parameters == mean.numel() + 12 * 12 * 9
+    changed = [change.where for change in step.changes if change.applied]
+    assert changed == ["convolutions.1", "convolutions.3", "convolutions.5", "conv2"]
+
+
+def test_which_and_first_blocks():
+    model = networks.model("stages")
+
+    def found(**options) -> list[list[str]]:
+        groups, _ = find_groups(model, Shapes(model), **{"which": "auto", "first_blocks": "auto"} | options)
+        return [[layer.name for layer in group] for group in groups]
+
+    assert found() == [["convolutions.1", "convolutions.3"], ["convolutions.5", "conv2"]]
+    assert found(first_blocks="keep") == [["convolutions.1", "convolutions.3"]]
+    assert found(which="all-3x3") == [
+        [f"convolutions.{i}" for i in range(4)],
+        ["convolutions.5", "conv1", "conv2"],
+    ]
+    assert found(exclude=["conv*1"]) == [["convolutions.5", "conv2"]]
+
+
+def test_a_second_run_changes_nothing():
+    once, _ = run(networks.model("stages"), Share())
+    twice, (step,) = run(once, Share())
+    assert not step.changed
+    assert twice is once
+
+
+def test_gradients_add_up():
+    result, _ = run(networks.model("stages"), Share())
+    x = torch.randn(3, 3, 8, 8)
+    shared = result.tensor("convolutions.1.weight")
+    result(x).square().sum().backward()
+    total = shared.grad.clone()
+    # The same function with the weight untied: one gradient per use.
+    apart = result.copy()
+    second = next(layer for layer in layers(apart) if layer.name == "convolutions.1#2")
+    from nncompress.ir.edit import add_tensor, read_tensor, set_argument
+
+    name = add_tensor(apart, "apart", shared.detach())
+    set_argument(second.node, 1, read_tensor(apart, name, second.node))
+    apart.graph_module.recompile()
+    apart.graph_module.zero_grad()
+    apart(x).square().sum().backward()
+    one, two = apart.tensor("convolutions.1.weight").grad, apart.tensor(name).grad
+    assert one.norm() > 0
+    assert two.norm() > 0
+    torch.testing.assert_close(total, one + two, rtol=1e-4, atol=1e-5)
+
+
+class Wide(nn.Module):
+    """Two residual blocks of 64 channels: the shared weight is most of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 1)
+        self.convolutions = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(64) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for i in range(0, 6, 2):
+            y = F.relu(self.norms[i](self.convolutions[i](x)))
+            x = F.relu(self.norms[i + 1](self.convolutions[i + 1](y)) + x)
+        return x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def wide() -> Model:
+    torch.manual_seed(0)
+    module = Wide()
+    with torch.no_grad():
+        for _ in range(10):
+            module(torch.randn(16, 3, 8, 8))
+    return Model.from_module(module.eval(), (torch.zeros(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors"])
+def test_files_hold_one_copy(wide, tmp_path, suffix):
+    result, _ = run(wide, Share())
+    sizes = [export.write(m, tmp_path / f"{i}{suffix}").bytes for i, m in enumerate((wide, result))]
+    one = 64 * 64 * 9 * 4
+    assert 2 * one - 8000 < sizes[0] - sizes[1] < 2 * one + 8000
+    if suffix == ".pt2":
+        loaded = load_model(tmp_path / f"1{suffix}")
+        assert cost(loaded).parameters == cost(result).parameters
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(loaded(x), result(x))
+
+
+def test_the_fit_without_scales_is_the_least_squares_solution():
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(3, 1, 5, 18, generator=generator, dtype=torch.float64)
+    roots = torch.randn(3, 1, 40, 18, generator=generator, dtype=torch.float64)
+    problems = [Problem(w, 9, r.transpose(1, 2) @ r / 40) for w, r in zip(weights, roots)]
+    found = fit(problems)
+    # The same by stacking the records of all layers, each layer scaled to unit power.
+    x, y = [], []
+    for w, r in zip(weights, roots):
+        power = (r[0] @ w[0].T).square().mean(0).sum().sqrt()
+        x.append(r[0] / power)
+        y.append(r[0] @ w[0].T / power)
+    best = torch.linalg.lstsq(torch.cat(x), torch.cat(y)).solution.T
+    torch.testing.assert_close(found.weight[0], best, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scaled", ["outputs", "inputs"])
+def test_layers_that_differ_in_scales_alone_are_recovered(scaled):
+    generator = torch.Generator().manual_seed(2)
+    base = torch.randn(1, 6, 36, generator=generator, dtype=torch.float64)
+    problems = []
+    for _ in range(3):
+        scale = torch.rand(6 if scaled == "outputs" else 4, generator=generator, dtype=torch.float64) + 0.5
+        wide = scale[:, None] if scaled == "outputs" else scale.repeat_interleave(9)
+        root = torch.randn(80, 36, generator=generator, dtype=torch.float64)
+        problems.append(Problem(base * wide, 9, (root.T @ root / 80)[None], scaled))
+    plain = [Problem(p.weight, 9, p.moment) for p in problems]
+    assert max(fit(problems, turns=60).errors) < 0.02 * min(fit(plain).errors)
+
+
+def test_batch_norms_make_up_for_weights_that_differ_in_scale(wide):
+    model = wide.copy()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for i in (3, 5):
+            scale = torch.rand(64, 1, 1, 1, generator=generator) + 0.5
+            model.tensor(f"convolutions.{i}.weight").copy_(model.tensor("convolutions.1.weight") * scale)
+    plain, scaled = (run(model, Share(rescale=flag), data=Records(3, 8, 8))[1][0] for flag in (False, True))
+    errors = [sum(c.numbers.get("output_error", 0) for c in step.changes) for step in (plain, scaled)]
+    assert errors[1] < 0.1 * errors[0]
+    assert scaled.drift[0].relative < 0.5 * plain.drift[0].relative
+
+
+def test_a_scale_in_the_batch_norm_is_exact(wide):
+    from nncompress.passes.sharing.scales import norm_after, norm_before, scale_inputs, scale_outputs
+
+    model = wide.copy()
+    x = torch.randn(2, 3, 8, 8)
+    before = model(x)
+    layer = next(layer for layer in layers(model) if layer.name == "convolutions.1")
+    assert norm_after(model, layer) is not None
+    assert norm_before(model, layer) is not None
+    outputs = (torch.rand(64, dtype=torch.float64) + 0.5) * torch.where(torch.arange(64) % 3 == 0, -1, 1)
+    inputs = torch.rand(64, dtype=torch.float64) + 0.5
+    scale_outputs(model, layer, outputs)
+    scale_inputs(model, layer, inputs)
+    assert (model(x) - before).norm() > 0.1 * before.norm()
+    layer.weight.assign(layer.weight.value() / outputs[:, None, None, None] / inputs[:, None, None])
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_data_lowers_the_error_of_the_output(wide):
+    data = Records(3, 8, 8)
+    blind, informed = run(wide, Share())[1][0], run(wide, Share(), data=data)[1][0]
+    assert informed.drift[0].relative < blind.drift[0].relative
+
+
+def test_adaptive_ties_the_layers_that_are_alike(wide):
+    model = wide.copy()
+    alike = model.tensor("convolutions.1.weight")
+    with torch.no_grad():
+        model.tensor("convolutions.5.weight").copy_(alike * 1.01)
+    result, (step,) = run(model, Share(adaptive=True, saving=0.5))
+    changed = [change.where for change in step.changes if change.applied]
+    assert changed == ["convolutions.1", "convolutions.5"]
+    assert max(change.numbers["output_error"] for change in step.changes if change.applied) < 1e-3
+    assert cost(model).parameters - cost(result).parameters == 64 * 64 * 9
+
+
+def test_merging_stops_when_enough_is_saved_and_counts_parameters():
+    positions = [[0.0, 1.0, 10.0], [0.0, 3.0]]
+
+    def error(group: int, cluster: tuple[int, ...]) -> float:
+        chosen = [positions[group][i] for i in cluster]
+        return max(chosen) - min(chosen)
+
+    sizes = [(3, 10), (2, 100)]  # the second group's pair costs 0.03 a parameter, the first's 0.1
+    assert merge_cheapest(sizes, error, 0.5) == [[(0,), (1,), (2,)], [(0, 1)]]
+    assert merge_cheapest(sizes, error, 0.9) == [[(2,), (0, 1)], [(0, 1)]]
+    assert merge_cheapest(sizes, error, 1.0) == [[(0, 1, 2)], [(0, 1)]]
+
+
+@pytest.mark.parametrize("name", ["concat", "attention", "two-outputs", "residual"])
+def test_networks_without_two_alike_blocks_are_left_whole(name):
+    model = networks.model(name)
+    result, (step,) = run(model, Share())
+    assert result is model
+    assert step.changes
+    assert all("left" in change.what for change in step.changes)
+
+
+def test_an_encoder_and_its_decoder_are_two_stages():
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+            self.join = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.convolutions[0](x) + x
+            x = self.convolutions[1](F.relu(x)) + x
+            up = F.interpolate(F.max_pool2d(x, 2), scale_factor=2.0)
+            x = self.join(torch.cat([x, up], 1))
+            x = self.convolutions[2](F.relu(x)) + x
+            return self.convolutions[3](F.relu(x)) + x
+
+    model = Model.from_module(UNet().eval(), (torch.randn(2, 4, 8, 8),))
+    assert [block.stage for block in find_blocks(model, Shapes(model))] == [0, 0, 1, 1]
+
+
+def test_weights_that_are_not_finite_are_refused(wide):
+    model = wide.copy()
+    with torch.no_grad():
+        model.tensor("convolutions.1.weight")[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ModelFileError, match=r"convolutions\.1"):
+        Share().requires(model, Context())
