@@ -119,8 +119,8 @@ def _check_bounds(where: str, value: float, bounds: dict[str, float | None]) -> 
         "most": ("at most", lambda v, b: v <= b),
         "below": ("less than", lambda v, b: v < b),
     }
-    if math.isnan(value):
-        raise UsageError(f"{where} is not a number", got="nan")
+    if not math.isfinite(value):
+        raise UsageError(f"{where} is not a finite number", got=f"{value}")
     wanted = [f"{tests[k][0]} {b:g}" for k, b in bounds.items() if b is not None]
     if any(b is not None and not tests[k][1](value, b) for k, b in bounds.items()):
         raise UsageError(f"{where} is out of range", got=f"{value:g}", expected=" and ".join(wanted))

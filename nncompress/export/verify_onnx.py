@@ -100,10 +100,22 @@ def open_session(path: Path, save_to: Path | None = None) -> Any:
 
 
 def run(session: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs for positional inputs."""
+    """Outputs for positional inputs.
+
+    Raises:
+        UnsupportedError: a kernel of the runtime refuses what it is given.
+    """
     wanted = [value.name for value in session.get_inputs()]
     arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(wanted, inputs, strict=True)}
-    return [torch.from_numpy(np.array(array)) for array in session.run(None, arrays)]
+    try:
+        results = session.run(None, arrays)
+    except Exception as error:  # the runtime's own exception classes share no base but Exception
+        raise UnsupportedError(
+            "ONNX Runtime loads the exported model and then cannot run it",
+            got=str(error).splitlines()[0][:300],
+            remedy="keep it as .pt2",
+        ) from error
+    return [torch.from_numpy(np.array(array)) for array in results]
 
 
 def _distance(name: str, expected: Tensor, got: Tensor, precision: str, batch: int) -> tuple[float, float]:

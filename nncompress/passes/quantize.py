@@ -73,7 +73,7 @@ class Quantize(Pass):
                 )
             if not weight.isfinite().all():
                 raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
-        if any(_integer_kernel(layer) for layer in chosen):
+        if _on_integer_kernels(chosen):
             need_data(context, "quantize", "it sets the range of every activation")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
@@ -87,7 +87,7 @@ class Quantize(Pass):
             return left
         fold_batch_norms(model)
         chosen, left = self._chosen(model)
-        integer = [layer for layer in chosen if _integer_kernel(layer)]
+        integer = _on_integer_kernels(chosen)
         plan = plan_activations(model, integer)
         grids: dict[Any, Affine] = {}
         if plan.points:
@@ -141,10 +141,8 @@ class Quantize(Pass):
         from nncompress.ir.qdq import round_weight, store_int8
 
         changes: list[Change] = []
-        shared: dict[str, list[Layer]] = {}
-        for layer in chosen:
-            shared.setdefault(layer.weight.name, []).append(layer)
-        for name, sharing in shared.items():
+        integer = {layer.node for layer in _on_integer_kernels(chosen)}
+        for name, sharing in _by_weight(chosen).items():
             axis = _scale_axis(sharing)
             weight = sharing[0].weight.value()
             least = [_least_scale(layer, axis, grids) for layer in sharing]
@@ -158,8 +156,11 @@ class Quantize(Pass):
                 "weight_sqnr_db": round(10 * math.log10(power / noise), 2) if noise and power else None,
             }
             for layer in sharing:
-                int8 = _integer_kernel(layer)
-                what = "int8 weights and activations" if int8 else "int8 weights, float arithmetic"
+                what = (
+                    "int8 weights and activations"
+                    if layer.node in integer
+                    else "int8 weights, float arithmetic"
+                )
                 if layer is not sharing[0]:
                     what += f", shared with {sharing[0].name}"
                 changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
@@ -187,5 +188,25 @@ def _least_scale(layer: Layer, axis: int, grids: dict[Any, Affine]) -> Tensor | 
     return bias.abs().double() / (grid.scale * 2**30)
 
 
-def _integer_kernel(layer: Layer) -> bool:
-    return not layer.kind.startswith(WEIGHTS_ONLY)
+def _on_integer_kernels(chosen: list[Layer]) -> list[Layer]:
+    """The layers whose activations are rounded too.
+
+    Of layers that share a weight, only those whose outputs have its scales: an integer kernel adds up int8
+    products first and scales their sum, so a scale per input cannot be had.
+    """
+    outputs_scaled = {
+        layer.node
+        for sharing in _by_weight(chosen).values()
+        for layer in sharing
+        if layer.roles.outputs % layer.weight.value().dim() == _scale_axis(sharing)
+    }
+    return [
+        layer for layer in chosen if layer.node in outputs_scaled and not layer.kind.startswith(WEIGHTS_ONLY)
+    ]
+
+
+def _by_weight(chosen: list[Layer]) -> dict[str, list[Layer]]:
+    shared: dict[str, list[Layer]] = {}
+    for layer in chosen:
+        shared.setdefault(layer.weight.name, []).append(layer)
+    return shared

@@ -128,6 +128,7 @@ def test_exclude_leaves_a_layer_alone():
         {"scope": "row"},
         {"std": 1, "sparsity": 0.5},
         {"threshold": float("nan")},
+        {"std": float("inf")},
     ],
 )
 def test_bad_options_are_refused(settings):

@@ -162,6 +162,28 @@ def test_keep_leaves_layers_alone():
     assert {c.where for c in changes if "--keep" in c.what} == kept
 
 
+def test_a_weight_read_along_both_dims_runs_where_its_scales_allow(tmp_path):
+    """An autoencoder with tied weights: the decoder multiplies along the dim that has the scales."""
+
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 8, bias=False)
+
+        def forward(self, x):
+            return torch.relu(self.fc(x)) @ self.fc.weight
+
+    torch.manual_seed(0)
+    model = Model.from_module(Autoencoder().eval(), (torch.randn(2, 12),))
+    result, changes = run(model, Quantize())
+    assert [change.what for change in changes] == [
+        "int8 weights and activations",
+        "int8 weights, float arithmetic, shared with fc",
+    ]
+    assert relative_error(result, model) < 0.05
+    write_onnx(result, tmp_path / "m.onnx")  # compares in ONNX Runtime
+
+
 def test_keep_of_one_of_two_tied_layers_keeps_both():
     result, _ = run(language(), Quantize(keep=("embed#2",)))
     assert {layer.name for layer in layers(result) if layer.weight.quantized} == {"mix"}
