@@ -25,6 +25,7 @@ COMMANDS = {
     "training": {
         "train": "train, fine-tune or distil; resumes after a kill",
         "cycle": "train and prune in cycles, until nothing is left to prune",
+        "reproduce": "the papers' experiments, their numbers beside ours",
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",

@@ -17,7 +17,18 @@ from nncompress.errors import ExitCode, NNCompressError
 
 def build() -> typer.Typer:
     """The whole command tree: one command per pass, and the rest."""
-    from nncompress.cli import bench, compress, cycle, evaluate, export, inspect, new, pass_commands, train
+    from nncompress.cli import (
+        bench,
+        compress,
+        cycle,
+        evaluate,
+        export,
+        inspect,
+        new,
+        pass_commands,
+        reproduce,
+        train,
+    )
 
     app = typer.Typer(
         name="nncompress",
@@ -32,7 +43,7 @@ def build() -> typer.Typer:
     def root() -> None:
         """Make a trained PyTorch model smaller and faster, and know that it is."""
 
-    for module in (inspect, pass_commands, train, cycle, compress, export, evaluate, bench, new):
+    for module in (inspect, pass_commands, train, cycle, reproduce, compress, export, evaluate, bench, new):
         module.register(app)
     return app
 

@@ -36,9 +36,10 @@ def cubic_sparsity(final: float, cycle: int, cycles: int) -> float:
 
 
 def distort(model: Model, seed: int) -> None:
-    """Add U(−1, 1) · max(0, 1 − var(w)) to every weight and bias of the layers (Çallı's draft, §2.2.2).
+    """Add rand · max(0, 1 − var(w)), rand in [0, 1), to every weight and bias of the layers.
 
-    Zeros that pruning made stay zero.
+    Çallı's draft, §2.2.2. All nodes are pushed the same way, so training pushes them all back, and those that
+    it pushes too far never fire again. Zeros that pruning made stay zero.
     """
     generator = torch.Generator().manual_seed(seed)
     seen: set[int] = set()
@@ -49,7 +50,7 @@ def distort(model: Model, seed: int) -> None:
             seen.add(id(model.tensor(weight.name)))
             value = weight.value()
             spread = float(value.var(correction=0))
-            noise = (torch.rand(value.shape, generator=generator) * 2 - 1) * max(0.0, 1 - spread)
+            noise = torch.rand(value.shape, generator=generator) * max(0.0, 1 - spread)
             weight.assign(value + noise * (value != 0) if layer.weight is weight else value + noise)
 
 

@@ -1,0 +1,123 @@
+"""What every study gives: rows that hold the paper's number beside ours, over several seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nncompress.errors import MissingExtraError
+from nncompress.progress import NullProgress, Progress
+from nncompress.results import Result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed. nodes: per hidden layer; trace: (cycle, nodes in all, loss) of every cycle."""
+
+    seed: int
+    nodes: tuple[int, ...]
+    loss: float
+    cycles: int
+    trace: tuple[tuple[int, int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of doing it.
+
+    Attributes:
+        paper: what the paper reports for it, in its words; "" where it says nothing.
+    """
+
+    name: str
+    paper: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def losses(self) -> list[float]:
+        return [trial.loss for trial in self.trials]
+
+    def mean_nodes(self) -> tuple[float, ...]:
+        """Mean over the seeds, per layer."""
+        return tuple(statistics.fmean(layer) for layer in zip(*(t.nodes for t in self.trials)))
+
+    def loss_spread(self) -> float:
+        """Sample standard deviation of the loss over the seeds; 0 for a single one."""
+        return statistics.stdev(self.losses) if len(self.trials) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class StudyResult(Result):
+    """All rows of a study. verdict: whether the paper's result was reached, in one sentence."""
+
+    kind: ClassVar[str] = "study"
+
+    study: str
+    rows: tuple[Row, ...]
+    verdict: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. data: as `--data`; folder: for files that live no longer than the study."""
+
+    folder: Path
+    runs: int | None = None
+    quick: bool = False
+    data: str | None = None
+    seed: int = 0
+    progress: Progress = field(default_factory=NullProgress)
+    say: Callable[[str], None] = lambda sentence: None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study by name: one line on it, whether it needs --data, and how it runs."""
+
+    name: str
+    summary: str
+    needs_data: bool
+    run: Callable[[Request], StudyResult]
+
+
+def plot(result: StudyResult, path: Path) -> None:
+    """Nodes and loss over the cycles, one line per trial, as PNG or SVG by the file's suffix.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingExtraError(
+            "reproduce: a plot needs matplotlib", remedy="pip install 'nncompress[studies]'"
+        ) from error
+    from nncompress.export.atomic import replacing
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
+    for number, row in enumerate(result.rows):
+        for position, trial in enumerate(row.trials):
+            if not trial.trace:
+                continue
+            cycles, nodes, losses = zip(*trial.trace)
+            style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.7, "marker": ".", "lw": 1}
+            label = row.name if position == 0 else None
+            axes[0].plot(cycles, nodes, label=label, **style)
+            axes[1].plot(cycles, losses, label=label, **style)
+    for axis, title in zip(axes, ("hidden nodes", "loss (RMSE)")):
+        axis.set(xlabel="cycle", title=title, yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(result.study)
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,123 @@
+"""y = x1 + x2: how few hidden nodes are enough? (Çallı 2017, §2.1.3 and §3.1.1; the draft, §2.2.2)
+
+One ReLU gives the sum exactly if it is active on all inputs: relu(w·x + b) with b beyond the most negative
+w·x, and the output's bias taking b back. That is what the draft's weights show (b = 7.8, inputs in (−1, 1)).
+They "did not look like the solution" with zero biases because that one fits positive sums only.
+
+Two things keep the papers' recipe from getting there:
+- the root of the mean square has a gradient of constant size, so a constant rate hovers about the minimum, at
+  roughly the size of a step, instead of converging; ours falls to zero in every cycle;
+- a threshold of 0 removes dead nodes only, and two nodes that share the feature are never dead. Ours removes
+  three quarters of the nodes by variance as long as the loss comes back, and half as many where it does not.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from nncompress.cycles import CycleSettings, run_cycles
+from nncompress.data import Dataset, open_data
+from nncompress.ir import Model
+from nncompress.studies.study import Request, Row, Study, StudyResult, Trial
+from nncompress.train import TrainSettings, train
+from nncompress.train.validation import first_task, validate
+from nncompress.zoo.small_nets import summation
+
+SAMPLES = 1_000_000
+GOOD = 0.01  # RMSE that counts as almost zero: 1.2 % of the sum's standard deviation
+TRAINING: dict[str, Any] = {"batch": 1000, "lr": 0.01, "momentum": 0.9, "task": "regression", "loss": "rmse"}
+OURS = CycleSettings(criterion="activation-variance", ratio=0.75, max_loss=0.1, records=50_000)
+
+
+def run(request: Request) -> StudyResult:
+    """Ours over all runs, the random baseline and the papers' recipes over fewer."""
+    started = time.monotonic()
+    runs = request.runs or (1 if request.quick else 10)
+    hidden, steps, cycles = (50, 200, 3) if request.quick else (1000, 300, 6)
+    data, fresh = _data(request)
+    ours = TrainSettings(epochs=1, limit=steps * 1000, schedule="cosine", **TRAINING)
+    recipe = TrainSettings(epochs=1, limit=steps // 3 * 1000, schedule="constant", **TRAINING)
+    random = CycleSettings(criterion="random", ratio=0.75, max_loss=0.1, records=50_000)
+
+    def papers(criterion: str, distorted: bool) -> CycleSettings:
+        return CycleSettings(criterion=criterion, distort=distorted, max_cycles=cycles, records=20_000)
+
+    def with_penalty(**penalty: Any) -> TrainSettings:
+        return TrainSettings(epochs=1, limit=steps // 3 * 1000, schedule="constant", **penalty, **TRAINING)
+
+    count, variance = "activation-count", "activation-variance"
+    plans = [
+        ("ours", "", OURS, ours, runs),
+        ("random, same cycles", "", random, ours, max(1, runs // 3)),
+        ("activation count 0, distorted", "1 node, loss almost 0", papers(count, True), recipe, 1),
+        ("activation variance 0, distorted", "1 node, loss almost 0", papers(variance, True), recipe, 1),
+        ("activation count 0", "about 50 nodes", papers(count, False), recipe, 1),
+        ("activation variance 0", "about 50 nodes", papers(variance, False), recipe, 1),
+        ("variance 0, distorted, L1", "no difference", papers(variance, True), with_penalty(l1=1e-5), 1),
+        ("variance 0, distorted, L2", "no difference", papers(variance, True), with_penalty(l2=1e-4), 1),
+    ]
+    rows: list[Row] = []
+    for name, paper, cycling, training, trials in plans:
+        found = []
+        for number in range(trials):
+            seed = request.seed + number
+            trial = _trial(request, f"{len(rows)}-{seed}", cycling, training, hidden, seed, data, fresh)
+            request.say(f"{name}, seed {seed}: {trial.nodes[0]} nodes, loss {trial.loss:.2g}")
+            found.append(trial)
+        rows.append(Row(name, paper, tuple(found)))
+    reached = sum(trial.nodes == (1,) and trial.loss < GOOD for trial in rows[0].trials)
+    verdict = f"exactly 1 hidden node with a loss below {GOOD} in {reached} of {runs} seeds"
+    return StudyResult("summation", tuple(rows), verdict, round(time.monotonic() - started, 1))
+
+
+def _data(request: Request) -> tuple[Dataset, Dataset]:
+    """Training samples in (−1, 1)², and others that no training sees."""
+    generator = np.random.default_rng(request.seed)
+    inputs = _model(2, 0).inputs
+    opened = []
+    for name, count in (("train", SAMPLES), ("fresh", SAMPLES // 10)):
+        x = generator.uniform(-1, 1, (count, 2)).astype(np.float32)
+        path = request.folder / f"{name}.npz"
+        np.savez(path, x=x, y=x.sum(1))
+        opened.append(open_data(str(path), inputs))
+    return opened[0], opened[1]
+
+
+def _model(hidden: int, seed: int) -> Model:
+    torch.manual_seed(seed)
+    return Model.from_module(summation(hidden).eval(), (torch.randn(2, 2),))
+
+
+def _trial(
+    request: Request,
+    name: str,
+    cycling: CycleSettings,
+    training: TrainSettings,
+    hidden: int,
+    seed: int,
+    data: Dataset,
+    fresh: Dataset,
+) -> Trial:
+    """Cycles from a fresh network, then a longer training of what is left; the loss is of fresh samples."""
+    values = {**vars(training), "seed": 1000 * seed}
+    pruned, result = run_cycles(
+        _model(hidden, seed),
+        data,
+        TrainSettings(**values),
+        cycling,
+        folder=request.folder / name,
+        progress=request.progress,
+    )
+    if cycling.max_loss is not None:
+        pruned, _ = train(pruned, data, TrainSettings(**{**values, "epochs": 4}), progress=request.progress)
+    task = first_task(pruned, fresh, training)
+    loss = validate(pruned, fresh, task, 1000, torch.device("cpu"), request.progress)["loss"]
+    trace = tuple((c.cycle, sum(c.nodes.values()), c.loss) for c in result.cycles)
+    return Trial(seed, tuple(result.nodes.values()), loss, len(result.cycles), trace)
+
+
+SUMMATION = Study("summation", "y = x1 + x2 with 1000 hidden nodes: down to one", False, run)
