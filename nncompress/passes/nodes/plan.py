@@ -166,8 +166,21 @@ def _counts(
         if share is None:
             continue
         costs = Costs(model, choices, unit, gone)
-        if everywhere:
-            return within_budget(choices, rankings, costs, share, options.round_to, f"--{unit}")
-        return uniform_budget(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        method = within_budget if everywhere else uniform_budget
+        counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        if unit == "params":  # what selecting channels stores counts too
+            share -= _stored(choices, counts) / costs.total
+            counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        return counts
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
     return by_ratio(choices, rankings, ratio, options.round_to, everywhere=options.scope == "global")
+
+
+def _stored(choices: Sequence[Choice], counts: dict[str, int]) -> int:
+    """Values that narrowed branches add: the indices of what they read, and for what they write the places
+    and a constant."""
+    added = 0
+    for c in choices:
+        if counts[c.name]:
+            added += {"group": 0, "reads": c.size - counts[c.name], "writes": 2 * c.size}[c.kind]
+    return added
