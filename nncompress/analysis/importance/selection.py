@@ -113,10 +113,14 @@ def within_budget(
         )
     kept = dict(sizes)
     best = {name: _best_step(name, steps[name], kept, rankings[name], costs, sizes[name]) for name in steps}
-    cost = costs.total
+    cost = costs.left(kept)
     target = share * costs.total
     while cost > target:
         name = min(best, key=lambda n: best[n][0])
+        if (
+            best[name][1] == kept[name]
+        ):  # nothing is left to take: the sum of what was saved was off by a hair
+            break
         _, count = best[name]
         saved = costs.saved(name, count, kept)
         kept[name] = count
