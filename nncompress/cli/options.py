@@ -42,7 +42,7 @@ Normalize = Annotated[
     str | None,
     typer.Option(
         metavar="HOW",
-        help="imagenet, none, or m1,m2,m3/s1,s2,s3; remembered with the model",
+        help="imagenet, per-image, none, or m1,m2,m3/s1,s2,s3; remembered with the model",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.data.normalization import Normalization
+from nncompress.data.normalization import Normalization, standardized
 from nncompress.data.source import Field
 from nncompress.errors import DataError
 
@@ -77,7 +77,9 @@ class Conversion:
                 expected="0 to 1",
                 remedy="--normalize none, if the data is normalised already",
             )
-        if self.normalization is not None:
+        if self.normalization is not None and self.normalization.per_image:
+            x = standardized(x)
+        elif self.normalization is not None:
             per_channel = (1, -1, *[1] * (x.dim() - 2))
             mean = torch.tensor(self.normalization.mean, dtype=x.dtype).reshape(per_channel)
             std = torch.tensor(self.normalization.std, dtype=x.dtype).reshape(per_channel)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nncompress.data import Batch, Dataset, Normalization
+from nncompress.data.normalization import standardized
 from nncompress.errors import MissingExtraError, UsageError
 from nncompress.train.settings import TrainSettings
 
@@ -35,6 +36,12 @@ class Augmentation:
             )
         self._position = images[0]
         self._normalization = dataset.normalization
+        per_image = self._normalization is not None and self._normalization.per_image
+        if per_image and (settings.brightness or settings.contrast):
+            raise UsageError(
+                "train: --brightness and --contrast do nothing where every image is standardized",
+                remedy="leave them out, or give --normalize means and standard deviations",
+            )
         height, width = dataset.inputs[self._position].shape[1:]
         self._operations = _operations(settings, height, width)
 
@@ -80,4 +87,6 @@ def _denormalized(images: Tensor, how: Normalization | None) -> Tensor:
 
 
 def _normalized(images: Tensor, how: Normalization | None) -> Tensor:
+    if how is not None and how.per_image:
+        return standardized(images)
     return images if how is None else (images - _column(how.mean, images)) / _column(how.std, images)

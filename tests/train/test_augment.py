@@ -63,3 +63,22 @@ def test_only_images_are_augmented(tmp_path):
     table = open_data(str(tmp_path / "d.npz"), (InputSpec("x", "float32", ("batch", 6)),))
     with pytest.raises(UsageError, match="for images"):
         Augmentation(TrainSettings(flip=True), table)
+
+
+def test_images_standardized_one_by_one(photos, tmp_path):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    pixels[4] = 77  # flat
+    np.savez(tmp_path / "p.npz", x=pixels, y=np.zeros(5, np.int64))
+    data = open_data(str(tmp_path / "p.npz"), IMAGES, "per-image")
+    found = next(data.batches(5)).inputs[0].double().numpy()
+    flat = pixels.reshape(5, -1).astype(np.float64)
+    spread = np.maximum(flat.std(1), 1 / np.sqrt(flat.shape[1]))
+    wide = (5, 1, 1, 1)
+    expected = (pixels.transpose(0, 3, 1, 2) - flat.mean(1).reshape(wide)) / spread.reshape(wide)
+    np.testing.assert_allclose(found[:4], expected[:4], atol=1e-4)
+    np.testing.assert_allclose(found[4], 0, atol=1e-2)
+    moved = Augmentation(TrainSettings(crop=2, flip=True), data)(next(data.batches(5))).inputs[0]
+    np.testing.assert_allclose(moved[:4].flatten(1).std(1, correction=0), 1, atol=1e-4)
+    with pytest.raises(UsageError, match="do nothing"):
+        Augmentation(TrainSettings(contrast=0.2), data)
