@@ -18,6 +18,7 @@ COMMANDS = {
     "one pass": {
         "prune": "zero small weights: by threshold, to a sparsity, or in an N:M pattern",
         "prune-nodes": "remove whole nodes (channels, heads, hidden units) with everything tied to them",
+        "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "factorize": "replace layers by low-rank factors where that multiplies less",
         "share": "residual blocks of a stage share one 3×3 weight",
         "quantize": "int8 weights and activations, calibrated on data",
