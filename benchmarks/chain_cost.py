@@ -2,7 +2,8 @@
 
     python benchmarks/chain_cost.py
 
-prints wall time and peak memory of the whole command. The aim: at most 3 minutes and 3 GB on two cores.
+prints wall time, CPU time and peak memory of the whole command. The aim: at most 3 minutes and 3 GB on two
+cores. On a machine that is busy with other things, the CPU time is the fairer figure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from imagenet_resnet import resnet50
 from safetensors.torch import save_file
 
-PASSES = ("prune:std=0.5", "factorize:err=1e-5", "quantize")
+PASSES = ("prune:std=0.5", "prune-nodes:ratio=0.1", "factorize:err=1e-5", "quantize")
 HERE = Path(__file__).parent
 
 
@@ -47,10 +48,11 @@ def main() -> None:
         started = time.perf_counter()
         done = subprocess.run(command, cwd=work)
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak, cpu = usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
         if done.returncode:
             sys.exit(done.returncode)
-        print(f"\n{' -> '.join(PASSES)} -> verified ONNX: {seconds:.0f} s, peak memory {peak / 1e9:.2f} GB")
+        print(f"\n{' -> '.join(PASSES)} -> verified ONNX: {seconds:.0f} s ({cpu:.0f} s of CPU), peak memory {peak / 1e9:.2f} GB")
         print("within the aim" if seconds <= 180 and peak <= 3e9 else "OVER the aim of 180 s and 3 GB")
 
 
