@@ -20,7 +20,7 @@ import torch
 from imagenet_resnet import resnet50
 from safetensors.torch import save_file
 
-PASSES = ("prune:std=0.5", "prune-nodes:ratio=0.1", "factorize:err=1e-5", "quantize")
+PASSES = ("prune:std=0.5", "factorize:err=1e-5", "quantize")
 HERE = Path(__file__).parent
 
 

@@ -23,10 +23,10 @@ HERE = Path(__file__).parent
 CHAINS = {
     "original": [],
     "prune": ["prune:std=0.5"],
-    "prune-nodes": ["prune-nodes:macs=0.8"],
-    "factorize": ["factorize:macs=0.8"],
+    "prune-nodes": ["prune-nodes:macs=0.8,round-to=8"],
+    "factorize": ["factorize:macs=0.8,round-to=8"],
     "quantize": ["quantize"],
-    "all four": ["prune:std=0.25", "prune-nodes:macs=0.8", "factorize:macs=0.9", "quantize"],
+    "chain": ["prune:std=0.25", "factorize:macs=0.7,round-to=8", "quantize"],
 }
 
 
