@@ -15,10 +15,11 @@ from typing import Any
 
 from nncompress import export, pipeline
 from nncompress.data import Dataset, open_data
-from nncompress.errors import UsageError
+from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport
 from nncompress.ir import Model
 from nncompress.loading import load_model
+from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.passes import Context, Pass
 from nncompress.progress import NullProgress, Progress
 from nncompress.recipe import parse_pass, read_recipe
@@ -49,11 +50,26 @@ def load(
     """
     say = notice or (lambda sentence: None)
     examples = None
-    if input is None and data is not None:
+    if input is None and data is not None and file_kind(Path(path)) is not FileKind.PT2:
         examples = _records_as_examples(open_data(data, None, normalize))
-    model = load_model(
-        path, arch=arch, input_shapes=input, trust_pickle=trust_pickle, example_inputs=examples, notice=say
-    )
+    try:
+        model = load_model(
+            path,
+            arch=arch,
+            input_shapes=input,
+            trust_pickle=trust_pickle,
+            example_inputs=examples,
+            notice=say,
+        )
+    except UsageError as error:
+        if examples is None or "does not run on an input" not in error.what:
+            raise
+        shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape[1:])}" for t in examples)
+        raise DataError(
+            f"the records of {data} do not fit {path}",
+            got=f"records of {shapes}: {error.got}",
+            remedy="data the model takes; or --input 1x3x32x32, which says what it takes",
+        ) from error
     if normalize is not None:
         model.metadata["normalize"] = normalize
     return model
@@ -82,7 +98,7 @@ def compress(
     """Run passes in order on a copy of `model` and return it; each is verified and recorded in its history.
 
     Args:
-        passes: pass objects, texts like "prune:std=0.5", or the path of a recipe file.
+        passes: pass objects, texts like "prune:std=0.5", one such text, or the path of a .toml recipe.
         data: calibration records for the passes that need them.
         limit: use at most this many of them.
 
@@ -104,8 +120,10 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
     Raises:
         UsageError: a text or the file names no pass.
     """
-    if isinstance(passes, str | Path):
+    if isinstance(passes, Path) or (isinstance(passes, str) and passes.endswith(".toml")):
         return read_recipe(passes)
+    if isinstance(passes, str):
+        passes = [passes]
     made = [each if isinstance(each, Pass) else parse_pass(each) for each in passes]
     if not made:
         raise UsageError("no pass was given", remedy="--pass prune:std=0.5, or --recipe FILE.toml")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import Tensor
 
 from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
+from nncompress.errors import UsageError
 from nncompress.ir.model import Model
 from nncompress.ir.verify import Drift, drift, outputs_checked, same_structure
+from nncompress.ir.weights import layer_name, layers
 from nncompress.passes import Change, Context, Pass
 
 
@@ -94,6 +97,7 @@ def _run_one(
     model: Model, each: Pass, context: Context, inputs: tuple[Tensor, ...], reference: Sequence[Tensor]
 ) -> tuple[Model, Step]:
     started = time.perf_counter()
+    _check_patterns(each, model)
     each.requires(model, context)
     before = cost(model)
     context.notes = []
@@ -130,6 +134,24 @@ def _run_one(
         )
     context.progress.step(f"verifying {each.name}", 1, 1)
     return model, step
+
+
+def _check_patterns(each: Pass, model: Model) -> None:
+    """Refuse a pattern that names no layer: the user meant to protect one, and would not.
+
+    Raises:
+        UsageError: naming the pattern.
+    """
+    names = [layer.name for layer in layers(model)]
+    known = {*names, *(layer_name(tensor) for tensor in model.state_dict())}
+    for option in ("exclude", "keep"):
+        for pattern in getattr(each, option, ()):
+            if not any(fnmatch(name, pattern) for name in known):
+                raise UsageError(
+                    f"{each.name}: --{option} {pattern} names no layer",
+                    expected=", ".join(names[:5]) + (", …" if names[5:] else ""),
+                    remedy="nncompress inspect shows the layers",
+                )
 
 
 def _sample(model: Model, context: Context) -> tuple[Tensor, ...]:

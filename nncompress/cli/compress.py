@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def compress(
     model: options.ModelArgument = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="FILE.toml", help="[[pass]] entries, in order")
+        str | None, typer.Option(metavar="FILE.toml", help="a recipe: passes and their options, in order")
     ] = None,
     passes: Annotated[
         list[str] | None,
@@ -86,10 +86,15 @@ def run_passes(
         path, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
     )
     from nncompress import api, export, pipeline
+    from nncompress.export.atomic import check_target
     from nncompress.passes import Context
     from nncompress.report import tables
 
+    label = passes[0].name if len(passes) == 1 else "compressed"
+    target = Path(output) if output else options.default_output(opened, label)
+    check_target(target, (opened.path, opened.original))
     records = None if data is None else api.dataset(data, opened.model, normalize)
+    original = opened.model if len(opened.chain) == 1 else options.open_model(str(opened.original)).model
     steps: list[pipeline.Step] = []
     with progress() as bar:
         context = Context(data=records, seed=seed, limit=limit, progress=bar)
@@ -98,12 +103,10 @@ def run_passes(
             if not json:
                 show(tables.step(step))
 
-        result, steps = pipeline.run(opened.model, passes, context, done=done)
-        label = passes[0].name if len(passes) == 1 else "compressed"
-        target = Path(output) if output else options.default_output(opened, label)
+        result, steps = pipeline.run(opened.model, passes, context, original=original, done=done)
         bar.step(f"writing {target.name}", 0, None)
         report = export.write(result, target, protect=(opened.path, opened.original))
-        options.remember(opened, target, opened.model)
+        options.remember(opened, target, opened.model, result)
     if json:
         print_json({"steps": [step.to_json() for step in steps], "output": report.to_json()})
     else:

@@ -109,7 +109,7 @@ def cycle(
         )
         bar.step(f"writing {target.name}", 0, None)
         file = export.write(pruned, target, protect=(opened.path, opened.original))
-        options.remember(opened, target, opened.model)
+        options.remember(opened, target, opened.model, pruned)
     if json:
         print_json({**result.to_json(), "output": file.to_json()})
     else:

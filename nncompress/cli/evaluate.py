@@ -51,6 +51,11 @@ def evaluate(
     if data is None and len(opened) < 2:
         raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
     records = None if data is None else artifacts.dataset_for(opened, data, normalize)
+    if len(opened) < 2 and records is not None and not records.has_labels and task != "reconstruction":
+        raise UsageError(
+            f"{data} has no labels, so one model alone has nothing to be measured by",
+            remedy="give a second model to compare with, or --task reconstruction for an autoencoder",
+        )
     runners = [each.open(threads=1) for each in opened]
     first = runners[0].run
     rows = []

@@ -135,8 +135,12 @@ def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:
     return previous.chain[: previous.chain.index(path) + 1]
 
 
-def remember(opened: Opened, artifact: Path, original: Model) -> None:
-    """Make `artifact` the MODEL of the next command, keeping the original loadable without options."""
+def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> None:
+    """Make `artifact` the MODEL of the next command.
+
+    The original is kept in a form that loads without options, and so is a result that was written as another
+    format than .pt2: a pass could not start from that.
+    """
     from nncompress import export
 
     chain = opened.chain
@@ -148,7 +152,16 @@ def remember(opened: Opened, artifact: Path, original: Model) -> None:
             return
         export.write(original, keep)
         chain = (str(keep), *chain[1:])
-    session.write(session.Session((*(c for c in chain if c != str(artifact)), str(artifact))))
+    made = [str(artifact)]
+    if artifact.suffix != ".pt2" and result is not opened.model:
+        graph = session.FOLDER / f"{artifact.stem}.pt2"
+        try:
+            session.FOLDER.mkdir(exist_ok=True)
+        except OSError:
+            return
+        export.write(result, graph)
+        made.insert(0, str(graph))
+    session.write(session.Session((*(c for c in chain if c not in made), *made)))
 
 
 def default_output(opened: Opened, suffix: str) -> Path:

@@ -117,7 +117,7 @@ def _train(
         bar.step(f"writing {target.name}", 0, None)
         report = export.write(trained, target, protect=(opened.path, opened.original))
         checkpoint.unlink(missing_ok=True)
-        options.remember(opened, target, opened.model)
+        options.remember(opened, target, opened.model, trained)
     if json:
         print_json({**result.to_json(), "output": report.to_json()})
     else:

@@ -25,7 +25,7 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
             disk is full.
     """
     target = Path(path)
-    _check(target, protect)
+    check_target(target, protect)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
@@ -45,7 +45,12 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(target: Path, protect: Iterable[str | Path]) -> None:
+def check_target(target: Path, protect: Iterable[str | Path]) -> None:
+    """Refuse a target that cannot be written, before the work that would be lost.
+
+    Raises:
+        OutputError: its folder is missing, or it is a folder or one of `protect`.
+    """
     if not target.parent.is_dir():
         raise OutputError(
             f"cannot write {target}", got=f"no folder {target.parent}", remedy="create the folder first"

@@ -56,7 +56,45 @@ def test_a_pass_starts_from_the_newest_pt2_and_not_from_an_export(here, capsys):
     assert run(["prune", "model.pt", "--input", "1x3x8x8"]) == ExitCode.OK
     assert run(["prune", "--sparsity", "0.9", "-o", "small.onnx"]) == ExitCode.OK
     assert run(["prune", "--sparsity", "0.9"]) == ExitCode.OK
-    assert "using model.prune.pt2" in capsys.readouterr().err
+    assert "using .nncompress/small.pt2" in capsys.readouterr().err
+
+
+def test_after_writing_onnx_a_pass_goes_on_from_that_result(here, capsys):
+    assert (
+        run(
+            ["compress", "model.pt", "--input", "1x3x8x8", "--pass", "prune:sparsity=0.5", "-o", "small.onnx"]
+        )
+        == 0
+    )
+    assert run(["factorize", "--err", "1e-2", "-o", "b.pt2"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["inspect", "--json"]) == ExitCode.OK
+    assert [record["pass"] for record in read_json(capsys)["history"]] == ["prune", "factorize"]
+
+
+def test_drift_is_from_the_original_also_across_commands(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "--sparsity", "0.5", "--json"]) == ExitCode.OK
+    first = read_json(capsys)["steps"][0]["drift"][0]["relative"]
+    assert run(["prune", "--sparsity", "0.5", "--json"]) == ExitCode.OK  # changes nothing any more
+    assert first > 0
+    assert read_json(capsys)["steps"][0]["drift"][0]["relative"] == pytest.approx(first)
+
+
+def test_a_pattern_that_names_no_layer_is_refused(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "--exclude", "haed*"]) == ExitCode.USAGE
+    assert "haed*" in capsys.readouterr().err
+
+
+def test_one_model_without_labels_cannot_be_evaluated(here, capsys):
+    np.savez("nolabels.npz", x=np.zeros((4, 8, 8, 3), np.uint8))
+    assert run(["eval", "model.pt", "--data", "nolabels.npz"]) == ExitCode.USAGE
+    assert "no labels" in capsys.readouterr().err
+
+
+def test_data_that_does_not_fit_names_the_data(here, capsys):
+    np.savez("int64.npz", x=np.zeros((4, 8, 8, 3), np.int64))
+    assert run(["prune", "model.pt", "--data", "int64.npz"]) == ExitCode.DATA
+    assert "int64.npz" in capsys.readouterr().err
 
 
 def test_compress_by_recipe_and_by_pass_give_the_same_file(here, capsys):
