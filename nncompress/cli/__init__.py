@@ -21,7 +21,6 @@ COMMANDS = {
         "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "factorize": "replace layers by low-rank factors where that multiplies less",
         "share": "residual blocks of a stage share one 3×3 weight",
-        "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "quantize": "int8 weights and activations, calibrated on data",
     },
     "training": {
