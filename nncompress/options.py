@@ -62,8 +62,18 @@ class Options:
         for f in fields(self):
             value = getattr(self, f.name)
             if value != f.default:
-                values[f.name] = list(value) if isinstance(value, tuple) else value
+                values[key_of(f.name)] = list(value) if isinstance(value, tuple) else value
         return values
+
+
+def key_of(field_name: str) -> str:
+    """The option's name in recipes and records; a field called after a keyword of Python ends in "_"."""
+    return field_name.removesuffix("_")
+
+
+def flag_of(field_name: str) -> str:
+    """ "first_blocks" -> "--first-blocks"."""
+    return f"--{key_of(field_name).replace('_', '-')}"
 
 
 def option_types(declared: type[Options]) -> dict[str, tuple[type, tuple[str, ...] | None, bool]]:
@@ -90,7 +100,7 @@ def _unwrap(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
 
 def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
     kind, choices, optional = _unwrap(hint)
-    where = f"{name}: --{f.name.replace('_', '-')}"
+    where = f"{name}: {flag_of(f.name)}"
     if value is None and optional:
         return None
     convert: dict[type, Callable[[Any], Any]] = {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import UsageError
+from nncompress.options import key_of
 from nncompress.passes import PASSES, Pass
 
 
@@ -80,7 +81,7 @@ def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:
             f"{where}: no pass is called {name!r}", expected=", ".join(PASSES), remedy=_closest(name, PASSES)
         )
     pass_class = PASSES[name]
-    known = [f.name for f in fields(pass_class)]
+    known = {key_of(f.name): f.name for f in fields(pass_class)}
     settings = {key.replace("-", "_"): value for key, value in options.items()}
     for key in settings:
         if key not in known:
@@ -89,7 +90,7 @@ def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:
                 expected=", ".join(k.replace("_", "-") for k in known) or "no options",
                 remedy=_closest(key, known),
             )
-    return pass_class(**settings)
+    return pass_class(**{known[key]: value for key, value in settings.items()})
 
 
 def _closest(word: str, known: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from nncompress.options import Options, option_types
+from nncompress.options import Options, flag_of, key_of, option_types
 
 Parameters = dict[str, tuple[Any, Any]]  # name -> annotation, default
 
@@ -23,12 +23,12 @@ def declared(options: type[Options], panel: str | None = None) -> Parameters:
         annotation: Any = Literal[choices] if choices else list[str] if kind is tuple else kind
         if optional or f.default is MISSING:
             annotation = Optional[annotation]  # noqa: UP045  typer reads the old spelling of a built Literal
-        flag = f"--{f.name.replace('_', '-')}"
+        flag = flag_of(f.name)
         flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool and f.default is True else [flag]
         extra = typer.Option(
             *flags,
             help=f.metadata["help"] + (f" ({', '.join(choices)})" if choices else ""),
-            metavar=f.metadata["metavar"] or (f.name.upper() if choices else None),
+            metavar=f.metadata["metavar"] or (key_of(f.name).upper() if choices else None),
             show_default=f.default not in (None, False, ()),
             rich_help_panel=panel,
         )

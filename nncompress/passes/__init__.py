@@ -13,8 +13,9 @@ from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 from nncompress.passes.quantize import Quantize
 from nncompress.passes.share import Share
+from nncompress.passes.substitute import Substitute
 
-_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Share, Quantize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Substitute, Share, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "PruneNodes",
     "Quantize",
     "Share",
+    "Substitute",
 ]

@@ -1,0 +1,1 @@
+"""What `substitute` is made of: the operations that stand for a convolution, and their initial weights."""
