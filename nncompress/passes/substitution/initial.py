@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 30  # of alternating least squares
+STEPS = 20  # of conjugate gradients in each, for a kernel within the stack
 RIDGE = 1e-9  # share of a mean eigenvalue, so that every system can be solved
 
 
@@ -56,7 +57,7 @@ def stacked(weight: Tensor, channels: int, seed: int = 0) -> list[Tensor]:
         for position in range(count):
             before = compose(kernels[:position]) if position else None
             after = compose(kernels[position + 1 :]) if position + 1 < count else None
-            kernels[position] = _solve(weight, before, after)
+            kernels[position] = _solve(weight, before, after, kernels[position])
     return _balanced(kernels)
 
 
@@ -78,10 +79,13 @@ def compose(kernels: list[Tensor]) -> Tensor:
     return whole
 
 
-def _solve(weight: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-    """The 3×3 kernel X that minimises ‖weight − after ∗ X ∗ before‖; None stands for the identity."""
+def _solve(weight: Tensor, before: Tensor | None, after: Tensor | None, now: Tensor) -> Tensor:
+    """The 3×3 kernel X that minimises ‖weight − after ∗ X ∗ before‖; None stands for the identity.
+
+    At an end of the stack that is one linear system; within it, conjugate gradients go from `now`.
+    """
     if before is not None and after is not None:
-        return _solve_between(weight, before, after)
+        return _solve_between(weight, before, after, now)
     if before is not None:
         # weight[o] = Σ_m X[o, m] ∗ before[m]: one system for all o, unknowns (m, 3, 3)
         design = _shifts(before).flatten(0, 1).flatten(1)  # [m·9, in·K·K]
@@ -105,10 +109,9 @@ def _least_squares(design: Tensor, wanted: Tensor) -> Tensor:
     return torch.linalg.solve(gram, design @ wanted.T).T
 
 
-def _solve_between(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def _solve_between(weight: Tensor, before: Tensor, after: Tensor, now: Tensor) -> Tensor:
     """The middle kernel by conjugate gradients on the normal equations."""
-    shape = (after.shape[1], before.shape[0], 3, 3)
-    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    x = torch.zeros_like(now, requires_grad=True)
 
     def image(value: Tensor) -> Tensor:
         return compose([before, value, after])
@@ -117,12 +120,12 @@ def _solve_between(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
         with torch.enable_grad():
             return torch.autograd.grad(image(x), x, residual)[0]
 
-    value = torch.zeros(shape, dtype=torch.float64)
-    residual = pull_back(weight)
+    value = now
+    residual = pull_back(weight - image(now))
     direction, size = residual, float(residual.square().sum())
-    start = size
-    for _ in range(60):
-        if size <= 1e-16 * start:
+    enough = 1e-16 * float(pull_back(weight).square().sum())
+    for _ in range(STEPS):
+        if size <= enough:
             break
         curved = pull_back(image(direction))
         length = size / float((direction * curved).sum())
