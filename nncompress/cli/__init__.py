@@ -20,7 +20,6 @@ COMMANDS = {
         "prune-nodes": "remove whole nodes (channels, heads, hidden units) with everything tied to them",
         "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "factorize": "replace layers by low-rank factors where that multiplies less",
-        "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "substitute": "cheaper operations instead of K×K convolutions",
         "share": "residual blocks of a stage share one 3×3 weight",
         "quantize": "int8 weights and activations, calibrated on data",
