@@ -172,9 +172,10 @@ class Share(Pass):
                 scale_outputs(model, layer, found.outputs[k].flatten())
             elif problem.scaled == "inputs":
                 scale_inputs(model, layer, found.inputs[k].flatten()[:: problem.kernel])
-            numbers = {"output_error": error, "tied": int(layer is not first)}
+            numbers = {"relative_error": error, "tied": int(layer is not first)}
             others = "the others" if layer is first else first.name
-            what = f"shares its weight with {others}; {error:.0%} of its output lost"
+            lost = "weight's" if problem.moment is None else "output's"
+            what = f"shares its weight with {others}; {error:.0%} of its {lost} power lost"
             changes.append(Change(layer.name, what, numbers))
         first.weight.assign(shared)
         return changes
