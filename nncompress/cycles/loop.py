@@ -281,9 +281,9 @@ class _Cycles:
             return result.validation["loss"], result.validation
         task = first_task(trained, self.dataset, self.training)
         limit, batch = self.settings.records, self.training.batch
-        return validate(trained, self.dataset, task, batch, torch.device("cpu"), self.progress, limit)[
-            "loss"
-        ], {}
+        return validate(
+            trained.outputs_of, self.dataset, task, batch, torch.device("cpu"), self.progress, limit
+        )["loss"], {}
 
     # -- files -------------------------------------------------------------------------------------------
 

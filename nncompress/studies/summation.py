@@ -115,7 +115,7 @@ def _trial(
     if cycling.max_loss is not None:
         pruned, _ = train(pruned, data, TrainSettings(**{**values, "epochs": 4}), progress=request.progress)
     task = first_task(pruned, fresh, training)
-    loss = validate(pruned, fresh, task, 1000, torch.device("cpu"), request.progress)["loss"]
+    loss = validate(pruned.outputs_of, fresh, task, 1000, torch.device("cpu"), request.progress)["loss"]
     trace = tuple((c.cycle, sum(c.nodes.values()), c.loss) for c in result.cycles)
     return Trial(seed, tuple(result.nodes.values()), loss, len(result.cycles), trace)
 

@@ -5,7 +5,7 @@ The model's own graph stays in evaluation mode, so it can be measured between ep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 
 import torch
@@ -25,7 +25,7 @@ def training_graph(
     """A copy of the graph over the same tensors: inputs -> outputs, then the output of each layer in `taps`.
 
     Batch norms whose weight or statistics match a pattern of `frozen` keep using, and do not update, their
-    running statistics.
+    running statistics. A view becomes a reshape, since images may lie in memory channels last.
     """
     nodes = [_layer_node(model, name) for name in taps]
     graph = fx.Graph()
@@ -35,12 +35,25 @@ def training_graph(
     copied = Model(fx.GraphModule(model.graph_module, graph), model.inputs, model.outputs, model.dynamic)
     copied.set_training(training)
     for node in graph.nodes:
+        if op_name(node) == "view":
+            node.target = torch.ops.aten.reshape.default
         if training and op_name(node) == "batch_norm":
             names = [str(a.target) for a in node.args[1 : RUNNING_MEAN + 1] if isinstance(a, fx.Node)]
             if any(matches(name, frozen) for name in names):
                 node.update_arg(5, False)
     copied.graph_module.recompile()
     return copied.graph_module
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images [N, C, H, W] and kernels, laid out as convolutions train fastest; other tensors as they are."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def lay_out(model: Model, memory_format: Callable[[Tensor], Tensor]) -> None:
+    """Change how the parameters lie in memory, in place: values and names stay, tied ones stay tied."""
+    for parameter in model.graph_module.parameters():
+        parameter.data = memory_format(parameter.data)
 
 
 def refuse_untrainable(model: Model) -> None:

@@ -25,7 +25,9 @@ from nncompress.train import checkpoint as checkpoints
 from nncompress.train.augment import Augmentation
 from nncompress.train.distributed import Group
 from nncompress.train.graph import (
+    channels_last,
     check_match,
+    lay_out,
     refuse_untrainable,
     regularized,
     trainable,
@@ -96,10 +98,12 @@ class Run:
         self.group, self.device = Group.current(), _device(settings.device)
         self.state = _State()
 
-        # The model in evaluation mode, and a second graph in training mode over the same tensors.
+        # The model, and over the same tensors two graphs that run it: in evaluation and in training mode.
         self.model = model.copy()
         self.model.graph_module.to(self.device)
+        lay_out(self.model, channels_last)
         self.trained = trainable(self.model, settings.freeze)
+        self.evaluated = training_graph(self.model, training=False)
         graph = training_graph(self.model, frozen=settings.freeze, taps=settings.match)
         self.module = self.group.wrap(graph, unused=len(model.outputs) > 1)
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
@@ -111,7 +115,9 @@ class Run:
         self.teacher = None
         if teacher is not None:
             check_match(model, teacher, settings.match)
-            self.teacher = training_graph(teacher.copy(), training=False, taps=settings.match).to(self.device)
+            taught = teacher.copy()
+            lay_out(taught, channels_last)
+            self.teacher = training_graph(taught, training=False, taps=settings.match).to(self.device)
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
         self.optimizer = _optimizer(settings, list(self.trained.values()))
 
@@ -208,7 +214,7 @@ class Run:
     def _loss(self, batch: Batch, share: float) -> Tensor:
         """What is minimised, on the records `batch` of this process, weighted by `share`."""
         settings = self.settings
-        inputs = tuple(x.to(self.device) for x in batch.inputs)
+        inputs = tuple(channels_last(x.to(self.device)) for x in batch.inputs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
             outputs = self.module(*inputs)
         output, features = outputs[0].float(), outputs[len(outputs) - len(settings.match) :]
@@ -270,7 +276,7 @@ class Run:
             self.group.share_buffers(self.model.graph_module)
             task = self.task or self._first_task(self.validation)
             row["validation"] = validate(
-                self.model, self.validation, task, self.batch_size, self.device, self.progress
+                self.evaluated, self.validation, task, self.batch_size, self.device, self.progress
             )
         loss = row["validation"]["loss"] if self.validation is not None else row["loss"]
         if loss < state.best_loss * (1 - settings.min_improvement) or not math.isfinite(state.best_loss):
@@ -288,7 +294,7 @@ class Run:
         """The task where only a teacher was imitated, or a finished run was resumed."""
         for batch in dataset.batches(self.batch_size, limit=self.batch_size):
             with torch.no_grad():
-                output = self.model.outputs_of(*(x.to(self.device) for x in batch.inputs))[0]
+                output = self.evaluated(*(x.to(self.device) for x in batch.inputs))[0]
             return self._task_for(output, batch)
         raise DataError(f"{dataset.spec} has no records")
 
@@ -301,6 +307,7 @@ class Run:
             checkpoints.restore_tensors(self.model, state.best_tensors)
             kept = state.best_epoch
         self.model.graph_module.to("cpu")
+        lay_out(self.model, Tensor.contiguous)
         for parameter in self.model.graph_module.parameters():
             parameter.grad = None
             if parameter.is_floating_point():

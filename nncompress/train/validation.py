@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from nncompress.data import Dataset
@@ -16,7 +18,7 @@ from nncompress.train.settings import TrainSettings
 
 
 def validate(
-    model: Model,
+    predict: Callable[..., tuple[Tensor, ...]],
     dataset: Dataset,
     task: Task,
     batch_size: int,
@@ -24,7 +26,10 @@ def validate(
     progress: Progress,
     limit: int | None = None,
 ) -> dict[str, float]:
-    """`loss`, and `top1` for classification, over all (or `limit`) records, in evaluation mode.
+    """`loss`, and `top1` for classification, over all (or `limit`) records.
+
+    Args:
+        predict: the model in evaluation mode, inputs -> a tuple of outputs.
 
     Raises:
         DataError: labels do not fit.
@@ -35,7 +40,7 @@ def validate(
     for batch in dataset.batches(batch_size, limit):
         progress.step("validating", records, dataset.planned_records(limit))
         with torch.inference_mode():
-            output = model.outputs_of(*(x.to(device) for x in batch.inputs))[0].float().cpu()
+            output = predict(*(x.to(device) for x in batch.inputs))[0].float().cpu()
             target = task.target(output, batch)
             if task.loss == "cross-entropy":
                 total += float(F.cross_entropy(output, target, reduction="sum"))

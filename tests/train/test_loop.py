@@ -22,7 +22,9 @@ from nncompress.train import checkpoint as checkpoints
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(
+            3, 6, 3, padding=1, bias=False
+        )  # a bias before batch norm has no gradient but noise
         self.bn = nn.BatchNorm2d(6)
         self.drop = nn.Dropout(0.3)
         self.head = nn.Linear(6, 4)
@@ -202,7 +204,7 @@ def test_frozen_parts_do_not_move(data):
     _, model = small()
     dataset = open_data(str(data), model.inputs)
     trained, _ = train(model, dataset, TrainSettings(epochs=1, batch=8, freeze=("conv.*", "bn.*")))
-    for name in ("conv.weight", "conv.bias", "bn.weight", "bn.running_mean", "bn.running_var"):
+    for name in ("conv.weight", "bn.weight", "bn.running_mean", "bn.running_var"):
         assert torch.equal(trained.tensor(name), model.tensor(name)), name
     assert not torch.equal(trained.tensor("head.weight"), model.tensor("head.weight"))
     with pytest.raises(UsageError, match="matches no parameter"):
@@ -326,3 +328,25 @@ def test_mixed_precision_trains(data):
     dataset = open_data(str(data), model.inputs)
     _, result = train(model, dataset, TrainSettings(epochs=8, batch=8, lr=0.05, amp=True, device="cpu"))
     assert result.loss < result.epochs[0]["loss"]
+
+
+def test_a_view_of_feature_maps_trains(data):
+    """Images lie channels last while training: a view of them would not be possible."""
+
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.relu(self.conv(x))
+            return self.head(y.view(y.shape[0], -1))
+
+    torch.manual_seed(0)
+    model = Model.from_module(Flattened().eval(), (torch.randn(2, 3, 8, 8),))
+    dataset = open_data(str(data), model.inputs)
+    trained, result = train(model, dataset, TrainSettings(epochs=3, batch=8), validation=dataset)
+    assert result.loss < result.epochs[0]["loss"]
+    assert all(p.is_contiguous() for p in trained.graph_module.parameters())
+    x = torch.randn(5, 3, 8, 8)
+    assert trained(x).shape == (5, 4)
