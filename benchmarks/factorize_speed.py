@@ -1,10 +1,10 @@
 """Choosing a rank: the papers' loop against the closed form, at the same rank.
 
-    python benchmarks/factorize_speed.py [--size 1024] [--large 4096x11008] [--energy 0.9]
+    python benchmarks/factorize_speed.py [--size 1024] [--large 4096x11008] [--energy 0.8]
 
 The loop (Çallı 2017 §2.1.4) lowers the rank by one, rebuilds the matrix and measures its error, until the
 error exceeds the threshold. Both run in one process and one thread; times are that thread's CPU time. On the
-large matrix the loop's time is that of its first steps times their number.
+large matrix the loop's time is interpolated between a few of its steps, which are run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.decompose import decompose
+from nncompress.analysis.randomized import Wanted
 from nncompress.analysis.ranks import tails
 
 
@@ -28,35 +29,73 @@ def weights(rows: int, columns: int) -> Tensor:
 
 
 def by_loop(matrix: Tensor, err: float, steps: int | None = None) -> tuple[int, float]:
-    """The lowest rank with a mean squared error below `err`, and seconds; at most `steps` steps are run."""
+    """The lowest rank with a mean squared error below `err`, and seconds.
+
+    Args:
+        steps: run only this many, evenly spread over the ranks that the loop would visit, and interpolate.
+    """
     start = time.thread_time()
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     decomposed = time.thread_time() - start
-    rank = len(s)
-    start = time.thread_time()
-    while rank > 1 and (steps is None or rank > len(s) - steps):
-        rebuilt = u[:, : rank - 1] @ torch.diag(s[: rank - 1]) @ v[: rank - 1]  # U' S' V'ᵀ
-        if float((matrix - rebuilt).square().mean()) >= err:
+
+    def step(rank: int) -> tuple[float, float]:
+        """The error at this rank, measured on the rebuilt matrix, and seconds."""
+        start = time.thread_time()
+        rebuilt = (u[:, :rank] * s[:rank]) @ v[:rank]
+        return float((matrix - rebuilt).square().mean()), time.thread_time() - start
+
+    full = len(s)
+    if steps is not None:
+        rank = rank_for(tails(s), matrix.numel(), err)
+        visited = torch.linspace(full - 1, max(rank - 1, 1), steps).round().int().tolist()
+        seconds = [step(each)[1] for each in visited]
+        return rank, decomposed + (full - rank) * (sum(seconds) - (seconds[0] + seconds[-1]) / 2) / (
+            steps - 1
+        )
+    rank, looped = full, 0.0
+    while rank > 1:
+        error, seconds = step(rank - 1)
+        looped += seconds
+        if error >= err:
             break
         rank -= 1
-    looped = time.thread_time() - start
-    if steps is not None:
-        looped *= (len(s) - int(rank_for(s, matrix.numel(), err))) / max(len(s) - rank, 1)
     return rank, decomposed + looped
 
 
-def by_closed_form(matrix: Tensor, err: float) -> tuple[int, float, float]:
-    """The same rank; seconds until it is known, and seconds for the factors."""
+def by_closed_form(matrix: Tensor, err: float, budget: bool = False) -> tuple[int, float, float]:
+    """The same rank; seconds until it is known, and seconds for the factors.
+
+    Args:
+        budget: compute the errors of all ranks, as `--macs` has to.
+    """
     start = time.thread_time()
-    spectrum = decompose(matrix)
-    rank = rank_for(spectrum.values, matrix.numel(), err)
+    spectrum = decompose(matrix, wanted=None if budget else Wanted(enough=err * matrix.numel()))
+    rank = rank_for(tails(spectrum.values, spectrum.beyond), matrix.numel(), err)
     known = time.thread_time()
     spectrum.factors(rank)
     return rank, known - start, time.thread_time() - known
 
 
-def rank_for(values: Tensor, elements: int, err: float) -> int:
-    return max(1, int((tails(values) / elements >= err).sum()))
+def rank_for(lost: Tensor, elements: int, err: float) -> int:
+    return max(1, int((lost / elements >= err).sum()))
+
+
+def compare(matrix: Tensor, energy: float, repeats: int, steps: int | None) -> None:
+    err = (1 - energy) * float(matrix.square().mean())
+    loop_rank, loop_time = by_loop(matrix, err, steps)
+    rows, columns = matrix.shape
+    print(f"{rows}×{columns}; CPU seconds")
+    how = "" if steps is None else f"   (interpolated between {steps} of its steps)"
+    print(f"  the papers' loop, rank {loop_rank:5}            {loop_time:10.2f}{how}", flush=True)
+    for name, budget in (("one threshold (--err)", False), ("all ranks (--macs)   ", True)):
+        runs = [by_closed_form(matrix, err, budget) for _ in range(repeats)]
+        rank = runs[0][0]
+        known, factors = (sorted(run[i] for run in runs)[repeats // 2] for i in (1, 2))
+        print(
+            f"  {name}, rank {rank:5} {known:10.3f} {loop_time / known:6.0f}x"
+            f"   with the factors {known + factors:10.3f} {loop_time / (known + factors):6.0f}x",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -66,26 +105,9 @@ def main() -> None:
     parser.add_argument("--energy", type=float, default=0.8, help="share of the squared weights that stays")
     options = parser.parse_args()
     torch.set_num_threads(1)
-
-    matrix = weights(options.size, options.size)
-    err = (1 - options.energy) * float(matrix.square().mean())
-    loop_rank, loop_time = by_loop(matrix, err)
-    runs = [by_closed_form(matrix, err) for _ in range(7)]
-    (rank, *_), seconds, factors = runs[0], *(sorted(r[i] for r in runs)[3] for i in (1, 2))
-    print(f"{options.size}×{options.size}, rank {rank} (the loop: {loop_rank}); CPU seconds")
-    print(f"  rank, the papers' loop  {loop_time:10.2f}")
-    print(f"  rank, closed form       {seconds:10.3f}   {loop_time / seconds:.0f}x faster")
-    print(f"  its factors             {factors:10.3f}   {loop_time / (seconds + factors):.0f}x with them")
-
+    compare(weights(options.size, options.size), options.energy, repeats=7, steps=None)
     rows, columns = map(int, options.large.split("x"))
-    matrix = weights(rows, columns)
-    err = (1 - options.energy) * float(matrix.square().mean())
-    rank, seconds, factors = by_closed_form(matrix, err)
-    _, loop_time = by_loop(matrix, err, steps=3)
-    print(f"{rows}×{columns}, rank {rank}; CPU seconds")
-    print(f"  rank, the papers' loop  {loop_time:10.0f}   (from its first 3 steps)")
-    print(f"  rank, closed form       {seconds:10.1f}")
-    print(f"  its factors             {factors:10.1f}")
+    compare(weights(rows, columns), options.energy, repeats=1, steps=5)
 
 
 if __name__ == "__main__":

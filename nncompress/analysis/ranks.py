@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 
-def tails(values: Tensor) -> Tensor:
-    """Squared error of every rank: [k] singular values -> [k + 1], tails[r] = Σ_{i ≥ r} σ_i²."""
+def tails(values: Tensor, beyond: float = 0.0) -> Tensor:
+    """Squared error of every rank: [k] singular values -> [k + 1], tails[r] = Σ_{i ≥ r} σ_i².
+
+    Args:
+        beyond: the sum of the squares of singular values that are not among `values`.
+    """
     squares = values.to(torch.float64).square()
     reverse = torch.cumsum(squares.flip(0), 0).flip(0)
-    return torch.cat([reverse, reverse.new_zeros(1)])
+    return torch.cat([reverse, reverse.new_zeros(1)]) + beyond
 
 
 @dataclass(frozen=True)

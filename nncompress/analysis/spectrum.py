@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nncompress.analysis.decompose import singular_values
 from nncompress.ir.model import Model
 from nncompress.ir.weights import layers
 
@@ -46,6 +47,6 @@ def spectra(model: Model) -> list[LayerSpectrum]:
             continue
         seen.add(id(tensor))
         matrix = layer.weight.value().double().movedim(layer.roles.outputs, 0).flatten(1)
-        values = torch.linalg.svdvals(matrix)
+        values = singular_values(matrix)
         found.append(LayerSpectrum(layer.name, (matrix.shape[0], matrix.shape[1]), tuple(values.tolist())))
     return found

