@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--row", action="append", choices=list(ROWS), help="[default: ours, l1, random]")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="images per epoch [default: all 50,000]")
-    parser.add_argument("--lr", type=float, default=0.03)
+    parser.add_argument("--lr", type=float, default=0.02)
     arguments = parser.parse_args()
     settings = TrainSettings(
         epochs=arguments.epochs, limit=arguments.limit, lr=arguments.lr, crop=4, flip=True, weight_decay=5e-4
