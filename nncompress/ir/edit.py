@@ -64,6 +64,12 @@ def replace_tensor(model: Model, name: str, value: Tensor) -> None:
         (owner._parameters if leaf in owner._parameters else owner._buffers)[leaf] = fresh  # type: ignore[assignment]
 
 
+def remove_tensor(model: Model, name: str) -> None:
+    """Drop a stored tensor that no node reads."""
+    prefix, _, leaf = name.rpartition(".")
+    delattr(model.graph_module.get_submodule(prefix), leaf)
+
+
 def names_of(model: Model, tensor: Tensor) -> list[str]:
     """Every dotted name under which this very tensor is stored."""
     module = model.graph_module

@@ -9,6 +9,8 @@
 | `loop`        | epochs, checkpoints, log                                                     |
 | `run`         | one step; what a run consists of                                             |
 | `graph`       | the training-mode graph; which parameters train, are penalised, stay zero    |
+| `quantized`   | quantization-aware training: float copies of int8 weights                    |
+| `precision`   | 16-bit arithmetic                                                            |
 | `objective`   | task, teacher, penalties                                                     |
 | `schedule`    | learning rate of a step                                                      |
 | `augment`     | random changes to images                                                     |

@@ -5,33 +5,43 @@ The model's own graph stays in evaluation mode, so it can be measured between ep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, fx
 
-from nncompress.errors import UnsupportedError, UsageError
+from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import layers
+from nncompress.train.quantized import Copy, read_float_copies
 
 RUNNING_MEAN = 3  # argument of batch_norm
 
 
 def training_graph(
-    model: Model, *, training: bool = True, frozen: Sequence[str] = (), taps: Sequence[str] = ()
+    model: Model,
+    *,
+    training: bool = True,
+    frozen: Sequence[str] = (),
+    taps: Sequence[str] = (),
+    copies: Mapping[str, Copy] | None = None,
 ) -> fx.GraphModule:
     """A copy of the graph over the same tensors: inputs -> outputs, then the output of each layer in `taps`.
+
+    Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient.
 
     Batch norms whose weight or statistics match a pattern of `frozen` keep using, and do not update, their
     running statistics. A view becomes a reshape, since images may lie in memory channels last.
     """
-    nodes = [_layer_node(model, name) for name in taps]
+    nodes = [_result(model, name) for name in taps]
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    outputs = graph.graph_copy(model.graph, copies)
-    graph.output((*outputs, *(copies[node] for node in nodes)))  # type: ignore[misc]
+    same: dict[fx.Node, fx.Node] = {}
+    outputs = graph.graph_copy(model.graph, same)
+    graph.output((*outputs, *(same[node] for node in nodes)))  # type: ignore[misc]
+    if copies is not None:
+        read_float_copies(graph, copies)
     copied = Model(fx.GraphModule(model.graph_module, graph), model.inputs, model.outputs, model.dynamic)
     copied.set_training(training)
     for node in graph.nodes:
@@ -56,23 +66,6 @@ def lay_out(model: Model, memory_format: Callable[[Tensor], Tensor]) -> None:
         parameter.data = memory_format(parameter.data)
 
 
-def refuse_untrainable(model: Model) -> None:
-    """A quantized model has no gradient.
-
-    Raises:
-        UnsupportedError: it is quantized, or has no floating-point parameter.
-    """
-    for node in model.graph.nodes:
-        if "quantize_per" in op_name(node):
-            raise UnsupportedError(
-                "train: this model is quantized, and rounding has no gradient",
-                got=f"{op_name(node)} at {node.name}",
-                remedy="train first, then nncompress quantize",
-            )
-    if not any(p.is_floating_point() for p in model.graph_module.parameters()):
-        raise UnsupportedError("train: the model has no floating-point parameter")
-
-
 def trainable(model: Model, freeze: Sequence[str]) -> dict[str, torch.nn.Parameter]:
     """The parameters to train, by name; gradients are switched on for them and off for the rest.
 
@@ -92,12 +85,15 @@ def trainable(model: Model, freeze: Sequence[str]) -> dict[str, torch.nn.Paramet
         if wanted:
             chosen[name] = parameter
     if not chosen:
-        raise UsageError("train: nothing is left to train", got="--freeze " + " ".join(freeze))
+        got = "--freeze " + " ".join(freeze) if freeze else "a model without floating-point parameters"
+        raise UsageError("train: nothing is left to train", got=got)
     return chosen
 
 
-def regularized(model: Model, chosen: dict[str, torch.nn.Parameter], patterns: Sequence[str]) -> list[Tensor]:
-    """The trained parameters that --l1 and --l2 apply to: by pattern, or the weights of all layers.
+def regularized(
+    chosen: Mapping[str, torch.nn.Parameter], weights: Sequence[Tensor], patterns: Sequence[str]
+) -> list[Tensor]:
+    """The trained parameters that --l1 and --l2 apply to: by pattern, or the `weights` of all layers.
 
     Raises:
         UsageError: a pattern matches no trained parameter.
@@ -105,22 +101,32 @@ def regularized(model: Model, chosen: dict[str, torch.nn.Parameter], patterns: S
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in chosen):
             raise UsageError(f"train: --regularize {pattern} matches no trained parameter")
-    weights = {id(model.tensor(layer.weight.name)) for layer in layers(model)}
-    return [p for name, p in chosen.items() if (matches(name, patterns) if patterns else id(p) in weights)]
+    ids = {id(weight) for weight in weights}
+    return [p for name, p in chosen.items() if (matches(name, patterns) if patterns else id(p) in ids)]
 
 
-def zero_masks(model: Model, chosen: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    """Per layer weight with zeros in it, 1 where it is not zero. Training starts no weight at exactly zero,
-    so a zero is one that pruning made; a weight of nothing but zeros is an initialisation, unless `prune`
-    is in the history.
+def layer_weights(model: Model, copies: Mapping[str, Copy]) -> list[Tensor]:
+    """The weight of every layer, or its float copy."""
+    names = [layer.weight.name for layer in layers(model)]
+    return [model.tensor(copies[name].name if name in copies else name) for name in names]
+
+
+def zero_masks(
+    model: Model, chosen: Mapping[str, torch.nn.Parameter], copies: Mapping[str, Copy]
+) -> dict[str, Tensor]:
+    """Per layer weight with zeros that pruning made, 1 where it is not zero.
+
+    Training starts no weight at exactly zero, so a zero is one that pruning made. Not so, unless `prune` is in
+    the history, where a weight is all zeros (an initialisation) or was rounded to int8.
     """
-    weights = {id(model.tensor(layer.weight.name)) for layer in layers(model)}
+    weights = {id(weight) for weight in layer_weights(model, copies)}
+    rounded = {copy.name for copy in copies.values()}
     pruned = any(record.get("pass") == "prune" for record in model.history)
     masks = {}
     for name, parameter in chosen.items():
         if id(parameter) in weights:
             nonzero = parameter.detach() != 0
-            if not nonzero.all() and (pruned or nonzero.any()):
+            if not nonzero.all() and (pruned or (nonzero.any() and name not in rounded)):
                 masks[name] = nonzero.to(parameter.dtype)
     return masks
 
@@ -129,13 +135,19 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _layer_node(model: Model, name: str) -> fx.Node:
+def _result(model: Model, name: str) -> fx.Node:
+    """The output of a layer: behind its batch norm, since in a quantized model that is part of the layer.
+
+    Raises:
+        UsageError: there is no such layer.
+    """
     found = {layer.name: layer.node for layer in layers(model)}
     if name not in found:
         raise UsageError(
             f"train: --match {name} names no layer of the model", expected="e.g. " + ", ".join([*found][:4])
         )
-    return found[name]
+    users = list(found[name].users)
+    return users[0] if len(users) == 1 and op_name(users[0]) == "batch_norm" else found[name]
 
 
 def check_match(student: Model, teacher: Model, names: Sequence[str]) -> None:
@@ -145,7 +157,7 @@ def check_match(student: Model, teacher: Model, names: Sequence[str]) -> None:
         UsageError: they do not.
     """
     for name in names:
-        shapes = [tuple(_layer_node(m, name).meta["val"].shape[1:]) for m in (student, teacher)]
+        shapes = [tuple(_result(m, name).meta["val"].shape[1:]) for m in (student, teacher)]
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"train: the outputs of --match {name} differ in shape",

@@ -30,7 +30,7 @@ def train(
     log: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Model, TrainResult]:
-    """Train a copy of `model` and return it.
+    """Train a copy of `model` and return it; of a quantized one, quantized on the same grids.
 
     Args:
         validation: measured after every epoch; decides when to stop, with `settings.patience`.
@@ -41,7 +41,7 @@ def train(
         log: JSON lines, one per epoch.
 
     Raises:
-        UnsupportedError: the model is quantized.
+        UnsupportedError: the model is quantized with grids that are found while it runs.
         DataError: labels are missing or do not fit the outputs; names the record.
         UsageError: settings that do not fit the model, or a checkpoint of another run.
         VerificationError: the loss is not finite.

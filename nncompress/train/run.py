@@ -28,13 +28,20 @@ from nncompress.train.graph import (
     channels_last,
     check_match,
     lay_out,
-    refuse_untrainable,
+    layer_weights,
     regularized,
     trainable,
     training_graph,
     zero_masks,
 )
 from nncompress.train.objective import Penalty, Task, feature_distance, imitation, root
+from nncompress.train.precision import Precision
+from nncompress.train.quantized import (
+    add_float_copies,
+    refuse_other_rounding,
+    remove_copies,
+    round_copies,
+)
 from nncompress.train.schedule import learning_rate
 from nncompress.train.settings import TrainSettings
 from nncompress.train.validation import validate
@@ -88,7 +95,7 @@ class Run:
         teacher: Model | None,
         progress: Progress,
     ) -> None:
-        refuse_untrainable(model)
+        refuse_other_rounding(model)
         if settings.task in ("classification", "regression"):
             dataset.require_labels(settings.task)
         if settings.match and teacher is None:
@@ -96,21 +103,24 @@ class Run:
         self.original, self.settings, self.progress = model, settings, progress
         self.dataset, self.validation = dataset, validation
         self.group, self.device = Group.current(), _device(settings.device)
+        self.precision = Precision(settings.precision, self.device)
         self.state = _State()
 
         # The model, and over the same tensors two graphs that run it: in evaluation and in training mode.
         self.model = model.copy()
         self.model.graph_module.to(self.device)
+        self.copies = add_float_copies(self.model)  # of int8 weights
         lay_out(self.model, channels_last)
         self.trained = trainable(self.model, settings.freeze)
         self.evaluated = training_graph(self.model, training=False)
-        graph = training_graph(self.model, frozen=settings.freeze, taps=settings.match)
+        graph = training_graph(self.model, frozen=settings.freeze, taps=settings.match, copies=self.copies)
         self.module = self.group.wrap(graph, unused=len(model.outputs) > 1)
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
         self.least = 2 if norms else 1  # one record has no variance to normalise by
-        self.masks = {} if settings.dense else zero_masks(self.model, self.trained)
+        self.masks = {} if settings.dense else zero_masks(self.model, self.trained, self.copies)
+        weights = layer_weights(self.model, self.copies)
         self.penalty = Penalty(
-            settings.l1, settings.l2, regularized(self.model, self.trained, settings.regularize)
+            settings.l1, settings.l2, regularized(self.trained, weights, settings.regularize)
         )
         self.teacher = None
         if teacher is not None:
@@ -154,11 +164,13 @@ class Run:
             **vars(self.state),
             "tensors": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         checkpoints.restore_tensors(self.model, snapshot.pop("tensors"))
         self.optimizer.load_state_dict(snapshot.pop("optimizer"))
+        self.precision.scaler.load_state_dict(snapshot.pop("scaler"))
         self.state = _State(**snapshot)
 
     # -- one epoch ---------------------------------------------------------------------------------------
@@ -189,8 +201,10 @@ class Run:
 
         # Forward and backward; zeros that pruning made get no gradient, so that no optimizer moves them.
         loss = self._loss(mine, share)
+        scaler = self.precision.scaler
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(self.optimizer)
         for name, mask in self.masks.items():
             gradient = self.trained[name].grad
             if gradient is not None:
@@ -199,7 +213,8 @@ class Run:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        scaler.step(self.optimizer)
+        scaler.update()
 
         value = float(self.group.average(loss.detach()))
         if not math.isfinite(value):
@@ -215,7 +230,7 @@ class Run:
         """What is minimised, on the records `batch` of this process, weighted by `share`."""
         settings = self.settings
         inputs = tuple(channels_last(x.to(self.device)) for x in batch.inputs)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+        with self.precision.forward():
             outputs = self.module(*inputs)
         output, features = outputs[0].float(), outputs[len(outputs) - len(settings.match) :]
         parts: list[Tensor] = []
@@ -226,7 +241,7 @@ class Run:
             value = root(mean, share, self.group) if task.loss == "rmse" else mean * share
             parts.append(own * value)
         if self.teacher is not None:
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=settings.amp):
+            with torch.no_grad(), self.precision.forward():
                 answers = self.teacher(*inputs)
             scores = output.dim() == 2 and output.shape[1] > 1 and settings.task != "regression"
             imitated = imitation(output, answers[0].float(), settings.temperature, scores)
@@ -272,6 +287,7 @@ class Run:
             "lr": rate,
             "loss": state.loss_sum / state.records,
         }
+        round_copies(self.model, self.copies)
         if self.validation is not None:
             self.group.share_buffers(self.model.graph_module)
             task = self.task or self._first_task(self.validation)
@@ -306,6 +322,8 @@ class Run:
         if settings.patience is not None and state.best_tensors is not None:
             checkpoints.restore_tensors(self.model, state.best_tensors)
             kept = state.best_epoch
+        round_copies(self.model, self.copies)
+        remove_copies(self.model, self.copies)
         self.model.graph_module.to("cpu")
         lay_out(self.model, Tensor.contiguous)
         for parameter in self.model.graph_module.parameters():

@@ -76,7 +76,9 @@ class TrainSettings(Options):
     min_improvement: float = option(
         0.001, least=0, below=1, help="relative fall of the loss that counts as improvement"
     )
-    amp: bool = option(False, help="mixed precision: bfloat16 where it is safe")
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", help="of matrix products; fp16 is for GPUs, bf16 for CPUs that have it too"
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", help="auto: cuda where there is one")
     seed: int = option(0, least=0, help="of everything random")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train.two_processes import network, settings
+from train.two_processes import gradients, network, settings
 
 from nncompress.data import Batch, open_data
 from nncompress.train import Group, train
@@ -44,9 +44,16 @@ def test_two_processes_agree_with_one_on_the_joined_batch(tmp_path):
     assert process.returncode == 0, said
     for loss in ("mse", "rmse"):
         model = network()
-        alone, result = train(model, open_data(str(tmp_path / "d.npz"), model.inputs), settings(loss))
+        dataset = open_data(str(tmp_path / "d.npz"), model.inputs)
+        alone, result = train(model, dataset, settings(loss))
         found = torch.load(f"{tmp_path}/out.{loss}", weights_only=True)
         assert found["size"] == 2
+        expected = gradients(dataset, loss)
+        assert len(found["gradients"]) == len(expected) == 4
+        for step, reference in zip(found["gradients"], expected):
+            assert [*step] == [*reference] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+            for name, gradient in reference.items():
+                torch.testing.assert_close(step[name], gradient, rtol=1e-4, atol=1e-6)
         assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
         for name, tensor in alone.state_dict().items():
             torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-4, atol=1e-6)

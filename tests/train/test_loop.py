@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.data import open_data
-from nncompress.errors import DataError, UnsupportedError, UsageError, VerificationError
+from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Context, Prune
 from nncompress.train import TrainSettings, train
@@ -279,21 +279,6 @@ def test_imitation_is_the_published_formula():
     assert float(found) == pytest.approx(expected)
 
 
-def test_quantized_models_are_refused():
-    import torch.ao.quantization.fx._decomposed
-
-    class Quantized(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            d = torch.ops.quantized_decomposed
-            return d.dequantize_per_tensor(
-                d.quantize_per_tensor(x, 0.1, 0, -128, 127, torch.int8), 0.1, 0, -128, 127, torch.int8
-            )
-
-    model = Model.from_module(Quantized(), (torch.randn(2, 3),))
-    with pytest.raises(UnsupportedError, match="quantized"):
-        train(model, None, TrainSettings())  # type: ignore[arg-type]
-
-
 def test_a_bad_label_is_named_with_file_and_record(tmp_path):
     _, model = small()
     y = np.zeros(20, np.int64)
@@ -326,8 +311,42 @@ def test_the_callers_randomness_is_untouched(data):
 def test_mixed_precision_trains(data):
     _, model = small()
     dataset = open_data(str(data), model.inputs)
-    _, result = train(model, dataset, TrainSettings(epochs=8, batch=8, lr=0.05, amp=True, device="cpu"))
+    _, result = train(
+        model, dataset, TrainSettings(epochs=8, batch=8, lr=0.05, precision="bf16", device="cpu")
+    )
     assert result.loss < result.epochs[0]["loss"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_half_precision_needs_a_gpu(data):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    with pytest.raises(DeviceError, match="--precision fp16 needs a GPU"):
+        train(model, dataset, TrainSettings(precision="fp16"))
+
+
+def test_the_scaled_loss_of_half_precision_gives_the_same_weights(data, tmp_path, monkeypatch):
+    """With the forward pass left in float32, scaling the loss and unscaling the gradients changes nothing."""
+    from nncompress.train import run
+
+    class Scaled(run.Precision):
+        def __init__(self, name, device):
+            super().__init__("fp32", device)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(epochs=2, batch=8, lr=0.05, clip=0.5)
+    plain, _ = train(model, dataset, settings)
+    monkeypatch.setattr(run, "Precision", Scaled)
+    scaled, _ = train(model, dataset, settings)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(scaled.tensor(name), tensor, rtol=1e-5, atol=1e-6)
+    kept = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0.0, "resume": True}
+    with pytest.raises(Killed):
+        train(model, dataset, settings, progress=Kill(7), **kept)
+    resumed, _ = train(model, dataset, settings, **kept)
+    assert same(scaled, resumed)
 
 
 def test_a_view_of_feature_maps_trains(data):

@@ -1,4 +1,4 @@
-"""Run by `test_distributed` under torchrun: train on half of every batch, and save the weights.
+"""Run by `test_distributed` under torchrun: train on half of every batch; save every gradient, and the weights.
 
 usage: two_processes.py DATA OUT
 """
@@ -6,11 +6,13 @@ usage: two_processes.py DATA OUT
 import sys
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nncompress.data import open_data
+from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
+from nncompress.progress import NullProgress
 from nncompress.train import TrainSettings, process_group, train
+from nncompress.train.run import Run
 
 
 def network() -> Model:
@@ -23,13 +25,25 @@ def settings(loss: str) -> TrainSettings:
     return TrainSettings(epochs=3, batch=10, lr=0.1, loss=loss, task="regression", l2=0.01, device="cpu")
 
 
+def gradients(dataset: Dataset, loss: str) -> list[dict[str, Tensor]]:
+    """Of every step of one epoch, as the optimizer takes them."""
+    run = Run(network(), dataset, settings(loss), None, None, NullProgress())
+    found = []
+    for batch in run.rest_of_epoch():
+        run.step(batch)
+        found.append({name: p.grad.clone() for name, p in run.trained.items() if p.grad is not None})
+    return found
+
+
 if __name__ == "__main__":
     data, out = sys.argv[1:]
     torch.set_num_threads(1)
     with process_group() as group:
         for loss in ("mse", "rmse"):
             model = network()
-            trained, result = train(model, open_data(data, model.inputs), settings(loss))
+            dataset = open_data(data, model.inputs)
+            steps = gradients(dataset, loss)
+            trained, result = train(model, dataset, settings(loss))
             if group.main:
                 weights = {"size": group.size, "loss": result.loss, "weights": dict(trained.state_dict())}
-                torch.save(weights, f"{out}.{loss}")
+                torch.save({**weights, "gradients": steps}, f"{out}.{loss}")
