@@ -116,8 +116,8 @@ def zero_masks(
 ) -> dict[str, Tensor]:
     """Per layer weight with zeros that pruning made, 1 where it is not zero.
 
-    Training starts no weight at exactly zero, so a zero is one that pruning made. Not so, unless `prune` is in
-    the history, where a weight is all zeros (an initialisation) or was rounded to int8.
+    Training starts no weight at exactly zero, so a zero is one that pruning made. Not so, unless `prune` is
+    in the history, where a weight is all zeros (an initialisation) or was rounded to int8.
     """
     weights = {id(weight) for weight in layer_weights(model, copies)}
     rounded = {copy.name for copy in copies.values()}

@@ -1,4 +1,4 @@
-"""Mixed precision: matrix products in 16 bits, weights, statistics and sums in 32 (Micikevicius et al. 2018)."""
+"""Mixed precision: matrix products in 16 bits, weights and sums in 32 (Micikevicius et al. 2018)."""
 
 from __future__ import annotations
 

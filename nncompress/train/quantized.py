@@ -52,7 +52,7 @@ def refuse_other_rounding(model: Model) -> None:
 
 
 def add_float_copies(model: Model) -> dict[str, Copy]:
-    """Store a parameter beside every int8 weight, called as the weight was before `quantize`; by int8 name."""
+    """Store a parameter beside every int8 weight, named as the weight was before `quantize`; by int8 name."""
     copies: dict[str, Copy] = {}
     for node in list(model.graph.nodes):
         weight = weight_at(model, node) if node.target in DEQUANTIZE else None

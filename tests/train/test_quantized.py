@@ -1,4 +1,4 @@
-"""Quantization-aware training: the gradient, what stays as it was, and that the artifact is what was trained."""
+"""Quantization-aware training: its gradient, what stays, and that the artifact is what is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by `test_distributed` under torchrun: train on half of every batch; save every gradient, and the weights.
+"""Run by `test_distributed` under torchrun: train on half of every batch, save gradients and weights.
 
 usage: two_processes.py DATA OUT
 """
