@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
-from nncompress.errors import UsageError
+from nncompress.errors import OutputError, UsageError
 
-_HELP = """Run an experiment of the papers anew: summation, or autoencoder (needs --data mnist:DIR).
+_HELP = """Run an experiment of the papers anew; the paper's figures stand beside ours, called so.
+
+summation, autoencoder: prune in cycles down to the fewest nodes.
+
+convolution-alternatives, small-model, sharesnet: train the papers' networks side by side.
+
+approximation, quantization: compress the small model, or your own --model.
 
 Example:  nncompress reproduce summation --runs 10 --plot summation.png
+
+Example:  nncompress reproduce small-model --data cifar10:DIR --epochs 12 --keep runs
 """
 
 
@@ -23,28 +32,58 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="summation or autoencoder")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the study")],
     runs: Annotated[int | None, typer.Option(min=1, help="seeds [default: the study's own]")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="a small version, under a minute")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="a small version, in a minute or two")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="of training [default: the paper's, which takes hours]")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="keep the models here, and go on with what an earlier run left"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="approximation, quantization: study this one")
+    ] = None,
     data: options.Data = None,
     plot: Annotated[str | None, typer.Option(metavar="FILE", help=".png or .svg of nodes and loss")] = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    from nncompress.report.studies import study
-    from nncompress.studies import STUDIES, Request
+    from nncompress.report.studies import report
+    from nncompress.studies import STUDIES, Request, StudyResult
     from nncompress.studies import plot as draw
 
     if name not in STUDIES:
         raise UsageError("reproduce: no such study", got=name, expected=", ".join(STUDIES))
+    study = STUDIES[name]
+    given = {"plot": plot, "epochs": epochs, "keep": keep, "model": model}
+    for option, value in given.items():
+        if value is not None and option not in study.takes:
+            raise UsageError(f"reproduce: {name} takes no --{option}", remedy="leave it out")
     if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
         raise UsageError("reproduce: --plot has another suffix", got=plot, expected=".png or .svg")
-    with tempfile.TemporaryDirectory() as folder, progress() as bar:
-        request = Request(Path(folder), runs, quick, data, seed, bar, say)
-        result = STUDIES[name].run(request)
+    with _folder(keep) as folder, progress() as bar:
+        request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
+        result = study.run(request)
     if plot is not None:
-        draw(result, Path(plot))
+        draw(cast(StudyResult, result), Path(plot))
     if json:
         print_json(result.to_json())
     else:
-        show(study(result))
+        show(report(result))
+
+
+def _folder(keep: str | None) -> AbstractContextManager[str]:
+    """Where the study's files go.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    if keep is None:
+        return tempfile.TemporaryDirectory()
+    try:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {keep}", got=error.strerror or str(error)) from error
+    return nullcontext(keep)

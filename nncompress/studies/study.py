@@ -63,12 +63,22 @@ class StudyResult(Result):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. data: as `--data`; folder: for files that live no longer than the study."""
+    """What was asked for.
+
+    Attributes:
+        folder: for files; what is found there is gone on with, where the user keeps it.
+        runs: seeds.
+        epochs: of training, instead of the paper's own budget.
+        data: as `--data`.
+        model: a trained model to study, instead of one that is trained for it.
+    """
 
     folder: Path
     runs: int | None = None
+    epochs: int | None = None
     quick: bool = False
     data: str | None = None
+    model: str | None = None
     seed: int = 0
     progress: Progress = field(default_factory=NullProgress)
     say: Callable[[str], None] = lambda sentence: None
@@ -76,12 +86,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Study:
-    """A study by name: one line on it, whether it needs --data, and how it runs."""
+    """A study by name: one line on it, whether it needs --data, how it runs, and what else it takes of
+    `plot`, `epochs`, `keep` and `model`."""
 
     name: str
     summary: str
     needs_data: bool
-    run: Callable[[Request], StudyResult]
+    run: Callable[[Request], Result]
+    takes: tuple[str, ...] = ("plot",)
 
 
 def plot(result: StudyResult, path: Path) -> None:
