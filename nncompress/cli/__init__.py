@@ -22,6 +22,7 @@ COMMANDS = {
         "factorize": "replace layers by low-rank factors where that multiplies less",
         "substitute": "cheaper operations instead of K×K convolutions",
         "share": "residual blocks of a stage share one 3×3 weight",
+        "grow": "add nodes (channels, heads, hidden units) without changing what the model computes",
         "quantize": "int8 weights and activations, calibrated on data",
     },
     "training": {

@@ -1,7 +1,8 @@
-"""Literal sizes after removal: every size, offset and group count in the graph, derived anew.
+"""Literal sizes after removal or growth: every size, offset and group count in the graph, derived anew.
 
-`torch.export` bakes sizes into the arguments of view, expand, split, slice, … When indices leave a tensor,
-those literals are stale. Given which indices of every node's every dim survive, `resize` rewrites them.
+`torch.export` bakes sizes into the arguments of view, expand, split, slice, … When indices leave a tensor, or
+come twice, those literals are stale. Given how often each index of every node's every dim occurs afterwards
+(0 or 1 in a removal, 1 or more in a growth), `rewrite_literals` rewrites them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import argument
 
 aten = torch.ops.aten
-Mask = NDArray[np.bool_]
-Kept = dict[int, Mask]  # dim -> which indices stay; dims that lose nothing are absent
+Mask = NDArray[Any]  # bool: which indices stay; or int: how often each occurs
+Kept = dict[int, Mask]  # dims that do not change are absent
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """What stays after a removal.
+    """What stays after a removal, or how often it occurs after a growth.
 
     Attributes:
         tensors: stored tensor -> kept indices by dim.
@@ -57,6 +58,18 @@ def resize(model: Model, survivors: Survivors) -> None:
         UnsupportedError: a size is computed at run time in a way that cannot be rewritten, or the result does
             not trace.
     """
+    rewrite_literals(model, survivors)
+    for name, kept in survivors.tensors.items():
+        replace_tensor(model, name, take(model.tensor(name).detach(), kept))
+    model.refresh()
+
+
+def rewrite_literals(model: Model, survivors: Survivors) -> None:
+    """Rewrite every size, offset and group count in the graph's arguments.
+
+    Raises:
+        UnsupportedError: a size is computed at run time in a way that cannot be rewritten.
+    """
     for node in list(model.graph.nodes):
         if node.op != "call_function":
             continue
@@ -66,9 +79,6 @@ def resize(model: Model, survivors: Survivors) -> None:
         rewrite = REWRITES.get(op_name(node))
         if rewrite is not None:
             rewrite(node, survivors)
-    for name, kept in survivors.tensors.items():
-        replace_tensor(model, name, take(model.tensor(name).detach(), kept))
-    model.refresh()
 
 
 def take(tensor: Tensor, kept: Kept) -> Tensor:
@@ -236,9 +246,12 @@ def _convolution(node: fx.Node, s: Survivors) -> None:
 
 
 def _group_norm(node: fx.Node, s: Survivors) -> None:
+    """Whole groups go or come; or the same channels of every group, and their number stays."""
     kept = s.of(node).get(1)
     if kept is not None:
-        write(node, "num_groups", int(kept.reshape(read(node, "num_groups"), -1).any(1).sum()))
+        rows = kept.reshape(read(node, "num_groups"), -1)
+        whole = bool((rows == rows[:, :1]).all())
+        write(node, "num_groups", int(rows[:, 0].sum() if whole else rows.any(1).sum()))
 
 
 def _layer_norm(node: fx.Node, s: Survivors) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from nncompress.passes.base import Change, Context, Pass
 from nncompress.passes.cluster import Cluster
 from nncompress.passes.factorize import Factorize
+from nncompress.passes.grow import Grow
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 from nncompress.passes.quantize import Quantize
 from nncompress.passes.share import Share
 from nncompress.passes.substitute import Substitute
 
-_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Substitute, Share, Quantize)
+_ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Substitute, Share, Grow, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Cluster",
     "Context",
     "Factorize",
+    "Grow",
     "Pass",
     "Prune",
     "PruneNodes",

@@ -22,6 +22,7 @@ from nncompress.ir.shapes import Shapes
 
 Indices = NDArray[np.int64]
 Removal = Mapping[str, Sequence[int] | Indices]
+Growth = Mapping[str, Sequence[int] | Indices]  # group -> the unit that each new unit is placed beside
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def layer_of(tensor: str) -> str:
 
 
 class SurvivingShapes(Shapes):
-    """The shapes at batch 1 that a removal would leave."""
+    """The shapes at batch 1 that a removal or a growth would leave."""
 
     def __init__(self, model: Model, survivors: Survivors) -> None:
         super().__init__(model)
@@ -228,14 +229,28 @@ class Couplings:
         Raises:
             UsageError: an unknown group or unit, or nothing would be left of a group.
         """
-        gone = self._gone(removal)
+        return self._with(~self._gone(removal))
+
+    def widened(self, growth: Growth) -> Survivors:
+        """How often every index of every stored tensor and node occurs once units have been copied.
+
+        Raises:
+            UsageError: an unknown group or unit.
+        """
+        times = np.ones(len(self.trace.labels), np.int64)
+        for name, units in growth.items():
+            np.add.at(times, self._labels_of(name)[self._checked(name, units)], 1)
+        return self._with(times)
+
+    def _with(self, times: NDArray[Any]) -> Survivors:
+        """`times`: per label, whether or how often it is there afterwards."""
 
         def kept(value: Value) -> Kept:
             masks: Kept = {}
             for dim, roots in self.trace.dims(value):
-                stays = ~gone[roots]
-                if not stays.all():
-                    masks[dim] = masks[dim] & stays if dim in masks else stays
+                own = times[roots]
+                if (own != 1).any():
+                    masks[dim] = masks[dim] * own if dim in masks else own
             return masks
 
         def nested(result: Result) -> Any:
@@ -258,16 +273,25 @@ class Couplings:
     def _gone(self, removal: Removal) -> NDArray[np.bool_]:
         gone = np.zeros(len(self.trace.labels), bool)
         for name, units in removal.items():
-            if name not in self._labels:
-                raise UsageError(f"no group of units is called {name!r}", expected=", ".join(self._labels))
-            labels = self._labels[name]
-            chosen = np.unique(np.asarray(units, np.int64))
-            if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels)):
-                raise UsageError(f"{name} has no unit {chosen[-1]}", expected=f"0 to {len(labels) - 1}")
+            labels = self._labels_of(name)
+            chosen = np.unique(self._checked(name, units))
             if len(chosen) >= len(labels):
                 raise UsageError(f"all {len(labels)} units of {name} would go", expected="at least one left")
             gone[labels[chosen]] = True
         return gone
+
+    def _labels_of(self, name: str) -> Indices:
+        """The label of every unit of a group."""
+        if name not in self._labels:
+            raise UsageError(f"no group of units is called {name!r}", expected=", ".join(self._labels))
+        return self._labels[name]
+
+    def _checked(self, name: str, units: Sequence[int] | Indices) -> Indices:
+        size, chosen = len(self._labels_of(name)), np.asarray(units, np.int64)
+        outside = chosen[(chosen < 0) | (chosen >= size)]
+        if len(outside):
+            raise UsageError(f"{name} has no unit {outside[0]}", expected=f"0 to {size - 1}")
+        return chosen
 
     # -- size ----------------------------------------------------------------------------------------------
 
@@ -291,7 +315,14 @@ class Couplings:
 
     def macs(self, removal: Removal | None = None) -> int:
         """Multiply-accumulates at batch 1 after a removal, without carrying it out."""
-        shapes = SurvivingShapes(self.model, self.survivors(removal or {}))
+        return self._macs(self.survivors(removal or {}))
+
+    def grown_macs(self, growth: Growth) -> int:
+        """Multiply-accumulates at batch 1 after a growth, without carrying it out."""
+        return self._macs(self.widened(growth))
+
+    def _macs(self, survivors: Survivors) -> int:
+        shapes = SurvivingShapes(self.model, survivors)
         return sum(node_macs(n, shapes) for n in self.model.graph.nodes if n.op == "call_function")
 
     def prunable_share(self) -> float:

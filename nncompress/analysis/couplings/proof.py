@@ -127,10 +127,11 @@ def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 
             torch.manual_seed(seed)  # a model that draws noise draws the same
             results.append(run(*inputs))
     wanted, original, got = results
-    return Proof(_distance(got, wanted), _distance(original, wanted))
+    return Proof(distance(got, wanted), distance(original, wanted))
 
 
-def _distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+def distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
+    """The largest difference of any output, relative to the largest magnitude of the right one."""
     worst = 0.0
     for a, b in zip(left, right, strict=True):
         if a.shape != b.shape:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.proof import Proof, check
@@ -32,15 +37,32 @@ def remove_proven(couplings: Couplings, removal: Removal) -> Proven:
     A failure is a defect of the analysis, but a user with an unusual architecture is better served with nine
     groups of ten. Halving finds k bad groups among n in about k log2(n) tries.
     """
+    (model, proof), refused = without_faults(lambda wanted: _failure(couplings, wanted), removal)
+    return Proven(model, proof, refused)
+
+
+Units = Mapping[str, Sequence[int] | NDArray[np.int64]]
+T = TypeVar("T")
+
+
+def without_faults(attempt: Callable[[Units], T | str], units: Units) -> tuple[T, dict[str, str]]:
+    """The outcome of `attempt` on as many of the groups as it succeeds with, and why not on the others.
+
+    Args:
+        attempt: does it with these units per group on a copy; a str says what went wrong.
+
+    Raises:
+        NNCompressError: it fails with no units at all.
+    """
     refused: dict[str, str] = {}
-    wanted = {name: units for name, units in removal.items() if len(units)}
+    wanted = {name: chosen for name, chosen in units.items() if len(chosen)}
     while True:
-        failure = _failure(couplings, wanted)
-        if not isinstance(failure, str):
-            return Proven(*failure, refused)
+        outcome = attempt(wanted)
+        if not isinstance(outcome, str):
+            return outcome, refused
         if not wanted:
-            raise NNCompressError("the model cannot be rebuilt even without removing anything", got=failure)
-        name, why = _at_fault(couplings, wanted, failure)
+            raise NNCompressError("the model cannot be rebuilt even without a change", got=outcome)
+        name, why = _at_fault(attempt, wanted, outcome)
         refused[name] = why
         del wanted[name]
 
@@ -55,16 +77,16 @@ def _failure(couplings: Couplings, removal: Removal) -> tuple[Model, Proof] | st
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _at_fault(couplings: Couplings, removal: Removal, why: str) -> tuple[str, str]:
-    """One group whose removal fails: keep the half that fails until one is left.
+def _at_fault(attempt: Callable[[Units], object], units: Units, why: str) -> tuple[str, str]:
+    """One group on which the attempt fails: keep the half that fails until one is left.
 
     Where both halves are fine and only their sum is not, the last group of it is blamed.
     """
-    names = list(removal)
+    names = list(units)
     while len(names) > 1:
         first, second = names[: len(names) // 2], names[len(names) // 2 :]
         for half in (first, second):
-            failure = _failure(couplings, {name: removal[name] for name in half})
+            failure = attempt({name: units[name] for name in half})
             if isinstance(failure, str):
                 names, why = half, failure
                 break

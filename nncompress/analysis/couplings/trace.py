@@ -49,6 +49,7 @@ class Trace:
         self.surprises: dict[fx.Node, str] = {}
         self.inputs: set[tuple[str, int]] = set()
         self.outputs: set[tuple[str, int]] = set()
+        self._read: list[tuple[Factor, int]] = []  # labels of what a layer reads, and the dim it sums over
         self._pending: list[tuple[str, Sequence[Factor], Sequence[Option]]] = []
         self._shapes = Shapes(model, EXAMPLE_BATCH, UNKNOWN_SIZE)
         self._owner: dict[int, str] = {}  # id of a tensor -> first name
@@ -122,6 +123,17 @@ class Trace:
                 for factor in self.value(operand).factors:
                     if factor.shape[dim] > 1:
                         found.update(self._stored(factor))
+                        if found is self.inputs:
+                            self._read.append((factor, dim))
+
+    def consumers(self) -> set[tuple[str, int]]:
+        """The `inputs` along which units are summed over, now that units are chosen: the product of queries
+        and keys sums over the inside of a head, and so not over heads."""
+        found: set[tuple[str, int]] = set()
+        for factor, dim in self._read:
+            if shrink(self.labels.find(factor)).shape[dim] > 1:
+                found.update(self._stored(factor))
+        return found
 
     def _stored(self, factor: Factor) -> Iterator[tuple[str, int]]:
         positions = np.searchsorted(self._starts, factor.ravel(), side="right") - 1

@@ -1,0 +1,33 @@
+"""Growth: `couplings` backwards. Units are added to a group in every tensor that it touches, for real.
+
+| module    | one idea                                                                          |
+|-----------|-----------------------------------------------------------------------------------|
+| `units`   | add units to groups of a model                                                    |
+| `initial` | the values of new units: they add nothing yet, and training can reach them        |
+| `proof`   | output before = output after, and gradients arrive; a group that fails stays      |
+| `need`    | which groups need units: spread of activations, gradient of candidates            |
+| `amounts` | how many units each group gets: a number, a factor, a quarter, a budget           |
+| `step`    | all of it, once                                                                   |
+
+    step = grow_step(model, Wish(Amount(by=16)), data, ...)    # step.model computes what `model` computes
+"""
+
+from __future__ import annotations
+
+from nncompress.analysis.growth.amounts import Amount, Budget
+from nncompress.analysis.growth.proof import Grown, grow_proven
+from nncompress.analysis.growth.step import Growth, Wish, grow_step, is_quantized
+from nncompress.analysis.growth.units import grow_units, normalized_groups
+
+__all__ = [
+    "Amount",
+    "Budget",
+    "Grown",
+    "Growth",
+    "Wish",
+    "grow_proven",
+    "grow_step",
+    "grow_units",
+    "is_quantized",
+    "normalized_groups",
+]

@@ -1,0 +1,130 @@
+"""The proof of a growth: the model computes what it did, and a gradient reaches every group of new units."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nncompress.analysis.couplings import Couplings, find_couplings
+from nncompress.analysis.couplings.groups import Growth
+from nncompress.analysis.couplings.proof import TOLERANCE, distance
+from nncompress.analysis.couplings.proven import without_faults
+from nncompress.analysis.couplings.value import EXAMPLE_BATCH
+from nncompress.analysis.growth.initial import owned
+from nncompress.analysis.growth.units import grow_units
+from nncompress.ir import Model
+from nncompress.ir.widen import Gathers, anywhere
+
+FAINT = 1e-9  # of the largest gradient anywhere: less comes from silent weights only
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The outcome of `grow_proven`.
+
+    Attributes:
+        model: the larger model; gathers: per widened tensor and dim, where each index comes from.
+        error: largest difference of any output, relative to that output's largest magnitude.
+        refused: groups left as they were, with the reason.
+    """
+
+    model: Model
+    gathers: dict[str, Gathers]
+    error: float
+    refused: dict[str, str]
+
+
+def grow_proven(
+    model: Model,
+    growth: Growth,
+    *,
+    split: Collection[str] = (),
+    seed: int = 0,
+    couplings: Couplings | None = None,
+) -> Grown:
+    """Grow a copy of the model; groups whose growth cannot be proven stay as they were.
+
+    Arguments are those of `grow_units`.
+    """
+    couplings = couplings or find_couplings(model)
+
+    def attempt(wanted: Growth) -> tuple[Model, dict[str, Gathers], float] | str:
+        grown = couplings.model.copy()
+        try:
+            gathers = grow_units(grown, wanted, split=split, seed=seed)
+            return grown, gathers, _checked(couplings, wanted, split, grown, gathers, seed)
+        except Exception as error:  # whatever an inconsistent graph raises while it is traced and run
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+    (grown, gathers, error), refused = without_faults(attempt, growth)
+    return Grown(grown, gathers, error, refused)
+
+
+class _NotProven(Exception):
+    pass
+
+
+def _checked(
+    couplings: Couplings,
+    growth: Growth,
+    split: Collection[str],
+    grown: Model,
+    gathers: Mapping[str, Gathers],
+    seed: int,
+) -> float:
+    """How far the outputs moved, relative to their size.
+
+    Raises:
+        _NotProven: too far, or new units get no gradient.
+    """
+    inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
+    results = []
+    for model in (grown, couplings.model):
+        with torch.random.fork_rng(devices=()), torch.set_grad_enabled(model is grown):
+            torch.manual_seed(seed)  # a model that draws noise draws the same
+            results.append(model.outputs_of(*inputs))
+    error = distance(*results)
+    if not error <= TOLERANCE:
+        raise _NotProven(f"new units would change the outputs by {error:.2g}")
+    fresh = [name for name in growth if name not in split]
+    dead = fresh and _without_gradient(couplings, fresh, grown, gathers, results[0], seed)
+    if dead:
+        raise _NotProven(f"no gradient would reach the new units of {dead[0]}")
+    return error
+
+
+def _without_gradient(
+    couplings: Couplings,
+    names: Collection[str],
+    grown: Model,
+    gathers: Mapping[str, Gathers],
+    outputs: tuple[torch.Tensor, ...],
+    seed: int,
+) -> list[str]:
+    """Groups none of whose new units has a weight that moves a random combination of the outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {n: p for n, p in grown.graph_module.named_parameters() if n in gathers and p.requires_grad}
+    score = torch.zeros(())
+    for output in outputs:
+        if output.requires_grad:
+            score = score + (output * torch.randn(output.shape, generator=generator)).sum()
+    if not parameters or not score.requires_grad:
+        return []
+    found = torch.autograd.grad(score, list(parameters.values()), allow_unused=True)
+    gradients = {n: g.abs() for n, g in zip(parameters, found) if g is not None}
+    least = FAINT * max((float(g.max()) for g in gradients.values()), default=0.0)
+    dead = []
+    for name in names:
+        reached = False
+        for member in couplings[name].members:
+            gradient = gradients.get(member.tensor)
+            gather = gathers.get(member.tensor, {}).get(member.dim)
+            if gradient is None or gather is None:
+                continue
+            new = gather.chosen(owned([couplings[name]], member.tensor, member.dim, gather))
+            reached |= float((gradient * anywhere({member.dim: new}, gradient.dim())).max()) > least
+        if not reached:
+            dead.append(name)
+    return dead

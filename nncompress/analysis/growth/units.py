@@ -1,0 +1,79 @@
+"""Add units to groups of a model, in every tensor that the groups touch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from nncompress.analysis.couplings import Couplings, find_couplings, fold_weights
+from nncompress.analysis.couplings.groups import Growth
+from nncompress.analysis.couplings.labels import PIN
+from nncompress.analysis.growth.initial import initialize
+from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.resize import Survivors, read
+from nncompress.ir.widen import Gathers, repeat_runs, widen
+
+
+def grow_units(
+    model: Model,
+    growth: Growth,
+    *,
+    split: Collection[str] = (),
+    seed: int = 0,
+    couplings: Couplings | None = None,
+) -> dict[str, Gathers]:
+    """Add units, in place. What the model computes stays, as far as the couplings are right (`proof`).
+
+    Args:
+        growth: group name -> per new unit the unit that it is placed beside, or copies.
+        split: groups whose new units are copies that share the outgoing weights of their original (Chen et
+            al. 2016, "Net2Net: Accelerating Learning via Knowledge Transfer", §2.2); new units of the others
+            start with fresh incoming weights and (next to) zero outgoing ones.
+        couplings: of this very model, if they are known already.
+
+    Returns:
+        Per widened tensor and dim, where each index comes from.
+
+    Raises:
+        UsageError: an unknown group or unit.
+        UnsupportedError: the result does not trace.
+    """
+    couplings = couplings or find_couplings(model)
+    counts = couplings.widened(growth)
+    if fold_weights(model):
+        couplings = find_couplings(model)
+        counts = couplings.widened(growth)
+    gathers = gathers_of(couplings, counts)
+    widen(model, counts, gathers)
+    with torch.no_grad():
+        initialize(model, couplings, growth, frozenset(split), gathers, seed)
+    return gathers
+
+
+def gathers_of(couplings: Couplings, counts: Survivors) -> dict[str, Gathers]:
+    """Per widened tensor and dim, where each index comes from."""
+    found: dict[str, Gathers] = {}
+    for name, dims in counts.tensors.items():
+        for dim, roots in couplings.trace.dims(couplings.trace.tensors[name]):
+            if dim in dims:
+                places = np.where(roots == PIN, -np.arange(1, len(roots) + 1), roots)  # fixed: each its own
+                found.setdefault(name, {})[dim] = repeat_runs(places, dims[dim])
+    return found
+
+
+def normalized_groups(couplings: Couplings) -> set[str]:
+    """Groups that a norm takes statistics over: these stay only if every unit is copied equally often."""
+    norms = {node.all_input_nodes[0]: (node, dims) for node, dims in couplings.trace.survivor_norms.items()}
+    found = set()
+    for group in couplings.groups:
+        for site in group.sites:
+            node, dims = norms.get(site.node, (None, ()))
+            if node is None or site.dim not in dims:
+                continue
+            rows = site.unit.reshape(read(node, "num_groups"), -1) if op_name(node) == "group_norm" else None
+            if rows is None or (rows != rows[:, :1]).any():  # whole groups of a group norm stand alone
+                found.add(group.name)
+    return found

@@ -1,0 +1,1 @@
+"""Parts of `grow` that measure."""
