@@ -1,24 +1,28 @@
 """How long single layers take in ONNX Runtime on this machine, for passes that choose by speed.
 
 Fewer multiplications can take longer: kernels work on blocks of channels, and every layer has a cost of its
-own. Chains of layers with random weights are timed in one interleaved run, one thread, by that thread's CPU
-time; wall-clock time misleads on a busy machine.
+own. Chains of layers with random weights are timed against the layer that they would replace, in turns, with
+one thread, by that thread's CPU time; wall-clock time misleads on a busy machine.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-ROUNDS = 25  # calls of every chain that are timed
-WARM_UP = 3
+from nncompress.bench.measure import Call, Measurement, undisturbed
+
+THREADS = 1
+SECONDS = 2.0  # of measuring, for the chains that are open at one time
+MOST_ROUNDS, FEWEST_ROUNDS = 40, 7
+MOST_WEIGHTS = 64_000_000  # that are open at one time
 OPSET = 20
 
 
@@ -36,33 +40,77 @@ class LayerShape:
     weight: tuple[int, ...]
     attributes: tuple[tuple[str, tuple[int, ...] | int], ...] = ()
 
+    def __str__(self) -> str:
+        """ "Conv 16x3x3x3 strides=1,1 pads=1,1,1,1 group=1"."""
+        texts = (
+            f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in self.attributes
+        )
+        return " ".join([self.op, "x".join(map(str, self.weight)), *texts])
+
 
 Chain = tuple[LayerShape, ...]
 
 
-def measure(chains: Sequence[Chain], shape: tuple[int, ...], seed: int = 0) -> list[float]:
-    """Median CPU seconds of each chain of layers on an input of `shape` (batch included)."""
+@dataclass(frozen=True)
+class Latencies:
+    """What `measure` returns.
+
+    Attributes:
+        reference: CPU seconds of one run of the reference: the median.
+        shares: of each chain, its time as a share of the reference's: the median over rounds, each of which
+            visits both.
+    """
+
+    reference: float
+    shares: tuple[float, ...]
+
+
+def measure(reference: Chain, chains: Sequence[Chain], shape: tuple[int, ...], seed: int = 0) -> Latencies:
+    """Time chains of layers against a reference, on an input of `shape` (batch included)."""
     generator = np.random.default_rng(seed)
     x = generator.standard_normal(shape, dtype=np.float32)
-    sessions = [_session(chain, shape, generator) for chain in chains]
-    for session in sessions:
-        for _ in range(WARM_UP):
-            session.run(None, {"x": x})
-    times: list[list[int]] = [[] for _ in chains]
-    order = list(range(len(chains)))
-    shuffle = random.Random(seed)
-    for _ in range(ROUNDS):
-        shuffle.shuffle(order)
-        for index in order:
-            start = time.thread_time_ns()
-            sessions[index].run(None, {"x": x})
-            times[index].append(time.thread_time_ns() - start)
-    return [float(np.median(each)) * 1e-9 for each in times]
+    times: list[float] = []
+    shares: list[float] = []
+    for part in _parts(reference, chains):
+        calls = [_call(chain, x, generator) for chain in (reference, *part)]
+        first, *others = _timed(calls, seed)
+        times.append(float(np.median(first)))
+        shares += [float(np.median(other / first)) for other in others]
+    return Latencies(float(np.median(times)) * 1e-9, tuple(shares))
 
 
-def _session(
-    chain: Chain, shape: tuple[int, ...], generator: np.random.Generator
-) -> onnxruntime.InferenceSession:
+def _timed(calls: Sequence[Call], seed: int) -> list[np.ndarray]:
+    """CPU nanoseconds of each call, [rounds]."""
+    with undisturbed():
+        measurement = Measurement(calls, seed=seed, by_cpu=True)
+        measurement.warm_up()
+        end = time.perf_counter() + SECONDS
+        while measurement.rounds < FEWEST_ROUNDS or (
+            measurement.rounds < MOST_ROUNDS and time.perf_counter() < end
+        ):
+            measurement.round()
+    return [np.array(arm.cpu_ns, dtype=np.float64) for arm in measurement.times]
+
+
+def _parts(reference: Chain, chains: Sequence[Chain]) -> list[list[Chain]]:
+    """All chains together, or, where their weights are large, a few at a time."""
+    parts: list[list[Chain]] = [[]]
+    size = beginning = _weights(reference)
+    for chain in chains:
+        if parts[-1] and size + _weights(chain) > MOST_WEIGHTS:
+            parts.append([])
+            size = beginning
+        parts[-1].append(chain)
+        size += _weights(chain)
+    return parts
+
+
+def _weights(chain: Chain) -> int:
+    return sum(prod(layer.weight) for layer in chain)
+
+
+def _call(chain: Chain, x: np.ndarray, generator: np.random.Generator) -> Call:
     nodes, weights, value = [], [], "x"
     for index, layer in enumerate(chain):
         weight = generator.standard_normal(layer.weight, dtype=np.float32)
@@ -74,16 +122,17 @@ def _session(
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
         [helper.make_tensor_value_info(value, TensorProto.FLOAT, None)],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = THREADS
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         model.SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
     )
+    return lambda: session.run(None, {"x": x})

@@ -10,7 +10,8 @@ or the whole model, compute; then the factors are fitted to what the compressed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
     from nncompress.passes.lowrank.latency import LatencyOracle
     from nncompress.passes.lowrank.targets import Target
 
-SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params")
+SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params", "latency")
 
 
 @dataclass(frozen=True)
 class Factorize(Pass):
     """Low-rank factors instead of layers.
 
-    Exactly one of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params` decides the ranks. With none
-    given, err = 1e-3.
+    One of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params`, `latency` decides the ranks. With
+    none given, err = 1e-3.
     """
 
     name = "factorize"
@@ -52,6 +53,13 @@ class Factorize(Pass):
     )
     params: float | None = option(
         None, above=0, below=1, help="share of its parameters that the model keeps, at the least error in all"
+    )
+    latency: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help="share of its latency that the model keeps, in ONNX Runtime on this machine (one thread, one "
+        "record), at the least error in all",
     )
     form: Literal["auto", "channel", "spatial", "tucker"] = option(
         "auto",
@@ -91,11 +99,6 @@ class Factorize(Pass):
                 got="no convolution, linear layer or stored matrix",
                 remedy="nncompress inspect shows the layers",
             )
-        if all(layer.weight.quantized for layer in found):
-            raise UsageError(
-                "factorize: every weight of this model is quantized already, and factors would be floats",
-                remedy="factorize the float model, then quantize",
-            )
         for layer in found:
             if not layer.weight.value().isfinite().all():
                 raise ModelFileError(f"factorize: the weight of {layer.name} has NaN or infinite values")
@@ -104,21 +107,28 @@ class Factorize(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.ir.shapes import Shapes
+        from nncompress.ir.weights import layers
         from nncompress.passes.lowrank.latency import LatencyOracle
         from nncompress.passes.lowrank.repair import repair
         from nncompress.passes.lowrank.targets import find_targets
 
         shapes = Shapes(model)
         targets, left = find_targets(model, shapes, self.exclude)
+        if not targets and all(layer.weight.quantized for layer in layers(model)):
+            context.notes.append(
+                "factorize left the model as it was: all its weights are quantized already, and factors are "
+                "floats. Factorize the float model, then quantize."
+            )
         changes = [Change(name, f"left: {reason}", applied=False) for name, reason in left.items()]
         evidence, whose = self._evidence(model, targets, context)
-        oracle = LatencyOracle(shapes) if self.faster else None
+        oracle = LatencyOracle(shapes) if self.faster or self.latency is not None else None
         options = []
         for done, target in enumerate(targets):
-            context.progress.step("decomposing", done, len(targets))
+            context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
             options.append(self._option(target, shapes, evidence.get(target.name), whose, oracle))
         context.progress.step("decomposing", len(targets), len(targets))
-        choices = self._choose(model, options, whose)
+        choices, reached = self._choose(model, options, whose, oracle, context)
+        changes += reached
         if not any(choice.candidate for choice in choices):
             return changes + [self._change(choice, whose) for choice in choices]
         original = model.copy() if context.data is not None and self.refit else None
@@ -165,37 +175,70 @@ class Factorize(Pass):
         from nncompress.analysis.randomized import Wanted
         from nncompress.passes.lowrank.choose import Option
         from nncompress.passes.lowrank.forms import forms_of
+        from nncompress.passes.lowrank.latency import STEPS
 
         weight = target.weight.value()
-        unit = "parameters" if self.params is not None or not target.macs else "macs"
+        unit = self._unit(target)
         name = "channel" if self.rank is not None and self.form == "auto" else self.form
         metrics = evidence.metrics if evidence else None
         matrices = target.matrices(weight)
         total = sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices))
         elements = weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1]
-        wanted = Wanted(self.rank, self._limit(total, elements, whose), self.round_to)
-        forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
-        candidates = [c for f in forms.values() for c in f.candidates(unit, self.round_to)]
-        latency = oracle.faster(target, forms, candidates) if oracle is not None else None
-        return Option(
-            target=target,
-            forms=forms,
-            candidates=candidates if latency is None else list(latency),
-            latency=latency or {},
-            unit=unit,
-            dense=target.macs if unit == "macs" else weight.numel(),
-            total=total,
-            elements=elements,
+        wanted = Wanted(
+            self.rank, self._limit(total, elements, whose), lcm(self.round_to, STEPS[0] if oracle else 1)
         )
+        forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
+        dense = target.macs if unit == "macs" else weight.numel()
+        if oracle is None:
+            candidates = [c for f in forms.values() for c in f.candidates(unit, self.round_to)]
+            return Option(target, forms, candidates, unit, dense, total, elements)
+        timings = oracle.timings(target, forms, self.round_to, self.rank)
+        known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
+        timings = {place: timing for place, timing in timings.items() if place in known}
+        if unit == "latency":
+            dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)
+            known |= {p: replace(known[p], cost=round(t.factored * 1e9)) for p, t in timings.items()}
+        faster, slower = ([known[p] for p, t in timings.items() if t.pays == pays] for pays in (True, False))
+        return Option(target, forms, faster, unit, dense, total, elements, timings, slower)
 
-    def _choose(self, model: Model, options: list[Option], whose: str) -> list[Choice]:
+    def _unit(self, target: Target) -> str:
+        """What is saved, and decides between ranks that are good enough."""
+        if self.params is not None or not target.macs:
+            return "parameters"
+        by_error = self.err is not None or self._share is not None
+        return "latency" if self.latency is not None or (self.faster and by_error) else "macs"
+
+    def _choose(
+        self,
+        model: Model,
+        options: list[Option],
+        whose: str,
+        oracle: LatencyOracle | None,
+        context: Context,
+    ) -> tuple[list[Choice], list[Change]]:
+        """A choice per option, and what is to be said of the model as a whole."""
+        from nncompress.passes.lowrank.choose import Choice
+        from nncompress.passes.lowrank.latency_budget import by_latency, confirm
+
+        if self.latency is not None:
+            assert oracle is not None
+            timed = [o for o in options if o.timings]
+            choices, reached = by_latency(
+                model, timed, self.latency, whose == "model", oracle, self.exclude, context
+            )
+            untimed = [Choice(o, None, o.nothing) for o in options if not o.timings]
+            return choices + untimed, [reached]
+        choices = self._by_cost_or_error(model, options, whose)
+        return (choices if oracle is None else confirm(choices, oracle)), []
+
+    def _by_cost_or_error(self, model: Model, options: list[Option], whose: str) -> list[Choice]:
+        from nncompress.analysis.cost import cost
         from nncompress.passes.lowrank import choose
 
         if self.macs is not None:
-            counted = [o for o in options if o.unit == "macs"]
-            return choose.by_budget(model, counted, self.macs, "macs", whose == "model")
+            return choose.by_cost(cost(model), options, self.macs, "macs", whose == "model")
         if self.params is not None:
-            return choose.by_budget(model, options, self.params, "parameters", whose == "model")
+            return choose.by_cost(cost(model), options, self.params, "parameters", whose == "model")
         if self.rank is not None:
             return [choose.by_rank(o, self.rank) for o in options]
         if self.ratio is not None:
@@ -239,20 +282,33 @@ class Factorize(Pass):
         from nncompress.passes.lowrank.choose import describe
 
         option, candidate = choice.option, choice.candidate
-        numbers: dict[str, object] = {f"{option.unit}_before": option.dense}
+        counted = "parameters" if option.unit == "parameters" else "macs"
+        weights = option.target.weight.value().numel()
+        numbers: dict[str, object] = {
+            f"{counted}_before": weights if counted == "parameters" else option.target.macs
+        }
         if candidate is None:
             return Change(option.target.name, f"left: {choice.reason}", numbers, applied=False)
         numbers |= {
-            f"{option.unit}_after": candidate.cost,
+            f"{counted}_after": option.forms[candidate.form].cost(candidate.ranks, counted),
+            "form": candidate.form,
             "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
             "minimized": whose,
             "relative_error": candidate.error / option.total if option.total else 0.0,
         }
-        if candidate in option.latency:
-            numbers["latency_ratio"] = round(option.latency[candidate], 3)
+        what = f"{candidate.form}: {describe(option, candidate)}"
+        if choice.measured is not None:
+            predicted, measured = option.share(candidate), choice.measured
+            numbers |= {
+                "latency_us_before": round(measured.dense * 1e6, 1),
+                "latency_us_after": round(measured.factored * 1e6, 1),
+                "latency_share_predicted": round(predicted, 3),
+                "latency_share_measured": round(measured.share, 3),
+            }
+            what += f", {measured.share:.2f} of its time"
         if whose != "model":
             numbers["mse"] = candidate.error / option.elements
-        return Change(option.target.name, f"{candidate.form}: {describe(option, candidate)}", numbers)
+        return Change(option.target.name, what, numbers)
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         for change in changes:

@@ -1,22 +1,91 @@
-from nncompress.bench.layer_latency import LayerShape, measure
+import json
+
+import pytest
+
+from nncompress.bench import layer_latency
+from nncompress.bench.latency_table import LatencyTable
+from nncompress.bench.layer_latency import Latencies, LayerShape, measure
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch):
+    monkeypatch.setattr(layer_latency, "MOST_ROUNDS", 10)
 
 
 def test_less_work_of_the_same_kind_is_faster():
     """A 1024x1024 product against a hundredth of it, and a convolution against one with a sixteenth."""
     wide, narrow = (LayerShape("MatMul", (1024, n)) for n in (1024, 8))
-    dense, factored = measure([(wide,), (narrow, LayerShape("MatMul", (8, 1024)))], (16, 1024))
-    assert 0 < factored < 0.6 * dense
+    found = measure((wide,), [(narrow, LayerShape("MatMul", (8, 1024))), (wide,)], (16, 1024))
+    assert found.reference > 0
+    assert 0 < found.shares[0] < 0.6
+    assert 0.5 < found.shares[1] < 2
     same = (("pads", (1, 1, 1, 1)), ("group", 1))
-    dense, thin = measure(
-        [
-            (LayerShape("Conv", (64, 64, 3, 3), same),),
-            (LayerShape("Conv", (16, 64, 1, 1)), LayerShape("Conv", (16, 16, 3, 3), same)),
-        ],
-        (1, 64, 32, 32),
-    )
-    assert 0 < thin < 0.6 * dense
+    thin = (LayerShape("Conv", (16, 64, 1, 1)), LayerShape("Conv", (16, 16, 3, 3), same))
+    assert 0 < measure((LayerShape("Conv", (64, 64, 3, 3), same),), [thin], (1, 64, 32, 32)).shares[0] < 0.6
 
 
-def test_transposed_convolutions_run():
+def test_transposed_convolutions_and_large_weights_run(monkeypatch):
     up = LayerShape("ConvTranspose", (4, 6, 2, 2), (("strides", (2, 2)), ("output_padding", (0, 0))))
-    assert measure([(up,)], (1, 4, 5, 5))[0] > 0
+    monkeypatch.setattr(layer_latency, "MOST_WEIGHTS", 1)  # a session at a time
+    found = measure((up,), [(up,), (up,)], (1, 4, 5, 5))
+    assert len(found.shares) == 2
+    assert min(found.shares) > 0
+
+
+A, B, C = ((LayerShape("MatMul", (8, n)),) for n in (1, 2, 3))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the table has measured, by a clock of ours: chain of n columns takes n tenths of the reference."""
+    calls = []
+
+    def fake(reference, chains, shape):
+        calls.append((reference, list(chains), shape))
+        return Latencies(2e-3, tuple(chain[0].weight[1] / 10 for chain in chains))
+
+    monkeypatch.setattr("nncompress.bench.latency_table.measure", fake)
+    return calls
+
+
+def test_the_table_measures_what_it_does_not_know_once(tmp_path, asked):
+    assert LatencyTable(tmp_path).latencies(A, [B], (1, 8)) == Latencies(2e-3, (0.2,))
+    other_process = LatencyTable(tmp_path)
+    assert other_process.latencies(A, [C, B], (1, 8)) == Latencies(2e-3, (0.3, 0.2))
+    assert other_process.latencies(A, [B], (1, 8)).shares == (0.2,)
+    other_process.latencies(A, [B], (4, 8))  # another shape
+    assert asked == [(A, [B], (1, 8)), (A, [C], (1, 8)), (A, [B], (4, 8))]
+
+
+def test_the_file_says_what_it_holds_for(tmp_path, asked):
+    table = LatencyTable(tmp_path)
+    table.latencies(A, [B], (1, 8))
+    content = json.loads(table.path.read_text())
+    assert content["threads"] == 1
+    assert content["runtime"].startswith("ONNX Runtime ")
+    assert content["machine"]["cpu"]
+    assert content["layers"] == {"1x8: MatMul 8x1": {"seconds": 2e-3, "shares": {"MatMul 8x2": 0.2}}}
+
+
+def test_another_machine_or_runtime_measures_anew(tmp_path, asked, monkeypatch):
+    LatencyTable(tmp_path).latencies(A, [B], (1, 8))
+    monkeypatch.setattr("nncompress.bench.latency_table.onnxruntime.__version__", "0.0")
+    LatencyTable(tmp_path).latencies(A, [B], (1, 8))
+    assert len(asked) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("broken", ["", "[]", '{"layers": {"x": 1}}', '{"layers": {"x": {"seconds": -1.0}}}'])
+def test_a_damaged_file_is_measured_over(tmp_path, asked, broken):
+    table = LatencyTable(tmp_path)
+    table.path.write_text(broken)
+    assert LatencyTable(tmp_path).latencies(A, [B], (1, 8)).shares == (0.2,)
+    assert "1x8: MatMul 8x1" in json.loads(table.path.read_text())["layers"]
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path, asked):
+    (tmp_path / "file").write_text("")
+    table = LatencyTable(tmp_path / "file" / "folder")
+    for _ in range(2):
+        assert table.latencies(A, [B], (1, 8)).shares == (0.2,)
+    assert len(asked) == 1

@@ -206,11 +206,12 @@ def test_round_to_and_form_and_exclude():
     assert {c.where: c.what for c in left}["head"] == "left: excluded"
 
 
-def test_a_quantized_model_is_refused_with_the_remedy():
+def test_a_quantized_model_is_left_and_told_the_remedy():
     given = pipeline.run(networks.model("tied"), [Quantize()], conformance_context("tied"))[0]
-    with pytest.raises(UsageError, match="quantized already") as caught:
-        run(given)
-    assert "then quantize" in caught.value.remedy
+    result, steps = pipeline.run(given, [Factorize(err=1.0)], Context())
+    assert result is given
+    assert all("factorize before quantize" in change.what for change in steps[0].changes)
+    assert "then quantize" in " ".join(steps[0].notes)
 
 
 def test_bad_options_and_weights():

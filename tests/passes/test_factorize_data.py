@@ -264,30 +264,3 @@ def test_one_way_to_choose_the_ranks():
 def test_minimizing_outputs_needs_data(net):
     with pytest.raises(UsageError, match="needs data"):
         run(net.copy(), None, minimize="layer")
-
-
-@pytest.mark.parametrize("quick", ["channel", "spatial", None])
-def test_only_factors_that_were_measured_faster_are_taken(net, monkeypatch, quick):
-    """With a clock of ours: one form at half the layer's time, everything else slower."""
-
-    def measure(chains, shape):
-        def kind(chain):
-            kernels = [layer.weight[2:] for layer in chain]
-            if len(chain) == 2 and kernels[0] == (3, 1):
-                return "spatial"
-            return "channel" if len(chain) == 2 and kernels[0] == (3, 3) else "other"
-
-        return [1.0, *(0.5 if kind(chain) == quick else 1.5 for chain in chains[1:])]
-
-    monkeypatch.setattr("nncompress.passes.lowrank.latency.measure", measure)
-    model = net.copy()
-    changes = run(model, None, ratio=0.7, faster=True)
-    applied = [c for c in changes if c.applied]
-    assert bool(applied) == (quick is not None)
-    assert all(c.what.startswith(quick) and c.numbers["latency_ratio"] == 0.5 for c in applied)
-
-
-def test_measured_for_real(net):
-    model = net.copy()
-    applied = [c for c in run(model, None, energy=0.3, faster=True) if c.applied]
-    assert all(c.numbers["latency_ratio"] < 1 for c in applied)

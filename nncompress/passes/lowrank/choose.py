@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nncompress.analysis.cost import cost
+from nncompress.analysis.cost import Cost
 from nncompress.analysis.ranks import Candidate, allocate, cheapest
 from nncompress.errors import UsageError
-from nncompress.ir import Model
 from nncompress.passes.lowrank.forms import Form
+from nncompress.passes.lowrank.latency import Place, Timing
 from nncompress.passes.lowrank.targets import Target
 
 
@@ -18,11 +18,13 @@ class Option:
     """One target with everything that it could become.
 
     Attributes:
-        unit: "macs" or "parameters": what is saved.
+        candidates: of all ranks; where latency was measured, only those that were faster.
+        unit: "macs", "parameters" or "latency" (in nanoseconds): what is saved.
         dense: cost as it is.
         total: the error of replacing its weight by zero.
         elements: how many squared errors `total` sums over: those of the weight, or of one output vector.
-        latency: of measured candidates, the time as a share of the dense layer's.
+        timings: where latency was measured, of each form and rank that was.
+        slower: candidates that were measured not to be faster.
     """
 
     target: Target
@@ -32,19 +34,36 @@ class Option:
     dense: int
     total: float
     elements: int
-    latency: Mapping[Candidate, float] = field(default_factory=dict)
+    timings: Mapping[Place, Timing] | None = None
+    slower: Sequence[Candidate] = ()
+
+    def share(self, candidate: Candidate) -> float:
+        """The candidate's time, of the dense layer's."""
+        assert self.timings is not None
+        return self.timings[candidate.form, candidate.ranks].share
+
+    @property
+    def nothing(self) -> str:
+        """Why there is no candidate."""
+        if not self.slower:
+            return f"no rank reduces its {self.unit}" if self.target.macs else "it multiplies nothing to save"
+        best = min(self.slower, key=self.share)
+        took = f"{describe(self, best)} took {self.share(best):.2f} of its time"
+        return f"no rank was measured to be faster, {took}"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of one target: a candidate, or None and the reason."""
+    """What becomes of one target: a candidate, or None and the reason.
+
+    Attributes:
+        measured: its timing, taken again after it was chosen.
+    """
 
     option: Option
     candidate: Candidate | None
     reason: str = ""
-
-
-NOTHING = "no rank was measured to be faster"  # candidates are only missing where they were measured
+    measured: Timing | None = field(default=None, compare=False)
 
 
 def by_error(option: Option, limit: float, told: str) -> Choice:
@@ -53,49 +72,58 @@ def by_error(option: Option, limit: float, told: str) -> Choice:
     Args:
         told: the limit as the user put it.
     """
-    if not option.candidates:
-        return Choice(option, None, NOTHING)
     best = cheapest(option.candidates, limit)
     if best is not None and best.cost < option.dense:
         return Choice(option, best)
+    slower = cheapest(option.slower, limit)
+    if slower is not None:
+        took = f"measured at {option.share(slower):.2f} of its time"
+        return Choice(option, None, f"{told} needs {describe(option, slower)}, {took}")
+    if not option.candidates:
+        return Choice(option, None, option.nothing)
     needed = f"needs {describe(option, best)}" if best else "needs every rank"
+    if best is None and option.timings is not None:
+        needed = "needs more than any rank that was measured to be faster"
+        return Choice(option, None, f"{told} {needed}")
     return Choice(option, None, f"{told} {needed}, which does not reduce its {option.unit}")
 
 
 def by_rank(option: Option, rank: int) -> Choice:
     """A fixed rank (a layer that has fewer keeps all of them), the form with the least error."""
-    found = []
-    for name, form in option.forms.items():
-        wanted = tuple(min(rank, full) for full in form.full_ranks)
-        found += [c for c in option.candidates if c.form == name and c.ranks == wanted]
+    wanted = {name: tuple(min(rank, full) for full in form.full_ranks) for name, form in option.forms.items()}
+    found = [c for c in option.candidates if c.ranks == wanted[c.form]]
     best = min(found, key=lambda c: c.error, default=None)
-    if best is None or best.cost >= option.dense:
-        return Choice(option, None, f"rank {rank} does not reduce its {option.unit}")
-    return Choice(option, best)
+    if best is not None and best.cost < option.dense:
+        return Choice(option, best)
+    return Choice(
+        option, None, option.nothing if option.slower else f"rank {rank} does not reduce its {option.unit}"
+    )
 
 
 def by_ratio(option: Option, ratio: float) -> Choice:
     """The least error at no more than this share of the layer's own cost."""
     affordable = [c for c in option.candidates if c.cost <= ratio * option.dense]
     best = min(affordable, key=lambda c: c.error, default=None)
-    if best is None:
-        return Choice(option, None, f"no rank has {ratio:.0%} of its {option.unit}")
-    return Choice(option, best)
+    if best is not None:
+        return Choice(option, best)
+    if option.timings is not None and not option.candidates:
+        return Choice(option, None, option.nothing)
+    return Choice(option, None, f"no rank has {ratio:.0%} of its {option.unit}")
 
 
 def by_budget(
-    model: Model, options: Sequence[Option], share: float, unit: str, comparable: bool
+    before: int, options: Sequence[Option], share: float, unit: str, comparable: bool
 ) -> list[Choice]:
     """The ranks that lose least in all, with the model at no more than `share` of its cost.
 
     Args:
-        unit: "macs" or "parameters".
+        before: the model's cost: MACs, parameters or nanoseconds.
+        unit: "macs", "parameters" or "latency".
         comparable: errors of different layers are in one unit; otherwise each counts relative to its total.
 
     Raises:
         UsageError: out of reach; says what is within.
     """
-    before = getattr(cost(model), unit)
     layers = []
     for option in options:
         scale = 1.0 if comparable else 1 / max(option.total, 1e-300)
@@ -105,19 +133,32 @@ def by_budget(
     fixed = before - sum(option.dense for option in options)
     least = fixed + sum(min(c.cost for c in layer) for layer in layers)
     if least > share * before:
+        alone = (
+            "layers that it leaves alone, or in between"
+            if unit == "latency"
+            else "layers that it leaves alone"
+        )
         raise UsageError(
             f"factorize cannot reach {share:.0%} of the model's {unit}",
-            got=f"{fixed / before:.1%} are in layers that it leaves alone",
-            expected=f"at least {least / before:.1%}, with every rank at its lowest",
+            got=f"{max(fixed, 0) / before:.1%} are in {alone}",
+            expected=f"at least {least / before:.1%}, with every rank at its {_extreme(unit)}",
             remedy="ask for less, or prune nodes first",
         )
     chosen = allocate(layers, int(share * before) - fixed)
     choices = []
     for option, c in zip(options, chosen):
         original = next((o for o in option.candidates if (o.form, o.ranks) == (c.form, c.ranks)), None)
-        reason = "" if original else f"its {unit} are worth more here than elsewhere"
-        choices.append(Choice(option, original, reason))
+        reason = f"its {unit} {'is' if unit == 'latency' else 'are'} worth more here than elsewhere"
+        if original is None and not option.candidates:
+            reason = option.nothing
+        choices.append(Choice(option, original, "" if original else reason))
     return choices
+
+
+def by_cost(cost: Cost, options: Sequence[Option], share: float, unit: str, comparable: bool) -> list[Choice]:
+    """`by_budget` in MACs or parameters, of the layers that have any."""
+    counted = [option for option in options if option.unit == unit]
+    return by_budget(getattr(cost, unit), counted, share, unit, comparable)
 
 
 def describe(option: Option, candidate: Candidate) -> str:
@@ -125,3 +166,7 @@ def describe(option: Option, candidate: Candidate) -> str:
     full = option.forms[candidate.form].full_ranks
     ranks, of = (" and ".join(map(str, r)) for r in (candidate.ranks, full))
     return f"rank{'s' if len(full) > 1 else ''} {ranks} of {of}"
+
+
+def _extreme(unit: str) -> str:
+    return "fastest" if unit == "latency" else "lowest"

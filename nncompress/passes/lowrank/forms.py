@@ -70,6 +70,7 @@ class Form(ABC):
         self.weight: Tensor = target.weight.value()
         self._shapes, self._metrics, self._wanted = shapes, metrics, wanted
         self._parts: list[Any] | None = None
+        self._made: dict[Ranks, list[Tensor]] = {}
 
     @abstractmethod
     def stages(self, ranks: Ranks) -> list[Stage]:
@@ -113,8 +114,10 @@ class Form(ABC):
         return {ranks: sum(errors[ranks] for errors in groups) for ranks in groups[0]}
 
     def weights(self, ranks: Ranks) -> list[Tensor]:
-        """The stages' weights at these ranks that lose least."""
-        return [w.to(self.weight.dtype) for w in self.assemble(self.parts, ranks)]
+        """The stages' weights at these ranks that lose least; made once."""
+        if ranks not in self._made:
+            self._made[ranks] = [w.to(self.weight.dtype) for w in self.assemble(self.parts, ranks)]
+        return self._made[ranks]
 
     def cost(self, ranks: Ranks, unit: str) -> int:
         """MACs of one record, or parameters."""

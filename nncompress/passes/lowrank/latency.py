@@ -1,54 +1,112 @@
-"""Which factors are really faster than their layer, measured once per shape."""
+"""How long factors take in place of their layer, from this machine's table of latencies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from nncompress.analysis.ranks import Candidate
-from nncompress.bench.layer_latency import Chain, LayerShape, measure
+from nncompress.bench.latency_table import LatencyTable
+from nncompress.bench.layer_latency import Chain, Latencies, LayerShape, measure
 from nncompress.ir.geometry import Geometry
 from nncompress.ir.shapes import Shapes
 from nncompress.passes.lowrank.forms import ConvolutionForm, Form, Ranks
 from nncompress.passes.lowrank.targets import Target
 
-TRIED = 12  # ranks that are measured per form
+# Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,
+# and a rank just above a step costs as much as one just below the next.
+STEPS = (16, 8, 4, 2, 1)
+TRIED = 12  # ranks that are measured per form, at most; with smaller steps, at least FEWEST
+FEWEST = 5
 MARGIN = 0.97  # of the dense layer's time: less is noise
+
+Place = tuple[str, Ranks]  # a form's name and its ranks
+
+
+@dataclass(frozen=True)
+class Timing:
+    """CPU seconds of a target's layers, as they are and as factors, for one record and one thread."""
+
+    dense: float
+    factored: float
+
+    @property
+    def share(self) -> float:
+        return self.factored / self.dense
+
+    @property
+    def pays(self) -> bool:
+        return self.share < MARGIN
 
 
 class LatencyOracle:
-    """Measures factored layers against dense ones in ONNX Runtime; equal shapes are measured once."""
+    """Timings of factors; what this machine's table does not know yet is measured."""
 
-    def __init__(self, shapes: Shapes) -> None:
-        self._shapes = shapes
-        self._known: dict[object, list[float]] = {}
+    def __init__(self, shapes: Shapes, table: LatencyTable | None = None) -> None:
+        self._shapes, self._table = shapes, table or LatencyTable()
+        self._again: dict[tuple[object, ...], Latencies] = {}
 
-    def faster(
-        self, target: Target, forms: Mapping[str, Form], candidates: Sequence[Candidate]
-    ) -> dict[Candidate, float]:
-        """Of the candidates that need fewer MACs, at most 12 per form, those measured faster.
+    def timings(
+        self, target: Target, forms: Mapping[str, Form], round_to: int = 1, rank: int | None = None
+    ) -> dict[Place, Timing]:
+        """Of the ranks on a grid that multiply less than the layer; they depend on its shape only.
 
-        Returns: their time as a share of the dense layer's.
+        Args:
+            round_to: ranks are multiples of this.
+            rank: only this one, instead of the grid.
         """
-        layer = target.layers[0]
-        if layer.kind == "embedding" or not target.macs:
+        if not target.macs or any(layer.kind == "embedding" for layer in target.layers):
             return {}
-        tried = [c for form in forms for c in _spread([c for c in candidates if c.form == form], target.macs)]
-        chains = [_dense(target), *(_factored(forms[c.form], c.ranks) for c in tried)]
-        shape = self._shapes.of(layer.data)
-        key = (shape, tuple(chains))
-        if key not in self._known:
-            self._known[key] = measure(chains, shape)
-        dense, *times = self._known[key]
-        return {c: t / dense for c, t in zip(tried, times) if t < MARGIN * dense}
+        places = [
+            (name, ranks)
+            for name, form in forms.items()
+            for ranks in (grid(form, target.macs, round_to) if rank is None else fixed(form, rank))
+        ]
+        if not places:
+            return {}
+        chains = [_factored(forms[name], ranks) for name, ranks in places]
+        dense, factored = 0.0, [0.0] * len(places)
+        for layer in target.layers:
+            found = self._table.latencies(_dense(target), chains, self._shapes.of(layer.data))
+            dense += found.reference
+            factored = [f + found.reference * share for f, share in zip(factored, found.shares)]
+        return {place: Timing(dense, each) for place, each in zip(places, factored)}
+
+    def again(self, target: Target, form: Form, ranks: Ranks) -> Timing:
+        """Measured in this process, whatever the table says; equal layers once."""
+        reference, chain = _dense(target), _factored(form, ranks)
+        dense = factored = 0.0
+        for layer in target.layers:
+            key = (shape := self._shapes.of(layer.data), reference, chain)
+            if key not in self._again:
+                self._again[key] = measure(reference, [chain], shape, seed=1)
+            found = self._again[key]
+            dense, factored = dense + found.reference, factored + found.reference * found.shares[0]
+        return Timing(dense, factored)
 
 
-def _spread(candidates: Sequence[Candidate], dense: int) -> list[Candidate]:
-    """The best candidate for each of 12 steps of cost."""
-    pays = sorted((c for c in candidates if c.cost < dense), key=lambda c: c.error)
-    best: dict[int, Candidate] = {}
-    for c in pays:
-        best.setdefault(c.cost * TRIED // dense, c)
-    return list(best.values())
+def grid(form: Form, macs: int, round_to: int = 1) -> list[Ranks]:
+    """Ranks that need fewer MACs than the layer's, at most 12, on the steps where latency changes."""
+    if len(form.full_ranks) > 1:  # both ranks in proportion
+        shares = [(i + 1) / TRIED for i in range(TRIED)]
+        found = {tuple(_nearest(share * full, round_to) for full in form.full_ranks) for share in shares}
+        return sorted(ranks for ranks in found if form.cost(ranks, "macs") < macs)
+    most = min(form.full_ranks[0], (macs - 1) // form.cost((1,), "macs"))
+    steps = [step for step in STEPS if step % round_to == 0] or [round_to]
+    step = next((step for step in steps if most // step >= FEWEST), steps[-1])
+    ranks = range(step, most + 1, step)
+    count = min(len(ranks), TRIED)
+    return [(ranks[round((i + 1) * len(ranks) / count) - 1],) for i in range(count)]
+
+
+def fixed(form: Form, rank: int) -> Iterable[Ranks]:
+    """This rank; a form that has fewer keeps all of them."""
+    return [tuple(min(rank, full) for full in form.full_ranks)]
+
+
+def _nearest(rank: float, round_to: int) -> int:
+    step = max(round_to, next((step for step in STEPS if rank >= 2 * step), 1))
+    step = -(-step // round_to) * round_to
+    return max(step, round(rank / step) * step)
 
 
 def _dense(target: Target) -> Chain:
