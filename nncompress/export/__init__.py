@@ -17,6 +17,7 @@ from pathlib import Path
 from nncompress.errors import UsageError
 from nncompress.export.int8_coverage import Coverage, int8_coverage
 from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
 from nncompress.export.to_onnx import write_onnx
 from nncompress.export.to_pt2 import write_pt2
 from nncompress.export.to_safetensors import write_safetensors
@@ -28,10 +29,17 @@ WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".safetensors": write_safetensors,
 }
 
+STORAGES: dict[str, tuple[Storage, ...]] = {  # besides "packed"
+    ".pt2": ("plain", "entropy"),
+    ".onnx": ("plain",),
+    ".safetensors": ("plain", "entropy"),
+}
+
 __all__ = [
     "WRITERS",
     "Coverage",
     "ExportReport",
+    "Storage",
     "int8_coverage",
     "write",
     "write_onnx",
@@ -40,14 +48,17 @@ __all__ = [
 ]
 
 
-def write(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+def write(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
     """Write `model` in the format that the suffix of `path` names.
 
     Args:
         protect: files that must not be overwritten: the ones the model was read from.
+        storage: how weights of few values or many zeros are stored (`nncompress.export.storage`).
 
     Raises:
-        UsageError: the suffix names no format we write.
+        UsageError: the suffix names no format we write, or the format has no such storage.
         OutputError: the target is protected, or cannot be written.
         UnsupportedError: the format cannot express an op of the model.
         VerificationError: the written file does not compute what the model computes.
@@ -59,4 +70,13 @@ def write(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ())
             got=suffix or "no suffix",
             expected=", ".join(WRITERS),
         )
-    return WRITERS[suffix](model, path, protect=protect)
+    if storage == "packed":  # which every format means as far as it can
+        return WRITERS[suffix](model, path, protect=protect)
+    if storage not in STORAGES.get(suffix, ()):
+        raise UsageError(
+            f"a {suffix} file has no storage of that kind",
+            got=storage,
+            expected=", ".join((*STORAGES.get(suffix, ()), "packed")),
+            remedy="leave --storage out, or write " + " or ".join(s for s, kinds in STORAGES.items() if storage in kinds),
+        )
+    return WRITERS[suffix](model, path, protect=protect, storage=storage)

@@ -11,6 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from nncompress.ir import Model
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather"}  # between a stored weight and its layer
 
 
 def tidy(onnx_model: ir.Model, model: Model) -> None:
@@ -60,7 +61,7 @@ def _name_layers(graph: ir.Graph) -> None:
             continue
         weight = node.inputs[1]
         while weight is not None and (source := weight.producer()) is not None:
-            weight = source.inputs[0] if source.op_type in ("DequantizeLinear", "Transpose") else None
+            weight = source.inputs[0] if source.op_type in WEIGHT_OPS else None
         name, mark, _ = str(weight.name if weight is not None else "").rpartition(".weight")
         if not mark or weight is None or not weight.is_initializer():
             continue

@@ -22,10 +22,11 @@ from nncompress.export.atomic import replacing
 from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.lower_int8 import lower_int8
 from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
 from nncompress.export.tidy_onnx import tidy
 from nncompress.export.verify_onnx import compare, precision_of
 from nncompress.ir import Model
-from nncompress.ir.codebook import pack
+from nncompress.ir.lookup import pack
 from nncompress.ir.normalize import op_name
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
 
 
-def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+def write_onnx(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
     """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
 
     Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to
@@ -51,7 +54,7 @@ def write_onnx(model: Model, path: str | Path, *, protect: Iterable[str | Path] 
     _refuse_bfloat16(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-        packed = pack(model)
+        packed = model if storage == "plain" else pack(model)
         program = _convert(model, packed.exported_program(), optimize=packed is model)
         if packed is not model:
             _optimize_but_lookups(program)

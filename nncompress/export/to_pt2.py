@@ -13,26 +13,30 @@ from typing import IO, Any, cast
 import torch
 
 from nncompress.export.atomic import replacing
+from nncompress.export.deflated_zip import deflate_members
 from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
 from nncompress.ir import Model
-from nncompress.ir.codebook import pack
+from nncompress.ir.lookup import pack
 
 SCHEMA = 1
 RECORD = "nncompress.json"
 
 
-def write_pt2(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+def write_pt2(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
     """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
 
-    Tensors of few values are stored as codebook and indices (`nncompress.ir.codebook`). No sample inputs are
-    stored; the record says what inputs fit.
+    Tensors of few values or many zeros are stored packed (`nncompress.ir.lookup`); with `storage="entropy"`
+    every member of the archive is deflated, too. No sample inputs are stored; the record says what inputs fit.
 
     Raises:
         UnsupportedError: the graph does not trace.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
-    program = pack(model).exported_program()
+    program = (model if storage == "plain" else pack(model)).exported_program()
     program._example_inputs = None  # loading them means unpickling
     for node in program.graph.nodes:  # where a node came from: paths of this machine, longer at every tracing
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
@@ -42,6 +46,10 @@ def write_pt2(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
             sink = Sink(file)
             torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD: json.dumps(record(model))})
             sink.close()
+        if storage == "entropy":
+            stored = temporary.rename(temporary.with_suffix(".stored"))
+            deflate_members(stored, temporary)
+            stored.unlink()
     return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
 
 

@@ -62,16 +62,18 @@ def _positional(args: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def tie_again(module: fx.GraphModule) -> None:
-    """Parameters that share all their storage become one object again (loading a file separates them)."""
-    seen: dict[tuple[Any, ...], torch.nn.Parameter] = {}
-    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta or not parameter.numel():
+    """Tensors that share all their storage become one object again (loading a file separates them)."""
+    seen: dict[tuple[Any, ...], torch.Tensor] = {}
+    stored = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in stored:
+        if tensor.is_meta or not tensor.numel():
             continue
-        key = (parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.dtype)
-        if key in seen and seen[key] is not parameter:
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        key = (is_parameter, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key in seen and seen[key] is not tensor:
             prefix, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(prefix), leaf, seen[key])
-        seen.setdefault(key, parameter)
+        seen.setdefault(key, tensor)
     # One get_attr target per parameter, so that editing by name reaches every reader.
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

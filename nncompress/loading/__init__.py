@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.codebook import unpack
+from nncompress.ir.lookup import unpack
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
@@ -103,7 +103,14 @@ def _from_pt2(path: Path) -> Model:
     model = Model.from_exported(
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
-    unpack(model)
+    try:
+        unpack(model)
+    except ValueError as error:
+        raise ModelFileError(
+            f"{path} is damaged: a packed weight does not unpack",
+            got=str(error),
+            remedy="copy or save the file again",
+        ) from error
     if len(record.outputs) == len(model.outputs):
         model.outputs = record.outputs
     return model

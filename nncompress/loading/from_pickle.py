@@ -20,7 +20,7 @@ import torch
 from nncompress.errors import ModelFileError, UnsafeFileError
 from nncompress.loading.architecture import import_from_here
 from nncompress.loading.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
-from nncompress.loading.stored_zip import check_stored
+from nncompress.loading.stored_zip import check_members
 
 # What checkpoints carry beside their weights (numbers from numpy, settings). Recorded and never looked at.
 _BYSTANDERS = {
@@ -64,7 +64,7 @@ def needed_globals(path: Path) -> set[str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                check_stored(archive, path)
+                check_members(archive, path)
             return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         return _legacy_globals(path)
     except Exception as error:  # a pickle can be malformed in every way

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
 from nncompress.loading.from_pickle import describe
+from nncompress.loading.json_schema import Rejected
+from nncompress.loading.packed_tensors import restore_tensors
 
 # where training scripts keep the weights inside a checkpoint, and what wrappers put before each name
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "weights", "ema", "params")
@@ -28,8 +30,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = restore_tensors(stored, metadata)
+    except (safetensors.SafetensorError, OSError, ValueError, Rejected) as error:
         raise ModelFileError(
             f"{path} is damaged", got=str(error)[:300], expected="a .safetensors file", remedy="copy it again"
         ) from error

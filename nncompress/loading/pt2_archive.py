@@ -3,7 +3,7 @@
 `torch.export.load` unpickles parts of the file, evaluates strings in it as Python, and imports modules and
 shared libraries that it names. So it is never shown the file. Instead a clean archive is built in memory:
 
-1. only the members below are admitted, all stored uncompressed, so no size can exceed the file's own;
+1. only the members below are admitted, none of which may unpack to more than 32 times its bytes;
 2. the graph is rebuilt from JSON by `pt2_schema`, which admits plain values only;
 3. weights are copied as raw bytes, after their shapes were checked against the bytes that are there;
 4. sample inputs (a pickle) and guards (source code) are left out; nothing needs them.
@@ -31,7 +31,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
 from nncompress.loading.json_schema import Check, Rejected, admit, plain
 from nncompress.loading.pt2_schema import EXPORTED_PROGRAM, PAYLOADS
-from nncompress.loading.stored_zip import check_stored
+from nncompress.loading.stored_zip import check_members
 
 HISTORY_FILE = "nncompress.json"
 
@@ -70,7 +70,7 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            check_stored(archive, path)
+            check_members(archive, path, deflated=True)
             members = _Members(archive)
             clean = _repack(members)
             record = _read_history(members)

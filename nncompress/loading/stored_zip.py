@@ -1,18 +1,26 @@
-"""Zip archives as torch writes them: members stored, not compressed, so none is larger than the file."""
+"""Zip archives as torch writes them: members stored, so that none is larger than the file.
+
+Ours may be deflated (`nncompress.export.deflated_zip`), to at most 32 times their bytes.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
 
+from nncompress.ir.deflate import MOST_RATIO
+
 MAX_MEMBERS = 200_000
 
 
-def check_stored(archive: zipfile.ZipFile, path: Path) -> None:
+def check_members(archive: zipfile.ZipFile, path: Path, *, deflated: bool = False) -> None:
     """Refuse an archive whose members could unpack to more than the file at `path` holds.
 
+    Args:
+        deflated: members may be deflated, and unpack to at most 32 times their bytes.
+
     Raises:
-        ValueError: it is cut, compressed or encrypted, or its members overlap or bear the same name.
+        ValueError: it is cut, encrypted or compressed otherwise, or its members overlap or bear the same name.
     """
     infos = archive.infolist()
     if not infos or len(infos) > MAX_MEMBERS:
@@ -22,10 +30,16 @@ def check_stored(archive: zipfile.ZipFile, path: Path) -> None:
         raise ValueError("its directory of members is cut off")
     names = set()
     for info in infos:
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        if deflated and info.compress_type == zipfile.ZIP_DEFLATED:
+            if info.file_size > MOST_RATIO * info.compress_size:
+                raise ValueError(
+                    f"the member {info.filename!r}, of {info.compress_size} bytes, claims to unpack to "
+                    f"{info.file_size}; at most {MOST_RATIO} times is read"
+                )
+        elif info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"the member {info.filename!r} is compressed")
         if info.filename in names:
             raise ValueError(f"the member {info.filename!r} is doubled")
         names.add(info.filename)
-    if sum(info.file_size for info in infos) > path.stat().st_size:
+    if sum(info.compress_size for info in infos) > path.stat().st_size:
         raise ValueError("its members claim more bytes than the file has")

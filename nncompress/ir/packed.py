@@ -1,0 +1,183 @@
+"""Tensors in fewer bytes, exactly: few values as indices into a codebook, many zeros as a bitmap.
+
+    form                      stored                                                  wins where
+    codebook                  codes [n · bits/8 bytes], codebook [K]                  few values
+    codebook per channel      codes, codebook [C · K], offsets [1, C, 1] (0, K, 2K…)  few values per channel
+    bitmap                    bitmap [n/8 bytes], values [1 + nonzeros]               many zeros
+    bitmap and codebook       bitmap, codes [1 + nonzeros], codebook [K]              both
+
+`codes` holds 1, 2, 4 or 8 bits per index, lowest bits first. Behind a bitmap the first entry is zero: the
+k-th nonzero weight reads entry k and a zero weight reads entry 0, so that a running sum of the bitmap's bits,
+times the bit, is the index. What is stored describes itself, given the shape of the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+MOST = 256  # distinct values that an index of 8 bits tells apart
+SAMPLE = 4096  # values looked at before a whole tensor is sorted
+PARTS = ("bitmap", "codes", "codebook", "offsets", "values")
+
+Parts = dict[str, Tensor]
+
+
+def smallest(tensor: Tensor, overhead: int = 0) -> Parts | None:
+    """The smallest stored form of a float tensor, or None where that is the tensor itself.
+
+    Args:
+        overhead: bytes that the container adds for each form; it must pay for these as well.
+    """
+    if not tensor.dtype.is_floating_point or tensor.numel() < 2:
+        return None
+    tensor = tensor.detach()
+    size, item = tensor.numel(), tensor.element_size()
+    nonzero = int(torch.count_nonzero(tensor))
+    values = distinct_values(tensor)
+    sizes: dict[str, float] = {"dense": size * item, "bitmap": size / 8 + (1 + nonzero) * item + overhead}
+    if values is not None:
+        sizes["codebook"] = packed_bytes(size, len(values), item) + overhead
+        sizes["both"] = size / 8 + packed_bytes(nonzero + 1, len(values) + 1, item) + overhead
+    for axis in range(min(tensor.dim(), 2)):
+        if (most := most_per_channel(tensor, axis)) is not None:
+            books = most * tensor.shape[axis]
+            sizes[f"channel {axis}"] = packed_bytes(size, most, item, books) + 8 * tensor.shape[axis] + overhead
+    best = min(reversed(sizes), key=sizes.__getitem__)
+    if best == "dense":
+        return None
+    if best.startswith("channel"):
+        return _per_channel(tensor, int(best[-1]))
+    flat = tensor.flatten()
+    if best == "codebook":
+        assert values is not None
+        return _coded(flat, values)
+    mask = flat != 0
+    kept = torch.cat([flat.new_zeros(1), flat[mask]])
+    bitmap = {"bitmap": to_bits(mask, 1)}
+    return bitmap | ({"values": kept} if best == "bitmap" else _coded(kept, torch.unique(kept)))
+
+
+def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The tensor that `smallest` stored so.
+
+    Raises:
+        ValueError: the parts do not fit each other or the shape; nothing larger than the shape is made.
+    """
+    count = prod(shape)
+    bitmap, codes, book = (parts.get(name) for name in ("bitmap", "codes", "codebook"))
+    entries = count
+    if bitmap is not None:
+        mask = from_bits(bitmap, 1, count)
+        entries = 1 + int(mask.sum())
+    if codes is None or book is None:
+        values = parts.get("values")
+        if bitmap is None or values is None:
+            raise ValueError(f"a packed tensor of {', '.join(sorted(parts)) or 'nothing'}")
+    else:
+        offsets = parts.get("offsets")
+        channels = 1 if offsets is None else max(offsets.numel(), 1)
+        index = from_bits(codes, bits_for(len(book) // channels), entries)
+        if offsets is not None:
+            if bitmap is not None:
+                raise ValueError("codebooks per channel behind a bitmap")
+            index = (index.reshape(shape) + _fitting(offsets, shape)).flatten()
+        if entries and not 0 <= int(index.min()) <= int(index.max()) < len(book):
+            raise ValueError("an index beyond its codebook")
+        values = book.flatten()[index]
+    if bitmap is not None:
+        if values.numel() != entries:
+            raise ValueError(f"{values.numel()} values where the bitmap has {entries - 1}")
+        values = values.flatten()[mask.cumsum(0) * mask]
+    return values.reshape(shape)
+
+
+def distinct_values(tensor: Tensor) -> Tensor | None:
+    """The values of a float tensor, sorted, or None where there are more than 256 (or one is NaN)."""
+    if not tensor.dtype.is_floating_point or not tensor.numel():
+        return None
+    flat = tensor.detach().flatten()
+    step = max(1, len(flat) // SAMPLE)
+    if len(flat) > SAMPLE and len(torch.unique(flat[::step])) > MOST:
+        return None
+    values = torch.unique(flat)
+    return values if len(values) <= MOST and not bool(values.isnan().any()) else None
+
+
+def most_per_channel(tensor: Tensor, axis: int) -> int | None:
+    """The most distinct values that one index of `axis` has, or None where there are more than 256.
+
+    None also for NaN, for a single channel, and for channels that are mostly distinct values.
+    """
+    channels = tensor.shape[axis]
+    if channels < 2 or tensor.numel() < 4 * channels:
+        return None
+    limit = min(MOST, tensor.numel() // channels // 2)
+    rows = tensor.detach().movedim(axis, 0).flatten(1)
+    if len(torch.unique(rows[0])) > limit:
+        return None
+    ordered = rows.sort(1).values
+    most = 1 + int((ordered[:, 1:] != ordered[:, :-1]).sum(1).max())
+    return most if most <= limit and not bool(ordered[:, -1].isnan().any()) else None
+
+
+def bits_for(distinct: int) -> int:
+    """The width of the index: 1, 2, 4 or 8."""
+    return next(width for width in (1, 2, 4, 8) if distinct <= 2**width)
+
+
+def packed_bytes(count: int, distinct: int, item: int, entries: int | None = None) -> int:
+    """Stored bytes of `count` indices that tell `distinct` values apart, and of the codebooks' `entries`."""
+    if distinct > MOST:
+        return count * item + 1
+    return -(-count * bits_for(distinct) // 8) + (distinct if entries is None else entries) * item
+
+
+def to_bits(indices: Tensor, bits: int) -> Tensor:
+    """Indices of `bits` bits [n], 8 / bits of them in a byte: uint8 [n · bits / 8]."""
+    group = 8 // bits
+    if group == 1:
+        return indices.to(torch.uint8)
+    filled = torch.cat([indices, indices.new_zeros(-len(indices) % group)]).reshape(-1, group)
+    places = torch.tensor([2 ** (bits * i) for i in range(group)], dtype=torch.uint8)
+    return (filled.to(torch.uint8) * places).sum(1, dtype=torch.uint8)
+
+
+def from_bits(stored: Tensor, bits: int, count: int) -> Tensor:
+    """The indices [count] as int64.
+
+    Raises:
+        ValueError: so many are not stored.
+    """
+    if stored.dtype != torch.uint8 or stored.numel() != -(-count * bits // 8):
+        raise ValueError(f"{stored.numel()} bytes of {stored.dtype} where {count} indices of {bits} bits belong")
+    places = torch.arange(0, 8, bits)
+    return ((stored.flatten().to(torch.int64)[:, None] >> places) & (2**bits - 1)).flatten()[:count]
+
+
+def _coded(flat: Tensor, values: Tensor) -> Parts:
+    codes = torch.searchsorted(values, flat.contiguous())
+    return {"codes": to_bits(codes, bits_for(len(values))), "codebook": values}
+
+
+def _per_channel(tensor: Tensor, axis: int) -> Parts:
+    rows = tensor.movedim(axis, 0).flatten(1)
+    books = [torch.unique(row) for row in rows]
+    most = max(len(book) for book in books)
+    # A channel of fewer values repeats its largest, which no search returns.
+    book = torch.stack([torch.cat([b, b[-1:].expand(most - len(b))]) for b in books])
+    codes = torch.searchsorted(book, rows.contiguous())
+    moved = [tensor.shape[axis], *tensor.shape[:axis], *tensor.shape[axis + 1 :]]
+    codes = codes.reshape(moved).movedim(0, axis).flatten()
+    spread = [-1 if dim == axis else 1 for dim in range(tensor.dim())]
+    offsets = (most * torch.arange(len(books), dtype=torch.int32)).reshape(spread)
+    return {"codes": to_bits(codes, bits_for(most)), "codebook": book.flatten(), "offsets": offsets}
+
+
+def _fitting(offsets: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if offsets.dim() != len(shape) or any(o not in (1, s) for o, s in zip(offsets.shape, shape)):
+        raise ValueError(f"offsets {tuple(offsets.shape)} for a tensor {shape}")
+    return offsets

@@ -1,0 +1,56 @@
+"""Undoing what `nncompress.export.to_safetensors` packed and entropy-coded, in a file from anyone's hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.ir.deflate import decode
+from nncompress.ir.packed import PARTS, restore
+from nncompress.loading.json_schema import Check, admit, listed, mapped, one_of, plain
+
+_SHAPE = listed(plain(int, lambda size: 0 <= size < 2**40))
+_DTYPE = one_of("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def _coded(value: Any) -> tuple[torch.dtype, tuple[int, ...]]:
+    dtype, shape = listed(lambda item: item)(value)
+    return getattr(torch, _DTYPE(dtype)), tuple(_SHAPE(shape))
+
+
+def restore_tensors(tensors: dict[str, Tensor], header: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors under their own names; those that the header does not mention as they are.
+
+    Raises:
+        ValueError: header and tensors do not fit; no more than 32 times the stored bytes is unpacked before
+            that is known.
+        Rejected: the header is not what nncompress writes.
+    """
+    found = dict(tensors)
+    for name, (dtype, shape) in _entry(header, "deflated", _coded).items():
+        stream = _taken(found, name)
+        if stream.dtype != torch.uint8:
+            raise ValueError(f"{name!r} is no stream of bytes")
+        data = bytearray(decode(stream.numpy().tobytes(), prod(shape) * dtype.itemsize))
+        found[name] = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+    for name, shape in _entry(header, "packed", _SHAPE).items():
+        parts = {part: found.pop(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in found}
+        found[name] = restore(parts, tuple(shape))
+    return found
+
+
+def _entry(header: Mapping[str, str], key: str, check: Check) -> dict[str, Any]:
+    if not header.get(key, "").startswith("{"):  # none, or some other tool's
+        return {}
+    return admit(mapped(plain(str), check), header[key].encode())
+
+
+def _taken(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"{name!r} is missing")
+    return tensors[name]
