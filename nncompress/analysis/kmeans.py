@@ -24,11 +24,13 @@ def codebook(values: Array, size: int, weights: Array | None = None) -> Array:
     Exact for up to 4096 distinct values; beyond, exact on so many narrow groups, then polished on all.
 
     Args:
-        weights: how much each value counts, [n].
+        weights: how much each value counts, [n], not negative: how often it occurs, or the curvature there.
     """
     weights = np.ones_like(values) if weights is None else weights
     points, inverse = np.unique(values, return_inverse=True)
     mass = np.bincount(inverse, weights=weights).astype(np.float64)
+    if (mass > 0).sum() >= size:  # what counts for nothing draws no entry
+        points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= size:
         return points
     if len(points) <= EXACT:

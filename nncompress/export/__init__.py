@@ -77,6 +77,7 @@ def write(
             f"a {suffix} file has no storage of that kind",
             got=storage,
             expected=", ".join((*STORAGES.get(suffix, ()), "packed")),
-            remedy="leave --storage out, or write " + " or ".join(s for s, kinds in STORAGES.items() if storage in kinds),
+            remedy="leave --storage out, or write "
+            + " or ".join(s for s, kinds in STORAGES.items() if storage in kinds),
         )
     return WRITERS[suffix](model, path, protect=protect, storage=storage)

@@ -29,7 +29,8 @@ def write_pt2(
     """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
 
     Tensors of few values or many zeros are stored packed (`nncompress.ir.lookup`); with `storage="entropy"`
-    every member of the archive is deflated, too. No sample inputs are stored; the record says what inputs fit.
+    every member of the archive is deflated, too. No sample inputs are stored; the record says what inputs
+    fit.
 
     Raises:
         UnsupportedError: the graph does not trace.

@@ -29,7 +29,9 @@ def decode(stream: bytes, size: int) -> bytes:
         ValueError: it is damaged, or makes more or fewer bytes, or claims more than 32 times its own.
     """
     if size > MOST_RATIO * len(stream):
-        raise ValueError(f"{len(stream)} bytes that claim to unpack to {size}; at most {MOST_RATIO} times is read")
+        raise ValueError(
+            f"{len(stream)} bytes that claim to unpack to {size}; at most {MOST_RATIO} times is read"
+        )
     decoder = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = decoder.decompress(stream, size + 1)

@@ -45,7 +45,9 @@ def smallest(tensor: Tensor, overhead: int = 0) -> Parts | None:
     for axis in range(min(tensor.dim(), 2)):
         if (most := most_per_channel(tensor, axis)) is not None:
             books = most * tensor.shape[axis]
-            sizes[f"channel {axis}"] = packed_bytes(size, most, item, books) + 8 * tensor.shape[axis] + overhead
+            sizes[f"channel {axis}"] = (
+                packed_bytes(size, most, item, books) + 8 * tensor.shape[axis] + overhead
+            )
     best = min(reversed(sizes), key=sizes.__getitem__)
     if best == "dense":
         return None
@@ -153,7 +155,9 @@ def from_bits(stored: Tensor, bits: int, count: int) -> Tensor:
         ValueError: so many are not stored.
     """
     if stored.dtype != torch.uint8 or stored.numel() != -(-count * bits // 8):
-        raise ValueError(f"{stored.numel()} bytes of {stored.dtype} where {count} indices of {bits} bits belong")
+        raise ValueError(
+            f"{stored.numel()} bytes of {stored.dtype} where {count} indices of {bits} bits belong"
+        )
     places = torch.arange(0, 8, bits)
     return ((stored.flatten().to(torch.int64)[:, None] >> places) & (2**bits - 1)).flatten()[:count]
 

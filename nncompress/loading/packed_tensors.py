@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -15,7 +14,9 @@ from nncompress.ir.packed import PARTS, restore
 from nncompress.loading.json_schema import Check, admit, listed, mapped, one_of, plain
 
 _SHAPE = listed(plain(int, lambda size: 0 <= size < 2**40))
-_DTYPE = one_of("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPE = one_of(
+    "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
+)
 
 
 def _coded(value: Any) -> tuple[torch.dtype, tuple[int, ...]]:
@@ -37,7 +38,9 @@ def restore_tensors(tensors: dict[str, Tensor], header: Mapping[str, str]) -> di
         if stream.dtype != torch.uint8:
             raise ValueError(f"{name!r} is no stream of bytes")
         data = bytearray(decode(stream.numpy().tobytes(), prod(shape) * dtype.itemsize))
-        found[name] = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        found[name] = (
+            torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        )
     for name, shape in _entry(header, "packed", _SHAPE).items():
         parts = {part: found.pop(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in found}
         found[name] = restore(parts, tuple(shape))

@@ -20,7 +20,7 @@ def check_members(archive: zipfile.ZipFile, path: Path, *, deflated: bool = Fals
         deflated: members may be deflated, and unpack to at most 32 times their bytes.
 
     Raises:
-        ValueError: it is cut, encrypted or compressed otherwise, or its members overlap or bear the same name.
+        ValueError: it is cut, encrypted or compressed otherwise, or its members overlap or share a name.
     """
     infos = archive.infolist()
     if not infos or len(infos) > MAX_MEMBERS:

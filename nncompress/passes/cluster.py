@@ -1,41 +1,59 @@
-"""`cluster`: few distinct values per weight, so that an exported file can store indices of few bits.
+"""`cluster`: few distinct values per weight, so that a file can store indices of few bits.
 
 The thesis rounded weights to two decimals (Çallı 2017 §2.2.3) and could not store the indices in fewer bits.
-Here a codebook per weight is found by exact one-dimensional k-means, and every file that is written
-(`.pt2`, `.onnx`) holds a codebook and indices of 1, 2, 4 or 8 bits (`nncompress.ir.codebook`). Within the
-model the weights stay ordinary floats, so any other pass may follow.
+Here a codebook is found by exact one-dimensional k-means, and every file that is written holds codebooks and
+indices of 1, 2, 4 or 8 bits (`nncompress.ir.packed`). Within the model the weights stay ordinary floats, so
+any other pass may follow.
+
+With data, what counts is the error of a layer's output. Its k-means weighs each weight's squared error by the
+curvature (Choi et al. 2017, "Towards the limit of network quantization"), and rounding compensates: what one
+weight's rounding does to the output is made up for by those not yet rounded (`nncompress.analysis.rounding`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from nncompress.ir import Model
     from nncompress.ir.weights import Layer
+    from nncompress.passes.clustering.inputs import SeenInputs
 
 
 @dataclass(frozen=True)
 class Cluster(Pass):
-    """Replace the weights of a layer by the nearest entries of a codebook of its own; zeros stay zero.
+    """Replace weights by the nearest entries of a codebook; zeros stay zero.
 
-    One of `decimals` and `codebook` decides; with neither given, codebook = 16.
+    One of `decimals` and `codebook` decides; with neither given, codebook = 16. With data, errors of the
+    layers' outputs are kept small instead of errors of the weights.
     """
 
     name = "cluster"
     summary = "few distinct values per weight, stored as codebook and indices of 1 to 8 bits"
-    example = "nncompress cluster model.pt2 --codebook 16"
+    example = "nncompress cluster model.pt2 --codebook 16 --data calibration.npz"
 
     decimals: int | None = option(None, least=0, most=6, help="round to this many decimals (the thesis: 2)")
     codebook: int | None = option(
-        None, least=2, most=256, metavar="K", help="K values per weight, by exact k-means [default: 16]"
+        None, least=2, most=256, metavar="K", help="K values per codebook, by exact k-means [default: 16]"
+    )
+    per: Literal["tensor", "channel"] = option("tensor", help="a codebook for each weight, or output channel")
+    weighting: Literal["none", "inputs", "fisher"] | None = option(
+        None,
+        help="how k-means weighs errors: all alike, by input second moments, or by the Fisher diagonal "
+        "[default: inputs with --data, else none]",
+    )
+    compensate: bool = option(
+        True, help="with --data: the rounding of a weight is made up for by those not yet rounded"
     )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'head*' (repeatable)"
@@ -45,100 +63,217 @@ class Cluster(Pass):
         super().__post_init__()
         if self.decimals is not None and self.codebook is not None:
             raise UsageError("cluster: give one of --decimals and --codebook", got="both")
+        if self.decimals is not None and (self.per != "tensor" or self.weighting not in (None, "none")):
+            raise UsageError(
+                "cluster: --decimals has no codebook",
+                got="--per channel" if self.per != "tensor" else f"--weighting {self.weighting}",
+                remedy="leave it out, or give --codebook K instead",
+            )
         if self.decimals is None and self.codebook is None:
             object.__setattr__(self, "codebook", 16)
 
     def requires(self, model: Model, context: Context) -> None:
-        from nncompress.ir.weights import layers
-
-        found = list(layers(model))
-        if not found:
+        chosen = self._chosen(model)
+        if not chosen:
             raise UsageError(
                 "cluster: no weight to cluster",
                 got="no convolution, linear layer or stored matrix",
                 remedy="nncompress inspect shows the layers",
             )
-        for layer in found:
+        for pattern in self.exclude:
+            if not any(fnmatch(layer.name, pattern) for layer in chosen):
+                raise UsageError(
+                    f"cluster: --exclude {pattern} names no layer",
+                    expected=", ".join(layer.name for layer in chosen[:5]) + (", …" if chosen[5:] else ""),
+                )
+        for layer in chosen:
             if not layer.weight.value().isfinite().all():
                 raise ModelFileError(f"cluster: the weight of {layer.name} has NaN or infinite values")
+        if self.weighting in ("inputs", "fisher"):
+            need_data(context, "cluster", f"--weighting {self.weighting} is measured on it")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
-        from nncompress.ir.weights import layers
-
-        chosen = {id(model.tensor(each.weight.name)): each for each in reversed(list(layers(model)))}
-        ordered = list(reversed(chosen.values()))
+        chosen = self._chosen(model)
+        seen = self._inputs(model, context)
+        curvature = self._curvature(model, chosen, context)
         changes = []
-        for done, layer in enumerate(ordered):
-            context.progress.step("clustering", done, len(ordered))
-            changes.append(self._cluster(layer))
-        context.progress.step("clustering", len(ordered), len(ordered))
+        for done, layer in enumerate(chosen):
+            context.progress.step("clustering", done, len(chosen))
+            reason = self._reason_to_leave(layer)
+            if reason:
+                changes.append(Change(layer.name, f"left: {reason}", applied=False))
+            else:
+                changes.append(self._cluster(layer, seen, curvature.get(layer.weight.name)))
+        context.progress.step("clustering", len(chosen), len(chosen))
         return changes
 
-    def _cluster(self, layer: Layer) -> Change:
-        from nncompress.ir.codebook import distinct_values, packed_bytes
+    def _chosen(self, model: Model) -> list[Layer]:
+        """The first reader of every stored weight, in graph order."""
+        from nncompress.ir.weights import layers
+
+        first: dict[int, Layer] = {}
+        for layer in layers(model):
+            first.setdefault(id(model.tensor(layer.weight.name)), layer)
+        return list(first.values())
+
+    def _inputs(self, model: Model, context: Context) -> SeenInputs | None:
+        if context.data is None or not (self.compensate or self.weighting in (None, "inputs")):
+            return None
+        from nncompress.passes.clustering.inputs import SeenInputs
+
+        batches = [batch.inputs for batch in context.data.batches(context.batch_size, context.limit)]
+        return SeenInputs(model, batches, context.seed)
+
+    def _curvature(self, model: Model, chosen: list[Layer], context: Context) -> dict[str, Tensor]:
+        if self.weighting != "fisher":
+            return {}
+        from nncompress.analysis.curvature import fisher_diagonal
+        from nncompress.analysis.metric import with_ridge
+        from nncompress.passes.clustering.inputs import RIDGE
+
+        found = fisher_diagonal(
+            model,
+            [layer.weight.name for layer in chosen if not self._reason_to_leave(layer)],
+            need_data(context, "cluster", "--weighting fisher is measured on it"),
+            limit=context.limit,
+            seed=context.seed,
+            progress=context.progress,
+        )
+        return {
+            name: with_ridge(value.flatten(), RIDGE).reshape(value.shape) for name, value in found.items()
+        }
+
+    def _reason_to_leave(self, layer: Layer) -> str:
+        from nncompress.ir.packed import distinct_values
 
         if any(fnmatch(layer.name, pattern) for pattern in self.exclude):
-            return Change(layer.name, "left: excluded", applied=False)
+            return "excluded"
         if layer.weight.quantized:
-            return Change(layer.name, "left: its weight is quantized already", applied=False)
+            return "its weight is quantized already"
         weight = layer.weight.value()
         if not weight.dtype.is_floating_point or not weight.numel():
-            return Change(layer.name, f"left: its weight is {weight.dtype}", applied=False)
+            return f"its weight is {weight.dtype}"
         present = distinct_values(weight)
         if self.codebook is not None and present is not None and len(present) <= self.codebook:
-            return Change(layer.name, f"left: it has only {len(present)} values", applied=False)
-        clustered = self._values(weight)
-        if bool((clustered == weight).all()):
-            return Change(layer.name, "left: rounding does not change it", applied=False)
-        mse = float((clustered - weight).double().square().mean())
-        layer.weight.assign(clustered)
-        values = distinct_values(clustered)
-        size = weight.numel() * weight.element_size()
-        numbers = {
-            "bytes_before": size,
-            "bytes_after": size if values is None else min(size, packed_bytes(clustered, len(values))),
-            "entropy_bytes": _entropy_bytes(clustered),
-            "mse": mse,
-        }
-        count = "more than 256" if values is None else str(len(values))
-        return Change(layer.name, f"{count} values", numbers)
+            return f"it has only {len(present)} values"
+        if self.decimals is not None and bool((weight.round(decimals=self.decimals) == weight).all()):
+            return "rounding does not change it"
+        return ""
 
-    def _values(self, weight: Tensor) -> Tensor:
-        """Every weight's nearest allowed value; exact zeros (pruned connections) stay zero."""
-        import numpy as np
+    def _cluster(self, layer: Layer, seen: SeenInputs | None, curvature: Tensor | None) -> Change:
+        from nncompress.ir.packed import smallest
+
+        weight = layer.weight.value().clone()
+        clustered = self._rounded(layer, weight, seen, curvature)
+        layer.weight.assign(clustered)
+        size = weight.numel() * weight.element_size()
+        parts = smallest(clustered)
+        channels = self._channels(layer, weight)
+        numbers: dict[str, Any] = {
+            "bytes_before": size,
+            "bytes_after": size
+            if parts is None
+            else sum(p.numel() * p.element_size() for p in parts.values()),
+            "entropy_bytes": _entropy_bytes(clustered, channels),
+            "mse": float((clustered - weight).double().square().mean()),
+        }
+        return Change(layer.name, self._what(clustered, channels), numbers)
+
+    def _rounded(
+        self, layer: Layer, weight: Tensor, seen: SeenInputs | None, curvature: Tensor | None
+    ) -> Tensor:
+        """The weight with allowed values only, in its own dtype; pruned connections (zeros) stay zero."""
         import torch
 
-        from nncompress.analysis.kmeans import codebook, nearest
+        from nncompress.analysis.rounding import round_compensated
+        from nncompress.passes.clustering.codebooks import Codebooks
+        from nncompress.passes.clustering.inputs import Positions
 
-        if self.decimals is not None:
-            return torch.round(weight, decimals=self.decimals)
-        assert self.codebook is not None
-        flat = weight.detach().to(torch.float64).flatten().numpy()
-        zero = flat == 0
-        size = self.codebook - 1 if zero.any() else self.codebook  # zero has an entry of its own
-        # Entries are rounded to the weight's precision first, so that each is one value when stored.
-        book = torch.from_numpy(codebook(flat[~zero], size)).to(weight.dtype).to(torch.float64).numpy()
-        result = np.where(zero, 0.0, book[nearest(flat, book)])
-        return torch.from_numpy(result).to(weight.dtype).reshape(weight.shape)
+        channels = self._channels(layer, weight)
+        positions = Positions.of(layer) if seen is not None else None
+        moments = None if seen is None or positions is None else seen.second_moments(layer, positions)
+        importance = curvature
+        if moments is not None and positions is not None and self.weighting in (None, "inputs"):
+            diagonal = moments if moments.dim() == 2 else moments.diagonal(dim1=1, dim2=2)
+            importance = torch.empty(weight.numel(), dtype=torch.float64)
+            importance[positions.index] = diagonal[:, None, :].expand(positions.index.shape)
+            importance = importance.reshape(weight.shape)
+        books = None
+        if self.codebook is not None:
+            books = Codebooks.fit(weight, channels, self.codebook, importance)
+
+        def allowed(values: Tensor, at: Tensor) -> Tensor:
+            """The nearest allowed values for the weights at these flat positions."""
+            if books is None:
+                found = torch.round(values.double(), decimals=self.decimals or 0)
+            else:
+                found = books.nearest(values, channels.flatten()[at])
+            return torch.where(weight.flatten()[at] == 0, 0.0, found)
+
+        if moments is None or positions is None or moments.dim() == 2 or not self.compensate:
+            everywhere = torch.arange(weight.numel()).reshape(weight.shape)
+            return allowed(weight, everywhere).to(weight.dtype)
+        flat = weight.flatten().to(torch.float64)
+        for index, moment in zip(positions.index, moments):
+            columns = partial(_at_columns, allowed, index)
+            flat[index] = round_compensated(weight.flatten()[index], moment, columns)
+        return flat.reshape(weight.shape).to(weight.dtype)
+
+    def _channels(self, layer: Layer, weight: Tensor) -> Tensor:
+        """Which codebook each weight has, int64 of its shape: all the same, or its output channel's."""
+        import torch
+
+        if self.per == "tensor" or weight.dim() < 2:
+            return torch.zeros(weight.shape, dtype=torch.int64)
+        axis = layer.roles.outputs % weight.dim()
+        spread = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+        return torch.arange(weight.shape[axis]).reshape(spread).expand(weight.shape)
+
+    def _what(self, clustered: Tensor, channels: Tensor) -> str:
+        from nncompress.ir.packed import distinct_values
+
+        if self.per == "channel":
+            return f"{self.codebook} values per channel"
+        values = distinct_values(clustered)
+        return f"{'more than 256' if values is None else len(values)} values"
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
-        from nncompress.ir.codebook import distinct_values
         from nncompress.ir.weights import layers
 
         if self.codebook is None:
             return
         by_name = {layer.name: layer for layer in layers(model)}
         for change in changes:
-            if change.applied:
-                values = distinct_values(by_name[change.where].weight.value())
-                if values is None or len(values) > self.codebook:
-                    raise VerificationError(f"{change.where} has more than {self.codebook} values")
+            if not change.applied:
+                continue
+            layer = by_name[change.where]
+            weight = layer.weight.value()
+            most = int(_counts(weight, self._channels(layer, weight))[0].bincount().max())
+            if most > self.codebook:
+                raise VerificationError(f"{change.where} has {most} values", expected=f"{self.codebook}")
 
 
-def _entropy_bytes(weight: Tensor) -> float:
-    """What no coding of the single values can go below: the entropy of their distribution."""
+def _at_columns(
+    allowed: Callable[[Tensor, Tensor], Tensor], index: Tensor, values: Tensor, j: Tensor
+) -> Tensor:
+    """What is allowed for values of one column of a matrix whose numbers stand at `index` [out, in]."""
+    return allowed(values, index[:, j])
+
+
+def _counts(weight: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each value of each channel occurs: the channel of every such pair [n], and the counts [n]."""
     import torch
 
-    counts = torch.unique(weight.flatten(), return_counts=True)[1].double()
-    shares = counts / counts.sum()
-    return float(-(shares * shares.log2()).sum() * counts.sum() / 8)
+    values, index = torch.unique(weight.flatten(), return_inverse=True)
+    pairs, counts = torch.unique(channels.flatten() * len(values) + index, return_counts=True)
+    return pairs // len(values), counts
+
+
+def _entropy_bytes(weight: Tensor, channels: Tensor) -> float:
+    """What no coding of the single indices can go below: the entropy of their distribution per codebook."""
+    import torch
+
+    owner, counts = _counts(weight, channels)
+    total = torch.zeros(int(channels.max()) + 1, dtype=torch.float64)
+    total.index_add_(0, owner, counts.double())
+    return float(-(counts * (counts / total[owner]).log2()).sum() / 8)

@@ -87,7 +87,7 @@ def test_onnx_stores_every_form_packed_and_computes_the_same(model, tmp_path):
     assert len(stored) == 2  # a bitmap and values, once
     runs = [open_artifact(tmp_path / f"{n}.onnx").run for n in ("plain", "packed")]
     x = torch.randn(3, 3, 8, 8).numpy()
-    torch.testing.assert_close(runs[0]((x,))[0], runs[1]((x,))[0])
+    torch.testing.assert_close(runs[0](x)[0], runs[1](x)[0])
 
 
 def test_storages_that_a_format_lacks(model, tmp_path):

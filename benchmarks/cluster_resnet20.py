@@ -1,0 +1,63 @@
+"""What codebooks cost a trained ResNet-20 (CIFAR-10) in accuracy, and what data saves of that. No training.
+
+    python benchmarks/cluster_resnet20.py DIR
+
+DIR holds resnet20.safetensors, lossless_train4660.npz and lossless_test846.npz. Prints top-1 on the 846 test
+images and the relative error of the network's outputs, for every size of codebook and way to find it;
+statistics from 512 training images.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+import nncompress
+from nncompress.analysis.accuracy import evaluate
+from nncompress.runtimes import open_artifact
+
+HERE = Path(__file__).parent
+WAYS = {
+    "weights alone": "weighting=none,compensate=false",
+    "inputs": "weighting=inputs,compensate=false",
+    "Fisher": "weighting=fisher,compensate=false",
+    "compensated": "weighting=none,compensate=true",
+    "inputs, compensated": "weighting=inputs,compensate=true",
+    "Fisher, compensated": "weighting=fisher,compensate=true",
+}
+CODEBOOKS = ["codebook=16", "codebook=8", "codebook=4", "codebook=4,per=channel", "codebook=2,per=channel"]
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    original = nncompress.load(
+        folder / "resnet20.safetensors",
+        arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
+        input="1x3x32x32",
+        normalize="imagenet",
+    )
+    train = nncompress.dataset(str(folder / "lossless_train4660.npz"), original)
+    test = nncompress.dataset(str(folder / "lossless_test846.npz"), original)
+    images = torch.cat([batch.inputs[0] for batch in test.batches(256)])
+    with torch.no_grad():
+        expected = original(images)
+    print(f"original: {100 * (evaluate(open_artifact(original).run, test).top1 or 0):.2f}")
+    print("| codebook | " + " | ".join(WAYS) + " |")
+    print("|---|" + "---|" * len(WAYS))
+    for codebook in CODEBOOKS:
+        cells = []
+        for way in WAYS.values():
+            model = nncompress.compress(original, f"cluster:{codebook},{way}", data=train)
+            top1 = 100 * (evaluate(open_artifact(model).run, test).top1 or 0)
+            with torch.no_grad():
+                error = float((model(images) - expected).norm() / expected.norm())
+            cells.append(f"{top1:.1f} ({error:.2f})")
+        print(f"| `{codebook}` | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
