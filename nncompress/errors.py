@@ -106,3 +106,9 @@ class OutputError(NNCompressError):
     """The result could not be written."""
 
     exit_code = ExitCode.OUTPUT
+
+
+class RegressionError(NNCompressError):
+    """A result is worse than the one that it was to be compared with."""
+
+    exit_code = ExitCode.REGRESSION

@@ -147,10 +147,32 @@ class Latency:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw times of a call, nanoseconds, session after session; entry i of every arm is of one round."""
+    """Raw times of a call, nanoseconds, session after session; entry i of every arm is of one round.
+
+    Attributes:
+        place: at which place of its round the arm was called, 0 the first.
+    """
 
     wall_ns: tuple[int, ...]
     cpu_ns: tuple[int, ...] | None = None
+    place: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator in a profile: a node of the graph, or where the runtime names none, a kind of operator.
+
+    Attributes:
+        op: as the runtime calls it after its own optimisation: "FusedConv", "QLinearConv", "conv2d".
+        node: the node's name, "" where the runtime does not tell.
+        calls: per run of the model.
+        seconds: per run, median where the runtime tells single runs; without the operators inside of it.
+    """
+
+    op: str
+    node: str
+    calls: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -164,8 +186,13 @@ class ArmResult:
         speedup: the first arm's time over this one's: above 1 is faster. None for the first arm.
         parity: this arm's outputs against the first arm's on the same input. None for the first arm.
         load_s: seconds to open the file, the fastest of all sessions.
+        cold_start_s: seconds to open the file and run once, in a new process that has imported the runtime.
         peak_memory: bytes that loading and running take beyond the runtime itself, in a process of its own.
+        energy: joules per call by source ("CPU package", "GPU"), idle power included; None where the machine
+            does not report it.
+        profile: time per operator, longest first; None where it was not asked for or the runtime tells none.
         file_size: bytes.
+        sha256: of the file that was measured or exported, where the caller knows it.
         parameters, macs: where the caller knows them; MACs per sample.
         accuracy: where the caller has data.
     """
@@ -178,8 +205,12 @@ class ArmResult:
     parity: CompareResult | None
     samples: Samples
     load_s: float | None = None
+    cold_start_s: float | None = None
     peak_memory: int | None = None
+    energy: dict[str, float] | None = None
+    profile: tuple[OperatorTime, ...] | None = None
     file_size: int | None = None
+    sha256: str | None = None
     parameters: int | None = None
     macs: int | None = None
     accuracy: EvalResult | None = None
@@ -201,6 +232,8 @@ class BenchResult(Result):
         rounds_per_session: how often every arm was measured; all artifacts were opened anew in each session.
         warmup: rounds that were not kept.
         environment: CPU, instruction sets, versions, governor.
+        energy_source: where energy was read, or why it is not reported.
+        interrupted: Ctrl-C ended it early; what was measured until then is here.
         warnings: what was seen that makes the numbers doubtful, the likely cause, what to try.
     """
 
@@ -214,8 +247,67 @@ class BenchResult(Result):
     warmup: int
     seed: int
     environment: dict[str, Any] = field(default_factory=dict)
+    energy_source: str = ""
+    interrupted: bool = False
     warnings: tuple[str, ...] = ()
 
     def per_sample(self, arm: ArmResult) -> float:
         """Median seconds per sample."""
         return arm.latency.median / self.batch
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one artifact since an earlier benchmark.
+
+    Attributes:
+        measure: "ratio to NAME" (another machine load then cancels) or "latency".
+        slowdown: time now over time then: above 1 is slower.
+        regressed: the whole interval lies above 1 + tolerance.
+    """
+
+    name: str
+    batch: int
+    measure: str
+    slowdown: Estimate
+    regressed: bool
+
+
+@dataclass(frozen=True)
+class BaselineResult(Result):
+    """A benchmark against an earlier one on the same machine.
+
+    Attributes:
+        baseline: the earlier result's file.
+        tolerance: what counts as no regression, 0.05 is 5 % slower.
+        notes: what is different from then, or could not be compared.
+    """
+
+    kind: ClassVar[str] = "bench-baseline"
+
+    baseline: str
+    tolerance: float
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def regressions(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.regressed)
+
+
+@dataclass(frozen=True)
+class BenchSuite(Result):
+    """What one `nncompress bench` prints and writes: a benchmark per batch size.
+
+    Attributes:
+        baseline: with `--compare`, what became of each artifact.
+    """
+
+    kind: ClassVar[str] = "bench-suite"
+
+    runs: tuple[BenchResult, ...]
+    baseline: BaselineResult | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return any(run.interrupted for run in self.runs)

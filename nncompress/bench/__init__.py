@@ -3,23 +3,34 @@
     result = benchmark([Arm("original", model), Arm("int8", "model.onnx")], batch=1)
     result.arms[1].speedup          # Estimate(value=1.61, low=1.58, high=1.64, confidence=0.95)
 
-`measure` takes the times over several `sessions`, `stats` makes ratios of them, `noise` says when not to
-believe them.
+| module        |                                                                     |
+|---------------|---------------------------------------------------------------------|
+| `measure`     | times of one session, in turns                                      |
+| `sessions`    | several of them, every artifact opened anew                         |
+| `stats`       | from times to a ratio and its interval                              |
+| `noise`       | when not to believe them                                            |
+| `own_process` | peak memory and cold start                                          |
+| `energy`      | joules per call, where the machine counts them                      |
+| `profile`     | time per operator                                                   |
+| `baseline`    | against an earlier result: a regression, or noise?                  |
+| `files`       | results as JSON and CSV                                             |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nncompress.bench import noise, stats
+from nncompress.bench.energy import energy_per_call, meters
 from nncompress.bench.environment import environment
-from nncompress.bench.inputs import Inputs, random_inputs
+from nncompress.bench.inputs import Inputs, inputs_for, random_inputs
+from nncompress.bench.machine import activity, between
 from nncompress.bench.measure import ArmTimes
+from nncompress.bench.own_process import in_own_process
 from nncompress.bench.parity import compare_outputs
-from nncompress.bench.peak_memory import peak_memory
-from nncompress.bench.sessions import Arm, measure_sessions
+from nncompress.bench.profile import profile
+from nncompress.bench.sessions import Arm, Measured, Plan, measure_sessions
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
@@ -42,11 +53,16 @@ def benchmark(
     time_budget: float = 10.0,
     rounds: int | None = None,
     sessions: int = SESSIONS,
+    target_error: float | None = None,
     memory: bool = True,
+    energy: bool = True,
+    profiled: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure all arms in one interleaved run.
+
+    Ctrl-C ends it early: what was measured is returned, `interrupted`, with a warning.
 
     Args:
         arms: the first one is what the others are compared with.
@@ -57,14 +73,28 @@ def benchmark(
             as long, there are fewer sessions, but at least 3 of 5 rounds.
         rounds: measure this many rounds instead, spread over the sessions.
         sessions: how often every artifact is opened anew (see `stats`).
-        memory: also measure each artifact's peak memory, which takes a process of its own and some seconds.
+        target_error: add sessions until every ratio (with one arm: its latency) is known to within this,
+            0.01 is 1 %, for at most ten times the budget.
+        memory: also measure each artifact's peak memory and cold start, which takes a process of its own and
+            some seconds.
+        energy: also measure energy per call, where the machine counts it; 1.5 s per arm.
+        profiled: also take each artifact's time per operator.
         seed: of the inputs and of the order of the arms.
     Raises:
         UsageError: no arms, an option below its minimum, or an artifact that takes other inputs.
         ModelFileError, UnsupportedError: an artifact cannot be opened.
         DataError: an artifact does not run on the inputs.
+        KeyboardInterrupt: before the first session ended.
     """
-    _check_options(arms, batch=batch, threads=threads, rounds=rounds, sessions=sessions, seconds=time_budget)
+    _check_options(
+        arms,
+        rounds=rounds,
+        seconds=time_budget,
+        target_error=target_error,
+        batch=batch,
+        threads=threads,
+        sessions=sessions,
+    )
     progress = progress or NullProgress()
     progress.step("opening", 0, len(arms))
     runners = [open_artifact(arm.artifact, threads) for arm in arms]
@@ -72,62 +102,121 @@ def benchmark(
     records = max(batch, PARITY_RECORDS) if free else batch
     if parity_inputs is None:
         parity_inputs = inputs if inputs is not None else _example(arms, runners, records, seed + 1)
-    inputs = inputs if inputs is not None else _example(arms, runners, batch, seed)
+    if inputs is None:
+        inputs = _example(arms, runners, batch, seed)
+        _check_batch(arms[0].name, inputs, batch)
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else batch
     parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
     del runners  # the sessions open their own
 
-    measured = measure_sessions(
-        arms,
-        inputs,
-        threads,
-        time_budget=time_budget,
-        rounds=rounds,
-        sessions=sessions,
-        seed=seed,
-        progress=progress,
-    )
-    peaks: list[int | None] = [None] * len(arms)
-    if memory:
-        for i, arm in enumerate(arms):
-            progress.step("measuring peak memory", i, len(arms))
-            peaks[i] = peak_memory(arm.artifact, inputs, threads)
-        progress.step("measuring peak memory", len(arms), len(arms))
+    surroundings = environment()
+    before = activity()
+    plan = Plan(time_budget, rounds, sessions, target_error)
+    measured = measure_sessions(arms, inputs, threads, plan, seed=seed, progress=progress)
+    meanwhile = between(before, activity())
 
     results = []
     wall_speedups: list[Estimate | None] = []
     for i, arm in enumerate(arms):
-        wall = [session[i].wall_ns for session in measured.times]
-        cpu = [session[i].cpu_ns for session in measured.times] if threads == 1 else None
         wall_speedups.append(_speedup(measured.times, i, "wall_ns", seed))
+        samples = _samples(measured, i, with_cpu=threads == 1)
         results.append(
             ArmResult(
                 name=arm.name,
                 runtime=names[i],
-                wall=stats.latency(np.concatenate(wall)),
-                cpu=stats.latency(np.concatenate(cpu)) if cpu else None,
-                speedup=_speedup(measured.times, i, "cpu_ns", seed) if cpu else wall_speedups[-1],
+                wall=stats.latency(samples.wall_ns),
+                cpu=stats.latency(samples.cpu_ns) if samples.cpu_ns else None,
+                speedup=_speedup(measured.times, i, "cpu_ns", seed) if threads == 1 else wall_speedups[-1],
                 parity=parity[i],
-                samples=Samples(_flat(wall), _flat(cpu) if cpu else None),
+                samples=samples,
                 load_s=min(measured.load_s[i]) if sizes[i] is not None else None,
-                peak_memory=peaks[i],
-                file_size=sizes[i],
                 parameters=arm.parameters,
                 macs=arm.macs,
+                file_size=sizes[i],
+                sha256=arm.sha256,
             )
         )
-    return BenchResult(
+    rounds_per_session = tuple(len(session[0].wall_ns) for session in measured.times)
+    doubts = noise.warnings(
+        results,
+        wall_speedups,
+        rounds_per_session=rounds_per_session,
+        threads=threads,
+        cores=surroundings["cores_usable"],
+        meanwhile=meanwhile,
+    )
+    result = BenchResult(
         arms=tuple(results),
         batch=batch,
         threads=threads,
         clock="cpu" if threads == 1 else "wall",
-        rounds_per_session=tuple(len(session[0].wall_ns) for session in measured.times),
+        rounds_per_session=rounds_per_session,
         warmup=measured.warm_up_rounds,
         seed=seed,
-        environment=environment(),
-        warnings=(*parity_warnings, *measured.warnings, *noise.warnings(results, wall_speedups)),
+        environment={
+            **surroundings,
+            "other_cores_busy": meanwhile.other_cores,
+            "throttled": meanwhile.throttled,
+        },
+        energy_source="not measured",
+        interrupted=measured.interrupted,
+        warnings=(*parity_warnings, *measured.warnings, *doubts),
     )
+    steps: list[Step] = [_with_memory] if memory else []
+    steps += [_with_energy] if energy else []
+    steps += [_with_profiles] if profiled else []
+    for step in steps:
+        if not result.interrupted:
+            try:
+                result = step(result, arms, inputs, threads, progress)
+            except KeyboardInterrupt:
+                result = replace(result, interrupted=True)
+    return result
+
+
+Step = Callable[[BenchResult, Sequence[Arm], Inputs, int, Progress], BenchResult]
+
+
+def _with_memory(
+    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+) -> BenchResult:
+    """The result with each artifact's peak memory and cold start."""
+    found = []
+    for i, arm in enumerate(arms):
+        progress.step("measuring peak memory and cold start", i, len(arms))
+        own = in_own_process(arm.artifact, inputs, threads)
+        found.append(replace(result.arms[i], peak_memory=own.peak_memory, cold_start_s=own.cold_start_s))
+    return replace(result, arms=tuple(found))
+
+
+def _with_energy(
+    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+) -> BenchResult:
+    """The result with joules per call, or why there are none."""
+    counters, source = meters(gpu=any("CUDA" in arm.runtime for arm in result.arms))
+    if not counters:
+        return replace(result, energy_source=source)
+    progress.step("measuring energy", 0, None)
+    calls = []
+    for arm in arms:
+        runner = open_artifact(arm.artifact, threads)
+        calls.append(runner.bind(*inputs_for(runner, inputs, arm.name)))
+        calls[-1]()
+    spent = energy_per_call(calls, counters)
+    found = tuple(replace(arm, energy=each) for arm, each in zip(result.arms, spent))
+    return replace(result, arms=found, energy_source=source)
+
+
+def _with_profiles(
+    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+) -> BenchResult:
+    """The result with each artifact's time per operator."""
+    found = []
+    for i, arm in enumerate(arms):
+        progress.step("profiling", i, len(arms))
+        found.append(replace(result.arms[i], profile=profile(arm.artifact, inputs, threads)))
+    return replace(result, arms=tuple(found))
 
 
 def _speedup(times: list[list[ArmTimes]], arm: int, clock: str, seed: int) -> Estimate | None:
@@ -146,15 +235,44 @@ def _example(arms: Sequence[Arm], runners: Sequence[Runner], batch: int, seed: i
     return tuple((x.float() if x.is_floating_point() else x).numpy() for x in tensors)
 
 
-def _flat(sessions: list[list[int]]) -> tuple[int, ...]:
-    return tuple(t for session in sessions for t in session)
+def _samples(measured: Measured, arm: int, *, with_cpu: bool) -> Samples:
+    """Of one arm, all sessions one after the other."""
+    wall, cpu, place = (
+        tuple(value for session in measured.times for value in getattr(session[arm], name))
+        for name in ("wall_ns", "cpu_ns", "place")
+    )
+    return Samples(wall, cpu if with_cpu else None, place)
 
 
-def _check_options(arms: Sequence[Arm], *, rounds: int | None, seconds: float, **at_least_one: int) -> None:
+def _check_batch(first: str, inputs: Inputs, batch: int) -> None:
+    """Refuse a model whose inputs are of another, fixed batch."""
+    if inputs and inputs[0].ndim and inputs[0].shape[0] != batch:
+        fixed = inputs[0].shape[0]
+        raise UsageError(
+            f"{first} takes batches of {fixed} only",
+            got=f"--batch {batch}",
+            remedy=f"--batch {fixed}, or export it with a dynamic batch",
+        )
+
+
+def _check_options(
+    arms: Sequence[Arm],
+    *,
+    rounds: int | None,
+    seconds: float,
+    target_error: float | None,
+    **at_least_one: int,
+) -> None:
     if not arms:
         raise UsageError("there is nothing to benchmark", expected="at least one artifact")
     for name, value in {**at_least_one, **({} if rounds is None else {"rounds": rounds})}.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1", got=str(value))
-    if not seconds > 0:
+    if not 0 < seconds < float("inf"):
         raise UsageError("the time to measure must be above 0 seconds", got=str(seconds))
+    if target_error is not None and not stats.RESOLUTION <= target_error < 1:
+        raise UsageError(
+            "the target error is out of range",
+            got=f"{target_error:.3g}",
+            expected=f"{stats.RESOLUTION:.1%} to 100 %: finer differences lie in how a file is opened",
+        )

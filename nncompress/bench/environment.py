@@ -29,7 +29,6 @@ def environment() -> dict[str, Any]:
         "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
         "virtual_machine": "hypervisor" in flags if flags else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "throttle_count": _read("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",

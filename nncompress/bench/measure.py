@@ -51,10 +51,11 @@ class SystemClock:
 
 @dataclass
 class ArmTimes:
-    """What was measured of one arm: nanoseconds per call, entry i from round i."""
+    """Of one arm, entry i from round i: nanoseconds per call, and its place in the round (0 the first)."""
 
     wall_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)
+    place: list[int] = field(default_factory=list)
 
 
 class Measurement:
@@ -107,13 +108,17 @@ class Measurement:
         return len(history[0]), settled
 
     def round(self) -> None:
-        """Visit every arm once, in random order, and keep the times."""
-        for i in self._order():
+        """Visit every arm once, in random order, and keep the times; of an interrupted round, none."""
+        order = self._order()
+        measured = []
+        for i in order:
             if self._rewarm[i]:
                 self._calls[i]()
-            wall, cpu = self._time(i, self._repeats[i])
+            measured.append(self._time(i, self._repeats[i]))
+        for place, (i, (wall, cpu)) in enumerate(zip(order, measured)):
             self.times[i].wall_ns.append(wall)
             self.times[i].cpu_ns.append(cpu)
+            self.times[i].place.append(place)
 
     def _order(self) -> list[int]:
         return self._random.permutation(len(self._calls)).tolist()

@@ -6,24 +6,45 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nncompress.bench.machine import Meanwhile
 from nncompress.results import ArmResult, Estimate
 
 CLOCKS_DISAGREE = 1.10  # wall over CPU time of a single-threaded call
 DRIFTS = 1.10  # last third of the rounds over the first
 TAIL = 3.0  # 99th percentile over the median
 WIDE = 1.10  # upper over lower end of a ratio's interval
+FIRST = 1.05  # a call at the first place of a round over calls at the others
+FIRST_SESSION = 1.10  # an arm's median in the first session over the other sessions'
+OTHERS = 0.25  # cores that other programs may keep busy
+CERTAIN = 4.0  # standard errors between two medians
 
 
-def warnings(arms: Sequence[ArmResult], wall_speedups: Sequence[Estimate | None]) -> tuple[str, ...]:
+def warnings(
+    arms: Sequence[ArmResult],
+    wall_speedups: Sequence[Estimate | None],
+    *,
+    rounds_per_session: Sequence[int] = (),
+    threads: int = 1,
+    cores: int | None = None,
+    meanwhile: Meanwhile | None = None,
+) -> tuple[str, ...]:
     """What a reader of the table must know.
 
     Args:
         arms: their `speedup` is by the clock to believe.
         wall_speedups: the same by the wall clock, None for the first arm.
+        rounds_per_session: into which sessions the samples divide.
+        threads: of one call.
+        cores: that this process may use.
+        meanwhile: what else the machine did, where that is known.
     """
     found = [_interval(arm, arms[0].name) for arm in arms[1:]]
     found += [_clocks_of_ratio(arm, wall) for arm, wall in zip(arms, wall_speedups)]
-    found += [_clocks(arms), _drift(arms), _tail(arms)]
+    found += [_clocks(arms), _drift(arms), _tail(arms), _first_in_round(arms)]
+    found += [_first_session(arms, rounds_per_session)]
+    if meanwhile is not None:
+        found += [_throttled(meanwhile), _neighbours(meanwhile, threads, cores)]
+    found.append(_threads(threads, cores))
     return tuple(text for text in found if text)
 
 
@@ -67,7 +88,7 @@ def _clocks(arms: Sequence[ArmResult]) -> str:
 def _drift(arms: Sequence[ArmResult]) -> str:
     changes = []
     for arm in arms:
-        times = np.asarray(arm.samples.cpu_ns or arm.samples.wall_ns, np.float64)
+        times = _times(arm)
         third = len(times) // 3
         if third < 5:
             return ""
@@ -91,3 +112,79 @@ def _tail(arms: Sequence[ArmResult]) -> str:
         f"1 % of the calls of {', '.join(heavy)} took more than {TAIL:.0f} times the median. Other programs "
         "are likely; the medians hold, the 99th percentile says more about the machine than about the model."
     )
+
+
+def _first_in_round(arms: Sequence[ArmResult]) -> str:
+    """Is whichever model comes first in a round slower, as the first of a naive comparison would be?"""
+    worst, slowest = 1.0, ""
+    for arm in arms:
+        logs, place = np.log(np.maximum(_times(arm), 1)), np.asarray(arm.samples.place)
+        if len(place) != len(logs) or min((place == 0).sum(), (place > 0).sum()) < 10:
+            continue
+        first, later = logs[place == 0], logs[place > 0]
+        error = np.hypot(*(1.4826 * _mad(each) * 1.2533 / len(each) ** 0.5 for each in (first, later)))
+        apart = np.median(first) - np.median(later)
+        if apart > np.log(FIRST) and apart > CERTAIN * error and np.exp(apart) > worst:
+            worst, slowest = float(np.exp(apart)), arm.name
+    if not slowest:
+        return ""
+    return (
+        f"a call of {slowest} took {100 * (worst - 1):.0f} % longer where it was the first of its round. "
+        "The processor was waking up, or the caches were cold. Every model was first equally often, so the "
+        "ratios hold; a loop over one model after the other would have got them wrong."
+    )
+
+
+def _first_session(arms: Sequence[ArmResult], rounds_per_session: Sequence[int]) -> str:
+    """Was one arm, other than the rest, slow at the beginning only?"""
+    if len(rounds_per_session) < 3 or len(arms) < 2:
+        return ""
+    ends = np.cumsum(rounds_per_session)[:-1]
+    excess = []
+    for arm in arms:
+        sessions = np.split(np.log(np.maximum(_times(arm), 1)), ends)
+        medians = [float(np.median(session)) for session in sessions]
+        excess.append(medians[0] - max(medians[1:]))
+    for i, arm in enumerate(arms):
+        rest = max(0.0, max(excess[:i] + excess[i + 1 :]))
+        if excess[i] - rest > np.log(FIRST_SESSION):
+            return (
+                f"{arm.name} was at least {100 * (np.exp(excess[i]) - 1):.0f} % slower in the first session "
+                "than in every later one. It was slower for being early, not for what it is; measure again, "
+                "or longer (--time 60s)."
+            )
+    return ""
+
+
+def _throttled(meanwhile: Meanwhile) -> str:
+    if not meanwhile.throttled:
+        return ""
+    return (
+        f"the processor throttled for heat {meanwhile.throttled} times during the run. Ratios are taken "
+        "round by round and hold; latencies on a cool machine would be lower."
+    )
+
+
+def _neighbours(meanwhile: Meanwhile, threads: int, cores: int | None) -> str:
+    others = meanwhile.other_cores
+    if others is None or cores is None or others < OTHERS or others + threads <= cores:
+        return ""
+    return (
+        f"other programs kept {others:.1f} cores busy during the run, and {threads} of {cores} were needed. "
+        "Stop them for latencies that hold."
+    )
+
+
+def _threads(threads: int, cores: int | None) -> str:
+    if cores is None or threads <= cores:
+        return ""
+    return f"{threads} threads on {cores} cores: they wait for each other. Try --threads {cores}."
+
+
+def _times(arm: ArmResult) -> np.ndarray:
+    """By the clock to believe, nanoseconds."""
+    return np.asarray(arm.samples.cpu_ns or arm.samples.wall_ns, np.float64)
+
+
+def _mad(values: np.ndarray) -> float:
+    return float(np.median(np.abs(values - np.median(values))))

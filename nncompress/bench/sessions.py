@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nncompress.bench import stats
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
 from nncompress.ir import Model
@@ -19,6 +20,7 @@ from nncompress.runtimes import open_artifact
 FEWEST_SESSIONS = 3  # so many even where the time is up: fewer say nothing of their spread
 FEWEST_ROUNDS = 5  # per session
 LONGEST = 3  # times the budget, with opening and warming up: then no further session begins
+LONGEST_TO_TARGET = 10  # the same where an interval must become narrow
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,14 @@ class Arm:
 
     Attributes:
         artifact: a path that a runtime owns, or a loaded model, which torch runs.
-        parameters, macs: carried into the result, where known.
+        parameters, macs, sha256: carried into the result, where known.
     """
 
     name: str
     artifact: str | Path | Model
     parameters: int | None = None
     macs: int | None = None
+    sha256: str | None = None
 
 
 @dataclass
@@ -43,51 +46,116 @@ class Measured:
     times: list[list[ArmTimes]]
     load_s: list[list[float]]
     warm_up_rounds: int = 0
+    interrupted: bool = False
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        time_budget: seconds of measuring, shared by the sessions.
+        rounds: so many rounds instead, shared by the sessions.
+        target_error: measure further sessions until every ratio (of a single arm: its latency) is known to
+            within this, 0.01 is 1 %; at most `LONGEST_TO_TARGET` times the budget.
+    """
+
+    time_budget: float
+    rounds: int | None
+    sessions: int
+    target_error: float | None = None
 
 
 def measure_sessions(
     arms: Sequence[Arm],
     inputs: Inputs,
     threads: int,
+    plan: Plan,
     *,
-    time_budget: float,
-    rounds: int | None,
-    sessions: int,
     seed: int,
     progress: Progress,
 ) -> Measured:
-    """Measure all arms in turns; see `benchmark` for the arguments."""
+    """Measure all arms in turns; see `benchmark` for the arguments.
+
+    Raises:
+        KeyboardInterrupt: before there was anything to keep. Later it ends the measurement early.
+    """
     measured = Measured([], [[] for _ in arms])
     generator = np.random.default_rng(seed)
     unsettled = 0
     order: list[int] = []
     begin = time.perf_counter()
-    with undisturbed():
-        for session in range(sessions):
-            late = time.perf_counter() - begin > LONGEST * time_budget
-            if rounds is None and session >= FEWEST_SESSIONS and late:
-                break
-            # The order of opening decides where the weights lie in memory, so it must not favour an arm:
-            # every order is followed by its reverse.
-            order = order[::-1] if session % 2 else generator.permutation(len(arms)).tolist()
-            calls = _open(arms, order, inputs, threads, measured.load_s)
-            seed_here = int(generator.integers(2**32))
-            measurement = Measurement(calls, seed=seed_here, by_cpu=threads == 1)
-            count, settled = measurement.warm_up()
-            measured.warm_up_rounds += count
-            unsettled += not settled
-            _measure(measurement, time_budget, rounds, session, sessions, progress)
-            measured.times.append(measurement.times)
-            del measurement, calls
-            gc.collect()  # what this session had open
+    try:
+        with undisturbed():
+            while not _enough(measured.times, plan, time.perf_counter() - begin, threads == 1):
+                # The order of opening decides where the weights lie in memory, so it must not favour an arm:
+                # every order is followed by its reverse.
+                odd = len(measured.times) % 2
+                order = order[::-1] if odd else generator.permutation(len(arms)).tolist()
+                calls = _open(arms, order, inputs, threads, measured.load_s)
+                seed_here = int(generator.integers(2**32))
+                measurement = Measurement(calls, seed=seed_here, by_cpu=threads == 1)
+                count, settled = measurement.warm_up()
+                measured.warm_up_rounds += count
+                unsettled += not settled
+                try:
+                    _measure(measurement, plan, len(measured.times), progress)
+                finally:  # Ctrl-C does not take back what is measured
+                    if measurement.rounds >= (FEWEST_ROUNDS if plan.rounds is None else 1):
+                        measured.times.append(measurement.times)
+                del measurement, calls
+                gc.collect()  # what this session had open
+    except KeyboardInterrupt:
+        if not measured.times:
+            raise
+        measured.interrupted = True
     progress.step("benchmarking", 100, 100)
-    if unsettled:
-        measured.warnings = (
-            f"in {unsettled} of {len(measured.times)} sessions the times had not settled after warming up. "
-            "Other programs are likely; stop them, or measure longer (--time 60s).",
-        )
+    measured.warnings = _notices(measured, plan, unsettled, threads == 1)
     return measured
+
+
+def widest(times: list[list[ArmTimes]], by_cpu: bool) -> float:
+    """To within what the least certain ratio is known: 0.01 is 1 %. Of a single arm: its latency."""
+    clock = "cpu_ns" if by_cpu else "wall_ns"
+    arms = [[getattr(session[i], clock) for session in times] for i in range(len(times[0]))]
+    estimates = [stats.speedup(arms[0], other) for other in arms[1:]] or [stats.typical(arms[0])]
+    return max(stats.precision(estimate) for estimate in estimates)
+
+
+def _enough(times: list[list[ArmTimes]], plan: Plan, elapsed: float, by_cpu: bool) -> bool:
+    sessions = len(times)
+    if plan.rounds is not None:
+        return sessions >= plan.sessions
+    if plan.target_error is None:
+        late = sessions >= FEWEST_SESSIONS and elapsed > LONGEST * plan.time_budget
+        return late or sessions >= plan.sessions
+    # Never fewer sessions than without a target: stopping as soon as the first few happen to agree would
+    # report intervals that are too narrow.
+    late = sessions >= FEWEST_SESSIONS and elapsed > LONGEST_TO_TARGET * plan.time_budget
+    return late or (sessions >= plan.sessions and widest(times, by_cpu) <= plan.target_error)
+
+
+def _notices(measured: Measured, plan: Plan, unsettled: int, by_cpu: bool) -> tuple[str, ...]:
+    found = []
+    if measured.interrupted:
+        found.append(
+            f"interrupted after {len(measured.times)} of {plan.sessions} sessions. The intervals hold for "
+            "what was measured; fewer sessions say less of how openings of one file differ."
+        )
+    if unsettled:
+        found.append(
+            f"in {unsettled} of {len(measured.times)} sessions the times had not settled after warming up. "
+            "Other programs are likely; stop them, or measure longer (--time 60s)."
+        )
+    if plan.target_error is not None:
+        reached = widest(measured.times, by_cpu)
+        if reached > plan.target_error:
+            found.append(
+                f"the interval is still ±{100 * reached:.2g} % and not ±{100 * plan.target_error:.2g} % "
+                f"after {len(measured.times)} sessions. Stop other programs, or allow more (a longer --time)."
+            )
+    return tuple(found)
 
 
 def _open(
@@ -104,24 +172,21 @@ def _open(
     return [calls[i] for i in range(len(arms))]
 
 
-def _measure(
-    measurement: Measurement,
-    time_budget: float,
-    rounds: int | None,
-    session: int,
-    sessions: int,
-    progress: Progress,
-) -> None:
+def _measure(measurement: Measurement, plan: Plan, session: int, progress: Progress) -> None:
     """The session's share of the rounds, or of the time."""
     begin = time.perf_counter()
     while True:
-        if rounds is None:
-            share = (time.perf_counter() - begin) * sessions / time_budget
+        if plan.rounds is None:
+            share = (time.perf_counter() - begin) * plan.sessions / plan.time_budget
             enough = share >= 1 and measurement.rounds >= FEWEST_ROUNDS
         else:
-            wanted = -(-rounds // sessions)
+            wanted = -(-plan.rounds // plan.sessions)
             share, enough = measurement.rounds / wanted, measurement.rounds >= wanted
-        progress.step("benchmarking", round(100 * (session + min(share, 1.0)) / sessions), 100)
+        if session < plan.sessions:
+            percent = round(100 * (session + min(share, 1.0)) / plan.sessions)
+            progress.step("benchmarking", percent, 100)
+        else:
+            progress.step("benchmarking until the interval is narrow", session, None)
         if enough:
             return
         measurement.round()

@@ -58,10 +58,43 @@ def speedup(first: Sequence[Times], other: Sequence[Times], *, seed: int = 0) ->
         low, high = _bootstrap(logs[0], seed)
         return _estimate(float(np.median(logs[0])), low, high)
     medians = np.array([np.median(session) for session in logs])
-    freedom = len(medians) - 1
+    return _around(float(medians.mean()), _squared_error(medians), len(medians) - 1)
+
+
+def typical(sessions: Sequence[Times], *, seed: int = 0) -> Estimate:
+    """Seconds of a call: geometric mean over sessions of their medians, with its 95 % interval."""
+    one_second = [np.full(len(session), 1e9) for session in sessions]
+    return speedup(sessions, one_second, seed=seed)
+
+
+def slowdown(then: Sequence[float], now: Sequence[float]) -> Estimate:
+    """How many times as slow it is now as in an earlier run, with its 95 % interval (Welch 1947).
+
+    Args:
+        then, now: per session, at least two of each: the median time, or the median ratio to another arm.
+    """
+    before, after = np.log(then), np.log(now)
+    a, b = _squared_error(before), _squared_error(after)
+    spread = a * a / (len(before) - 1) + b * b / (len(after) - 1)
+    freedom = (a + b) ** 2 / spread if spread else len(before) + len(after) - 2
+    return _around(float(after.mean() - before.mean()), a + b, max(1, math.floor(freedom)))
+
+
+def precision(estimate: Estimate) -> float:
+    """Half the interval's width relative to the value: 0.01 is "to within 1 %"."""
+    return math.sqrt(estimate.high / estimate.low) - 1
+
+
+def _squared_error(values: np.ndarray) -> float:
+    """Squared standard error of the mean."""
+    return float(values.var(ddof=1)) / len(values)
+
+
+def _around(centre: float, squared_error: float, freedom: int) -> Estimate:
+    """Student's t interval, from logarithms."""
     t = STUDENT_T[freedom - 1] if freedom <= len(STUDENT_T) else NORMAL
-    centre, half = medians.mean(), t * medians.std(ddof=1) / math.sqrt(len(medians))
-    return _estimate(float(centre), float(centre - half), float(centre + half))
+    half = t * math.sqrt(squared_error)
+    return _estimate(centre, centre - half, centre + half)
 
 
 def _bootstrap(logs: np.ndarray, seed: int) -> tuple[float, float]:

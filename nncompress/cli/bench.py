@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import artifacts, options
+from nncompress.cli import artifacts, options, quantities
 from nncompress.cli.console import print_json, progress, show
-from nncompress.errors import DeviceError
+from nncompress.errors import DataError, DeviceError, ExitCode, RegressionError, UsageError
+from nncompress.results import BenchSuite
+
+if TYPE_CHECKING:
+    from nncompress.bench import Arm
+    from nncompress.bench.inputs import Inputs
+    from nncompress.data import Dataset
+    from nncompress.progress import Progress
+    from nncompress.results import BenchResult
 
 _HELP = """Measure models against the first one: latency, memory, size, MACs, and with --data accuracy.
 
-All models run in turn in one interleaved measurement; ratios come with their 95 % interval. Models that are
-no .onnx are exported for the measurement, so that all run in the same runtime (--runtime torch: as they are).
+All models take turns in one interleaved measurement, because two measurements one after the other compare two
+moments of the machine. Ratios come with their 95 % interval: where it holds 1, no difference was seen. Models
+that are no .onnx are exported for the measurement, so that all run in the same runtime (--runtime torch: as
+they are). Ctrl-C shows what was measured until then.
 
-Example:  nncompress bench model.pt2 small.onnx --batch 8 --data val.npz
+What was it worth?         nncompress bench model.pt2 small.onnx --data val.npz
+
+At the batch I serve?      nncompress bench model.pt2 small.onnx --batch 1,8,32 --threads 2
+
+Is 2 % real?               nncompress bench a.onnx b.onnx --target-error 0.5%
+
+Where does the time go?    nncompress bench model.onnx --profile
+
+In CI, once:               nncompress bench model.onnx small.onnx -o base.json
+
+In CI, on every change:    nncompress bench model.onnx small.onnx --compare base.json
+(exit code 11 where small.onnx lost more than --tolerance beyond noise)
 """
 
 
@@ -37,9 +60,33 @@ def bench(
         Literal["onnxruntime", "torch"], typer.Option(help="what runs the models")
     ] = "onnxruntime",
     device: Annotated[Literal["cpu", "cuda", "mobile"], typer.Option(help="where they run")] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="records per call")] = 1,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="1,8,32", help="records per call; several are measured one after the other"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="per call")] = 1,
-    time: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="how long to measure")] = 10.0,
+    time: Annotated[str, typer.Option(metavar="10s", help="how long to measure, per batch")] = "10s",
+    target_error: Annotated[
+        str | None,
+        typer.Option(metavar="1%", help="go on until every ratio is known to within this, or 10 x --time"),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="also the time per operator of each")] = False,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="also write .json (everything, raw samples) or .csv; may be repeated",
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="OLD.json", help="fail with exit code 11 where a model is slower than there"),
+    ] = None,
+    tolerance: Annotated[
+        str, typer.Option(metavar="5%", help="of --compare: slower by less is no regression")
+    ] = "5%",
     data: options.Data = None,
     normalize: options.Normalize = None,
     arch: options.Arch = None,
@@ -52,6 +99,20 @@ def bench(
         raise DeviceError(
             f"bench --device {device}: this version measures on the CPU only", remedy="--device cpu"
         )
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "time_budget": quantities.seconds(time, "--time"),
+        "target_error": None if target_error is None else quantities.fraction(target_error, "--target-error"),
+        "profiled": profile,
+        "seed": seed,
+    }
+    allowed = quantities.fraction(tolerance, "--tolerance")
+    batches = None if batch is None else quantities.counts(batch, "--batch")
+    from nncompress.bench import baseline, files
+
+    # What could fail after the measurement is tried before it.
+    files.check_files(output or [], protect=[*(models or []), *([compare] if compare else [])])
+    old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(
         models,
         every=every,
@@ -61,65 +122,157 @@ def bench(
         normalize=normalize,
         trust_pickle=trust_pickle,
     )
+    names = _names(opened)
+    if old is not None:
+        from nncompress.bench.environment import environment
+
+        baseline.check_plan(old, environment(), threads, names, str(compare))
+    records = None if data is None else artifacts.dataset_for(opened, data, normalize)
+    batches = batches or (_fixed_batch(opened[0]) or 1,)
+    with progress() as bar, tempfile.TemporaryDirectory() as folder:
+        arms = [
+            _arm(each, name, runtime, Path(folder) / f"{position}.onnx", bar)
+            for position, (each, name) in enumerate(zip(opened, names))
+        ]
+        suite = _measure(arms, batches, records, settings, bar)
+    if old is not None and not suite.interrupted:
+        suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
+    _report(suite, output or [], json)
+
+
+def _measure(
+    arms: list[Arm],
+    batches: tuple[int, ...],
+    records: Dataset | None,
+    settings: dict[str, Any],
+    bar: Progress,
+) -> BenchSuite:
+    """One benchmark per batch size; Ctrl-C ends the series and keeps what there is.
+
+    Raises:
+        KeyboardInterrupt: before anything was measured.
+    """
     from nncompress.bench import PARITY_RECORDS, benchmark
+
+    calls = [(_one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)) for batch in batches]
+    runs: list[BenchResult] = []
+    try:
+        for batch, (inputs, parity_inputs) in zip(batches, calls):
+            runs.append(
+                benchmark(
+                    arms, inputs=inputs, parity_inputs=parity_inputs, batch=batch, progress=bar, **settings
+                )
+            )
+            if runs[-1].interrupted:
+                return BenchSuite(tuple(runs))
+        runs = _with_accuracy(runs, arms, records, bar)
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        runs[-1] = replace(runs[-1], interrupted=True)
+    return BenchSuite(tuple(runs))
+
+
+def _report(suite: BenchSuite, output: list[str], json: bool) -> None:
+    """Show it, write it, and end with the exit code that it deserves."""
+    from nncompress.bench import files
     from nncompress.report import bench_table
 
-    records = None if data is None else artifacts.dataset_for(opened, data, normalize)
-    with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        arms = [_arm(each, runtime, Path(folder), position, bar) for position, each in enumerate(opened)]
-        result = benchmark(
-            arms,
-            inputs=_one_call(records, batch),
-            parity_inputs=_one_call(records, max(batch, PARITY_RECORDS)),
-            batch=batch,
-            threads=threads,
-            time_budget=time,
-            seed=seed,
-            progress=bar,
-        )
-        result = _with_accuracy(result, arms, records, bar)
+    for path in output:
+        files.write_file(suite, path)
     if json:
-        print_json(result.to_json())
+        print_json(suite.to_json())
     else:
-        show(bench_table.benchmark(result))
+        show(bench_table.suite(suite))
+    if suite.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if suite.baseline is not None and suite.baseline.regressions:
+        worst = max(suite.baseline.regressions, key=lambda change: change.slowdown.value)
+        raise RegressionError(
+            f"{worst.name} is slower than in {suite.baseline.baseline}",
+            got=f"{worst.slowdown.value:.2f} times as slow, at least {worst.slowdown.low:.2f} "
+            f"(batch {worst.batch}, {worst.measure})",
+            expected=f"at most {1 + suite.baseline.tolerance:.2f}",
+        )
 
 
-def _arm(artifact: artifacts.Artifact, runtime: str, folder: Path, position: int, bar: Any) -> Any:
+def _names(opened: list[artifacts.Artifact]) -> list[str]:
+    """What tables call them: unique, so by paths where names are alike; one file twice is counted."""
+    names = [each.name for each in opened]
+    names = [name if names.count(name) == 1 else str(each.path) for name, each in zip(names, opened)]
+    return [
+        name if name not in names[:position] else f"{name} ({names[:position].count(name) + 1})"
+        for position, name in enumerate(names)
+    ]
+
+
+def _arm(artifact: artifacts.Artifact, name: str, runtime: str, target: Path, bar: Progress) -> Arm:
     """The artifact in the runtime that was asked for, with its cost where its graph is known."""
     from nncompress.analysis.cost import cost
     from nncompress.bench import Arm
     from nncompress.export import write
 
+    with artifact.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if artifact.model is None:
-        return Arm(artifact.name, artifact.path)
+        return Arm(name, artifact.path, sha256=digest)
     costs = cost(artifact.model)
-    target: Any = artifact.model
+    measured: Any = artifact.model
     if runtime == "onnxruntime":
-        bar.step(f"exporting {artifact.name}", 0, None)
-        target = folder / f"{position}.onnx"
+        bar.step(f"exporting {name}", 0, None)
         write(artifact.model, target)
-    return Arm(artifact.name, target, parameters=costs.parameters, macs=costs.macs)
+        measured = target
+    return Arm(name, measured, parameters=costs.parameters, macs=costs.macs, sha256=digest)
 
 
-def _one_call(records: Any, batch: int) -> Any:
+def _fixed_batch(artifact: artifacts.Artifact) -> int | None:
+    """The batch that the artifact is bound to, None where it is free."""
+    specs = (artifact.model or artifact.open(1)).inputs
+    first = specs[0].shape[0] if specs and specs[0].shape else None
+    return first if isinstance(first, int) else None
+
+
+def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
+    """Records of the data as one call.
+
+    Args:
+        at_least: the call may have more than were wanted.
+    Raises:
+        UsageError: the model is bound to another batch.
+        DataError: the data has fewer records.
+    """
     if records is None:
         return None
-    for each in records.batches(records.fixed_batch or batch, limit=records.fixed_batch or batch):
-        return tuple(tensor.numpy() for tensor in each.inputs)
+    size = max(wanted, at_least)
+    fixed = records.fixed_batch
+    if fixed is not None and not at_least and fixed != size:
+        raise UsageError(
+            f"the first model takes batches of {fixed} only", got=f"--batch {size}", remedy=f"--batch {fixed}"
+        )
+    for each in records.batches(fixed or size, limit=fixed or size):
+        inputs = tuple(tensor.numpy() for tensor in each.inputs)
+        if not at_least and len(inputs[0]) < size:
+            raise DataError(
+                f"{records.spec} has fewer records than one call takes",
+                got=str(len(inputs[0])),
+                expected=f"--batch {size}",
+                remedy="a smaller --batch, or leave --data out to measure on random inputs",
+            )
+        return inputs
     return None
 
 
-def _with_accuracy(result: Any, arms: list[Any], records: Any, bar: Any) -> Any:
-    """The result with each arm's accuracy, where the data has labels."""
+def _with_accuracy(
+    runs: list[BenchResult], arms: list[Arm], records: Dataset | None, bar: Progress
+) -> list[BenchResult]:
+    """The results with each arm's accuracy, where the data has labels."""
     if records is None or not records.has_labels:
-        return result
-    from dataclasses import replace
-
+        return runs
     from nncompress.analysis.accuracy import evaluate
     from nncompress.runtimes import open_artifact
 
-    measured = [
-        replace(arm, accuracy=evaluate(open_artifact(given.artifact).run, records, progress=bar))
-        for arm, given in zip(result.arms, arms)
+    reached = [evaluate(open_artifact(arm.artifact).run, records, progress=bar) for arm in arms]
+    return [
+        replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
+        for run in runs
     ]
-    return replace(result, arms=tuple(measured))

@@ -1,4 +1,4 @@
-"""A benchmark as a table that fits 80 columns, with a verdict per model in words."""
+"""A benchmark as tables that fit 80 columns, with a verdict per model in words."""
 
 from __future__ import annotations
 
@@ -8,42 +8,69 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from nncompress.report.bench_profile import profiles
 from nncompress.report.tables import plain
-from nncompress.report.units import count, duration, size
+from nncompress.report.units import count, duration, energy, size
 
 if TYPE_CHECKING:
-    from nncompress.results import ArmResult, BenchResult
+    from nncompress.results import ArmResult, BaselineResult, BenchResult, BenchSuite
 
 
-def benchmark(result: BenchResult) -> RenderableType:
-    """Size, MACs, latency, speed-up with its interval and accuracy of every model; then what it means."""
+def suite(result: BenchSuite) -> RenderableType:
+    """Every batch size, then what became of the models since the baseline."""
+    parts: list[RenderableType] = []
+    for position, run in enumerate(result.runs):
+        if position:
+            parts.append(Text())
+        parts.append(benchmark(run, again=position > 0))
+    if result.baseline is not None:
+        parts += [Text(), baseline(result.baseline)]
+    return Group(*parts)
+
+
+def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
+    """Size, MACs, latency, speed-up with its interval and accuracy of every model; then what it means.
+
+    Args:
+        again: the models' sizes and verdicts were shown before, at another batch size.
+    """
     arms = result.arms
-    measures_accuracy = any(arm.accuracy is not None for arm in arms)
-    table = plain(
-        "model", "size", "MACs", "latency", "speed-up", *(["accuracy"] if measures_accuracy else [])
-    )
-    for arm in arms:
-        table.add_row(
-            shortened(arm.name),
-            _or_blank(arm.file_size, size),
-            _or_blank(arm.macs, count),
-            duration(arm.latency.median),
-            _speedup(arm),
-            *([_accuracy(arm)] if measures_accuracy else []),
-        )
-    rounds = sum(result.rounds_per_session)
-    footer = (
-        f"batch {result.batch}, threads {result.threads}, {arms[0].runtime}; medians of {rounds} "
-        f"interleaved rounds in {len(result.rounds_per_session)} sessions, {result.clock} time; "
-        "speed-up with its 95 % interval"
-    )
-    lines: list[RenderableType] = [table, Text(footer, style="dim")]
-    if any(arm.peak_memory for arm in arms):
-        peaks = ", ".join(f"{arm.name} {size(arm.peak_memory)}" for arm in arms if arm.peak_memory)
-        lines.append(Text(f"peak memory beyond the runtime's own: {peaks}", style="dim"))
-    lines += [Text(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
+    lines: list[RenderableType] = [
+        _again(result) if again else _first(result),
+        Text(_how(result), style="dim"),
+    ]
+    lines += [Text(), _costs(result)]
+    lines += [Text(line, style="dim") for line in _legend(result)]
+    if not again:
+        lines += [Text(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    return Group(*lines)
+    return Group(*lines, *profiles(arms))
+
+
+def baseline(result: BaselineResult) -> RenderableType:
+    """Then and now, model by model."""
+    table = plain(f"against {shortened(result.baseline)}", "batch", "time now / then", "compared", "")
+    for change in result.changes:
+        s = change.slowdown
+        if change.regressed:
+            word = "regression"
+        elif s.high < 1:
+            word = "faster"
+        else:
+            word = "ok"
+        table.add_row(
+            shortened(change.name, 20),
+            str(change.batch),
+            f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]",
+            "ratio" if change.measure.startswith("ratio") else "latency",
+            word,
+        )
+    controls = sorted({c.measure.removeprefix("ratio to ") for c in result.changes if c.measure != "latency"})
+    text = f"regression: the whole 95 % interval lies above {1 + result.tolerance:.2f}"
+    if controls:
+        text += f"; ratio: to {', '.join(controls)}, which cancels the machine's state"
+    notes = [Text(f"note: {note}", style="yellow") for note in result.notes]
+    return Group(table, Text(text, style="dim"), *notes)
 
 
 def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None) -> str:
@@ -77,7 +104,78 @@ def shortened(name: str, width: int = 24) -> str:
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
-def _or_blank(value: int | None, form: object) -> str:
+def _first(result: BenchResult) -> RenderableType:
+    measures_accuracy = any(arm.accuracy is not None for arm in result.arms)
+    table = plain(
+        "model", "size", "MACs", "latency", "speed-up", *(["accuracy"] if measures_accuracy else [])
+    )
+    for arm in result.arms:
+        table.add_row(
+            shortened(arm.name),
+            _or_blank(arm.file_size, size),
+            _or_blank(arm.macs, count),
+            duration(arm.latency.median),
+            _speedup(arm),
+            *([_accuracy(arm)] if measures_accuracy else []),
+        )
+    return table
+
+
+def _again(result: BenchResult) -> RenderableType:
+    table = plain(f"batch {result.batch}", "latency", "per record", "speed-up")
+    for arm in result.arms:
+        table.add_row(
+            shortened(arm.name),
+            duration(arm.latency.median),
+            duration(result.per_sample(arm)),
+            _speedup(arm),
+        )
+    return table
+
+
+def _costs(result: BenchResult) -> RenderableType:
+    """The slower calls, the beginning, and memory."""
+    table = plain("", "p90", "p99", "load", "cold start", "memory")
+    for arm in result.arms:
+        table.add_row(
+            shortened(arm.name),
+            duration(arm.latency.p90),
+            duration(arm.latency.p99),
+            _or_blank(arm.load_s, duration),
+            _or_blank(arm.cold_start_s, duration),
+            _or_blank(arm.peak_memory, size),
+        )
+    return table
+
+
+def _how(result: BenchResult) -> str:
+    rounds, sessions = sum(result.rounds_per_session), len(result.rounds_per_session)
+    return (
+        f"batch {result.batch}, threads {result.threads}, {result.arms[0].runtime}; medians of {rounds} "
+        f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {result.clock} time; speed-up "
+        "with its 95 % interval"
+    )
+
+
+def _legend(result: BenchResult) -> list[str]:
+    lines = []
+    if any(arm.peak_memory is not None for arm in result.arms):
+        lines.append(
+            "cold start: open and run once in a new process; memory: its peak, beyond the runtime's own"
+        )
+    spent = [
+        f"{arm.name} {', '.join(f'{energy(joules)} {source}' for source, joules in arm.energy.items())}"
+        for arm in result.arms
+        if arm.energy is not None
+    ]
+    if spent:
+        lines.append(f"energy per call ({result.energy_source}): {'; '.join(spent)}")
+    else:
+        lines.append(f"energy: {result.energy_source}")
+    return lines
+
+
+def _or_blank(value: float | None, form: object) -> str:
     return "" if value is None else form(value)  # type: ignore[operator]
 
 

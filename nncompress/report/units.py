@@ -37,3 +37,11 @@ def duration(seconds: float) -> str:
         if seconds >= limit:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:g} s"
+
+
+def energy(joules: float) -> str:
+    """0.00123 -> "1.23 mJ"."""
+    for limit, unit, factor in ((1, "J", 1.0), (1e-3, "mJ", 1e3), (0, "µJ", 1e6)):
+        if joules >= limit:
+            return f"{joules * factor:.3g} {unit}"
+    return f"{joules:g} J"

@@ -1,50 +1,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import TensorProto, helper
 
 from nncompress.bench import Arm, benchmark
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import random_inputs
-from nncompress.bench.peak_memory import peak_memory
 from nncompress.errors import DataError, ModelFileError, UsageError
-from nncompress.ir import InputSpec, Model
+from nncompress.ir import InputSpec
 
 
-def linear_onnx(path, weight, batch="batch"):
-    """y = x @ weight, weight [K, N]."""
-    k, n = weight.shape
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, k])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, n])],
-        [onnx.numpy_helper.from_array(weight.astype(np.float32), "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def weight():
-    return np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def model(weight):
-    layer = torch.nn.Linear(64, 10, bias=False).eval()
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight.T))
-    return Model.from_module(layer, (torch.zeros(2, 64),))
-
-
-def test_everything_is_reported(tmp_path, weight, model):
+def test_everything_is_reported(tmp_path, linear_onnx, weight, model):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     wrong = linear_onnx(tmp_path / "wrong.onnx", -weight)
     steps = []
@@ -77,7 +45,7 @@ def test_everything_is_reported(tmp_path, weight, model):
     assert content["environment"]["cpu"]
 
 
-def test_threads_choose_the_clock(tmp_path, weight):
+def test_threads_choose_the_clock(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     result = benchmark([Arm("a", path)], rounds=3, sessions=1, threads=2, memory=False)
     assert result.clock == "wall"
@@ -85,14 +53,14 @@ def test_threads_choose_the_clock(tmp_path, weight):
     assert result.arms[0].latency == result.arms[0].wall
 
 
-def test_a_time_budget_ends_the_run(tmp_path, weight):
+def test_a_time_budget_ends_the_run(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     result = benchmark([Arm("a", path), Arm("b", path)], time_budget=0.2, memory=False)
     assert 3 <= len(result.rounds_per_session) <= 8
     assert min(result.rounds_per_session) >= 5
 
 
-def test_given_inputs_are_used(tmp_path, weight):
+def test_given_inputs_are_used(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     x = np.ones((3, 64), np.float32)
     result = benchmark([Arm("a", path), Arm("b", path)], inputs=(x,), rounds=1, sessions=1, memory=False)
@@ -100,14 +68,14 @@ def test_given_inputs_are_used(tmp_path, weight):
     assert result.arms[1].parity.records == 3
 
 
-def test_outputs_that_cannot_be_compared_are_a_warning(tmp_path, weight):
+def test_outputs_that_cannot_be_compared_are_a_warning(tmp_path, linear_onnx, weight):
     a, b = linear_onnx(tmp_path / "a.onnx", weight), linear_onnx(tmp_path / "b.onnx", weight[:, :5])
     result = benchmark([Arm("a", a), Arm("b", b)], rounds=1, sessions=1, memory=False)
     assert result.arms[1].parity is None
     assert "b cannot be compared with a" in result.warnings[0]
 
 
-def test_bad_requests(tmp_path, weight):
+def test_bad_requests(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     fixed = linear_onnx(tmp_path / "fixed.onnx", weight, batch=2)
     other = linear_onnx(tmp_path / "other.onnx", weight[:7])
@@ -137,29 +105,6 @@ def test_random_inputs_fit_their_specs():
     assert ids.min() >= 2
     assert ids.max() < 7
     assert mask.all()
-
-
-def test_peak_memory_sees_the_weights(tmp_path):
-    """In a process of its own: 64 MiB more of weights are at least that much more memory."""
-    rng = np.random.default_rng(0)
-    small = linear_onnx(tmp_path / "small.onnx", rng.standard_normal((64, 64)))
-    large = linear_onnx(tmp_path / "large.onnx", rng.standard_normal((4096, 4096)))
-    peaks = [peak_memory(p, (np.zeros((1, k), np.float32),)) for p, k in ((small, 64), (large, 4096))]
-    assert peaks[1] - peaks[0] > 60 * 2**20
-    assert peaks[0] < 60 * 2**20
-
-
-def test_peak_memory_of_a_process_that_fails_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    assert peak_memory(tmp_path / "m.onnx", (np.zeros((1, 64), np.float32),)) is None
-
-
-def test_peak_memory_of_a_loaded_model(model, tmp_path, monkeypatch):
-    (tmp_path / "argparse.py").write_text("raise SystemExit('code of the current directory ran')")
-    monkeypatch.chdir(tmp_path)
-    peak = peak_memory(model, (np.zeros((1, 64), np.float32),))
-    assert peak is not None
-    assert peak < 100 * 2**20
 
 
 def test_environment_is_json():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from nncompress.bench.stats import STUDENT_T, latency, speedup
+from nncompress.bench.stats import STUDENT_T, latency, precision, slowdown, speedup, typical
 
 TRIALS = 200
 MS = 1e6
@@ -110,3 +110,47 @@ def test_latency_against_numpy():
     assert result.p90 == seconds[900]
     assert result.p99 == seconds[990]
     assert result.mad == pytest.approx(np.median(np.abs(seconds - seconds[500])))
+
+
+def test_stopping_when_the_interval_is_narrow_keeps_its_promise():
+    """Sessions are added until the ratio is known to 0.5 %: about 93.5 % of the intervals cover 1, not 95 %."""
+    rng = np.random.default_rng(6)
+    covered, sessions = [], []
+    for _ in range(400):
+        first, other = (np.exp(rng.normal(0, 0.007, (60, 1))) * 10 * MS for _ in range(2))
+        count = 8
+        while count < 60 and precision(speedup(first[:count], other[:count])) > 0.005:
+            count += 1
+        covered.append(1.0 in speedup(first[:count], other[:count]))
+        sessions.append(count)
+    assert np.mean(covered) >= 0.90
+    assert 8 < np.median(sessions) < 60  # it did stop, and not at once
+
+
+def test_typical_latency():
+    estimate = typical([[1_000_000, 2_000_000, 3_000_000], [2_000_000] * 5])
+    assert estimate.value == pytest.approx(2e-3)
+    rng = np.random.default_rng(7)
+    estimates = [typical(timings(rng, session_spread=0.03)[0]) for _ in range(TRIALS)]
+    truth = np.exp(np.mean([np.log(e.value) for e in estimates]))
+    assert np.mean([truth in e for e in estimates]) >= 0.90
+
+
+def test_slowdown_is_welch_s_interval():
+    rng = np.random.default_rng(8)
+    then, now = np.exp(rng.normal(0, 0.02, 8)), np.exp(rng.normal(0.1, 0.05, 5))
+    estimate = slowdown(then, now)
+    reference = scipy_stats.ttest_ind(np.log(now), np.log(then), equal_var=False)
+    interval = reference.confidence_interval(0.95)
+    assert math.log(estimate.value) == pytest.approx(np.log(now).mean() - np.log(then).mean())
+    # Degrees of freedom are rounded down: wider, by a little.
+    assert math.log(estimate.low) == pytest.approx(interval.low, abs=2e-3)
+    assert math.log(estimate.low) <= interval.low
+    assert math.log(estimate.high) >= interval.high
+
+
+def test_slowdown_of_the_same_thing_covers_one():
+    rng = np.random.default_rng(9)
+    runs = [np.exp(rng.normal(0, 0.02, (2, 8))) for _ in range(1000)]
+    assert np.mean([1.0 in slowdown(*run) for run in runs]) >= 0.93
+    assert 1.0 in slowdown([1.0] * 3, [1.0] * 3)

@@ -250,7 +250,7 @@ def test_bench_of_the_session_and_of_named_files(here, capsys):
     assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
     capsys.readouterr()
     assert run(["bench", "--time", "0.2", "--data", "data.npz", "--json"]) == ExitCode.OK
-    original, pruned = read_json(capsys)["arms"]
+    original, pruned = read_json(capsys)["runs"][0]["arms"]
     assert original["speedup"] is None
     assert pruned["speedup"]["low"] <= pruned["speedup"]["value"] <= pruned["speedup"]["high"]
     assert original["accuracy"]["records"] == 40

@@ -1,5 +1,20 @@
-from nncompress.report.bench_table import shortened, verdict
-from nncompress.results import ArmResult, Estimate, EvalResult, Latency, Samples
+import io
+
+from rich.console import Console
+
+from nncompress.report.bench_table import shortened, suite, verdict
+from nncompress.results import (
+    ArmResult,
+    BaselineResult,
+    BenchResult,
+    BenchSuite,
+    Change,
+    Estimate,
+    EvalResult,
+    Latency,
+    OperatorTime,
+    Samples,
+)
 
 
 def arm(
@@ -43,3 +58,41 @@ def test_long_names_keep_their_end():
     assert shortened("model.prune.factorize.pt2", 14) == "…factorize.pt2"
     assert len(shortened("a" * 50)) == 24
     assert shortened("short.pt2") == "short.pt2"
+
+
+def printed(result: BenchSuite) -> str:
+    console = Console(width=80, file=io.StringIO(), no_color=True)
+    with console.capture() as captured:
+        console.print(suite(result))
+    return captured.get()
+
+
+def test_everything_fits_80_columns() -> None:
+    names = ("a-rather-long-model-name.prune.pt2", "a-rather-long-model-name.prune.factorize.quantize.pt2")
+    rows = tuple(
+        OperatorTime(f"Operator{i}", f"node_of_a_long_name/{'x' * 40}", 1, 1e-3 / (i + 1)) for i in range(12)
+    )
+    arms = tuple(
+        ArmResult(
+            name, "ONNX Runtime 1.31.1 CPU", Latency(1.23456, 2.34567, 3.45678, 0.1), None,
+            Estimate(12.3456, 11.2345, 13.4567) if i else None, None, Samples((1,)), load_s=0.12345,
+            cold_start_s=1.2345, peak_memory=123_456_789, energy={"CPU package": 0.0123},
+            profile=rows if i else None, file_size=123_456_789, macs=987_654_321,
+            accuracy=EvalResult("d", "classification", 100, top1=0.98765),
+        )
+        for i, name in enumerate(names)
+    )  # fmt: skip
+    runs = tuple(
+        BenchResult(arms, batch, 1, "cpu", (2, 2), 0, 0, energy_source="CPU package", warnings=("w " * 90,))
+        for batch in (1, 8)
+    )
+    change = Change(names[1], 8, f"ratio to {names[0]}", Estimate(1.234, 1.2, 1.3), True)
+    baseline = BaselineResult(
+        "a/long/path/to/the/baseline.json", 0.05, (change,), ("onnxruntime was 1, is 2",)
+    )
+    text = printed(BenchSuite(runs, baseline))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    for part in ("12.35 [11.23, 13.46]", "98.77 %", "123 MB", "12.3 mJ CPU package", "batch 8", "154 ms",
+                 "regression", "1.234 [1.200, 1.300]", "4 others", "tells no time per operator"):  # fmt: skip
+        assert part in " ".join(text.split()), part
+    assert "…" in text

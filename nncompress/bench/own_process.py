@@ -1,9 +1,11 @@
-"""The memory that loading and running an artifact takes beyond its runtime, in a process of its own.
+"""What an artifact costs in a process of its own: memory beyond its runtime, and its first call.
 
-    python -m nncompress.bench.peak_memory model.onnx inputs.npz --threads 1     prints {"peak_memory": bytes}
+    python -m nncompress.bench.own_process model.onnx inputs.npz --threads 1
+    {"peak_memory": bytes, "cold_start_s": seconds}
 
 The process imports the runtime and warms it up first, notes its memory, then loads and runs the artifact: the
-difference between its peak and that note is the artifact's.
+difference between its peak and that note is the artifact's, and the time until the first result its cold
+start. The system may hold the file in memory already; only a restart of the machine would change that.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +32,21 @@ RUNS = 3
 LONGEST_S = 600
 
 
-def peak_memory(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) -> int | None:
-    """Bytes beyond the runtime itself; None where the process could not tell.
+@dataclass(frozen=True)
+class OwnProcess:
+    """What the process saw; None where it could not tell.
+
+    Attributes:
+        peak_memory: bytes beyond the runtime itself.
+        cold_start_s: seconds to open the artifact and run it once.
+    """
+
+    peak_memory: int | None = None
+    cold_start_s: float | None = None
+
+
+def in_own_process(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) -> OwnProcess:
+    """Load and run the artifact in a new process.
 
     Args:
         inputs: of one call.
@@ -52,24 +69,28 @@ def peak_memory(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) 
                 timeout=LONGEST_S,
                 check=True,
             )
-            return int(json.loads(done.stdout.splitlines()[-1])["peak_memory"])
+            seen = json.loads(done.stdout.splitlines()[-1])
+            return OwnProcess(int(seen["peak_memory"]), float(seen["cold_start_s"]))
         except (subprocess.SubprocessError, OSError, ValueError, KeyError, IndexError):
-            return None
+            return OwnProcess()
 
 
-def _measure(path: Path, inputs: Inputs, threads: int) -> int:
+def _measure(path: Path, inputs: Inputs, threads: int) -> OwnProcess:
     if path.suffix == ".pt2":
         _warm_up_torch(path.parent)
     else:
         import onnxruntime  # noqa: F401  the runtime is not the artifact's memory
     before = _reset_peak()
-    # The .pt2 was written a moment ago by `peak_memory`, so it is trusted: users' files come through load.
+    start = time.perf_counter()
+    # The .pt2 was written a moment ago by `in_own_process`, so it is trusted: users' files come through load.
     artifact = Model.from_exported(torch.export.load(path)) if path.suffix == ".pt2" else path
     runner = open_artifact(artifact, threads)
     own = inputs_for(runner, inputs, str(path))
-    for _ in range(RUNS):
+    runner.run(*own)
+    cold_start = time.perf_counter() - start
+    for _ in range(RUNS - 1):
         runner.run(*own)
-    return max(0, _peak() - before)
+    return OwnProcess(max(0, _peak() - before), cold_start)
 
 
 def _warm_up_torch(folder: Path) -> None:
@@ -113,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with np.load(arguments.inputs, allow_pickle=False) as file:
         inputs = tuple(file[f"arr_{i}"] for i in range(len(file.files)))
-    print(json.dumps({"peak_memory": _measure(arguments.artifact, inputs, arguments.threads)}))
+    print(json.dumps(asdict(_measure(arguments.artifact, inputs, arguments.threads))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""Is it slower than it was, or is that noise?
+
+A measurement of today against the file of an earlier one, on the same machine. Of two moments of a machine
+the latencies differ by some percent although nothing changed, and no number of calls within one moment shows
+it. So the first model is the control: what counts for the others is their ratio to it, then and now, from
+which the state of the machine cancels. Where there is no control (one model only, or another file in its
+place), latencies are compared, and the tolerance must cover the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncompress.bench import stats
+from nncompress.errors import DataError, UsageError
+from nncompress.results import SCHEMA, BaselineResult, BenchResult, BenchSuite, Change
+
+TOLERANCE = 0.05
+# What must be as it was: another processor or runtime is another measurement.
+SAME = ("cpu", "architecture", "cores", "instruction_sets")
+# What is worth a note.
+NOTED = ("cores_usable", "governor", "memory", "system", "python")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compared of one batch size: per arm and session the times of each round, nanoseconds."""
+
+    batch: int
+    threads: int
+    clock: str
+    environment: Mapping[str, Any]
+    runtimes: Mapping[str, str]
+    digests: Mapping[str, str | None]
+    times: Mapping[str, list[np.ndarray]]
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.times))
+
+
+def read(path: str | Path) -> tuple[Run, ...]:
+    """The runs of a file that `bench -o` wrote (or `bench --json` printed).
+
+    Raises:
+        DataError: it is missing, no such file, or of another version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or f"no JSON: {problem}"
+        raise DataError(f"cannot read the baseline {path}", got=reason, remedy=_MAKE_ONE) from problem
+    if not isinstance(content, dict) or content.get("kind") != BenchSuite.kind:
+        got = content.get("kind") if isinstance(content, dict) else type(content).__name__
+        raise DataError(
+            f"{path} is no result of bench", got=str(got), expected=BenchSuite.kind, remedy=_MAKE_ONE
+        )
+    if content.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} was written by another version",
+            got=f"schema {content.get('schema')}",
+            expected=f"schema {SCHEMA}",
+            remedy=_MAKE_ONE,
+        )
+    try:
+        return tuple(_run(run) for run in content["runs"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+        raise DataError(
+            f"{path} is damaged", got=f"{type(problem).__name__}: {problem}", remedy=_MAKE_ONE
+        ) from problem
+
+
+_MAKE_ONE = "measure a baseline on this machine: nncompress bench MODEL... -o baseline.json"
+
+
+def compare(
+    baseline: tuple[Run, ...], suite: BenchSuite, *, name: str, tolerance: float = TOLERANCE
+) -> BaselineResult:
+    """What became of each model since the baseline.
+
+    Args:
+        name: of the baseline, for messages.
+        tolerance: a slowdown whose whole interval lies above 1 + this is a regression.
+    Raises:
+        UsageError: another machine, other settings, or a model of the baseline was not measured now.
+    """
+    changes: list[Change] = []
+    notes: list[str] = []
+    for result in suite.runs:
+        now = of(result)
+        then = next((run for run in baseline if run.batch == now.batch), None)
+        if then is None:
+            notes.append(f"batch {now.batch} is not in {name}: nothing to compare with")
+            continue
+        notes += _check(then, now, name)
+        changes += _changes(then, now, name, tolerance, notes)
+    if not changes:
+        raise UsageError(
+            f"{name} has nothing in common with this measurement",
+            got=f"batch {', '.join(str(run.batch) for run in baseline)}: {', '.join(baseline[0].times)}"
+            if baseline
+            else "no runs",
+            remedy="measure models of the same names at the same --batch",
+        )
+    return BaselineResult(name, tolerance, tuple(changes), tuple(dict.fromkeys(notes)))
+
+
+def check_plan(
+    baseline: tuple[Run, ...], environment: Mapping[str, Any], threads: int, names: list[str], name: str
+) -> None:
+    """Refuse before the measurement what `compare` would refuse after it.
+
+    Raises:
+        UsageError: another machine, another number of threads, or a model of the baseline is missing.
+    """
+    for run in baseline:
+        _check_machine(run, environment, threads, name)
+        _check_names(run, names, name)
+
+
+def of(result: BenchResult) -> Run:
+    """A measurement as it would be read back from its file."""
+    return _run(result.to_json())
+
+
+def _run(content: Mapping[str, Any]) -> Run:
+    lengths = [int(length) for length in content["rounds_per_session"]]
+    arms = {str(arm["name"]): arm for arm in content["arms"]}
+    clock = content["clock"]
+    times = {}
+    for name, arm in arms.items():
+        samples = np.asarray(arm["samples"]["cpu_ns" if clock == "cpu" else "wall_ns"], np.float64)
+        if samples.shape != (sum(lengths),) or not lengths or not (samples >= 0).all():
+            raise ValueError(f"the samples of {name} are not complete")
+        times[name] = [np.maximum(session, 1) for session in np.split(samples, np.cumsum(lengths)[:-1])]
+    if not times:
+        raise ValueError("no models")
+    return Run(
+        batch=int(content["batch"]),
+        threads=int(content["threads"]),
+        clock=str(clock),
+        environment=dict(content["environment"]),
+        runtimes={name: str(arm["runtime"]) for name, arm in arms.items()},
+        digests={name: arm.get("sha256") for name, arm in arms.items()},
+        times=times,
+    )
+
+
+def _check(then: Run, now: Run, name: str) -> list[str]:
+    """Refuse what cannot be compared; notes on what is different and may matter."""
+    _check_machine(then, now.environment, now.threads, name)
+    _check_names(then, list(now.times), name)
+    notes = []
+    for key in NOTED:
+        if then.environment.get(key) != now.environment.get(key):
+            notes.append(f"{key} was {then.environment.get(key)}, is {now.environment.get(key)}")
+    versions = [dict(run.environment.get("versions") or {}) for run in (then, now)]
+    for package in sorted({*versions[0], *versions[1]}):
+        was, is_now = (each.get(package, "not installed") for each in versions)
+        if was != is_now:
+            notes.append(f"{package} was {was}, is {is_now}")
+    return notes
+
+
+def _check_machine(then: Run, environment: Mapping[str, Any], threads: int, name: str) -> None:
+    for key in SAME:
+        if then.environment.get(key) != environment.get(key):
+            raise UsageError(
+                f"{name} was measured on another machine: {key} differs",
+                got=str(environment.get(key)),
+                expected=str(then.environment.get(key)),
+                remedy=_MAKE_ONE,
+            )
+    if then.threads != threads:
+        raise UsageError(
+            f"{name} was measured with other threads",
+            got=f"--threads {threads}",
+            expected=f"--threads {then.threads}",
+        )
+
+
+def _check_names(then: Run, names: list[str], name: str) -> None:
+    missing = [each for each in then.times if each not in names]
+    if missing:
+        raise UsageError(
+            f"{name} holds {', '.join(missing)}, which is not measured now",
+            got=", ".join(names),
+            remedy="name the same models, or measure a new baseline",
+        )
+
+
+def _changes(then: Run, now: Run, name: str, tolerance: float, notes: list[str]) -> list[Change]:
+    for run, when in ((then, name), (now, "this measurement")):
+        if len(run.times[run.first]) < 2:
+            raise UsageError(
+                f"{when} has a single session, which tells nothing of its noise",
+                remedy="measure again without interrupting it",
+            )
+    control = now.first
+    digests = [run.digests.get(control) for run in (then, now)]
+    if then.first != control or digests[0] != digests[1]:
+        notes.append(f"{control} is not the file that was first in {name}: latencies are compared")
+        control = ""
+    elif len(now.times) == 1:
+        control = ""
+    changes = []
+    for arm in now.times:
+        if arm not in then.times:
+            notes.append(f"{arm} is not in {name}")
+            continue
+        if _runtime(then.runtimes[arm]) != _runtime(now.runtimes[arm]):
+            raise UsageError(
+                f"{arm} was measured in another runtime",
+                got=now.runtimes[arm],
+                expected=then.runtimes[arm],
+                remedy=_MAKE_ONE,
+            )
+        before, after = _medians(then, arm, control), _medians(now, arm, control)
+        slowdown = stats.slowdown(before, after)
+        if arm == control:
+            away = max(slowdown.value, 1 / slowdown.value) - 1
+            if away > tolerance:
+                notes.append(
+                    f"{arm}, the same file as then, takes {slowdown.value:.2f} times as long: the machine or "
+                    "its software is in another state. Ratios to it are compared, which are free of that"
+                )
+            continue
+        changes.append(
+            Change(
+                name=arm,
+                batch=now.batch,
+                measure=f"ratio to {control}" if control else "latency",
+                slowdown=slowdown,
+                regressed=slowdown.low > 1 + tolerance,
+            )
+        )
+    return changes
+
+
+def _runtime(name: str) -> str:
+    """Without the version: "ONNX Runtime 1.31.1 CPU" is "ONNX Runtime CPU"; versions are noted elsewhere."""
+    return " ".join(word for word in name.split() if not word[0].isdigit())
+
+
+def _medians(run: Run, arm: str, control: str) -> list[float]:
+    """Per session the median time of the arm, of its ratio to the control where there is one."""
+    if not control or control == arm:
+        return [float(np.median(session)) for session in run.times[arm]]
+    pairs = zip(run.times[arm], run.times[control])
+    return [float(np.median(mine / other)) for mine, other in pairs]

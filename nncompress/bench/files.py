@@ -1,0 +1,114 @@
+"""A benchmark's result as a file: `.json` with everything in it, `.csv` with a row per model and batch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from nncompress.errors import OutputError, UsageError
+from nncompress.export.atomic import check_target, replacing
+from nncompress.results import SCHEMA, BenchSuite
+
+RESERVED = 4 << 20  # bytes that must be free: raw samples of a long run
+
+
+def check_files(paths: Iterable[str | Path], protect: Iterable[str | Path] = ()) -> None:
+    """Try to write beside each path, before the measurement that would be lost.
+
+    Raises:
+        UsageError: a suffix names no format.
+        OutputError: the folder is missing, may not be written to, or is full; or the target is protected.
+    """
+    protect = tuple(protect)
+    for path in map(Path, paths):
+        if path.suffix.lower() not in WRITERS:
+            raise UsageError(
+                f"--output {path}: cannot tell the format",
+                got=path.suffix or "no suffix",
+                expected=" or ".join(WRITERS),
+            )
+        check_target(path, protect)
+        try:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(bytes(RESERVED))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}; nothing was measured",
+                got=error.strerror or str(error),
+                remedy="another folder, or free some space",
+            ) from error
+
+
+def write_file(suite: BenchSuite, path: str | Path) -> None:
+    """Write the result in the format that the suffix names.
+
+    Raises:
+        OutputError: it cannot be written; `path` is what it was.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        WRITERS[Path(path).suffix.lower()](suite, file)
+
+
+def rows(suite: BenchSuite) -> list[dict[str, Any]]:
+    """A flat row per model and batch; seconds, bytes, joules. What was not measured is None."""
+    found = []
+    for run in suite.runs:
+        for arm in run.arms:
+            speedup, accuracy = arm.speedup, arm.accuracy
+            found.append(
+                {
+                    "schema": SCHEMA,
+                    "model": arm.name,
+                    "batch": run.batch,
+                    "threads": run.threads,
+                    "runtime": arm.runtime,
+                    "clock": run.clock,
+                    "median_s": arm.latency.median,
+                    "p90_s": arm.latency.p90,
+                    "p99_s": arm.latency.p99,
+                    "wall_median_s": arm.wall.median,
+                    "cpu_median_s": arm.cpu and arm.cpu.median,
+                    "speedup": speedup and speedup.value,
+                    "speedup_low": speedup and speedup.low,
+                    "speedup_high": speedup and speedup.high,
+                    "rounds": len(arm.samples.wall_ns),
+                    "sessions": len(run.rounds_per_session),
+                    "load_s": arm.load_s,
+                    "cold_start_s": arm.cold_start_s,
+                    "peak_memory_bytes": arm.peak_memory,
+                    "energy_j": None if arm.energy is None else sum(arm.energy.values()),
+                    "file_bytes": arm.file_size,
+                    "parameters": arm.parameters,
+                    "macs": arm.macs,
+                    "top1": accuracy and accuracy.top1,
+                    "rmse": accuracy and accuracy.rmse,
+                    "mse": accuracy and accuracy.mse,
+                    "cpu": run.environment.get("cpu"),
+                    "seed": run.seed,
+                    "interrupted": run.interrupted,
+                    "warnings": len(run.warnings),
+                }
+            )
+    return found
+
+
+def _write_json(suite: BenchSuite, file: TextIO) -> None:
+    json.dump(suite.to_json(), file)
+    file.write("\n")
+
+
+def _write_csv(suite: BenchSuite, file: TextIO) -> None:
+    table = rows(suite)
+    writer = csv.DictWriter(file, fieldnames=list(table[0]))
+    writer.writeheader()
+    writer.writerows(table)
+
+
+WRITERS: dict[str, Callable[[BenchSuite, TextIO], None]] = {".json": _write_json, ".csv": _write_csv}

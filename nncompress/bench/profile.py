@@ -1,0 +1,89 @@
+"""Where the time of a run goes: one row per operator, after the runtime's own optimisation.
+
+ONNX Runtime tells its nodes (a fused convolution is one), torch its kinds of operators; other runtimes are
+not asked. Profiling costs time of its own, so shares count and not sums.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import onnxruntime
+import torch
+
+from nncompress.bench.inputs import Inputs, inputs_for
+from nncompress.ir import Model
+from nncompress.results import OperatorTime
+from nncompress.runtimes import open_artifact
+
+RUNS = 20
+WARM_UP = 3
+SUFFIXES = (".onnx", ".ort")
+NODE_TIME = "_kernel_time"
+
+
+def profile(
+    artifact: str | Path | Model, inputs: Inputs, threads: int = 1
+) -> tuple[OperatorTime, ...] | None:
+    """Time per operator, longest first; None where the artifact's runtime does not tell."""
+    if isinstance(artifact, Model):
+        found = _torch(artifact, inputs, threads)
+    elif Path(artifact).suffix.lower() in SUFFIXES:
+        found = _onnxruntime(Path(artifact), inputs, threads)
+    else:
+        return None
+    return tuple(sorted(found, key=lambda row: -row.seconds))
+
+
+def _onnxruntime(path: Path, inputs: Inputs, threads: int) -> list[OperatorTime]:
+    runner = open_artifact(path, threads)  # which checks the file
+    feed = {spec.name: array for spec, array in zip(runner.inputs, inputs_for(runner, inputs, str(path)))}
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(WARM_UP + RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return of_events(events, WARM_UP)
+
+
+def of_events(events: list[dict[str, Any]], skipped: int) -> list[OperatorTime]:
+    """ONNX Runtime's trace as rows.
+
+    Args:
+        skipped: so many runs of each node are warming up.
+    """
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(NODE_TIME):
+            op = str(event.get("args", {}).get("op_name", "?"))
+            times[op, name.removesuffix(NODE_TIME)].append(float(event["dur"]) * 1e-6)
+    return [OperatorTime(op, node, 1.0, median(each[skipped:] or each)) for (op, node), each in times.items()]
+
+
+def _torch(model: Model, inputs: Inputs, threads: int) -> list[OperatorTime]:
+    runner = open_artifact(model, threads)
+    call = runner.bind(*inputs_for(runner, inputs, "the model"))
+    for _ in range(WARM_UP):
+        call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        for _ in range(RUNS):
+            call()
+    return [
+        OperatorTime(
+            row.key.removeprefix("aten::"), "", row.count / RUNS, row.self_cpu_time_total * 1e-6 / RUNS
+        )
+        for row in trace.key_averages()
+        if row.self_cpu_time_total > 0
+    ]

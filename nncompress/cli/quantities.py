@@ -1,0 +1,50 @@
+"""Quantities as people type them: durations, shares, lists of counts."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from nncompress.errors import UsageError
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
+_PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%?)")
+
+
+def seconds(text: str, option: str) -> float:
+    """ "10s", "500ms", "2m", "90" -> seconds.
+
+    Raises:
+        UsageError: naming the option; also for zero.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    value = float(match[1]) * _SECONDS.get(match[2], math.nan) if match else math.nan
+    if not value > 0:
+        raise UsageError(f"{option} is no duration", got=text, expected="10s, 500ms, 2m, or seconds")
+    return value
+
+
+def fraction(text: str, option: str) -> float:
+    """ "1%", "0.01" -> 0.01.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    match = _PERCENT.fullmatch(text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if not 0 <= value < 1:
+        raise UsageError(f"{option} is no share", got=text, expected="1% or 0.01, below 100%")
+    return value
+
+
+def counts(text: str, option: str) -> tuple[int, ...]:
+    """ "1,8,32" -> (1, 8, 32), each once and in the order given.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,9}", part) and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} is no list of counts", got=text, expected="8, or 1,8,32")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from nncompress.cli.quantities import counts, fraction, seconds
+from nncompress.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("10s", 10), ("500ms", 0.5), ("2m", 120), ("1.5 min", 90), ("0.2", 0.2), ("1H", 3600), (".5s", 0.5)],
+)
+def test_seconds(text, value):
+    assert seconds(text, "--time") == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5 %", 0.005), ("0.01", 0.01), ("0", 0)])
+def test_fraction(text, value):
+    assert fraction(text, "--tolerance") == pytest.approx(value)
+
+
+def test_counts():
+    assert counts("1, 8,32,8", "--batch") == (1, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("read", "texts"),
+    [
+        (seconds, ["", "0", "-1s", "1x", "nan", "inf", "1e3", "ten seconds"]),
+        (fraction, ["", "100%", "1", "-1%", "nan", "1%%"]),
+        (counts, ["", "0", "1,", "-1", "1.5", "1;2", "9999999999"]),
+    ],
+)
+def test_what_is_no_quantity_names_the_option(read, texts):
+    for text in texts:
+        with pytest.raises(UsageError, match="--option"):
+            read(text, "--option")
