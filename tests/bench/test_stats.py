@@ -113,7 +113,7 @@ def test_latency_against_numpy():
 
 
 def test_stopping_when_the_interval_is_narrow_keeps_its_promise():
-    """Sessions are added until the ratio is known to 0.5 %: about 93.5 % of the intervals cover 1, not 95 %."""
+    """Sessions are added until the ratio is known to 0.5 %: some 93.5 % of intervals cover 1, not 95 %."""
     rng = np.random.default_rng(6)
     covered, sessions = [], []
     for _ in range(400):
