@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncompress.bench import measure, sessions
-from nncompress.bench.measure import ArmTimes
+from nncompress.bench import sessions
+from nncompress.bench.measure import ArmTimes, Measurement
 from nncompress.bench.sessions import Arm, Plan, measure_sessions, widest
 from nncompress.progress import NullProgress
 
@@ -32,7 +32,7 @@ def opened(monkeypatch):
         return Runner()
 
     monkeypatch.setattr(sessions, "open_artifact", open_artifact)
-    monkeypatch.setattr(measure, "SHORTEST_SAMPLE_NS", 1)  # one call per sample
+    monkeypatch.setattr(Measurement, "warm_up", lambda self: (0, True))
     monkeypatch.setattr(sessions, "inputs_for", lambda runner, inputs, name: inputs)
     return log
 
@@ -55,24 +55,20 @@ def test_every_order_of_opening_is_followed_by_its_reverse(opened):
 def test_an_interrupt_keeps_whole_rounds(opened):
     """Wherever it strikes, all arms have the same rounds, or there is nothing and it is passed on."""
     run(ROUNDS)
-    total = opened["calls"]
-    kept = set()
-    for at in range(1, total, max(1, total // 40)):
+    assert opened["calls"] == 24  # 4 sessions of 3 rounds of 2 arms
+    for at in range(1, 25):
         opened.update(calls=0, interrupt_at=at)
-        try:
-            measured = run(ROUNDS)
-        except KeyboardInterrupt:
-            kept.add(0)
+        whole = (at - 1) // 2
+        if not whole:
+            with pytest.raises(KeyboardInterrupt):
+                run(ROUNDS)
             continue
+        measured = run(ROUNDS)
         assert measured.interrupted
         assert "interrupted after" in measured.warnings[0]
-        lengths = [
-            {len(x) for arm in s for x in (arm.wall_ns, arm.cpu_ns, arm.place)} for s in measured.times
-        ]
-        assert all(len(each) == 1 for each in lengths)
-        kept.add(sum(each.pop() for each in lengths))
-    assert 0 in kept
-    assert len(kept) > 3
+        for arm in (0, 1):
+            for kept in ("wall_ns", "cpu_ns", "place"):
+                assert sum(len(getattr(session[arm], kept)) for session in measured.times) == whole
 
 
 def test_without_an_interrupt_nothing_is_said_of_one(opened):
