@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.cli.train import Resume, Validation
+from nncompress.cli.training import AFTER, BEFORE, Job, settings_of
 from nncompress.cycles import CycleSettings
 from nncompress.errors import UsageError
 from nncompress.train import TrainSettings
@@ -34,84 +33,52 @@ def register(app: typer.Typer) -> None:
         "model": (options.ModelArgument, None),
         **declared(CycleSettings, "Cycles"),
         **declared(TrainSettings, "Training"),
-        "data": (options.Data, None),
-        "val": (Validation, None),
+        **BEFORE,
         "folder": (_Folder, None),
-        "resume": (Resume, False),
-        "output": (options.Output, None),
-        "normalize": (options.Normalize, None),
-        "arch": (options.Arch, None),
-        "input": (options.Input, None),
-        "trust_pickle": (options.TrustPickle, False),
-        "json": (options.Json, False),
+        **AFTER,
     }
 
     def called(**values: Any) -> None:
-        cycling = CycleSettings(**{f.name: values.pop(f.name) for f in fields(CycleSettings)})
-        training = TrainSettings(**{f.name: values.pop(f.name) for f in fields(TrainSettings)})
-        cycle(cycling, training, values.pop("model"), **values)
+        run(settings_of(CycleSettings, values), settings_of(TrainSettings, values), **values)
 
     app.command("cycle", help=_HELP)(with_parameters(called, parameters, "cycle"))
 
 
-def cycle(
+def run(
     cycling: CycleSettings,
     training: TrainSettings,
     model: str | None,
     *,
-    data: str | None,
-    val: str | None,
     folder: str | None,
     resume: bool,
-    output: str | None,
-    normalize: str | None,
-    arch: str | None,
-    input: str | None,
-    trust_pickle: bool,
-    json: bool,
+    **files: Any,
 ) -> None:
-    from nncompress.cli.compress import check_suffix
-
-    check_suffix(output)
-    if data is None:
-        raise UsageError("cycle needs data", remedy="add --data FILE.npz (or a folder of images)")
-    opened = options.open_model(
-        model, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
-    )
-    from nncompress import api, export
+    """Train and prune in cycles, and write what is left."""
+    job = Job.open("cycle", model, **files)
     from nncompress.cycles import Cycle, run_cycles
     from nncompress.report import training as report
-    from nncompress.report.tables import written
 
-    target = Path(output) if output else options.default_output(opened, "cycle")
-    records = Path(folder) if folder else Path(f"{opened.path.stem}.cycles")
+    records = Path(folder) if folder else Path(f"{job.opened.path.stem}.cycles")
     if (records / "state.json").exists() and not resume:
         raise UsageError(
             f"{records} holds the cycles of an earlier run",
             remedy="--resume continues it; or name another --folder",
         )
+
+    def done(each: Cycle) -> None:
+        if not job.json:
+            say(report.cycle_line(each))
+
     with progress() as bar:
-
-        def done(each: Cycle) -> None:
-            if not json:
-                say(report.cycle_line(each))
-
         pruned, result = run_cycles(
-            opened.model,
-            api.dataset(data, opened.model, normalize),
+            job.opened.model,
+            job.data,
             training,
             cycling,
             folder=records,
-            validation=None if val is None else api.dataset(val, opened.model, normalize),
+            validation=job.validation,
             resume=resume,
             done=done,
             progress=bar,
         )
-        bar.step(f"writing {target.name}", 0, None)
-        file = export.write(pruned, target, protect=(opened.path, opened.original))
-        options.remember(opened, target, opened.model, pruned)
-    if json:
-        print_json({**result.to_json(), "output": file.to_json()})
-    else:
-        show(report.cycles(result))
-        show(written(file))
+        job.finish(pruned, result, report.cycles(result), bar)
