@@ -89,7 +89,7 @@ class Job:
         progress: Progress,
         spent: Path | None = None,
     ) -> None:
-        """Write the model, remove `spent` (kept in case it would not come to that), and print what was done."""
+        """Write the model, remove `spent` (kept in case it came to nothing), and print what was done."""
         from nncompress import export
         from nncompress.report.tables import written
 
