@@ -15,6 +15,8 @@
 | `schedule`    | learning rate of a step                                                      |
 | `augment`     | random changes to images                                                     |
 | `validation`  | held-out loss and accuracy                                                   |
+| `growth`      | add nodes when the loss stops falling                                        |
+| `optimizer`   | the optimizer, and its state over a growth                                   |
 | `checkpoint`  | continue a killed run to the same result                                     |
 | `distributed` | several processes                                                            |
 """
@@ -23,16 +25,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nncompress.train.growth_settings import GrowSettings
 from nncompress.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     from nncompress.train.distributed import Group, process_group
     from nncompress.train.loop import train
-    from nncompress.train.run import TrainResult
+    from nncompress.train.state import TrainResult
 
-__all__ = ["Group", "TrainResult", "TrainSettings", "process_group", "train"]
+__all__ = ["Group", "GrowSettings", "TrainResult", "TrainSettings", "process_group", "train"]
 
-_LAZY = {"Group": "distributed", "process_group": "distributed", "train": "loop", "TrainResult": "run"}
+_LAZY = {"Group": "distributed", "process_group": "distributed", "train": "loop", "TrainResult": "state"}
 
 
 def __getattr__(name: str) -> Any:  # the command line reads the options without importing torch

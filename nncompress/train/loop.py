@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from nncompress.data import Dataset
 from nncompress.export.atomic import replacing
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 from nncompress.train import checkpoint as checkpoints
-from nncompress.train.run import Run, TrainResult, private_randomness
+from nncompress.train.growth_settings import GrowSettings
+from nncompress.train.run import Run
 from nncompress.train.settings import TrainSettings
+from nncompress.train.state import TrainResult
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -24,6 +30,7 @@ def train(
     *,
     validation: Dataset | None = None,
     teacher: Model | None = None,
+    growth: GrowSettings | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -35,6 +42,7 @@ def train(
     Args:
         validation: measured after every epoch; decides when to stop, with `settings.patience`.
         teacher: its outputs are imitated (`teacher_weight`), and its layers (`match`).
+        growth: when, where and by how much the model grows meanwhile.
         checkpoint: written after every epoch and every `checkpoint_seconds`.
         resume: continue from `checkpoint` if it is there; the result is bit for bit that of a run that was
             never interrupted, on the same number of threads and processes.
@@ -47,7 +55,7 @@ def train(
         VerificationError: the loss is not finite.
         DeviceError: the device is not there.
     """
-    run = Run(model, dataset, settings, validation, teacher, progress or NullProgress())
+    run = Run(model, dataset, settings, validation, teacher, progress or NullProgress(), growth)
     identity = run.identity()
     if resume and checkpoint is not None and checkpoint.exists():
         run.restore(checkpoints.load(checkpoint, identity))
@@ -75,3 +83,11 @@ def train(
                     file.write(json.dumps(row) + "\n")
             keep()
     return run.result()
+
+
+@contextmanager
+def private_randomness(device: torch.device) -> Iterator[None]:
+    """The caller's random state is what it was afterwards."""
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield

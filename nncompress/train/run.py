@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from nncompress import __version__
 from nncompress.analysis.accuracy import class_labels
+from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
+from nncompress.ir.widen import Gathers
 from nncompress.progress import Progress
-from nncompress.results import Result
 from nncompress.train import checkpoint as checkpoints
 from nncompress.train.augment import Augmentation
 from nncompress.train.distributed import Group
@@ -34,7 +34,10 @@ from nncompress.train.graph import (
     training_graph,
     zero_masks,
 )
+from nncompress.train.growth import Growing, Grown, Held
+from nncompress.train.growth_settings import GrowSettings
 from nncompress.train.objective import Penalty, Task, feature_distance, imitation, root
+from nncompress.train.optimizer import carry_over, make_optimizer
 from nncompress.train.precision import Precision
 from nncompress.train.quantized import (
     add_float_copies,
@@ -44,43 +47,8 @@ from nncompress.train.quantized import (
 )
 from nncompress.train.schedule import learning_rate
 from nncompress.train.settings import TrainSettings
+from nncompress.train.state import State, TrainResult
 from nncompress.train.validation import validate
-
-
-@dataclass(frozen=True)
-class TrainResult(Result):
-    """What a run did.
-
-    Attributes:
-        loss: mean over the last epoch, penalties and teacher included.
-        validation: of the weights that were kept; empty without validation data.
-        kept_epoch: whose weights were kept, from 1.
-        stopped: "all epochs", or "no improvement" (--patience).
-        epochs: one row each, as in the log.
-    """
-
-    kind: ClassVar[str] = "train"
-
-    loss: float
-    validation: dict[str, float]
-    kept_epoch: int
-    stopped: str
-    epochs: tuple[dict[str, Any], ...]
-
-
-@dataclass
-class _State:
-    """Where a run is; with the tensors and the optimizer, all that a checkpoint needs."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    records: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    best_tensors: dict[str, Tensor] | None = None
-    waited: int = 0
-    seconds: float = 0.0
 
 
 class Run:
@@ -94,6 +62,7 @@ class Run:
         validation: Dataset | None,
         teacher: Model | None,
         progress: Progress,
+        growth: GrowSettings | None = None,
     ) -> None:
         refuse_other_rounding(model)
         if settings.task in ("classification", "regression"):
@@ -104,24 +73,17 @@ class Run:
         self.dataset, self.validation = dataset, validation
         self.group, self.device = Group.current(), _device(settings.device)
         self.precision = Precision(settings.precision, self.device)
-        self.state = _State()
+        self.state = State()
 
-        # The model, and over the same tensors two graphs that run it: in evaluation and in training mode.
+        self.growing = Growing(growth, model) if growth is not None and growth.grow != "never" else None
+        self.held: Held | None = None  # what stays as it was after a growth, for a while
+
         self.model = model.copy()
-        self.model.graph_module.to(self.device)
         self.copies = add_float_copies(self.model)  # of int8 weights
-        lay_out(self.model, channels_last)
-        self.trained = trainable(self.model, settings.freeze)
-        self.evaluated = training_graph(self.model, training=False)
-        graph = training_graph(self.model, frozen=settings.freeze, taps=settings.match, copies=self.copies)
-        self.module = self.group.wrap(graph, unused=len(model.outputs) > 1)
+        trainable(self.model, settings.freeze)  # refuses patterns that match nothing, though they may end
+        self._build()
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
         self.least = 2 if norms else 1  # one record has no variance to normalise by
-        self.masks = {} if settings.dense else zero_masks(self.model, self.trained, self.copies)
-        weights = layer_weights(self.model, self.copies)
-        self.penalty = Penalty(
-            settings.l1, settings.l2, regularized(self.trained, weights, settings.regularize)
-        )
         self.teacher = None
         if teacher is not None:
             check_match(model, teacher, settings.match)
@@ -129,7 +91,6 @@ class Run:
             lay_out(taught, channels_last)
             self.teacher = training_graph(taught, training=False, taps=settings.match).to(self.device)
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
-        self.optimizer = _optimizer(settings, list(self.trained.values()))
 
         self.batch_size = dataset.fixed_batch or settings.batch
         records = dataset.planned_records(settings.limit)
@@ -138,6 +99,23 @@ class Run:
         if not self.steps_per_epoch:
             raise DataError(f"{dataset.spec} has no records to train on")
         self.task: Task | None = None
+
+    def _build(self) -> None:
+        """What follows from the model: over its tensors two graphs that run it, in evaluation and in training
+        mode; what is trained of it; the optimizer."""
+        settings, frozen = self.settings, self.settings.frozen(self.epoch)
+        self.model.graph_module.to(self.device)
+        lay_out(self.model, channels_last)
+        self.trained = trainable(self.model, frozen)
+        self.evaluated = training_graph(self.model, training=False)
+        graph = training_graph(self.model, frozen=frozen, taps=settings.match, copies=self.copies)
+        self.module = self.group.wrap(graph, unused=len(self.model.outputs) > 1)
+        self.masks = {} if settings.dense else zero_masks(self.model, self.trained, self.copies)
+        weights = layer_weights(self.model, self.copies)
+        self.penalty = Penalty(
+            settings.l1, settings.l2, regularized(self.trained, weights, settings.regularize)
+        )
+        self.optimizer = make_optimizer(settings, list(self.trained.values()))
 
     # -- where it is -------------------------------------------------------------------------------------
 
@@ -157,6 +135,7 @@ class Run:
             "validation": self.validation.spec if self.validation else None,
             "model": checkpoints.weights_digest(self.original),
             "processes": self.group.size,
+            **({} if self.growing is None else asdict(self.growing.settings)),
         }
 
     def snapshot(self) -> dict[str, Any]:
@@ -165,13 +144,73 @@ class Run:
             "tensors": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
+            "grown": None if self.growing is None else vars(self.growing.state),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        checkpoints.restore_tensors(self.model, snapshot.pop("tensors"))
-        self.optimizer.load_state_dict(snapshot.pop("optimizer"))
+        tensors, optimizer, grown = (snapshot.pop(k) for k in ("tensors", "optimizer", "grown"))
         self.precision.scaler.load_state_dict(snapshot.pop("scaler"))
-        self.state = _State(**snapshot)
+        self.state = State(**snapshot)
+        gathers: Mapping[str, Gathers] = {}
+        if self.growing is not None:
+            self._to_cpu()
+            self.growing.state = Grown(**grown)
+            gathers = self.growing.replay(self.model)
+        self._build()
+        checkpoints.restore_tensors(self.model, tensors)
+        self.optimizer.load_state_dict(optimizer)
+        self._hold(gathers)
+
+    # -- a model that changes ----------------------------------------------------------------------------
+
+    def _to_cpu(self) -> None:
+        """The model as passes take it."""
+        self.model.graph_module.to("cpu")
+        lay_out(self.model, Tensor.contiguous)
+
+    def _rebuild(self, gathers: Mapping[str, Gathers]) -> None:
+        """Go on with a model that has grown, or more of which is trained; the optimizer keeps its state."""
+        optimizer, trained = self.optimizer, self.trained
+        self._build()
+        carry_over(optimizer, self.optimizer, trained, self.trained, gathers)
+        self._hold(gathers)
+
+    def _hold(self, gathers: Mapping[str, Gathers]) -> None:
+        holds = self.growing is not None and self.growing.holds(self.epoch)
+        self.held = (self.held or Held(self.trained, gathers)) if holds else None
+
+    def _adapt(self, loss: float) -> dict[str, Any]:
+        """Between epochs: grow where the loss has stopped falling, train what is not frozen any more.
+
+        Returns:
+            What the log says of it.
+        """
+        growing, settings = self.growing, self.settings
+        step = None
+        if growing is not None and self.epoch < settings.epochs and growing.due(loss):
+            self.group.share_buffers(self.model.graph_module)
+            self._to_cpu()
+            step = growing.grow(
+                self.model, self.dataset, self.batch_size, self.epoch, settings.seed, self.progress
+            )
+            self.model.graph_module = step.model.graph_module
+        if step is not None and step.added:
+            self.held = None
+            self._rebuild(step.gathers)
+            self._restart_best(loss)
+            sizes = {name: step.sizes[name] + units for name, units in step.added.items()}
+            return {"grown": sizes, "macs": cost(self.model).macs}
+        if step is not None or settings.frozen(self.epoch) != settings.frozen(self.epoch - 1):
+            self._rebuild({})
+        self._hold({})
+        return {}
+
+    def _restart_best(self, loss: float) -> None:
+        """The grown model is as good as the last one was, and has all its patience before it."""
+        state = self.state
+        state.best_loss, state.best_epoch, state.waited = loss, self.epoch, 0
+        if self.settings.patience is not None:
+            state.best_tensors = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
 
     # -- one epoch ---------------------------------------------------------------------------------------
 
@@ -215,6 +254,8 @@ class Run:
             group["lr"] = rate
         scaler.step(self.optimizer)
         scaler.update()
+        if self.held is not None:
+            self.held.put_back()
 
         value = float(self.group.average(loss.detach()))
         if not math.isfinite(value):
@@ -304,6 +345,7 @@ class Run:
         row["seconds"] = round(state.seconds, 3)
         state.rows.append(row)
         state.loss_sum, state.records = 0.0, 0
+        row |= self._adapt(loss)
         return row
 
     def _first_task(self, dataset: Dataset) -> Task:
@@ -338,21 +380,10 @@ class Run:
             epochs=tuple(state.rows),
         )
         record = {"pass": "train", "settings": settings.settings(), "epochs": kept, "loss": result.loss}
+        if self.growing is not None:
+            record |= {"growth": self.growing.settings.settings(), "steps": len(self.growing.state.steps)}
         self.model.history.append({**record, "validation": result.validation, "version": __version__})
         return self.model, result
-
-
-def _optimizer(settings: TrainSettings, parameters: list[Any]) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov and settings.momentum > 0,
-            weight_decay=settings.weight_decay,
-        )
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _device(name: str) -> torch.device:
@@ -366,11 +397,3 @@ def _device(name: str) -> torch.device:
 def _derived(*numbers: int) -> int:
     """A seed of its own for every combination of numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def private_randomness(device: torch.device) -> Iterator[None]:
-    """The caller's random state is what it was afterwards."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -54,6 +54,9 @@ class TrainSettings(Options):
     freeze: tuple[str, ...] = option(
         (), metavar="PATTERN", help="parameters that stay as they are, e.g. 'layer1.*' (repeatable)"
     )
+    unfreeze: tuple[str, ...] = option(
+        (), metavar="EPOCH", help="epoch after which a --freeze ends: one for each in turn, or one for all"
+    )
     dense: bool = option(False, help="let the zeros that prune made grow again")
 
     temperature: float = option(4.0, above=0, help="softens both models' scores (with --teacher)")
@@ -97,6 +100,27 @@ class TrainSettings(Options):
         if self.task in ("regression", "reconstruction") and self.loss == "cross-entropy":
             raise UsageError(f"train: {self.task} has no such loss", got=self.loss, expected="mse or rmse")
         self.milestone_epochs()
+        if len(self.unfreeze) not in (0, 1, len(self.freeze)) or (self.unfreeze and not self.freeze):
+            raise UsageError(
+                "train: --unfreeze says when each --freeze ends",
+                got=f"{len(self.unfreeze)} for {len(self.freeze)}",
+                expected="one for each, or one for all",
+            )
+        self.frozen(0)
+
+    def frozen(self, epoch: int) -> tuple[str, ...]:
+        """The patterns of --freeze that hold after so many epochs.
+
+        Raises:
+            UsageError: an epoch is no number.
+        """
+        try:
+            until = [int(text) for text in self.unfreeze]
+        except ValueError:
+            raise UsageError("train: --unfreeze is not a number", got=", ".join(self.unfreeze)) from None
+        if len(until) == 1:
+            until *= len(self.freeze)
+        return tuple(p for p, end in zip(self.freeze, until) if epoch < end) if until else self.freeze
 
     def milestone_epochs(self) -> tuple[float, ...]:
         """The milestones as numbers, in order.

@@ -54,6 +54,7 @@ class Growth:
         model: the grown model, or the one given where nothing grew.
         gathers: per widened tensor and dim, where each index comes from.
         sizes: group -> nodes before; added: group -> new nodes; scores: group -> need.
+        beside: group -> the node that each new one was placed beside.
         copies: groups whose new nodes are copies.
         left: group -> why it got none.
         error: how far the outputs moved, relative to their size.
@@ -63,6 +64,7 @@ class Growth:
     gathers: dict[str, Gathers]
     sizes: dict[str, int]
     added: dict[str, int]
+    beside: dict[str, list[int]]
     scores: dict[str, float]
     copies: frozenset[str]
     left: dict[str, str]
@@ -124,6 +126,5 @@ def grow_step(
     left = {n: f"a norm runs over its {sizes[n]} nodes, which can only double" for n in whole & scores.keys()}
     left = {n: why for n, why in left.items() if n not in wanted} | grown.refused
     added = {n: units for n, units in wanted.items() if n not in grown.refused}
-    return Growth(
-        grown.model if added else model, grown.gathers, sizes, added, scores, copies, left, grown.error
-    )
+    larger, beside = grown.model if added else model, {n: growth[n] for n in added}
+    return Growth(larger, grown.gathers, sizes, added, beside, scores, copies, left, grown.error)

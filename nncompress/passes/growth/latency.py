@@ -28,7 +28,7 @@ def within_latency(
     Returns:
         The largest growth found that keeps within `most`, and its measured multiple.
     """
-    none = Growth(model, {}, {}, {}, {}, frozenset(), {}, 0.0)
+    none = Growth(model, {}, {}, {}, {}, {}, frozenset(), {}, 0.0)
     best, ratio, low, high = none, 1.0, 1.0, 2.0
     for _ in range(DOUBLINGS):
         grown, measured = _tried(model, wish, step, high)
