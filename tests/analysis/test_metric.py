@@ -102,7 +102,9 @@ def test_spatial_errors_are_those_of_solving_for_every_rank_alone():
             for column in range(3):
                 features[3 * r + column, :, :, column] = vertical[r]
         x = torch.linalg.cholesky(metric.inputs)  # a data set with this second moment
-        solution = torch.linalg.lstsq((features.flatten(1) @ x).T, (WEIGHT.flatten(1) @ x).T).solution
+        solution = torch.linalg.lstsq(
+            (features.flatten(1) @ x).T, (WEIGHT.flatten(1) @ x).T, driver="gelsd"
+        ).solution
         delta = WEIGHT.flatten(1) - solution.T @ features.flatten(1)
         assert float(errors[rank - 1]) == pytest.approx(cost(metric, delta), rel=1e-5)
         refined = metric.energy((WEIGHT - compose(*ours.factors(rank))).flatten(1))

@@ -47,12 +47,13 @@ def perceptron() -> tuple[Perceptron, Model, torch.Tensor]:
 
 
 def least_squares(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # torch's default driver, gelsy, starts from pivots that it never set: where a unit never fires and the
+    # design is short of rank, it finds another rank, and a worse fit, from run to run (pytorch issue 187411)
     design = torch.cat([x, torch.ones(len(x), 1)], 1).double()
-    solution = torch.linalg.lstsq(design, t.double()).solution
+    solution = torch.linalg.lstsq(design, t.double(), driver="gelsd").solution
     return solution[:-1].T, solution[-1]
 
 
-@pytest.mark.xfail(strict=False, reason="known defect: about one run in four the second layer's fit differs")
 def test_each_layer_fits_the_original_from_what_it_now_reads():
     module, each, x = perceptron()
     full, found = fitted(each, Cut({"a": [1, 4, 5]}), x, ridge=1e-9)
