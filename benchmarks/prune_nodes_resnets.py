@@ -1,11 +1,11 @@
 """One-shot node pruning of CIFAR ResNets without fine-tuning: measured MAC cut against top-1.
 
-    python benchmarks/prune_nodes_resnets.py DIR [--depth 20] [--limit 2048] [--seeds 5] [--cut 0.5]
+    python benchmarks/prune_nodes_resnets.py DIR [--depth 20] [--cut 0.5] [--limit 512] [--seeds 1]
 
 DIR holds resnet20.safetensors, resnet56.safetensors, lossless_train4660.npz (the only data that criteria and
 repair see) and lossless_test846.npz. Every row is `nncompress prune-nodes --macs SHARE --blocks …`. `random`
-beside it cuts as many MACs with `--criterion random`, otherwise the same, repair included (on 256 images):
-mean and range over seeds. `bare` is random without any repair.
+beside it cuts as many MACs with `--criterion random`, otherwise the same, repair included (on at most
+RANDOM_LIMIT images): mean and range over seeds. `bare` is random without any repair.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from nncompress.passes import Context
 from nncompress.passes.prune_nodes import PruneNodes
 
 HERE = Path(__file__).parent
-CUTS = {56: (0.2, 0.3, 0.5), 20: (0.3, 0.5)}
+CUTS = {20: (0.3, 0.5), 56: (0.2, 0.3, 0.5)}
+BLOCKS = {20: ("separate", "grouped"), 56: ("separate",)}
+LIMIT = {20: 512, 56: 2048}
+RANDOM_LIMIT = 512
 COLUMNS = "model | MACs cut | `--blocks` | images | top-1 % | difference [95 %] | random | bare | s"
-RANDOM_LIMIT = 256
 
 
 def pruned(model: Model, data: Dataset, limit: int, seed: int = 0, **options: object) -> Model:
@@ -41,12 +43,12 @@ def top1(model: Model, test: Dataset) -> float:
     return 100 * (evaluate(model, test).top1 or 0)
 
 
-def at_random(model: Model, data: Dataset, test: Dataset, seeds: int, **options: object) -> str:
+def at_random(model: Model, data: Dataset, test: Dataset, limit: int, seeds: int, **options: object) -> str:
     """Mean and range of top-1 with random nodes."""
     if not seeds:
         return ""
     options |= {"criterion": "random", "verify": False}
-    found = [top1(pruned(model, data, RANDOM_LIMIT, seed, **options), test) for seed in range(seeds)]
+    found = [top1(pruned(model, data, limit, seed, **options), test) for seed in range(seeds)]
     return f"{np.mean(found):.1f} [{min(found):.1f}, {max(found):.1f}]"
 
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--depth", type=int, action="append", choices=sorted(CUTS))
-    parser.add_argument("--limit", type=int, default=512, help="training images for criterion and repair")
+    parser.add_argument("--limit", type=int, help="training images for criterion and repair")
     parser.add_argument("--seeds", type=int, default=5, help="of the random criterion")
     parser.add_argument("--cut", type=float, action="append", help="instead of the standard ones")
     parser.add_argument("--blocks", action="append", choices=["grouped", "separate"])
@@ -70,21 +72,22 @@ def main() -> None:
         train = nncompress.dataset(str(arguments.folder / "lossless_train4660.npz"), original)
         test = nncompress.dataset(str(arguments.folder / "lossless_test846.npz"), original)
         before = cost(original).macs
+        limit = arguments.limit or LIMIT[depth]
+        few = min(limit, RANDOM_LIMIT)
         print(f"| ResNet-{depth} | 0 | | | {top1(original, test):.1f} | | | | |", flush=True)
         for cut in arguments.cut or CUTS[depth]:
-            for blocks in arguments.blocks or ("separate", "grouped"):
+            for blocks in arguments.blocks or BLOCKS[depth]:
                 options = {"macs": round(1 - cut, 6), "blocks": blocks}
                 started = time.perf_counter()
-                small = pruned(original, train, arguments.limit, **options)
+                small = pruned(original, train, limit, **options)
                 seconds = time.perf_counter() - started
                 measured = 1 - cost(small).macs / before
                 d = evaluate_paired(original, small, test).difference
-                repaired = at_random(original, train, test, arguments.seeds, **options)
-                bare = at_random(
-                    original, train, test, arguments.seeds, **options, compensate=False, renormalize=False
-                )
+                repaired = at_random(original, train, test, few, arguments.seeds, **options)
+                options |= {"compensate": False, "renormalize": False}
+                bare = at_random(original, train, test, few, arguments.seeds, **options)
                 print(
-                    f"| ResNet-{depth} | {measured:.1%} | {blocks} | {arguments.limit} "
+                    f"| ResNet-{depth} | {measured:.1%} | {blocks} | {limit} "
                     f"| {top1(small, test):.1f} "
                     f"| {100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] | {repaired} | {bare} "
                     f"| {seconds:.0f} |",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,62 +12,72 @@ from nncompress.analysis.importance.choices import Indices
 
 
 class Regression:
-    """Streamed moments of (x, t) in groups, and the weights that they ask for."""
+    """Streamed moments of (x, t) in groups, and the weights that they ask for.
 
-    def __init__(self) -> None:
+    Args:
+        centred: moments are taken about the mean: there is a b.
+    """
+
+    def __init__(self, *, centred: bool) -> None:
         self.count = 0
+        self._centred = centred
         self._products = self._cross = torch.zeros(0)
+        self._total = self._target_total = torch.zeros(0)
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Take in rows [groups, n, d] and targets [groups, n, out]."""
-        ones = rows.new_ones(*rows.shape[:2], 1)
-        extended = torch.cat([rows, ones], 2)
-        products = (extended.transpose(1, 2) @ extended).double()
-        cross = (targets.transpose(1, 2) @ extended).double()
         if self.count == 0:
-            self._products, self._cross = products, cross
-        else:
-            self._products += products
-            self._cross += cross
+            groups, _, d = rows.shape
+            self._total, self._target_total, self._products, self._cross = (
+                torch.zeros(groups, *shape, dtype=torch.float64)
+                for shape in ((d,), (targets.shape[2],), (d, d), (targets.shape[2], d))
+            )
+        self._total += rows.sum(1, dtype=torch.float64)
+        self._target_total += targets.sum(1, dtype=torch.float64)
+        self._products += rows.transpose(1, 2) @ rows
+        self._cross += targets.transpose(1, 2) @ rows
         self.count += rows.shape[1]
 
     @property
     def mean(self) -> Tensor:
         """E[x]: [groups, d]."""
-        return self._products[:, :-1, -1] / self.count
+        return self._total / self.count
 
     @property
     def target_mean(self) -> Tensor:
         """E[t]: [groups, out]."""
-        return self._cross[:, :, -1] / self.count
+        return self._target_total / self.count
 
-    def second(self, centred: bool) -> Tensor:
-        """E[x xᵀ], about the mean or not: [groups, d, d]."""
-        second = self._products[:, :-1, :-1] / self.count
-        return second - self.mean[:, :, None] * self.mean[:, None, :] if centred else second
+    @cached_property
+    def second(self) -> Tensor:
+        """E[x xᵀ], about the mean if `centred`: [groups, d, d]. Nothing can be added any more."""
+        second = self._products.div_(self.count)
+        mean = self.mean
+        return second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1) if self._centred else second
 
-    def cross(self, centred: bool) -> Tensor:
-        """E[t xᵀ]: [groups, out, d]."""
-        cross = self._cross[:, :, :-1] / self.count
-        return cross - self.target_mean[:, :, None] * self.mean[:, None, :] if centred else cross
+    @cached_property
+    def cross(self) -> Tensor:
+        """E[t xᵀ], about the means if `centred`: [groups, out, d]."""
+        cross = self._cross.div_(self.count)
+        if self._centred:
+            cross.baddbmm_(self.target_mean[:, :, None], self.mean[:, None, :], alpha=-1)
+        return cross
 
-    def solve(
-        self, start: Tensor, kept: Indices, *, intercept: bool, ridge: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """W [groups, out, d], zero outside the columns `kept`, and b [groups, out].
+    def solve(self, start: Tensor, kept: Indices, *, ridge: float) -> tuple[Tensor, Tensor | None]:
+        """W [groups, out, d], zero outside the columns `kept`, and b [groups, out], if `centred`.
 
         Args:
             start: W before, [groups, out, d]: the ridge pulls towards it.
             ridge: weight of that pull, relative to the mean second moment.
         """
         columns = torch.from_numpy(np.asarray(kept))
-        second = self.second(intercept)[:, columns][:, :, columns]
-        lift = (ridge * second.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-10)
-        pull = lift[:, None, None] * torch.eye(len(columns), dtype=second.dtype)
-        wanted = self.cross(intercept)[:, :, columns] + start.double()[:, :, columns] * lift[:, None, None]
+        system = self.second[:, columns[:, None], columns]
+        diagonal = system.diagonal(dim1=1, dim2=2)
+        lift = (ridge * diagonal.mean(1)).clamp(min=1e-10)
+        diagonal += lift[:, None]
+        wanted = self.cross[:, :, columns] + start.double()[:, :, columns] * lift[:, None, None]
         weight = torch.zeros_like(start, dtype=torch.float64)
-        solved = torch.linalg.solve(second + pull, wanted.transpose(1, 2))
-        weight[:, :, columns] = solved.transpose(1, 2)
-        if not intercept:
+        weight[:, :, columns] = torch.linalg.solve(system, wanted.transpose(1, 2)).transpose(1, 2)
+        if not self._centred:
             return weight, None
         return weight, self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]

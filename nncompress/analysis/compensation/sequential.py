@@ -12,7 +12,7 @@ that come out go into it, and cutting the zeros away changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.regression import Regression
-from nncompress.analysis.compensation.sides import Env, cut_side, original_side
+from nncompress.analysis.compensation.sides import Env, Room, cut_side, original_side
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.elimination import LARGEST
@@ -36,6 +36,7 @@ from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per record
 RIDGE = 1e-3
+ROOM = 256 << 20  # bytes of activations that are kept to save computing them again
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def compensate(
     *,
     seed: int = 0,
     ridge: float = RIDGE,
+    room: float = ROOM,
     progress: Progress,
 ) -> Fitted:
     """Fit every layer behind the cut.
@@ -118,8 +120,9 @@ def compensate(
         branches: the residual branches of `model`: their last layers fit the sums.
         batches: calibration inputs.
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input.
+        room: bytes of activations that may be kept; the rest is computed again, to the same result.
     """
-    return _Walk(model, couplings, cut, branches, batches, seed, ridge, progress).run()
+    return _Walk(model, couplings, cut, branches, batches, seed, ridge, Room(room), progress).run()
 
 
 class _Walk:
@@ -132,12 +135,13 @@ class _Walk:
         batches: Sequence[tuple[Tensor, ...]],
         seed: int,
         ridge: float,
+        room: Room,
         progress: Progress,
     ) -> None:
         self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
         self._survivors = couplings.survivors(cut.units)
-        self._original = original_side(model, batches)
-        self._now = cut_side(couplings, cut.units, batches)
+        self._original = original_side(model, batches, room)
+        self._now = cut_side(couplings, cut.units, batches, room)
         self._now.weights.update(without_data(model, cut).weights)
         self._generator = torch.Generator().manual_seed(seed)
         self._records = [len(batch[0]) for batch in batches]
@@ -187,33 +191,30 @@ class _Walk:
             if late or self._constants[number] is not None:
                 continue
             branch = self._cut.branches[number]
-            missing = [y - x for y, x in zip(self._original.values(add), self._now.values(branch.shortcut))]
+            sums, shortcuts = self._original.values(add), self._now.values(branch.shortcut)
             self._original.release([add])
             dim = channel_dim(branch.layers[-1])
-            total = sum(m.double().movedim(dim, -1).flatten(0, -2).sum(0) for m in missing)
-            count = sum(m.numel() // m.shape[dim] for m in missing)
-            assert isinstance(total, Tensor)
-            constant = (total / count).to(missing[0].dtype)
+            total, count = torch.zeros(1, dtype=torch.float64), 0
+            for (y,), (x,) in zip(sums, shortcuts, strict=True):
+                missing = (y - x).movedim(dim, -1).flatten(0, -2)
+                total, count = total + missing.double().sum(0), count + len(missing)
+            constant = (total / count).to(y.dtype)
             self._constants[number] = constant
-            shape = [1] * missing[0].dim()
+            shape = [1] * y.dim()
             shape[dim] = -1
-            shortcut, shaped = branch.shortcut, constant.reshape(shape)
-            self._now.instead[add] = partial(_shifted, shortcut, shaped)
+            self._now.instead[add] = partial(_shifted, branch.shortcut, constant.reshape(shape))
 
     # -- one layer -----------------------------------------------------------------------------------------
 
     def _fit(self, affine: Affine) -> None:
         layer = affine.layer
-        regression = Regression()
-        targets = self._targets(affine)
-        for read, target, records in zip(self._now.values(layer.data), targets, self._records):
+        regression = Regression(centred=affine.intercept)
+        for (read, target), records in zip(self._examples(affine), self._records, strict=True):
             positions = draw_positions(layer, target, POSITIONS * records, self._generator)
             rows = input_rows(layer, read, positions=positions)
-            wanted = output_rows(layer, target, positions)
-            regression.add(rows, wanted)
+            regression.add(rows, output_rows(layer, target, positions))
         start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
-        kept = self._columns(layer, rows.shape[2])
-        matrix, offset = regression.solve(start, kept, intercept=affine.intercept, ridge=self._ridge)
+        matrix, offset = regression.solve(start, self._columns(layer, rows.shape[2]), ridge=self._ridge)
         gone = list(self._cut.writes.get(layer.name, ()))
         flat = matrix.reshape(-1, matrix.shape[2])
         flat[gone] = 0
@@ -221,25 +222,27 @@ class _Walk:
         if offset is not None:
             shift = offset.flatten()
             shift[gone] = regression.target_mean.flatten()[gone]
-        self._now.weights.update(affine.stored(flat, shift, regression.mean, regression.second(True)))
+        self._now.weights.update(affine.stored(flat, shift, regression.mean, regression.second))
 
-    def _targets(self, affine: Affine) -> list[Tensor]:
-        """What the layer (with its norm) ought to give, per batch."""
+    def _examples(self, affine: Affine) -> Iterator[tuple[Tensor, Tensor]]:
+        """Per batch: what the layer reads now, and what it (with its norm) ought to give."""
+        data, end = affine.layer.data, affine.end
         branch = self._sums.get(affine.layer.node)
-        if branch is not None and branch.value is affine.end and self._ready(branch.shortcut):
-            sums, shortcuts = self._original.values(branch.add), self._now.values(branch.shortcut)
-            targets = [y - x for y, x in zip(sums, shortcuts)]
-        else:
-            targets = self._original.values(affine.end)
-        self._original.release([affine.end] + ([branch.add] if branch else []))
-        return targets
+        done = [end] + ([branch.add] if branch else [])
+        if branch is not None and branch.value is end and self._ready(branch.shortcut):
+            now, wanted = self._now.values(data, branch.shortcut), self._original.values(branch.add)
+            self._original.release(done)
+            return ((read, y - x) for (read, x), (y,) in zip(now, wanted, strict=True))
+        now, wanted = self._now.values(data), self._original.values(end)
+        self._original.release(done)
+        return ((read, y) for (read,), (y,) in zip(now, wanted, strict=True))
 
     def _ready(self, node: fx.Node) -> bool:
         """The node's value does not wait for a layer that is still to be fitted."""
         waiting, seen = [node], {node}
         while waiting:
             last = waiting.pop()
-            if self._now.evaluated(last):
+            if self._now.reached(last):
                 continue
             if last in self._pending:
                 return False

@@ -28,18 +28,20 @@ from nncompress.ir import Model
 from nncompress.ir.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.weights import Layer, layers
 
-MEMORY = 2 << 30  # bytes that compensation may hold: calibration records are dropped beyond that
+RECORDS = 256 << 20  # bytes of calibration inputs that are kept; more records are left out
+RUN = 128 << 20  # bytes of activations that one batch may take
 
 
 def calibration(model: Model, data: Dataset, limit: int | None, batch_size: int) -> list[tuple[Tensor, ...]]:
-    """The inputs of as many records as fit in memory, both models' activations included.
+    """The inputs of as many records as fit in memory, in batches whose activations do.
 
     Raises:
         DataError: there are none.
     """
-    inputs = sum(torch.Size(model.concrete_shape(spec, 1)).numel() * 4 for spec in model.inputs)
-    most = max(MEMORY // max(2 * frontier_bytes(model) + inputs, 1), batch_size)
-    found = [b.inputs for b in data.batches(batch_size, most if limit is None else min(limit, most))]
+    each = sum(torch.Size(model.concrete_shape(spec, 1)).numel() * 4 for spec in model.inputs)
+    most = max(RECORDS // max(each, 1), 1)
+    size = max(1, min(batch_size, RUN // max(frontier_bytes(model), 1)))
+    found = [b.inputs for b in data.batches(size, most if limit is None else min(limit, most))]
     if not found:
         raise DataError(f"{data.spec} gave no records")
     return found

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.compensation import Cut, compensate, without_data
 from nncompress.analysis.compensation.affine import Affine
-from nncompress.analysis.compensation.sides import cut_side, original_side
+from nncompress.analysis.compensation.sides import Room, Side, cut_side, original_side
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.residual import find_branches
 from nncompress.ir import Model
@@ -29,6 +29,12 @@ def fitted(each: Model, cut: Cut, x: torch.Tensor, **options):
         for name, value in found.weights.items():
             full.tensor(name).copy_(value)
     return full, found
+
+
+def value_of(side: Side, node: torch.fx.Node) -> torch.Tensor:
+    """Its value in the only batch."""
+    ((found,),) = side.values(node)
+    return found
 
 
 class Perceptron(nn.Module):
@@ -127,7 +133,7 @@ def test_the_last_layer_of_a_branch_fits_the_sum():
     def through(weights) -> torch.Tensor:
         side = cut_side(couplings, cut.units, [(x,)])
         side.weights.update(weights)
-        return side.values(each.graph.output_node().all_input_nodes[0])[0]
+        return value_of(side, each.graph.output_node().all_input_nodes[0])
 
     changed = {
         n: full.tensor(n) for n in each.state_dict() if not torch.equal(full.tensor(n), each.tensor(n))
@@ -155,8 +161,8 @@ def test_error_falls_on_every_network(name):
     for weights in (without_data(each, cut).weights, found.weights):
         side = cut_side(couplings, cut.units, [fresh])
         side.weights.update(weights)
-        got = [side.values(n)[0] for n in nodes]
-        want = [original_side(each, [fresh]).values(n)[0] for n in nodes]
+        got = [value_of(side, n) for n in nodes]
+        want = [value_of(original_side(each, [fresh]), n) for n in nodes]
         errors.append(sum(float((a - b).square().sum()) for a, b in zip(got, want)))
     assert errors[1] < AT_MOST.get(name, 0.9) * errors[0]
 
@@ -183,10 +189,34 @@ def test_a_layer_and_its_norm_are_one_affine_map(with_statistics):
             torch.testing.assert_close(twin.offset(), offset, rtol=1e-4, atol=1e-4)
 
 
-def test_a_side_holds_the_frontier_only():
-    each = model("flatten")
-    side = original_side(each, [inputs("flatten", 2)])
-    last = each.graph.output_node().all_input_nodes[0]
-    side.values(last)
-    held = {n for n in side._envs[0] if n.op == "call_function"}
-    assert held == {last}
+@pytest.mark.parametrize("name", ["residual", "stages", "two-inputs"])
+def test_without_room_everything_is_computed_again_to_the_same_bits(name):
+    each = model(name)
+    couplings = find_couplings(each)
+    cut = Cut({g.name: list(range(0, g.size, 3))[: g.size - 1] for g in couplings.groups})
+    batches = [inputs(name, 32, seed=s) for s in (1, 2)]
+    found = [
+        compensate(
+            each, couplings, cut, find_branches(each), batches, room=room, progress=NullProgress()
+        ).weights
+        for room in (0, float("inf"))
+    ]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+
+
+def test_checkpoints_hold_what_is_still_read_and_no_more_than_there_is_room_for():
+    each = model("residual")
+    batches = [inputs("residual", 4, seed=s) for s in range(4)]
+    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
+    roomy, tight = Room(), Room(limit=2 * sum(t.nbytes for t in batches[0]))
+    sides = [original_side(each, batches, room) for room in (roomy, tight)]
+    most = 0
+    for i, node in enumerate(nodes):
+        for (a,), (b,) in zip(*(side.values(node) for side in sides), strict=True):
+            assert torch.equal(a, b)
+        alive = {n for n in nodes[: i + 1] if any(u not in nodes[: i + 1] for u in n.users)}
+        assert {n for n in sides[0]._points[0] if n.op != "placeholder"} == alive
+        assert tight.taken <= tight.limit
+        most = max(most, roomy.taken)
+    assert most > tight.limit  # or nothing would have been computed again
