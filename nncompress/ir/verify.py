@@ -50,8 +50,28 @@ def outputs_checked(model: Model, inputs: Sequence[Tensor], what: str) -> tuple[
         ) from error
     for name, tensor in zip(model.outputs, outputs):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise VerificationError(f"{what}: output {name!r} has NaN or infinite values")
+            broken = not_finite(model)
+            raise VerificationError(
+                f"{what}: output {name!r} has NaN or infinite values",
+                got=f"{broken} has some too"
+                if broken
+                else "its weights are finite: the activations overflow",
+            )
     return outputs
+
+
+def not_finite(model: Model) -> str | None:
+    """The name of a weight or buffer with NaN or infinite values, if there is one.
+
+    A buffer may hold -inf on purpose (a mask added before a softmax), so only NaN counts there.
+    """
+    parameters = {name for name, _ in model.graph_module.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
+            if bad.any():
+                return name
+    return None
 
 
 def same_structure(now: Sequence[Tensor], before: Sequence[Tensor], what: str) -> None:

@@ -15,6 +15,7 @@ from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from nncompress.data import Dataset
     from nncompress.ir import Model
     from nncompress.passes.nodes.plan import Plan
 
@@ -100,6 +101,7 @@ class PruneNodes(Pass):
 
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.analysis.importance import CRITERIA
+        from nncompress.ir.verify import not_finite
 
         criterion = self.chosen(context)
         needs = CRITERIA[criterion].needs
@@ -113,9 +115,29 @@ class PruneNodes(Pass):
                 )
         if self.drop_blocks:
             need_data(context, self.name, "--drop-blocks measures what each block contributes")
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise ModelFileError(f"prune-nodes: {name} has NaN or infinite values")
+        broken = not_finite(model)
+        if broken:
+            raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
+        if context.data is not None and (needs or self.drop_blocks or self.compensate or self.renormalize):
+            self._read(model, context, context.data, labels=needs == "labels")
+
+    def _read(self, model: Model, context: Context, data: Dataset, *, labels: bool) -> None:
+        """Go through the records once, so that one that does not fit stops the work before it begins.
+
+        Raises:
+            DataError: naming the record, or what does not fit about the labels.
+        """
+        from nncompress.analysis.importance.taps import check_labels
+
+        seen, planned = 0, data.planned_records(context.limit)
+        for batch in data.batches(context.batch_size, context.limit):
+            context.progress.step("reading the data", seen, planned)
+            if labels:
+                if not seen:
+                    first = model.outputs_of(*batch.inputs)[0].detach()
+                check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
+            seen += len(batch)
+        context.progress.step("reading the data", seen, planned)
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.compensation import compensate, renormalize, without_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, inputs, model
@@ -12,7 +13,8 @@ from records import Records, images
 
 from nncompress import export, pipeline
 from nncompress.analysis.cost import cost
-from nncompress.errors import ModelFileError, UsageError
+from nncompress.data import open_data
+from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.passes import Context
@@ -225,3 +227,40 @@ def test_weights_that_are_not_numbers_are_named():
         each.tensor("conv2.weight")[0, 0, 0, 0] = float("nan")
     with pytest.raises(ModelFileError, match=r"conv2\.weight"):
         PruneNodes().requires(each, Context())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "shape", "x", "y", "match"),
+    [
+        ("reconstruction", (3, 5, 8), {}, {}, "another shape"),
+        ("reconstruction", (3, 8, 8), {70: float("nan")}, {}, "record 70 .* NaN"),
+        ("l2", (3, 8, 8), {70: float("inf")}, {}, "record 70 .* infinity"),
+        ("taylor", (3, 8, 8), {}, {70: 9}, "labels of .* do not fit the model"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_work_starts(criterion, shape, x, y, match, tmp_path):
+    each = model("residual")
+    generator = np.random.default_rng(0)
+    arrays = {"x": generator.standard_normal((96, *shape)).astype("f4"), "y": generator.integers(0, 5, 96)}
+    for record, value in x.items():
+        arrays["x"][record, 0, 0, 0] = value
+    for record, value in y.items():
+        arrays["y"][record] = value
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(DataError, match=match):
+        PruneNodes(criterion=criterion).requires(
+            each, Context(data=open_data(str(tmp_path / "data.npz"), each.inputs))
+        )
+
+
+def test_data_of_a_kind_that_is_no_number_are_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.full((8, 3, 8, 8), "a"))
+    with pytest.raises(DataError, match="does not hold numbers"):
+        open_data(str(tmp_path / "data.npz"), model("residual").inputs)
+
+
+def test_nothing_left_beside_the_blocks_that_are_dropped_is_said():
+    with pytest.raises(UsageError, match="no nodes can be removed") as caught:
+        run(model("stages"), records("stages"), drop_blocks=4, ratio=0.3)
+    assert "left out" in (caught.value.got or "")
+    assert "again on the result" in (caught.value.remedy or "")

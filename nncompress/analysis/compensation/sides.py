@@ -140,7 +140,7 @@ class Side:
 
 
 def _between(known: Container[fx.Node], wanted: Iterable[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
-    """What to compute, in order, to get from `known` values to `wanted` ones, and which of `known` it takes."""
+    """What to compute, in order, to get from `known` values to `wanted` ones; which of `known` that takes."""
     path: list[fx.Node] = []
     starts: set[fx.Node] = set()
     seen: set[fx.Node] = set()

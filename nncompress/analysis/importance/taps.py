@@ -71,14 +71,33 @@ class Taps(StraightThrough):
         return dict(zip(self.read, filled[:split])), dict(zip(self.value, filled[split:]))
 
 
-def classifies(outputs: tuple[Tensor, ...], labels: Tensor | None) -> bool:
-    """Scores per class with class numbers as labels; without labels nobody can tell."""
-    return (
-        labels is not None
-        and not labels.is_floating_point()
-        and outputs[0].dim() == 2
-        and outputs[0].shape[1] > 1
-    )
+def classifies(first: Tensor, labels: Tensor | None) -> bool:
+    """Scores per class (the first output) with class numbers as labels; without labels nobody can tell."""
+    return labels is not None and not labels.is_floating_point() and first.dim() == 2 and first.shape[1] > 1
+
+
+def check_labels(first: Tensor, labels: Tensor | None, spec: str) -> Tensor:
+    """The labels, if they fit the first output.
+
+    Raises:
+        DataError: they do not, or there are none.
+    """
+    if labels is None:
+        raise DataError(f"{spec} has no labels")
+    if classifies(first, labels):
+        if labels.dim() != 1 or int(labels.max()) >= first.shape[1]:
+            raise DataError(
+                f"labels of {spec} do not fit the model",
+                got=f"shape {list(labels.shape)}, up to {int(labels.max())}",
+                expected=f"one class below {first.shape[1]} per record",
+            )
+    elif labels.numel() != first.numel():
+        raise DataError(
+            f"labels of {spec} do not fit the model",
+            got=f"{list(labels.shape)}",
+            expected=f"{list(first.shape)}",
+        )
+    return labels
 
 
 def task_loss(outputs: tuple[Tensor, ...], batch: Batch, spec: str) -> Tensor:
@@ -87,22 +106,9 @@ def task_loss(outputs: tuple[Tensor, ...], batch: Batch, spec: str) -> Tensor:
     Raises:
         DataError: the labels do not fit the first output.
     """
-    first, labels = outputs[0], batch.labels
-    assert labels is not None
-    if classifies(outputs, labels):
-        if labels.dim() != 1 or int(labels.max()) >= first.shape[1]:
-            raise DataError(
-                f"labels of {spec} do not fit the model",
-                got=f"shape {list(labels.shape)}, up to {int(labels.max())}",
-                expected=f"one class below {first.shape[1]} per record",
-            )
+    first, labels = outputs[0], check_labels(outputs[0], batch.labels, spec)
+    if classifies(first, labels):
         return F.cross_entropy(first, labels.long(), reduction="sum")
-    if labels.numel() != first.numel():
-        raise DataError(
-            f"labels of {spec} do not fit the model",
-            got=f"{list(labels.shape)}",
-            expected=f"{list(first.shape)}",
-        )
     return 0.5 * (first - labels.reshape(first.shape).to(first.dtype)).square().sum()
 
 
@@ -113,7 +119,7 @@ def curvature_loss(outputs: tuple[Tensor, ...], labels: Tensor | None, generator
     Kullback-Leibler divergence to second order (Martens 2020, "New Insights and Perspectives on the Natural
     Gradient Method"). Otherwise: a Gaussian projection of every output, in units of its own spread.
     """
-    if classifies(outputs, labels):
+    if classifies(outputs[0], labels):
         drawn = torch.multinomial(outputs[0].detach().softmax(1), 1, generator=generator)[:, 0]
         return F.cross_entropy(outputs[0], drawn, reduction="sum")
     total = outputs[0].new_zeros(())

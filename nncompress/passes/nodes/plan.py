@@ -82,10 +82,13 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
     if not options.selects:
         return Plan((), {}, tuple(branches), dropped, losses)
     if not choices:
+        tied = " or tied to a residual block that is left out" if dropped else ""
         raise UsageError(
             "prune-nodes: no nodes can be removed",
-            got="every node is fixed" + (" or excluded" if options.exclude else ""),
-            remedy="nncompress inspect --units shows why",
+            got="every node is fixed" + (" or excluded" if options.exclude else "") + tied,
+            remedy="leave out --ratio and the like, and run prune-nodes again on the result"
+            if dropped
+            else "nncompress inspect --units shows why",
         )
     criterion = CRITERIA[options.chosen(context)]
     rankings = criterion.rank(
