@@ -12,13 +12,14 @@ from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
 from nncompress.cli.training import AFTER, BEFORE, Job, settings_of
 from nncompress.errors import UsageError
-from nncompress.train import TrainSettings
+from nncompress.train import GrowSettings, TrainSettings
 
 _HELP = """Train a model on --data: from scratch, as fine-tuning, or (--teacher) as distillation.
 
 Weights that prune set to zero stay zero; a quantized model trains with its rounding and stays quantized.
 The run is kept in FILE.checkpoint after every epoch and minute; --resume continues a killed run to the same
 result. Several processes: torchrun -m nncompress train ...
+With --grow the model gets nodes whenever the loss stops falling, up to a bound.
 
 Example:  nncompress train pruned.pt2 --data train.npz --val val.npz --teacher model.pt2 --epochs 5
 """
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     parameters = {
         "model": (options.ModelArgument, None),
         **declared(TrainSettings),
+        **declared(GrowSettings, "Growth"),
         **BEFORE,
         "teacher": (_Teacher, None),
         "log": (_Log, None),
@@ -42,13 +44,14 @@ def register(app: typer.Typer) -> None:
     }
 
     def called(**values: Any) -> None:
-        run(settings_of(TrainSettings, values), **values)
+        run(settings_of(TrainSettings, values), settings_of(GrowSettings, values), **values)
 
     app.command("train", help=_HELP)(with_parameters(called, parameters, "train"))
 
 
 def run(
     settings: TrainSettings,
+    growth: GrowSettings,
     model: str | None,
     *,
     teacher: str | None,
@@ -73,6 +76,7 @@ def run(
             settings,
             validation=job.validation,
             teacher=taught_by,
+            growth=growth,
             checkpoint=checkpoint,
             resume=resume,
             log=Path(log or f"{job.target}.jsonl"),

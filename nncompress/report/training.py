@@ -22,7 +22,9 @@ def epochs(result: TrainResult) -> RenderableType:
     rows: Sequence[dict[str, Any]] = result.epochs
     accuracy = any("top1" in row.get("validation", {}) for row in rows)
     held_out = any("validation" in row for row in rows)
+    grown = any("grown" in row for row in rows)
     headers = ["epoch", "rate", "loss", *(["val loss"] if held_out else []), *(["top-1"] if accuracy else [])]
+    headers += ["grown to"] if grown else []
     table = plain(*headers, right=0)
     for row in rows[-SHOWN:]:
         validation = row.get("validation", {})
@@ -31,6 +33,8 @@ def epochs(result: TrainResult) -> RenderableType:
             cells.append(f"{validation['loss']:.4g}")
         if accuracy:
             cells.append(f"{100 * validation['top1']:.2f} %")
+        if grown:
+            cells.append("-".join(map(str, row["grown"].values())) if "grown" in row else "")
         table.add_row(*cells, style="bold" if row["epoch"] == result.kept_epoch else None)
     lines: list[RenderableType] = [table]
     if len(rows) > SHOWN:

@@ -309,3 +309,14 @@ def test_a_folded_weight_grows():
     grow_units(grown, every(each, 2))
     x = torch.randn(4, 3, 6, 6)
     assert relative(grown.outputs_of(x), each.outputs_of(x)) < 1e-6
+
+
+def test_initial_values_are_drawn_again_until_a_unit_is_alive():
+    """Behind features that are all positive a rectifier is on for all inputs or off for all: even chances."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 40), nn.Sigmoid(), nn.Linear(40, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        module[0].weight.mul_(0.01)
+    each = Model.from_module(module.eval(), (torch.randn(2, 3),))
+    for seed in range(6):
+        assert not grow_proven(each, {"2": [3]}, seed=100 * seed).refused

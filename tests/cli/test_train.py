@@ -101,3 +101,15 @@ def test_cycles_prune_and_are_not_overwritten(here, capsys):
     assert "--resume continues it" in capsys.readouterr().err
     assert run([*cycle, "--epochs", "2", "--resume", "-o", "again.pt2"]) == ExitCode.OK
     assert "cycle" in capsys.readouterr().out
+
+
+def test_growing_up_to_a_budget(here, capsys):
+    """The table tells what grew, the budget is kept, and the file holds the grown model."""
+    train = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "4", "--lr", "1e-6"]
+    assert run([*train, "--grow", "plateau", "--grow-patience", "1", "--max-params", "300"]) == ExitCode.OK
+    assert "grown to" in capsys.readouterr().out
+    grown = nncompress.load("model.train.pt2")
+    assert 16 < len(grown.tensor("0.weight")) <= 37
+    assert grown.history[-1]["growth"] == {"grow": "plateau", "grow_patience": 1, "max_params": 300}
+    assert run([*train, "--grow-by", "4"]) == ExitCode.USAGE
+    assert "belongs to --grow" in capsys.readouterr().err

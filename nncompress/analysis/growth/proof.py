@@ -17,6 +17,7 @@ from nncompress.analysis.growth.units import grow_units
 from nncompress.ir import Model
 from nncompress.ir.widen import Gathers, anywhere
 
+DRAWS = 5  # of initial values
 FAINT = 1e-9  # of the largest gradient anywhere: less comes from silent weights only
 
 
@@ -51,19 +52,28 @@ def grow_proven(
     couplings = couplings or find_couplings(model)
 
     def attempt(wanted: Growth) -> tuple[Model, dict[str, Gathers], float] | str:
-        grown = couplings.model.copy()
-        try:
-            gathers = grow_units(grown, wanted, split=split, seed=seed)
-            return grown, gathers, _checked(couplings, wanted, split, grown, gathers, seed)
-        except Exception as error:  # whatever an inconsistent graph raises while it is traced and run
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        failure = ""
+        for draw in range(DRAWS):
+            grown = couplings.model.copy()
+            try:
+                gathers = grow_units(grown, wanted, split=split, seed=seed + draw)
+                return grown, gathers, _checked(couplings, wanted, split, grown, gathers, seed + draw)
+            except _NoGradient as error:  # a few new rectifiers can all be off: draw others
+                failure = str(error)
+            except Exception as error:  # whatever an inconsistent graph raises while it is traced and run
+                return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return failure
 
     (grown, gathers, error), refused = without_faults(attempt, growth)
     return Grown(grown, gathers, error, refused)
 
 
 class _NotProven(Exception):
-    pass
+    """The outputs move."""
+
+
+class _NoGradient(Exception):
+    """Training would not reach a group's new units."""
 
 
 def _checked(
@@ -77,7 +87,8 @@ def _checked(
     """How far the outputs moved, relative to their size.
 
     Raises:
-        _NotProven: too far, or new units get no gradient.
+        _NotProven: too far.
+        _NoGradient: no new unit of some group gets any.
     """
     inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
     results = []
@@ -91,7 +102,7 @@ def _checked(
     fresh = [name for name in growth if name not in split]
     dead = fresh and _without_gradient(couplings, fresh, grown, gathers, results[0], seed)
     if dead:
-        raise _NotProven(f"no gradient would reach the new units of {dead[0]}")
+        raise _NoGradient(f"no gradient would reach the new units of {dead[0]}")
     return error
 
 
