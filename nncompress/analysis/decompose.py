@@ -48,6 +48,7 @@ class Spectrum:
 
     @cached_property
     def _leading(self) -> tuple[Tensor, Tensor] | None:
+        """Eigenvalues and vectors of the Gram matrix, as many as are wanted; None: decompose in full."""
         if len(self._one) < LARGE or self._wanted.everything:
             return None
         return leading_pairs(self._one, self._other, self._wanted)
@@ -55,6 +56,7 @@ class Spectrum:
     @cached_property
     def _gram(self) -> Tensor:
         gram = self._one @ self._other.T
+        self._one = self._other = gram[:0]  # not needed any more, and as large as the weight
         return (gram + gram.T) / 2
 
     @cached_property

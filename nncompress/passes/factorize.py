@@ -279,33 +279,34 @@ class Factorize(Pass):
         return replace_layer(model, form, weights, bias)
 
     def _change(self, choice: Choice, whose: str) -> Change:
-        from nncompress.passes.lowrank.choose import describe
+        from nncompress.passes.lowrank.choose import NAMES, describe
 
         option, candidate = choice.option, choice.candidate
         counted = "parameters" if option.unit == "parameters" else "macs"
-        weights = option.target.weight.value().numel()
-        numbers: dict[str, object] = {
-            f"{counted}_before": weights if counted == "parameters" else option.target.macs
-        }
+        before = option.target.weight.value().numel() if counted == "parameters" else option.target.macs
+        numbers: dict[str, object] = {f"{counted}_before": before}
         if candidate is None:
             return Change(option.target.name, f"left: {choice.reason}", numbers, applied=False)
+        after = option.forms[candidate.form].cost(candidate.ranks, counted)
+        lost = candidate.error / option.total if option.total else 0.0
         numbers |= {
-            f"{counted}_after": option.forms[candidate.form].cost(candidate.ranks, counted),
+            f"{counted}_after": after,
             "form": candidate.form,
             "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
             "minimized": whose,
-            "relative_error": candidate.error / option.total if option.total else 0.0,
+            "relative_error": lost,
         }
-        what = f"{candidate.form}: {describe(option, candidate)}"
+        what = f"{candidate.form}: {describe(option, candidate)}, loses {lost:.2%}"
+        what += f", {NAMES[counted]} ×{after / before:.2f}"
         if choice.measured is not None:
-            predicted, measured = option.share(candidate), choice.measured
+            measured = choice.measured
             numbers |= {
                 "latency_us_before": round(measured.dense * 1e6, 1),
                 "latency_us_after": round(measured.factored * 1e6, 1),
-                "latency_share_predicted": round(predicted, 3),
+                "latency_share_predicted": round(option.share(candidate), 3),
                 "latency_share_measured": round(measured.share, 3),
             }
-            what += f", {measured.share:.2f} of its time"
+            what += f", time ×{measured.share:.2f}"
         if whose != "model":
             numbers["mse"] = candidate.error / option.elements
         return Change(option.target.name, what, numbers)

@@ -128,6 +128,20 @@ class Mixed(nn.Module):
         return self.head(F.relu(self.bn(self.up(x))).mean((2, 3)))
 
 
+@pytest.mark.parametrize(
+    "options", [{"err": 1.0}, {"rank": 1}, {"ratio": 0.9}, {"macs": 0.6}, {"params": 0.9}]
+)
+def test_depthwise_is_never_touched_by_any_way_to_choose(options):
+    module = Mixed().eval()
+    given = Model.from_module(module, (torch.randn(2, 4, 8, 8),))
+    for form in ("auto", "channel", "spatial", "tucker"):
+        model = given.copy()
+        applied, left = run(model, form=form, **options)
+        assert applied
+        assert ("depthwise", "left: depthwise") in [(c.where, c.what) for c in left]
+        assert torch.equal(model.tensor("depthwise.weight"), module.depthwise.weight)
+
+
 def test_depthwise_is_left_alone_and_said_so():
     module = Mixed().eval()
     model = Model.from_module(module, (torch.randn(2, 4, 8, 8),))
@@ -135,6 +149,28 @@ def test_depthwise_is_left_alone_and_said_so():
     assert {c.where for c in applied} == {"stem", "up", "head"}
     assert [(c.where, c.what) for c in left] == [("depthwise", "left: depthwise")]
     assert torch.equal(model.tensor("depthwise.weight"), module.depthwise.weight)
+
+
+def test_auto_takes_the_cheapest_form_that_meets_the_error():
+    torch.manual_seed(4)
+    module = nn.Conv2d(24, 32, 3, padding=1)
+    with torch.no_grad():
+        module.weight += 3 * low_rank(module.weight, 4)
+    model = Model.from_module(module.eval(), (torch.randn(2, 24, 8, 8),))
+    picked = set()
+    for err in (1e-4, 1e-3, 2e-3, 4e-3):
+        costs = {}
+        for form in ("channel", "spatial", "tucker", "auto"):
+            applied, _ = run(model.copy(), err=err, form=form)
+            if applied:
+                assert applied[0].numbers["mse"] < err
+                costs[form] = applied[0].numbers["macs_after"], applied[0].numbers["form"]
+        if "auto" in costs:
+            cheapest, name = costs.pop("auto")
+            assert cheapest == min(macs for macs, _ in costs.values())
+            assert costs[name][0] == cheapest
+            picked.add(name)
+    assert picked
 
 
 def test_twice_and_through_a_file():

@@ -207,7 +207,7 @@ def test_ranks_that_are_measured(shape, round_to):
 def test_measured_for_real(net, monkeypatch):
     monkeypatch.setattr(layer_latency, "MOST_ROUNDS", 7)
     model = net.copy()
-    changes = run(model, energy=0.3, faster=True)
+    changes = run(model, energy=0.3, faster=True, exclude=("stem", "point", "head"))
     applied = [c for c in changes if c.applied]
     assert all(c.numbers["latency_share_measured"] < 1 for c in applied)
     assert cost(model).macs <= cost(net).macs

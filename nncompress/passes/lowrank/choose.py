@@ -12,6 +12,8 @@ from nncompress.passes.lowrank.forms import Form
 from nncompress.passes.lowrank.latency import Place, Timing
 from nncompress.passes.lowrank.targets import Target
 
+NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}  # of the units
+
 
 @dataclass(frozen=True)
 class Option:
@@ -46,7 +48,11 @@ class Option:
     def nothing(self) -> str:
         """Why there is no candidate."""
         if not self.slower:
-            return f"no rank reduces its {self.unit}" if self.target.macs else "it multiplies nothing to save"
+            return (
+                f"no rank reduces its {NAMES[self.unit]}"
+                if self.target.macs
+                else "it multiplies nothing to save"
+            )
         best = min(self.slower, key=self.share)
         took = f"{describe(self, best)} took {self.share(best):.2f} of its time"
         return f"no rank was measured to be faster, {took}"
@@ -85,7 +91,7 @@ def by_error(option: Option, limit: float, told: str) -> Choice:
     if best is None and option.timings is not None:
         needed = "needs more than any rank that was measured to be faster"
         return Choice(option, None, f"{told} {needed}")
-    return Choice(option, None, f"{told} {needed}, which does not reduce its {option.unit}")
+    return Choice(option, None, f"{told} {needed}, which does not reduce its {NAMES[option.unit]}")
 
 
 def by_rank(option: Option, rank: int) -> Choice:
@@ -96,7 +102,9 @@ def by_rank(option: Option, rank: int) -> Choice:
     if best is not None and best.cost < option.dense:
         return Choice(option, best)
     return Choice(
-        option, None, option.nothing if option.slower else f"rank {rank} does not reduce its {option.unit}"
+        option,
+        None,
+        option.nothing if option.slower else f"rank {rank} does not reduce its {NAMES[option.unit]}",
     )
 
 
@@ -108,7 +116,7 @@ def by_ratio(option: Option, ratio: float) -> Choice:
         return Choice(option, best)
     if option.timings is not None and not option.candidates:
         return Choice(option, None, option.nothing)
-    return Choice(option, None, f"no rank has {ratio:.0%} of its {option.unit}")
+    return Choice(option, None, f"no rank has {ratio:.0%} of its {NAMES[option.unit]}")
 
 
 def by_budget(
@@ -133,22 +141,19 @@ def by_budget(
     fixed = before - sum(option.dense for option in options)
     least = fixed + sum(min(c.cost for c in layer) for layer in layers)
     if least > share * before:
-        alone = (
-            "layers that it leaves alone, or in between"
-            if unit == "latency"
-            else "layers that it leaves alone"
-        )
         raise UsageError(
-            f"factorize cannot reach {share:.0%} of the model's {unit}",
-            got=f"{max(fixed, 0) / before:.1%} are in {alone}",
-            expected=f"at least {least / before:.1%}, with every rank at its {_extreme(unit)}",
+            f"factorize cannot reach {share:.0%} of the model's {NAMES[unit]}",
+            got=f"{fixed / before:.1%} are in layers that it leaves alone" if unit != "latency" else "",
+            expected=f"at least {least / before:.1%}, with every rank at its {_extreme(unit)}"
+            if least < before
+            else "a model with a layer of which some rank was measured to be faster",
             remedy="ask for less, or prune nodes first",
         )
     chosen = allocate(layers, int(share * before) - fixed)
     choices = []
     for option, c in zip(options, chosen):
         original = next((o for o in option.candidates if (o.form, o.ranks) == (c.form, c.ranks)), None)
-        reason = f"its {unit} {'is' if unit == 'latency' else 'are'} worth more here than elsewhere"
+        reason = f"its {NAMES[unit]} {'is' if unit == 'latency' else 'are'} worth more here than elsewhere"
         if original is None and not option.candidates:
             reason = option.nothing
         choices.append(Choice(option, original, "" if original else reason))
