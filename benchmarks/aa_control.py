@@ -3,6 +3,8 @@
     python benchmarks/aa_control.py [model.onnx] [--runs 20] [--time 3]
 
 A 95 % interval should cover 1 in 19 of 20 runs on average; the script ends with exit code 1 below 18 of 20.
+Every run is also compared with the run before it as `bench --compare` does, with the file as its own control
+and without one: nothing changed, so every regression found is a false alarm.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Arm, baseline, benchmark
+from nncompress.results import BenchResult, BenchSuite
 
 
 def main() -> int:
@@ -30,6 +34,8 @@ def main() -> int:
         path = arguments.model or small_network(Path(folder) / "small.onnx")
         arms = [Arm("A", path), Arm("A again", path)]
         covered = 0
+        alarms = {"with a control": 0, "without": 0}
+        previous: BenchResult | None = None
         for run in range(arguments.runs):
             result = benchmark(
                 arms, batch=arguments.batch, time_budget=arguments.time, memory=False, seed=run
@@ -42,8 +48,25 @@ def main() -> int:
                 f"{'  (warned)' if result.warnings else ''}",
                 flush=True,
             )
+            if previous is not None:
+                alarms["with a control"] += false_alarm(previous, result)
+                alarms["without"] += false_alarm(alone(previous), alone(result))
+            previous = result
         print(f"{covered} of {arguments.runs} intervals cover 1")
+        for how, count in alarms.items():
+            print(f"--compare of run and run before, {how}: {count} of {arguments.runs - 1} false alarms")
     return 0 if covered >= 0.9 * arguments.runs else 1
+
+
+def false_alarm(then: BenchResult, now: BenchResult) -> bool:
+    """Does `bench --compare` see a regression with its usual tolerance?"""
+    result = baseline.compare((baseline.of(then),), BenchSuite((now,)), name="the run before")
+    return bool(result.regressions)
+
+
+def alone(result: BenchResult) -> BenchResult:
+    """As if the second model had been measured without the first."""
+    return replace(result, arms=result.arms[1:])
 
 
 def small_network(path: Path) -> Path:

@@ -22,25 +22,30 @@ if TYPE_CHECKING:
     from nncompress.progress import Progress
     from nncompress.results import BenchResult
 
-_HELP = """Measure models against the first one: latency, memory, size, MACs, and with --data accuracy.
+_HELP = """Measure models against the first one: speed, memory, size, accuracy.
 
-All models take turns in one interleaved measurement, because two measurements one after the other compare two
-moments of the machine. Ratios come with their 95 % interval: where it holds 1, no difference was seen. Models
-that are no .onnx are exported for the measurement, so that all run in the same runtime (--runtime torch: as
-they are). Ctrl-C shows what was measured until then.
+All models take turns in one measurement: two measurements one after the
+other would compare two moments of the machine. Ratios come with their 95 %
+interval; where it holds 1, no difference was seen. Models that are no .onnx
+are exported for the measurement, so that all run in the same runtime
+(--runtime torch: as they are). Ctrl-C shows what was measured until then.
 
-What was it worth?         nncompress bench model.pt2 small.onnx --data val.npz
+What was it worth?
+nncompress bench model.pt2 small.onnx --data val.npz
 
-At the batch I serve?      nncompress bench model.pt2 small.onnx --batch 1,8,32 --threads 2
+At the batch sizes that I serve?
+nncompress bench model.pt2 small.onnx --batch 1,8,32 --threads 2
 
-Is 2 % real?               nncompress bench a.onnx b.onnx --target-error 0.5%
+Are 2 % real?
+nncompress bench a.onnx b.onnx --target-error 0.5%
 
-Where does the time go?    nncompress bench model.onnx --profile
+Where does the time go?
+nncompress bench model.onnx --profile
 
-In CI, once:               nncompress bench model.onnx small.onnx -o base.json
-
-In CI, on every change:    nncompress bench model.onnx small.onnx --compare base.json
-(exit code 11 where small.onnx lost more than --tolerance beyond noise)
+In CI: once the first line, then the second on every change; exit code 11
+where small.onnx became slower by more than --tolerance beyond noise.
+nncompress bench model.onnx small.onnx -o base.json
+nncompress bench model.onnx small.onnx --compare base.json
 """
 
 

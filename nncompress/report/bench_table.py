@@ -105,17 +105,17 @@ def shortened(name: str, width: int = 24) -> str:
 
 
 def _first(result: BenchResult) -> RenderableType:
+    compares = len(result.arms) > 1
     measures_accuracy = any(arm.accuracy is not None for arm in result.arms)
-    table = plain(
-        "model", "size", "MACs", "latency", "speed-up", *(["accuracy"] if measures_accuracy else [])
-    )
+    further = [*(["speed-up"] if compares else []), *(["accuracy"] if measures_accuracy else [])]
+    table = plain("model", "size", "MACs", "latency", *further)
     for arm in result.arms:
         table.add_row(
             shortened(arm.name),
             _or_blank(arm.file_size, size),
             _or_blank(arm.macs, count),
             duration(arm.latency.median),
-            _speedup(arm),
+            *([_speedup(arm)] if compares else []),
             *([_accuracy(arm)] if measures_accuracy else []),
         )
     return table
@@ -150,11 +150,13 @@ def _costs(result: BenchResult) -> RenderableType:
 
 def _how(result: BenchResult) -> str:
     rounds, sessions = sum(result.rounds_per_session), len(result.rounds_per_session)
-    return (
-        f"batch {result.batch}, threads {result.threads}, {result.arms[0].runtime}; medians of {rounds} "
-        f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {result.clock} time; speed-up "
-        "with its 95 % interval"
+    clock = {"cpu": "CPU"}.get(result.clock, result.clock)
+    runtimes = ", ".join(dict.fromkeys(arm.runtime for arm in result.arms))
+    text = (
+        f"batch {result.batch}, threads {result.threads}, {runtimes}; medians of {rounds} "
+        f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
     )
+    return f"{text}; speed-up with its 95 % interval" if len(result.arms) > 1 else text
 
 
 def _legend(result: BenchResult) -> list[str]:
@@ -170,7 +172,7 @@ def _legend(result: BenchResult) -> list[str]:
     ]
     if spent:
         lines.append(f"energy per call ({result.energy_source}): {'; '.join(spent)}")
-    else:
+    elif not result.interrupted:
         lines.append(f"energy: {result.energy_source}")
     return lines
 
