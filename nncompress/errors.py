@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     OUTPUT = 10  # the result could not be written
     REGRESSION = 11  # a comparison that was asked for found a regression
     INTERRUPTED = 130
+    TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 
 
 class NNCompressError(Exception):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -55,9 +59,10 @@ def run(arguments: list[str]) -> int:
     if not sys.warnoptions:  # deprecations inside the libraries are ours to mend, not the user's to read
         warnings.simplefilter("ignore")
     try:
-        result = typer.main.get_command(build()).main(
-            arguments, prog_name="nncompress", standalone_mode=False
-        )
+        with _termination_unwinds():
+            result = typer.main.get_command(build()).main(
+                arguments, prog_name="nncompress", standalone_mode=False
+            )
         sys.stdout.flush()
         if result == ExitCode.INTERRUPTED:  # the parser turns Ctrl-C into this number
             raise KeyboardInterrupt
@@ -68,6 +73,8 @@ def run(arguments: list[str]) -> int:
         return _fail(
             "interrupted; nothing half-written was left behind", ExitCode.INTERRUPTED, show_traceback
         )
+    except Terminated:
+        return _fail("terminated; nothing half-written was left behind", ExitCode.TERMINATED, show_traceback)
     except BrokenPipeError:  # `nncompress inspect model.pt | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
@@ -83,6 +90,26 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
             return _fail(f"{error.format_message()}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
         return _defect(error)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as what Ctrl-C is: every `finally` runs, so no temporary file stays behind."""
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+
+    def unwind(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _suggestion(arguments: list[str]) -> str:

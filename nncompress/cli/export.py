@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,13 @@ def export(
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="[default: MODEL.onnx]")
     ] = None,
+    storage: Annotated[
+        Literal["plain", "packed", "entropy"],
+        typer.Option(
+            help="weights of few values or many zeros: as they are; as indices and bitmaps where that is "
+            "smaller; or these entropy-coded, too (not in .onnx)"
+        ),
+    ] = "packed",
     data: options.Data = None,
     normalize: options.Normalize = None,
     arch: options.Arch = None,
@@ -45,7 +52,8 @@ def export(
     target = Path(output) if output else Path(f"{opened.path.stem}.onnx")
     with progress() as bar:
         bar.step(f"writing {target.name}", 0, None)
-        report = write(opened.model, target, protect=(opened.path, opened.original))
+        report = write(opened.model, target, protect=(opened.path, opened.original), storage=storage)
+        options.remember(opened, target, opened.model, opened.model)
     if json:
         print_json(report.to_json())
     else:

@@ -139,7 +139,8 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
     """Make `artifact` the MODEL of the next command.
 
     The original is kept in a form that loads without options, and so is a result that was written as another
-    format than .pt2: a pass could not start from that.
+    format than .pt2: a pass could not start from that. Weights alone (.safetensors) open nowhere without
+    their architecture, and are not remembered.
     """
     from nncompress import export
 
@@ -152,7 +153,7 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
             return
         export.write(original, keep)
         chain = (str(keep), *chain[1:])
-    made = [str(artifact)]
+    made = [] if artifact.suffix.lower() == ".safetensors" else [str(artifact)]
     if artifact.suffix != ".pt2" and result is not opened.model:
         graph = session.FOLDER / f"{artifact.stem}.pt2"
         try:
@@ -161,6 +162,8 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
             return
         export.write(result, graph)
         made.insert(0, str(graph))
+    if not made:
+        return
     session.write(session.Session((*(c for c in chain if c not in made), *made)))
 
 

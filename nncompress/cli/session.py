@@ -1,8 +1,8 @@
-"""What the previous command in this directory made, so that MODEL may be left out.
+"""What the previous commands in this directory made, so that MODEL may be left out.
 
-`.nncompress/session.json` names the newest artifact and the model it all began with. A model that needed
-options to load (an architecture, an input shape) is kept beside it as `.pt2`, so that `bench` and `eval` can
-compare with it without asking again.
+`.nncompress/session.json` names the model it all began with and what was made of it, exports too. A model
+that needed options to load (an architecture, an input shape) is kept beside it as `.pt2`, so that `bench` and
+`eval` can compare with it without asking again.
 """
 
 from __future__ import annotations

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nncompress.errors import OutputError
+
+YOUNG = 60  # seconds: a folder may have been made and not yet locked
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
 
     The path given lies in a temporary folder beside the target and has the target's name; further files
     written beside it (external data) move along, before the target does. When the block raises, or the
-    process dies, the target is what it was.
+    process dies, the target is what it was; the folder of a process that was killed is removed by the next
+    writer of that target.
 
     Raises:
         OutputError: the folder is missing or unwritable, the target is a folder or one of `protect`, or the
@@ -27,7 +33,9 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
     target = Path(path)
     check_target(target, protect)
     try:
+        _remove_stale(target)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        lock = _locked(folder)
     except OSError as error:
         raise _failure(target, error) from error
     try:
@@ -43,6 +51,32 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
         raise _failure(target, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A lock on the folder that lives as long as its descriptor or its process; None if another has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove what writers of `target` left that were killed before they could: nobody holds its lock."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        try:
+            young = time.time() - folder.stat().st_mtime < YOUNG
+            lock = None if young else _locked(folder)
+        except OSError:  # its writer has just ended, or it is another user's
+            continue
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def check_target(target: Path, protect: Iterable[str | Path]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,19 @@ def test_a_session_without_naming_the_model(here, capsys):
     assert (original["name"], newest["name"]) == ("original", "factorize")
     assert newest["paired"]["records"] == 40
     assert newest["difference"]["outputs"][0]["cosine"] < 1
+
+
+def test_an_export_is_what_eval_and_bench_measure_next(here, capsys):
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "--sparsity", "0.9"]) == ExitCode.OK
+    assert run(["export", "-o", "small.onnx"]) == ExitCode.OK
+    assert run(["export", "-o", "weights.safetensors", "--storage", "plain"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
+    assert [row["name"] for row in read_json(capsys)] == ["original", "small.onnx"]
+    assert run(["prune", "--sparsity", "0.95"]) == ExitCode.OK
+    assert "using model.prune.pt2" in capsys.readouterr().err
+    assert run(["export", "-o", "again.onnx", "--storage", "entropy"]) == ExitCode.USAGE
+    assert ".pt2 or .safetensors" in capsys.readouterr().err
 
 
 def test_a_pass_starts_from_the_newest_pt2_and_not_from_an_export(here, capsys):
@@ -183,6 +198,18 @@ def test_interrupting_leaves_nothing_behind(here, capsys, monkeypatch):
     before = {p.name for p in here.iterdir()}
     assert run(["prune", "model.pt"]) == ExitCode.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
+    assert {p.name for p in here.iterdir()} == before
+
+
+def test_terminating_while_writing_leaves_nothing_behind(here, capsys, monkeypatch):
+    def killed(*_: object, **__: object) -> None:
+        assert list(here.glob(".*.part"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("torch.export.save", killed)
+    before = {p.name for p in here.iterdir()}
+    assert run(["prune", "model.pt", "--input", "1x3x8x8"]) == ExitCode.TERMINATED
+    assert "terminated" in capsys.readouterr().err
     assert {p.name for p in here.iterdir()} == before
 
 

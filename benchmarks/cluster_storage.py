@@ -1,0 +1,164 @@
+"""What clustered and pruned weights take on disk, against their entropy, and what that costs at run time.
+
+    python benchmarks/cluster_storage.py DIR
+
+DIR holds resnet20.safetensors. First table: a ResNet-20 (CIFAR-10); bytes of the clustered weights as stored
+(indices, codebooks, bitmaps), packed and entropy-coded, beside the entropy of the indices (of a sparse float
+weight: the bitmap's entropy and its nonzero floats), whole files, and the time of a call in ONNX Runtime
+beside the original's, interleaved. Second table: how long ONNX Runtime takes to open a file of one large
+layer, because it computes the lookups then.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+import nncompress
+from nncompress.bench import Arm, benchmark
+from nncompress.export import write
+from nncompress.ir import Model
+from nncompress.ir.deflate import encode
+from nncompress.ir.packed import smallest
+from nncompress.ir.weights import layers
+
+HERE = Path(__file__).parent
+PASSES = {
+    "–": [],
+    "`cluster:codebook=16`": ["cluster:codebook=16"],
+    "`cluster:codebook=8`": ["cluster:codebook=8"],
+    "`cluster:codebook=4`": ["cluster:codebook=4"],
+    "`cluster:codebook=2`": ["cluster:codebook=2"],
+    "`cluster:codebook=4,per=channel`": ["cluster:codebook=4,per=channel"],
+    "`cluster:decimals=2`": ["cluster:decimals=2"],
+    "`prune:sparsity=0.5`": ["prune:sparsity=0.5"],
+    "`prune:sparsity=0.8`": ["prune:sparsity=0.8"],
+    "`prune:sparsity=0.5`, `cluster:codebook=16`": ["prune:sparsity=0.5", "cluster:codebook=16"],
+    "`prune:sparsity=0.8`, `cluster:codebook=16`": ["prune:sparsity=0.8", "cluster:codebook=16"],
+    "`prune:sparsity=0.95`, `cluster:codebook=4`": ["prune:sparsity=0.95", "cluster:codebook=4"],
+}
+LARGE = 4096
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    original = nncompress.load(
+        Path(sys.argv[1]) / "resnet20.safetensors",
+        arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
+        input="1x3x32x32",
+    )
+    with tempfile.TemporaryDirectory() as work:
+        storage(original, Path(work))
+        print()
+        loading(Path(work))
+
+
+def storage(original: Model, folder: Path) -> None:
+    rows, arms = [], []
+    for number, (name, passes) in enumerate(PASSES.items()):
+        model = nncompress.compress(original, passes) if passes else original
+        per_channel = "channel" in name
+        dense = packed = coded = entropy = 0.0
+        for layer in layers(model):
+            weight = layer.weight.value()
+            size = weight.numel() * weight.element_size()
+            parts = smallest(weight) or {"dense": weight}
+            stored = [
+                part.contiguous().flatten().view(torch.uint8).numpy().tobytes() for part in parts.values()
+            ]
+            dense += size
+            packed += sum(map(len, stored))
+            coded += sum(min(len(data), len(encode(data))) for data in stored)
+            entropy += sum(map(entropy_bytes, weight.flatten(1))) if per_channel else entropy_bytes(weight)
+        files = []
+        for file, kind in (
+            ("m.onnx", "packed"),
+            ("m.pt2", "packed"),
+            ("m.pt2", "entropy"),
+            ("m.safetensors", "entropy"),
+        ):
+            path = folder / f"{number}.{kind}.{file}"
+            files.append(write(model, path, storage=kind).bytes)  # type: ignore[arg-type]
+        arms.append(Arm(name, folder / f"{number}.packed.m.onnx"))
+        rows.append((name, dense, entropy, packed, coded, files))
+        print(f"made {name}", file=sys.stderr)
+    result = benchmark(arms, batch=1, time_budget=3.0 * len(arms))
+    print(
+        "| passes | weights | entropy | packed | entropy-coded | .onnx | .pt2 | .pt2, coded "
+        "| .safetensors, coded | time [95 %] |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for (name, dense, entropy, packed, coded, files), arm in zip(rows, result.arms):
+        speed = arm.speedup
+        ratio = f"{1 / speed.value:.2f} [{1 / speed.high:.2f}, {1 / speed.low:.2f}]" if speed else "1"
+        print(
+            f"| {name} | {dense:,.0f} | {entropy:,.0f} | {packed:,.0f} ({packed / entropy:.2f}) "
+            f"| {coded:,.0f} ({coded / entropy:.2f}) | "
+            + " | ".join(f"{f:,}" for f in files)
+            + f" | {ratio} |"
+        )
+    for warning in result.warnings:
+        print("warning:", warning)
+
+
+def entropy_bytes(weight: Tensor) -> float:
+    """Of the indices, one by one; of more than 256 values, of the bitmap alone, and the floats in full."""
+    values, counts = torch.unique(weight, return_counts=True)
+    floats = 0
+    if len(values) > 256:
+        zeros = int(counts[values == 0].sum())
+        if not zeros:
+            return weight.numel() * weight.element_size()
+        counts = torch.tensor([zeros, weight.numel() - zeros])
+        floats = (weight.numel() - zeros) * weight.element_size()
+    shares = counts.double() / counts.sum()
+    return floats + float(-(counts * shares.log2()).sum() / 8)
+
+
+def loading(folder: Path) -> None:
+    print(f"| one {LARGE} × {LARGE} layer | .onnx | opening, CPU s | a call, CPU ms |")
+    print("|---|---|---|---|")
+    torch.manual_seed(0)
+    dense = torch.randn(LARGE, LARGE)
+    book = torch.randn(LARGE, 4)
+    index = torch.randint(0, 4, (LARGE, LARGE))
+    forms = {
+        "dense": dense,
+        "16 values": torch.randn(16)[torch.randint(0, 16, (LARGE, LARGE))],
+        "4 values per channel": book.gather(1, index),
+        "80 % zeros": dense * (torch.rand(LARGE, LARGE) > 0.8),
+        "80 % zeros, 15 values": torch.randn(15)[index * 3] * (torch.rand(LARGE, LARGE) > 0.8),
+    }
+    for name, weight in forms.items():
+        layer = nn.Linear(LARGE, LARGE, bias=False).eval()
+        layer.weight = nn.Parameter(weight)
+        path = folder / "large.onnx"
+        report = write(Model.from_module(layer, (torch.randn(2, LARGE),)), path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        opening, calls = [], []
+        x = torch.randn(1, LARGE).numpy()
+        for _ in range(3):
+            start = time.process_time()
+            session = onnxruntime.InferenceSession(path, options)
+            opening.append(time.process_time() - start)
+            feed = {session.get_inputs()[0].name: x}
+            for _ in range(10):
+                start = time.process_time()
+                session.run(None, feed)
+                calls.append(time.process_time() - start)
+        print(
+            f"| {name} | {report.bytes:,} | {median(opening):.2f} | {1e3 * median(calls):.1f} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
