@@ -32,7 +32,8 @@ COMMANDS = {
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
-        "export": "write .onnx (verified in ONNX Runtime), .pt2 or .safetensors",
+        "export": "write .onnx, .ort, .pte (verified in their runtimes), .pt2, .safetensors",
+        "doctor": "what is installed, what each device can run, how to add the rest",
     },
     "a fresh model": {
         "new": "an architecture of the papers with fresh weights; --list shows them",

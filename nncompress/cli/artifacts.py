@@ -86,7 +86,7 @@ def _made_by(path: str) -> str:
 
 
 def _open(path: str, name: str, loading: dict[str, object]) -> Artifact:
-    if Path(path).suffix.lower() == ".onnx":
+    if Path(path).suffix.lower() in (".onnx", ".ort", ".pte"):  # OPENERS, whose import takes torch's time
         from nncompress.runtimes import open_artifact
 
         stored = getattr(open_artifact(path), "metadata", {}).get("nncompress.metadata", "{}")

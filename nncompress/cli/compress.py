@@ -11,6 +11,9 @@ from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
 from nncompress.passes import Pass
+from nncompress.extras import need
+
+SUFFIXES = (".pt2", ".onnx", ".ort", ".pte", ".safetensors")  # of nncompress.export.WRITERS
 
 _HELP = """Run an ordered pipeline of passes, verify and record each, and write the result.
 
@@ -120,10 +123,13 @@ def check_suffix(output: str | None) -> None:
 
     Raises:
         UsageError: its suffix names no format.
+        MissingExtraError: the runtime of that format is not installed.
     """
-    if output is not None and Path(output).suffix.lower() not in (".pt2", ".onnx", ".safetensors"):
+    if output is not None and Path(output).suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"--output {output}: cannot tell the format",
             got=Path(output).suffix or "no suffix",
-            expected=".pt2, .onnx or .safetensors",
+            expected=", ".join(SUFFIXES),
         )
+    if output is not None and Path(output).suffix.lower() == ".pte":
+        need("mobile", Path(output).name)

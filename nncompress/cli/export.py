@@ -11,11 +11,12 @@ from nncompress.cli import options
 from nncompress.cli.compress import check_suffix
 from nncompress.cli.console import print_json, progress, show
 
-_HELP = """Write MODEL as .onnx, .pt2 or .safetensors.
+_HELP = """Write MODEL as .onnx, .ort, .pte, .pt2 or .safetensors.
 
-An .onnx keeps the batch dynamic, and is run in ONNX Runtime and compared before it is kept.
+.onnx is for ONNX Runtime, .ort for ONNX Runtime Mobile, .pte for ExecuTorch on phones (nncompress[mobile]).
+Each keeps the batch dynamic, and is run in its runtime and compared before it is kept.
 
-Example:  nncompress export model.pt2 -o model.onnx
+Example:  nncompress export model.pt2 -o model.pte
 """
 
 

@@ -26,7 +26,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help=".pt2, .onnx or .safetensors [default: MODEL.PASS.pt2]",
+        help=".pt2, .onnx, .ort, .pte or .safetensors [default: MODEL.PASS.pt2]",
         rich_help_panel=_PANEL,
     ),
 ]

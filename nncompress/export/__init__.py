@@ -1,9 +1,11 @@
-"""Writing a model to a file: `.pt2`, `.onnx`, `.safetensors`.
+"""Writing a model to a file: `.pt2`, `.onnx`, `.ort`, `.pte`, `.safetensors`.
 
 | suffix         | holds                                            | checked before it is kept            |
 |----------------|--------------------------------------------------|--------------------------------------|
 | `.pt2`         | graph, weights, inputs, history; it loads again  | it exports                           |
 | `.onnx`        | graph, weights, history                          | same outputs as ours in ONNX Runtime |
+| `.ort`         | the same for ONNX Runtime Mobile                 | same outputs as ours in ONNX Runtime |
+| `.pte`         | the same for ExecuTorch, heavy ops in XNNPACK    | same outputs as ours in ExecuTorch   |
 | `.safetensors` | weights by their dotted names                    | –                                    |
 
 A target appears whole or not at all.
@@ -19,6 +21,8 @@ from nncompress.export.int8_coverage import Coverage, int8_coverage
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.to_onnx import write_onnx
+from nncompress.export.to_ort import write_ort
+from nncompress.export.to_pte import write_pte
 from nncompress.export.to_pt2 import write_pt2
 from nncompress.export.to_safetensors import write_safetensors
 from nncompress.ir import Model
@@ -26,6 +30,8 @@ from nncompress.ir import Model
 WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".pt2": write_pt2,
     ".onnx": write_onnx,
+    ".ort": write_ort,
+    ".pte": write_pte,
     ".safetensors": write_safetensors,
 }
 
@@ -43,6 +49,8 @@ __all__ = [
     "int8_coverage",
     "write",
     "write_onnx",
+    "write_ort",
+    "write_pte",
     "write_pt2",
     "write_safetensors",
 ]

@@ -21,6 +21,7 @@ class ExportReport:
         runtime: the runtime that was asked ("onnxruntime 1.31.1"), or "".
         batches: the batch sizes tried.
         int8: for a quantized model, which heavy ops the runtime really runs in int8 here, and which not.
+        portable: ops that the delegate of a mobile runtime leaves to slower kernels.
     """
 
     path: Path
@@ -31,6 +32,12 @@ class ExportReport:
     runtime: str = ""
     batches: tuple[int, ...] = ()
     int8: str = ""
+    portable: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "batches": list(self.batches),
+            "portable": list(self.portable),
+        }

@@ -24,7 +24,8 @@ from nncompress.export.lower_int8 import lower_int8
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.tidy_onnx import tidy
-from nncompress.export.verify_onnx import compare, precision_of
+from nncompress.export.verify import precision_of
+from nncompress.export.verify_onnx import compare
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 from nncompress.ir.normalize import op_name

@@ -188,8 +188,11 @@ class Model:
         fresh = Model.from_exported(self.exported_program(), inputs=self.inputs)
         self.graph_module = fresh.graph_module
 
-    def exported_program(self) -> ExportedProgram:
+    def exported_program(self, batch: int = 2) -> ExportedProgram:
         """The model as a `torch.export` program with the same names and dynamic dims.
+
+        Args:
+            batch: of the inputs that it is traced with.
 
         Raises:
             UnsupportedError: it does not trace.
@@ -198,7 +201,7 @@ class Model:
         shapes = tuple(
             {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
         )
-        examples = self.example_inputs()
+        examples = self.example_inputs(batch)
         self._name_placeholders()
         try:
             return trace(self.graph_module, examples, {}, shapes if dims else None)

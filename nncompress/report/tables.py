@@ -162,6 +162,8 @@ def written(report: ExportReport) -> RenderableType:
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
     if report.int8:
         text += f"; {report.int8}"
+    if report.portable:
+        text += f"; outside the delegate, slower: {', '.join(report.portable)}"
     return Text(text, style="bold")
 
 

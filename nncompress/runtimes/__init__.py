@@ -5,7 +5,8 @@
 
 | artifact            | runtime      | module            |
 |---------------------|--------------|-------------------|
-| a path to `.onnx`   | ONNX Runtime | `on_onnxruntime`  |
+| `.onnx`, `.ort`     | ONNX Runtime | `on_onnxruntime`  |
+| `.pte`              | ExecuTorch   | `on_executorch`   |
 | a loaded `Model`    | torch        | `on_torch`        |
 A new runtime is one module with an `open_*` function and one line in `OPENERS`.
 """
@@ -25,6 +26,8 @@ __all__ = ["OPENERS", "Runner", "open_artifact"]
 # suffix → "module:function", imported when first needed: a runtime may be an extra, or slow to import
 OPENERS: dict[str, str] = {
     ".onnx": "nncompress.runtimes.on_onnxruntime:open_onnx",
+    ".ort": "nncompress.runtimes.on_onnxruntime:open_onnx",
+    ".pte": "nncompress.runtimes.on_executorch:open_pte",
 }
 
 

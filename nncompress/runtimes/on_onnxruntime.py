@@ -1,4 +1,4 @@
-"""`.onnx` files in ONNX Runtime on the CPU."""
+"""`.onnx` and `.ort` files in ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OnnxRuntimeRunner(Runner):
     """An inference session on the CPU.
 
     Args:
-        path: the `.onnx` file.
+        path: the `.onnx` or `.ort` file.
         threads: of one run. With 1, the runtime works in the calling thread.
     Raises:
         ModelFileError: not an ONNX file that ONNX Runtime reads.
@@ -39,7 +39,7 @@ class OnnxRuntimeRunner(Runner):
     """
 
     def __init__(self, path: Path, threads: int) -> None:
-        external = external_files(path)
+        external = () if path.suffix.lower() == ".ort" else external_files(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -1,0 +1,71 @@
+"""The optional runtimes: which package brings one, which extra of ours installs it.
+
+    need("mobile")      # raises MissingExtraError where executorch is not installed
+
+Nothing here imports a runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata, util
+
+from nncompress.errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra of this package.
+
+    Attributes:
+        package: the distribution that it installs.
+        module: what has to be importable.
+        offers: what it adds, in words.
+    """
+
+    package: str
+    module: str
+    offers: str
+
+
+EXTRAS = {
+    "mobile": Extra("executorch", "executorch.runtime", "ExecuTorch with XNNPACK: .pte files for phones"),
+    "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),
+}
+
+
+def version(package: str) -> str | None:
+    """Of an installed distribution, None where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def command(extra: str) -> str:
+    """What a user types to add it."""
+    return f"pip install 'nncompress[{extra}]'"
+
+
+def installed(extra: str) -> bool:
+    """Its package is there and its module can be found."""
+    wanted = EXTRAS[extra]
+    try:
+        return version(wanted.package) is not None and util.find_spec(wanted.module) is not None
+    except ImportError:
+        return False
+
+
+def need(extra: str, what: str) -> None:
+    """Go on only with the extra.
+
+    Args:
+        what: what needs it: "model.pte".
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if not installed(extra):
+        wanted = EXTRAS[extra]
+        raise MissingExtraError(
+            f"{what} needs {wanted.package}, which is not installed", remedy=command(extra)
+        )
