@@ -19,7 +19,7 @@ class Extra:
 
     Attributes:
         package: the distribution that it installs.
-        module: what has to be importable.
+        module: its top package, which has to be there.
         offers: what it adds, in words.
     """
 
@@ -29,7 +29,9 @@ class Extra:
 
 
 EXTRAS = {
-    "mobile": Extra("executorch", "executorch.runtime", "ExecuTorch with XNNPACK: .pte files for phones"),
+    "train": Extra("kornia", "kornia", "augmented images for `train` and `cycle`"),
+    "studies": Extra("matplotlib", "matplotlib", "plots of `reproduce`"),
+    "mobile": Extra("executorch", "executorch", "ExecuTorch with XNNPACK: .pte files for phones"),
     "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),
 }
 

@@ -25,6 +25,7 @@ def build() -> typer.Typer:
         bench,
         compress,
         cycle,
+        doctor,
         evaluate,
         export,
         inspect,
@@ -47,7 +48,19 @@ def build() -> typer.Typer:
     def root() -> None:
         """Make a trained PyTorch model smaller and faster, and know that it is."""
 
-    for module in (inspect, pass_commands, train, cycle, reproduce, compress, export, evaluate, bench, new):
+    for module in (
+        inspect,
+        pass_commands,
+        train,
+        cycle,
+        reproduce,
+        compress,
+        export,
+        evaluate,
+        bench,
+        doctor,
+        new,
+    ):
         module.register(app)
     return app
 

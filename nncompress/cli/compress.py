@@ -10,8 +10,8 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
-from nncompress.passes import Pass
 from nncompress.extras import need
+from nncompress.passes import Pass
 
 SUFFIXES = (".pt2", ".onnx", ".ort", ".pte", ".safetensors")  # of nncompress.export.WRITERS
 

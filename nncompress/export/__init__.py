@@ -22,8 +22,8 @@ from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.to_onnx import write_onnx
 from nncompress.export.to_ort import write_ort
-from nncompress.export.to_pte import write_pte
 from nncompress.export.to_pt2 import write_pt2
+from nncompress.export.to_pte import write_pte
 from nncompress.export.to_safetensors import write_safetensors
 from nncompress.ir import Model
 
@@ -50,8 +50,8 @@ __all__ = [
     "write",
     "write_onnx",
     "write_ort",
-    "write_pte",
     "write_pt2",
+    "write_pte",
     "write_safetensors",
 ]
 

@@ -84,8 +84,8 @@ def _round_once(dequantize: fx.Node) -> None:
 def _pick_by_convolution(model: Model, first: fx.Node) -> None:
     """Replace a chain of slices that takes every s-th row and column, and the channel padding behind it."""
     source: Any = first.args[0]
-    shape = source.meta["val"].shape if isinstance(source, fx.Node) else ()
-    if len(shape) != 4 or not source.meta["val"].is_floating_point():
+    value = source.meta.get("val")  # None behind a convolution that was put in just now
+    if value is None or value.dim() != 4 or not value.is_floating_point():
         return
     stride, last = [1, 1], first
     for node in _chain(first):
@@ -95,9 +95,9 @@ def _pick_by_convolution(model: Model, first: fx.Node) -> None:
             break
         stride[int(dim) - 2] *= int(step)  # type: ignore[call-overload]
         last = node
-    if stride == [1, 1] or not isinstance(shape[1], int):
+    if stride == [1, 1] or not isinstance(value.shape[1], int):
         return
-    channels, before, behind = shape[1], 0, 0
+    channels, before, behind = value.shape[1], 0, 0
     (reader,) = last.users if len(last.users) == 1 else (None,)
     if reader is not None and (added := _added_channels(reader)) is not None:
         last, (before, behind) = reader, added
@@ -192,10 +192,17 @@ def _written_rounded(node: fx.Node) -> bool:
 
 
 def _round_input_at_each_call(layer: Layer) -> None:
-    """Instead of the calibrated rounding: int8 inputs whose range is that of each row, and a float result."""
+    """Instead of the calibrated rounding: int8 inputs whose range is that of each row, and a float result.
+
+    Where another layer wrote the input, the calibrated rounding stays: without it that layer has no kernel.
+    """
     quantize: Any = layer.data.args[0]
+    source = writer = quantize.args[0]
+    while op_name(writer) in CLAMPS:
+        writer = writer.args[0]
+    if op_name(writer) in INTEGER_KERNELS:
+        source = layer.data
     with edit.inserting_before(layer.node) as call:
-        source = quantize.args[0]
         grid = call(ops.choose_qparams.tensor, source, -128, 127, torch.finfo(torch.float32).eps, torch.int8)
         scale, zero = (call(operator.getitem, grid, position) for position in (0, 1))
         bounds = (scale, zero, -128, 127, torch.int8)

@@ -47,7 +47,9 @@ def _nodes(program: Any) -> Iterator[tuple[fx.Node, bool]]:
     for node in program.graph_module.graph.nodes:
         if node.op == "get_attr" and hasattr(modules.get(str(node.target)), "original_module"):
             inner: Any = modules[str(node.target)]
-            yield from ((each, True) for each in inner.original_module.graph.nodes if each.op == "call_function")
+            yield from (
+                (each, True) for each in inner.original_module.graph.nodes if each.op == "call_function"
+            )
         elif node.op == "call_function":
             yield node, False
 

@@ -1,4 +1,4 @@
-"""`.ort`: the format of ONNX Runtime Mobile, written by ONNX Runtime's own converter and run before it is kept."""
+"""`.ort`: the format of ONNX Runtime Mobile, by its own converter; run before it is kept."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from nncompress.export.atomic import replacing
 from nncompress.export.lower_xnnpack import lower_xnnpack
 from nncompress.export.pte_coverage import outside_the_delegate, pte_coverage
 from nncompress.export.report import ExportReport
-from nncompress.ir import Model
 from nncompress.extras import need, version
+from nncompress.ir import Model
 
 # ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.
 LARGEST_BATCH = 64

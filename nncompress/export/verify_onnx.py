@@ -15,6 +15,7 @@ from nncompress.export import verify
 from nncompress.export.verify import Comparison
 from nncompress.ir import Model
 
+
 def compare(model: Model, path: Path) -> Comparison:
     """See `nncompress.export.verify.compare`.
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
+from nncompress.extras import need, version
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
-from nncompress.extras import need, version
 from nncompress.runtimes.silence import silent
 
 IDENTIFIER = b"ET12"  # of the flatbuffer's schema, at byte 4
@@ -102,7 +102,7 @@ class ExecuTorchRunner(Runner):
 
     def _read_record(self) -> dict[str, Any]:
         """What `nncompress export` wrote of inputs, dims and history; {} for the files of others."""
-        program, method = self._method_named(RECORD)
+        _program, method = self._method_named(RECORD)
         try:
             record = json.loads(method.execute([])[0]) if method is not None else {}
         except (ValueError, TypeError, IndexError, RuntimeError):
@@ -126,8 +126,13 @@ class ExecuTorchRunner(Runner):
     def _interface(self) -> tuple[tuple[InputSpec, ...], tuple[str, ...]]:
         """As our record says, else as the program does, which does not tell what is dynamic."""
         if "inputs" in self.record:
-            specs = [InputSpec(**{**s, "shape": tuple(s["shape"])}) for s in self.record["inputs"]]
-            return tuple(specs), tuple(self.record["outputs"])
+            try:
+                specs = [InputSpec(**{**s, "shape": tuple(s["shape"])}) for s in self.record["inputs"]]
+                return tuple(specs), tuple(map(str, self.record["outputs"]))
+            except (TypeError, KeyError, ValueError) as problem:
+                raise ModelFileError(
+                    f"{self._path} is damaged", got=f"a record without {problem}"
+                ) from problem
         meta = self._method.metadata
         tensors = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
         specs = [
@@ -179,7 +184,9 @@ def check_header(path: Path) -> None:
     found = head[4:8]
     if found[:2] != b"ET" or not found[2:].isdigit():
         raise ModelFileError(
-            f"{path} is not an ExecuTorch program", got=f"{size} bytes of another kind", expected="a .pte file"
+            f"{path} is not an ExecuTorch program",
+            got=f"{size} bytes of another kind",
+            expected="a .pte file",
         )
     if found != IDENTIFIER:
         raise ModelFileError(

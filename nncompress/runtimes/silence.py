@@ -7,15 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 
 @contextmanager
 def silent() -> Iterator[None]:
     """Meanwhile nothing reaches the screen: neither what Python prints, logs or warns, nor what C++ writes.
 
-    Works on the file descriptors, so it holds for the whole process: keep the block short. A message of ours
-    that is to be seen must leave the block first, as an exception does.
+    Works on the file descriptors, so it holds for the whole process. A message of ours that is to be seen
+    must leave the block first, as an exception does.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -26,12 +27,10 @@ def silent() -> Iterator[None]:
     try:
         for descriptor in (1, 2):
             os.dup2(nowhere, descriptor)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         for descriptor, original in zip((1, 2), kept):
             os.dup2(original, descriptor)
             os.close(original)

@@ -1,0 +1,105 @@
+"""`doctor`: what is installed, and what this machine can run."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nncompress.cli import options
+from nncompress.cli.console import print_json, show
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_HELP = """Show what is installed, what each device can run, and the one command that adds what is missing.
+
+Nothing is loaded or measured; it answers at once.
+
+Example:  nncompress doctor --json | jq .devices
+"""
+
+PACKAGES = (
+    *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy"),
+    *("executorch", "kornia", "matplotlib", "nvidia-ml-py"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor", help=_HELP)(doctor)
+
+
+def doctor(json: options.Json = False) -> None:
+    found = examination()
+    if json:
+        print_json(found)
+    else:
+        show(_table(found))
+
+
+def examination() -> dict[str, Any]:
+    """Everything that `doctor` says, as JSON holds it."""
+    from nncompress import __version__, devices, extras
+
+    processor = devices.processor()
+    missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]
+    return {
+        "schema": 1,
+        "kind": "doctor",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "nncompress": __version__,
+            **{name: v for name in PACKAGES if (v := extras.version(name))},
+        },
+        "cpu": {
+            "name": processor.name,
+            "cores_usable": processor.cores,
+            "vector": processor.vector,
+            "int8": processor.int8,
+        },
+        "gpus": [asdict(gpu) for gpu in devices.gpus()],
+        "devices": [asdict(ability) for ability in devices.abilities()],
+        "missing": {name: extras.EXTRAS[name].offers for name in missing},
+        "command": extras.command(",".join(missing)) if missing else None,
+    }
+
+
+def _of_use(extra: str) -> bool:
+    from nncompress import devices
+
+    return extra != "cuda" or bool(devices.gpus())
+
+
+def _table(found: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from nncompress.report.tables import plain
+
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    cpu = found["cpu"]
+    instructions = ", ".join((*cpu["vector"], *cpu["int8"])) or "instruction sets unknown"
+    lines: list[RenderableType] = [
+        Text(f"{found['system']}, Python {found['python']}", style="bold"),
+        Text(versions),
+        Text(f"CPU: {cpu['name']}, {cpu['cores_usable']} cores, {instructions}"),
+        *(Text(f"GPU: {g['name']}, {g['memory'] / 2**30:.0f} GiB") for g in found["gpus"]),
+        Text(),
+    ]
+    table = plain("device", "runtime", "runs", "", right=4)
+    for column in table.columns:
+        column.no_wrap = False
+    for row in found["devices"]:
+        table.add_row(row["device"], row["runtime"], ", ".join(row["runs"]) or "–", row["note"])
+    lines.append(table)
+    if not cpu["int8"]:
+        lines.append(Text("without int8 instructions, quantize --weight-bits 7 avoids overflow on x86"))
+    for name, offers in found["missing"].items():
+        lines.append(Text(f"missing: {name}: {offers}"))
+    lines.append(
+        Text(f"to add what is missing: {found['command']}" if found["command"] else "nothing is missing")
+    )
+    return Group(*lines)

@@ -1,0 +1,171 @@
+"""What this machine can run models on, told without importing a runtime: asking costs milliseconds.
+
+The processor is read off the system, the GPUs off NVIDIA's driver, the runtimes off what is installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from nncompress.errors import DeviceError, MissingExtraError
+from nncompress.extras import EXTRAS, command, installed, version
+
+# Dot products of 8-bit integers in one instruction: without one, int8 gains little over float32.
+INT8_INSTRUCTIONS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX",
+    "asimddp": "NEON dot product",
+    "i8mm": "I8MM",
+}
+FLOAT_INSTRUCTIONS = {"avx512f": "AVX512", "avx2": "AVX2", "asimd": "NEON", "sve": "SVE"}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """This machine's CPU.
+
+    Attributes:
+        flags: instruction sets by their names in /proc/cpuinfo; empty where the system does not tell.
+    """
+
+    name: str
+    cores: int
+    flags: frozenset[str] = field(repr=False)
+
+    @property
+    def int8(self) -> tuple[str, ...]:
+        """Instructions for products of 8-bit integers."""
+        return tuple(name for flag, name in INT8_INSTRUCTIONS.items() if flag in self.flags)
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        """Instructions for floats."""
+        return tuple(name for flag, name in FLOAT_INSTRUCTIONS.items() if flag in self.flags)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: name, bytes of memory, compute capability (8, 0)."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One runtime on one device.
+
+    Attributes:
+        runs: precisions; empty where it cannot be used.
+        note: what limits it, or why it cannot be used.
+    """
+
+    device: str
+    runtime: str
+    runs: tuple[str, ...]
+    note: str = ""
+
+
+def processor() -> Processor:
+    """Read off /proc/cpuinfo; elsewhere Python's own names."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        first = ""
+    entries = {
+        key.strip(): value.strip() for key, _, value in (li.partition(":") for li in first.splitlines())
+    }
+    flags = frozenset((entries.get("flags") or entries.get("Features") or "").split())
+    name = entries.get("model name") or platform.processor() or platform.machine()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Processor(name, usable or 1, flags)
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """What NVIDIA's driver finds; empty without the driver."""
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return ()
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    return tuple(_gpu(cuda, number) for number in range(count.value))
+
+
+def _gpu(cuda: ctypes.CDLL, number: int) -> Gpu:
+    device, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(device), number)
+    cuda.cuDeviceGetName(name, 256, device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode(errors="replace"), memory.value, (capability[0], capability[1]))
+
+
+def need_cuda(runtime: str, what: str) -> None:
+    """Go on only with a GPU and a runtime for it.
+
+    Args:
+        runtime: "onnxruntime" or "torch".
+        what: what needs it, for the message.
+    Raises:
+        DeviceError: there is no NVIDIA GPU.
+        MissingExtraError: the runtime is not installed, or not built for CUDA.
+    """
+    if not gpus():
+        raise DeviceError(f"{what}: there is no NVIDIA GPU on this machine, or no driver for it")
+    if runtime == "onnxruntime" and not installed("cuda"):
+        raise MissingExtraError(f"{what} needs {EXTRAS['cuda'].package}: {command('cuda')}")
+    if not torch_has_cuda():
+        raise MissingExtraError(f"{what} needs a torch built for CUDA; torch {version('torch')} is for CPUs")
+
+
+def torch_has_cuda() -> bool:
+    """Told by the version: builds for CPUs are marked "+cpu" (and on macOS there are no others)."""
+    return sys.platform != "darwin" and not str(version("torch")).endswith("+cpu")
+
+
+def abilities() -> list[Ability]:
+    """Every runtime on every device of this machine, those that are missing included."""
+    found = processor()
+    onnxruntime = version("onnxruntime") or version("onnxruntime-gpu")
+    executorch = version("executorch") if installed("mobile") else None
+    int8 = f"int8 by {', '.join(found.int8)}" if found.int8 else "no int8 instructions: little gain"
+    rows = [
+        Ability("CPU", f"torch {version('torch')}", ("float32", "bfloat16"), "int8 simulated in float32"),
+        Ability("CPU", f"ONNX Runtime {onnxruntime}", ("float32", "int8"), int8),
+        Ability("mobile", f"ExecuTorch {executorch}", ("float32", "int8"), int8)
+        if executorch
+        else Ability("mobile", "ExecuTorch", (), "not installed"),
+    ]
+    for gpu in gpus():
+        rows += _on(gpu)
+    if not gpus():
+        rows.append(Ability("cuda", "", (), "no NVIDIA GPU, or no driver for it"))
+    return rows
+
+
+def _on(gpu: Gpu) -> list[Ability]:
+    """torch and ONNX Runtime on one GPU."""
+    bfloat16 = ("bfloat16",) if gpu.capability >= (8, 0) else ()
+    if not torch_has_cuda():  # its CUDA libraries and events serve both
+        why = "torch is built for CPUs only"
+        return [Ability(gpu.name, "torch", (), why), Ability(gpu.name, "ONNX Runtime", (), why)]
+    torch = Ability(gpu.name, f"torch {version('torch')}", ("float32", "float16", *bfloat16))
+    if not installed("cuda"):
+        return [torch, Ability(gpu.name, "ONNX Runtime", (), "onnxruntime-gpu is not installed")]
+    runtime = f"ONNX Runtime {version('onnxruntime-gpu')}"
+    return [torch, Ability(gpu.name, runtime, ("float32", "float16"))]

@@ -1,0 +1,54 @@
+"""What a machine can run, on machines that are made up."""
+
+import pytest
+
+from nncompress import devices, extras
+from nncompress.errors import DeviceError, MissingExtraError
+
+H100 = devices.Gpu("H100", 80 << 30, (9, 0))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(gpus=..., installed=..., torch=...) makes this machine one with these."""
+
+    def make(gpus=(), installed=(), torch="2.13.0+cu130"):
+        monkeypatch.setattr(devices, "gpus", lambda: tuple(gpus))
+        monkeypatch.setattr(devices, "installed", lambda extra: extra in installed)
+        real = extras.version
+        monkeypatch.setattr(devices, "version", lambda name: torch if name == "torch" else real(name))
+
+    return make
+
+
+def test_cpuinfo_is_read(monkeypatch):
+    text = "processor : 0\nmodel name : Fast CPU\nflags : fpu avx2 avx512_vnni\n\nprocessor : 1\n"
+    monkeypatch.setattr(devices.Path, "read_text", lambda self: text)
+    found = devices.processor()
+    assert found.name == "Fast CPU"
+    assert found.int8 == ("AVX512-VNNI",)
+    assert found.vector == ("AVX2",)
+
+
+def test_a_gpu_without_its_runtimes(machine):
+    machine([H100], torch="2.13.0+cpu")
+    assert [row.runs for row in devices.abilities() if row.device == "H100"] == [(), ()]
+    machine([H100])
+    on_gpu = {row.runtime.split()[0]: row for row in devices.abilities() if row.device == "H100"}
+    assert "bfloat16" in on_gpu["torch"].runs
+    assert on_gpu["ONNX"].note == "onnxruntime-gpu is not installed"
+    machine([devices.Gpu("T4", 16 << 30, (7, 5))])
+    assert "bfloat16" not in next(row for row in devices.abilities() if row.device == "T4").runs
+
+
+def test_what_is_missing_is_told_apart(machine):
+    machine()
+    with pytest.raises(DeviceError, match="no NVIDIA GPU"):
+        devices.need_cuda("torch", "bench --device cuda")
+    machine([H100])
+    devices.need_cuda("torch", "bench --device cuda")
+    with pytest.raises(MissingExtraError, match=r"pip install 'nncompress\[cuda\]'"):
+        devices.need_cuda("onnxruntime", "bench --device cuda")
+    machine([H100], installed=("cuda",), torch="2.13.0+cpu")
+    with pytest.raises(MissingExtraError, match=r"torch 2\.13\.0\+cpu is for CPUs"):
+        devices.need_cuda("onnxruntime", "bench --device cuda")
