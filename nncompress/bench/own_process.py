@@ -26,7 +26,7 @@ import torch
 
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.ir import Model
-from nncompress.runtimes import open_artifact
+from nncompress.runtimes import load_runtime, open_artifact
 
 RUNS = 3
 LONGEST_S = 600
@@ -79,7 +79,7 @@ def _measure(path: Path, inputs: Inputs, threads: int) -> OwnProcess:
     if path.suffix == ".pt2":
         _warm_up_torch(path.parent)
     else:
-        import onnxruntime  # noqa: F401  the runtime is not the artifact's memory
+        load_runtime(path)  # it is not the artifact's memory
     before = _reset_peak()
     start = time.perf_counter()
     # The .pt2 was written a moment ago by `in_own_process`, so it is trusted: users' files come through load.

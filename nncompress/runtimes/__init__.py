@@ -21,7 +21,7 @@ from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.runtimes.base import Runner
 
-__all__ = ["OPENERS", "Runner", "open_artifact"]
+__all__ = ["OPENERS", "Runner", "load_runtime", "open_artifact"]
 
 # suffix → "module:function", imported when first needed: a runtime may be an extra, or slow to import
 OPENERS: dict[str, str] = {
@@ -62,3 +62,9 @@ def open_artifact(artifact: str | Path | Model, threads: int = 1) -> Runner:
     module, _, function = opener.partition(":")
     opened: Callable[[Path, int], Runner] = getattr(import_module(module), function)
     return opened(path, threads)
+
+
+def load_runtime(path: Path) -> None:
+    """Import what runs files of this suffix, without opening the file."""
+    module = import_module(OPENERS[path.suffix.lower()].partition(":")[0])
+    getattr(module, "runtime", lambda: None)()  # of ExecuTorch, which is imported apart from its module
