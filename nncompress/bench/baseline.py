@@ -10,7 +10,7 @@ place), latencies are compared, and the tolerance must cover the machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,10 @@ def read(path: str | Path) -> tuple[Run, ...]:
             remedy=_MAKE_ONE,
         )
     try:
-        return tuple(_run(run) for run in content["runs"])
+        runs = tuple(_run(run) for run in content["runs"])
+        if not runs:
+            raise ValueError("no runs")
+        return runs
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
         raise DataError(
             f"{path} is damaged", got=f"{type(problem).__name__}: {problem}", remedy=_MAKE_ONE
@@ -100,28 +103,35 @@ def compare(
             continue
         notes += _check(then, now, name)
         changes += _changes(then, now, name, tolerance, notes)
-    if not changes:
-        raise UsageError(
-            f"{name} has nothing in common with this measurement",
-            got=f"batch {', '.join(str(run.batch) for run in baseline)}: {', '.join(baseline[0].times)}"
-            if baseline
-            else "no runs",
-            remedy="measure models of the same names at the same --batch",
-        )
     return BaselineResult(name, tolerance, tuple(changes), tuple(dict.fromkeys(notes)))
 
 
 def check_plan(
-    baseline: tuple[Run, ...], environment: Mapping[str, Any], threads: int, names: list[str], name: str
+    baseline: tuple[Run, ...],
+    environment: Mapping[str, Any],
+    *,
+    batches: Sequence[int],
+    threads: int,
+    names: Sequence[str],
+    name: str,
 ) -> None:
-    """Refuse before the measurement what `compare` would refuse after it.
+    """Refuse before the measurement what cannot be compared after it.
 
     Raises:
-        UsageError: another machine, another number of threads, or a model of the baseline is missing.
+        UsageError: another machine, another number of threads, no batch size in common, a model of the
+            baseline is missing, or the baseline has a single session.
     """
-    for run in baseline:
+    common = [run for run in baseline if run.batch in batches]
+    if not common:
+        raise UsageError(
+            f"{name} has no batch size in common with this measurement",
+            got=f"--batch {','.join(map(str, batches))}",
+            expected=f"--batch {','.join(str(run.batch) for run in baseline)}",
+        )
+    for run in common:
         _check_machine(run, environment, threads, name)
         _check_names(run, names, name)
+        _check_sessions(run, name)
 
 
 def of(result: BenchResult) -> Run:
@@ -185,7 +195,7 @@ def _check_machine(then: Run, environment: Mapping[str, Any], threads: int, name
         )
 
 
-def _check_names(then: Run, names: list[str], name: str) -> None:
+def _check_names(then: Run, names: Sequence[str], name: str) -> None:
     missing = [each for each in then.times if each not in names]
     if missing:
         raise UsageError(
@@ -195,13 +205,17 @@ def _check_names(then: Run, names: list[str], name: str) -> None:
         )
 
 
+def _check_sessions(run: Run, name: str) -> None:
+    if len(run.times[run.first]) < 2:
+        raise UsageError(
+            f"{name} has a single session, which tells nothing of its noise",
+            remedy="measure it again without interrupting it",
+        )
+
+
 def _changes(then: Run, now: Run, name: str, tolerance: float, notes: list[str]) -> list[Change]:
-    for run, when in ((then, name), (now, "this measurement")):
-        if len(run.times[run.first]) < 2:
-            raise UsageError(
-                f"{when} has a single session, which tells nothing of its noise",
-                remedy="measure again without interrupting it",
-            )
+    _check_sessions(then, name)
+    _check_sessions(now, "this measurement")
     control = now.first
     digests = [run.digests.get(control) for run in (then, now)]
     if then.first != control or digests[0] != digests[1]:

@@ -128,12 +128,14 @@ def bench(
         trust_pickle=trust_pickle,
     )
     names = _names(opened)
+    batches = batches or (_fixed_batch(opened[0]) or 1,)
     if old is not None:
         from nncompress.bench.environment import environment
 
-        baseline.check_plan(old, environment(), threads, names, str(compare))
+        baseline.check_plan(
+            old, environment(), batches=batches, threads=threads, names=names, name=str(compare)
+        )
     records = None if data is None else artifacts.dataset_for(opened, data, normalize)
-    batches = batches or (_fixed_batch(opened[0]) or 1,)
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         arms = [
             _arm(each, name, runtime, Path(folder) / f"{position}.onnx", bar)

@@ -105,7 +105,6 @@ def test_another_first_file_is_no_control(tmp_path):
         ({"environment": {**MACHINE, "cpu": "Another CPU"}}, "another machine: cpu differs"),
         ({"environment": {**MACHINE, "instruction_sets": []}}, "instruction_sets differs"),
         ({"threads": 2}, "other threads"),
-        ({"batch": 8}, "nothing in common"),
         ({"times": {"original": 10.0}}, "holds small, which is not measured now"),
     ],
 )
@@ -116,15 +115,30 @@ def test_what_cannot_be_compared_is_refused(change, message, tmp_path):
         compare(measured(rng, BOTH), now, tmp_path)
 
 
-def test_before_the_measurement_what_it_would_refuse_after(tmp_path):
-    old = stored(measured(np.random.default_rng(5), BOTH), tmp_path)
-    baseline.check_plan(old, MACHINE, 1, ["original", "small", "new"], "base.json")
-    with pytest.raises(UsageError, match="another machine"):
-        baseline.check_plan(old, {**MACHINE, "cores": 64}, 1, list(BOTH), "base.json")
-    with pytest.raises(UsageError, match="other threads"):
-        baseline.check_plan(old, MACHINE, 2, list(BOTH), "base.json")
-    with pytest.raises(UsageError, match="holds small"):
-        baseline.check_plan(old, MACHINE, 1, ["original"], "base.json")
+def test_before_the_measurement_what_cannot_be_compared_after(tmp_path):
+    suite = measured(np.random.default_rng(5), BOTH)
+    old = stored(suite, tmp_path)
+    plan = {"batches": (1, 8), "threads": 1, "names": ["original", "small", "new"], "name": "base.json"}
+    baseline.check_plan(old, MACHINE, **plan)
+    for change, message in (
+        ({"environment": {**MACHINE, "cores": 64}}, "another machine: cores differs"),
+        ({"threads": 2}, "other threads"),
+        ({"names": ["original"]}, "holds small"),
+        ({"batches": (8, 32)}, "no batch size in common"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            baseline.check_plan(old, **{"environment": MACHINE, **plan, **change})
+    single = BenchSuite((replace(suite.runs[0], rounds_per_session=(SESSIONS * ROUNDS,)),))
+    with pytest.raises(UsageError, match="single session"):
+        baseline.check_plan(stored(single, tmp_path), MACHINE, **plan)
+
+
+def test_a_batch_that_is_new_is_noted(tmp_path):
+    rng = np.random.default_rng(10)
+    now = BenchSuite((measured(rng, BOTH).runs[0], measured(rng, BOTH, batch=8).runs[0]))
+    result = compare(measured(rng, BOTH), now, tmp_path)
+    assert [change.batch for change in result.changes] == [1]
+    assert "batch 8 is not in base.json" in result.notes[0]
 
 
 def test_other_versions_and_new_models_are_noted(tmp_path):
@@ -159,6 +173,7 @@ def test_another_runtime_and_a_single_session_are_refused(tmp_path):
         ('{"kind": "bench-suite", "schema": 99}', "another version"),
         ('{"kind": "bench-suite", "schema": 1, "runs": [{}]}', "damaged"),
         ('{"kind": "bench-suite", "schema": 1, "runs": 3}', "damaged"),
+        ('{"kind": "bench-suite", "schema": 1, "runs": []}', "damaged"),
     ],
 )
 def test_a_file_that_is_no_baseline(content, message, tmp_path):
