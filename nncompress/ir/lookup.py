@@ -140,7 +140,10 @@ def unpack(model: Model) -> None:
         last = _last(node)
         shape: Any = last.args[1]
         made = add_tensor(model, name, restore(parts, tuple(shape)))
-        last.replace_all_uses_with(read_tensor(model, made, last))
+        read = read_tensor(model, made, last)
+        if "val" in last.meta:  # passes ask every node for its shape
+            read.meta["val"] = last.meta["val"]
+        last.replace_all_uses_with(read)
         for alias in _aliases(model, str(node.target)):
             tied = add_tensor(model, alias.removesuffix(f"_{part}"), model.tensor(made))
             tie_tensors(model, [made, tied])

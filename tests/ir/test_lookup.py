@@ -56,6 +56,9 @@ def test_packing_keeps_every_bit_and_unpacking_every_name(form):
             assert torch.equal(each.tensor(name), tensor)
         assert each.tensor("a.weight") is each.tensor("b.weight")
         assert isinstance(each.tensor("a.weight"), nn.Parameter)
+    for node in loaded.graph.nodes:
+        if node.op == "get_attr":
+            assert node.meta["val"].shape == loaded.tensor(str(node.target)).shape
 
 
 def test_nothing_to_pack():
