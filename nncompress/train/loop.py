@@ -59,7 +59,7 @@ def train(
     identity = run.identity()
     if resume and checkpoint is not None and checkpoint.exists():
         run.restore(checkpoints.load(checkpoint, identity))
-    if log is not None and run.group.main:
+    if log is not None and run.group.main and (run.state.rows or log.exists()):
         with replacing(log) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in run.state.rows), encoding="utf-8")
 
