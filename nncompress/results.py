@@ -228,7 +228,7 @@ class BenchResult(Result):
     Attributes:
         batch: samples per call.
         threads: per call.
-        clock: which clock the ratios are taken from, "cpu" or "wall".
+        clock: which clock the ratios are taken from: "cpu", "wall", or "GPU" (its events).
         rounds_per_session: how often every arm was measured; all artifacts were opened anew in each session.
         warmup: rounds that were not kept.
         environment: CPU, instruction sets, versions, governor.

@@ -10,6 +10,7 @@
 | `stats`       | from times to a ratio and its interval                              |
 | `noise`       | when not to believe them                                            |
 | `own_process` | peak memory and cold start                                          |
+| `gpu`         | time by events, clocks of the GPU                                   |
 | `energy`      | joules per call, where the machine counts them                      |
 | `profile`     | time per operator                                                   |
 | `baseline`    | against an earlier result: a regression, or noise?                  |
@@ -24,18 +25,19 @@ from dataclasses import replace
 from nncompress.bench import noise, stats
 from nncompress.bench.energy import energy_per_call, meters
 from nncompress.bench.environment import environment
+from nncompress.bench.gpu import gpu_state, waiting
 from nncompress.bench.inputs import Inputs, inputs_for, random_inputs
 from nncompress.bench.machine import activity, between
 from nncompress.bench.measure import ArmTimes
 from nncompress.bench.own_process import in_own_process
 from nncompress.bench.parity import compare_outputs
 from nncompress.bench.profile import profile
-from nncompress.bench.sessions import Arm, Measured, Plan, measure_sessions
+from nncompress.bench.sessions import Arm, Measured, Plan, clock_of, measure_sessions
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import ArmResult, BenchResult, Estimate, Samples
-from nncompress.runtimes import Runner, open_artifact
+from nncompress.runtimes import Runner
 
 __all__ = ["Arm", "benchmark"]
 
@@ -68,7 +70,8 @@ def benchmark(
         arms: the first one is what the others are compared with.
         inputs: arrays of one call; None: random ones of this `batch`.
         parity_inputs: what outputs are compared on; None: `inputs`, or random ones of more records.
-        threads: per call. With 1, ratios are taken from the thread's CPU time, else from the wall clock.
+        threads: per call. With 1, ratios are taken from the thread's CPU time, else from the wall clock; on a
+            GPU, from events there.
         time_budget: seconds of measuring, without opening and warming up. Where these take more than twice
             as long, there are fewer sessions, but at least 3 of 5 rounds.
         rounds: measure this many rounds instead, spread over the sessions.
@@ -97,7 +100,8 @@ def benchmark(
     )
     progress = progress or NullProgress()
     progress.step("opening", 0, len(arms))
-    runners = [open_artifact(arm.artifact, threads) for arm in arms]
+    runners = [arm.open(threads) for arm in arms]
+    clock = clock_of(arms, threads)
     free = all(isinstance(spec.shape[0], str) for r in runners for spec in r.inputs if spec.shape)
     records = max(batch, PARITY_RECORDS) if free else batch
     if parity_inputs is None:
@@ -112,6 +116,7 @@ def benchmark(
 
     surroundings = environment()
     before = activity()
+    gpu_before = gpu_state() if clock == "GPU" else {}
     plan = Plan(time_budget, rounds, sessions, target_error)
     measured = measure_sessions(arms, inputs, threads, plan, seed=seed, progress=progress)
     meanwhile = between(before, activity())
@@ -120,14 +125,14 @@ def benchmark(
     wall_speedups: list[Estimate | None] = []
     for i, arm in enumerate(arms):
         wall_speedups.append(_speedup(measured.times, i, "wall_ns", seed))
-        samples = _samples(measured, i, with_cpu=threads == 1)
+        samples = _samples(measured, i, with_cpu=clock == "cpu")
         results.append(
             ArmResult(
                 name=arm.name,
                 runtime=names[i],
                 wall=stats.latency(samples.wall_ns),
                 cpu=stats.latency(samples.cpu_ns) if samples.cpu_ns else None,
-                speedup=_speedup(measured.times, i, "cpu_ns", seed) if threads == 1 else wall_speedups[-1],
+                speedup=_speedup(measured.times, i, "cpu_ns", seed) if clock == "cpu" else wall_speedups[-1],
                 parity=parity[i],
                 samples=samples,
                 load_s=min(measured.load_s[i]) if sizes[i] is not None else None,
@@ -150,7 +155,7 @@ def benchmark(
         arms=tuple(results),
         batch=batch,
         threads=threads,
-        clock="cpu" if threads == 1 else "wall",
+        clock=clock,
         rounds_per_session=rounds_per_session,
         warmup=measured.warm_up_rounds,
         seed=seed,
@@ -158,11 +163,13 @@ def benchmark(
             **surroundings,
             "other_cores_busy": meanwhile.other_cores,
             "throttled": meanwhile.throttled,
+            **({"gpu": {"before": gpu_before, "after": gpu_state()}} if clock == "GPU" else {}),
         },
         energy_source="not measured",
         interrupted=measured.interrupted,
         warnings=(*parity_warnings, *measured.warnings, *doubts),
     )
+    memory, profiled = memory and clock != "GPU", profiled and clock != "GPU"  # which know no GPU
     steps: list[Step] = [_with_memory] if memory else []
     steps += [_with_energy] if energy else []
     steps += [_with_profiles] if profiled else []
@@ -200,8 +207,9 @@ def _with_energy(
     progress.step("measuring energy", 0, None)
     calls = []
     for arm in arms:
-        runner = open_artifact(arm.artifact, threads)
-        calls.append(runner.bind(*inputs_for(runner, inputs, arm.name)))
+        runner = arm.open(threads)
+        call = runner.bind(*inputs_for(runner, inputs, arm.name))
+        calls.append(call if arm.cuda is None else waiting(call))
         calls[-1]()
     spent = energy_per_call(calls, counters)
     found = tuple(replace(arm, energy=each) for arm, each in zip(result.arms, spent))

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from nncompress.bench import stats
+from nncompress.bench.gpu import event_clock
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
 from nncompress.ir import Model
 from nncompress.progress import Progress
-from nncompress.runtimes import open_artifact
+from nncompress.runtimes import Runner, open_artifact
+from nncompress.runtimes.on_cuda import Cuda, open_on_cuda
 
 FEWEST_SESSIONS = 3  # so many even where the time is up: fewer say nothing of their spread
 FEWEST_ROUNDS = 5  # per session
@@ -30,6 +32,7 @@ class Arm:
     Attributes:
         artifact: a path that a runtime owns, or a loaded model, which torch runs.
         parameters, macs, sha256: carried into the result, where known.
+        cuda: run it on the GPU.
     """
 
     name: str
@@ -37,6 +40,21 @@ class Arm:
     parameters: int | None = None
     macs: int | None = None
     sha256: str | None = None
+    cuda: Cuda | None = None
+
+    def open(self, threads: int, *, anew: bool = False) -> Runner:
+        """In its runtime; `anew`: in memory of its own, also where it is a loaded model."""
+        artifact = self.artifact
+        if anew and isinstance(artifact, Model):
+            artifact = artifact.copy()
+        return open_artifact(artifact, threads) if self.cuda is None else open_on_cuda(artifact, self.cuda)
+
+
+def clock_of(arms: Sequence[Arm], threads: int) -> str:
+    """The clock that ratios are taken from: "GPU" (events), else "cpu" with one thread, else "wall"."""
+    if any(arm.cuda is not None for arm in arms):
+        return "GPU"
+    return "cpu" if threads == 1 else "wall"
 
 
 @dataclass
@@ -82,20 +100,22 @@ def measure_sessions(
         KeyboardInterrupt: before there was anything to keep. Later it ends the measurement early.
     """
     measured = Measured([], [[] for _ in arms])
+    by_cpu = clock_of(arms, threads) == "cpu"
+    clock = event_clock() if clock_of(arms, threads) == "GPU" else None
     generator = np.random.default_rng(seed)
     unsettled = 0
     order: list[int] = []
     begin = time.perf_counter()
     try:
         with undisturbed():
-            while not _enough(measured.times, plan, time.perf_counter() - begin, threads == 1):
+            while not _enough(measured.times, plan, time.perf_counter() - begin, by_cpu):
                 # The order of opening decides where the weights lie in memory, so it must not favour an arm:
                 # every order is followed by its reverse.
                 odd = len(measured.times) % 2
                 order = order[::-1] if odd else generator.permutation(len(arms)).tolist()
                 calls = _open(arms, order, inputs, threads, measured.load_s)
                 seed_here = int(generator.integers(2**32))
-                measurement = Measurement(calls, seed=seed_here, by_cpu=threads == 1)
+                measurement = Measurement(calls, seed=seed_here, by_cpu=by_cpu, clock=clock)
                 count, settled = measurement.warm_up()
                 measured.warm_up_rounds += count
                 unsettled += not settled
@@ -111,7 +131,7 @@ def measure_sessions(
             raise
         measured.interrupted = True
     progress.step("benchmarking", 100, 100)
-    measured.warnings = _notices(measured, plan, unsettled, threads == 1)
+    measured.warnings = _notices(measured, plan, unsettled, by_cpu)
     return measured
 
 
@@ -164,9 +184,8 @@ def _open(
     """One call per arm, each artifact opened in new memory. What opening took is added to `load_s`."""
     calls: dict[int, Call] = {}
     for i in order:
-        artifact = arms[i].artifact
         started = time.perf_counter()
-        runner = open_artifact(artifact.copy() if isinstance(artifact, Model) else artifact, threads)
+        runner = arms[i].open(threads, anew=True)
         load_s[i].append(time.perf_counter() - started)
         calls[i] = runner.bind(*inputs_for(runner, inputs, arms[i].name))
     return [calls[i] for i in range(len(arms))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import artifacts, options, quantities
+from nncompress.cli import artifacts, bench_arms, options, quantities
 from nncompress.cli.console import print_json, progress, show
-from nncompress.errors import DataError, DeviceError, ExitCode, RegressionError, UsageError
+from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.results import BenchSuite
 
 if TYPE_CHECKING:
@@ -39,6 +38,10 @@ nncompress bench model.pt2 small.onnx --batch 1,8,32 --threads 2
 Are 2 % real?
 nncompress bench a.onnx b.onnx --target-error 0.5%
 
+On a phone's runtime, on a GPU?
+nncompress bench model.pt2 --device mobile
+nncompress bench model.pt2 --device cuda --precision float32,float16
+
 Where does the time go?
 nncompress bench model.onnx --profile
 
@@ -64,7 +67,19 @@ def bench(
     runtime: Annotated[
         Literal["onnxruntime", "torch"], typer.Option(help="what runs the models")
     ] = "onnxruntime",
-    device: Annotated[Literal["cpu", "cuda", "mobile"], typer.Option(help="where they run")] = "cpu",
+    device: Annotated[
+        Literal["cpu", "mobile", "cuda"], typer.Option(help="where they run; mobile: ExecuTorch, on this CPU")
+    ] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="float32,float16", help="on cuda: float32, float16, bfloat16; each is measured"),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="eager,graphs", help="of torch on cuda: eager, graphs, compile; each is measured"
+        ),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(metavar="1,8,32", help="records per call; several are measured one after the other"),
@@ -100,10 +115,7 @@ def bench(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    if device != "cpu":
-        raise DeviceError(
-            f"bench --device {device}: this version measures on the CPU only", remedy="--device cpu"
-        )
+    to = bench_arms.target(device, runtime, precision, mode)
     settings: dict[str, Any] = {
         "threads": threads,
         "time_budget": quantities.seconds(time, "--time"),
@@ -138,8 +150,9 @@ def bench(
     records = None if data is None else artifacts.dataset_for(opened, data, normalize)
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         arms = [
-            _arm(each, name, runtime, Path(folder) / f"{position}.onnx", bar)
+            arm
             for position, (each, name) in enumerate(zip(opened, names))
+            for arm in bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
         ]
         suite = _measure(arms, batches, records, settings, bar)
     if old is not None and not suite.interrupted:
@@ -213,25 +226,6 @@ def _names(opened: list[artifacts.Artifact]) -> list[str]:
     ]
 
 
-def _arm(artifact: artifacts.Artifact, name: str, runtime: str, target: Path, bar: Progress) -> Arm:
-    """The artifact in the runtime that was asked for, with its cost where its graph is known."""
-    from nncompress.analysis.cost import cost
-    from nncompress.bench import Arm
-    from nncompress.export import write
-
-    with artifact.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if artifact.model is None:
-        return Arm(name, artifact.path, sha256=digest)
-    costs = cost(artifact.model)
-    measured: Any = artifact.model
-    if runtime == "onnxruntime":
-        bar.step(f"exporting {name}", 0, None)
-        write(artifact.model, target)
-        measured = target
-    return Arm(name, measured, parameters=costs.parameters, macs=costs.macs, sha256=digest)
-
-
 def _fixed_batch(artifact: artifacts.Artifact) -> int | None:
     """The batch that the artifact is bound to, None where it is free."""
     specs = (artifact.model or artifact.open(1)).inputs
@@ -276,9 +270,8 @@ def _with_accuracy(
     if records is None or not records.has_labels:
         return runs
     from nncompress.analysis.accuracy import evaluate
-    from nncompress.runtimes import open_artifact
 
-    reached = [evaluate(open_artifact(arm.artifact).run, records, progress=bar) for arm in arms]
+    reached = [evaluate(arm.open(threads=1).run, records, progress=bar) for arm in arms]
     return [
         replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
         for run in runs

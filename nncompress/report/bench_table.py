@@ -156,6 +156,11 @@ def _how(result: BenchResult) -> str:
         f"batch {result.batch}, threads {result.threads}, {runtimes}; medians of {rounds} "
         f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
     )
+    gpu = result.environment.get("gpu", {}).get("after", {})
+    if "clock" in gpu:
+        text += f"; GPU at {gpu['clock']} of {gpu['highest_clock']} MHz"
+    elif gpu:
+        text += "; the GPU's clocks are unknown"
     return f"{text}; speed-up with its 95 % interval" if len(result.arms) > 1 else text
 
 

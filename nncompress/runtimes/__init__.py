@@ -8,6 +8,8 @@
 | `.onnx`, `.ort`     | ONNX Runtime | `on_onnxruntime`  |
 | `.pte`              | ExecuTorch   | `on_executorch`   |
 | a loaded `Model`    | torch        | `on_torch`        |
+
+`on_cuda.open_on_cuda` runs models and `.onnx` files on a GPU.
 A new runtime is one module with an `open_*` function and one line in `OPENERS`.
 """
 

@@ -1,0 +1,125 @@
+"""What `bench` measures: every model on the device, in the runtime and the precisions that were asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncompress.cli import artifacts
+from nncompress.errors import UsageError
+
+if TYPE_CHECKING:
+    from nncompress.bench import Arm
+    from nncompress.progress import Progress
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+MODES = ("eager", "graphs", "compile")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how the models run.
+
+    Attributes:
+        device: "cpu", "mobile" or "cuda".
+        runtime: "onnxruntime" or "torch"; on "mobile" it is ExecuTorch.
+        precisions, modes: on the GPU, each model is measured in each; modes are torch's.
+    """
+
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    precisions: tuple[str, ...] = ("float32",)
+    modes: tuple[str, ...] = ("eager",)
+
+
+def target(device: str, runtime: str, precision: str | None, mode: str | None) -> Target:
+    """The options together; what cannot be had is refused before any file is opened.
+
+    Raises:
+        UsageError: options that do not go together.
+        DeviceError, MissingExtraError: there is no GPU, or the extra is not installed.
+    """
+    if device == "mobile":
+        from nncompress.extras import need
+
+        need("mobile", "bench --device mobile")
+    if device == "cuda":
+        from nncompress.devices import need_cuda
+
+        need_cuda(runtime, "bench --device cuda")
+    elif precision is not None or mode is not None:
+        raise UsageError("--precision and --mode are for --device cuda", got=f"--device {device}")
+    precisions = _listed(precision or "float32", PRECISIONS, "--precision")
+    modes = _listed(mode or "eager", MODES, "--mode")
+    if device == "cuda" and runtime == "onnxruntime":
+        if mode is not None:
+            raise UsageError("--mode is torch's", remedy="--runtime torch")
+        if "bfloat16" in precisions:
+            raise UsageError("ONNX files are not exported in bfloat16", remedy="--runtime torch, or float16")
+    return Target(device, runtime, precisions, modes)
+
+
+def _listed(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
+    named = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(named) <= set(known):
+        raise UsageError(f"{option} {text}: not known", expected=", ".join(known))
+    return named
+
+
+def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar: Progress) -> list[Arm]:
+    """The artifact as it is to be measured, with its cost where its graph is known.
+
+    Args:
+        base: exported files are written beside this path, under its name.
+    """
+    from nncompress.analysis.cost import cost
+    from nncompress.bench import Arm
+
+    with artifact.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    arm = Arm(name, artifact.path, sha256=digest)
+    if artifact.model is not None:
+        costs = cost(artifact.model)
+        arm = replace(arm, artifact=artifact.model, parameters=costs.parameters, macs=costs.macs)
+    if to.device == "cuda":
+        return _on_gpu(arm, to, base, bar)
+    if artifact.model is None or (to.runtime == "torch" and to.device == "cpu"):
+        return [arm]
+    suffix = ".pte" if to.device == "mobile" else ".onnx"
+    return [replace(arm, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar))]
+
+
+def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
+    """One arm per precision and mode; an `.onnx` has the precision it has."""
+    from nncompress.ir import Model
+    from nncompress.ir.precision import in_precision
+    from nncompress.runtimes.on_cuda import Cuda
+
+    if not isinstance(arm.artifact, Model):
+        if to.runtime != "onnxruntime" or Path(arm.artifact).suffix.lower() != ".onnx":
+            raise UsageError(
+                f"{arm.name} does not run in {to.runtime} on a GPU", expected="an .onnx, or a loadable model"
+            )
+        return [replace(arm, cuda=Cuda("onnxruntime"))]
+    arms = []
+    for precision in to.precisions:
+        model = in_precision(arm.artifact, precision)
+        name = f"{arm.name} {precision}" if len(to.precisions) > 1 else arm.name
+        if to.runtime == "onnxruntime":
+            file = _exported(model, base.with_suffix(f".{precision}.onnx"), name, bar)
+            arms.append(replace(arm, name=name, artifact=file, cuda=Cuda("onnxruntime")))
+            continue
+        for mode in to.modes:
+            full = f"{name} {mode}" if len(to.modes) > 1 else name
+            arms.append(replace(arm, name=full, artifact=model, cuda=Cuda("torch", mode)))  # type: ignore[arg-type]
+    return arms
+
+
+def _exported(model: Any, path: Path, name: str, bar: Progress) -> Path:
+    from nncompress.export import write
+
+    bar.step(f"exporting {name}", 0, None)
+    write(model, path)
+    return path

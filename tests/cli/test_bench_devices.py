@@ -1,0 +1,75 @@
+"""`bench --device`: what is refused at once, and what is measured."""
+
+import networks
+import pytest
+
+from nncompress import devices, extras
+from nncompress.cli import bench_arms
+from nncompress.cli.app import run
+from nncompress.cli.artifacts import Artifact
+from nncompress.errors import ExitCode, UsageError
+from nncompress.export import write_pt2
+from nncompress.progress import NullProgress
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: (devices.Gpu("H100", 80 << 30, (9, 0)),))
+    monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(devices, "installed", lambda extra: True)
+
+
+def test_without_a_gpu_one_line_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "gpus", lambda: ())
+    assert run(["bench", "there-is-no-such.pt2", "--device", "cuda"]) == ExitCode.NO_DEVICE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        "error: bench --device cuda: there is no NVIDIA GPU on this machine, or no driver for it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_one_line_and_its_own_exit_code(with_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "installed", lambda extra: False)
+    assert run(["bench", "there-is-no-such.pt2", "--device", "cuda"]) == ExitCode.MISSING_EXTRA
+    assert capsys.readouterr().err == (
+        "error: bench --device cuda needs onnxruntime-gpu: pip install 'nncompress[cuda]'\n"
+    )
+    monkeypatch.setattr(extras, "installed", lambda extra: False)
+    assert run(["bench", "there-is-no-such.pt2", "--device", "mobile"]) == ExitCode.MISSING_EXTRA
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("cpu", "torch", "float16", None),
+        ("cuda", "torch", "float8", None),
+        ("cuda", "onnxruntime", None, "graphs"),
+        ("cuda", "onnxruntime", "bfloat16", None),
+        ("cuda", "torch", None, "fast"),
+    ],
+)
+def test_options_that_do_not_go_together(with_gpu, options):
+    with pytest.raises(UsageError):
+        bench_arms.target(*options)
+
+
+def test_every_model_in_every_precision_and_mode(with_gpu, tmp_path):
+    model = networks.model("residual")
+    path = tmp_path / "m.pt2"
+    write_pt2(model, path)
+    to = bench_arms.target("cuda", "torch", "float32,float16", "eager,graphs")
+    arms = bench_arms.arms_of(Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress())
+    assert [arm.name for arm in arms] == [
+        "m float32 eager", "m float32 graphs", "m float16 eager", "m float16 graphs"
+    ]  # fmt: skip
+    assert [arm.artifact.inputs[0].dtype for arm in arms] == ["float32", "float32", "float16", "float16"]
+    assert {arm.cuda.runtime for arm in arms} == {"torch"}
+    to = bench_arms.target("cuda", "onnxruntime", "float16", None)
+    (arm,) = bench_arms.arms_of(Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress())
+    assert arm.artifact.name == "0.float16.onnx"
+    assert arm.artifact.is_file()
+    with pytest.raises(UsageError, match="does not run"):
+        bench_arms.arms_of(Artifact(path, None, None, "m"), "m", to, tmp_path / "0", NullProgress())
