@@ -1,6 +1,6 @@
 """What `factorize` gains in milliseconds on CIFAR ResNets, without fine-tuning, at what loss of accuracy.
 
-    python benchmarks/factorize_latency.py DIR [--models resnet20,resnet56] [--latencies 0.9,0.8,0.7,0.6]
+    python benchmarks/factorize_latency.py DIR [--models resnet20,resnet56] [--settings latency=0.7 …]
 
 DIR holds resnet20.safetensors, resnet56.safetensors, lossless_train4660.npz (the only data that is used to
 compress) and lossless_test846.npz (the only data that is used to measure). All versions of a model are timed
@@ -22,24 +22,20 @@ from nncompress.bench import Arm, benchmark
 from nncompress.runtimes import open_artifact
 
 HERE = Path(__file__).parent
+SETTINGS = [*(f"latency={share}" for share in (0.9, 0.8, 0.7, 0.6)), "macs=0.5,round-to=8", "macs=0.5"]
 MOST_LOST = 0.5  # points of top-1
-
-
-def versions(latencies: str) -> dict[str, list[str]]:
-    by_latency = {f"latency={share}": [f"factorize:latency={share}"] for share in latencies.split(",")}
-    by_macs = {"macs=0.5,round-to=8": ["factorize:macs=0.5,round-to=8"], "macs=0.5": ["factorize:macs=0.5"]}
-    return {"original": [], **by_latency, **by_macs}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", default="resnet20,resnet56")
-    parser.add_argument("--latencies", default="0.9,0.8,0.7,0.6")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
     parser.add_argument("--limit", type=int, default=512, help="calibration images")
     options = parser.parse_args()
     for name in options.models.split(","):
-        compare(name, versions(options.latencies), options.folder, options.limit)
+        made = {each: [f"factorize:{each}"] for each in options.settings}
+        compare(name, {"original": []} | made, options.folder, options.limit)
 
 
 def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int) -> None:

@@ -128,9 +128,9 @@ class Factorize(Pass):
             options.append(self._option(target, shapes, evidence.get(target.name), whose, oracle))
         context.progress.step("decomposing", len(targets), len(targets))
         choices, reached = self._choose(model, options, whose, oracle, context)
-        changes += reached
         if not any(choice.candidate for choice in choices):
             return changes + [self._change(choice, whose) for choice in choices]
+        changes += reached
         original = model.copy() if context.data is not None and self.refit else None
         stages = {}
         for done, choice in enumerate(choices):
@@ -139,6 +139,7 @@ class Factorize(Pass):
                 stages[choice.option.target] = self._replace(model, choice, evidence)
         context.progress.step("factorizing", len(choices), len(choices))
         changes += [self._change(choice, whose) for choice in choices]
+        del evidence, options, choices  # the statistics and decompositions of all layers
         model.refresh()
         if original is not None:
             changes += repair(original, model, stages, context)

@@ -47,6 +47,8 @@ class Option:
     @property
     def nothing(self) -> str:
         """Why there is no candidate."""
+        if self.timings is not None and not self.timings:
+            return "no rank of it was timed"
         if not self.slower:
             return (
                 f"no rank reduces its {NAMES[self.unit]}"

@@ -61,7 +61,7 @@ def gather(
         )
     found = {}
     for target in usable:
-        moments = inputs[target.name]
+        moments = inputs.pop(target.name)  # as large as the metric that is made of it
         if moments is None:
             continue
         sensitivity = None
