@@ -166,7 +166,7 @@ class OperatorTime:
         op: as the runtime calls it after its own optimisation: "FusedConv", "QLinearConv", "conv2d".
         node: the node's name, "" where the runtime does not tell.
         calls: per run of the model.
-        seconds: per run, median where the runtime tells single runs; without the operators inside of it.
+        seconds: per run, the median over runs; without the operators inside of it.
     """
 
     op: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.ir import Model
 from nncompress.results import OperatorTime
 from nncompress.runtimes import open_artifact
+from nncompress.runtimes.silence import silent
 
 RUNS = 20
 WARM_UP = 3
@@ -77,13 +79,24 @@ def _torch(model: Model, inputs: Inputs, threads: int) -> list[OperatorTime]:
     call = runner.bind(*inputs_for(runner, inputs, "the model"))
     for _ in range(WARM_UP):
         call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+    with silent(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
         for _ in range(RUNS):
             call()
-    return [
-        OperatorTime(
-            row.key.removeprefix("aten::"), "", row.count / RUNS, row.self_cpu_time_total * 1e-6 / RUNS
-        )
-        for row in trace.key_averages()
-        if row.self_cpu_time_total > 0
-    ]
+    events = sorted(trace.events(), key=lambda event: event.time_range.start)
+    return of_calls(((event.name, event.self_cpu_time_total * 1e-6) for event in events), RUNS)
+
+
+def of_calls(calls: Iterable[tuple[str, float]], runs: int) -> list[OperatorTime]:
+    """torch's operators and the seconds of each call, in the order of time, as rows."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for name, seconds in calls:
+        times[name.removeprefix("aten::")].append(seconds)
+    rows = []
+    for op, each in times.items():
+        per_run = len(each) // runs
+        if per_run * runs == len(each):  # every run made the same calls: a run that was disturbed is left out
+            seconds = median(sum(each[i : i + per_run]) for i in range(0, len(each), per_run))
+        else:
+            seconds = sum(each) / runs
+        rows.append(OperatorTime(op, "", len(each) / runs, seconds))
+    return rows

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncompress.bench.profile import of_events, profile
+from nncompress.bench.profile import of_calls, of_events, profile
 
 
 def event(name, microseconds, op="Conv"):
@@ -26,6 +26,15 @@ def test_onnxruntime_names_its_nodes(linear_onnx, tmp_path, weight):
     (row,) = profile(linear_onnx(tmp_path / "m.onnx", weight), (np.zeros((4, 64), np.float32),))
     assert (row.op, row.node) == ("MatMul", "product")
     assert 0 < row.seconds < 1
+
+
+def test_a_disturbed_run_does_not_count():
+    usual = [("aten::conv2d", 1e-3), ("aten::relu", 1e-4), ("aten::relu", 2e-4)]
+    disturbed = [("aten::conv2d", 1e-3), ("aten::relu", 1.0), ("aten::relu", 2e-4)]
+    conv, relu, once = of_calls([*usual, *disturbed, *usual, ("once", 3e-3)], runs=3)
+    assert (conv.op, conv.calls, conv.seconds) == ("conv2d", 1, pytest.approx(1e-3))
+    assert (relu.op, relu.calls, relu.seconds) == ("relu", 2, pytest.approx(3e-4))
+    assert (once.op, once.calls, once.seconds) == ("once", pytest.approx(1 / 3), pytest.approx(1e-3))
 
 
 def test_torch_names_kinds_of_operators(model):
