@@ -44,8 +44,10 @@ class Grow(Pass):
         " auto: gradient with labels, std with data, else uniform",
     )
     groups: int | None = option(None, least=1, help="only so many groups, those in most need [default: all]")
-    init: Literal["fresh", "split"] = option(
-        "fresh", help="new nodes: random and silent at first, or copies that share their original's outputs"
+    init: Literal["auto", "he", "xavier", "split"] = option(
+        "auto",
+        help="new nodes: silent, with random inputs of that scale (auto: He before a rectifier);"
+        " or copies that share their original's outputs",
     )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers that get no nodes, e.g. 'head*' (repeatable)"
@@ -69,8 +71,7 @@ class Grow(Pass):
 
         by = DEFAULT_BY if all(getattr(self, n) is None for n in AMOUNTS) else self.by
         amount = Amount(by, self.factor, self.quarter_of, self.round_to)
-        split = self.init == "split"
-        return Wish(amount, where=self.where, groups=self.groups, split=split, exclude=self.exclude)
+        return Wish(amount, where=self.where, groups=self.groups, init=self.init, exclude=self.exclude)
 
     def requires(self, model: Model, context: Context) -> None:
         where = self.wish.chosen(context.data)

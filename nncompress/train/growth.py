@@ -80,10 +80,15 @@ class Growing:
         bound = Budget(settings.max_macs, settings.max_params)
         by = DEFAULT_BY if all(getattr(settings, name) is None for name in AMOUNTS) else settings.grow_by
         amount = Amount(by, settings.grow_factor, settings.grow_quarter_of)
-        split = settings.grow_init == "split"
-        where, exclude = settings.grow_where, settings.grow_exclude
         self.settings = settings
-        self.wish = Wish(amount, bound, where, settings.grow_groups, split, exclude)
+        self.wish = Wish(
+            amount,
+            bound,
+            settings.grow_where,
+            settings.grow_groups,
+            settings.grow_init,
+            settings.grow_exclude,
+        )
         self.state = Grown()
         _refuse_bound(model, bound)
 

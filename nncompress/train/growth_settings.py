@@ -36,7 +36,9 @@ class GrowSettings(Options):
         "auto", help="which groups get most, as in nncompress grow"
     )
     grow_groups: int | None = option(None, least=1, help="only so many groups, those in most need")
-    grow_init: Literal["fresh", "split"] = option("fresh", help="new nodes are random, or copies")
+    grow_init: Literal["auto", "he", "xavier", "split"] = option(
+        "auto", help="scale of new nodes' random inputs, or copies, as in nncompress grow"
+    )
     grow_exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers that get no nodes (repeatable)"
     )

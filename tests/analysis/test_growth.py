@@ -136,7 +136,7 @@ def test_what_a_layer_norm_runs_over_is_doubled_or_left():
 
 def test_a_growth_that_cannot_be_proven_is_left():
     each = model("tied")  # the output layer is the embedding: a copy would count twice
-    wish = step(each, Wish(Amount(by=2), split=True))
+    wish = step(each, Wish(Amount(by=2), init="split"))
     assert set(wish.left) == {"down"}
     assert "change the outputs" in wish.left["down"]
     assert wish.added == {"up": 2}

@@ -42,18 +42,22 @@ def initialize(
     split: Collection[str],
     gathers: dict[str, Gathers],
     seed: int,
+    scale: str = "auto",
 ) -> None:
     """Give the copies that widening made the values of new units.
 
     Args:
         model: widened already; couplings: of the model before.
         gathers: per widened tensor and dim, where each index comes from.
+        scale: of fresh incoming weights: "he", "xavier", or "auto": He before a rectifier, else Xavier.
     """
     generator = torch.Generator().manual_seed(seed)
     grown = [couplings[name] for name in growth]
     fresh = [g for g in grown if g.name not in split]
     copied = [g for g in grown if g.name in split]
-    rectified = {m.tensor for g in grown if _rectified(g) for m in g.producers}
+    he = {
+        m.tensor for g in grown if scale == "he" or (scale == "auto" and _rectified(g)) for m in g.producers
+    }
     consumers = couplings.trace.consumers()
     fans, neutral = _fans(model), _neutral(model)
     for name, dims in gathers.items():
@@ -67,9 +71,9 @@ def initialize(
         silent = anywhere({d: new[d] for d in inputs}, value.dim())
         result = torch.where(silent, SILENT * torch.sign(_noise(value, generator)), result)
         if outputs:
-            scale = _scale(value, new, fans.get(name), name in rectified)
+            deviation = _deviation(value, new, fans.get(name), name in he)
             made = anywhere({d: new[d] for d in outputs}, value.dim())
-            result = torch.where(made, scale * _noise(value, generator), result)
+            result = torch.where(made, deviation * _noise(value, generator), result)
         if not inputs and not outputs and name in neutral:
             result = torch.where(anywhere(new, value.dim()), neutral[name], result)
         value.copy_(result)
@@ -107,18 +111,18 @@ def _shared_out(
     return (value.double() * share).to(value.dtype)
 
 
-def _scale(value: Tensor, new: dict[int, Tensor], fans: tuple[int, int] | None, rectified: bool) -> float:
+def _deviation(value: Tensor, new: dict[int, Tensor], fans: tuple[int, int] | None, he: bool) -> float:
     """The standard deviation of incoming weights.
 
-    He et al. 2015, "Delving Deep into Rectifiers", eq. 10, before a rectifier, Glorot and Bengio 2010,
-    "Understanding the difficulty of training deep feedforward neural networks", eq. 12, else. A tensor that
-    is no layer's weight (an embedding, a bare parameter) takes the deviation of what it has.
+    He: He et al. 2015, "Delving Deep into Rectifiers", eq. 10. Xavier: Glorot and Bengio 2010, "Understanding
+    the difficulty of training deep feedforward neural networks", eq. 12. A tensor that is no layer's weight
+    (an embedding, a bare parameter) takes the deviation of what it has.
     """
     if fans is None:
         old = value[~anywhere(new, value.dim()).expand_as(value)]
         return float(old.double().std(correction=0)) if len(old) else 1.0
     inputs, outputs = fans
-    return math.sqrt(2 / inputs if rectified else 2 / (inputs + outputs))
+    return math.sqrt(2 / inputs if he else 2 / (inputs + outputs))
 
 
 def _fans(model: Model) -> dict[str, tuple[int, int]]:

@@ -42,6 +42,7 @@ def grow_proven(
     growth: Growth,
     *,
     split: Collection[str] = (),
+    scale: str = "auto",
     seed: int = 0,
     couplings: Couplings | None = None,
 ) -> Grown:
@@ -56,7 +57,7 @@ def grow_proven(
         for draw in range(DRAWS):
             grown = couplings.model.copy()
             try:
-                gathers = grow_units(grown, wanted, split=split, seed=seed + draw)
+                gathers = grow_units(grown, wanted, split=split, scale=scale, seed=seed + draw)
                 return grown, gathers, _checked(couplings, wanted, split, grown, gathers, seed + draw)
             except _NoGradient as error:  # a few new rectifiers can all be off: draw others
                 failure = str(error)

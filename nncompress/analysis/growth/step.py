@@ -26,7 +26,7 @@ class Wish:
         where: "uniform", "std", "gradient" (see `need`), or "auto": by gradient with labels, by std with
             data, else uniform.
         groups: only so many, those in most need; None for all.
-        split: new units are copies.
+        init: of new units: "he", "xavier" or "auto" (see `initial`), or "split": copies.
         exclude: patterns of layers that get none.
     """
 
@@ -34,7 +34,7 @@ class Wish:
     budget: Budget = field(default_factory=Budget)
     where: str = "auto"
     groups: int | None = None
-    split: bool = False
+    init: str = "auto"
     exclude: tuple[str, ...] = ()
 
     def chosen(self, data: Dataset | None) -> str:
@@ -119,10 +119,11 @@ def grow_step(
         scores = {name: score for name, score in scores.items() if name in most}
     whole = normalized_groups(couplings)
     wanted = new_units(model, couplings, scores, wish.amount, wish.budget, whole=whole)
-    copies = frozenset(wanted) if wish.split else frozenset(whole & wanted.keys())
+    copies = frozenset(wanted) if wish.init == "split" else frozenset(whole & wanted.keys())
     growth = {n: behind(couplings[n], units, split=n in copies) for n, units in wanted.items()}
     progress.step("adding nodes", 0, 1)
-    grown = grow_proven(model, growth, split=copies, seed=seed, couplings=couplings)
+    scale = "auto" if wish.init == "split" else wish.init
+    grown = grow_proven(model, growth, split=copies, scale=scale, seed=seed, couplings=couplings)
     left = {n: f"a norm runs over its {sizes[n]} nodes, which can only double" for n in whole & scores.keys()}
     left = {n: why for n, why in left.items() if n not in wanted} | grown.refused
     added = {n: units for n, units in wanted.items() if n not in grown.refused}

@@ -22,6 +22,7 @@ def grow_units(
     growth: Growth,
     *,
     split: Collection[str] = (),
+    scale: str = "auto",
     seed: int = 0,
     couplings: Couplings | None = None,
 ) -> dict[str, Gathers]:
@@ -32,6 +33,7 @@ def grow_units(
         split: groups whose new units are copies that share the outgoing weights of their original (Chen et
             al. 2016, "Net2Net: Accelerating Learning via Knowledge Transfer", §2.2); new units of the others
             start with fresh incoming weights and (next to) zero outgoing ones.
+        scale: of fresh incoming weights: "he", "xavier", or "auto": He before a rectifier, else Xavier.
         couplings: of this very model, if they are known already.
 
     Returns:
@@ -49,7 +51,7 @@ def grow_units(
     gathers = gathers_of(couplings, counts)
     widen(model, counts, gathers)
     with torch.no_grad():
-        initialize(model, couplings, growth, frozenset(split), gathers, seed)
+        initialize(model, couplings, growth, frozenset(split), gathers, seed, scale)
     return gathers
 
 
