@@ -19,6 +19,8 @@ summation, autoencoder: prune in cycles down to the fewest nodes.
 
 convolution-alternatives, small-model, sharesnet: train the papers' networks side by side.
 
+sine, mnist-growth, cifar100-growth: networks that grow while they train.
+
 approximation, quantization: compress the small model, or your own --model.
 
 Example:  nncompress reproduce summation --runs 10 --plot summation.png
@@ -46,13 +48,14 @@ def reproduce(
         str | None, typer.Option(metavar="MODEL", help="approximation, quantization: study this one")
     ] = None,
     data: options.Data = None,
-    plot: Annotated[str | None, typer.Option(metavar="FILE", help=".png or .svg of nodes and loss")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", help=".png or .svg of the curves")] = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
     from nncompress.report.studies import report
-    from nncompress.studies import STUDIES, Request, StudyResult
+    from nncompress.studies import STUDIES, Request
     from nncompress.studies import plot as draw
+    from nncompress.studies.study import Drawable
 
     if name not in STUDIES:
         raise UsageError("reproduce: no such study", got=name, expected=", ".join(STUDIES))
@@ -67,7 +70,7 @@ def reproduce(
         request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
         result = study.run(request)
     if plot is not None:
-        draw(cast(StudyResult, result), Path(plot))
+        draw(cast(Drawable, result), Path(plot))
     if json:
         print_json(result.to_json())
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nncompress.results import Result
     from nncompress.studies import StudyResult
     from nncompress.studies.comparison import ComparisonResult, Measured
+    from nncompress.studies.growth import GrowthResult
     from nncompress.studies.sharesnet import SharingResult
 
 
@@ -21,6 +22,8 @@ def report(result: Result) -> RenderableType:
     """The tables of any study."""
     if result.kind == "sharing":
         return sharing(cast("SharingResult", result))
+    if result.kind == "growth":
+        return growth(cast("GrowthResult", result))
     if result.kind == "comparison":
         return comparison(cast("ComparisonResult", result))
     return study(cast("StudyResult", result))
@@ -37,6 +40,27 @@ def study(result: StudyResult) -> RenderableType:
         loss = f"{mean:.2g} ± {row.loss_spread():.1g}" if len(row.trials) > 1 else f"{mean:.2g}"
         table.add_row(row.name, row.paper or "–", str(len(row.trials)), nodes, f"{cycles:.3g}", loss)
     return Group(table, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
+
+
+def growth(result: GrowthResult) -> RenderableType:
+    """One row per way of training, mean ± standard deviation over the seeds, then what was timed."""
+    table = plain("", "paper", "seeds", "params", "grown", result.measure, "s", right=2)
+    table.columns[0].overflow = table.columns[1].overflow = "fold"
+    for row in result.rows:
+        value = f"{row.mean:.4g}" + (f" ± {row.spread:.2g}" if len(row.trials) > 1 else "")
+        first, *_ = row.trials
+        cells = [str(len(row.trials)), count(first.parameters), str(first.growths), value]
+        table.add_row(row.name, row.paper or "–", *cells, f"{row.seconds:.0f}")
+    lines: list[RenderableType] = [table]
+    if result.ratios:
+        timed = plain("times", "paper", "ours", "95 %", right=2)
+        timed.columns[0].overflow = timed.columns[1].overflow = "fold"
+        for ratio in result.ratios:
+            interval = f"{ratio.value.low:.3f} to {ratio.value.high:.3f}"
+            timed.add_row(ratio.name, ratio.paper or "–", f"{ratio.value.value:.3f}x", interval)
+        lines.append(timed)
+    lines.append(Text(f"ours: {result.budget}", style="dim"))
+    return Group(*lines, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
 
 
 HEADINGS = {

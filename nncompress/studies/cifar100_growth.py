@@ -1,7 +1,7 @@
 """CIFAR-100 by a ResNet-20 that grows: what the thesis on dynamic network capacity planned (§5.4).
 
-For whoever has the data and a GPU: `--data file.npz` (x uint8 [N, 32, 32, 3], y classes), or a folder of images
-by class. Widths 16, 32 and 64, from 4, 8 and 16.
+For whoever has the data and a GPU: `--data file.npz` (x uint8 [N, 32, 32, 3], y classes), or a folder of
+images by class. Widths 16, 32 and 64, from 4, 8 and 16.
 """
 
 from __future__ import annotations

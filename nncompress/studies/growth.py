@@ -156,9 +156,7 @@ def trial(
     )
     parameters = sum(p.numel() for p in trained.graph_module.parameters())
     value = curve[-1].measure if final is None else final(trained)
-    return trained, GrowthTrial(
-        settings.seed, parameters, sum(p.grown for p in curve), value, curve
-    )
+    return trained, GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, curve)
 
 
 def step_time(

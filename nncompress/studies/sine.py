@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from nncompress.zoo.small_nets import sine
 
 MOST, SMALL = 500, 100
 SAMPLES, EPOCHS, SEEDS = 2048, 150, 5
-QUICK = {"epochs": 25, "seeds": 1}
+QUICK = {"epochs": 30, "seeds": 1, "patience": 3}
 TRAINING: dict[str, Any] = {
     "batch": 128,
     "optimizer": "adam",
@@ -46,18 +47,19 @@ def run(request: Request) -> GrowthResult:
     seeds = request.runs or (QUICK["seeds"] if request.quick else SEEDS)
     epochs = request.epochs or (QUICK["epochs"] if request.quick else EPOCHS)
     settings = TrainSettings(epochs=epochs, **TRAINING)
+    growth = replace(GROWTH, grow_patience=QUICK["patience"]) if request.quick else GROWTH
     data, points = _data(request)
     plans = [
         (f"static {SMALL}", SMALL, None),
         (f"static {MOST}", MOST, None),
-        (f"dynamic to {MOST} in quarters", MOST // 4, GROWTH),
+        (f"dynamic to {MOST} in quarters", MOST // 4, growth),
     ]
     rows: list[GrowthRow] = []
-    for name, hidden, growth in plans:
+    for name, hidden, how in plans:
         trials = []
         for seed in range(request.seed, request.seed + seeds):
             chosen = TrainSettings(**{**vars(settings), "seed": seed})
-            trained, one = trial(request, _model(hidden, seed), data, points, chosen, growth, _rmse)
+            trained, one = trial(request, _model(hidden, seed), data, points, chosen, how, _rmse)
             nodes = len(trained.tensor("0.bias"))
             request.say(f"{name}, seed {seed}: {nodes} nodes, RMSE {one.measure:.4f}, {one.seconds:.0f} s")
             trials.append(one)
@@ -102,4 +104,6 @@ def _model(hidden: int, seed: int) -> Model:
     return Model.from_module(sine(hidden).eval(), (torch.randn(2, 1),))
 
 
-SINE = Study("sine", "sin x by one hidden layer that grows from 125 to 500 nodes", False, run, ("plot", "epochs"))
+SINE = Study(
+    "sine", "sin x by one hidden layer that grows from 125 to 500 nodes", False, run, ("plot", "epochs")
+)

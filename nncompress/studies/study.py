@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from nncompress.errors import MissingExtraError
 from nncompress.progress import NullProgress, Progress
@@ -60,6 +60,31 @@ class StudyResult(Result):
     verdict: str
     seconds: float
 
+    def draw(self, pyplot: Any) -> Any:
+        """Nodes and loss over the cycles, one line per trial."""
+        figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
+        for number, row in enumerate(self.rows):
+            for position, trial in enumerate(row.trials):
+                if not trial.trace:
+                    continue
+                cycles, nodes, losses = zip(*trial.trace)
+                style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.7, "marker": ".", "lw": 1}
+                label = row.name if position == 0 else None
+                axes[0].plot(cycles, nodes, label=label, **style)
+                axes[1].plot(cycles, losses, label=label, **style)
+        for axis, title in zip(axes, ("hidden nodes", "loss (RMSE)")):
+            axis.set(xlabel="cycle", title=title, yscale="log")
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+        figure.suptitle(self.study)
+        return figure
+
+
+class Drawable(Protocol):
+    """A result with curves: `draw` makes a figure of matplotlib."""
+
+    def draw(self, pyplot: Any) -> Any: ...
+
 
 @dataclass(frozen=True)
 class Request:
@@ -96,8 +121,8 @@ class Study:
     takes: tuple[str, ...] = ("plot",)
 
 
-def plot(result: StudyResult, path: Path) -> None:
-    """Nodes and loss over the cycles, one line per trial, as PNG or SVG by the file's suffix.
+def plot(result: Drawable, path: Path) -> None:
+    """The curves of a study, as PNG or SVG by the file's suffix.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -114,21 +139,7 @@ def plot(result: StudyResult, path: Path) -> None:
         ) from error
     from nncompress.export.atomic import replacing
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4))
-    for number, row in enumerate(result.rows):
-        for position, trial in enumerate(row.trials):
-            if not trial.trace:
-                continue
-            cycles, nodes, losses = zip(*trial.trace)
-            style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.7, "marker": ".", "lw": 1}
-            label = row.name if position == 0 else None
-            axes[0].plot(cycles, nodes, label=label, **style)
-            axes[1].plot(cycles, losses, label=label, **style)
-    for axis, title in zip(axes, ("hidden nodes", "loss (RMSE)")):
-        axis.set(xlabel="cycle", title=title, yscale="log")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(result.study)
+    figure = result.draw(pyplot)
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -32,16 +32,16 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """[batch, 3, 32, 32] -> [batch, classes]; 6 · blocks + 2 weighted layers."""
+    """[batch, 3, 32, 32] -> [batch, classes]; 6 · blocks + 2 weighted layers, of 1, 2 and 4 widths."""
 
-    def __init__(self, blocks: int, classes: int = 10, channels: int = 3) -> None:
+    def __init__(self, blocks: int, classes: int = 10, channels: int = 3, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, blocks, 1)
-        self.layer2 = self._stage(16, 32, blocks, 2)
-        self.layer3 = self._stage(32, 64, blocks, 2)
-        self.linear = nn.Linear(64, classes)
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, blocks, 1)
+        self.layer2 = self._stage(width, 2 * width, blocks, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
+        self.linear = nn.Linear(4 * width, classes)
         he(self)
 
     @staticmethod

@@ -45,19 +45,22 @@ def mnist_autoencoder(channels: int = 1) -> nn.Module:
     return xavier(Autoencoder(channels=channels))
 
 
-def mnist_classifier(classes: int = 10, channels: int = 1) -> nn.Module:
+def mnist_classifier(
+    classes: int = 10, channels: int = 1, nodes: tuple[int, int, int] = (32, 64, 128)
+) -> nn.Module:
     """[batch, 1, 28, 28] -> [batch, classes] (Çallı's draft, Table 2.2)."""
+    first, second, third = nodes
     return xavier(
         nn.Sequential(
-            nn.Conv2d(channels, 32, 5, padding=2),
+            nn.Conv2d(channels, first, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 5, padding=2),
+            nn.Conv2d(first, second, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(64, 128, 7),
+            nn.Conv2d(second, third, 7),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(128, classes),
+            nn.Linear(third, classes),
         )
     )

@@ -1,0 +1,97 @@
+"""Studies of growth: what a row says, the curves, the network's widths, and the whole path on small data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress.analysis.couplings import find_couplings
+from nncompress.ir import Model
+from nncompress.studies import STUDIES, Request, classifier_growth, plot, sine
+from nncompress.studies.cifar100_growth import PLAN as CIFAR100
+from nncompress.studies.growth import GrowthResult, GrowthRow, GrowthTrial, Point, difference
+from nncompress.studies.mnist_growth import PLAN as MNIST
+from nncompress.zoo.cifar_resnet import CifarResNet
+
+
+def result(measure: str = "RMSE") -> GrowthResult:
+    curve = (Point(10, 1.0, 0.5), Point(20, 2.0, 0.4, True), Point(30, 4.0, 0.3))
+    trials = tuple(GrowthTrial(seed, 100, 1, 0.3 + seed / 10, curve) for seed in (0, 1))
+    return GrowthResult("sine", measure, (GrowthRow("dynamic", "", trials),), (), "3 epochs", "so", 1.0)
+
+
+def test_a_row_sums_up_its_seeds():
+    (row,) = result().rows
+    assert row.mean == pytest.approx(0.35)
+    assert row.spread == pytest.approx(np.std([0.3, 0.4], ddof=1))
+    assert row.seconds == 4.0
+    mean, error = difference([1.0, 2.0, 3.0], [2.0, 4.0])
+    assert mean == 1.0
+    assert error == pytest.approx(math.sqrt(1 / 3 + 2 / 2))
+    assert math.isnan(difference([1.0], [2.0])[1])
+
+
+def test_the_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot(result(), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sine_grows_in_quarters(tmp_path, monkeypatch):
+    """The whole study in small: 8 nodes from 2, on few points."""
+    monkeypatch.setattr(sine, "MOST", 8)
+    monkeypatch.setattr(sine, "SAMPLES", 64)
+    monkeypatch.setattr(
+        sine,
+        "GROWTH",
+        sine.GrowSettings(grow="plateau", grow_quarter_of=8, grow_delta=0.99, grow_where="uniform"),
+    )
+    found = sine.run(Request(tmp_path, runs=1, epochs=9))
+    static, large, dynamic = found.rows
+    assert [row.trials[0].parameters for row in (static, large, dynamic)] == [301, 25, 25]
+    assert dynamic.trials[0].growths == 3
+    assert 0 < dynamic.mean < 2
+    assert "RMSE" in found.verdict
+
+
+@pytest.mark.parametrize("plan", [MNIST, CIFAR100], ids=lambda plan: plan.name)
+def test_a_quarter_doubled_twice_is_the_full_network(plan):
+    full, quarter = (
+        Model.from_module(plan.network(width, 7, 3).eval(), (torch.randn(2, 3, plan.size, plan.size),))
+        for width in (1.0, 0.25)
+    )
+    sizes = [{g.name: g.size for g in find_couplings(m).groups} for m in (full, quarter)]
+    assert sizes[0] == {name: 4 * size for name, size in sizes[1].items()}
+
+
+def test_cifar100_on_synthetic_data_of_its_shape(tmp_path, monkeypatch):
+    """The whole path, through one block a stage; the times are those of the real network's study."""
+    rng = np.random.default_rng(0)
+    y = np.arange(150) % 100
+    x = rng.integers(0, 200, (150, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "cifar100.npz", x=x, y=y)
+
+    def network(width: float, classes: int, channels: int) -> nn.Module:
+        return CifarResNet(1, classes, channels, width=round(width * 16))
+
+    step_time = classifier_growth.step_time
+    short = {"rounds": 2, "sessions": 2}
+    monkeypatch.setattr(classifier_growth, "step_time", lambda *a, **k: step_time(*a, **{**k, **short}))
+    plan = replace(CIFAR100, network=network, training={**CIFAR100.training, "batch": 16}, quick_images=64)
+    request = Request(tmp_path, quick=True, data=str(tmp_path / "cifar100.npz"))
+    found = classifier_growth.run(plan, request)
+    static, dynamic = found.rows
+    wanted = sum(p.numel() for p in network(1.0, 100, 3).parameters())
+    assert static.trials[0].parameters == dynamic.trials[0].parameters == wanted
+    assert dynamic.trials[0].growths == 2
+    assert all(ratio.value.value > 0 for ratio in found.ratios)
+    assert "points" in found.verdict
+
+
+def test_they_are_listed():
+    assert {"sine", "mnist-growth", "cifar100-growth"} <= STUDIES.keys()
