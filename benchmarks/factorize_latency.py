@@ -19,10 +19,11 @@ import nncompress
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
 from nncompress.bench import Arm, benchmark
+from nncompress.errors import UsageError
 from nncompress.runtimes import open_artifact
 
 HERE = Path(__file__).parent
-SETTINGS = [*(f"latency={share}" for share in (0.9, 0.8, 0.7, 0.6)), "macs=0.5,round-to=8", "macs=0.5"]
+SETTINGS = ["latency=0.8", "latency=0.7", "macs=0.5,round-to=8", "macs=0.5"]
 MOST_LOST = 0.5  # points of top-1
 
 
@@ -52,12 +53,16 @@ def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int) -> 
     with tempfile.TemporaryDirectory() as work:
         arms = []
         for text, passes in made.items():
-            model = nncompress.compress(original, passes, data=train, limit=limit) if passes else original
+            try:
+                model = nncompress.compress(original, passes, data=train, limit=limit) if passes else original
+            except UsageError as error:  # a latency out of reach on this machine
+                print(f"{name} {text}: {error}", file=sys.stderr, flush=True)
+                continue
             path = Path(work) / f"{text}.onnx"
             nncompress.save(model, path)
             arms.append(Arm(text, path, macs=cost(model).macs))
             print(f"made {name} {text}", file=sys.stderr, flush=True)
-        results = [benchmark(arms, batch=batch, time_budget=30, memory=False) for batch in (1, 16)]
+        results = [benchmark(arms, batch=batch, time_budget=15, memory=False) for batch in (1, 16)]
         first = open_artifact(arms[0].artifact).run
         print(f"| {name} | top-1 % | difference [95 %] | MACs | time at batch 1 [95 %] | at batch 16 |")
         print("|---|---|---|---|---|---|")

@@ -89,7 +89,8 @@ def grid(form: Form, macs: int, round_to: int = 1) -> list[Ranks]:
     if len(form.full_ranks) > 1:  # both ranks in proportion
         shares = [(i + 1) / TRIED for i in range(TRIED)]
         found = {tuple(_nearest(share * full, round_to) for full in form.full_ranks) for share in shares}
-        return sorted(ranks for ranks in found if form.cost(ranks, "macs") < macs)
+        possible = (r for r in found if all(a <= full for a, full in zip(r, form.full_ranks)))
+        return sorted(ranks for ranks in possible if form.cost(ranks, "macs") < macs)
     most = min(form.full_ranks[0], (macs - 1) // form.cost((1,), "macs"))
     steps = [step for step in STEPS if step % round_to == 0] or [round_to]
     step = next((step for step in steps if most // step >= FEWEST), steps[-1])

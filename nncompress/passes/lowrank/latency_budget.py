@@ -24,7 +24,8 @@ from nncompress.passes.lowrank.targets import find_targets
 from nncompress.results import Estimate
 
 TRIES = 4
-TOLERANCE = 0.02  # of the budget
+TOLERANCE = 0.02  # of the budget: as close as the clocks of a quiet machine allow
+FAR = 0.06  # of the budget: a result that misses it by more is not what was asked for
 
 
 def by_latency(
@@ -68,12 +69,17 @@ def by_latency(
     within = [each for each in found if each[2].value <= share * (1 + TOLERANCE)]
     best = max(within, key=lambda f: f[2].value) if within else min(found, key=lambda f: f[2].value)
     choices, predicted, measured = best
-    if not within:
+    if measured.value > share * (1 + FAR):
         raise UsageError(
             f"factorize cannot reach {share:.0%} of the model's latency",
             got=f"{measured.value:.1%} measured in ONNX Runtime, {predicted:.1%} predicted",
             expected=f"at least {measured.value:.1%}",
             remedy="ask for less, or prune nodes first",
+        )
+    if not within:
+        context.notes.append(
+            f"The model takes {measured.value:.1%} of its time, not {share:.0%}: {len(found)} tries came no "
+            "closer, for lack of ranks to choose from or of a quiet machine to measure on."
         )
     numbers = {
         "latency_ms_before": before * 1e3,
