@@ -120,6 +120,7 @@ def benchmark(
     plan = Plan(time_budget, rounds, sessions, target_error)
     measured = measure_sessions(arms, inputs, threads, plan, seed=seed, progress=progress)
     meanwhile = between(before, activity())
+    gpu_after = gpu_state() if clock == "GPU" else {}
 
     results = []
     wall_speedups: list[Estimate | None] = []
@@ -150,6 +151,7 @@ def benchmark(
         threads=threads,
         cores=surroundings["cores_usable"],
         meanwhile=meanwhile,
+        gpu_throttled=bool(gpu_after.get("throttled")),
     )
     result = BenchResult(
         arms=tuple(results),
@@ -163,7 +165,7 @@ def benchmark(
             **surroundings,
             "other_cores_busy": meanwhile.other_cores,
             "throttled": meanwhile.throttled,
-            **({"gpu": {"before": gpu_before, "after": gpu_state()}} if clock == "GPU" else {}),
+            **({"gpu": {"before": gpu_before, "after": gpu_after}} if clock == "GPU" else {}),
         },
         energy_source="not measured",
         interrupted=measured.interrupted,

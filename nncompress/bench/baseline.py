@@ -112,13 +112,14 @@ def check_plan(
     *,
     batches: Sequence[int],
     threads: int,
+    clock: str,
     names: Sequence[str],
     name: str,
 ) -> None:
     """Refuse before the measurement what cannot be compared after it.
 
     Raises:
-        UsageError: another machine, another number of threads, no batch size in common, a model of the
+        UsageError: another machine, another number of threads, another clock, no batch size in common, a model of the
             baseline is missing, or the baseline has a single session.
     """
     common = [run for run in baseline if run.batch in batches]
@@ -129,7 +130,8 @@ def check_plan(
             expected=f"--batch {','.join(str(run.batch) for run in baseline)}",
         )
     for run in common:
-        _check_machine(run, environment, threads, name)
+        _check_machine(run, environment, name)
+        _check_settings(run, threads, clock, name)
         _check_names(run, names, name)
         _check_sessions(run, name)
 
@@ -164,7 +166,13 @@ def _run(content: Mapping[str, Any]) -> Run:
 
 def _check(then: Run, now: Run, name: str) -> list[str]:
     """Refuse what cannot be compared; notes on what is different and may matter."""
-    _check_machine(then, now.environment, now.threads, name)
+    _check_machine(then, now.environment, name)
+    _check_settings(then, now.threads, now.clock, name)
+    gpus = [_gpu(run) for run in (then, now)]
+    if gpus[0] != gpus[1]:
+        raise UsageError(
+            f"{name} was measured on another GPU", got=gpus[1], expected=gpus[0], remedy=_MAKE_ONE
+        )
     _check_names(then, list(now.times), name)
     notes = []
     for key in NOTED:
@@ -178,7 +186,7 @@ def _check(then: Run, now: Run, name: str) -> list[str]:
     return notes
 
 
-def _check_machine(then: Run, environment: Mapping[str, Any], threads: int, name: str) -> None:
+def _check_machine(then: Run, environment: Mapping[str, Any], name: str) -> None:
     for key in SAME:
         if then.environment.get(key) != environment.get(key):
             raise UsageError(
@@ -187,12 +195,25 @@ def _check_machine(then: Run, environment: Mapping[str, Any], threads: int, name
                 expected=str(then.environment.get(key)),
                 remedy=_MAKE_ONE,
             )
+
+
+def _check_settings(then: Run, threads: int, clock: str, name: str) -> None:
     if then.threads != threads:
         raise UsageError(
             f"{name} was measured with other threads",
             got=f"--threads {threads}",
             expected=f"--threads {then.threads}",
         )
+
+    if then.clock != clock:
+        raise UsageError(
+            f"{name} was measured by another clock", got=clock, expected=then.clock, remedy=_MAKE_ONE
+        )
+
+
+def _gpu(run: Run) -> str:
+    """Its name, "" for a measurement on the CPU."""
+    return str(dict(dict(run.environment.get("gpu") or {}).get("before") or {}).get("name", ""))
 
 
 def _check_names(then: Run, names: Sequence[str], name: str) -> None:

@@ -27,6 +27,7 @@ def warnings(
     threads: int = 1,
     cores: int | None = None,
     meanwhile: Meanwhile | None = None,
+    gpu_throttled: bool = False,
 ) -> tuple[str, ...]:
     """What a reader of the table must know.
 
@@ -37,6 +38,7 @@ def warnings(
         threads: of one call.
         cores: that this process may use.
         meanwhile: what else the machine did, where that is known.
+        gpu_throttled: the GPU's driver said so.
     """
     found = [_interval(arm, arms[0].name) for arm in arms[1:]]
     found += [_clocks_of_ratio(arm, wall) for arm, wall in zip(arms, wall_speedups)]
@@ -45,6 +47,11 @@ def warnings(
     if meanwhile is not None:
         found += [_throttled(meanwhile), _neighbours(meanwhile, threads, cores)]
     found.append(_threads(threads, cores))
+    if gpu_throttled:
+        found.append(
+            "the GPU held its clock down, for heat or power. Ratios are taken round by round and hold; "
+            "latencies on a cool GPU would be lower."
+        )
     return tuple(text for text in found if text)
 
 
@@ -52,10 +59,13 @@ def _interval(arm: ArmResult, first: str) -> str:
     ratio = arm.speedup
     if ratio is None or ratio.high / ratio.low < WIDE:
         return ""
-    verdict = "the machine was too noisy to tell whether" if 1.0 in ratio else "the machine was noisy:"
+    if 1.0 in ratio:
+        seen = f"the machine was too noisy to tell whether {arm.name} is faster than {first}: it is"
+    else:
+        seen = f"the machine was noisy: {arm.name} is"
     return (
-        f"{verdict} {arm.name} is faster than {first}: between {ratio.low:.2f} and {ratio.high:.2f} times. "
-        "Other programs or a changing clock frequency are likely; stop them, or measure longer (--time 60s)."
+        f"{seen} between {ratio.low:.2f} and {ratio.high:.2f} times as fast. Other programs or a changing "
+        "clock frequency are likely; stop them, or measure longer (--time 60s)."
     )
 
 

@@ -141,12 +141,6 @@ def bench(
     )
     names = _names(opened)
     batches = batches or (_fixed_batch(opened[0]) or 1,)
-    if old is not None:
-        from nncompress.bench.environment import environment
-
-        baseline.check_plan(
-            old, environment(), batches=batches, threads=threads, names=names, name=str(compare)
-        )
     records = None if data is None else artifacts.dataset_for(opened, data, normalize)
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         arms = [
@@ -154,10 +148,29 @@ def bench(
             for position, (each, name) in enumerate(zip(opened, names))
             for arm in bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
         ]
+        if old is not None:
+            _check_plan(old, arms, batches, threads, str(compare))
         suite = _measure(arms, batches, records, settings, bar)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
     _report(suite, output or [], json)
+
+
+def _check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
+    """Refuse what could not be compared with the baseline, before the measurement."""
+    from nncompress.bench import baseline
+    from nncompress.bench.environment import environment
+    from nncompress.bench.sessions import clock_of
+
+    baseline.check_plan(
+        old,
+        environment(),
+        batches=batches,
+        threads=threads,
+        clock=clock_of(arms, threads),
+        names=[arm.name for arm in arms],
+        name=compare,
+    )
 
 
 def _measure(
@@ -194,16 +207,21 @@ def _measure(
 
 
 def _report(suite: BenchSuite, output: list[str], json: bool) -> None:
-    """Show it, write it, and end with the exit code that it deserves."""
+    """Show it, write it, and end with the exit code that it deserves.
+
+    Raises:
+        OutputError: a file cannot be written after all; the result was shown by then.
+        RegressionError: a model is slower than in the baseline.
+    """
     from nncompress.bench import files
     from nncompress.report import bench_table
 
-    for path in output:
-        files.write_file(suite, path)
     if json:
         print_json(suite.to_json())
     else:
         show(bench_table.suite(suite))
+    for path in output:
+        files.write_file(suite, path)
     if suite.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if suite.baseline is not None and suite.baseline.regressions:

@@ -20,7 +20,7 @@ MACHINE = {
 SESSIONS, ROUNDS = 8, 30
 
 
-def measured(rng, times, *, machine=1.0, environment=MACHINE, batch=1, threads=1, digests=None):
+def measured(rng, times, *, machine=1.0, environment=MACHINE, batch=1, threads=1, clock="wall", digests=None):
     """A suite of one run: `times` in ms per name; `machine` slows all of it, openings differ by 1 %."""
     state = machine * np.exp(rng.normal(0, 0.02, SESSIONS * ROUNDS))  # of the moment, the same for all arms
     arms = []
@@ -34,9 +34,7 @@ def measured(rng, times, *, machine=1.0, environment=MACHINE, batch=1, threads=1
                 name, "ONNX Runtime 1.31 CPU", latency(ns), None, None, None, Samples(ns), sha256=digest
             )
         )
-    run = BenchResult(
-        tuple(arms), batch, threads, "wall", (ROUNDS,) * SESSIONS, 0, 0, environment=environment
-    )
+    run = BenchResult(tuple(arms), batch, threads, clock, (ROUNDS,) * SESSIONS, 0, 0, environment=environment)
     return BenchSuite((run,))
 
 
@@ -105,6 +103,8 @@ def test_another_first_file_is_no_control(tmp_path):
         ({"environment": {**MACHINE, "cpu": "Another CPU"}}, "another machine: cpu differs"),
         ({"environment": {**MACHINE, "instruction_sets": []}}, "instruction_sets differs"),
         ({"threads": 2}, "other threads"),
+        ({"clock": "GPU"}, "another clock"),
+        ({"environment": {**MACHINE, "gpu": {"before": {"name": "A GPU"}}}}, "another GPU"),
         ({"times": {"original": 10.0}}, "holds small, which is not measured now"),
     ],
 )
@@ -118,11 +118,13 @@ def test_what_cannot_be_compared_is_refused(change, message, tmp_path):
 def test_before_the_measurement_what_cannot_be_compared_after(tmp_path):
     suite = measured(np.random.default_rng(5), BOTH)
     old = stored(suite, tmp_path)
-    plan = {"batches": (1, 8), "threads": 1, "names": ["original", "small", "new"], "name": "base.json"}
+    plan = {"batches": (1, 8), "threads": 1, "clock": "wall", "names": ["original", "small", "new"]}
+    plan["name"] = "base.json"
     baseline.check_plan(old, MACHINE, **plan)
     for change, message in (
         ({"environment": {**MACHINE, "cores": 64}}, "another machine: cores differs"),
         ({"threads": 2}, "other threads"),
+        ({"clock": "cpu"}, "another clock"),
         ({"names": ["original"]}, "holds small"),
         ({"batches": (8, 32)}, "no batch size in common"),
     ):

@@ -145,5 +145,7 @@ def test_what_the_machine_counted():
     assert "other programs kept 1.6 cores busy" in text
     (text,) = said(Meanwhile(0.0, 3), cores=2)
     assert "throttled for heat 3 times" in text
+    (text,) = said(Meanwhile(0.0, 0), gpu_throttled=True)
+    assert "the GPU held its clock down" in text
     (text,) = said(Meanwhile(0.0, 0), cores=2, threads=4)
     assert "4 threads on 2 cores" in text
