@@ -36,6 +36,7 @@ class Run:
     threads: int
     clock: str
     environment: Mapping[str, Any]
+    gpu: str
     runtimes: Mapping[str, str]
     digests: Mapping[str, str | None]
     times: Mapping[str, list[np.ndarray]]
@@ -119,7 +120,7 @@ def check_plan(
     """Refuse before the measurement what cannot be compared after it.
 
     Raises:
-        UsageError: another machine, another number of threads, another clock, no batch size in common, a model of the
+        UsageError: another machine, number of threads or clock, no batch size in common, a model of the
             baseline is missing, or the baseline has a single session.
     """
     common = [run for run in baseline if run.batch in batches]
@@ -158,6 +159,7 @@ def _run(content: Mapping[str, Any]) -> Run:
         threads=int(content["threads"]),
         clock=str(clock),
         environment=dict(content["environment"]),
+        gpu=str(content["environment"].get("gpu", {"before": {}})["before"].get("name", "")),
         runtimes={name: str(arm["runtime"]) for name, arm in arms.items()},
         digests={name: arm.get("sha256") for name, arm in arms.items()},
         times=times,
@@ -168,12 +170,10 @@ def _check(then: Run, now: Run, name: str) -> list[str]:
     """Refuse what cannot be compared; notes on what is different and may matter."""
     _check_machine(then, now.environment, name)
     _check_settings(then, now.threads, now.clock, name)
-    gpus = [_gpu(run) for run in (then, now)]
-    if gpus[0] != gpus[1]:
+    if then.gpu != now.gpu:
         raise UsageError(
-            f"{name} was measured on another GPU", got=gpus[1], expected=gpus[0], remedy=_MAKE_ONE
+            f"{name} was measured on another GPU", got=now.gpu, expected=then.gpu, remedy=_MAKE_ONE
         )
-    _check_names(then, list(now.times), name)
     notes = []
     for key in NOTED:
         if then.environment.get(key) != now.environment.get(key):
@@ -209,11 +209,6 @@ def _check_settings(then: Run, threads: int, clock: str, name: str) -> None:
         raise UsageError(
             f"{name} was measured by another clock", got=clock, expected=then.clock, remedy=_MAKE_ONE
         )
-
-
-def _gpu(run: Run) -> str:
-    """Its name, "" for a measurement on the CPU."""
-    return str(dict(dict(run.environment.get("gpu") or {}).get("before") or {}).get("name", ""))
 
 
 def _check_names(then: Run, names: Sequence[str], name: str) -> None:
