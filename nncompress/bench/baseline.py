@@ -170,6 +170,7 @@ def _check(then: Run, now: Run, name: str) -> list[str]:
     """Refuse what cannot be compared; notes on what is different and may matter."""
     _check_machine(then, now.environment, name)
     _check_settings(then, now.threads, now.clock, name)
+    _check_names(then, list(now.times), name)
     if then.gpu != now.gpu:
         raise UsageError(
             f"{name} was measured on another GPU", got=now.gpu, expected=then.gpu, remedy=_MAKE_ONE
@@ -204,7 +205,6 @@ def _check_settings(then: Run, threads: int, clock: str, name: str) -> None:
             got=f"--threads {threads}",
             expected=f"--threads {then.threads}",
         )
-
     if then.clock != clock:
         raise UsageError(
             f"{name} was measured by another clock", got=clock, expected=then.clock, remedy=_MAKE_ONE
