@@ -25,7 +25,7 @@ WAYS = {
     "`--weighting fisher`": "weighting=fisher,compensate=false",
     "compensated (the default with data)": "weighting=inputs,compensate=true",
 }
-CODEBOOKS = ["codebook=16", "codebook=8", "codebook=4", "codebook=4,per=channel"]
+CODEBOOKS = ["codebook=16", "codebook=4", "codebook=4,per=channel"]
 RECORDS = 256
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import typer
 
 from nncompress.cli import COMMANDS
+from nncompress.cli.help_texts import make_readable
 from nncompress.errors import ExitCode, NNCompressError
 
 
@@ -73,9 +74,9 @@ def run(arguments: list[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         with _termination_unwinds():
-            result = typer.main.get_command(build()).main(
-                arguments, prog_name="nncompress", standalone_mode=False
-            )
+            command = typer.main.get_command(build())
+            make_readable(command)
+            result = command.main(arguments, prog_name="nncompress", standalone_mode=False)
         sys.stdout.flush()
         if result == ExitCode.INTERRUPTED:  # the parser turns Ctrl-C into this number
             raise KeyboardInterrupt

@@ -1,0 +1,13 @@
+from nncompress.cli.app import run
+from nncompress.cli.help_texts import filled
+from nncompress.errors import ExitCode
+
+
+def test_paragraphs_are_filled_and_examples_left_alone():
+    text = "One\ntwo\n  three.\n\nWhy?\nnncompress a\nnncompress b\n\nExample:  nncompress c\n"
+    assert filled(text) == "One two three.\n\nWhy?\nnncompress a\nnncompress b\n\nExample:  nncompress c"
+
+
+def test_square_brackets_are_text(capsys):
+    assert run(["prune", "--help"]) == ExitCode.OK
+    assert "[default: 0.5]" in " ".join(capsys.readouterr().out.replace("│", " ").split())
