@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
+PER_OP = 120  # bytes of an op in the file, about
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
 
 
@@ -55,7 +56,7 @@ def write_onnx(
     _refuse_bfloat16(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-        packed = model if storage == "plain" else pack(model)
+        packed = model if storage == "plain" else pack(model, PER_OP)
         program = _convert(model, packed.exported_program(), optimize=packed is model)
         if packed is not model:
             _optimize_but_lookups(program)

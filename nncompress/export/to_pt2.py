@@ -20,6 +20,7 @@ from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 
 SCHEMA = 1
+PER_OP = {"packed": 900, "entropy": 100}  # bytes of an op in the graph's JSON, about
 RECORD = "nncompress.json"
 
 
@@ -37,7 +38,8 @@ def write_pt2(
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
-    program = (model if storage == "plain" else pack(model)).exported_program()
+    packed = model if storage == "plain" else pack(model, PER_OP[storage])
+    program = packed.exported_program()
     program._example_inputs = None  # loading them means unpickling
     for node in program.graph.nodes:  # where a node came from: paths of this machine, longer at every tracing
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}

@@ -24,14 +24,16 @@ from nncompress.ir.packed import PARTS, Parts, bits_for, restore, smallest
 
 aten = torch.ops.aten
 
-OVERHEAD = 1536  # bytes that the ops of one lookup take in a file, about
 DIGITS = "packed_digits"
 
 
-def pack(model: Model) -> Model:
+def pack(model: Model, per_op: int = 0) -> Model:
     """A copy in which every parameter that is smaller packed is stored so; `model` itself if none is.
 
     Its outputs are the same, bit for bit. A tensor that several layers share is stored once.
+
+    Args:
+        per_op: bytes that an op takes in the file that is to be written; a lookup has 3 to 14.
     """
     found: dict[str, Parts] = {}
     seen: set[int] = set()
@@ -42,7 +44,7 @@ def pack(model: Model) -> Model:
         if id(tensor) in seen or not isinstance(tensor, torch.nn.Parameter):
             continue
         seen.add(id(tensor))
-        parts = smallest(tensor, OVERHEAD)
+        parts = smallest(tensor, per_op=per_op)
         if parts is not None:
             found[str(node.target)] = parts
     if not found:

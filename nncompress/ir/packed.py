@@ -26,11 +26,12 @@ PARTS = ("bitmap", "codes", "codebook", "offsets", "values")
 Parts = dict[str, Tensor]
 
 
-def smallest(tensor: Tensor, overhead: int = 0) -> Parts | None:
+def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None:
     """The smallest stored form of a float tensor, or None where that is the tensor itself.
 
     Args:
         overhead: bytes that the container adds for each form; it must pay for these as well.
+        per_op: bytes of every op of the form, where the container holds a graph that computes it.
     """
     if not tensor.dtype.is_floating_point or tensor.numel() < 2:
         return None
@@ -38,16 +39,20 @@ def smallest(tensor: Tensor, overhead: int = 0) -> Parts | None:
     size, item = tensor.numel(), tensor.element_size()
     nonzero = int(torch.count_nonzero(tensor))
     values = distinct_values(tensor)
-    sizes: dict[str, float] = {"dense": size * item, "bitmap": size / 8 + (1 + nonzero) * item + overhead}
+    sizes: dict[str, float] = {"dense": size * item}
+    extra = overhead + 8 * per_op
+    sizes["bitmap"] = size / 8 + (1 + nonzero) * item + extra
     if values is not None:
-        sizes["codebook"] = packed_bytes(size, len(values), item) + overhead
-        sizes["both"] = size / 8 + packed_bytes(nonzero + 1, len(values) + 1, item) + overhead
+        unpacking = (0 if bits_for(len(values)) == 8 else 4) * per_op
+        sizes["codebook"] = packed_bytes(size, len(values), item) + overhead + 3 * per_op + unpacking
+        sizes["both"] = (
+            size / 8 + packed_bytes(nonzero + 1, len(values) + 1, item) + extra + 2 * per_op + unpacking
+        )
     for axis in range(min(tensor.dim(), 2)):
         if (most := most_per_channel(tensor, axis)) is not None:
-            books = most * tensor.shape[axis]
-            sizes[f"channel {axis}"] = (
-                packed_bytes(size, most, item, books) + 8 * tensor.shape[axis] + overhead
-            )
+            channels = tensor.shape[axis]
+            stored = packed_bytes(size, most, item, most * channels) + 4 * channels
+            sizes[f"channel {axis}"] = stored + overhead + (5 if bits_for(most) == 8 else 9) * per_op
     best = min(reversed(sizes), key=sizes.__getitem__)
     if best == "dense":
         return None

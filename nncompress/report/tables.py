@@ -36,13 +36,21 @@ def plain(*headers: str, right: int = 1) -> Table:
     return table
 
 
+def broken(name: str, width: int) -> str:
+    """A long dotted name on several lines, broken at its dots and underscores."""
+    if len(name) <= width:
+        return name
+    cut = max(name.rfind(".", 1, width), name.rfind("_", 1, width)) + 1 or width
+    return f"{name[:cut]}\n{broken(name[cut:], width)}"
+
+
 def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
     """One row per layer, a total, and what the model takes and gives."""
     table = plain("layer", "kind", "weight", "params", "%", "MACs", "%", "bytes", right=3)
     table.columns[1].no_wrap = False
     for row in cost.layers:
         table.add_row(
-            row.name,
+            broken(row.name, 24),
             row.kind,
             "×".join(map(str, row.shape)),
             count(row.parameters),
@@ -73,7 +81,7 @@ def units(
         shown = ", ".join(row.layers[:4]) + (
             f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else ""
         )
-        table.add_row(row.name, str(row.units), shown, count(row.parameters), count(row.macs))
+        table.add_row(broken(row.name, 24), str(row.units), shown, count(row.parameters), count(row.macs))
     lines: list[RenderableType] = [table, Text("params, MACs: what removing one node saves", style="dim")]
     lines.append(Text(f"{100 * share_prunable:.1f} % of the parameters lie in nodes that can be removed"))
     if pinned:
@@ -109,7 +117,7 @@ def spectra(rows: list[LayerSpectrum]) -> RenderableType:
     for row in rows:
         shape = "×".join(map(str, row.shape))
         ranks = [str(row.rank_for(share_kept)) for share_kept in (0.9, 0.99)]
-        table.add_row(row.name, shape, _sparkline(row.values), *ranks, str(len(row.values)))
+        table.add_row(broken(row.name, 20), shape, _sparkline(row.values), *ranks, str(len(row.values)))
     note = "90 %, 99 %: the rank that keeps this share of the squared singular values"
     return Group(table, Text(note, style="dim"))
 
@@ -133,7 +141,7 @@ def step(result: Step) -> RenderableType:
     )
     changes = plain("layer", "change", right=2)
     for change in [*applied, *left][:SHOWN_CHANGES]:
-        changes.add_row(change.where, change.what, style=None if change.applied else "dim")
+        changes.add_row(broken(change.where, 36), change.what, style=None if change.applied else "dim")
     hidden = len(result.changes) - SHOWN_CHANGES
     if hidden > 0:
         changes.add_row("…", f"and {hidden} more (--json lists all)", style="dim")
@@ -194,15 +202,20 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
         columns = [name for name in ("top1", "top5", "rmse", "mse") if getattr(results[0], name) is not None]
         head = {"top1": "top-1 %", "top5": "top-5 %", "rmse": "RMSE", "mse": "MSE"}
         headers = [head[c] for c in columns] + (["against the first"] if len(rows) > 1 else [])
-        runtimes = sorted({row.runtime for row in rows})
-        table = plain("model", *(["runtime"] if len(runtimes) > 1 else []), *headers)
+        runtimes = list(dict.fromkeys(row.runtime for row in rows))
+        table = plain("model", *headers)
         for row in rows:
             assert row.result is not None
             cells = [_accuracy(row.result, column) for column in columns]
             if len(rows) > 1:
                 cells.append(_paired(row.paired))
-            table.add_row(row.name, *([row.runtime] if len(runtimes) > 1 else []), *cells)
-        where = f"{results[0].records} records of {results[0].data}, in {' and '.join(runtimes)}"
+            table.add_row(broken(row.name, 36), *cells)
+        ran = [
+            f"{runtime}: {', '.join(r.name for r in rows if r.runtime == runtime)}" for runtime in runtimes
+        ]
+        where = f"{results[0].records} records of {results[0].data}; " + (
+            "; ".join(ran) if len(runtimes) > 1 else f"in {runtimes[0]}"
+        )
         parts += [table, Text(where, style="dim")]
     compared = [row for row in rows if row.difference is not None]
     if compared:
@@ -211,7 +224,7 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
             assert row.difference is not None
             for each in row.difference.outputs:
                 table.add_row(
-                    row.name,
+                    broken(row.name, 24),
                     each.name,
                     "" if each.agreement is None else f"{100 * each.agreement:.1f}",
                     f"{each.cosine:.4f}",
