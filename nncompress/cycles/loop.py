@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from nncompress import pipeline
+from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
@@ -23,7 +24,7 @@ from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.loading import load_model
 from nncompress.options import Options
-from nncompress.passes import Context, Pass, Prune, PruneNodes
+from nncompress.passes import Context, Grow, Pass, Prune, PruneNodes
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import Result
 from nncompress.train import TrainResult, TrainSettings, checkpoint, train
@@ -65,7 +66,7 @@ class Cycle:
 
     Attributes:
         nodes: per group, as trained; loss: of the kept epoch; validation: the same held out.
-        pruned: nodes (connections, with `sparsity`) removed after this training.
+        pruned: nodes (connections, with `sparsity`) removed after this training; grown: nodes added then.
         accepted: False where the loss was above `max_loss` and the pruning before it was taken back.
     """
 
@@ -77,6 +78,7 @@ class Cycle:
     pruned: int
     accepted: bool
     seconds: float
+    grown: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class _Cycles:
             name = f"trained-{number}.pt2"
             self._keep_model(name, trained)
             state.best, state.best_loss = name, loss
-        removed = self._next(trained, number, good)
+        removed, added = self._next(trained, number, good)
         row = Cycle(
             number,
             nodes(trained, self.groups),
@@ -207,6 +209,7 @@ class _Cycles:
             removed,
             better,
             round(time.monotonic() - started, 2),
+            added,
         )
         state.rows.append(asdict(row))
         self._keep_state()
@@ -214,18 +217,20 @@ class _Cycles:
         if self.done is not None:
             self.done(row)
 
-    def _next(self, trained: Model, number: int, good: bool) -> int:
-        """Set `current` (or `stopped`); returns how much was pruned."""
+    def _next(self, trained: Model, number: int, good: bool) -> tuple[int, int]:
+        """Set `current` (or `stopped`); returns how much was pruned, and how many nodes were added."""
         state, settings = self.state, self.settings
         last = number - state.retried >= settings.max_cycles
-        pruned, removed = trained, 0
+        pruned, removed, added = trained, 0, 0
         if not state.retried and not last:
             if not good:  # back to the last good model, and half as far
                 before = sum(state.rows[-1]["nodes"].values())
                 state.ratio = (state.ratio or state.rows[-1]["pruned"] / before) / 2
                 trained = self._model(state.best)
             pruned, removed = self._prune(trained, number)
-        if removed:
+            if settings.grow != "never":
+                pruned, added = self._grow(pruned, number)
+        if removed or added:
             self._begin(pruned, number, distorted=settings.distort)
         elif state.retried < settings.retries:
             state.retried += 1
@@ -233,7 +238,7 @@ class _Cycles:
         else:
             ended = "the loss allows no fewer nodes" if state.ratio else "nothing left to prune"
             state.stopped = "max cycles" if last else ended
-        return removed
+        return removed, added
 
     def _begin(self, model: Model, number: int, *, distorted: bool) -> None:
         if distorted:
@@ -245,17 +250,31 @@ class _Cycles:
         settings = self.settings
         if settings.sparsity is None and not nodes(model):
             return model, 0
-        context = Context(
-            data=self.dataset,
-            seed=self.training.seed + number,
-            progress=self.progress,
-            limit=settings.records,
-            batch_size=self.training.batch,
-        )
-        pruned, (step,) = pipeline.run(model, [self._pass(number)], context)
+        pruned, (step,) = pipeline.run(model, [self._pass(number)], self._context(number))
         if settings.sparsity is not None:
             return pruned, sum(c.numbers["zeros"] - c.numbers["zeros_before"] for c in step.changes)
         return pruned, sum(len(c.numbers.get("removed", ())) for c in step.changes if c.applied)
+
+    def _context(self, number: int) -> Context:
+        return Context(
+            data=self.dataset,
+            seed=self.training.seed + number,
+            progress=self.progress,
+            limit=self.settings.records,
+            batch_size=self.training.batch,
+        )
+
+    def _grow(self, model: Model, number: int) -> tuple[Model, int]:
+        """Use what pruning has left of the budget where nodes are needed."""
+        settings, now = self.settings, cost(model)
+        macs = None if settings.max_macs is None else settings.max_macs / now.macs
+        params = None if settings.max_params is None else settings.max_params / now.parameters
+        if min(x for x in (macs, params) if x is not None) <= 1:
+            return model, 0
+        assert settings.grow != "never"
+        growth = Grow(macs=macs, params=params, where=settings.grow, exclude=settings.exclude)
+        grown, (step,) = pipeline.run(model, [growth], self._context(number))
+        return grown, sum(c.numbers["added"] for c in step.changes if c.applied)
 
     def _pass(self, number: int) -> Pass:
         settings = self.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nncompress.errors import UsageError
 from nncompress.options import Options, option
@@ -46,6 +47,11 @@ class CycleSettings(Options):
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
     )
+    grow: Literal["never", "auto", "std", "gradient", "uniform"] = option(
+        "never", help="after pruning add nodes where they are needed, up to the budget; as grow's --where"
+    )
+    max_macs: float | None = option(None, above=0, help="--grow: so many multiply-accumulates")
+    max_params: float | None = option(None, above=0, help="--grow: so many parameters")
     records: int | None = option(None, least=1, help="records that statistics are taken over [default: all]")
 
     def __post_init__(self) -> None:
@@ -56,6 +62,13 @@ class CycleSettings(Options):
                 "cycle: these options each say what is pruned",
                 got=" and ".join(f"--{k}" for k in given),
                 expected="one of them",
+            )
+        budgets = [k for k in ("max_macs", "max_params") if getattr(self, k) is not None]
+        if len(budgets) != (self.grow != "never"):
+            raise UsageError(
+                "cycle: --grow goes with one budget",
+                got=" and ".join(f"--{k.replace('_', '-')}" for k in budgets) or "none",
+                expected="--max-macs or --max-params" if self.grow != "never" else "no budget without --grow",
             )
         if not given:
             object.__setattr__(self, "threshold", 0.0)

@@ -47,20 +47,24 @@ def cycle_line(cycle: Cycle) -> str:
     """One cycle as a sentence, while the next is running."""
     nodes = "-".join(map(str, cycle.nodes.values()))
     taken_back = "" if cycle.accepted else ", taken back"
-    return f"cycle {cycle.cycle}: {nodes} nodes, loss {cycle.loss:.4g}{taken_back}; {cycle.pruned} pruned"
+    grown = f", {cycle.grown} added" if cycle.grown else ""
+    return (
+        f"cycle {cycle.cycle}: {nodes} nodes, loss {cycle.loss:.4g}{taken_back}; {cycle.pruned} pruned{grown}"
+    )
 
 
 def cycles(result: CycleResult) -> RenderableType:
     """One row per cycle, and what is left."""
     accuracy = any("top1" in cycle.validation for cycle in result.cycles)
     top1 = ["top-1"] if accuracy else []
-    table = plain("cycle", "nodes", "epochs", "loss", *top1, "pruned", "s", right=0)
+    added = ["added"] if any(cycle.grown for cycle in result.cycles) else []
+    table = plain("cycle", "nodes", "epochs", "loss", *top1, "pruned", *added, "s", right=0)
     for cycle in result.cycles:
         cells = [str(cycle.cycle), "-".join(map(str, cycle.nodes.values())), str(cycle.epochs)]
         cells.append(f"{cycle.loss:.4g}")
         if accuracy:
             cells.append(f"{100 * cycle.validation['top1']:.2f} %")
-        cells += [str(cycle.pruned), f"{cycle.seconds:.1f}"]
+        cells += [str(cycle.pruned), *([str(cycle.grown)] if added else []), f"{cycle.seconds:.1f}"]
         table.add_row(*cells, style=None if cycle.accepted else "dim")
     left = ", ".join(f"{name}: {count}" for name, count in result.nodes.items())
     return Group(table, Text(f"stopped: {result.stopped}. Nodes left: {left}; loss {result.loss:.4g}"))

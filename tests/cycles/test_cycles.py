@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nncompress.analysis.cost import cost
 from nncompress.cycles import CycleSettings, cubic_sparsity, distort, nodes, run_cycles
 from nncompress.data import open_data
 from nncompress.errors import UsageError
@@ -135,4 +136,34 @@ def test_distortion_is_the_papers_and_spares_pruned_zeros():
 @pytest.mark.parametrize("options", [{"ratio": 0.5, "outliers": 2}, {"criterion": "luck"}, {"max_cycles": 0}])
 def test_settings_that_do_not_fit_are_refused(options):
     with pytest.raises(UsageError):
+        CycleSettings(**options)
+
+
+def test_nodes_move_to_where_they_are_needed_under_one_budget(sums, tmp_path):
+    """Two hidden layers of 4 and 40 nodes and a budget of parameters: both are pruned, and both get nodes
+    back, never beyond the budget; the folder resumes to the same."""
+    torch.manual_seed(0)
+    layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 1)
+    model = Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(2, 3),))
+    budget = cost(model).parameters
+    settings = CycleSettings(ratio=0.25, grow="gradient", max_params=budget, max_cycles=3, records=200)
+    training = TrainSettings(epochs=2, batch=50, lr=0.01)
+    folder = tmp_path / "c"
+    found, result = run_cycles(model, sums, training, settings, folder=folder)
+    assert cost(found).parameters <= budget
+    first, second, last = result.cycles
+    assert first.pruned == 11
+    assert first.grown > 0
+    assert second.nodes != first.nodes
+    assert all(3 * n + n + n * m + m + m + 1 <= budget for n, m in (c.nodes.values() for c in result.cycles))
+    assert (last.pruned, last.grown) == (0, 0)
+    again, _ = run_cycles(model, sums, training, settings, folder=folder, resume=True)
+    assert torch.equal(again.tensor("0.weight"), found.tensor("0.weight"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"grow": "auto"}, {"max_macs": 1e6}, {"grow": "std", "max_macs": 1, "max_params": 1}]
+)
+def test_growth_goes_with_one_budget(options):
+    with pytest.raises(UsageError, match="one budget"):
         CycleSettings(**options)
