@@ -68,7 +68,9 @@ def run(
 
     checkpoint = Path(f"{job.target}.checkpoint")
     check_checkpoint(checkpoint, resume)
-    taught_by = None if teacher is None else api.load(teacher, trust_pickle=trust_pickle, notice=say)
+    taught_by = None
+    if teacher is not None:
+        taught_by = api.load(teacher, data=files["data"], trust_pickle=trust_pickle, notice=say)
     with process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,

@@ -59,6 +59,17 @@ def test_prune_then_train_then_eval(here, capsys):
     )
 
 
+def test_a_quantized_model_learns_from_an_original_of_unknown_input_shape(here, capsys):
+    """`model.pt` carries no input shape: the data tells it, for the teacher too."""
+    quantize = ["quantize", "model.pt", "--data", "data.npz", "--weight-bits", "3", "-o", "q.pt2"]
+    assert run(quantize) == ExitCode.OK
+    train = ["train", "q.pt2", "--data", "data.npz", "--teacher", "model.pt", "--teacher-weight", "1"]
+    assert run([*train, "--epochs", "3", "--batch", "10", "-o", "better.pt2"]) == ExitCode.OK
+    better = nncompress.load("better.pt2")
+    assert [record["pass"] for record in better.history] == ["quantize", "train"]
+    assert better.tensor("0.weight_int8").dtype == torch.int8
+
+
 def test_a_checkpoint_is_neither_overwritten_nor_missed(here, capsys):
     command = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "1", "-o", "out.pt2"]
     Path("out.pt2.checkpoint").write_bytes(b"of another day")
