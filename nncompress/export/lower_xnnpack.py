@@ -103,13 +103,12 @@ def _pick_by_convolution(model: Model, first: fx.Node) -> None:
         last, (before, behind) = reader, added
     dense = before + behind > 0
     total = before + channels + behind
-    picks = torch.eye(channels)[:, :, None, None]
-    weight = torch.zeros(total, channels, 1, 1)
-    weight[before : before + channels] = picks
-    if not dense:
-        weight = torch.ones(channels, 1, 1, 1)
+    weight = torch.ones(channels, 1, 1, 1)
+    if dense:
+        weight = torch.zeros(total, channels, 1, 1)
+        weight[before : before + channels, :, 0, 0] = torch.eye(channels)
     rounded = is_dequantized(source) and all(op_name(user) == "quantize_per_tensor" for user in last.users)
-    stored = weight.to(torch.int8) if rounded else weight
+    stored = weight.to(torch.int8 if rounded else value.dtype)
     name = edit.add_tensor(model, f"{first.name}.weight", stored, trainable=False)
     taken = edit.read_tensor(model, name, first)
     if rounded:
@@ -172,13 +171,16 @@ def _keep_dims(mean: fx.Node) -> None:
 
 def _choose_arithmetic(model: Model, layer: Layer) -> None:
     """Leave the layer in static int8, round its input at each call, or give it its float weight."""
-    node = layer.node
-    read_rounded = is_dequantized(layer.data)
-    if layer.kind in INTEGER_KERNELS and read_rounded and _written_rounded(node):
+    node, data = layer.node, layer.data
+    dynamic = op_name(data) == "dequantize_per_tensor" and isinstance(data.args[1], fx.Node)
+    static = is_dequantized(data) and not dynamic
+    if layer.kind in INTEGER_KERNELS and static and _written_rounded(node):
         return
-    if layer.kind == "linear" and read_rounded:
+    if layer.kind == "linear" and (static or dynamic):
         _round_input_at_each_call(layer)
         return
+    if dynamic:  # a convolution, which then runs in float as a whole
+        node.replace_input_with(data, data.args[0].args[0])  # type: ignore[union-attr,arg-type]
     name = edit.add_tensor(model, f"{layer.weight.name}_float", layer.weight.value(), trainable=False)
     node.replace_input_with(layer.weight.source, edit.read_tensor(model, name, node))
 
@@ -192,15 +194,15 @@ def _written_rounded(node: fx.Node) -> bool:
 
 
 def _round_input_at_each_call(layer: Layer) -> None:
-    """Instead of the calibrated rounding: int8 inputs whose range is that of each row, and a float result.
+    """Instead of what rounds its input now: int8 inputs with the range of each row, and a float result.
 
-    Where another layer wrote the input, the calibrated rounding stays: without it that layer has no kernel.
+    Where another layer wrote the input, a calibrated rounding stays: without it that layer has no kernel.
     """
     quantize: Any = layer.data.args[0]
     source = writer = quantize.args[0]
     while op_name(writer) in CLAMPS:
         writer = writer.args[0]
-    if op_name(writer) in INTEGER_KERNELS:
+    if op_name(writer) in INTEGER_KERNELS and not isinstance(quantize.args[1], fx.Node):
         source = layer.data
     with edit.inserting_before(layer.node) as call:
         grid = call(ops.choose_qparams.tensor, source, -128, 127, torch.finfo(torch.float32).eps, torch.int8)
@@ -217,7 +219,8 @@ def _round_input_at_each_call(layer: Layer) -> None:
 def _say_signed(model: Model, node: fx.Node) -> None:
     if op_name(node) in ("quantize_per_tensor", "dequantize_per_tensor") and node.args[-1] == torch.uint8:
         source, scale, zero, low, high, _ = node.args
-        node.args = (source, scale, zero - 128, low - 128, high - 128, torch.int8)  # type: ignore[operator]
+        zero = zero - 128 if isinstance(zero, int) else zero  # else `choose_qparams` gives it, signed
+        node.args = (source, scale, zero, low - 128, high - 128, torch.int8)  # type: ignore[operator]
     elif op_name(node) == "dequantize_per_channel" and node.args[2] is None:
         scales: Any = node.args[1]
         zeros = torch.zeros(model.tensor(scales.target).shape, dtype=torch.int64)

@@ -1,5 +1,7 @@
 """`.pte`: lowered, written, and run in ExecuTorch itself. Skipped as a whole where the extra is missing."""
 
+import operator
+
 import networks
 import numpy as np
 import pytest
@@ -13,8 +15,11 @@ from nncompress.errors import DataError, ExitCode, ModelFileError, UnsupportedEr
 from nncompress.export import write, write_pt2
 from nncompress.export.lower_xnnpack import lower_xnnpack
 from nncompress.export.to_pte import LARGEST_BATCH
-from nncompress.ir import Model
+from nncompress.ir import Model, edit
 from nncompress.ir.normalize import op_name
+from nncompress.ir.qdq import ops as ops_of
+from nncompress.ir.qdq import round_weight, store_int8
+from nncompress.ir.weights import layers
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact
 
@@ -109,6 +114,33 @@ def test_integers_are_signed_and_every_reader_has_its_own(quantized):
             assert node.args[-1] == torch.int8
         if op_name(node).startswith("dequantize_per"):
             assert len(node.users) == 1
+
+
+def dynamic(model: Model) -> Model:
+    """Linear weights in int8, inputs rounded to uint8 by the range of each batch."""
+    changed = model.copy()
+    for layer in list(layers(changed)):
+        data, reader = layer.data, layer.node
+        store_int8(changed, layer.weight.name, *round_weight(layer.weight.value(), 0), 0)
+        with edit.inserting_before(reader) as call:
+            chosen = call(ops_of.choose_qparams.tensor, data, 0, 255, 1e-9, torch.uint8)
+            scale, zero = (call(operator.getitem, chosen, position) for position in (0, 1))
+            rounded = call(ops_of.quantize_per_tensor.tensor, data, scale, zero, 0, 255, torch.uint8)
+            value = call(ops_of.dequantize_per_tensor.tensor, rounded, scale, zero, 0, 255, torch.uint8)
+        reader.replace_input_with(data, value)
+    changed.refresh()
+    return changed
+
+
+@needs_executorch
+def test_dynamic_int8_stays_dynamic(tmp_path):
+    model = dynamic(networks.model("two-outputs"))
+    report = write(model, tmp_path / "m.pte")
+    assert report.int8 == "3 of 3 in int8"
+    assert report.portable == ()
+    inputs = networks.inputs("two-outputs", 9, seed=5)
+    for got, expected in zip(open_artifact(tmp_path / "m.pte").run(*inputs), model(*inputs)):
+        assert distance(got, expected) < 0.03
 
 
 # -- files -------------------------------------------------------------------------------------------------
