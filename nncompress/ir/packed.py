@@ -45,9 +45,9 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
     if values is not None:
         unpacking = (0 if bits_for(len(values)) == 8 else 4) * per_op
         sizes["codebook"] = packed_bytes(size, len(values), item) + overhead + 3 * per_op + unpacking
-        sizes["both"] = (
-            size / 8 + packed_bytes(nonzero + 1, len(values) + 1, item) + extra + 2 * per_op + unpacking
-        )
+        if nonzero < size:  # zero is one of the values
+            stored = size / 8 + packed_bytes(nonzero + 1, len(values), item)
+            sizes["both"] = stored + extra + 2 * per_op + unpacking
     for axis in range(min(tensor.dim(), 2)):
         if (most := most_per_channel(tensor, axis)) is not None:
             channels = tensor.shape[axis]

@@ -35,7 +35,7 @@ CASES = {
     "few values": (of_values((61, 43), 16), {"codes", "codebook"}, 61 * 43 / 2 + 65),
     "two values": (of_values((61, 43), 2), {"codes", "codebook"}, 61 * 43 / 8 + 9),
     "many zeros": (sparse(random(64, 33, 3), 0.75), {"bitmap", "values"}, 64 * 99 * 1.16),
-    "both": (sparse(of_values((64, 33, 3), 15), 0.75), {"bitmap", "codes", "codebook"}, 64 * 99 / 4 + 80),
+    "both": (sparse(of_values((64, 33, 3), 15), 0.75), {"bitmap", "codes", "codebook"}, 64 * 99 / 4 + 120),
     "half": (sparse(random(99, 99), 0.9).half(), {"bitmap", "values"}, 99 * 99 * 0.34),
     "one value": (torch.full((40, 5), 0.5), {"codes", "codebook"}, 29),
     "no value but zero": (torch.zeros(40, 5), {"codes", "codebook"}, 29),
