@@ -33,13 +33,18 @@ def main() -> None:
     parser.add_argument("--models", default="resnet20,resnet56")
     parser.add_argument("--settings", nargs="+", default=SETTINGS)
     parser.add_argument("--limit", type=int, default=512, help="calibration images")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of compressed models: those in it are not made anew"
+    )
     options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     for name in options.models.split(","):
         made = {each: [f"factorize:{each}"] for each in options.settings}
-        compare(name, {"original": []} | made, options.folder, options.limit)
+        compare(name, {"original": []} | made, options.folder, options.limit, options.keep)
 
 
-def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int) -> None:
+def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, keep: Path | None) -> None:
     original = nncompress.load(
         folder / f"{name}.safetensors",
         arch=f"{HERE / 'cifar_resnet.py'}:{name}",
@@ -53,11 +58,19 @@ def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int) -> 
     with tempfile.TemporaryDirectory() as work:
         arms = []
         for text, passes in made.items():
+            kept = keep and keep / f"{name}-{text}.pt2"
             try:
-                model = nncompress.compress(original, passes, data=train, limit=limit) if passes else original
+                if kept and kept.is_file():
+                    model = nncompress.load(kept)
+                else:
+                    model = (
+                        nncompress.compress(original, passes, data=train, limit=limit) if passes else original
+                    )
             except UsageError as error:  # a latency out of reach on this machine
                 print(f"{name} {text}: {error}", file=sys.stderr, flush=True)
                 continue
+            if kept and not kept.is_file():
+                nncompress.save(model, kept)
             path = Path(work) / f"{text}.onnx"
             nncompress.save(model, path)
             arms.append(Arm(text, path, macs=cost(model).macs))

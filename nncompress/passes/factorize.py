@@ -31,8 +31,7 @@ SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params", "la
 class Factorize(Pass):
     """Low-rank factors instead of layers.
 
-    One of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params`, `latency` decides the ranks. With
-    none given, err = 1e-3.
+    One of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params` and `latency` decides the ranks.
     """
 
     name = "factorize"
@@ -40,7 +39,9 @@ class Factorize(Pass):
     example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
 
     err: float | None = option(
-        None, above=0, help="mean squared error allowed per layer [default: 1e-3, of the weight]"
+        None,
+        above=0,
+        help="mean squared error allowed per layer; of its weight, 1e-3, if nothing else is asked for",
     )
     relative: float | None = option(
         None, above=0, below=1, help="squared error allowed per layer, as a share of what it could lose"
@@ -67,8 +68,8 @@ class Factorize(Pass):
     )
     minimize: Literal["auto", "weight", "layer", "model"] = option(
         "auto",
-        help="whose error: the weight's, or with data that of the layer's or the model's output "
-        "[auto: the weight's without data or for --err, else the model's]",
+        help="whose error: the weight's, or with data that of the layer's or the model's output; auto: the "
+        "weight's without data or for --err, else the model's",
     )
     refit: bool = option(True, help="with data, fit the factors to what the compressed layers produce")
     faster: bool = option(
