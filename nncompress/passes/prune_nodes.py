@@ -174,6 +174,7 @@ class PruneNodes(Pass):
                 )
         numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
         changes = self._changes(plan, numbers, refused)
+        changes += [Change(n, f"left as it was: {why}", applied=False) for n, why in fitted.left.items()]
         if not refused:
             self._check_budget(model, pruned)
         if cut:

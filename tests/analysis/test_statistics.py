@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.patches import input_rows
+from nncompress.analysis.patches import as_filters, filter_rows, from_filters, input_rows
 from nncompress.analysis.statistics import ChannelStatistics, CrossMoments, Moments, input_moments, observe
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
@@ -29,6 +29,27 @@ def test_rows_times_weight_is_the_layer(kind):
     theirs = module(x)
     theirs = theirs if isinstance(module, nn.Linear) else theirs.movedim(1, -1)
     torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
+
+
+TRANSPOSED = {
+    "transposed 1d": (nn.ConvTranspose1d(3, 4, 4, stride=3, padding=1), (2, 3, 5)),
+    "transposed": (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (2, 0), (1, 2)), (2, 4, 5, 4)),
+    "transposed, grouped": (nn.ConvTranspose2d(6, 4, 3, 2, groups=2, dilation=2), (2, 6, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *TRANSPOSED])
+def test_filter_rows_times_filters_is_the_layer_and_filters_become_the_weight_again(kind):
+    module, shape = {**LAYERS, **TRANSPOSED}[kind]
+    x = torch.randn(shape)
+    layer = next(layers(Model.from_module(module.eval(), (x,))))
+    rows, filters = filter_rows(layer, x), as_filters(layer, module.weight)
+    weight = filters.reshape(rows.shape[0], -1, rows.shape[2])
+    ours = (rows @ weight.transpose(1, 2)).transpose(0, 1).reshape(rows.shape[1], -1) + module.bias
+    theirs = module(x)
+    theirs = theirs if isinstance(module, nn.Linear) else theirs.movedim(1, -1)
+    torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
+    assert torch.equal(from_filters(layer, filters), module.weight)
 
 
 def test_rows_of_a_transposed_convolution_are_its_pixels():

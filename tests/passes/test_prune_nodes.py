@@ -73,6 +73,13 @@ def test_compensation_brings_the_outputs_closer(blocks):
     assert errors[True] < 0.5 * errors[False]
 
 
+def test_a_layer_that_cannot_be_fitted_is_named_with_the_reason():
+    _, step = run(model("tied"), records("tied"), ratio=0.3)
+    (left,) = [c for c in step.changes if "left as it was" in c.what]
+    assert "serves several layers" in left.what
+    assert not left.applied
+
+
 def test_reconstruction_beats_random():
     each, data = model("residual"), records("residual", 256)
     x = inputs("residual", 64, seed=11)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.patches import as_filters, from_filters
 from nncompress.analysis.residual import channel_dim, norm_of
 from nncompress.ir import Model
 from nncompress.ir.weights import Layer, argument, readers
@@ -79,8 +80,8 @@ class Affine:
         return torch.where(scale.abs() > 1e-4 * scale.abs().max().clamp(min=1e-12), scale, 1.0)
 
     def matrix(self) -> Tensor:
-        """W: [out, in/groups · K…], float64."""
-        weight = self.layer.weight.value().double().movedim(self.layer.roles.outputs, 0).flatten(1)
+        """W: [out, in/groups · K…], float64, for rows as `filter_rows` gives them."""
+        weight = as_filters(self.layer, self.layer.weight.value().double()).flatten(1)
         if self.norm is None:
             return weight
         own = self._model.tensor(self.norm.weight).detach().double() / self.norm.deviation(self._model)
@@ -88,9 +89,7 @@ class Affine:
 
     def offset(self) -> Tensor:
         """b: [out], float64."""
-        roles = self.layer.roles
-        size = self.layer.weight.value().shape[roles.outputs]
-        bias = torch.zeros(size, dtype=torch.float64)
+        bias = torch.zeros(len(as_filters(self.layer, self.layer.weight.value())), dtype=torch.float64)
         if self.layer.bias is not None:
             bias = self.layer.bias.value().double()
         if self.norm is None:
@@ -109,11 +108,11 @@ class Affine:
                 statistics become those of the layer's new output, so that training starts where inference is.
         """
         layer = self.layer
-        shape = layer.weight.value().shape
-        moved = [shape[layer.roles.outputs], *(s for d, s in enumerate(shape) if d != layer.roles.outputs)]
+        old = layer.weight.value()
+        shape = as_filters(layer, old).shape
 
         def as_weight(value: Tensor) -> Tensor:
-            return value.reshape(moved).movedim(0, layer.roles.outputs).to(layer.weight.value().dtype)
+            return from_filters(layer, value.reshape(shape)).to(old.dtype).contiguous()
 
         if self.norm is None:
             found = {layer.weight.name: as_weight(matrix)}

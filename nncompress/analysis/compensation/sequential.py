@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from nncompress.analysis.compensation.affine import Affine
@@ -26,11 +27,10 @@ from nncompress.analysis.compensation.sides import Env, Room, cut_side, original
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.elimination import LARGEST
-from nncompress.analysis.patches import draw_positions, input_rows, output_rows
+from nncompress.analysis.patches import as_filters, draw_positions, filter_rows, output_rows
 from nncompress.analysis.residual import Branch, channel_dim, sums_over_channels
 from nncompress.ir import Model
 from nncompress.ir.geometry import geometry
-from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
@@ -66,11 +66,13 @@ class Fitted:
         weights: stored tensor -> its new value.
         constants: per branch that is left out, `[channels]` to add in its place; None for nothing.
         layers: how many layers were fitted.
+        left: layer -> why it was not, though what it reads has changed.
     """
 
     weights: dict[str, Tensor]
     constants: list[Tensor | None]
     layers: int = 0
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 def without_data(model: Model, cut: Cut) -> Fitted:
@@ -151,10 +153,12 @@ class _Walk:
         self._constants: list[Tensor | None] = [None] * len(cut.branches)
         self._all = [layer for layer in layers(model) if layer.name not in self._skipped]
         self._changed = self._reached()
+        reasons = {n.name: why_not_fitted(model, n) for n in self._all if n.node in self._changed}
+        self._left = {name: reason for name, reason in reasons.items() if reason}
         self._affines = {
             layer.node: Affine(model, layer)
             for layer in self._all
-            if layer.node in self._changed and fittable(model, layer)
+            if layer.node in self._changed and layer.name not in self._left
         }
         self._pending = set(self._affines)
         ends = [affine.end for affine in self._affines.values()]
@@ -169,7 +173,7 @@ class _Walk:
             self._pending.discard(node)
         self._leave_out(before=None)
         self._progress.step("compensating", len(self._affines), len(self._affines))
-        return Fitted(dict(self._now.weights), self._constants, len(self._affines))
+        return Fitted(dict(self._now.weights), self._constants, len(self._affines), self._left)
 
     def _reached(self) -> set[fx.Node]:
         """The nodes whose value the cut can change."""
@@ -211,7 +215,7 @@ class _Walk:
         regression = Regression(centred=affine.intercept)
         for (read, target), records in zip(self._examples(affine), self._records, strict=True):
             positions = draw_positions(layer, target, POSITIONS * records, self._generator)
-            rows = input_rows(layer, read, positions=positions)
+            rows = filter_rows(layer, read, positions)
             regression.add(rows, output_rows(layer, target, positions))
         start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
         matrix, offset = regression.solve(start, self._columns(layer, rows.shape[2]), ridge=self._ridge)
@@ -252,32 +256,38 @@ class _Walk:
         return True
 
     def _columns(self, layer: Layer, width: int) -> Indices:
-        """The columns of the weight matrix that stay, of those in one group."""
+        """The columns of the weight matrix that stay, of those in one group: what stays in any of them."""
         size = layer.weight.value().shape[layer.roles.inputs]
-        stays = np.ones(size, bool)
+        stays: NDArray[np.bool_] = np.ones(size, bool)
         gone = self._survivors.tensors.get(layer.weight.name, {}).get(layer.roles.inputs)
         if gone is not None:
             stays &= gone
         stays[list(self._cut.reads.get(layer.name, ()))] = False
-        return np.flatnonzero(np.repeat(stays, width // size))
+        if "transpose" in layer.kind:  # its input dim counts the channels of all groups
+            stays = np.any(stays.reshape(layer.groups, -1), axis=0)
+        return np.flatnonzero(np.repeat(stays, width // len(stays)))
 
 
 def _shifted(source: fx.Node, constant: Tensor, env: Env) -> Tensor:
     return env[source] + constant
 
 
-def fittable(model: Model, layer: Layer) -> bool:
-    """The layer is linear in rows of its input, has weights of its own, and few enough columns."""
+def why_not_fitted(model: Model, layer: Layer) -> str | None:
+    """What keeps a layer as it is, or None: it is linear in rows of its input, its weight is its own, and it
+    has few enough columns."""
     weight = layer.weight.value()
-    if layer.weight.quantized or not weight.is_floating_point() or "transpose" in layer.kind:
-        return False
-    if layer.kind in ("embedding", "matmul") or (layer.kind == "addmm" and layer.node.kwargs):
-        return False
     convolution = layer.roles.groups is not None
+    if layer.weight.quantized or not weight.is_floating_point():
+        return "its weight is quantized"
+    if layer.kind in ("embedding", "matmul") or (layer.kind == "addmm" and layer.node.kwargs):
+        return f"least squares are not written for {layer.kind}"
     if weight.dim() < 2 or (not convolution and not sums_over_channels(layer)):
-        return False
+        return "it is no matrix product"
     if convolution and geometry(layer) is None:
-        return False
-    if any(sum(len(n.users) for n in readers(model, w.name)) > 1 for w in (layer.weight, layer.bias) if w):
-        return False
-    return weight[0].numel() <= LARGEST and op_name(layer.data) != "get_attr"
+        return "its padding is uneven"
+    for each in (layer.weight, layer.bias):
+        if each is not None and sum(len(n.users) for n in readers(model, each.name)) > 1:
+            return f"{each.name} serves several layers, whose inputs depend on it: no closed form"
+    if as_filters(layer, weight)[0].numel() > LARGEST:
+        return f"more than {LARGEST} weights per output"
+    return None

@@ -147,7 +147,7 @@ def test_the_last_layer_of_a_branch_fits_the_sum():
 AT_MOST = {"tied": 0.99}
 
 
-@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "transposed"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_error_falls_on_every_network(name):
     each = model(name)
     couplings = find_couplings(each)
