@@ -28,7 +28,7 @@ class LayerCost:
         name: dotted module name, or the node's own where it stores nothing.
         kind: the ATen op, "conv2d"; "depthwise conv2d" where each channel has its own filters.
         shape: the weight's shape, () without one.
-        output: the shape of the layer's output at batch 1.
+        output: the shape of the layer's output at batch 1, or at the model's fixed batch.
         parameters: stored values counted here, biases and buffers that an inference reads included.
         nonzero: how many of those are not zero.
         macs: multiply-accumulates at batch 1.
@@ -80,8 +80,9 @@ class Cost:
 
 
 def cost(model: Model) -> Cost:
-    """Cost of every layer of `model` at batch 1."""
+    """Cost of every layer of `model` for one record, also where its batch is fixed at more."""
     shapes = Shapes(model)
+    records = model.fixed_batch or 1
     counted: set[int] = set()
     rows = []
     for node in model.graph.nodes:
@@ -89,7 +90,7 @@ def cost(model: Model) -> Cost:
             continue
         stored, scales = _stored_tensors(model, node)
         fresh = [(name, model.tensor(name)) for name in stored if id(model.tensor(name)) not in counted]
-        macs = node_macs(node, shapes)
+        macs = node_macs(node, shapes) // records
         if not stored and not macs:
             continue
         counted.update(id(tensor) for _, tensor in fresh)

@@ -11,10 +11,19 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from nncompress.errors import UnsupportedError
+from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.inputs import InputSpec, input_specs, random_input
 from nncompress.ir.normalize import normalize, op_name, remove_dead_code
-from nncompress.ir.tracing import at_least_two, batch_dims, output_names, tie_again, trace
+from nncompress.ir.tracing import at_least_two, batch_dims, output_names, tie_again, trace, without_clashes
+
+# op -> the position of its training flag
+TRAINING_FLAG = {
+    "batch_norm": 5,
+    "dropout": 2,
+    "feature_dropout": 2,
+    "alpha_dropout": 2,
+    "feature_alpha_dropout": 2,
+}
 
 
 class Model:
@@ -94,6 +103,7 @@ class Model:
         copy_weights: bool = False,
     ) -> Model:
         """Wrap an exported program; `inputs`, where given, carries names of dims and integer ranges over."""
+        program = without_clashes(program)
         graph_module = program.module(check_guards=False)
         assert isinstance(graph_module, fx.GraphModule)
         names = output_names(program)
@@ -120,8 +130,60 @@ class Model:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def outputs_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run it: always the tuple of all outputs. Gradients are recorded if the caller's mode says so."""
+        """Run it: always the tuple of all outputs. Gradients are recorded if the caller's mode says so.
+
+        Raises:
+            UsageError: the model's batch is fixed, and this is another one.
+        """
+        fixed = self.fixed_batch
+        for spec, value in zip(self.inputs, inputs) if fixed is not None else ():
+            if value.dim() and len(value) != fixed:
+                raise UsageError(
+                    f"the model takes batches of {fixed} only",
+                    got=f"{spec.name} of shape {list(value.shape)}",
+                    expected=str(spec),
+                    remedy="export it again with a dynamic batch",
+                )
         return self.graph_module(*inputs)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of records that it takes at a time: the first size that all inputs and outputs share,
+        if that is a number and no dynamic dim."""
+        shapes = [spec.shape for spec in self.inputs] + self._output_shapes()
+        first = [shape[0] if shape else None for shape in shapes]
+        fixed = first and all(isinstance(size, int) and size == first[0] for size in first)
+        return int(first[0]) if fixed and first[0] is not None else None
+
+    def _output_shapes(self) -> list[tuple[int | str, ...]]:
+        """A str is a dynamic dim, or an expression of some."""
+        names: dict[str, str] = {}
+        for node, spec in zip((n for n in self.graph.nodes if n.op == "placeholder"), self.inputs):
+            names.update(zip(map(str, node.meta["val"].shape), map(str, spec.shape)))
+        results: Any = self.graph.output_node().args[0]
+        values = [node.meta.get("val") if isinstance(node, fx.Node) else None for node in results]
+        return [
+            tuple(s if isinstance(s, int) else names.get(str(s), str(s)) for s in v.shape)
+            if isinstance(v, Tensor)
+            else ()
+            for v in values
+        ]
+
+    def __repr__(self) -> str:
+        """What it takes and gives, how large it is and what was done to it; a line each."""
+        inputs = ", ".join(map(str, self.inputs))
+        shapes = [", ".join(map(str, shape)) for shape in self._output_shapes()]
+        outputs = ", ".join(f"{name}[{shape}]" for name, shape in zip(self.outputs, shapes))
+        stored = list(self.graph_module.parameters())
+        values, size = sum(p.numel() for p in stored), sum(p.numel() * p.element_size() for p in stored)
+        lines = [f"inputs:     {inputs}", f"outputs:    {outputs}"]
+        lines.append(f"parameters: {values:,} ({size / 1e6:.2f} MB)")
+        for record in self.history:
+            settings = " ".join(f"{k}={v}" for k, v in record.get("settings", {}).items())
+            before, after = (record.get(when, {}).get("macs") for when in ("before", "after"))
+            macs = f": MACs {before:,} -> {after:,}" if before is not None and after is not None else ""
+            lines.append(f"history:    {' '.join(filter(None, (str(record.get('pass')), settings)))}{macs}")
+        return "Model(\n" + "".join(f"  {line}\n" for line in lines) + ")"
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of that dotted name.
@@ -173,8 +235,8 @@ class Model:
     def set_training(self, training: bool) -> None:
         """Switch the training flag of every batch norm and dropout node."""
         for node in self.graph.nodes:
-            position = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2}.get(op_name(node))
-            if position is not None and node.op == "call_function":
+            position = TRAINING_FLAG.get(op_name(node)) if node.op == "call_function" else None
+            if position is not None:
                 node.update_arg(position, training)
         self.graph_module.recompile()
 

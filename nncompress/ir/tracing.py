@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
@@ -59,6 +61,43 @@ def _positional(args: tuple[Any, ...]) -> dict[str, Any]:
     if args:
         raise UnsupportedError("give the example inputs either all by position or all by name")
     return {}
+
+
+def without_clashes(program: ExportedProgram) -> ExportedProgram:
+    """The program with those modules renamed ("code" -> "code_") that `fx.GraphModule` has no place for.
+
+    It has attributes of its own, such as `code` and `graph`, which would hide them.
+    """
+    own = set(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
+    signature = program.graph_signature
+    targets = [s.target for s in signature.input_specs if s.target]
+    tops = {target.split(".")[0] for target in targets}
+    clashing = tops & own
+    if not clashing:
+        return program
+    fresh = {name: name + "_" for name in clashing}
+    for name in clashing:
+        while fresh[name] in tops | own:
+            fresh[name] += "_"
+
+    def renamed(target: str) -> str:
+        top, dot, rest = target.partition(".")
+        return fresh.get(top, top) + dot + rest
+
+    def specs(old: list[Any]) -> list[Any]:
+        return [replace(s, target=renamed(s.target)) if s.target else s for s in old]
+
+    return ExportedProgram(
+        program.graph_module,
+        program.graph,
+        ExportGraphSignature(specs(signature.input_specs), specs(signature.output_specs)),
+        {renamed(name): tensor for name, tensor in program.state_dict.items()},
+        program.range_constraints,
+        program.module_call_graph,
+        program.example_inputs,
+        {renamed(name): value for name, value in program.constants.items()},
+        verifiers=program.verifiers,
+    )
 
 
 def tie_again(module: fx.GraphModule) -> None:

@@ -1,9 +1,14 @@
 import io
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import nncompress
+from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import find_couplings
+from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
 
@@ -182,3 +187,62 @@ def test_a_write_through_dropout_keeps_its_meaning():
     model = Model.from_module(module, (torch.randn(2, 4),))
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x), module(x))
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "print_readable"])
+def test_a_module_named_like_an_attribute_of_the_graph_is_renamed(name, tmp_path):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, nn.Linear(4, 8))
+            setattr(self, name + "_", nn.Linear(8, 8))  # the name next best is taken
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(F.relu(getattr(self, name + "_")(F.relu(getattr(self, name)(x)))))
+
+    torch.manual_seed(0)
+    module, x = Named().eval(), torch.randn(3, 4)
+    model = Model.from_module(module, (x,))
+    assert torch.equal(model(x), module(x))
+    assert [layer.name for layer in layers(model)] == [name + "__", name + "_", "out"]
+    nncompress.save(model, tmp_path / "named.pt2")
+    again = nncompress.load(tmp_path / "named.pt2")
+    again.refresh()
+    assert torch.equal(again(x), module(x))
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_every_op_that_draws_when_training_is_switched(kind):
+    x = -torch.rand(2, 3, 8, 8)
+    model = Model.from_module(nn.Sequential(kind(), nn.Conv2d(3, 2, 1)).eval(), (x,))
+    for training in (True, False, True):
+        model.set_training(training)
+        assert torch.equal(model(x), model(x)) is not training
+
+
+def static(batch: int) -> Model:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    return Model.from_module(module, (torch.randn(batch, 3, 8, 8),), dynamic_batch=False)
+
+
+def test_a_fixed_batch_counts_for_one_record_and_takes_no_other():
+    model, dynamic = static(6), make()[1]
+    assert (model.fixed_batch, dynamic.fixed_batch) == (6, None)
+    assert cost(model).macs == 36 * 4 * 27 + 2 * 4 * 36
+    assert find_couplings(model).macs() == cost(model).macs
+    with pytest.raises(UsageError, match="batches of 6 only") as caught:
+        model(torch.randn(2, 3, 8, 8))
+    assert "[2, 3, 8, 8]" in caught.value.got
+
+
+def test_it_says_what_it_is():
+    _, model = make()
+    model.history.append(
+        {"pass": "prune-nodes", "settings": {"macs": 0.5}, "before": {"macs": 9000}, "after": {"macs": 4500}}
+    )
+    text = repr(model)
+    for part in ("float32[batch, 3, 12, 12]", "output_1", "prune-nodes macs=0.5: MACs 9,000 -> 4,500"):
+        assert part in text
+    assert f"parameters: {sum(p.numel() for p in model.graph_module.parameters()):,}" in text

@@ -314,16 +314,17 @@ class Couplings:
         return {n: v.shape for n, v in tensors.items() if n in parameters or n in folded}
 
     def macs(self, removal: Removal | None = None) -> int:
-        """Multiply-accumulates at batch 1 after a removal, without carrying it out."""
+        """Multiply-accumulates for one record after a removal, without carrying it out."""
         return self._macs(self.survivors(removal or {}))
 
     def grown_macs(self, growth: Growth) -> int:
-        """Multiply-accumulates at batch 1 after a growth, without carrying it out."""
+        """Multiply-accumulates for one record after a growth, without carrying it out."""
         return self._macs(self.widened(growth))
 
     def _macs(self, survivors: Survivors) -> int:
         shapes = SurvivingShapes(self.model, survivors)
-        return sum(node_macs(n, shapes) for n in self.model.graph.nodes if n.op == "call_function")
+        total = sum(node_macs(n, shapes) for n in self.model.graph.nodes if n.op == "call_function")
+        return total // (self.model.fixed_batch or 1)
 
     def prunable_share(self) -> float:
         """The share of parameters that lie in at least one removable unit."""
