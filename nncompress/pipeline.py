@@ -19,7 +19,7 @@ from nncompress.analysis.cost import Cost, cost
 from nncompress.errors import UsageError
 from nncompress.ir.model import Model
 from nncompress.ir.verify import Drift, drift, outputs_checked, same_structure
-from nncompress.ir.weights import layer_name, layers
+from nncompress.ir.weights import layer_name, layers, recurrent_layers
 from nncompress.passes import Change, Context, Pass
 
 
@@ -107,6 +107,10 @@ def _run_one(
         edited.refresh()
         each.ensures(edited, changes)
         model = edited
+    if not each.recurrent:
+        changes += [
+            Change(name, "left: a recurrent layer", applied=False) for name in recurrent_layers(model)
+        ]
     context.progress.step(f"verifying {each.name}", 0, 1)
     outputs = outputs_checked(model, inputs, each.name)
     same_structure(outputs, reference, each.name)

@@ -9,6 +9,7 @@ from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Change, Context, Pass
 from nncompress.passes.prune import Prune
+from nncompress.passes.prune_nodes import PruneNodes
 
 
 def make() -> Model:
@@ -75,3 +76,18 @@ def test_a_model_that_is_already_broken_is_named():
     model.tensor("2.bias").data.fill_(float("inf"))
     with pytest.raises(VerificationError, match="as loaded"):
         pipeline.run(model, [Prune()], Context())
+
+
+def test_recurrent_layers_are_listed_as_left_by_a_pass_that_does_not_change_them():
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = torch.nn.GRU(4, 6, batch_first=True), torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    each = Model.from_module(Recurrent().eval(), (torch.randn(2, 5, 4),))
+    steps = pipeline.run(each, [Prune(sparsity=0.5), PruneNodes(ratio=0.3)], Context())[1]
+    left = [[(c.where, c.what) for c in step.changes if not c.applied] for step in steps]
+    assert left == [[("rnn", "left: a recurrent layer")], []]

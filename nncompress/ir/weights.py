@@ -198,6 +198,16 @@ def layers(model: Model) -> Iterator[Layer]:
         yield Layer(name if seen[name] == 1 else f"{name}#{seen[name]}", node, roles, weight, bias)
 
 
+def recurrent_layers(model: Model) -> list[str]:
+    """The names of the fused recurrent layers, each one node with many weights: they are no `layers`."""
+    found = []
+    for node in model.graph.nodes:
+        if node.op == "call_function" and op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            found.append(layer_name(next((n for n in stored if "weight" in n), node.name)))
+    return found
+
+
 def layer_name(tensor_name: str) -> str:
     """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name."""
     prefix, _, leaf = tensor_name.rpartition(".")

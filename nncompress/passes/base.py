@@ -63,10 +63,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Pass(Options):
-    """Base of all passes."""
+    """Base of all passes.
+
+    Attributes:
+        recurrent: it changes fused recurrent layers (LSTM, GRU); where it does not, the driver says so.
+    """
 
     summary: ClassVar[str]
     example: ClassVar[str] = ""
+    recurrent: ClassVar[bool] = False
 
     def requires(self, model: Model, context: Context) -> None:
         """Refuse before work starts.

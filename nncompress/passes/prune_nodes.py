@@ -29,6 +29,7 @@ class PruneNodes(Pass):
     name = "prune-nodes"
     summary = "remove whole nodes (channels, heads, hidden units) with everything tied to them"
     example = "nncompress prune-nodes model.pt2 --macs 0.5 --data images/"
+    recurrent = True
 
     ratio: float | None = option(
         None, above=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
