@@ -10,9 +10,12 @@ import pytest
 import torch
 from networks import NETWORKS, inputs, model
 from records import Records, images
+from torch import nn
+from torch.nn import functional as F
 
 from nncompress import export, pipeline
 from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import find_couplings
 from nncompress.data import open_data
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
@@ -271,3 +274,23 @@ def test_nothing_left_beside_the_blocks_that_are_dropped_is_said():
         run(model("stages"), records("stages"), drop_blocks=4, ratio=0.3)
     assert "left out" in (caught.value.got or "")
     assert "again on the result" in (caught.value.remedy or "")
+
+
+def test_a_weight_that_the_graph_computes_is_no_activation():
+    """Weight normalisation: the criterion must not look for records in the weight."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 12)
+            self.b = nn.utils.parametrizations.weight_norm(nn.Linear(12, 10))
+            self.c = nn.Linear(10, 3)
+
+        def forward(self, x):
+            return self.c(F.softplus(self.b(torch.sin(self.a(x)))))
+
+    torch.manual_seed(0)
+    each = Model.from_module(Normed().eval(), (torch.randn(2, 4),))
+    _, step = run(each, Records((torch.randn(80, 4),)), ratio=0.3)
+    assert step.after.macs < 0.8 * step.before.macs
+    assert all(g.sites for g in find_couplings(each).groups)

@@ -184,6 +184,10 @@ class Couplings:
         unit_of: Indices,
     ) -> tuple[Group, ...]:
         count = int(group_of.max(initial=-1)) + 1
+        flowing: set[fx.Node] = set()  # what depends on the inputs; the rest computes weights
+        for node in self.model.graph.nodes:
+            if node.op == "placeholder" or not flowing.isdisjoint(node.all_input_nodes):
+                flowing.add(node)
         members: list[list[Member]] = [[] for _ in range(count)]
         sites: list[list[Site]] = [[] for _ in range(count)]
         for which, dim, roots in carriers:
@@ -192,7 +196,7 @@ class Couplings:
                 unit = np.where(groups == number, unit_of[roots], -1)
                 if isinstance(which, str):
                     members[number].append(Member(which, dim, unit, self._role(which, dim)))
-                else:
+                elif which in flowing:
                     sites[number].append(Site(which, dim, unit))
         made = []
         seen: dict[str, int] = {}
