@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 CUTS = {20: (0.3, 0.5), 56: (0.2, 0.3, 0.5)}
 BLOCKS = {20: ("separate", "grouped"), 56: ("separate",)}
 LIMIT = {20: 512, 56: 2048}
-RANDOM_LIMIT = 512
+RANDOM_LIMIT = 256
 COLUMNS = "model | MACs cut | `--blocks` | images | top-1 % | difference [95 %] | random | bare | s"
 
 
