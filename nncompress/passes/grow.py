@@ -22,7 +22,7 @@ AMOUNTS = ("by", "factor", "quarter_of", "macs", "params", "latency")
 
 @dataclass(frozen=True)
 class Grow(Pass):
-    """Add nodes where they are needed; the model computes what it did until it is trained."""
+    """Every new node gets its place in all tensors that its group touches; training it is the next step."""
 
     name = "grow"
     summary = "add nodes (channels, heads, hidden units) without changing what the model computes"

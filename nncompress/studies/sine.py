@@ -73,9 +73,10 @@ def _verdict(rows: list[GrowthRow]) -> str:
     small, large, dynamic = rows
     mean, error = difference(large.measures, dynamic.measures)
     spread = "" if math.isnan(error) else f" ± {error:.2g}"
-    order = "more exact than" if mean < 0 else "as exact as" if mean <= 2 * error else "less exact than"
+    certain = math.isnan(error) or abs(mean) > 2 * error
+    order = "as exact as" if not certain else "more exact than" if mean < 0 else "less exact than"
     return (
-        f"grown to {MOST} nodes the network is {order} {MOST} from the start "
+        f"the network that grows is {order} {MOST} nodes from the start "
         f"(RMSE {dynamic.mean:.2g} against {large.mean:.2g}, difference {mean:+.2g}{spread}), "
         f"and {small.mean / dynamic.mean:.1f} times as exact as {SMALL}"
     )
