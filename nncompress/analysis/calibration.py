@@ -14,7 +14,7 @@ the number of records. A range is then chosen from the counts:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nncompress.data import Dataset
 
 BINS = 4096  # on each side of zero
+FEW = 16  # records below which ranges are a guess
 ACTIVATION_BUDGET = 128 * 1024**2  # bytes of the largest activation of a calibration batch
 
 
@@ -94,13 +95,13 @@ def observe(
     limit: int | None,
     batch_size: int,
     progress: Progress,
-    also: Callable[[fx.Node, Any, tuple[Any, ...]], None] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[fx.Node, Histogram]:
     """Run `data` through the model and count the values of `nodes`.
 
     Args:
         limit: at most this many records.
-        also: called after every node with its value and its arguments' values.
+        notes: told where there is so little data that the ranges are a guess.
 
     Raises:
         DataError: there are no records, all are the same, or one holds NaN or infinity.
@@ -108,8 +109,8 @@ def observe(
     """
     watched = {node: Histogram() for node in nodes}
     inputs = {node: Histogram() for node in model.graph.nodes if node.op == "placeholder" and _is_float(node)}
-    observer = _Observer(model, watched, inputs, also)
-    batch_size = min(batch_size, _largest_batch(model))
+    observer = _Observer(model, watched, inputs)
+    batch_size = min(batch_size, largest_batch(model))
     records = 0
     total = limit
     with torch.inference_mode():
@@ -126,6 +127,9 @@ def observe(
             f"{inputs[constant[0]].low:g} everywhere",
             expected="records like those the model will see",
         )
+    if records < FEW and notes is not None:
+        what = "a single record" if records == 1 else f"{records} records"
+        notes.append(f"calibrated on {what}: ranges may be far too narrow, give a hundred or more")
     return watched
 
 
@@ -134,7 +138,8 @@ def _is_float(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
-def _largest_batch(model: Model) -> int:
+def largest_batch(model: Model) -> int:
+    """Records whose largest activation fits the budget."""
     shapes = Shapes(model, batch=1)
     largest = max((math.prod(shapes.of(n)) for n in model.graph.nodes if n.op != "get_attr"), default=1)
     return max(1, ACTIVATION_BUDGET // (4 * max(largest, 1)))
@@ -146,10 +151,9 @@ class _Observer(fx.Interpreter):
         model: Model,
         watched: dict[fx.Node, Histogram],
         inputs: dict[fx.Node, Histogram],
-        also: Callable[[fx.Node, Any, tuple[Any, ...]], None] | None,
     ) -> None:
         super().__init__(model.graph_module)
-        self.watched, self.inputs, self.also = watched, inputs, also
+        self.watched, self.inputs = watched, inputs
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -159,8 +163,6 @@ class _Observer(fx.Interpreter):
                     histograms[n].add(value)
                 except FloatingPointError:
                     raise _not_finite(n) from None
-        if self.also is not None:
-            self.also(n, value, self.fetch_args_kwargs_from_env(n)[0])
         return value
 
 

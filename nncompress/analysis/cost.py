@@ -16,6 +16,7 @@ from torch import fx
 
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
+from nncompress.ir.packed import bits_for
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import argument, layer_name, roles_of, weight_at
 
@@ -32,7 +33,7 @@ class LayerCost:
         parameters: stored values counted here, biases and buffers that an inference reads included.
         nonzero: how many of those are not zero.
         macs: multiply-accumulates at batch 1.
-        bytes: stored bytes of the parameters counted here.
+        bytes: stored bytes of the parameters counted here; files pack weights of 4 bits and fewer.
     """
 
     name: str
@@ -84,6 +85,7 @@ def cost(model: Model) -> Cost:
     shapes = Shapes(model)
     records = model.fixed_batch or 1
     counted: set[int] = set()
+    bits = _stored_bits(model)
     rows = []
     for node in model.graph.nodes:
         if node.op != "call_function" or op_name(node).startswith(("dequantize", "quantize")):
@@ -104,10 +106,24 @@ def cost(model: Model) -> Cost:
                 parameters=sum(t.numel() for t in values),
                 nonzero=sum(int(torch.count_nonzero(t)) for t in values),
                 macs=macs,
-                bytes=sum(t.numel() * t.element_size() for _, t in fresh),
+                bytes=sum(_bytes(t, bits.get(name, 8)) for name, t in fresh),
             )
         )
     return Cost(tuple(rows))
+
+
+def _stored_bits(model: Model) -> dict[str, int]:
+    """Of each int8 tensor, the bits that its range of values needs in a file: 8, 4 or 2."""
+    found = {}
+    for node in model.graph.nodes:
+        if op_name(node) == "dequantize_per_channel" and node.args[0].op == "get_attr":
+            values = int(node.args[5]) - int(node.args[4]) + 1
+            found[str(node.args[0].target)] = bits_for(values)
+    return found
+
+
+def _bytes(tensor: torch.Tensor, bits: int) -> int:
+    return -(-tensor.numel() * tensor.element_size() * bits // 8)
 
 
 def node_macs(node: fx.Node, shapes: Shapes) -> int:

@@ -10,6 +10,8 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
+| a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
+| DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from nncompress.export.lower_dynamic import lower_dynamic
 from nncompress.export.lower_stem import block_pads, fits, spread_kernel
+from nncompress.export.lower_weights import lower_weights
+from nncompress.export.onnx_edit import array, insert, producer, store, turned
 
 INT32_TOP = 2**31 - 1
 
@@ -28,6 +33,7 @@ def lower_int8(model: ir.Model) -> None:
     graph = model.graph
     if not any(node.op_type == "DequantizeLinear" for node in graph):
         return
+    lower_dynamic(graph)
     for node in list(graph):  # a rewrite may remove nodes that come later
         if node.graph is None:
             continue
@@ -45,55 +51,29 @@ def lower_int8(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "Conv":
             _gather_blocks(graph, node)
+    lower_weights(graph)
     RemoveUnusedNodesPass()(model)
 
 
-def _array(value: ir.Value | None) -> np.ndarray | None:
-    """The content of an initializer."""
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
 def _dequantize(value: ir.Value | None) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _store(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer under a free name."""
-    free, count = name, 1
-    while free in graph.initializers:
-        count += 1
-        free = f"{name}_{count}"
-    value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
-    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
-    graph.initializers[free] = value
-    return value
-
-
-def _insert(graph: ir.Graph, before: ir.Node, node: ir.Node, like: ir.Value | None = None) -> ir.Value:
-    (output,) = node.outputs
-    output.name = f"{before.name}_{node.op_type}_{len(graph)}"
-    if like is not None:
-        output.type, output.shape = like.type, like.shape
-    graph.insert_before(before, node)
-    return output
+    return producer(value, "DequantizeLinear")
 
 
 def _spell_out_zero(graph: ir.Graph, dequantize: ir.Node) -> None:
-    stored, scale = (_array(value) for value in dequantize.inputs[:2])
-    if len(dequantize.inputs) > 2 or stored is None or scale is None:
+    stored, scale = dequantize.inputs[0], array(dequantize.inputs[1])
+    if len(dequantize.inputs) > 2 or stored is None or stored.dtype is None or scale is None:
         return
-    zero = _store(graph, f"{dequantize.inputs[0].name}_zero", np.zeros(scale.shape, stored.dtype))  # type: ignore[union-attr]
+    zero = store(graph, f"{stored.name}_zero", np.zeros(scale.shape, stored.dtype.numpy()))
     dequantize.resize_inputs(3)
     dequantize.replace_input_with(2, zero)
 
 
 def _round_bias(graph: ir.Graph, gemm: ir.Node) -> None:
     data, weight = _dequantize(gemm.inputs[0]), _dequantize(gemm.inputs[1])
-    bias = _array(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
+    bias = array(gemm.inputs[2]) if len(gemm.inputs) > 2 else None
     if data is None or weight is None or bias is None or bias.ndim != 1:
         return
-    scales = [_array(node.inputs[1]) for node in (data, weight)]
+    scales = [array(node.inputs[1]) for node in (data, weight)]
     if scales[0] is None or scales[1] is None:
         return
     unit = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
@@ -102,11 +82,11 @@ def _round_bias(graph: ir.Graph, gemm: ir.Node) -> None:
         return
     name = gemm.inputs[2].name  # type: ignore[union-attr]
     inputs = [
-        _store(graph, f"{name}_int32", stored.astype(np.int32)),
-        _store(graph, f"{name}_scale", np.ascontiguousarray(unit)),
+        store(graph, f"{name}_int32", stored.astype(np.int32)),
+        store(graph, f"{name}_scale", np.ascontiguousarray(unit)),
     ]
     node = ir.node("DequantizeLinear", inputs, {"axis": 0})
-    gemm.replace_input_with(2, _insert(graph, gemm, node, gemm.inputs[2]))
+    gemm.replace_input_with(2, insert(graph, gemm, node, gemm.inputs[2]))
 
 
 def _transpose_stored(graph: ir.Graph, matmul: ir.Node) -> None:
@@ -114,35 +94,36 @@ def _transpose_stored(graph: ir.Graph, matmul: ir.Node) -> None:
     if transpose is None or transpose.op_type != "Transpose":
         return
     source = _dequantize(transpose.inputs[0])
-    stored = _array(source.inputs[0]) if source is not None else None
-    if source is None or stored is None or stored.ndim != 2 or len(list(source.outputs[0].uses())) > 1:
-        return  # a shared weight (tied embedding) stays stored once
-    name = str(source.inputs[0].name)  # type: ignore[union-attr]
-    turned = _store(graph, f"{name}_transposed", np.ascontiguousarray(stored.T))
+    if source is None or _dequantize(matmul.inputs[0]) is None or "axis" not in source.attributes:
+        return
+    weight = source.inputs[0]
+    if weight is None or weight.shape is None or len(weight.shape) != 2:
+        return
     axis = 1 - source.attributes["axis"].as_int() % 2
-    node = ir.node("DequantizeLinear", [turned, *source.inputs[1:]], {"axis": axis})
-    matmul.replace_input_with(1, _insert(graph, matmul, node, transpose.outputs[0]))
+    inputs = [turned(graph, matmul, source), *source.inputs[1:]]
+    node = ir.node("DequantizeLinear", inputs, {"axis": axis})
+    matmul.replace_input_with(1, insert(graph, matmul, node, transpose.outputs[0]))
 
 
 def _pool_globally(graph: ir.Graph, mean: ir.Node) -> None:
     data = mean.inputs[0]
-    axes = _array(mean.inputs[1]) if len(mean.inputs) > 1 else None
+    axes = array(mean.inputs[1]) if len(mean.inputs) > 1 else None
     if data is None or data.shape is None or axes is None or _dequantize(data) is None:
         return
     rank = len(data.shape)
     if rank < 3 or sorted(int(a) % rank for a in axes) != list(range(2, rank)):
         return
-    pooled = _insert(graph, mean, ir.node("GlobalAveragePool", [data]))
+    pooled = insert(graph, mean, ir.node("GlobalAveragePool", [data]))
     pooled.type = data.type
     kept = bool(mean.attributes["keepdims"].as_int())
     users = [use.node for use in mean.outputs[0].uses()]
     if not kept and len(users) == 1 and users[0].op_type == "QuantizeLinear":  # flatten the 8-bit values
-        rounded = _insert(graph, mean, ir.node("QuantizeLinear", [pooled, *users[0].inputs[1:]]))
-        flat = _insert(graph, mean, ir.node("Flatten", [rounded], {"axis": 1}), users[0].outputs[0])
+        rounded = insert(graph, mean, ir.node("QuantizeLinear", [pooled, *users[0].inputs[1:]]))
+        flat = insert(graph, mean, ir.node("Flatten", [rounded], {"axis": 1}), users[0].outputs[0])
         users[0].outputs[0].replace_all_uses_with(flat)
         graph.remove(users[0], safe=True)
     elif not kept:
-        pooled = _insert(graph, mean, ir.node("Flatten", [pooled], {"axis": 1}), mean.outputs[0])
+        pooled = insert(graph, mean, ir.node("Flatten", [pooled], {"axis": 1}), mean.outputs[0])
     mean.outputs[0].replace_all_uses_with(pooled)
     graph.remove(mean, safe=True)
 
@@ -156,7 +137,7 @@ def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
     if any(not _same(a, b) for a, b in zip(source.inputs[1:], quantize.inputs[1:], strict=True)):
         return
     if move.op_type == "Pad":
-        given = _array(move.inputs[2]) if len(move.inputs) > 2 else np.float32(0)
+        given = array(move.inputs[2]) if len(move.inputs) > 2 else np.float32(0)
         mode = move.attributes.get("mode")
         if given is None or np.any(given != 0) or (mode is not None and mode.as_string() != "constant"):
             return
@@ -165,7 +146,7 @@ def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
         node = ir.node("Pad", padded, {"mode": "constant"})
     else:
         node = ir.node("Slice", [source.inputs[0], *move.inputs[1:]])
-    result = _insert(graph, move, node)
+    result = insert(graph, move, node)
     result.shape = move.outputs[0].shape
     result.type = source.inputs[0].type  # type: ignore[union-attr]
     quantize.outputs[0].replace_all_uses_with(result)
@@ -174,7 +155,7 @@ def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
 
 def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
     source, kernel = _dequantize(conv.inputs[0]), _dequantize(conv.inputs[1])
-    weight = _array(kernel.inputs[0]) if kernel is not None else None
+    weight = array(kernel.inputs[0]) if kernel is not None else None
     if source is None or kernel is None or weight is None:
         return
     shape = conv.inputs[0].shape  # type: ignore[union-attr]
@@ -182,15 +163,15 @@ def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
         return
     assert shape is not None
     pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0, 0, 0, 0]
-    stored = _store(graph, f"{kernel.inputs[0].name}_blocks", spread_kernel(weight, (pads[0], pads[1])))  # type: ignore[union-attr]
+    stored = store(graph, f"{kernel.inputs[0].name}_blocks", spread_kernel(weight, (pads[0], pads[1])))  # type: ignore[union-attr]
     sides = [
         block_pads(k, int(s), b, e) for k, s, b, e in zip(weight.shape[2:], shape[2:], pads[:2], pads[2:])
     ]
-    blocks = _insert(graph, conv, ir.node("SpaceToDepth", [source.inputs[0]], {"blocksize": 2}))
-    data = _insert(graph, conv, ir.node("DequantizeLinear", [blocks, *source.inputs[1:]]))
+    blocks = insert(graph, conv, ir.node("SpaceToDepth", [source.inputs[0]], {"blocksize": 2}))
+    data = insert(graph, conv, ir.node("DequantizeLinear", [blocks, *source.inputs[1:]]))
     dequantized = ir.node("DequantizeLinear", [stored, *kernel.inputs[1:]], {"axis": 0})
     conv.replace_input_with(0, data)
-    conv.replace_input_with(1, _insert(graph, conv, dequantized))
+    conv.replace_input_with(1, insert(graph, conv, dequantized))
     conv.attributes["strides"] = ir.AttrInt64s("strides", [1, 1])
     conv.attributes["pads"] = ir.AttrInt64s("pads", [s[0] for s in sides] + [s[1] for s in sides])
     conv.attributes.pop("kernel_shape", None)
@@ -199,5 +180,5 @@ def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
 def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
     if a is b:
         return True
-    left, right = _array(a), _array(b)
+    left, right = array(a), array(b)
     return left is not None and right is not None and bool(np.array_equal(left, right))

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from nncompress.export.int8_coverage import WEIGHT_OPS
 from nncompress.ir import Model
 
-WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather"}  # between a stored weight and its layer
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}
 
 
 def tidy(onnx_model: ir.Model, model: Model) -> None:
@@ -26,7 +26,7 @@ def tidy(onnx_model: ir.Model, model: Model) -> None:
     _share_initializers(onnx_model.graph)
     _share_transposed(onnx_model.graph)
     RemoveUnusedNodesPass()(onnx_model)
-    _name_layers(onnx_model.graph)
+    name_layers(onnx_model.graph)
     for node in onnx_model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -53,8 +53,11 @@ def _name_dims(onnx_model: ir.Model, model: Model) -> None:
                 value.shape[axis] = names[str(dim.value)]
 
 
-def _name_layers(graph: ir.Graph) -> None:
-    """ "node_conv2d_3" -> "layer1.0.conv1", told by the weight; readers of one weight are numbered."""
+def name_layers(graph: ir.Graph) -> None:
+    """Call a layer's node after it: "node_conv2d_3" -> "layer1.0.conv1", told by the weight.
+
+    Readers of one weight are numbered.
+    """
     seen: dict[str, int] = {}
     for node in graph:
         if node.op_type not in WEIGHTED or len(node.inputs) < 2:

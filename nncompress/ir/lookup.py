@@ -30,6 +30,8 @@ DIGITS = "packed_digits"
 def pack(model: Model, per_op: int = 0) -> Model:
     """A copy in which every parameter that is smaller packed is stored so; `model` itself if none is.
 
+    So is the int8 weight of a quantized layer: 4 bits where it has 16 values, a bitmap where most are zero.
+
     Its outputs are the same, bit for bit. A tensor that several layers share is stored once.
 
     Args:
@@ -41,7 +43,8 @@ def pack(model: Model, per_op: int = 0) -> Model:
         if node.op != "get_attr":
             continue
         tensor = model.tensor(str(node.target))
-        if id(tensor) in seen or not isinstance(tensor, torch.nn.Parameter):
+        stored = isinstance(tensor, torch.nn.Parameter) or tensor.dtype == torch.int8
+        if id(tensor) in seen or not stored:
             continue
         seen.add(id(tensor))
         parts = smallest(tensor, per_op=per_op)

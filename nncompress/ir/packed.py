@@ -27,13 +27,13 @@ Parts = dict[str, Tensor]
 
 
 def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None:
-    """The smallest stored form of a float tensor, or None where that is the tensor itself.
+    """The smallest stored form of a float or int8 tensor, or None where that is the tensor itself.
 
     Args:
         overhead: bytes that the container adds for each form; it must pay for these as well.
         per_op: bytes of every op of the form, where the container holds a graph that computes it.
     """
-    if not tensor.dtype.is_floating_point or tensor.numel() < 2:
+    if not _packable(tensor) or tensor.numel() < 2:
         return None
     tensor = tensor.detach()
     size, item = tensor.numel(), tensor.element_size()
@@ -103,8 +103,8 @@ def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
 
 
 def distinct_values(tensor: Tensor) -> Tensor | None:
-    """The values of a float tensor, sorted, or None where there are more than 256 (or one is NaN)."""
-    if not tensor.dtype.is_floating_point or not tensor.numel():
+    """The values of a float or int8 tensor, sorted, or None where there are more than 256 (or one is NaN)."""
+    if not _packable(tensor) or not tensor.numel():
         return None
     flat = tensor.detach().flatten()
     step = max(1, len(flat) // SAMPLE)
@@ -112,6 +112,10 @@ def distinct_values(tensor: Tensor) -> Tensor | None:
         return None
     values = torch.unique(flat)
     return values if len(values) <= MOST and not bool(values.isnan().any()) else None
+
+
+def _packable(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point or tensor.dtype == torch.int8
 
 
 def most_per_channel(tensor: Tensor, axis: int) -> int | None:

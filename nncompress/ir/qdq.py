@@ -2,6 +2,7 @@
 
     stored int8 [C, ...] -> dequantize_per_channel(scales [C]) -> conv2d
     x -> quantize_per_tensor(scale, zero point) -> uint8 -> dequantize_per_tensor -> conv2d
+    x -> choose_qparams -> (scale, zero point), then the same: dynamic, each batch has its own range
 
 The graph computes in float what an int8 kernel computes, value for value up to rounding in its accumulator;
 a runtime replaces `dequantize, op, quantize` by its int8 kernel of that op. Weights are symmetric, so that
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from nncompress.ir.weights import readers
 
 ops = torch.ops.quantized_decomposed
 LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
+LEAST_SCALE = 1e-12  # of an activation with a range of its own, which may be all zeros
+SHRINK = np.linspace(0.4, 1.0, 31)  # of a weight's range, tried where few bits make clipping worth it
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,26 @@ class Affine:
 
     @classmethod
     def of(cls, node: fx.Node) -> Affine:
-        """Read off a `quantize_per_tensor` or `dequantize_per_tensor` node."""
+        """Read off a static `quantize_per_tensor` or `dequantize_per_tensor` node."""
         return cls(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
 
 
 def is_dequantized(node: object) -> bool:
-    """A `dequantize_per_tensor` of an activation."""
+    """A static `dequantize_per_tensor` of an activation."""
     if not isinstance(node, fx.Node) or op_name(node) != "dequantize_per_tensor":
         return False
     source = node.args[0]
-    return isinstance(source, fx.Node) and source.op != "get_attr"
+    return isinstance(source, fx.Node) and source.op != "get_attr" and not is_dynamic(node)
 
 
 def is_quantized(node: fx.Node) -> bool:
-    """Its value already goes through a `quantize_per_tensor`."""
-    return any(op_name(user) == "quantize_per_tensor" for user in node.users)
+    """Its value already goes through a static `quantize_per_tensor`."""
+    return any(op_name(user) == "quantize_per_tensor" and not is_dynamic(user) for user in node.users)
+
+
+def is_dynamic(node: fx.Node) -> bool:
+    """A quantize or dequantize node whose scale is computed when it runs."""
+    return op_name(node).endswith("quantize_per_tensor") and isinstance(node.args[1], fx.Node)
 
 
 class StraightThrough(fx.Interpreter):
@@ -78,10 +87,13 @@ class StraightThrough(fx.Interpreter):
     """
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is ops.quantize_per_tensor.default:
+        if target in (ops.quantize_per_tensor.default, ops.quantize_per_tensor.tensor):
             return args[0]  # rounded below, where the pair ends
         if target is ops.dequantize_per_tensor.default and args[0].is_floating_point():
             return torch.fake_quantize_per_tensor_affine(*args[:5])
+        if target is ops.dequantize_per_tensor.tensor and args[0].is_floating_point():
+            scale, zero = args[1].detach().float(), args[2].detach().int()
+            return torch.fake_quantize_per_tensor_affine(args[0], scale, zero, *args[3:5])
         return super().call_function(target, args, kwargs)
 
 
@@ -97,10 +109,28 @@ def insert_pair(node: fx.Node, grid: Affine, readers: Collection[fx.Node]) -> No
     node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user in readers)
 
 
+def insert_dynamic(node: fx.Node, readers: Collection[fx.Node]) -> None:
+    """`readers` of `node` read it rounded to the grid over its own range, found anew in every call.
+
+    The range is that of the whole batch, as `DynamicQuantizeLinear` of ONNX has it.
+    """
+    behind = node.next
+    while behind.op == "placeholder":
+        behind = behind.next
+    with edit.inserting_before(behind) as call:
+        chosen = call(ops.choose_qparams.tensor, node, 0, LEVELS, LEAST_SCALE, torch.uint8)
+        bounds = (call(getitem, chosen, 0), call(getitem, chosen, 1), 0, LEVELS, torch.uint8)
+        quantized = call(ops.quantize_per_tensor.tensor, node, *bounds)
+        dequantized = call(ops.dequantize_per_tensor.tensor, quantized, *bounds)
+    node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user in readers)
+
+
 def round_weight(
     weight: Tensor, axis: int, bits: int = 8, least: Tensor | float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """(int8 like `weight`, float32 scales [size of `axis`]), symmetric: stored in ±(2^(bits − 1) − 1).
+
+    With 8 bits the scale covers the largest weight; with fewer, it is the one with the least squared error.
 
     Args:
         least: lower bound of the scales, a number or one per index of `axis`. Runtimes store a bias as int32
@@ -110,6 +140,8 @@ def round_weight(
     others = [d for d in range(weight.dim()) if d != axis]
     peak = weight.detach().abs().amax(others) if others else weight.detach().abs()
     scales = peak.double() / top
+    if bits < 8:
+        scales = _least_error(weight.detach().double(), scales, axis, top)
     usual = scales[scales > 0].min() if bool((scales > 0).any()) else 1.0 / top
     scales = torch.where(scales > 0, scales, usual)
     floor = torch.as_tensor(least, dtype=torch.float64).clamp(min=torch.finfo(torch.float32).tiny)
@@ -117,6 +149,17 @@ def round_weight(
     shape = [-1 if d == axis else 1 for d in range(weight.dim())]
     stored = torch.round(weight.detach() / scales.reshape(shape)).clamp(-top, top).to(torch.int8)
     return stored, scales
+
+
+def _least_error(weight: Tensor, full: Tensor, axis: int, top: int) -> Tensor:
+    """Of the shares of the full scales [size of `axis`], per index the one with the least rounding error."""
+    rows = weight.movedim(axis, 0).flatten(1)
+    best, least = full, torch.full_like(full, torch.inf)
+    for share in SHRINK:
+        scale = (full * share).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        error = (torch.round(rows / scale).clamp(-top, top) * scale - rows).square().sum(1)
+        best, least = torch.where(error < least, scale[:, 0], best), torch.minimum(error, least)
+    return torch.where(full > 0, best, 0.0)
 
 
 def store_int8(model: Model, name: str, stored: Tensor, scales: Tensor, axis: int, bits: int = 8) -> None:

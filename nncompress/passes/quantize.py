@@ -1,40 +1,39 @@
-"""`quantize`: static int8, so that layers run on integer kernels.
+"""`quantize`: int8, so that layers run on integer kernels; or fewer bits for smaller files.
 
 Weights become int8 with a scale per output channel, activations uint8 with a range found on calibration data
 (Jacob et al. 2018; Nagel et al. 2021, "A white paper on neural network quantization"). One quantized graph
 means the same in every runtime: torch computes its rounding in floats, an exported ONNX file runs its layers
-on int8 kernels (`nncompress.export.int8_coverage` says which).
+on int8 kernels (`nncompress.export.int8_coverage` says which). The steps are in `nncompress.passes.int8`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nncompress.ir import Model
-    from nncompress.ir.qdq import Affine
-    from nncompress.ir.weights import Layer
-
-# Weights alone are int8: ONNX Runtime has no int8 kernel for these, so rounding their activations only costs.
-WEIGHTS_ONLY = ("embedding", "conv_transpose", "convolution_transposed")
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Round the weights and activations of convolutions and linear layers to 8 bits."""
+    """Round weights, and with them the activations of convolutions and linear layers, to 8 bits.
+
+    --mode static rounds activations on ranges set once, on --data; dynamic on the range of each batch, in
+    matrix products alone; weights leaves the arithmetic in float; float16 is for GPUs.
+    """
 
     name = "quantize"
     summary = "int8 weights and activations, calibrated on data"
     example = "nncompress quantize model.pt2 --data calibration.npz"
 
+    mode: Literal["static", "dynamic", "weights", "float16"] = option(
+        "static", help="what is rounded, and how"
+    )
     calibration: Literal["mse", "min-max", "percentile", "entropy"] = option(
         "mse", help="how the range of an activation is chosen from what was seen"
     )
@@ -42,14 +41,48 @@ class Quantize(Pass):
         99.99, above=50, most=100, help="with --calibration percentile: the share kept at each end"
     )
     weight_bits: int = option(
-        8, least=2, most=8, help="bits a weight uses; 7 avoids overflow on x86 without VNNI"
+        8,
+        least=2,
+        most=8,
+        help="bits of a weight; 7 avoids overflow on x86 without VNNI, 4 halves the file",
+    )
+    size: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help="share of the bytes to keep: 8 or 4 bits a layer, by Fisher information",
+    )
+    max_drop: float | None = option(
+        None,
+        least=0,
+        most=100,
+        metavar="POINTS",
+        help="top-1 to lose at most: the worst layers stay in float",
     )
     keep: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave in float, e.g. 'head*' (repeatable)"
     )
+    rounding: Literal["auto", "nearest", "adaptive"] = option(
+        "auto", help="adaptive: up or down, so that the layer's output errs least; auto: so below 8 bits"
+    )
+    equalize: bool = option(False, help="make the channels of neighbouring layers alike in range first")
+    correct_bias: bool = option(False, help="take back how far rounding moved the mean of each channel")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "float16":
+            for given in ("size", "max_drop", "keep", "equalize", "correct_bias"):
+                if getattr(self, given):
+                    flag = f"--{given.replace('_', '-')}"
+                    raise UsageError(f"quantize: --mode float16 goes without {flag}, which is about int8")
+        if self.size is not None and self.max_drop is not None:
+            raise UsageError("quantize: give one of --size and --max-drop", got="both")
+        if self.size is not None and self.weight_bits != 8:
+            raise UsageError("quantize: give one of --size and --weight-bits", got="both")
 
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.ir.weights import layers
+        from nncompress.passes.int8.choose import choose, integer_layers
 
         found = list(layers(model))
         if not found:
@@ -62,151 +95,97 @@ class Quantize(Pass):
                     f"quantize: --keep {pattern} names no layer",
                     expected=", ".join(layer.name for layer in found[:5]) + (", …" if found[5:] else ""),
                 )
-        chosen, _ = self._chosen(model)
+        chosen, _ = choose(model, self.keep)
         for layer in chosen:
             weight = layer.weight.value()
             dtype = str(weight.dtype).removeprefix("torch.")
-            if dtype != "float32":
+            if dtype != "float32" and not (self.mode == "float16" and dtype == "float16"):
                 raise UnsupportedError(
                     f"quantize works on float32, and {layer.name} is {dtype}",
                     remedy="quantize the float32 model",
                 )
             if not weight.isfinite().all():
                 raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
-        if _on_integer_kernels(chosen):
+        if self.mode == "float16":
+            for layer in found:
+                if layer.weight.quantized:
+                    raise UnsupportedError(
+                        f"quantize: {layer.name} is int8 already",
+                        remedy="use --mode float16 on the float model",
+                    )
+        elif self.mode == "static" and integer_layers(chosen, "static"):
             need_data(context, "quantize", "it sets the range of every activation")
+        for needs in ("size", "max_drop", "correct_bias"):
+            if chosen and getattr(self, needs) not in (None, False):
+                data = need_data(context, f"quantize --{needs.replace('_', '-')}", "it is measured")
+                if needs == "max_drop":
+                    data.require_labels("quantize --max-drop")
+        if chosen and self.rounding == "adaptive":
+            need_data(context, "quantize --rounding adaptive", "it is measured")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
-        from nncompress.analysis.calibration import choose_range, observe
-        from nncompress.analysis.int8_plan import plan_activations
+        from nncompress.analysis.cost import cost
         from nncompress.ir.fold import fold_batch_norms
-        from nncompress.ir.qdq import Affine, insert_pair
+        from nncompress.passes.int8.carry_out import carry_out
+        from nncompress.passes.int8.choose import choose
+        from nncompress.passes.int8.correct_bias import correct_biases
+        from nncompress.passes.int8.equalize import equalize
+        from nncompress.passes.int8.evidence import gather
+        from nncompress.passes.int8.worst import keep_worst
 
-        chosen, left = self._chosen(model)
+        if self.mode == "float16":
+            return self._halve(model)
+        chosen, left = choose(model, self.keep)
         if not chosen:
             return left
+        original = cost(model).bytes
         fold_batch_norms(model)
-        chosen, left = self._chosen(model)
-        integer = _on_integer_kernels(chosen)
-        plan = plan_activations(model, integer)
-        grids: dict[Any, Affine] = {}
-        if plan.points:
-            seen = observe(
-                model,
-                [node for node in plan.points if node not in plan.same_grid],
-                need_data(context, "quantize", "it sets the range of every activation"),
-                limit=context.limit,
-                batch_size=context.batch_size,
-                progress=context.progress,
-            )
-            for done, (node, histogram) in enumerate(seen.items()):
-                context.progress.step("choosing ranges", done, len(seen))
-                grids[node] = Affine.covering(*choose_range(histogram, self.calibration, self.percentile))
-        for node, source in plan.same_grid.items():
-            grids[node] = grids[source] if source in grids else Affine.of(source)
-        changes = self._store_weights(model, chosen, grids)
-        for node in plan.points:
-            insert_pair(node, grids[node], plan.readers[node])
-        model.refresh()
-        return changes + left
+        if self.equalize:
+            equalized = equalize(model)
+            context.notes.append(f"channels equalized between {len(equalized)} pairs of layers")
+        chosen, left = choose(model, self.keep)
+        evidence = gather(model, chosen, self, original, context)
+        reference = model.copy() if self.correct_bias or self.max_drop is not None else model
+
+        def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:
+            chosen, left = choose(each, self.keep)
+            wanted = [layer for layer in chosen if layer.name not in extra]
+            changes = carry_out(each, wanted, self, evidence) if wanted else []
+            each.refresh()
+            if self.correct_bias and context.data is not None:
+                correct_biases(each, reference, context.data, context.limit)
+            kept = [Change(layer.name, "left in float by --max-drop", applied=False) for layer in chosen]
+            return changes + left + [change for change in kept if change.where in extra]
+
+        def rounded_copy(extra: tuple[str, ...]) -> Model:
+            copied = reference.copy()
+            rounded(copied, extra)
+            return copied
+
+        extra: tuple[str, ...] = ()
+        if self.max_drop is not None:
+            extra = keep_worst(model, chosen, self, evidence, context, rounded_copy)
+        return rounded(model, extra)
+
+    def _halve(self, model: Model) -> list[Change]:
+        from nncompress.ir.fold import fold_batch_norms
+        from nncompress.ir.half import to_float16
+
+        fold_batch_norms(model)
+        return [
+            Change(name, "float16", {"bytes_before": 4 * size, "bytes": 2 * size})
+            for name, size in to_float16(model)
+        ]
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
+        import torch
+
         from nncompress.ir.weights import layers
 
         done = {change.where for change in changes if change.applied}
         for layer in layers(model):
-            if layer.name in done and not layer.weight.quantized:
+            if self.mode == "float16":
+                if layer.weight.value().dtype == torch.float32:
+                    raise VerificationError(f"quantize: {layer.name} is not float16 after all")
+            elif layer.name in done and not layer.weight.quantized:
                 raise VerificationError(f"quantize: {layer.name} is not int8 after all")
-
-    def _chosen(self, model: Model) -> tuple[list[Layer], list[Change]]:
-        """Layers to quantize, and a record of each that is left alone with the reason."""
-        from nncompress.ir.weights import layers
-
-        found = list(layers(model))
-        kept = {
-            layer.weight.name for layer in found if any(fnmatch(layer.name, pattern) for pattern in self.keep)
-        }
-        chosen, left = [], []
-        for layer in found:
-            if layer.weight.quantized:
-                left.append(Change(layer.name, "left: already int8", applied=False))
-            elif layer.weight.name in kept:
-                left.append(Change(layer.name, "left in float by --keep", applied=False))
-            else:
-                chosen.append(layer)
-        return chosen, left
-
-    def _store_weights(self, model: Model, chosen: list[Layer], grids: dict[Any, Affine]) -> list[Change]:
-        """One int8 copy of every weight, however many layers share it."""
-        from nncompress.ir.qdq import round_weight, store_int8
-
-        changes: list[Change] = []
-        integer = {layer.node for layer in _on_integer_kernels(chosen)}
-        for name, sharing in _by_weight(chosen).items():
-            axis = _scale_axis(sharing)
-            weight = sharing[0].weight.value()
-            least = [_least_scale(layer, axis, grids) for layer in sharing]
-            stored, scales = round_weight(weight, axis, self.weight_bits, sum(least))
-            shape = [-1 if d == axis else 1 for d in range(weight.dim())]
-            noise = float((weight - stored * scales.reshape(shape)).double().square().sum())
-            power = float(weight.double().square().sum())
-            numbers: dict[str, Any] = {
-                "bytes_before": 4 * weight.numel(),
-                "bytes": stored.numel() + 4 * scales.numel(),
-                "weight_sqnr_db": round(10 * math.log10(power / noise), 2) if noise and power else None,
-            }
-            for layer in sharing:
-                what = (
-                    "int8 weights and activations"
-                    if layer.node in integer
-                    else "int8 weights, float arithmetic"
-                )
-                if layer is not sharing[0]:
-                    what += f", shared with {sharing[0].name}"
-                changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
-            store_int8(model, name, stored, scales, axis, self.weight_bits)
-        return changes
-
-
-def _scale_axis(sharing: list[Layer]) -> int:
-    """The dim of the weight that has a scale per index: the outputs, or the rows of a table."""
-    if any(layer.kind == "embedding" for layer in sharing):
-        return 0
-    return sharing[0].roles.outputs % sharing[0].weight.value().dim()
-
-
-def _least_scale(layer: Layer, axis: int, grids: dict[Any, Affine]) -> Tensor | float:
-    """Weight scales from which on the layer's bias fits 32 bits."""
-    from nncompress.ir.qdq import Affine, is_dequantized
-
-    grid = grids.get(layer.data) or (Affine.of(layer.data) if is_dequantized(layer.data) else None)
-    if layer.bias is None or grid is None or layer.bias.value().dim() != 1:
-        return 0.0
-    bias = layer.bias.value()
-    if len(bias) != layer.weight.value().shape[axis]:
-        return 0.0
-    return bias.abs().double() / (grid.scale * 2**30)
-
-
-def _on_integer_kernels(chosen: list[Layer]) -> list[Layer]:
-    """The layers whose activations are rounded too.
-
-    Of layers that share a weight, only those whose outputs have its scales: an integer kernel adds up int8
-    products first and scales their sum, so a scale per input cannot be had.
-    """
-    outputs_scaled = {
-        layer.node
-        for sharing in _by_weight(chosen).values()
-        for layer in sharing
-        if layer.roles.outputs % layer.weight.value().dim() == _scale_axis(sharing)
-    }
-    return [
-        layer for layer in chosen if layer.node in outputs_scaled and not layer.kind.startswith(WEIGHTS_ONLY)
-    ]
-
-
-def _by_weight(chosen: list[Layer]) -> dict[str, list[Layer]]:
-    shared: dict[str, list[Layer]] = {}
-    for layer in chosen:
-        shared.setdefault(layer.weight.name, []).append(layer)
-    return shared

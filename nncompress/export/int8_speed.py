@@ -1,0 +1,156 @@
+"""Is int8 faster *here*? The same graph in float32 and in int8, side by side in ONNX Runtime on this machine.
+
+Int8 is not faster by itself: a CPU without dot-product instructions, small layers or ops without an int8
+kernel can cost more than they save. What is compared with is the graph before `lower_int8`, its rounding
+taken out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper
+
+from nncompress.export.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
+
+SECONDS = 1.0  # of measuring, at most, once both have been called a few times
+CALLS = (5, 40)  # at least, at most
+CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured at batch 1 on one thread.
+
+    Attributes:
+        ratio: float32's median CPU time per call over int8's: above 1, int8 is faster.
+        slower: where it is not faster, (layer, float32's time over int8's) of those below 1, worst first.
+        conversions: and the share of int8's time that goes into rounding and back.
+    """
+
+    ratio: float
+    slower: tuple[tuple[str, float], ...] = ()
+    conversions: float = 0.0
+
+    def summary(self) -> str:
+        """ "1.78x as fast as float32 here", or why not."""
+        text = f"{self.ratio:.2f}x as fast as float32 here (batch 1, one thread)"
+        if self.ratio < 1.05:
+            if self.slower:
+                named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
+                text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
+            text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
+        return text
+
+
+def float_twin(model: ir.Model) -> bytes:
+    """The file of an exported model, not yet lowered, with its rounding taken out: float32 throughout."""
+    ranks = {v.name: len(v.shape) for n in model.graph for v in n.inputs if v is not None and v.shape}
+    proto = ir.serde.serialize_model(model)
+    graph = proto.graph
+    del graph.value_info[:]
+    rounded = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    scales = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        quantize = node.op_type == "QuantizeLinear"
+        if quantize or (node.op_type == "DequantizeLinear" and node.input[0] in rounded):
+            nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
+        elif node.op_type == "DequantizeLinear" and node.input[1] in scales:
+            scale = onnx.numpy_helper.to_array(scales[node.input[1]])
+            nodes += _multiplied(graph, node, scale, ranks.get(node.input[0], 1))
+        elif node.op_type != "DynamicQuantizeLinear":  # nobody reads its scale any more
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return proto.SerializeToString()
+
+
+def _multiplied(
+    graph: onnx.GraphProto, node: onnx.NodeProto, scale: np.ndarray, rank: int
+) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """A weight's `Cast, Mul`, which ONNX Runtime computes when it loads the file."""
+    (result,) = node.output
+    if scale.ndim:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
+        scale = scale.reshape([-1 if d == axis else 1 for d in range(rank)])
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(scale), f"{result}_factor"))
+    return (
+        helper.make_node("Cast", [node.input[0]], [f"{result}_cast"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{result}_cast", f"{result}_factor"], [result]),
+    )
+
+
+def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
+    """Measure both, interleaved in random order; where int8 is not faster, profile both.
+
+    Args:
+        inputs: one record.
+    """
+    sources: dict[str, bytes | str] = {"float": twin, "int8": str(path)}
+    sessions = {arm: _session(source) for arm, source in sources.items()}
+    samples: dict[str, list[float]] = {arm: [] for arm in sessions}
+    for each in sessions.values():
+        each.run(None, inputs)
+    end = time.monotonic() + SECONDS
+    order = random.Random(0)
+    while len(samples["int8"]) < CALLS[1] and (len(samples["int8"]) < CALLS[0] or time.monotonic() < end):
+        for arm in order.sample(list(sessions), 2):
+            start = time.thread_time_ns()
+            sessions[arm].run(None, inputs)
+            samples[arm].append(time.thread_time_ns() - start)
+    medians = {arm: statistics.median(values) for arm, values in samples.items()}
+    ratio = medians["float"] / max(medians["int8"], 1)
+    if ratio >= 1.05:
+        return Speed(ratio)
+    profiles = {arm: profile(source, inputs) for arm, source in sources.items()}
+    times: dict[str, dict[str, float]] = {arm: defaultdict(float) for arm in profiles}
+    for arm, rows in profiles.items():
+        for name, op, micros in rows:
+            if op in FLOAT_KERNELS | INT8_KERNELS:
+                times[arm][layer_of(name)] += micros
+    ratios = {name: times["float"][name] / micros for name, micros in times["int8"].items()}
+    slower = sorted(((n, r) for n, r in ratios.items() if 0 < r < 1), key=lambda row: row[1])
+    total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
+    lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)
+    return Speed(ratio, tuple(slower), lost / total)
+
+
+def profile(
+    source: bytes | str, inputs: dict[str, np.ndarray], calls: int = 5
+) -> list[tuple[str, str, float]]:
+    """(node, op, median microseconds per call) of every node that runs, by the runtime's own profiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(source, str(Path(folder) / "profile"))
+        for _ in range(calls + 1):
+            session.run(None, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            found[name, event["args"]["op_name"]].append(event["dur"])
+    return [(name, op, statistics.median(durations[1:])) for (name, op), durations in found.items()]
+
+
+def _session(source: bytes | str, profile_to: str | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_to
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,229 @@
+"""The options of `quantize` beyond static int8: modes, budgets of bytes and of accuracy, rounding, biases."""
+
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from nncompress import pipeline
+from nncompress.analysis.cost import cost
+from nncompress.analysis.fisher import fisher_information
+from nncompress.data import Batch
+from nncompress.errors import UnsupportedError, UsageError
+from nncompress.export import int8_coverage, write_onnx, write_pt2
+from nncompress.ir import Model
+from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import layers
+from nncompress.loading import load_model
+from nncompress.passes import Context, Prune, Quantize
+from nncompress.passes.int8.equalize import equalize, pairs
+from tests.export.networks import convolutional, language
+from tests.passes.test_quantize import Records, relative_error, run
+
+
+class Labelled(Records):
+    """Records labelled with what the model itself says."""
+
+    spec = "labelled"
+
+    def __init__(self, model: Model, count: int = 64) -> None:
+        super().__init__(model, count)
+        self.labels = model(*self.inputs).argmax(1)
+
+    def require_labels(self, purpose):
+        pass
+
+    def planned_records(self, limit=None):
+        return min(self.count, limit or self.count)
+
+    def batches(self, batch_size, limit=None, shuffle_seed=None):
+        for start in range(0, min(self.count, limit or self.count), batch_size):
+            piece = slice(start, start + batch_size)
+            yield Batch(tuple(x[piece] for x in self.inputs), self.labels[piece])
+
+
+def perceptron(*widths: int) -> Model:
+    torch.manual_seed(3)
+    parts = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise(widths)]
+    return Model.from_module(nn.Sequential(*parts[:-1], parts[-1][0]), (torch.randn(2, widths[0]),))
+
+
+@pytest.mark.parametrize("make", [convolutional, language])
+@pytest.mark.parametrize("mode", ["weights", "dynamic", "float16"])
+def test_modes_stay_close_and_the_file_says_the_same(make, mode, tmp_path):
+    model = make()
+    result, _ = pipeline.run(model, [Quantize(mode=mode)], Context())
+    assert 1e-5 < relative_error(result, model) < 0.03
+    write_onnx(result, tmp_path / "m.onnx")  # compares in ONNX Runtime
+    write_pt2(result, tmp_path / "m.pt2")
+    again = load_model(tmp_path / "m.pt2")
+    inputs = model.example_inputs(3)
+    assert all(torch.equal(a, b) for a, b in zip(again.outputs_of(*inputs), result.outputs_of(*inputs)))
+
+
+def test_dynamic_products_run_in_int8(tmp_path):
+    model = perceptron(64, 128, 10)
+    result, _ = pipeline.run(model, [Quantize(mode="dynamic")], Context())
+    report = write_onnx(result, tmp_path / "m.onnx")
+    assert [kernel for kernel, _ in int8_coverage(tmp_path / "m.onnx").int8] == ["DynamicQuantizeMatMul"] * 2
+    assert report.relative_error < 1e-5  # the same ranges, the same integers
+    assert report.int8_speedup is not None
+    x = torch.randn(4, 64)
+    assert float((result(100 * x) / 100 - model(100 * x) / 100).norm() / model(x).norm()) < 0.05  # own range
+
+
+def test_weights_mode_needs_no_data_and_computes_in_float(tmp_path):
+    model = perceptron(64, 128, 10)
+    result, steps = pipeline.run(model, [Quantize(mode="weights")], Context())
+    assert all("float arithmetic" in change.what for change in steps[0].changes)
+    write_onnx(result, tmp_path / "m.onnx")
+    write_onnx(model, tmp_path / "f.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 0.4 * (tmp_path / "f.onnx").stat().st_size
+    kinds = {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    assert "DequantizeLinear" not in kinds  # which the runtime would compute in every call
+
+
+def test_float16_computes_in_float16_between_float32_ends():
+    model = convolutional()
+    result, _ = pipeline.run(model, [Quantize(mode="float16")], Context())
+    assert all(layer.weight.value().dtype == torch.float16 for layer in layers(result))
+    assert result(*model.example_inputs(2)).dtype == torch.float32
+    assert cost(result).bytes < 0.51 * cost(model).bytes
+    with pytest.raises(UsageError, match="--keep"):
+        Quantize(mode="float16", keep=("head",))
+    with torch.no_grad():
+        model.tensor("head.bias")[0] = 1e5
+    with pytest.raises(UnsupportedError, match="65504"):
+        pipeline.run(model, [Quantize(mode="float16")], Context())
+
+
+def test_four_bits_are_stored_in_four_bits(tmp_path):
+    model = perceptron(128, 256, 256, 10)
+    result, _ = run(model, Quantize(weight_bits=4))
+    weights = sum(layer.weight.value().numel() for layer in layers(model))
+    for write, suffix in ((write_pt2, "pt2"), (write_onnx, "onnx")):
+        whole = write(model, tmp_path / f"f.{suffix}").bytes
+        small = write(result, tmp_path / f"q.{suffix}").bytes
+        assert whole - small > 0.8 * weights * (4 - 0.5)
+    assert cost(result).bytes < weights / 2 + 8 * 1100
+    assert len(int8_coverage(tmp_path / "q.onnx").int8) == 3
+    again = load_model(tmp_path / "q.pt2")
+    x = torch.randn(3, 128)
+    assert torch.equal(again(x), result(x))
+    assert [layer.weight.quantized for layer in layers(again)] == [True] * 3
+
+
+def test_adaptive_rounding_errs_less_and_moves_no_weight_by_more_than_a_step():
+    model = perceptron(64, 128, 10)
+    mixing = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) / 4  # correlated inputs
+    errors = {}
+    for rounding in ("nearest", "adaptive"):
+        data = Records(model, 512)
+        data.inputs = (data.inputs[0] @ mixing,)
+        result, _ = run(model, Quantize(weight_bits=4, rounding=rounding, mode="weights"), data=data)
+        fresh = torch.randn(500, 64) @ mixing
+        errors[rounding] = float((result(fresh) - model(fresh)).norm() / model(fresh).norm())
+        for before, after in zip(layers(model), layers(result)):
+            step = result.tensor(f"{before.name}.weight_scale")[:, None]
+            moved = (before.weight.value() - after.weight.value()).abs() / step
+            inside = before.weight.value().abs() <= 7 * step
+            assert float(moved[inside].max()) <= 1 + 1e-4
+    assert errors["adaptive"] < 0.7 * errors["nearest"]
+
+
+def test_fisher_information_is_the_mean_square_of_the_gradients():
+    model = perceptron(6, 5, 3)
+    inputs = torch.randn(400, 6)
+    got = fisher_information(model, ["0.0.weight"], [(inputs[i : i + 1],) for i in range(400)])["0.0.weight"]
+    weight = model.tensor("0.0.weight")
+    expected, spread = torch.zeros_like(weight), model(inputs[:1]).std(correction=0) * 3**0.5
+    for each in inputs:
+        outputs = model(each[None])[0]
+        for k in range(3):
+            expected += torch.autograd.grad(outputs[k], weight, retain_graph=True)[0].square() / 400
+    got = got * float(spread) ** 2
+    assert float(got.sum() / expected.detach().sum()) == pytest.approx(1, abs=0.15)
+    assert np.corrcoef(got.flatten(), expected.detach().flatten())[0, 1] > 0.9
+
+
+def test_a_budget_of_bytes_is_kept_where_it_costs_least():
+    model = perceptron(64, 128, 128, 10)
+    whole = cost(model).bytes
+    errors = {}
+    for size in (0.16, 0.2, 0.27):
+        result, changes = run(model, Quantize(size=size, rounding="nearest"))
+        assert 0.8 * size * whole < cost(result).bytes <= size * whole
+        errors[size] = relative_error(result, model)
+        assert {change.numbers["bits"] for change in changes} <= {4, 8}
+    assert errors[0.16] > errors[0.2] > errors[0.27]
+    with pytest.raises(UsageError, match="cannot be reached"):
+        run(model, Quantize(size=0.05))
+    with pytest.raises(UsageError, match="one of --size and --max-drop"):
+        Quantize(size=0.2, max_drop=1)
+
+
+def test_max_drop_leaves_the_worst_layers_in_float():
+    model = perceptron(32, 64, 64, 8)
+    with torch.no_grad():  # the same function, but one large weight per row takes the second layer's range
+        for name in ("0.0.weight", "0.0.bias"):
+            model.tensor(name)[0] /= 100
+        model.tensor("1.0.weight")[:, 0] *= 100
+    data = Labelled(model, 256)
+    result, changes = run(model, Quantize(weight_bits=6, rounding="nearest", max_drop=10.0), data=data)
+    kept = [change.where for change in changes if "--max-drop" in change.what]
+    assert kept == ["1.0"]
+    agree = (result(*data.inputs).argmax(1) == data.labels).double().mean()
+    assert agree >= 0.9
+    assert {layer.name for layer in layers(result) if not layer.weight.quantized} == set(kept)
+
+
+def test_equalizing_changes_ranges_and_not_the_function():
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    with torch.no_grad():
+        module[0].weight *= torch.logspace(-2, 1, 8).reshape(-1, 1, 1, 1)
+    model = Model.from_module(module.eval(), (torch.randn(2, 3, 8, 8),))
+    x = torch.randn(4, 3, 8, 8)
+    before = model(x).detach()
+    assert [(p.first.name, p.second.name) for p in pairs(model)] == [("0", "2"), ("2", "4")]
+    equalize(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    first, second = (model.tensor(f"{i}.weight").abs().flatten(1).amax(1) for i in (0, 2))
+    assert float((first / second).log().abs().max()) < 0.2
+    assert pairs(convolutional())[:1] == []  # relu6, residuals, batch norms in between
+
+
+def test_bias_correction_brings_the_means_back():
+    model = perceptron(32, 64, 64, 8)
+    shifts = {}
+    for correct in (False, True):
+        data = Records(model, 256)
+        data.inputs = (data.inputs[0] + 2,)
+        result, _ = run(model, Quantize(weight_bits=3, rounding="nearest", correct_bias=correct), data=data)
+        shifts[correct] = float((result(*data.inputs) - model(*data.inputs)).mean(0).abs().max())
+    assert shifts[True] < 0.05 * shifts[False]
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_bits": 4}, {"size": 0.3}, {"mode": "dynamic"}, {"equalize": True}]
+)
+def test_zeros_from_prune_stay_zero_in_every_mode(options):
+    model, _ = run(convolutional(), Prune(sparsity=0.6))
+    zeros = {layer.name: layer.weight.value() == 0 for layer in layers(model)}
+    result, _ = run(model, Quantize(**options))
+    for layer in layers(result):
+        assert (layer.weight.value()[zeros[layer.name]] == 0).all()
+
+
+def test_few_records_are_warned_of_and_an_int8_model_is_no_float16_one():
+    model = perceptron(16, 16, 4)
+    result, steps = pipeline.run(model, [Quantize()], Context(data=Records(model, 1)))
+    assert "a single record" in " ".join(steps[0].notes)
+    with pytest.raises(UnsupportedError, match="int8 already"):
+        pipeline.run(result, [Quantize(mode="float16")], Context())
+    assert sum(op_name(n) == "quantize_per_tensor" for n in result.graph.nodes) == 2
