@@ -10,6 +10,7 @@ from torch import nn
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export import write
+from nncompress.export.verify_onnx import open_session
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.runtimes import open_artifact
@@ -88,6 +89,17 @@ def test_onnx_stores_every_form_packed_and_computes_the_same(model, tmp_path):
     runs = [open_artifact(tmp_path / f"{n}.onnx").run for n in ("plain", "packed")]
     x = torch.randn(3, 3, 8, 8).numpy()
     torch.testing.assert_close(runs[0](x)[0], runs[1](x)[0])
+
+
+def test_onnx_runtime_computes_the_lookups_once(model, tmp_path):
+    """What is left after its constant folding is what is left of the plain file."""
+    left = []
+    for storage in ("plain", "packed"):
+        path, optimised = tmp_path / f"{storage}.onnx", tmp_path / f"{storage}.optimised.onnx"
+        write(model, path, storage=storage)
+        open_session(path, save_to=optimised)
+        left.append(sorted(node.op_type for node in onnx.load(optimised).graph.node))
+    assert left[0] == left[1]
 
 
 def test_storages_that_a_format_lacks(model, tmp_path):
