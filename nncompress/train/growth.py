@@ -23,6 +23,7 @@ from nncompress.ir.widen import Gathers
 from nncompress.progress import Progress
 from nncompress.train.growth_settings import AMOUNTS, DEFAULT_BY, GrowSettings
 from nncompress.train.optimizer import Parameters, new_places
+from nncompress.train.settings import TrainSettings
 
 RECORDS = 512  # that need is measured on
 
@@ -72,7 +73,9 @@ class Grown:
 class Growing:
     """The growth of one run."""
 
-    def __init__(self, settings: GrowSettings, model: Model) -> None:
+    def __init__(self, settings: GrowSettings, model: Model, training: TrainSettings) -> None:
+        if training.match:
+            raise UsageError("train: --match needs layers of one width", remedy="leave --grow or --match out")
         if is_quantized(model):
             raise UnsupportedError(
                 "train: a quantized model cannot grow", remedy="grow first, then nncompress quantize"
@@ -91,6 +94,11 @@ class Growing:
         )
         self.state = Grown()
         _refuse_bound(model, bound)
+
+    @classmethod
+    def of(cls, settings: GrowSettings | None, model: Model, training: TrainSettings) -> Growing | None:
+        """None for a run that never grows."""
+        return None if settings is None or settings.grow == "never" else cls(settings, model, training)
 
     def due(self, loss: float) -> bool:
         """The epoch that ended with this loss was the last of a plateau, and there is room."""

@@ -75,7 +75,7 @@ class Run:
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
 
-        self.growing = Growing(growth, model) if growth is not None and growth.grow != "never" else None
+        self.growing = Growing.of(growth, model, settings)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
 
         self.model = model.copy()

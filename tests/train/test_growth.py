@@ -191,6 +191,8 @@ def test_refusals(data):
         always(grow_factor=2.0)
     with pytest.raises(UsageError, match="larger than --max-params"):
         train(network(), data, TrainSettings(), growth=always(max_params=10))
+    with pytest.raises(UsageError, match="layers of one width"):
+        train(network(), data, TrainSettings(match=("4",)), teacher=network(), growth=always())
     with pytest.raises(UsageError, match="--unfreeze"):
         TrainSettings(freeze=("0.*",), unfreeze=("1", "2"))
 
