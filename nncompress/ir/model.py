@@ -174,10 +174,10 @@ class Model:
         inputs = ", ".join(map(str, self.inputs))
         shapes = [", ".join(map(str, shape)) for shape in self._output_shapes()]
         outputs = ", ".join(f"{name}[{shape}]" for name, shape in zip(self.outputs, shapes))
-        stored = list(self.graph_module.parameters())
-        values, size = sum(p.numel() for p in stored), sum(p.numel() * p.element_size() for p in stored)
+        stored = [*self.graph_module.parameters(), *self.graph_module.buffers()]  # int8 weights are buffers
+        values, size = sum(t.numel() for t in stored), sum(t.numel() * t.element_size() for t in stored)
         lines = [f"inputs:     {inputs}", f"outputs:    {outputs}"]
-        lines.append(f"parameters: {values:,} ({size / 1e6:.2f} MB)")
+        lines.append(f"stored:     {values:,} values ({size / 1e6:.2f} MB)")
         for record in self.history:
             settings = " ".join(f"{k}={v}" for k, v in record.get("settings", {}).items())
             before, after = (record.get(when, {}).get("macs") for when in ("before", "after"))

@@ -162,6 +162,9 @@ class PruneNodes(Pass):
         fitted, batches = without_data(model, cut), []
         if cut and context.data is not None and (self.compensate or self.renormalize):
             batches = calibration(model, context.data, context.limit, context.batch_size)
+            used, asked = sum(len(b[0]) for b in batches), context.data.planned_records(context.limit)
+            if asked is not None and used < asked:
+                context.notes.append(f"the repair used {used} of {asked} records: more do not fit in memory")
         if batches and self.compensate:
             settings = {"seed": context.seed, "progress": context.progress}
             fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]

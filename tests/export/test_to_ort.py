@@ -33,7 +33,7 @@ def test_int8_kernels_are_in_the_file(model, tmp_path):
     quantized = model.copy()
     Quantize().apply(quantized, Context(data=images(64, None)))
     report = write(quantized, tmp_path / "m.ort")
-    assert report.int8 == "4 of 4 in int8"
+    assert report.int8.startswith("4 of 4 in int8")  # how fast that is follows
     assert "QLinearConv" in (tmp_path / "m.required_operators.config").read_text()
 
 

@@ -245,4 +245,5 @@ def test_it_says_what_it_is():
     text = repr(model)
     for part in ("float32[batch, 3, 12, 12]", "output_1", "prune-nodes macs=0.5: MACs 9,000 -> 4,500"):
         assert part in text
-    assert f"parameters: {sum(p.numel() for p in model.graph_module.parameters()):,}" in text
+    stored = [*model.graph_module.parameters(), *model.graph_module.buffers()]  # tied ones once
+    assert f"stored:     {sum(t.numel() for t in stored):,} values" in text
