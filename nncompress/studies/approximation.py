@@ -41,8 +41,7 @@ def run(request: Request) -> ComparisonResult:
     started = time.monotonic()
     train, test = images(request, "approximation")
     model, origin = subject(request, train)
-    held_out = Crops(test, model.inputs)
-    calibration = Crops(train.spread(CALIBRATION), model.inputs)
+    held_out, calibration = records(test, model), records(train.spread(CALIBRATION), model)
     chains = {"original": ()} | {
         f"{'… → ' if n else ''}{CHAIN[n]}": CHAIN[: n + 1] for n in range(len(CHAIN))
     }
@@ -64,6 +63,11 @@ def run(request: Request) -> ComparisonResult:
             *warnings,
         ),
     )
+
+
+def records(images: Images, model: Model) -> Crops:
+    """The images, normalised as the model remembers."""
+    return Crops(images, model.inputs, model.metadata.get("normalize"))
 
 
 def subject(request: Request, train: Images) -> tuple[Model, str]:

@@ -49,10 +49,13 @@ class Images:
 class Crops(Dataset):
     """Windows of the size the model takes: where the records are shuffled, random ones, else the centre.
 
-    The shuffle's seed draws the windows too, so that a resumed run sees the very same ones.
+    The shuffle's seed draws the windows too, so that a resumed run sees the very same ones. `normalize` is as
+    for `--normalize`.
     """
 
-    def __init__(self, images: Images, inputs: Sequence[ExpectedInput]) -> None:
+    def __init__(
+        self, images: Images, inputs: Sequence[ExpectedInput], normalize: str | None = PER_IMAGE
+    ) -> None:
         height, width = inputs[0].shape[2:]
         assert isinstance(height, int)
         assert isinstance(width, int)
@@ -67,7 +70,11 @@ class Crops(Dataset):
         source = ArraySource({"images": images.pixels}, images.labels, origin=images.spec)
         field = Field("images", "uint8", (height, width, images.channels))
         conversions = fit_inputs(
-            (field,), list(inputs), parse_normalization(PER_IMAGE), asked=True, origin=images.spec
+            (field,),
+            list(inputs),
+            parse_normalization(normalize or "none"),
+            asked=normalize is not None,
+            origin=images.spec,
         )
         super().__init__(images.spec, source, conversions)
 

@@ -9,9 +9,8 @@ import time
 from importlib.util import find_spec
 
 from nncompress.export import WRITERS
-from nncompress.studies.approximation import CALIBRATION, compressed, subject
+from nncompress.studies.approximation import CALIBRATION, compressed, records, subject
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
-from nncompress.studies.images import Crops
 from nncompress.studies.small_model import images
 from nncompress.studies.study import Request, Study
 
@@ -27,8 +26,8 @@ def run(request: Request) -> ComparisonResult:
     started = time.monotonic()
     train, test = images(request, "quantization")
     model, origin = subject(request, train)
-    held_out = Crops(test, model.inputs)
-    quantized = compressed(request, model, ("quantize",), Crops(train.spread(CALIBRATION), model.inputs))
+    held_out = records(test, model)
+    quantized = compressed(request, model, ("quantize",), records(train.spread(CALIBRATION), model))
     suffixes = [".onnx", ".pte"] if ".pte" in WRITERS and find_spec("executorch") else [".onnx"]
     entries = [
         Entry(f"{RUNTIMES[suffix]} {bits}", [each], held_out, paper, suffix=suffix)

@@ -73,6 +73,14 @@ def test_shuffled_windows_lie_anywhere_and_follow_from_the_seed():
     assert len(places) == 9  # 60 draws miss one of nine places with a chance of 0.8 %
 
 
+def test_pixels_are_normalised_as_asked():
+    source = images(2, 6)
+    for normalize, mean, std in (("0.5/0.25", 0.5, 0.25), (None, 0.0, 1.0)):
+        (batch,) = Crops(source, INPUTS, normalize).batches(2)
+        expected = (source.pixels.transpose(0, 3, 1, 2) / 255 - mean) / std
+        np.testing.assert_allclose(batch.inputs[0].numpy(), expected, atol=1e-5)
+
+
 def test_images_must_be_large_enough():
     with pytest.raises(DataError, match="too small"):
         Crops(images(size=5), INPUTS)
