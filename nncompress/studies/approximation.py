@@ -26,9 +26,9 @@ LOSS = 0.5  # points that may be lost
 CHAIN = ("prune:std=0.5", "cluster:decimals=2", "factorize:err=1e-3", "quantize")  # the thesis's order
 OTHERS = {  # what this tool would do instead
     "quantize": ("quantize",),
-    "prune-nodes, on data": ("prune-nodes:macs=0.8,criterion=reconstruction",),
-    "factorize, on data": ("factorize:macs=0.8",),
-    "prune-nodes, then quantize": ("prune-nodes:macs=0.8,criterion=reconstruction", "quantize"),
+    "prune-nodes, on data": ("prune-nodes:macs=0.8,round-to=8",),
+    "factorize, on data": ("factorize:macs=0.8,round-to=8",),
+    "prune-nodes, then quantize": ("prune-nodes:macs=0.8,round-to=8", "quantize"),
 }
 
 
