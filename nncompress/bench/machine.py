@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,10 @@ class Meanwhile:
 
 def activity() -> Activity:
     """The counters now."""
-    spent = os.times()
-    own = spent.user + spent.system + spent.children_user + spent.children_system
+    own = sum(
+        spent.ru_utime + spent.ru_stime
+        for spent in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
     return Activity(time.perf_counter(), _all_programs(), own, _throttled())
 
 

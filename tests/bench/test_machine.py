@@ -43,4 +43,4 @@ def test_our_own_work_is_not_another_program_s():
     while time.thread_time() < end:
         pass
     after = activity()
-    assert after.own - before.own >= 0.04
+    assert after.own - before.own >= 0.045  # less a tick of the system's clock

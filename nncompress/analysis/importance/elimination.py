@@ -22,6 +22,7 @@ from torch import Tensor
 from nncompress.analysis.importance.choices import Indices
 
 RIDGE = 1e-4  # of the mean second moment, so that inverses exist
+PENDING = 256  # columns of steps that wait before the inverse is brought up to date
 LARGEST = 6144  # columns of a layer; beyond that, columns are taken as independent of other units'
 
 
@@ -57,35 +58,58 @@ def damped(second: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 class _Eliminator:
-    def __init__(self, problem: Quadratic) -> None:
-        self.columns = torch.from_numpy(problem.columns)
-        self.weight = root(problem.metric) @ problem.weight.double()
-        second = damped(problem.second)
-        if len(second) > LARGEST:  # block diagonal: no other unit compensates
-            self.inverse = None
-            self.blocks = second[self.columns[:, :, None], self.columns[:, None, :]]
-        else:
-            self.inverse = torch.linalg.inv(second)
+    """One consumer while its units go, those left in ascending order.
 
-    def errors(self, alive: Tensor) -> Tensor:
-        columns = self.columns[alive]  # [n, k]
-        inner = self._inner(alive, columns)
-        weight = self.weight[:, columns]  # [out, n, k]
+    H⁻¹ is not brought up to date at every step: the steps wait as factors, H⁻¹ − L R, until there are
+    `PENDING` columns of them, because one product of large matrices is several times faster than many thin
+    ones. What the errors need, the blocks H⁻¹_GG, is always up to date.
+    """
+
+    def __init__(self, problem: Quadratic) -> None:
+        self._columns = torch.from_numpy(problem.columns)  # [units, k]
+        self._weight = root(problem.metric) @ problem.weight.double()
+        inverse = damped(problem.second)
+        self._independent = len(inverse) > LARGEST  # block diagonal: no other unit compensates
+        if not self._independent:
+            inverse = torch.linalg.inv(inverse)
+        self._blocks = inverse[self._columns[:, :, None], self._columns[:, None, :]]
+        self._inverse = torch.empty(0) if self._independent else inverse
+        self._forget()
+
+    def _forget(self) -> None:
+        """No step waits."""
+        size = len(self._inverse)
+        self._left = torch.empty(size, 0, dtype=torch.float64)
+        self._right = torch.empty(0, size, dtype=torch.float64)
+
+    def errors(self) -> Tensor:
+        """What removing each unit that is left would cost, `[units]`."""
+        inner = self._blocks if self._independent else torch.linalg.inv(self._blocks)
+        weight = self._weight[:, self._columns]  # [out, units, k]
         return torch.einsum("onk,nkl,onl->n", weight, inner, weight)
 
-    def _inner(self, alive: Tensor, columns: Tensor) -> Tensor:
-        if self.inverse is None:
-            return self.blocks[alive]
-        return torch.linalg.inv(self.inverse[columns[:, :, None], columns[:, None, :]])
+    def remove(self, position: int) -> None:
+        """Remove a unit, by its place among those that are left."""
+        gone = self._columns[position]
+        stay = [i for i in range(len(self._columns)) if i != position]
+        self._columns, self._blocks = self._columns[stay], self._blocks[stay]
+        if not self._independent:
+            rows = self._inverse[gone] - self._left[gone] @ self._right
+            step = torch.linalg.solve(rows[:, gone], rows)  # (H⁻¹_GG)⁻¹ H⁻¹_G:
+            self._weight.addmm_(self._weight[:, gone], step, alpha=-1)
+            self._blocks -= torch.einsum("puk,pul->ukl", rows[:, self._columns], step[:, self._columns])
+            self._left = torch.cat([self._left, rows.T], 1)
+            self._right = torch.cat([self._right, step])
+            if len(self._right) >= PENDING:
+                self._catch_up()
 
-    def remove(self, unit: int) -> None:
-        columns = self.columns[unit]
-        if self.inverse is not None:
-            rows = self.inverse[columns]
-            step = torch.linalg.solve(rows[:, columns], rows)  # (H⁻¹_GG)⁻¹ H⁻¹_G:
-            self.weight -= self.weight[:, columns] @ step
-            self.inverse -= self.inverse[:, columns] @ step
-        self.weight[:, columns] = 0
+    def _catch_up(self) -> None:
+        """Do the steps that wait, and go on with the columns of the units that are left alone."""
+        self._inverse.addmm_(self._left, self._right, alpha=-1)
+        live = self._columns.flatten()
+        self._inverse, self._weight = self._inverse[live][:, live], self._weight[:, live]
+        self._columns = torch.arange(len(live)).reshape(self._columns.shape)
+        self._forget()
 
 
 def eliminate(problems: Sequence[Quadratic], units: int) -> tuple[list[int], list[float]]:
@@ -98,13 +122,13 @@ def eliminate(problems: Sequence[Quadratic], units: int) -> tuple[list[int], lis
     order: list[int] = []
     error = [0.0]
     while len(alive) > 1:
-        errors = sum(e.errors(torch.tensor(alive)) for e in eliminators)
+        errors = sum(e.errors() for e in eliminators)
         assert isinstance(errors, Tensor)
         cheapest = int(errors.argmin())
         error.append(error[-1] + max(float(errors[cheapest]), 0.0))
         order.append(alive.pop(cheapest))
         for e in eliminators:
-            e.remove(order[-1])
+            e.remove(cheapest)
     return order, error
 
 
