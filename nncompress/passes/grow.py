@@ -37,7 +37,9 @@ class Grow(Pass):
     )
     macs: float | None = option(None, above=1, help="grow to this multiple of the MACs")
     params: float | None = option(None, above=1, help="grow to this multiple of the parameters")
-    latency: float | None = option(None, above=1, help="grow to this multiple of the measured latency")
+    latency: float | None = option(
+        None, above=1, help="grow to this multiple of the latency, measured in ONNX Runtime"
+    )
     where: Literal["auto", "std", "gradient", "uniform"] = option(
         "auto",
         help="which groups get most: by spread of activations, by gradient of candidate nodes;"
@@ -86,8 +88,8 @@ class Grow(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
-        from nncompress.analysis.growth import Budget, grow_step, is_quantized
-        from nncompress.passes.growth.latency import within_latency
+        from nncompress.analysis.growth import Amount, Budget, grow_step, is_quantized, largest_within
+        from nncompress.bench.model_latency import ModelLatency
 
         if is_quantized(model):
             return [Change("model", "left: it is quantized, and new nodes need training", applied=False)]
@@ -97,10 +99,14 @@ class Grow(Pass):
             None if self.params is None else self.params * before.parameters,
         )
 
-        def step(wish: Wish) -> Growth:
+        wish = replace(self.wish, budget=budget)
+        if self.latency is not None:
+            wish = replace(wish, amount=Amount(factor=2.0, round_to=self.round_to))
+
+        def step(scale: float) -> Growth:
             return grow_step(
                 model,
-                wish,
+                replace(wish, amount=replace(wish.amount, scale=scale)),
                 context.data,
                 limit=context.limit,
                 batch_size=context.batch_size,
@@ -108,12 +114,17 @@ class Grow(Pass):
                 progress=context.progress,
             )
 
-        wish = replace(self.wish, budget=budget)
         if self.latency is None:
-            grown = step(wish)
+            grown = step(1.0)
         else:
-            grown, ratio = within_latency(model, wish, step, self.latency)
-            context.notes.append(f"grow: {ratio:.2f} times the latency of before, measured")
+            with ModelLatency(model, context.progress) as latency:
+                fit = largest_within(
+                    self.latency, lambda grown: latency.share(grown.model).value, step, open_ended=True
+                )
+            grown = step(fit.scale)
+            context.notes.append(
+                f"grow: {fit.share:.2f} times the latency of before, measured in ONNX Runtime"
+            )
         if not grown.scores:
             raise UsageError(
                 "grow: no nodes can be added",

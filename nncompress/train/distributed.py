@@ -8,15 +8,17 @@ from seed and step alone, which is what makes a resumed run the same run, so not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from nncompress.data import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class Group:
         if self.size == 1:
             return module
         return nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What the first process decides, where the others would not come to the very same (clocks)."""
+        decision = [decide() if self.main else None]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(decision)
+        return cast(T, decision[0])
 
     def share_buffers(self, module: nn.Module) -> None:
         """Every process takes the first one's running statistics."""

@@ -7,20 +7,32 @@ growth is recorded as what was added beside what; a resumed run adds the same be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
-from nncompress.analysis.growth import Amount, Budget, Growth, Wish, grow_step, grow_units, is_quantized
+from nncompress.analysis.growth import (
+    Amount,
+    Budget,
+    Fit,
+    Growth,
+    Wish,
+    grow_step,
+    grow_units,
+    is_quantized,
+    largest_within,
+)
+from nncompress.bench.model_latency import ModelLatency
 from nncompress.data import Dataset
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.widen import Gathers
 from nncompress.progress import Progress
+from nncompress.train.distributed import Group
 from nncompress.train.growth_settings import AMOUNTS, DEFAULT_BY, GrowSettings
 from nncompress.train.optimizer import Parameters, new_places
 from nncompress.train.settings import TrainSettings
@@ -73,7 +85,9 @@ class Grown:
 class Growing:
     """The growth of one run."""
 
-    def __init__(self, settings: GrowSettings, model: Model, training: TrainSettings) -> None:
+    def __init__(
+        self, settings: GrowSettings, model: Model, training: TrainSettings, group: Group, progress: Progress
+    ) -> None:
         if training.match:
             raise UsageError("train: --match needs layers of one width", remedy="leave --grow or --match out")
         if is_quantized(model):
@@ -83,7 +97,7 @@ class Growing:
         bound = Budget(settings.max_macs, settings.max_params)
         by = DEFAULT_BY if all(getattr(settings, name) is None for name in AMOUNTS) else settings.grow_by
         amount = Amount(by, settings.grow_factor, settings.grow_quarter_of)
-        self.settings = settings
+        self.settings, self.group, self.progress = settings, group, progress
         self.wish = Wish(
             amount,
             bound,
@@ -94,11 +108,23 @@ class Growing:
         )
         self.state = Grown()
         _refuse_bound(model, bound)
+        self.latency = None  # of the model as it began: exported here, so that a refusal comes at once
+        if settings.max_latency is not None and group.main:
+            self.latency = ModelLatency(model, progress)
 
     @classmethod
-    def of(cls, settings: GrowSettings | None, model: Model, training: TrainSettings) -> Growing | None:
+    def of(
+        cls,
+        settings: GrowSettings | None,
+        model: Model,
+        training: TrainSettings,
+        group: Group,
+        progress: Progress,
+    ) -> Growing | None:
         """None for a run that never grows."""
-        return None if settings is None or settings.grow == "never" else cls(settings, model, training)
+        if settings is None or settings.grow == "never":
+            return None
+        return cls(settings, model, training, group, progress)
 
     def due(self, loss: float) -> bool:
         """The epoch that ended with this loss was the last of a plateau, and there is room."""
@@ -108,20 +134,31 @@ class Growing:
         state.best, state.waited = plateau.best, plateau.waited
         return reached and not state.full
 
-    def grow(
-        self, model: Model, data: Dataset, batch: int, epoch: int, seed: int, progress: Progress
-    ) -> Growth:
-        """The grown model (on the CPU), and how it came about."""
+    def grow(self, model: Model, data: Dataset, batch: int, epoch: int, seed: int) -> tuple[Growth, Fit]:
+        """The grown model (on the CPU) and how it came about; how much of the wish kept within the latency,
+        measured as a multiple of the latency that the model began with."""
         seed += len(self.state.steps)
-        step = grow_step(
-            model, self.wish, data, limit=RECORDS, batch_size=batch, seed=seed, progress=progress
-        )
-        self.state.full = not step.added
-        if step.added:
-            beside = {name: list(units) for name, units in step.beside.items()}
-            copies = sorted(step.copies & step.added.keys())
+
+        def step(scale: float) -> Growth:
+            wish = replace(self.wish, amount=replace(self.wish.amount, scale=scale))
+            return grow_step(
+                model, wish, data, limit=RECORDS, batch_size=batch, seed=seed, progress=self.progress
+            )
+
+        fit = self.group.agree(lambda: self._fit(step))
+        grown = step(fit.scale)
+        self.state.full = not grown.added or fit.scale < 1  # what had to be cut was the last of it
+        if grown.added:
+            beside = {name: list(units) for name, units in grown.beside.items()}
+            copies = sorted(grown.copies & grown.added.keys())
             self.state.steps.append({"beside": beside, "copies": copies, "seed": seed, "epoch": epoch})
-        return step
+        return grown, fit
+
+    def _fit(self, step: Callable[[float], Growth]) -> Fit:
+        latency, most = self.latency, self.settings.max_latency
+        if latency is None or most is None:
+            return Fit(1.0, math.nan)
+        return largest_within(most, lambda grown: latency.share(grown.model).value, step)
 
     def replay(self, model: Model) -> dict[str, Gathers]:
         """Widen a model that has not grown as the recorded steps did, in place; the gathers of the last."""

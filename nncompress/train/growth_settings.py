@@ -32,6 +32,9 @@ class GrowSettings(Options):
     )
     max_macs: float | None = option(None, above=0, help="grow up to so many multiply-accumulates")
     max_params: float | None = option(None, above=0, help="grow up to so many parameters")
+    max_latency: float | None = option(
+        None, above=1, help="grow up to this multiple of the latency it began with, measured in ONNX Runtime"
+    )
     grow_where: Literal["auto", "std", "gradient", "uniform"] = option(
         "auto", help="which groups get most, as in nncompress grow"
     )
@@ -59,7 +62,7 @@ class GrowSettings(Options):
                 got=" and ".join(given),
                 expected="one of them",
             )
-        bounds = ("max_macs", "max_params", "grow_quarter_of")
+        bounds = ("max_macs", "max_params", "max_latency", "grow_quarter_of")
         if self.grow == "never":
             said = [_flag(name) for name, value in self.settings().items() if value is not None]
             if said:

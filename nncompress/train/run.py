@@ -75,7 +75,7 @@ class Run:
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
 
-        self.growing = Growing.of(growth, model, settings)
+        self.growing = Growing.of(growth, model, settings, self.group, progress)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
 
         self.model = model.copy()
@@ -190,16 +190,15 @@ class Run:
         if growing is not None and self.epoch < settings.epochs and growing.due(loss):
             self.group.share_buffers(self.model.graph_module)
             self._to_cpu()
-            step = growing.grow(
-                self.model, self.dataset, self.batch_size, self.epoch, settings.seed, self.progress
-            )
+            step, fit = growing.grow(self.model, self.dataset, self.batch_size, self.epoch, settings.seed)
             self.model.graph_module = step.model.graph_module
         if step is not None and step.added:
             self.held = None
             self._rebuild(step.gathers)
             self._restart_best(loss)
             sizes = {name: step.sizes[name] + units for name, units in step.added.items()}
-            return {"grown": sizes, "macs": cost(self.model).macs}
+            told = {"grown": sizes, "macs": cost(self.model).macs}
+            return told if math.isnan(fit.share) else told | {"latency": round(fit.share, 3)}
         if step is not None or settings.frozen(self.epoch) != settings.frozen(self.epoch - 1):
             self._rebuild({})
         self._hold({})

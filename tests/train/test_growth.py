@@ -10,15 +10,24 @@ import torch
 from torch import nn
 
 from nncompress.analysis.cost import cost
+from nncompress.bench.model_latency import ModelLatency
 from nncompress.data import Dataset, open_data
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
+from nncompress.results import Estimate
 from nncompress.train import GrowSettings, TrainSettings, train
 from nncompress.train.growth import Plateau
 from nncompress.train.run import Run
 
 TASK = {"task": "regression", "batch": 16, "schedule": "constant"}
+
+
+class Unexportable(nn.Module):
+    """ONNX has no eigenvalues."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.linalg.eigvalsh(x[:, :, None] * x[:, None])[:, :1]
 
 
 @pytest.fixture
@@ -81,6 +90,34 @@ def test_quarters_of_a_maximum(data):
     grown, result = train(network(), data, settings, growth=growth)
     assert [row["grown"]["0"] for row in result.epochs if "0" in row.get("grown", {})] == [8, 12, 16]
     assert grown.tensor("0.weight").shape[0] == grown.tensor("4.weight").shape[0] == 16
+
+
+def test_latency_bounds_growth_and_a_cut_step_is_the_last(data, monkeypatch):
+    """The bound is on multiples of the latency of the model as it began; here a node takes a share each."""
+    compared = []
+
+    def share(latency: ModelLatency, other: Model) -> Estimate:
+        nodes = [other.tensor(name).shape[0] for name in ("0.weight", "4.weight")]
+        compared.append(tuple(nodes))
+        return Estimate(sum(nodes) / 10, 0.0, 99.0, 0.95)
+
+    monkeypatch.setattr(ModelLatency, "share", share)
+    settings = TrainSettings(epochs=6, lr=0.01, **TASK)
+    growth = always(grow_by=4, max_params=None, max_latency=2.5)
+    grown, result = train(network(), data, settings, growth=growth)
+    told = [(row["epoch"], row["grown"], row["latency"]) for row in result.epochs if "grown" in row]
+    assert told == [(2, {"0": 8, "4": 10}, 1.8), (3, {"0": 11, "4": 13}, 2.4)]
+    assert compared[:2] == [(8, 10), (12, 14)]
+    assert all(a[0] < 12 for a in compared[2:])
+    assert len(compared) == len(set(compared))  # none is measured twice
+    assert grown.tensor("4.weight").shape == (13, 11 * 16)
+
+
+def test_a_latency_that_cannot_be_measured_is_refused_before_training(data):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.ReLU(), nn.Linear(6, 1), Unexportable())
+    model = Model.from_module(module.eval(), (torch.randn(2, 3, 6, 6),))
+    with pytest.raises(UnsupportedError, match="ONNX"):
+        train(model, data, TrainSettings(**TASK), growth=always(max_params=None, max_latency=2.0))
 
 
 def test_no_plateau_no_growth(data):

@@ -8,6 +8,7 @@
 | `need`    | which groups need units: spread of activations, gradient of candidates            |
 | `amounts` | how many units each group gets: a number, a factor, a quarter, a budget           |
 | `step`    | all of it, once                                                                   |
+| `latency` | as much of a step as stays within a measured latency                              |
 
     step = grow_step(model, Wish(Amount(by=16)), data, ...)    # step.model computes what `model` computes
 """
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 from nncompress.analysis.growth.amounts import Amount, Budget
+from nncompress.analysis.growth.latency import Fit, largest_within
 from nncompress.analysis.growth.proof import Grown, grow_proven
 from nncompress.analysis.growth.step import Growth, Wish, grow_step, is_quantized
 from nncompress.analysis.growth.units import grow_units, normalized_groups
@@ -22,6 +24,7 @@ from nncompress.analysis.growth.units import grow_units, normalized_groups
 __all__ = [
     "Amount",
     "Budget",
+    "Fit",
     "Grown",
     "Growth",
     "Wish",
@@ -29,5 +32,6 @@ __all__ = [
     "grow_step",
     "grow_units",
     "is_quantized",
+    "largest_within",
     "normalized_groups",
 ]

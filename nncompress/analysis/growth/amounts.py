@@ -30,15 +30,18 @@ class Amount:
         factor: the size of every group is multiplied by this.
         quarter_of: a quarter of this many units per group, and never more than this many in all.
         round_to: new units come in multiples of this.
+        scale: so many times all of that.
     """
 
     by: int | None = None
     factor: float | None = None
     quarter_of: int | None = None
     round_to: int = 1
+    scale: float = 1.0
 
     def of(self, size: int, share: float) -> int:
-        """New units of a group of that size."""
+        """New units of a group of that size, with `share` times the mean need."""
+        share *= self.scale
         if self.quarter_of is not None:
             return min(self._rounded(self.quarter_of / 4 * share), max(0, self.quarter_of - size))
         if self.factor is not None:
