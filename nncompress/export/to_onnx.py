@@ -141,7 +141,7 @@ def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXP
 def _optimize_but_lookups(program: ONNXProgram) -> None:
     """What the exporter does by default, but without computing codebook lookups: the file is to be small.
 
-    A lookup starts with the cast of its stored bytes; while that stays, all of it does.
+    A lookup starts with the casts of its stored bytes and halves; while these stay, all of it does.
     """
     import onnx_ir
     import onnxscript.optimizer
@@ -149,7 +149,8 @@ def _optimize_but_lookups(program: ONNXProgram) -> None:
 
     def should_fold(node: onnx_ir.Node) -> bool | None:
         source = node.inputs[0] if node.inputs else None
-        stored = node.op_type == "Cast" and source is not None and source.dtype == onnx_ir.DataType.UINT8
+        short = (onnx_ir.DataType.UINT8, onnx_ir.DataType.FLOAT16)
+        stored = node.op_type == "Cast" and source is not None and source.dtype in short
         return False if stored else None
 
     with quiet():

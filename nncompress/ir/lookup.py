@@ -25,6 +25,7 @@ from nncompress.ir.packed import PARTS, Parts, bits_for, restore, smallest
 aten = torch.ops.aten
 
 DIGITS = "packed_digits"
+TABLES = ("codebook", "codebook16", "values")  # what is looked up in
 
 
 def pack(model: Model, per_op: int = 0) -> Model:
@@ -76,13 +77,17 @@ class _Lookup:
             bits = self._indices("bitmap", 1, count)
             count = 1 + int(torch.count_nonzero(self.tensor))
         if "codes" in parts:
+            book = "codebook16" if "codebook16" in parts else "codebook"
             channels = parts["offsets"].numel() if "offsets" in parts else 1
-            index = self._indices("codes", bits_for(len(parts["codebook"]) // channels), count)
+            index = self._indices("codes", bits_for(len(parts[book]) // channels), count)
+            table = self._read(book, column=True)
             with inserting_before(self.first) as call:
+                if book == "codebook16":
+                    table = call(aten.to.dtype, table, torch.float32)
                 if "offsets" in parts:
                     index = call(aten.reshape.default, index, list(self.tensor.shape))
                     index = call(aten.add.Tensor, index, self._read("offsets"))
-                value = call(aten.embedding.default, self._read("codebook", column=True), index)
+                value = call(aten.embedding.default, table, index)
         else:
             value = self._read("values", column=True)
         with inserting_before(self.first) as call:
@@ -137,7 +142,7 @@ def unpack(model: Model) -> None:
     """
     for node in list(model.graph.nodes):
         name, _, part = str(node.target).rpartition("_")
-        if node.op != "get_attr" or part not in ("codebook", "values") or not name or not node.users:
+        if node.op != "get_attr" or part not in TABLES or not name or not node.users:
             continue
         parts = {p: t for p in PARTS if (t := _stored(model, f"{name}_{p}")) is not None}
         if not parts.keys() & {"bitmap", "codes"}:
@@ -170,11 +175,11 @@ def _stored(model: Model, name: str) -> Tensor | None:
 
 
 def _last(table: fx.Node) -> fx.Node:
-    """The reshape that ends a lookup: codebook -> embedding [-> embedding] -> reshape."""
+    """The reshape that ends a lookup: codebook [-> to] -> embedding [-> embedding] -> reshape."""
     node = table
     while True:
         node = next(iter(node.users))
         if op_name(node) in ("reshape", "view"):
             return node
-        if op_name(node) != "embedding":
+        if op_name(node) not in ("embedding", "to"):
             raise ValueError(f"{table.target} is not read as a packed tensor is")

@@ -6,6 +6,7 @@
     bitmap                    bitmap [n/8 bytes], values [1 + nonzeros]               many zeros
     bitmap and codebook       bitmap, codes [1 + nonzeros], codebook [K]              both
 
+The codebook of a float32 tensor whose values are exact in half precision is stored so, as `codebook16`.
 `codes` holds 1, 2, 4 or 8 bits per index, lowest bits first. Behind a bitmap the first entry is zero: the
 k-th nonzero weight reads entry k and a zero weight reads entry 0, so that a running sum of the bitmap's bits,
 times the bit, is the index. What is stored describes itself, given the shape of the tensor.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 MOST = 256  # distinct values that an index of 8 bits tells apart
 SAMPLE = 4096  # values looked at before a whole tensor is sorted
-PARTS = ("bitmap", "codes", "codebook", "offsets", "values")
+PARTS = ("bitmap", "codes", "codebook", "codebook16", "offsets", "values")
 
 Parts = dict[str, Tensor]
 
@@ -39,33 +40,42 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
     size, item = tensor.numel(), tensor.element_size()
     nonzero = int(torch.count_nonzero(tensor))
     values = distinct_values(tensor)
+    short = _exact_in_half(tensor if values is None else values)
+
+    def book(entries: int) -> int:
+        """Bytes of a codebook; one in half precision takes an op to cast it."""
+        return min(entries * item, 2 * entries + per_op) if short else entries * item
+
     sizes: dict[str, float] = {"dense": size * item}
     extra = overhead + 8 * per_op
     sizes["bitmap"] = size / 8 + (1 + nonzero) * item + extra
     if values is not None:
         unpacking = (0 if bits_for(len(values)) == 8 else 4) * per_op
-        sizes["codebook"] = packed_bytes(size, len(values), item) + overhead + 3 * per_op + unpacking
+        stored = code_bytes(size, len(values)) + book(len(values))
+        sizes["codebook"] = stored + overhead + 3 * per_op + unpacking
         if nonzero < size:  # zero is one of the values
-            stored = size / 8 + packed_bytes(nonzero + 1, len(values), item)
+            stored = size / 8 + code_bytes(nonzero + 1, len(values)) + book(len(values))
             sizes["both"] = stored + extra + 2 * per_op + unpacking
     for axis in range(min(tensor.dim(), 2)):
         if (most := most_per_channel(tensor, axis)) is not None:
             channels = tensor.shape[axis]
-            stored = packed_bytes(size, most, item, most * channels) + 4 * channels
+            stored = code_bytes(size, most) + book(most * channels) + 4 * channels
             sizes[f"channel {axis}"] = stored + overhead + (5 if bits_for(most) == 8 else 9) * per_op
     best = min(reversed(sizes), key=sizes.__getitem__)
     if best == "dense":
         return None
     if best.startswith("channel"):
-        return _per_channel(tensor, int(best[-1]))
+        return _shortened(_per_channel(tensor, int(best[-1])), per_op)
     flat = tensor.flatten()
     if best == "codebook":
         assert values is not None
-        return _coded(flat, values)
+        return _shortened(_coded(flat, values), per_op)
     mask = flat != 0
     kept = torch.cat([flat.new_zeros(1), flat[mask]])
     bitmap = {"bitmap": to_bits(mask, 1)}
-    return bitmap | ({"values": kept} if best == "bitmap" else _coded(kept, torch.unique(kept)))
+    if best == "bitmap":
+        return bitmap | {"values": kept}
+    return bitmap | _shortened(_coded(kept, torch.unique(kept)), per_op)
 
 
 def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -75,7 +85,7 @@ def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         ValueError: the parts do not fit each other or the shape; nothing larger than the shape is made.
     """
     count = prod(shape)
-    bitmap, codes, book = (parts.get(name) for name in ("bitmap", "codes", "codebook"))
+    bitmap, codes, book = parts.get("bitmap"), parts.get("codes"), _book(parts)
     entries = count
     if bitmap is not None:
         mask = from_bits(bitmap, 1, count)
@@ -140,11 +150,9 @@ def bits_for(distinct: int) -> int:
     return next(width for width in (1, 2, 4, 8) if distinct <= 2**width)
 
 
-def packed_bytes(count: int, distinct: int, item: int, entries: int | None = None) -> int:
-    """Stored bytes of `count` indices that tell `distinct` values apart, and of the codebooks' `entries`."""
-    if distinct > MOST:
-        return count * item + 1
-    return -(-count * bits_for(distinct) // 8) + (distinct if entries is None else entries) * item
+def code_bytes(count: int, distinct: int) -> int:
+    """Stored bytes of `count` indices that tell `distinct` values apart."""
+    return -(-count * bits_for(distinct) // 8)
 
 
 def to_bits(indices: Tensor, bits: int) -> Tensor:
@@ -188,6 +196,27 @@ def _per_channel(tensor: Tensor, axis: int) -> Parts:
     spread = [-1 if dim == axis else 1 for dim in range(tensor.dim())]
     offsets = (most * torch.arange(len(books), dtype=torch.int32)).reshape(spread)
     return {"codes": to_bits(codes, bits_for(most)), "codebook": book.flatten(), "offsets": offsets}
+
+
+def _exact_in_half(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor)
+
+
+def _shortened(parts: Parts, per_op: int) -> Parts:
+    """With the codebook in half precision, where that is exact and saves more than the op that casts it."""
+    book = parts["codebook"]
+    if not _exact_in_half(book) or 2 * book.numel() <= per_op:
+        return parts
+    return {name: part for name, part in parts.items() if name != "codebook"} | {"codebook16": book.half()}
+
+
+def _book(parts: Mapping[str, Tensor]) -> Tensor | None:
+    short = parts.get("codebook16")
+    if short is None:
+        return parts.get("codebook")
+    if short.dtype != torch.float16:
+        raise ValueError(f"a codebook16 of {short.dtype} where float16 belongs")
+    return short.float()
 
 
 def _fitting(offsets: Tensor, shape: tuple[int, ...]) -> Tensor:

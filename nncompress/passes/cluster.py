@@ -106,13 +106,14 @@ class Cluster(Pass):
                 changes.append(self._cluster(layer, seen, curvature.get(layer.weight.name)))
         context.progress.step("clustering", len(chosen), len(chosen))
         if applied := [change.numbers for change in changes if change.applied]:
-            before, after, least = (
+            before, packed, coded, least = (
                 sum(numbers[key] for numbers in applied)
-                for key in ("bytes_before", "bytes_after", "entropy_bytes")
+                for key in ("bytes_before", "bytes_after", "bytes_coded", "entropy_bytes")
             )
             context.notes.append(
-                f"files store these weights in {after:,} bytes instead of {before:,} "
-                f"(entropy of the indices: {least:,.0f})"
+                f"stored, these weights take {before:,} → {packed:,} bytes ({packed / least:.2f} times the "
+                f"{least:,.0f} of their indices' entropy); with --storage entropy {coded:,} "
+                f"({coded / least:.2f} times)"
             )
         return changes
 
@@ -170,23 +171,25 @@ class Cluster(Pass):
         return ""
 
     def _cluster(self, layer: Layer, seen: SeenInputs | None, curvature: Tensor | None) -> Change:
+        from nncompress.ir.deflate import encode
         from nncompress.ir.packed import smallest
 
         weight = layer.weight.value().clone()
         clustered = self._rounded(layer, weight, seen, curvature)
         layer.weight.assign(clustered)
         size = weight.numel() * weight.element_size()
-        parts = smallest(clustered)
+        stored = [part.numpy().tobytes() for part in (smallest(clustered) or {"dense": clustered}).values()]
         channels = self._channels(layer, weight)
+        packed, coded = sum(map(len, stored)), sum(min(len(data), len(encode(data))) for data in stored)
         numbers: dict[str, Any] = {
             "bytes_before": size,
-            "bytes_after": size
-            if parts is None
-            else sum(p.numel() * p.element_size() for p in parts.values()),
+            "bytes_after": packed,
+            "bytes_coded": coded,
             "entropy_bytes": _entropy_bytes(clustered, channels),
             "mse": float((clustered - weight).double().square().mean()),
         }
-        return Change(layer.name, self._what(clustered, channels), numbers)
+        what = f"{self._what(clustered)}, {size:,} → {packed:,} bytes, coded {coded:,}"
+        return Change(layer.name, f"{what}, entropy {numbers['entropy_bytes']:,.0f}", numbers)
 
     def _rounded(
         self, layer: Layer, weight: Tensor, seen: SeenInputs | None, curvature: Tensor | None
@@ -238,11 +241,11 @@ class Cluster(Pass):
         spread = [-1 if dim == axis else 1 for dim in range(weight.dim())]
         return torch.arange(weight.shape[axis]).reshape(spread).expand(weight.shape)
 
-    def _what(self, clustered: Tensor, channels: Tensor) -> str:
+    def _what(self, clustered: Tensor) -> str:
         from nncompress.ir.packed import distinct_values
 
         if self.per == "channel":
-            return f"{self.codebook} values per channel"
+            return f"{self.codebook} per channel"
         values = distinct_values(clustered)
         return f"{'more than 256' if values is None else len(values)} values"
 

@@ -26,6 +26,7 @@ class Net(nn.Module):
         self.zeros = nn.Linear(128, 128)
         self.both = nn.Linear(128, 128)
         self.channel = nn.Linear(128, 128)
+        self.short = nn.Linear(128, 128)
         self.dense = nn.Linear(128, 20)
         self.tied = nn.Linear(128, 128, bias=False)
         self.tied.weight = self.zeros.weight
@@ -34,10 +35,12 @@ class Net(nn.Module):
             self.zeros.weight.copy_(sparse(self.zeros.weight, 0.8))
             self.both.weight.copy_(sparse(of_values((128, 128), 7), 0.8, seed=2))
             self.channel.weight.copy_(torch.stack([of_values((128,), 2, seed=i) for i in range(128)]) / 10)
+            self.short.weight.copy_(torch.stack([of_values((128,), 4, seed=i).half() for i in range(128)]))
 
     def forward(self, x):
         x = self.few(x).mean((2, 3))
-        return self.dense(self.tied(torch.tanh(self.channel(self.both(self.zeros(x))))))
+        x = torch.tanh(self.short(torch.tanh(self.channel(self.both(self.zeros(x))))))
+        return self.dense(self.tied(x))
 
 
 def build() -> nn.Module:
@@ -83,9 +86,12 @@ def test_onnx_stores_every_form_packed_and_computes_the_same(model, tmp_path):
     plain, packed = ((tmp_path / f"{n}.onnx").stat().st_size for n in ("plain", "packed"))
     assert packed < 0.5 * plain
     graph = onnx.load(tmp_path / "packed.onnx").graph
-    assert {"few", "both", "channel", "dense"} <= {node.name for node in graph.node}
+    assert {"few", "both", "channel", "short", "dense"} <= {node.name for node in graph.node}
     stored = [t.name for t in graph.initializer if t.name.startswith(("zeros.weight", "tied.weight"))]
     assert len(stored) == 2  # a bitmap and values, once
+    halves = [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halves) == 1
+    assert halves[0].startswith("short.weight")
     runs = [open_artifact(tmp_path / f"{n}.onnx").run for n in ("plain", "packed")]
     x = torch.randn(3, 3, 8, 8).numpy()
     torch.testing.assert_close(runs[0](x)[0], runs[1](x)[0])

@@ -37,8 +37,16 @@ CASES = {
     "many zeros": (sparse(random(64, 33, 3), 0.75), {"bitmap", "values"}, 64 * 99 * 1.16),
     "both": (sparse(of_values((64, 33, 3), 15), 0.75), {"bitmap", "codes", "codebook"}, 64 * 99 / 4 + 120),
     "half": (sparse(random(99, 99), 0.9).half(), {"bitmap", "values"}, 99 * 99 * 0.34),
-    "one value": (torch.full((40, 5), 0.5), {"codes", "codebook"}, 29),
-    "no value but zero": (torch.zeros(40, 5), {"codes", "codebook"}, 29),
+    "one value": (torch.full((40, 5), 0.5), {"codes", "codebook16"}, 27),
+    "no value but zero": (torch.zeros(40, 5), {"codes", "codebook16"}, 27),
+    "few short values": (of_values((61, 43), 16).half().float(), {"codes", "codebook16"}, 61 * 43 / 2 + 33),
+    "both, short": (
+        sparse(of_values((64, 33, 3), 15), 0.75).half().float(),
+        {"bitmap", "codes", "codebook16"},
+        64 * 99 / 4 + 90,
+    ),
+    "few values beyond half": (of_values((61, 43), 16) * 2.0**20, {"codes", "codebook"}, 61 * 43 / 2 + 65),
+    "double": (of_values((61, 43), 16).half().double(), {"codes", "codebook"}, 61 * 43 / 2 + 129),
 }
 
 
@@ -60,6 +68,16 @@ def test_a_codebook_for_every_channel(axis):
     assert set(found) == {"codes", "codebook", "offsets"}
     assert torch.equal(restore(found, tuple(tensor.shape)), tensor)
     assert stored_bytes(found) == 70 * 200 / 4 + 70 * 4 * 4 + 70 * 4
+
+
+def test_short_codebooks_per_channel():
+    rows = torch.stack([of_values((200,), 4, seed=channel) for channel in range(70)]).half().float()
+    found = smallest(rows)
+    assert set(found) == {"codes", "codebook16", "offsets"}
+    assert torch.equal(restore(found, (70, 200)), rows)
+    assert restore(found, (70, 200)).dtype == torch.float32
+    assert stored_bytes(found) == 70 * 200 / 4 + 70 * 4 * 2 + 70 * 4
+    assert set(smallest(rows, per_op=600)) == {"codes", "codebook", "offsets"}  # the cast takes more
 
 
 def test_what_does_not_pay_is_left():
@@ -91,6 +109,8 @@ def test_parts_that_do_not_fit_are_refused():
         restore(codes, (10**6, 10**6))  # nothing of that size is made
     with pytest.raises(ValueError, match="beyond its codebook"):
         restore({**codes, "codebook": codes["codebook"][:9]}, (61, 43))
+    with pytest.raises(ValueError, match="float16"):
+        restore({"codes": codes["codes"], "codebook16": codes["codebook"]}, (61, 43))
     with pytest.raises(ValueError, match="bytes"):
         restore({**both, "bitmap": both["bitmap"][:-1]}, (64, 33))
     with pytest.raises(ValueError, match="nothing"):

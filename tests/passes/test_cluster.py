@@ -4,12 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.analysis.kmeans import codebook, nearest
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export import write
 from nncompress.ir import Model
+from nncompress.ir.deflate import encode
+from nncompress.ir.packed import smallest
 from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.passes.cluster import Cluster
+from nncompress.passes.clustering.codebooks import Codebooks
 
 
 class Net(nn.Module):
@@ -88,6 +92,44 @@ def test_files_shrink_and_compute_the_same(model, tmp_path):
     loaded = getattr(loaded, "model", loaded)
     assert torch.equal(loaded(x), model(x))
     assert torch.equal(loaded.tensor("wide.weight"), model.tensor("wide.weight"))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+@pytest.mark.parametrize("size", [4, 16, 256])
+def test_entries_are_as_short_as_their_number_allows(scale, size):
+    """Rounded to few digits where half precision has the range for them; the error hardly grows."""
+    generator = torch.Generator().manual_seed(size)
+    weight = scale * torch.randn(64, 32, 3, 3, generator=generator)
+    books = Codebooks.fit(weight, torch.zeros(weight.shape, dtype=torch.int64), size, None)
+    values = weight.double().flatten().numpy()
+    exact = codebook(values, size)
+    lost, least = (
+        float(((values - book[nearest(values, book)]) ** 2).sum()) for book in (books.rows[0].numpy(), exact)
+    )
+    assert lost <= 1.005 * least
+    in_half = books.rows.half().double()
+    assert torch.equal(in_half, books.rows) == (scale == 1.0)
+
+
+@pytest.mark.parametrize(("size", "per"), [(2, "tensor"), (4, "tensor"), (16, "tensor"), (4, "channel")])
+def test_entropy_coded_within_a_tenth_of_the_entropy(size, per):
+    """Of weights with the heavy tails of a trained layer's."""
+    torch.manual_seed(1)
+    model = Model.from_module(nn.Conv2d(64, 64, 3).eval(), (torch.randn(2, 64, 4, 4),))
+    weight = model.tensor("weight")
+    with torch.no_grad():
+        weight.copy_(torch.distributions.StudentT(6.0).sample(weight.shape))
+    (change,) = run(model, codebook=size, per=per)
+    counts = [torch.unique(row, return_counts=True)[1] for row in weight.detach().flatten(1)]
+    if per == "tensor":
+        counts = [torch.unique(weight.detach(), return_counts=True)[1]]
+    entropy = sum(float(-(n * (n / n.sum()).log2()).sum()) for n in counts) / 8
+    assert change.numbers["entropy_bytes"] == pytest.approx(entropy, rel=1e-5)
+    parts = smallest(weight)
+    stored = [part.numpy().tobytes() for part in parts.values()]
+    assert change.numbers["bytes_after"] == sum(map(len, stored))
+    assert change.numbers["bytes_coded"] == sum(min(len(s), len(encode(s))) for s in stored)
+    assert change.numbers["bytes_coded"] <= 1.1 * entropy
 
 
 def test_refusals(model):
