@@ -54,8 +54,8 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
         stored = code_bytes(size, len(values)) + book(len(values))
         sizes["codebook"] = stored + overhead + 3 * per_op + unpacking
         if nonzero < size:  # zero is one of the values
-            stored = size / 8 + code_bytes(nonzero + 1, len(values)) + book(len(values))
-            sizes["both"] = stored + extra + 2 * per_op + unpacking
+            stored = code_bytes(nonzero + 1, len(values)) + book(len(values))
+            sizes["both"] = size / 8 + stored + extra + 2 * per_op + unpacking
     for axis in range(min(tensor.dim(), 2)):
         if (most := most_per_channel(tensor, axis)) is not None:
             channels = tensor.shape[axis]
