@@ -25,7 +25,7 @@ from dataclasses import replace
 from nncompress.bench import noise, stats
 from nncompress.bench.energy import energy_per_call, meters
 from nncompress.bench.environment import environment
-from nncompress.bench.gpu import gpu_state, waiting
+from nncompress.bench.gpu import gpu_environment, gpu_state, waiting
 from nncompress.bench.inputs import Inputs, inputs_for, random_inputs
 from nncompress.bench.machine import activity, between
 from nncompress.bench.measure import ArmTimes
@@ -112,6 +112,7 @@ def benchmark(
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else batch
     parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
+    notes = tuple(f"{arm.name}: {note}." for arm, runner in zip(arms, runners) for note in runner.notes)
     del runners  # the sessions open their own
 
     surroundings = environment()
@@ -120,7 +121,7 @@ def benchmark(
     plan = Plan(time_budget, rounds, sessions, target_error)
     measured = measure_sessions(arms, inputs, threads, plan, seed=seed, progress=progress)
     meanwhile = between(before, activity())
-    gpu_after = gpu_state() if clock == "GPU" else {}
+    gpu = gpu_environment([gpu_before, *measured.gpu, gpu_state()]) if clock == "GPU" else {}
 
     results = []
     wall_speedups: list[Estimate | None] = []
@@ -151,7 +152,7 @@ def benchmark(
         threads=threads,
         cores=surroundings["cores_usable"],
         meanwhile=meanwhile,
-        gpu_throttled=bool(gpu_after.get("throttled")),
+        gpu_throttled=bool(gpu.get("throttled")),
     )
     result = BenchResult(
         arms=tuple(results),
@@ -165,11 +166,11 @@ def benchmark(
             **surroundings,
             "other_cores_busy": meanwhile.other_cores,
             "throttled": meanwhile.throttled,
-            **({"gpu": {"before": gpu_before, "after": gpu_after}} if clock == "GPU" else {}),
+            **({"gpu": gpu} if gpu else {}),
         },
         energy_source="not measured",
         interrupted=measured.interrupted,
-        warnings=(*parity_warnings, *measured.warnings, *doubts),
+        warnings=(*notes, *parity_warnings, *measured.warnings, *doubts),
     )
     memory, profiled = memory and clock != "GPU", profiled and clock != "GPU"  # which know no GPU
     steps: list[Step] = [_with_memory] if memory else []

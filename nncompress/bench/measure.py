@@ -23,7 +23,6 @@ import numpy as np
 
 Call = Callable[[], object]
 
-SHORTEST_SAMPLE_NS = 200_000  # shorter calls are repeated within a sample, or reading the clock would count
 LONGEST_REWARMED_NS = 20_000_000  # longer calls reload the cache anyway: not worth the second call
 WARM_UP_WINDOW = 5  # calls whose median must settle
 SLOW_ROUND_NS = 100_000_000  # rounds longer than this settle in windows of
@@ -33,7 +32,13 @@ LONGEST_WARM_UP_NS = 3_000_000_000
 
 
 class Clock(Protocol):
-    """Both times in nanoseconds."""
+    """Both times in nanoseconds.
+
+    Attributes:
+        shortest_sample_ns: shorter calls are repeated within a sample, or reading the clock would count.
+    """
+
+    shortest_sample_ns: int
 
     def wall(self) -> int: ...
     def cpu(self) -> int: ...
@@ -41,6 +46,8 @@ class Clock(Protocol):
 
 class SystemClock:
     """This machine's clocks; `cpu` is that of the calling thread."""
+
+    shortest_sample_ns = 200_000
 
     def wall(self) -> int:
         return time.perf_counter_ns()
@@ -103,7 +110,7 @@ class Measurement:
                 break
         for i, times in enumerate(history):
             usual = max(1, int(median(times[-SLOW_WINDOW:])))
-            self._repeats[i] = max(1, math.ceil(SHORTEST_SAMPLE_NS / usual))
+            self._repeats[i] = max(1, math.ceil(self._clock.shortest_sample_ns / usual))
             self._rewarm[i] = usual < LONGEST_REWARMED_NS
         return len(history[0]), settled
 

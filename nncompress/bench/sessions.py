@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nncompress.bench import stats
-from nncompress.bench.gpu import event_clock
+from nncompress.bench.gpu import event_clock, gpu_state
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
 from nncompress.ir import Model
@@ -59,13 +60,18 @@ def clock_of(arms: Sequence[Arm], threads: int) -> str:
 
 @dataclass
 class Measured:
-    """What `measure_sessions` returns: times[session][arm], load_s[arm][session]."""
+    """What `measure_sessions` returns: times[session][arm], load_s[arm][session].
+
+    Attributes:
+        gpu: its state at the end of each session, where there were arms on one.
+    """
 
     times: list[list[ArmTimes]]
     load_s: list[list[float]]
     warm_up_rounds: int = 0
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
+    gpu: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,8 @@ def measure_sessions(
                 finally:  # Ctrl-C does not take back what is measured
                     if measurement.rounds >= (FEWEST_ROUNDS if plan.rounds is None else 1):
                         measured.times.append(measurement.times)
+                if clock is not None:
+                    measured.gpu.append(gpu_state())  # while it is warm: an idle one is never throttled
                 del measurement, calls
                 gc.collect()  # what this session had open
     except KeyboardInterrupt:

@@ -72,7 +72,10 @@ def bench(
     ] = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option(metavar="float32,float16", help="on cuda: float32, float16, bfloat16; each is measured"),
+        typer.Option(
+            metavar="float32,float16",
+            help="on cuda: float32, float16, bfloat16, float16-2:4, bfloat16-2:4; each is measured",
+        ),
     ] = None,
     mode: Annotated[
         str | None,
@@ -116,6 +119,12 @@ def bench(
     json: options.Json = False,
 ) -> None:
     to = bench_arms.target(device, runtime, precision, mode)
+    if profile and device == "cuda":
+        raise UsageError(
+            "--profile tells the operators of the processor only",
+            got="--device cuda",
+            remedy="NVIDIA's nsys profile, around the same command",
+        )
     settings: dict[str, Any] = {
         "threads": threads,
         "time_budget": quantities.seconds(time, "--time"),
@@ -148,6 +157,8 @@ def bench(
             for position, (each, name) in enumerate(zip(opened, names))
             for arm in bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
         ]
+        if not arms:
+            raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
             _check_plan(old, arms, batches, threads, str(compare))
         suite = _measure(arms, batches, records, settings, bar)

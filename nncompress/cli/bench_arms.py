@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncompress.cli import artifacts
+from nncompress.cli.console import say
 from nncompress.errors import UsageError
 
 if TYPE_CHECKING:
     from nncompress.bench import Arm
+    from nncompress.ir import Model
+    from nncompress.ir.weights import Layer
     from nncompress.progress import Progress
 
-PRECISIONS = ("float32", "float16", "bfloat16")
+SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
+PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{SPARSE}")
 MODES = ("eager", "graphs", "compile")
 
 
@@ -56,8 +60,11 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
     if device == "cuda" and runtime == "onnxruntime":
         if mode is not None:
             raise UsageError("--mode is torch's", remedy="--runtime torch")
-        if "bfloat16" in precisions:
-            raise UsageError("ONNX files are not exported in bfloat16", remedy="--runtime torch, or float16")
+        other = [name for name in precisions if name not in ("float32", "float16")]
+        if other:
+            raise UsageError(
+                f"ONNX files are not measured in {', '.join(other)}", remedy="--runtime torch, or float16"
+            )
     return Target(device, runtime, precisions, modes)
 
 
@@ -92,9 +99,10 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
 
 
 def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
-    """One arm per precision and mode; an `.onnx` has the precision it has."""
+    """One arm per precision and mode; an `.onnx` and a quantized model have the precision they have."""
     from nncompress.ir import Model
-    from nncompress.ir.precision import in_precision
+    from nncompress.ir.precision import in_precision, is_quantized
+    from nncompress.runtimes.cuda_linear import is_semi_structured
     from nncompress.runtimes.on_cuda import Cuda
 
     if not isinstance(arm.artifact, Model):
@@ -104,8 +112,13 @@ def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
             )
         return [replace(arm, cuda=Cuda("onnxruntime"))]
     arms = []
-    for precision in to.precisions:
-        model = in_precision(arm.artifact, precision)
+    quantized = is_quantized(arm.artifact)
+    for precision in ("int8",) if quantized else to.precisions:
+        model = arm.artifact if quantized else in_precision(arm.artifact, precision.removesuffix(SPARSE))
+        sparse = precision.endswith(SPARSE)
+        if sparse and not any(is_semi_structured(layer.weight.value()) for layer in _linear(model)):
+            say(f"{arm.name} has no linear layer that is 2:4: not in {precision} (prune --pattern 2:4)")
+            continue
         name = f"{arm.name} {precision}" if len(to.precisions) > 1 else arm.name
         if to.runtime == "onnxruntime":
             file = _exported(model, base.with_suffix(f".{precision}.onnx"), name, bar)
@@ -113,8 +126,15 @@ def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
             continue
         for mode in to.modes:
             full = f"{name} {mode}" if len(to.modes) > 1 else name
-            arms.append(replace(arm, name=full, artifact=model, cuda=Cuda("torch", mode)))  # type: ignore[arg-type]
+            cuda = Cuda("torch", mode, sparse)  # type: ignore[arg-type]
+            arms.append(replace(arm, name=full, artifact=model, cuda=cuda))
     return arms
+
+
+def _linear(model: Model) -> list[Layer]:
+    from nncompress.ir.weights import layers
+
+    return [layer for layer in layers(model) if layer.kind == "linear"]
 
 
 def _exported(model: Any, path: Path, name: str, bar: Progress) -> Path:

@@ -41,14 +41,14 @@ def to_float16(model: Model) -> list[tuple[str, int]]:
         done[id(model.tensor(name))] = (name, tensor.numel())
     for node in model.graph.nodes:
         if node.op == "call_function":
-            node.args = fx.node.map_aggregate(node.args, _narrow)
-            node.kwargs = fx.node.map_aggregate(node.kwargs, _narrow)
+            node.args = fx.node.map_aggregate(node.args, narrow)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, narrow)
     _cast_at_the_border(model)
     model.refresh()
     return list(done.values())
 
 
-def _narrow(value: Any) -> Any:
+def narrow(value: Any) -> Any:
     if value is torch.float32:
         return torch.float16
     if isinstance(value, float) and abs(value) > LARGEST and value not in (float("inf"), -float("inf")):

@@ -156,7 +156,8 @@ def _how(result: BenchResult) -> str:
         f"batch {result.batch}, threads {result.threads}, {runtimes}; medians of {rounds} "
         f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
     )
-    gpu = result.environment.get("gpu", {}).get("after", {})
+    told = result.environment.get("gpu", {})
+    gpu = [told.get("after", {}), *told.get("sessions", ())][-1]  # idle afterwards, its clock is another
     if "clock" in gpu:
         text += f"; GPU at {gpu['clock']} of {gpu['highest_clock']} MHz"
     elif gpu:

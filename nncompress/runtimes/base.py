@@ -24,6 +24,7 @@ class Runner(ABC):
         outputs: a name per output.
         threads: how many threads one run may use.
         file_size: bytes on disk, with the files it refers to; None for a model that is in memory only.
+        notes: what a reader of its timings must know: ops that run elsewhere, kernels that could not be used.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Runner(ABC):
     outputs: tuple[str, ...]
     threads: int
     file_size: int | None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:

@@ -31,14 +31,15 @@ class TorchRunner(Runner):
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         tensors = tuple(x if isinstance(x, Tensor) else torch.from_numpy(x) for x in inputs)
-        model, threads = self._model, self.threads
+        # not `Model.outputs_of`: its checks, done once here, would be timed with every call
+        forward, threads = self._model.graph_module, self.threads
 
         def call() -> Sequence[np.ndarray]:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             try:
                 with torch.inference_mode():
-                    return tuple(_to_numpy(output) for output in model.outputs_of(*tensors))
+                    return tuple(_to_numpy(output) for output in forward(*tensors))
             except (RuntimeError, IndexError, ValueError) as problem:
                 raise DataError(
                     "torch could not run the model on this input",

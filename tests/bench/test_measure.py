@@ -15,6 +15,8 @@ MS = 1_000_000
 class Machine:
     """Calls that take as long as they are told, and the clocks that see it."""
 
+    shortest_sample_ns = 200_000
+
     def __init__(self):
         self.now = self.busy = 0
         self.order = []

@@ -75,6 +75,8 @@ def test_heavy_tail():
 class Waking:
     """A machine on which the first call of every round takes longer, and its clock."""
 
+    shortest_sample_ns = 200_000
+
     def __init__(self, rng, slower):
         self.now, self.rng, self.slower, self.calls = 0, rng, slower, 0
 

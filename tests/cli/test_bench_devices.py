@@ -9,6 +9,9 @@ from nncompress.cli.app import run
 from nncompress.cli.artifacts import Artifact
 from nncompress.errors import ExitCode, UsageError
 from nncompress.export import write_pt2
+from nncompress.passes import Context
+from nncompress.passes.prune import Prune
+from nncompress.passes.quantize import Quantize
 from nncompress.progress import NullProgress
 
 
@@ -48,12 +51,47 @@ def test_without_the_extra_one_line_and_its_own_exit_code(with_gpu, monkeypatch,
         ("cuda", "torch", "float8", None),
         ("cuda", "onnxruntime", None, "graphs"),
         ("cuda", "onnxruntime", "bfloat16", None),
+        ("cuda", "onnxruntime", "float16-2:4", None),
+        ("cuda", "torch", "float32-2:4", None),
         ("cuda", "torch", None, "fast"),
     ],
 )
 def test_options_that_do_not_go_together(with_gpu, options):
     with pytest.raises(UsageError):
         bench_arms.target(*options)
+
+
+def arms_of(model, to, tmp_path, name="m"):
+    path = tmp_path / f"{name}.pt2"
+    write_pt2(model, path)
+    return bench_arms.arms_of(Artifact(path, model, None, name), name, to, tmp_path / name, NullProgress())
+
+
+def test_2_of_4_is_one_more_precision_of_models_that_are(with_gpu, tmp_path, capsys):
+    to = bench_arms.target("cuda", "torch", "float16,float16-2:4", "eager,graphs")
+    model = networks.model("attention")
+    names = [arm.name for arm in arms_of(model, to, tmp_path)]
+    assert names == ["m float16 eager", "m float16 graphs"]
+    assert "no linear layer that is 2:4" in capsys.readouterr().err
+    Prune(pattern="2:4").apply(model, Context())
+    arms = arms_of(model, to, tmp_path)
+    assert [arm.name for arm in arms[2:]] == ["m float16-2:4 eager", "m float16-2:4 graphs"]
+    assert [arm.cuda.sparse for arm in arms] == [False, False, True, True]
+    assert {arm.artifact.inputs[0].dtype for arm in arms} == {"float16"}
+
+
+def test_a_quantized_model_has_the_precision_it_has(with_gpu, tmp_path):
+    model = networks.model("residual")
+    Quantize(mode="weights").apply(model, Context())
+    to = bench_arms.target("cuda", "torch", "float32,float16", None)
+    (arm,) = arms_of(model, to, tmp_path)
+    assert arm.name == "m int8"
+    assert arm.artifact is model
+
+
+def test_a_profile_of_the_gpu_is_refused_at_once(with_gpu, capsys):
+    assert run(["bench", "none.pt2", "--device", "cuda", "--profile"]) == ExitCode.USAGE
+    assert "nsys" in capsys.readouterr().err
 
 
 def test_every_model_in_every_precision_and_mode(with_gpu, tmp_path):

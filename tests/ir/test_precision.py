@@ -4,6 +4,7 @@ import torch
 from records import images
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
 from nncompress.ir.precision import in_precision
 from nncompress.passes import Context, Quantize
 
@@ -28,3 +29,28 @@ def test_a_quantized_model_has_no_half_precision():
     Quantize().apply(model, Context(data=images(32, None)))
     with pytest.raises(UnsupportedError, match="quantized"):
         in_precision(model, "float16")
+
+
+class Masked(torch.nn.Module):
+    """Adds a mask of -1e9, which float16 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.softmax(self.fc(x).masked_fill(x < 0, -1e9), -1)
+
+
+def test_constants_beyond_float16_become_its_ends():
+    torch.manual_seed(0)
+    model = Model.from_module(Masked().eval(), (torch.randn(2, 4),))
+    x = torch.tensor([[1.0, -1.0, 2.0, -0.5]])
+    got = in_precision(model, "float16")(x.half())
+    torch.testing.assert_close(got.float(), model(x).detach(), rtol=1e-2, atol=1e-3)
+    assert (got[0, [1, 3]] == 0).all()
+    with torch.no_grad():
+        model.tensor("fc.weight")[0, 0] = 1e6
+    with pytest.raises(UnsupportedError, match=r"fc\.weight holds values beyond 65504"):
+        in_precision(model, "float16")
+    assert in_precision(model, "bfloat16")(x.bfloat16()).isfinite().all()
