@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,5 +100,6 @@ def check_checkpoint(checkpoint: Path, resume: bool) -> None:
             f"{checkpoint} is left from a run that did not end",
             remedy="--resume continues it; or delete it to start over",
         )
-    if resume and not checkpoint.exists():
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else another machine may have it
+    if resume and alone and not checkpoint.exists():
         say(f"no {checkpoint} to resume: starting from the beginning")

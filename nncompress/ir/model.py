@@ -150,12 +150,12 @@ class Model:
     def fixed_batch(self) -> int | None:
         """The number of records that it takes at a time: the first size that all inputs and outputs share,
         if that is a number and no dynamic dim."""
-        shapes = [spec.shape for spec in self.inputs] + self._output_shapes()
+        shapes = [spec.shape for spec in self.inputs] + self.output_shapes()
         first = [shape[0] if shape else None for shape in shapes]
         fixed = first and all(isinstance(size, int) and size == first[0] for size in first)
         return int(first[0]) if fixed and first[0] is not None else None
 
-    def _output_shapes(self) -> list[tuple[int | str, ...]]:
+    def output_shapes(self) -> list[tuple[int | str, ...]]:
         """A str is a dynamic dim, or an expression of some."""
         names: dict[str, str] = {}
         for node, spec in zip((n for n in self.graph.nodes if n.op == "placeholder"), self.inputs):
@@ -172,7 +172,7 @@ class Model:
     def __repr__(self) -> str:
         """What it takes and gives, how large it is and what was done to it; a line each."""
         inputs = ", ".join(map(str, self.inputs))
-        shapes = [", ".join(map(str, shape)) for shape in self._output_shapes()]
+        shapes = [", ".join(map(str, shape)) for shape in self.output_shapes()]
         outputs = ", ".join(f"{name}[{shape}]" for name, shape in zip(self.outputs, shapes))
         stored = [*self.graph_module.parameters(), *self.graph_module.buffers()]  # int8 weights are buffers
         values, size = sum(t.numel() for t in stored), sum(t.numel() * t.element_size() for t in stored)

@@ -11,7 +11,8 @@
 | `graph`       | the training-mode graph; which parameters train, are penalised, stay zero    |
 | `quantized`   | quantization-aware training: float copies of int8 weights                    |
 | `precision`   | 16-bit arithmetic                                                            |
-| `objective`   | task, teacher, penalties                                                     |
+| `objective`   | task, with or without a teacher; penalties                                   |
+| `teacher`     | distillation: answers and features to imitate                                |
 | `schedule`    | learning rate of a step                                                      |
 | `augment`     | random changes to images                                                     |
 | `validation`  | held-out loss and accuracy                                                   |

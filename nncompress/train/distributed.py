@@ -49,6 +49,18 @@ class Group:
         torch.distributed.all_reduce(value)
         return value / self.size
 
+    def furthest(self, value: Any, place: int) -> Any:
+        """What the process has whose `place` is highest: on machines without a common folder, the one that
+        wrote the checkpoint, which need not be the first process this time."""
+        if self.size == 1:
+            return value
+        places: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(places, place)
+        source = places.index(max(places))
+        values = [value if self.rank == source else None]
+        torch.distributed.broadcast_object_list(values, source)
+        return values[0]
+
     def part(self, batch: Batch, least: int = 1) -> tuple[Batch, float] | None:
         """This process's records of a step, and their weight: records here · processes / records in all.
 

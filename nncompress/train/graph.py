@@ -35,7 +35,7 @@ def training_graph(
     Batch norms whose weight or statistics match a pattern of `frozen` keep using, and do not update, their
     running statistics. A view becomes a reshape, since images may lie in memory channels last.
     """
-    nodes = [_result(model, name) for name in taps]
+    nodes = [layer_output(model, name) for name in taps]
     graph = fx.Graph()
     same: dict[fx.Node, fx.Node] = {}
     outputs = graph.graph_copy(model.graph, same)
@@ -135,7 +135,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _result(model: Model, name: str) -> fx.Node:
+def layer_output(model: Model, name: str) -> fx.Node:
     """The output of a layer: behind its batch norm, since in a quantized model that is part of the layer.
 
     Raises:
@@ -148,19 +148,3 @@ def _result(model: Model, name: str) -> fx.Node:
         )
     users = list(found[name].users)
     return users[0] if len(users) == 1 and op_name(users[0]) == "batch_norm" else found[name]
-
-
-def check_match(student: Model, teacher: Model, names: Sequence[str]) -> None:
-    """Layers to be matched exist in both and have outputs of one shape.
-
-    Raises:
-        UsageError: they do not.
-    """
-    for name in names:
-        shapes = [tuple(_result(m, name).meta["val"].shape[1:]) for m in (student, teacher)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"train: the outputs of --match {name} differ in shape",
-                got=f"{list(shapes[0])} here, {list(shapes[1])} in the teacher",
-                remedy="match a layer whose nodes were not pruned",
-            )

@@ -43,7 +43,7 @@ def train(
         validation: measured after every epoch; decides when to stop, with `settings.patience`.
         teacher: its outputs are imitated (`teacher_weight`), and its layers (`match`).
         growth: when, where and by how much the model grows meanwhile.
-        checkpoint: written after every epoch and every `checkpoint_seconds`.
+        checkpoint: written after every epoch and every `checkpoint_seconds`, by the first process.
         resume: continue from `checkpoint` if it is there; the result is bit for bit that of a run that was
             never interrupted, on the same number of threads and processes.
         log: JSON lines, one per epoch.
@@ -57,8 +57,11 @@ def train(
     """
     run = Run(model, dataset, settings, validation, teacher, progress or NullProgress(), growth)
     identity = run.identity()
-    if resume and checkpoint is not None and checkpoint.exists():
-        run.restore(checkpoints.load(checkpoint, identity))
+    if resume and checkpoint is not None:
+        kept = checkpoints.load(checkpoint, identity) if checkpoint.exists() else None
+        kept = run.group.furthest(kept, -1 if kept is None else kept["step"])
+        if kept is not None:
+            run.restore(kept)
     if log is not None and run.group.main and (run.state.rows or log.exists()):
         with replacing(log) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in run.state.rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What is minimised: the task, the teacher's answers and features, and the penalties on weights.
+"""What is minimised: the task's loss, with the teacher's, and the penalties on weights.
 
 All data terms are means over the records of the whole step, also when several processes share it: each
 weighs its part by the share of records it has, and a root is taken of the sum over all processes.
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nncompress.analysis.accuracy import class_labels, target_like, task_of
-from nncompress.data import Batch
+from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError
 from nncompress.train.distributed import Group
 from nncompress.train.settings import TrainSettings
+from nncompress.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,6 @@ def root(mean: Tensor, share: float, group: Group) -> Tensor:
     return surrogate + (value - surrogate).detach()
 
 
-def imitation(student: Tensor, teacher: Tensor, temperature: float, classification: bool) -> Tensor:
-    """T² KL(teacher || student) of the softened scores (Hinton, Vinyals & Dean 2015), else their MSE."""
-    if not classification:
-        return F.mse_loss(student, teacher)
-    soft = F.log_softmax(student / temperature, 1)
-    wanted = F.log_softmax(teacher / temperature, 1)
-    return F.kl_div(soft, wanted, reduction="batchmean", log_target=True) * temperature**2
-
-
-def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean over layers of |s − t|² / |t|²: layers of every scale count alike."""
-    parts = [
-        (s.float() - t.float()).square().mean() / t.float().square().mean().clamp_min(1e-12)
-        for s, t in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(parts).mean()
-
-
 @dataclass
 class Penalty:
     """L1 · Σ|w| + L2/2 · Σw² over chosen parameters; the gradient of the second part is L2 · w."""
@@ -112,3 +95,78 @@ class Penalty:
             if self.l2:
                 total = total + self.l2 / 2 * weight.square().sum()
         return total
+
+
+class Objective:
+    """What the data asks of the outputs: the task's loss, the teacher's, or shares of both.
+
+    Attributes:
+        task: None until the first records tell.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        teacher: Teacher | None,
+        group: Group,
+        batch_size: int,
+    ) -> None:
+        self.settings, self.dataset, self.teacher, self.group = settings, dataset, teacher, group
+        self.batch_size = batch_size
+        self.task: Task | None = None
+
+    def __call__(self, outputs: Sequence[Tensor], batch: Batch, share: float) -> Tensor:
+        """The loss of the records `batch` of this process, weighted by `share`.
+
+        Args:
+            outputs: of the model, then of the layers in `match`; `batch` lies on their device.
+
+        Raises:
+            DataError: labels are missing or do not fit the outputs; names the record.
+        """
+        output = outputs[0].float()
+        weight = 0.0 if self.teacher is None else self.settings.teacher_weight
+        parts: list[Tensor] = []
+        if weight < 1:
+            task = self.task_for(output, batch)
+            mean = task.mean(output, self._target(task, output, batch))
+            value = root(mean, share, self.group) if task.loss == "rmse" else mean * share
+            parts.append((1 - weight) * value)
+        if self.teacher is not None:
+            features = outputs[len(outputs) - len(self.settings.match) :]
+            imitated, matched = self.teacher.losses(
+                batch.inputs, output, features, self._are_scores(output, batch)
+            )
+            parts.append(weight * imitated * share)
+            if matched is not None:
+                parts.append(self.settings.match_weight * matched * share)
+        return torch.stack(parts).sum()
+
+    def task_for(self, output: Tensor, batch: Batch) -> Task:
+        """The task; "auto" is resolved by the first batch."""
+        if self.task is None:
+            self.task = Task.choose(self.settings, output, batch, self.dataset.spec)
+        return self.task
+
+    def _are_scores(self, output: Tensor, batch: Batch) -> bool:
+        """Whether outputs are scores of classes: the task tells, or their shape where nothing is labelled."""
+        if output.dim() != 2 or output.shape[1] < 2:
+            return False
+        told = (
+            self.settings.task != "auto" or batch.labels is not None or output.shape == batch.inputs[0].shape
+        )
+        return not told or self.task_for(output, batch).kind == "classification"
+
+    def _target(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
+        """The target; a label that does not fit is looked up in the data's own order, to name its record."""
+        try:
+            return task.target(output, batch)
+        except DataError:
+            first = 0
+            for part in self.dataset.batches(self.batch_size):
+                if task.kind == "classification" and part.labels is not None:
+                    checkable = output[:1].expand(len(part), *output.shape[1:])
+                    class_labels(checkable, part.labels, self.dataset.spec, first)
+                first += len(part)
+            raise

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from nncompress import __version__
-from nncompress.analysis.accuracy import class_labels
 from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
@@ -26,7 +25,6 @@ from nncompress.train.augment import Augmentation
 from nncompress.train.distributed import Group
 from nncompress.train.graph import (
     channels_last,
-    check_match,
     lay_out,
     layer_weights,
     regularized,
@@ -36,7 +34,7 @@ from nncompress.train.graph import (
 )
 from nncompress.train.growth import Growing, Grown, Held
 from nncompress.train.growth_settings import GrowSettings
-from nncompress.train.objective import Penalty, Task, feature_distance, imitation, root
+from nncompress.train.objective import Objective, Penalty, Task
 from nncompress.train.optimizer import carry_over, make_optimizer
 from nncompress.train.precision import Precision
 from nncompress.train.quantized import (
@@ -48,6 +46,7 @@ from nncompress.train.quantized import (
 from nncompress.train.schedule import learning_rate
 from nncompress.train.settings import TrainSettings
 from nncompress.train.state import State, TrainResult
+from nncompress.train.teacher import Teacher
 from nncompress.train.validation import validate
 
 
@@ -84,12 +83,6 @@ class Run:
         self._build()
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
         self.least = 2 if norms else 1  # one record has no variance to normalise by
-        self.teacher = None
-        if teacher is not None:
-            check_match(model, teacher, settings.match)
-            taught = teacher.copy()
-            lay_out(taught, channels_last)
-            self.teacher = training_graph(taught, training=False, taps=settings.match).to(self.device)
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
 
         self.batch_size = dataset.fixed_batch or settings.batch
@@ -98,7 +91,11 @@ class Run:
         self.steps_per_epoch = math.ceil(records / self.batch_size)
         if not self.steps_per_epoch:
             raise DataError(f"{dataset.spec} has no records to train on")
-        self.task: Task | None = None
+        taught_by = None
+        if teacher is not None:
+            taught_by = Teacher(teacher, model, settings, self.precision, self.device)
+        self.teacher = None if teacher is None else checkpoints.weights_digest(teacher)
+        self.objective = Objective(settings, dataset, taught_by, self.group, self.batch_size)
 
     def _build(self) -> None:
         """What follows from the model: over its tensors two graphs that run it, in evaluation and in training
@@ -134,6 +131,7 @@ class Run:
             "data": self.dataset.spec,
             "validation": self.validation.spec if self.validation else None,
             "model": checkpoints.weights_digest(self.original),
+            "teacher": self.teacher,
             "processes": self.group.size,
             **({} if self.growing is None else asdict(self.growing.settings)),
         }
@@ -268,49 +266,12 @@ class Run:
 
     def _loss(self, batch: Batch, share: float) -> Tensor:
         """What is minimised, on the records `batch` of this process, weighted by `share`."""
-        settings = self.settings
         inputs = tuple(channels_last(x.to(self.device)) for x in batch.inputs)
+        labels = None if batch.labels is None else batch.labels.to(self.device)
         with self.precision.forward():
             outputs = self.module(*inputs)
-        output, features = outputs[0].float(), outputs[len(outputs) - len(settings.match) :]
-        parts: list[Tensor] = []
-        own = 1.0 if self.teacher is None else 1.0 - settings.teacher_weight
-        if own > 0:
-            task = self._task_for(output, batch)
-            mean = task.mean(output, self._target(task, output, batch).to(self.device))
-            value = root(mean, share, self.group) if task.loss == "rmse" else mean * share
-            parts.append(own * value)
-        if self.teacher is not None:
-            with torch.no_grad(), self.precision.forward():
-                answers = self.teacher(*inputs)
-            scores = output.dim() == 2 and output.shape[1] > 1 and settings.task != "regression"
-            imitated = imitation(output, answers[0].float(), settings.temperature, scores)
-            parts.append(settings.teacher_weight * imitated * share)
-            if settings.match:
-                taught = answers[len(answers) - len(settings.match) :]
-                parts.append(settings.match_weight * feature_distance(features, taught) * share)
-        penalty = self.penalty()
-        if penalty is not None:
-            parts.append(penalty)
-        return torch.stack(parts).sum()
-
-    def _task_for(self, output: Tensor, batch: Batch) -> Task:
-        if self.task is None:
-            self.task = Task.choose(self.settings, output, batch, self.dataset.spec)
-        return self.task
-
-    def _target(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
-        """The target; a label that does not fit is looked up in the data's own order, to name its record."""
-        try:
-            return task.target(output, batch)
-        except DataError:
-            first = 0
-            for part in self.dataset.batches(self.batch_size):
-                if task.kind == "classification" and part.labels is not None:
-                    checkable = output[:1].expand(len(part), *output.shape[1:])
-                    class_labels(checkable, part.labels, self.dataset.spec, first)
-                first += len(part)
-            raise
+        loss, penalty = self.objective(outputs, Batch(inputs, labels), share), self.penalty()
+        return loss if penalty is None else loss + penalty
 
     def end_epoch(self) -> dict[str, Any]:
         """Measure, decide whether this epoch is the best, and begin the next."""
@@ -330,7 +291,7 @@ class Run:
         round_copies(self.model, self.copies)
         if self.validation is not None:
             self.group.share_buffers(self.model.graph_module)
-            task = self.task or self._first_task(self.validation)
+            task = self.objective.task or self._first_task(self.validation)
             row["validation"] = validate(
                 self.evaluated, self.validation, task, self.batch_size, self.device, self.progress
             )
@@ -352,7 +313,7 @@ class Run:
         for batch in dataset.batches(self.batch_size, limit=self.batch_size):
             with torch.no_grad():
                 output = self.evaluated(*(x.to(self.device) for x in batch.inputs))[0]
-            return self._task_for(output, batch)
+            return self.objective.task_for(output, batch)
         raise DataError(f"{dataset.spec} has no records")
 
     def result(self) -> tuple[Model, TrainResult]:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from kills import Kill, Killed
 from torch import nn
 
 from nncompress.analysis.cost import cost
@@ -74,20 +75,6 @@ def test_a_cycle_that_loses_too_much_is_taken_back(sums, tmp_path):
     assert result.loss <= 0.3
     accepted = [sum(c.nodes.values()) for c in result.cycles if c.accepted]
     assert sum(result.nodes.values()) == accepted[-1] == min(accepted)
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill:
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def step(self, description: str, done: int, total: int | None) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
 
 
 def test_a_killed_run_ends_the_same(sums, tmp_path):

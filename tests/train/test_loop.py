@@ -8,8 +8,10 @@ import networks
 import numpy as np
 import pytest
 import torch
+from kills import Kill, Killed
 from torch import nn
 from torch.nn import functional as F
+from train.corners import same, small
 
 from nncompress.data import open_data
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
@@ -17,43 +19,6 @@ from nncompress.ir import Model
 from nncompress.passes import Context, Prune
 from nncompress.train import TrainSettings, train
 from nncompress.train import checkpoint as checkpoints
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            3, 6, 3, padding=1, bias=False
-        )  # a bias before batch norm has no gradient but noise
-        self.bn = nn.BatchNorm2d(6)
-        self.drop = nn.Dropout(0.3)
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.drop(F.relu(self.bn(self.conv(x))).mean((2, 3))))
-
-
-def small(seed: int = 0) -> tuple[nn.Module, Model]:
-    torch.manual_seed(seed)
-    module = Small().eval()
-    return module, Model.from_module(module, (torch.randn(2, 3, 8, 8),))
-
-
-@pytest.fixture
-def data(tmp_path):
-    """40 images whose class is which of four corners is bright."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 4, 40)
-    x = rng.normal(0, 0.3, (40, 3, 8, 8)).astype(np.float32)
-    x[np.arange(40), y % 3] += 1 + (y // 3)[:, None, None]
-    path = tmp_path / "train.npz"
-    np.savez(path, x=x, y=y)
-    return path
-
-
-def same(a: Model, b: Model) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -99,22 +64,6 @@ def test_matches_a_hand_written_loop(data, optimizer):
     assert result.epochs[1]["loss"] < result.epochs[0]["loss"]
     assert not same(model, trained)  # the given model is left alone
     assert trained.history[-1]["pass"] == "train"
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill:
-    """A progress display that ends the process, as it were, at its n-th call."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def step(self, description: str, done: int, total: int | None) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -238,45 +187,6 @@ def test_rmse_has_the_gradient_of_the_root():
     zero = torch.zeros(3, requires_grad=True)
     (found,) = torch.autograd.grad(root(zero.square().mean(), 1.0, Group()), zero)
     assert torch.equal(found, torch.zeros(3))  # where torch's own sqrt gives NaN
-
-
-def test_distillation_brings_the_student_to_the_teacher(data):
-    _, teacher = small(seed=5)
-    teacher.tensor("head.weight").data.mul_(20)
-    _, student = small(seed=6)
-    dataset = open_data(str(data), student.inputs)
-    settings = TrainSettings(
-        epochs=15, batch=8, optimizer="adam", lr=0.02, teacher_weight=1.0, match=("conv",)
-    )
-    trained, _ = train(student, dataset, settings, teacher=teacher)
-    x = next(dataset.batches(40)).inputs[0]
-
-    def apart(model: Model) -> float:
-        with torch.no_grad():
-            a, b = (F.log_softmax(m(x), 1) for m in (model, teacher))
-        return float(F.kl_div(a, b, reduction="batchmean", log_target=True))
-
-    assert apart(trained) < 0.2 * apart(student)
-    with pytest.raises(UsageError, match="differ in shape"):
-        train(networks.model("residual"), dataset, TrainSettings(match=("head",)), teacher=teacher)
-    with pytest.raises(UsageError, match="needs a teacher"):
-        train(student, dataset, settings)
-
-
-def test_imitation_is_the_published_formula():
-    from nncompress.train.objective import imitation
-
-    rng = np.random.default_rng(0)
-    s, t = rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
-
-    def softmax(z):
-        e = np.exp(z - z.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
-    p, q = softmax(t / 3), softmax(s / 3)
-    expected = 9 * (p * np.log(p / q)).sum(1).mean()
-    found = imitation(torch.from_numpy(s), torch.from_numpy(t), 3.0, True)
-    assert float(found) == pytest.approx(expected)
 
 
 def test_a_bad_label_is_named_with_file_and_record(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kills import Kill, Killed
 from torch import nn
 from torch.nn import functional as F
 
@@ -123,20 +124,6 @@ def test_zeros_that_prune_made_stay_zero_and_frozen_layers_stay(trained):
         assert zero.float().mean() > 0.3
         assert (after.weight.value()[zero] == 0).all()
         assert torch.equal(before.weight.value(), after.weight.value()) == (before.name == "head")
-
-
-class Killed(Exception):
-    pass
-
-
-class Kill:
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def step(self, description: str, done: int, total: int | None) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
 
 
 def test_a_killed_run_continues_from_the_float_copies(trained, tmp_path):

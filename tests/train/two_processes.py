@@ -1,17 +1,21 @@
-"""Run by `test_distributed` under torchrun: train on half of every batch, save gradients and weights.
+"""Run by `test_distributed` under torchrun: train on half of every batch, save gradients and weights, and
+continue a killed run on machines that have changed places.
 
 usage: two_processes.py DATA OUT
 """
 
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
+from kills import Kill, Killed
 from torch import Tensor, nn
 
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
-from nncompress.train import TrainSettings, process_group, train
+from nncompress.train import Group, TrainSettings, process_group, train
 from nncompress.train.run import Run
 
 
@@ -35,6 +39,17 @@ def gradients(dataset: Dataset, loss: str) -> list[dict[str, Tensor]]:
     return found
 
 
+def continued(dataset: Dataset, out: str, group: Group) -> Model:
+    """Killed in the second epoch; the checkpoint is then found by the process that did not write it."""
+    kept = Path(f"{out}.{group.rank}.checkpoint")
+    with suppress(Killed):
+        train(network(), dataset, settings("mse"), checkpoint=kept, checkpoint_seconds=0.0, progress=Kill(6))
+    if group.main:
+        kept.rename(f"{out}.1.checkpoint")
+    torch.distributed.barrier()
+    return train(network(), dataset, settings("mse"), checkpoint=kept, resume=True)[0]
+
+
 if __name__ == "__main__":
     data, out = sys.argv[1:]
     torch.set_num_threads(1)
@@ -44,6 +59,9 @@ if __name__ == "__main__":
             dataset = open_data(data, model.inputs)
             steps = gradients(dataset, loss)
             trained, result = train(model, dataset, settings(loss))
+            if loss == "mse":
+                again = continued(dataset, out, group).state_dict()
+                assert all(torch.equal(again[name], t) for name, t in trained.state_dict().items())
             if group.main:
                 weights = {"size": group.size, "loss": result.loss, "weights": dict(trained.state_dict())}
                 torch.save({**weights, "gradients": steps}, f"{out}.{loss}")

@@ -1,0 +1,116 @@
+"""Distillation: the answers and the features of a trained model are imitated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.train.graph import channels_last, lay_out, layer_output, training_graph
+from nncompress.train.precision import Precision
+from nncompress.train.settings import TrainSettings
+
+Shape = tuple[int | str, ...]
+
+
+class Teacher:
+    """A copy of `model` in evaluation mode, on the student's inputs.
+
+    Raises:
+        UsageError: its inputs, outputs or layers to match are not shaped as the student's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        student: Model,
+        settings: TrainSettings,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        _refuse_other_shapes(model, student)
+        _refuse_other_layers(model, student, settings.match)
+        self.temperature, self.taps, self.precision = settings.temperature, len(settings.match), precision
+        copied = model.copy()
+        lay_out(copied, channels_last)
+        self.graph = training_graph(copied, training=False, taps=settings.match).to(device)
+
+    def losses(
+        self, inputs: Sequence[Tensor], output: Tensor, features: Sequence[Tensor], scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """How far the student is from the answers, and from the features where there are any to match.
+
+        Args:
+            scores: outputs are scores of classes.
+        """
+        with torch.no_grad(), self.precision.forward():
+            answers = self.graph(*inputs)
+        imitated = imitation(output, answers[0].float(), self.temperature, scores)
+        return imitated, feature_distance(features, answers[-self.taps :]) if self.taps else None
+
+
+def imitation(student: Tensor, teacher: Tensor, temperature: float, classification: bool) -> Tensor:
+    """T² KL(teacher || student) of the softened scores (Hinton, Vinyals & Dean 2015), else their MSE."""
+    if not classification:
+        return F.mse_loss(student, teacher)
+    soft = F.log_softmax(student / temperature, 1)
+    wanted = F.log_softmax(teacher / temperature, 1)
+    return F.kl_div(soft, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of |s − t|² / |t|²: layers of every scale count alike."""
+    parts = [
+        (s.float() - t.float()).square().mean() / t.float().square().mean().clamp_min(1e-12)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(parts).mean()
+
+
+def _refuse_other_shapes(teacher: Model, student: Model) -> None:
+    """What both take, and their first outputs, are shaped alike; a dynamic dim fits any.
+
+    Raises:
+        UsageError: they are not.
+    """
+    for what, here, there in (
+        ("takes other inputs", [s.shape for s in student.inputs], [s.shape for s in teacher.inputs]),
+        ("gives other outputs", student.output_shapes()[:1], teacher.output_shapes()[:1]),
+    ):
+        if len(here) != len(there) or not all(map(_alike, here, there)):
+            raise UsageError(
+                f"train: the teacher {what} than the model",
+                got=f"{_of_one_record(there)} there, {_of_one_record(here)} here",
+                expected="two models for one task, e.g. a pruned one and its original",
+            )
+
+
+def _alike(one: Shape, other: Shape) -> bool:
+    pairs = zip(one[1:], other[1:])
+    return len(one) == len(other) and all(
+        a == b or isinstance(a, str) or isinstance(b, str) for a, b in pairs
+    )
+
+
+def _of_one_record(shapes: Sequence[Shape]) -> str:
+    return ", ".join("×".join(map(str, shape[1:])) for shape in shapes)
+
+
+def _refuse_other_layers(teacher: Model, student: Model, names: Sequence[str]) -> None:
+    """Layers to be matched exist in both and have outputs of one shape.
+
+    Raises:
+        UsageError: they do not.
+    """
+    for name in names:
+        shapes = [tuple(layer_output(m, name).meta["val"].shape[1:]) for m in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"train: the outputs of --match {name} differ in shape",
+                got=f"{list(shapes[0])} here, {list(shapes[1])} in the teacher",
+                remedy="match a layer whose nodes were not pruned",
+            )

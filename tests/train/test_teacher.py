@@ -1,0 +1,102 @@
+"""Distillation: what is imitated, by which formula, and which teachers are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from train.corners import small
+
+from nncompress import pipeline
+from nncompress.data import open_data
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.passes import Context, PruneNodes
+from nncompress.train import TrainSettings, train
+from nncompress.train.teacher import imitation
+
+
+def perceptron(*widths: int, seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(widths[0], widths[1]), nn.ReLU(), nn.Linear(widths[1], widths[2]))
+    return Model.from_module(module.eval(), (torch.randn(2, widths[0]),))
+
+
+def test_distillation_brings_the_student_to_the_teacher(data):
+    _, teacher = small(seed=5)
+    teacher.tensor("head.weight").data.mul_(20)
+    _, student = small(seed=6)
+    dataset = open_data(str(data), student.inputs)
+    settings = TrainSettings(
+        epochs=15, batch=8, optimizer="adam", lr=0.02, teacher_weight=1.0, match=("conv",)
+    )
+    trained, _ = train(student, dataset, settings, teacher=teacher)
+    x = next(dataset.batches(40)).inputs[0]
+
+    def apart(model: Model) -> float:
+        with torch.no_grad():
+            a, b = (F.log_softmax(m(x), 1) for m in (model, teacher))
+        return float(F.kl_div(a, b, reduction="batchmean", log_target=True))
+
+    assert apart(trained) < 0.2 * apart(student)
+    narrow, _ = pipeline.run(student, [PruneNodes(ratio=0.5)], Context(data=dataset))
+    with pytest.raises(UsageError, match="differ in shape"):
+        train(narrow, dataset, TrainSettings(match=("conv",)), teacher=teacher)
+    with pytest.raises(UsageError, match="needs a teacher"):
+        train(student, dataset, settings)
+
+
+def test_imitation_is_the_published_formula():
+    rng = np.random.default_rng(0)
+    s, t = rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
+
+    def softmax(z):
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    p, q = softmax(t / 3), softmax(s / 3)
+    expected = 9 * (p * np.log(p / q)).sum(1).mean()
+    found = imitation(torch.from_numpy(s), torch.from_numpy(t), 3.0, True)
+    assert float(found) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("options", [{"task": "reconstruction"}, {}, {"teacher_weight": 1.0}])
+def test_vectors_that_are_no_scores_are_imitated_as_they_are(tmp_path, options):
+    """Softmax forgets a constant added to all outputs; an autoencoder or a regression of vectors must not."""
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=x @ np.ones((5, 5), np.float32))
+    student, teacher = perceptron(5, 8, 5, seed=1), perceptron(5, 8, 5, seed=2)
+    with torch.no_grad():
+        teacher.tensor("2.bias").add_(3.0)
+    dataset = open_data(str(tmp_path / "d.npz"), student.inputs)
+    options = {"teacher_weight": 0.99, **options}
+    settings = TrainSettings(epochs=30, batch=16, optimizer="adam", lr=0.03, **options)
+    trained, _ = train(student, dataset, settings, teacher=teacher)
+    with torch.no_grad():
+        before, after, wanted = (m(torch.from_numpy(x)) for m in (student, trained, teacher))
+    assert F.mse_loss(after, wanted) < 0.1 * F.mse_loss(before, wanted)
+
+
+def test_teachers_of_another_task_are_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(8) % 3)
+    student = perceptron(4, 8, 3)
+    dataset = open_data(str(tmp_path / "d.npz"), student.inputs)
+    with pytest.raises(UsageError, match="gives other outputs") as caught:
+        train(student, dataset, TrainSettings(), teacher=perceptron(4, 8, 7))
+    assert "7 there, 3 here" in str(caught.value)
+    with pytest.raises(UsageError, match="takes other inputs"):
+        train(student, dataset, TrainSettings(), teacher=perceptron(6, 8, 3))
+
+
+def test_a_run_is_not_continued_with_another_teacher(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(8) % 3)
+    student = perceptron(4, 8, 3)
+    dataset = open_data(str(tmp_path / "d.npz"), student.inputs)
+    kept = {"checkpoint": tmp_path / "c", "resume": True}
+    train(student, dataset, TrainSettings(epochs=1), teacher=perceptron(4, 8, 3, seed=1), **kept)
+    with pytest.raises(UsageError, match=r"another run.*\n.*teacher"):
+        train(student, dataset, TrainSettings(epochs=1), teacher=perceptron(4, 8, 3, seed=2), **kept)
