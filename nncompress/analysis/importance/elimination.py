@@ -45,10 +45,8 @@ class Quadratic:
 
 def root(metric: Tensor) -> Tensor:
     """L with Lᵀ L = metric, made a little larger than singular."""
-    size = len(metric)
-    lifted = metric + 1e-3 * metric.diagonal().mean() * torch.eye(size, dtype=metric.dtype)
-    values, vectors = torch.linalg.eigh(lifted)
-    return vectors.T * values.clamp(min=0).sqrt()[:, None]
+    lift = max(1e-3 * float(metric.diagonal().mean()), 1e-30)
+    return torch.linalg.cholesky(metric + lift * torch.eye(len(metric), dtype=metric.dtype), upper=True)
 
 
 def damped(second: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -60,56 +58,69 @@ def damped(second: Tensor, ridge: float = RIDGE) -> Tensor:
 class _Eliminator:
     """One consumer while its units go, those left in ascending order.
 
-    H⁻¹ is not brought up to date at every step: the steps wait as factors, H⁻¹ − L R, until there are
-    `PENDING` columns of them, because one product of large matrices is several times faster than many thin
-    ones. What the errors need, the blocks H⁻¹_GG, is always up to date.
+    The errors of all units need only the blocks H⁻¹_GG and W_Gᵀ W_G, which every step brings up to date. All of
+    H⁻¹ is brought up to date once per `PENDING` columns: until then the steps wait as factors, H⁻¹ − L R,
+    because one product of large matrices is several times faster than many thin ones.
     """
 
     def __init__(self, problem: Quadratic) -> None:
         self._columns = torch.from_numpy(problem.columns)  # [units, k]
         self._weight = root(problem.metric) @ problem.weight.double()
-        inverse = damped(problem.second)
-        self._independent = len(inverse) > LARGEST  # block diagonal: no other unit compensates
-        if not self._independent:
-            inverse = torch.linalg.inv(inverse)
-        self._blocks = inverse[self._columns[:, :, None], self._columns[:, None, :]]
-        self._inverse = torch.empty(0) if self._independent else inverse
-        self._forget()
+        blocks = self._columns[:, :, None], self._columns[:, None, :]
+        parts = self._weight[:, self._columns]
+        self._energy = torch.einsum("onk,onl->nkl", parts, parts)
+        second = damped(problem.second)
+        self._independent = len(second) > LARGEST  # block diagonal: no other unit compensates
+        if self._independent:
+            self._blocks = torch.linalg.inv(second[blocks])
+            return
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        self._blocks = self._inverse[blocks]
+        self._start()
 
-    def _forget(self) -> None:
+    def _start(self) -> None:
         """No step waits."""
-        size = len(self._inverse)
-        self._left = torch.empty(size, 0, dtype=torch.float64)
-        self._right = torch.empty(0, size, dtype=torch.float64)
+        size, room = len(self._inverse), PENDING + self._columns.shape[1]
+        self._left = torch.empty(size, room, dtype=torch.float64)
+        self._right = torch.empty(room, size, dtype=torch.float64)
+        self._waiting = 0
 
     def errors(self) -> Tensor:
         """What removing each unit that is left would cost, `[units]`."""
-        inner = self._blocks if self._independent else torch.linalg.inv(self._blocks)
-        weight = self._weight[:, self._columns]  # [out, units, k]
-        return torch.einsum("onk,nkl,onl->n", weight, inner, weight)
+        return (self._energy * torch.linalg.inv(self._blocks)).sum((1, 2))
 
     def remove(self, position: int) -> None:
         """Remove a unit, by its place among those that are left."""
         gone = self._columns[position]
-        stay = [i for i in range(len(self._columns)) if i != position]
-        self._columns, self._blocks = self._columns[stay], self._blocks[stay]
-        if not self._independent:
-            rows = self._inverse[gone] - self._left[gone] @ self._right
-            step = torch.linalg.solve(rows[:, gone], rows)  # (H⁻¹_GG)⁻¹ H⁻¹_G:
-            self._weight.addmm_(self._weight[:, gone], step, alpha=-1)
-            self._blocks -= torch.einsum("puk,pul->ukl", rows[:, self._columns], step[:, self._columns])
-            self._left = torch.cat([self._left, rows.T], 1)
-            self._right = torch.cat([self._right, step])
-            if len(self._right) >= PENDING:
-                self._catch_up()
+        stay = torch.arange(len(self._columns)) != position
+        self._columns, self._blocks, self._energy = (
+            each[stay] for each in (self._columns, self._blocks, self._energy)
+        )
+        if self._independent:
+            return
+        left, right = self._left[:, : self._waiting], self._right[: self._waiting]
+        rows = self._inverse[gone] - left[gone] @ right
+        step = torch.linalg.solve(rows[:, gone], rows)  # (H⁻¹_GG)⁻¹ H⁻¹_G:
+        own = self._weight[:, gone].clone()
+        # (W − W_G S)ᵀ (W − W_G S) = WᵀW − Cᵀ S − Sᵀ C with C = W_Gᵀ W − ½ W_Gᵀ W_G S
+        cross = own.T @ self._weight - (0.5 * own.T @ own) @ step
+        change = torch.einsum("pnk,pnl->nkl", cross[:, self._columns], step[:, self._columns])
+        self._energy -= change + change.mT
+        self._blocks -= torch.einsum("pnk,pnl->nkl", rows[:, self._columns], step[:, self._columns])
+        self._weight.addmm_(own, step, alpha=-1)
+        end = self._waiting + len(gone)
+        self._left[:, self._waiting : end], self._right[self._waiting : end] = rows.T, step
+        self._waiting = end
+        if self._waiting >= PENDING:
+            self._catch_up()
 
     def _catch_up(self) -> None:
         """Do the steps that wait, and go on with the columns of the units that are left alone."""
-        self._inverse.addmm_(self._left, self._right, alpha=-1)
+        self._inverse.addmm_(self._left[:, : self._waiting], self._right[: self._waiting], alpha=-1)
         live = self._columns.flatten()
         self._inverse, self._weight = self._inverse[live][:, live], self._weight[:, live]
         self._columns = torch.arange(len(live)).reshape(self._columns.shape)
-        self._forget()
+        self._start()
 
 
 def eliminate(problems: Sequence[Quadratic], units: int) -> tuple[list[int], list[float]]:
