@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nncompress.analysis.importance.taps import curvature_loss, gradient_batch_size
+from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.importance.taps import curvature_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress

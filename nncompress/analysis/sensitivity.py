@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.batching import gradient_batch_size
 from nncompress.analysis.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.model import Model
 from nncompress.ir.qdq import StraightThrough
 from nncompress.progress import NullProgress, Progress
 
-CHUNK = 16  # records per backward pass: the activations of so many are in memory
+CHUNK = 16  # records per backward pass, at most
 
 
 def output_gradients(
@@ -77,7 +78,8 @@ def output_gradients(
 def _chunks(model: Model, inputs: Inputs) -> Iterable[Inputs]:
     if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
         return [inputs]
-    return zip(*(each.split(CHUNK) for each in inputs))
+    size = gradient_batch_size(model, CHUNK)
+    return zip(*(each.split(size) for each in inputs))
 
 
 def _backward(

@@ -26,7 +26,7 @@ from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.compensation.sides import Env, Room, cut_side, original_side
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.importance.elimination import LARGEST
+from nncompress.analysis.importance.readings import LARGEST
 from nncompress.analysis.patches import as_filters, draw_positions, filter_rows, output_rows
 from nncompress.analysis.residual import Branch, channel_dim, sums_over_channels
 from nncompress.ir import Model

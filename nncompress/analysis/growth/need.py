@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import torch
 
+from nncompress.analysis.batching import gradient_batch_size
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.proof import grow_proven
 from nncompress.analysis.growth.units import normalized_groups
 from nncompress.analysis.importance.activations import activation_statistics
 from nncompress.analysis.importance.choices import group_choices
-from nncompress.analysis.importance.taps import gradient_batch_size, task_loss
+from nncompress.analysis.importance.taps import task_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.widen import anywhere

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.batching import gradient_batch_size
 from nncompress.analysis.couplings import Site
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.ranking import Scores
-from nncompress.analysis.importance.taps import Taps, gradient_batch_size, task_loss
+from nncompress.analysis.importance.taps import Taps, task_loss
 from nncompress.analysis.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model

@@ -23,7 +23,6 @@ from nncompress.analysis.importance.choices import Indices
 
 RIDGE = 1e-4  # of the mean second moment, so that inverses exist
 PENDING = 256  # columns of steps that wait before the inverse is brought up to date
-LARGEST = 6144  # columns of a layer; beyond that, columns are taken as independent of other units'
 
 
 @dataclass
@@ -32,7 +31,8 @@ class Quadratic:
 
     Attributes:
         weight: `[out, in]`.
-        second: `[in, in]` covariance of what it reads.
+        second: `[in, in]` covariance of what it reads; or `[units, k, k]`, that of each unit's columns, where
+            those of different units are taken as independent: then no other unit compensates.
         metric: `[out, out]` second moment of the gradient at its output.
         columns: `[units, k]` columns of each unit.
     """
@@ -50,32 +50,31 @@ def root(metric: Tensor) -> Tensor:
 
 
 def damped(second: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Plus `ridge` times its mean diagonal."""
-    lift = max(float(second.diagonal().mean()) * ridge, 1e-12)
-    return second + lift * torch.eye(len(second), dtype=second.dtype)
+    """`[..., n, n]` plus `ridge` times its mean diagonal."""
+    lift = max(float(second.diagonal(dim1=-2, dim2=-1).mean()) * ridge, 1e-12)
+    return second + lift * torch.eye(second.shape[-1], dtype=second.dtype)
 
 
 class _Eliminator:
     """One consumer while its units go, those left in ascending order.
 
-    The errors of all units need only the blocks H⁻¹_GG and W_Gᵀ W_G, which every step brings up to date. All of
-    H⁻¹ is brought up to date once per `PENDING` columns: until then the steps wait as factors, H⁻¹ − L R,
+    The errors of all units need only the blocks H⁻¹_GG and W_Gᵀ W_G, which every step brings up to date. All
+    of H⁻¹ is brought up to date once per `PENDING` columns: until then the steps wait as factors, H⁻¹ − L R,
     because one product of large matrices is several times faster than many thin ones.
     """
 
     def __init__(self, problem: Quadratic) -> None:
         self._columns = torch.from_numpy(problem.columns)  # [units, k]
         self._weight = root(problem.metric) @ problem.weight.double()
-        blocks = self._columns[:, :, None], self._columns[:, None, :]
         parts = self._weight[:, self._columns]
         self._energy = torch.einsum("onk,onl->nkl", parts, parts)
-        second = damped(problem.second)
-        self._independent = len(second) > LARGEST  # block diagonal: no other unit compensates
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(problem.second)))
+        self._independent = inverse.dim() == 3
         if self._independent:
-            self._blocks = torch.linalg.inv(second[blocks])
+            self._blocks = inverse
             return
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
-        self._blocks = self._inverse[blocks]
+        self._inverse = inverse
+        self._blocks = inverse[self._columns[:, :, None], self._columns[:, None, :]]
         self._start()
 
     def _start(self) -> None:

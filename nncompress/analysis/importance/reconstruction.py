@@ -1,64 +1,63 @@
 """The reconstruction criterion: remove what the layers that read it can best do without.
 
-Two streamed passes over the original model:
-1. second moments of what every consumer reads, and of the loss's gradient at its output; greedy elimination
-   (`elimination.py`) then ranks the units of every choice;
-2. calibration: for half of each choice removed, the change of the output to second order, E ½ (Σ g·δ)², with
-   all correlations between positions that the moments leave out. It scales each choice's losses, so that
-   those of different choices compare: they estimate the Kullback-Leibler divergence of a classifier.
+Streamed over the original model:
+1. second moments of the loss's gradient at every consumer's output, and of what the consumers read, those
+   for which there is no room in further passes; greedy elimination (`elimination.py`) then ranks the units;
+2. calibration, one pass: for half of each choice removed, the change of the output to second order,
+   E ½ (Σ g·δ)², with all correlations between positions that the moments leave out. It scales each choice's
+   losses, so that those of different choices compare: they estimate the Kullback-Leibler divergence of a
+   classifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.batching import gradient_batch_size
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
-from nncompress.analysis.importance.choices import Choice, Consumer
+from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 from nncompress.analysis.importance.ranking import Ranking
-from nncompress.analysis.importance.taps import Taps, curvature_loss, gradient_batch_size
-from nncompress.analysis.patches import input_rows
+from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
+from nncompress.analysis.importance.taps import Taps, curvature_loss
 from nncompress.analysis.residual import Branch, channel_dim
-from nncompress.analysis.statistics import Moments
+from nncompress.analysis.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.ir.weights import Layer
 from nncompress.progress import Progress
 
-POSITIONS = 64  # of a layer, drawn per record
 DRAWS = 2  # random scalars per batch in calibration
+
+Change = Callable[[Taps], Tensor]
 
 
 @dataclass
-class Reading:
-    """Moments at one layer.
+class Response:
+    """How much the loss minds a layer's output.
 
     Attributes:
-        inputs: of the rows that it reads; metric: sum of g gᵀ at its output; outputs: of what it writes.
+        metric: sum of g gᵀ over positions, g the gradient at the output.
+        outputs: statistics of the output, for layers whose writing is a choice.
     """
 
     layer: Layer
-    inputs: Moments
-    outputs: Moments
-    metric: Tensor
+    outputs: ChannelStatistics | None = None
+    metric: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     records: int = 0
 
-    def add(self, read: Tensor, result: Tensor, gradient: Tensor, generator: torch.Generator) -> None:
-        self.inputs.add(input_rows(self.layer, read.detach(), POSITIONS * len(read), generator))
-        dim = channel_dim(self.layer)
-        self.outputs.add(result.detach().movedim(dim, -1).flatten(0, -2)[None])
-        rows = gradient.movedim(dim, -1).flatten(0, -2)
+    def add(self, result: Tensor, gradient: Tensor) -> None:
+        if self.outputs is not None:
+            self.outputs.add(result)
+        rows = gradient.movedim(channel_dim(self.layer), -1).flatten(0, -2)
         self.metric = self.metric + (rows.T @ rows).double()
-        self.records += len(read)
-
-    @property
-    def covariance(self) -> Tensor:
-        return self.inputs.covariance[0]
+        self.records += len(result)
 
     def gradient_moment(self) -> Tensor:
         return self.metric / max(self.records, 1)
@@ -91,30 +90,58 @@ class Reconstruction:
         self.rankings: dict[str, Ranking] = {}
         self.branch_losses = [0.0] * len(branches)
         self._branch_means: list[Tensor] = [torch.zeros(0)] * len(branches)
-        self._readings = self._measure()
-        for number, choice in enumerate(choices):
-            progress.step("ranking nodes", number, len(choices))
-            self.rankings[choice.name] = self._rank(choice)
-        self._calibrate()
+        self._layers = self._observed()
+        self._calibrate(self._rank_all())
+
+    def _observed(self) -> dict[str, Layer]:
+        found = {}
+        for choice in self._choices:
+            for layer in [c.layer for c in choice.consumers] + ([choice.layer] if choice.layer else []):
+                found[layer.name] = layer
+        return found
 
     # -- first pass ----------------------------------------------------------------------------------------
 
-    def _measure(self) -> dict[str, Reading]:
-        readings: dict[str, Reading] = {}
-        for choice in self._choices:
-            for layer in [c.layer for c in choice.consumers] + ([choice.layer] if choice.layer else []):
-                readings.setdefault(
-                    layer.name, Reading(layer, Moments(), Moments(), torch.zeros((), dtype=torch.float64))
-                )
+    def _rank_all(self) -> dict[str, list[tuple[fx.Node, Change]]]:
+        """Rank all choices.
+
+        Returns: choice name -> how outputs of layers change once the first half of its units is gone.
+        """
+        changes = {}
+        passes = in_passes(self._choices)
+        readings = readings_of(passes[0])
+        responses = self._measure(readings)
+        done = 0
+        for number, choices in enumerate(passes):
+            if number:
+                readings = self._read(choices)
+            for choice in choices:
+                self._progress.step("ranking nodes", done, len(self._choices))
+                self.rankings[choice.name] = self._rank(choice, readings, responses)
+                if choice.consumers or choice.kind == "writes":
+                    changes[choice.name] = self._half(choice, readings, responses)
+                done += 1
+        return changes
+
+    def _measure(self, readings: dict[str, Reading]) -> dict[str, Response]:
+        """One pass with gradients: the responses of all layers, and the readings given."""
+        writers = {c.layer.name for c in self._choices if c.kind == "writes" and c.layer is not None}
+        responses = {
+            name: Response(layer, ChannelStatistics(channel_dim(layer)) if name in writers else None)
+            for name, layer in self._layers.items()
+        }
         generator = torch.Generator().manual_seed(self._seed)
         totals: list[Tensor | None] = [None] * len(self._branches)
         counts = [0] * len(self._branches)
 
         def take(taps: Taps, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
-            for reading in readings.values():
-                node = reading.layer.node
+            for response in responses.values():
+                node = response.layer.node
                 if node in taps.value:
-                    reading.add(taps.read[node], taps.value[node], gradients[0][node], generator)
+                    response.add(taps.value[node].detach(), gradients[0][node])
+            for reading in readings.values():
+                if reading.layer.node in taps.value:
+                    reading.add(taps.value[reading.layer.data], generator)
             for number, branch in enumerate(self._branches):
                 value = taps.value[branch.value].detach().double()
                 kept = [0, *range(2, value.dim())] if branch_dim(branch) == 1 else [*range(value.dim() - 1)]
@@ -123,23 +150,34 @@ class Reconstruction:
                 totals[number] = total if before is None else before + total
                 counts[number] += value.numel() // len(total)
 
-        self._stream("moments and gradients", readings.values(), 1, take)
+        self._stream("moments and gradients", 1, take)
         for number, found in enumerate(totals):
             if found is not None:
                 self._branch_means[number] = found / counts[number]
+        return responses
+
+    def _read(self, choices: Sequence[Choice]) -> dict[str, Reading]:
+        """One pass without gradients: the readings of some choices."""
+        generator = torch.Generator().manual_seed(self._seed)
+        readings = readings_of(choices)
+        watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+        for reading in readings.values():
+            watches.setdefault(reading.layer.data, []).append(partial(reading.add, generator=generator))
+        batches = (b.inputs for b in self._data.batches(self._batch_size, self._limit))
+        planned = self._data.planned_records(self._limit)
+        observe(self._model, batches, watches, progress=self._progress, total=planned, description="moments")
         return readings
 
     def _stream(
         self,
         what: str,
-        readings: Iterable[Reading],
         draws: int,
         take: Callable[[Taps, Sequence[dict[fx.Node, Tensor]], Batch], None],
     ) -> int:
-        layers = [r.layer for r in readings]
+        layers = self._layers.values()
         bare = [site.node for c in self._choices if not c.consumers for site in read_sites(c)]
         values = [layer.node for layer in layers] + [b.value for b in self._branches] + bare
-        taps = Taps(self._model, {layer.node: layer.data for layer in layers}, values)
+        taps = Taps(self._model, {}, values, [layer.data for layer in layers])
         generator = torch.Generator().manual_seed(self._seed + 1)
         seen, planned = 0, self._data.planned_records(self._limit)
         for batch in self._data.batches(self._batch_size, self._limit):
@@ -154,30 +192,44 @@ class Reconstruction:
         self._progress.step(what, seen, planned)
         return seen
 
-    def _rank(self, choice: Choice) -> Ranking:
+    def _rank(self, choice: Choice, readings: dict[str, Reading], responses: dict[str, Response]) -> Ranking:
         if choice.kind == "writes":
             assert choice.layer is not None
-            reading = self._readings[choice.layer.name]
-            spread = reading.outputs.covariance[0].diagonal()
-            return Ranking.from_scores((spread * reading.gradient_moment().diagonal()).numpy())
+            response = responses[choice.layer.name]
+            assert response.outputs is not None
+            spread = response.outputs.variance
+            return Ranking.from_scores((spread * response.gradient_moment().diagonal()).numpy())
         if not choice.consumers:
             return Ranking.from_scores(np.ones(choice.size))  # calibration gives the scores
-        problems = [self._quadratic(c) for c in choice.consumers if c.layer.node in self._reached()]
+        problems = [
+            Quadratic(
+                matrix(c.layer),
+                readings[key(choice, c)].covariance,
+                responses[c.layer.name].gradient_moment(),
+                c.columns,
+            )
+            for c in choice.consumers
+            if responses[c.layer.name].records
+        ]
         return Ranking.from_elimination(*eliminate(problems, choice.size), choice.size)
 
-    def _reached(self) -> set[fx.Node]:
-        return {r.layer.node for r in self._readings.values() if r.records}
-
-    def _quadratic(self, consumer: Consumer) -> Quadratic:
-        reading = self._readings[consumer.layer.name]
-        return Quadratic(
-            matrix(consumer.layer), reading.covariance, reading.gradient_moment(), consumer.columns
-        )
+    def _half(
+        self, choice: Choice, readings: dict[str, Reading], responses: dict[str, Response]
+    ) -> list[tuple[fx.Node, Change]]:
+        """How the outputs of the layers at hand change once the first half of the choice's units is gone."""
+        gone = self.rankings[choice.name].removed(half(choice))
+        if choice.kind == "writes":
+            assert choice.layer is not None
+            return [(choice.layer.node, _silence(responses[choice.layer.name], gone))]
+        return [
+            (c.layer.node, _without(readings[key(choice, c)], c.columns[gone].ravel()))
+            for c in choice.consumers
+            if responses[c.layer.name].records
+        ]
 
     # -- second pass ---------------------------------------------------------------------------------------
 
-    def _calibrate(self) -> None:
-        changes = {c.name: self._half(c) for c in self._choices if c.consumers or c.kind == "writes"}
+    def _calibrate(self, changes: dict[str, list[tuple[fx.Node, Change]]]) -> None:
         totals = dict.fromkeys(changes, 0.0)
         branch_totals = [0.0] * len(self._branches)
         bare = {
@@ -204,7 +256,7 @@ class Reconstruction:
                 mean = self._branch_means[number].to(value.dtype).reshape(shape)
                 branch_totals[number] += _curvature([(branch.value, mean - value)], gradients, len(batch))
 
-        seen = max(self._stream("comparing nodes", self._readings.values(), DRAWS, take), 1)
+        seen = max(self._stream("comparing nodes", DRAWS, take), 1)
         self.branch_losses = [total / seen / 2 for total in branch_totals]
         for choice in self._choices:
             if choice.name in bare:
@@ -214,22 +266,6 @@ class Reconstruction:
             estimated = ranking.loss[half(choice)]
             if estimated > 0:
                 self.rankings[choice.name] = ranking.scaled(totals[choice.name] / seen / 2 / estimated)
-
-    def _half(self, choice: Choice) -> list[tuple[fx.Node, Callable[[Taps], Tensor]]]:
-        """How the outputs of the layers at hand change once the first half of the choice's units is gone."""
-        gone = self.rankings[choice.name].removed(half(choice))
-        if choice.kind == "writes":
-            assert choice.layer is not None
-            return [(choice.layer.node, _silence(self._readings[choice.layer.name], gone))]
-        found = []
-        for consumer in choice.consumers:
-            if consumer.layer.node in self._reached():
-                reading = self._readings[consumer.layer.name]
-                kept = np.setdiff1d(np.arange(len(reading.covariance)), consumer.columns[gone].ravel())
-                weight = matrix(consumer.layer).double()
-                change = refit(weight, reading.covariance, kept) - weight
-                found.append((consumer.layer.node, _applied(reading, change)))
-        return found
 
 
 def _curvature(
@@ -244,26 +280,33 @@ def _curvature(
     return total
 
 
-def _applied(reading: Reading, change: Tensor) -> Callable[[Taps], Tensor]:
-    """The layer with the weight `change` `[out, in]` and the bias that keeps its mean."""
-    layer = reading.layer
+def _without(reading: Reading, gone: Indices) -> Change:
+    """How the output changes without the columns `gone`, the others and the bias at their best."""
+    layer, second = reading.layer, reading.covariance
+    weight = matrix(layer).double()
+    if second.dim() == 2:
+        change = refit(weight, second, np.setdiff1d(np.arange(weight.shape[1]), gone)) - weight
+    else:  # nothing makes up for them
+        change = torch.zeros_like(weight)
+        change[:, gone] = -weight[:, gone]
     shape = layer.weight.value().shape
     moved = [shape[layer.roles.outputs], *(s for d, s in enumerate(shape) if d != layer.roles.outputs)]
-    weight = change.float().reshape(moved).movedim(0, layer.roles.outputs)
-    offset = -(change @ reading.inputs.mean[0]).float()
+    kernel = change.float().reshape(moved).movedim(0, layer.roles.outputs)
+    offset = -(change @ reading.mean()).float()
 
     def run(taps: Taps) -> Tensor:
-        return apply_layer(layer, taps.read[layer.node].detach(), weight, offset)
+        return apply_layer(layer, taps.value[layer.data].detach(), kernel, offset)
 
     return run
 
 
-def _silence(reading: Reading, gone: Sequence[int]) -> Callable[[Taps], Tensor]:
+def _silence(response: Response, gone: Sequence[int]) -> Change:
     """The layer's output channels `gone` at their means."""
-    layer = reading.layer
+    layer = response.layer
+    assert response.outputs is not None
     mask = torch.zeros(layer.weight.value().shape[layer.roles.outputs])
     mask[list(gone)] = 1
-    mean = reading.outputs.mean[0].float()
+    mean = response.outputs.mean.float()
 
     def run(taps: Taps) -> Tensor:
         value = taps.value[layer.node].detach()

@@ -18,29 +18,29 @@ from nncompress.errors import DataError
 from nncompress.ir import Model
 from nncompress.ir.qdq import StraightThrough
 
-GRADIENT_ELEMENTS = 2_000_000  # input elements per backward pass: bounds the activations that autograd keeps
-
-
-def gradient_batch_size(model: Model, batch_size: int) -> int:
-    """Records per backward pass."""
-    elements = sum(torch.Size(model.concrete_shape(spec, 1)).numel() for spec in model.inputs)
-    return max(1, min(batch_size, GRADIENT_ELEMENTS // max(elements, 1)))
-
 
 class Taps(StraightThrough):
     """Runs a model and keeps chosen values with their gradients.
 
     Args:
         reads: nodes whose `data` operand is wanted as they read it: node -> operand.
-        values: nodes whose result is wanted.
+        values: nodes whose result is wanted, with its gradient.
+        watched: nodes whose result is wanted without.
 
     Attributes (after `run`):
         read: node -> what it read; value: node -> its result.
     """
 
-    def __init__(self, model: Model, reads: dict[fx.Node, fx.Node], values: Iterable[fx.Node]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        reads: dict[fx.Node, fx.Node],
+        values: Iterable[fx.Node],
+        watched: Iterable[fx.Node] = (),
+    ) -> None:
         super().__init__(model.graph_module)
         self._reads, self._values = reads, set(values)
+        self._watched = set(watched) - self._values
         self.read: dict[fx.Node, Tensor] = {}
         self.value: dict[fx.Node, Tensor] = {}
 
@@ -60,15 +60,18 @@ class Taps(StraightThrough):
             if not result.requires_grad:
                 result.requires_grad_()
             self.value[n] = result
+        elif n in self._watched:
+            self.value[n] = result
         return result
 
     def gradients(self, loss: Tensor, *, again: bool = False) -> tuple[dict[fx.Node, Tensor], ...]:
         """The gradients of `loss` at (reads, values); zero where it does not depend on them."""
-        wanted = [*self.read.values(), *self.value.values()]
+        values = {node: value for node, value in self.value.items() if node in self._values}
+        wanted = [*self.read.values(), *values.values()]
         found = torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=again)
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted)]
         split = len(self.read)
-        return dict(zip(self.read, filled[:split])), dict(zip(self.value, filled[split:]))
+        return dict(zip(self.read, filled[:split])), dict(zip(values, filled[split:]))
 
 
 def classifies(first: Tensor, labels: Tensor | None) -> bool:

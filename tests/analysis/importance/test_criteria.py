@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.couplings import find_couplings
-from nncompress.analysis.importance import CRITERIA, Setting, group_choices
+from nncompress.analysis.importance import CRITERIA, Setting, group_choices, readings
+from nncompress.analysis.importance.readings import in_passes
 from nncompress.ir import Model
 
 RECORDS = 12
@@ -129,6 +130,45 @@ def test_reconstruction_estimates_the_divergence_of_a_classifier():
         q = design @ torch.linalg.lstsq(design, p, driver="gelsd").solution
         divergence = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
     assert ranking.loss[5] == pytest.approx(float(divergence), rel=0.35)
+
+
+def test_reconstruction_gathers_what_does_not_fit_in_more_passes(monkeypatch):
+    # 8x8 positions per record: all of them are seen, so passes differ in nothing but rounding.
+    each, data = model("residual"), images(40)
+    choices = group_choices(each, find_couplings(each))
+    want = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
+    monkeypatch.setattr(readings, "MOMENTS_BYTES", 1)
+    assert len(in_passes(choices)) == len(choices) > 2
+    found = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
+    for name, ranking in found.items():
+        assert ranking.order == want[name].order
+        np.testing.assert_allclose(ranking.loss, want[name].loss, rtol=1e-4)
+
+
+def test_reconstruction_of_layers_too_wide_for_all_moments(monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(9 * 36, 5)).eval()
+    with torch.no_grad():
+        module[0].bias[4] = -100.0  # never active
+        module[3].weight[:, 2 * 36 : 3 * 36] = 0  # never heard
+    each, data = Model.from_module(module, (torch.randn(2, 3, 8, 8),)), images(200)
+    choices = group_choices(each, find_couplings(each))
+    monkeypatch.setattr(readings, "LARGEST", 100)
+    (found,) = readings.readings_of(choices).values()
+    assert found.columns.shape == (9, 36)
+    ranking = CRITERIA["reconstruction"].rank(Setting(each, choices, data))["0"]
+    assert set(ranking.order[:2]) == {4, 2}
+    # Channels at their means, nobody making up for them: the divergence that the loss estimates.
+    x = next(data.batches(200)).inputs[0]
+    with torch.no_grad():
+        h = module[1](module[0](x)).double()
+        cut = h.clone()
+        gone = list(ranking.order[:4])
+        cut[:, gone] = h.mean(0)[gone]
+        head = module[3].double()
+        p, q = head(h.flatten(1)), head(cut.flatten(1))
+        divergence = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+    assert ranking.loss[4] == pytest.approx(float(divergence), rel=0.35)
 
 
 def test_random_is_seeded():

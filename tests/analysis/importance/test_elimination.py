@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nncompress.analysis.importance import elimination
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 
 
@@ -68,3 +69,31 @@ def test_refit_is_least_squares_on_the_kept_columns():
     got = refit(q.weight, q.second, kept)
     torch.testing.assert_close(got[:, kept], want, rtol=0.02, atol=0.02)
     assert got[:, np.setdiff1d(np.arange(18), kept)].abs().max() == 0
+
+
+@pytest.mark.parametrize("spare", [0, 7])
+def test_steps_may_wait(monkeypatch, spare):
+    q, _ = problem(6, units=20, per_unit=3)
+    columns = 60 + spare  # the last belong to no unit
+    mixed = torch.randn(200, columns, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    q.second, q.weight = mixed.T @ mixed / 200, torch.randn(5, columns, dtype=torch.float64)
+    want = eliminate([q], 20)
+    monkeypatch.setattr(elimination, "PENDING", 7)
+    order, errors = eliminate([q], 20)
+    assert order == want[0]
+    assert errors == pytest.approx(want[1], rel=1e-9)
+
+
+def test_units_taken_as_independent_cost_what_they_carry():
+    q, _ = problem(8)
+    blocks = q.second[q.columns[:, :, None], q.columns[:, None, :]]
+    alone = torch.zeros_like(q.second)
+    alone[q.columns[:, :, None], q.columns[:, None, :]] = blocks
+    q.second = alone
+    want = eliminate([q], 6)  # nothing to compensate with
+    q.second = blocks
+    order, errors = eliminate([q], 6)
+    assert order == want[0]
+    assert errors == pytest.approx(want[1], rel=1e-9)
+    parts = [torch.einsum("ok,kl,ol->", q.weight[:, c], s, q.weight[:, c]) for c, s in zip(q.columns, blocks)]
+    assert errors[1] == pytest.approx(float(min(parts)), rel=0.002)  # the ridge and the lift of the metric

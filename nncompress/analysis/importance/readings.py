@@ -1,0 +1,90 @@
+"""Second moments of what layers read, streamed: so many layers per pass as fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.importance.choices import Choice, Consumer, Indices
+from nncompress.analysis.patches import input_rows
+from nncompress.analysis.statistics import Moments
+from nncompress.ir.weights import Layer
+
+POSITIONS = 64  # of a layer, drawn per record
+LARGEST = 6144  # columns of a layer; beyond that, columns of different units are taken as independent
+MOMENTS_BYTES = 2**28  # of the moments that are gathered in one pass
+
+
+@dataclass
+class Reading:
+    """Moments at one layer.
+
+    Attributes:
+        columns: None for all moments [in, in]; or `[units, k]`: only those within the columns of a unit.
+    """
+
+    layer: Layer
+    columns: Indices | None
+    moments: Moments = field(default_factory=Moments)
+
+    def add(self, read: Tensor, generator: torch.Generator) -> None:
+        rows = input_rows(self.layer, read.detach(), POSITIONS * len(read), generator)
+        self.moments.add(rows if self.columns is None else rows[0][:, self.columns].transpose(0, 1))
+
+    @property
+    def covariance(self) -> Tensor:
+        """float64 `[in, in]`, or `[units, k, k]` where only those are known."""
+        return self.moments.covariance[0] if self.columns is None else self.moments.covariance
+
+    def mean(self) -> Tensor:
+        """float64 `[in]`; zero where nothing is known."""
+        if self.columns is None:
+            return self.moments.mean[0]
+        mean = torch.zeros(_inputs(self.layer), dtype=torch.float64)
+        mean[torch.from_numpy(self.columns)] = self.moments.mean
+        return mean
+
+
+def key(choice: Choice, consumer: Consumer) -> str:
+    """What a choice's consumer shares a reading by: its layer, unless blocks by unit are all that is kept."""
+    layer = consumer.layer
+    return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
+
+
+def readings_of(choices: Sequence[Choice]) -> dict[str, Reading]:
+    """Empty readings of all that the consumers of these choices read."""
+    found: dict[str, Reading] = {}
+    for choice in choices:
+        for consumer in choice.consumers:
+            whole = _inputs(consumer.layer) <= LARGEST
+            reading = Reading(consumer.layer, None if whole else consumer.columns)
+            found.setdefault(key(choice, consumer), reading)
+    return found
+
+
+def in_passes(choices: Sequence[Choice]) -> list[list[Choice]]:
+    """The choices in order, cut into runs whose moments take at most `MOMENTS_BYTES` (or one choice's)."""
+    runs: list[list[Choice]] = [[]]
+    held: dict[str, int] = {}
+    for choice in choices:
+        own = {key(choice, consumer): _bytes(consumer) for consumer in choice.consumers}
+        if runs[-1] and sum((held | own).values()) > MOMENTS_BYTES:
+            runs.append([])
+            held = {}
+        runs[-1].append(choice)
+        held |= own
+    return runs
+
+
+def _inputs(layer: Layer) -> int:
+    """Columns of the layer's matrix."""
+    weight = layer.weight.value()
+    return weight.numel() // weight.shape[layer.roles.outputs]
+
+
+def _bytes(consumer: Consumer) -> int:
+    size = _inputs(consumer.layer)
+    return 8 * (size * size if size <= LARGEST else consumer.columns.size * consumer.columns.shape[1])
