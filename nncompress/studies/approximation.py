@@ -15,11 +15,12 @@ from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.pipeline import run as run_passes
 from nncompress.recipe import parse_pass
-from nncompress.studies.classifiers import budget, settings_for
+from nncompress.studies.classifiers import budget, settings_for, trained
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
 from nncompress.studies.images import Crops, Images
-from nncompress.studies.small_model import PAPER_EPOCHS, SMALL, classifier, images
+from nncompress.studies.small_model import PAPER_EPOCHS, SMALL, images
 from nncompress.studies.study import Request, Study
+from nncompress.zoo.registry import architecture
 
 CALIBRATION = 512  # images
 LOSS = 0.5  # points that may be lost
@@ -88,7 +89,8 @@ def subject(request: Request, train: Images) -> tuple[Model, str]:
             )
         return model, f"{request.model}, as it was trained"
     settings = settings_for(request, PAPER_EPOCHS, flip=True)
-    model = classifier(request, SMALL, train, settings, request.seed)
+    model = architecture(SMALL).build(classes=train.classes, seed=request.seed)
+    model = trained(request, SMALL, model, train, settings, seed=request.seed)
     return model, f"{SMALL}, trained for {budget(request, train, settings, PAPER_EPOCHS)}"
 
 

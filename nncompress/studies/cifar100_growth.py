@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nncompress.studies import classifier_growth
-from nncompress.studies.growth import GrowthResult
-from nncompress.studies.study import Request, Study
+from nncompress.studies.classifier_growth import Plan, study
 from nncompress.zoo.cifar_resnet import CifarResNet
 
 
@@ -18,7 +16,7 @@ def network(width: float, classes: int, channels: int) -> nn.Module:
     return CifarResNet(3, classes, channels, width=round(width * 16))
 
 
-PLAN = classifier_growth.Plan(
+PLAN = Plan(
     "cifar100-growth",
     network,
     32,
@@ -38,10 +36,4 @@ PLAN = classifier_growth.Plan(
 )
 
 
-def run(request: Request) -> GrowthResult:
-    return classifier_growth.run(PLAN, request)
-
-
-CIFAR100_GROWTH = Study(
-    "cifar100-growth", "CIFAR-100 by a ResNet-20 that grows from a quarter", True, run, ("plot", "epochs")
-)
+CIFAR100_GROWTH = study(PLAN, "CIFAR-100 by a ResNet-20 that grows from a quarter")

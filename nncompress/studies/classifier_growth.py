@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from nncompress.studies.growth import (
     trial,
 )
 from nncompress.studies.images import PER_IMAGE, Crops, open_images
-from nncompress.studies.study import Request
+from nncompress.studies.study import Request, Study
 from nncompress.train import GrowSettings, TrainSettings, train
 
 QUARTER, FULL = 0.25, 1.0
@@ -130,6 +131,10 @@ def run(plan: Plan, request: Request) -> GrowthResult:
     budget = f"{trained} ({images.spec}); top-1 on {len(test):,} others"
     seconds = round(time.monotonic() - started, 1)
     return GrowthResult(plan.name, "top-1 %", rows, ratios, budget, _verdict(rows, ratios), seconds)
+
+
+def study(plan: Plan, summary: str) -> Study:
+    return Study(plan.name, summary, True, partial(run, plan), ("plot", "epochs"))
 
 
 def _delta(quick: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -86,6 +87,14 @@ def trained(
     write(model, path)
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return model
+
+
+def trained_with_seeds(
+    request: Request, name: str, build: Callable[..., Model], images: Images, settings: TrainSettings
+) -> list[Model]:
+    """As many as the request says, one by default. build: `seed` → an untrained model."""
+    seeds = range(request.seed, request.seed + (request.runs or 1))
+    return [trained(request, name, build(seed=seed), images, settings, seed=seed) for seed in seeds]
 
 
 def budget(request: Request, images: Images, settings: TrainSettings, paper_epochs: int) -> str:

@@ -6,8 +6,9 @@ Four networks that differ in the operation of their second and third layer, trai
 from __future__ import annotations
 
 import time
+from functools import partial
 
-from nncompress.studies.classifiers import budget, open_some, settings_for, trained
+from nncompress.studies.classifiers import budget, open_some, settings_for, trained_with_seeds
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
 from nncompress.studies.images import Crops
 from nncompress.studies.study import Request, Study
@@ -32,17 +33,13 @@ def run(request: Request) -> ComparisonResult:
     """
     started = time.monotonic()
     train, test = open_some(request, "convolution-alternatives")
-    runs = request.runs or 1
     settings = settings_for(request, PAPER_EPOCHS, flip=train.channels == 3, lr=0.05)
+    shape = (train.channels, *train.pixels.shape[1:3])
     entries = []
     for operation, figure in CIFAR10.items():
-        models = []
-        for number in range(runs):
-            seed = request.seed + number
-            name = f"alternatives-{operation}"
-            shape = (train.channels, *train.pixels.shape[1:3])
-            model = architecture(name).build(classes=train.classes, shape=shape, seed=seed)
-            models.append(trained(request, name, model, train, settings, seed=seed))
+        name = f"alternatives-{operation}"
+        build = partial(architecture(name).build, classes=train.classes, shape=shape)
+        models = trained_with_seeds(request, name, build, train, settings)
         said = figure if train.channels == 3 else MNIST
         entries.append(Entry(operation, models, Crops(test, models[0].inputs), {"top1": said}))
     rows, warnings = measure(request, entries, time_budget=4 if request.quick else 10)

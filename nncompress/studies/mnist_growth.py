@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nncompress.studies import classifier_growth
-from nncompress.studies.growth import GrowthResult
-from nncompress.studies.study import Request, Study
+from nncompress.studies.classifier_growth import Plan, study
 from nncompress.zoo.small_nets import mnist_classifier
 
 NODES = (32, 64, 128)
@@ -21,7 +19,7 @@ def network(width: float, classes: int, channels: int) -> nn.Module:
     return mnist_classifier(classes, channels, (first, second, third))
 
 
-PLAN = classifier_growth.Plan(
+PLAN = Plan(
     "mnist-growth",
     network,
     28,
@@ -35,10 +33,4 @@ PLAN = classifier_growth.Plan(
 )
 
 
-def run(request: Request) -> GrowthResult:
-    return classifier_growth.run(PLAN, request)
-
-
-MNIST_GROWTH = Study(
-    "mnist-growth", "MNIST by a network that grows from a quarter", True, run, ("plot", "epochs")
-)
+MNIST_GROWTH = study(PLAN, "MNIST by a network that grows from a quarter")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -13,7 +15,7 @@ from nncompress.ir.weights import layers
 from nncompress.passes import Context, Share
 from nncompress.pipeline import run as run_passes
 from nncompress.results import Result
-from nncompress.studies.classifiers import budget, settings_for, trained
+from nncompress.studies.classifiers import budget, settings_for, trained_with_seeds
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
 from nncompress.studies.images import Crops
 from nncompress.studies.small_model import images
@@ -130,14 +132,13 @@ def _accuracy(request: Request) -> ComparisonResult:
     settings = settings_for(request, PAPER_EPOCHS, flip=True)
     entries = []
     paper = {"resnet164": ("94.54", "93.8")}.get(name, ("", ""))
-    for label, said in zip((name, f"{name}-shared"), paper):
-        models = []
-        for number in range(request.runs or 1):
-            seed = request.seed + number
-            model = architecture(name).build(classes=train.classes, seed=seed)
-            if label != name:
-                model = shared(model)
-            models.append(trained(request, label, model, train, settings, seed=seed))
+    build = partial(architecture(name).build, classes=train.classes)
+    made: dict[str, Callable[..., Model]] = {
+        name: build,
+        f"{name}-shared": lambda seed: shared(build(seed=seed)),
+    }
+    for (label, make), said in zip(made.items(), paper):
+        models = trained_with_seeds(request, label, make, train, settings)
         entries.append(Entry(label, models, Crops(test, models[0].inputs), {"top1": said} if said else {}))
     rows, warnings = measure(request, entries, paired=True, time_budget=4)
     return ComparisonResult(

@@ -6,20 +6,19 @@ Six separable residual blocks against ResNet-20: half the parameters, a third of
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from nncompress.errors import DataError
-from nncompress.ir import Model
 from nncompress.studies.classifiers import (
     budget,
     framed,
     open_some,
     settings_for,
-    trained,
+    trained_with_seeds,
 )
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
 from nncompress.studies.images import Crops, Images
 from nncompress.studies.study import Request, Study
-from nncompress.train import TrainSettings
 from nncompress.zoo.registry import architecture
 
 PAPER_EPOCHS = 205  # 80,000 steps of 128 images, of 50,000
@@ -42,9 +41,8 @@ def run(request: Request) -> ComparisonResult:
     settings = settings_for(request, PAPER_EPOCHS, flip=True)
     entries = []
     for name in (LARGE, SMALL):
-        models = [
-            classifier(request, name, train, settings, request.seed + n) for n in range(request.runs or 1)
-        ]
+        build = partial(architecture(name).build, classes=train.classes)
+        models = trained_with_seeds(request, name, build, train, settings)
         timed = framed(models[0], FRAME, FRAME)
         entries.append(Entry(name, models, Crops(test, models[0].inputs), PAPER[name], timed))
     rows, warnings = measure(request, entries, time_budget=4 if request.quick else 10)
@@ -77,12 +75,6 @@ def images(request: Request, study: str) -> tuple[Images, Images]:
             expected="colour images of 32x32, as CIFAR-10 has",
         )
     return train, test
-
-
-def classifier(request: Request, name: str, train: Images, settings: TrainSettings, seed: int) -> Model:
-    """An architecture of the zoo, trained on these images."""
-    model = architecture(name).build(classes=train.classes, seed=seed)
-    return trained(request, name, model, train, settings, seed=seed)
 
 
 def _verdict(rows: tuple[Measured, ...]) -> str:
