@@ -44,7 +44,7 @@ def study(result: StudyResult) -> RenderableType:
 
 def growth(result: GrowthResult) -> RenderableType:
     """One row per way of training, mean ± standard deviation over the seeds, then what was timed."""
-    table = plain("", "paper", "seeds", "params", "grown", result.measure, "s", right=2)
+    table = plain("", "paper", "seeds", "params", "grown", result.measure, "CPU s", right=2)
     table.columns[0].overflow = table.columns[1].overflow = "fold"
     for row in result.rows:
         value = f"{row.mean:.4g}" + (f" ± {row.spread:.2g}" if len(row.trials) > 1 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -40,17 +41,15 @@ class GrowthTrial:
     Attributes:
         parameters: in the end; growths: how often it grew.
         measure: of the trained network, on records that decided nothing.
+        seconds: of the processor (all threads) for training, validation and growth; on a GPU, of the wall.
     """
 
     seed: int
     parameters: int
     growths: int
     measure: float
+    seconds: float
     curve: tuple[Point, ...]
-
-    @property
-    def seconds(self) -> float:
-        return self.curve[-1].seconds
 
 
 @dataclass(frozen=True)
@@ -147,16 +146,19 @@ def trial(
         measure: of a row of validation.
         final: of the trained model; without it, the last of the curve.
     """
+    clock = time.monotonic if torch.cuda.is_available() else time.process_time
+    started = clock()
     trained, result = train(
         model, data, settings, validation=validation, growth=growth, progress=request.progress
     )
+    seconds = round(clock() - started, 1)
     curve = tuple(
         Point(row["step"], row["seconds"], measure(row["validation"]), "grown" in row)
         for row in result.epochs
     )
     parameters = sum(p.numel() for p in trained.graph_module.parameters())
     value = curve[-1].measure if final is None else final(trained)
-    return trained, GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, curve)
+    return trained, GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, seconds, curve)
 
 
 def step_time(

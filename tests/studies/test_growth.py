@@ -21,7 +21,7 @@ from nncompress.zoo.cifar_resnet import CifarResNet
 
 def result(measure: str = "RMSE") -> GrowthResult:
     curve = (Point(10, 1.0, 0.5), Point(20, 2.0, 0.4, True), Point(30, 4.0, 0.3))
-    trials = tuple(GrowthTrial(seed, 100, 1, 0.3 + seed / 10, curve) for seed in (0, 1))
+    trials = tuple(GrowthTrial(seed, 100, 1, 0.3 + seed / 10, 4.0 + seed, curve) for seed in (0, 1))
     return GrowthResult("sine", measure, (GrowthRow("dynamic", "", trials),), (), "3 epochs", "so", 1.0)
 
 
@@ -29,7 +29,7 @@ def test_a_row_sums_up_its_seeds():
     (row,) = result().rows
     assert row.mean == pytest.approx(0.35)
     assert row.spread == pytest.approx(np.std([0.3, 0.4], ddof=1))
-    assert row.seconds == 4.0
+    assert row.seconds == 4.5
     mean, error = difference([1.0, 2.0, 3.0], [2.0, 4.0])
     assert mean == 1.0
     assert error == pytest.approx(math.sqrt(1 / 3 + 2 / 2))
@@ -85,10 +85,13 @@ def test_cifar100_on_synthetic_data_of_its_shape(tmp_path, monkeypatch):
     plan = replace(CIFAR100, network=network, training={**CIFAR100.training, "batch": 16}, quick_images=64)
     request = Request(tmp_path, quick=True, data=str(tmp_path / "cifar100.npz"))
     found = classifier_growth.run(plan, request)
-    static, dynamic = found.rows
+    static, dynamic, longer = found.rows
     wanted = sum(p.numel() for p in network(1.0, 100, 3).parameters())
     assert static.trials[0].parameters == dynamic.trials[0].parameters == wanted
-    assert dynamic.trials[0].growths == 2
+    assert dynamic.trials[0].growths == longer.trials[0].growths == 2
+    assert (
+        longer.trials[0].curve[-1].step >= dynamic.trials[0].curve[-1].step == static.trials[0].curve[-1].step
+    )
     assert all(ratio.value.value > 0 for ratio in found.ratios)
     assert "points" in found.verdict
 
