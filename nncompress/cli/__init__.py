@@ -57,8 +57,11 @@ def main(arguments: list[str] | None = None) -> None:
     elif arguments in ([], ["--help"], ["-h"], ["help"]):
         print(help_text())
     else:
-        from nncompress.cli.app import run
-
+        try:
+            from nncompress.cli.app import run
+        except KeyboardInterrupt:  # Ctrl-C while the parser is imported, before anything was done
+            print("error: interrupted", file=sys.stderr)
+            sys.exit(130)
         sys.exit(run(arguments))
 
 

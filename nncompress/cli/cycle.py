@@ -10,7 +10,7 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.cli.training import AFTER, BEFORE, Job, settings_of
+from nncompress.cli.training import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.cycles import CycleSettings
 from nncompress.errors import UsageError
 from nncompress.train import TrainSettings
@@ -69,7 +69,7 @@ def run(
         if not job.json:
             say(report.cycle_line(each))
 
-    with progress() as bar:
+    with how_to_go_on(records), progress() as bar:
         pruned, result = run_cycles(
             job.opened.model,
             job.data,

@@ -11,7 +11,7 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
-from nncompress.errors import OutputError, UsageError
+from nncompress.errors import UsageError
 
 _HELP = """Run an experiment of the papers anew; the paper's figures stand beside ours, called so.
 
@@ -53,7 +53,7 @@ def reproduce(
     json: options.Json = False,
 ) -> None:
     from nncompress.report.studies import report
-    from nncompress.studies import STUDIES, Request
+    from nncompress.studies import STUDIES, Request, check_plot
     from nncompress.studies import plot as draw
     from nncompress.studies.study import Drawable
 
@@ -64,17 +64,17 @@ def reproduce(
     for option, value in given.items():
         if value is not None and option not in study.takes:
             raise UsageError(f"reproduce: {name} takes no --{option}", remedy="leave it out")
-    if plot is not None and Path(plot).suffix.lower() not in (".png", ".svg"):
-        raise UsageError("reproduce: --plot has another suffix", got=plot, expected=".png or .svg")
+    if plot is not None:
+        check_plot(Path(plot))
     with _folder(keep) as folder, progress() as bar:
         request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
         result = study.run(request)
-    if plot is not None:
-        draw(cast(Drawable, result), Path(plot))
     if json:
         print_json(result.to_json())
     else:
         show(report(result))
+    if plot is not None:  # last: what was found is on the screen if the disk is full
+        draw(cast(Drawable, result), Path(plot))
 
 
 def _folder(keep: str | None) -> AbstractContextManager[str]:
@@ -85,8 +85,6 @@ def _folder(keep: str | None) -> AbstractContextManager[str]:
     """
     if keep is None:
         return tempfile.TemporaryDirectory()
-    try:
-        Path(keep).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {keep}", got=error.strerror or str(error)) from error
-    return nullcontext(keep)
+    from nncompress.export.atomic import make_folder
+
+    return nullcontext(str(make_folder(keep)))

@@ -11,7 +11,7 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.cli.training import AFTER, BEFORE, Job, settings_of
+from nncompress.cli.training import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.errors import UsageError
 from nncompress.train import GrowSettings, TrainSettings
 
@@ -62,17 +62,20 @@ def run(
     **files: Any,
 ) -> None:
     """Train, in one process or as one of several, and write the result in the first of them."""
-    job = Job.open("train", model, trust_pickle=trust_pickle, **files)
+    job = Job.open("train", model, trust_pickle=trust_pickle, teacher=teacher, **files)
     from nncompress import api
+    from nncompress.export.atomic import check_target
     from nncompress.report.training import epochs
     from nncompress.train import process_group, train
 
     checkpoint = Path(f"{job.target}.checkpoint")
     check_checkpoint(checkpoint, resume)
+    epochs_file = Path(log or f"{job.target}.jsonl")
+    check_target(epochs_file, (*job.sources, job.target, files["data"]))
     taught_by = None
     if teacher is not None:
         taught_by = api.load(teacher, data=files["data"], trust_pickle=trust_pickle, notice=say)
-    with process_group() as group, progress() as bar:
+    with how_to_go_on(checkpoint), process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,
             job.data,
@@ -82,7 +85,7 @@ def run(
             growth=growth,
             checkpoint=checkpoint,
             resume=resume,
-            log=Path(log or f"{job.target}.jsonl"),
+            log=epochs_file,
             progress=bar,
         )
         if group.main:

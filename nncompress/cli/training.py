@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.compress import check_suffix
-from nncompress.cli.console import print_json, show
+from nncompress.cli.console import print_json, say, show
 from nncompress.cli.declared import Parameters
 from nncompress.errors import UsageError
 
@@ -40,12 +42,17 @@ AFTER: Parameters = {
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, and where it goes."""
+    """What is trained on what, and where it goes.
+
+    Attributes:
+        sources: model files that the target must not overwrite.
+    """
 
     opened: options.Opened
     data: Dataset
     validation: Dataset | None
     target: Path
+    sources: tuple[Path, ...]
     json: bool
 
     @classmethod
@@ -62,11 +69,13 @@ class Job:
         input: str | None,
         trust_pickle: bool,
         json: bool,
+        teacher: str | None = None,
     ) -> Job:
         """Open the model and its data; `command` names the default output.
 
         Raises:
-            NNCompressError: one of them cannot be, or there is no data.
+            NNCompressError: one of them cannot be, there is no data, or the output could not be written: told
+                before the training that would be lost.
         """
         check_suffix(output)
         if data is None:
@@ -75,11 +84,14 @@ class Job:
             model, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
         )
         from nncompress import api
+        from nncompress.export.atomic import check_target
 
+        target = Path(output) if output else options.default_output(opened, command)
+        sources = (opened.path, opened.original, *([Path(teacher)] if teacher else []))
+        check_target(target, sources)
         records = api.dataset(data, opened.model, normalize)
         held_out = None if val is None else api.dataset(val, opened.model, normalize)
-        target = Path(output) if output else options.default_output(opened, command)
-        return cls(opened, records, held_out, target, json)
+        return cls(opened, records, held_out, target, sources, json)
 
     def finish(
         self,
@@ -94,7 +106,7 @@ class Job:
         from nncompress.report.tables import written
 
         progress.step(f"writing {self.target.name}", 0, None)
-        file = export.write(trained, self.target, protect=(self.opened.path, self.opened.original))
+        file = export.write(trained, self.target, protect=self.sources)
         options.remember(self.opened, self.target, self.opened.model, trained)
         if spent is not None:
             spent.unlink(missing_ok=True)
@@ -103,6 +115,17 @@ class Job:
         else:
             show(table)
             show(written(file))
+
+
+@contextmanager
+def how_to_go_on(kept: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run, but what it has reached lies in the file or folder `kept`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and kept.exists():
+            say(f"{kept} has the run until its last epoch or minute: --resume continues it")
+        raise
 
 
 def settings_of(kind: type[Any], values: dict[str, Any]) -> Any:

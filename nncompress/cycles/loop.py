@@ -18,7 +18,7 @@ from nncompress.analysis.couplings import find_couplings
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
-from nncompress.export.atomic import replacing
+from nncompress.export.atomic import make_folder, replacing
 from nncompress.export.to_pt2 import write_pt2
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
@@ -155,7 +155,7 @@ class _Cycles:
             "validation": validation.spec if validation else None,
             "model": checkpoint.weights_digest(model),
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.state = self._stored() if resume else _State()
         if not self.state.current:
             self._keep_model("start.pt2", model)

@@ -79,11 +79,11 @@ def _remove_stale(target: Path) -> None:
             os.close(lock)
 
 
-def check_target(target: Path, protect: Iterable[str | Path]) -> None:
+def check_target(target: Path, protect: Iterable[str | Path] = ()) -> None:
     """Refuse a target that cannot be written, before the work that would be lost.
 
     Raises:
-        OutputError: its folder is missing, or it is a folder or one of `protect`.
+        OutputError: its folder is missing or may not be written to, or it is a folder or one of `protect`.
     """
     if not target.parent.is_dir():
         raise OutputError(
@@ -91,11 +91,32 @@ def check_target(target: Path, protect: Iterable[str | Path]) -> None:
         )
     if target.is_dir():
         raise OutputError(f"cannot write {target}", got="a folder of that name", remedy="name a file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write {target}",
+            got=f"the folder {target.parent} may not be written to",
+            remedy="another folder with -o, or check its permissions",
+        )
     for source in protect:
         if target.exists() and Path(source).exists() and target.samefile(source):
-            raise OutputError(
-                f"{target} is the input; it is not overwritten", remedy="give another name with -o"
-            )
+            raise OutputError(f"{target} is the input; it is not overwritten", remedy="give another name")
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder `path`, made with its parents where it is not there yet.
+
+    Raises:
+        OutputError: it cannot be made: a file has its name, or its parent may not be written to.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder {path}",
+            got=error.strerror or str(error),
+            remedy="name another, or check its parent's permissions",
+        ) from error
+    return Path(path)
 
 
 def _failure(target: Path, error: Exception) -> OutputError:

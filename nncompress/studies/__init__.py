@@ -9,7 +9,7 @@ from nncompress.studies.quantization import QUANTIZATION
 from nncompress.studies.sharesnet import SHARESNET
 from nncompress.studies.sine import SINE
 from nncompress.studies.small_model import SMALL_MODEL
-from nncompress.studies.study import Request, Row, Study, StudyResult, Trial, plot
+from nncompress.studies.study import Request, Row, Study, StudyResult, Trial, check_plot, plot
 from nncompress.studies.summation import SUMMATION
 
 _ALL = (
@@ -26,4 +26,4 @@ _ALL = (
 )
 STUDIES: dict[str, Study] = {each.name: each for each in _ALL}
 
-__all__ = ["STUDIES", "Request", "Row", "Study", "StudyResult", "Trial", "plot"]
+__all__ = ["STUDIES", "Request", "Row", "Study", "StudyResult", "Trial", "check_plot", "plot"]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from nncompress.errors import MissingExtraError
+from nncompress.errors import UsageError
+from nncompress.export.atomic import check_target, replacing
+from nncompress.extras import need
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import Result
 
@@ -121,23 +123,31 @@ class Study:
     takes: tuple[str, ...] = ("plot",)
 
 
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be drawn, before the hours that its study takes.
+
+    Raises:
+        UsageError: its suffix names no format.
+        MissingExtraError: matplotlib is not installed.
+        OutputError: the folder is missing or may not be written to.
+    """
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UsageError("reproduce: --plot has another suffix", got=str(path), expected=".png or .svg")
+    need("studies", "reproduce --plot")
+    check_target(path)
+
+
 def plot(result: Drawable, path: Path) -> None:
     """The curves of a study, as PNG or SVG by the file's suffix.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
-        OutputError: the file cannot be written.
+        UsageError, MissingExtraError, OutputError: see `check_plot`; or the file cannot be written.
     """
-    try:
-        import matplotlib
+    check_plot(path)
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingExtraError(
-            "reproduce: a plot needs matplotlib", remedy="pip install 'nncompress[studies]'"
-        ) from error
-    from nncompress.export.atomic import replacing
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
     figure = result.draw(pyplot)
     figure.tight_layout()

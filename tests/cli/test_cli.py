@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.cli import COMMANDS, help_text
+from nncompress.cli import COMMANDS, help_text, main
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 from nncompress.passes import PASSES, Prune
@@ -199,6 +199,18 @@ def test_interrupting_leaves_nothing_behind(here, capsys, monkeypatch):
     assert run(["prune", "model.pt"]) == ExitCode.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
     assert {p.name for p in here.iterdir()} == before
+
+
+def test_interrupting_before_a_command_began_is_one_line(monkeypatch, capsys):
+    class Importing:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "nncompress.cli.app", Importing())
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", "model.pt"])
+    assert ended.value.code == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_terminating_while_writing_leaves_nothing_behind(here, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from torch import nn
 import nncompress
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
+from nncompress.train.run import Run
 
 
 @pytest.fixture
@@ -70,6 +71,24 @@ def test_a_quantized_model_learns_from_an_original_of_unknown_input_shape(here, 
     assert better.tensor("0.weight_int8").dtype == torch.int8
 
 
+@pytest.mark.parametrize(("command", "kept"), [("train", "out.pt2.checkpoint"), ("cycle", "model.cycles")])
+def test_an_interrupted_run_says_how_to_go_on(here, capsys, monkeypatch, command, kept):
+    run_it = [command, "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "2", "-o", "out.pt2"]
+    run_it += ["--batch", "45"]
+    real, steps = Run.step, iter(range(3))
+
+    def interrupted(*arguments: object) -> None:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "step", interrupted)
+        assert run(run_it) == ExitCode.INTERRUPTED
+    assert f"{kept} has the run until its last epoch or minute" in capsys.readouterr().err
+    assert run([*run_it, "--resume"]) == ExitCode.OK
+
+
 def test_a_checkpoint_is_neither_overwritten_nor_missed(here, capsys):
     command = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "1", "-o", "out.pt2"]
     Path("out.pt2.checkpoint").write_bytes(b"of another day")
@@ -97,6 +116,58 @@ def test_mistakes_are_one_message(here, capsys, options, code, text):
     said = capsys.readouterr().err
     assert text in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", ["train", "cycle"])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["-o", "start.pt2"], "start.pt2 is the input"),
+        (["-o", "nowhere/out.pt2"], "no folder nowhere"),
+        (["-o", "folder.pt2"], "a folder of that name"),
+    ],
+)
+def test_an_output_that_could_not_be_written_is_refused_before_training(
+    here, capsys, monkeypatch, command, options, text
+):
+    _refused_before_training(
+        capsys, monkeypatch, [command, "start.pt2", "--data", "data.npz", *options], text
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--teacher", "teacher.pt2", "-o", "teacher.pt2"], "teacher.pt2 is the input"),
+        (["--log", "nowhere/log.jsonl"], "no folder nowhere"),
+        (["--log", "data.npz"], "data.npz is the input"),
+        (["--log", "start.pt2"], "start.pt2 is the input"),
+    ],
+)
+def test_training_overwrites_neither_teacher_nor_data(here, capsys, monkeypatch, options, text):
+    _refused_before_training(
+        capsys, monkeypatch, ["train", "start.pt2", "--data", "data.npz", *options], text
+    )
+
+
+def test_cycles_are_not_recorded_under_a_file(here, capsys, monkeypatch):
+    command = ["cycle", "start.pt2", "--data", "data.npz", "--folder", "data.npz"]
+    _refused_before_training(capsys, monkeypatch, command, "cannot make the folder data.npz")
+
+
+def _refused_before_training(capsys, monkeypatch, command: list[str], text: str) -> None:
+    """The mistake is told with exit code 10, no step was trained, and every file is what it was."""
+    model = nncompress.load("model.pt", input="1x4")
+    nncompress.save(model, "start.pt2")
+    nncompress.save(model, "teacher.pt2")
+    Path("folder.pt2").mkdir()
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    monkeypatch.setattr(Run, "step", lambda *_: pytest.fail("a step was trained"))
+    assert run([*command, "--epochs", "1"]) == ExitCode.OUTPUT
+    said = capsys.readouterr().err
+    assert text in said
+    assert "Traceback" not in said
+    assert before == {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
 
 
 def test_cycles_prune_and_are_not_overwritten(here, capsys):

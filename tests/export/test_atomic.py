@@ -2,7 +2,10 @@ import os
 import subprocess
 import sys
 
-from nncompress.export.atomic import replacing
+import pytest
+
+from nncompress.errors import OutputError
+from nncompress.export.atomic import check_target, make_folder, replacing
 
 KILLED = """
 import os, signal, sys
@@ -42,3 +45,20 @@ def test_a_writer_at_work_is_left_alone(tmp_path):
         slow.write_text("slow")
     assert target.read_text() == "slow"
     assert not folders(tmp_path)
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_the_work(tmp_path, monkeypatch):
+    check_target(tmp_path / "m.pt2")
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # root may write everywhere
+    with pytest.raises(OutputError, match=r"cannot write .*m\.pt2") as refusal:
+        check_target(tmp_path / "m.pt2")
+    assert "may not be written to" in refusal.value.got
+
+
+def test_folders_are_made_with_their_parents_but_not_in_place_of_a_file(tmp_path):
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("content")
+    for taken in ("file", "file/below"):
+        with pytest.raises(OutputError, match="cannot make the folder"):
+            make_folder(tmp_path / taken)
+    assert (tmp_path / "file").read_text() == "content"

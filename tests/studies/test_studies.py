@@ -100,5 +100,14 @@ def test_mistakes_are_one_message(capsys, arguments, text):
     assert text in capsys.readouterr().err
 
 
+def test_a_plot_that_could_not_be_drawn_is_refused_before_the_study(capsys, monkeypatch):
+    monkeypatch.setattr(summation, "_plans", lambda *_: pytest.fail("the study began"))
+    assert run(["reproduce", "summation", "--plot", "nowhere/p.png"]) == ExitCode.OUTPUT
+    assert "no folder nowhere" in capsys.readouterr().err
+    monkeypatch.setattr("nncompress.extras.installed", lambda extra: False)
+    assert run(["reproduce", "summation", "--plot", "p.png"]) == ExitCode.MISSING_EXTRA
+    assert "pip install 'nncompress[studies]'" in capsys.readouterr().err
+
+
 def test_names_are_the_keys():
     assert all(name == study.name for name, study in STUDIES.items())
