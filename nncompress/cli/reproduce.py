@@ -42,7 +42,9 @@ def reproduce(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="keep the models here, and go on with what an earlier run left"),
+        typer.Option(
+            metavar="DIR", help="keep what was trained here, and go on with what an earlier run left"
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="approximation, quantization: study this one")

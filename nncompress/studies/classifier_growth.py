@@ -105,10 +105,9 @@ def run(plan: Plan, request: Request) -> GrowthResult:
     def trained(name: str, seed: int, epochs: int) -> GrowthTrial:
         width, how = (FULL, None) if name == "static" else (QUARTER, growth)
         chosen = replace(settings, seed=seed, epochs=epochs)
-        grown, one = trial(
-            request, fresh(width, seed), data, validation, chosen, how, _accuracy, _top1_on(tested)
-        )
-        said = f"top-1 {one.measure:.2f} %, {one.seconds:.0f} s, {cost(grown).macs / most:.0%} of the MACs"
+        model, measure = fresh(width, seed), _top1_on(tested)
+        one = trial(request, name, model, data, validation, chosen, how, _accuracy, measure)
+        said = f"top-1 {one.measure:.2f} %, {one.seconds:.0f} s, {one.parameters:,} parameters"
         request.say(f"{name}, seed {seed}, {epochs} epochs: {said}")
         return one
 
@@ -144,7 +143,7 @@ def run(plan: Plan, request: Request) -> GrowthResult:
 
 
 def study(plan: Plan, summary: str) -> Study:
-    return Study(plan.name, summary, True, partial(run, plan), ("plot", "epochs"))
+    return Study(plan.name, summary, True, partial(run, plan), ("plot", "epochs", "keep"))
 
 
 def _delta(quick: bool) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +17,14 @@ import torch
 from nncompress.bench.measure import Measurement, undisturbed
 from nncompress.bench.stats import speedup
 from nncompress.data import Batch, Dataset
+from nncompress.errors import UsageError
+from nncompress.export.atomic import replacing
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate, Result
 from nncompress.studies.study import Request
 from nncompress.train import GrowSettings, TrainSettings, train
+from nncompress.train.checkpoint import weights_digest
 from nncompress.train.run import Run
 
 
@@ -132,6 +137,7 @@ class GrowthResult(Result):
 
 def trial(
     request: Request,
+    name: str,
     model: Model,
     data: Dataset,
     validation: Dataset,
@@ -139,13 +145,26 @@ def trial(
     growth: GrowSettings | None,
     measure: Callable[[dict[str, float]], float],
     final: Callable[[Model], float] | None = None,
-) -> tuple[Model, GrowthTrial]:
-    """Train and keep the curve.
+) -> GrowthTrial:
+    """Train and keep the curve; one that the request's folder has already is taken from there.
 
     Args:
+        name: of the file in the folder, with seed and epochs.
         measure: of a row of validation.
         final: of the trained model; without it, the last of the curve.
+
+    Raises:
+        UsageError: the folder holds it from another training.
     """
+    path = request.folder / f"{name}-{settings.seed}-{settings.epochs}.json"
+    made = {
+        "network": weights_digest(model),
+        "data": f"{len(data)} of {data.spec}",
+        "settings": settings.settings(),
+        "growth": None if growth is None else growth.settings(),
+    }
+    if path.exists():
+        return _kept(path, made)
     clock = time.monotonic if torch.cuda.is_available() else time.process_time
     started = clock()
     trained, result = train(
@@ -158,7 +177,32 @@ def trial(
     )
     parameters = sum(p.numel() for p in trained.graph_module.parameters())
     value = curve[-1].measure if final is None else final(trained)
-    return trained, GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, seconds, curve)
+    found = GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, seconds, curve)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"of": made, "trial": asdict(found)}), encoding="utf-8")
+    return found
+
+
+def _kept(path: Path, made: dict[str, Any]) -> GrowthTrial:
+    """What an earlier run left.
+
+    Raises:
+        UsageError: it is of another training, or no such file at all.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {**kept["trial"], "curve": tuple(Point(**point) for point in kept["trial"]["curve"])}
+        if kept["of"] == made:
+            return GrowthTrial(**found)
+        got = str(kept["of"])
+    except (ValueError, KeyError, TypeError) as error:
+        got = f"a file that is no such record ({type(error).__name__})"
+    raise UsageError(
+        f"{path} is of another training",
+        got=got,
+        expected=str(made),
+        remedy="another --keep, or the options of the first run",
+    )
 
 
 def step_time(

@@ -59,9 +59,10 @@ def run(request: Request) -> GrowthResult:
         trials = []
         for seed in range(request.seed, request.seed + seeds):
             chosen = TrainSettings(**{**vars(settings), "seed": seed})
-            trained, one = trial(request, _model(hidden, seed), data, points, chosen, how, _rmse)
-            nodes = len(trained.tensor("0.bias"))
-            request.say(f"{name}, seed {seed}: {nodes} nodes, RMSE {one.measure:.4f}, {one.seconds:.0f} s")
+            file = name.replace(" ", "-")
+            one = trial(request, file, _model(hidden, seed), data, points, chosen, how, _rmse)
+            said = f"{one.parameters:,} parameters, RMSE {one.measure:.4f}, {one.seconds:.0f} s"
+            request.say(f"{name}, seed {seed}: {said}")
             trials.append(one)
         rows.append(GrowthRow(name, "", tuple(trials)))
     budget = f"{epochs} epochs of {SAMPLES:,} points in batches of {TRAINING['batch']}, Adam"
@@ -106,5 +107,9 @@ def _model(hidden: int, seed: int) -> Model:
 
 
 SINE = Study(
-    "sine", "sin x by one hidden layer that grows from 125 to 500 nodes", False, run, ("plot", "epochs")
+    "sine",
+    "sin x by one hidden layer that grows from 125 to 500 nodes",
+    False,
+    run,
+    ("plot", "epochs", "keep"),
 )

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from nncompress.analysis.couplings import find_couplings
+from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.studies import STUDIES, Request, classifier_growth, plot, sine
+from nncompress.studies import STUDIES, Request, classifier_growth, growth, plot, sine
 from nncompress.studies.cifar100_growth import PLAN as CIFAR100
 from nncompress.studies.growth import GrowthResult, GrowthRow, GrowthTrial, Point, difference
 from nncompress.studies.mnist_growth import PLAN as MNIST
@@ -57,6 +58,24 @@ def test_sine_grows_in_quarters(tmp_path, monkeypatch):
     assert dynamic.trials[0].growths == 3
     assert 0 < dynamic.mean < 2
     assert "RMSE" in found.verdict
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
+    """Trainings that ended are not trained again, and those of other settings are not mistaken for them."""
+    monkeypatch.setattr(sine, "MOST", 8)
+    monkeypatch.setattr(sine, "SAMPLES", 64)
+    monkeypatch.setattr(sine, "GROWTH", replace(sine.GROWTH, grow_quarter_of=8))
+    first = sine.run(Request(tmp_path, runs=1, epochs=2))
+    monkeypatch.setattr(growth, "train", None)
+    again = sine.run(Request(tmp_path, runs=1, epochs=2))
+    assert again.rows == first.rows
+    monkeypatch.setattr(sine, "TRAINING", {**sine.TRAINING, "lr": 0.5})
+    with pytest.raises(UsageError, match="another training"):
+        sine.run(Request(tmp_path, runs=1, epochs=2))
+    for path in tmp_path.glob("*.json"):
+        path.write_text("[]")
+    with pytest.raises(UsageError, match="no such record"):
+        sine.run(Request(tmp_path, runs=1, epochs=2))
 
 
 @pytest.mark.parametrize("plan", [MNIST, CIFAR100], ids=lambda plan: plan.name)
