@@ -49,10 +49,11 @@ class Metric:
 
 def with_ridge(moment: Tensor, ridge: float = RIDGE) -> Tensor:
     """A second moment [..., d, d] (or its diagonal, 1-dim) made safe to invert; all-zero becomes 1."""
-    diagonal = moment if moment.dim() == 1 else moment.diagonal(dim1=-2, dim2=-1)
+    lifted = moment.clone()
+    diagonal = lifted if moment.dim() == 1 else lifted.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, keepdim=True)
-    extra = torch.where(mean > 0, ridge * mean, torch.ones_like(mean)).expand(diagonal.shape)
-    return moment + (extra if moment.dim() == 1 else torch.diag_embed(extra))
+    diagonal += torch.where(mean > 0, ridge * mean, torch.ones_like(mean))
+    return lifted
 
 
 def roots(moment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -64,7 +64,7 @@ class Moments:
     def covariance(self) -> Tensor:
         """E[x xᵀ] − E[x] E[x]ᵀ, float64 [groups, d, d]."""
         mean = self.mean
-        return self.second - mean[:, :, None] * mean[:, None, :]
+        return self.second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)  # a large matrix: in place
 
 
 class CrossMoments:

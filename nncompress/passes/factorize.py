@@ -11,6 +11,7 @@ or the whole model, compute; then the factors are fitted to what the compressed 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import lcm
 from typing import TYPE_CHECKING, Literal
 
@@ -18,9 +19,12 @@ from nncompress.errors import ModelFileError, UnsupportedError, UsageError, Veri
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nncompress.ir import Model
     from nncompress.passes.lowrank.choose import Choice, Option
-    from nncompress.passes.lowrank.evidence import Evidence
+    from nncompress.passes.lowrank.evidence import Evidences
+    from nncompress.passes.lowrank.forms import Form
     from nncompress.passes.lowrank.latency import LatencyOracle
     from nncompress.passes.lowrank.targets import Target
 
@@ -111,6 +115,7 @@ class Factorize(Pass):
         from nncompress.ir.weights import layers
         from nncompress.passes.lowrank.latency import LatencyOracle
         from nncompress.passes.lowrank.repair import repair
+        from nncompress.passes.lowrank.replace import replace_layer
         from nncompress.passes.lowrank.targets import find_targets
 
         shapes = Shapes(model)
@@ -126,21 +131,22 @@ class Factorize(Pass):
         options = []
         for done, target in enumerate(targets):
             context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
-            options.append(self._option(target, shapes, evidence.get(target.name), whose, oracle))
+            options.append(self._option(target, shapes, evidence, whose, oracle))
         context.progress.step("decomposing", len(targets), len(targets))
         choices, reached = self._choose(model, options, whose, oracle, context)
         if not any(choice.candidate for choice in choices):
             return changes + [self._change(choice, whose) for choice in choices]
         changes += reached
         original = model.copy() if context.data is not None and self.refit else None
-        stages = {}
-        for done, choice in enumerate(choices):
-            context.progress.step("factorizing", done, len(choices))
-            if choice.candidate is not None:
-                stages[choice.option.target] = self._replace(model, choice, evidence)
-        context.progress.step("factorizing", len(choices), len(choices))
+        chosen = [choice for choice in choices if choice.candidate is not None]
+        factors = []
+        for done, choice in enumerate(chosen):  # all of them before the first layer changes
+            context.progress.step("factorizing", done, len(chosen))
+            factors.append(self._factors(choice, evidence))
+        context.progress.step("factorizing", len(chosen), len(chosen))
+        stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
         changes += [self._change(choice, whose) for choice in choices]
-        del evidence, options, choices  # the statistics and decompositions of all layers
+        del evidence, options, choices, chosen, factors  # statistics and decompositions
         model.refresh()
         if original is not None:
             changes += repair(original, model, stages, context)
@@ -148,28 +154,28 @@ class Factorize(Pass):
 
     def _evidence(
         self, model: Model, targets: list[Target], context: Context
-    ) -> tuple[dict[str, Evidence], str]:
+    ) -> tuple[Evidences | None, str]:
         """What is minimised ("weight", "layer" or "model") and what the data says about it."""
-        from nncompress.passes.lowrank.evidence import gather
+        from nncompress.passes.lowrank.evidence import Evidences
 
         whose = self.minimize
         if whose == "auto":
             whose = "weight" if context.data is None or self.err is not None else "model"
         if whose == "weight" or context.data is None:
-            return {}, "weight"
+            return None, "weight"
         try:
-            return gather(model, targets, context.data, context, outputs=whose == "model"), whose
+            return Evidences(model, targets, context.data, context, outputs=whose == "model"), whose
         except UnsupportedError as error:
             if self.minimize == "model":
                 raise
             context.notes.append(f"{error.what}: minimised the error of each layer's own output")
-            return gather(model, targets, context.data, context, outputs=False), "layer"
+            return Evidences(model, targets, context.data, context, outputs=False), "layer"
 
     def _option(
         self,
         target: Target,
         shapes: object,
-        evidence: Evidence | None,
+        evidence: Evidences | None,
         whose: str,
         oracle: LatencyOracle | None,
     ) -> Option:
@@ -182,14 +188,19 @@ class Factorize(Pass):
         weight = target.weight.value()
         unit = self._unit(target)
         name = "channel" if self.rank is not None and self.form == "auto" else self.form
-        metrics = evidence.metrics if evidence else None
+        said = evidence.of(target) if evidence is not None else None
+        metrics = partial(evidence.metrics, target) if evidence is not None and said is not None else None
         matrices = target.matrices(weight)
-        total = sum(m.energy(w) for m, w in zip(metrics or [Metric()] * len(matrices), matrices))
+        each = said.metrics if said is not None else [Metric()] * len(matrices)
+        total = sum(m.energy(w) for m, w in zip(each, matrices))
         elements = weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1]
         wanted = Wanted(
             self.rank, self._limit(total, elements, whose), lcm(self.round_to, STEPS[0] if oracle else 1)
         )
         forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
+        if evidence is not None and evidence.passes > 1:  # the statistics of all layers would not fit
+            for form in forms.values():
+                form.keeps_parts = False
         dense = target.macs if unit == "macs" else weight.numel()
         if oracle is None:
             candidates = [c for f in forms.values() for c in f.candidates(unit, self.round_to)]
@@ -260,25 +271,23 @@ class Factorize(Pass):
             return self.err * (1 if whose == "model" else elements)
         return None if self._share is None else self._share * total
 
-    def _replace(self, model: Model, choice: Choice, evidence: dict[str, Evidence]) -> list[str]:
-        """Put the factors in, the mean of their error in the bias; returns their weights' names."""
+    def _factors(
+        self, choice: Choice, evidence: Evidences | None
+    ) -> tuple[Form, list[Tensor], Tensor | None]:
+        """The form, its stages' weights, and the bias that takes up the mean of their error."""
         import torch
-
-        from nncompress.passes.lowrank.replace import replace_layer
 
         assert choice.candidate is not None
         target = choice.option.target
         form = choice.option.forms[choice.candidate.form]
         weights = form.weights(choice.candidate.ranks)
-        known = evidence.get(target.name)
-        bias = None
-        if known is not None and known.mean is not None:
-            weight = target.weight.value().to(torch.float64)
-            error = target.matrices(weight - form.compose(weights))
-            bias = (error @ known.mean[:, :, None]).flatten().to(form.weight.dtype)
-            present = target.layers[0].bias
-            bias = bias if present is None else bias + present.value()
-        return replace_layer(model, form, weights, bias)
+        known = evidence.of(target) if evidence is not None else None
+        if known is None or known.mean is None:
+            return form, weights, None
+        error = target.matrices(target.weight.value().to(torch.float64) - form.compose(weights))
+        bias = (error @ known.mean[:, :, None]).flatten().to(form.weight.dtype)
+        present = target.layers[0].bias
+        return form, weights, bias if present is None else bias + present.value()
 
     def _change(self, choice: Choice, whose: str) -> Change:
         from nncompress.passes.lowrank.choose import NAMES, describe

@@ -7,12 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.statistics import observe
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.passes import Context
 from nncompress.passes.factorize import Factorize
+from nncompress.passes.lowrank import evidence
 from nncompress.passes.lowrank.batch_norm import reestimate
 from nncompress.passes.lowrank.refit import refit
 from nncompress.progress import NullProgress
@@ -264,3 +266,20 @@ def test_one_way_to_choose_the_ranks():
 def test_minimizing_outputs_needs_data(net):
     with pytest.raises(UsageError, match="needs data"):
         run(net.copy(), None, minimize="layer")
+
+
+@pytest.mark.parametrize("options", [{"macs": 0.6, "form": "tucker"}, {"relative": 0.02, "form": "spatial"}])
+def test_statistics_that_do_not_fit_are_gathered_in_more_passes(monkeypatch, net, images, options):
+    """Same ranks and factors: here every position is seen, whatever the number of passes."""
+    want, found = net.copy(), net.copy()
+    expected = run(want, images, **options)
+    monkeypatch.setattr(evidence, "MOMENTS_BYTES", 1)
+    passes = []
+    monkeypatch.setattr(evidence, "observe", lambda *a, **k: (passes.append(1), observe(*a, **k))[1])
+    changes = run(found, images, **options)
+    assert [(c.where, c.what) for c in changes] == [(c.where, c.what) for c in expected]
+    assert sum(c.applied for c in changes) >= 3
+    assert len(passes) > 6  # one per layer for the choice, again for the factors
+    x = torch.from_numpy(smooth(8, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), want(x), rtol=1e-4, atol=1e-4)

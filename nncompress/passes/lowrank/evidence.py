@@ -18,6 +18,7 @@ from nncompress.ir.weights import Layer, argument
 from nncompress.passes.base import Context
 from nncompress.passes.lowrank.targets import Target
 
+MOMENTS_BYTES = 2**29  # of second moments that are held at a time
 NEGLIGIBLE = 1e-30  # sensitivity where there is none
 
 
@@ -40,35 +41,82 @@ def batches_of(data: Dataset, context: Context) -> Iterator[Inputs]:
         yield batch.inputs
 
 
-def gather(
-    model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
-) -> dict[str, Evidence]:
-    """Evidence by target name, from one forward pass and (with `outputs`) one backward pass over the data.
+class Evidences:
+    """Evidence of all targets: from one backward pass over the data (with `outputs`), and as many forward
+    passes as it takes to hold at most `MOMENTS_BYTES` of second moments at a time; ask in the order given.
 
     Args:
         outputs: measure errors in the model's output instead of the layer's own.
+
+    Attributes:
+        passes: how many forward passes one round through the targets takes.
+
+    Raises:
+        UnsupportedError: the model cannot be differentiated.
     """
-    usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
-    inputs = _input_moments(model, usable, data, context)
-    gradients: dict[fx.Node, Tensor] = {}
-    if outputs:
-        nodes = [
-            (layer.node, 1 if layer.roles.groups is not None else -1) for t in usable for layer in t.layers
-        ]
-        total = context.limit
-        gradients = output_gradients(
-            model, nodes, batches_of(data, context), seed=context.seed, progress=context.progress, total=total
-        )
-    found = {}
-    for target in usable:
-        moments = inputs.pop(target.name)  # as large as the metric that is made of it
-        if moments is None:
-            continue
-        sensitivity = None
+
+    def __init__(
+        self, model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
+    ) -> None:
+        self._model, self._data, self._context = model, data, context
+        usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
+        self._runs = _runs(usable)
+        self._run_of = {target.name: run for run in self._runs for target in run}
+        self._held: dict[str, Moments | Tensor] = {}
+        self._last: tuple[str, Evidence] | None = None
+        self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
-            sensitivity = sum(gradients.get(layer.node, torch.zeros(())) for layer in target.layers)
-        found[target.name] = _evidence(target, moments, sensitivity)
-    return found
+            nodes = [
+                (layer.node, 1 if layer.roles.groups is not None else -1)
+                for t in usable
+                for layer in t.layers
+            ]
+            self._gradients = output_gradients(
+                model, nodes, batches_of(data, context), seed=context.seed, progress=context.progress,
+                total=context.limit,
+            )  # fmt: skip
+
+    @property
+    def passes(self) -> int:
+        return len(self._runs)
+
+    def of(self, target: Target) -> Evidence | None:
+        """Evidence of one target; None where its layers are of different kinds."""
+        if target.name not in self._run_of:
+            return None
+        if self._last is None or self._last[0] != target.name:
+            self._last = None
+            if target.name not in self._held:
+                self._held = {}  # before the next ones are gathered
+                run = self._run_of[target.name]
+                self._held = _input_moments(self._model, run, self._data, self._context)
+            sensitivity = None
+            if self._gradients is not None:
+                zero = torch.zeros(())
+                sensitivity = sum(self._gradients.get(layer.node, zero) for layer in target.layers)
+            self._last = target.name, _evidence(target, self._held[target.name], sensitivity)
+        return self._last[1]
+
+    def metrics(self, target: Target) -> Sequence[Metric]:
+        """Of a target with evidence."""
+        evidence = self.of(target)
+        assert evidence is not None
+        return evidence.metrics
+
+
+def _runs(targets: Sequence[Target]) -> list[list[Target]]:
+    """The targets in order, cut into runs whose moments take at most `MOMENTS_BYTES` (or one target's)."""
+    runs: list[list[Target]] = [[]]
+    held = 0
+    for target in targets:
+        groups, _, inputs = target.matrices(target.weight.value()).shape
+        own = 8 * groups * inputs * (1 if target.layers[0].kind == "embedding" else inputs)
+        if runs[-1] and held + own > MOMENTS_BYTES:
+            runs.append([])
+            held = 0
+        runs[-1].append(target)
+        held += own
+    return runs
 
 
 def takes_mean(target: Target) -> bool:
@@ -107,9 +155,9 @@ def _evidence(target: Target, moments: Moments | Tensor, sensitivity: object) ->
 
 def _input_moments(
     model: Model, targets: Sequence[Target], data: Dataset, context: Context
-) -> dict[str, Moments | Tensor | None]:
+) -> dict[str, Moments | Tensor]:
     generator = torch.Generator().manual_seed(context.seed)
-    found: dict[str, Moments | Tensor | None] = {}
+    found: dict[str, Moments | Tensor] = {}
     watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
     for target in targets:
         if target.layers[0].kind == "embedding":

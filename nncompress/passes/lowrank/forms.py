@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -35,6 +35,7 @@ from nncompress.passes.lowrank.targets import Target
 
 aten = torch.ops.aten
 Ranks = tuple[int, ...]
+Metrics = Callable[[], Sequence[Metric]]
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,29 @@ class Form(ABC):
     """One form for one target.
 
     Args:
-        metrics: per group, of the matrices that `target.matrices` says; None minimises the weight's error.
+        metrics: gives one per group, of the matrices that `target.matrices` says; None: the weight's error is
+            minimised.
         wanted: which ranks are of interest; forms with one matrix need not know the errors of others.
+
+    Attributes:
+        keeps_parts: between the choice of a rank and the factors at it; or they are made a second time, with
+            what the metrics then are asked for again.
     """
 
     name: str
+    keeps_parts = True
 
     def __init__(
         self,
         target: Target,
         shapes: Shapes,
-        metrics: Sequence[Metric] | None = None,
+        metrics: Metrics | None = None,
         wanted: Wanted | None = None,
     ) -> None:
         self.target = target
         self.weight: Tensor = target.weight.value()
         self._shapes, self._metrics, self._wanted = shapes, metrics, wanted
+        self._errors: dict[Ranks, float] = {}
         self._parts: list[Any] | None = None
         self._made: dict[Ranks, list[Tensor]] = {}
 
@@ -100,23 +108,27 @@ class Form(ABC):
     def groups(self) -> int:
         return self.target.groups
 
-    @property
-    def parts(self) -> list[Any]:
-        """The decompositions, made once."""
-        if self._parts is None:
-            metrics: Sequence[Metric | None] = self._metrics or [None] * self.groups
-            self._parts = [self.decompose_group(g, metric) for g, metric in enumerate(metrics)]
-        return self._parts
+    def _decomposed(self) -> list[Any]:
+        """One decomposition per group."""
+        if self._parts is not None:
+            return self._parts
+        metrics: Sequence[Metric | None] = self._metrics() if self._metrics else [None] * self.groups
+        parts = [self.decompose_group(g, metric) for g, metric in enumerate(metrics)]
+        if self.keeps_parts:
+            self._parts = parts
+        return parts
 
     def squared_errors(self) -> dict[Ranks, float]:
-        """What is lost at every rank: ‖W − W_r‖², or its cost under the metric."""
-        groups = [self.group_errors(part) for part in self.parts]
-        return {ranks: sum(errors[ranks] for errors in groups) for ranks in groups[0]}
+        """What is lost at every rank: ‖W − W_r‖², or its cost under the metric; made once."""
+        if not self._errors:
+            groups = [self.group_errors(part) for part in self._decomposed()]
+            self._errors = {ranks: sum(errors[ranks] for errors in groups) for ranks in groups[0]}
+        return self._errors
 
     def weights(self, ranks: Ranks) -> list[Tensor]:
         """The stages' weights at these ranks that lose least; made once."""
         if ranks not in self._made:
-            self._made[ranks] = [w.to(self.weight.dtype) for w in self.assemble(self.parts, ranks)]
+            self._made[ranks] = [w.to(self.weight.dtype) for w in self.assemble(self._decomposed(), ranks)]
         return self._made[ranks]
 
     def cost(self, ranks: Ranks, unit: str) -> int:
@@ -198,7 +210,7 @@ class ConvolutionForm(Form):
         target: Target,
         shapes: Shapes,
         place: Geometry,
-        metrics: Sequence[Metric] | None = None,
+        metrics: Metrics | None = None,
         wanted: Wanted | None = None,
     ) -> None:
         super().__init__(target, shapes, metrics, wanted)
@@ -363,7 +375,7 @@ def forms_of(
     target: Target,
     shapes: Shapes,
     name: str = "auto",
-    metrics: Sequence[Metric] | None = None,
+    metrics: Metrics | None = None,
     wanted: Wanted | None = None,
 ) -> list[Form]:
     """Every form that fits a target; of the convolution forms only that of this name, unless it is "auto".

@@ -1,10 +1,10 @@
-"""What `prune-nodes` itself costs: CPU time and peak memory, each figure from a process of its own.
+"""What `prune-nodes` and `factorize` cost: CPU time and peak memory, each figure from a process of its own.
 
-    python benchmarks/prune_nodes_cost.py [--images 64] [--only analysis|command]
+    python benchmarks/command_cost.py [--images 64] [--only analysis|command]
 
 1. The analysis that finds what is tied together. The aim: at most 2 s for ResNet-50 at 224², at most 5 s for
    any model, in proportion to the graph; peak memory below twice the model plus 1 GB.
-2. The whole command on ResNet-50 at 224² (load, choose, repair, prove, save), with and without data.
+2. Whole commands on ResNet-50 at 224² (load, choose, repair, prove, save), with and without data.
 
 On a machine that is busy with other things, CPU time is the fairer figure. Memory is the most that the
 process ever held, Python and torch included; the first row of the second table shows how much those are.
@@ -26,6 +26,8 @@ COMMANDS = {
     "`prune-nodes --macs 0.5`, no data": ["prune-nodes", "--macs", "0.5"],
     "`--criterion l2`, repair on data": ["prune-nodes", "--macs", "0.5", "--criterion", "l2", "--data"],
     "`reconstruction`, repair on data": ["prune-nodes", "--macs", "0.5", "--data"],
+    "`factorize --macs 0.6`, no data": ["factorize", "--macs", "0.6"],
+    "`factorize --macs 0.6`, on data": ["factorize", "--macs", "0.6", "--data"],
 }
 ANALYSIS = """
 import sys, time, nncompress
