@@ -5,8 +5,9 @@
     x -> choose_qparams -> (scale, zero point), then the same: dynamic, each batch has its own range
 
 The graph computes in float what an int8 kernel computes, value for value up to rounding in its accumulator;
-a runtime replaces `dequantize, op, quantize` by its int8 kernel of that op. Weights are symmetric, so that
-zero stays zero; activations are unsigned, which is what x86 dot-product instructions and ONNX Runtime need.
+a runtime replaces `dequantize, op, quantize` by its int8 kernel of that op. A bias is stored in floats that
+are whole numbers of the accumulator's unit, since a kernel adds it there. Weights are symmetric, so that zero
+stays zero; activations are unsigned, which is what x86 dot-product instructions and ONNX Runtime need.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, fx
 from nncompress.ir import edit
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import readers
+from nncompress.ir.weights import Layer, layers, readers
 
 ops = torch.ops.quantized_decomposed
 LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
@@ -177,3 +178,34 @@ def store_int8(model: Model, name: str, stored: Tensor, scales: Tensor, axis: in
         )
     for node in nodes:
         edit.replace_node(node, value)
+
+
+def bias_units(model: Model) -> list[tuple[Layer, float, str]]:
+    """(layer, scale of its input, name of its weight's scales) where a kernel adds integers, bias included.
+
+    The product of both is the accumulator's unit, in which the kernel stores its bias. A bias that several
+    layers read has no unit of its own and is left out.
+    """
+    found = []
+    for layer in layers(model):
+        source: Any = layer.weight.source
+        if layer.bias is None or layer.bias.quantized or op_name(source) != "dequantize_per_channel":
+            continue
+        scales = str(source.args[1].target)
+        fits = layer.bias.value().shape == model.tensor(scales).shape and is_dequantized(layer.data)
+        if fits and sum(len(node.users) for node in readers(model, layer.bias.name)) == 1:
+            found.append((layer, Affine.of(layer.data).scale, scales))
+    return found
+
+
+def round_biases(model: Model) -> None:
+    """Store every such bias as its kernel does."""
+    for layer, scale, scales in bias_units(model):
+        assert layer.bias is not None
+        layer.bias.assign(in_units(layer.bias.value(), scale, model.tensor(scales)))
+
+
+def in_units(bias: Tensor, scale: float, scales: Tensor) -> Tensor:
+    """The nearest whole numbers of scale · scales."""
+    unit = scale * scales.detach().double()
+    return (torch.round(bias.double() / unit) * unit).to(bias.dtype)

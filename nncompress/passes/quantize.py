@@ -126,6 +126,7 @@ class Quantize(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
         from nncompress.ir.fold import fold_batch_norms
+        from nncompress.ir.qdq import round_biases
         from nncompress.passes.int8.carry_out import carry_out
         from nncompress.passes.int8.choose import choose
         from nncompress.passes.int8.correct_bias import correct_biases
@@ -154,6 +155,7 @@ class Quantize(Pass):
             each.refresh()
             if self.correct_bias and context.data is not None:
                 correct_biases(each, reference, context.data, context.limit)
+            round_biases(each)
             kept = [Change(layer.name, "left in float by --max-drop", applied=False) for layer in chosen]
             return changes + left + [change for change in kept if change.where in extra]
 
@@ -169,12 +171,12 @@ class Quantize(Pass):
 
     def _halve(self, model: Model) -> list[Change]:
         from nncompress.ir.fold import fold_batch_norms
-        from nncompress.ir.half import to_float16
+        from nncompress.ir.precision import convert
 
         fold_batch_norms(model)
         return [
             Change(name, "float16", {"bytes_before": 4 * size, "bytes": 2 * size})
-            for name, size in to_float16(model)
+            for name, size in convert(model, "float16", float32_ends=True)
         ]
 
     def ensures(self, model: Model, changes: list[Change]) -> None:

@@ -15,7 +15,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import layers
-from nncompress.train.quantized import Copy, read_float_copies
+from nncompress.train.quantized import Copy, read_float_copies, round_biases_where_read
 
 RUNNING_MEAN = 3  # argument of batch_norm
 
@@ -30,7 +30,8 @@ def training_graph(
 ) -> fx.GraphModule:
     """A copy of the graph over the same tensors: inputs -> outputs, then the output of each layer in `taps`.
 
-    Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient.
+    Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient. Biases
+    of integer layers are read as a kernel stores them.
 
     Batch norms whose weight or statistics match a pattern of `frozen` keep using, and do not update, their
     running statistics. A view becomes a reshape, since images may lie in memory channels last.
@@ -40,6 +41,7 @@ def training_graph(
     same: dict[fx.Node, fx.Node] = {}
     outputs = graph.graph_copy(model.graph, same)
     graph.output((*outputs, *(same[node] for node in nodes)))  # type: ignore[misc]
+    round_biases_where_read(model, same)
     if copies is not None:
         read_float_copies(graph, copies)
     copied = Model(fx.GraphModule(model.graph_module, graph), model.inputs, model.outputs, model.dynamic)

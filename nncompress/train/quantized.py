@@ -5,7 +5,7 @@
 
 Rounding has no gradient of its own; it is taken for the identity within the grid's range and for a constant
 outside (straight-through estimator; Bengio et al. 2013; Jacob et al. 2018). Activations keep the grids that
-`quantize` calibrated, weights their scales.
+`quantize` calibrated, weights their scales. A bias is trained in float, too, and rounded where it is read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, fx
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model, edit
 from nncompress.ir.normalize import op_name
-from nncompress.ir.qdq import ops
-from nncompress.ir.weights import Weight, weight_at
+from nncompress.ir.qdq import bias_units, in_units, ops, round_biases
+from nncompress.ir.weights import Weight, argument, weight_at
 
 DEQUANTIZE = (ops.dequantize_per_channel.default, ops.dequantize_per_tensor.default)
 DIFFERENTIABLE = (*DEQUANTIZE, ops.quantize_per_tensor.default)
@@ -78,6 +78,26 @@ def read_float_copies(graph: fx.Graph, copies: Mapping[str, Copy]) -> None:
     graph.eliminate_dead_code()
 
 
+def round_biases_where_read(model: Model, same: Mapping[fx.Node, fx.Node]) -> None:
+    """In a copy of the model's graph, read every bias as an integer kernel stores it, with a gradient.
+
+    Args:
+        same: the model's nodes -> those of the copy.
+    """
+    for layer, scale, _ in bias_units(model):
+        node, position, scales = same[layer.node], layer.roles.bias, layer.weight.source.args[1]
+        assert position is not None
+        assert isinstance(scales, fx.Node)
+        bias: Any = argument(node, position)
+        with node.graph.inserting_before(node):
+            rounded = node.graph.call_function(round_bias, (bias, scale, same[scales]))
+        edit.set_argument(node, position, rounded)
+
+
+def round_bias(bias: Tensor, scale: float, scales: Tensor) -> Tensor:
+    return bias + (in_units(bias.detach(), scale, scales) - bias.detach())
+
+
 def round_per_tensor(x: Tensor, scale: float, zero: int, low: int, high: int, *_: Any) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, low, high)
 
@@ -96,5 +116,7 @@ def round_copies(model: Model, copies: Mapping[str, Copy]) -> None:
 
 
 def remove_copies(model: Model, copies: Mapping[str, Copy]) -> None:
+    """What is left is the artifact: its biases were rounded where they were read, and now where they lie."""
     for copy in copies.values():
         edit.remove_tensor(model, copy.name)
+    round_biases(model)

@@ -2,10 +2,11 @@ import networks
 import pytest
 import torch
 from records import images
+from torch import nn
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.precision import in_precision
+from nncompress.ir.precision import convert, in_precision
 from nncompress.passes import Context, Quantize
 
 
@@ -31,7 +32,39 @@ def test_a_quantized_model_has_no_half_precision():
         in_precision(model, "float16")
 
 
-class Masked(torch.nn.Module):
+class Masked(nn.Module):
+    """Two float inputs and one of integers, a mask of −∞ and a constant beyond float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 4)
+        self.register_buffer("mask", torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1) > 0, -torch.inf))
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.head(x + self.table(tokens)) + shift
+        scores = (y @ y.transpose(1, 2) + self.mask).masked_fill(tokens[:, None] == 0, -1e9)
+        return scores.softmax(2) @ y, tokens + 1
+
+
+def test_several_inputs_of_several_types_keep_them_where_the_ends_stay_float32():
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 4), torch.tensor([[1, 2, 0], [3, 6, 5]]), torch.randn(2, 1, 4))
+    model = Model.from_module(Masked().eval(), inputs)
+    half = model.copy()
+    converted = convert(half, "float16", float32_ends=True)
+    assert half.inputs == model.inputs
+    assert {name for name, _ in converted} == {"table.weight", "head.weight", "head.bias", "mask"}
+    with torch.no_grad():
+        expected, got = model.outputs_of(*inputs), half.outputs_of(*inputs)
+    assert [y.dtype for y in got] == [torch.float32, torch.int64]
+    assert torch.equal(got[1], expected[1])
+    assert 0 < float((got[0] - expected[0]).abs().max()) < 5e-3  # finite: −1e9 did not become −∞
+    assert torch.equal(
+        in_precision(model, "float16")(inputs[0].half(), inputs[1], inputs[2].half())[0].float(), got[0]
+    )
+
+
+class MaskedByConstant(torch.nn.Module):
     """Adds a mask of -1e9, which float16 cannot hold."""
 
     def __init__(self) -> None:
@@ -44,7 +77,7 @@ class Masked(torch.nn.Module):
 
 def test_constants_beyond_float16_become_its_ends():
     torch.manual_seed(0)
-    model = Model.from_module(Masked().eval(), (torch.randn(2, 4),))
+    model = Model.from_module(MaskedByConstant().eval(), (torch.randn(2, 4),))
     x = torch.tensor([[1.0, -1.0, 2.0, -0.5]])
     got = in_precision(model, "float16")(x.half())
     torch.testing.assert_close(got.float(), model(x).detach(), rtol=1e-2, atol=1e-3)

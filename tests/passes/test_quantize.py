@@ -1,9 +1,10 @@
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
-from nncompress import pipeline
+from nncompress import export, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.export import int8_coverage, write_onnx, write_pt2
@@ -12,6 +13,7 @@ from nncompress.ir.normalize import op_name
 from nncompress.ir.qdq import Affine, round_weight
 from nncompress.ir.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
+from tests.exact_integers import Exact
 from tests.export.networks import convolutional, language
 
 
@@ -223,3 +225,35 @@ def test_a_tiny_channel_with_a_large_bias_does_not_overflow_in_the_runtime(tmp_p
     result, _ = run(model, Quantize())
     assert relative_error(result, model) < 0.05
     assert write_onnx(result, tmp_path / "m.onnx").relative_error < 0.02
+
+
+def test_biases_are_what_an_integer_kernel_stores(tmp_path):
+    """3-bit weights have large units: unrounded, a bias moves one value in twenty by a step."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
+            self.head = nn.Linear(128, 5)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).relu()).relu().flatten(1))
+
+    torch.manual_seed(0)
+    model = Model.from_module(Plain().eval(), (torch.randn(2, 3, 8, 8),))
+    result, _ = run(model, Quantize(weight_bits=3))
+    for layer in layers(result):
+        scales = result.tensor(str(layer.weight.source.args[1].target)).double()
+        assert layer.bias is not None
+        counts = layer.bias.value().double() / (scales * Affine.of(layer.data).scale)
+        torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-4)
+        assert not torch.equal(layer.bias.value(), model.tensor(layer.bias.name))
+    export.write(result, tmp_path / "m.onnx")
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    exact = Exact(result)
+    expected = exact.run(x.double())[0].detach().numpy()
+    certain = exact.nearest_tie.detach().numpy() > 6e-5  # steps: further than float32 errs
+    assert certain.mean() > 0.5
+    assert np.abs(found - expected)[certain].max() < 1e-6 * np.abs(expected).max()
