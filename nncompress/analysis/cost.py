@@ -175,7 +175,8 @@ def _einsum_macs(node: fx.Node, shapes: Shapes) -> int:
 def _recurrent_macs(node: fx.Node, shapes: Shapes) -> int:
     sequence = shapes.of(node.args[0])
     steps = prod(sequence[:-1])  # batch × time
-    weights: Any = next(a for a in node.args if isinstance(a, list | tuple) and len(a) > 2)
+    assert isinstance(node.target, torch._ops.OpOverload)
+    weights: Any = node.args[[a.name for a in node.target._schema.arguments].index("params")]
     return steps * sum(prod(s) for s in map(shapes.of, weights) if len(s) == 2)
 
 

@@ -268,10 +268,11 @@ def _attention(node: fx.Node, s: Survivors) -> None:
 
 
 def _squeeze(node: fx.Node, s: Survivors) -> None:
-    """A squeeze of all dims of size 1 must not take one that has just shrunk to 1."""
-    if node.target is aten.squeeze.default:
-        dims = [d for d, size in enumerate(s.shapes[source_of(node)]) if size == 1]
-        node.target, node.args = aten.squeeze.dims, (source_of(node), dims)
+    """A squeeze must not take a dim that has just shrunk to 1; of a larger one it was no squeeze."""
+    shape = s.shapes[source_of(node)]
+    asked = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims = [d % len(shape) for d in ([asked] if isinstance(asked, int) else asked)]  # type: ignore[union-attr]
+    node.target, node.args = aten.squeeze.dims, (source_of(node), [d for d in dims if shape[d] == 1])
 
 
 REWRITES: dict[str, Callable[[fx.Node, Survivors], None]] = {

@@ -175,14 +175,15 @@ class Labels:
             if sum(map(bool, inside)) <= 1 and not fixing:
                 result += [f for own in inside for f in own]
                 continue
-            arrays = [self.only_one(own) for own in inside if own]
-            yielding = [a for a in arrays if varying(a) < dims and self.weak(a)]
+            pairs = [(self.only_one(own), spans) for own, (_, spans) in zip(inside, operands) if own]
+            arrays = [array for array, _ in pairs]
+            yielding = [(a, spans) for a, spans in pairs if varying(a) < dims and self.weak(a)]
             if yielding and len(yielding) < len(arrays):
                 # Rotary angles depend on the place in the head: they do not make that place a unit.
-                for array in yielding:
-                    fixing |= varying(array)
+                for array, spans in yielding:
+                    fixing |= {d for d in dims if spans[d]}
                     self.pin(array, why)
-                arrays = [a for a in arrays if not any(a is y for y in yielding)]
+                arrays = [a for a in arrays if not any(a is y for y, _ in yielding)]
             for other in arrays[1:]:
                 self.unite(arrays[0], other)
             result += self.fix(arrays[:1], fixing, why)

@@ -146,14 +146,17 @@ def repeat_interleave(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
 
 def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """Also narrow. A strided slice of a labelled dim would need its survivors evenly spaced: fixed."""
+    """Also narrow. A strided slice of a labelled dim would need its survivors evenly spaced: fixed.
+
+    So is one whose ends are known at run time only: another run reads indices that the example does not.
+    """
     x = t.value(a["self"])
     dim = x.at(a["dim"])
     labelled = any(f.shape[dim] > 1 for f in x.factors)
     start = a.get("start") or 0
     step = a.get("step", 1)
-    if labelled and (step != 1 or isinstance(start, fx.Node)):
-        x = Value(x.shape, t.labels.fix(x.factors, [dim], "strided slice"))
+    if labelled and (step != 1 or any(isinstance(a.get(k), fx.Node) for k in ("start", "end", "length"))):
+        x = Value(x.shape, t.labels.fix(x.factors, [dim], "strided slice, or one of a dynamic size"))
     start = start if isinstance(start, int) else 0
     start = max(start + x.shape[dim], 0) if start < 0 else start
     after = t.shape(node)

@@ -129,13 +129,16 @@ def fixed(t: Trace, node: fx.Node, a: Arguments) -> Result:
 def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """mean, max, …: the reduced dims are fixed, unless the result serves a norm (`_normalises`) or is a sum.
 
-    A sum, or a Euclidean norm, of what is removed is 0: it is a contraction with ones. The statistics of a
-    norm are taken over the survivors.
+    A sum, or a norm of an order from 0 on, of what is removed is 0: it is a contraction with ones. The
+    statistics of a norm are taken over the survivors.
     """
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
     own = [f for f in t.labels.settle(x.factors) if varying(f) <= set(dims)]
-    sums = op_name(node) in ("sum", "linalg_vector_norm", "norm") and node.meta["val"].is_floating_point()
+    sums = op_name(node) == "sum" and node.meta["val"].is_floating_point()
+    if op_name(node) in ("linalg_vector_norm", "norm"):
+        order = a.get("ord", a.get("p"))
+        sums = order is None or (isinstance(order, int | float) and order >= 0)
     kept = x.factors
     if own and (sums or _normalises(node)):
         if sums:

@@ -66,7 +66,7 @@ _TABLE: list[tuple[Rule, str]] = [
         p.along,
         "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
         " softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort"
-        " roll cummax cummin diff renorm",
+        " roll cummax cummin diff",
     ),
     (
         p.spatial,

@@ -1,0 +1,130 @@
+"""Networks on which a plausible rule is right for the example and wrong beyond it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import Couplings, ZeroedReference, find_couplings, prove, remove_units
+from nncompress.ir import Model
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def analysed(module: nn.Module, *inputs: Tensor, **options) -> tuple[Model, Couplings]:
+    model = Model.from_module(module.eval(), inputs, **options)
+    return model, find_couplings(model)
+
+
+def proven(model: Model, couplings: Couplings, removal: dict[str, list[int]]) -> Model:
+    pruned = model.copy()
+    remove_units(pruned, removal)
+    proof = prove(couplings, removal, pruned)
+    assert proof.error < 1e-5
+    assert proof.effect > 1e-3
+    assert couplings.macs(removal) == cost(pruned).macs
+    return pruned
+
+
+def all_but_one(couplings: Couplings) -> dict[str, list[int]]:
+    return {g.name: list(range(1, g.size)) for g in couplings.groups}
+
+
+def sizes(couplings: Couplings) -> dict[str, int]:
+    return {g.name: g.size for g in couplings.groups}
+
+
+def test_positions_that_only_longer_inputs_read_stay():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.position = nn.Embedding(20, 8), nn.Parameter(torch.randn(1, 32, 8))
+            self.out = nn.Linear(8, 5)
+
+        def forward(self, ids):
+            return self.out(torch.tanh(self.embed(ids) + self.position[:, : ids.shape[1]]))
+
+    dims = ({0: Dim("batch", min=1, max=64), 1: Dim("length", min=2, max=32)},)
+    model, couplings = analysed(Positions(), torch.randint(0, 20, (3, 6)), dynamic_shapes=dims)
+    assert sizes(couplings) == {"embed": 8}
+    removal = {"embed": [1, 4]}
+    pruned = proven(model, couplings, removal)
+    assert pruned.tensor("position").shape == (1, 32, 6)
+    longest = torch.randint(0, 20, (2, 32))
+    (wanted,) = ZeroedReference(couplings, removal).run(longest)
+    torch.testing.assert_close(pruned(longest), wanted)
+
+
+@pytest.mark.parametrize("dims", [1, (0, 1), None])
+def test_a_squeeze_that_did_nothing_still_does_nothing_on_one_channel(dims):
+    class Squeeze(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            return self.b(y.squeeze() if dims is None else y.squeeze(dims))
+
+    model, couplings = analysed(Squeeze(), torch.randn(2, 3, 5, 5))
+    proven(model, couplings, all_but_one(couplings))
+
+
+@pytest.mark.parametrize(("order", "free"), [(2, True), (1, True), (float("inf"), True), (-1, False)])
+def test_a_norm_of_negative_order_sees_zeros(order, free):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x / (0.1 + torch.linalg.vector_norm(x, order, dim=1, keepdim=True)))
+
+    model, couplings = analysed(Normed(), torch.randn(2, 5))
+    assert sizes(couplings) == ({"a": 8} if free else {})
+    if free:
+        proven(model, couplings, {"a": [0, 3, 5]})
+
+
+def test_zeros_of_a_size_that_grows_with_the_batch_keep_their_heads():
+    """`add_zero_attn` puts batch x heads zeros beside the keys: a number that is no literal."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(6, 16)
+            self.mha = nn.MultiheadAttention(16, 4, batch_first=True, add_bias_kv=True, add_zero_attn=True)
+            self.out = nn.Linear(16, 3)
+
+        def forward(self, x):
+            x = self.embed(x)
+            return self.out(self.mha(x, x, x, need_weights=False)[0])
+
+    model, couplings = analysed(Attention(), torch.randn(2, 5, 6))
+    assert set(sizes(couplings)) == {"embed", "mha.out_proj"}
+    proven(model, couplings, {"embed": [0, 5], "mha.out_proj": [1, 2]})
+
+
+def test_a_recurrent_layer_without_biases_is_counted_and_pruned():
+    class Unbiased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(6, 8, batch_first=True, bias=False)
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(self.gru(x)[0][:, -1])
+
+    model, couplings = analysed(Unbiased(), torch.randn(2, 5, 6))
+    assert cost(model).macs == 5 * 3 * 8 * (6 + 8) + 8 * 3
+    ((name, size),) = sizes(couplings).items()
+    assert size == 8
+    proven(model, couplings, {name: [0, 7]})
