@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import Couplings, ZeroedReference, find_couplings, prove, remove_units
