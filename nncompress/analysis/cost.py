@@ -127,7 +127,8 @@ def _bytes(tensor: torch.Tensor, bits: int) -> int:
 
 
 def node_macs(node: fx.Node, shapes: Shapes) -> int:
-    """Multiply-accumulates of one node, 0 for an op that is no contraction.
+    """Multiply-accumulates of one node, 0 for an op that is no contraction, or one of weights alone (a
+    spectral norm): that is not done per record.
 
     Convolution: output elements times the size of one filter. Transposed: input elements times what each is
     spread over. Linear and products: output elements times the length of the sum. Attention: queries times
@@ -135,6 +136,8 @@ def node_macs(node: fx.Node, shapes: Shapes) -> int:
     """
     name, output = op_name(node), shapes.of(node)
     roles = roles_of(node)
+    if node not in shapes.fed:
+        return 0
     if roles is not None and "conv" in roles.kind:
         weight = shapes.of(argument(node, roles.weight))
         if "transpose" in roles.kind:

@@ -6,6 +6,7 @@
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
 | in-place ops (`relu_`, `add_`) on a value nobody else reads later | the functional op          |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
+| a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | get_attr nodes nobody uses                            | nothing                                |
 """
 
@@ -65,6 +66,7 @@ def normalize(module: fx.GraphModule) -> None:
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
     _make_functional(graph)
+    _share_computed_weights(graph)
     remove_dead_code(module)
 
 
@@ -181,6 +183,33 @@ def _make_functional(graph: fx.Graph) -> None:
         for user in list(written.users):
             if order.get(user, -1) > order[node]:
                 user.replace_input_with(written, node)
+
+
+def _share_computed_weights(graph: fx.Graph) -> None:
+    """Let equal calls on equal weights be one node, where nothing is written and nothing is random."""
+    if any(_mutates(node) for node in graph.nodes):
+        return
+    first: dict[Any, fx.Node] = {}
+    constant: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            key: Any = node.target
+        elif (
+            node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
+        ):
+            tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
+            if torch.Tag.nondeterministic_seeded in tags:
+                continue
+            key = (node.target, repr(node.args), repr(node.kwargs))  # nodes have unique names
+        else:
+            continue
+        constant.add(node)
+        if key in first:
+            node.replace_all_uses_with(first[key])
+            graph.erase_node(node)
+            constant.remove(node)
+        else:
+            first[key] = node
 
 
 def _has_own_memory(value: fx.Node) -> bool:

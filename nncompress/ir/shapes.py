@@ -10,15 +10,28 @@ from torch import Tensor, fx
 from nncompress.ir.model import Model
 
 
+def fed_by_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on an input; the rest computes weights."""
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not fed.isdisjoint(node.all_input_nodes):
+            fed.add(node)
+    return fed
+
+
 class Shapes:
     """Shapes of all values for one choice of the dynamic dims.
 
     Args:
         batch: the size of the dim named "batch"; other dynamic dims get the size their example has.
         unknown: the size of dims that only running the model can tell (how many tokens an expert gets).
+
+    Attributes:
+        fed: the nodes that depend on an input.
     """
 
     def __init__(self, model: Model, batch: int = 1, unknown: int = 1) -> None:
+        self.fed = fed_by_inputs(model.graph)
         self._unknown = unknown
         self._symbols: dict[Any, int] = {}
         self._known: dict[Any, int] = {}

@@ -142,11 +142,12 @@ class PruneNodes(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.compensation import compensate, renormalize, without_data
-        from nncompress.analysis.couplings import find_couplings
+        from nncompress.analysis.couplings import find_couplings, fold_weights
         from nncompress.passes.nodes.carry_out import calibration, carry_out, proven_cut
         from nncompress.passes.nodes.plan import make_plan
 
         context.progress.step("finding what is tied together", 0, 1)
+        fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
         couplings = find_couplings(model)
         plan = make_plan(self, model, couplings, context)
         if not plan.cut:

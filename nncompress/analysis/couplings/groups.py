@@ -18,7 +18,7 @@ from nncompress.analysis.couplings.value import Result, Value
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.resize import Kept, Survivors
-from nncompress.ir.shapes import Shapes
+from nncompress.ir.shapes import Shapes, fed_by_inputs
 
 Indices = NDArray[np.int64]
 Removal = Mapping[str, Sequence[int] | Indices]
@@ -184,10 +184,7 @@ class Couplings:
         unit_of: Indices,
     ) -> tuple[Group, ...]:
         count = int(group_of.max(initial=-1)) + 1
-        flowing: set[fx.Node] = set()  # what depends on the inputs; the rest computes weights
-        for node in self.model.graph.nodes:
-            if node.op == "placeholder" or not flowing.isdisjoint(node.all_input_nodes):
-                flowing.add(node)
+        flowing = fed_by_inputs(self.model.graph)
         members: list[list[Member]] = [[] for _ in range(count)]
         sites: list[list[Site]] = [[] for _ in range(count)]
         for which, dim, roots in carriers:

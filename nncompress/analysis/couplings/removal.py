@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,22 +46,31 @@ def fold_weights(model: Model) -> list[str]:
         The names of the new tensors; empty if there is nothing to fold.
     """
     nodes, _ = constants_to_fold(model)
-    made = []
-    for node in [n for n in model.graph.nodes if n in nodes]:
+    needed = set(nodes)
+    for node in reversed(model.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    made, values = [], dict[fx.Node, Any]()
+    for node in list(model.graph.nodes):
+        if node not in needed:
+            continue
         with torch.no_grad():
-            value = _evaluate(model, node)
-        name = add_tensor(model, folded_name(node), value)
-        replace_node(node, read_tensor(model, name, node))
-        made.append(name)
+            values[node] = _evaluate(model, node, values)
+        if node in nodes:
+            name = add_tensor(model, folded_name(node), values[node])
+            reader = read_tensor(model, name, node)
+            values[reader] = values[node]
+            replace_node(node, reader)
+            made.append(name)
     if made:
         model.refresh()
     return made
 
 
-def _evaluate(model: Model, node: fx.Node) -> Any:
+def _evaluate(model: Model, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """The value of a constant node, given those of the nodes before it."""
     if node.op == "get_attr":
         return model.tensor(str(node.target))
-    args = fx.map_arg(node.args, lambda n: _evaluate(model, n))
-    kwargs = fx.map_arg(node.kwargs, lambda n: _evaluate(model, n))
     assert callable(node.target)
+    args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
     return node.target(*args, **kwargs)

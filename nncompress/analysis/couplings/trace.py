@@ -272,9 +272,9 @@ def constants_to_fold(model: Model) -> tuple[set[fx.Node], set[fx.Node]]:
         sources = node.all_input_nodes
         if node.op == "get_attr":
             constant.add(node)
-        elif sources and constant.issuperset(sources) and _is_weight(node):
+        elif sources and constant.issuperset(sources) and _is_constant(node):
             constant.add(node)
-            if rule_of(node) not in TRANSPARENT or not opaque.isdisjoint(sources):
+            if _is_weight(node) and (rule_of(node) not in TRANSPARENT or not opaque.isdisjoint(sources)):
                 opaque.add(node)
         else:
             fold.update(n for n in sources if n in opaque)
@@ -285,14 +285,21 @@ def constants_to_fold(model: Model) -> tuple[set[fx.Node], set[fx.Node]]:
     return fold, inner
 
 
-def _is_weight(node: fx.Node) -> bool:
-    """A call whose results are floats of static sizes."""
+def _results(node: fx.Node) -> list[Any]:
     values = node.meta.get("val")
-    results = values if isinstance(values, list | tuple) else [values]
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """A call whose results are tensors of static sizes."""
     return node.op == "call_function" and all(
-        isinstance(v, Tensor) and v.dtype.is_floating_point and all(isinstance(s, int) for s in v.shape)
-        for v in results
+        isinstance(v, Tensor) and all(isinstance(s, int) for s in v.shape) for v in _results(node)
     )
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """A constant of floats. What is computed of integers (an index into a table) is not to be stored."""
+    return all(v.dtype.is_floating_point or v.dtype.is_complex for v in _results(node))
 
 
 def folded_name(node: fx.Node) -> str:
