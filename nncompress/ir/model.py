@@ -233,9 +233,14 @@ class Model:
         )
 
     def set_training(self, training: bool) -> None:
-        """Switch the training flag of every batch norm and dropout node."""
+        """Switch the training flag of every batch norm and dropout node.
+
+        A batch norm that keeps no statistics takes those of the batch in either mode.
+        """
         for node in self.graph.nodes:
             position = TRAINING_FLAG.get(op_name(node)) if node.op == "call_function" else None
+            if op_name(node) == "batch_norm" and node.args[3] is None:
+                continue
             if position is not None:
                 node.update_arg(position, training)
         self.graph_module.recompile()

@@ -7,6 +7,7 @@
 | in-place ops (`relu_`, `add_`) on a value nobody else reads later | the functional op          |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
+| norms spelled out by `run_decompositions`             | one op (`nncompress.ir.recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
 
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.graph import CodeGen
+
+from nncompress.ir.recompose import recompose
 
 aten = torch.ops.aten
 
@@ -66,6 +69,7 @@ def normalize(module: fx.GraphModule) -> None:
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
     _make_functional(graph)
+    recompose(graph)
     _share_computed_weights(graph)
     remove_dead_code(module)
 
