@@ -270,8 +270,8 @@ def _attention(node: fx.Node, s: Survivors) -> None:
 def _squeeze(node: fx.Node, s: Survivors) -> None:
     """A squeeze must not take a dim that has just shrunk to 1; of a larger one it was no squeeze."""
     shape = s.shapes[source_of(node)]
-    asked = node.args[1] if len(node.args) > 1 else range(len(shape))
-    dims = [d % len(shape) for d in ([asked] if isinstance(asked, int) else asked)]  # type: ignore[union-attr]
+    asked: Any = node.args[1] if len(node.args) > 1 else range(len(shape))
+    dims = [d % len(shape) for d in ([asked] if isinstance(asked, int) else asked)]
     node.target, node.args = aten.squeeze.dims, (source_of(node), [d for d in dims if shape[d] == 1])
 
 

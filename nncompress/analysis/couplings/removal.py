@@ -72,5 +72,6 @@ def _evaluate(model: Model, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any
     if node.op == "get_attr":
         return model.tensor(str(node.target))
     assert callable(node.target)
-    args, kwargs = (fx.map_arg(a, values.__getitem__) for a in (node.args, node.kwargs))
+    args: Any = fx.map_arg(node.args, values.__getitem__)
+    kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
     return node.target(*args, **kwargs)
