@@ -136,7 +136,8 @@ def loading(folder: Path) -> None:
     }
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    sizes, opening, sessions = {}, {name: [] for name in forms}, {}
+    opening: dict[str, list[float]] = {name: [] for name in forms}
+    sizes, sessions = {}, {}
     for name, weight in forms.items():
         layer = nn.Linear(LARGE, LARGE, bias=False).eval()
         layer.weight = nn.Parameter(weight)
