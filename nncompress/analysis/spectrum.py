@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nncompress.analysis.decompose import singular_values
+from nncompress.errors import ModelFileError
 from nncompress.ir.model import Model
 from nncompress.ir.weights import layers
 
@@ -39,7 +40,11 @@ class LayerSpectrum:
 
 
 def spectra(model: Model) -> list[LayerSpectrum]:
-    """A spectrum per weight that `factorize` could consider, each tied weight once, in graph order."""
+    """A spectrum per weight that `factorize` could consider, each tied weight once, in graph order.
+
+    Raises:
+        ModelFileError: a weight has NaN or infinite values.
+    """
     found, seen = [], set()
     for layer in layers(model):
         tensor = model.tensor(layer.weight.name)
@@ -47,6 +52,8 @@ def spectra(model: Model) -> list[LayerSpectrum]:
             continue
         seen.add(id(tensor))
         matrix = layer.weight.value().double().movedim(layer.roles.outputs, 0).flatten(1)
+        if not matrix.isfinite().all():
+            raise ModelFileError(f"the weight of {layer.name} has NaN or infinite values")
         values = singular_values(matrix)
         found.append(LayerSpectrum(layer.name, (matrix.shape[0], matrix.shape[1]), tuple(values.tolist())))
     return found

@@ -111,9 +111,9 @@ class Cluster(Pass):
                 for key in ("bytes_before", "bytes_after", "bytes_coded", "entropy_bytes")
             )
             context.notes.append(
-                f"stored, these weights take {before:,} → {packed:,} bytes ({packed / least:.2f} times the "
-                f"{least:,.0f} of their indices' entropy); with --storage entropy {coded:,} "
-                f"({coded / least:.2f} times)"
+                f"files hold these weights in {packed:,} bytes{_times(packed, least)} instead of {before:,}, "
+                f"with --storage entropy in {coded:,}{_times(coded, least)}; "
+                f"entropy of the indices: {least:,.0f}"
             )
         return changes
 
@@ -247,7 +247,9 @@ class Cluster(Pass):
         if self.per == "channel":
             return f"{self.codebook} per channel"
         values = distinct_values(clustered)
-        return f"{'more than 256' if values is None else len(values)} values"
+        if values is None:
+            return "more than 256 values"
+        return f"{len(values)} value{'s' if len(values) > 1 else ''}"
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         from nncompress.ir.weights import layers
@@ -288,4 +290,8 @@ def _entropy_bytes(weight: Tensor, channels: Tensor) -> float:
     owner, counts = _counts(weight, channels)
     total = torch.zeros(int(channels.max()) + 1, dtype=torch.float64)
     total.index_add_(0, owner, counts.double())
-    return float(-(counts * (counts / total[owner]).log2()).sum() / 8)
+    return float((counts * (total[owner] / counts).log2()).sum() / 8)
+
+
+def _times(stored: int, least: float) -> str:
+    return f" ({stored / least:.2f} times the entropy)" if least else ""

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import scipy.linalg
 import torch
 from torch import nn
 
 from nncompress.analysis.spectrum import spectra
+from nncompress.errors import ModelFileError
 from nncompress.ir import Model
 
 
@@ -22,3 +24,12 @@ def test_values_are_those_of_scipy_and_ranks_follow():
     assert linear.rank_for(0.999999) == 2
     energy = np.cumsum(expected**2) / np.sum(expected**2)
     assert conv.rank_for(0.9) == int(np.searchsorted(energy, 0.9)) + 1
+
+
+def test_a_weight_with_nan_is_named():
+    module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5))
+    with torch.no_grad():
+        module[1].weight[2, 3] = float("nan")
+    model = Model.from_module(module.eval(), (torch.randn(2, 4),))
+    with pytest.raises(ModelFileError, match="the weight of 1 has NaN"):
+        spectra(model)

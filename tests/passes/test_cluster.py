@@ -76,6 +76,14 @@ def test_decimals_round_and_say_so_when_nothing_changes(model):
     ] * 2
 
 
+def test_one_value_has_no_entropy(model):
+    context = Context()
+    changes = Cluster(decimals=0).apply(model, context)
+    assert {change.numbers["entropy_bytes"] for change in changes} == {0.0}
+    assert changes[0].what.startswith("1 value, 3,456 → ")
+    assert "times" not in context.notes[0]
+
+
 def test_files_shrink_and_compute_the_same(model, tmp_path):
     dense, small = tmp_path / "dense.onnx", tmp_path / "small.onnx"
     write(model, dense)

@@ -101,10 +101,13 @@ def test_a_budget_is_hit_within_two_percent(net, images, share, unit):
 def test_a_budget_out_of_reach_says_what_is_reachable(net, images):
     model = net.copy()
     with pytest.raises(UsageError) as caught:
-        run(model, images, macs=0.01)
+        run(model, images, macs=0.001)
+    assert "cannot reach 0.1%" in caught.value.what
     least = float(caught.value.expected.removeprefix("at least ").split("%")[0]) / 100
-    run(model, None, macs=least + 0.001)
-    assert cost(model).macs <= (least + 0.001) * cost(net).macs
+    run(model, None, macs=least)
+    assert cost(model).macs <= least * cost(net).macs
+    with pytest.raises(UsageError):
+        run(net.copy(), None, macs=least - 0.001)
 
 
 def test_each_step_closer_to_the_output_loses_less(net, images):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from nncompress.analysis.cost import Cost
 from nncompress.analysis.ranks import Candidate, allocate, cheapest
@@ -143,10 +144,11 @@ def by_budget(
     fixed = before - sum(option.dense for option in options)
     least = fixed + sum(min(c.cost for c in layer) for layer in layers)
     if least > share * before:
+        reachable = ceil(1000 * least / before) / 10
         raise UsageError(
-            f"factorize cannot reach {share:.0%} of the model's {NAMES[unit]}",
+            f"factorize cannot reach {100 * share:.4g}% of the model's {NAMES[unit]}",
             got=f"{fixed / before:.1%} are in layers that it leaves alone" if unit != "latency" else "",
-            expected=f"at least {least / before:.1%}, with every rank at its {_extreme(unit)}"
+            expected=f"at least {reachable:.1f}%, with every rank at its {_extreme(unit)}"
             if least < before
             else "a model with a layer of which some rank was measured to be faster",
             remedy="ask for less, or prune nodes first",

@@ -71,7 +71,7 @@ def by_latency(
     choices, predicted, measured = best
     if measured.value > share * (1 + FAR):
         raise UsageError(
-            f"factorize cannot reach {share:.0%} of the model's latency",
+            f"factorize cannot reach {100 * share:.4g}% of the model's latency",
             got=f"{measured.value:.1%} measured in ONNX Runtime, {predicted:.1%} predicted",
             expected=f"at least {measured.value:.1%}",
             remedy="ask for less, or prune nodes first",
