@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +54,20 @@ class Options:
         for f in fields(self):
             object.__setattr__(
                 self, f.name, _checked(self.name, f, _hints(type(self))[f.name], getattr(self, f.name))
+            )
+
+    def refuse_several(self, names: Iterable[str], what: str) -> None:
+        """Of options that each say `what`, at most one may be given.
+
+        Raises:
+            UsageError: several are.
+        """
+        given = [flag_of(name) for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                f"{self.name}: these options each say {what}",
+                got=" and ".join(given),
+                expected="one of them",
             )
 
     def settings(self) -> dict[str, Any]:

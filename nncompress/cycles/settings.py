@@ -56,13 +56,8 @@ class CycleSettings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [k for k in ("outliers", "threshold", "ratio", "sparsity") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise UsageError(
-                "cycle: these options each say what is pruned",
-                got=" and ".join(f"--{k}" for k in given),
-                expected="one of them",
-            )
+        choices = ("outliers", "threshold", "ratio", "sparsity")
+        self.refuse_several(choices, "what is pruned")
         budgets = [k for k in ("max_macs", "max_params") if getattr(self, k) is not None]
         if len(budgets) != (self.grow != "never"):
             raise UsageError(
@@ -70,6 +65,6 @@ class CycleSettings(Options):
                 got=" and ".join(f"--{k.replace('_', '-')}" for k in budgets) or "none",
                 expected="--max-macs or --max-params" if self.grow != "never" else "no budget without --grow",
             )
-        if not given:
+        if all(getattr(self, name) is None for name in choices):
             object.__setattr__(self, "threshold", 0.0)
         PruneNodes(criterion=self.criterion)  # type: ignore[arg-type]  # refuses an unknown one now

@@ -58,13 +58,7 @@ class Grow(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [f"--{n.replace('_', '-')}" for n in AMOUNTS if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise UsageError(
-                "grow: these options each say how many nodes come",
-                got=" and ".join(given),
-                expected="one of them",
-            )
+        self.refuse_several(AMOUNTS, "how many nodes come")
 
     @property
     def wish(self) -> Wish:

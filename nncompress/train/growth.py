@@ -20,6 +20,7 @@ from nncompress.analysis.growth import (
     Budget,
     Fit,
     Growth,
+    NewUnits,
     Wish,
     grow_step,
     grow_units,
@@ -164,7 +165,7 @@ class Growing:
         """Widen a model that has not grown as the recorded steps did, in place; the gathers of the last."""
         gathers: dict[str, Gathers] = {}
         for step in self.state.steps:
-            gathers = grow_units(model, step["beside"], split=step["copies"], seed=step["seed"])
+            gathers = grow_units(model, NewUnits(step["beside"], step["copies"], seed=step["seed"]))
         return gathers
 
     def holds(self, epoch: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nncompress.errors import UsageError
-from nncompress.options import Options, option
+from nncompress.options import Options, flag_of, option
 
 AMOUNTS = ("grow_by", "grow_factor", "grow_quarter_of")
 DEFAULT_BY = 16
@@ -55,25 +55,15 @@ class GrowSettings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [_flag(name) for name in AMOUNTS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UsageError(
-                "train: these options each say how many nodes come",
-                got=" and ".join(given),
-                expected="one of them",
-            )
+        self.refuse_several(AMOUNTS, "how many nodes come")
         bounds = ("max_macs", "max_params", "max_latency", "grow_quarter_of")
         if self.grow == "never":
-            said = [_flag(name) for name, value in self.settings().items() if value is not None]
+            said = [flag_of(name) for name, value in self.settings().items() if value is not None]
             if said:
                 raise UsageError(f"train: {said[0]} belongs to --grow", remedy="--grow plateau")
         elif all(getattr(self, name) is None for name in bounds):
             raise UsageError(
                 "train: --grow needs to know where to stop",
-                expected="one of " + ", ".join(map(_flag, bounds)),
+                expected="one of " + ", ".join(map(flag_of, bounds)),
                 remedy="--max-macs 2e6 (nncompress inspect tells what the model has)",
             )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, remove_units
-from nncompress.analysis.growth import Amount, Budget, Wish, grow_proven, grow_step, grow_units
+from nncompress.analysis.growth import Amount, Budget, NewUnits, Wish, grow_proven, grow_step, grow_units
 from nncompress.analysis.growth.amounts import behind, new_units
 from nncompress.analysis.growth.initial import SILENT
 from nncompress.ir import Model
@@ -44,7 +44,7 @@ def test_outputs_stay_and_gradients_arrive(name):
     each = model(name)
     groups = find_couplings(each).groups
     wanted = every(each, 5)
-    grown = grow_proven(each, wanted)
+    grown = grow_proven(each, NewUnits(wanted))
     assert not grown.refused
     after = {g.name: g.size for g in find_couplings(grown.model).groups}
     assert after == {g.name: g.size + 5 for g in groups}
@@ -83,7 +83,7 @@ def test_split_copies_share_and_differ(name, units):
     each = model(name)
     groups = find_couplings(each).groups
     wanted = {g.name: behind(g, units, split=True) for g in groups}
-    grown = grow_proven(each, wanted, split=set(wanted))
+    grown = grow_proven(each, NewUnits(wanted, set(wanted)))
     assert not grown.refused
     x = inputs(name, 5)
     assert relative(grown.model.outputs_of(*x), each.outputs_of(*x)) < 3e-6
@@ -194,7 +194,7 @@ def test_initial_values():
             if tensor.dim():
                 tensor.add_(torch.rand_like(tensor))
     each = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
-    grown = grow_proven(each, every(each, 400))
+    grown = grow_proven(each, NewUnits(every(each, 400)))
     first, second = (grown.model.tensor(f"{i}.weight").detach() for i in (0, 3))
     assert first[40:].std() == pytest.approx((2 / 27) ** 0.5, rel=0.05)  # fan in 3·3·3
     fans = 440 * 9 + 430 * 9
@@ -274,7 +274,7 @@ def test_need_is_seen_where_it_is():
 def test_gradient_need_is_the_gradient_of_candidates():
     """Against plain autograd on a hand-made network with four more hidden units."""
     each = model("two-outputs")
-    grown = grow_proven(each, {"trunk": [23] * 4}, seed=3)
+    grown = grow_proven(each, NewUnits({"trunk": [23] * 4}, seed=3))
     x = inputs("two-outputs", 64)[0]
 
     class Data(Labelled):
@@ -306,7 +306,7 @@ def test_a_folded_weight_grows():
     torch.manual_seed(0)
     each = Model.from_module(Standardised().eval(), (torch.randn(2, 3, 6, 6),))
     grown = each.copy()
-    grow_units(grown, every(each, 2))
+    grow_units(grown, NewUnits(every(each, 2)))
     x = torch.randn(4, 3, 6, 6)
     assert relative(grown.outputs_of(x), each.outputs_of(x)) < 1e-6
 
@@ -319,4 +319,4 @@ def test_initial_values_are_drawn_again_until_a_unit_is_alive():
         module[0].weight.mul_(0.01)
     each = Model.from_module(module.eval(), (torch.randn(2, 3),))
     for seed in range(6):
-        assert not grow_proven(each, {"2": [3]}, seed=100 * seed).refused
+        assert not grow_proven(each, NewUnits({"2": [3]}, seed=100 * seed)).refused

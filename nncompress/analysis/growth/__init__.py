@@ -19,7 +19,7 @@ from nncompress.analysis.growth.amounts import Amount, Budget
 from nncompress.analysis.growth.latency import Fit, largest_within
 from nncompress.analysis.growth.proof import Grown, grow_proven
 from nncompress.analysis.growth.step import Growth, Wish, grow_step, is_quantized
-from nncompress.analysis.growth.units import grow_units, normalized_groups
+from nncompress.analysis.growth.units import NewUnits, grow_units, normalized_groups
 
 __all__ = [
     "Amount",
@@ -27,6 +27,7 @@ __all__ = [
     "Fit",
     "Grown",
     "Growth",
+    "NewUnits",
     "Wish",
     "grow_proven",
     "grow_step",

@@ -16,17 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings import Couplings
-from nncompress.analysis.couplings.groups import Group, Growth
+from nncompress.analysis.couplings.groups import Group
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import layers
 from nncompress.ir.widen import Gather, Gathers, anywhere
+
+if TYPE_CHECKING:
+    from nncompress.analysis.growth.units import NewUnits
 
 SILENT = 1e-20
 UNEVEN = 0.5  # shares of a split weight are drawn from 1 ± this, then made to add up to 1
@@ -38,23 +42,20 @@ NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 def initialize(
     model: Model,
     couplings: Couplings,
-    growth: Growth,
-    split: Collection[str],
+    new_units: NewUnits,
     gathers: dict[str, Gathers],
-    seed: int,
-    scale: str = "auto",
 ) -> None:
     """Give the copies that widening made the values of new units.
 
     Args:
         model: widened already; couplings: of the model before.
         gathers: per widened tensor and dim, where each index comes from.
-        scale: of fresh incoming weights: "he", "xavier", or "auto": He before a rectifier, else Xavier.
     """
-    generator = torch.Generator().manual_seed(seed)
-    grown = [couplings[name] for name in growth]
-    fresh = [g for g in grown if g.name not in split]
-    copied = [g for g in grown if g.name in split]
+    generator = torch.Generator().manual_seed(new_units.seed)
+    scale = new_units.scale
+    grown = [couplings[name] for name in new_units.beside]
+    fresh = [g for g in grown if g.name not in new_units.split]
+    copied = [g for g in grown if g.name in new_units.split]
     he = {
         m.tensor for g in grown if scale == "he" or (scale == "auto" and _rectified(g)) for m in g.producers
     }

@@ -19,7 +19,7 @@ from nncompress.analysis.batching import gradient_batch_size
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.proof import grow_proven
-from nncompress.analysis.growth.units import normalized_groups
+from nncompress.analysis.growth.units import NewUnits, normalized_groups
 from nncompress.analysis.importance.activations import activation_statistics
 from nncompress.analysis.importance.choices import group_choices
 from nncompress.analysis.importance.taps import task_loss
@@ -76,7 +76,7 @@ def _gradients(
     """Groups that take no fresh units get the mean of the others' scores."""
     whole = normalized_groups(couplings)
     wanted = {g.name: [g.size - 1] * CANDIDATES for g in couplings.groups if g.name not in whole}
-    grown = grow_proven(model, wanted, seed=seed, couplings=couplings)
+    grown = grow_proven(model, NewUnits(wanted, seed=seed), couplings)
     parameters = {n: p for n, p in grown.model.graph_module.named_parameters() if n in grown.gathers}
     total = {n: torch.zeros_like(p) for n, p in parameters.items()}
     for parameter in parameters.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +13,7 @@ from nncompress.analysis.couplings.proof import TOLERANCE, distance
 from nncompress.analysis.couplings.proven import without_faults
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.growth.initial import owned
-from nncompress.analysis.growth.units import grow_units
+from nncompress.analysis.growth.units import NewUnits, grow_units
 from nncompress.ir import Model
 from nncompress.ir.widen import Gathers, anywhere
 
@@ -37,18 +37,11 @@ class Grown:
     refused: dict[str, str]
 
 
-def grow_proven(
-    model: Model,
-    growth: Growth,
-    *,
-    split: Collection[str] = (),
-    scale: str = "auto",
-    seed: int = 0,
-    couplings: Couplings | None = None,
-) -> Grown:
+def grow_proven(model: Model, new: NewUnits, couplings: Couplings | None = None) -> Grown:
     """Grow a copy of the model; groups whose growth cannot be proven stay as they were.
 
-    Arguments are those of `grow_units`.
+    Args:
+        couplings: of this very model, if they are known already.
     """
     couplings = couplings or find_couplings(model)
 
@@ -56,16 +49,17 @@ def grow_proven(
         failure = ""
         for draw in range(DRAWS):
             grown = couplings.model.copy()
+            drawn = replace(new, beside=wanted, seed=new.seed + draw)
             try:
-                gathers = grow_units(grown, wanted, split=split, scale=scale, seed=seed + draw)
-                return grown, gathers, _checked(couplings, wanted, split, grown, gathers, seed + draw)
+                gathers = grow_units(grown, drawn)
+                return grown, gathers, _checked(couplings, drawn, grown, gathers)
             except _NoGradient as error:  # a few new rectifiers can all be off: draw others
                 failure = str(error)
             except Exception as error:  # whatever an inconsistent graph raises while it is traced and run
                 return str(error).splitlines()[0] if str(error) else type(error).__name__
         return failure
 
-    (grown, gathers, error), refused = without_faults(attempt, growth)
+    (grown, gathers, error), refused = without_faults(attempt, new.beside)
     return Grown(grown, gathers, error, refused)
 
 
@@ -77,31 +71,24 @@ class _NoGradient(Exception):
     """Training would not reach a group's new units."""
 
 
-def _checked(
-    couplings: Couplings,
-    growth: Growth,
-    split: Collection[str],
-    grown: Model,
-    gathers: Mapping[str, Gathers],
-    seed: int,
-) -> float:
+def _checked(couplings: Couplings, new: NewUnits, grown: Model, gathers: Mapping[str, Gathers]) -> float:
     """How far the outputs moved, relative to their size.
 
     Raises:
         _NotProven: too far.
         _NoGradient: no new unit of some group gets any.
     """
-    inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
+    inputs = couplings.model.example_inputs(EXAMPLE_BATCH, new.seed)
     results = []
     for model in (grown, couplings.model):
         with torch.random.fork_rng(devices=()), torch.set_grad_enabled(model is grown):
-            torch.manual_seed(seed)  # a model that draws noise draws the same
+            torch.manual_seed(new.seed)  # a model that draws noise draws the same
             results.append(model.outputs_of(*inputs))
     error = distance(*results)
     if not error <= TOLERANCE:
         raise _NotProven(f"new units would change the outputs by {error:.2g}")
-    fresh = [name for name in growth if name not in split]
-    dead = fresh and _without_gradient(couplings, fresh, grown, gathers, results[0], seed)
+    fresh = [name for name in new.beside if name not in new.split]
+    dead = fresh and _without_gradient(couplings, fresh, grown, gathers, results[0], new.seed)
     if dead:
         raise _NoGradient(f"no gradient would reach the new units of {dead[0]}")
     return error

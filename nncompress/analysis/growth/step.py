@@ -10,7 +10,7 @@ from nncompress.analysis.couplings.groups import layer_of
 from nncompress.analysis.growth.amounts import Amount, Budget, behind, new_units
 from nncompress.analysis.growth.need import need
 from nncompress.analysis.growth.proof import grow_proven
-from nncompress.analysis.growth.units import normalized_groups
+from nncompress.analysis.growth.units import NewUnits, normalized_groups
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
@@ -123,7 +123,7 @@ def grow_step(
     growth = {n: behind(couplings[n], units, split=n in copies) for n, units in wanted.items()}
     progress.step("adding nodes", 0, 1)
     scale = "auto" if wish.init == "split" else wish.init
-    grown = grow_proven(model, growth, split=copies, scale=scale, seed=seed, couplings=couplings)
+    grown = grow_proven(model, NewUnits(growth, copies, scale, seed), couplings)
     left = {n: f"a norm runs over its {sizes[n]} nodes, which can only double" for n in whole & scores.keys()}
     left = {n: why for n, why in left.items() if n not in wanted} | grown.refused
     added = {n: units for n, units in wanted.items() if n not in grown.refused}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,23 +18,29 @@ from nncompress.ir.resize import Survivors, read
 from nncompress.ir.widen import Gathers, repeat_runs, widen
 
 
-def grow_units(
-    model: Model,
-    growth: Growth,
-    *,
-    split: Collection[str] = (),
-    scale: str = "auto",
-    seed: int = 0,
-    couplings: Couplings | None = None,
-) -> dict[str, Gathers]:
-    """Add units, in place. What the model computes stays, as far as the couplings are right (`proof`).
+@dataclass(frozen=True)
+class NewUnits:
+    """What is added.
 
-    Args:
-        growth: group name -> per new unit the unit that it is placed beside, or copies.
+    Attributes:
+        beside: group name -> per new unit the unit that it is placed beside, or copies.
         split: groups whose new units are copies that share the outgoing weights of their original (Chen et
             al. 2016, "Net2Net: Accelerating Learning via Knowledge Transfer", §2.2); new units of the others
             start with fresh incoming weights and (next to) zero outgoing ones.
         scale: of fresh incoming weights: "he", "xavier", or "auto": He before a rectifier, else Xavier.
+        seed: of random weights, and of the copies' shares.
+    """
+
+    beside: Growth
+    split: Collection[str] = ()
+    scale: str = "auto"
+    seed: int = 0
+
+
+def grow_units(model: Model, new: NewUnits, couplings: Couplings | None = None) -> dict[str, Gathers]:
+    """Add units, in place. What the model computes stays, as far as the couplings are right (`proof`).
+
+    Args:
         couplings: of this very model, if they are known already.
 
     Returns:
@@ -44,14 +51,14 @@ def grow_units(
         UnsupportedError: the result does not trace.
     """
     couplings = couplings or find_couplings(model)
-    counts = couplings.widened(growth)
+    counts = couplings.widened(new.beside)
     if fold_weights(model):
         couplings = find_couplings(model)
-        counts = couplings.widened(growth)
+        counts = couplings.widened(new.beside)
     gathers = gathers_of(couplings, counts)
     widen(model, counts, gathers)
     with torch.no_grad():
-        initialize(model, couplings, growth, frozenset(split), gathers, seed, scale)
+        initialize(model, couplings, new, gathers)
     return gathers
 
 
