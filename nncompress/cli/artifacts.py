@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nncompress.cli import options, session
 from nncompress.cli.console import say
@@ -44,16 +44,13 @@ def open_all(
     paths: Sequence[str] | None,
     *,
     every: bool = False,
-    arch: str | None,
-    input: str | None,
-    data: str | None,
-    normalize: str | None,
-    trust_pickle: bool,
+    **loading: Any,
 ) -> list[Artifact]:
     """The files of `paths`; with none, the original and what the previous command of this directory wrote.
 
     Args:
         every: with no paths, all results since the original, in order.
+        loading: the options of `options.LOADING`.
 
     Raises:
         UsageError: none were given and there is no earlier result.
@@ -69,13 +66,6 @@ def open_all(
         chain = previous.chain if every else (previous.original, previous.chain[-1])
         paths = [p for p in dict.fromkeys(chain) if Path(p).is_file()]
         say(f"comparing {', '.join(paths)}")
-    loading: dict[str, object] = {
-        "arch": arch,
-        "input": input,
-        "data": data,
-        "normalize": normalize,
-        "trust_pickle": trust_pickle,
-    }
     return [_open(path, Path(path).name if named else _made_by(path), loading) for path in paths]
 
 
@@ -85,7 +75,7 @@ def _made_by(path: str) -> str:
     return made_by if stem and path.endswith(".pt2") else Path(path).name
 
 
-def _open(path: str, name: str, loading: dict[str, object]) -> Artifact:
+def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
     if Path(path).suffix.lower() in (".onnx", ".ort", ".pte"):  # OPENERS, whose import takes torch's time
         from nncompress.runtimes import open_artifact
 
@@ -94,8 +84,8 @@ def _open(path: str, name: str, loading: dict[str, object]) -> Artifact:
             remembered = json.loads(stored).get("normalize")
         except (ValueError, AttributeError):
             remembered = None
-        return Artifact(Path(path), None, str(loading["normalize"] or remembered or "") or None, name)
-    opened = options.open_model(path, **loading)  # type: ignore[arg-type]
+        return Artifact(Path(path), None, loading["normalize"] or remembered or None, name)
+    opened = options.open_model(path, **loading)
     return Artifact(Path(path), opened.model, opened.model.metadata.get("normalize"), name)
 
 

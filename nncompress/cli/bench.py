@@ -11,6 +11,7 @@ import typer
 
 from nncompress.cli import artifacts, bench_arms, options, quantities
 from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.declared import taking
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.results import BenchSuite
 
@@ -56,6 +57,7 @@ def register(app: typer.Typer) -> None:
     app.command("bench", help=_HELP)(bench)
 
 
+@taking(options.LOADING)
 def bench(
     models: Annotated[
         list[str] | None,
@@ -110,13 +112,9 @@ def bench(
     tolerance: Annotated[
         str, typer.Option(metavar="5%", help="of --compare: slower by less is no regression")
     ] = "5%",
-    data: options.Data = None,
-    normalize: options.Normalize = None,
-    arch: options.Arch = None,
-    input: options.Input = None,
-    trust_pickle: options.TrustPickle = False,
     seed: options.Seed = 0,
     json: options.Json = False,
+    **loading: Any,
 ) -> None:
     to = bench_arms.target(device, runtime, precision, mode)
     if profile and device == "cuda":
@@ -139,18 +137,11 @@ def bench(
     # What could fail after the measurement is tried before it.
     files.check_files(output or [], protect=[*(models or []), *([compare] if compare else [])])
     old = None if compare is None else baseline.read(compare)
-    opened = artifacts.open_all(
-        models,
-        every=every,
-        arch=arch,
-        input=input,
-        data=data,
-        normalize=normalize,
-        trust_pickle=trust_pickle,
-    )
+    opened = artifacts.open_all(models, every=every, **loading)
     names = _names(opened)
     batches = batches or (_fixed_batch(opened[0]) or 1,)
-    records = None if data is None else artifacts.dataset_for(opened, data, normalize)
+    data = loading["data"]
+    records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         arms = [
             arm

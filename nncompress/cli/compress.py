@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.declared import taking
 from nncompress.errors import UsageError
 from nncompress.extras import need
 from nncompress.passes import Pass
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("compress", help=_HELP)(compress)
 
 
+@taking(options.RUNNING)
 def compress(
     model: options.ModelArgument = None,
     recipe: Annotated[
@@ -36,15 +38,7 @@ def compress(
         list[str] | None,
         typer.Option("--pass", metavar="NAME:OPT=VAL,...", help="a pass; repeat for more, in order"),
     ] = None,
-    output: options.Output = None,
-    data: options.Data = None,
-    normalize: options.Normalize = None,
-    limit: options.Limit = 512,
-    arch: options.Arch = None,
-    input: options.Input = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    json: options.Json = False,
+    **running: Any,
 ) -> None:
     from nncompress.recipe import parse_pass, read_recipe
 
@@ -54,19 +48,7 @@ def compress(
             remedy="nncompress compress model.pt --pass prune:std=0.5",
         )
     chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
-    run_passes(
-        chosen,
-        model,
-        output=output,
-        data=data,
-        normalize=normalize,
-        limit=limit,
-        arch=arch,
-        input=input,
-        trust_pickle=trust_pickle,
-        seed=seed,
-        json=json,
-    )
+    run_passes(chosen, model, **running)
 
 
 def run_passes(
@@ -74,20 +56,14 @@ def run_passes(
     path: str | None,
     *,
     output: str | None,
-    data: str | None,
-    normalize: str | None,
     limit: int,
-    arch: str | None,
-    input: str | None,
-    trust_pickle: bool,
     seed: int,
     json: bool,
+    **loading: Any,
 ) -> None:
     """Load, run, report each pass as it ends, write, and remember the result for the next command."""
     check_suffix(output)
-    opened = options.open_model(
-        path, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
-    )
+    opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
     from nncompress.export.atomic import check_target
     from nncompress.passes import Context
@@ -96,7 +72,8 @@ def run_passes(
     label = passes[0].name if len(passes) == 1 else "compressed"
     target = Path(output) if output else options.default_output(opened, label)
     check_target(target, (opened.path, opened.original))
-    records = None if data is None else api.dataset(data, opened.model, normalize)
+    data = loading["data"]
+    records = None if data is None else api.dataset(data, opened.model, loading["normalize"])
     original = opened.model if len(opened.chain) == 1 else options.open_model(str(opened.original)).model
     steps: list[pipeline.Step] = []
     with progress() as bar:

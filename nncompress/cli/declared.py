@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -37,6 +38,26 @@ def declared(options: type[Options], panel: str | None = None) -> Parameters:
         )
         parameters[f.name] = (Annotated[annotation, extra], default)
     return parameters
+
+
+def taking(shared: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that several commands have, for a function that takes them as `**keywords`.
+
+    @taking(options.LOADING)
+    def export(model: ModelArgument = None, **loading: Any) -> None: ...
+    """
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = {p.name: (p.annotation, p.default) for p in own if p.kind is not p.VAR_KEYWORD}
+
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            command(**values)
+
+        return with_parameters(called, {**parameters, **shared}, command.__name__)
+
+    return decorated
 
 
 def with_parameters(

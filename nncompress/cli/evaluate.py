@@ -9,6 +9,7 @@ import typer
 
 from nncompress.cli import artifacts, options
 from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.declared import taking
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
 
@@ -23,34 +24,30 @@ def register(app: typer.Typer) -> None:
     app.command("eval", help=_HELP)(evaluate)
 
 
+@taking(options.LOADING)
 def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="[MODEL]...", help="left out: the original and the newest result here"),
     ] = None,
-    data: options.Data = None,
     task: Annotated[
         Literal["auto", "classification", "regression", "reconstruction"],
         typer.Option(help="what the labels are; auto tells from their type and shape"),
     ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="records per call")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="use this many records [default: all]")] = None,
-    normalize: options.Normalize = None,
-    arch: options.Arch = None,
-    input: options.Input = None,
-    trust_pickle: options.TrustPickle = False,
     json: options.Json = False,
+    **loading: Any,
 ) -> None:
-    opened = artifacts.open_all(
-        models, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
-    )
+    opened = artifacts.open_all(models, **loading)
+    data = loading["data"]
     from nncompress.analysis import accuracy
     from nncompress.errors import UsageError
     from nncompress.report import tables
 
     if data is None and len(opened) < 2:
         raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
-    records = None if data is None else artifacts.dataset_for(opened, data, normalize)
+    records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     if len(opened) < 2 and records is not None and not records.has_labels and task != "reconstruction":
         raise UsageError(
             f"{data} has no labels, so one model alone has nothing to be measured by",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from nncompress.cli import options
 from nncompress.cli.compress import check_suffix
 from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.declared import taking
 
 _HELP = """Write MODEL as .onnx, .ort, .pte, .pt2 or .safetensors.
 
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("export", help=_HELP)(export)
 
 
+@taking(options.LOADING)
 def export(
     model: options.ModelArgument = None,
     output: Annotated[
@@ -36,17 +38,11 @@ def export(
             "smaller; or these entropy-coded, too (not in .onnx)"
         ),
     ] = "packed",
-    data: options.Data = None,
-    normalize: options.Normalize = None,
-    arch: options.Arch = None,
-    input: options.Input = None,
-    trust_pickle: options.TrustPickle = False,
     json: options.Json = False,
+    **loading: Any,
 ) -> None:
     check_suffix(output)
-    opened = options.open_model(
-        model, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
-    )
+    opened = options.open_model(model, **loading)
     from nncompress.export import write
     from nncompress.report import tables
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nncompress.cli import options
 from nncompress.cli.console import print_json, show
+from nncompress.cli.declared import taking
 
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
@@ -24,19 +25,17 @@ def register(app: typer.Typer) -> None:
     app.command("inspect", help=_HELP)(inspect)
 
 
+@taking({name: pair for name, pair in options.LOADING.items() if name != "normalize"})
 def inspect(
     model: options.ModelArgument = None,
-    data: options.Data = None,
-    arch: options.Arch = None,
-    input: options.Input = None,
-    trust_pickle: options.TrustPickle = False,
     units: Annotated[
         bool, typer.Option("--units", help="show the nodes that can be removed together")
     ] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum", help="plot the weights' singular values")] = False,
     json: options.Json = False,
+    **loading: Any,
 ) -> None:
-    opened = options.open_model(model, arch=arch, input=input, data=data, trust_pickle=trust_pickle)
+    opened = options.open_model(model, **loading)
     if units:
         _show_units(opened, json)
         return

@@ -10,6 +10,7 @@ import typer
 
 from nncompress.cli import session
 from nncompress.cli.console import progress, say
+from nncompress.cli.declared import Parameters
 from nncompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +75,21 @@ TrustPickle = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="of everything random", rich_help_panel=_PANEL)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
+
+LOADING: Parameters = {  # how a model file is opened: the keywords of `open_model`
+    "data": (Data, None),
+    "normalize": (Normalize, None),
+    "arch": (Arch, None),
+    "input": (Input, None),
+    "trust_pickle": (TrustPickle, False),
+}
+RUNNING: Parameters = {  # what running passes takes: the keywords of `nncompress.cli.compress.run_passes`
+    "output": (Output, None),
+    **LOADING,
+    "limit": (Limit, 512),
+    "seed": (Seed, 0),
+    "json": (Json, False),
+}
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,6 @@ from nncompress.cli.compress import run_passes
 from nncompress.cli.declared import declared, with_parameters
 from nncompress.passes import PASSES, Pass
 
-_SHARED: dict[str, tuple[Any, Any]] = {
-    "output": (options.Output, None),
-    "data": (options.Data, None),
-    "normalize": (options.Normalize, None),
-    "limit": (options.Limit, 512),
-    "arch": (options.Arch, None),
-    "input": (options.Input, None),
-    "trust_pickle": (options.TrustPickle, False),
-    "seed": (options.Seed, 0),
-    "json": (options.Json, False),
-}
-
 
 def register(app: typer.Typer) -> None:
     """Add a command for every registered pass."""
@@ -44,7 +32,7 @@ def command_of(pass_class: type[Pass]) -> Callable[..., None]:
         settings = {name: values.pop(name) for name in own}
         run_passes([pass_class(**settings)], values.pop("model"), **values)
 
-    shared = {name: pair for name, pair in _SHARED.items() if name not in own}
+    shared = {name: pair for name, pair in options.RUNNING.items() if name not in own}
     parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **shared}
     return with_parameters(command, parameters, pass_class.name)
 

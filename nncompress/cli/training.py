@@ -32,10 +32,7 @@ BEFORE: Parameters = {"data": (options.Data, None), "val": (Validation, None)}
 AFTER: Parameters = {
     "resume": (Resume, False),
     "output": (options.Output, None),
-    "normalize": (options.Normalize, None),
-    "arch": (options.Arch, None),
-    "input": (options.Input, None),
-    "trust_pickle": (options.TrustPickle, False),
+    **{name: pair for name, pair in options.LOADING.items() if name != "data"},
     "json": (options.Json, False),
 }
 
@@ -64,12 +61,9 @@ class Job:
         data: str | None,
         val: str | None,
         output: str | None,
-        normalize: str | None,
-        arch: str | None,
-        input: str | None,
-        trust_pickle: bool,
         json: bool,
         teacher: str | None = None,
+        **loading: Any,
     ) -> Job:
         """Open the model and its data; `command` names the default output.
 
@@ -80,17 +74,15 @@ class Job:
         check_suffix(output)
         if data is None:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
-        opened = options.open_model(
-            model, arch=arch, input=input, data=data, normalize=normalize, trust_pickle=trust_pickle
-        )
+        opened = options.open_model(model, data=data, **loading)
         from nncompress import api
         from nncompress.export.atomic import check_target
 
         target = Path(output) if output else options.default_output(opened, command)
         sources = (opened.path, opened.original, *([Path(teacher)] if teacher else []))
         check_target(target, sources)
-        records = api.dataset(data, opened.model, normalize)
-        held_out = None if val is None else api.dataset(val, opened.model, normalize)
+        records = api.dataset(data, opened.model, loading["normalize"])
+        held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         return cls(opened, records, held_out, target, sources, json)
 
     def finish(
