@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nncompress.report.tables import plain
+from nncompress.report.units import count
 
 if TYPE_CHECKING:
     from nncompress.cycles import Cycle, CycleResult
@@ -34,13 +35,19 @@ def epochs(result: TrainResult) -> RenderableType:
         if accuracy:
             cells.append(f"{100 * validation['top1']:.2f} %")
         if grown:
-            cells.append("-".join(map(str, row["grown"].values())) if "grown" in row else "")
+            cells.append(_growth(row) if "grown" in row else "")
         table.add_row(*cells, style="bold" if row["epoch"] == result.kept_epoch else None)
     lines: list[RenderableType] = [table]
     if len(rows) > SHOWN:
         lines.insert(0, Text(f"the last {SHOWN} of {len(rows)} epochs (the log has all)"))
     lines.append(Text(f"stopped after {result.stopped}; the weights are those of epoch {result.kept_epoch}"))
     return Group(*lines)
+
+
+def _growth(row: dict[str, Any]) -> str:
+    """What the model costs after a growth; the log tells the nodes of every layer."""
+    latency = f", {row['latency']:.2f}x latency" if "latency" in row else ""
+    return f"{count(row['macs'])} MACs{latency}"
 
 
 def cycle_line(cycle: Cycle) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import nncompress
+from nncompress.analysis.cost import cost
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 from nncompress.train.run import Run
@@ -189,8 +190,10 @@ def test_growing_up_to_a_budget(here, capsys):
     """The table tells what grew, the budget is kept, and the file holds the grown model."""
     train = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "4", "--lr", "1e-6"]
     assert run([*train, "--grow", "plateau", "--grow-patience", "1", "--max-params", "300"]) == ExitCode.OK
-    assert "grown to" in capsys.readouterr().out
+    told = capsys.readouterr().out
     grown = nncompress.load("model.train.pt2")
+    assert "grown to" in told
+    assert f"{cost(grown).macs} MACs" in told
     assert 16 < len(grown.tensor("0.weight")) <= 37
     assert grown.history[-1]["growth"] == {"grow": "plateau", "grow_patience": 1, "max_params": 300}
     assert run([*train, "--grow-by", "4"]) == ExitCode.USAGE
