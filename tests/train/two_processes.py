@@ -54,6 +54,7 @@ if __name__ == "__main__":
     data, out = sys.argv[1:]
     torch.set_num_threads(1)
     with process_group() as group:
+        assert group.agree(lambda: {"rank": group.rank}) == {"rank": 0}
         for loss in ("mse", "rmse"):
             model = network()
             dataset = open_data(data, model.inputs)
