@@ -4,11 +4,14 @@
 
 prints wall time, CPU time and peak memory of the whole command. The aim: at most 3 minutes and 3 GB on two
 cores. On a machine that is busy with other things, the CPU time is the fairer figure.
+
+The kernel counts the memory of a parent at the fork into its child's peak (`ru_maxrss` outlives exec), and
+this one holds torch and a ResNet-50. So a small process in between starts the command and tells its cost.
 """
 
 from __future__ import annotations
 
-import resource
+import json
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,13 @@ from safetensors.torch import save_file
 
 PASSES = ("prune:std=0.5", "factorize:err=1e-5", "quantize")
 HERE = Path(__file__).parent
+IN_BETWEEN = """
+import json, resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": code, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss * 1024}, file)
+"""
 
 
 def settled_resnet50() -> torch.nn.Module:
@@ -46,12 +56,12 @@ def main() -> None:
         for each in PASSES:
             command += ["--pass", each]
         started = time.perf_counter()
-        done = subprocess.run(command, cwd=work)
+        subprocess.run([sys.executable, "-c", IN_BETWEEN, "cost.json", *command], cwd=work, check=True)
         seconds = time.perf_counter() - started
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        peak, cpu = usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
-        if done.returncode:
-            sys.exit(done.returncode)
+        cost = json.loads((work / "cost.json").read_text())
+        if cost["code"]:
+            sys.exit(cost["code"])
+        peak, cpu = cost["peak"], cost["cpu"]
         print(f"\n{' -> '.join(PASSES)} -> verified ONNX:")
         print(f"{seconds:.0f} s ({cpu:.0f} s of CPU), peak memory {peak / 1e9:.2f} GB")
         print("within the aim" if seconds <= 180 and peak <= 3e9 else "OVER the aim of 180 s and 3 GB")

@@ -111,6 +111,7 @@ def _reset_peak() -> int:
 
 
 def _peak() -> int:
+    """VmHWM begins anew with the program; `ru_maxrss` may be the memory of whoever started it."""
     try:
         return _status("VmHWM")
     except (OSError, KeyError):

@@ -4,7 +4,9 @@ The thesis (Çallı 2017, §2.1.1 and §3.3.4) gives every weight matrix a thres
 variance. Ours is K times the root mean square about zero, sqrt(mean² + std²): for the usual zero-mean matrix
 that is K standard deviations, and a matrix of nearly constant weights is not wiped out by its own mean.
 Zeros cost nothing to store compressed and lower the rank that `factorize` finds; dense kernels do not run
-faster for them. For that, remove what became dead (`--remove-dead`), or use `prune-nodes`.
+faster for them. For that, remove what became dead (`--remove-dead`), or use `prune-nodes`. An N:M pattern is
+what sparse tensor cores read: with data, the weights that stay make up for the others
+(`nncompress.analysis.brain_surgeon`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from nncompress.passes.base import Change, Context, Pass, option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nncompress.analysis.statistics import Moments
     from nncompress.ir import Model
     from nncompress.ir.weights import Layer
 
@@ -28,6 +31,7 @@ class Prune(Pass):
     """Zero small weights of convolutions, linear layers and stored matrix products.
 
     Exactly one of `std`, `threshold`, `sparsity`, `pattern` decides which. With none given, std = 0.5.
+    With `pattern` and --data, the weights that stay make up for those that go.
     """
 
     name = "prune"
@@ -78,17 +82,37 @@ class Prune(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         chosen = list(self._chosen(model))
         kept = self._kept_of_all(chosen) if self.sparsity is not None and self.scope == "global" else {}
+        moments = self._moments(model, chosen, context)
         changes = []
         for done, layer in enumerate(chosen):
             context.progress.step("pruning connections", done, len(chosen))
-            changes.append(self._prune(layer, kept.get(layer.name)))
+            if self.pattern is not None:
+                changes.append(_patterned(layer, *_parse_pattern(self.pattern), moments.get(layer.name)))
+            else:
+                changes.append(self._prune(layer, kept.get(layer.name)))
         if self.remove_dead:
             from nncompress.passes.dead_nodes import remove_dead_nodes
 
             changes += remove_dead_nodes(model)
         return changes
 
+    def _moments(self, model: Model, chosen: list[Layer], context: Context) -> dict[str, Moments]:
+        """Of what the layers multiply that can make up for what a pattern takes."""
+        if self.pattern is None or context.data is None:
+            return {}
+        from nncompress.analysis.compensation.sequential import why_not_fitted
+        from nncompress.analysis.statistics import input_moments
+
+        able = [e for e in chosen if "transpose" not in e.kind and why_not_fitted(model, e) is None]
+        batches = context.data.batches(context.batch_size, limit=context.limit)
+        inputs = (batch.inputs for batch in batches)
+        return input_moments(
+            model, able, inputs, seed=context.seed, progress=context.progress, total=context.limit
+        )
+
     def ensures(self, model: Model, changes: list[Change]) -> None:
+        if self.pattern is not None and not self.remove_dead:
+            self._ensure_pattern(model, {change.where for change in changes if change.applied})
         if self.sparsity is None or self.remove_dead:
             return
         weights = [layer.weight.value() for layer in self._chosen(model)]
@@ -97,6 +121,13 @@ class Prune(Pass):
             raise VerificationError(
                 "prune: the sparsity asked for was not reached", got=f"{zeros} of {total}"
             )
+
+    def _ensure_pattern(self, model: Model, pruned: set[str]) -> None:
+        n, m = _parse_pattern(str(self.pattern))
+        for layer in self._chosen(model):
+            rows = layer.weight.value().movedim(layer.roles.inputs, -1)
+            if layer.name in pruned and int((rows.unflatten(-1, (-1, m)) != 0).sum(-1).max()) > n:
+                raise VerificationError(f"prune: {layer.name} is not {self.pattern}")
 
     def _chosen(self, model: Model) -> list[Layer]:
         from nncompress.ir.weights import layers
@@ -121,12 +152,6 @@ class Prune(Pass):
         numbers: dict[str, float] = {}
         if keep is not None:
             pass
-        elif self.pattern is not None:
-            n, m = _parse_pattern(self.pattern)
-            if weight.shape[layer.roles.inputs] % m:
-                inputs = weight.shape[layer.roles.inputs]
-                return Change(layer.name, f"left: {inputs} inputs are no multiple of {m}", applied=False)
-            keep = _pattern_mask(weight, layer.roles.inputs, n, m)
         elif self.sparsity is not None:
             keep = _all_but_smallest(weight.abs().flatten(), self.sparsity).reshape(weight.shape)
         else:
@@ -136,13 +161,7 @@ class Prune(Pass):
                 bound = self.std * float(weight.double().square().mean().sqrt())
             numbers["threshold"] = bound
             keep = weight.abs() >= bound
-        before = int((weight == 0).sum())
-        zeroed = int(((weight != 0) & ~keep).sum())
-        if zeroed:
-            layer.weight.assign(torch.where(keep, weight, torch.zeros_like(weight)))
-        numbers |= {"zeros_before": before, "zeros": before + zeroed, "of": weight.numel()}
-        share = (before + zeroed) / weight.numel()
-        return Change(layer.name, f"{share:.1%} of {weight.numel()} weights are zero", numbers, bool(zeroed))
+        return _assigned(layer, torch.where(keep, weight, torch.zeros_like(weight)), numbers)
 
     def _kept_of_all(self, chosen: list[Layer]) -> dict[str, Tensor]:
         """By layer, which weights stay when all of the chosen layers compete."""
@@ -165,14 +184,55 @@ def _parse_pattern(pattern: str) -> tuple[int, int]:
     return n, m
 
 
-def _pattern_mask(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
-    """True for the n largest magnitudes of every m neighbours along `dim`, as sparse tensor cores read."""
+def _assigned(layer: Layer, value: Tensor, numbers: dict[str, float], how: str = "") -> Change:
+    """Store the weight that is left, and say how much of it is zero."""
+    before = layer.weight.value()
+    zeros_before, zeros, total = int((before == 0).sum()), int((value == 0).sum()), value.numel()
+    changed = zeros > zeros_before
+    if changed:
+        layer.weight.assign(value)
+    numbers |= {"zeros_before": zeros_before, "zeros": zeros, "of": total}
+    return Change(layer.name, f"{zeros / total:.1%} of {total} weights are zero{how}", numbers, changed)
+
+
+def _patterned(layer: Layer, n: int, m: int, moments: Moments | None) -> Change:
+    """Keep n of every m neighbouring inputs, at each place of a kernel, as sparse tensor cores read them."""
+    weight = layer.weight.value()
+    inputs = weight.shape[layer.roles.inputs]
+    if inputs % m:
+        return Change(layer.name, f"left: {inputs} inputs are no multiple of {m}", applied=False)
+    if moments is None or not moments.count:
+        return _assigned(layer, _largest_of(weight, layer.roles.inputs, n, m), {})
+    return _assigned(layer, _compensated(layer, weight, moments, n, m), {}, ", the others make up for it")
+
+
+def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
+    """The n largest magnitudes of every m neighbours along `dim`, the others zero."""
     import torch
 
-    moved = weight.movedim(dim, -1)
-    groups = moved.abs().reshape(*moved.shape[:-1], -1, m)
-    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, groups.topk(n, -1).indices, True)
-    return keep.reshape(moved.shape).movedim(-1, dim)
+    from nncompress.analysis.brain_surgeon import largest
+
+    groups = weight.movedim(dim, -1).unflatten(-1, (-1, m))
+    kept = torch.where(largest(groups.abs(), n), groups, torch.zeros_like(groups))
+    return kept.flatten(-2).movedim(-1, dim)
+
+
+def _compensated(layer: Layer, weight: Tensor, moments: Moments, n: int, m: int) -> Tensor:
+    """The weight that gives the least error of the layer's output on what it was seen to multiply."""
+    import torch
+
+    from nncompress.analysis.brain_surgeon import pruned
+    from nncompress.analysis.patches import as_filters, from_filters
+
+    filters = as_filters(layer, weight)  # [outputs, inputs of a group, K…]
+    outputs, inputs = filters.shape[:2]
+    # The inputs last, so that neighbours stand side by side; the moments have them first.
+    matrix = filters.reshape(outputs, inputs, -1).transpose(1, 2).flatten(1)
+    order = torch.arange(matrix.shape[1]).reshape(inputs, -1).T.flatten()
+    second = moments.second[:, order[:, None], order]
+    left = torch.cat([pruned(part, h, n, m) for part, h in zip(matrix.chunk(len(second)), second)])
+    left = left.reshape(outputs, -1, inputs).transpose(1, 2).reshape(filters.shape)
+    return from_filters(layer, left.to(weight.dtype))
 
 
 def _all_but_smallest(magnitudes: Tensor, share: float) -> Tensor:

@@ -195,7 +195,9 @@ def check_header(path: Path) -> None:
             expected=f"format {IDENTIFIER.decode()}, which ExecuTorch {version('executorch')} reads",
             remedy="export it again with the ExecuTorch that is to run it",
         )
-    if head[8:12] == b"eh00" and len(head) == 40:
+    if len(head) < 40:
+        raise ModelFileError(f"{path} was cut off", got=f"{size} bytes", remedy="copy it again")
+    if head[8:12] == b"eh00":
         length, program, segments, data = struct.unpack("<IQQQ", head[12:40])
         needed = max(program, segments + (data if length >= 32 else 0))
         if size < needed:

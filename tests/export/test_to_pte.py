@@ -201,10 +201,11 @@ def test_runners_of_different_threads_live_together(files):
         (lambda content: b"", "not an ExecuTorch program"),
         (lambda content: b"\x08\x01\x12\x00 an ONNX file", "not an ExecuTorch program"),
         (lambda content: content[: len(content) // 2], "cut off"),
+        (lambda content: content[:10], "cut off"),
         (lambda content: content[:4] + b"ET99" + content[8:], "another version"),
         (lambda content: content[:64] + bytes(len(content) - 64), "damaged"),
     ],
-    ids=["empty", "foreign", "half", "version", "zeros"],
+    ids=["empty", "foreign", "half", "start", "version", "zeros"],
 )
 def test_broken_files_give_one_error_and_no_noise(files, tmp_path, capfd, damage, message):
     path = tmp_path / "m.pte"

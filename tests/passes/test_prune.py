@@ -1,8 +1,9 @@
 import pytest
 import torch
+from records import images
 from torch import nn
 
-from nncompress.errors import ModelFileError, UsageError
+from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.prune import Prune
@@ -98,6 +99,86 @@ def test_pattern_keeps_the_two_largest_of_four_inputs():
     torch.testing.assert_close(new.abs().sum(-1), old.abs().topk(2, -1).values.sum(-1))
     conv = model.tensor("conv.weight").detach()  # 4 input channels: 2 of 4 in every filter position
     assert torch.equal((conv != 0).sum(1), torch.full((8, 3, 3), 2))
+
+
+class Wide(nn.Module):
+    """Every kind of layer that a pattern meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(torch.relu(self.stem(x))))
+        x = torch.relu(self.up(self.depthwise(torch.relu(self.grouped(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def wide() -> Model:
+    torch.manual_seed(0)
+    return Model.from_module(Wide().eval(), (torch.randn(2, 3, 8, 8),))
+
+
+def in_pattern(weight, dim, n=2, m=4):
+    return bool(((weight.movedim(dim, -1).unflatten(-1, (-1, m)) != 0).sum(-1) <= n).all())
+
+
+@pytest.mark.parametrize("data", [None, images(64)])
+def test_a_pattern_is_exact_where_it_fits_and_the_rest_is_told(data):
+    model, before = wide(), wide()
+    each = Prune(pattern="2:4")
+    changes = {c.where: c for c in each.apply(model, Context(data=data))}
+    each.ensures(model, list(changes.values()))
+    assert {name for name, change in changes.items() if not change.applied} == {"stem", "depthwise"}
+    assert changes["stem"].what == "left: 3 inputs are no multiple of 4"
+    for name, dim in {"conv": 1, "grouped": 1, "up": 0, "head": 1}.items():
+        weight = model.tensor(f"{name}.weight").detach()
+        assert in_pattern(weight, dim)
+        assert 2 * int((weight != 0).sum()) == weight.numel()
+        old = before.tensor(f"{name}.weight").detach()
+        moved = data is not None and name != "up"
+        assert ("make up" in changes[name].what) == moved
+        assert torch.equal(weight[weight != 0], old[weight != 0]) != moved
+    for name in ("stem", "depthwise"):
+        assert torch.equal(model.tensor(f"{name}.weight"), before.tensor(f"{name}.weight"))
+
+
+def test_with_data_the_pattern_costs_less():
+    batch = images(64)
+    (x,) = next(batch.batches(64)).inputs
+    expected = wide()(x).detach()
+    errors = []
+    for data in (None, batch):
+        model = wide()
+        Prune(pattern="2:4").apply(model, Context(data=data))
+        errors.append(float((model(x).detach() - expected).norm()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_pattern_on_top_of_zeros_keeps_both():
+    model, data = wide(), images(32)
+    run(model, sparsity=0.7, scope="layer")
+    zeros = {name: tensor == 0 for name, tensor in model.state_dict().items() if name.endswith("weight")}
+    Prune(pattern="2:4").apply(model, Context(data=data))
+    for name, before in zeros.items():
+        assert (model.tensor(name)[before] == 0).all()
+    assert in_pattern(model.tensor("conv.weight"), 1)
+    changes = Prune(pattern="2:4").apply(model, Context(data=data))
+    assert not [c for c in changes if c.applied]
+
+
+def test_a_pattern_that_was_not_reached_is_noticed():
+    each, model = Prune(pattern="2:4"), wide()
+    changes = each.apply(model, Context())
+    with torch.no_grad():
+        model.tensor("conv.weight")[0, :, 0, 0] = 1
+    with pytest.raises(VerificationError, match="conv"):
+        each.ensures(model, changes)
 
 
 def test_twice_is_once():
