@@ -83,7 +83,7 @@ def input_specs(
         spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
         if old is not None:
             spec = replace(spec, low=old.low, high=old.high)
-        elif not value.dtype.is_floating_point:
+        elif not (value.dtype.is_floating_point or value.dtype.is_complex):
             low, high = _integer_range(module, node, examples.get(node))
             spec = replace(spec, low=low, high=high)
         specs.append(spec)
@@ -142,7 +142,9 @@ def _embedding_rows(ids: fx.Node) -> list[int]:
 def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard normal floats, integers within the spec's range, True for booleans; of this shape."""
     dtype = spec.torch_dtype()
-    if dtype.is_floating_point or dtype.is_complex:
+    if dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
+    if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)

@@ -49,7 +49,7 @@ def outputs_checked(model: Model, inputs: Sequence[Tensor], what: str) -> tuple[
             f"{what}: the model no longer runs", got=f"{type(error).__name__}: {error}"
         ) from error
     for name, tensor in zip(model.outputs, outputs):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             broken = not_finite(model)
             raise VerificationError(
                 f"{what}: output {name!r} has NaN or infinite values",
@@ -67,11 +67,15 @@ def not_finite(model: Model) -> str | None:
     """
     parameters = {name for name, _ in model.graph_module.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
-            if bad.any():
-                return name
+        bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
+        if bad.any():
+            return name
     return None
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """The same values in twice the precision; complex ones stay complex."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def same_structure(now: Sequence[Tensor], before: Sequence[Tensor], what: str) -> None:
@@ -91,7 +95,7 @@ def drift(model: Model, now: Sequence[Tensor], before: Sequence[Tensor]) -> list
     """Distance of every output from the reference `before`."""
     rows = []
     for name, a, b in zip(model.outputs, now, before):
-        a, b = a.double(), b.double()
+        a, b = in_double(a), in_double(b)
         norm = float(b.norm()) or 1.0
         largest = float((a - b).abs().max()) if a.numel() else 0.0
         rows.append(Drift(name, float((a - b).norm()) / norm, largest))

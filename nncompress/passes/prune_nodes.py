@@ -119,8 +119,22 @@ class PruneNodes(Pass):
         broken = not_finite(model)
         if broken:
             raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
-        if context.data is not None and (needs or self.drop_blocks or self.compensate or self.renormalize):
+        fits = criterion == "reconstruction" or self.drop_blocks or self.compensate or self.renormalize
+        if context.data is not None and fits:
+            self._refuse_16_bits(model)
+        if context.data is not None and (needs or fits):
             self._read(model, context, context.data, labels=needs == "labels")
+
+    @staticmethod
+    def _refuse_16_bits(model: Model) -> None:
+        for name, value in model.graph_module.named_parameters():
+            if value.dtype.itemsize == 2:
+                raise UsageError(
+                    "prune-nodes: fitting layers to data needs more precision than 16 bits",
+                    got=f"{name} is {str(value.dtype).removeprefix('torch.')}",
+                    expected="float32",
+                    remedy="prune the float32 model and convert the result; or leave out --data",
+                )
 
     def _read(self, model: Model, context: Context, data: Dataset, *, labels: bool) -> None:
         """Go through the records once, so that one that does not fit stops the work before it begins.

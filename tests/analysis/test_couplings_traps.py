@@ -9,6 +9,7 @@ from torch.export import Dim
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import Couplings, ZeroedReference, find_couplings, prove, remove_units
+from nncompress.analysis.couplings.proof import distance
 from nncompress.ir import Model
 
 
@@ -127,3 +128,28 @@ def test_a_recurrent_layer_without_biases_is_counted_and_pruned():
     ((name, size),) = sizes(couplings).items()
     assert size == 8
     proven(model, couplings, {name: [0, 7]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_the_proof_is_as_sharp_in_every_precision(dtype):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 64, dtype=dtype), nn.Linear(64, 48, dtype=dtype)
+            self.c = nn.Linear(48, 3, dtype=dtype)
+
+        def forward(self, x):
+            return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+    model, couplings = analysed(Net(), torch.randn(2, 6, dtype=dtype))
+    assert sizes(couplings) == {"a": 64, "b": 48}
+    removal = {"a": list(range(20)), "b": list(range(9))}
+    pruned = proven(model, couplings, removal)
+    with torch.no_grad():  # a mistake of one part in a hundred is not taken for rounding
+        pruned.tensor("c.weight").mul_(1.01)
+    assert prove(couplings, removal, pruned).error > 1e-3
+
+
+def test_distance_sees_imaginary_parts():
+    a = torch.tensor([1 + 1j, 2 - 1j])
+    assert distance((a.conj().resolve_conj(),), (a,)) == pytest.approx(2 / 5**0.5)

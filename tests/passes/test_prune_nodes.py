@@ -269,6 +269,17 @@ def test_data_of_a_kind_that_is_no_number_are_refused(tmp_path):
         open_data(str(tmp_path / "data.npz"), model("residual").inputs)
 
 
+def test_16_bits_are_too_few_to_fit_layers_on_data():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).eval().half()
+    each = Model.from_module(module, (torch.randn(2, 4).half(),))
+    with pytest.raises(UsageError, match="more precision") as caught:
+        run(each, Records((torch.randn(8, 4).half(),)))
+    assert caught.value.got == "0.weight is float16"
+    result, _ = run(each)
+    assert result.tensor("0.weight").shape == (8, 4)
+
+
 def test_nothing_left_beside_the_blocks_that_are_dropped_is_said():
     with pytest.raises(UsageError, match="no nodes can be removed") as caught:
         run(model("stages"), records("stages"), drop_blocks=4, ratio=0.3)

@@ -20,6 +20,7 @@ from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.resize import Kept
+from nncompress.ir.verify import in_double
 
 
 class ZeroedReference(fx.Interpreter):
@@ -101,6 +102,22 @@ def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:
     return x if b is None else x + b
 
 
+class Widened(fx.Interpreter):
+    """Runs a graph in float32 that computes in float16 or bfloat16: their rounding would hide a mistake."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        return fx.node.map_aggregate(super().run_node(n), _widened)
+
+
+def _widened(value: Any) -> Any:
+    narrow = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if narrow else value
+
+
+class _WidenedReference(Widened, ZeroedReference):
+    pass
+
+
 @dataclass(frozen=True)
 class Proof:
     """How far the pruned model is from the reference.
@@ -118,14 +135,14 @@ def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 
     """Compare the pruned model with the zeroed original on random inputs."""
     inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
     results = []
-    for run in (
-        ZeroedReference(couplings, removal).run,
-        couplings.model.outputs_of,
-        pruned.outputs_of,
+    for graph in (
+        _WidenedReference(couplings, removal),
+        Widened(couplings.model.graph_module),
+        Widened(pruned.graph_module),
     ):
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)  # a model that draws noise draws the same
-            results.append(run(*inputs))
+            results.append(graph.run(*inputs))
     wanted, original, got = results
     return Proof(distance(got, wanted), distance(original, wanted))
 
@@ -138,7 +155,7 @@ def distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
             return float("inf")
         if not b.numel():
             continue
-        a, b = a.detach().double(), b.detach().double()
+        a, b = in_double(a.detach()), in_double(b.detach())
         scale = max(float(b.abs().max()), 1e-12)
         difference = float((a - b).abs().max()) / scale
         worst = max(worst, difference if np.isfinite(difference) else float("inf"))
