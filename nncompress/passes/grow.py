@@ -43,7 +43,7 @@ class Grow(Pass):
     where: Literal["auto", "std", "gradient", "uniform"] = option(
         "auto",
         help="which groups get most: by spread of activations, by gradient of candidate nodes;"
-        " auto: gradient with labels, std with data, else uniform",
+        " auto: gradient with labels that fit, std with data, else uniform",
     )
     groups: int | None = option(None, least=1, help="only so many groups, those in most need [default: all]")
     init: Literal["auto", "he", "xavier", "split"] = option(
@@ -70,7 +70,7 @@ class Grow(Pass):
         return Wish(amount, where=self.where, groups=self.groups, init=self.init, exclude=self.exclude)
 
     def requires(self, model: Model, context: Context) -> None:
-        where = self.wish.chosen(context.data)
+        where = self.wish.chosen(model, context.data)
         if where != "uniform":
             data = need_data(context, self.name, f"--where {where} looks at what the nodes do")
             if where == "gradient" and not data.has_labels:

@@ -26,6 +26,7 @@ from nncompress.analysis.growth import (
     grow_units,
     is_quantized,
     largest_within,
+    require_fitting_labels,
 )
 from nncompress.bench.model_latency import ModelLatency
 from nncompress.data import Dataset
@@ -87,7 +88,13 @@ class Growing:
     """The growth of one run."""
 
     def __init__(
-        self, settings: GrowSettings, model: Model, training: TrainSettings, group: Group, progress: Progress
+        self,
+        settings: GrowSettings,
+        model: Model,
+        data: Dataset,
+        training: TrainSettings,
+        group: Group,
+        progress: Progress,
     ) -> None:
         if training.match:
             raise UsageError("train: --match needs layers of one width", remedy="leave --grow or --match out")
@@ -98,7 +105,7 @@ class Growing:
         bound = Budget(settings.max_macs, settings.max_params)
         by = DEFAULT_BY if all(getattr(settings, name) is None for name in AMOUNTS) else settings.grow_by
         amount = Amount(by, settings.grow_factor, settings.grow_quarter_of)
-        self.settings, self.group, self.progress = settings, group, progress
+        self.settings, self.data, self.group, self.progress = settings, data, group, progress
         self.wish = Wish(
             amount,
             bound,
@@ -107,6 +114,8 @@ class Growing:
             settings.grow_init,
             settings.grow_exclude,
         )
+        if settings.grow_where == "gradient":
+            require_fitting_labels(model, data)
         self.state = Grown()
         _refuse_bound(model, bound)
         self.latency = None  # of the model as it began: exported here, so that a refusal comes at once
@@ -118,14 +127,19 @@ class Growing:
         cls,
         settings: GrowSettings | None,
         model: Model,
+        data: Dataset,
         training: TrainSettings,
         group: Group,
         progress: Progress,
     ) -> Growing | None:
-        """None for a run that never grows."""
+        """None for a run that never grows.
+
+        Raises:
+            UsageError, UnsupportedError, DataError: the model cannot grow so, on these data.
+        """
         if settings is None or settings.grow == "never":
             return None
-        return cls(settings, model, training, group, progress)
+        return cls(settings, model, data, training, group, progress)
 
     def due(self, loss: float) -> bool:
         """The epoch that ended with this loss was the last of a plateau, and there is room."""
@@ -135,7 +149,7 @@ class Growing:
         state.best, state.waited = plateau.best, plateau.waited
         return reached and not state.full
 
-    def grow(self, model: Model, data: Dataset, batch: int, epoch: int, seed: int) -> tuple[Growth, Fit]:
+    def grow(self, model: Model, batch: int, epoch: int, seed: int) -> tuple[Growth, Fit]:
         """The grown model (on the CPU) and how it came about; how much of the wish kept within the latency,
         measured as a multiple of the latency that the model began with."""
         seed += len(self.state.steps)
@@ -143,7 +157,7 @@ class Growing:
         def step(scale: float) -> Growth:
             wish = replace(self.wish, amount=replace(self.wish.amount, scale=scale))
             return grow_step(
-                model, wish, data, limit=RECORDS, batch_size=batch, seed=seed, progress=self.progress
+                model, wish, self.data, limit=RECORDS, batch_size=batch, seed=seed, progress=self.progress
             )
 
         fit = self.group.agree(lambda: self._fit(step))

@@ -74,7 +74,7 @@ class Run:
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
 
-        self.growing = Growing.of(growth, model, settings, self.group, progress)
+        self.growing = Growing.of(growth, model, dataset, settings, self.group, progress)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
 
         self.model = model.copy()
@@ -188,7 +188,7 @@ class Run:
         if growing is not None and self.epoch < settings.epochs and growing.due(loss):
             self.group.share_buffers(self.model.graph_module)
             self._to_cpu()
-            step, fit = growing.grow(self.model, self.dataset, self.batch_size, self.epoch, settings.seed)
+            step, fit = growing.grow(self.model, self.batch_size, self.epoch, settings.seed)
             self.model.graph_module = step.model.graph_module
         if step is not None and step.added:
             self.held = None

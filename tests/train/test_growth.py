@@ -12,7 +12,7 @@ from torch import nn
 from nncompress.analysis.cost import cost
 from nncompress.bench.model_latency import ModelLatency
 from nncompress.data import Dataset, open_data
-from nncompress.errors import UnsupportedError, UsageError
+from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
@@ -118,6 +118,21 @@ def test_a_latency_that_cannot_be_measured_is_refused_before_training(data):
     model = Model.from_module(module.eval(), (torch.randn(2, 3, 6, 6),))
     with pytest.raises(UnsupportedError, match="ONNX"):
         train(model, data, TrainSettings(**TASK), growth=always(max_params=None, max_latency=2.0))
+
+
+def test_labels_that_are_not_of_the_outputs(tmp_path):
+    """An autoencoder on images with classes: auto looks at the activations; a gradient of the classes is
+    refused before training, not at the first growth."""
+    x = np.random.default_rng(0).normal(0, 1, (32, 1, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "train.npz", x=x, y=np.arange(32) % 3)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1)).eval()
+    model = Model.from_module(module, (torch.randn(2, 1, 4, 4),))
+    data = open_data(str(tmp_path / "train.npz"), model.inputs)
+    settings = TrainSettings(epochs=3, lr=0.01, batch=16, task="reconstruction")
+    grown, _ = train(model, data, settings, growth=always(grow_where="auto"))
+    assert len(grown.tensor("0.weight")) == 6
+    with pytest.raises(DataError, match="do not fit"):
+        Run(model, data, settings, None, None, NullProgress(), always(grow_where="gradient"))
 
 
 def test_no_plateau_no_growth(data):

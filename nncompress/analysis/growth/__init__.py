@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from nncompress.analysis.growth.amounts import Amount, Budget
 from nncompress.analysis.growth.latency import Fit, largest_within
+from nncompress.analysis.growth.need import require_fitting_labels
 from nncompress.analysis.growth.proof import Grown, grow_proven
 from nncompress.analysis.growth.step import Growth, Wish, grow_step, is_quantized
 from nncompress.analysis.growth.units import NewUnits, grow_units, normalized_groups
@@ -35,4 +36,5 @@ __all__ = [
     "is_quantized",
     "largest_within",
     "normalized_groups",
+    "require_fitting_labels",
 ]

@@ -22,7 +22,7 @@ from nncompress.analysis.growth.proof import grow_proven
 from nncompress.analysis.growth.units import NewUnits, normalized_groups
 from nncompress.analysis.importance.activations import activation_statistics
 from nncompress.analysis.importance.choices import group_choices
-from nncompress.analysis.importance.taps import task_loss
+from nncompress.analysis.importance.taps import check_labels, task_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.widen import anywhere
@@ -62,6 +62,17 @@ def need(
         )
         return {name: float(scores.mean()) for name, scores in found.items()}
     return _gradients(model, couplings, data, limit, batch_size, seed, progress)
+
+
+def require_fitting_labels(model: Model, data: Dataset) -> None:
+    """A gradient can be taken: the labels of the first records fit the model's first output.
+
+    Raises:
+        DataError: they do not, or there are none.
+    """
+    for batch in data.batches(data.fixed_batch or 2, limit=data.fixed_batch or 2):
+        check_labels(model.outputs_of(*batch.inputs)[0], batch.labels, data.spec)
+        return
 
 
 def _gradients(

@@ -8,10 +8,11 @@ from fnmatch import fnmatch
 from nncompress.analysis.couplings import Couplings, Group, find_couplings
 from nncompress.analysis.couplings.groups import layer_of
 from nncompress.analysis.growth.amounts import Amount, Budget, behind, new_units
-from nncompress.analysis.growth.need import need
+from nncompress.analysis.growth.need import need, require_fitting_labels
 from nncompress.analysis.growth.proof import grow_proven
 from nncompress.analysis.growth.units import NewUnits, normalized_groups
 from nncompress.data import Dataset
+from nncompress.errors import DataError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.widen import Gathers
@@ -23,8 +24,8 @@ class Wish:
     """What is asked for.
 
     Attributes:
-        where: "uniform", "std", "gradient" (see `need`), or "auto": by gradient with labels, by std with
-            data, else uniform.
+        where: "uniform", "std", "gradient" (see `need`), or "auto": by gradient with labels that fit the
+            model, by std with data, else uniform.
         groups: only so many, those in most need; None for all.
         init: of new units: "he", "xavier" or "auto" (see `initial`), or "split": copies.
         exclude: patterns of layers that get none.
@@ -37,13 +38,17 @@ class Wish:
     init: str = "auto"
     exclude: tuple[str, ...] = ()
 
-    def chosen(self, data: Dataset | None) -> str:
+    def chosen(self, model: Model, data: Dataset | None) -> str:
         """`where`, "auto" resolved."""
         if self.where != "auto":
             return self.where
         if data is None:
             return "uniform"
-        return "gradient" if data.has_labels else "std"
+        try:
+            require_fitting_labels(model, data)
+        except DataError:  # none, or (of images that are to be reconstructed) not of the model's outputs
+            return "std"
+        return "gradient"
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def grow_step(
     couplings = find_couplings(model)
     sizes = {name: couplings[name].size for name in growable(couplings, wish.exclude)}
     scores = need(
-        wish.chosen(data), model, couplings, data,
+        wish.chosen(model, data), model, couplings, data,
         limit=limit, batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
     scores = {name: scores[name] for name in sizes}
