@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export.atomic import replacing
 from nncompress.ir import Model
 
-SCHEMA = 1
+SCHEMA = 2  # 2: zero masks
 
 
 def weights_digest(model: Model) -> str:
@@ -29,6 +30,14 @@ def weights_digest(model: Model) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def data_identity(name: str, dataset: Dataset | None) -> dict[str, Any]:
+    """What tells one data set from another: its spec, how many records it has, how they are normalised."""
+    if dataset is None:
+        return {name: None}
+    how = None if dataset.normalization is None else repr(dataset.normalization)
+    return {name: dataset.spec, f"{name} records": len(dataset), f"{name} normalization": how}
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
@@ -50,11 +59,18 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        found, state = stored["identity"], stored["state"]
+        schema, found, state = stored["schema"], stored["identity"], stored["state"]
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelFileError(
             f"{path} is not a checkpoint of nncompress train", remedy="delete it and train from the start"
         ) from error
+    if schema != SCHEMA:
+        raise ModelFileError(
+            f"{path} was written by another version of nncompress",
+            got=f"schema {schema}",
+            expected=f"schema {SCHEMA}",
+            remedy="end that run with the version that began it, or delete the checkpoint",
+        )
     differing = sorted(k for k in {*found, *identity} if found.get(k) != identity.get(k))
     if differing:
         raise UsageError(

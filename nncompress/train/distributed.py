@@ -75,11 +75,9 @@ class Group:
         part = Batch(tuple(x[mine] for x in batch.inputs), labels)
         return part, len(part) * self.size / len(batch)
 
-    def wrap(self, module: nn.Module, unused: bool) -> nn.Module:
-        """`module` with gradients averaged over processes. `unused`: some parameters may get none."""
-        if self.size == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` with gradients averaged over processes; all its parameters must get one in every step."""
+        return module if self.size == 1 else nn.parallel.DistributedDataParallel(module)
 
     def agree(self, decide: Callable[[], T]) -> T:
         """What the first process decides, where the others would not come to the very same (clocks)."""

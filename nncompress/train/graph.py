@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +16,8 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import layers
+from nncompress.ir.widen import Gathers, gathered
+from nncompress.train.optimizer import new_places
 from nncompress.train.quantized import Copy, read_float_copies, round_biases_where_read
 
 RUNNING_MEAN = 3  # argument of batch_norm
@@ -28,7 +31,7 @@ def training_graph(
     taps: Sequence[str] = (),
     copies: Mapping[str, Copy] | None = None,
 ) -> fx.GraphModule:
-    """A copy of the graph over the same tensors: inputs -> outputs, then the output of each layer in `taps`.
+    """A copy of the graph over the same tensors: inputs -> the first output, then those of layers in `taps`.
 
     Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient. Biases
     of integer layers are read as a kernel stores them.
@@ -39,9 +42,10 @@ def training_graph(
     nodes = [layer_output(model, name) for name in taps]
     graph = fx.Graph()
     same: dict[fx.Node, fx.Node] = {}
-    outputs = graph.graph_copy(model.graph, same)
-    graph.output((*outputs, *(same[node] for node in nodes)))  # type: ignore[misc]
+    outputs: Any = graph.graph_copy(model.graph, same)
+    graph.output((outputs[0], *(same[node] for node in nodes)))
     round_biases_where_read(model, same)
+    graph.eliminate_dead_code()  # what only further outputs need is neither run nor trained
     if copies is not None:
         read_float_copies(graph, copies)
     copied = Model(fx.GraphModule(model.graph_module, graph), model.inputs, model.outputs, model.dynamic)
@@ -113,9 +117,7 @@ def layer_weights(model: Model, copies: Mapping[str, Copy]) -> list[Tensor]:
     return [model.tensor(copies[name].name if name in copies else name) for name in names]
 
 
-def zero_masks(
-    model: Model, chosen: Mapping[str, torch.nn.Parameter], copies: Mapping[str, Copy]
-) -> dict[str, Tensor]:
+def zero_masks(model: Model, copies: Mapping[str, Copy]) -> dict[str, Tensor]:
     """Per layer weight with zeros that pruning made, 1 where it is not zero.
 
     Training starts no weight at exactly zero, so a zero is one that pruning made. Not so, unless `prune` is
@@ -125,12 +127,24 @@ def zero_masks(
     rounded = {copy.name for copy in copies.values()}
     pruned = any(record.get("pass") == "prune" for record in model.history)
     masks = {}
-    for name, parameter in chosen.items():
+    for name, parameter in model.graph_module.named_parameters():
         if id(parameter) in weights:
             nonzero = parameter.detach() != 0
             if not nonzero.all() and (pruned or (nonzero.any() and name not in rounded)):
                 masks[name] = nonzero.to(parameter.dtype)
     return masks
+
+
+def widened_masks(
+    masks: Mapping[str, Tensor], model: Model, gathers: Mapping[str, Gathers]
+) -> dict[str, Tensor]:
+    """The masks of a model that has grown: where weights are new, those that were made as zeros stay zero."""
+    widened = dict(masks)
+    for name in masks.keys() & gathers.keys():
+        weight, dims = model.tensor(name).detach(), gathers[name]
+        new = new_places(dims, weight.dim()).to(weight.device)
+        widened[name] = torch.where(new, (weight != 0).to(weight.dtype), gathered(masks[name], dims))
+    return widened
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

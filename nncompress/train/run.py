@@ -30,6 +30,7 @@ from nncompress.train.graph import (
     regularized,
     trainable,
     training_graph,
+    widened_masks,
     zero_masks,
 )
 from nncompress.train.growth import Growing, Grown, Held
@@ -81,6 +82,7 @@ class Run:
         self.copies = add_float_copies(self.model)  # of int8 weights
         trainable(self.model, settings.freeze)  # refuses patterns that match nothing, though they may end
         self._build()
+        self.masks = {} if settings.dense else zero_masks(self.model, self.copies)
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
         self.least = 2 if norms else 1  # one record has no variance to normalise by
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
@@ -106,8 +108,7 @@ class Run:
         self.trained = trainable(self.model, frozen)
         self.evaluated = training_graph(self.model, training=False)
         graph = training_graph(self.model, frozen=frozen, taps=settings.match, copies=self.copies)
-        self.module = self.group.wrap(graph, unused=len(self.model.outputs) > 1)
-        self.masks = {} if settings.dense else zero_masks(self.model, self.trained, self.copies)
+        self.module = self.group.wrap(graph)
         weights = layer_weights(self.model, self.copies)
         self.penalty = Penalty(
             settings.l1, settings.l2, regularized(self.trained, weights, settings.regularize)
@@ -128,8 +129,8 @@ class Run:
         """What makes two runs the same run."""
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.settings).items()},
-            "data": self.dataset.spec,
-            "validation": self.validation.spec if self.validation else None,
+            **checkpoints.data_identity("data", self.dataset),
+            **checkpoints.data_identity("validation", self.validation),
             "model": checkpoints.weights_digest(self.original),
             "teacher": self.teacher,
             "processes": self.group.size,
@@ -142,11 +143,14 @@ class Run:
             "tensors": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
+            "masks": {name: mask.bool() for name, mask in self.masks.items()},
             "grown": None if self.growing is None else vars(self.growing.state),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        tensors, optimizer, grown = (snapshot.pop(k) for k in ("tensors", "optimizer", "grown"))
+        tensors, optimizer, masks, grown = (
+            snapshot.pop(key) for key in ("tensors", "optimizer", "masks", "grown")
+        )
         self.precision.scaler.load_state_dict(snapshot.pop("scaler"))
         self.state = State(**snapshot)
         gathers: Mapping[str, Gathers] = {}
@@ -157,6 +161,7 @@ class Run:
         self._build()
         checkpoints.restore_tensors(self.model, tensors)
         self.optimizer.load_state_dict(optimizer)
+        self.masks = {name: mask.to(self.model.tensor(name)) for name, mask in masks.items()}
         self._hold(gathers)
 
     # -- a model that changes ----------------------------------------------------------------------------
@@ -193,6 +198,7 @@ class Run:
         if step is not None and step.added:
             self.held = None
             self._rebuild(step.gathers)
+            self.masks = widened_masks(self.masks, self.model, step.gathers)
             self._restart_best(loss)
             sizes = {name: step.sizes[name] + units for name, units in step.added.items()}
             told = {"grown": sizes, "macs": cost(self.model).macs}
@@ -241,10 +247,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(self.optimizer)
-        for name, mask in self.masks.items():
-            gradient = self.trained[name].grad
-            if gradient is not None:
-                gradient.mul_(mask)
+        for name, parameter in self.trained.items():
+            if name in self.masks and parameter.grad is not None:
+                parameter.grad.mul_(self.masks[name])
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         for group in self.optimizer.param_groups:

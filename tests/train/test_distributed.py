@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train.two_processes import gradients, network, settings
+from train.two_processes import gradients, network, settings, two_heads
 
 from nncompress.data import Batch, open_data
 from nncompress.train import Group, train
@@ -58,6 +58,10 @@ def test_two_processes_agree_with_one_on_the_joined_batch(tmp_path):
         for name, tensor in alone.state_dict().items():
             torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-4, atol=1e-6)
             assert not torch.equal(tensor, model.tensor(name))
+        forked, _ = train(two_heads(), dataset, settings(loss))
+        for name, tensor in forked.state_dict().items():  # the second head is moved by --l2 alone
+            torch.testing.assert_close(found["forked"][name], tensor, rtol=1e-4, atol=1e-6)
+            assert torch.equal(tensor, two_heads().tensor(name)) == (name == "other.bias")
 
 
 def test_parts_of_a_batch_cover_it_once_with_their_weight():

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from train.corners import same, small
 
 from nncompress.data import open_data
-from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
+from nncompress.errors import DataError, DeviceError, ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Context, Prune
+from nncompress.progress import NullProgress
 from nncompress.train import TrainSettings, train
 from nncompress.train import checkpoint as checkpoints
+from nncompress.train.run import Run
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -134,6 +136,61 @@ def test_zeros_that_prune_made_stay_zero(data, options):
     assert not torch.equal(trained.tensor("conv.weight"), model.tensor("conv.weight"))
     dense, _ = train(model, dataset, TrainSettings(epochs=2, batch=8, dense=True))
     assert (dense.tensor("conv.weight") != 0).all()
+
+
+def test_a_zero_that_training_leaves_is_no_pruned_one(data):
+    """A head that starts at zero, behind a channel that is always 0: its column has no gradient at first, and
+    must not be taken for a pruned one when more is unfrozen."""
+    _, model = small()
+    with torch.no_grad():
+        model.tensor("head.weight").zero_()
+        model.tensor("bn.weight")[2] = 0
+        model.tensor("bn.bias")[2] = -1
+    settings = TrainSettings(epochs=2, batch=8, freeze=("conv.*",), unfreeze=("1",))
+    run = Run(model, open_data(str(data), model.inputs), settings, None, None, NullProgress())
+    for _ in range(settings.epochs):
+        for batch in run.rest_of_epoch():
+            run.step(batch)
+        run.end_epoch()
+    head = run.model.tensor("head.weight") != 0
+    assert head.any(dim=0).tolist() == [True, True, False, True, True, True]
+    assert run.masks == {}
+
+
+def test_zeros_of_a_part_that_is_unfrozen_later_stay_zero(data, tmp_path):
+    _, model = small()
+    model.history.append({"pass": "prune"})
+    Prune(sparsity=0.6).apply(model, Context())
+    zero = model.tensor("conv.weight") == 0
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(epochs=3, batch=8, freeze=("conv.*",), unfreeze=("1",))
+    whole, _ = train(model, dataset, settings)
+    assert torch.equal(whole.tensor("conv.weight") == 0, zero)
+    assert not torch.equal(whole.tensor("conv.weight"), model.tensor("conv.weight"))
+    kept = {"checkpoint": tmp_path / "c", "checkpoint_seconds": 0.0, "resume": True}
+    for at in (3, 7):
+        with pytest.raises(Killed):
+            train(model, dataset, settings, progress=Kill(at), **kept)
+    assert same(whole, train(model, dataset, settings, **kept)[0])
+
+
+def test_data_that_has_changed_is_another_run(data, tmp_path):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    kept = {"checkpoint": tmp_path / "c", "resume": True}
+    train(model, dataset, TrainSettings(epochs=1, batch=8), **kept)
+    with pytest.raises(UsageError, match="data normalization None there"):
+        train(model, open_data(str(data), model.inputs, "0.5/0.5"), TrainSettings(epochs=1, batch=8), **kept)
+    arrays = np.load(data)
+    np.savez(data, x=arrays["x"][:30], y=arrays["y"][:30])
+    with pytest.raises(UsageError, match="data records 40 there, 30 here"):
+        train(model, open_data(str(data), model.inputs), TrainSettings(epochs=1, batch=8), **kept)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    torch.save({"schema": 1, "identity": {}, "state": {}}, tmp_path / "c")
+    with pytest.raises(ModelFileError, match="another version"):
+        checkpoints.load(tmp_path / "c", {})
 
 
 def test_tied_weights_stay_tied(tmp_path):

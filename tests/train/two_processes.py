@@ -25,6 +25,23 @@ def network() -> Model:
     return Model.from_module(module, (torch.randn(2, 6),))
 
 
+class TwoHeads(nn.Module):
+    """The second output is no part of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.other = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.body(x).relu()
+        return self.head(y), self.other(y)
+
+
+def two_heads() -> Model:
+    torch.manual_seed(0)
+    return Model.from_module(TwoHeads().eval(), (torch.randn(2, 6),))
+
+
 def settings(loss: str) -> TrainSettings:
     return TrainSettings(epochs=3, batch=10, lr=0.1, loss=loss, task="regression", l2=0.01, device="cpu")
 
@@ -63,6 +80,8 @@ if __name__ == "__main__":
             if loss == "mse":
                 again = continued(dataset, out, group).state_dict()
                 assert all(torch.equal(again[name], t) for name, t in trained.state_dict().items())
+            forked, _ = train(two_heads(), dataset, settings(loss))
             if group.main:
                 weights = {"size": group.size, "loss": result.loss, "weights": dict(trained.state_dict())}
+                weights["forked"] = dict(forked.state_dict())
                 torch.save({**weights, "gradients": steps}, f"{out}.{loss}")
