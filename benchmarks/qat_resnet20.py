@@ -1,10 +1,10 @@
 """Quantization-aware training of a CIFAR ResNet-20 after `quantize`, by distillation from the original.
 
-    python benchmarks/qat_resnet20.py DIR [--bits 8 4 3] [--epochs 2]
+    python -m benchmarks.qat_resnet20 DIR [--bits 4 3] [--images 3000] [--epochs 2] [--test 2000]
 
-DIR holds resnet20.safetensors, lossless_train4660.npz (calibration and training) and lossless_test846.npz.
-Every row is `nncompress quantize --weight-bits BITS`, then `nncompress train --teacher ORIGINAL
---teacher-weight 1`.
+DIR holds train.tar.xz, test.tar.xz and resnet20-jpeg.safetensors. Every row is `nncompress quantize
+--weight-bits BITS` (512 training images), then `nncompress train --teacher ORIGINAL --teacher-weight 1` on so
+many training images. Differences to the original are paired, of the same test images.
 """
 
 from __future__ import annotations
@@ -15,41 +15,54 @@ import time
 from pathlib import Path
 
 import nncompress
-from nncompress.analysis.accuracy import evaluate, evaluate_paired
+from nncompress import pipeline
+from nncompress.analysis.accuracy import evaluate_paired
+from nncompress.data import Dataset
+from nncompress.ir import Model
+from nncompress.passes import Context, Quantize
 from nncompress.train import TrainSettings, train
 
 HERE = Path(__file__).parent
+CALIBRATION_IMAGES = 512
+
+
+def difference(original: Model, model: Model, test: Dataset, limit: int) -> str:
+    """Top-1 of `model` in %, and its difference to the original with the 95 % interval, in points."""
+    paired = evaluate_paired(original, model, test, limit=limit)
+    d = paired.difference
+    return f"{100 * paired.top1_changed:.2f}: {100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--test", type=int, default=2000)
     arguments = parser.parse_args()
     original = nncompress.load(
-        arguments.folder / "resnet20.safetensors",
+        arguments.folder / "resnet20-jpeg.safetensors",
         arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
         input="1x3x32x32",
         normalize="imagenet",
     )
-    images = nncompress.dataset(str(arguments.folder / "lossless_train4660.npz"), original)
-    test = nncompress.dataset(str(arguments.folder / "lossless_test846.npz"), original)
+    images = nncompress.dataset(f"cifar10:{arguments.folder}?split=train", original)
+    test = nncompress.dataset(f"cifar10:{arguments.folder}?split=test", original)
     settings = TrainSettings(
-        epochs=arguments.epochs, batch=64, lr=0.002, teacher_weight=1.0, crop=4, flip=True
+        epochs=arguments.epochs, limit=arguments.images, batch=64, lr=0.002, teacher_weight=1.0, flip=True
     )
-    print(f"original: {100 * (evaluate(original, test).top1 or 0):.1f} %")
-    print("| weight bits | quantized | trained | difference to the original [95 %] | CPU s |")
-    print("|---|---|---|---|---|")
+    print("| weight bits | quantized | then trained | CPU s to train |")
+    print("|---|---|---|---|", flush=True)
     for bits in arguments.bits:
-        model = nncompress.compress(original, [f"quantize:weight_bits={bits}"], data=images)
+        context = Context(data=images, limit=CALIBRATION_IMAGES)
+        model, _ = pipeline.run(original, [Quantize(weight_bits=bits)], context)
+        before = difference(original, model, test, arguments.test)
         started = time.process_time()
         trained, _ = train(model, images, settings, teacher=original)
         seconds = time.process_time() - started
-        before, after = (100 * (evaluate(m, test).top1 or 0) for m in (model, trained))
-        d = evaluate_paired(original, trained, test).difference
-        difference = f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
-        print(f"| {bits} | {before:.1f} | {after:.1f} | {difference} | {seconds:.0f} |", flush=True)
+        after = difference(original, trained, test, arguments.test)
+        print(f"| {bits} | {before} | {after} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,12 @@ def run(
     **files: Any,
 ) -> None:
     """Train and prune in cycles, and write what is left."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(
+            "cycle runs in one process",
+            got=f"{os.environ['WORLD_SIZE']} by torchrun",
+            remedy="without torchrun; or torchrun -m nncompress train, and prune-nodes between",
+        )
     job = Job.open("cycle", model, **files)
     from nncompress.cycles import Cycle, run_cycles
     from nncompress.report import training as report
@@ -77,6 +84,7 @@ def run(
             cycling,
             folder=records,
             validation=job.validation,
+            teacher=job.teacher,
             resume=resume,
             done=done,
             progress=bar,

@@ -25,9 +25,6 @@ With --grow the model gets nodes whenever the loss stops falling, up to a bound.
 Example:  nncompress train pruned.pt2 --data train.npz --val val.npz --teacher model.pt2 --epochs 5
 """
 
-_Teacher = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="model whose answers are imitated, e.g. the original")
-]
 _Log = Annotated[
     str | None, typer.Option(metavar="FILE", help="JSON lines, one per epoch [default: OUTPUT.jsonl]")
 ]
@@ -39,7 +36,6 @@ def register(app: typer.Typer) -> None:
         **declared(TrainSettings),
         **declared(GrowSettings, "Growth"),
         **BEFORE,
-        "teacher": (_Teacher, None),
         "log": (_Log, None),
         **AFTER,
     }
@@ -55,15 +51,12 @@ def run(
     growth: GrowSettings,
     model: str | None,
     *,
-    teacher: str | None,
     resume: bool,
     log: str | None,
-    trust_pickle: bool,
     **files: Any,
 ) -> None:
     """Train, in one process or as one of several, and write the result in the first of them."""
-    job = Job.open("train", model, trust_pickle=trust_pickle, teacher=teacher, **files)
-    from nncompress import api
+    job = Job.open("train", model, **files)
     from nncompress.export.atomic import check_target
     from nncompress.report.training import epochs
     from nncompress.train import process_group, train
@@ -72,16 +65,13 @@ def run(
     check_checkpoint(checkpoint, resume)
     epochs_file = Path(log or f"{job.target}.jsonl")
     check_target(epochs_file, (*job.sources, job.target, files["data"]))
-    taught_by = None
-    if teacher is not None:
-        taught_by = api.load(teacher, data=files["data"], trust_pickle=trust_pickle, notice=say)
     with how_to_go_on(checkpoint), process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,
             job.data,
             settings,
             validation=job.validation,
-            teacher=taught_by,
+            teacher=job.teacher,
             growth=growth,
             checkpoint=checkpoint,
             resume=resume,

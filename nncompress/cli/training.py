@@ -27,8 +27,15 @@ if TYPE_CHECKING:
 Validation = Annotated[
     str | None, typer.Option("--val", metavar="DATA", help="measured after every epoch; decides --patience")
 ]
+Teacher = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="model whose answers are imitated, e.g. the original")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run that was killed")]
-BEFORE: Parameters = {"data": (options.Data, None), "val": (Validation, None)}
+BEFORE: Parameters = {
+    "data": (options.Data, None),
+    "val": (Validation, None),
+    "teacher": (Teacher, None),
+}
 AFTER: Parameters = {
     "resume": (Resume, False),
     "output": (options.Output, None),
@@ -48,6 +55,7 @@ class Job:
     opened: options.Opened
     data: Dataset
     validation: Dataset | None
+    teacher: Model | None
     target: Path
     sources: tuple[Path, ...]
     json: bool
@@ -60,9 +68,9 @@ class Job:
         *,
         data: str | None,
         val: str | None,
+        teacher: str | None,
         output: str | None,
         json: bool,
-        teacher: str | None = None,
         **loading: Any,
     ) -> Job:
         """Open the model and its data; `command` names the default output.
@@ -83,7 +91,10 @@ class Job:
         check_target(target, sources)
         records = api.dataset(data, opened.model, loading["normalize"])
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
-        return cls(opened, records, held_out, target, sources, json)
+        imitated = None
+        if teacher is not None:
+            imitated = api.load(teacher, data=data, trust_pickle=loading["trust_pickle"], notice=say)
+        return cls(opened, records, held_out, imitated, target, sources, json)
 
     def finish(
         self,

@@ -114,6 +114,7 @@ def run_cycles(
     *,
     folder: Path,
     validation: Dataset | None = None,
+    teacher: Model | None = None,
     resume: bool = False,
     done: Callable[[Cycle], None] | None = None,
     progress: Progress | None = None,
@@ -123,12 +124,15 @@ def run_cycles(
     Args:
         folder: made if missing. `cycles.jsonl` has a line per cycle; the rest is there to resume from.
         validation: its loss is what `max_loss` bounds, where given.
+        teacher: imitated in every cycle, e.g. the original.
         done: called after every cycle.
 
     Raises:
         NNCompressError: as `train` and the passes raise them.
     """
-    return _Cycles(model, dataset, training, settings, folder, validation, resume, done, progress).run()
+    return _Cycles(
+        model, dataset, training, settings, folder, validation, teacher, resume, done, progress
+    ).run()
 
 
 class _Cycles:
@@ -140,20 +144,22 @@ class _Cycles:
         settings: CycleSettings,
         folder: Path,
         validation: Dataset | None,
+        teacher: Model | None,
         resume: bool,
         done: Callable[[Cycle], None] | None,
         progress: Progress | None,
     ) -> None:
-        self.dataset, self.validation = dataset, validation
+        self.dataset, self.validation, self.teacher = dataset, validation, teacher
         self.training, self.settings, self.folder = training, settings, folder
         self.done, self.progress = done, progress or NullProgress()
         self.history, self.groups = list(model.history), list(nodes(model))
         self.identity = {
             "training": _plain(training),
             "cycle": _plain(settings),
-            "data": dataset.spec,
-            "validation": validation.spec if validation else None,
+            **checkpoint.data_identity("data", dataset),
+            **checkpoint.data_identity("validation", validation),
             "model": checkpoint.weights_digest(model),
+            "teacher": None if teacher is None else checkpoint.weights_digest(teacher),
         }
         make_folder(folder)
         self.state = self._stored() if resume else _State()
@@ -188,6 +194,7 @@ class _Cycles:
             self.dataset,
             replace(self.training, seed=self.training.seed + number),
             validation=self.validation,
+            teacher=self.teacher,
             checkpoint=self.folder / f"train-{number}.checkpoint",
             resume=True,
             progress=self.progress,

@@ -186,6 +186,17 @@ def test_cycles_prune_and_are_not_overwritten(here, capsys):
     assert "cycle" in capsys.readouterr().out
 
 
+def test_cycles_take_a_teacher_and_one_process(here, capsys, monkeypatch):
+    cycle = ["cycle", "model.pt", "--input", "1x4", "--data", "data.npz", "--ratio", "0.5", "--epochs", "1"]
+    assert run([*cycle, "--max-cycles", "2", "--teacher", "model.pt", "--json"]) == ExitCode.OK
+    result = json.loads(capsys.readouterr().out)
+    assert [list(c["nodes"].values()) for c in result["cycles"]] == [[16], [8]]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run([*cycle, "--folder", "other"]) == ExitCode.USAGE
+    assert "cycle runs in one process" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
 def test_growing_up_to_a_budget(here, capsys):
     """The table tells what grew, the budget is kept, and the file holds the grown model."""
     train = ["train", "model.pt", "--input", "1x4", "--data", "data.npz", "--epochs", "4", "--lr", "1e-6"]

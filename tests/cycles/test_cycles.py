@@ -94,6 +94,27 @@ def test_a_killed_run_ends_the_same(sums, tmp_path):
         run_cycles(network(seed=1), sums, training, settings, folder=tmp_path / "c", resume=True)
 
 
+def test_every_cycle_imitates_the_teacher(sums, tmp_path):
+    """A teacher that gives half of the sum: the pruned student gives half of it, too, not the labels."""
+    teacher = network(seed=3)
+    with torch.no_grad():
+        teacher.tensor("0.weight")[0] = 0.5
+        teacher.tensor("0.bias")[0] = 0
+        teacher.tensor("2.weight").zero_()[0, 0] = 1
+        teacher.tensor("2.bias").zero_()
+    training = TrainSettings(epochs=10, batch=50, lr=0.05, teacher_weight=1.0)
+    settings = CycleSettings(ratio=0.5, max_cycles=2)
+    given = {"folder": tmp_path / "c", "resume": True}
+    found, result = run_cycles(network(), sums, training, settings, teacher=teacher, **given)
+    assert list(result.nodes.values()) == [12]
+    batch = next(sums.batches(600))
+    with torch.no_grad():
+        error = found(*batch.inputs).flatten() - batch.labels.flatten() / 2
+    assert float(error.square().mean().sqrt()) < 0.05
+    with pytest.raises(UsageError, match="different teacher"):
+        run_cycles(network(), sums, training, settings, teacher=network(seed=4), **given)
+
+
 def test_connections_follow_the_cubic_ramp(sums, tmp_path):
     settings = CycleSettings(sparsity=0.8, max_cycles=4)
     pruned, _ = run_cycles(network(), sums, TRAINING, settings, folder=tmp_path / "c")
