@@ -65,7 +65,7 @@ def inspect(
 def _show_units(opened: options.Opened, json: bool) -> None:
     from nncompress.analysis.couplings import find_couplings
     from nncompress.analysis.couplings.summary import summarize
-    from nncompress.report import tables
+    from nncompress.report.groups import groups
 
     couplings = find_couplings(opened.model)
     rows = summarize(couplings)
@@ -83,7 +83,7 @@ def _show_units(opened: options.Opened, json: bool) -> None:
             }
         )
     else:
-        show(tables.units(rows, couplings.prunable_share(), couplings.pinned))
+        show(groups(rows, couplings.prunable_share(), couplings.pinned))
 
 
 def _show_spectra(opened: options.Opened, json: bool) -> None:

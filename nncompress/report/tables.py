@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from nncompress.report.units import count, share, size, times
 
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
-    from nncompress.analysis.couplings.summary import GroupSummary
     from nncompress.analysis.spectrum import LayerSpectrum
     from nncompress.export import ExportReport
     from nncompress.ir import Model
@@ -69,33 +68,6 @@ def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
     if model.history:
         lines.append(Text("history: " + " → ".join(str(record["pass"]) for record in model.history)))
     return Group(*lines, table)
-
-
-def units(
-    rows: list[GroupSummary], share_prunable: float, pinned: Mapping[tuple[str, int], str]
-) -> RenderableType:
-    """One row per group of removable nodes, then what cannot be removed and why."""
-    table = plain("group", "nodes", "spans", "params", "MACs", right=3)
-    table.columns[1].justify = "right"
-    for row in rows:
-        shown = ", ".join(row.layers[:4]) + (
-            f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else ""
-        )
-        table.add_row(broken(row.name, 24), str(row.units), shown, count(row.parameters), count(row.macs))
-    lines: list[RenderableType] = [table, Text("params, MACs: what removing one node saves", style="dim")]
-    lines.append(Text(f"{100 * share_prunable:.1f} % of the parameters lie in nodes that can be removed"))
-    if pinned:
-        reasons: dict[str, list[str]] = {}
-        for (tensor, dim), why in pinned.items():
-            if why.endswith("a kernel's extent"):  # true of every convolution, and no news
-                continue
-            reasons.setdefault(why, []).append(f"{tensor} dim {dim}")
-        fixed = plain("fixed because", "tensors", right=2)
-        for why, where in reasons.items():
-            more = f" and {len(where) - 3} more" if len(where) > 3 else ""
-            fixed.add_row(why, ", ".join(where[:3]) + more)
-        lines += [Text(), fixed]
-    return Group(*lines)
 
 
 def architectures(rows: Sequence[Architecture]) -> RenderableType:
