@@ -64,7 +64,7 @@ def digits(folder: Path) -> tuple[Digits, Digits]:
     return Digits(x[:HALF], labels[:HALF]), Digits(x[HALF:], labels[HALF:])
 
 
-def train(network: nn.Module, data: Digits, epochs: int = 12, batch: int = 64) -> None:
+def train(network: nn.Module, data: Digits, epochs: int = 5, batch: int = 64) -> None:
     steps = epochs * len(data.images) // batch
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

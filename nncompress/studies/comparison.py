@@ -30,7 +30,7 @@ class Entry:
         test: records that fit it.
         paper: column (as in `Measured`) → the paper's figure in its own words.
         timed: what is timed instead of the first model, so that all take the same input.
-        suffix: of the file that is measured; its runtime runs it.
+        suffix: of the file that is measured; its runtime runs it, torch a `.pt2`.
     """
 
     name: str
@@ -105,20 +105,27 @@ def measure(
     first: Any = None
     for position, entry in enumerate(entries):
         path = request.folder / f"{position}{entry.suffix}"
-        tops = []
+        tops, difference = [], None
         for number, model in enumerate(entry.models):
             file = path.with_stem(f"{position}-{number}")
             write(model, file)
-            tops.append(evaluate(open_artifact(file).run, entry.test, "classification").top1 or 0.0)
-        run = open_artifact(path.with_stem(f"{position}-0")).run
-        first = first or run
-        same = paired and position > 0
-        differences.append(evaluate_paired(first, run, entry.test).difference if same else None)
+            run = open_artifact(model if entry.suffix == ".pt2" else file).run
+            first = first or run
+            if paired and position > 0 and number == 0:
+                pair = evaluate_paired(first, run, entry.test)
+                tops.append(pair.top1_changed)
+                difference = pair.difference
+            else:
+                tops.append(evaluate(run, entry.test, "classification").top1 or 0.0)
+        differences.append(difference)
         scores.append(tuple(tops))
         costs.append(cost(entry.models[0]))
         if entry.timed is not None:
             write(entry.timed, path)
-        arms.append(Arm(entry.name, path if entry.timed is not None else path.with_stem(f"{position}-0")))
+        measured: Path | Model = path if entry.timed is not None else path.with_stem(f"{position}-0")
+        if entry.suffix == ".pt2":
+            measured = entry.timed or entry.models[0]
+        arms.append(Arm(entry.name, measured))
         request.say(f"{entry.name}: top-1 {100 * statistics.fmean(tops):.2f} %")
     result = benchmark(arms, time_budget=time_budget, memory=False, progress=request.progress)
     rows = []

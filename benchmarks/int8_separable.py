@@ -1,0 +1,81 @@
+"""What int8 costs a trained depthwise-separable network: CIFAR-10's test images, in every runtime, paired.
+
+    nncompress reproduce small-model --data cifar10:DIR --keep models          (trains it)
+    python benchmarks/int8_separable.py models/small-separable-0.pt2 cifar10:DIR [--formats .onnx .pte]
+
+512 training images calibrate. The interval of the change is of paired records, 1.96 sqrt(lost + won) / n.
+`--layers`: also each layer rounded alone, by how many images change their class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import nncompress
+from nncompress.data import Dataset
+from nncompress.export import write
+from nncompress.ir import Model
+from nncompress.ir.weights import layers
+from nncompress.passes import Context
+from nncompress.passes.quantize import Quantize
+from nncompress.runtimes import open_artifact
+from nncompress.studies.images import Crops, open_images
+
+CALIBRATION = 512
+
+
+def classes(model: Model, path: Path, data: Dataset) -> np.ndarray:
+    """int [records]: the top class of each, by the file in its runtime."""
+    write(model, path)
+    run = open_artifact(path).run
+    return np.concatenate([run(*batch.inputs)[0].argmax(1) for batch in data.batches(50)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--formats", nargs="+", default=[".onnx", ".pte"])
+    parser.add_argument("--layers", action="store_true", help="also each layer rounded alone")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = nncompress.load(options.model)
+    train, test = (Crops(i, model.inputs) for i in open_images(options.data, "it", (CALIBRATION, None)))
+    labels = np.concatenate(
+        [batch.labels.numpy() for batch in test.batches(1000) if batch.labels is not None]
+    )
+    quantized = model.copy()
+    Quantize().apply(quantized, Context(data=train))
+    print(f"{len(labels)} images\n{'':8}{'float32':>9}{'int8':>9}{'change, points':>17}{'lost':>6}{'won':>6}")
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in options.formats:
+            found = [
+                classes(m, Path(folder) / f"{i}{suffix}", test) for i, m in enumerate((model, quantized))
+            ]
+            before, after = (each == labels for each in found)
+            lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+            change, interval = 100 * (won - lost) / len(labels), 196 * (lost + won) ** 0.5 / len(labels)
+            figures = (
+                f"{before.mean():9.2%}{after.mean():9.2%}{change:+10.2f} ± {interval:.2f}{lost:6}{won:6}"
+            )
+            print(f"{suffix:8}{figures}", flush=True)
+        if options.layers:
+            whole = classes(model, Path(folder) / "whole.onnx", test)
+            names = [layer.name for layer in layers(model)]
+            for name in names:
+                alone = model.copy()
+                keep = tuple(other for other in names if other != name)
+                Quantize(keep=keep).apply(alone, Context(data=train))
+                print(
+                    f"  {name:24}{(classes(alone, Path(folder) / 'a.onnx', test) != whole).sum():5}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
