@@ -1,6 +1,6 @@
 """Quantization-aware training of a CIFAR ResNet-20 after `quantize`, by distillation from the original.
 
-    python -m benchmarks.qat_resnet20 DIR [--bits 4 3] [--images 3000] [--epochs 2] [--test 2000]
+    python -m benchmarks.qat_resnet20 DIR [--bits 4 3] [--images 3000] [--epochs 1] [--test 2000]
 
 DIR holds train.tar.xz, test.tar.xz and resnet20-jpeg.safetensors. Every row is `nncompress quantize
 --weight-bits BITS` (512 training images), then `nncompress train --teacher ORIGINAL --teacher-weight 1` on so
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test", type=int, default=2000)
     arguments = parser.parse_args()
     original = nncompress.load(

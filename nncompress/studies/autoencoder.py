@@ -76,7 +76,7 @@ def run(request: Request) -> StudyResult:
         )
     started = time.monotonic()
     runs = request.runs or (1 if request.quick else 3)
-    epochs, last, limit = (1, 2, 1000) if request.quick else (3, 25, None)
+    epochs, last, limit = (1, 5, 3000) if request.quick else (3, 25, None)
     data, held_out = _split(request)
     budget = _Budget(
         TrainSettings(epochs=epochs, limit=limit, lr=0.01, **TRAINING),
