@@ -146,6 +146,32 @@ def test_rotary_positions_leave_whole_heads():
     assert couplings["layers.0.q"].layers == tuple(f"layers.0.{name}" for name in "qkvo")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("bti,ij->btj", "btj,jk->btk"),
+        ("...i,ij->...j", "...j,jk"),  # without an arrow: what occurs once, sorted
+        ("bti,btl,ilj->btj", "btj,jk->btk"),
+    ],
+)
+def test_einsum_in_any_spelling(first, second):
+
+    class Einsum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            three = first.count(",") == 2
+            self.v, self.w = nn.Parameter(torch.randn(5, *[5] * three, 9)), nn.Parameter(torch.randn(9, 8))
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = torch.relu(torch.einsum(first, *[x] * first.count(","), self.v))
+            return self.out(torch.relu(torch.einsum(second, x, self.w)))
+
+    given, couplings = analysed(Einsum(), torch.randn(2, 4, 5))
+    assert sizes(couplings) == {"v": 9, "w": 8}
+    prune(given, couplings)
+
+
 def test_attention_without_heads_keeps_its_scale():
     class Single(nn.Module):
         def __init__(self):

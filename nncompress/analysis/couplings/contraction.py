@@ -115,31 +115,40 @@ def addmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
 
 def einsum(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    equation = a["equation"].replace(" ", "")
-    tensors = a["tensors"]
-    if "->" not in equation or "." in equation or len(tensors) > 2:
-        return t.unknown(node)
-    left, out = equation.split("->")
-    names = [list(part) for part in left.split(",")]
+    """Any number of operands; a letter that one operand repeats (a diagonal) is not followed."""
+    tensors, values = a["tensors"], [t.value(tensor) for tensor in a["tensors"]]
+    names, out = _letters(a["equation"].replace(" ", ""), [len(v.shape) for v in values])
     if any(len(set(n)) < len(n) for n in names):
         return t.unknown(node)
-    summed_alone = [
-        letter for n in names for letter in n if letter not in out and sum(letter in m for m in names) == 1
-    ]
+    count = {letter: sum(letter in n for n in names) for n in names for letter in n}
     operands = []
-    for tensor, n in zip(tensors, names):
-        value = t.value(tensor)
-        dims = [n.index(letter) for letter in summed_alone if letter in n]
-        operands.append((Value(value.shape, t.labels.fix(value.factors, dims, "summed")), n))
-    if len(tensors) == 2:
-        shared = [letter for letter in names[1] if letter in names[0] and letter not in out]
-        t.contraction(
-            node,
-            tensors[1],
-            outputs=[names[1].index(c) for c in names[1] if c in out],
-            inputs=[names[1].index(c) for c in shared],
-        )
-    return contract(t, operands, list(out), t.shape(node))
+    for value, n in zip(values, names):
+        alone = [d for d, letter in enumerate(n) if count[letter] == 1 and letter not in out]
+        operands.append((Value(value.shape, t.labels.fix(value.factors, alone, "summed")), n))
+    shared = {letter for letter in count if count[letter] > 1 and letter not in out}
+    for tensor, n in list(zip(tensors, names))[1:]:  # one of the operands of every sum
+        summed = [n.index(letter) for letter in n if letter in shared]
+        shared -= set(n)
+        if summed or len(tensors) == 2:
+            made = [n.index(letter) for letter in n if letter in out]
+            t.contraction(node, tensor, outputs=made, inputs=summed)
+    return contract(t, operands, out, t.shape(node))
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Names of the operands' dims and of the result; those of an ellipsis are "0", "1", … from the right."""
+    terms, arrow, out = equation.partition("->")
+    names = []
+    for term, rank in zip(terms.split(","), ranks, strict=True):
+        before, dots, after = term.partition("...")
+        free = rank - len(before) - len(after) if dots else 0
+        names.append([*before, *map(str, reversed(range(free))), *after])
+    longest = [str(d) for d in reversed(range(max(sum(n.isdigit() for n in term) for term in names)))]
+    if not arrow:  # the letters that occur once, in alphabetical order
+        every = [n for term in names for n in term if not n.isdigit()]
+        return names, longest + sorted(n for n in every if every.count(n) == 1)
+    before, dots, after = out.partition("...")
+    return names, [*before, *(longest if dots else []), *after]
 
 
 def attention(t: Trace, node: fx.Node, a: Arguments) -> Result:
