@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from architectures import attention as a
 from architectures import convolutional as c
+from architectures import dense as d
 from architectures import recurrent as r
 from architectures import residual as s
 from nncompress.ir import Model
@@ -111,17 +112,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "shufflenet-v1": Architecture("ShuffleNet", c.ShuffleNetV1, SMALL),
     "shufflenet-v1-g4": Architecture("ShuffleNet", partial(c.ShuffleNetV1, 32, 4), SMALL),
     "shufflenet-v2": Architecture("ShuffleNet", c.ShuffleNetV2, SMALL),
-    "unet": Architecture("U-Net", c.UNet, IMAGE),
-    "unet-bilinear-groupnorm": Architecture("U-Net", partial(c.UNet, "bilinear", "group"), IMAGE),
-    "unet-instancenorm": Architecture("U-Net", partial(c.UNet, "bilinear", "instance"), IMAGE),
-    "fpn": Architecture("detection", c.FPN, IMAGE),
-    "deeplab-aspp": Architecture("segmentation", c.ASPP, SMALL),
-    "dcgan": Architecture("GAN", c.Generator, (Input((16,)),)),
-    "stylegan": Architecture("GAN", c.StyleGenerator, (Input((16,)),)),
-    "espcn": Architecture("super-resolution", c.ESPCN, (Input((1, 12, 12)),)),
-    "edsr": Architecture("super-resolution", c.EDSR, SMALL),
-    "autoencoder": Architecture("autoencoder", c.Autoencoder, (Input((1, 28, 28)),)),
-    "tied-autoencoder": Architecture("autoencoder", c.TiedAutoencoder, (Input((20,)),)),
+    "unet": Architecture("U-Net", d.UNet, IMAGE),
+    "unet-bilinear-groupnorm": Architecture("U-Net", partial(d.UNet, "bilinear", "group"), IMAGE),
+    "unet-instancenorm": Architecture("U-Net", partial(d.UNet, "bilinear", "instance"), IMAGE),
+    "fpn": Architecture("detection", d.FPN, IMAGE),
+    "deeplab-aspp": Architecture("segmentation", d.ASPP, SMALL),
+    "dcgan": Architecture("GAN", d.Generator, (Input((16,)),)),
+    "stylegan": Architecture("GAN", d.StyleGenerator, (Input((16,)),)),
+    "espcn": Architecture("super-resolution", d.ESPCN, (Input((1, 12, 12)),)),
+    "edsr": Architecture("super-resolution", d.EDSR, SMALL),
+    "autoencoder": Architecture("autoencoder", d.Autoencoder, (Input((1, 28, 28)),)),
+    "tied-autoencoder": Architecture("autoencoder", d.TiedAutoencoder, (Input((20,)),)),
     "video": Architecture("3-D", c.Video, (Input((3, 6, 12, 12)),)),
     "siamese": Architecture("two inputs", c.Siamese, SMALL * 2),
     "vit": Architecture("ViT", a.ViT, SMALL),
