@@ -84,12 +84,21 @@ class Spectrum:
             return self._leading[1]
         return torch.linalg.eigh(self._gram)[1].flip(1)[:, : self._count]
 
+    def _vectors(self, rank: int) -> Tensor:
+        """The first `rank` of `basis`; of a large matrix, few of them without computing all."""
+        if self._leading is None and "basis" not in vars(self) and len(self._gram) >= LARGE:
+            identity = torch.eye(len(self._gram), dtype=torch.float64)
+            leading = leading_pairs(self._gram, identity, Wanted(leading=rank))
+            if leading is not None:
+                return leading[1]
+        return self.basis[:, :rank]
+
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """left [a, rank] and right [rank, b]: left @ right loses Σ_{i ≥ rank} σ_i², the least possible.
 
         The scale is split evenly between the two, so that neither has extreme values.
         """
-        left = right = self.basis[:, :rank]
+        left = right = self._vectors(rank)
         left = left if self._before is None else self._before @ left
         right = right.T if self._after is None else right.T @ self._after
         sizes = left.norm(dim=0), right.norm(dim=1)

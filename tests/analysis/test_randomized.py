@@ -78,3 +78,18 @@ def test_a_fixed_rank_rounded_up_and_under_a_metric(rotations):
     errors = [metric.energy(matrix.double() - torch.matmul(*s.factors(6))) for s in (quick, full)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-5)
     assert errors[0] == pytest.approx(float(tails(quick.values, quick.beyond)[6]), rel=1e-5)
+
+
+def test_factors_of_a_low_rank_after_all_ranks_were_looked_at(rotations):
+    left, right = rotations
+    matrix = (left * torch.from_numpy(ONES**-1.0)) @ right.double()
+    spectrum = decompose(matrix)
+    expected = float(tails(spectrum.values)[20])
+    one, other = spectrum.factors(20)
+    assert one.shape == (SIDE, 20)
+    assert float((matrix - one @ other).square().sum()) == pytest.approx(expected, rel=1e-6)
+    assert "basis" not in vars(spectrum)  # all vectors
+    one, other = spectrum.factors(SIDE // 2)
+    expected = float(tails(spectrum.values)[SIDE // 2])
+    assert float((matrix - one @ other).square().sum()) == pytest.approx(expected, rel=1e-6)
+    assert "basis" in vars(spectrum)
