@@ -164,7 +164,8 @@ def _on(gpu: Gpu) -> list[Ability]:
     if not torch_has_cuda():  # its CUDA libraries and events serve both
         why = "torch is built for CPUs only"
         return [Ability(gpu.name, "torch", (), why), Ability(gpu.name, "ONNX Runtime", (), why)]
-    torch = Ability(gpu.name, f"torch {version('torch')}", ("float32", "float16", *bfloat16))
+    linear = "linear layers also in int8" + (" and 2:4" if bfloat16 else "")  # sparse tensor cores came along
+    torch = Ability(gpu.name, f"torch {version('torch')}", ("float32", "float16", *bfloat16), linear)
     if not installed("cuda"):
         return [torch, Ability(gpu.name, "ONNX Runtime", (), "onnxruntime-gpu is not installed")]
     runtime = f"ONNX Runtime {version('onnxruntime-gpu')}"

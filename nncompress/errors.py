@@ -92,7 +92,7 @@ class MissingExtraError(NNCompressError):
 
 
 class DeviceError(NNCompressError):
-    """The device asked for is not there."""
+    """The device asked for is not there, or its memory is full."""
 
     exit_code = ExitCode.NO_DEVICE
 

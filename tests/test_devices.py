@@ -38,7 +38,10 @@ def test_a_gpu_without_its_runtimes(machine):
     assert "bfloat16" in on_gpu["torch"].runs
     assert on_gpu["ONNX"].note == "onnxruntime-gpu is not installed"
     machine([devices.Gpu("T4", 16 << 30, (7, 5))])
-    assert "bfloat16" not in next(row for row in devices.abilities() if row.device == "T4").runs
+    assert on_gpu["torch"].note == "linear layers also in int8 and 2:4"
+    older = next(row for row in devices.abilities() if row.device == "T4")
+    assert "bfloat16" not in older.runs
+    assert "2:4" not in older.note
 
 
 def test_what_is_missing_is_told_apart(machine):

@@ -133,12 +133,18 @@ def use_int8(model: Model) -> Swapped:
             swapped.left[layer.name] = why
             continue
         values: Any = layer.data
-        bias: Any = argument(layer.node, 2)
+        stored, scales, *_ = layer.weight.source.args
+        weight, steps = model.tensor(layer.weight.name), model.tensor(str(scales.target))  # type: ignore[union-attr]
+        made = {
+            "_int8_step": steps * float(values.args[1]),
+            "_int8_shift": (128 - int(values.args[2])) * weight.sum(1, dtype=torch.int32),
+        }
+        arguments: list[Any] = [values.args[0], stored]
         with graph.inserting_before(layer.node):
-            product = graph.call_function(
-                int8_linear,
-                (*values.args[:3], *layer.weight.source.args[:2], bias),
-            )
+            for name, value in made.items():
+                model.graph_module.register_buffer(f"{name}_{len(swapped.done)}", value)
+                arguments.append(graph.get_attr(f"{name}_{len(swapped.done)}"))
+            product = graph.call_function(int8_linear, (*arguments, argument(layer.node, 2)))  # type: ignore[arg-type]
         product.meta = dict(layer.node.meta)
         layer.node.replace_all_uses_with(product)
         graph.erase_node(layer.node)
@@ -162,23 +168,21 @@ def _why_not_int8(layer: Layer) -> str:
     return ""
 
 
-def int8_linear(
-    x: Tensor, scale: float, zero_point: int, weight: Tensor, scales: Tensor, bias: Tensor | None
-) -> Tensor:
-    """(x − zero_point) · scale times (weight · scales)ᵀ plus bias, summed in 32-bit integers.
+def int8_linear(x: Tensor, weight: Tensor, step: Tensor, shift: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of uint8 values with a zero point z, summed in 32-bit integers.
 
     Σ (x − z) w = Σ (x − 128) w + (128 − z) Σ w, where x − 128 is what an int8 kernel takes.
 
     Args:
         x: uint8 [..., inputs].
-        weight: int8 [outputs, inputs], with `scales` [outputs] and zero points of 0.
+        weight: int8 [outputs, inputs].
+        step: [outputs], the scale of x times that of each row of the weight.
+        shift: int32 [outputs], (128 − z) Σ w.
     """
     rows = (x ^ 128).view(torch.int8).reshape(-1, x.shape[-1])
     count = rows.shape[0]
     if count < INT8_ROWS:
         rows = nn.functional.pad(rows, (0, 0, 0, INT8_ROWS - count))
-    sums = torch._int_mm(rows, weight.t())[:count]
-    sums = sums + (128 - zero_point) * weight.sum(1, dtype=torch.int32)
-    y = sums.to(scales.dtype) * (scale * scales)
+    y = (torch._int_mm(rows, weight.t())[:count] + shift).to(step.dtype) * step
     y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-1], -1)
