@@ -107,5 +107,7 @@ def _weight(graph: ir.Graph, product: ir.Node) -> tuple[ir.Value, np.ndarray] | 
     if stored.shape is None or len(stored.shape) != 2 or scales is None or scales.ndim != 1:
         return None
     if source.attributes["axis"].as_int() % 2 != (0 if turn else 1):
-        return None
+        if np.ptp(scales):
+            return None
+        scales = np.full(stored.shape[0 if turn else 1], scales[0])  # type: ignore[call-overload]
     return (turned(graph, product, source) if turn else stored), scales

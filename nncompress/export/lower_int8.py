@@ -10,8 +10,10 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
+| a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
+| a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nncompress.export.lower_dynamic import lower_dynamic
 from nncompress.export.lower_stem import block_pads, fits, spread_kernel
+from nncompress.export.lower_tiles import lower_tiles
 from nncompress.export.lower_weights import lower_weights
 from nncompress.export.onnx_edit import array, insert, producer, store, turned
 
@@ -38,6 +41,7 @@ def lower_int8(model: ir.Model) -> None:
         if node.graph is None:
             continue
         if node.op_type == "DequantizeLinear":
+            _say_one_scale(node, graph)
             _spell_out_zero(graph, node)
         elif node.op_type == "Gemm":
             _round_bias(graph, node)
@@ -52,11 +56,24 @@ def lower_int8(model: ir.Model) -> None:
         if node.op_type == "Conv":
             _gather_blocks(graph, node)
     lower_weights(graph)
+    lower_tiles(graph)
     RemoveUnusedNodesPass()(model)
 
 
 def _dequantize(value: ir.Value | None) -> ir.Node | None:
     return producer(value, "DequantizeLinear")
+
+
+def _say_one_scale(dequantize: ir.Node, graph: ir.Graph) -> None:
+    """Of a weight that is read along several dims: no kernel takes a scale per channel for both."""
+    scale = array(dequantize.inputs[1])
+    several = len(list(dequantize.outputs[0].uses())) > 1
+    if several and scale is not None and scale.ndim == 1 and len(scale) > 1 and not np.ptp(scale):
+        dequantize.replace_input_with(
+            1, store(graph, f"{dequantize.inputs[1].name}_one", scale[:1].reshape(()))
+        )  # type: ignore[union-attr]
+        dequantize.resize_inputs(2)
+        dequantize.attributes.pop("axis", None)
 
 
 def _spell_out_zero(graph: ir.Graph, dequantize: ir.Node) -> None:
@@ -94,14 +111,14 @@ def _transpose_stored(graph: ir.Graph, matmul: ir.Node) -> None:
     if transpose is None or transpose.op_type != "Transpose":
         return
     source = _dequantize(transpose.inputs[0])
-    if source is None or _dequantize(matmul.inputs[0]) is None or "axis" not in source.attributes:
+    if source is None or _dequantize(matmul.inputs[0]) is None:
         return
     weight = source.inputs[0]
     if weight is None or weight.shape is None or len(weight.shape) != 2:
         return
-    axis = 1 - source.attributes["axis"].as_int() % 2
+    axis = {"axis": 1 - source.attributes["axis"].as_int() % 2} if "axis" in source.attributes else {}
     inputs = [turned(graph, matmul, source), *source.inputs[1:]]
-    node = ir.node("DequantizeLinear", inputs, {"axis": axis})
+    node = ir.node("DequantizeLinear", inputs, axis)
     matmul.replace_input_with(1, insert(graph, matmul, node, transpose.outputs[0]))
 
 

@@ -126,6 +126,7 @@ class Quantize(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
         from nncompress.ir.fold import fold_batch_norms
+        from nncompress.ir.products import plain_products
         from nncompress.ir.qdq import round_biases
         from nncompress.passes.int8.carry_out import carry_out
         from nncompress.passes.int8.choose import choose
@@ -136,6 +137,7 @@ class Quantize(Pass):
 
         if self.mode == "float16":
             return self._halve(model)
+        plain_products(model)
         chosen, left = choose(model, self.keep)
         if not chosen:
             return left

@@ -3,6 +3,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nncompress import export, pipeline
 from nncompress.data import Batch
@@ -164,26 +165,59 @@ def test_keep_leaves_layers_alone():
     assert {c.where for c in changes if "--keep" in c.what} == kept
 
 
-def test_a_weight_read_along_both_dims_runs_where_its_scales_allow(tmp_path):
-    """An autoencoder with tied weights: the decoder multiplies along the dim that has the scales."""
+@pytest.mark.parametrize(
+    ("decode", "options"),
+    [
+        ("matmul", {"weight_bits": 4}),
+        ("matmul and bias", {}),
+        ("linear", {"mode": "dynamic"}),
+        ("linear and bias", {}),
+    ],
+)
+def test_a_weight_read_along_both_dims_runs_in_int8_both_times(decode, options, tmp_path):
+    """An autoencoder with tied weights: the decoder multiplies along the other dim."""
 
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.fc = nn.Linear(12, 8, bias=False)
+            self.fc = nn.Linear(24, 16)
+            self.bias = nn.Parameter(torch.randn(24)) if "bias" in decode else None
 
         def forward(self, x):
-            return torch.relu(self.fc(x)) @ self.fc.weight
+            code = torch.relu(self.fc(x))
+            if "linear" in decode:
+                return F.linear(code, self.fc.weight.t(), self.bias)
+            product = code @ self.fc.weight
+            return product if self.bias is None else product + self.bias
 
     torch.manual_seed(0)
-    model = Model.from_module(Autoencoder().eval(), (torch.randn(2, 12),))
-    result, changes = run(model, Quantize())
-    assert [change.what for change in changes] == [
-        "int8 weights and activations",
-        "int8 weights, float arithmetic, shared with fc",
-    ]
-    assert relative_error(result, model) < 0.05
+    model = Model.from_module(Autoencoder().eval(), (torch.randn(2, 24),))
+    result, changes = run(model, Quantize(**options))
+    assert [change.where for change in changes] == ["fc", "fc#2"]
+    assert all("float" not in change.what for change in changes)
+    assert 0 < relative_error(result, model) < (0.2 if "weight_bits" in options else 0.05)
+    scales = result.tensor("fc.weight_scale")
+    assert torch.equal(scales, scales[:1].expand(16))  # one for all, as no kernel takes a scale per input
     write_onnx(result, tmp_path / "m.onnx")  # compares in ONNX Runtime
+    assert int8_coverage(tmp_path / "m.onnx").summary() == "2 of 2 in int8"
+
+
+def test_a_kernel_that_a_transposed_convolution_shares_runs_in_int8_where_it_can():
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+
+        def forward(self, x):
+            code = F.conv_transpose2d(x.repeat(1, 2, 1, 1), self.conv.weight, padding=1)
+            return self.conv(torch.relu(code))
+
+    model = Model.from_module(Autoencoder().eval(), (torch.randn(2, 3, 8, 8),))
+    _, changes = run(model, Quantize())
+    assert {change.where: change.what for change in changes} == {
+        "conv": "int8 weights, float arithmetic",
+        "conv#2": "int8 weights and activations, shared with conv",
+    }
 
 
 def test_keep_of_one_of_two_tied_layers_keeps_both():

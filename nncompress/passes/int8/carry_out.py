@@ -14,7 +14,7 @@ from nncompress.ir import Model
 from nncompress.ir.qdq import Affine, insert_dynamic, insert_pair, is_dequantized, round_weight, store_int8
 from nncompress.ir.weights import Layer
 from nncompress.passes.base import Change
-from nncompress.passes.int8.choose import PRODUCTS, by_weight, integer_layers, scale_axis
+from nncompress.passes.int8.choose import PRODUCTS, by_weight, integer_layers, one_scale, scale_axis
 from nncompress.passes.int8.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -57,8 +57,13 @@ def rounded(
 ) -> tuple[Tensor, Tensor]:
     """(int8 weight, scales) of the weight that these layers share."""
     weight = sharing[0].weight.value()
-    least = sum(_least_scale(layer, axis, grids) for layer in sharing)
-    stored, scales = round_weight(weight, axis, bits, least)
+    least = [_least_scale(layer, grids) for layer in sharing]
+    if one_scale(sharing):
+        highest = max(float(torch.as_tensor(each).max()) for each in least)
+        flat, scale = round_weight(weight.reshape(1, -1), 0, bits, highest)
+        return flat.reshape(weight.shape), scale.repeat(weight.shape[axis])
+    fitting = [each for each in least if isinstance(each, float) or len(each) == weight.shape[axis]]
+    stored, scales = round_weight(weight, axis, bits, sum(fitting))
     moments = [evidence.moments[each.name] for each in sharing if each.name in evidence.moments]
     if not moments or len(moments) < len(sharing):
         return stored, scales
@@ -90,12 +95,9 @@ def _numbers(weight: Tensor, stored: Tensor, scales: Tensor, axis: int, bits: in
     }
 
 
-def _least_scale(layer: Layer, axis: int, grids: dict[fx.Node, Affine]) -> Tensor | float:
-    """Weight scales from which on the layer's bias fits 32 bits."""
+def _least_scale(layer: Layer, grids: dict[fx.Node, Affine]) -> Tensor | float:
+    """Weight scales, per output, from which on the layer's bias fits 32 bits."""
     grid = grids.get(layer.data) or (Affine.of(layer.data) if is_dequantized(layer.data) else None)
     if layer.bias is None or grid is None or layer.bias.value().dim() != 1:
         return 0.0
-    bias = layer.bias.value()
-    if len(bias) != layer.weight.value().shape[axis]:
-        return 0.0
-    return bias.abs().double() / (grid.scale * 2**30)
+    return layer.bias.value().abs().double() / (grid.scale * 2**30)

@@ -36,19 +36,12 @@ def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Chang
 def integer_layers(chosen: Sequence[Layer], mode: str) -> list[Layer]:
     """The layers whose activations are rounded too: those that have an int8 kernel to run on.
 
-    Of layers that share a weight, only those whose outputs have its scales: an integer kernel adds up int8
-    products first and scales their sum, so a scale per input cannot be had. A dynamic range pays for matrix
-    products only: ONNX Runtime's int8 convolution of that kind is slower than its float one.
+    A dynamic range pays for matrix products only: ONNX Runtime's int8 convolution of that kind is slower than
+    its float one.
     """
     if mode == "weights":
         return []
-    scaled = {
-        layer.node
-        for sharing in by_weight(chosen).values()
-        for layer in sharing
-        if layer.roles.outputs % layer.weight.value().dim() == scale_axis(sharing)
-    }
-    found = [each for each in chosen if each.node in scaled and not each.kind.startswith(WEIGHTS_ONLY)]
+    found = [each for each in chosen if not each.kind.startswith(WEIGHTS_ONLY)]
     return [each for each in found if each.kind in PRODUCTS] if mode == "dynamic" else found
 
 
@@ -61,7 +54,26 @@ def by_weight(chosen: Sequence[Layer]) -> dict[str, list[Layer]]:
 
 
 def scale_axis(sharing: Sequence[Layer]) -> int:
-    """The dim of the weight that has a scale per index: the outputs, or the rows of a table."""
-    if any(layer.kind == "embedding" for layer in sharing):
-        return 0
-    return sharing[0].roles.outputs % sharing[0].weight.value().dim()
+    """The dim of the weight that has a scale per index: outputs of an integer layer, or rows of a table."""
+    axes = _output_dims(sharing)
+    if not axes:
+        table = any(layer.kind == "embedding" for layer in sharing)
+        return 0 if table else sharing[0].roles.outputs % sharing[0].weight.value().dim()
+    return axes[0]
+
+
+def one_scale(sharing: Sequence[Layer]) -> bool:
+    """Do its integer layers read the weight along different dims (an autoencoder with tied weights)?
+
+    An integer kernel adds up int8 products and scales their sum, so a scale per input cannot be had: all
+    of the weight gets one scale.
+    """
+    return len(set(_output_dims(sharing))) > 1
+
+
+def _output_dims(sharing: Sequence[Layer]) -> list[int]:
+    return [
+        layer.roles.outputs % layer.weight.value().dim()
+        for layer in sharing
+        if not layer.kind.startswith(WEIGHTS_ONLY)
+    ]
