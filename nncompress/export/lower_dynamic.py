@@ -109,5 +109,5 @@ def _weight(graph: ir.Graph, product: ir.Node) -> tuple[ir.Value, np.ndarray] | 
     if source.attributes["axis"].as_int() % 2 != (0 if turn else 1):
         if np.ptp(scales):
             return None
-        scales = np.full(stored.shape[0 if turn else 1], scales[0])  # type: ignore[call-overload]
+        scales = np.full(int(stored.shape[0 if turn else 1]), scales[0])  # type: ignore[arg-type]
     return (turned(graph, product, source) if turn else stored), scales

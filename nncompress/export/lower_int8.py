@@ -41,7 +41,7 @@ def lower_int8(model: ir.Model) -> None:
         if node.graph is None:
             continue
         if node.op_type == "DequantizeLinear":
-            _say_one_scale(node, graph)
+            _say_one_scale(graph, node)
             _spell_out_zero(graph, node)
         elif node.op_type == "Gemm":
             _round_bias(graph, node)
@@ -64,16 +64,15 @@ def _dequantize(value: ir.Value | None) -> ir.Node | None:
     return producer(value, "DequantizeLinear")
 
 
-def _say_one_scale(dequantize: ir.Node, graph: ir.Graph) -> None:
+def _say_one_scale(graph: ir.Graph, dequantize: ir.Node) -> None:
     """Of a weight that is read along several dims: no kernel takes a scale per channel for both."""
-    scale = array(dequantize.inputs[1])
-    several = len(list(dequantize.outputs[0].uses())) > 1
-    if several and scale is not None and scale.ndim == 1 and len(scale) > 1 and not np.ptp(scale):
-        dequantize.replace_input_with(
-            1, store(graph, f"{dequantize.inputs[1].name}_one", scale[:1].reshape(()))
-        )  # type: ignore[union-attr]
-        dequantize.resize_inputs(2)
-        dequantize.attributes.pop("axis", None)
+    value, several = dequantize.inputs[1], len(list(dequantize.outputs[0].uses())) > 1
+    scale = array(value)
+    if not several or value is None or scale is None or scale.ndim != 1 or len(scale) < 2 or np.ptp(scale):
+        return
+    dequantize.replace_input_with(1, store(graph, f"{value.name}_one", scale[:1].reshape(())))
+    dequantize.resize_inputs(2)
+    dequantize.attributes.pop("axis", None)
 
 
 def _spell_out_zero(graph: ir.Graph, dequantize: ir.Node) -> None:

@@ -45,10 +45,9 @@ def _pays(conv: ir.Node) -> bool:
     strides = conv.attributes["strides"].as_ints() if "strides" in conv.attributes else [1]
     if prod(weight.shape[2:]) == 1 and max(strides) == 1:
         return products >= LONG_POINTWISE
-    pixels = result.shape[2:] if result.shape is not None else []
-    if products >= LONG or not pixels or not all(isinstance(size, int) for size in pixels):
-        return products >= LONG
-    return products >= LONG_CACHED and products * prod(int(size) for size in pixels) <= PATCHES  # type: ignore[call-overload]
+    pixels = [size for size in result.shape[2:] if isinstance(size, int)] if result.shape is not None else []
+    small = len(pixels) == weight.ndim - 2 and products * prod(pixels) <= PATCHES
+    return products >= (LONG_CACHED if small else LONG)
 
 
 def _shift_zero(graph: ir.Graph, conv: ir.Node) -> None:
