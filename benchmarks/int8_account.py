@@ -2,10 +2,10 @@
 
     python benchmarks/int8_account.py [--networks resnet18 ...] [--folder DIR]
 
-Both files of `int8_latency.py` run under ONNX Runtime's profiler, one thread, batch 1; times are the least of 20
-calls. VNNI multiplies four times as many 8-bit integers per instruction as AVX512 floats: a quarter of float32's
-time is what layers would take if nothing but arithmetic counted. What int8 takes beyond that is lost, in
-milliseconds and as a share of int8's time. Where the CPU has AMX, long products can take less than a quarter.
+Both files of `int8_latency.py` run under ONNX Runtime's profiler, one thread, batch 1; times are the least of
+20 calls. VNNI multiplies four times as many 8-bit integers per instruction as AVX512 floats: a quarter of the
+float32 time is what layers would take if nothing but arithmetic counted. What int8 takes beyond that is lost,
+in milliseconds and as a share of int8's time. With AMX, long products can take less than a quarter.
 """
 
 from __future__ import annotations
