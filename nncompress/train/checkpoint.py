@@ -36,8 +36,11 @@ def data_identity(name: str, dataset: Dataset | None) -> dict[str, Any]:
     """What tells one data set from another: its spec, how many records it has, how they are normalised."""
     if dataset is None:
         return {name: None}
-    how = None if dataset.normalization is None else repr(dataset.normalization)
-    return {name: dataset.spec, f"{name} records": len(dataset), f"{name} normalization": how}
+    return {
+        name: dataset.spec,
+        f"{name} records": len(dataset),
+        f"{name} normalization": str(dataset.normalization),
+    }
 
 
 def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

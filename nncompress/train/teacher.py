@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.data.normalization import parse_normalization
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.train.graph import channels_last, lay_out, layer_output, training_graph
@@ -21,7 +22,8 @@ class Teacher:
     """A copy of `model` in evaluation mode, on the student's inputs.
 
     Raises:
-        UsageError: its inputs, outputs or layers to match are not shaped as the student's.
+        UsageError: its inputs, outputs or layers to match are not shaped as the student's, or it takes images
+            that are normalised otherwise.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Teacher:
         device: torch.device,
     ) -> None:
         _refuse_other_shapes(model, student)
+        _refuse_other_pixels(model, student)
         _refuse_other_layers(model, student, settings.match)
         self.temperature, self.taps, self.precision = settings.temperature, len(settings.match), precision
         copied = model.copy()
@@ -98,6 +101,21 @@ def _alike(one: Shape, other: Shape) -> bool:
 
 def _of_one_record(shapes: Sequence[Shape]) -> str:
     return ", ".join("×".join(map(str, shape[1:])) for shape in shapes)
+
+
+def _refuse_other_pixels(teacher: Model, student: Model) -> None:
+    """Both models are given the same batch, so they take images normalised alike, where they remember how.
+
+    Raises:
+        UsageError: they do not.
+    """
+    here, there = (model.metadata.get("normalize") for model in (student, teacher))
+    if here and there and parse_normalization(here) != parse_normalization(there):
+        raise UsageError(
+            "train: the teacher takes images normalised otherwise than the model",
+            got=f"{there} there, {here} here",
+            expected="two models trained on the same kind of input",
+        )
 
 
 def _refuse_other_layers(teacher: Model, student: Model, names: Sequence[str]) -> None:

@@ -91,6 +91,16 @@ def test_teachers_of_another_task_are_refused(tmp_path):
         train(student, dataset, TrainSettings(), teacher=perceptron(6, 8, 3))
 
 
+def test_a_teacher_of_other_pixels_is_refused(data):
+    (_, student), (_, teacher) = small(seed=1), small(seed=2)
+    student.metadata["normalize"], teacher.metadata["normalize"] = "imagenet", "0.5/0.5"
+    dataset = open_data(str(data), student.inputs)
+    with pytest.raises(UsageError, match="normalised otherwise"):
+        train(student, dataset, TrainSettings(epochs=1), teacher=teacher)
+    teacher.metadata["normalize"] = "0.485,0.456,0.406/0.229,0.224,0.225"  # the same in numbers
+    train(student, dataset, TrainSettings(epochs=1), teacher=teacher)
+
+
 def test_a_run_is_not_continued_with_another_teacher(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     np.savez(tmp_path / "d.npz", x=x, y=np.arange(8) % 3)
