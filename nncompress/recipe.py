@@ -66,7 +66,7 @@ def parse_pass(text: str) -> Pass:
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
-        options[key.strip()] = value.strip() if equals else True
+        options[key.strip()] = value.strip() if equals else True  # a flag, as `remove-dead`
     return make_pass(name.strip(), options, f"--pass {text}")
 
 

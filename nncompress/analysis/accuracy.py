@@ -289,9 +289,10 @@ def task_of(result: Tensor, batch: Batch, origin: str) -> str:
         if like_input and batch.inputs[0].is_floating_point():
             return "reconstruction"
         raise DataError(
-            f"{origin} has no labels to measure accuracy with",
+            f"{origin} has no labels",
             expected="labels, or a model whose output is shaped like its input",
-            remedy="compare with the original instead, which needs no labels",
+            remedy="what another model answers needs none: eval MODEL OTHER, train --teacher MODEL "
+            "--teacher-weight 1",
         )
     if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
         return "regression"
@@ -334,6 +335,6 @@ def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -
             f"{origin}: the {wanted} and the model's output differ in shape",
             got="none" if target is None else str(list(target.shape)),
             expected=str(list(result.shape)),
-            remedy="choose another task",
+            remedy="save class numbers as integers, or choose another --task",
         )
     return target.double()

@@ -82,7 +82,8 @@ def run(arguments: list[str]) -> int:
             raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else ExitCode.OK
     except NNCompressError as error:
-        return _fail(str(error), error.exit_code, show_traceback)
+        said = str(error).replace("nncompress COMMAND", f"nncompress {arguments[0]}")
+        return _fail(said, error.exit_code, show_traceback)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(
             "interrupted; nothing half-written was left behind", ExitCode.INTERRUPTED, show_traceback
@@ -102,7 +103,8 @@ def run(arguments: list[str]) -> int:
         return _defect(error)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            return _fail(f"{error.format_message()}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
+            said = error.format_message().replace("Value error, ", "")  # pydantic's, of a choice
+            return _fail(f"{said}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
         return _defect(error)
 
 

@@ -61,12 +61,22 @@ def open_all(
         if previous is None:
             raise UsageError(
                 "no model was given, and no earlier command wrote one in this directory",
-                remedy="nncompress bench model.pt2 smaller.onnx",
+                remedy="nncompress COMMAND model.pt2 smaller.onnx",
             )
         chain = previous.chain if every else (previous.original, previous.chain[-1])
         paths = [p for p in dict.fromkeys(chain) if Path(p).is_file()]
         say(f"comparing {', '.join(paths)}")
     return [_open(path, Path(path).name if named else _made_by(path), loading) for path in paths]
+
+
+def names(opened: Sequence[Artifact]) -> list[str]:
+    """What tables call them: unique, so by paths where names are alike; one file twice is counted."""
+    names = [each.name for each in opened]
+    names = [name if names.count(name) == 1 else str(each.path) for name, each in zip(names, opened)]
+    return [
+        name if name not in names[:position] else f"{name} ({names[:position].count(name) + 1})"
+        for position, name in enumerate(names)
+    ]
 
 
 def _made_by(path: str) -> str:

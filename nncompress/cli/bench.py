@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="left out: the original and the newest result here"),
+        typer.Argument(metavar="MODEL", help="left out: the original and the newest result here"),
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="MODEL left out: every result since the original, in order")
@@ -138,7 +138,7 @@ def bench(
     files.check_files(output or [], protect=[*(models or []), *([compare] if compare else [])])
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)
-    names = _names(opened)
+    names = artifacts.names(opened)
     batches = batches or (_fixed_batch(opened[0]) or 1,)
     data = loading["data"]
     records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
@@ -234,16 +234,6 @@ def _report(suite: BenchSuite, output: list[str], json: bool) -> None:
             f"(batch {worst.batch}, {worst.measure})",
             expected=f"at most {1 + suite.baseline.tolerance:.2f}",
         )
-
-
-def _names(opened: list[artifacts.Artifact]) -> list[str]:
-    """What tables call them: unique, so by paths where names are alike; one file twice is counted."""
-    names = [each.name for each in opened]
-    names = [name if names.count(name) == 1 else str(each.path) for name, each in zip(names, opened)]
-    return [
-        name if name not in names[:position] else f"{name} ({names[:position].count(name) + 1})"
-        for position, name in enumerate(names)
-    ]
 
 
 def _fixed_batch(artifact: artifacts.Artifact) -> int | None:

@@ -46,6 +46,8 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         DeviceError, MissingExtraError: there is no GPU, or the extra is not installed.
     """
     if device == "mobile":
+        if runtime == "torch":
+            raise UsageError("--device mobile runs models in ExecuTorch", got="--runtime torch")
         from nncompress.extras import need
 
         need("mobile", "bench --device mobile")

@@ -88,7 +88,14 @@ def run_passes(
         report = export.write(result, target, protect=(opened.path, opened.original))
         options.remember(opened, target, opened.model, result)
     if json:
-        print_json({"steps": [step.to_json() for step in steps], "output": report.to_json()})
+        print_json(
+            {
+                "schema": 1,
+                "kind": "passes",
+                "steps": [step.to_json() for step in steps],
+                "output": report.to_json(),
+            }
+        )
     else:
         show(tables.written(report))
         if not any(step.changed for step in steps):

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
+from nncompress.results import plain
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -34,7 +35,7 @@ def say(sentence: str) -> None:
 
 def print_json(value: Any) -> None:
     """The machine's form of a result, on stdout."""
-    json.dump(value, sys.stdout, indent=2, default=str)
+    json.dump(plain(value), sys.stdout, indent=2, default=str, allow_nan=False)
     sys.stdout.write("\n")
 
 

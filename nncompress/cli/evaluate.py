@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from nncompress.cli import artifacts, options
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
+
+if TYPE_CHECKING:
+    from nncompress.runtimes import Runner
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
 
@@ -28,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="left out: the original and the newest result here"),
+        typer.Argument(metavar="MODEL", help="left out: the original and the newest result here"),
     ] = None,
     task: Annotated[
         Literal["auto", "classification", "regression", "reconstruction"],
@@ -57,8 +60,8 @@ def evaluate(
     first = runners[0].run
     rows = []
     with progress() as bar:
-        for position, (artifact, runner) in enumerate(zip(opened, runners)):
-            row = tables.EvalRow(artifact.name, runner.name)
+        for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
+            row = tables.EvalRow(name, runner.name)
             if records is not None and (records.has_labels or task == "reconstruction"):
                 row.result = accuracy.evaluate(
                     runner.run, records, task, batch_size=batch, limit=limit, progress=bar
@@ -69,7 +72,7 @@ def evaluate(
                     )
             if position:
                 inputs: Iterable[Any] = (
-                    records.batches(batch, limit or 512) if records else _random(opened[0])
+                    records.batches(batch, limit or 512) if records else _random(runners[0])
                 )
                 row.difference = accuracy.compare(
                     first, runner.run, inputs, names=runners[0].outputs, progress=bar
@@ -81,9 +84,10 @@ def evaluate(
         show(tables.evaluation(rows))
 
 
-def _random(first: artifacts.Artifact) -> list[Any]:
-    from nncompress.errors import UsageError
+def _random(first: Runner) -> list[tuple[Any, ...]]:
+    import torch
 
-    if first.model is None:
-        raise UsageError("comparing .onnx files needs data", remedy="add --data FILE.npz")
-    return [first.model.example_inputs(batch=16, seed=seed) for seed in range(8)]
+    from nncompress.bench.inputs import random_inputs
+
+    drawn = [random_inputs(first.inputs, batch=16, seed=seed) for seed in range(8)]
+    return [tuple(torch.from_numpy(array) for array in arrays) for arrays in drawn]

@@ -52,6 +52,6 @@ def export(
         report = write(opened.model, target, protect=(opened.path, opened.original), storage=storage)
         options.remember(opened, target, opened.model, opened.model)
     if json:
-        print_json(report.to_json())
+        print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:
         show(tables.written(report))

@@ -1,6 +1,7 @@
 """Help texts as the screen shows them: paragraphs filled to its width, square brackets kept.
 
-The parser's printer breaks a line wherever the source does, and takes "[default: 16]" for markup.
+The parser's printer breaks a line wherever the source does, takes "[default: 16]" for markup, and prints
+<bool> beside a flag, as if it took a value.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def make_readable(group: Any) -> None:
         for parameter in command.params:
             if getattr(parameter, "help", None):
                 parameter.help = escape(parameter.help)
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
 
 
 def filled(text: str) -> str:

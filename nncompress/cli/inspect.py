@@ -9,6 +9,7 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import print_json, show
 from nncompress.cli.declared import taking
+from nncompress.errors import UsageError
 
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
@@ -35,6 +36,8 @@ def inspect(
     json: options.Json = False,
     **loading: Any,
 ) -> None:
+    if units and spectrum:
+        raise UsageError("inspect: give one of --units and --spectrum", got="both")
     opened = options.open_model(model, **loading)
     if units:
         _show_units(opened, json)

@@ -58,13 +58,17 @@ def new(
             shapes = parse_input(input)
             if len(shapes) != 1:
                 raise UsageError(f"{chosen.name} takes one input", got=input)
+            if len(shapes[0].shape) == len(chosen.shape):
+                raise UsageError(
+                    f"--input {input} has no batch", expected="the batch first", remedy=f"--input 1x{input}"
+                )
             shape = tuple(shapes[0].shape[1:])
         model = chosen.build(classes=classes, shape=shape, seed=seed)
         report = export.write(model, target)
     if target.suffix.lower() == ".pt2":
         session.write(session.Session((str(target),)))
     if json:
-        print_json(report.to_json())
+        print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:
         show(tables.written(report))
 

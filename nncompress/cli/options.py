@@ -11,7 +11,7 @@ import typer
 from nncompress.cli import session
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import Parameters
-from nncompress.errors import UsageError
+from nncompress.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from nncompress.ir import Model
@@ -156,31 +156,30 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
 
     The original is kept in a form that loads without options, and so is a result that was written as another
     format than .pt2: a pass could not start from that. Weights alone (.safetensors) open nowhere without
-    their architecture, and are not remembered.
+    their architecture, and are not remembered. Where that cannot be written, `artifact` is there all the
+    same: it is said, and is no error.
     """
-    from nncompress import export
-
     chain = opened.chain
-    if opened.original.suffix != ".pt2":
-        keep = session.FOLDER / f"{opened.original.stem}.original.pt2"
-        try:
-            session.FOLDER.mkdir(exist_ok=True)
-        except OSError:
-            return
-        export.write(original, keep)
-        chain = (str(keep), *chain[1:])
     made = [] if artifact.suffix.lower() == ".safetensors" else [str(artifact)]
-    if artifact.suffix != ".pt2" and result is not opened.model:
-        graph = session.FOLDER / f"{artifact.stem}.pt2"
-        try:
-            session.FOLDER.mkdir(exist_ok=True)
-        except OSError:
-            return
-        export.write(result, graph)
-        made.insert(0, str(graph))
-    if not made:
+    try:
+        if opened.original.suffix != ".pt2":
+            chain = (_keep(original, f"{opened.original.stem}.original.pt2"), *chain[1:])
+        if artifact.suffix != ".pt2" and result is not opened.model:
+            made.insert(0, _keep(result, f"{artifact.stem}.pt2"))
+    except OutputError as error:
+        say(f"{error.what} ({error.got}): the next command has to name its MODEL")
         return
-    session.write(session.Session((*(c for c in chain if c not in made), *made)))
+    if made:
+        session.write(session.Session((*(c for c in chain if c not in made), *made)))
+
+
+def _keep(model: Model, name: str) -> str:
+    from nncompress import export
+    from nncompress.export.atomic import make_folder
+
+    path = make_folder(session.FOLDER) / name
+    export.write(model, path)
+    return str(path)
 
 
 def default_output(opened: Opened, suffix: str) -> Path:

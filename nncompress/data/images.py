@@ -90,7 +90,9 @@ class ImageSource:
         ) as problem:
             raise DataError(
                 f"{image.name} cannot be read as an image",
-                got=str(problem),
+                got="not an image, or a damaged one"
+                if isinstance(problem, UnidentifiedImageError)
+                else str(problem),
                 remedy="remove or replace the file",
             ) from problem
         return np.asarray(picture if self._size is None else _resized(picture, self._size))

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
+from nncompress.options import flag_of
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
@@ -70,11 +71,20 @@ class Quantize(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mode == "float16":
-            for given in ("size", "max_drop", "keep", "equalize", "correct_bias"):
-                if getattr(self, given):
-                    flag = f"--{given.replace('_', '-')}"
-                    raise UsageError(f"quantize: --mode float16 goes without {flag}, which is about int8")
+        given = [name for name in self.settings() if name != "mode"]
+        if self.mode == "float16" and given:
+            raise UsageError(
+                f"quantize: --mode float16 goes without {flag_of(given[0])}, which is about int8"
+            )
+        if self.mode != "static" and "calibration" in given:
+            raise UsageError(
+                "quantize: --calibration sets the ranges of --mode static", got=f"--mode {self.mode}"
+            )
+        if self.calibration != "percentile" and "percentile" in given:
+            raise UsageError(
+                "quantize: --percentile is for --calibration percentile",
+                got=f"--calibration {self.calibration}",
+            )
         if self.size is not None and self.max_drop is not None:
             raise UsageError("quantize: give one of --size and --max-drop", got="both")
         if self.size is not None and self.weight_bits != 8:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -35,22 +36,39 @@ def plain(*headers: str, right: int = 1) -> Table:
     return table
 
 
+class Name:
+    """A dotted name that takes the room there is: broken at its dots or underscores where that is less."""
+
+    NARROWEST = 13  # columns that it asks for
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(self.NARROWEST, len(self.text)), len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(broken(self.text, options.max_width))
+
+
 def broken(name: str, width: int) -> str:
-    """A long dotted name on several lines, broken at its dots and underscores."""
+    """Long dotted names on several lines: broken between names, else at dots, else at underscores."""
     if len(name) <= width:
         return name
-    cut = max(name.rfind(".", 1, width), name.rfind("_", 1, width)) + 1 or width
-    return f"{name[:cut]}\n{broken(name[cut:], width)}"
+    cut = next((found for mark in " ._" if (found := name.rfind(mark, 1, width) + 1)), width)
+    return f"{name[:cut].rstrip()}\n{broken(name[cut:], width)}"
 
 
 def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
     """One row per layer, a total, and what the model takes and gives."""
     table = plain("layer", "kind", "weight", "params", "%", "MACs", "%", "bytes", right=3)
     table.columns[1].no_wrap = False
+    if any(len(row.name) > Name.NARROWEST for row in cost.layers):
+        table.padding = (0, 1, 0, 0)  # room for names
     for row in cost.layers:
         table.add_row(
-            broken(row.name, 24),
-            row.kind,
+            Name(row.name),
+            "attention" if row.kind == "scaled_dot_product_attention" else row.kind,
             "×".join(map(str, row.shape)),
             count(row.parameters),
             share(row.parameters, cost.parameters),
@@ -89,7 +107,7 @@ def spectra(rows: list[LayerSpectrum]) -> RenderableType:
     for row in rows:
         shape = "×".join(map(str, row.shape))
         ranks = [str(row.rank_for(share_kept)) for share_kept in (0.9, 0.99)]
-        table.add_row(broken(row.name, 20), shape, _sparkline(row.values), *ranks, str(len(row.values)))
+        table.add_row(Name(row.name), shape, _sparkline(row.values), *ranks, str(len(row.values)))
     note = "90 %, 99 %: the rank that keeps this share of the squared singular values"
     return Group(table, Text(note, style="dim"))
 
@@ -113,7 +131,7 @@ def step(result: Step) -> RenderableType:
     )
     changes = plain("layer", "change", right=2)
     for change in [*applied, *left][:SHOWN_CHANGES]:
-        changes.add_row(broken(change.where, 36), change.what, style=None if change.applied else "dim")
+        changes.add_row(Name(change.where), change.what, style=None if change.applied else "dim")
     hidden = len(result.changes) - SHOWN_CHANGES
     if hidden > 0:
         changes.add_row("…", f"and {hidden} more (--json lists all)", style="dim")
@@ -173,15 +191,16 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
     if results:
         columns = [name for name in ("top1", "top5", "rmse", "mse") if getattr(results[0], name) is not None]
         head = {"top1": "top-1 %", "top5": "top-5 %", "rmse": "RMSE", "mse": "MSE"}
-        headers = [head[c] for c in columns] + (["against the first"] if len(rows) > 1 else [])
+        paired = any(row.paired is not None for row in rows)
+        headers = [head[c] for c in columns] + (["against the first"] if paired else [])
         runtimes = list(dict.fromkeys(row.runtime for row in rows))
         table = plain("model", *headers)
         for row in rows:
             assert row.result is not None
             cells = [_accuracy(row.result, column) for column in columns]
-            if len(rows) > 1:
+            if paired:
                 cells.append(_paired(row.paired))
-            table.add_row(broken(row.name, 36), *cells)
+            table.add_row(Name(row.name), *cells)
         ran = [
             f"{runtime}: {', '.join(r.name for r in rows if r.runtime == runtime)}" for runtime in runtimes
         ]
@@ -189,22 +208,27 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
             "; ".join(ran) if len(runtimes) > 1 else f"in {runtimes[0]}"
         )
         parts += [table, Text(where, style="dim")]
-    compared = [row for row in rows if row.difference is not None]
+    compared = [(row.name, row.difference) for row in rows if row.difference is not None]
     if compared:
-        table = plain("against the first", "output", "agree %", "cosine", "SQNR dB", "max diff", right=2)
-        for row in compared:
-            assert row.difference is not None
-            for each in row.difference.outputs:
+        answers = any(each.agreement is not None for _, difference in compared for each in difference.outputs)
+        headers = [*(["agree %"] if answers else []), "cosine", "SQNR dB", "max diff"]
+        table = plain("against the first", "output", *headers, right=2)
+        for name, difference in compared:
+            for each in difference.outputs:
                 table.add_row(
-                    broken(row.name, 24),
+                    Name(name),
                     each.name,
-                    "" if each.agreement is None else f"{100 * each.agreement:.1f}",
+                    *([_percent(each.agreement)] if answers else []),
                     f"{each.cosine:.4f}",
                     f"{each.sqnr_db:.1f}",
                     f"{each.max_abs:.2g}",
                 )
-        parts += [Text(), table]
+        parts += [*([Text()] if parts else []), table]
     return Group(*parts)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def _accuracy(result: EvalResult, column: str) -> str:

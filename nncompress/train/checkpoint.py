@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export.atomic import replacing
+from nncompress.export.to_pt2 import Sink
 from nncompress.ir import Model
 
 SCHEMA = 2  # 2: zero masks
@@ -49,8 +50,10 @@ def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with replacing(path) as temporary:
-        torch.save({"schema": SCHEMA, "identity": identity, "state": state}, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        sink = Sink(file)
+        torch.save({"schema": SCHEMA, "identity": identity, "state": state}, cast(IO[bytes], sink))
+        sink.close()
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

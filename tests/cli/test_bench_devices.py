@@ -48,6 +48,7 @@ def test_without_the_extra_one_line_and_its_own_exit_code(with_gpu, monkeypatch,
     "options",
     [
         ("cpu", "torch", "float16", None),
+        ("mobile", "torch", None, None),
         ("cuda", "torch", "float8", None),
         ("cuda", "onnxruntime", None, "graphs"),
         ("cuda", "onnxruntime", "bfloat16", None),

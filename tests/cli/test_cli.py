@@ -16,6 +16,7 @@ from torch import nn
 
 from nncompress.cli import COMMANDS, help_text, main
 from nncompress.cli.app import run
+from nncompress.cli.console import print_json
 from nncompress.errors import ExitCode
 from nncompress.passes import PASSES, Prune
 
@@ -132,6 +133,20 @@ def test_the_input_shape_comes_from_the_data(here, capsys):
     assert read_json(capsys)["inputs"][0]["shape"] == ["batch", 3, 8, 8]
 
 
+def test_json_has_no_number_that_json_cannot_hold(capsys):
+    print_json({"a": [1.5, float("nan")], "b": {"c": -float("inf")}})
+    assert read_json(capsys) == {"a": [1.5, None], "b": {"c": None}}
+
+
+def test_onnx_files_are_compared_without_data(here, capsys):
+    assert run(["export", "model.pt", "--input", "1x3x8x8", "-o", "a.onnx"]) == ExitCode.OK
+    capsys.readouterr()
+    assert run(["eval", "a.onnx", "a.onnx", "--json"]) == ExitCode.OK
+    first, second = read_json(capsys)
+    assert (first["name"], second["name"]) == ("a.onnx", "a.onnx (2)")
+    assert second["difference"]["outputs"][0]["max_abs"] == 0
+
+
 def test_a_guessed_input_shape_is_said(here, capsys):
     assert run(["inspect", "model.pt", "--json"]) == ExitCode.OK
     assert "guessed" in capsys.readouterr().err
@@ -162,6 +177,10 @@ def test_json_of_a_pass_holds_every_change(here, capsys):
         (["compress", "model.pt"], ExitCode.USAGE, "--recipe"),
         (["compress", "model.pt", "--pass", "prun"], ExitCode.USAGE, "did you mean prune"),
         (["eval", "model.pt"], ExitCode.USAGE, "--data"),
+        (["eval"], ExitCode.USAGE, "nncompress eval model.pt2"),
+        (["cluster"], ExitCode.USAGE, "nncompress cluster model.pt"),
+        (["inspect", "model.pt", "--units", "--spectrum"], ExitCode.USAGE, "one of --units and --spectrum"),
+        (["prune-nodes", "model.pt", "--scope", "all"], ExitCode.USAGE, "--scope': 'all' is not one of"),
     ],
 )
 def test_a_mistake_is_one_message_and_its_exit_code(here, capsys, arguments, code, message):
@@ -181,6 +200,14 @@ def test_nan_data_is_refused_before_work(here, capsys):
     np.savez("nan.npz", x=x)
     assert run(["prune", "model.pt", "--data", "nan.npz"]) == ExitCode.DATA
     assert "record 2" in capsys.readouterr().err
+
+
+def test_a_result_is_reported_although_the_session_cannot_be_kept(here, capsys):
+    Path(".nncompress").write_text("a file where the folder would be")
+    assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
+    shown = capsys.readouterr()
+    assert "wrote a.pt2" in shown.out
+    assert "the next command has to name its MODEL" in shown.err
 
 
 def test_the_input_file_is_never_overwritten(here, capsys):

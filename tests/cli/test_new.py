@@ -52,6 +52,7 @@ def test_input_and_classes(capsys):
         (["new", "resnet2"], "did you mean"),
         (["new", "sine", "--input", "1x1,1x1"], "one input"),
         (["new", "sine", "-o", "a.txt"], "format"),
+        (["new", "resnet20", "--input", "3x32x32"], "--input 1x3x32x32"),
     ],
 )
 def test_mistakes_leave_nothing_behind(capsys, arguments, message):

@@ -233,6 +233,13 @@ def test_refusals():
         run(model, Quantize(keep=("nothing*",)))
     with pytest.raises(UsageError, match="no such choice"):
         Quantize(calibration="guess")
+    for contradiction in (
+        {"mode": "dynamic", "calibration": "entropy"},
+        {"mode": "float16", "weight_bits": 4},
+        {"percentile": 99.0},
+    ):
+        with pytest.raises(UsageError, match="quantize: --"):
+            Quantize(**contradiction)
     with pytest.raises(UnsupportedError, match="works on float32"):
         run(convolutional(torch.float16), Quantize())
     with pytest.raises(DataError, match="empty"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import networks
 import numpy as np
@@ -14,7 +16,14 @@ from torch.nn import functional as F
 from train.corners import same, small
 
 from nncompress.data import open_data
-from nncompress.errors import DataError, DeviceError, ModelFileError, UsageError, VerificationError
+from nncompress.errors import (
+    DataError,
+    DeviceError,
+    ModelFileError,
+    OutputError,
+    UsageError,
+    VerificationError,
+)
 from nncompress.ir import Model
 from nncompress.passes import Context, Prune
 from nncompress.progress import NullProgress
@@ -101,7 +110,7 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(data, tmp_
     def torn(value, path):
         calls.append(path)
         if len(calls) == 7:
-            path.write_bytes(b"half")
+            path.write(b"half")
             raise Killed
         save(value, path)
 
@@ -111,6 +120,23 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(data, tmp_
     assert len(list(tmp_path.glob("*checkpoint*"))) == 1
     resumed, _ = train(model, dataset, settings, checkpoint=file, resume=True)
     assert same(whole, resumed)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_error(data, tmp_path, monkeypatch):
+    _, model = small()
+    real, where = tempfile.mkdtemp, tmp_path / "run.checkpoint"
+
+    def folder_on_full_disk(**options):
+        folder = real(**options)
+        (Path(folder) / where.name).symlink_to("/dev/full")
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", folder_on_full_disk)
+    with pytest.raises(OutputError, match="cannot write") as refusal:
+        train(model, open_data(str(data), model.inputs), TrainSettings(epochs=1), checkpoint=where)
+    assert refusal.value.got == "No space left on device"
+    assert not list(tmp_path.glob("*checkpoint*"))
 
 
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):

@@ -1,0 +1,49 @@
+"""Tables as they come out at a given width."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from nncompress.report.tables import EvalRow, Name, broken, evaluation, plain
+from nncompress.results import CompareResult, EvalResult, OutputDifference
+
+LONG = "encoder.layers.0.self_attn.in_proj_weight"
+
+
+def printed(renderable: object, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return console.export_text().splitlines()
+
+
+def test_names_are_broken_between_names_then_at_dots_then_at_underscores():
+    assert broken("a.b, c.d", 6) == "a.b,\nc.d"
+    assert broken(LONG, 20) == "encoder.layers.0.\nself_attn.\nin_proj_weight"
+    assert broken("in_proj_weight", 9) == "in_proj_\nweight"
+    assert broken("abcdefgh", 3) == "abc\ndef\ngh"
+
+
+@pytest.mark.parametrize("width", [30, 40, 80])
+def test_a_name_takes_the_room_that_the_table_has(width):
+    table = plain("layer", "bytes")
+    table.add_row(Name(LONG), "1.23 kB")
+    lines = printed(table, width)
+    assert max(map(len, lines)) <= width
+    rows = "".join(line[: line.rindex("   ")].strip() if "kB" in line else line.strip() for line in lines[2:])
+    assert rows == LONG
+    assert (len(lines) == 3) == (width >= len(LONG) + 10)
+
+
+def test_columns_without_content_are_not_shown():
+    def regression(rmse: float) -> EvalResult:
+        return EvalResult("val.npz", "regression", 9, rmse=rmse)
+
+    differs = CompareResult(9, (OutputDifference("y", None, 0.5, 3.0, 0.1),))
+    rows = [EvalRow("a", "torch", regression(0.5)), EvalRow("b", "torch", regression(0.6), None, differs)]
+    text = "\n".join(printed(evaluation(rows), 80))
+    assert "0.6" in text
+    assert text.count("against the first") == 1  # heads the differences, not an empty column
+    assert "agree" not in text
+    compared = printed(evaluation([EvalRow("a", "torch"), EvalRow("b", "torch", difference=differs)]), 80)
+    assert compared[0].startswith("against the first")
