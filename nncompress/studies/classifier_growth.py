@@ -178,6 +178,10 @@ def _verdict(rows: tuple[GrowthRow, GrowthRow, GrowthRow], ratios: tuple[Ratio, 
         spread = "" if math.isnan(error) else f" ± {error:.2f}"
         share = f"{row.seconds / static.seconds:.2f} of the time"
         texts.append(f"{mean:+.2f}{spread} points in {budget} ({share})")
+    trials = [trial for row in dynamic for trial in row.trials]
+    short = sum(trial.parameters < static.trials[0].parameters for trial in trials)
+    if short:
+        texts.append(f"but {short} of {len(trials)} did not reach the full width in time")
     first, overhead = (ratio.value for ratio in ratios)
     return (
         f"dynamic less static: {', '.join(texts)}; the first phase is {first.value:.1f}x faster, "

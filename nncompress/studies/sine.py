@@ -22,7 +22,7 @@ from nncompress.zoo.small_nets import sine
 
 MOST, SMALL = 500, 100
 SAMPLES, EPOCHS, SEEDS = 2048, 150, 5
-QUICK = {"epochs": 30, "seeds": 1, "patience": 3}
+QUICK = {"epochs": 30, "seeds": 1, "patience": 2}
 TRAINING: dict[str, Any] = {
     "batch": 128,
     "optimizer": "adam",

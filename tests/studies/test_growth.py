@@ -13,9 +13,10 @@ from torch import nn
 from nncompress.analysis.couplings import find_couplings
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.results import Estimate
 from nncompress.studies import STUDIES, Request, classifier_growth, growth, plot, sine
 from nncompress.studies.cifar100_growth import PLAN as CIFAR100
-from nncompress.studies.growth import GrowthResult, GrowthRow, GrowthTrial, Point, difference
+from nncompress.studies.growth import GrowthResult, GrowthRow, GrowthTrial, Point, Ratio, difference
 from nncompress.studies.mnist_growth import PLAN as MNIST
 from nncompress.zoo.cifar_resnet import CifarResNet
 
@@ -113,6 +114,16 @@ def test_cifar100_on_synthetic_data_of_its_shape(tmp_path, monkeypatch):
     )
     assert all(ratio.value.value > 0 for ratio in found.ratios)
     assert "points" in found.verdict
+
+
+@pytest.mark.parametrize(("sizes", "said"), [((100, 100), False), ((100, 60), True)])
+def test_a_network_that_stayed_small_is_not_called_grown(sizes, said):
+    def row(*parameters: int) -> GrowthRow:
+        return GrowthRow("", "", tuple(GrowthTrial(i, n, 2, 90.0, 1.0, ()) for i, n in enumerate(parameters)))
+
+    times = (Ratio("", "", Estimate(4.0, 3.9, 4.1)), Ratio("", "", Estimate(1.0, 0.9, 1.1)))
+    verdict = classifier_growth._verdict((row(100, 100), row(*sizes), row(100, 100)), times)
+    assert ("1 of 4 did not reach the full width" in verdict) == said
 
 
 def test_they_are_listed():
