@@ -51,7 +51,7 @@ def kinds(path: Path) -> dict[str, str]:
             kind = _kind_of(node, shapes[node.input[1]], first=not found)
         elif node.op_type in ("Gemm", "MatMul"):
             kind = "linear"
-        elif node.op_type in ("Relu", "Clip", "Add"):
+        elif node.op_type in ("BatchNormalization", "Relu", "Clip", "Add"):
             kind = next((found[name] for name in node.input if name in found), None)
         if kind is not None:
             found[node.name] = found[node.output[0]] = kind

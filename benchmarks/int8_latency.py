@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nncompress.data import Batch
 from nncompress.export import int8_coverage, write_onnx
@@ -69,7 +70,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def prepare(name: str, folder: Path) -> dict[str, Path]:
-    """The arms: float32, ours, the runtime's own quantizer, float32 again."""
+    """The arms: float32, ours, the runtime's own quantizer on what it prepares itself, float32 again."""
     make, size, _ = NETWORKS[name]
     network = int8_networks.settled(make(), size)
     model = Model.from_module(network, (torch.randn(2, 3, size, size),))
@@ -78,8 +79,10 @@ def prepare(name: str, folder: Path) -> dict[str, Path]:
     write_onnx(model, paths["float32"])
     Quantize(calibration="min-max").apply(model, Context(data=Noise(size)))
     write_onnx(model, paths["ours"])
+    prepared = folder / f"{name}-prepared.onnx"
+    quant_pre_process(str(paths["float32"]), str(prepared), skip_symbolic_shape=True)  # folds batch norms
     quantize_static(
-        paths["float32"],
+        prepared,
         paths["runtime"],
         NoiseReader(size),
         quant_format=QuantFormat.QDQ,

@@ -5,7 +5,7 @@ VNNI. Any other zero point gets patches and a matrix product, and matrix product
 one. So weights w with the zero point 0 are stored as w − 1 with the zero point −1: the same numbers.
 
 What the detour costs, patches and 32-bit sums that go through memory, is repaid where dot products are long.
-The bounds are from `benchmarks/int8_tiles.py`.
+The bounds were measured with 23 shapes of ResNets and MobileNetV2, alone, on one thread.
 """
 
 from __future__ import annotations
