@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import torch
+from trained_resnet import trained_resnet
 
 import nncompress
 from nncompress.analysis.accuracy import evaluate
 from nncompress.runtimes import open_artifact
 
-HERE = Path(__file__).parent
 WAYS = {
     "weights alone": "weighting=none,compensate=false",
     "`--weighting inputs`": "weighting=inputs,compensate=false",
@@ -32,15 +32,7 @@ RECORDS = 256
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    folder = Path(sys.argv[1])
-    original = nncompress.load(
-        folder / "resnet20.safetensors",
-        arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
-        input="1x3x32x32",
-        normalize="imagenet",
-    )
-    train = nncompress.dataset(str(folder / "lossless_train4660.npz"), original)
-    test = nncompress.dataset(str(folder / "lossless_test846.npz"), original)
+    original, train, test = trained_resnet("resnet20", Path(sys.argv[1]))
     images = torch.cat([batch.inputs[0] for batch in test.batches(256)])
     with torch.no_grad():
         expected = original(images)

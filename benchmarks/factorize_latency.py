@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trained_resnet import trained_resnet
+
 import nncompress
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
@@ -22,7 +24,6 @@ from nncompress.bench import Arm, benchmark
 from nncompress.errors import UsageError
 from nncompress.runtimes import open_artifact
 
-HERE = Path(__file__).parent
 SETTINGS = ["latency=0.8", "latency=0.7", "macs=0.5,round-to=8", "macs=0.5"]
 MOST_LOST = 0.5  # points of top-1
 
@@ -45,16 +46,7 @@ def main() -> None:
 
 
 def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, keep: Path | None) -> None:
-    original = nncompress.load(
-        folder / f"{name}.safetensors",
-        arch=f"{HERE / 'cifar_resnet.py'}:{name}",
-        input="1x3x32x32",
-        normalize="imagenet",
-    )
-    train, test = (
-        nncompress.dataset(str(folder / f"lossless_{part}.npz"), original)
-        for part in ("train4660", "test846")
-    )
+    original, train, test = trained_resnet(name, folder)
     with tempfile.TemporaryDirectory() as work:
         arms = []
         for text, passes in made.items():

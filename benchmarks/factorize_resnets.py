@@ -4,39 +4,40 @@
 
 DIR holds resnet20.safetensors, resnet56.safetensors, lossless_train4660.npz (the only data that is used to
 compress) and lossless_test846.npz (the only data that is used to measure). Every MAC count is measured on the
-compressed model. With 846 images the standard error of a top-1 near 92 % is 0.9 points.
+compressed model, and stands in brackets. With 846 images the standard error of a top-1 near 92 % is 0.9.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import torch
-from cifar_resnet import resnet20, resnet56
-from safetensors.torch import load_file
+from trained_resnet import trained_resnet
 
 from nncompress.analysis.cost import cost
-from nncompress.data import Dataset, open_data
+from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.factorize import Factorize
 
-FACTORIES = {"resnet20": resnet20, "resnet56": resnet56}
 METHODS = {
-    "weight SVD, channel form": {"minimize": "weight", "form": "channel", "refit": False},
-    "layer output, channel form": {"minimize": "layer", "form": "channel", "refit": False},
-    "model output, channel form": {"minimize": "model", "form": "channel", "refit": False},
-    "model output, best form": {"minimize": "model", "refit": False},
-    "the same, refitted (default)": {},
+    "`--minimize weight --form channel` (plain SVD)": {
+        "minimize": "weight",
+        "form": "channel",
+        "refit": False,
+    },
+    "`--minimize layer --form channel` (whitened SVD)": {
+        "minimize": "layer",
+        "form": "channel",
+        "refit": False,
+    },
+    "`--minimize model --form channel`": {"minimize": "model", "form": "channel", "refit": False},
+    "`--minimize model`, best form": {"minimize": "model", "refit": False},
+    "the same, refitted (the default)": {},
 }
-
-
-def load(name: str, folder: Path) -> Model:
-    module = FACTORIES[name]().eval()
-    module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    return Model.from_module(module, (torch.randn(2, 3, 32, 32),))
 
 
 def top1(model: Model, data: Dataset) -> float:
@@ -57,18 +58,16 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(str(i) for i in range(len(METHODS))))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'model':10}{'method':32}{'MACs cut':>10}{'params cut':>12}{'top-1':>8}{'seconds':>9}")
+    cuts = [float(cut) for cut in options.cuts.split(",")]
     for name in options.models.split(","):
-        model = load(name, options.folder)
-        train, test = (
-            open_data(str(options.folder / f"lossless_{part}.npz"), model.inputs, "imagenet")
-            for part in ("train4660", "test846")
-        )
+        model, train, test = trained_resnet(name, options.folder)
         before = cost(model)
-        print(f"{name:10}{'original':32}{0:>10.1%}{0:>12.1%}{top1(model, test):>8.2f}", flush=True)
+        print(f"| {name} ({top1(model, test):.2f}) | " + " | ".join(f"{cut:.0%}" for cut in cuts) + " |")
+        print("|---|" + "---|" * len(cuts), flush=True)
         for index in map(int, options.methods.split(",")):
             method, settings = list(METHODS.items())[index]
-            for cut in map(float, options.cuts.split(",")):
+            cells = []
+            for cut in cuts:
                 small = model.copy()
                 start = time.perf_counter()
                 step = Factorize(macs=1 - cut, **settings)
@@ -76,13 +75,11 @@ def main() -> None:
                 step.requires(small, context)
                 step.apply(small, context)
                 seconds = time.perf_counter() - start
-                after = cost(small)
-                saved = 1 - after.macs / before.macs, 1 - after.parameters / before.parameters
-                print(
-                    f"{name:10}{method:32}{saved[0]:>10.1%}{saved[1]:>12.1%}{top1(small, test):>8.2f}"
-                    f"{seconds:>9.0f}",
-                    flush=True,
-                )
+                saved = 1 - cost(small).macs / before.macs
+                cells.append(f"{top1(small, test):.1f} ({saved:.1%})")
+                print(f"{name}, {method}, {cut:.0%}: {seconds:.0f} s", file=sys.stderr)
+            print(f"| {method} | " + " | ".join(cells) + " |", flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trained_resnet import trained_resnet
+
 import nncompress
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
 from nncompress.bench import Arm, benchmark
 from nncompress.runtimes import open_artifact
 
-HERE = Path(__file__).parent
 CHAINS = {
     "original": [],
     "prune": ["prune:std=0.5"],
@@ -33,15 +34,7 @@ CHAINS = {
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    folder = Path(sys.argv[1])
-    original = nncompress.load(
-        folder / "resnet20.safetensors",
-        arch=f"{HERE / 'cifar_resnet.py'}:resnet20",
-        input="1x3x32x32",
-        normalize="imagenet",
-    )
-    train = nncompress.dataset(str(folder / "lossless_train4660.npz"), original)
-    test = nncompress.dataset(str(folder / "lossless_test846.npz"), original)
+    original, train, test = trained_resnet("resnet20", Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as work:
         arms = []
         for name, passes in CHAINS.items():
