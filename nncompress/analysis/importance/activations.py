@@ -16,6 +16,7 @@ from nncompress.analysis.couplings import Site
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.ranking import Scores
 from nncompress.analysis.importance.taps import Taps, task_loss
+from nncompress.analysis.squared_gradients import mean_squared_gradients
 from nncompress.analysis.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
@@ -162,35 +163,32 @@ def optimal_brain_damage(
 
     touched = sorted({m.tensor for c in choices for m in c.members})
     weights = {n: model.tensor(n) for n in touched if isinstance(model.tensor(n), torch.nn.Parameter)}
-    before = {n: w.requires_grad for n, w in weights.items()}
-    curvature = {n: torch.zeros(w.shape, dtype=torch.float64) for n, w in weights.items()}
     generator = torch.Generator().manual_seed(seed)
-    records, planned = 0, data.planned_records(limit)
-    try:
-        for w in weights.values():
-            w.requires_grad_(True)
-        for batch in data.batches(gradient_batch_size(model, min(batch_size, 16)), limit):
-            progress.step("second derivatives", records, planned)
-            signs = torch.randint(0, 2, (len(batch),), generator=generator).double() * 2 - 1
-            with torch.enable_grad():
-                outputs = model.outputs_of(*batch.inputs)
-                loss = torch.zeros((), dtype=torch.float64)
-                for row, sign in enumerate(signs):
-                    one = Batch(batch.inputs, None if batch.labels is None else batch.labels[row : row + 1])
-                    loss = loss + sign * task_loss(tuple(o[row : row + 1] for o in outputs), one, data.spec)
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, found):
-                if gradient is not None:
-                    curvature[name] += gradient.double().square()
-            records += len(batch)
-    finally:
-        for name, w in weights.items():
-            w.requires_grad_(before[name])
+
+    def loss(batch: Batch) -> Tensor:
+        signs = torch.randint(0, 2, (len(batch),), generator=generator).double() * 2 - 1
+        outputs = model.outputs_of(*batch.inputs)
+        total = torch.zeros((), dtype=torch.float64)
+        for row, sign in enumerate(signs):
+            one = Batch(batch.inputs, None if batch.labels is None else batch.labels[row : row + 1])
+            total = total + sign * task_loss(tuple(o[row : row + 1] for o in outputs), one, data.spec)
+        return total
+
+    curvature = mean_squared_gradients(
+        model,
+        weights,
+        data,
+        loss,
+        limit=limit,
+        batch_size=batch_size,
+        progress=progress,
+        label="second derivatives",
+    )
     scores = {}
     for choice in choices:
         total = torch.zeros(choice.size, dtype=torch.float64)
         for tensor, dim in sorted({(m.tensor, m.dim) for m in choice.members if m.tensor in weights}):
-            saliency = 0.5 * curvature[tensor] / max(records, 1) * weights[tensor].detach().double().square()
+            saliency = 0.5 * curvature[tensor] * weights[tensor].detach().double().square()
             total += per_unit(choice, tensor, dim, saliency)
         scores[choice.name] = total.numpy()
     return scores
