@@ -121,7 +121,7 @@ def _sparkline(values: Sequence[float]) -> str:
 
 def step(result: Step) -> RenderableType:
     """What one pass did, layer by layer, and what it changed in sum."""
-    options = ", ".join(f"{k.replace('_', '-')} {v}" for k, v in result.settings.items())
+    options = ", ".join(_setting(name, value) for name, value in result.settings.items())
     title = Text(f"{result.name}", style="bold")
     title.append(f" ({options})" if options else "", style="not bold")
     applied = [c for c in result.changes if c.applied]
@@ -150,6 +150,14 @@ def step(result: Step) -> RenderableType:
         lines.append(Text(f"outputs are {worst.relative:.2%} away from the original's (relative L2 norm)"))
     lines += [Text(note) for note in result.notes]
     return Group(*lines, Text())
+
+
+def _setting(name: str, value: Any) -> str:
+    """An option as it was typed: "macs 0.5", "faster", "exclude head*+stem"."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    return f"{name} {'+'.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
 
 
 def written(report: ExportReport) -> RenderableType:

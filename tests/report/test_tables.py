@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from nncompress.report.tables import EvalRow, Name, broken, evaluation, plain
+from nncompress.analysis.cost import cost
+from nncompress.ir import Model
+from nncompress.passes import Factorize
+from nncompress.pipeline import Step
+from nncompress.report.tables import EvalRow, Name, broken, evaluation, plain, step
 from nncompress.results import CompareResult, EvalResult, OutputDifference
 
 LONG = "encoder.layers.0.self_attn.in_proj_weight"
@@ -33,6 +39,15 @@ def test_a_name_takes_the_room_that_the_table_has(width):
     rows = "".join(line[: line.rindex("   ")].strip() if "kB" in line else line.strip() for line in lines[2:])
     assert rows == LONG
     assert (len(lines) == 3) == (width >= len(LONG) + 10)
+
+
+def test_the_options_of_a_pass_are_shown_as_they_were_typed():
+    settings = Factorize(macs=0.5, faster=True, refit=False, exclude=("head*", "stem")).settings()
+    model = Model.from_module(nn.Linear(2, 3), (torch.randn(2, 2),))
+    done = Step("factorize", settings, [], cost(model), cost(model), [], 0.1, [])
+    assert printed(step(done), 80)[0].startswith(
+        "factorize (macs 0.5, no-refit, faster, exclude head*+stem): 0 changed"
+    )
 
 
 def test_columns_without_content_are_not_shown():
