@@ -24,7 +24,7 @@ from nncompress.devices import need_cuda
 from nncompress.errors import DeviceError, MissingExtraError, NNCompressError, UnsupportedError, UsageError
 from nncompress.ir import Model
 from nncompress.runtimes.base import Array, Call, Runner, check_inputs
-from nncompress.runtimes.cuda_linear import Swapped, use_int8, use_semi_structured
+from nncompress.runtimes.cuda_linear import use_int8, use_semi_structured
 from nncompress.runtimes.silence import silent
 
 Mode = Literal["eager", "graphs", "compile"]
@@ -341,4 +341,4 @@ def _move_attribute(module: fx.GraphModule, name: str, device: torch.device) -> 
         setattr(holder, leaf, value.to(device))
 
 
-__all__ = ["Cuda", "Swapped", "open_on_cuda", "stream"]
+__all__ = ["Cuda", "open_on_cuda", "stream"]
