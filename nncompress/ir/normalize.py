@@ -190,13 +190,19 @@ def _make_functional(graph: fx.Graph) -> None:
 
 
 def _share_computed_weights(graph: fx.Graph) -> None:
-    """Let equal calls on equal weights be one node, where nothing is written and nothing is random."""
+    """Let equal calls on equal weights be one node, where nothing is written and nothing is random.
+
+    Weights stored as integers are left alone: export wants one dequantization per reader.
+    """
     if any(_mutates(node) for node in graph.nodes):
         return
     first: dict[Any, fx.Node] = {}
     constant: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op == "get_attr":
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+                continue
             key: Any = node.target
         elif (
             node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
