@@ -59,7 +59,7 @@ def test_life_of_a_pruned_model(name, tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FRESH, first, second, onnx],
-        capture_output=True, text=True, cwd=root, timeout=240,
+        capture_output=True, text=True, cwd=root,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = map(int, done.stdout.split())
