@@ -14,11 +14,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from nncompress.analysis.autograd import gradients_wanted, in_chunks, output_scales
 from nncompress.analysis.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.model import Model
 from nncompress.ir.qdq import StraightThrough
 from nncompress.progress import NullProgress, Progress
+
+CHUNK = 64  # records per backward pass, at most
 
 
 def fisher_information(
@@ -41,42 +44,39 @@ def fisher_information(
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
     tensors = [model.tensor(name) for name in names]
-    wanted = [tensor.requires_grad for tensor in tensors]
     runner = StraightThrough(model.graph_module)
     sums = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
     scales: list[Tensor] = []
     records = 0
-    for tensor in tensors:
-        tensor.requires_grad_(True)
     try:
-        for inputs in batches:
-            progress.step("measuring what the output minds", records, total)
-            with torch.enable_grad():
-                outputs = [y for y in runner.run(*inputs) if isinstance(y, Tensor) and y.requires_grad]
-                if not scales:
-                    scales = [_deviation(y) for y in outputs]
-                signs = [torch.randint(0, 2, y.shape, generator=generator) * 2 - 1 for y in outputs]
-                score = sum((y * s / scale).sum() for y, s, scale in zip(outputs, signs, scales))
-            if not isinstance(score, Tensor):
-                raise RuntimeError("no output depends on a weight")
-            gradients = torch.autograd.grad(score, tensors, allow_unused=True)
-            for done, gradient in zip(sums, gradients):
-                if gradient is not None:
-                    done += gradient.square()
-            records += len(inputs[0])
+        with gradients_wanted(tensors):
+            for inputs in batches:
+                with torch.no_grad():
+                    scales = scales or output_scales(runner.run(*inputs))
+                for chunk in in_chunks(model, inputs, CHUNK):
+                    progress.step("measuring what the output minds", records, total)
+                    with torch.enable_grad():
+                        score = sum(
+                            (y * _signs(y, generator) / scale).sum()
+                            for y, scale in zip(runner.run(*chunk), scales)
+                            if isinstance(y, Tensor) and y.requires_grad
+                        )
+                    if not isinstance(score, Tensor):
+                        raise RuntimeError("no output depends on a weight")
+                    gradients = torch.autograd.grad(score, tensors, allow_unused=True)
+                    for done, gradient in zip(sums, gradients):
+                        if gradient is not None:
+                            done += gradient.square()
+                    records += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
             "this model cannot be differentiated, so nobody knows which weights matter",
             got=str(error).splitlines()[0],
             remedy="give every weight the same bits: --weight-bits 4",
         ) from error
-    finally:
-        for tensor, was in zip(tensors, wanted):
-            tensor.requires_grad_(was)
     progress.step("measuring what the output minds", records, total)
     return {name: total_ / max(records, 1) for name, total_ in zip(names, sums)}
 
 
-def _deviation(output: Tensor) -> Tensor:
-    each = output.detach()
-    return each.std(correction=0).clamp_min(1e-12) * (each.numel() / len(each)) ** 0.5
+def _signs(output: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, output.shape, generator=generator) * 2 - 1

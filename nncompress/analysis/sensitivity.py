@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.autograd import gradients_wanted, in_chunks, output_scales
 from nncompress.analysis.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.model import Model
@@ -51,50 +51,39 @@ def output_gradients(
     found: dict[fx.Node, Tensor] = {}
     scales: list[Tensor] = []
     records = 0
-    parameters = [p for p in model.graph_module.parameters() if p.requires_grad]
-    for parameter in parameters:  # their gradients would cost as much again
-        parameter.requires_grad_(False)
+    weights = list(model.graph_module.parameters())
     try:
-        for inputs in batches:
-            for chunk in _chunks(model, inputs):
-                progress.step("measuring what the output minds", records, total)
-                for node, gradient in _backward(runner, chunk, scales, generator).items():
-                    rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
-                    found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
-                records += len(chunk[0])
+        with gradients_wanted(weights, False):  # they would cost as much again
+            for inputs in batches:
+                with torch.no_grad():
+                    scales = scales or output_scales(runner.run(*inputs))
+                for chunk in in_chunks(model, inputs, CHUNK):
+                    progress.step("measuring what the output minds", records, total)
+                    for node, gradient in _backward(runner, chunk, scales, generator).items():
+                        rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
+                        found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
+                    records += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
             "this model cannot be differentiated",
             got=str(error).splitlines()[0],
             remedy="minimise the error of each layer instead: --minimize layer",
         ) from error
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
     progress.step("measuring what the output minds", records, total)
     return {node: moment / max(records, 1) for node, moment in found.items()}
-
-
-def _chunks(model: Model, inputs: Inputs) -> Iterable[Inputs]:
-    if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
-        return [inputs]
-    size = gradient_batch_size(model, CHUNK)
-    return zip(*(each.split(size) for each in inputs))
 
 
 def _backward(
     runner: _Tape, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
 ) -> dict[fx.Node, Tensor]:
     with torch.enable_grad():
-        outputs = [y for y in runner.run(*inputs) if isinstance(y, Tensor) and y.requires_grad]
-    if not outputs:
+        projected = [
+            (y * torch.randn(y.shape, generator=generator).to(y) / scale).sum()
+            for y, scale in zip(runner.run(*inputs), scales)
+            if isinstance(y, Tensor) and y.requires_grad
+        ]
+    if not projected:
         raise RuntimeError("no output depends on a layer")
-    if not scales:
-        scales += [y.detach().std(correction=0).clamp_min(1e-12) * y[0].numel() ** 0.5 for y in outputs]
-    projected = [
-        (y * torch.randn(y.shape, generator=generator).to(y) / scale).sum()
-        for y, scale in zip(outputs, scales)
-    ]
     nodes = list(runner.seen)
     values = [runner.seen[n] for n in nodes]
     gradients = torch.autograd.grad(torch.stack(projected).sum(), values, allow_unused=True)

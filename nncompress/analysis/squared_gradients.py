@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.autograd import gradient_batch_size, gradients_wanted
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress
@@ -35,12 +35,9 @@ def mean_squared_gradients(
         loss: of a batch, summed over its records.
         label: what the progress is called.
     """
-    before = {name: weight.requires_grad for name, weight in weights.items()}
     total = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
     seen, planned = 0, data.planned_records(limit)
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
+    with gradients_wanted(weights.values()):
         for batch in data.batches(gradient_batch_size(model, min(batch_size, BATCH)), limit):
             progress.step(label, seen, planned)
             with torch.enable_grad():
@@ -50,7 +47,4 @@ def mean_squared_gradients(
                     total[name] += gradient.double().square()
             seen += len(batch)
         progress.step(label, seen, planned)
-    finally:
-        for name, weight in weights.items():
-            weight.requires_grad_(before[name])
     return {name: value / max(seen, 1) for name, value in total.items()}

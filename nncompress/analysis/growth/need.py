@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.proof import grow_proven

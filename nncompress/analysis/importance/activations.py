@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Site
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.ranking import Scores

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.batching import gradient_batch_size
+from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit

@@ -1,0 +1,60 @@
+"""What a backward pass needs: so few records that their values fit, and weights that ask for gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nncompress.ir.model import Model
+from nncompress.ir.shapes import Shapes
+
+GRADIENT_BYTES = 2**29  # of the values that a backward pass keeps
+
+
+def gradient_batch_size(model: Model, batch_size: int) -> int:
+    """Records per backward pass: at most `batch_size`, and no more than whose values fit `GRADIENT_BYTES`.
+
+    Autograd keeps values of all layers until it comes back, where a forward pass drops them on its way.
+    """
+    shapes, kept = Shapes(model), 0
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "get_attr" and isinstance(value, Tensor):
+            kept += torch.Size(shapes.of(node)).numel() * value.element_size()
+    return max(1, min(batch_size, GRADIENT_BYTES // max(kept, 1)))
+
+
+def in_chunks(model: Model, inputs: tuple[Tensor, ...], most: int) -> Iterable[tuple[Tensor, ...]]:
+    """A batch in pieces of at most `most` records whose values fit; a model of fixed batch takes it whole."""
+    if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
+        return [inputs]
+    size = gradient_batch_size(model, most)
+    return zip(*(each.split(size) for each in inputs))
+
+
+@contextmanager
+def gradients_wanted(tensors: Iterable[Tensor], wanted: bool = True) -> Iterator[None]:
+    """Inside, autograd tracks these tensors (or leaves them alone); afterwards as before."""
+    before = [(tensor, tensor.requires_grad) for tensor in tensors]
+    try:
+        for tensor, _ in before:
+            tensor.requires_grad_(wanted)
+        yield
+    finally:
+        for tensor, was in before:
+            tensor.requires_grad_(was)
+
+
+def output_scales(outputs: Iterable[object]) -> list[Tensor]:
+    """By which to divide each output of a model, so that records vary by 1 in the mean."""
+    scales = []
+    for output in outputs:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            spread = output.detach().std(correction=0).clamp_min(1e-12)
+            scales.append(spread * (output.numel() / len(output)) ** 0.5)
+        else:
+            scales.append(torch.ones(()))
+    return scales
