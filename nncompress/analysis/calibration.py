@@ -112,10 +112,14 @@ def observe(
     observer = _Observer(model, watched, inputs)
     batch_size = min(batch_size, largest_batch(model))
     records = 0
+    first: tuple[Tensor, ...] = ()
+    alike = True  # every record is the first again: constant also where channels are normalised differently
     total = limit
     with torch.inference_mode():
         for batch in data.batches(batch_size, limit=limit):
             observer.run(*batch.inputs)
+            first = first or tuple(x[:1] for x in batch.inputs)
+            alike = alike and all(torch.equal(x, y.expand_as(x)) for x, y in zip(batch.inputs, first))
             records += len(batch.inputs[0])
             progress.step("calibrating activations", records, total)
     if not records:
@@ -125,6 +129,11 @@ def observe(
         raise DataError(
             f"the calibration data is constant: input {constant[0].target} is "
             f"{inputs[constant[0]].low:g} everywhere",
+            expected="records like those the model will see",
+        )
+    if alike and records > 1:
+        raise DataError(
+            f"the calibration data is constant: all {records} records are the same",
             expected="records like those the model will see",
         )
     if records < FEW and notes is not None:

@@ -118,3 +118,15 @@ def test_bad_data_is_refused():
         watch(network(), Records(x))
     with pytest.raises(UnsupportedError, match="activation relu"):
         watch(network(float("inf")), Records(torch.randn(4, 2, 6, 6)))
+
+
+def test_records_that_are_all_the_same_are_refused_whatever_their_channels_hold():
+    model = Model.from_module(torch.nn.Conv2d(3, 2, 1).eval(), (torch.randn(2, 3, 4, 4),))
+    record = torch.randn(1, 3, 1, 1).expand(1, 3, 4, 4)  # a constant image, normalised per channel
+
+    class Same:
+        def batches(self, batch_size, limit=None, shuffle_seed=None):
+            yield from (Batch((record.expand(4, -1, -1, -1),), None) for _ in range(3))
+
+    with pytest.raises(DataError, match="all 12 records are the same"):
+        observe(model, [], Same(), limit=None, batch_size=4, progress=NullProgress())
