@@ -62,9 +62,10 @@ def reproduce(
     if name not in STUDIES:
         raise UsageError("reproduce: no such study", got=name, expected=", ".join(STUDIES))
     study = STUDIES[name]
-    given = {"plot": plot, "epochs": epochs, "keep": keep, "model": model}
+    given = {"plot": plot, "data": data, "epochs": epochs, "keep": keep, "model": model}
+    takes = {*study.takes, *(("data",) if study.needs_data else ())}
     for option, value in given.items():
-        if value is not None and option not in study.takes:
+        if value is not None and option not in takes:
             raise UsageError(f"reproduce: {name} takes no --{option}", remedy="leave it out")
     if plot is not None:
         check_plot(Path(plot))

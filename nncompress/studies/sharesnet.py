@@ -168,5 +168,5 @@ SHARESNET = Study(
     "Table 1 of ShaResNet counted; accuracy with and without sharing",
     False,
     run,
-    ("epochs", "keep"),
+    ("data", "epochs", "keep"),
 )

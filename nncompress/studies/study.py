@@ -114,7 +114,7 @@ class Request:
 @dataclass(frozen=True)
 class Study:
     """A study by name: one line on it, whether it needs --data, how it runs, and what else it takes of
-    `plot`, `epochs`, `keep` and `model`."""
+    `plot`, `data`, `epochs`, `keep` and `model`."""
 
     name: str
     summary: str

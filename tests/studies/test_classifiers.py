@@ -158,6 +158,7 @@ def test_a_study_of_the_users_own_model(tmp_path, capsys, monkeypatch):
         (["small-model"], "needs labelled images"),
         (["small-model", "--data", "d.npz", "--model", "m.pt2"], "takes no --model"),
         (["summation", "--epochs", "3"], "takes no --epochs"),
+        (["summation", "--data", "d.npz"], "takes no --data"),
         (["sharesnet", "--plot", "p.png"], "takes no --plot"),
     ],
 )
