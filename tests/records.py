@@ -14,6 +14,7 @@ class Records:
     """Inputs and labels; without labels where `labels` is None."""
 
     spec = "records in memory"
+    fixed_batch = None
 
     def __init__(self, inputs: tuple[Tensor, ...], labels: Tensor | None = None) -> None:
         self._inputs, self._labels = inputs, labels

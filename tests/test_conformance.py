@@ -30,6 +30,7 @@ class Records:
     """A data set of random records for the network `name`."""
 
     has_labels = False
+    fixed_batch = None
     spec = "random records"
 
     def __init__(self, name: str) -> None:
