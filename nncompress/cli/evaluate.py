@@ -10,6 +10,7 @@ import typer
 from nncompress.cli import artifacts, options
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
+from nncompress.results import SCHEMA
 
 if TYPE_CHECKING:
     from nncompress.runtimes import Runner
@@ -79,7 +80,7 @@ def evaluate(
                 )
             rows.append(row)
     if json:
-        print_json([row.to_json() for row in rows])
+        print_json({"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]})
     else:
         show(tables.evaluation(rows))
 

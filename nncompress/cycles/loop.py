@@ -30,6 +30,8 @@ from nncompress.results import Result
 from nncompress.train import TrainResult, TrainSettings, checkpoint, train
 from nncompress.train.validation import first_task, validate
 
+FORMAT = 2  # of the state: 2 counts prunings for max_cycles, where 1 counted trainings
+
 
 def cubic_sparsity(final: float, cycle: int, cycles: int) -> float:
     """s (1 − (1 − t/n)³): fast at first, slow near the end (Zhu & Gupta 2017). `cycle` counts from 1."""
@@ -83,7 +85,11 @@ class Cycle:
 
 @dataclass(frozen=True)
 class CycleResult(Result):
-    """All cycles. stopped: "nothing left to prune", "max cycles", or "the loss allows no fewer nodes"."""
+    """All cycles, and the last training, after which nothing is pruned.
+
+    Attributes:
+        stopped: "nothing left to prune", "max cycles", or "the loss allows no fewer nodes".
+    """
 
     kind: ClassVar[str] = "cycle"
 
@@ -91,6 +97,11 @@ class CycleResult(Result):
     nodes: dict[str, int]
     loss: float
     stopped: str
+
+    @property
+    def prunings(self) -> int:
+        """How often something was removed or added."""
+        return sum(cycle.pruned + cycle.grown > 0 for cycle in self.cycles)
 
 
 @dataclass
@@ -154,6 +165,7 @@ class _Cycles:
         self.done, self.progress = done, progress or NullProgress()
         self.history, self.groups = list(model.history), list(nodes(model))
         self.identity = {
+            "format": FORMAT,
             "training": _plain(training),
             "cycle": _plain(settings),
             **checkpoint.data_identity("data", dataset),
@@ -178,7 +190,7 @@ class _Cycles:
             "pass": "cycle",
             "settings": self.settings.settings(),
             "training": self.training.settings(),
-            "cycles": len(cycles),
+            "cycles": result.prunings,
             "nodes": result.nodes,
         }
         model.history[:] = [*self.history, record]
@@ -227,7 +239,7 @@ class _Cycles:
     def _next(self, trained: Model, number: int, good: bool) -> tuple[int, int]:
         """Set `current` (or `stopped`); returns how much was pruned, and how many nodes were added."""
         state, settings = self.state, self.settings
-        last = number - state.retried >= settings.max_cycles
+        last = number - state.retried > settings.max_cycles
         pruned, removed, added = trained, 0, 0
         if not state.retried and not last:
             if not good:  # back to the last good model, and half as far
@@ -286,7 +298,7 @@ class _Cycles:
     def _pass(self, number: int) -> Pass:
         settings = self.settings
         if settings.sparsity is not None:
-            share = cubic_sparsity(settings.sparsity, number, max(1, settings.max_cycles - 1))
+            share = cubic_sparsity(settings.sparsity, number, settings.max_cycles)
             return Prune(sparsity=share, exclude=settings.exclude)
         how: dict[str, Any] = {"outliers": settings.outliers, "ratio": settings.ratio}
         if settings.threshold is not None:  # prune-nodes removes what is below, the papers also what is at it

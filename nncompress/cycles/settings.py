@@ -20,7 +20,7 @@ class CycleSettings(Options):
 
     name = "cycle"
 
-    max_cycles: int = option(20, least=1, help="stop after so many cycles")
+    max_cycles: int = option(20, least=1, help="prune at most so often; a last training follows")
     criterion: str = option(
         "activation-variance", metavar="NAME", help="what prune-nodes removes nodes by (see its --help)"
     )

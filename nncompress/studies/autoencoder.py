@@ -97,7 +97,7 @@ def run(request: Request) -> StudyResult:
 
 
 def _plans(quick: bool) -> list[Plan]:
-    start, halvings, most = ((8, 16, 8), 2, 3) if quick else ((32, 64, 32), 4, 14)
+    start, halvings, most = ((8, 16, 8), 1, 2) if quick else ((32, 64, 32), 3, 13)
 
     def halving(criterion: str) -> CycleSettings:
         return CycleSettings(criterion=criterion, ratio=0.5, max_cycles=halvings, records=1000)
@@ -177,7 +177,7 @@ def _trial(request: Request, folder: str, plan: Plan, budget: _Budget, seed: int
             progress=request.progress,
         )
         nodes = tuple(result.nodes.values())  # type: ignore[assignment]
-        count = len(result.cycles)
+        count = result.prunings
         trace = tuple((c.cycle, sum(c.nodes.values()), c.loss) for c in result.cycles)
     if plan.cut:
         model, nodes, count = _cut(model, nodes, plan.cut, budget.data, seed), PAPER, count + 1

@@ -74,7 +74,7 @@ def run(request: Request) -> StudyResult:
 def _plans(request: Request) -> list[Plan]:
     """Ours, random removal in the same cycles, and the papers' recipe: threshold 0, constant rate."""
     runs = request.runs or (1 if request.quick else 10)
-    steps, cycles = (200, 2) if request.quick else (300, 10)
+    steps, cycles = (200, 1) if request.quick else (300, 9)
     ours = TrainSettings(epochs=1, limit=steps * 1000, schedule="cosine", **TRAINING)
     plans = [
         Plan("ours", "", OURS, ours, runs),
@@ -137,7 +137,7 @@ def _trial(
     task = first_task(pruned, fresh, training)
     loss = validate(pruned.outputs_of, fresh, task, 1000, torch.device("cpu"), request.progress)["loss"]
     trace = tuple((c.cycle, sum(c.nodes.values()), c.loss) for c in result.cycles)
-    return Trial(seed, tuple(result.nodes.values()), loss, len(result.cycles), trace)
+    return Trial(seed, tuple(result.nodes.values()), loss, result.prunings, trace)
 
 
 SUMMATION = Study("summation", "y = x1 + x2 with 1000 hidden nodes: down to one", False, run)

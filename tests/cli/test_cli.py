@@ -49,7 +49,9 @@ def test_a_session_without_naming_the_model(here, capsys):
     assert run(["inspect", "--json"]) == ExitCode.OK
     assert [record["pass"] for record in read_json(capsys)["history"]] == ["prune", "factorize"]
     assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
-    original, newest = read_json(capsys)
+    found = read_json(capsys)
+    assert (found["schema"], found["kind"]) == (1, "evaluation")
+    original, newest = found["models"]
     assert (original["name"], newest["name"]) == ("original", "factorize")
     assert newest["paired"]["records"] == 40
     assert newest["difference"]["outputs"][0]["cosine"] < 1
@@ -61,7 +63,7 @@ def test_an_export_is_what_eval_and_bench_measure_next(here, capsys):
     assert run(["export", "-o", "weights.safetensors", "--storage", "plain"]) == ExitCode.OK
     capsys.readouterr()
     assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
-    assert [row["name"] for row in read_json(capsys)] == ["original", "small.onnx"]
+    assert [row["name"] for row in read_json(capsys)["models"]] == ["original", "small.onnx"]
     assert run(["prune", "--sparsity", "0.95"]) == ExitCode.OK
     assert "using model.prune.pt2" in capsys.readouterr().err
     assert run(["export", "-o", "again.onnx", "--storage", "entropy"]) == ExitCode.USAGE
@@ -142,7 +144,7 @@ def test_onnx_files_are_compared_without_data(here, capsys):
     assert run(["export", "model.pt", "--input", "1x3x8x8", "-o", "a.onnx"]) == ExitCode.OK
     capsys.readouterr()
     assert run(["eval", "a.onnx", "a.onnx", "--json"]) == ExitCode.OK
-    first, second = read_json(capsys)
+    first, second = read_json(capsys)["models"]
     assert (first["name"], second["name"]) == ("a.onnx", "a.onnx (2)")
     assert second["difference"]["outputs"][0]["max_abs"] == 0
 

@@ -78,7 +78,7 @@ def test_a_cycle_that_loses_too_much_is_taken_back(sums, tmp_path):
 
 
 def test_a_killed_run_ends_the_same(sums, tmp_path):
-    settings = CycleSettings(ratio=0.5, max_cycles=3, distort=True, retries=1)
+    settings = CycleSettings(ratio=0.5, max_cycles=2, distort=True, retries=1)
     training = TrainSettings(epochs=2, batch=50, lr=0.05, loss="rmse")
     whole, expected = run_cycles(network(), sums, training, settings, folder=tmp_path / "whole")
     for at in (5, 30, 45, 70, 20):
@@ -103,7 +103,7 @@ def test_every_cycle_imitates_the_teacher(sums, tmp_path):
         teacher.tensor("2.weight").zero_()[0, 0] = 1
         teacher.tensor("2.bias").zero_()
     training = TrainSettings(epochs=10, batch=50, lr=0.05, teacher_weight=1.0)
-    settings = CycleSettings(ratio=0.5, max_cycles=2)
+    settings = CycleSettings(ratio=0.5, max_cycles=1)
     given = {"folder": tmp_path / "c", "resume": True}
     found, result = run_cycles(network(), sums, training, settings, teacher=teacher, **given)
     assert list(result.nodes.values()) == [12]
@@ -116,7 +116,7 @@ def test_every_cycle_imitates_the_teacher(sums, tmp_path):
 
 
 def test_connections_follow_the_cubic_ramp(sums, tmp_path):
-    settings = CycleSettings(sparsity=0.8, max_cycles=4)
+    settings = CycleSettings(sparsity=0.8, max_cycles=3)
     pruned, _ = run_cycles(network(), sums, TRAINING, settings, folder=tmp_path / "c")
     weights = torch.cat([pruned.tensor(n).detach().flatten() for n in ("0.weight", "2.weight")])
     assert float((weights == 0).float().mean()) == pytest.approx(0.8, abs=0.02)
@@ -141,6 +141,35 @@ def test_distortion_is_the_papers_and_spares_pruned_zeros():
     assert torch.equal(moved["2.weight"], torch.zeros_like(moved["2.weight"]))  # its variance is above 1
 
 
+@pytest.mark.parametrize("how", [{"ratio": 0.5}, {"sparsity": 0.5}])
+def test_cycles_count_prunings(sums, tmp_path, how):
+    """--max-cycles 1 prunes once, all the way, and trains what is left."""
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, loss="rmse")
+    settings = CycleSettings(max_cycles=1, **how)
+    found, result = run_cycles(network(), sums, training, settings, folder=tmp_path / "c")
+    assert [cycle.pruned > 0 for cycle in result.cycles] == [True, False]
+    assert (result.prunings, result.stopped) == (1, "max cycles")
+    assert found.history[-1]["cycles"] == 1
+    if "sparsity" in how:
+        weights = torch.cat([found.tensor(n).detach().flatten() for n in ("0.weight", "2.weight")])
+        assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    else:
+        assert list(result.nodes.values()) == [12]
+
+
+def test_a_folder_of_another_count_is_not_continued(sums, tmp_path):
+    """State that earlier versions wrote counts trainings: it would end elsewhere."""
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, loss="rmse")
+    given = {"folder": tmp_path / "c", "resume": True}
+    run_cycles(network(), sums, training, CycleSettings(ratio=0.5, max_cycles=1), **given)
+    path = tmp_path / "c" / "state.json"
+    state = json.loads(path.read_text())
+    del state["identity"]["format"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(UsageError, match="different format"):
+        run_cycles(network(), sums, training, CycleSettings(ratio=0.5, max_cycles=1), **given)
+
+
 @pytest.mark.parametrize("options", [{"ratio": 0.5, "outliers": 2}, {"criterion": "luck"}, {"max_cycles": 0}])
 def test_settings_that_do_not_fit_are_refused(options):
     with pytest.raises(UsageError):
@@ -154,7 +183,7 @@ def test_nodes_move_to_where_they_are_needed_under_one_budget(sums, tmp_path):
     layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 1)
     model = Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(2, 3),))
     budget = cost(model).parameters
-    settings = CycleSettings(ratio=0.25, grow="gradient", max_params=budget, max_cycles=3, records=200)
+    settings = CycleSettings(ratio=0.25, grow="gradient", max_params=budget, max_cycles=2, records=200)
     training = TrainSettings(epochs=2, batch=50, lr=0.01)
     folder = tmp_path / "c"
     found, result = run_cycles(model, sums, training, settings, folder=folder)

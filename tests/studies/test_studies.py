@@ -40,7 +40,7 @@ def test_a_trial_prunes_and_measures_on_fresh_samples(tmp_path, monkeypatch):
     trial = summation._trial(request, "t", cycling, training, 8, 0, data, fresh)
     assert trial.nodes[0] <= 2  # one, or two that fire on opposite halves
     assert trial.loss < 0.05
-    assert [cycle for cycle, _, _ in trial.trace] == list(range(1, trial.cycles + 1))
+    assert [cycle for cycle, _, _ in trial.trace] == list(range(1, trial.cycles + 2))  # and the last training
 
 
 def test_the_papers_recipe_is_run_in_all_its_forms(tmp_path):
