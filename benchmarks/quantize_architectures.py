@@ -1,13 +1,14 @@
 """Quantize every architecture, save, load, export and run it; print the table.
 
-    python benchmarks/quantize_architectures.py [NAME ...] [--part 1/4] [--pte] [--own]
+    python benchmarks/quantize_architectures.py [NAME ...] [--part 1/4] [--modes 3] [--pte] [--own]
 
-Random weights, 32 random records to calibrate. `int8`: weighted convolutions, products and recurrent layers that ONNX
-Runtime runs on integer kernels, of all; those in float are listed with the reason after the table. `error`: the int8
-model in torch against float32, ‖y' − y‖ / ‖y‖. `onnx`: ONNX Runtime against torch at batch 1 and 3, the largest
-difference, in steps (1/255 of the output's range); `share`: the same as a share of the error, ‖r − y'‖ / ‖y' − y‖.
-`dynamic`, `weights`, `float16`: the error of that mode, its file verified in ONNX Runtime. `pte`: ExecuTorch against
-torch, ‖r − y'‖ / ‖y'‖, with --pte. A saved and loaded .pt2 has to compute the same bits.
+Random weights, 32 random records to calibrate. `int8`: weighted convolutions, products and recurrent layers
+that ONNX Runtime runs on integer kernels, of all; those in float are listed with the reason after the table.
+`error`: the int8 model in torch against float32, ‖y' − y‖ / ‖y‖. `onnx`: ONNX Runtime against torch at batch
+1 and 3, the largest difference, in steps (1/255 of the output's range); `share`: the same as a share of the
+error, ‖r − y'‖ / ‖y' − y‖. `dynamic`, `weights`, `float16`: the error of that mode, its file verified in ONNX
+Runtime; on every 3rd architecture, or on what --modes says (0: none). `pte`: ExecuTorch against torch,
+‖r − y'‖ / ‖y'‖, with --pte. A saved and loaded .pt2 has to compute the same bits.
 Needs `transformers` for the second half of the list; without it that half is skipped with a note.
 """
 
@@ -47,11 +48,13 @@ from nncompress.ir.weights import layers  # noqa: E402
 COLUMNS = "architecture layers int8 error onnx share dynamic weights float16 pte seconds"
 MODES = ("dynamic", "weights", "float16")
 MOBILE = (  # one of each kind
-    "cifar-resnet20", "resnext", "vgg-bn", "googlenet", "densenet", "mobilenet-v2", "efficientnet", "shufflenet-v2",
-    "unet", "dcgan", "vit", "convnext", "gru-cells", "tcn", "recommender", "hf-bert",
+    "cifar-resnet20", "resnext", "vgg-bn", "googlenet", "densenet", "mobilenet-v2", "efficientnet",
+    "shufflenet-v2", "unet", "dcgan", "vit", "convnext", "gru-cells", "tcn", "recommender", "hf-bert",
 )  # fmt: skip
 RECORDS = 32
-MOST_SHARE = 0.5  # of the error: ONNX Runtime may round to the other side where a value lies between two steps
+MOST_SHARE = (
+    0.5  # of the error: ONNX Runtime may round to the other side where a value lies between two steps
+)
 SECONDS = 120  # for one architecture
 
 
@@ -105,7 +108,9 @@ def same_bits(model: Model, path: Path) -> bool:
         return all(torch.equal(a, b) for a, b in pairs)
 
 
-def row(name: str, architecture: Architecture, others: Collection[str], pte: bool) -> tuple[list[str], list[str], list[str]]:
+def row(
+    name: str, architecture: Architecture, others: Collection[str], pte: bool
+) -> tuple[list[str], list[str], list[str]]:
     """The cells, what is wrong, and "layer: reason" of each layer that ONNX Runtime runs in float."""
     wrong: list[str] = []
     start = time.perf_counter()
@@ -212,7 +217,10 @@ def main() -> int:
     print(f"\n{int8} of {total} weighted layers in int8; in float:")
     print("\n".join(f"{count:5} {reason}" for reason, count in reasons.most_common()))
     print("\n".join(told))
-    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} right" + (f"; wrong: {list(failed)}" if failed else ""))
+    print(
+        f"\n{len(chosen) - len(failed)} of {len(chosen)} right"
+        + (f"; wrong: {list(failed)}" if failed else "")
+    )
     return bool(failed)
 
 

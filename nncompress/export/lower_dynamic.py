@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed
 
-from nncompress.export.onnx_edit import array, insert, producer, store, turned
+from nncompress.export.onnx_edit import array, insert, producer, replace, store, turned
 
 ops = torch.ops.quantized_decomposed
 
@@ -88,8 +88,7 @@ def _multiply_integers(graph: ir.Graph, product: ir.Node) -> None:
     value = add("Mul", add("Cast", sums, to=ir.DataType.FLOAT), factor)
     if len(product.inputs) > 2 and product.inputs[2] is not None:
         value = add("Add", value, product.inputs[2])
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    value.name, result.name = result.name, f"{result.name}_of_floats"
+    replace(result, value)
     graph.remove(product, safe=True)
 
 

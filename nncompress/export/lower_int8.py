@@ -6,6 +6,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 |-------------------------------------------------|---------------------------------------------------------|
 | DequantizeLinear without a zero point           | a zero point of 0                                       |
 | Gemm with a float bias                          | int32 bias in units of input scale × weight scale       |
+| MatMul of more than a matrix, Add of the bias   | Gemm over rows (`lower_products`)                       |
 | Transpose(DequantizeLinear(weight))             | DequantizeLinear(transposed weight)                     |
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
@@ -23,10 +24,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from nncompress.export.lower_dynamic import lower_dynamic
+from nncompress.export.lower_products import gemm_over_rows
 from nncompress.export.lower_stem import block_pads, fits, spread_kernel
 from nncompress.export.lower_tiles import lower_tiles
 from nncompress.export.lower_weights import lower_weights
-from nncompress.export.onnx_edit import array, insert, producer, store, turned
+from nncompress.export.onnx_edit import array, insert, producer, replace, store, turned
 
 INT32_TOP = 2**31 - 1
 
@@ -47,6 +49,9 @@ def lower_int8(model: ir.Model) -> None:
             _round_bias(graph, node)
         elif node.op_type == "MatMul":
             _transpose_stored(graph, node)
+            gemm = gemm_over_rows(graph, node)
+            if gemm is not None:
+                _round_bias(graph, gemm)
         elif node.op_type == "ReduceMean":
             _pool_globally(graph, node)
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
@@ -140,7 +145,7 @@ def _pool_globally(graph: ir.Graph, mean: ir.Node) -> None:
         graph.remove(users[0], safe=True)
     elif not kept:
         pooled = insert(graph, mean, ir.node("Flatten", [pooled], {"axis": 1}), mean.outputs[0])
-    mean.outputs[0].replace_all_uses_with(pooled)
+    replace(mean.outputs[0], pooled)
     graph.remove(mean, safe=True)
 
 

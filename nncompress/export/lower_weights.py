@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nncompress.export.onnx_edit import array, insert, producer, store
+from nncompress.export.onnx_edit import array, insert, producer, replace, store
 
 PRODUCTS = {"Conv", "Gemm", "MatMul"}  # those with int8 kernels
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -77,5 +77,5 @@ def _gather_8_bit(graph: ir.Graph, gather: ir.Node) -> None:
     cast = insert(graph, gather, ir.node("Cast", [values], {"to": ir.DataType.FLOAT}), result)
     scales = insert(graph, gather, ir.node("Gather", [column, rows], {"axis": 0}))
     scales.type = FLOAT
-    result.replace_all_uses_with(insert(graph, gather, ir.node("Mul", [cast, scales]), result))
+    replace(result, insert(graph, gather, ir.node("Mul", [cast, scales]), result))
     graph.remove(gather, safe=True)

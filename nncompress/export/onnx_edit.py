@@ -39,6 +39,13 @@ def insert(graph: ir.Graph, before: ir.Node, node: ir.Node, like: ir.Value | Non
     return output
 
 
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """All readers of `old` read `new`, which takes over its name where it is an output of the graph."""
+    if old.is_graph_output():
+        new.name, old.name = old.name, f"{old.name}_replaced"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
 def turned(graph: ir.Graph, before: ir.Node, dequantize: ir.Node) -> ir.Value:
     """The transposed 8-bit matrix that `dequantize` reads, for a node after `before`."""
     weight = dequantize.inputs[0]
