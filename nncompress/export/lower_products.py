@@ -3,8 +3,8 @@
     MatMul(x [..., in], W), Add(bias)   ->   Reshape(8-bit x), Gemm(x [rows, in], W, bias in 32 bits), Reshape
 
 Where all sizes are known, ONNX Runtime makes a Gemm of the two by itself, keeps the bias in float, and then
-has no int8 kernel for it: a transformer of fixed batch would run in float, 6 to 12 times as slow. Where one is
-not known, adding the bias inside the kernel saves a pass over the result.
+has no int8 kernel for it: a transformer of fixed batch would run in float, 6 to 12 times as slow. Where one
+is not known, adding the bias inside the kernel saves a pass over the result.
 """
 
 from __future__ import annotations
