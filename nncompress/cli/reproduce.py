@@ -62,11 +62,8 @@ def reproduce(
     if name not in STUDIES:
         raise UsageError("reproduce: no such study", got=name, expected=", ".join(STUDIES))
     study = STUDIES[name]
-    given = {"plot": plot, "data": data, "epochs": epochs, "keep": keep, "model": model}
-    takes = {*study.takes, *(("data",) if study.needs_data else ())}
-    for option, value in given.items():
-        if value is not None and option not in takes:
-            raise UsageError(f"reproduce: {name} takes no --{option}", remedy="leave it out")
+    values = {"plot": plot, "data": data, "runs": runs, "epochs": epochs, "keep": keep, "model": model}
+    study.refuse_unused([*(k for k, v in values.items() if v is not None), *(["seed"] if seed else [])])
     if plot is not None:
         check_plot(Path(plot))
     with _folder(keep) as folder, progress() as bar:

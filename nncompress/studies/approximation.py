@@ -122,4 +122,5 @@ APPROXIMATION = Study(
     True,
     run,
     ("epochs", "keep", "model"),
+    for_training=("epochs",),
 )

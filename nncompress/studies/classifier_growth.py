@@ -143,7 +143,7 @@ def run(plan: Plan, request: Request) -> GrowthResult:
 
 
 def study(plan: Plan, summary: str) -> Study:
-    return Study(plan.name, summary, True, partial(run, plan), ("plot", "epochs", "keep"))
+    return Study(plan.name, summary, True, partial(run, plan), ("plot", "runs", "epochs", "keep"))
 
 
 def _delta(quick: bool) -> float:

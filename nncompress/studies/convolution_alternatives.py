@@ -72,5 +72,5 @@ CONVOLUTION_ALTERNATIVES = Study(
     "four operations in place of a 5×5 convolution, trained alike",
     True,
     run,
-    ("epochs", "keep"),
+    ("runs", "epochs", "keep"),
 )

@@ -68,5 +68,10 @@ def _verdict(rows: tuple[Measured, ...]) -> str:
 
 
 QUANTIZATION = Study(
-    "quantization", "the small model in 32 and in 8 bits, per runtime", True, run, ("epochs", "keep", "model")
+    "quantization",
+    "the small model in 32 and in 8 bits, per runtime",
+    True,
+    run,
+    ("epochs", "keep", "model"),
+    for_training=("epochs",),
 )

@@ -168,5 +168,6 @@ SHARESNET = Study(
     "Table 1 of ShaResNet counted; accuracy with and without sharing",
     False,
     run,
-    ("data", "epochs", "keep"),
+    ("data", "runs", "epochs", "keep"),
+    for_data=("runs", "epochs", "keep", "seed"),
 )

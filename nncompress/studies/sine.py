@@ -111,5 +111,5 @@ SINE = Study(
     "sin x by one hidden layer that grows from 125 to 500 nodes",
     False,
     run,
-    ("plot", "epochs", "keep"),
+    ("plot", "runs", "epochs", "keep"),
 )

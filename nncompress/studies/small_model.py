@@ -89,5 +89,5 @@ def _verdict(rows: tuple[Measured, ...]) -> str:
 
 
 SMALL_MODEL = Study(
-    "small-model", "six separable residual blocks against ResNet-20", True, run, ("epochs", "keep")
+    "small-model", "six separable residual blocks against ResNet-20", True, run, ("runs", "epochs", "keep")
 )

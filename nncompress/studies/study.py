@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -113,14 +113,48 @@ class Request:
 
 @dataclass(frozen=True)
 class Study:
-    """A study by name: one line on it, whether it needs --data, how it runs, and what else it takes of
-    `plot`, `data`, `epochs`, `keep` and `model`."""
+    """A study by name.
+
+    Attributes:
+        summary: one line on it.
+        needs_data: it does not run without `--data`.
+        takes: what else it takes of `plot`, `data`, `runs`, `epochs`, `keep` and `model`; all take `quick`
+            and `seed`.
+        for_data: what it takes only where there is data to train on.
+        for_training: what it takes only where no `--model` is given, which needs no training.
+    """
 
     name: str
     summary: str
     needs_data: bool
     run: Callable[[Request], Result]
-    takes: tuple[str, ...] = ("plot",)
+    takes: tuple[str, ...] = ("plot", "runs")
+    for_data: tuple[str, ...] = ()
+    for_training: tuple[str, ...] = ()
+
+    def refuse_unused(self, given: Collection[str]) -> None:
+        """Refuse options that would change nothing.
+
+        Args:
+            given: the names of the options that the user gave.
+
+        Raises:
+            UsageError: naming the first.
+        """
+        takes = {*self.takes, "seed", "quick", *(("data",) if self.needs_data else ())}
+        for option in given:
+            if option not in takes:
+                raise UsageError(f"reproduce: {self.name} takes no --{option}", remedy="leave it out")
+            if option in self.for_data and "data" not in given:
+                raise UsageError(
+                    f"reproduce: {self.name} without data trains nothing, so --{option} has no effect",
+                    remedy=f"add --data, or leave --{option} out",
+                )
+            if option in self.for_training and "model" in given:
+                raise UsageError(
+                    f"reproduce: {self.name} with --model trains nothing, so --{option} has no effect",
+                    remedy=f"leave --{option} out",
+                )
 
 
 def check_plot(path: Path) -> None:

@@ -160,6 +160,13 @@ def test_a_study_of_the_users_own_model(tmp_path, capsys, monkeypatch):
         (["summation", "--epochs", "3"], "takes no --epochs"),
         (["summation", "--data", "d.npz"], "takes no --data"),
         (["sharesnet", "--plot", "p.png"], "takes no --plot"),
+        (["approximation", "--data", "d.npz", "--runs", "2"], "takes no --runs"),
+        (["quantization", "--data", "d.npz", "--runs", "2"], "takes no --runs"),
+        (["quantization", "--data", "d.npz", "--model", "m", "--epochs", "2"], "so --epochs has no effect"),
+        (["sharesnet", "--epochs", "2"], "add --data, or leave --epochs out"),
+        (["sharesnet", "--runs", "2"], "without data trains nothing"),
+        (["sharesnet", "--keep", "k"], "so --keep has no effect"),
+        (["sharesnet", "--seed", "2"], "so --seed has no effect"),
     ],
 )
 def test_mistakes_are_one_message(capsys, arguments, text):
