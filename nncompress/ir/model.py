@@ -83,7 +83,7 @@ class Model:
         if dynamic_shapes is None and dynamic_batch:
             example_inputs = pytree.tree_map(at_least_two, example_inputs)
             named = pytree.tree_map(at_least_two, named)
-            dynamic_shapes = batch_dims((example_inputs, named))
+            dynamic_shapes = batch_dims(module, example_inputs, named)
         try:
             program = trace(module, example_inputs, named, dynamic_shapes)
         except UnsupportedError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,22 +47,23 @@ def at_least_two(value: Any) -> Any:
     return value
 
 
-def batch_dims(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Dynamic shapes: the first dim of all tensors is one dynamic "batch". None where they differ in it."""
+def batch_dims(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Dynamic shapes by parameter name: the first dim of all tensors is one dynamic "batch".
+
+    None where they differ in it, or where `forward` takes no such arguments. (Of inputs that it gathers as
+    **names torch.export can make none dynamic.)
+    """
+    try:  # as torch.export does: what goes into *inputs is one tuple
+        arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return None
     tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
     if not tensors or len({t.shape[0] for t in tensors}) != 1:
         return None
     batch = Dim("batch", min=1, max=MAX_BATCH)
-    args, kwargs = pytree.tree_map(
-        lambda v: {0: batch} if isinstance(v, Tensor) and v.dim() else None, arguments
+    return pytree.tree_map(
+        lambda v: {0: batch} if isinstance(v, Tensor) and v.dim() else None, dict(arguments)
     )
-    return (*args, *kwargs.values()) if not kwargs else {**_positional(args), **kwargs}
-
-
-def _positional(args: tuple[Any, ...]) -> dict[str, Any]:
-    if args:
-        raise UnsupportedError("give the example inputs either all by position or all by name")
-    return {}
 
 
 def without_clashes(program: ExportedProgram) -> ExportedProgram:

@@ -50,6 +50,26 @@ def test_same_function_at_any_batch():
     assert model.inputs[0].shape == ("batch", 3, 12, 12)
 
 
+class Gathering(nn.Module):
+    """Inputs under one starred name, as wrappers of other models have them, and by name."""
+
+    def forward(self, first, *others, scale=None):
+        return (first + sum(others)) * (1 if scale is None else scale)
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, ()), (3, ()), (2, ("scale",))])
+def test_starred_and_named_inputs_keep_the_batch_dynamic(count, names):
+    def inputs(batch):
+        return [torch.randn(batch, 4) for _ in range(count)], {name: torch.randn(batch, 4) for name in names}
+
+    args, kwargs = inputs(2)
+    model = Model.from_module(Gathering().eval(), tuple(args), kwargs=kwargs)
+    assert [spec.shape for spec in model.inputs] == [("batch", 4)] * (count + len(names))
+    for batch in (1, 5):
+        args, kwargs = inputs(batch)
+        torch.testing.assert_close(model(*args, *kwargs.values()), Gathering()(*args, **kwargs))
+
+
 def test_owns_its_weights():
     module, model = make()
     x = torch.randn(2, 3, 12, 12)
