@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nncompress.errors import ModelFileError, VerificationError
+from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.passes.base import Change, Context, Pass, option
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ class Share(Pass):
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'layer1*' (repeatable)"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "saving" in self.settings() and not self.adaptive:
+            raise UsageError(
+                "share: --saving goes with --adaptive", remedy="add --adaptive, or leave --saving out"
+            )
 
     def requires(self, model: Model, context: Context) -> None:
         for layer in self._groups(model)[1]:

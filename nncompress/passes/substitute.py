@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nncompress.passes.substitution.operations import Plan
 
 
+RATIO = 0.5
+
+
 @dataclass(frozen=True)
 class Substitute(Pass):
     """Replace convolutions by separable, kernel-composing or stacked 3×3 ones where that multiplies less.
@@ -49,8 +52,22 @@ class Substitute(Pass):
     channels: int | None = option(
         None, least=1, help="channels between 1×K and K×1, or between 3×3s [default: what --ratio allows]"
     )
-    ratio: float = option(0.5, above=0, below=1, help="share of a layer's MACs that these two keep")
+    ratio: float | None = option(
+        None, above=0, below=1, help="share of a layer's MACs that these two keep [default: 0.5]"
+    )
     linear: bool = option(False, help="no activation between 1×K and K×1, or between 3×3s")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_several(("channels", "ratio"), "how many channels lie between")
+        for name in ("channels", "ratio", "linear"):
+            if name in self.settings() and "separable" in self.with_:
+                raise UsageError(
+                    f"substitute: --{name} goes with another operation",
+                    got=f"--with {self.with_}",
+                    expected="--with kernel-composing or stacked-3x3",
+                    remedy=f"leave --{name} out",
+                )
 
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.ir.weights import layers
@@ -104,14 +121,16 @@ class Substitute(Pass):
         targets, left = find_targets(model, shapes)
         convolutions = [t for t in targets if not t.is_matrix]
         left = {name: reason for name, reason in left.items() if self._named(name)}
+        if self.layers:
+            left |= {t.name: "not a convolution" for t in targets if t.is_matrix and self._named(t.name)}
         plans = []
         for number, target in enumerate(convolutions):
-            if not self._named(target.name):
+            if not any(self._named(layer.name) for layer in target.layers):
                 continue
             if number == 0 and not self.layers:
                 left[target.name] = "the first convolution"
                 continue
-            found = plan(target, self.with_, shapes, self.channels, self.ratio, context.seed)
+            found = plan(target, self.with_, shapes, self.channels, self.ratio or RATIO, context.seed)
             if isinstance(found, str):
                 left[target.name] = found
             elif found.macs >= target.macs:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nncompress import export, pipeline, zoo
 from nncompress.analysis.cost import cost
 from nncompress.data import Batch
-from nncompress.errors import ModelFileError
+from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import layers
@@ -301,6 +301,12 @@ def test_an_encoder_and_its_decoder_are_two_stages():
 
     model = Model.from_module(UNet().eval(), (torch.randn(2, 4, 8, 8),))
     assert [block.stage for block in find_blocks(model, Shapes(model))] == [0, 0, 1, 1]
+
+
+def test_a_saving_without_adaptive_is_refused():
+    with pytest.raises(UsageError, match="--saving goes with --adaptive"):
+        Share(saving=0.3)
+    assert Share(adaptive=True, saving=0.3).saving == 0.3
 
 
 def test_weights_that_are_not_finite_are_refused(wide):

@@ -252,6 +252,37 @@ def test_layers_that_share_a_weight_share_the_substitute():
     assert {"convolutions.1.0", "convolutions.1.0#2"} <= set(names)
 
 
+@pytest.mark.parametrize("with_", ["separable", "nonlinear-separable"])
+@pytest.mark.parametrize("option", [{"ratio": 0.3}, {"channels": 4}, {"linear": True}])
+def test_options_of_other_operations_are_refused(with_, option):
+    with pytest.raises(UsageError, match=f"--{next(iter(option))} goes with"):
+        Substitute(with_=with_, **option)
+    assert Substitute(with_="stacked-3x3", **option)
+
+
+def test_channels_and_ratio_say_the_same():
+    with pytest.raises(UsageError, match="how many channels"):
+        Substitute(with_="kernel-composing", channels=4, ratio=0.3)
+
+
+def test_a_named_layer_that_is_no_convolution_is_reported():
+    parts = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16 * 64, 4)
+    model = Model.from_module(nn.Sequential(*parts).eval(), (torch.zeros(2, 3, SIZE, SIZE),))
+    _, step = run(model, layers=("1", "3"))
+    assert {c.where: c.what for c in step.changes if not c.applied} == {"3": "left: not a convolution"}
+    assert [c.where for c in step.changes if c.applied] == ["1"]
+    _, step = run(model)
+    assert "3" not in [change.where for change in step.changes]
+
+
+def test_a_shared_weight_goes_by_the_name_of_any_of_its_layers():
+    from nncompress.passes import Share
+
+    shared, _ = pipeline.run(networks.model("stages"), [Share()], Context())
+    _, step = run(shared, layers=("convolutions.1#2",))
+    assert [change.where for change in step.changes] == ["convolutions.1"]
+
+
 def test_an_unknown_layer_is_refused(net):
     with pytest.raises(UsageError, match="no layer is called head"):
         run(net, layers=("head",))
