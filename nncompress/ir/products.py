@@ -1,7 +1,9 @@
 """Matrix products with a stored weight, said so that passes see a layer and runtimes have a kernel for it.
 
     linear(x, t(W), b)   ->  addmm(b, x, W), or matmul(x, W) + b where x has more dims
+    matmul(x, t(W))      ->  linear(x, W)
     matmul(x, W) + b     ->  addmm(b, x, W), where x is a matrix and b a stored vector
+    linear(x, W) + b     ->  linear(x, W, b)
 
 An autoencoder with tied weights decodes so. What reads `t(W)` has no stored weight and is no layer to passes;
 a bias that is added by itself keeps ONNX Runtime from its int8 product.
@@ -21,6 +23,8 @@ from nncompress.ir.weights import argument
 
 aten = torch.ops.aten
 
+PRODUCTS = ("matmul", "mm", "linear")
+
 
 def plain_products(model: Model) -> None:
     """Rewrite every such product, in place; calls `model.refresh()` if there was one."""
@@ -36,11 +40,20 @@ def plain_products(model: Model) -> None:
                     product = call(aten.add.Tensor, product, bias)
             edit.replace_node(node, product)
             changed = True
+        elif op_name(node) in ("matmul", "mm") and _is_turned(node.args[1]):
+            turned: Any = node.args[1]
+            with edit.inserting_before(node) as call:
+                product = call(aten.linear.default, node.args[0], turned.all_input_nodes[0])
+            edit.replace_node(node, product)
+            changed = True
         elif op_name(node) == "add" and node.kwargs.get("alpha", 1) == 1:
             for product, bias in (node.args[:2], node.args[1::-1]):
                 if _takes_bias(product, bias):
                     with edit.inserting_before(node) as call:
-                        product = call(aten.addmm.default, bias, *product.args[:2])
+                        if op_name(product) == "linear":
+                            product = call(aten.linear.default, *product.args[:2], bias)
+                        else:
+                            product = call(aten.addmm.default, bias, *product.args[:2])
                     edit.replace_node(node, product)
                     changed = True
                     break
@@ -49,12 +62,17 @@ def plain_products(model: Model) -> None:
 
 
 def _takes_bias(product: Any, bias: Any) -> bool:
-    """A product of a matrix with a stored one that nobody reads but what adds the stored vector to it."""
-    if not isinstance(product, fx.Node) or op_name(product) not in ("matmul", "mm") or len(product.users) > 1:
+    """A product with a stored matrix that nobody reads but what adds the stored vector to it."""
+    if not isinstance(product, fx.Node) or op_name(product) not in PRODUCTS or len(product.users) > 1:
         return False
     data, weight = product.args[:2]
+    sizes: Any = [getattr(each, "meta", {}).get("val") for each in (weight, bias)]
     stored = all(isinstance(each, fx.Node) and each.op == "get_attr" for each in (weight, bias))
-    return stored and _rank(data) == _rank(weight) == 2 and _rank(bias) == 1
+    if not stored or _rank(weight) != 2 or _rank(bias) != 1:
+        return False
+    if op_name(product) == "linear":
+        return argument(product, 2) is None and sizes[0].shape[0] == sizes[1].shape[0]
+    return _rank(data) == 2
 
 
 def _is_turned(value: Any) -> bool:
@@ -68,7 +86,7 @@ def _is_turned(value: Any) -> bool:
         return [int(d) % 2 for d in value.args[1]] == [1, 0]  # type: ignore[union-attr, arg-type]
     if op_name(value) == "transpose":
         return int(value.args[1]) % 2 != int(value.args[2]) % 2  # type: ignore[arg-type]
-    return op_name(value) in ("t", "numpy_T")
+    return op_name(value) in ("t", "numpy_T", "mT")
 
 
 def _rank(node: Any) -> int:

@@ -93,7 +93,10 @@ class Quantize(Pass):
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.ir.weights import layers
         from nncompress.passes.int8.choose import choose, integer_layers
+        from nncompress.passes.int8.prepare import prepare
 
+        model = model.copy()
+        prepare(model)
         found = list(layers(model))
         if not found:
             raise UsageError(
@@ -136,18 +139,18 @@ class Quantize(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
         from nncompress.ir.fold import fold_batch_norms
-        from nncompress.ir.products import plain_products
         from nncompress.ir.qdq import round_biases
         from nncompress.passes.int8.carry_out import carry_out
         from nncompress.passes.int8.choose import choose
         from nncompress.passes.int8.correct_bias import correct_biases
         from nncompress.passes.int8.equalize import equalize
         from nncompress.passes.int8.evidence import gather
+        from nncompress.passes.int8.prepare import prepare
         from nncompress.passes.int8.worst import keep_worst
 
+        prepare(model)
         if self.mode == "float16":
             return self._halve(model)
-        plain_products(model)
         chosen, left = choose(model, self.keep)
         if not chosen:
             return left

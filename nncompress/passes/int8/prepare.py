@@ -1,0 +1,16 @@
+"""What a model says in other words, said so that its layers are seen: before anything is rounded."""
+
+from __future__ import annotations
+
+from nncompress.ir import Model
+from nncompress.ir.cells import spell_out_cells
+from nncompress.ir.computed import store_computed_weights
+from nncompress.ir.products import plain_products
+
+
+def prepare(model: Model) -> None:
+    """Spell out recurrent cells, store computed weights, say products in their usual form, in place."""
+    spell_out_cells(model)
+    plain_products(model)
+    if store_computed_weights(model):
+        plain_products(model)
