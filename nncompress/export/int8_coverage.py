@@ -19,6 +19,7 @@ INT8_KERNELS = {
 }  # fmt: skip
 # between a stored weight and its layer
 WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather", "Slice", "Cast", "Mul"}
+RECURRENT = ("LSTM", "GRU", "RNN")
 FLOAT_KERNELS = {
     "Conv",
     "FusedConv",
@@ -28,12 +29,13 @@ FLOAT_KERNELS = {
     "MatMul",
     "FusedMatMul",
     "Attention",
+    *RECURRENT,
 }
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Heavy ops (convolutions and matrix products) by the arithmetic they run in.
+    """Heavy ops (convolutions, matrix products, recurrent layers) by the arithmetic they run in.
 
     Attributes:
         int8: (kernel, name) of each that runs on an integer kernel.
@@ -93,7 +95,9 @@ def int8_coverage(path: str | Path) -> Coverage:
 
 def layer_of(node: str) -> str:
     """The layer's name in that of a node of the optimised graph: "fused 0/MatMulAddFusion" -> "0"."""
-    return re.sub(r"^fused |/MatMulAddFusion.*$|_nchwc$|_token_\d+$", "", node).strip()
+    return re.sub(
+        r"^fused |^node_(?=LSTM|GRU|RNN|lstm|gru|rnn)|/MatMulAddFusion.*$|_nchwc$|_token_\d+$", "", node
+    ).strip()
 
 
 def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, str]:
@@ -110,7 +114,9 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
     reasons = {}
     for op, name in left:
         node = written.get(name)
-        if node is None or len(node.input) < 2:
+        if op in RECURRENT:
+            reasons[name] = f"ONNX Runtime has no int8 {op}"
+        elif node is None or len(node.input) < 2:
             reasons[name] = "the runtime's optimiser took it apart"
         elif not from_int8(node.input[1]):
             reasons[name] = "left in float"

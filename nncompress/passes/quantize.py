@@ -115,7 +115,7 @@ class Quantize(Pass):
             if dtype != "float32" and not (self.mode == "float16" and dtype == "float16"):
                 raise UnsupportedError(
                     f"quantize works on float32, and {layer.name} is {dtype}",
-                    remedy="quantize the float32 model",
+                    remedy=f"quantize the float32 model, or leave that layer as it is: --keep {layer.name}",
                 )
             if not weight.isfinite().all():
                 raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
