@@ -123,6 +123,8 @@ class Substitute(Pass):
         left = {name: reason for name, reason in left.items() if self._named(name)}
         if self.layers:
             left |= {t.name: "not a convolution" for t in targets if t.is_matrix and self._named(t.name)}
+        elif not convolutions and not left:
+            left["model"] = "it has no convolution with a stored weight"
         plans = []
         for number, target in enumerate(convolutions):
             if not any(self._named(layer.name) for layer in target.layers):

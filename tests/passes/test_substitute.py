@@ -275,6 +275,12 @@ def test_a_named_layer_that_is_no_convolution_is_reported():
     assert "3" not in [change.where for change in step.changes]
 
 
+def test_a_model_without_convolutions_is_told_so():
+    model = Model.from_module(nn.Linear(3, 4).eval(), (torch.zeros(2, 3),))
+    _, step = run(model)
+    assert [c.what for c in step.changes] == ["left: it has no convolution with a stored weight"]
+
+
 def test_a_shared_weight_goes_by_the_name_of_any_of_its_layers():
     from nncompress.passes import Share
 

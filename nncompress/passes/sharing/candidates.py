@@ -59,7 +59,7 @@ def find_groups(
         if len(own) > 1:
             found.append(own)
         elif own:
-            left[own[0].name] = "no other layer of its stage has its shape"
+            left[own[0].name] = "no other layer of its stage has its shape, padding and dilation"
     return found, left
 
 
