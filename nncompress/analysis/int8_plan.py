@@ -82,10 +82,20 @@ def result_of(node: fx.Node) -> fx.Node:
     """The last of the clamps and inactive dropouts that alone read `node` one after the other, or itself."""
     while len(node.users) == 1:
         (user,) = node.users
-        if op_name(user) not in CLAMPS | SKIPPED or user.args[0] is not node:
+        if op_name(user) not in CLAMPS | SKIPPED or user.args[0] is not node or not _clips_around_zero(user):
             break
         node = user
     return node
+
+
+def _clips_around_zero(clamp: fx.Node) -> bool:
+    """Rounding clips to a grid that holds 0; a clamp to a range without it is an op of its own."""
+    bounds = {"clamp": (1, 2), "hardtanh": (1, 2), "clamp_min": (1, None), "clamp_max": (None, 1)}
+    low, high = (
+        None if position is None else argument(clamp, position)
+        for position in bounds.get(op_name(clamp), (None, None))
+    )
+    return not (isinstance(low, float | int) and low > 0) and not (isinstance(high, float | int) and high < 0)
 
 
 def _absorbed(node: fx.Node) -> bool:
@@ -106,6 +116,8 @@ def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:
     if name == "mean" and not _over_space(node):
         return False
     if name == "add" and node.kwargs.get("alpha", 1) != 1:
+        return False
+    if name == "avg_pool2d" and argument(node, 6) is not None:  # a divisor, which the kernel has not
         return False
     operands: list[object] = []
     fx.map_arg(node.args, operands.append)

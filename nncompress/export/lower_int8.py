@@ -9,6 +9,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | MatMul of more than a matrix, Add of the bias   | Gemm over rows (`lower_products`)                       |
 | Transpose(DequantizeLinear(weight))             | DequantizeLinear(transposed weight)                     |
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
+| AveragePool that counts a padding of 0          | one that does not count it                              |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
 | a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
@@ -54,6 +55,8 @@ def lower_int8(model: ir.Model) -> None:
                 _round_bias(graph, gemm)
         elif node.op_type == "ReduceMean":
             _pool_globally(graph, node)
+        elif node.op_type == "AveragePool":
+            _count_pixels(node)
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
@@ -147,6 +150,13 @@ def _pool_globally(graph: ir.Graph, mean: ir.Node) -> None:
         pooled = insert(graph, mean, ir.node("Flatten", [pooled], {"axis": 1}), mean.outputs[0])
     replace(mean.outputs[0], pooled)
     graph.remove(mean, safe=True)
+
+
+def _count_pixels(pool: ir.Node) -> None:
+    """Without padding, counting it changes nothing, but then the int8 kernel counts beyond the edge, too."""
+    pads = pool.attributes["pads"].as_ints() if "pads" in pool.attributes else []
+    if not any(pads):
+        pool.attributes.pop("count_include_pad", None)
 
 
 def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:

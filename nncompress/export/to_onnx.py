@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -31,6 +32,7 @@ from nncompress.export.verify_onnx import compare
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 from nncompress.ir.normalize import op_name
+from nncompress.ir.weights import argument
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -159,12 +161,15 @@ def _optimize_but_lookups(program: ONNXProgram) -> None:
 
 
 def _dodge_exporter_defects(program: ExportedProgram) -> None:
-    """Edit this program of our own so that torch 2.13's exporter accepts it.
+    """Edit this program of our own so that torch 2.13's exporter accepts it and means the same.
 
-    The strides of an attention's result change when the exporter decomposes it, and then a `view` of its
-    transpose is refused. A copy in between makes it legal (and costs nothing: ONNX has no strides).
+    It drops the divisor of an average pool; a factor behind the pool stands in for it. The strides of an
+    attention's result change when it is decomposed, and then a `view` of its transpose is refused. A copy in
+    between makes it legal (and costs nothing: ONNX has no strides).
     """
-    for node in program.graph.nodes:
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.avg_pool2d.default and argument(node, 6) is not None:
+            _divide_behind(node)
         if node.target not in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
             continue
         source = node.args[0]
@@ -176,6 +181,20 @@ def _dodge_exporter_defects(program: ExportedProgram) -> None:
             copied.meta["val"] = source.meta["val"].contiguous()
             node.replace_input_with(source, copied)
     program.graph_module.recompile()
+
+
+def _divide_behind(pool: fx.Node) -> None:
+    kernel: Any = argument(pool, 1)
+    pixels = prod(kernel) if len(kernel) == 2 else kernel[0] ** 2
+    divisor: Any = argument(pool, 6)
+    if argument(pool, 4):
+        return  # a window that sticks out has fewer
+    given: Any = tuple(argument(pool, position) for position in range(5))
+    pool.args = (*given, True, None)
+    with pool.graph.inserting_after(pool):
+        scaled = pool.graph.call_function(torch.ops.aten.mul.Tensor, (pool, pixels / divisor))
+    scaled.meta["val"] = pool.meta["val"]
+    pool.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
 
 
 def _from_attention(node: fx.Node) -> bool:

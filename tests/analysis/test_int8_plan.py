@@ -88,3 +88,18 @@ def test_padding_with_another_value_than_zero_gets_its_own_grid():
     assert points == ["placeholder", "conv2d", "pad", "conv2d"]
     (pad,) = [n for n in plan.points if op_name(n) == "pad"]
     assert pad not in plan.same_grid
+
+
+def test_a_clamp_to_a_range_without_zero_is_an_op_of_its_own():
+    class Clamped(nn.Module):
+        def __init__(self, low, high) -> None:
+            super().__init__()
+            self.first, self.second, self.bounds = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), (low, high)
+
+        def forward(self, x):
+            return self.second(torch.clamp(self.first(x), *self.bounds))
+
+    for bounds, rounded in (((0.1, None), True), ((None, -0.1), True), ((-1.0, 0.5), False), ((0, 6), False)):
+        model = Model.from_module(Clamped(*bounds), (torch.randn(2, 3, 4, 4),))
+        plan = plan_activations(model, list(layers(model)))
+        assert (next(layers(model)).node in plan.points) == rounded

@@ -107,3 +107,39 @@ def test_small_maps_and_odd_sizes_are_left_alone(tmp_path):
     )
     write_onnx(quantized(model), tmp_path / "m.onnx")
     assert int8_coverage(tmp_path / "m.onnx").summary() == "1 of 1 in int8"
+
+
+class Pools(nn.Module):
+    """Windows that stick out at the end of an image, without and with padding, counted and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.heads = nn.Conv2d(3, 8, 1), nn.ModuleList(nn.Conv2d(8, 4, 1) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        settings = [(0, True), (0, False), (1, False), (1, True)]
+        pooled = [F.avg_pool2d(x, 3, 2, p, ceil_mode=True, count_include_pad=c) for p, c in settings]
+        return tuple(head(each) for head, each in zip(self.heads, pooled))
+
+
+def test_pools_divide_by_what_torch_divides_by(tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(8)
+    original = Model.from_module(Pools(), (torch.randn(2, 3, 10, 10),))
+    model = quantized(original.copy())
+    model.refresh()
+    for a, b in zip(
+        model.outputs_of(*original.example_inputs(8)), original.outputs_of(*original.example_inputs(8))
+    ):
+        assert float((a - b).norm() / b.norm()) < 0.05
+    write_onnx(model, tmp_path / "m.onnx")
+    assert int8_coverage(tmp_path / "m.onnx").summary() == "5 of 5 in int8"
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(4, 3, 10, 10)
+    with torch.no_grad():
+        for got, expected in zip(session.run(None, {"x": x.numpy()}), model(x)):
+            difference = (torch.from_numpy(got) - expected).abs()
+            assert float(difference.max()) < 0.03 * float(expected.abs().max())  # a tie falls to either side
+            assert float(difference.median()) < 1e-5

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nncompress.errors import OutputError, UnsupportedError, VerificationError
 from nncompress.export import to_onnx as writer
@@ -75,6 +76,16 @@ def test_bfloat16_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(UnsupportedError, match="bfloat16"):
         write_onnx(language(torch.bfloat16), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class Divided(nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, (2, 3), divisor_override=5), F.avg_pool2d(x, 3, 2, 1, divisor_override=2)
+
+
+def test_the_divisor_of_a_pool_is_kept(tmp_path):
+    model = Model.from_module(Divided(), (torch.randn(2, 3, 8, 9),))
+    assert write_onnx(model, tmp_path / "m.onnx").relative_error < 1e-6
 
 
 class Untranslatable(nn.Module):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from nncompress.ir import Model
 from nncompress.ir.cells import spell_out_cells
 from nncompress.ir.computed import store_computed_weights
+from nncompress.ir.pools import pad_before_pools
 from nncompress.ir.products import plain_products
 
 
 def prepare(model: Model) -> None:
-    """Spell out recurrent cells, store computed weights, say products in their usual form, in place."""
+    """Spell out cells, pad before pools, store computed weights, say products as usual, in place."""
     spell_out_cells(model)
+    pad_before_pools(model)
     plain_products(model)
     if store_computed_weights(model):
         plain_products(model)
