@@ -6,6 +6,8 @@ else is rounded:
 - A convolution or linear layer reads a rounded activation; a convolution also writes one (without that there
   is no int8 convolution kernel), a linear layer only where the next op reads int8 too.
 - A clamp (relu, relu6) belongs to the op before it: rounding happens behind the clamp, where its range is.
+- A batch norm that cannot be folded runs in int8, as a 1×1 convolution of each channel alone, where what it
+  reads is int8 and what it writes is wanted so; a convolution would read it rounded in any case.
 - Additions, concatenations, pools and data movement between them run in int8 when all they read is rounded
   and what they write is wanted in int8 downstream. Data movement keeps the grid of what it moves.
 """
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
+from nncompress.ir.fold import is_affine
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.qdq import is_dequantized, is_quantized
@@ -56,14 +59,8 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
     written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
     computed_by_layer = {result_of(layer.node) for layer in layers}
     layer_nodes = {layer.node for layer in layers}
-    possible: set[fx.Node] = set()
-    for node in nodes:
-        if node in read or node in written or is_dequantized(node) or _stays_int8(node, possible):
-            possible.add(node)
-    wanted: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if node in possible and (node in read or any(user in wanted for user in node.users)):
-            wanted.add(node)
+    possible = _possible(nodes, read | written)
+    wanted = _wanted(nodes, read, possible)
     plan = Plan()
     for node in nodes:
         if node not in possible or not (node in wanted or node in written):
@@ -76,6 +73,39 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         if op_name(node) in MOVES and _stays_int8(node, possible):
             plan.same_grid[node] = node.args[0]
     return plan
+
+
+def norms_between(model: Model, layers: Collection[Layer]) -> list[fx.Node]:
+    """The batch norms, in graph order, that would run in int8 between `layers` if they were convolutions."""
+    nodes = list(model.graph.nodes)
+    written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
+    found = [node for node in nodes if is_affine(model, node) and node.meta["val"].dim() in (3, 4, 5)]
+    while True:
+        read = {layer.data for layer in layers} | {norm.args[0] for norm in found}
+        possible = _possible(nodes, written | {result_of(norm) for norm in found})
+        wanted = _wanted(nodes, read, possible)
+        left = [norm for norm in found if norm.args[0] in possible and result_of(norm) in wanted]
+        if len(left) == len(found):
+            return found
+        found = left
+
+
+def _possible(nodes: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node]:
+    """What can be had in int8 where `rounded` is."""
+    possible: set[fx.Node] = set()
+    for node in nodes:
+        if node in rounded or is_dequantized(node) or _stays_int8(node, possible):
+            possible.add(node)
+    return possible
+
+
+def _wanted(nodes: list[fx.Node], read: Collection[fx.Node], possible: set[fx.Node]) -> set[fx.Node]:
+    """What an integer layer reads, at once or behind ops that stay in int8."""
+    wanted: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node in possible and (node in read or any(user in wanted for user in node.users)):
+            wanted.add(node)
+    return wanted
 
 
 def result_of(node: fx.Node) -> fx.Node:

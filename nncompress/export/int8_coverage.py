@@ -13,6 +13,8 @@ from pathlib import Path
 
 import onnx
 
+from nncompress.export.lower_pools import is_pool
+
 INT8_KERNELS = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
     "DynamicQuantizeMatMul", "QAttention",
@@ -81,6 +83,8 @@ def int8_coverage(path: str | Path) -> Coverage:
     conversions = 0
     for node in graph.node:
         entry = (node.op_type, layer_of(node.name))
+        if is_pool(entry[1]):
+            continue
         if node.op_type in INT8_KERNELS:
             groups["int8"].append(entry)
         elif node.op_type in FLOAT_KERNELS:

@@ -11,6 +11,8 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | AveragePool that counts a padding of 0          | one that does not count it                              |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
+| AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
+| channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
 | a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
@@ -24,7 +26,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from nncompress.export.lower_channels import lower_channels
 from nncompress.export.lower_dynamic import lower_dynamic
+from nncompress.export.lower_pools import lower_pools
 from nncompress.export.lower_products import gemm_over_rows
 from nncompress.export.lower_stem import block_pads, fits, spread_kernel
 from nncompress.export.lower_tiles import lower_tiles
@@ -63,6 +67,8 @@ def lower_int8(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "Conv":
             _gather_blocks(graph, node)
+    lower_pools(graph)
+    lower_channels(graph)
     lower_weights(graph)
     lower_tiles(graph)
     RemoveUnusedNodesPass()(model)

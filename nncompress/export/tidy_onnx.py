@@ -56,18 +56,24 @@ def _name_dims(onnx_model: ir.Model, model: Model) -> None:
 def name_layers(graph: ir.Graph) -> None:
     """Call a layer's node after it: "node_conv2d_3" -> "layer1.0.conv1", told by the weight.
 
-    Readers of one weight are numbered.
+    Readers of one weight are numbered. Equal int8 weights of different layers are stored once too (those of
+    one value per channel often are equal): their scales differ, and the bias tells the layer.
     """
     seen: dict[str, int] = {}
+    scales: dict[str, ir.Value | None] = {}
     for node in graph:
         if node.op_type not in WEIGHTED or len(node.inputs) < 2:
             continue
-        weight = node.inputs[1]
+        weight, scale = node.inputs[1], None
         while weight is not None and (source := weight.producer()) is not None:
+            scale = source.inputs[1] if source.op_type == "DequantizeLinear" else scale
             weight = source.inputs[0] if source.op_type in WEIGHT_OPS else None
         name, mark, _ = str(weight.name if weight is not None else "").rpartition(".weight")
         if not mark or weight is None or not weight.is_initializer():
             continue
+        if scales.setdefault(name, scale) is not scale and len(node.inputs) > 2:
+            other, mark, _ = str(getattr(node.inputs[2], "name", "")).rpartition(".bias")
+            name = other if mark else name
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
 

@@ -10,16 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
 
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
 from nncompress.export.atomic import replacing
+from nncompress.export.exporter_defects import dodge_defects
 from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
 from nncompress.export.lower_dynamic import translations
@@ -31,8 +30,6 @@ from nncompress.export.verify import precision_of
 from nncompress.export.verify_onnx import compare
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import argument
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -122,7 +119,7 @@ def _record(model: Model) -> dict[str, str]:
 
 
 def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
-    _dodge_exporter_defects(program)
+    dodge_defects(program)
     try:
         with quiet():
             converted = torch.onnx.export(
@@ -158,49 +155,6 @@ def _optimize_but_lookups(program: ONNXProgram) -> None:
     with quiet():
         onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
         onnxscript.rewriter.onnx_fusions.fuse(program.model)
-
-
-def _dodge_exporter_defects(program: ExportedProgram) -> None:
-    """Edit this program of our own so that torch 2.13's exporter accepts it and means the same.
-
-    It drops the divisor of an average pool; a factor behind the pool stands in for it. The strides of an
-    attention's result change when it is decomposed, and then a `view` of its transpose is refused. A copy in
-    between makes it legal (and costs nothing: ONNX has no strides).
-    """
-    for node in list(program.graph.nodes):
-        if node.target is torch.ops.aten.avg_pool2d.default and argument(node, 6) is not None:
-            _divide_behind(node)
-        if node.target not in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
-            continue
-        source = node.args[0]
-        if op_name(source) in ("transpose", "permute") and _from_attention(source):
-            with program.graph.inserting_before(node):
-                copied = program.graph.call_function(
-                    torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-                )
-            copied.meta["val"] = source.meta["val"].contiguous()
-            node.replace_input_with(source, copied)
-    program.graph_module.recompile()
-
-
-def _divide_behind(pool: fx.Node) -> None:
-    kernel: Any = argument(pool, 1)
-    pixels = prod(kernel) if len(kernel) == 2 else kernel[0] ** 2
-    divisor: Any = argument(pool, 6)
-    if argument(pool, 4):
-        return  # a window that sticks out has fewer
-    given: Any = tuple(argument(pool, position) for position in range(5))
-    pool.args = (*given, True, None)
-    with pool.graph.inserting_after(pool):
-        scaled = pool.graph.call_function(torch.ops.aten.mul.Tensor, (pool, pixels / divisor))
-    scaled.meta["val"] = pool.meta["val"]
-    pool.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
-
-
-def _from_attention(node: fx.Node) -> bool:
-    while op_name(node) in ("transpose", "permute", "view", "reshape", "contiguous", "dropout"):
-        node = node.all_input_nodes[0]
-    return "attention" in op_name(node)
 
 
 def _unsupported(error: Exception) -> UnsupportedError:

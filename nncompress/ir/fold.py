@@ -1,8 +1,9 @@
-"""Batch norms folded into the layer before them: the same function (up to rounding) with fewer ops.
+"""Batch norms as the affine maps they are in evaluation: folded into the layer before, or layers themselves.
 
-In evaluation, batch norm is an affine map per channel with g = γ / sqrt(σ² + ε):
+With g = γ / sqrt(σ² + ε) per channel, the same function up to rounding:
 
     bn(W x + b) = (g W) x + (g (b − μ) + β)
+    bn(x)       = g x + (β − g μ), a 1×1 convolution of each channel alone
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from nncompress.ir import edit
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import Layer, argument, layers, readers, weight_at
+
+aten = torch.ops.aten
 
 
 def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
@@ -27,11 +30,53 @@ def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
     for layer in list(layers(model)):
         norm = _foldable_norm(model, layer)
         if norm is not None:
-            folded.append((layer.name, _norm_name(norm)))
+            folded.append((layer.name, norm_name(norm)))
             _fold(model, layer, norm)
     if folded:
         model.refresh()
     return folded
+
+
+def is_affine(model: Model, node: fx.Node) -> bool:
+    """A batch norm in evaluation, over stored statistics."""
+    if op_name(node) != "batch_norm" or argument(node, 5):
+        return False
+    return all(weight_at(model, argument(node, i)) is not None for i in (3, 4))
+
+
+def norm_names(model: Model) -> list[str]:
+    """Of every affine batch norm."""
+    return [norm_name(node) for node in model.graph.nodes if is_affine(model, node)]
+
+
+def convolve_norm(model: Model, norm: fx.Node) -> fx.Node:
+    """Put a 1×1 convolution of each channel alone, [C, 1, 1, …], in the place of an affine batch norm.
+
+    Its weight and bias get the names that γ and β had. The caller refreshes the model.
+    """
+    scale, mean, shift = _affine(model, norm)
+    dims = norm.args[0].meta["val"].dim() - 2  # type: ignore[union-attr]
+    bias = -mean * scale if shift is None else shift - mean * scale
+    dtype = model.tensor(str(norm.args[3].target)).dtype  # type: ignore[union-attr]
+    name = norm_name(norm)
+    for position in (1, 2):  # make room for the new ones under the old names
+        old = weight_at(model, argument(norm, position))
+        if old is not None and _reads(model, old.name) == 1:
+            edit.set_argument(norm, position, None)
+            norm.graph.erase_node(old.source)
+            for alias in edit.names_of(model, model.tensor(old.name)):
+                edit.remove_tensor(model, alias)
+    stored = {
+        leaf: edit.read_tensor(model, edit.add_tensor(model, f"{name}.{leaf}", value.to(dtype)), norm)
+        for leaf, value in (("weight", scale.reshape(-1, *[1] * (dims + 1))), ("bias", bias))
+    }
+    convolution = (aten.conv1d, aten.conv2d, aten.conv3d)[dims - 1].default
+    with edit.inserting_before(norm) as call:
+        each = ([1] * dims, [0] * dims, [1] * dims, len(scale))  # stride, padding, dilation, groups
+        result = call(convolution, norm.args[0], stored["weight"], stored["bias"], *each)
+    result.meta["val"] = norm.meta["val"]
+    edit.replace_node(norm, result)
+    return result
 
 
 def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
@@ -41,11 +86,7 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
     if len(users) != 1 or op_name(users[0]) != "batch_norm" or users[0].args[0] is not layer.node:
         return None
     norm = users[0]
-    if argument(norm, 5):
-        return None
-    if any(weight_at(model, argument(norm, i)) is None for i in (3, 4)):  # statistics of the batch itself
-        return None
-    if not _channels_are_outputs(layer):
+    if not is_affine(model, norm) or not _channels_are_outputs(layer):
         return None
     if _reads(model, layer.weight.name) > 1:
         return None
@@ -69,19 +110,12 @@ def _channels_are_outputs(layer: Layer) -> bool:
 
 
 def _fold(model: Model, layer: Layer, norm: fx.Node) -> None:
-    mean, variance = (_stored(model, norm, i) for i in (3, 4))
-    assert mean is not None
-    assert variance is not None
-    gain = _stored(model, norm, 1)
-    shift = _stored(model, norm, 2)
-    scale = torch.rsqrt(variance.double() + float(argument(norm, 7)))  # type: ignore[arg-type]
-    if gain is not None:
-        scale = scale * gain.double()
+    scale, mean, shift = _affine(model, norm)
     weight = layer.weight.value()
-    bias = layer.bias.value().double() if layer.bias is not None else torch.zeros_like(mean).double()
-    bias = (bias - mean.double()) * scale
+    bias = layer.bias.value().double() if layer.bias is not None else torch.zeros_like(mean)
+    bias = (bias - mean) * scale
     if shift is not None:
-        bias = bias + shift.double()
+        bias = bias + shift
     layer.weight.assign((weight.double() * _per_output(layer, scale)).to(weight.dtype))
     if layer.bias is not None:
         layer.bias.assign(bias.to(weight.dtype))
@@ -103,12 +137,24 @@ def _per_output(layer: Layer, scale: Tensor) -> Tensor:
     return scale.reshape(shape)
 
 
+def _affine(model: Model, norm: fx.Node) -> tuple[Tensor, Tensor, Tensor | None]:
+    """g, μ and β per channel, in double."""
+    gain, shift, mean, variance = (_stored(model, norm, i) for i in (1, 2, 3, 4))
+    assert mean is not None
+    assert variance is not None
+    scale = torch.rsqrt(variance.double() + float(argument(norm, 7)))  # type: ignore[arg-type]
+    if gain is not None:
+        scale = scale * gain.double()
+    return scale, mean.double(), None if shift is None else shift.double()
+
+
 def _stored(model: Model, norm: fx.Node, position: int) -> Tensor | None:
     weight = weight_at(model, argument(norm, position))
     return None if weight is None else weight.value()
 
 
-def _norm_name(norm: fx.Node) -> str:
+def norm_name(norm: fx.Node) -> str:
+    """The dotted name of the module that a batch norm came from."""
     statistic = norm.args[3]
     assert isinstance(statistic, fx.Node)
     return str(statistic.target).rpartition(".")[0]

@@ -91,6 +91,7 @@ class Quantize(Pass):
             raise UsageError("quantize: give one of --size and --weight-bits", got="both")
 
     def requires(self, model: Model, context: Context) -> None:
+        from nncompress.ir.fold import norm_names
         from nncompress.ir.weights import layers
         from nncompress.passes.int8.choose import choose, integer_layers
         from nncompress.passes.int8.prepare import prepare
@@ -102,8 +103,9 @@ class Quantize(Pass):
             raise UsageError(
                 "quantize: no layer to quantize", got="no convolution, linear layer or embedding with weights"
             )
+        names = [layer.name for layer in found] + norm_names(model)
         for pattern in self.keep:
-            if not any(fnmatch(layer.name, pattern) for layer in found):
+            if not any(fnmatch(name, pattern) for name in names):
                 raise UsageError(
                     f"quantize: --keep {pattern} names no layer",
                     expected=", ".join(layer.name for layer in found[:5]) + (", …" if found[5:] else ""),
@@ -138,12 +140,11 @@ class Quantize(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
-        from nncompress.ir.fold import fold_batch_norms
         from nncompress.ir.qdq import round_biases
         from nncompress.passes.int8.carry_out import carry_out
         from nncompress.passes.int8.choose import choose
+        from nncompress.passes.int8.condition import condition
         from nncompress.passes.int8.correct_bias import correct_biases
-        from nncompress.passes.int8.equalize import equalize
         from nncompress.passes.int8.evidence import gather
         from nncompress.passes.int8.prepare import prepare
         from nncompress.passes.int8.worst import keep_worst
@@ -155,10 +156,7 @@ class Quantize(Pass):
         if not chosen:
             return left
         original = cost(model).bytes
-        fold_batch_norms(model)
-        if self.equalize:
-            equalized = equalize(model)
-            context.notes.append(f"channels equalized between {len(equalized)} pairs of layers")
+        condition(model, self, context)
         chosen, left = choose(model, self.keep)
         evidence = gather(model, chosen, self, original, context)
         reference = model.copy() if self.correct_bias or self.max_drop is not None else model

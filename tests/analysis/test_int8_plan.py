@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.int8_plan import norms_between, plan_activations
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import layers
@@ -103,3 +103,26 @@ def test_a_clamp_to_a_range_without_zero_is_an_op_of_its_own():
         model = Model.from_module(Clamped(*bounds), (torch.randn(2, 3, 4, 4),))
         plan = plan_activations(model, list(layers(model)))
         assert (next(layers(model)).node in plan.points) == rounded
+
+
+class Norms(nn.Module):
+    """Batch norms of an image, of a residual, of a float value, in front of a float op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
+
+    def forward(self, x):
+        y = self.a(self.norms[0](x))
+        y = y + self.b(F.relu(self.norms[1](y)))
+        z = self.b(self.norms[2](y.tanh()))
+        return self.b(self.norms[4](F.relu(self.norms[3](y)))) + z * torch.sigmoid(self.norms[3](z + y))
+
+
+def test_batch_norms_between_int8_layers():
+    model = Model.from_module(Norms().eval(), (torch.randn(2, 4, 6, 6),))
+    found = norms_between(model, list(layers(model)))
+    assert [str(node.args[3].target) for node in found] == [f"norms.{i}.running_mean" for i in (1, 3, 4)]
+    one = [layer for layer in layers(model) if layer.name == "a"]
+    assert norms_between(model, one) == []

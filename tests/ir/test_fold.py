@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.ir import Model
-from nncompress.ir.fold import fold_batch_norms
+from nncompress.ir.fold import convolve_norm, fold_batch_norms, is_affine, norm_names
 from nncompress.ir.normalize import op_name
 
 
@@ -106,3 +106,42 @@ def test_not_in_training():
     )
     model.set_training(True)
     assert fold_batch_norms(model) == []
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 5, 4), (6, 3, 4, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batch_norm_is_a_convolution_of_single_channels(shape, affine):
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm2d, 4: nn.BatchNorm3d}[len(shape)](6, affine=affine, eps=0.1)
+    module = settle(nn.Sequential(nn.ReLU(), norm), *shape)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    model = Model.from_module(module, (torch.randn(2, *shape),))
+    (node,) = [node for node in model.graph.nodes if is_affine(model, node)]
+    assert norm_names(model) == ["1"]
+    convolve_norm(model, node)
+    model.refresh()
+    assert norms(model) == 0
+    stored = {name: tuple(tensor.shape) for name, tensor in model.graph_module.named_parameters()}
+    assert stored == {"1.weight": (6, 1, *[1] * (len(shape) - 1)), "1.bias": (6,)}
+    x = torch.randn(5, *shape)
+    torch.testing.assert_close(model(x).double(), module.double()(x.double()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_norm_called_twice_is_convolved_where_asked():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm(F.relu(self.norm(x)))
+
+    module = settle(Twice(), 3, 4, 4)
+    model = Model.from_module(module, (torch.randn(2, 3, 4, 4),))
+    x = torch.randn(5, 3, 4, 4)
+    for left in (1, 0):
+        convolve_norm(model, next(node for node in model.graph.nodes if is_affine(model, node)))
+        model.refresh()
+        assert norms(model) == left
+        torch.testing.assert_close(model(x), module(x), rtol=1e-4, atol=1e-5)
