@@ -1,7 +1,7 @@
 """Edits of a program of our own that torch 2.13's ONNX exporter would refuse, or say otherwise.
 
-An attention's result changes its strides when it is decomposed, and then a `view` of its transpose is refused:
-a copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
+An attention's result changes its strides when it is decomposed; then a `view` of its transpose is refused: a
+copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
 is dropped: a factor behind the pool stands in for it.
 """
 
