@@ -72,8 +72,8 @@ class Share(Pass):
             return changes
         original = model.copy() if context.data is not None else None
         problems = self._problems(model, groups, context)
-        for group, problem in self._clusters(groups, problems, context):
-            if len(group) == 1:
+        for group, problem in self._clusters(model, groups, problems, context):
+            if _tied(model, group):
                 changes.append(Change(group[0].name, "left: it would cost more than others", applied=False))
                 continue
             changes += self._tie(model, group, problem)
@@ -142,7 +142,7 @@ class Share(Pass):
         return [[problem(layer) for layer in group] for group in groups]
 
     def _clusters(
-        self, groups: list[list[Layer]], problems: list[list[Problem]], context: Context
+        self, model: Model, groups: list[list[Layer]], problems: list[list[Problem]], context: Context
     ) -> list[tuple[list[Layer], list[Problem]]]:
         """The layers that get one weight, and those that stay alone."""
         from nncompress.passes.sharing.fit import fit
@@ -158,10 +158,11 @@ class Share(Pass):
             context.progress.step("pairing layers", tried, None)
             return sum(fit([problems[group][i] for i in cluster], turns=2).errors)
 
-        sizes = [(len(group), group[0].weight.value().numel()) for group in groups]
+        start = [_tied_clusters(model, group) for group in groups]
+        sizes = [group[0].weight.value().numel() for group in groups]
         return [
             ([groups[number][i] for i in cluster], [problems[number][i] for i in cluster])
-            for number, clusters in enumerate(merge_cheapest(sizes, error, self.saving))
+            for number, clusters in enumerate(merge_cheapest(start, sizes, error, self.saving))
             for cluster in sorted(clusters)
         ]
 
@@ -174,12 +175,15 @@ class Share(Pass):
         first = group[0]
         shared = found.weight.reshape(first.weight.value().shape)
         changes = []
+        own = {id(model.tensor(first.weight.name))}
         for k, (layer, problem, error) in enumerate(zip(group, problems, found.errors)):
             if problem.scaled == "outputs":
                 scale_outputs(model, layer, found.outputs[k].flatten())
             elif problem.scaled == "inputs":
                 scale_inputs(model, layer, found.inputs[k].flatten()[:: problem.kernel])
-            numbers = {"relative_error": error, "tied": int(layer is not first)}
+            tensor = id(model.tensor(layer.weight.name))
+            numbers = {"relative_error": error, "tied": int(tensor not in own)}
+            own.add(tensor)
             others = "the others" if layer is first else first.name
             lost = "weight's" if problem.moment is None else "output's"
             what = f"shares its weight with {others}; {error:.0%} of its {lost} power lost"
@@ -189,7 +193,15 @@ class Share(Pass):
 
 
 def _tied(model: Model, group: list[Layer]) -> bool:
-    return len({id(model.tensor(layer.weight.name)) for layer in group}) == 1
+    return len(_tied_clusters(model, group)) == 1
+
+
+def _tied_clusters(model: Model, group: list[Layer]) -> list[tuple[int, ...]]:
+    """The positions of the layers, those together that read one tensor."""
+    found: dict[int, list[int]] = {}
+    for position, layer in enumerate(group):
+        found.setdefault(id(model.tensor(layer.weight.name)), []).append(position)
+    return [tuple(positions) for positions in found.values()]
 
 
 def _renew_statistics(original: Model, model: Model, context: Context) -> list[Change]:

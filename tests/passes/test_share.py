@@ -262,6 +262,22 @@ def test_adaptive_ties_the_layers_that_are_alike(wide):
     assert cost(model).parameters - cost(result).parameters == 64 * 64 * 9
 
 
+@pytest.mark.parametrize("data", [None, Records(3, 8, 8)])
+def test_what_is_shared_stays_shared_when_more_is_shared_later(wide, data):
+    """One tensor is one candidate, however many layers read it: neither torn apart nor counted again."""
+    first, _ = run(wide, Share(adaptive=True, saving=0.5))
+    tensors = tensors_of(first)
+    assert sum("#2" in layer.name for layer in layers(first)) == 1
+    for saving, pairs in ((0.2, 1), (0.7, 3), (1.0, 4)):
+        more, (step,) = run(first, Share(which="all-3x3", adaptive=True, saving=saving), data=data)
+        assert cost(first).parameters - cost(more).parameters == pairs * 64 * 64 * 9
+        assert sum(change.numbers.get("tied", 0) for change in step.changes if change.applied) == pairs
+        changed = {change.where for change in step.changes if change.applied}
+        for name in tensors:
+            same = torch.equal(more.tensor(f"{name}.weight"), first.tensor(f"{name}.weight"))
+            assert same != (name in changed) or name == "stem"
+
+
 def test_merging_stops_when_enough_is_saved_and_counts_parameters():
     positions = [[0.0, 1.0, 10.0], [0.0, 3.0]]
 
@@ -269,10 +285,13 @@ def test_merging_stops_when_enough_is_saved_and_counts_parameters():
         chosen = [positions[group][i] for i in cluster]
         return max(chosen) - min(chosen)
 
-    sizes = [(3, 10), (2, 100)]  # the second group's pair costs 0.03 a parameter, the first's 0.1
-    assert merge_cheapest(sizes, error, 0.5) == [[(0,), (1,), (2,)], [(0, 1)]]
-    assert merge_cheapest(sizes, error, 0.9) == [[(2,), (0, 1)], [(0, 1)]]
-    assert merge_cheapest(sizes, error, 1.0) == [[(0, 1, 2)], [(0, 1)]]
+    apart: list[list[tuple[int, ...]]] = [[(0,), (1,), (2,)], [(0,), (1,)]]
+    sizes = [10, 100]  # the second group's pair costs 0.03 a parameter, the first's 0.1
+    assert merge_cheapest(apart, sizes, error, 0.5) == [[(0,), (1,), (2,)], [(0, 1)]]
+    assert merge_cheapest(apart, sizes, error, 0.9) == [[(2,), (0, 1)], [(0, 1)]]
+    assert merge_cheapest(apart, sizes, error, 1.0) == [[(0, 1, 2)], [(0, 1)]]
+    tied: list[list[tuple[int, ...]]] = [[(0, 2), (1,)], [(0,), (1,)]]
+    assert merge_cheapest(tied, sizes, error, 1.0) == [[(0, 1, 2)], [(0, 1)]]
 
 
 @pytest.mark.parametrize("name", ["concat", "attention", "two-outputs", "residual"])

@@ -9,19 +9,23 @@ Cluster = tuple[int, ...]
 
 
 def merge_cheapest(
-    sizes: Sequence[tuple[int, int]], error: Callable[[int, Cluster], float], saving: float
+    start: Sequence[Sequence[Cluster]],
+    sizes: Sequence[int],
+    error: Callable[[int, Cluster], float],
+    saving: float,
 ) -> list[list[Cluster]]:
     """Merge pairs of clusters, least extra error per saved parameter first, until enough is saved.
 
     Args:
-        sizes: per group the number of its layers and of one layer's parameters.
+        start: per group the clusters of its layers that share a weight already, mostly one each.
+        sizes: per group the parameters of one weight.
         error: of the group with that number, if these layers of it share one weight.
         saving: share of what merging all groups whole would save.
 
     Returns: per group the clusters of its layers, singles included.
     """
-    clusters: list[list[Cluster]] = [[(i,) for i in range(layers)] for layers, _ in sizes]
-    wanted = saving * sum((layers - 1) * parameters for layers, parameters in sizes)
+    clusters = [list(group) for group in start]
+    wanted = saving * sum((len(group) - 1) * size for group, size in zip(start, sizes))
     known: dict[tuple[int, Cluster], float] = {}
 
     def cost(group: int, cluster: Cluster) -> float:
@@ -34,7 +38,7 @@ def merge_cheapest(
     saved = 0
     while saved < wanted:
         steps = []
-        for group, (_, parameters) in enumerate(sizes):
+        for group, parameters in enumerate(sizes):
             for a, b in combinations(clusters[group], 2):
                 extra = cost(group, tuple(sorted(a + b))) - cost(group, a) - cost(group, b)
                 steps.append((extra / parameters, group, a, b))
@@ -42,5 +46,5 @@ def merge_cheapest(
             break
         _, group, a, b = min(steps)
         clusters[group] = [c for c in clusters[group] if c not in (a, b)] + [tuple(sorted(a + b))]
-        saved += sizes[group][1]
+        saved += sizes[group]
     return clusters
