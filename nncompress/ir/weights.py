@@ -209,7 +209,8 @@ def recurrent_layers(model: Model) -> list[str]:
 
 
 def layer_name(tensor_name: str) -> str:
-    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name."""
+    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, in int8 too."""
+    tensor_name = tensor_name.removesuffix("_int8")
     prefix, _, leaf = tensor_name.rpartition(".")
     return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
 

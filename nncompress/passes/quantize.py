@@ -142,11 +142,12 @@ class Quantize(Pass):
         from nncompress.analysis.cost import cost
         from nncompress.ir.qdq import round_biases
         from nncompress.passes.int8.carry_out import carry_out
-        from nncompress.passes.int8.choose import choose
+        from nncompress.passes.int8.choose import choose, integer_layers
         from nncompress.passes.int8.condition import condition
         from nncompress.passes.int8.correct_bias import correct_biases
         from nncompress.passes.int8.evidence import gather
         from nncompress.passes.int8.prepare import prepare
+        from nncompress.passes.int8.small import too_small
         from nncompress.passes.int8.worst import keep_worst
 
         prepare(model)
@@ -159,6 +160,9 @@ class Quantize(Pass):
         condition(model, self, context)
         chosen, left = choose(model, self.keep)
         evidence = gather(model, chosen, self, original, context)
+        note = too_small(model, integer_layers(chosen, self.mode))
+        if note is not None:
+            context.notes.append(note)
         reference = model.copy() if self.correct_bias or self.max_drop is not None else model
 
         def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:

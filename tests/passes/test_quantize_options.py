@@ -227,3 +227,20 @@ def test_few_records_are_warned_of_and_an_int8_model_is_no_float16_one():
     with pytest.raises(UnsupportedError, match="int8 already"):
         pipeline.run(result, [Quantize(mode="float16")], Context())
     assert sum(op_name(n) == "quantize_per_tensor" for n in result.graph.nodes) == 2
+
+
+def test_a_bare_parameter_keeps_its_layer_name_and_every_option_finds_it():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.shift = nn.Parameter(torch.randn(12, 8)), nn.Parameter(torch.randn(12))
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(torch.relu(nn.functional.linear(x, self.matrix, self.shift)))
+
+    torch.manual_seed(9)
+    model = Model.from_module(Bare(), (torch.randn(2, 8),))
+    result, changes = run(model, Quantize(correct_bias=True))
+    assert [layer.name for layer in layers(result)] == ["matrix", "head"]
+    assert {change.where for change in changes if change.applied} == {"matrix", "head"}
