@@ -54,7 +54,8 @@ def output_scales(outputs: Iterable[object]) -> list[Tensor]:
     for output in outputs:
         if isinstance(output, Tensor) and output.is_floating_point():
             spread = output.detach().std(correction=0).clamp_min(1e-12)
-            scales.append(spread * (output.numel() / len(output)) ** 0.5)
+            records = len(output) if output.dim() else 1
+            scales.append(spread * (output.numel() / records) ** 0.5)
         else:
             scales.append(torch.ones(()))
     return scales

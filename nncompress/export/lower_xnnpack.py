@@ -4,6 +4,7 @@
 |----------------------------------------------------|----------------------------------------------------|
 | unsigned activations                               | signed ones, zero point − 128: the same values     |
 | weight scales without zero points                  | zero points of 0                                   |
+| concatenated values on grids of their own          | one grid (`lower_concat`)                          |
 | one dequantize with several readers                | one dequantize per reader                          |
 | linear layer that reads int8 and writes float      | its input rounded anew at each call, per row       |
 | int8 weight of a layer without an integer kernel   | the float weight                                   |
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from nncompress.export.lower_concat import share_grids
 from nncompress.ir import Model, edit
 from nncompress.ir.fold import fold_batch_norms
 from nncompress.ir.normalize import op_name
@@ -38,7 +40,10 @@ MANY = 2**31 - 1  # the end of a slice that has no end
 
 
 def lower_xnnpack(model: Model) -> Model:
-    """A copy of `model` rewritten by the table above. Only the rounding of linear inputs changes values."""
+    """A copy of `model` rewritten by the table above.
+
+    Values change by how inputs of linear layers and concatenated values are rounded, and by nothing else.
+    """
     lowered = model.copy()
     fold_batch_norms(lowered)
     for node in list(lowered.graph.nodes):
@@ -54,6 +59,7 @@ def lower_xnnpack(model: Model) -> Model:
         if layer.weight.quantized:
             _choose_arithmetic(lowered, layer)
     lowered.refresh()
+    share_grids(lowered.graph)
     for node in list(lowered.graph.nodes):
         _say_signed(lowered, node)
     for node in list(lowered.graph.nodes):

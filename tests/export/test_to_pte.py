@@ -241,3 +241,47 @@ def test_without_the_extra_one_line_and_its_exit_code(plain, tmp_path, monkeypat
     ]
     (tmp_path / "m.pte").write_bytes(b"")
     assert command_line(["eval", "m.pt2", "m.pte"]) == ExitCode.MISSING_EXTRA
+
+
+class Joined(nn.Module):
+    """Branches of different ranges, concatenated; one of them was pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.last = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        joined = torch.cat([torch.max_pool2d(x, 3, 1, 1), torch.relu(self.branch(x))], 1)
+        return self.last(torch.cat([joined[:, 4:], self.branch(x)], 1))
+
+
+def joined() -> Model:
+    torch.manual_seed(6)
+    model = Model.from_module(Joined(), (torch.randn(2, 3, 8, 8),))
+    Quantize().apply(model, Context(data=images(64, None)))
+    model.refresh()
+    return model
+
+
+def test_what_is_concatenated_has_one_grid():
+    original = joined()
+    lowered = lower_xnnpack(original)
+    joins = [node for node in lowered.graph.nodes if op_name(node) == "cat"]
+    assert joins
+    for node in joins:
+        (written,) = node.users
+        if op_name(written) == "quantize_per_tensor":
+            grids = [tuple(each.args[1:5]) for each in (*node.all_input_nodes, written)]
+            assert len(set(grids)) == 1
+    inputs = original.example_inputs(8, seed=2)
+    assert distance(lowered.outputs_of(*inputs)[0].detach().numpy(), original(*inputs)) < 0.05
+
+
+@needs_executorch
+def test_int8_concatenations_load_and_agree(tmp_path):
+    """ExecuTorch refuses to load a program whose concatenation joins different grids."""
+    report = write(joined(), tmp_path / "m.pte")
+    assert report.int8 == "4 of 4 in int8"
+    assert report.relative_error < 0.05

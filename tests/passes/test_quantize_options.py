@@ -244,3 +244,18 @@ def test_a_bare_parameter_keeps_its_layer_name_and_every_option_finds_it():
     result, changes = run(model, Quantize(correct_bias=True))
     assert [layer.name for layer in layers(result)] == ["matrix", "head"]
     assert {change.where for change in changes if change.applied} == {"matrix", "head"}
+
+
+def test_a_budget_of_bytes_with_an_output_that_is_one_number():
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.head = nn.Linear(64, 256), nn.Linear(256, 2)
+
+        def forward(self, x):
+            y = self.head(torch.relu(self.wide(x)))
+            return y, y.square().mean()
+
+    model = Model.from_module(Scalar(), (torch.randn(2, 64),))
+    result, _ = run(model, Quantize(size=0.3))
+    assert cost(result).bytes <= 0.3 * cost(model).bytes
