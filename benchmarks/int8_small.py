@@ -2,8 +2,8 @@
 
     python benchmarks/int8_small.py
 
-One thread, batch 1, float32's median CPU time per call over int8's; above 1 int8 is faster. The bound that
-`quantize` warns by (`nncompress.passes.int8.small`) is the largest of the sizes at which nothing gains.
+One thread, batch 1, float32's median CPU time per call over int8's; above 1 int8 is faster. The bound below
+which `quantize` warns (`nncompress.passes.int8.small`) lies under the smallest layer that gains.
 """
 
 from __future__ import annotations

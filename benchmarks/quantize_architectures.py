@@ -160,7 +160,7 @@ def row(
 
 
 class Late(BaseException):
-    """An architecture takes longer than it may: no `except Exception` on the way is to take it for its own."""
+    """An architecture takes longer than it may; no `except Exception` on the way takes it for its own."""
 
 
 def limited(

@@ -259,3 +259,15 @@ def test_a_budget_of_bytes_with_an_output_that_is_one_number():
     model = Model.from_module(Scalar(), (torch.randn(2, 64),))
     result, _ = run(model, Quantize(size=0.3))
     assert cost(result).bytes <= 0.3 * cost(model).bytes
+
+
+def test_small_convolutions_are_told_to_gain_nothing():
+    from nncompress.passes.int8.small import PAYS_FROM, too_small
+
+    for pixels, told in ((8, True), (64, False)):  # 27 · 8 products per pixel
+        model = Model.from_module(nn.Conv2d(3, 8, 3, padding=1), (torch.randn(2, 3, pixels, pixels),))
+        macs = 27 * 8 * pixels**2
+        assert (macs < PAYS_FROM) == told
+        sentence = too_small(model, list(layers(model)))
+        assert (sentence is not None) == told
+        assert not told or f"{macs:,}" in str(sentence)

@@ -11,7 +11,7 @@ from nncompress.ir.weights import Layer
 
 # Multiply-adds of a layer, below which none was faster in int8 (`benchmarks/int8_small.py`): ONNX Runtime on
 # x86 with AVX512-VNNI, batch 1, one thread.
-PAYS_FROM = 100_000
+PAYS_FROM = 50_000
 
 
 def too_small(model: Model, integer: Sequence[Layer]) -> str | None:
@@ -23,6 +23,6 @@ def too_small(model: Model, integer: Sequence[Layer]) -> str | None:
     if largest >= PAYS_FROM:
         return None
     return (
-        f"no layer has more than {largest:,} multiply-adds per record: where it was measured, int8 made "
-        f"layers below {PAYS_FROM:,} smaller, not faster; nncompress bench tells what it does here"
+        f"no layer has more than {largest:,} multiply-adds per record: where measured, int8 made those "
+        f"below {PAYS_FROM:,} smaller, not faster; nncompress bench tells what it does here"
     )
