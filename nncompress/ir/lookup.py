@@ -29,7 +29,7 @@ TABLES = ("codebook", "codebook16", "values")  # what is looked up in
 
 
 def pack(model: Model, per_op: int = 0) -> Model:
-    """A copy in which every parameter that is smaller packed is stored so; `model` itself if none is.
+    """A copy in which every weight that is smaller packed is stored so; `model` itself if none is.
 
     So is the int8 weight of a quantized layer: 4 bits where it has 16 values, a bitmap where most are zero.
 
@@ -45,7 +45,7 @@ def pack(model: Model, per_op: int = 0) -> Model:
             continue
         tensor = model.tensor(str(node.target))
         stored = isinstance(tensor, torch.nn.Parameter) or tensor.dtype == torch.int8
-        if id(tensor) in seen or not stored:
+        if id(tensor) in seen or not stored or tensor.dim() < 2:  # integer kernels want to see their biases
             continue
         seen.add(id(tensor))
         parts = smallest(tensor, per_op=per_op)

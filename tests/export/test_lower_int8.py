@@ -143,3 +143,12 @@ def test_pools_divide_by_what_torch_divides_by(tmp_path):
             difference = (torch.from_numpy(got) - expected).abs()
             assert float(difference.max()) < 0.03 * float(expected.abs().max())  # a tie falls to either side
             assert float(difference.median()) < 1e-5
+
+
+def test_a_bias_of_zeros_is_not_packed_away_from_its_kernel(tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000)
+    )
+    nn.init.zeros_(network[4].bias)
+    write_onnx(quantized(Model.from_module(network.eval(), (torch.randn(2, 3, 9, 9),))), tmp_path / "m.onnx")
+    assert int8_coverage(tmp_path / "m.onnx").summary() == "2 of 2 in int8"
