@@ -38,10 +38,11 @@ def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
 
 
 def is_affine(model: Model, node: fx.Node) -> bool:
-    """A batch norm in evaluation, over stored statistics."""
+    """A batch norm in evaluation, over stored statistics, with a stored γ and β or none."""
     if op_name(node) != "batch_norm" or argument(node, 5):
         return False
-    return all(weight_at(model, argument(node, i)) is not None for i in (3, 4))
+    stored = [weight_at(model, argument(node, i)) is not None for i in (1, 2, 3, 4)]
+    return all(stored[2:]) and all(stored[i] or argument(node, i + 1) is None for i in (0, 1))
 
 
 def norm_names(model: Model) -> list[str]:
@@ -54,7 +55,7 @@ def convolve_norm(model: Model, norm: fx.Node) -> fx.Node:
 
     Its weight and bias get the names that γ and β had. The caller refreshes the model.
     """
-    scale, mean, shift = _affine(model, norm)
+    scale, mean, shift = affine(model, norm)
     dims = norm.args[0].meta["val"].dim() - 2  # type: ignore[union-attr]
     bias = -mean * scale if shift is None else shift - mean * scale
     dtype = model.tensor(str(norm.args[3].target)).dtype  # type: ignore[union-attr]
@@ -110,7 +111,7 @@ def _channels_are_outputs(layer: Layer) -> bool:
 
 
 def _fold(model: Model, layer: Layer, norm: fx.Node) -> None:
-    scale, mean, shift = _affine(model, norm)
+    scale, mean, shift = affine(model, norm)
     weight = layer.weight.value()
     bias = layer.bias.value().double() if layer.bias is not None else torch.zeros_like(mean)
     bias = (bias - mean) * scale
@@ -137,8 +138,8 @@ def _per_output(layer: Layer, scale: Tensor) -> Tensor:
     return scale.reshape(shape)
 
 
-def _affine(model: Model, norm: fx.Node) -> tuple[Tensor, Tensor, Tensor | None]:
-    """g, μ and β per channel, in double."""
+def affine(model: Model, norm: fx.Node) -> tuple[Tensor, Tensor, Tensor | None]:
+    """g, μ and β of an affine batch norm, each [C] in double."""
     gain, shift, mean, variance = (_stored(model, norm, i) for i in (1, 2, 3, 4))
     assert mean is not None
     assert variance is not None

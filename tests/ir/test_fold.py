@@ -145,3 +145,25 @@ def test_a_batch_norm_called_twice_is_convolved_where_asked():
         model.refresh()
         assert norms(model) == left
         torch.testing.assert_close(model(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+class Conditioned(nn.Module):
+    """The gain of its batch norm is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        norm = self.norm
+        gain = 1 + x.mean((0, 2, 3)).sum() * norm.weight
+        return F.batch_norm(self.conv(x), norm.running_mean, norm.running_var, gain, norm.bias, eps=norm.eps)
+
+
+def test_a_batch_norm_with_a_computed_gain_is_left():
+    module = Conditioned().eval()
+    model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
+    assert fold_batch_norms(model) == []
+    assert norm_names(model) == []
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(model(x), module(x))

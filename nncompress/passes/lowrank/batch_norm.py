@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from nncompress.analysis.lockstep import Lockstep
 from nncompress.analysis.statistics import ChannelStatistics, Inputs
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
+from nncompress.ir.fold import is_affine
 
 BLENDS = (0.25, 0.5, 1.0)  # share of the new statistics
 
@@ -24,7 +24,7 @@ def batch_norms(model: Model) -> list[fx.Node]:
     """Batch norms with running statistics, each statistic once."""
     found: dict[str, fx.Node] = {}
     for node in model.graph.nodes:
-        if node.op == "call_function" and op_name(node) == "batch_norm" and isinstance(node.args[3], fx.Node):
+        if is_affine(model, node):
             found.setdefault(str(node.args[3].target), node)
     return list(found.values())
 

@@ -19,6 +19,7 @@ from nncompress.analysis.lockstep import Lockstep
 from nncompress.analysis.patches import draw_positions, input_rows, output_rows
 from nncompress.analysis.statistics import ROWS, CrossMoments, Inputs
 from nncompress.ir import Model
+from nncompress.ir.fold import affine, is_affine
 from nncompress.ir.normalize import op_name
 from nncompress.ir.weights import Layer, layers
 from nncompress.progress import Progress
@@ -122,14 +123,9 @@ def _addition(model: Model, layer: Layer) -> tuple[fx.Node, Tensor] | None:
         user = next(iter(node.users))
         name = op_name(user)
         if name == "batch_norm" and user.args[0] is node and layer.roles.groups is not None:
-            gain, _, _, variance = (
-                None if a is None else model.tensor(str(a.target)).detach()  # type: ignore[union-attr]
-                for a in user.args[1:5]
-            )
-            if variance is None:
+            if not is_affine(model, user):
                 return None
-            step = (variance + float(user.args[7])).rsqrt()  # type: ignore[arg-type]
-            scale = scale * (step if gain is None else step * gain)
+            scale = scale * affine(model, user)[0].to(scale.dtype)
         elif name == "add" and not user.kwargs and len(user.args) == 2:
             others = [a for a in user.args if a is not node]
             same = [a for a in others if isinstance(a, fx.Node) and _shape(a) == _shape(node)]
