@@ -106,7 +106,7 @@ def _round_bias(graph: ir.Graph, gemm: ir.Node) -> None:
     scales = [array(node.inputs[1]) for node in (data, weight)]
     if scales[0] is None or scales[1] is None:
         return
-    unit = np.broadcast_to(scales[0] * scales[1], bias.shape).astype(np.float32)
+    bias, unit = np.broadcast_arrays(bias, (scales[0] * scales[1]).astype(np.float32))
     stored = np.rint(bias.astype(np.float64) / unit)
     if np.abs(stored).max(initial=0) > INT32_TOP:
         return

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from nncompress.ir import edit
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import Layer, argument, layers, readers, weight_at
+from nncompress.ir.weights import Layer, argument, layers, owns_tensors, readers, reads, weight_at
 
 aten = torch.ops.aten
 
@@ -60,11 +60,13 @@ def convolve_norm(model: Model, norm: fx.Node) -> fx.Node:
     bias = -mean * scale if shift is None else shift - mean * scale
     dtype = model.tensor(str(norm.args[3].target)).dtype  # type: ignore[union-attr]
     name = norm_name(norm)
-    for position in (1, 2):  # make room for the new ones under the old names
-        old = weight_at(model, argument(norm, position))
-        if old is not None and _reads(model, old.name) == 1:
-            edit.set_argument(norm, position, None)
-            norm.graph.erase_node(old.source)
+    given = [weight_at(model, argument(norm, position)) for position in (1, 2)]
+    for position in (1, 2):
+        edit.set_argument(norm, position, None)
+    for old in {id(model.tensor(each.name)): each for each in given if each is not None}.values():
+        if not reads(model, old.name):  # make room for the new ones under the old names
+            for node in readers(model, old.name):
+                norm.graph.erase_node(node)
             for alias in edit.names_of(model, model.tensor(old.name)):
                 edit.remove_tensor(model, alias)
     stored = {
@@ -89,17 +91,10 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
     norm = users[0]
     if not is_affine(model, norm) or not _channels_are_outputs(layer):
         return None
-    if _reads(model, layer.weight.name) > 1:
+    if not owns_tensors(model, layer) or layer.node.kwargs.get("beta", 1) != 1:  # of addmm: β b + α x W
         return None
-    assert layer.roles.bias is not None
-    if argument(layer.node, layer.roles.bias) is None:
-        return norm
-    own = layer.bias is not None and not layer.bias.quantized and _reads(model, layer.bias.name) == 1
-    return norm if own else None
-
-
-def _reads(model: Model, name: str) -> int:
-    return sum(len(node.users) for node in readers(model, name))
+    one_each = layer.bias is None or layer.bias.value().numel() == norm.meta["val"].shape[1]
+    return norm if one_each else None
 
 
 def _channels_are_outputs(layer: Layer) -> bool:
@@ -155,7 +150,7 @@ def _stored(model: Model, norm: fx.Node, position: int) -> Tensor | None:
 
 
 def norm_name(norm: fx.Node) -> str:
-    """The dotted name of the module that a batch norm came from."""
+    """The dotted name of the module that a batch norm came from; of a root module's own, the node's."""
     statistic = norm.args[3]
     assert isinstance(statistic, fx.Node)
-    return str(statistic.target).rpartition(".")[0]
+    return str(statistic.target).rpartition(".")[0] or norm.name

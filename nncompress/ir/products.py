@@ -72,7 +72,7 @@ def _takes_bias(product: Any, bias: Any) -> bool:
         return False
     if op_name(product) == "linear":
         return argument(product, 2) is None and sizes[0].shape[0] == sizes[1].shape[0]
-    return _rank(data) == 2
+    return _rank(data) == 2 and sizes[0].shape[1] == sizes[1].shape[0]
 
 
 def _is_turned(value: Any) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from nncompress.ir import edit
 from nncompress.ir.model import Model
 from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import Layer, layers, readers
+from nncompress.ir.weights import Layer, layers, readers, reads
 
 ops = torch.ops.quantized_decomposed
 LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
@@ -193,7 +193,7 @@ def bias_units(model: Model) -> list[tuple[Layer, float, str]]:
             continue
         scales = str(source.args[1].target)
         fits = layer.bias.value().shape == model.tensor(scales).shape and is_dequantized(layer.data)
-        if fits and sum(len(node.users) for node in readers(model, layer.bias.name)) == 1:
+        if fits and reads(model, layer.bias.name) == 1:
             found.append((layer, Affine.of(layer.data).scale, scales))
     return found
 

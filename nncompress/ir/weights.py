@@ -219,3 +219,20 @@ def readers(model: Model, name: str) -> list[fx.Node]:
     """The get_attr nodes that read this stored tensor, under any of its names."""
     tensor = model.tensor(name)
     return [n for n in model.graph.nodes if n.op == "get_attr" and model.tensor(str(n.target)) is tensor]
+
+
+def reads(model: Model, name: str) -> int:
+    """How many nodes read this stored tensor, under any of its names."""
+    return sum(len(node.users) for node in readers(model, name))
+
+
+def owns_tensors(model: Model, layer: Layer) -> bool:
+    """May its weight and bias be scaled? Both are floats that nothing else reads; the bias may be missing.
+
+    A bias that is computed is no stored tensor, and stays what it is when the weight is scaled.
+    """
+    position = layer.roles.bias
+    if layer.bias is None and position is not None and argument(layer.node, position) is not None:
+        return False
+    own = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return all(not each.quantized and reads(model, each.name) == 1 for each in own)

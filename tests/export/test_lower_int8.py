@@ -152,3 +152,15 @@ def test_a_bias_of_zeros_is_not_packed_away_from_its_kernel(tmp_path):
     nn.init.zeros_(network[4].bias)
     write_onnx(quantized(Model.from_module(network.eval(), (torch.randn(2, 3, 9, 9),))), tmp_path / "m.onnx")
     assert int8_coverage(tmp_path / "m.onnx").summary() == "2 of 2 in int8"
+
+
+def test_one_bias_for_all_outputs_of_a_product(tmp_path):
+    class OneBias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(1))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x, self.weight)
+
+    write_onnx(quantized(Model.from_module(OneBias(), (torch.randn(2, 8),))), tmp_path / "m.onnx")

@@ -103,3 +103,21 @@ def test_a_product_with_a_turned_matrix_is_a_linear_layer():
         ("linear", "last", False),
     ]
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_added_vector_that_widens_the_product_is_no_bias():
+    class Widened(nn.Module):
+        def __init__(self, outputs: int, biases: int) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(8, outputs))
+            self.vector = nn.Parameter(torch.randn(biases))
+
+        def forward(self, x):
+            return x @ self.matrix + self.vector
+
+    for outputs, biases, op in ((1, 5, "matmul"), (6, 1, "matmul"), (6, 6, "addmm")):
+        model = Model.from_module(Widened(outputs, biases), (torch.randn(2, 8),))
+        before, x = model.copy(), torch.randn(3, 8)
+        plain_products(model)
+        assert [layer.kind for layer in layers(model)] == [op]
+        torch.testing.assert_close(model(x), before(x))

@@ -90,7 +90,24 @@ class Tokens(nn.Module):
         return self.norm(self.linear(x[:, :, 0]))
 
 
-@pytest.mark.parametrize("network", [Shared, ReadTwice, AfterAdd, Tokens])
+class Weighted(nn.Module):
+    """addmm with a factor before its bias, or with one bias for all outputs."""
+
+    def __init__(self, beta: float = 0.5, biases: int = 3) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(biases))
+        self.norm, self.beta = nn.BatchNorm1d(3), beta
+
+    def forward(self, x):
+        return self.norm(torch.addmm(self.bias, x[:, 0, 0], self.weight, beta=self.beta))
+
+
+class OneBias(Weighted):
+    def __init__(self) -> None:
+        super().__init__(beta=1, biases=1)
+
+
+@pytest.mark.parametrize("network", [Shared, ReadTwice, AfterAdd, Tokens, Weighted, OneBias])
 def test_must_not_fire(network):
     module = settle(network(), 3, 8, 8)
     model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
@@ -167,3 +184,29 @@ def test_a_batch_norm_with_a_computed_gain_is_left():
     assert norm_names(model) == []
     x = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(model(x), module(x))
+
+
+class Odd(nn.Module):
+    """Batch norms whose parameters lie in the root module, or are one tensor twice."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.gain, self.shift = how, nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("variance", torch.rand(3) + 0.5)
+
+    def forward(self, x):
+        shift = self.gain if self.how == "one tensor" else self.shift
+        return F.batch_norm(x, self.mean, self.variance, self.gain, shift)
+
+
+@pytest.mark.parametrize("how", ["root", "one tensor"])
+def test_parameters_of_no_module_and_one_for_both_are_convolved(how):
+    module = Odd(how).eval()
+    model = Model.from_module(module, (torch.randn(2, 3, 4, 4),))
+    (node,) = [node for node in model.graph.nodes if is_affine(model, node)]
+    convolve_norm(model, node)
+    model.refresh()
+    assert norms(model) == 0
+    x = torch.randn(5, 3, 4, 4)
+    torch.testing.assert_close(model(x), module(x), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from nncompress.ir.weights import layers
 from nncompress.passes import Context, Quantize
 from nncompress.passes.int8 import condition
 from nncompress.passes.int8.channel_scales import scale_channels
+from nncompress.passes.int8.equalize import pairs
 from nncompress.progress import NullProgress
 
 
@@ -197,3 +198,19 @@ def test_batch_norms_of_a_stream_run_in_int8_and_lose_nothing_by_it(monkeypatch)
     Quantize().apply(unscaled, Context(data=Noise()))
     assert error(whole, model) < 0.5 * error(without, model) < 0.1
     assert error(unscaled, model) > 5 * error(whole, model)
+
+
+def test_layers_whose_bias_is_computed_keep_their_weights():
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = ranges(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 3, groups=8)
+            self.register_buffer("shift", torch.randn(8))
+
+        def forward(self, x):
+            return self.b(F.conv2d(x, self.a.weight, 3 * self.shift))
+
+    before, after, count = scaled(Computed(), 3, 8, 8)
+    assert count == 0
+    assert pairs(after) == []
+    same(before, after, 3, 8, 8)

@@ -22,7 +22,7 @@ from nncompress.analysis.couplings.labels import PIN, Factor, Labels
 from nncompress.analysis.statistics import ChannelStatistics, Inputs, observe
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import Layer, argument, layers, readers
+from nncompress.ir.weights import Layer, argument, layers, owns_tensors
 from nncompress.progress import Progress
 
 # ops with f(s x) = s f(x) for s > 0, in which no channel looks at another
@@ -165,13 +165,9 @@ class _Streams:
 
 def _scalable(model: Model, layer: Layer) -> bool:
     """A convolution whose float weight and bias are its own."""
-    weight = layer.weight
-    if layer.roles.groups is None or weight.quantized or layer.roles.outputs != 0 or layer.roles.inputs != 1:
+    if layer.roles.groups is None or layer.roles.outputs != 0 or layer.roles.inputs != 1:
         return False
-    if layer.node.meta["val"].dim() != weight.value().dim():
-        return False
-    own = [weight] if layer.bias is None else [weight, layer.bias]
-    return all(sum(len(n.users) for n in readers(model, each.name)) == 1 for each in own)
+    return layer.node.meta["val"].dim() == layer.weight.value().dim() and owns_tensors(model, layer)
 
 
 def _apply(layer: Layer, read: Tensor | None, written: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import Layer, layers, readers
+from nncompress.ir.weights import Layer, layers, owns_tensors
 
 HOMOGENEOUS = {
     "relu", "leaky_relu", "dropout", "feature_dropout", "contiguous", "clone",
@@ -71,11 +71,7 @@ def _next(node: fx.Node, by_node: dict[fx.Node, Layer]) -> Layer | None:
 
 
 def _scalable(model: Model, layer: Layer) -> bool:
-    weight = layer.weight
-    if weight.quantized or layer.roles.outputs != 0 or layer.roles.inputs != 1:
-        return False
-    own = [weight] if layer.bias is None else [weight, layer.bias]
-    return all(sum(len(n.users) for n in readers(model, each.name)) == 1 for each in own)
+    return layer.roles.outputs == 0 and layer.roles.inputs == 1 and owns_tensors(model, layer)
 
 
 def _channels(layer: Layer) -> int:
