@@ -38,6 +38,7 @@ def store_computed_weights(model: Model) -> list[str]:
             if isinstance(source, fx.Node) and source in constant and weight_at(model, source) is None:
                 slots.setdefault(source, leaf)
     values = {source: _value(model, source, {}) for source in slots}
+    idle = _unread(model, slots, constant)
     stored = []
     for source, leaf in slots.items():
         behind = _behind(source)
@@ -46,7 +47,7 @@ def store_computed_weights(model: Model) -> list[str]:
         room = sum(model.tensor(str(n.target)).numel() for n in parameters)
         if not parameters or values[source].numel() > GROWTH * room:
             continue
-        if leaf == "weight" and not all(_ends_in(n, slots, constant) for n in parameters):
+        if leaf == "weight" and not idle.issuperset(parameters):
             continue
         name = edit.add_tensor(model, _name(model, str(parameters[0].target), leaf), values[source])
         edit.replace_node(source, edit.read_tensor(model, name, source))
@@ -92,9 +93,13 @@ def _behind(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _ends_in(node: fx.Node, slots: dict[fx.Node, str], constant: set[fx.Node]) -> bool:
-    """Every way from `node` leads into one of the slots, so that nobody reads it once these are stored."""
-    return all(user in constant and (user in slots or _ends_in(user, slots, constant)) for user in node.users)
+def _unread(model: Model, slots: dict[fx.Node, str], constant: set[fx.Node]) -> set[fx.Node]:
+    """The constants that nobody reads once the slots are stored: every way from them leads into one."""
+    found: set[fx.Node] = set()
+    for node in reversed(model.graph.nodes):
+        if node in constant and all(user in slots or user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def _name(model: Model, parameter: str, leaf: str) -> str:

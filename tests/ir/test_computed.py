@@ -121,3 +121,26 @@ def test_an_added_vector_that_widens_the_product_is_no_bias():
         plain_products(model)
         assert [layer.kind for layer in layers(model)] == [op]
         torch.testing.assert_close(model(x), before(x))
+
+
+def test_a_weight_that_an_iteration_computes():
+    class Orthonormalised(nn.Module):
+        """Björck & Bowie 1971: every step reads the last one's result three times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(8) + 0.05 * torch.randn(8, 8))
+
+        def forward(self, x):
+            w = self.weight
+            for _ in range(15):
+                w = 1.5 * w - 0.5 * w @ w.T @ w
+            return F.linear(x, w)
+
+    model = Model.from_module(Orthonormalised(), (torch.randn(2, 8),))
+    x = torch.randn(4, 8)
+    expected = model(x)
+    assert store_computed_weights(model) == ["weight_weight"]
+    torch.testing.assert_close(model(x), expected)
+    (layer,) = layers(model)
+    torch.testing.assert_close(layer.weight.value() @ layer.weight.value().T, torch.eye(8), rtol=0, atol=1e-4)
