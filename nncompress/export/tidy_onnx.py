@@ -64,18 +64,29 @@ def name_layers(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type not in WEIGHTED or len(node.inputs) < 2:
             continue
-        weight, scale = node.inputs[1], None
-        while weight is not None and (source := weight.producer()) is not None:
-            scale = source.inputs[1] if source.op_type == "DequantizeLinear" else scale
-            weight = source.inputs[0] if source.op_type in WEIGHT_OPS else None
+        weight, scale = _stored(node.inputs[1])
         name, mark, _ = str(weight.name if weight is not None else "").rpartition(".weight")
-        if not mark or weight is None or not weight.is_initializer():
+        if not mark:
             continue
         if scales.setdefault(name, scale) is not scale and len(node.inputs) > 2:
             other, mark, _ = str(getattr(node.inputs[2], "name", "")).rpartition(".bias")
             name = other if mark else name
         seen[name] = seen.get(name, 0) + 1
         node.name = name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+def _stored(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
+    """The initializer of a layer's weight, and its scale. Of one looked up, the codes: tables are shared."""
+    source = None if value is None else value.producer()
+    if value is None or source is None:
+        return (value if value is not None and value.is_initializer() else None), None
+    if source.op_type not in WEIGHT_OPS:
+        return None, None
+    inputs = (1, 0) if source.op_type == "Gather" else (0,)
+    found = (_stored(source.inputs[position]) for position in inputs)
+    named = ((weight, scale) for weight, scale in found if ".weight" in str(getattr(weight, "name", "")))
+    weight, scale = next(named, (None, None))
+    return weight, source.inputs[1] if source.op_type == "DequantizeLinear" else scale
 
 
 def _share_initializers(graph: ir.Graph) -> None:

@@ -91,13 +91,14 @@ class Quantize(Pass):
             raise UsageError("quantize: give one of --size and --weight-bits", got="both")
 
     def requires(self, model: Model, context: Context) -> None:
-        from nncompress.ir.fold import norm_names
+        from nncompress.ir.fold import fold_batch_norms, norm_names
         from nncompress.ir.weights import layers
         from nncompress.passes.int8.choose import choose, integer_layers
         from nncompress.passes.int8.prepare import prepare
 
         model = model.copy()
         prepare(model)
+        fold_batch_norms(model)  # those that are left have names to keep
         found = list(layers(model))
         if not found:
             raise UsageError(

@@ -164,3 +164,14 @@ def test_one_bias_for_all_outputs_of_a_product(tmp_path):
             return torch.addmm(self.bias, x, self.weight)
 
     write_onnx(quantized(Model.from_module(OneBias(), (torch.randn(2, 8),))), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("mode", ["static", "weights"])
+def test_layers_that_are_looked_up_in_one_table_keep_their_names(tmp_path, mode):
+    import onnx
+
+    convolutions = [nn.Conv2d(3, 64, 3), *(nn.Conv2d(64, 64, 3, bias=False) for _ in range(2))]
+    model = Model.from_module(nn.Sequential(*convolutions), (torch.randn(2, 3, 9, 9),))
+    write_onnx(quantized(model, weight_bits=4, mode=mode), tmp_path / "m.onnx")
+    written = onnx.load(tmp_path / "m.onnx").graph
+    assert [node.name for node in written.node if node.op_type == "Conv"] == ["0", "1", "2"]

@@ -225,6 +225,14 @@ def test_keep_of_one_of_two_tied_layers_keeps_both():
     assert {layer.name for layer in layers(result) if layer.weight.quantized} == {"mix"}
 
 
+def test_a_batch_norm_that_is_folded_has_no_name_to_keep():
+    model = Model.from_module(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), (torch.randn(2, 3, 6, 6),)
+    )
+    with pytest.raises(UsageError, match="--keep 1 names no layer"):
+        run(model, Quantize(keep=("1",)))
+
+
 def test_refusals():
     model = convolutional()
     with pytest.raises(UsageError, match="needs data"):
