@@ -11,6 +11,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | AveragePool that counts a padding of 0          | one that does not count it                              |
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
+| AveragePool whose last window sticks out        | its float kernel (the 8-bit one divides by whole ones)  |
 | AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
 | channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
@@ -61,6 +62,7 @@ def lower_int8(model: ir.Model) -> None:
             _pool_globally(graph, node)
         elif node.op_type == "AveragePool":
             _count_pixels(node)
+            _stay_float(graph, node)
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
@@ -133,6 +135,22 @@ def _transpose_stored(graph: ir.Graph, matmul: ir.Node) -> None:
     inputs = [turned(graph, matmul, source), *source.inputs[1:]]
     node = ir.node("DequantizeLinear", inputs, axis)
     matmul.replace_input_with(1, insert(graph, matmul, node, transpose.outputs[0]))
+
+
+def _stay_float(graph: ir.Graph, pool: ir.Node) -> None:
+    """The 8-bit kernel is right about windows that stick out in images without padding alone (`ir.pools`)."""
+    given, result = pool.attributes, pool.outputs[0]
+    outward = "ceil_mode" in given and given["ceil_mode"].as_int()
+    image = len(given["kernel_shape"].as_ints()) == 2
+    padded = "pads" in given and any(given["pads"].as_ints())
+    counted = "count_include_pad" in given and given["count_include_pad"].as_int()
+    if not outward or (image and not (padded and counted)):
+        return
+    for use in list(result.uses()):
+        if use.node.op_type == "QuantizeLinear":
+            least = store(graph, f"{pool.name}_least", np.array(np.finfo(np.float32).min, np.float32))
+            same = insert(graph, use.node, ir.node("Max", [result, least]), result)
+            use.node.replace_input_with(use.idx, same)
 
 
 def _pool_globally(graph: ir.Graph, mean: ir.Node) -> None:

@@ -175,3 +175,20 @@ def test_layers_that_are_looked_up_in_one_table_keep_their_names(tmp_path, mode)
     write_onnx(quantized(model, weight_bits=4, mode=mode), tmp_path / "m.onnx")
     written = onnx.load(tmp_path / "m.onnx").graph
     assert [node.name for node in written.node if node.op_type == "Conv"] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_pools_of_lines_and_volumes_divide_by_what_torch_divides_by(tmp_path, dims):
+    convolution = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
+    pool = {1: nn.AvgPool1d, 3: nn.AvgPool3d}[dims](3, 2, 1, ceil_mode=True)
+    network = nn.Sequential(convolution(2, 6, 1), pool, convolution(6, 4, 1))
+    model = Model.from_module(network.eval(), (torch.randn(2, 2, *[4] * dims),))
+    assert write_onnx(quantized(model), tmp_path / "m.onnx").relative_error < 0.01
+
+
+def test_a_padded_pool_over_images_of_any_size_divides_by_what_torch_divides_by(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.Conv2d(8, 4, 1))
+    batch, any_size = torch.export.Dim("batch", min=1, max=9), torch.export.Dim.DYNAMIC
+    sizes = {"input": {0: batch, 2: any_size, 3: any_size}}
+    model = Model.from_module(network.eval(), (torch.randn(2, 3, 8, 12),), dynamic_shapes=sizes)
+    assert write_onnx(quantized(model), tmp_path / "m.onnx").relative_error < 0.01
