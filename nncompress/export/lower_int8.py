@@ -18,6 +18,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
+| float weights and bias between 8-bit values     | the bias in integers (`protect_floats`)                 |
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
 """
 
@@ -35,6 +36,7 @@ from nncompress.export.lower_stem import block_pads, fits, spread_kernel
 from nncompress.export.lower_tiles import lower_tiles
 from nncompress.export.lower_weights import lower_weights
 from nncompress.export.onnx_edit import array, insert, producer, replace, store, turned
+from nncompress.export.protect_floats import protect_floats
 
 INT32_TOP = 2**31 - 1
 
@@ -72,6 +74,7 @@ def lower_int8(model: ir.Model) -> None:
     lower_pools(graph)
     lower_channels(graph)
     lower_weights(graph)
+    protect_floats(graph)
     lower_tiles(graph)
     RemoveUnusedNodesPass()(model)
 
