@@ -135,6 +135,8 @@ class _Streams:
             return self._unite(node, self._of[first])
         if name == "slice":
             dim, start, end, step = (argument(node, i) for i in range(1, 5))
+            if any(isinstance(each, fx.Node) for each in (dim, start, end, step)):
+                return False  # depends on the input
             rank = node.meta["val"].dim()
             taken = slice(start, end, step) if int(dim or 0) % rank == 1 else slice(None)  # type: ignore[call-overload]
             return self._unite(node, self._of[first][taken])
