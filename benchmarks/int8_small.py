@@ -52,22 +52,28 @@ def speed(module: nn.Module, example: torch.Tensor, folder: Path) -> float:
     return write(small, folder / "model.onnx").int8_speedup or float("nan")
 
 
+def row(what: str, macs: int, made: tuple[nn.Module, torch.Tensor], folder: Path) -> None:
+    print(f"| {what} | {macs:,} | {speed(*made, folder):.2f}x |", flush=True)
+
+
 def main() -> None:
+    torch.manual_seed(0)
     print("| layers | multiply-adds each | int8 |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for width, size in CONVOLUTIONS:
-            torch.manual_seed(0)
-            found = speed(*convolutions(width, size), Path(folder))
-            print(
-                f"| 3×3, {width} channels, {size}² | {9 * width * width * size * size:,} | {found:.2f}x |",
-                flush=True,
+            row(
+                f"3×3, {width} channels, {size}²",
+                9 * width * width * size * size,
+                convolutions(width, size),
+                folder,
             )
         for width, rows in PRODUCTS:
-            torch.manual_seed(0)
-            found = speed(*products(width, rows), Path(folder))
-            print(
-                f"| linear, {width} to {width}, {rows} rows | {width * width * rows:,} | {found:.2f}x |",
-                flush=True,
+            row(
+                f"linear, {width} to {width}, {rows} rows",
+                width * width * rows,
+                products(width, rows),
+                folder,
             )
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
-from architectures import ARCHITECTURES, Architecture, build  # noqa: E402
+from architectures import Architecture, build, everything  # noqa: E402
 
 from nncompress.analysis.couplings import find_couplings, prove, remove_units  # noqa: E402
 from nncompress.export import write  # noqa: E402
@@ -79,15 +79,8 @@ def main() -> int:
     parser.add_argument("--no-onnx", action="store_true")
     parser.add_argument("--own", action="store_true", help="our own definitions only")
     arguments = parser.parse_args()
-    everything = dict(ARCHITECTURES)
-    if not arguments.own:
-        try:
-            from architectures.huggingface import ARCHITECTURES as MORE
-
-            everything |= MORE
-        except ImportError:
-            print("without `transformers`: our own definitions only", file=sys.stderr)
-    chosen = {k: v for k, v in everything.items() if not arguments.names or k in arguments.names}
+    known = everything(own=arguments.own)
+    chosen = {k: v for k, v in known.items() if not arguments.names or k in arguments.names}
     print("| " + " | ".join(COLUMNS.split()) + " |\n" + "|---" * len(COLUMNS.split()) + "|")
     failed = []
     for name, architecture in chosen.items():

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
-from architectures import ARCHITECTURES, Architecture, build  # noqa: E402
+from architectures import Architecture, build, everything  # noqa: E402
 
 import nncompress  # noqa: E402
 from nncompress import export  # noqa: E402
@@ -190,17 +190,10 @@ def main() -> int:
     parser.add_argument("--modes", type=int, default=3, help="the other modes on every 3rd; 0: on none")
     parser.add_argument("--pte", action="store_true", help=f"ExecuTorch too, on {len(MOBILE)} of them")
     arguments = parser.parse_args()
-    everything = dict(ARCHITECTURES)
-    if not arguments.own:
-        try:
-            from architectures.huggingface import ARCHITECTURES as MORE
-
-            everything |= MORE
-        except ImportError:
-            print("without `transformers`: our own definitions only", file=sys.stderr)
-    others = list(everything)[:: max(arguments.modes, 1)] if arguments.modes else ()
+    known = everything(own=arguments.own)
+    others = list(known)[:: max(arguments.modes, 1)] if arguments.modes else ()
     part, parts = map(int, arguments.part.split("/"))
-    chosen = {k: v for k, v in everything.items() if not arguments.names or k in arguments.names}
+    chosen = {k: v for k, v in known.items() if not arguments.names or k in arguments.names}
     chosen = {k: chosen[k] for k in list(chosen)[part - 1 :: parts]}
     print("| " + " | ".join(COLUMNS.split()) + " |\n" + "|---" * len(COLUMNS.split()) + "|")
     failed, reasons, int8, total = {}, Counter[str](), 0, 0

@@ -47,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
-from architectures import ARCHITECTURES, Architecture, build  # noqa: E402
+from architectures import Architecture, build, everything  # noqa: E402
 
 from nncompress import pipeline  # noqa: E402
 from nncompress.analysis.cost import cost  # noqa: E402
@@ -296,15 +296,6 @@ def limited(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def everything() -> dict[str, Architecture]:
-    try:
-        from architectures.huggingface import ARCHITECTURES as MORE
-    except ImportError:
-        print("without `transformers`: our own definitions only", file=sys.stderr)
-        return dict(ARCHITECTURES)
-    return ARCHITECTURES | MORE
 
 
 def cells_of(name: str, row: Row, seconds: float) -> list[str]:

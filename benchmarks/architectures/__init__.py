@@ -7,6 +7,7 @@ check on it proves nothing: `build` perturbs constant initialisations and settle
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -154,3 +155,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "conv-tasnet": Architecture("1-D", r.ConvTasNet, (Input((1, 64)),)),
     "recommender": Architecture("three inputs", r.Recommender, (Input((), 20), Input((), 30), Input((6,)))),
 }
+
+
+def everything(*, own: bool = False) -> dict[str, Architecture]:
+    """Our own and, unless `own`, those of the `transformers` package; a note where that is not installed."""
+    if own:
+        return dict(ARCHITECTURES)
+    try:
+        from architectures.huggingface import ARCHITECTURES as MORE
+    except ImportError:
+        print("without `transformers`: our own definitions only", file=sys.stderr)
+        return dict(ARCHITECTURES)
+    return ARCHITECTURES | MORE

@@ -19,11 +19,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from nncompress.export.onnx_edit import array, insert, producer, store
+from nncompress.export.onnx_edit import CLAMPS, array, insert, producer, store
 
 DEPTHWISE = 16
 DENSE = 4
-CLAMPS = ("Relu", "Clip")
 MOST_DIAGONAL = 48  # channels up to which a diagonal matrix takes less time than a depthwise kernel
 MOST_DIAGONAL_ODD = 96  # … where there are channels left over
 MOST_PADDED = 8  # channels of an input: beyond, the copy costs more than it saves

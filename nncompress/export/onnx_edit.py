@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+CLAMPS = ("Relu", "Clip")  # what the runtime takes for a part of the layer before, where rounding follows
+
 
 def array(value: ir.Value | None) -> np.ndarray | None:
     """The content of an initializer, None for anything else."""

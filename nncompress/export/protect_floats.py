@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from nncompress.export.onnx_edit import array, insert, producer, store
+from nncompress.export.onnx_edit import CLAMPS, array, insert, producer, store
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
-CLAMPS = ("Relu", "Clip")
 TOP = 2**30
 
 

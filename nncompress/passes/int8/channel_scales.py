@@ -104,6 +104,7 @@ class _Streams:
         return len(np.unique(roots[scales != 1]))
 
     def along(self, scales: Any, node: fx.Node) -> Tensor | None:
+        """Of these scales (per label) those of the node's channels, [C]; None where it has no channels."""
         return torch.from_numpy(scales[self._of[node]]) if node in self._of else None
 
     def _pin(self, node: fx.Node) -> None:
