@@ -1,12 +1,28 @@
-"""One thread for every test: sums are then added up in one order, and two runs give the same bits.
+"""What holds for every test: one thread, a cache folder of its own, random examples that do not change.
 
-The same in the processes that tests start, and beside other workers of pytest-xdist on the same cores.
+One thread, in the processes that tests start too: sums are then added up in one order, two runs give the same
+bits, and workers of pytest-xdist do not crowd each other. HYPOTHESIS_PROFILE=long looks for new examples.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A slow example is no failure on a shared machine: `deadline` counts wall time.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Latencies that a test measured beside other tests do not reach the user's cache, nor come from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
