@@ -22,12 +22,6 @@ RESOLUTION = (
     0.001  # no interval is narrower than +-0.1 %: runs of one file against itself differ by that much
 )
 CONFIDENCE = 0.95
-# 97.5 % quantiles of Student's t with 1, 2, 3 ... degrees of freedom
-STUDENT_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
-NORMAL = 1.960
 
 Times = Sequence[int] | np.ndarray
 
@@ -85,6 +79,30 @@ def precision(estimate: Estimate) -> float:
     return math.sqrt(estimate.high / estimate.low) - 1
 
 
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The t with P(|T| <= t) = `confidence` for Student's T with so many (at least one) degrees of freedom.
+
+    P is a finite sum over powers of the cosine of atan(t / sqrt(freedom)) (Abramowitz & Stegun 26.7.3 and
+    26.7.4), so its inverse is found by halving the range of that angle until floats end.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (angle := (low + high) / 2) < high:
+        low, high = (angle, high) if _within(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| <= sqrt(freedom) · tan(angle))."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine * cosine
+        total += term
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total
+
+
 def _squared_error(values: np.ndarray) -> float:
     """Squared standard error of the mean."""
     return float(values.var(ddof=1)) / len(values)
@@ -92,8 +110,7 @@ def _squared_error(values: np.ndarray) -> float:
 
 def _around(centre: float, squared_error: float, freedom: int) -> Estimate:
     """Student's t interval, from logarithms."""
-    t = STUDENT_T[freedom - 1] if freedom <= len(STUDENT_T) else NORMAL
-    half = t * math.sqrt(squared_error)
+    half = student_t(freedom) * math.sqrt(squared_error)
     return _estimate(centre, centre - half, centre + half)
 
 

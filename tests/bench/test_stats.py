@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from nncompress.bench.stats import STUDENT_T, latency, precision, slowdown, speedup, typical
+from nncompress.bench.stats import latency, precision, slowdown, speedup, student_t, typical
 
 TRIALS = 200
 MS = 1e6
@@ -97,9 +97,20 @@ def test_sessions_that_do_not_match_are_an_error():
         speedup([[1, 2]], [[1, 2], [1, 2]])
 
 
-def test_student_t_table():
-    reference = scipy_stats.t.ppf(0.975, np.arange(1, len(STUDENT_T) + 1))
-    np.testing.assert_allclose(STUDENT_T, reference, atol=6e-4)
+def test_student_t_quantiles_for_every_number_of_sessions():
+    freedoms = np.array([*range(1, 130), 500, 1001])
+    for confidence in (0.5, 0.95, 0.999):
+        ours = [student_t(int(freedom), confidence) for freedom in freedoms]
+        np.testing.assert_allclose(ours, scipy_stats.t.ppf((1 + confidence) / 2, freedoms), rtol=1e-9)
+
+
+@pytest.mark.parametrize("sessions", [2, 21, 22, 60])
+def test_coverage_does_not_depend_on_the_number_of_sessions(sessions):
+    """One round a session, whose logarithm is normal: the interval is exact, 95 % (standard error 0.35)."""
+    rng = np.random.default_rng(10)
+    logs = rng.normal(0, 0.5, (4000, sessions))
+    covered = [1.0 in speedup(np.full((sessions, 1), 1e9), 1e9 * np.exp(row[:, None])) for row in logs]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.0125)
 
 
 def test_latency_against_numpy():
