@@ -7,15 +7,16 @@ other name is refused.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import lzma
 import os
 import pickle
 import pickletools
 import tarfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -177,23 +178,28 @@ def open_image_tar(path: Path, expected: list[ExpectedInput] | None) -> ImageSou
         DataError: damaged, larger than memory, or without images in class folders.
     """
     blobs: dict[str, list[tuple[str, bytes]]] = {}
-    total = 0
     try:
-        with tarfile.open(path) as archive:
+        with _Bounded(path) as content, tarfile.open(fileobj=content, mode="r:") as archive:
             for member in archive:
                 parts = [p for p in member.name.split("/") if p not in ("", ".")]
-                if not member.isfile() or not parts[-1].lower().endswith(SUFFIXES):
+                if member.isdir() or not parts or not parts[-1].lower().endswith(SUFFIXES):
                     continue
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    raise DataError(
+                        f"{path}: {member.name} is no plain file",
+                        got="a link, a device or a file with holes",
+                        expected="images, each stored as it is",
+                    )
                 if len(parts) < 2:
                     raise DataError(
                         f"{path}: {member.name} is in no class folder", expected="class/image.jpg"
                     )
-                total += member.size
-                check_allocation(total, str(path))
                 file = archive.extractfile(member)
                 if file is not None:
                     blobs.setdefault(parts[-2], []).append((member.name, file.read()))
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as problem:
+    except DataError:
+        raise
+    except Exception as problem:  # a damaged archive can raise anything
         raise DataError(
             f"{path} cannot be read as a tar archive", got=str(problem), remedy="download it again"
         ) from problem
@@ -201,18 +207,45 @@ def open_image_tar(path: Path, expected: list[ExpectedInput] | None) -> ImageSou
         raise DataError(f"{path} holds no images in class folders", expected="class/image.jpg")
     classes = tuple(sorted(blobs))
     images = [
-        EncodedImage(f"{path}{os.sep}{name}", _Blob(content), label)
+        EncodedImage(f"{path}{os.sep}{name}", content, label)
         for label, group in enumerate(classes)
         for name, content in sorted(blobs[group])
     ]
     return ImageSource(images, classes, expected)
 
 
-class _Blob:
-    """Bytes at hand, as a callable like `Path.read_bytes`."""
+class _Bounded(io.RawIOBase):
+    """A tar, unpacked as it is read, that ends in an error where it grows beyond what images do.
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    Images are compressed already, so an archive of them is hardly larger than its file. A bomb is: 1 MB of xz
+    can hold 7 GB, and the header of a tar can ask for all of it at once.
+    """
 
-    def __call__(self) -> bytes:
-        return self.content
+    FREE, PER_BYTE = 2**26, 64
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            magic = file.read(6)
+        openers = {b"\xfd7zXZ\0": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+        opener = next((how for start, how in openers.items() if magic.startswith(start)), open)
+        self._file: IO[bytes] = opener(path, "rb")  # type: ignore[operator]
+        self._most = self.FREE + self.PER_BYTE * path.stat().st_size
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._check(self._file.tell() + size)
+        return self._file.read(self._most if size < 0 else size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._check(offset if whence == io.SEEK_SET else 0)
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _check(self, end: int) -> None:
+        if end > self._most:
+            raise tarfile.TarError(f"it unpacks to more than {self._most} bytes")

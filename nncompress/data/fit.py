@@ -64,9 +64,9 @@ class Conversion:
             array = array.transpose(0, 3, 1, 2)
         elif self.layout == "hw":
             array = array[:, None]
-        x = torch.from_numpy(np.ascontiguousarray(array))
         if not self.dtype.is_floating_point:
-            return self._to_integer(x)
+            return self._to_integer(array)
+        x = torch.from_numpy(np.ascontiguousarray(array))
         x = x if x.dtype == torch.float64 else x.float()
         if self.scale:
             x = x / 255
@@ -86,15 +86,18 @@ class Conversion:
             x = (x - mean) / std
         return x.reshape(len(x), *self.shape).to(self.dtype)
 
-    def _to_integer(self, x: Tensor) -> Tensor:
-        converted = x.to(self.dtype)
-        if not torch.equal(converted.to(x.dtype), x):
+    def _to_integer(self, array: np.ndarray) -> Tensor:
+        if self.dtype == torch.bool:
+            return torch.from_numpy(np.ascontiguousarray(array))
+        low, high, room = int(array.min()), int(array.max()), torch.iinfo(self.dtype)
+        if not room.min <= low <= high <= room.max:
             raise DataError(
                 f"{self.field.name} holds numbers that the model's dtype cannot",
-                got=f"{x.min().item()} to {x.max().item()} ({self.field.dtype})",
+                got=f"{low} to {high} ({self.field.dtype})",
                 expected=f"the range of {self.dtype}",
             )
-        return converted
+        dtype = str(self.dtype).removeprefix("torch.")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
 
 def fit_inputs(

@@ -2,12 +2,16 @@
 
 Images without class folders have no labels. Images of another size than the model takes are resized so
 that the crop is the usual 7/8 of the shorter side (224 of 256), then cropped at the centre.
+
+A header of some bytes can promise an image of many gigabytes: its pixels are bounded before any is decoded.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +20,47 @@ from PIL import Image, UnidentifiedImageError
 
 from nncompress.data.fit import CHANNELS, ExpectedInput
 from nncompress.data.normalization import Normalization
-from nncompress.data.source import Field, Raw
+from nncompress.data.source import Field, Raw, check_allocation
 from nncompress.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MOST_BYTES = 2**30  # of one encoded image
+MOST_PIXELS = 89_478_485  # of one image, where Pillow itself warns: 1/4 GiB at three bytes a pixel
+# A flat image takes few bytes: deflate and LZW reach some 3000 pixels a byte. Beyond that a header lies.
+FREE_PIXELS, PIXELS_PER_BYTE = 2**20, 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """One image still to be decoded: its name for errors, its bytes when asked, its class."""
+    """One image still to be decoded: its name for errors, its file or its bytes, its class."""
 
     name: str
-    load: Callable[[], bytes]
+    content: Path | bytes
     label: int | None
+
+    def open(self) -> Image.Image:
+        """With its header read, and no pixel.
+
+        Raises:
+            OSError: not an image of a known format.
+            ValueError: more bytes, pixels or frames than an image of a data set has.
+        """
+        in_file = isinstance(self.content, Path)
+        size = self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
+        if size > MOST_BYTES:
+            raise ValueError(f"a file of {size / 2**30:.1f} GiB; an image has at most 1 GiB")
+        opened = Image.open(self.content if in_file else io.BytesIO(self.content), formats=FORMATS)  # type: ignore[arg-type]
+        pixels, most = opened.width * opened.height, min(MOST_PIXELS, FREE_PIXELS + PIXELS_PER_BYTE * size)
+        if pixels > most:
+            problem = f"{opened.width} x {opened.height} pixels in {size} bytes; at most {most} are decoded"
+        elif getattr(opened, "is_animated", False):
+            problem = "several frames; save the one that is meant as an image of its own"
+        else:
+            return opened
+        opened.close()
+        raise ValueError(problem)
 
 
 class ImageSource:
@@ -63,6 +94,7 @@ class ImageSource:
 
     def read(self, indices: np.ndarray) -> Raw:
         chosen = [self._images[i] for i in indices]
+        check_allocation(len(chosen) * math.prod(self.fields[0].shape), f"{len(chosen)} decoded images")
         pixels = [self._decode(image) for image in chosen]
         for image, array in zip(chosen, pixels):
             if array.shape != self.fields[0].shape:
@@ -78,16 +110,11 @@ class ImageSource:
     def _decode(self, image: EncodedImage) -> np.ndarray:
         """uint8 [H, W, C], or [H, W] for grey."""
         try:
-            with Image.open(io.BytesIO(image.load())) as opened:
+            with warnings.catch_warnings(), image.open() as opened:
+                warnings.simplefilter("ignore")  # of odd tags in headers
                 mode = self._mode or ("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
                 picture = opened.convert(mode)
-        except (
-            UnidentifiedImageError,
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as problem:
+        except Exception as problem:  # a damaged image can raise anything
             raise DataError(
                 f"{image.name} cannot be read as an image",
                 got="not an image, or a damaged one"
@@ -131,28 +158,36 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
     Raises:
         DataError: no images, or images beside class folders.
     """
-    classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and _image_files(d))
-    loose = _image_files(folder)
-    if not classes and not loose:
+    try:
+        with os.scandir(folder) as entries:
+            folders = sorted(entry.name for entry in entries if entry.is_dir())
+        by_class = {name: files for name in folders if (files := _image_files(folder / name))}
+        loose = _image_files(folder)
+    except OSError as problem:
+        raise DataError(f"{folder} cannot be read", got=str(problem)) from problem
+    if not by_class and not loose:
         raise DataError(
             f"{folder} holds no images",
             expected=f"one folder of images per class ({', '.join(s[1:] for s in SUFFIXES)})",
         )
-    if classes and loose:
+    if by_class and loose:
         raise DataError(
             f"{folder} holds images beside class folders",
-            got=f"{loose[0].name} and {len(classes)} class folders",
+            got=f"{loose[0].name} and {len(by_class)} class folders",
             remedy="move every image into the folder of its class",
         )
     if loose:
-        return ImageSource([EncodedImage(str(p), p.read_bytes, None) for p in loose], None, expected)
+        return ImageSource([EncodedImage(str(p), p, None) for p in loose], None, expected)
     images = [
-        EncodedImage(str(path), path.read_bytes, label)
-        for label, name in enumerate(classes)
-        for path in _image_files(folder / name)
+        EncodedImage(str(path), path, label)
+        for label, files in enumerate(by_class.values())
+        for path in files
     ]
-    return ImageSource(images, tuple(classes), expected)
+    return ImageSource(images, tuple(by_class), expected)
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Regular files (no pipe, no device), by name."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file())
+    return [folder / name for name in names]

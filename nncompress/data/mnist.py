@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nncompress.data.source import ArraySource, check_allocation
+from nncompress.data.source import MOST_COMPRESSION, ArraySource, check_allocation
 from nncompress.errors import DataError
 
 PREFIX = {"train": "train", "test": "t10k"}
@@ -61,6 +61,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 )
             shape = struct.unpack(f">{dimensions}I", header[4:])
             size = math.prod(shape)
+            stored = path.stat().st_size
+            if size > (stored * MOST_COMPRESSION if path.suffix == ".gz" else stored):
+                raise DataError(
+                    f"{path} has another size than its header says",
+                    got=f"{stored} bytes",
+                    expected=f"{size} bytes for {list(shape)}",
+                    remedy="download it again",
+                )
             check_allocation(size, str(path))
             data = file.read(size + 1)  # one more, to see a file that is too long
     except (OSError, EOFError, zlib.error) as problem:

@@ -20,7 +20,7 @@ import torch
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
-from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels
+from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
 from nncompress.errors import DataError
 
 RETURNS = "(x, y) arrays, or an iterable of (x, y) batches"
@@ -195,7 +195,7 @@ def _to_numpy(value: Any, spec: str) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    array = np.asarray(value)
+    array = native(np.asarray(value))
     if array.dtype == object:
         raise DataError(
             f"{spec} gives something that is not an array", got=type(value).__name__, expected=RETURNS

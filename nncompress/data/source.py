@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 
 from nncompress.data.normalization import Normalization
 from nncompress.errors import DataError
+
+MOST_COMPRESSION = 1032  # deflate cannot do better than 1032 : 1
 
 Raw = tuple[tuple[np.ndarray, ...], np.ndarray | None]  # inputs [N, ...] each, labels [N, ...]
 
@@ -77,6 +80,10 @@ class ArraySource:
                 raise DataError(
                     f"{origin}: {name} is a single number",
                     expected="an array whose first dimension is records",
+                )
+            if math.prod(array.shape[1:]) == 0:
+                raise DataError(
+                    f"{origin}: the records of {name} are empty", got=f"{name} of shape {list(array.shape)}"
                 )
         lengths = {name: len(array) for name, array in inputs.items()}
         first = next(iter(lengths))
@@ -150,23 +157,35 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
     if labels.dtype.kind in "bui":
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
-        if labels.size and labels.min() < 0:
-            record = int(np.argmax((labels < 0).reshape(records, -1).any(axis=1)))
+        # compared as Python integers: numpy compares uint64 with int64 as floats
+        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 2**63:
+            negative = int(labels.min()) < 0
+            wrong = labels < 0 if negative else labels >= np.uint64(2**63)
+            record = int(np.argmax(wrong.reshape(records, -1).any(axis=1)))
             raise DataError(
-                f"{origin}: record {first_record + record} has a negative label",
-                got=str(labels.min()),
-                expected="class indices from 0",
+                f"{origin}: record {first_record + record} has {'a negative' if negative else 'too large a'} label",
+                got=str(labels.min() if negative else labels.max()),
+                expected="class indices from 0, below 2^63",
             )
         return labels.astype(np.int64)
     if labels.dtype.kind == "f":
         check_finite(labels, "the labels", origin, first_record)
-        return labels.astype(np.float32)
+        with np.errstate(over="ignore"):
+            targets = labels.astype(np.float32)
+        check_finite(targets, "the labels, as float32,", origin, first_record)
+        return targets
     raise DataError(
         f"{origin}: the labels are neither classes nor targets",
         got=f"dtype {labels.dtype}",
         expected="integers (class indices) or floating-point targets",
         remedy="number the classes 0, 1, 2 ... in alphabetical order",
     )
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """The same numbers as torch takes them: in this machine's byte order, and no longer than 64 bits."""
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array.astype(np.float64) if array.dtype == np.longdouble and array.itemsize > 8 else array
 
 
 def check_allocation(size: int, what: str) -> None:

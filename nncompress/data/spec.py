@@ -61,6 +61,8 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
     if re.fullmatch(r"[\w.]+:\w+", path):
         return open_python(path, expected)
+    if Path(path).exists():
+        raise DataError(f"{path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS)
     raise DataError(f"there is no data at {path}", expected=FORMS)
 
 

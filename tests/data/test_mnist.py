@@ -45,7 +45,7 @@ def test_damage(tmp_path, split):
         (good + b"x", "another size"),
         (b"", "not an IDX file"),
         (b"\0\0\x0d\3" + good[4:], "not an IDX file"),
-        (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**20, 2**20), "more memory"),
+        (struct.pack(">4B3I", 0, 0, 8, 3, 2**32 - 1, 2**20, 2**20), "another size"),
     ):
         (tmp_path / "f").write_bytes(content)
         with pytest.raises(DataError, match=says):
