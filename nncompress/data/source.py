@@ -161,9 +161,10 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 2**63:
             negative = int(labels.min()) < 0
             wrong = labels < 0 if negative else labels >= np.uint64(2**63)
+            fault = "a negative" if negative else "too large a"
             record = int(np.argmax(wrong.reshape(records, -1).any(axis=1)))
             raise DataError(
-                f"{origin}: record {first_record + record} has {'a negative' if negative else 'too large a'} label",
+                f"{origin}: record {first_record + record} has {fault} label",
                 got=str(labels.min() if negative else labels.max()),
                 expected="class indices from 0, below 2^63",
             )
