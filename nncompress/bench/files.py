@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nncompress.errors import OutputError, UsageError
-from nncompress.export.atomic import check_target, replacing
+from nncompress.files.atomic import replacing
+from nncompress.files.targets import check_target
 from nncompress.results import SCHEMA, BenchSuite
 
 RESERVED = 4 << 20  # bytes that must be free: raw samples of a long run

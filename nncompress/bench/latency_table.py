@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +21,9 @@ import onnxruntime
 
 from nncompress.bench.environment import environment
 from nncompress.bench.layer_latency import THREADS, Chain, Latencies, measure
+from nncompress.errors import OutputError
+from nncompress.files.atomic import replacing
+from nncompress.files.folders import cache_folder, make_folder
 
 MACHINE = ("cpu", "architecture", "cores", "instruction_sets")  # of `environment`: what latency depends on
 
@@ -38,7 +39,8 @@ class LatencyTable:
     def __init__(self, folder: Path | None = None) -> None:
         self.key = _key()
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = (folder or cache_folder()) / f"layer-latency-{digest}.json"
+        folder = folder or cache_folder()
+        self.path = None if folder is None else folder / f"layer-latency-{digest}.json"
         self._layers = self._read()
 
     def latencies(self, reference: Chain, chains: Sequence[Chain], shape: tuple[int, ...]) -> Latencies:
@@ -60,31 +62,23 @@ class LatencyTable:
 
     def _read(self) -> dict[str, Any]:
         """What the file holds; nothing where there is none, or where it is not one of ours."""
+        if self.path is None:
+            return {}
         try:
-            content = json.loads(self.path.read_text())
+            content = json.loads(self.path.read_text(encoding="utf-8"))
             return {name: entry for name, entry in content["layers"].items() if _is_entry(entry)}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
     def _write(self) -> None:
-        text = json.dumps({**self.key, "layers": self._layers}, indent=1)
-        temporary = self.path.with_suffix(f".{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            os.replace(temporary, self.path)
-        except OSError:  # a read-only home: it is measured anew next time
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def cache_folder() -> Path:
-    """Where this system keeps what programs can make anew, for this user."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nncompress"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "nncompress"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nncompress"
+        if self.path is None:
+            return
+        with suppress(OutputError):  # a read-only home: it is measured anew next time
+            make_folder(self.path.parent)
+            with replacing(self.path) as temporary:
+                temporary.write_text(
+                    json.dumps({**self.key, "layers": self._layers}, indent=1), encoding="utf-8"
+                )
 
 
 def _key() -> dict[str, Any]:

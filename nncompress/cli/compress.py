@@ -65,7 +65,7 @@ def run_passes(
     check_suffix(output)
     opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
-    from nncompress.export.atomic import check_target
+    from nncompress.files.targets import check_target
     from nncompress.passes import Context
     from nncompress.report import tables
 

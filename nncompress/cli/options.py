@@ -175,7 +175,7 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
 
 def _keep(model: Model, name: str) -> str:
     from nncompress import export
-    from nncompress.export.atomic import make_folder
+    from nncompress.files.folders import make_folder
 
     path = make_folder(session.FOLDER) / name
     export.write(model, path)

@@ -85,6 +85,6 @@ def _folder(keep: str | None) -> AbstractContextManager[str]:
     """
     if keep is None:
         return tempfile.TemporaryDirectory()
-    from nncompress.export.atomic import make_folder
+    from nncompress.files.folders import make_folder
 
     return nullcontext(str(make_folder(keep)))

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Train, in one process or as one of several, and write the result in the first of them."""
     job = Job.open("train", model, **files)
-    from nncompress.export.atomic import check_target
+    from nncompress.files.targets import check_target
     from nncompress.report.training import epochs
     from nncompress.train import process_group, train
 

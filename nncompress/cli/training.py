@@ -84,7 +84,7 @@ class Job:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
         opened = options.open_model(model, data=data, **loading)
         from nncompress import api
-        from nncompress.export.atomic import check_target
+        from nncompress.files.targets import check_target
 
         target = Path(output) if output else options.default_output(opened, command)
         sources = (opened.path, opened.original, *([Path(teacher)] if teacher else []))

@@ -18,8 +18,11 @@ from nncompress.analysis.couplings import find_couplings
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
-from nncompress.export.atomic import make_folder, replacing
 from nncompress.export.to_pt2 import write_pt2
+from nncompress.files.atomic import replacing
+from nncompress.files.folders import make_folder
+from nncompress.files.ledger import Ledger
+from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.loading import load_model
@@ -30,7 +33,7 @@ from nncompress.results import Result
 from nncompress.train import TrainResult, TrainSettings, checkpoint, train
 from nncompress.train.validation import first_task, validate
 
-FORMAT = 2  # of the state: 2 counts prunings for max_cycles, where 1 counted trainings
+FORMAT = 3  # of the folder: 2 counts prunings for max_cycles, where 1 counted trainings; 3 has a ledger
 
 
 def cubic_sparsity(final: float, cycle: int, cycles: int) -> float:
@@ -133,17 +136,21 @@ def run_cycles(
     """Train and prune a copy of `model` in cycles, and return it trained.
 
     Args:
-        folder: made if missing. `cycles.jsonl` has a line per cycle; the rest is there to resume from.
+        folder: made if missing, and must hold nothing but an earlier run of this. `cycles.jsonl` has a line
+            per cycle; the rest is there to resume from.
         validation: its loss is what `max_loss` bounds, where given.
         teacher: imitated in every cycle, e.g. the original.
         done: called after every cycle.
 
     Raises:
+        UsageError: `folder` holds other files, or the cycles of another run.
+        OutputError: it cannot be written, or another process is at it.
         NNCompressError: as `train` and the passes raise them.
     """
-    return _Cycles(
-        model, dataset, training, settings, folder, validation, teacher, resume, done, progress
-    ).run()
+    with alone_in(make_folder(folder)):
+        return _Cycles(
+            model, dataset, training, settings, folder, validation, teacher, resume, done, progress
+        ).run()
 
 
 class _Cycles:
@@ -173,8 +180,11 @@ class _Cycles:
             "model": checkpoint.weights_digest(model),
             "teacher": None if teacher is None else checkpoint.weights_digest(teacher),
         }
-        make_folder(folder)
+        self.ledger = Ledger(folder)
         self.state = self._stored() if resume else _State()
+        if not self.state.current:
+            self._check_folder()
+        self._tidy()  # a run may have been killed before it did
         if not self.state.current:
             self._keep_model("start.pt2", model)
             self.state.current = "start.pt2"
@@ -201,16 +211,18 @@ class _Cycles:
         state, settings = self.state, self.settings
         number = len(state.rows) + 1
         started = time.monotonic()
+        kept = f"train-{number}.checkpoint"
         trained, result = train(
             self._model(state.current),
             self.dataset,
             replace(self.training, seed=self.training.seed + number),
             validation=self.validation,
             teacher=self.teacher,
-            checkpoint=self.folder / f"train-{number}.checkpoint",
+            checkpoint=self.folder / kept,
             resume=True,
             progress=self.progress,
         )
+        self.ledger.adopt(kept)
         loss, held_out = self._measure(trained, result)
         good = settings.max_loss is None or loss <= settings.max_loss or not state.best
         better = loss < state.best_loss if state.retried else good
@@ -353,17 +365,31 @@ class _Cycles:
             (temporary.parent / "cycles.jsonl").write_text(lines, encoding="utf-8")
 
     def _keep_model(self, name: str, model: Model) -> None:
-        write_pt2(model, self.folder / name)
+        with self.ledger.writing(name) as temporary:
+            write_pt2(model, temporary)
 
     def _model(self, name: str) -> Model:
         return load_model(self.folder / name)
 
+    def _check_folder(self) -> None:
+        """A run begins in a folder of its own.
+
+        Raises:
+            UsageError: there is something in it that no run of ours left.
+        """
+        others = self.ledger.others()
+        if others:
+            raise UsageError(
+                f"{self.folder} holds files that are not of cycles, and might be overwritten",
+                got=", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
+                remedy="--folder with a new or empty folder",
+            )
+
     def _tidy(self) -> None:
-        """Files that no state refers to any more."""
-        wanted = {self.state.current, self.state.best}
-        for file in (*self.folder.glob("*.pt2"), *self.folder.glob("*.checkpoint")):
-            if file.name not in wanted:
-                file.unlink()
+        """Remove files of ours that no state refers to any more."""
+        for name in self.ledger.names:
+            if name not in (self.state.current, self.state.best):
+                self.ledger.remove(name)
 
 
 def _plain(options: Options) -> dict[str, Any]:

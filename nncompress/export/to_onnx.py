@@ -17,7 +17,6 @@ import torch
 
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
-from nncompress.export.atomic import replacing
 from nncompress.export.exporter_defects import dodge_defects
 from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
@@ -28,6 +27,7 @@ from nncompress.export.storage import Storage
 from nncompress.export.tidy_onnx import name_layers, tidy
 from nncompress.export.verify import precision_of
 from nncompress.export.verify_onnx import compare
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 

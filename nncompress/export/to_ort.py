@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nncompress.errors import UnsupportedError
-from nncompress.export.atomic import replacing
 from nncompress.export.report import ExportReport
 from nncompress.export.to_onnx import write_onnx
 from nncompress.export.verify_onnx import compare
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.runtimes.silence import silent
 

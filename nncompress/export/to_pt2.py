@@ -12,10 +12,10 @@ from typing import IO, Any, cast
 
 import torch
 
-from nncompress.export.atomic import replacing
 from nncompress.export.deflated_zip import deflate_members
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 

@@ -14,11 +14,11 @@ import torch
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
 from nncompress.export import verify
-from nncompress.export.atomic import replacing
 from nncompress.export.lower_xnnpack import lower_xnnpack
 from nncompress.export.pte_coverage import outside_the_delegate, pte_coverage
 from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 
 # ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.

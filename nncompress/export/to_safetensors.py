@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor, frombuffer, nn, uint8
 
-from nncompress.export.atomic import replacing
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.deflate import encode
 from nncompress.ir.packed import smallest

@@ -173,6 +173,7 @@ def _trial(request: Request, folder: str, plan: Plan, budget: _Budget, seed: int
             replace(budget.cycle, seed=1000 * seed, l2=plan.l2),
             plan.cycles,
             folder=request.folder / folder,
+            resume=True,
             validation=budget.held_out,
             progress=request.progress,
         )

@@ -18,7 +18,7 @@ from nncompress.bench.measure import Measurement, undisturbed
 from nncompress.bench.stats import speedup
 from nncompress.data import Batch, Dataset
 from nncompress.errors import UsageError
-from nncompress.export.atomic import replacing
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate, Result

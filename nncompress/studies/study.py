@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from nncompress.errors import UsageError
-from nncompress.export.atomic import check_target, replacing
 from nncompress.extras import need
+from nncompress.files.atomic import replacing
+from nncompress.files.targets import check_target
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import Result
 

@@ -130,6 +130,7 @@ def _trial(
         TrainSettings(**values),
         cycling,
         folder=request.folder / name,
+        resume=True,
         progress=request.progress,
     )
     if cycling.max_loss is not None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError
-from nncompress.export.atomic import replacing
 from nncompress.export.to_pt2 import Sink
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 
 SCHEMA = 2  # 2: zero masks

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nncompress.data import Dataset
-from nncompress.export.atomic import replacing
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 from nncompress.train import checkpoint as checkpoints

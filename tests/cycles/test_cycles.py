@@ -13,7 +13,7 @@ from torch import nn
 from nncompress.analysis.cost import cost
 from nncompress.cycles import CycleSettings, cubic_sparsity, distort, nodes, run_cycles
 from nncompress.data import open_data
-from nncompress.errors import UsageError
+from nncompress.errors import ModelFileError, OutputError, UsageError
 from nncompress.ir import Model
 from nncompress.train import TrainSettings
 
@@ -92,6 +92,77 @@ def test_a_killed_run_ends_the_same(sums, tmp_path):
     assert [(c.nodes, c.loss) for c in result.cycles] == [(c.nodes, c.loss) for c in expected.cycles]
     with pytest.raises(UsageError, match="another run"):
         run_cycles(network(seed=1), sums, training, settings, folder=tmp_path / "c", resume=True)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "trained-1.pt2", "train-1.checkpoint", "state.json", "notes"])
+def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_was(sums, tmp_path, name):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_bytes(b"weeks of work")
+    settings = CycleSettings(ratio=0.5, max_cycles=1)
+    with pytest.raises(UsageError, match="files that are not of cycles") as refusal:
+        run_cycles(network(), sums, TRAINING, settings, folder=folder)
+    assert refusal.value.got == name
+    assert "--folder" in refusal.value.remedy
+    assert (folder / name).read_bytes() == b"weeks of work"
+
+
+def test_a_run_deletes_and_replaces_only_what_it_wrote(sums, tmp_path):
+    """What the user puts in the folder meanwhile stays, under the run's own names, too."""
+    folder = tmp_path / "c"
+    settings = CycleSettings(ratio=0.5, max_cycles=2)
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, loss="rmse")
+    mine = {"model.pt2": b"1", "old.checkpoint": b"2", "pruned-1.pt2": b"3", ".nncompress-x.part": b"4"}
+
+    def put(cycle):
+        if cycle.cycle == 1:
+            for name, content in mine.items():
+                (folder / name).write_bytes(content)
+
+    given = {"folder": folder, "resume": True}
+    with pytest.raises(ModelFileError):  # pruned-1.pt2 was to be trained next
+        run_cycles(network(), sums, training, settings, done=put, **given)
+    (folder / "pruned-1.pt2").rename(folder / "kept.pt2")
+    mine["kept.pt2"] = mine.pop("pruned-1.pt2")
+    with pytest.raises(ModelFileError):
+        run_cycles(network(), sums, training, settings, **given)
+    assert {name: contents(folder)[name] for name in mine} == mine
+
+
+def test_what_a_killed_run_left_goes_with_the_one_that_continues(sums, tmp_path, monkeypatch):
+    """Killed between the state and the tidying after it: the next run tidies."""
+    settings = CycleSettings(ratio=0.5, max_cycles=1)
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, loss="rmse")
+    given = {"folder": tmp_path / "c", "resume": True}
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nncompress.files.ledger.Ledger.remove", killed)
+        with pytest.raises(Killed):
+            run_cycles(network(), sums, training, settings, **given)
+    assert {"start.pt2", "train-1.checkpoint"} <= set(contents(tmp_path / "c"))
+    run_cycles(network(), sums, training, settings, **given)
+    assert set(contents(tmp_path / "c")) == {
+        *(".lock", ".nncompress.json", "state.json", "cycles.jsonl"),
+        *("trained-2.pt2", "pruned-1.pt2"),
+    }
+
+
+def test_one_process_at_a_time_writes_its_run_to_a_folder(sums, tmp_path):
+    settings = CycleSettings(ratio=0.5, max_cycles=1)
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, loss="rmse")
+
+    def another(cycle):
+        with pytest.raises(OutputError, match="another process is writing"):
+            run_cycles(network(), sums, training, settings, folder=tmp_path / "c", resume=True)
+
+    run_cycles(network(), sums, training, settings, folder=tmp_path / "c", done=another)
 
 
 def test_every_cycle_imitates_the_teacher(sums, tmp_path):

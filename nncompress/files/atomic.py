@@ -1,0 +1,173 @@
+"""A file appears whole or not at all.
+
+    .nncompress-k3v9x0_a.part/writer.json    who writes, locked by that process for as long as it lives
+    .nncompress-k3v9x0_a.part/new/model.pt2  what becomes model.pt2 once it is complete and synced
+
+The folder lies beside the target, so that the last step is a rename. What a killed process left is removed
+by the next one that writes to that directory: it is told by the name, the content of `writer.json`, and the
+lock that nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nncompress.errors import OutputError
+from nncompress.files.lock import lock
+from nncompress.files.targets import check_target
+
+PREFIX, SUFFIX = ".nncompress-", ".part"
+RECORD, NEW = "writer.json", "new"
+YOUNG = 60  # seconds: a folder may have been made, and its record not yet been written
+
+
+@contextmanager
+def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Gives a path to write to; what was written there replaces `path` when the block ends well.
+
+    The path given has the target's name; further files written beside it (external data) move along, before
+    the target does. When the block raises, or the process or the machine dies, the target is what it was.
+
+    Raises:
+        OutputError: the folder is missing or unwritable, the target is a folder or one of `protect`, or the
+            disk is full.
+    """
+    target, protect = Path(path), tuple(protect)
+    check_target(target, protect)
+    folder, held = None, None
+    try:
+        try:
+            remove_leftovers(target.parent)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=target.parent))
+            held = _sign(folder)
+            (folder / NEW).mkdir()
+        except OSError as error:
+            raise _failure(target, error) from error
+        try:
+            yield folder / NEW / target.name
+            _move(folder / NEW, target, protect)
+        except OSError as error:
+            raise _failure(target, error) from error
+    finally:
+        if held is not None and sys.platform == "win32":  # where what is open cannot be removed
+            os.close(held)
+            held = None
+        if folder is not None:
+            _discard(folder)
+        if held is not None:
+            os.close(held)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what writers to `directory` left that were killed before they could: nobody holds their lock."""
+    for folder in directory.glob(f"{PREFIX}*{SUFFIX}"):
+        try:
+            descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:  # its writer has just ended or not yet signed, or it is another user's
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > YOUNG:
+                    folder.rmdir()  # which removes nothing but an empty folder
+            continue
+        try:
+            if _is_dead(descriptor):
+                _discard(folder)
+        finally:
+            os.close(descriptor)
+
+
+def _sign(folder: Path) -> int:
+    """Write who is at work here; the descriptor holds the lock."""
+    descriptor = os.open(folder / RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    lock(descriptor)  # before the record is written: a record without a lock is a dead writer's
+    os.write(descriptor, json.dumps({"writer": "nncompress", **_me()}).encode())
+    return descriptor
+
+
+def _me() -> dict[str, str | int]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _is_dead(descriptor: int) -> bool:
+    """Whether the writer that signed is no more; takes its lock then."""
+    try:
+        content = os.read(descriptor, 4096)
+        if not content:  # killed while it signed, or about to sign
+            return time.time() - os.fstat(descriptor).st_mtime > YOUNG
+        signed = json.loads(content)
+        if signed["writer"] != "nncompress":
+            return False
+    except (OSError, ValueError, KeyError, TypeError):  # not ours
+        return False
+    taken = lock(descriptor)
+    if taken is None:  # no locks here; processes of other hosts cannot be asked
+        return signed.get("host") == socket.gethostname() and not _is_alive(signed.get("pid"))
+    return taken
+
+
+def _is_alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0 or sys.platform == "win32":  # where kill(pid, 0) kills
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _discard(folder: Path) -> None:
+    """Remove what `replacing` put there, and the folder if that was all."""
+    shutil.rmtree(folder / NEW, ignore_errors=True)
+    with suppress(OSError):
+        (folder / RECORD).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _move(folder: Path, target: Path, protect: tuple[str | Path, ...]) -> None:
+    """All files of the folder to where the target is, the target last."""
+    written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+    for file in written:
+        check_target(target.parent / file.name, protect)
+        file.chmod(_mode(target.parent / file.name))
+        _sync(file)
+    _sync(folder)
+    for file in written:
+        os.replace(file, target.parent / file.name)
+    _sync(target.parent)
+
+
+def _mode(target: Path) -> int:
+    """Permissions: those of the file that is replaced, else what every new file gets."""
+    with suppress(OSError):
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _failure(target: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return OutputError(
+        f"cannot write {target}", got=reason, remedy="check the folder's permissions and free space"
+    )
+
+
+def _sync(path: Path) -> None:
+    """To the disk, so that a power cut leaves the old file or the new one."""
+    if sys.platform == "win32" and path.is_dir():  # where a directory cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

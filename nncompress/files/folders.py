@@ -1,0 +1,40 @@
+"""Folders that are made, and the one for what can be made anew."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from nncompress.errors import OutputError
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder `path`, made with its parents where it is not there yet.
+
+    Raises:
+        OutputError: it cannot be made: a file has its name, or its parent may not be written to.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise OutputError(
+            f"cannot make the folder {path}",
+            got=getattr(error, "strerror", None) or str(error),
+            remedy="name another, or check its parent's permissions",
+        ) from error
+    return Path(path)
+
+
+def cache_folder() -> Path | None:
+    """Where this system keeps what programs can make anew, for this user; None for a user without a home."""
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nncompress"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "nncompress"
+        stated = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        # The XDG specification has a relative path ignored.
+        return (stated if stated.is_absolute() else Path.home() / ".cache") / "nncompress"
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return None

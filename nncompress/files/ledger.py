@@ -1,0 +1,119 @@
+"""Which files of a folder are ours.
+
+    FOLDER/.nncompress.json    {"files": {"trained-1.pt2": ["9f86d081…"]}}
+
+Only these, and only while their content is what was written, are replaced or deleted. The digest is recorded
+before the file appears, so that a process that is killed between the two leaves nothing that the next one
+would take for somebody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nncompress.errors import OutputError
+from nncompress.files.atomic import PREFIX, SUFFIX, replacing
+
+NAME = ".nncompress.json"
+_OWN = (NAME, ".lock")
+
+
+class Ledger:
+    """The record of what was written to `folder`, by this and earlier processes.
+
+    Raises:
+        OutputError: the record cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = self._read()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files that were written; any of them may be gone or changed since."""
+        return tuple(self._files)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """As `replacing`, for a file of ours.
+
+        Raises:
+            OutputError: a file of that name is there that is not ours; or it cannot be written.
+        """
+        target = self.folder / name
+        known = [_digest(target)] if self.owns(name) else []
+        if os.path.lexists(target) and not known:
+            raise OutputError(
+                f"{target} is not what was written there; it is not overwritten",
+                remedy="move it elsewhere",
+            )
+        with replacing(target) as temporary:
+            yield temporary
+            self._record(name, [*known, _digest(temporary)])
+
+    def adopt(self, name: str) -> None:
+        """Record a file that was written by other means."""
+        self._record(name, [_digest(self.folder / name)])
+
+    def owns(self, name: str) -> bool:
+        """Whether the file is there and is what was written."""
+        path = self.folder / name
+        if name not in self._files or path.is_symlink() or not path.is_file():
+            return False
+        return _digest(path) in self._files[name]
+
+    def remove(self, name: str) -> bool:
+        """Delete the file if it is ours; False if another one is there, which stays."""
+        path = self.folder / name
+        if self.owns(name):
+            path.unlink(missing_ok=True)
+        left = os.path.lexists(path)
+        self._record(name, [])
+        return not left
+
+    def others(self) -> list[str]:
+        """Names in the folder that are not ours, sorted."""
+        return sorted(
+            entry.name
+            for entry in self.folder.iterdir()
+            if not (
+                entry.name in _OWN
+                or (entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX))
+                or self.owns(entry.name)
+            )
+        )
+
+    def _read(self) -> dict[str, list[str]]:
+        path = self.folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): [str(d) for d in digests] for name, digests in content["files"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise OutputError(
+                f"cannot read {path}, which says what in there may be replaced",
+                got=getattr(error, "strerror", None) or "not what nncompress writes",
+                remedy="another folder, or delete that file after moving away what you want to keep",
+            ) from error
+
+    def _record(self, name: str, digests: list[str]) -> None:
+        changed = {**self._files, name: digests} if digests else dict(self._files)
+        if not digests:
+            changed.pop(name, None)
+        if changed != self._files:
+            with replacing(self.folder / NAME) as temporary:
+                temporary.write_text(json.dumps({"files": changed}), encoding="utf-8")
+            self._files = changed
+
+
+def _digest(path: Path) -> str:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
