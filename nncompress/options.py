@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from nncompress.errors import UsageError
@@ -121,19 +122,25 @@ def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
         bool: _to_bool,
         int: _to_int,
         float: _to_float,
-        str: str,
+        str: _to_text,
         tuple: _to_tuple,
     }
     try:
         value = convert[kind](value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{where} is not a {kind.__name__}", got=repr(value)) from None
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{where} is not a {kind.__name__}", got=shown(value)) from None
     if choices is not None and value not in choices:
-        raise UsageError(f"{where} has no such choice", got=repr(value), expected=", ".join(choices))
+        raise UsageError(f"{where} has no such choice", got=shown(value), expected=", ".join(choices))
     bounds = f.metadata.get("bounds", {})
     if kind in (int, float):
         _check_bounds(where, value, bounds)
     return value
+
+
+def shown(value: Any) -> str:
+    """`value` as a message quotes it: not more than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _check_bounds(where: str, value: float, bounds: dict[str, float | None]) -> None:
@@ -161,7 +168,10 @@ def _to_bool(value: Any) -> bool:
 def _to_int(value: Any) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
         raise ValueError
-    return int(value)
+    value = int(value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError
+    return value
 
 
 def _to_float(value: Any) -> float:
@@ -170,5 +180,11 @@ def _to_float(value: Any) -> float:
     return float(value)
 
 
+def _to_text(value: Any) -> str:
+    if not isinstance(value, str | int | float | Path):
+        raise TypeError
+    return str(value)
+
+
 def _to_tuple(value: Any) -> tuple[str, ...]:
-    return tuple(value.split("+")) if isinstance(value, str) else tuple(str(v) for v in value)
+    return tuple(value.split("+")) if isinstance(value, str) else tuple(map(_to_text, value))

@@ -14,6 +14,7 @@ A recipe file:                         The same on the command line:
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -21,8 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import UsageError
-from nncompress.options import key_of
+from nncompress.files.bounded_text import Unreadable, bounded, read_text
+from nncompress.options import key_of, shown
 from nncompress.passes import PASSES, Pass
+
+MOST_BYTES = 2**15  # the longest in practice have a few hundred
+_LONG_KEY = re.compile(r"(?:\.[^.=\n\[\]{},#]*+){32}")
+_FORM = 'a list of [[pass]] entries, each with a "name"'
 
 
 def read_recipe(path: str | Path) -> list[Pass]:
@@ -32,20 +38,22 @@ def read_recipe(path: str | Path) -> list[Pass]:
         UsageError: the file is missing or no TOML, or an entry names an unknown pass or option.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        document = tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}", got=error.strerror or str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} is not a TOML recipe", got=str(error), expected='[[pass]] entries with a "name"'
-        ) from error
+        text = read_text(path, MOST_BYTES)
+        if _LONG_KEY.search(text):  # tomllib takes time quadratic in the parts
+            raise Unreadable("a key of more than 32 parts")
+        document = bounded(tomllib.loads(text))
+    except Unreadable as error:
+        raise UsageError(f"cannot read the recipe {path}", got=str(error), expected=_FORM) from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is not a recipe", got="values nested too deep", expected=_FORM) from error
+    except ValueError as error:  # TOMLDecodeError, and what int() says of numbers of thousands of digits
+        raise UsageError(f"{path} is not a TOML recipe", got=str(error)[:300], expected=_FORM) from error
     entries = document.get("pass")
     if not isinstance(entries, list) or not entries or set(document) - {"pass"}:
         raise UsageError(
             f"{path} is not a recipe",
-            got=f"top-level keys {sorted(document) or 'none'}",
-            expected='a list of [[pass]] entries, each with a "name"',
+            got=f"top-level keys {', '.join(map(repr, sorted(document)[:8])) or 'none'}",
+            expected=_FORM,
         )
     passes = []
     for number, entry in enumerate(entries, 1):
@@ -78,7 +86,9 @@ def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:
     """
     if name not in PASSES:
         raise UsageError(
-            f"{where}: no pass is called {name!r}", expected=", ".join(PASSES), remedy=_closest(name, PASSES)
+            f"{where}: no pass is called {shown(name)}",
+            expected=", ".join(PASSES),
+            remedy=_closest(name, PASSES),
         )
     pass_class = PASSES[name]
     known = {key_of(f.name): f.name for f in fields(pass_class)}
@@ -86,7 +96,7 @@ def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:
     for key in settings:
         if key not in known:
             raise UsageError(
-                f"{where}: {name} has no option {key!r}",
+                f"{where}: {name} has no option {shown(key)}",
                 expected=", ".join(k.replace("_", "-") for k in known) or "no options",
                 remedy=_closest(key, known),
             )

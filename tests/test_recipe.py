@@ -55,3 +55,32 @@ def test_bad_recipe_files(tmp_path, text):
 def test_missing_recipe():
     with pytest.raises(UsageError, match="cannot read"):
         read_recipe("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a = " + b"[" * 20_000,
+        b'[[pass]]\nname = "prune"\nexclude = ' + b"[" * 500 + b"]" * 500,
+        b'[[pass]]\nname = "prune"\nstd = ' + b"9" * 5000,
+        b'[[pass]]\nname = "prune"\nstd = 0x' + b"f" * 5000,
+        b'[[pass]]\nname = "prune"\nstd = 1e999',
+        b'[[pass]]\nname = "cluster"\nvalues = 1e300',
+        b'[[pass]]\nname = "prune"\nscope = [[1]]',
+        b'[[pass]]\nname = "prune"\nexclude = {a = 1}\n[[pass]]\nname = 3',
+        b".".join([b"a"] * 10_000) + b" = 1",
+        b"#" * 2**17,
+        b"\xff",
+    ],
+)
+def test_hostile_recipe_files(tmp_path, content):
+    path = tmp_path / "r.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        read_recipe(path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_recipe_that_is_no_regular_file():
+    with pytest.raises(UsageError, match="/dev/zero"):
+        read_recipe("/dev/zero")

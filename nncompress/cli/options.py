@@ -73,7 +73,7 @@ TrustPickle = Annotated[
         "--trust-pickle", help="let a pickled model run its code while loading", rich_help_panel=_PANEL
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="of everything random", rich_help_panel=_PANEL)]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
 
 LOADING: Parameters = {  # how a model file is opened: the keywords of `open_model`

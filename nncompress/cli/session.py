@@ -12,6 +12,9 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nncompress.cli.console import say
+from nncompress.files.bounded_text import Unreadable, check_regular, read_json
+
 FOLDER = Path(".nncompress")
 
 
@@ -36,13 +39,24 @@ class Session:
 
 
 def read() -> Session | None:
-    """The session of this directory, None where there is none or its artifact is gone."""
-    try:
-        stored = json.loads((FOLDER / "session.json").read_text(encoding="utf-8"))
-        session = Session(tuple(str(path) for path in stored["chain"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    """The session of this directory; None where there is none, its artifact is gone, or it is damaged."""
+    path = FOLDER / "session.json"
+    if not os.path.lexists(path):
         return None
-    return session if session.chain and Path(session.artifact).is_file() else None
+    try:
+        match read_json(path):
+            case {"chain": [str(), *_] as chain} if all(isinstance(entry, str) for entry in chain):
+                session = Session(tuple(chain))
+            case _:
+                raise Unreadable("another record than nncompress writes")
+    except Unreadable as error:
+        say(f"{path} is not used: it is damaged ({error})")
+        return None
+    try:
+        check_regular(session.artifact)
+    except Unreadable:
+        return None
+    return session
 
 
 def write(session: Session) -> None:

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from nncompress.errors import ModelFileError, UnsupportedError
+from nncompress.files.bounded_text import Unreadable, check_regular
 
 
 class FileKind(Enum):
@@ -33,6 +34,7 @@ _NOT_A_MODEL_OF_TORCH = [
     (0, b"\xff\xd8\xff", "an image"),
     (0, b"\x7fELF", "a compiled library"),
 ]
+_SUFFIXES = (".pt2", ".pt", ".pth", ".safetensors")
 _EXPECTED = "a .pt2 (torch.export.save), a torch.save file, or .safetensors"
 
 
@@ -66,19 +68,10 @@ def file_kind(path: str | Path) -> FileKind:
 
 
 def _head(path: Path) -> tuple[bytes, int]:
-    if not path.exists():
-        here = sorted(p.name for p in _siblings(path) if p.suffix in (".pt2", ".pt", ".pth", ".safetensors"))
-        raise ModelFileError(
-            f"{path} does not exist",
-            expected=_EXPECTED,
-            remedy=f"beside it there is: {', '.join(here[:5])}" if here else "check the path",
-        )
-    if path.is_dir():
-        files = sorted(
-            p.name for p in path.iterdir() if p.suffix in (".pt2", ".pt", ".pth", ".safetensors", ".bin")
-        )
-        inside = f"name one of the files in it: {', '.join(files[:5])}" if files else "name a file"
-        raise ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
+    try:
+        size = check_regular(path)
+    except Unreadable as reason:
+        raise _no_file(path, str(reason)) from reason
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -86,12 +79,27 @@ def _head(path: Path) -> tuple[bytes, int]:
         raise ModelFileError(f"{path} cannot be read", got=str(error.strerror or error)) from error
     if not head:
         raise ModelFileError(f"{path} is empty", expected=_EXPECTED, remedy="save or copy it again")
-    return head, path.stat().st_size
+    return head, size
 
 
-def _siblings(path: Path) -> list[Path]:
+def _no_file(path: Path, reason: str) -> ModelFileError:
+    if reason == "no such file or directory":
+        here = _models_in(path.parent, _SUFFIXES)
+        return ModelFileError(
+            f"{path} does not exist",
+            expected=_EXPECTED,
+            remedy=f"beside it there is: {', '.join(here[:5])}" if here else "check the path",
+        )
+    if reason == "a directory":
+        files = _models_in(path, (*_SUFFIXES, ".bin"))
+        inside = f"name one of the files in it: {', '.join(files[:5])}" if files else "name a file"
+        return ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
+    return ModelFileError(f"{str(path)[:100]} is no file that can be read", got=reason, expected=_EXPECTED)
+
+
+def _models_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     try:
-        return list(path.parent.iterdir())
+        return sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
     except OSError:
         return []
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import ModelFileError
+from nncompress.data.normalization import parse_normalization
+from nncompress.errors import DataError, ModelFileError
+from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.loading.json_schema import Check, Rejected, listed, one_of, optional, plain, record
+from nncompress.loading.json_schema import (
+    Check,
+    Rejected,
+    any_json,
+    listed,
+    one_of,
+    optional,
+    plain,
+    record,
+    shown,
+    table_with,
+)
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-
-
-def _anything(value: Any) -> Any:
-    return value  # JSON, shown to the user and written back, never interpreted
 
 
 _NAME = plain(str, str.isidentifier)
@@ -34,13 +42,33 @@ _INPUT = record(
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),
 )
+_COUNT = plain(int, lambda value: 0 <= value < 2**63)
+_COSTS = table_with(macs=optional(_COUNT))
+
+
+def _normalization(value: Any) -> str:
+    text: str = plain(str, lambda text: len(text) < 10_000)(value)
+    try:
+        parse_normalization(text)
+    except DataError as error:
+        raise Rejected(f"{shown(text)} is no normalisation") from error
+    return text
+
+
+# what one pass did, as it was recorded; read: the name, the settings, the MACs
+_STEP = table_with(
+    **{"pass": plain(str, lambda name: 0 < len(name) < 100)},
+    settings=table_with(),
+    before=_COSTS,
+    after=_COSTS,
+)
 _RECORD = record(
     schema=optional(one_of(1)),
     inputs=optional(listed(_INPUT), []),
     outputs=optional(listed(plain(str)), []),
-    dynamic=_anything,  # torch keeps the bounds, too
-    history=optional(listed(plain(dict)), []),
-    metadata=optional(plain(dict), {}),
+    dynamic=any_json,  # torch keeps the bounds, too
+    history=optional(listed(_STEP), []),
+    metadata=optional(table_with(normalize=optional(_normalization)), {}),
 )
 
 
@@ -80,8 +108,8 @@ def read_header(header: Mapping[str, str], path: Path) -> FileRecord:
     found = {}
     for key in ("history", "metadata"):
         try:
-            found[key] = json.loads(header[key])
-        except (KeyError, ValueError, RecursionError):  # some other tool's header
+            found[key] = parse_json(header[key])
+        except (KeyError, Unreadable):  # some other tool's header
             continue
     if not isinstance(found.get("history", []), list) or not isinstance(found.get("metadata", {}), dict):
         return FileRecord()

@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from nncompress.files.bounded_text import Unreadable, bounded
+
 Check = Callable[[Any], Any]
 
 
@@ -56,6 +58,14 @@ def plain(kind: type, allowed: Callable[[Any], bool] = lambda value: True) -> Ch
     return check
 
 
+def any_json(value: Any) -> Any:
+    """Any value of a `bounded` document: what is shown and written back, and never interpreted."""
+    try:
+        return bounded(value)
+    except Unreadable as error:
+        raise Rejected(str(error)) from error
+
+
 def record(**fields: Check) -> Check:
     """A dict with these keys and no others; a missing key is what its check makes of None."""
 
@@ -88,6 +98,17 @@ def listed(check_item: Check) -> Check:
         if type(value) is not list:
             raise Rejected(f"{shown(value)} where a list was expected")
         return [at(check_item, item, f"[{index}]") for index, item in enumerate(value)]
+
+    return check
+
+
+def table_with(**fields: Check) -> Check:
+    """A dict with these keys where it has them, and any others, whose values are `any_json`."""
+
+    def check(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise Rejected(f"{shown(value)} where a table was expected")
+        return {str(key): at(fields.get(key, any_json), item, str(key)[:80]) for key, item in value.items()}
 
     return check
 

@@ -41,7 +41,7 @@ CONSTANTS = "data/constants/model_constants_config.json"
 HISTORY = f"extra/{HISTORY_FILE}"
 
 _MAX_JSON = 512 * 2**20  # bytes
-_MAX_HISTORY = 64 * 2**20
+_MAX_HISTORY = 16 * 2**20
 _MAX_BROADCAST = 2**24  # elements that a stored tensor may repeat by strides of 0
 
 _COPIED = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]{1,9}", re.ASCII)

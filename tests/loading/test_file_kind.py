@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import struct
 import zipfile
@@ -138,3 +139,16 @@ def test_missing_folder(tmp_path):
 def test_directory(files):
     with pytest.raises(ModelFileError, match=r"directory(.|\n)*pt2\.pt2"):
         file_kind(files)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo.pt")  # opening it would wait for a writer
+    for path, what in [
+        ("/dev/zero", "a device"),
+        (tmp_path / "fifo.pt", "a FIFO"),
+        (tmp_path / ("x" * 300), "file name too long"),
+        ("a\0b", "a name that no file can have"),
+    ]:
+        with pytest.raises(ModelFileError, match="is no file that can be read") as refused:
+            file_kind(path)
+        assert refused.value.got == what

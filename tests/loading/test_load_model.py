@@ -127,13 +127,13 @@ def test_arch_for_a_whole_model(suffix, arch, tmp_path):
 
 def test_what_we_save_comes_back(tmp_path):
     module = nn.Sequential(nn.Embedding(40, 6), nn.LSTM(6, 5, batch_first=True)).eval()
-    model = Model.from_module(module, (torch.randint(0, 40, (2, 7)),), metadata={"normalize": [0.5, 0.25]})
+    model = Model.from_module(module, (torch.randint(0, 40, (2, 7)),), metadata={"normalize": "0.5/0.25"})
     model.history.append({"pass": "prune", "std": 0.5})
     write_pt2(model, tmp_path / "model.pt2")
     back = load_model(tmp_path / "model.pt2")
     assert (back.inputs, back.outputs, back.dynamic) == (model.inputs, model.outputs, model.dynamic)
     assert back.history == [{"pass": "prune", "std": 0.5}]
-    assert back.metadata == {"normalize": [0.5, 0.25]}
+    assert back.metadata == {"normalize": "0.5/0.25"}
     xs = model.example_inputs(batch=3)
     for found, expected in zip(back.outputs_of(*xs), model.outputs_of(*xs), strict=True):
         torch.testing.assert_close(found, expected)
