@@ -45,6 +45,14 @@ class Processor:
         return tuple(name for flag, name in INT8_INSTRUCTIONS.items() if flag in self.flags)
 
     @property
+    def saturates(self) -> bool:
+        """Its 8-bit products (unsigned × signed) are summed in pairs in 16 bits, and sums beyond are cut off.
+
+        x86 processors before VNNI, whose one instruction for it is VPMADDUBSW.
+        """
+        return "sse4_1" in self.flags and not self.int8
+
+    @property
     def vector(self) -> tuple[str, ...]:
         """Instructions for floats."""
         return tuple(name for flag, name in FLOAT_INSTRUCTIONS.items() if flag in self.flags)

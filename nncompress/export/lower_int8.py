@@ -20,6 +20,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
 | float weights and bias between 8-bit values     | the bias in integers (`protect_floats`)                 |
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
+| signed weights, where the CPU has no VNNI       | unsigned ones, where sums overflow (`lower_saturating`) |
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from nncompress.export.lower_channels import lower_channels
 from nncompress.export.lower_dynamic import lower_dynamic
 from nncompress.export.lower_pools import lower_pools
 from nncompress.export.lower_products import gemm_over_rows
+from nncompress.export.lower_saturating import lower_saturating
 from nncompress.export.lower_stem import block_pads, fits, spread_kernel
 from nncompress.export.lower_tiles import lower_tiles
 from nncompress.export.lower_weights import lower_weights
@@ -41,11 +43,15 @@ from nncompress.export.protect_floats import protect_floats
 INT32_TOP = 2**31 - 1
 
 
-def lower_int8(model: ir.Model) -> None:
-    """Rewrite the table above in place. A model without DequantizeLinear is not touched."""
+def lower_int8(model: ir.Model) -> str:
+    """Rewrite the table above in place. A model without DequantizeLinear is not touched.
+
+    Returns:
+        what its user must know of the file, empty where there is nothing.
+    """
     graph = model.graph
     if not any(node.op_type == "DequantizeLinear" for node in graph):
-        return
+        return ""
     lower_dynamic(graph)
     for node in list(graph):  # a rewrite may remove nodes that come later
         if node.graph is None:
@@ -76,7 +82,14 @@ def lower_int8(model: ir.Model) -> None:
     lower_weights(graph)
     protect_floats(graph)
     lower_tiles(graph)
+    unsigned = lower_saturating(graph)
     RemoveUnusedNodesPass()(model)
+    if not unsigned:
+        return ""
+    return (
+        f"{unsigned} weights unsigned, since this processor (no VNNI) cuts off sums of signed ones: right "
+        "here, slow elsewhere; quantize --weight-bits 7 is right and fast on both"
+    )
 
 
 def _dequantize(value: ir.Value | None) -> ir.Node | None:

@@ -66,13 +66,13 @@ def write_onnx(
         if int8:
             name_layers(program.model.graph)
             twin = float_twin(program.model) if 5 * size < PROTOBUF_LIMIT else None
-        lower_int8(program.model)
+        written_for = lower_int8(program.model)
         tidy(program.model, model)
         program.model.metadata_props.update(_record(model))
         program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)
         del program
         found = compare(model, temporary)
-        told = int8_coverage(temporary).summary() if int8 else ""
+        told = "; ".join(filter(None, (int8_coverage(temporary).summary() if int8 else "", written_for)))
         speed = None
         if twin is not None:
             try:

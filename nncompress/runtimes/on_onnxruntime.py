@@ -11,9 +11,11 @@ import numpy as np
 import onnxruntime
 from torch import Tensor
 
+from nncompress.devices import processor
 from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.saturation import saturating_weights
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -66,6 +68,7 @@ class OnnxRuntimeRunner(Runner):
         for node in self._session.get_outputs():
             _spec(node, path)
         self.threads = threads
+        self.notes = _saturation(path)
         self.file_size = sum(file.stat().st_size for file in (path, *external))
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
@@ -81,6 +84,20 @@ class OnnxRuntimeRunner(Runner):
                 ) from problem
 
         return call
+
+
+def _saturation(path: Path) -> tuple[str, ...]:
+    """What a reader of its results must know where this processor cuts off 8-bit sums."""
+    if not processor().saturates or path.suffix.lower() == ".ort":
+        return ()
+    found = saturating_weights(path)
+    if not found:
+        return ()
+    return (
+        f"this processor has no VNNI, and ONNX Runtime's 8-bit sums may overflow in {len(found)} of its "
+        f"weights ({found[0]}, …); nncompress export the model again on this machine, or quantize "
+        "--weight-bits 7",
+    )
 
 
 def _to_numpy(value: Array) -> np.ndarray:
