@@ -7,6 +7,7 @@
 | in-place ops (`relu_`, `add_`) on a value nobody else reads later | the functional op          |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
+| composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`nncompress.ir.decompose`) |
 | norms spelled out by `run_decompositions`             | one op (`nncompress.ir.recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
@@ -19,6 +20,7 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from nncompress.ir.decompose import decompose_composites
 from nncompress.ir.recompose import recompose
 
 aten = torch.ops.aten
@@ -68,6 +70,7 @@ def normalize(module: fx.GraphModule) -> None:
             graph.erase_node(node)
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
+    decompose_composites(graph)
     _make_functional(graph)
     recompose(graph)
     _share_computed_weights(graph)

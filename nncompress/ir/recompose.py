@@ -9,6 +9,7 @@ switches.
 | `_native_batch_norm_legit_no_training`                 | `batch_norm`, in inference |
 | `_native_batch_norm_legit.no_stats`                    | `batch_norm`, of the batch |
 | `native_layer_norm`, `native_group_norm`               | `layer_norm`, `group_norm` |
+| `_softmax`, `_log_softmax`                             | `softmax`, `log_softmax`   |
 """
 
 from __future__ import annotations
@@ -46,9 +47,15 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
 }
 
 
+SOFTMAX = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: aten.log_softmax.int}
+
+
 def recompose(graph: fx.Graph) -> None:
     """Replace those of which only the normalised values are read, not the statistics."""
     for node in list(graph.nodes):
+        softmax = SOFTMAX.get(node.target)
+        if softmax is not None and node.args[2:] == (False,) and not node.kwargs:
+            node.target, node.args = softmax, node.args[:2]
         make = COMPOSED.get(node.target)
         if make is None or node.kwargs or len(node.args) != len(node.target._schema.arguments):
             continue

@@ -285,6 +285,7 @@ REWRITES: dict[str, Callable[[fx.Node, Survivors], None]] = {
     "repeat": _repeat,
     "tile": _repeat,
     "slice": _slice,
+    "slice_scatter": _slice,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys(

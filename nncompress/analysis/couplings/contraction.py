@@ -114,6 +114,44 @@ def addmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
+def addbmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """bias + the sum over the batch of first @ second."""
+    first, second, bias = t.value(a["batch1"]), t.value(a["batch2"]), t.value(a["self"])
+    t.contraction(node, a["batch2"], outputs=[2], inputs=[0, 1])
+    t.roles(a["batch1"], outputs=[1], inputs=[0, 2])
+    shape = t.shape(node)
+    made = contract(t, [(first, ["b", "m", "k"]), (second, ["b", "k", "n"])], ["m", "n"], shape)
+    lead = 2 - len(bias.shape)
+    given = [f.reshape((1,) * lead + f.shape) for f in bias.factors]
+    operands = [(made.factors, made.spans), (given, [False] * lead + bias.spans)]
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
+
+
+def addr(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """bias + the outer product of two vectors."""
+    shape = t.shape(node)
+    rows, columns, bias = (t.value(a[name]) for name in ("vec1", "vec2", "self"))
+    lead = 2 - len(bias.shape)
+    operands: list[tuple[list[Factor], list[bool]]] = [
+        ([f.reshape(-1, 1) for f in rows.factors], [shape[0] > 1, False]),
+        ([f.reshape(1, -1) for f in columns.factors], [False, shape[1] > 1]),
+        ([f.reshape((1,) * lead + f.shape) for f in bias.factors], [False] * lead + bias.spans),
+    ]
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
+
+
+def cdist(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Distances between rows: what both are without adds nothing, as the difference of zeros."""
+    x, y = t.value(a["x1"]), t.value(a["x2"])
+    lead = [f"b{i}" for i in reversed(range(max(len(x.shape), len(y.shape)) - 2))]
+    operands = []
+    for side, value, row in ((a["x1"], x, "p"), (a["x2"], y, "r")):
+        rank = len(value.shape)
+        t.contraction(node, side, outputs=[rank - 2], inputs=[rank - 1])
+        operands.append((value, [*lead[len(lead) - (rank - 2) :], row, "m"]))
+    return contract(t, operands, [*lead, "p", "r"], t.shape(node))
+
+
 def einsum(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """Any number of operands; a letter that one operand repeats (a diagonal) is not followed."""
     tensors, values = a["tensors"], [t.value(tensor) for tensor in a["tensors"]]

@@ -22,7 +22,6 @@ from nncompress.analysis.couplings.labels import (
     varying,
 )
 from nncompress.analysis.couplings.value import Result, Value, as_dims
-from nncompress.ir.normalize import op_name
 
 if TYPE_CHECKING:
     from nncompress.analysis.couplings.trace import Trace
@@ -42,15 +41,6 @@ def reshape(t: Trace, node: fx.Node, a: Arguments) -> Result:
         decided = _decide_if_large(t, factor, x.shape, parts)
         factors += [_reshaped(f, x.shape, after, parts) for f in decided]
     return Value(after, factors)
-
-
-def like_other(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """view_as, reshape_as, expand_as: the shape is another tensor's, so that tensor's labels hold."""
-    made = (expand if "expand" in op_name(node) else reshape)(t, node, a)
-    other = t.value(a["other"])
-    assert isinstance(made, Value)
-    operands = [(made.factors, made.spans), (other.factors, other.spans)]
-    return Value(made.shape, t.labels.unify(operands, "meets a fixed size"))
 
 
 def _reshaped(
@@ -80,30 +70,16 @@ def _decide_if_large(
 
 
 def permute(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Also transpose and t."""
     x = t.value(a["self"])
-    order = _order(node, a, len(x.shape))
-    return Value(t.shape(node), [f.transpose(order) for f in x.factors])
-
-
-def _order(node: fx.Node, a: Arguments, rank: int) -> list[int]:
-    order = list(range(rank))
+    rank = len(x.shape)
     if "dims" in a:
-        return as_dims(a["dims"], rank)
-    if "source" in a:  # movedim
-        source, target = as_dims(a["source"], rank), as_dims(a["destination"], rank)
-        rest = [d for d in order if d not in source]
-        moved = dict(zip(target, source))
-        remaining = iter(rest)
-        return [moved[d] if d in moved else next(remaining) for d in range(rank)]
-    if "dim0" in a or "axis0" in a:
-        first, second = (a["dim0"], a["dim1"]) if "dim0" in a else (a["axis0"], a["axis1"])
-        order[first % rank], order[second % rank] = order[second % rank], order[first % rank]
-        return order
-    if str(node.target).split(".")[1] == "numpy_T":
-        return order[::-1]
-    if rank >= 2:  # t, mT, adjoint
-        order[-1], order[-2] = order[-2], order[-1]
-    return order
+        order = as_dims(a["dims"], rank)
+    else:
+        order = list(range(rank))
+        first, second = (a["dim0"] % rank, a["dim1"] % rank) if "dim0" in a else (0, rank - 1)
+        order[first], order[second] = order[second], order[first]
+    return Value(t.shape(node), [f.transpose(order) for f in x.factors])
 
 
 def expand(t: Trace, node: fx.Node, a: Arguments) -> Result:
@@ -279,6 +255,45 @@ def flip(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, [np.flip(f, tuple(as_dims(a["dims"], len(x.shape)))) for f in x.factors])
 
 
+def rot90(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    x = t.value(a["self"])
+    dims = as_dims(a["dims"], len(x.shape))
+    return Value(t.shape(node), [np.rot90(f, a["k"], (dims[0], dims[1])) for f in x.factors])
+
+
+def block_diag(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """Rows follow rows and columns columns; between the blocks there is nothing that could be tied."""
+    sides: list[list[Factor]] = [[], []]
+    for value in map(t.value, a["tensors"]):
+        shape = (1,) * (2 - len(value.shape)) + value.shape
+        own = [np.full(size, PIN) for size in shape]
+        for f in t.labels.settle(f.reshape((1,) * (2 - f.ndim) + f.shape) for f in value.factors):
+            along = varying(f)
+            if len(along) == 1:
+                own[next(iter(along))] = f.ravel()
+            else:
+                t.labels.pin(f, "a block of a diagonal")
+        for side, labels in zip(sides, own):
+            side.append(labels)
+    rows, columns = (np.concatenate(side) for side in sides)
+    return Value(t.shape(node), [rows[:, None], columns[None, :]])
+
+
+def diagonal(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """diagonal, and diag_embed which undoes it: what lies on it has a place in both dims."""
+    x = t.value(a["self"])
+    after = t.shape(node)
+    embeds = len(after) > len(x.shape)
+    dims = [len(x.shape) - 1] if embeds else [x.at(a["dim1"]), x.at(a["dim2"])]
+    fixed = t.labels.fix(x.factors, dims, "a diagonal")
+    if embeds:
+        made = sorted(d % len(after) for d in (a["dim1"], a["dim2"]))
+        fixed = [np.expand_dims(f[..., 0], made) for f in fixed]
+    else:
+        fixed = [np.squeeze(f, tuple(dims))[..., None] for f in fixed]
+    return Value(after, fixed)
+
+
 def pixel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """[N, C r r, H, W] -> [N, C, H r, W r]: r x r labels become one channel."""
     x = t.value(a["self"])
@@ -310,32 +325,6 @@ def channel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
             f = np.broadcast_to(f, grid.shape).swapaxes(1, 2).reshape(f.shape[0], -1, *f.shape[3:])
         factors.append(f)
     return Value(x.shape, factors)
-
-
-def index(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """x[i, :, j]: the indexed dims are fixed, the others keep their labels."""
-    x = t.value(a["self"])
-    where = [d for d, i in enumerate(a["indices"]) if i is not None]
-    for i in a["indices"]:
-        if i is not None:
-            t.fix_all(t.value(i), "used as an index")
-    fixed = t.labels.fix(x.factors, where, "indexed")
-    after = t.shape(node)
-    together = where == list(range(where[0], where[-1] + 1))
-    made = len(after) - (len(x.shape) - len(where))  # dims that the index tensors span
-    at = where[0] if together else 0
-    factors = []
-    for f in fixed:
-        rest = [size for d, size in enumerate(f.shape) if d not in where]
-        factors.append(f.reshape(rest[:at] + [1] * made + rest[at:]))
-    return Value(after, factors)
-
-
-def index_select(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    x = t.value(a["self"])
-    t.fix_all(t.value(a["index"]), "used as an index")
-    dim = x.at(a["dim"])
-    return Value(t.shape(node), t.labels.fix(x.factors, [dim], "indexed"))
 
 
 def unfold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:

@@ -80,29 +80,6 @@ def gated(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def scattered(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """gather, scatter_add, index_add, …: `dim` is fixed, the other dims of all operands agree."""
-    x = t.value(a["self"])
-    dim = x.at(a["dim"])
-    operands = []
-    for value in t.operands(node):
-        if len(value.shape) == 1 and len(x.shape) > 1:  # the index of index_add
-            t.fix_all(value, "used as an index")
-            continue
-        if any(s != o and d != dim for d, (s, o) in enumerate(zip(value.shape, x.shape))):
-            return t.unknown(node)
-        factors = t.labels.fix(value.factors, [dim], "indexed")
-        operands.append((factors, [size > 1 and d != dim for d, size in enumerate(value.shape)]))
-    return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
-
-
-def sampled(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """grid_sampler: channels pass, positions are read at run time."""
-    x, grid = t.operands(node)
-    t.fix_all(grid, "used as positions")
-    return Value(t.shape(node), t.labels.fix(x.factors, range(2, len(x.shape)), "sampled"))
-
-
 def as_complex(t: Trace, node: fx.Node, a: Arguments) -> Result:
     """view_as_complex: the last dim, real and imaginary part, goes."""
     x = t.value(a["self"])
@@ -186,6 +163,17 @@ def along(t: Trace, node: fx.Node, a: Arguments) -> Result:
     kept = t.labels.fix(x.factors, dims, f"{op_name(node)} along it")
     shapes = t.shape(node)
     return [Value(s, list(kept)) for s in shapes] if isinstance(shapes, list) else Value(shapes, kept)
+
+
+def cross(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """linalg_cross: mixes the three indices of one dim; pointwise in the others."""
+    shape = t.shape(node)
+    dim = a["dim"] % len(shape)
+    operands = [
+        (t.labels.fix(v.factors, [dim], "a cross product"), [s and d != dim for d, s in enumerate(v.spans)])
+        for v in t.operands(node)
+    ]
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
 def spatial(t: Trace, node: fx.Node, a: Arguments) -> Result:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from nncompress.analysis.couplings import contraction as c
+from nncompress.analysis.couplings import indexing as i
 from nncompress.analysis.couplings import movement as m
 from nncompress.analysis.couplings import pointwise as p
 from nncompress.ir.normalize import op_name
@@ -17,9 +18,8 @@ Rule = Callable[..., Any]
 
 _TABLE: list[tuple[Rule, str]] = [
     # -- data movement: the labels move as the data do
-    (m.reshape, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze ravel"),
-    (m.like_other, "view_as reshape_as expand_as"),
-    (m.permute, "permute transpose t movedim moveaxis swapaxes swapdims numpy_T mT adjoint"),
+    (m.reshape, "view reshape _unsafe_view flatten unflatten squeeze unsqueeze"),
+    (m.permute, "permute transpose t"),
     (m.expand, "expand broadcast_to"),
     (m.repeat, "repeat tile"),
     (m.repeat_interleave, "repeat_interleave"),
@@ -28,22 +28,36 @@ _TABLE: list[tuple[Rule, str]] = [
     (m.split, "split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split"),
     (m.unbind, "unbind"),
     (m.getitem, "getitem"),
-    (m.cat, "cat concat concatenate"),
+    (m.cat, "cat"),
     (m.stack, "stack"),
     (m.pad, "pad constant_pad_nd"),
     (m.flip, "flip"),
+    (m.rot90, "rot90"),
+    (m.block_diag, "block_diag"),
+    (m.diagonal, "diagonal diag_embed"),
     (m.pixel_shuffle, "pixel_shuffle"),
     (m.pixel_unshuffle, "pixel_unshuffle"),
     (m.channel_shuffle, "channel_shuffle native_channel_shuffle"),
-    (m.index, "index"),
-    (m.index_select, "index_select"),
     (m.unfold_patches, "im2col"),
     (m.fold_patches, "col2im"),
     (m.windows, "unfold"),
+    # -- reading and writing by index
+    (i.index, "index"),
+    (i.index_put, "index_put"),
+    (i.index_select, "index_select"),
+    (i.slice_scatter, "slice_scatter"),
+    (i.select_scatter, "select_scatter"),
+    (i.scattered, "gather scatter scatter_add scatter_reduce index_add index_copy"),
+    (i.sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
+    (i.embedding_bag, "embedding_bag _embedding_bag"),
+    (i.looked_up, "bucketize"),
     # -- contractions: the contracted dims of both operands are united
     (c.linear, "linear"),
     (c.matmul, "matmul mm bmm mv dot"),
     (c.addmm, "addmm baddbmm"),
+    (c.addbmm, "addbmm"),
+    (c.addr, "addr"),
+    (c.cdist, "cdist"),
     (c.einsum, "einsum"),
     (c.attention, "scaled_dot_product_attention"),
     (c.convolution, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"),
@@ -60,13 +74,14 @@ _TABLE: list[tuple[Rule, str]] = [
     (
         p.reduce,
         "mean sum amax amin max min any all prod norm linalg_vector_norm var std var_mean std_mean logsumexp"
-        " argmax argmin count_nonzero aminmax nansum nanmean median frobenius_norm",
+        " argmax argmin count_nonzero aminmax nansum median",
     ),
     (
         p.along,
-        "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
+        " fft_hfft2 fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"
         " softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort"
-        " roll cummax cummin diff",
+        " roll cummax cummin",
     ),
     (
         p.spatial,
@@ -79,19 +94,17 @@ _TABLE: list[tuple[Rule, str]] = [
         " replication_pad1d replication_pad2d replication_pad3d",
     ),
     (p.last_two, "tril triu"),
+    (p.cross, "linalg_cross"),
     # -- pointwise, where torch's own tag is missing; all others carry it
     (
         p.pointwise,
         "add sub mul div rsub pow where masked_fill maximum minimum lerp addcmul addcdiv hardswish"
         " hardsigmoid hardtanh relu relu6 selu elu celu gelu silu mish leaky_relu softplus threshold"
-        " log_sigmoid clamp clamp_min clamp_max softsign hardshrink softshrink tanhshrink sigmoid tanh square"
-        " rsqrt sqrt exp log1p clip divide multiply subtract true_divide floor_divide negative positive"
-        " __and__ __or__ bitwise_and bitwise_or logical_and logical_or logical_not heaviside nan_to_num"
-        " special_expit atan2 arctan2 fmod remainder isnan isinf",
+        " log_sigmoid clamp clamp_min clamp_max softsign hardshrink softshrink tanhshrink sigmoid tanh"
+        " rsqrt sqrt exp log1p floor_divide bitwise_and bitwise_or logical_and logical_or logical_not"
+        " heaviside nan_to_num atan2 fmod remainder isnan isinf copy",
     ),
     (p.gated, "glu"),
-    (p.scattered, "gather scatter scatter_add scatter_reduce index_add"),
-    (p.sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
     (p.as_complex, "view_as_complex"),
     (p.as_real, "view_as_real"),
     (
@@ -115,7 +128,7 @@ NAMESPACES = ("aten", "quantized_decomposed", "transformers")
 
 # Rules under which a constant expression (weights in, weights out) keeps the labels of its operands.
 TRANSPARENT = {
-    m.reshape, m.permute, m.expand, m.slice_, m.select, m.split, m.unbind, m.getitem, m.cat, m.stack, m.index,
+    m.reshape, m.permute, m.expand, m.slice_, m.select, m.split, m.unbind, m.getitem, m.cat, m.stack, i.index,
     p.pointwise, p.quantized, p.follow_first, p.created, p.fixed,
 }  # fmt: skip
 

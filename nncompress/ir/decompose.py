@@ -1,0 +1,115 @@
+"""One spelling per operation: composite ops become what torch itself computes them with.
+
+An op that torch marks CompositeImplicitAutograd has no kernel of its own: `outer` is two views and a product,
+`hstack` a `cat`, `swapaxes` a `transpose`, `inner` a matrix product between reshapes. Whoever reads the graph
+would need a rule for each of them; after this pass it needs one for what they are made of. The result is the
+same bit for bit, as torch runs these very steps.
+
+Ops that passes, exporters and readers know by their own name stay whole (`WHOLE`). So does one whose steps
+depend on a size that is not known: writing them down would fix the size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+
+_LAYERS = """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding_bag
+    batch_norm instance_norm layer_norm group_norm rms_norm scaled_dot_product_attention matmul einsum cdist
+    dropout feature_dropout alpha_dropout feature_alpha_dropout
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+"""
+_VALUES = """
+    softmax log_softmax relu6 selu prelu log_sigmoid where max min argsort var var_mean std std_mean one_hot
+    max_pool1d max_pool2d max_pool3d avg_pool1d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d grid_sampler upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2
+    fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn stft istft
+"""
+_MOVEMENT = """
+    reshape flatten unflatten contiguous chunk unsafe_chunk split tensor_split narrow pad tile
+    repeat_interleave native_channel_shuffle broadcast_to to type_as sym_size sym_stride size item
+"""
+WHOLE = frozenset((_LAYERS + _VALUES + _MOVEMENT).split())
+
+# A view that is legal for the memory layout of the example need not be legal for another one.
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
+def decompose_composites(graph: fx.Graph) -> None:
+    """Replace every composite op that is not `WHOLE` by its steps, in place."""
+    for node in list(graph.nodes):
+        if is_composite(node.target):
+            _decompose(graph, node)
+
+
+def is_composite(target: Any) -> bool:
+    """An op without a kernel of its own that this pass takes apart."""
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target._schema.name.removeprefix("aten::") not in WHOLE
+        and not target._schema.is_mutable
+        and target.namespace == "aten"
+        and torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    )
+
+
+def _decompose(graph: fx.Graph, node: fx.Node) -> None:
+    operands: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), operands.append)
+    operands = list(dict.fromkeys(operands))
+    steps = _steps(node, operands)
+    if steps is None:
+        return
+    made: dict[fx.Node, Any] = {}
+    remaining = iter(operands)
+    with graph.inserting_before(node):
+        for step in steps.graph.nodes:
+            if step.op == "placeholder":
+                made[step] = next(remaining)
+            elif step.op == "output":
+                results = fx.map_arg(step.args[0], made.__getitem__)
+            else:
+                made[step] = copy = graph.node_copy(step, made.__getitem__)
+                copy.target = aten.reshape.default if copy.target in _VIEWS else copy.target
+                copy.meta = {"val": step.meta["val"]}
+    if isinstance(results, list | tuple):
+        for user in list(node.users):  # each reads one result by operator.getitem
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(results)
+    graph.erase_node(node)
+
+
+def _steps(node: fx.Node, operands: list[fx.Node]) -> fx.GraphModule | None:
+    """The op traced on the shapes of its operands; None where that is not possible for all sizes."""
+    target: Any = node.target
+    values = [operand.meta.get("val") for operand in operands]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if not tensors or any(v is None for v in values):
+        return None
+
+    def call(*given: Any) -> Any:
+        known = dict(zip(operands, given))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        return target.decompose(*args, **kwargs)
+
+    environment = getattr(tensors[0].fake_mode, "shape_env", None)  # type: ignore[attr-defined]
+    try:
+        with environment.error_on_new_guards() if environment is not None else torch.no_grad():
+            steps = make_fx(call, decomposition_table={}, tracing_mode="real")(*values)
+    except Exception:  # whatever a kernel raises on fake tensors, and guards on sizes
+        return None
+    known = all("val" in s.meta for s in steps.graph.nodes if s.op == "call_function")
+    stored = any(s.op == "get_attr" for s in steps.graph.nodes)
+    itself = any(s.target is target for s in steps.graph.nodes)
+    return steps if known and not stored and not itself else None
