@@ -17,12 +17,13 @@ import torch
 
 from nncompress import __version__
 from nncompress.errors import UnsupportedError
+from nncompress.export import attention_onnx, lower_dynamic
 from nncompress.export.exporter_defects import dodge_defects
 from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
-from nncompress.export.lower_dynamic import translations
 from nncompress.export.lower_int8 import lower_int8
 from nncompress.export.report import ExportReport
+from nncompress.export.runtime_defects import avoid_runtime_defects
 from nncompress.export.storage import Storage
 from nncompress.export.tidy_onnx import name_layers, tidy
 from nncompress.export.verify import precision_of
@@ -67,6 +68,7 @@ def write_onnx(
             name_layers(program.model.graph)
             twin = float_twin(program.model) if 5 * size < PROTOBUF_LIMIT else None
         written_for = lower_int8(program.model)
+        avoid_runtime_defects(program.model.graph)
         tidy(program.model, model)
         program.model.metadata_props.update(_record(model))
         program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)
@@ -129,7 +131,7 @@ def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXP
                 optimize=optimize,
                 input_names=[spec.name for spec in model.inputs],
                 output_names=list(model.outputs),
-                custom_translation_table=translations(),
+                custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
             )
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise _unsupported(error) from error
