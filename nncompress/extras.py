@@ -32,6 +32,7 @@ EXTRAS = {
     "train": Extra("kornia", "kornia", "augmented images for `train` and `cycle`"),
     "studies": Extra("matplotlib", "matplotlib", "plots of `reproduce`"),
     "mobile": Extra("executorch", "executorch", "ExecuTorch with XNNPACK: .pte files for phones"),
+    "openvino": Extra("openvino", "openvino", "OpenVINO: .onnx and .xml on CPUs, in bfloat16 where they can"),
     "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),
 }
 

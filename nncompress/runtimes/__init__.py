@@ -6,16 +6,19 @@
 | artifact            | runtime      | module            |
 |---------------------|--------------|-------------------|
 | `.onnx`, `.ort`     | ONNX Runtime | `on_onnxruntime`  |
+| `.xml`              | OpenVINO     | `on_openvino`     |
 | `.pte`              | ExecuTorch   | `on_executorch`   |
 | a loaded `Model`    | torch        | `on_torch`        |
 
+OpenVINO runs `.onnx` files, too, where it is asked for: `open_artifact("model.onnx", runtime="openvino")`.
 `on_cuda.open_on_cuda` runs models and `.onnx` files on a GPU.
-A new runtime is one module with an `open_*` function and one line in `OPENERS`.
+A new runtime is one module with an `open_*` function and one line in `RUNTIMES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -23,23 +26,51 @@ from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.runtimes.base import Runner
 
-__all__ = ["OPENERS", "Runner", "load_runtime", "open_artifact"]
+__all__ = ["OPENERS", "RUNTIMES", "Runner", "load_runtime", "open_artifact"]
 
-# suffix → "module:function", imported when first needed: a runtime may be an extra, or slow to import
-OPENERS: dict[str, str] = {
-    ".onnx": "nncompress.runtimes.on_onnxruntime:open_onnx",
-    ".ort": "nncompress.runtimes.on_onnxruntime:open_onnx",
-    ".pte": "nncompress.runtimes.on_executorch:open_pte",
+
+@dataclass(frozen=True)
+class Runtime:
+    """Something that runs files.
+
+    Attributes:
+        opener: "module:function", imported when first needed: a runtime may be an extra, or slow to import.
+        suffixes: of the files that it takes.
+        precisions: it can be asked for the precision of floats.
+    """
+
+    opener: str
+    suffixes: tuple[str, ...]
+    precisions: bool = False
+
+
+RUNTIMES: dict[str, Runtime] = {  # the first one that takes a suffix owns it
+    "onnxruntime": Runtime("nncompress.runtimes.on_onnxruntime:open_onnx", (".onnx", ".ort")),
+    "executorch": Runtime("nncompress.runtimes.on_executorch:open_pte", (".pte",)),
+    "openvino": Runtime("nncompress.runtimes.on_openvino:open_openvino", (".onnx", ".xml"), precisions=True),
 }
+OPENERS: dict[str, str] = {}  # suffix -> the name of the runtime that owns it
+for _name, _runtime in RUNTIMES.items():
+    for _suffix in _runtime.suffixes:
+        OPENERS.setdefault(_suffix, _name)
 
 
-def open_artifact(artifact: str | Path | Model, threads: int = 1) -> Runner:
-    """Open a file, or take a loaded model, in the runtime it belongs to.
+def open_artifact(
+    artifact: str | Path | Model,
+    threads: int = 1,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+) -> Runner:
+    """Open a file, or take a loaded model, in the runtime it belongs to, or in another that takes it.
 
     Args:
         artifact: a path whose suffix is in `OPENERS`, or a `Model`, which torch runs.
         threads: how many threads one run may use.
+        runtime: a key of `RUNTIMES`, for a file.
+        precision: of floats ("float32", "bfloat16"), for a runtime that can be asked.
     Raises:
+        UsageError: there is no such runtime, or it does not take such a file or a precision.
         ModelFileError: the file is missing, damaged, or no runtime owns its kind.
         UnsafeFileError: the file reaches for files outside its folder.
         UnsupportedError: the runtime cannot run what is in it.
@@ -51,22 +82,35 @@ def open_artifact(artifact: str | Path | Model, threads: int = 1) -> Runner:
 
         return TorchRunner(artifact, threads)
     path = Path(artifact)
-    opener = OPENERS.get(path.suffix.lower())
-    if opener is None:
+    suffix = path.suffix.lower()
+    name = runtime or OPENERS.get(suffix)
+    if name is None:
         raise ModelFileError(
             f"no runtime runs {path} as a file",
             got=path.suffix or "no suffix",
             expected=", ".join(OPENERS),
             remedy="load it first (nncompress.load), or export it to one of these",
         )
+    if name not in RUNTIMES:
+        raise UsageError("there is no such runtime", got=name, expected=", ".join(RUNTIMES))
+    chosen = RUNTIMES[name]
+    if suffix not in chosen.suffixes:
+        raise UsageError(f"{name} does not run {path}", got=suffix, expected=", ".join(chosen.suffixes))
+    if precision is not None and not chosen.precisions:
+        raise UsageError(f"{name} runs a file in the precision that it has", got=precision)
     if not path.is_file():
         raise ModelFileError(f"there is no file {path}")
-    module, _, function = opener.partition(":")
-    opened: Callable[[Path, int], Runner] = getattr(import_module(module), function)
-    return opened(path, threads)
+    module, _, function = chosen.opener.partition(":")
+    opened: Callable[..., Runner] = getattr(import_module(module), function)
+    return opened(path, threads, *((precision,) if chosen.precisions else ()))
 
 
-def load_runtime(path: Path) -> None:
+def load_runtime(path: Path, runtime: str | None = None) -> None:
     """Import what runs files of this suffix, without opening the file."""
-    module = import_module(OPENERS[path.suffix.lower()].partition(":")[0])
-    getattr(module, "runtime", lambda: None)()  # of ExecuTorch, which is imported apart from its module
+    name = runtime or OPENERS[path.suffix.lower()]
+    module = import_module(RUNTIMES[name].opener.partition(":")[0])
+    for loader in (
+        "runtime",
+        "core",
+    ):  # of ExecuTorch and OpenVINO, which are imported apart from their modules
+        getattr(module, loader, lambda: None)()

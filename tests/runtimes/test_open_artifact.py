@@ -6,7 +6,7 @@ import torch
 
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.runtimes import OPENERS, open_artifact
+from nncompress.runtimes import RUNTIMES, open_artifact
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,6 @@ def test_what_no_runtime_owns(model, tmp_path):
 def test_registry_names_exist():
     from importlib import import_module
 
-    for opener in OPENERS.values():
-        module, _, function = opener.partition(":")
+    for runtime in RUNTIMES.values():
+        module, _, function = runtime.opener.partition(":")
         assert callable(getattr(import_module(module), function))

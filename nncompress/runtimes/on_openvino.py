@@ -1,0 +1,250 @@
+"""`.onnx` and `.xml` (OpenVINO IR) files in OpenVINO on the CPU.
+
+OpenVINO decides for itself in which precision floats are computed: on a CPU with AMX in bfloat16. A runner
+says which it was asked for ("float32", "bfloat16", "float16"), or None for "as it comes", and `layers` says
+what each layer ran in. 8 bits come from quantize and dequantize nodes in the file.
+
+OpenVINO's documentation: "Precision control", "CPU device", "High-level performance hints".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nncompress.devices import processor
+from nncompress.errors import DataError, DeviceError, ModelFileError, UnsupportedError
+from nncompress.extras import need, version
+from nncompress.ir import InputSpec
+from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.on_onnxruntime import external_files
+from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.silence import silent
+
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # ours -> INFERENCE_PRECISION_HINT
+ABILITIES = {"bfloat16": "BF16", "float16": "FP16"}  # -> what the device has to list
+DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "boolean": "bool",
+    **{
+        f"{sign}{bits}": f"{kind}{bits}"
+        for sign, kind in (("i", "int"), ("u", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
+# layer types of the compiled graph that do the heavy work
+HEAVY = {
+    "Convolution",
+    "Deconvolution",
+    "FullyConnected",
+    "MatMul",
+    "ScaledDotProductAttention",
+    "RNNSeq",
+    "RNNCell",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node of the compiled graph.
+
+    Attributes:
+        precision: what its kernel computed in, by its name: "float32", "bfloat16", "int8", …
+        kernel: OpenVINO's name of the kernel: "brgconv_avx512_amx_I8".
+    """
+
+    name: str
+    kind: str
+    precision: str
+    kernel: str
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's one `Core`, imported when first needed.
+
+    Raises:
+        MissingExtraError: the extra is not installed.
+    """
+    need("openvino", "OpenVINO")
+    with silent():
+        import openvino
+
+        return openvino.Core()
+
+
+def precisions() -> tuple[str, ...]:
+    """The precisions in which this CPU computes floats."""
+    able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in PRECISIONS if name not in ABILITIES or ABILITIES[name] in able)
+
+
+class OpenVinoRunner(Runner):
+    """A model compiled for the CPU: one stream, of latency.
+
+    It is compiled anew for each shape of its inputs, as OpenVINO is faster where all sizes are known.
+
+    Args:
+        path: the `.onnx` or `.xml` file.
+        threads: of one run. With 1, OpenVINO works in the calling thread.
+        precision: of floats: a key of `PRECISIONS`; None leaves it to OpenVINO.
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        DeviceError: this CPU does not compute in that precision.
+        ModelFileError: not a file that OpenVINO reads.
+        UnsafeFileError: its external data lies outside its folder.
+        UnsupportedError: inputs or outputs that are no tensors of a known type, or an operator it lacks.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
+        need("openvino", path.name)
+        if precision is not None and precision not in precisions():
+            raise DeviceError(
+                f"OpenVINO does not compute in {precision} on this CPU", expected=", ".join(precisions())
+            )
+        onnx = path.suffix.lower() == ".onnx"
+        beside = (
+            external_files(path) if onnx else tuple(p for p in (path.with_suffix(".bin"),) if p.is_file())
+        )
+        try:
+            self._model = core().read_model(str(path))
+        except Exception as problem:  # OpenVINO raises RuntimeError for everything
+            raise _explained(path, problem) from problem
+        self._path, self._compiled = path, {}  # type: ignore[var-annotated]
+        self.threads, self.precision = threads, precision
+        self.name = f"OpenVINO {version('openvino')} CPU" + (f" {precision}" if precision else "")
+        self.inputs = tuple(_spec(port, path) for port in self._model.inputs)
+        self.outputs = tuple(port.get_any_name() for port in self._model.outputs)
+        self.metadata: dict[str, str] = {}
+        self.file_size = sum(file.stat().st_size for file in (path, *beside))
+        self.notes = _saturation(path) if onnx else ()
+
+    def layers(self, *inputs: Array) -> list[Layer]:
+        """The compiled graph for inputs of these shapes, without constants, inputs and outputs."""
+        graph = self._compile(tuple(tuple(value.shape) for value in inputs)).get_runtime_model()
+        found = []
+        for op in graph.get_ops():
+            told = op.get_rt_info()
+            kind, kernel, precision = (
+                _text(told, key) for key in ("layerType", "primitiveType", "runtimePrecision")
+            )
+            if kind not in ("Const", "Input", "Output", "Parameter", "Result"):
+                found.append(Layer(op.get_friendly_name(), kind, _precision(precision, kernel), kernel))
+        return found
+
+    def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        if shapes not in self._compiled:
+            settings: dict[str, Any] = {
+                "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            }
+            if self.precision is not None:
+                settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[self.precision]
+            try:
+                model = self._model.clone()
+                model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes)})
+                self._compiled[shapes] = core().compile_model(model, "CPU", settings)
+            except Exception as problem:
+                raise _explained(self._path, problem) from problem
+        return self._compiled[shapes]
+
+    def _bind(self, inputs: tuple[Array, ...]) -> Call:
+        arrays = [_to_numpy(value) for value in inputs]
+        request = self._compile(tuple(array.shape for array in arrays)).create_infer_request()
+
+        def call() -> Sequence[np.ndarray]:
+            try:
+                return list(request.infer(arrays, share_inputs=True, share_outputs=True).values())
+            except Exception as problem:
+                raise DataError(
+                    "OpenVINO could not run the model on this input", got=_message(problem)
+                ) from problem
+
+        return call
+
+    def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:
+        """Run once; the arrays are the caller's own."""
+        return tuple(np.array(output) for output in self.bind(*inputs)())
+
+
+def open_openvino(path: Path, threads: int, precision: str | None = None) -> OpenVinoRunner:
+    """See `OpenVinoRunner`."""
+    return OpenVinoRunner(path, threads, precision)
+
+
+def summary(layers: Sequence[Layer]) -> str:
+    """In what the heavy layers run: "19 of 21 in int8, 2 in bfloat16"."""
+    heavy = Counter(layer.precision for layer in layers if layer.kind in HEAVY)
+    total = sum(heavy.values())
+    first, *rest = heavy.most_common() or [("float32", 0)]
+    return ", ".join([f"{first[1]} of {total} in {first[0]}", *(f"{n} in {name}" for name, n in rest)])
+
+
+def _precision(stated: str, kernel: str) -> str:
+    """The end of the kernel's name ("brgconv_avx512_amx_I8"), which is right where the two differ."""
+    last = kernel.rpartition("_")[2].lower()
+    told = last if last in ("i8", "u8", "f32", "bf16", "f16", "i32", "i64") else stated.lower()
+    names = {"i8": "int8", "u8": "int8", "bf16": "bfloat16"}
+    return names.get(told, DTYPES.get(told, told))
+
+
+def _text(told: Any, key: str) -> str:
+    return str(told[key].astype(str)) if key in told else ""
+
+
+def _spec(port: Any, path: Path) -> InputSpec:
+    """Names of dims are not kept by OpenVINO: the first free one is the batch, others are like no other."""
+    name, dtype = port.get_any_name(), port.get_element_type().get_type_name()
+    if dtype not in DTYPES or port.partial_shape.rank.is_dynamic:
+        raise UnsupportedError(
+            f"{path}: {name} cannot be given to OpenVINO here", got=f"{dtype} {port.partial_shape}"
+        )
+    shape = tuple(
+        dim.get_length() if dim.is_static else "batch" if axis == 0 else f"{name}_{axis}"
+        for axis, dim in enumerate(port.partial_shape)
+    )
+    return InputSpec(name, DTYPES[dtype], shape)
+
+
+def _saturation(path: Path) -> tuple[str, ...]:
+    """As in ONNX Runtime: without VNNI, 8-bit products are summed in pairs in 16 bits."""
+    if not processor().saturates:
+        return ()
+    found = saturating_weights(path)
+    if not found:
+        return ()
+    return (
+        f"this processor has no VNNI, and OpenVINO's 8-bit sums may overflow in {len(found)} of its weights "
+        f"({found[0]}, …); quantize --weight-bits 7 is right everywhere",
+    )
+
+
+def _to_numpy(value: Array) -> np.ndarray:
+    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+
+
+def _explained(path: Path, problem: Exception) -> Exception:
+    message = _message(problem)
+    if "does not support the following ONNX operations" in message or "Unsupported" in message:
+        return UnsupportedError(f"{path} uses an operator that OpenVINO does not run", got=message)
+    return ModelFileError(
+        f"{path} is not a model that OpenVINO reads", got=message, expected="an .onnx or .xml file"
+    )
+
+
+def _message(problem: Exception) -> str:
+    """The last line that says something: those before are places in OpenVINO's source."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check "))] or lines
+    return (telling[-1] if telling else type(problem).__name__)[:300]
