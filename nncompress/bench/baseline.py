@@ -9,7 +9,6 @@ place), latencies are compared, and the tolerance must cover the machine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,11 @@ import numpy as np
 
 from nncompress.bench import stats
 from nncompress.errors import DataError, UsageError
+from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.results import SCHEMA, BaselineResult, BenchResult, BenchSuite, Change
 
 TOLERANCE = 0.05
+LARGEST = 1 << 30  # bytes of a baseline: raw samples of a long run
 # What must be as it was: another processor or runtime is another measurement.
 SAME = ("cpu", "architecture", "cores", "instruction_sets")
 # What is worth a note.
@@ -53,10 +54,9 @@ def read(path: str | Path) -> tuple[Run, ...]:
         DataError: it is missing, no such file, or of another version.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or f"no JSON: {problem}"
-        raise DataError(f"cannot read the baseline {path}", got=reason, remedy=_MAKE_ONE) from problem
+        content = read_json(path, LARGEST)
+    except Unreadable as problem:
+        raise DataError(f"cannot read the baseline {path}", got=str(problem), remedy=_MAKE_ONE) from problem
     if not isinstance(content, dict) or content.get("kind") != BenchSuite.kind:
         got = content.get("kind") if isinstance(content, dict) else type(content).__name__
         raise DataError(

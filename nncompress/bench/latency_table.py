@@ -23,6 +23,7 @@ from nncompress.bench.environment import environment
 from nncompress.bench.layer_latency import THREADS, Chain, Latencies, measure
 from nncompress.errors import OutputError
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import cache_folder, make_folder
 
 MACHINE = ("cpu", "architecture", "cores", "instruction_sets")  # of `environment`: what latency depends on
@@ -65,9 +66,9 @@ class LatencyTable:
         if self.path is None:
             return {}
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path)
             return {name: entry for name, entry in content["layers"].items() if _is_entry(entry)}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (Unreadable, TypeError, KeyError, AttributeError):
             return {}
 
     def _write(self) -> None:

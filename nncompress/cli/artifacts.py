@@ -60,11 +60,16 @@ def open_all(
         previous = session.read()
         if previous is None:
             raise UsageError(
-                "no model was given, and no earlier command wrote one in this directory",
+                "no model was given, and in this directory there is no result of an earlier command",
                 remedy="nncompress COMMAND model.pt2 smaller.onnx",
             )
         chain = previous.chain if every else (previous.original, previous.chain[-1])
         paths = [p for p in dict.fromkeys(chain) if Path(p).is_file()]
+        if not paths:
+            raise UsageError(
+                "no model was given, and what earlier commands wrote in this directory is gone",
+                remedy="nncompress COMMAND model.pt2 smaller.onnx",
+            )
         say(f"comparing {', '.join(paths)}")
     return [_open(path, Path(path).name if named else _made_by(path), loading) for path in paths]
 

@@ -135,7 +135,8 @@ def bench(
     from nncompress.bench import baseline, files
 
     # What could fail after the measurement is tried before it.
-    files.check_files(output or [], protect=[*(models or []), *([compare] if compare else [])])
+    reads = options.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
+    files.check_files(output or [], protect=reads)
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)
     names = artifacts.names(opened)

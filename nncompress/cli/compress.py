@@ -48,7 +48,7 @@ def compress(
             remedy="nncompress compress model.pt --pass prune:std=0.5",
         )
     chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
-    run_passes(chosen, model, **running)
+    run_passes(chosen, model, recipe=recipe, **running)
 
 
 def run_passes(
@@ -59,20 +59,20 @@ def run_passes(
     limit: int,
     seed: int,
     json: bool,
+    recipe: str | None = None,
     **loading: Any,
 ) -> None:
     """Load, run, report each pass as it ends, write, and remember the result for the next command."""
     check_suffix(output)
     opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
-    from nncompress.files.targets import check_target
     from nncompress.passes import Context
     from nncompress.report import tables
 
     label = passes[0].name if len(passes) == 1 else "compressed"
-    target = Path(output) if output else options.default_output(opened, label)
-    check_target(target, (opened.path, opened.original))
     data = loading["data"]
+    reads = options.read_by(opened, data, loading["arch"], recipe)
+    target = options.output_for(output, options.default_output(opened, label), reads)
     records = None if data is None else api.dataset(data, opened.model, loading["normalize"])
     original = opened.model if len(opened.chain) == 1 else options.open_model(str(opened.original)).model
     steps: list[pipeline.Step] = []
@@ -85,7 +85,7 @@ def run_passes(
 
         result, steps = pipeline.run(opened.model, passes, context, original=original, done=done)
         bar.step(f"writing {target.name}", 0, None)
-        report = export.write(result, target, protect=(opened.path, opened.original))
+        report = export.write(result, target, protect=reads)
         options.remember(opened, target, opened.model, result)
     if json:
         print_json(

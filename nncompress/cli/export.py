@@ -46,10 +46,11 @@ def export(
     from nncompress.export import write
     from nncompress.report import tables
 
-    target = Path(output) if output else Path(f"{opened.path.stem}.onnx")
+    reads = options.read_by(opened, loading["data"], loading["arch"])
+    target = options.output_for(output, Path(f"{opened.path.stem}.onnx"), reads)
     with progress() as bar:
         bar.step(f"writing {target.name}", 0, None)
-        report = write(opened.model, target, protect=(opened.path, opened.original), storage=storage)
+        report = write(opened.model, target, protect=reads, storage=storage)
         options.remember(opened, target, opened.model, opened.model)
     if json:
         print_json({"schema": 1, "kind": "export", **report.to_json()})

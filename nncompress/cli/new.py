@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nncompress.cli import options, session
+from nncompress.cli import options
 from nncompress.cli.compress import check_suffix
 from nncompress.cli.console import print_json, progress, show
 from nncompress.errors import UsageError
@@ -47,7 +47,7 @@ def new(
         raise UsageError("new: no NAME was given", remedy="nncompress new --list shows them")
     check_suffix(output)
     chosen = architecture(name)
-    target = Path(output) if output else Path(f"{chosen.name}.pt2")
+    target = options.output_for(output, Path(f"{chosen.name}.pt2"), ())
     with progress() as bar:
         bar.step(f"building {chosen.name}", 0, None)
         from nncompress import export
@@ -66,7 +66,7 @@ def new(
         model = chosen.build(classes=classes, shape=shape, seed=seed)
         report = export.write(model, target)
     if target.suffix.lower() == ".pt2":
-        session.write(session.Session((str(target),)))
+        options.begin_session(target)
     if json:
         print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:

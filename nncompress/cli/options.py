@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +14,8 @@ from nncompress.cli import session
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import Parameters
 from nncompress.errors import OutputError, UsageError
+from nncompress.files.folders import make_folder
+from nncompress.files.ledger import Ledger
 
 if TYPE_CHECKING:
     from nncompress.ir import Model
@@ -117,13 +121,13 @@ def open_model(
     """Load MODEL, or where it is left out the previous artifact of this directory.
 
     Raises:
-        UsageError: it was left out and there is none.
+        UsageError: it was left out and there is none, or it is gone.
     """
     previous = session.read()
     if path is None:
         if previous is None:
             raise UsageError(
-                "MODEL was left out, and no earlier command wrote one in this directory",
+                "MODEL was left out, and in this directory there is no result of an earlier command",
                 remedy="nncompress COMMAND model.pt",
             )
         path = previous.artifact
@@ -146,9 +150,43 @@ def open_model(
 
 def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:
     """What `path` was made from in this directory, the original first, `path` itself last."""
-    if previous is None or path not in previous.chain:
+    if previous is None or path not in previous.chain or not Path(previous.original).is_file():
         return (path,)
     return previous.chain[: previous.chain.index(path) + 1]
+
+
+def read_by(opened: Opened | None, *named: str | None) -> tuple[Path, ...]:
+    """Files and folders that a command reads, which it must not write.
+
+    Args:
+        named: values of options as the user wrote them: `data.npz`, `mnist:DIR?split=train`,
+            `net.py:build`, `package.module:function`.
+    """
+    found = [] if opened is None else [opened.path, opened.original]
+    for text in filter(None, named):
+        bare = text.partition("?")[0]
+        place = bare.rpartition(":")[0]
+        found += [Path(each) for each in (text, bare, place, bare.partition(":")[2]) if each]
+        module = getattr(sys.modules.get(place), "__file__", None)
+        if module is not None:
+            found.append(Path(module))
+    return tuple(found)
+
+
+def output_for(output: str | None, chosen: Path, reads: tuple[Path, ...]) -> Path:
+    """Where the result goes: to what the user named, else to the name that we chose.
+
+    Raises:
+        OutputError: it cannot be written, is one of `reads`, or we chose the name of a file that is not ours.
+    """
+    from nncompress.export.origin import is_ours
+    from nncompress.files.targets import check_chosen, check_target
+
+    target = Path(output) if output else chosen
+    check_target(target, reads)
+    if not output:
+        check_chosen(target, is_ours)
+    return target
 
 
 def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> None:
@@ -165,20 +203,37 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
         if opened.original.suffix != ".pt2":
             chain = (_keep(original, f"{opened.original.stem}.original.pt2"), *chain[1:])
         if artifact.suffix != ".pt2" and result is not opened.model:
-            made.insert(0, _keep(result, f"{artifact.stem}.pt2"))
+            made.insert(0, _keep(result, f"{artifact.stem}.pt2", opened.chain))
+        if made:
+            session.write(session.Session((*(c for c in chain if c not in made), *made)))
     except OutputError as error:
-        say(f"{error.what} ({error.got}): the next command has to name its MODEL")
-        return
-    if made:
-        session.write(session.Session((*(c for c in chain if c not in made), *made)))
+        _say_not_remembered(error)
 
 
-def _keep(model: Model, name: str) -> str:
+def begin_session(artifact: Path) -> None:
+    """Make a model that was made of nothing the MODEL of the next command."""
+    try:
+        session.write(session.Session((str(artifact),)))
+    except OutputError as error:
+        _say_not_remembered(error)
+
+
+def _say_not_remembered(error: OutputError) -> None:
+    reason = f" ({error.got})" if error.got else ""
+    say(f"{error.what}{reason}: the next command has to name its MODEL")
+
+
+def _keep(model: Model, name: str, read: tuple[str, ...] = ()) -> str:
+    """Write the model to the session's folder, under another name where the model of that name was read."""
     from nncompress import export
-    from nncompress.files.folders import make_folder
 
-    path = make_folder(session.FOLDER) / name
-    export.write(model, path)
+    stem, path = Path(name).stem, session.FOLDER / name
+    for number in itertools.count(2):
+        if str(path) not in read:
+            break
+        path = path.with_name(f"{stem}.{number}.pt2")
+    with Ledger(make_folder(session.FOLDER)).writing(path.name) as temporary:
+        export.write(model, temporary)
     return str(path)
 
 

@@ -65,7 +65,7 @@ def reproduce(
     values = {"plot": plot, "data": data, "runs": runs, "epochs": epochs, "keep": keep, "model": model}
     study.refuse_unused([*(k for k, v in values.items() if v is not None), *(["seed"] if seed else [])])
     if plot is not None:
-        check_plot(Path(plot))
+        check_plot(Path(plot), options.read_by(None, data, model))
     with _folder(keep) as folder, progress() as bar:
         request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
         result = study.run(request)

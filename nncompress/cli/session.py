@@ -13,9 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nncompress.cli.console import say
+from nncompress.errors import OutputError
+from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, check_regular, read_json
+from nncompress.files.folders import make_folder
 
 FOLDER = Path(".nncompress")
+RECORD = FOLDER / "session.json"
 
 
 @dataclass(frozen=True)
@@ -40,31 +44,39 @@ class Session:
 
 def read() -> Session | None:
     """The session of this directory; None where there is none, its artifact is gone, or it is damaged."""
-    path = FOLDER / "session.json"
-    if not os.path.lexists(path):
-        return None
     try:
-        match read_json(path):
-            case {"chain": [str(), *_] as chain} if all(isinstance(entry, str) for entry in chain):
-                session = Session(tuple(chain))
-            case _:
-                raise Unreadable("another record than nncompress writes")
+        session = _stored()
     except Unreadable as error:
-        say(f"{path} is not used: it is damaged ({error})")
+        say(f"{RECORD} is not used: it is damaged ({error})\n  try:      rm {RECORD}")
         return None
     try:
-        check_regular(session.artifact)
+        if session is not None:
+            check_regular(session.artifact)
     except Unreadable:
         return None
     return session
 
 
 def write(session: Session) -> None:
-    """Remember it; a directory that cannot be written to is simply not remembered."""
+    """Remember it. A record that is damaged, or not ours, stays as it is.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        FOLDER.mkdir(exist_ok=True)
-        fresh = FOLDER / f"session.json.{os.getpid()}"
-        fresh.write_text(json.dumps(asdict(session), indent=1) + "\n", encoding="utf-8")
-        os.replace(fresh, FOLDER / "session.json")
-    except OSError:
-        return
+        _stored()
+    except Unreadable as error:
+        raise OutputError(f"{RECORD} is damaged; it is not overwritten", got=str(error)) from error
+    make_folder(FOLDER)
+    with replacing(RECORD) as temporary:
+        temporary.write_text(json.dumps(asdict(session), indent=1) + "\n", encoding="utf-8")
+
+
+def _stored() -> Session | None:
+    if not os.path.lexists(RECORD):
+        return None
+    match read_json(RECORD):
+        case {"chain": [str(), *_] as chain} if all(isinstance(entry, str) for entry in chain):
+            return Session(tuple(chain))
+        case _:
+            raise Unreadable("another record than nncompress writes")

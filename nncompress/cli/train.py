@@ -57,14 +57,18 @@ def run(
 ) -> None:
     """Train, in one process or as one of several, and write the result in the first of them."""
     job = Job.open("train", model, **files)
-    from nncompress.files.targets import check_target
+    from nncompress.files.targets import check_chosen, check_target
     from nncompress.report.training import epochs
     from nncompress.train import process_group, train
+    from nncompress.train.loop import is_log
 
     checkpoint = Path(f"{job.target}.checkpoint")
+    check_target(checkpoint, (*job.sources, job.target))
     check_checkpoint(checkpoint, resume)
     epochs_file = Path(log or f"{job.target}.jsonl")
-    check_target(epochs_file, (*job.sources, job.target, files["data"]))
+    check_target(epochs_file, (*job.sources, job.target, checkpoint))
+    if log is None:
+        check_chosen(epochs_file, is_log, "--log")
     with how_to_go_on(checkpoint), process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,

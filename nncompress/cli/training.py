@@ -49,7 +49,7 @@ class Job:
     """What is trained on what, and where it goes.
 
     Attributes:
-        sources: model files that the target must not overwrite.
+        sources: what is read, which nothing must overwrite.
     """
 
     opened: options.Opened
@@ -84,11 +84,9 @@ class Job:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
         opened = options.open_model(model, data=data, **loading)
         from nncompress import api
-        from nncompress.files.targets import check_target
 
-        target = Path(output) if output else options.default_output(opened, command)
-        sources = (opened.path, opened.original, *([Path(teacher)] if teacher else []))
-        check_target(target, sources)
+        sources = options.read_by(opened, data, val, teacher, loading["arch"])
+        target = options.output_for(output, options.default_output(opened, command), sources)
         records = api.dataset(data, opened.model, loading["normalize"])
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None

@@ -20,6 +20,7 @@ from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.export.to_pt2 import write_pt2
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
 from nncompress.files.lock import alone_in
@@ -343,20 +344,26 @@ class _Cycles:
         Raises:
             UsageError: it is of another run.
         """
-        try:
-            stored = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.folder / "state.json"
+        if not path.exists():
             return _State()
-        except ValueError as error:
-            raise UsageError(f"{self.folder}/state.json cannot be read", got=str(error)) from error
-        differing = [k for k, v in self.identity.items() if stored.get("identity", {}).get(k) != v]
+        try:
+            stored = read_json(path)
+            found, state = dict(stored["identity"]), _State(**stored["state"])
+        except (Unreadable, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"{path} cannot be read",
+                got=str(error) if isinstance(error, Unreadable) else "another record than cycles write",
+                remedy="another --folder, or leave --resume away and move this one elsewhere",
+            ) from error
+        differing = [k for k, v in self.identity.items() if found.get(k) != v]
         if differing:
             raise UsageError(
                 f"{self.folder} is of another run, which would not be continued",
                 got="different " + ", ".join(differing),
                 remedy="repeat the first command's options, or delete the folder",
             )
-        return _State(**stored["state"])
+        return state
 
     def _keep_state(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.state.rows)

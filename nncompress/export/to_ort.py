@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -32,15 +32,15 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     """
     start = time.perf_counter()
     with replacing(path, protect) as temporary, tempfile.TemporaryDirectory() as folder:
-        onnx = Path(folder) / f"{temporary.stem}.onnx"
+        onnx = Path(folder) / "model.onnx"
         report = write_onnx(model, onnx)
         if len(list(onnx.parent.iterdir())) > 1:
             raise UnsupportedError("a .ort holds at most 2 GiB of weights", remedy="export it to .onnx")
         _convert(onnx)
-        for written in onnx.parent.glob(f"{onnx.stem}.*"):
-            if written != onnx:
-                target = temporary if written.suffix == ".ort" else temporary.with_name(written.name)
-                _move(written, target)
+        shutil.copyfile(onnx.with_suffix(".ort"), temporary)
+        operators = onnx.with_suffix(".required_operators.config")
+        if operators.exists():
+            shutil.copyfile(operators, temporary.with_suffix(".required_operators.config"))
         found = compare(model, temporary)
         size = temporary.stat().st_size
     return replace(
@@ -68,9 +68,3 @@ def _convert(onnx: Path) -> None:
             got=str(error).splitlines()[0][:300],
             remedy="export it to .onnx",
         ) from error
-
-
-def _move(source: Path, target: Path) -> None:
-    """Across file systems too."""
-    target.write_bytes(source.read_bytes())
-    os.unlink(source)

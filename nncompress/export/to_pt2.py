@@ -16,6 +16,7 @@ from nncompress.export.deflated_zip import deflate_members
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.files.atomic import replacing
+from nncompress.files.interrupts import held_back
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
 
@@ -45,12 +46,12 @@ def write_pt2(
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     with replacing(path, protect) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with temporary.open("wb") as file:
+        with held_back(), temporary.open("wb") as file:
             sink = Sink(file)
             torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD: json.dumps(record(model))})
             sink.close()
         if storage == "entropy":
-            stored = temporary.rename(temporary.with_suffix(".stored"))
+            stored = temporary.rename(temporary.with_name("stored"))  # no longer a name than the target's
             deflate_members(stored, temporary)
             stored.unlink()
     return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)

@@ -20,6 +20,8 @@ from typing import Any
 MOST_BYTES = 16 * 2**20
 MOST_DEPTH = 32
 
+# Not every system has all of them; O_BINARY is Windows'.
+_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _INTEGERS = range(-(2**63), 2**64)
 _KINDS = [
     (stat.S_ISDIR, "a directory"),
@@ -59,7 +61,7 @@ def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
     """
     check_regular(path)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(os.open(path, _READ), "rb") as file:
             content = file.read(most_bytes + 1)  # what stat says of files below /proc is not their size
     except OSError as error:
         raise Unreadable(_reason(error)) from error

@@ -13,14 +13,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
 from nncompress.files.atomic import PREFIX, SUFFIX, replacing
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.lock import alone_in
 
 NAME = ".nncompress.json"
-_OWN = (NAME, ".lock")
+LOCK = ".nncompress.lock"  # while the record and the file that it is of are replaced
+PATIENCE = 10  # seconds
+_OWN = (NAME, LOCK, ".lock")
 
 
 class Ledger:
@@ -46,16 +50,29 @@ class Ledger:
         Raises:
             OutputError: a file of that name is there that is not ours; or it cannot be written.
         """
+        self._check_ours(name)
+        with ExitStack() as until_moved, replacing(self.folder / name) as temporary:
+            yield temporary
+            until_moved.enter_context(alone_in(self.folder, LOCK, wait=PATIENCE))
+            self._files = self._read()  # another process may have written meanwhile
+            known = self._check_ours(name)
+            self._record(name, [*known, _digest(temporary)])
+
+    def _check_ours(self, name: str) -> list[str]:
+        """The digest of the file of ours that is there, nothing where there is none.
+
+        Raises:
+            OutputError: another one is there.
+        """
         target = self.folder / name
-        known = [_digest(target)] if self.owns(name) else []
-        if os.path.lexists(target) and not known:
+        if self.owns(name):
+            return [_digest(target)]
+        if os.path.lexists(target):
             raise OutputError(
                 f"{target} is not what was written there; it is not overwritten",
                 remedy="move it elsewhere",
             )
-        with replacing(target) as temporary:
-            yield temporary
-            self._record(name, [*known, _digest(temporary)])
+        return []
 
     def adopt(self, name: str) -> None:
         """Record a file that was written by other means."""
@@ -91,15 +108,18 @@ class Ledger:
 
     def _read(self) -> dict[str, list[str]]:
         path = self.folder / NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return {str(name): [str(d) for d in digests] for name, digests in content["files"].items()}
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        try:
+            match read_json(path):
+                case {"files": dict() as files} if all(isinstance(each, list) for each in files.values()):
+                    return files
+                case _:
+                    raise Unreadable("another record than nncompress writes")
+        except Unreadable as error:
             raise OutputError(
                 f"cannot read {path}, which says what in there may be replaced",
-                got=getattr(error, "strerror", None) or "not what nncompress writes",
+                got=str(error),
                 remedy="another folder, or delete that file after moving away what you want to keep",
             ) from error
 

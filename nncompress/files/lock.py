@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,26 +32,31 @@ def lock(descriptor: int) -> bool | None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Only one process at a time writes its run to `folder`.
+def alone_in(folder: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[None]:
+    """Only one process at a time does what the lock `name` in `folder` is for.
 
+    Args:
+        wait: seconds, for one that has it to end.
     Raises:
-        OutputError: another one is at it, or the lock's file `FOLDER/.lock` cannot be opened.
+        OutputError: another one is at it, or the lock's file cannot be opened.
     """
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}",
-            got=f".lock: {error.strerror}",
+            got=f"{name}: {error.strerror}",
             remedy="check its permissions, or name another folder",
         ) from error
     try:
-        if lock(descriptor) is False:
-            raise OutputError(
-                f"another process is writing to {folder}",
-                remedy="wait until it has ended, or name another folder",
-            )
+        until = time.monotonic() + wait
+        while lock(descriptor) is False:
+            if time.monotonic() >= until:
+                raise OutputError(
+                    f"another process is writing to {folder}",
+                    remedy="wait until it has ended, or name another folder",
+                )
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)

@@ -151,9 +151,9 @@ def _split(request: Request) -> tuple[Dataset, Dataset]:
     held_out = round(HELD_OUT * len(images))
     opened = []
     for name, chosen in (("train", order[held_out:]), ("held_out", order[:held_out])):
-        path = request.folder / f"{name}.npz"
-        np.savez(path, x=images[chosen])
-        opened.append(open_data(str(path), inputs))
+        with request.writing(f"{name}.npz") as path:
+            np.savez(path, x=images[chosen])
+        opened.append(open_data(str(request.folder / path.name), inputs))
     return opened[0], opened[1]
 
 

@@ -108,7 +108,8 @@ def measure(
         tops, difference = [], None
         for number, model in enumerate(entry.models):
             file = path.with_stem(f"{position}-{number}")
-            write(model, file)
+            with request.writing(file.name) as temporary:
+                write(model, temporary)
             run = open_artifact(model if entry.suffix == ".pt2" else file).run
             first = first or run
             if paired and position > 0 and number == 0:
@@ -121,7 +122,8 @@ def measure(
         scores.append(tuple(tops))
         costs.append(cost(entry.models[0]))
         if entry.timed is not None:
-            write(entry.timed, path)
+            with request.writing(path.name) as temporary:
+                write(entry.timed, temporary)
         measured: Path | Model = path if entry.timed is not None else path.with_stem(f"{position}-0")
         if entry.suffix == ".pt2":
             measured = entry.timed or entry.models[0]

@@ -94,10 +94,10 @@ def _data(request: Request) -> tuple[Dataset, Dataset]:
     inputs = _model(4, 0).inputs
     opened = []
     for name, x in (("train", drawn), ("grid", grid)):
-        path = request.folder / f"{name}.npz"
         values = x.astype(np.float32)[:, None]
-        np.savez(path, x=values, y=np.sin(values))
-        opened.append(open_data(str(path), inputs))
+        with request.writing(f"{name}.npz") as path:
+            np.savez(path, x=values, y=np.sin(values))
+        opened.append(open_data(str(request.folder / path.name), inputs))
     return opened[0], opened[1]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from nncompress.errors import UsageError
 from nncompress.extras import need
 from nncompress.files.atomic import replacing
+from nncompress.files.ledger import Ledger
 from nncompress.files.targets import check_target
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import Result
@@ -111,6 +113,14 @@ class Request:
     progress: Progress = field(default_factory=NullProgress)
     say: Callable[[str], None] = lambda sentence: None
 
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """Gives a path to write a file of the folder to; one of that name that is the user's is refused.
+
+        Raises:
+            OutputError: a file of that name is there that no study wrote; or it cannot be written.
+        """
+        return Ledger(self.folder).writing(name)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -158,8 +168,11 @@ class Study:
                 )
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, protect: Iterable[Path] = ()) -> None:
     """Refuse a plot that could not be drawn, before the hours that its study takes.
+
+    Args:
+        protect: what the study reads.
 
     Raises:
         UsageError: its suffix names no format.
@@ -169,7 +182,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
         raise UsageError("reproduce: --plot has another suffix", got=str(path), expected=".png or .svg")
     need("studies", "reproduce --plot")
-    check_target(path)
+    check_target(path, protect)
 
 
 def plot(result: Drawable, path: Path) -> None:

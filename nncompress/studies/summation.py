@@ -101,9 +101,9 @@ def _data(request: Request) -> tuple[Dataset, Dataset]:
     opened = []
     for name, count in (("train", SAMPLES), ("fresh", SAMPLES // 10)):
         x = generator.uniform(-1, 1, (count, 2)).astype(np.float32)
-        path = request.folder / f"{name}.npz"
-        np.savez(path, x=x, y=x.sum(1))
-        opened.append(open_data(str(path), inputs))
+        with request.writing(f"{name}.npz") as path:
+            np.savez(path, x=x, y=x.sum(1))
+        opened.append(open_data(str(request.folder / path.name), inputs))
     return opened[0], opened[1]
 
 

@@ -19,6 +19,7 @@ from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export.to_pt2 import Sink
 from nncompress.files.atomic import replacing
+from nncompress.files.interrupts import held_back
 from nncompress.ir import Model
 
 SCHEMA = 2  # 2: zero masks
@@ -50,7 +51,7 @@ def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, held_back(), temporary.open("wb") as file:
         sink = Sink(file)
         torch.save({"schema": SCHEMA, "identity": identity, "state": state}, cast(IO[bytes], sink))
         sink.close()

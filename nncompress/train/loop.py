@@ -12,6 +12,7 @@ import torch
 
 from nncompress.data import Dataset
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, check_regular, parse_json
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 from nncompress.train import checkpoint as checkpoints
@@ -86,6 +87,17 @@ def train(
                     file.write(json.dumps(row) + "\n")
             keep()
     return run.result()
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file that is there already is the log of a run."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            first = file.readline(1 << 20)
+        return not first or {"epoch", "loss"} <= set(parse_json(first))
+    except (OSError, Unreadable, TypeError):
+        return False
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def test_what_a_killed_run_left_goes_with_the_one_that_continues(sums, tmp_path,
     assert {"start.pt2", "train-1.checkpoint"} <= set(contents(tmp_path / "c"))
     run_cycles(network(), sums, training, settings, **given)
     assert set(contents(tmp_path / "c")) == {
-        *(".lock", ".nncompress.json", "state.json", "cycles.jsonl"),
+        *(".lock", ".nncompress.lock", ".nncompress.json", "state.json", "cycles.jsonl"),
         *("trained-2.pt2", "pruned-1.pt2"),
     }
 

@@ -1,0 +1,23 @@
+"""Whether nncompress wrote a file that is there already: told from the record that it puts into each."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+from nncompress.files.bounded_text import Unreadable, check_regular
+
+# Names that stand uncompressed in the file: of a member in the zip's directory, of a metadata property.
+_MARKS = {".pt2": b"/extra/nncompress.json", ".onnx": b"nncompress.version"}
+
+
+def is_ours(path: Path) -> bool:
+    """Whether nncompress wrote the `.pt2` or `.onnx`; files of other kinds are never said to be ours."""
+    mark = _MARKS.get(path.suffix.lower())
+    try:
+        if check_regular(path) == 0 or mark is None:
+            return False
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.rfind(mark) >= 0
+    except (Unreadable, OSError):
+        return False
