@@ -7,6 +7,7 @@ the papers. A parameter that several layers share is counted where it is first r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -84,18 +85,12 @@ def cost(model: Model) -> Cost:
     """Cost of every layer of `model` for one record, also where its batch is fixed at more."""
     shapes = Shapes(model)
     records = model.fixed_batch or 1
-    counted: set[int] = set()
     bits = _stored_bits(model)
     rows = []
-    for node in model.graph.nodes:
-        if node.op != "call_function" or op_name(node).startswith(("dequantize", "quantize")):
-            continue
-        stored, scales = _stored_tensors(model, node)
-        fresh = [(name, model.tensor(name)) for name in stored if id(model.tensor(name)) not in counted]
+    for node, stored, fresh, scales in counted_tensors(model):
         macs = node_macs(node, shapes) // records
         if not stored and not macs:
             continue
-        counted.update(id(tensor) for _, tensor in fresh)
         values = [tensor for name, tensor in fresh if name not in scales]
         rows.append(
             LayerCost(
@@ -110,6 +105,21 @@ def cost(model: Model) -> Cost:
             )
         )
     return Cost(tuple(rows))
+
+
+def counted_tensors(
+    model: Model,
+) -> Iterator[tuple[fx.Node, list[str], list[tuple[str, torch.Tensor]], set[str]]]:
+    """Every node that may cost something: the tensors that it reads, those of them that no node before it
+    has read (they are counted here), and which of the names are scales and zero points of int8 tensors."""
+    counted: set[int] = set()
+    for node in model.graph.nodes:
+        if node.op != "call_function" or op_name(node).startswith(("dequantize", "quantize")):
+            continue
+        stored, scales = _stored_tensors(model, node)
+        fresh = [(name, model.tensor(name)) for name in stored if id(model.tensor(name)) not in counted]
+        counted.update(id(tensor) for _, tensor in fresh)
+        yield node, stored, fresh, scales
 
 
 def _stored_bits(model: Model) -> dict[str, int]:
@@ -130,21 +140,24 @@ def node_macs(node: fx.Node, shapes: Shapes) -> int:
     """Multiply-accumulates of one node, 0 for an op that is no contraction, or one of weights alone (a
     spectral norm): that is not done per record.
 
-    Convolution: output elements times the size of one filter. Transposed: input elements times what each is
-    spread over. Linear and products: output elements times the length of the sum. Attention: queries times
+    Convolution: positions of the output (of the input, where it is transposed) times the weight. Linear and
+    products: output elements times the length of the sum. Recurrent layers: steps times their matrices.
+    Attention: queries times
     keys times (key size + value size) per head. einsum: the product of all its index ranges.
     """
     name, output = op_name(node), shapes.of(node)
     roles = roles_of(node)
     if node not in shapes.fed:
         return 0
-    if roles is not None and "conv" in roles.kind:
+    if roles is not None and roles.kind != "embedding":
         weight = shapes.of(argument(node, roles.weight))
-        if "transpose" in roles.kind:
-            return prod(shapes.of(argument(node, 0))) * prod(weight[1:])
-        return prod(output) * prod(weight[1:])
-    if name == "linear":
-        return prod(output) * shapes.of(node.args[0])[-1]
+        if "conv" in roles.kind:
+            space = (shapes.of(argument(node, 0)) if "transpose" in roles.kind else output)[2 - len(weight) :]
+            return prod(output[: len(output) + 1 - len(weight)]) * prod(space) * prod(weight)
+        if len(weight) == 2:
+            return prod(output[:-1]) * prod(weight)
+    if name == "bilinear":
+        return prod(output) * shapes.of(node.args[0])[-1] * shapes.of(node.args[1])[-1]
     if name in ("matmul", "mm", "bmm", "mv", "dot"):
         return prod(output) * shapes.of(node.args[0])[-1]
     if name in ("_grouped_mm", "grouped_mm_fallback"):  # every row meets one expert

@@ -305,3 +305,21 @@ def test_a_weight_that_the_graph_computes_is_no_activation():
     _, step = run(each, Records((torch.randn(80, 4),)), ratio=0.3)
     assert step.after.macs < 0.8 * step.before.macs
     assert all(g.sites for g in find_couplings(each).groups)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_fused_recurrent_layers_meet_a_budget(kind, unit):
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(6, 16, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+    each = Model.from_module(Last().eval(), (torch.randn(2, 5, 6),))
+    result, _ = run(each, **{unit: 0.5})
+    name = "macs" if unit == "macs" else "parameters"
+    assert 0.4 < getattr(cost(result), name) / getattr(cost(each), name) <= 0.5

@@ -68,11 +68,15 @@ class Group:
     """Interchangeable units: each touches the same dims of the same tensors, the same number of times.
 
     Removing some but not all units of a group always leaves every tensor non-empty.
+
+    Attributes:
+        carriers: every computed tensor that has the units; sites: those among them that depend on an input.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
+    carriers: tuple[Site, ...] = field(repr=False)
     sites: tuple[Site, ...] = field(repr=False)
 
     def role(self, role: str) -> tuple[Member, ...]:
@@ -186,24 +190,25 @@ class Couplings:
         count = int(group_of.max(initial=-1)) + 1
         flowing = fed_by_inputs(self.model.graph)
         members: list[list[Member]] = [[] for _ in range(count)]
-        sites: list[list[Site]] = [[] for _ in range(count)]
+        carried: list[list[Site]] = [[] for _ in range(count)]
         for which, dim, roots in carriers:
             groups = group_of[roots]
             for number in np.unique(groups[groups >= 0]):
                 unit = np.where(groups == number, unit_of[roots], -1)
                 if isinstance(which, str):
                     members[number].append(Member(which, dim, unit, self._role(which, dim)))
-                elif which in flowing:
-                    sites[number].append(Site(which, dim, unit))
+                else:
+                    carried[number].append(Site(which, dim, unit))
         made = []
         seen: dict[str, int] = {}
-        for own, places in zip(members, sites):
+        for own, places in zip(members, carried):
             first = next((m for m in own if m.role == "output"), own[0])
             name = layer_of(first.tensor)
             seen[name] = seen.get(name, 0) + 1
             name = name if seen[name] == 1 else f"{name}#{seen[name]}"
             size = int(max(m.unit.max() for m in own)) + 1
-            made.append(Group(name, size, tuple(own), tuple(places)))
+            sites = tuple(site for site in places if site.node in flowing)
+            made.append(Group(name, size, tuple(own), tuple(places), sites))
         return tuple(made)
 
     def _role(self, tensor: str, dim: int) -> str:

@@ -63,6 +63,7 @@ class Choice:
         sites: activations that carry them.
         consumers: the layers that sum over them; for "writes" none.
         layer: for "reads" and "writes", the layer that is narrowed.
+        carriers: for "group", every computed tensor that has the units.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Choice:
     sites: tuple[Site, ...] = field(repr=False)
     consumers: tuple[Consumer, ...] = field(repr=False)
     layer: Layer | None = field(default=None, repr=False)
+    carriers: tuple[Site, ...] = field(default=(), repr=False)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ def group_choices(model: Model, couplings: Couplings) -> list[Choice]:
     for layer in layers(model):
         by_tensor.setdefault(layer.weight.name, []).append(layer)
     return [
-        Choice(g.name, "group", g.size, g.members, g.sites, _consumers(g, by_tensor))
+        Choice(g.name, "group", g.size, g.members, g.sites, _consumers(g, by_tensor), carriers=g.carriers)
         for g in couplings.groups
     ]
 

@@ -1,31 +1,34 @@
 """What is left of a model's MACs and parameters when some units of some choices go, computed fast.
 
-MACs of a contraction are proportional to the size of each of its output and summed dims, parameters to the
-size of each dim of a tensor: a product of fractions. The exact cost is measured once the model is cut.
+The units of a choice are interchangeable, so the size of every dim is its fixed part plus, per choice, so
+many indices for each unit that is left. The cost of an op follows from those sizes by the rule that also
+counts the finished model (`nncompress.analysis.cost`): the prediction is exact, whatever the op.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import prod
+from typing import Any
 
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.cost import node_macs
+from nncompress.analysis.cost import counted_tensors, node_macs
 from nncompress.analysis.importance.choices import Choice
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
 from nncompress.ir.shapes import Shapes
 from nncompress.ir.weights import argument, layer_name, roles_of, weight_at
 
-Factor = tuple[float, tuple[tuple[str, float], ...]]  # fixed share, (choice, its share)
+Place = tuple[object, int]  # a node or the name of a stored tensor, and a dim
+Indices = tuple[int, int, dict[str, int]]  # how many in all, those that stay, and per unit of each choice
 
 
 class Costs:
     """Cost under a removal: `Costs(model, choices, "macs").left({"conv1": 12})`.
 
     Args:
-        unit: "macs" (at batch 1) or "params".
+        unit: "macs" (for one record) or "params" (as `inspect` counts them).
         gone: layers that are left out altogether; they count in `total` only.
 
     Attributes:
@@ -36,84 +39,119 @@ class Costs:
         self, model: Model, choices: Sequence[Choice], unit: str, gone: Collection[str] = ()
     ) -> None:
         self._sizes = {choice.name: choice.size for choice in choices}
-        self._terms: list[tuple[float, list[Factor]]] = []
+        self._terms: list[_Term] = []
         self._own: dict[str, list[int]] = {choice.name: [] for choice in choices}
         self._gone, self.total = frozenset(gone), 0.0
-        (self._add_macs if unit == "macs" else self._add_parameters)(model, choices)
+        places = _places(choices)
+        (self._add_macs if unit == "macs" else self._add_parameters)(model, places)
 
     def left(self, kept: Mapping[str, int]) -> float:
         """The cost once only `kept[name]` units of each named choice are left."""
-        return sum(self._value(term, kept) for term in range(len(self._terms)))
+        return sum(term.value(kept) for term in self._terms)
 
     def saved(self, name: str, count: int, kept: Mapping[str, int]) -> float:
         """What is saved by going from `kept` to `count` units of one choice."""
         then = {**kept, name: count}
-        return sum(self._value(t, kept) - self._value(t, then) for t in self._own[name])
+        return sum(self._terms[t].value(kept) - self._terms[t].value(then) for t in self._own[name])
 
     def touching(self, name: str) -> set[str]:
         """The choices whose savings depend on how many units of `name` are left."""
-        return {n for term in self._own[name] for _, factor in self._terms[term][1] for n, _ in factor}
+        return {n for term in self._own[name] for n in self._terms[term].names}
 
-    def _value(self, term: int, kept: Mapping[str, int]) -> float:
-        value, factors = self._terms[term]
-        for fixed, shares in factors:
-            value *= fixed + sum(share * kept.get(n, self._sizes[n]) / self._sizes[n] for n, share in shares)
-        return value
-
-    def _add(self, layer: str, base: float, factors: list[Factor]) -> None:
-        self.total += base
+    def _add(self, layer: str, names: Collection[str], count: Callable[[Mapping[str, int]], float]) -> None:
+        self.total += count(self._sizes)
         if layer in self._gone:
             return
-        number = len(self._terms)
-        self._terms.append((base, factors))
-        for name in {name for _, shares in factors for name, _ in shares}:
-            self._own[name].append(number)
+        for name in names:
+            self._own[name].append(len(self._terms))
+        self._terms.append(_Term(tuple(names), self._sizes, count))
 
-    def _add_macs(self, model: Model, choices: Sequence[Choice]) -> None:
-        shapes = Shapes(model)
-        stored = _by_place((m.tensor, m.dim, m.unit, c) for c in choices for m in c.members)
-        carried = _by_place((s.node, s.dim, s.unit, c) for c in choices for s in c.sites if c.kind == "group")
+    def _add_macs(self, model: Model, places: Mapping[Place, Indices]) -> None:
+        shapes = _SurvivingShapes(model, places)
+        records = model.fixed_batch or 1
         for node in model.graph.nodes:
-            macs = node_macs(node, shapes) if node.op == "call_function" else 0
-            if not macs:
+            if node.op != "call_function" or not node_macs(node, shapes):
                 continue
+
+            def count(kept: Mapping[str, int], node: fx.Node = node) -> float:
+                shapes.kept = kept
+                return node_macs(node, shapes) // records
+
             roles = roles_of(node)
             weight = weight_at(model, argument(node, roles.weight)) if roles is not None else None
-            factors = []
-            if roles is not None and weight is not None:
-                rank = len(shapes.of(argument(node, roles.weight)))
-                dims = {roles.outputs % rank, roles.inputs % rank}
-                factors = [stored[weight.name, d] for d in dims if (weight.name, d) in stored]
-                own = 1 if "conv" in roles.kind else len(shapes.of(node)) - 1
-                others = [d for d in range(len(shapes.of(node))) if d != own]
-            else:
-                others = list(range(len(shapes.of(node))))
-                factors = _summed(node, carried, shapes)
-            factors += [carried[node, d] for d in others if (node, d) in carried]
-            self._add(layer_name(weight.name) if weight else "", macs, factors)
+            names = {n for each in (node, *node.all_input_nodes) for n in shapes.names(each)}
+            self._add(layer_name(weight.name) if weight else "", names, count)
 
-    def _add_parameters(self, model: Model, choices: Sequence[Choice]) -> None:
-        stored = _by_place((m.tensor, m.dim, m.unit, c) for c in choices for m in c.members)
-        for name, parameter in model.graph_module.named_parameters():
-            places = [(name, d) for d in range(parameter.dim())]
-            self._add(layer_name(name), parameter.numel(), [stored[p] for p in places if p in stored])
+    def _add_parameters(self, model: Model, places: Mapping[Place, Indices]) -> None:
+        for _, _, fresh, scales in counted_tensors(model):
+            for tensor, value in fresh:
+                if tensor in scales:
+                    continue
+                own = [places.get((tensor, dim)) for dim in range(value.dim())]
 
+                def count(
+                    kept: Mapping[str, int],
+                    shape: Sequence[int] = value.shape,
+                    own: Sequence[Indices | None] = own,
+                ) -> float:
+                    return prod(n if i is None else _left(n, i, kept) for n, i in zip(shape, own))
 
-def _by_place(rows: object) -> dict[tuple[object, int], Factor]:
-    """(tensor or node, dim) -> the shares of the choices that own indices there."""
-    found: dict[tuple[object, int], tuple[float, list[tuple[str, float]]]] = {}
-    for place, dim, unit, choice in rows:  # type: ignore[attr-defined]
-        share = float((np.asarray(unit) >= 0).mean())
-        fixed, shares = found.get((place, dim), (1.0, []))
-        if all(name != choice.name for name, _ in shares):
-            found[place, dim] = (fixed - share, [*shares, (choice.name, share)])
-    return {key: (max(fixed, 0.0), tuple(shares)) for key, (fixed, shares) in found.items()}
+                self._add(layer_name(tensor), {n for i in own if i is not None for n in i[2]}, count)
 
 
-def _summed(node: fx.Node, carried: Mapping[tuple[object, int], Factor], shapes: Shapes) -> list[Factor]:
-    """The dim that a matrix product sums over, at its first operand."""
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or op_name(node) not in ("matmul", "mm", "bmm"):
-        return []
-    place = (first, len(shapes.of(first)) - 1)
-    return [carried[place]] if place in carried else []
+class _Term:
+    """One summand, and what it depends on; values are kept, since a budget asks for the same ones again."""
+
+    def __init__(
+        self, names: tuple[str, ...], sizes: Mapping[str, int], count: Callable[[Mapping[str, int]], float]
+    ) -> None:
+        self.names = names
+        self._full, self._count = sizes, count
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def value(self, kept: Mapping[str, int]) -> float:
+        key = tuple(kept.get(name, self._full[name]) for name in self.names)
+        if key not in self._known:
+            self._known[key] = self._count(dict(zip(self.names, key)))
+        return self._known[key]
+
+
+class _SurvivingShapes(Shapes):
+    """Shapes at batch 1 with `kept` units of each choice."""
+
+    def __init__(self, model: Model, places: Mapping[Place, Indices]) -> None:
+        super().__init__(model)
+        self.kept: Mapping[str, int] = {}
+        self._before: dict[fx.Node, tuple[int, ...]] = {}
+        self._own: dict[fx.Node, tuple[Indices | None, ...]] = {}
+        for node in model.graph.nodes:
+            self._before[node] = super().of(node)
+            key: object = str(node.target) if node.op == "get_attr" else node
+            self._own[node] = tuple(places.get((key, d)) for d in range(len(self._before[node])))
+
+    def of(self, node: Any) -> tuple[int, ...]:
+        shape, own = self._before.get(node, ()), self._own.get(node, ())
+        return tuple(n if i is None or not self.kept else _left(n, i, self.kept) for n, i in zip(shape, own))
+
+    def names(self, node: fx.Node) -> set[str]:
+        return {name for indices in self._own[node] if indices is not None for name in indices[2]}
+
+
+def _left(size: int, indices: Indices, kept: Mapping[str, int]) -> int:
+    """A dim's size. One that merges batch and heads was traced at another batch: its share counts."""
+    count, fixed, units = indices
+    return size * (fixed + sum(per * kept[name] for name, per in units.items())) // count
+
+
+def _places(choices: Sequence[Choice]) -> dict[Place, Indices]:
+    """Where the choices own indices."""
+    found: dict[Place, Indices] = {}
+    for choice in choices:
+        rows: list[tuple[object, int, Any]] = [(m.tensor, m.dim, m.unit) for m in choice.members]
+        rows += [(s.node, s.dim, s.unit) for s in choice.carriers]
+        for place, dim, unit in rows:
+            owned = int((np.asarray(unit) >= 0).sum())
+            count, fixed, units = found.get((place, dim), (len(unit), len(unit), {}))
+            if choice.name not in units:
+                found[place, dim] = (count, fixed - owned, {**units, choice.name: owned // choice.size})
+    return found

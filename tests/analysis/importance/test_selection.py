@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from networks import NETWORKS, model
+from torch import Tensor, nn
 
-from nncompress.analysis.couplings import find_couplings
-from nncompress.analysis.importance import Ranking, group_choices
+from nncompress.analysis.compensation import Cut, without_data
+from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import find_couplings, remove_units
+from nncompress.analysis.importance import Ranking, group_choices, separate_choices
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.costs import Costs
 from nncompress.analysis.importance.selection import (
@@ -19,6 +23,8 @@ from nncompress.analysis.importance.selection import (
     within_budget,
 )
 from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.passes.nodes.carry_out import carry_out
 
 
 def choice(name: str, size: int) -> Choice:
@@ -29,22 +35,79 @@ def ranked(*scores: float) -> Ranking:
     return Ranking.from_scores(np.array(scores, float))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+class Recurrent(nn.Module):
+    """A fused layer, then cells, then attention between the states."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        self.rnn = kind(6, 8, batch_first=True, **options)
+        width = self.rnn(torch.zeros(1, 1, 6))[0].shape[-1]
+        self.cell = nn.GRUCell(width, 12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, h = [], x.new_zeros(len(x), 12)
+        for y in self.rnn(x)[0].unbind(1):
+            h = self.cell(y, h)
+            states.append(h)
+        y = torch.stack(states, 1)
+        return self.head(torch.einsum("btc,bsc->bts", y, y) @ self.attention(y, y, y)[0])
+
+
+RECURRENT = {
+    "lstm": (nn.LSTM, {}),
+    "lstm-layers-both-ways": (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+    "gru": (nn.GRU, {"bias": False}),
+    "rnn": (nn.RNN, {}),
+}
+
+
+def counted(name: str) -> Model:
+    if name in NETWORKS:
+        return model(name)
+    torch.manual_seed(0)
+    kind, options = RECURRENT[name]
+    return Model.from_module(Recurrent(kind, **options).eval(), (torch.randn(2, 4, 6),))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *RECURRENT])
 @pytest.mark.parametrize("unit", ["macs", "params"])
-def test_the_fast_cost_is_the_exact_one(name, unit):
-    each = model(name)
-    couplings = find_couplings(each)
-    choices = group_choices(each, couplings)
-    exact = couplings.macs if unit == "macs" else couplings.parameters
+def test_the_predicted_cost_is_the_counted_cost_of_the_result(name, unit):
+    each = counted(name)
+    choices = group_choices(each, find_couplings(each))
     costs = Costs(each, choices, unit)
-    assert costs.total == pytest.approx(exact())
+
+    def count(of: Model) -> int:
+        return cost(of).macs if unit == "macs" else cost(of).parameters
+
+    assert costs.total == count(each)
     generator = np.random.default_rng(0)
-    for _ in range(3):
-        kept = {c.name: int(generator.integers(1, c.size + 1)) for c in choices}
-        removal = {c.name: range(c.size - kept[c.name]) for c in choices}
-        assert costs.left(kept) == pytest.approx(exact(removal), rel=1e-6)
-    first = choices[0]
-    assert costs.saved(first.name, 1, {}) == pytest.approx(costs.total - costs.left({first.name: 1}))
+    kept = {c.name: int(generator.integers(1, c.size + 1)) for c in choices}
+    smaller = each.copy()
+    remove_units(smaller, {c.name: range(c.size - kept[c.name]) for c in choices})
+    assert costs.left(kept) == count(smaller)
+    for c in choices:
+        alone = each.copy()
+        remove_units(alone, {c.name: range(c.size - 1)})
+        assert costs.left({c.name: 1}) == count(alone) < costs.total
+        assert costs.saved(c.name, 1, {}) == costs.total - count(alone)
+
+
+@pytest.mark.parametrize("name", ["residual", "stages"])
+def test_narrowed_branches_are_predicted_too(name):
+    each = model(name)
+    choices, _ = separate_choices(each, find_couplings(each))
+    costs = Costs(each, choices, "macs")
+    kept = {c.name: (c.size + 1) // 2 for c in choices}
+    units = {c.name: range(c.size - kept[c.name]) for c in choices}
+
+    def of(kind: str) -> dict[str, range]:
+        return {c.layer.name if c.layer else c.name: units[c.name] for c in choices if c.kind == kind}
+
+    cut = Cut(of("group"), of("reads"), of("writes"), ())
+    smaller, _ = carry_out(each, cut, without_data(each, cut), None, verify=True)
+    assert costs.left(kept) == cost(smaller).macs
 
 
 def test_allowed_counts():
