@@ -9,6 +9,7 @@ nncompress.save(smaller, "smaller.onnx")
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,15 @@ def compress(
     limit: int | None = 512,
     seed: int = 0,
     progress: Progress | None = None,
+    notice: Callable[[str], None] = warnings.warn,
 ) -> Model:
     """Run passes in order on a copy of `model` and return it; each is verified and recorded in its history.
 
     Args:
         passes: pass objects, texts like "prune:std=0.5", one such text, or the path of a .toml recipe.
         data: calibration records for the passes that need them.
-        limit: use at most this many of them.
+        limit: fit to at most this many of them.
+        notice: called with what a pass warns of: outputs that have moved far from the original's.
 
     Raises:
         NNCompressError: a pass refused, or its result did not check out.
@@ -111,7 +114,10 @@ def compress(
         progress=progress or NullProgress(),
         limit=limit,
     )
-    return pipeline.run(model, as_passes(passes), context)[0]
+    result, steps = pipeline.run(model, as_passes(passes), context)
+    for warning in (warning for step in steps for warning in step.warnings):
+        notice(warning)
+    return result
 
 
 def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:

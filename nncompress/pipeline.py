@@ -7,19 +7,20 @@ does it take the model's place, so a refused or failed pass leaves the model as 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from torch import Tensor
-
 from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
+from nncompress.analysis.drift import BOUND, Reference, Samples, amount
 from nncompress.errors import UsageError
+from nncompress.ir.computed import store_computed_weights
 from nncompress.ir.model import Model
-from nncompress.ir.verify import Drift, drift, outputs_checked, same_structure
+from nncompress.ir.verify import Drift
 from nncompress.ir.weights import layer_name, layers, recurrent_layers
+from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
 
 
@@ -32,8 +33,10 @@ class Step:
         changes: per layer; those with `applied=False` say why a layer was left alone.
         before, after: cost of the model around the pass.
         drift: distance of the outputs from the original's on the same inputs, after this pass.
+        samples: on which inputs that was measured.
         seconds: how long it took, verification included.
         notes: sentences for the user.
+        warnings: sentences that say what may be wrong with the result.
     """
 
     name: str
@@ -42,8 +45,10 @@ class Step:
     before: Cost
     after: Cost
     drift: list[Drift]
+    samples: Samples
     seconds: float
     notes: list[str]
+    warnings: list[str]
 
     @property
     def changed(self) -> bool:
@@ -57,8 +62,10 @@ class Step:
             "before": self.before.totals(),
             "after": self.after.totals(),
             "drift": [row.to_json() for row in self.drift],
+            "samples": {"count": self.samples.count, "origin": self.samples.origin},
             "seconds": round(self.seconds, 3),
             "notes": self.notes,
+            "warnings": self.warnings,
         }
 
 
@@ -81,12 +88,18 @@ def run(
     Raises:
         NNCompressError: a pass refused, or its result did not check out.
     """
-    inputs = _sample(model, context)
-    outputs_checked(model, inputs, "the model as loaded")
-    reference = outputs_checked(original or model, inputs, "the original")
+    held = None
+    if context.data is not None:
+        fitted, held = context.data.split()
+        context = replace(context, data=fitted)
+    samples = Samples.draw(model, context.data, held, context.seed)
+    whose = "the model as loaded" if original is None or original is model else "the original"
+    reference = Reference(original or model, samples, whose)
+    before = reference.drift(model, "the model as loaded")
     steps: list[Step] = []
     for each in passes:
-        model, step = _run_one(model, each, context, inputs, reference)
+        model, step = _run_one(model, each, context, reference, amount(before))
+        before = step.drift
         steps.append(step)
         if done is not None:
             done(step, model)
@@ -94,36 +107,46 @@ def run(
 
 
 def _run_one(
-    model: Model, each: Pass, context: Context, inputs: tuple[Tensor, ...], reference: Sequence[Tensor]
+    model: Model, each: Pass, context: Context, reference: Reference, drift_before: float
 ) -> tuple[Model, Step]:
     started = time.perf_counter()
-    _check_patterns(each, model)
-    each.requires(model, context)
-    before = cost(model)
     context.notes = []
-    edited = model.copy()
+    given, edited = model, model.copy()
+    computed = store_computed_weights(edited) if each.stored_weights else []
+    start = edited.copy() if computed else model
+    _check_patterns(each, start)
+    each.requires(start, context)
+    before = cost(model)
     changes = each.apply(edited, context)
     if any(change.applied for change in changes):
         edited.refresh()
         each.ensures(edited, changes)
         model = edited
+        if computed:
+            context.notes.append(_stored(computed))
     if not each.recurrent:
         changes += [
             Change(name, "left: a recurrent layer", applied=False) for name in recurrent_layers(model)
         ]
     context.progress.step(f"verifying {each.name}", 0, 1)
-    outputs = outputs_checked(model, inputs, each.name)
-    same_structure(outputs, reference, each.name)
+    drift = reference.drift(model, each.name)
     after = cost(model)
+    warnings = []
+    if model is not given and amount(drift) > BOUND:
+        inputs = reference.samples.batches[0]
+        worst = each.contributions(start, model, changes, inputs, context)
+        warnings.append(drift_warning(each, amount(drift), drift_before, worst, reference.samples))
     step = Step(
         each.name,
         each.settings(),
         changes,
         before,
         after,
-        drift(model, outputs, reference),
+        drift,
+        reference.samples,
         time.perf_counter() - started,
         context.notes,
+        warnings,
     )
     if step.changed:
         model.history.append(
@@ -138,6 +161,27 @@ def _run_one(
         )
     context.progress.step(f"verifying {each.name}", 1, 1)
     return model, step
+
+
+def drift_warning(each: Pass, now: float, before: float, worst: Mapping[str, float], samples: Samples) -> str:
+    """How far the outputs have moved, which layers did it, and what would have kept them."""
+    text = f"{each.name}: the outputs are {now:.0%} away from the original's {samples}, more than {BOUND:.0%}"
+    if before > BOUND / 2:
+        text += f" ({before:.0%} before this pass)"
+    text += ": the model may no longer do what it did."
+    if worst:
+        effects = ", ".join(f"{name} moves them by {share:.0%}" for name, share in worst.items())
+        text += f" By itself, {effects}."
+    if each.protects and worst:
+        flags = " ".join(f"{flag_of(each.protects)} {name}" for name in worst)
+        text += f" To leave these as they are: {flags}."
+    return f"{text} {each.afterwards}".rstrip()
+
+
+def _stored(names: Sequence[str]) -> str:
+    named = [layer_name(name) for name in names]
+    several = ", …" if named[5:] else ""
+    return f"weights that the graph computed are stored as what they were: {', '.join(named[:5])}{several}"
 
 
 def _check_patterns(each: Pass, model: Model) -> None:
@@ -156,11 +200,3 @@ def _check_patterns(each: Pass, model: Model) -> None:
                     expected=", ".join(names[:5]) + (", …" if names[5:] else ""),
                     remedy="nncompress inspect shows the layers",
                 )
-
-
-def _sample(model: Model, context: Context) -> tuple[Tensor, ...]:
-    """Inputs to compare outputs on: records of the data where there is any, else random ones."""
-    if context.data is not None:
-        for batch in context.data.batches(16, limit=16):
-            return batch.inputs
-    return model.example_inputs(batch=4, seed=context.seed)

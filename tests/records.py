@@ -10,7 +10,14 @@ from torch import Tensor
 from nncompress.data import Batch
 
 
-class Records:
+class Whole:
+    """Records of which none are held out."""
+
+    def split(self) -> tuple[Whole, None]:
+        return self, None
+
+
+class Records(Whole):
     """Inputs and labels; without labels where `labels` is None."""
 
     spec = "records in memory"

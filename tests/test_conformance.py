@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from networks import NETWORKS, inputs, model
+from records import Whole
 
 from nncompress import export, pipeline
 from nncompress.data import Batch
@@ -26,7 +27,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-class Records:
+class Records(Whole):
     """A data set of random records for the network `name`."""
 
     has_labels = False

@@ -1,13 +1,21 @@
+import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from nncompress import pipeline
+from nncompress.data.dataset import Dataset
+from nncompress.data.fit import fit_inputs
+from nncompress.data.source import ArraySource
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Change, Context, Pass
+from nncompress.passes.cluster import Cluster
+from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 
@@ -91,3 +99,61 @@ def test_recurrent_layers_are_listed_as_left_by_a_pass_that_does_not_change_them
     steps = pipeline.run(each, [Prune(sparsity=0.5), PruneNodes(ratio=0.3)], Context())[1]
     left = [[(c.where, c.what) for c in step.changes if not c.applied] for step in steps]
     assert left == [[("rnn", "left: a recurrent layer")], []]
+
+
+@dataclass(frozen=True)
+class Wreck(Pass):
+    name = "wreck"
+    summary = "writes noise over one layer and a little over another"
+
+    def apply(self, model, context):
+        for layer, share in (("0", 0.01), ("2", 3.0)):
+            weight = model.tensor(f"{layer}.weight").data
+            weight += share * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        return [Change("0", "a little"), Change("2", "a lot")]
+
+
+def test_outputs_that_moved_far_are_a_warning_that_names_the_layers_and_their_flag():
+    (step,) = pipeline.run(make(), [Wreck()], Context())[1]
+    (warning,) = step.warnings
+    assert "more than 25%" in warning
+    assert warning.index("2 moves them") < warning.index("0 moves them")
+    assert "--exclude 2 --exclude 0" in warning
+    assert step.to_json()["warnings"] == [warning]
+    assert pipeline.run(make(), [Prune(sparsity=0.1)], Context())[1][0].warnings == []
+
+
+@dataclass(frozen=True)
+class Memorize(Pass):
+    name = "memorize"
+    summary = "makes a model that is right on what it saw, and wrong elsewhere"
+
+    def apply(self, model, context):
+        seen = torch.cat([batch.inputs[0] for batch in context.data.batches(64)])
+        context.notes.append(str(sorted(seen[:, 0].tolist())))
+        return [Change("0", "left", applied=False)]
+
+
+def test_no_pass_sees_the_samples_that_its_drift_is_measured_on():
+    model, x = make(), np.arange(40.0, dtype=np.float32)[:, None].repeat(6, 1)
+    source = ArraySource({"x": x}, None, origin="here")
+    data = Dataset("here", source, fit_inputs(source.fields, None, None, asked=False, origin="here"))
+    steps = pipeline.run(model, [Memorize(), Memorize()], Context(data=data))[1]
+    assert steps[0].notes == steps[1].notes
+    assert (steps[0].samples.count, str(steps[0].samples)) == (8, "on 8 held-out samples")
+    measured = {v for (inputs,) in steps[0].samples.batches for v in inputs[:, 0].tolist()}
+    assert len(measured) == 8
+    assert not measured & set(json.loads(steps[0].notes[0]))
+
+
+def test_a_weight_that_the_graph_computes_is_seen_by_every_pass():
+    torch.manual_seed(0)
+    first = torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 16))
+    second = nn.Linear(16, 3)
+    prune.l1_unstructured(second, "weight", 0.5)
+    model = Model.from_module(nn.Sequential(first, nn.ReLU(), second).eval(), (torch.randn(2, 6),))
+    for each in (Prune(sparsity=0.25), Factorize(rank=1), Cluster(codebook=2)):
+        (step,) = pipeline.run(model, [each], Context())[1]
+        assert {c.where for c in step.changes if c.applied} == {"0", "2"}, each
+        assert "weights that the graph computed are stored as what they were: 0, 2" in step.notes
+        assert step.drift[0].relative > 0

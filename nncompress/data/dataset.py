@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nncompress.data.fit import Conversion
+from nncompress.data.held_out import hold_out
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, StreamSource
 from nncompress.errors import DataError, UsageError
@@ -119,6 +120,19 @@ class Dataset:
             order = np.random.default_rng(seed).permutation(order)
         for start in range(0, len(order), size):
             yield source.read(order[start : start + size])
+
+    def split(self) -> tuple[Dataset, Dataset | None]:
+        """The records to fit to, and those held out to measure on: the same two parts at every call.
+
+        Returns: None for the second where there are too few records (see `nncompress.data.held_out`).
+        """
+        fitted, held = hold_out(self._source, self.fixed_batch)
+        parts = [
+            None if source is None else Dataset(self.spec, source, self._conversions, self.fixed_batch)
+            for source in (fitted, held)
+        ]
+        assert parts[0] is not None
+        return parts[0], parts[1]
 
     def require_labels(self, purpose: str) -> None:
         """Refuse data without labels before work starts.

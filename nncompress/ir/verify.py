@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,26 +20,87 @@ class Drift:
 
     Attributes:
         output: its name.
-        relative: ‖a − b‖ / ‖b‖ (Frobenius), 0 for equal outputs.
+        relative: ‖a − b‖ / ‖b‖ (Frobenius) over what is finite in both, 0 for equal outputs; of whole numbers
+            and truth values the share of entries that differ.
         largest: the largest absolute difference.
+        misplaced: share of entries of which one is finite and the other is not, or is another infinity.
+        counted: `relative` is a share of entries.
     """
 
     output: str
     relative: float
     largest: float
+    misplaced: float = 0.0
+    counted: bool = False
+
+    @property
+    def amount(self) -> float:
+        """The worse of the two shares."""
+        return max(self.relative, self.misplaced)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def outputs_checked(model: Model, inputs: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
+class Distances:
+    """Streamed `Drift` of every output: `add` batch after batch, then `rows`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._sums = [_Sums() for _ in names]
+
+    def add(self, now: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """Take in the outputs of one batch, and those of the reference for the same inputs."""
+        for sums, a, b in zip(self._sums, now, before):
+            sums.add(a.detach(), b.detach())
+
+    def rows(self) -> list[Drift]:
+        return [sums.drift(name) for name, sums in zip(self._names, self._sums)]
+
+
+@dataclass
+class _Sums:
+    entries: int = 0
+    differing: int = 0
+    misplaced: int = 0
+    squares: float = 0.0
+    energy: float = 0.0
+    largest: float = 0.0
+    counted: bool = False
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        self.counted = not (b.is_floating_point() or b.is_complex())
+        self.entries += b.numel()
+        self.differing += int((a != b).sum())
+        a, b = in_double(a), in_double(b)
+        finite = a.isfinite() & b.isfinite()
+        same = finite | (a == b) | (a.isnan() & b.isnan())
+        self.misplaced += int((~same).sum())
+        apart = (a - b)[finite].abs()
+        self.squares += float(apart.square().sum())
+        self.energy += float(b[finite].abs().square().sum())
+        self.largest = max(self.largest, float(apart.max()) if apart.numel() else 0.0)
+
+    def drift(self, name: str) -> Drift:
+        of_all = 1 / max(self.entries, 1)
+        relative = (self.squares / (self.energy or 1.0)) ** 0.5
+        if self.counted:
+            relative = self.differing * of_all
+        return Drift(name, relative, self.largest, self.misplaced * of_all, self.counted)
+
+
+def outputs_checked(
+    model: Model, inputs: Sequence[Tensor], what: str, reference: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
     """Run the model and refuse a result that no user could want.
 
     Args:
         what: who made this model, for the message ("prune").
+        reference: the original's outputs. A NaN, inf or -inf is refused in an output that has none there
+            (some models mask classes out with -inf); without a reference, if no output has anything else.
 
     Raises:
-        VerificationError: the graph does not lint or run, or gives NaN or infinite values.
+        VerificationError: the graph does not lint or run, or gives values that are not finite.
     """
     try:
         model.graph.lint()
@@ -48,16 +110,32 @@ def outputs_checked(model: Model, inputs: Sequence[Tensor], what: str) -> tuple[
         raise VerificationError(
             f"{what}: the model no longer runs", got=f"{type(error).__name__}: {error}"
         ) from error
-    for name, tensor in zip(model.outputs, outputs):
-        if not tensor.isfinite().all():
-            broken = not_finite(model)
+    broken = not_finite(model)
+    nowhere = not any(not t.numel() or t.isfinite().any() for t in outputs)
+    for position, (name, tensor) in enumerate(zip(model.outputs, outputs)):
+        new = _kinds(tensor)
+        if reference is not None and position < len(reference):
+            new -= _kinds(reference[position])
+        elif broken is None and not nowhere:
+            continue
+        if new:
             raise VerificationError(
-                f"{what}: output {name!r} has NaN or infinite values",
+                f"{what}: output {name!r} has NaN or infinite values"
+                + (" only" if reference is None and nowhere else ""),
                 got=f"{broken} has some too"
                 if broken
                 else "its weights are finite: the activations overflow",
+                remedy="give inputs that it is made for: --data" if reference is None and nowhere else "",
             )
     return outputs
+
+
+def _kinds(tensor: Tensor) -> set[str]:
+    """Which values that are not finite it has."""
+    found = {"nan"} if tensor.isnan().any() else set()
+    if tensor.is_complex():
+        return found | ({"inf"} if tensor.isinf().any() else set())
+    return found | {str(v) for v in (math.inf, -math.inf) if (tensor == v).any()}
 
 
 def not_finite(model: Model) -> str | None:
@@ -93,10 +171,6 @@ def same_structure(now: Sequence[Tensor], before: Sequence[Tensor], what: str) -
 
 def drift(model: Model, now: Sequence[Tensor], before: Sequence[Tensor]) -> list[Drift]:
     """Distance of every output from the reference `before`."""
-    rows = []
-    for name, a, b in zip(model.outputs, now, before):
-        a, b = in_double(a), in_double(b)
-        norm = float(b.norm()) or 1.0
-        largest = float((a - b).abs().max()) if a.numel() else 0.0
-        rows.append(Drift(name, float((a - b).norm()) / norm, largest))
-    return rows
+    distances = Distances(model.outputs)
+    distances.add(now, before)
+    return distances.rows()

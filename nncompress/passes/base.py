@@ -20,6 +20,8 @@ from nncompress.options import Options, option
 from nncompress.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nncompress.data import Dataset
     from nncompress.ir import Model
 
@@ -67,11 +69,18 @@ class Pass(Options):
 
     Attributes:
         recurrent: it changes fused recurrent layers (LSTM, GRU); where it does not, the driver says so.
+        stored_weights: it sees stored weights only: the driver stores those that the graph computes (weight
+            norm, the mask of a pruned weight) before it; where False, the pass does so itself.
+        protects: the option that leaves a layer alone.
+        afterwards: what usually follows, for the case that the outputs have moved far.
     """
 
     summary: ClassVar[str]
     example: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
+    stored_weights: ClassVar[bool] = True
+    protects: ClassVar[str] = "exclude"
+    afterwards: ClassVar[str] = ""
 
     def requires(self, model: Model, context: Context) -> None:
         """Refuse before work starts.
@@ -90,6 +99,14 @@ class Pass(Options):
         Raises:
             VerificationError: what the pass promises does not hold.
         """
+
+    def contributions(
+        self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context
+    ) -> dict[str, float]:
+        """Which layers have moved the outputs most, and how far each by itself; worst first."""
+        from nncompress.analysis.blame import contributions
+
+        return contributions(before, after, [c.where for c in changes if c.applied], inputs)
 
     def __str__(self) -> str:
         """The text that makes it: "prune:sparsity=0.5,exclude=head*+stem"."""

@@ -15,6 +15,8 @@ from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nncompress.data import Dataset
     from nncompress.ir import Model
     from nncompress.passes.nodes.plan import Plan
@@ -30,6 +32,8 @@ class PruneNodes(Pass):
     summary = "remove whole nodes (channels, heads, hidden units) with everything tied to them"
     example = "nncompress prune-nodes model.pt2 --macs 0.5 --data images/"
     recurrent = True
+    stored_weights = False
+    afterwards = "Train or distil the result (nncompress train), or remove less."
 
     ratio: float | None = option(
         None, above=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
@@ -199,6 +203,13 @@ class PruneNodes(Pass):
         if cut:
             model.graph_module = pruned.graph_module
         return changes
+
+    def contributions(
+        self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context
+    ) -> dict[str, float]:
+        from nncompress.passes.nodes.blame import group_contributions
+
+        return group_contributions(before, changes, inputs)
 
     def _changes(self, plan: Plan, numbers: dict[str, float], refused: dict[str, str]) -> list[Change]:
         verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}

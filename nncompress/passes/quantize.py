@@ -8,7 +8,7 @@ on int8 kernels (`nncompress.export.int8_coverage` says which). The steps are in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,8 @@ from nncompress.options import flag_of
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nncompress.ir import Model
 
 
@@ -31,6 +33,8 @@ class Quantize(Pass):
     name = "quantize"
     summary = "int8 weights and activations, calibrated on data"
     example = "nncompress quantize model.pt2 --data calibration.npz"
+    stored_weights = False
+    protects = "keep"
 
     mode: Literal["static", "dynamic", "weights", "float16"] = option(
         "static", help="what is rounded, and how"
@@ -186,6 +190,18 @@ class Quantize(Pass):
         if self.max_drop is not None:
             extra = keep_worst(model, chosen, self, evidence, context, rounded_copy)
         return rounded(model, extra)
+
+    def contributions(
+        self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context
+    ) -> dict[str, float]:
+        from nncompress.passes.int8.condition import condition
+        from nncompress.passes.int8.prepare import prepare
+
+        reference = before.copy()  # as it was when its layers were rounded
+        prepare(reference)
+        if self.mode != "float16":
+            condition(reference, self, replace(context, notes=[]))
+        return super().contributions(reference, after, changes, inputs, context)
 
     def _halve(self, model: Model) -> list[Change]:
         from nncompress.ir.fold import fold_batch_norms

@@ -29,6 +29,7 @@ class Share(Pass):
     name = "share"
     summary = "residual blocks of a stage share one 3×3 weight"
     example = "nncompress share model.pt2 --data train.npz"
+    afterwards = "Shared weights are a start for training: nncompress train."
 
     which: Literal["auto", "second-3x3", "all-3x3"] = option(
         "auto", help="which of a block's 3×3 [auto: the second where it has two, else its only one]"

@@ -35,6 +35,10 @@ class Substitute(Pass):
     name = "substitute"
     summary = "cheaper operations instead of K×K convolutions"
     example = "nncompress substitute model.pt2 --with separable --data train.npz"
+    protects = ""
+    afterwards = (
+        "Substitutes are a start for training: nncompress train, or replace fewer layers (--layers, --macs)."
+    )
 
     with_: Literal["separable", "nonlinear-separable", "kernel-composing", "stacked-3x3"] = option(
         "separable",

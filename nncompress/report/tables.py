@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nncompress.analysis.spectrum import LayerSpectrum
     from nncompress.export import ExportReport
     from nncompress.ir import Model
+    from nncompress.ir.verify import Drift
     from nncompress.pipeline import Step
     from nncompress.results import CompareResult, EvalResult, PairedResult
     from nncompress.zoo.registry import Architecture
@@ -145,11 +146,21 @@ def step(result: Step) -> RenderableType:
     if result.changes:
         lines.append(changes)
     lines.append(sums)
-    worst = max(result.drift, key=lambda d: d.relative, default=None)
+    worst = max(result.drift, key=lambda d: d.amount, default=None)
     if worst is not None:
-        lines.append(Text(f"outputs are {worst.relative:.2%} away from the original's (relative L2 norm)"))
+        lines.append(Text(f"{_distance(worst)}, {result.samples}"))
     lines += [Text(note) for note in result.notes]
+    lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     return Group(*lines, Text())
+
+
+def _distance(drift: Drift) -> str:
+    """7.61% of what: a norm, or entries of a whole-number output, or of one with infinities."""
+    if drift.misplaced >= drift.relative and drift.misplaced:
+        return f"{drift.misplaced:.2%} of the outputs are infinite in one model and not in the other"
+    if drift.counted:
+        return f"{drift.relative:.2%} of the outputs' entries differ from the original's"
+    return f"outputs are {drift.relative:.2%} away from the original's (relative L2 norm)"
 
 
 def _setting(name: str, value: Any) -> str:

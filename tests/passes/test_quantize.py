@@ -2,6 +2,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from tests.exact_integers import Exact
 from tests.export.networks import convolutional, language
 
 
-class Records:
+class Records(Whole):
     """A small data set of random records for a model."""
 
     def __init__(self, model: Model, count: int = 64) -> None:

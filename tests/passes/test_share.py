@@ -5,6 +5,7 @@ from __future__ import annotations
 import networks
 import pytest
 import torch
+from records import Whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,7 +62,7 @@ def test_table_1(name, before, after, decrease, convs, shared_convs, tied):
     assert convs - (len(blocks) - stages) == (shared_convs if name != "resnet34" else 22)
 
 
-class Records:
+class Records(Whole):
     """Noise of one shape."""
 
     has_labels = False

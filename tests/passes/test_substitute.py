@@ -5,6 +5,7 @@ from __future__ import annotations
 import networks
 import pytest
 import torch
+from records import Whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +44,7 @@ class Net(nn.Module):
         return self.point(x).mean((2, 3))
 
 
-class Records:
+class Records(Whole):
     """Correlated images."""
 
     has_labels = False

@@ -1,0 +1,108 @@
+"""Records held out from fitting, so that what is measured on them was not learnt from them.
+
+Both parts are the same at every call and for every model: a second pass, or a second command, does not fit
+to what the first one was measured on. Records readable by index are held out evenly over the data, which is
+often ordered by class; those of a stream by a checksum of the record, since a stream may shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from zlib import crc32
+
+import numpy as np
+
+from nncompress.data.source import Raw, Source, StreamSource
+
+MOST = 64  # records held out; a relative distance of outputs is then known to a few percent of itself
+ONE_IN = 5  # at most this share
+FEWEST = 8  # up to so many records, all are needed for fitting
+LOOK = 256  # batches of a stream that are looked at for some of either part
+
+
+def hold_out(
+    source: Source | StreamSource, fixed_batch: int | None
+) -> tuple[Source | StreamSource, Source | StreamSource | None]:
+    """The records to fit to, and those held out, or None where there are at most `FEWEST` (or, of a model
+    with a fixed batch, less than two batches)."""
+    if not isinstance(source, Source):
+        return _split_stream(source, fixed_batch or 1)
+    unit = fixed_batch or 1
+    units = len(source) // unit
+    if len(source) <= FEWEST or units < 2:
+        return source, None
+    count = max(1, min(MOST // unit, units // ONE_IN))
+    step = units / count
+    held = ((np.arange(count) + 0.5) * step).astype(np.int64)
+    records = (held[:, None] * unit + np.arange(unit)).ravel()
+    return Selection(source, np.setdiff1d(np.arange(len(source)), records)), Selection(source, records)
+
+
+class Selection:
+    """Some records of a source.
+
+    Args:
+        indices: int64 [N], which.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        self.fields, self.has_labels = source.fields, source.has_labels
+        self.class_names, self.normalization = source.class_names, source.normalization
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: np.ndarray) -> Raw:
+        """The records at these positions of the selection."""
+        return self._source.read(self._indices[indices])
+
+
+class StreamSelection:
+    """The records of a stream that are held out, or all others.
+
+    Args:
+        held: which of the two.
+        most: end after so many records.
+    """
+
+    def __init__(self, source: StreamSource, *, held: bool, most: int | None = None) -> None:
+        self._source, self._held, self._most = source, held, most
+        self.fields, self.has_labels = source.fields, source.has_labels
+        self.class_names, self.normalization = source.class_names, source.normalization
+
+    def stream(self) -> Iterator[Raw]:
+        """Its batches, without the records that are not selected."""
+        left = self._most
+        for inputs, labels in self._source.stream():
+            chosen = np.flatnonzero(_held(inputs) == self._held)[:left]
+            if len(chosen):
+                yield tuple(x[chosen] for x in inputs), None if labels is None else labels[chosen]
+            if left is not None:
+                left -= len(chosen)
+                if not left:
+                    return
+
+
+def _held(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Which records of a batch are held out, bool [N]."""
+    sums = np.zeros(len(inputs[0]), dtype=np.int64)
+    for x in inputs:
+        sums = np.array([crc32(np.ascontiguousarray(row).tobytes(), int(seed)) for row, seed in zip(x, sums)])
+    return sums % ONE_IN == 0
+
+
+def _split_stream(
+    source: StreamSource, unit: int
+) -> tuple[Source | StreamSource, Source | StreamSource | None]:
+    """By a look at its first records: does each part get a batch?"""
+    fitted = held = 0
+    for inputs, _ in source.stream():
+        which = _held(inputs)
+        held, fitted = held + int(which.sum()), fitted + int((~which).sum())
+        if held + fitted > FEWEST and min(held, fitted) >= unit:
+            most = MOST // unit * unit or unit
+            return StreamSelection(source, held=False), StreamSelection(source, held=True, most=most)
+        if held + fitted >= LOOK * unit:
+            break
+    return source, None
