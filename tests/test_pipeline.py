@@ -152,7 +152,7 @@ def test_a_weight_that_the_graph_computes_is_seen_by_every_pass():
     second = nn.Linear(16, 3)
     prune.l1_unstructured(second, "weight", 0.5)
     model = Model.from_module(nn.Sequential(first, nn.ReLU(), second).eval(), (torch.randn(2, 6),))
-    for each in (Prune(sparsity=0.25), Factorize(rank=1), Cluster(codebook=2)):
+    for each in (Prune(sparsity=0.75), Factorize(rank=1), Cluster(codebook=2)):
         (step,) = pipeline.run(model, [each], Context())[1]
         assert {c.where for c in step.changes if c.applied} == {"0", "2"}, each
         assert "weights that the graph computed are stored as what they were: 0, 2" in step.notes
