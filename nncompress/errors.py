@@ -24,8 +24,9 @@ class ExitCode(IntEnum):
     VERIFICATION = 9  # a result was produced but did not check out; nothing was written
     OUTPUT = 10  # the result could not be written
     REGRESSION = 11  # a comparison that was asked for found a regression
+    HUNG_UP = 129  # 128 + SIGHUP, as a shell reports it
     INTERRUPTED = 130
-    TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
+    TERMINATED = 143
 
 
 class NNCompressError(Exception):

@@ -6,7 +6,10 @@ user asks them often and torch takes seconds to import. Everything else goes to 
 
 from __future__ import annotations
 
+import signal
 import sys
+
+from nncompress.cli.streams import give_up, open_closed, warn
 
 # command -> one line. The commands of passes repeat their pass's `summary` (a test compares them).
 COMMANDS = {
@@ -49,20 +52,38 @@ EXAMPLES = """\
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `nncompress` script; exits with a code of `nncompress.errors.ExitCode`."""
+    script = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_closed()
     if arguments == ["--version"]:
         from nncompress import __version__
 
-        print(f"nncompress {__version__}")
+        _print(f"nncompress {__version__}")
     elif arguments in ([], ["--help"], ["-h"], ["help"]):
-        print(help_text())
+        _print(help_text())
     else:
         try:
             from nncompress.cli.app import run
-        except KeyboardInterrupt:  # Ctrl-C while the parser is imported, before anything was done
-            print("error: interrupted", file=sys.stderr)
-            sys.exit(130)
-        sys.exit(run(arguments))
+
+            code = run(arguments)
+        except KeyboardInterrupt:  # while the parser is imported, before anything was done; or once more
+            warn("error: interrupted")
+            code = 130
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # all is done; the exit takes a moment
+            if script and hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        sys.exit(code)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        give_up(1)
+    except OSError as error:
+        give_up(1)
+        warn(f"error: cannot print: {(error.strerror or str(error)).lower()}")
+        sys.exit(10)
 
 
 def help_text() -> str:

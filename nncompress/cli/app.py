@@ -16,7 +16,9 @@ from contextlib import contextmanager
 import typer
 
 from nncompress.cli import COMMANDS
+from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
+from nncompress.cli.streams import give_up, warn
 from nncompress.errors import ExitCode, NNCompressError
 
 
@@ -77,7 +79,7 @@ def run(arguments: list[str]) -> int:
             command = typer.main.get_command(build())
             make_readable(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)
-        sys.stdout.flush()
+        _flush()
         if result == ExitCode.INTERRUPTED:  # the parser turns Ctrl-C into this number
             raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else ExitCode.OK
@@ -88,10 +90,17 @@ def run(arguments: list[str]) -> int:
         return _fail(
             "interrupted; nothing half-written was left behind", ExitCode.INTERRUPTED, show_traceback
         )
-    except Terminated:
-        return _fail("terminated; nothing half-written was left behind", ExitCode.TERMINATED, show_traceback)
-    except BrokenPipeError:  # `nncompress inspect model.pt | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Terminated as ended:
+        return _fail(f"{ended}; nothing half-written was left behind", ended.exit_code, show_traceback)
+    except Unwritable as error:
+        give_up(1)
+        cause = error.__cause__
+        if isinstance(cause, BrokenPipeError):  # `nncompress inspect model.pt | head`
+            return ExitCode.OK
+        reason = getattr(cause, "strerror", None) or str(cause)
+        return _fail(f"cannot print the result: {reason.lower()}", ExitCode.OUTPUT, show_traceback)
+    except (BrokenPipeError, SystemExit):  # how `rich` leaves where nobody reads the text of --help
+        give_up(1)
         return ExitCode.OK
     except MemoryError:
         return _fail(
@@ -100,6 +109,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return _fail(f"cannot write: {error}", ExitCode.OUTPUT, show_traceback)
+        if _directory_is_gone():
+            return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
         return _defect(error)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
@@ -109,7 +120,14 @@ def run(arguments: list[str]) -> int:
 
 
 class Terminated(BaseException):
-    """SIGTERM, as what Ctrl-C is: every `finally` runs, so no temporary file stays behind."""
+    """SIGTERM or SIGHUP, as what Ctrl-C is: every `finally` runs, so no temporary file stays behind."""
+
+    def __init__(self, said: str, exit_code: ExitCode) -> None:
+        super().__init__(said)
+        self.exit_code = exit_code
+
+
+_ENDING = {"SIGTERM": ("terminated", ExitCode.TERMINATED), "SIGHUP": ("hung up", ExitCode.HUNG_UP)}
 
 
 @contextmanager
@@ -119,13 +137,25 @@ def _termination_unwinds() -> Iterator[None]:
         return
 
     def unwind(number: int, frame: object) -> None:
-        raise Terminated
+        raise Terminated(*_ENDING[signal.Signals(number).name])
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    before = {}
     try:
+        for name in _ENDING:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+                before[number] = signal.signal(number, unwind)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise Unwritable from error
 
 
 def _suggestion(arguments: list[str]) -> str:
@@ -136,10 +166,18 @@ def _suggestion(arguments: list[str]) -> str:
     return f"\n  try:      nncompress {near[0]}" if near else "\n  try:      nncompress --help"
 
 
+def _directory_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
 def _fail(message: str, code: ExitCode, show_traceback: bool) -> ExitCode:
     if show_traceback:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    warn(f"error: {message}")
     return code
 
 

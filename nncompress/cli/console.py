@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -20,23 +19,42 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from nncompress.cli.streams import give_up
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
 from nncompress.results import plain
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+
+class _Results(Console):
+    """What cannot be written is an error of the command; rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out = _Results(highlight=False, soft_wrap=False)
+err = _Results(stderr=True, highlight=False)
+
+
+class Unwritable(Exception):
+    """stdout takes no more; `__cause__` says why."""
 
 
 def say(sentence: str) -> None:
     """A sentence for the user, on stderr so that it never mixes with --json."""
-    err.print(sentence, markup=False, soft_wrap=True)
+    try:
+        err.print(sentence, markup=False, soft_wrap=True)
+    except OSError:  # closed or full: no reason to lose the result
+        give_up(2)
 
 
 def print_json(value: Any) -> None:
     """The machine's form of a result, on stdout."""
-    json.dump(plain(value), sys.stdout, indent=2, default=str, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(plain(value), indent=2, default=str, allow_nan=False)
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise Unwritable from error
 
 
 def show(renderable: RenderableType) -> None:
@@ -44,7 +62,11 @@ def show(renderable: RenderableType) -> None:
     bar = _Bar.active
     if bar is not None:
         bar.stop()
-    out.print(renderable)
+    try:
+        out.print(renderable)
+        out.file.flush()
+    except OSError as error:
+        raise Unwritable from error
     if bar is not None:
         bar.start()
 

@@ -27,7 +27,7 @@ from nncompress.files.targets import check_target
 
 PREFIX, SUFFIX = ".nncompress-", ".part"
 RECORD, NEW = "writer.json", "new"
-YOUNG = 60  # seconds: a folder may have been made, and its record not yet been written
+YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
 
 
 @contextmanager
@@ -43,27 +43,23 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
     """
     target, protect = Path(path), tuple(protect)
     check_target(target, protect)
-    folder, held = None, None
     try:
-        try:
-            remove_leftovers(target.parent)
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=target.parent))
-            held = _sign(folder)
-            (folder / NEW).mkdir()
-        except OSError as error:
-            raise _failure(target, error) from error
-        try:
-            yield folder / NEW / target.name
-            _move(folder / NEW, target, protect)
-        except OSError as error:
-            raise _failure(target, error) from error
+        remove_leftovers(target.parent)
+        folder, held = _claim(target.parent)
+    except OSError as error:
+        raise _failure(target, error) from error
+    try:
+        (folder / NEW).mkdir()
+        yield folder / NEW / target.name
+        _move(folder / NEW, target, protect)
+    except OSError as error:
+        raise _failure(target, error) from error
     finally:
-        if held is not None and sys.platform == "win32":  # where what is open cannot be removed
+        if sys.platform == "win32":  # where what is open cannot be removed
             os.close(held)
-            held = None
-        if folder is not None:
             _discard(folder)
-        if held is not None:
+        else:
+            _discard(folder)
             os.close(held)
 
 
@@ -74,8 +70,7 @@ def remove_leftovers(directory: Path) -> None:
             descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # its writer has just ended or not yet signed, or it is another user's
             with suppress(OSError):
-                if time.time() - folder.stat().st_mtime > YOUNG:
-                    folder.rmdir()  # which removes nothing but an empty folder
+                folder.rmdir()  # which removes nothing but an empty folder
             continue
         try:
             if _is_dead(descriptor):
@@ -84,11 +79,35 @@ def remove_leftovers(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _sign(folder: Path) -> int:
-    """Write who is at work here; the descriptor holds the lock."""
-    descriptor = os.open(folder / RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    lock(descriptor)  # before the record is written: a record without a lock is a dead writer's
-    os.write(descriptor, json.dumps({"writer": "nncompress", **_me()}).encode())
+def _claim(directory: Path) -> tuple[Path, int]:
+    """A new folder in `directory`, and the descriptor of its record, which holds the lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=directory))
+        try:
+            held = _sign(folder)
+        except BaseException:
+            _discard(folder)
+            raise
+        if held is not None:
+            return folder, held
+
+
+def _sign(folder: Path) -> int | None:
+    """Write who is at work in the folder; None where another took it for a leftover meanwhile."""
+    try:
+        descriptor = os.open(folder / RECORD, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileNotFoundError:
+        if folder.parent.is_dir():
+            return None
+        raise
+    try:
+        if lock(descriptor) is False or os.fstat(descriptor).st_nlink == 0:
+            os.close(descriptor)
+            return None
+        os.write(descriptor, json.dumps({"writer": "nncompress", **_me()}).encode())
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
@@ -100,17 +119,18 @@ def _is_dead(descriptor: int) -> bool:
     """Whether the writer that signed is no more; takes its lock then."""
     try:
         content = os.read(descriptor, 4096)
-        if not content:  # killed while it signed, or about to sign
-            return time.time() - os.fstat(descriptor).st_mtime > YOUNG
-        signed = json.loads(content)
+        signed = json.loads(content) if content else {"writer": "nncompress"}  # killed before it signed
         if signed["writer"] != "nncompress":
             return False
+        taken = lock(descriptor)
+        if taken is not None:
+            return taken
+        if not content:
+            return time.time() - os.fstat(descriptor).st_mtime > YOUNG
     except (OSError, ValueError, KeyError, TypeError):  # not ours
         return False
-    taken = lock(descriptor)
-    if taken is None:  # no locks here; processes of other hosts cannot be asked
-        return signed.get("host") == socket.gethostname() and not _is_alive(signed.get("pid"))
-    return taken
+    # No locks here, and processes of other hosts cannot be asked.
+    return signed.get("host") == socket.gethostname() and not _is_alive(signed.get("pid"))
 
 
 def _is_alive(pid: object) -> bool:

@@ -36,18 +36,35 @@ def test_what_a_killed_writer_left_goes_with_the_next_one_of_any_name(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt2"]
 
 
-def test_a_writer_that_was_killed_before_it_signed_goes_once_it_is_old(tmp_path):
+def test_what_was_left_by_a_writer_that_was_killed_before_it_signed_goes(tmp_path):
     empty, unsigned = (tmp_path / f".nncompress-{name}.part" for name in "ab")
     for folder in (empty, unsigned):
         folder.mkdir()
     (unsigned / "writer.json").touch()
     atomic.remove_leftovers(tmp_path)
-    assert len(leftovers(tmp_path)) == 2, "their writers may be about to sign"
-    os.utime(unsigned / "writer.json", (0, 0))
-    for folder in (empty, unsigned):
-        os.utime(folder, (0, 0))
-    atomic.remove_leftovers(tmp_path)
     assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["folder", "record"])
+def test_a_writer_that_was_taken_for_a_leftover_while_it_signed_begins_anew(tmp_path, monkeypatch, found):
+    make, sign = atomic.tempfile.mkdtemp, atomic.lock
+    cleaned = []
+
+    def clean(*arguments, **options):
+        result = make(**options) if found == "folder" else sign(*arguments)
+        if not cleaned:
+            cleaned.append(True)
+            with monkeypatch.context() as real:
+                real.setattr(atomic, "lock", lambda descriptor: True)
+                atomic.remove_leftovers(tmp_path)
+        return result
+
+    owner, name = (atomic.tempfile, "mkdtemp") if found == "folder" else (atomic, "lock")
+    monkeypatch.setattr(owner, name, clean)
+    with replacing(tmp_path / "m.pt2") as path:
+        path.write_text("whole")
+    assert cleaned
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pt2"]
 
 
 def test_a_writer_at_work_is_left_alone(tmp_path):
