@@ -171,6 +171,8 @@ class Cluster(Pass):
         return ""
 
     def _cluster(self, layer: Layer, seen: SeenInputs | None, curvature: Tensor | None) -> Change:
+        from torch import uint8
+
         from nncompress.ir.deflate import encode
         from nncompress.ir.packed import smallest
 
@@ -178,7 +180,8 @@ class Cluster(Pass):
         clustered = self._rounded(layer, weight, seen, curvature)
         layer.weight.assign(clustered)
         size = weight.numel() * weight.element_size()
-        stored = [part.numpy().tobytes() for part in (smallest(clustered) or {"dense": clustered}).values()]
+        parts = (smallest(clustered) or {"dense": clustered}).values()
+        stored = [part.flatten().view(uint8).numpy().tobytes() for part in parts]  # numpy has no bfloat16
         channels = self._channels(layer, weight)
         packed, coded = sum(map(len, stored)), sum(min(len(data), len(encode(data))) for data in stored)
         numbers: dict[str, Any] = {

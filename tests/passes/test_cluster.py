@@ -57,6 +57,18 @@ def test_at_most_k_values_each_weight_at_its_nearest(model, size):
     assert not [c for c in run(model, codebook=size) if c.applied]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", [{"codebook": 8}, {"decimals": 1}])
+def test_a_weight_of_any_float_dtype(dtype, options):
+    torch.manual_seed(0)
+    net = nn.Linear(12, 10).to(dtype)
+    each = Model.from_module(net, (torch.randn(2, 12, dtype=dtype),))
+    (change,) = run(each, **options)
+    assert change.numbers["bytes_before"] == 120 * dtype.itemsize
+    assert len(torch.unique(each.tensor("weight"))) <= 12
+    assert not [c for c in run(each, **options) if c.applied]
+
+
 def test_pruned_connections_stay_exactly_zero(model):
     weight = model.tensor("wide.weight")
     with torch.no_grad():

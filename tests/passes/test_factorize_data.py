@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from records import Records
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.passes import Context
 from nncompress.passes.factorize import Factorize
-from nncompress.passes.lowrank import evidence
+from nncompress.passes.lowrank import evidence, repair
 from nncompress.passes.lowrank.batch_norm import reestimate
 from nncompress.passes.lowrank.refit import refit
 from nncompress.progress import NullProgress
@@ -286,3 +287,37 @@ def test_statistics_that_do_not_fit_are_gathered_in_more_passes(monkeypatch, net
     x = torch.from_numpy(smooth(8, 5))
     with torch.no_grad():
         torch.testing.assert_close(found(x), want(x), rtol=1e-4, atol=1e-4)
+
+
+def test_repairs_are_measured_on_outputs_with_infinities_and_on_whole_numbers():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+            self.register_buffer("off", torch.tensor([False, True, False, False]))
+
+        def forward(self, x):
+            y = self.layer(x).masked_fill(self.off, float("-inf"))
+            return y, y.argmax(-1)
+
+    torch.manual_seed(0)
+    original = Model.from_module(Masked().eval(), (torch.randn(2, 6),))
+    changed, x = original.copy(), torch.randn(40, 6)
+    error = repair.output_error(original, changed, [(x,)])
+    assert error() == 0
+    with torch.no_grad():
+        changed.tensor("layer.bias")[3] += 1
+    (before, choice), (after, now) = original.outputs_of(x), changed.outputs_of(x)
+    kept = before[:, [0, 2, 3]].detach()
+    scores = (after[:, [0, 2, 3]] - kept).square().mean() / kept.var()
+    expected = (scores + (choice != now).float().mean()) / 2
+    assert error() == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert 0 < error() < 10
+
+
+def test_no_word_about_batch_norms_where_there_are_none():
+    torch.manual_seed(0)
+    original = Model.from_module(nn.Linear(6, 4), (torch.randn(2, 6),))
+    data = Records((torch.randn(32, 6),))
+    changes = repair.repair(original, original.copy(), {}, Context(data=data))  # type: ignore[arg-type]
+    assert [change.where for change in changes] == ["factors"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from nncompress.analysis.statistics import Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.weights import layer_name
 from nncompress.passes.base import Change, Context
-from nncompress.passes.lowrank.batch_norm import reestimate
+from nncompress.passes.lowrank.batch_norm import batch_norms, reestimate
 from nncompress.passes.lowrank.evidence import batches_of
 from nncompress.passes.lowrank.refit import refit
 from nncompress.passes.lowrank.targets import Target
@@ -44,6 +45,8 @@ def repair(
             tensor.copy_(saved[name])
         what = "left: fitting them to the inputs they receive did not help on held-out data"
         changes.append(Change("factors", what, {"error_before": before, "error_after": after}, applied=False))
+    if not batch_norms(model):
+        return changes
     share, before, after = reestimate(model, fit, error)
     numbers = {"error_before": before, "error_after": after, "share": share}
     if share:
@@ -73,21 +76,38 @@ def split(model: Model, data: Dataset, context: Context) -> tuple[list[Inputs], 
 
 
 def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Callable[[], float]:
-    """Mean squared difference of the outputs of `model`, as it is when called, in output variances."""
+    """Mean squared difference of the outputs of `model`, as it is when called, in output variances.
+
+    Infinities (masked scores) are no difference; of whole numbers it is the share that changed.
+    """
     with torch.no_grad():
-        wanted = [[y for y in original.outputs_of(*x) if y.is_floating_point()] for x in batches]
-    variances = [
-        torch.cat([y[i].flatten() for y in wanted]).var().clamp_min(1e-30) for i in range(len(wanted[0]))
-    ]
+        wanted = [original.outputs_of(*x) for x in batches]
+    variances = [_variance([y[i] for y in wanted]) for i in range(len(wanted[0]))]
 
     def error() -> float:
         total, count = 0.0, 0
         with torch.no_grad():
             for inputs, old in zip(batches, wanted):
-                new = [y for y in model.outputs_of(*inputs) if y.is_floating_point()]
-                shares = [((a - b).square().mean() / v) for a, b, v in zip(new, old, variances)]
-                total += float(sum(shares)) * len(inputs[0]) / max(len(shares), 1)
+                new = model.outputs_of(*inputs)
+                shares = [_share(a, b, v) for a, b, v in zip(new, old, variances)]
+                total += sum(shares) * len(inputs[0]) / max(len(shares), 1)
                 count += len(inputs[0])
         return total / count
 
     return error
+
+
+def _variance(values: Sequence[Tensor]) -> float:
+    flat = torch.cat([y[y.isfinite()].flatten().double() for y in values])
+    return max(float(flat.var()) if flat.numel() > 1 else 0.0, 1e-30)
+
+
+def _share(new: Tensor, old: Tensor, variance: float) -> float:
+    """Of one output, how much differs: 0 for none."""
+    if not old.numel():
+        return 0.0
+    if not old.is_floating_point():
+        return float((new != old).double().mean())
+    finite = old.isfinite()
+    difference = (new[finite].double() - old[finite].double()).square().mean() if finite.any() else 0.0
+    return float(difference) / variance
