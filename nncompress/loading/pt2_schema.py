@@ -69,6 +69,8 @@ NONE = dropped(True)
 
 
 def FLOAT(value: Any) -> float:
+    if value in ("Infinity", "-Infinity", "NaN"):  # JSON has no number for them, so torch writes their names
+        return float(value)
     if type(value) not in (int, float):
         raise Rejected(f"{shown(value)} is not a number")
     return float(value)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 
+import nncompress
+from nncompress.ir import Model
 from nncompress.loading.pt2_archive import read_pt2
 
 BATCH = Dim("batch", min=1, max=64)
@@ -267,3 +269,18 @@ def test_weights_saved_on_another_device_load_on_the_cpu(tmp_path):
     program, _ = read_pt2(elsewhere)
     assert program.state_dict["weight"].device.type == "cpu"
     assert program.module()(torch.randn(3, 4)).shape == (3, 3)
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+def test_literals_that_are_no_numbers_of_json_come_back(value, tmp_path):
+    """Every causal mask fills with -inf."""
+
+    class Filled(nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x > 0, value), torch.nn.functional.pad(x, (1, 1), value=value)
+
+    each = Model.from_module(Filled(), (torch.randn(2, 5),))
+    nncompress.save(each, tmp_path / "m.pt2")
+    x = torch.randn(3, 5)
+    for ours, wanted in zip(nncompress.load(tmp_path / "m.pt2").outputs_of(x), Filled()(x)):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
