@@ -28,11 +28,16 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16
 
 
 _NAME = plain(str, str.isidentifier)
+_DIM = plain(int, lambda value: 0 <= value < 64)
 _INTEGER = plain(int, lambda value: -(2**31) <= value <= 2**31)
 
 
 def _size(value: Any) -> int | str:
     return _NAME(value) if type(value) is str else _INTEGER(value)
+
+
+def _dim(value: Any) -> int | None:
+    return None if value is None else _DIM(value)
 
 
 _INPUT = record(
@@ -41,6 +46,7 @@ _INPUT = record(
     shape=listed(_size),
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),
+    fixed_dim=optional(_dim, 0),
 )
 _COUNT = plain(int, lambda value: 0 <= value < 2**63)
 _COSTS = table_with(macs=optional(_COUNT))
