@@ -108,7 +108,7 @@ def evaluate_paired(
     *,
     batch_size: int = 64,
     limit: int | None = None,
-    output: int | None = None,
+    outputs: tuple[int | None, int | None] = (None, None),
     progress: Progress | None = None,
 ) -> PairedResult:
     """Top-1 of two classifiers on the same records, with the interval of their difference.
@@ -119,7 +119,9 @@ def evaluate_paired(
     """
     dataset.require_labels("a paired comparison")
     records = both = only_original = only_changed = 0
-    both_answers = [Answers(each, dataset, "classification", output) for each in (original, changed)]
+    both_answers = [
+        Answers(each, dataset, "classification", output) for each, output in zip((original, changed), outputs)
+    ]
     for batch in _reported(dataset, batch_size, limit, "comparing accuracy", progress):
         hits = []
         for answers in both_answers:

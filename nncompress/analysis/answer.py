@@ -41,12 +41,14 @@ def known_answer(model: Model) -> int | None:
     return 0 if len(model.outputs) == 1 else None
 
 
-def answer_index(model: Model) -> int:
-    """The output of `model` that labels belong to.
+def answer_index(model: Model, dataset: Dataset | None = None) -> int:
+    """The output of `model` that labels belong to: as it is known, else the one that those of `dataset` fit.
 
     Raises:
         DataError: it has several, and nobody said or found which.
     """
+    if dataset is not None:
+        settle_answer(model, dataset)
     known = known_answer(model)
     if known is not None:
         return known
@@ -204,21 +206,23 @@ def outputs_of(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tuple[int | None, ...]:
     """Per output the dim along which the records of `batch` lie, None where it has no such dim.
 
-    Where several dims have the size of the batch, fewer records tell which of them shrinks.
+    Unless it is the first dim of all inputs and of all outputs that have one of that size, a run of fewer
+    records tells which dim shrinks.
     """
     count = len(batch)
     possible = [[d for d, size in enumerate(x.shape) if size == count] for x in outputs]
-    records_first = not batch.dims and all(not p or p[0] == 0 for p in possible)
-    if any(len(p) > 1 for p in possible) and not records_first and count > 1:
+    records_first = (
+        not any(batch.dims) and None not in batch.dims and all(not p or p[0] == 0 for p in possible)
+    )
+    if any(possible) and not records_first and count > 1:
         try:
             fewer = outputs_of(predict, batch.part(slice(0, count - 1)).inputs)
         except (DataError, UsageError):  # of a fixed batch
-            fewer = tuple(outputs)
-        shrunk = [
-            [d for d in p if few.dim() == len(x.shape) and few.shape[d] == count - 1]
+            return tuple(p[0] if p else None for p in possible)
+        possible = [
+            [d for d in p if few.dim() == x.dim() and few.shape[d] == count - 1]
             for p, x, few in zip(possible, outputs, fewer)
         ]
-        possible = [s or p for s, p in zip(shrunk, possible)]
     return tuple(p[0] if p else None for p in possible)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -15,6 +16,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.normalize import op_name
 from nncompress.ir.tracing import MAX_BATCH
 
+SHARED = -1  # in JSON: no dim, where one that is missing is the first
 USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
 BATCH = "batch"  # the name of the dim along which records lie, at whatever position
 
@@ -53,7 +55,15 @@ class InputSpec:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape)}
+        fixed_dim = SHARED if self.fixed_dim is None else self.fixed_dim
+        return {**asdict(self), "shape": list(self.shape), "fixed_dim": fixed_dim}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> InputSpec:
+        """What `to_json` made, here or in a version that knew no `fixed_dim`."""
+        fixed_dim = stored.get("fixed_dim", 0)
+        known = {"shape": tuple(stored["shape"]), "fixed_dim": None if fixed_dim == SHARED else fixed_dim}
+        return cls(**{**stored, **known})
 
 
 def input_specs(
@@ -104,10 +114,19 @@ def input_specs(
     return specs if known else with_batch_dims(specs), dynamic
 
 
-def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> int:
+def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
     """How many records `inputs` hold; 1 where they share all of them."""
-    sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.dim())
+    sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.ndim)
     return next(sizes, 1)
+
+
+def sizes_of(specs: Sequence[InputSpec], records: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dynamic dims, batch apart, that records of these shapes have."""
+    sizes = {}
+    for spec, record in zip(specs, records):
+        dims = [d for axis, d in enumerate(spec.shape) if axis != spec.batch_dim]
+        sizes.update({d: size for d, size in zip(dims, record) if isinstance(d, str)})
+    return sizes
 
 
 def take_records(

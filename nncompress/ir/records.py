@@ -27,7 +27,7 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
     0 for independent records, up to rounding; infinite where no output has one row per record.
 
     Args:
-        alone: the model takes a single record, so each is run by itself; else among others than before.
+        alone: the model takes a single record, so each is run by itself; else among its copies.
     Returns: None where that cannot be told: a batch of 1 that is fixed, or a run that fails.
     """
     count = count_records(specs, inputs)
@@ -38,11 +38,8 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
         with torch.no_grad():
             together = _tuple(run(*_fresh(inputs)))
             for place in (0, count - 1):
-                if alone:
-                    index, now = torch.tensor([place]), 0
-                else:  # the others in reverse; of two, both are the same
-                    others = [i for i in range(count - 1, -1, -1) if i != place] if count > 2 else [place]
-                    index, now = torch.tensor([*others[:place], place, *others[place:]]), place
+                # among copies of itself; another order alone would not show in a sum over all records
+                index, now = torch.full((1 if alone else count,), place), 0 if alone else place
                 apart = _tuple(run(*_fresh(take_records(specs, inputs, index))))
                 found += [
                     _record_distance(a, place, b, now, count, len(index)) for a, b in zip(together, apart)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nncompress.errors import ModelFileError, UsageError
+from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.inputs import with_batch_dims
 from nncompress.ir.lookup import unpack
@@ -76,9 +76,12 @@ def load_model(
     _check_runs(module, inputs, path)
 
     def exported(record_dims: Sequence[int | None] | None) -> Model:
+        laid = inputs
+        if example_inputs is not None and record_dims is not None:  # data has its records first
+            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Model.from_module(module, inputs, record_dims=record_dims, metadata=record.metadata)
+            model = Model.from_module(module, laid, record_dims=record_dims, metadata=record.metadata)
         model.history = record.history
         return model
 
@@ -103,6 +106,18 @@ def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
             raise UsageError(
                 f"--input contradicts {path}", got=f"{name} = {size}", expected=f"{low} to {high or 'any'}"
             )
+
+
+def holds_weights_only(path: str | Path) -> bool:
+    """The file is a state_dict, which needs `arch`; other problems are told when it is loaded."""
+    path = Path(path)
+    try:
+        kind = file_kind(path)
+        if kind in (FileKind.PT2, FileKind.SAFETENSORS):
+            return kind is FileKind.SAFETENSORS
+        return not isinstance(read_pickle(path, trust_pickle=False), nn.Module)
+    except NNCompressError:
+        return False  # such as a pickled module that needs --trust-pickle
 
 
 def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:

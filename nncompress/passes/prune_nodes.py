@@ -154,7 +154,7 @@ class PruneNodes(Pass):
             context.progress.step("reading the data", seen, planned)
             if labels:
                 if not seen:
-                    first = model.outputs_of(*batch.inputs)[answer_index(model)].detach()
+                    first = model.outputs_of(*batch.inputs)[answer_index(model, data)].detach()
                 check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
             seen += len(batch)
         context.progress.step("reading the data", seen, planned)

@@ -67,6 +67,6 @@ def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
     """
     for batch in dataset.batches(settings.batch, limit=settings.batch):
         with torch.no_grad():
-            output = model.outputs_of(*batch.inputs)[answer_index(model)]
+            output = model.outputs_of(*batch.inputs)[answer_index(model, dataset)]
         return Task.choose(settings, output, batch, dataset.spec)
     raise DataError(f"{dataset.spec} has no records")

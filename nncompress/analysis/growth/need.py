@@ -72,7 +72,7 @@ def require_fitting_labels(model: Model, data: Dataset) -> None:
         DataError: they do not, or there are none.
     """
     for batch in data.batches(data.fixed_batch or 2, limit=data.fixed_batch or 2):
-        check_labels(model.outputs_of(*batch.inputs)[answer_index(model)], batch.labels, data.spec)
+        check_labels(model.outputs_of(*batch.inputs)[answer_index(model, data)], batch.labels, data.spec)
         return
 
 
@@ -98,7 +98,7 @@ def _gradients(
         progress.step("gradients of candidate units", records, planned)
         with torch.enable_grad():
             outputs = grown.model.outputs_of(*batch.inputs)
-            loss = task_loss(outputs[answer_index(model)], batch, data.spec)
+            loss = task_loss(outputs[answer_index(model, data)], batch, data.spec)
         for name, gradient in zip(
             parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         ):

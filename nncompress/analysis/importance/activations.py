@@ -98,7 +98,7 @@ def gradient_products(
     for batch in data.batches(gradient_batch_size(model, batch_size), limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
-            loss = task_loss(taps.run(*batch.inputs)[answer_index(model)], batch, data.spec)
+            loss = task_loss(taps.run(*batch.inputs)[answer_index(model, data)], batch, data.spec)
         read, value = taps.gradients(loss)
         found = {}
         for choice in choices:
@@ -169,7 +169,7 @@ def optimal_brain_damage(
     def loss(batch: Batch) -> Tensor:
         signs = torch.randint(0, 2, (len(batch),), generator=generator).double() * 2 - 1
         outputs = model.outputs_of(*batch.inputs)
-        index = answer_index(model)
+        index = answer_index(model, data)
         answer = outputs[index].movedim(output_dims(model.outputs_of, batch, outputs)[index] or 0, 0)
         total = torch.zeros((), dtype=torch.float64)
         for row, sign in enumerate(signs):
