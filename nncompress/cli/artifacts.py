@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +35,18 @@ class Artifact:
     model: Model | None
     normalize: str | None
     name: str
-    inputs: tuple[InputSpec, ...]
-    sizes: Mapping[str, int]
-    outputs: tuple[str, ...]
-    answer: int | None
+    inputs: tuple[InputSpec, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    answer: int | None = None
 
     def open(self, threads: int) -> Runner:
         """In torch for a graph, else in the runtime that owns the format."""
         from nncompress.runtimes import open_artifact
 
         runner = open_artifact(self.path if self.model is None else self.model, threads)
-        runner.inputs, runner.sizes = self.inputs, self.sizes
+        if self.inputs:
+            runner.inputs, runner.sizes = self.inputs, self.sizes
         return runner
 
 

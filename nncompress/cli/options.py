@@ -172,12 +172,13 @@ def say_guessed_sizes(path: str, inputs: Sequence[InputSpec], guessed: Mapping[s
     """Where neither file, --input nor --data tell a size, say with which one figures are made."""
     if guessed:
         said = ", ".join(f"{name} = {size}" for name, size in guessed.items())
+        sizes = {"batch": "B", **guessed}
         example = ",".join(
-            f"{spec.name}:" + "x".join("B" if d == "batch" else str(d) for d in spec.shape) for spec in inputs
+            f"{spec.name}:" + "x".join(str(sizes.get(str(d), d)) for d in spec.shape) for spec in inputs
         )
         say(
-            f"{path} leaves sizes open, and figures are made with {said}; --data or --input {example} (with "
-            "numbers) says others"
+            f"{path} leaves sizes open, figures are made with {said}: --data decides, or --input {example} "
+            "with other numbers"
         )
 
 
