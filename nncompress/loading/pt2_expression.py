@@ -14,21 +14,35 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
+from math import prod
 
-MAX_LENGTH = 20_000  # characters; the longest in practice (windowed attention) stay under 1,000
+# What evaluates them later (sympy) takes time exponential in some of these. The longest in practice (windowed
+# attention) have under 1,000 characters.
+MAX_LENGTH = 4_000  # characters
+_MAX_DEPTH = 24
+_MAX_TERMS = 64  # of the sum that is left when all products and powers are multiplied out
+_MAX_EXTREMA = 12  # operands of Max and Min, all together: they are compared pair by pair, case by case
+_MAX_CONDITIONS = 24  # comparisons and their connectives
 _MAX_INTEGER = 2**63 - 1
 _MAX_EXPONENT = 16
 
 _SYMBOL_NAME = re.compile(r"[a-z]{1,8}[0-9]{1,10}")  # s77, u0, zuf3
 _ASSUMPTIONS = frozenset({"integer", "positive", "nonnegative", "nonzero", "negative", "real", "zero"})
 _POWERS = frozenset({"Pow", "PowByNatural"})
-_FUNCTIONS = {
-    *("Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing"),
-    *("IntTrueDiv", "ToFloat", "TruncToInt", "CeilToInt", "FloorToInt", "RoundToInt", "Identity", "Where"),
+_EXTREMA = frozenset({"Max", "Min"})
+_CONDITIONS = {
     *("Equality", "Unequality", "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan"),
-    *("Eq", "Ne", "Ge", "Le", "Gt", "Lt", "And", "Or", "Not"),
+    *("Eq", "Ne", "Ge", "Le", "Gt", "Lt", "And", "Or", "Not", "Where"),
 }
-_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
+_ATOMIC = {  # what is inside them is not multiplied out with what is outside
+    *("Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "IntTrueDiv"),
+    *("ToFloat", "TruncToInt", "CeilToInt", "FloorToInt", "RoundToInt"),
+}
+
+
+class TooLarge(ValueError):
+    """Plain arithmetic, but more of it than any model has."""
 
 
 def plain_expression(text: str) -> str:
@@ -36,42 +50,112 @@ def plain_expression(text: str) -> str:
 
     Raises:
         ValueError: it holds anything but symbols, integers and the arithmetic listed above.
+        TooLarge: it does not, and is too large to be evaluated in bounded time.
     """
     if len(text) > MAX_LENGTH:
-        raise ValueError(f"an expression of {len(text)} characters")
+        raise TooLarge(f"has {len(text)} characters, at most {MAX_LENGTH} are read")
     try:
         tree = ast.parse(text, mode="eval").body
-        if _is_plain(tree):
-            return ast.unparse(tree)
-    except (SyntaxError, RecursionError, MemoryError):
-        pass
-    raise ValueError(f"{text[:80]!r} is not plain arithmetic on symbols and integers")
+    except (SyntaxError, RecursionError, MemoryError, ValueError):  # ValueError: a null byte
+        raise ValueError(_strange(text)) from None
+    size = _Size()
+    size.terms(tree, depth=0)
+    if size.strange:
+        raise ValueError(_strange(text))
+    if size.large:
+        raise TooLarge(f"{text[:80]!r}… is too large to be evaluated: {size.large}")
+    return ast.unparse(tree)
 
 
-def _is_plain(node: ast.expr, *, inside_power: bool = False) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return type(value) is bool or (type(value) is int and value <= _MAX_INTEGER)
-        case ast.Name(id=name):
-            return name in ("true", "false") or _SYMBOL_NAME.fullmatch(name) is not None
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
-            return _is_plain(node.operand, inside_power=inside_power)
-        case ast.BinOp() if isinstance(node.op, _OPERATORS):
-            return all(_is_plain(side, inside_power=inside_power) for side in (node.left, node.right))
-        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str(name))]):
-            return _SYMBOL_NAME.fullmatch(name) is not None and all(map(_is_assumption, node.keywords))
-        case ast.Call(func=ast.Name(id="Integer"), args=[_], keywords=[]):
-            return _integer(node) is not None
-        case ast.Call(func=ast.Name(id="Rational"), args=[numerator, denominator], keywords=[]):
-            return _integer(numerator) is not None and _integer(denominator) not in (None, 0)
-        case ast.Call(func=ast.Name(id=name), args=[base, power], keywords=[]) if name in _POWERS:
-            # a tower of powers of constants would be computed digit by digit
-            exponent = _integer(power)
-            small = exponent is not None and abs(exponent) <= _MAX_EXPONENT
-            return small and not inside_power and _is_plain(base, inside_power=True)
-        case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
-            return all(_is_plain(argument, inside_power=inside_power) for argument in node.args)
-    return False
+def _strange(text: str) -> str:
+    return f"{text[:80]!r} is not plain arithmetic on symbols and integers"
+
+
+class _Size:
+    """Walks a syntax tree; says whether a node is none of the admitted kinds, or the whole too large.
+
+    Attributes:
+        strange: a node is none of the admitted kinds.
+        large: which bound it is beyond; "" if none.
+    """
+
+    def __init__(self) -> None:
+        self.strange, self.large = False, ""
+        self._extrema = self._conditions = 0
+
+    def terms(self, node: ast.expr, depth: int, *, inside_power: bool = False) -> int:
+        """The terms of the sum that `node` is when multiplied out, at most one more than is admitted."""
+        if self.strange or self.large:
+            return 1
+        if depth > _MAX_DEPTH:
+            self.large = f"nested more than {_MAX_DEPTH} deep"
+            return 1
+        count = self._terms(node, lambda inner: self.terms(inner, depth + 1, inside_power=inside_power))
+        if count is None:
+            count = self._power(node, depth, inside_power)
+        if count > _MAX_TERMS:
+            self.large = f"a sum of more than {_MAX_TERMS} terms"
+        return min(count, _MAX_TERMS + 1)
+
+    def _terms(self, node: ast.expr, inside: Callable[[ast.expr], int]) -> int | None:
+        match node:
+            case ast.Constant(value=value) if type(value) is bool or (
+                type(value) is int and value <= _MAX_INTEGER
+            ):
+                return 1
+            case ast.Name(id=name) if name in ("true", "false") or _SYMBOL_NAME.fullmatch(name):
+                return 1
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
+                return inside(node.operand)
+            case ast.BinOp(op=ast.Add() | ast.Sub()):
+                return inside(node.left) + inside(node.right)
+            case ast.BinOp(op=ast.Mult()):
+                return inside(node.left) * inside(node.right)
+            case ast.BinOp(op=ast.FloorDiv() | ast.Mod()):
+                return max(inside(node.left), inside(node.right))
+            case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str(name))]):
+                self.strange |= _SYMBOL_NAME.fullmatch(name) is None
+                self.strange |= not all(map(_is_assumption, node.keywords))
+                return 1
+            case ast.Call(func=ast.Name(id="Integer"), args=[_], keywords=[]):
+                self.strange |= _integer(node) is None
+                return 1
+            case ast.Call(func=ast.Name(id="Rational"), args=[numerator, denominator], keywords=[]):
+                self.strange |= _integer(numerator) is None or _integer(denominator) in (None, 0)
+                return 1
+            case ast.Call(func=ast.Name(id=name), keywords=[]) if name not in _POWERS:
+                return self._call(name, [inside(argument) for argument in node.args])
+        return None
+
+    def _call(self, name: str, counts: list[int]) -> int:
+        if name == "Add":
+            return sum(counts)
+        if name == "Mul":
+            return prod(counts)
+        if name == "Identity" or name in _ATOMIC:
+            return max(counts, default=1)
+        if name in _EXTREMA:
+            self._extrema += len(counts)
+            if self._extrema > _MAX_EXTREMA:
+                self.large = f"more than {_MAX_EXTREMA} operands of Max and Min"
+        elif name in _CONDITIONS:
+            self._conditions += len(counts)
+            if self._conditions > _MAX_CONDITIONS:
+                self.large = f"more than {_MAX_CONDITIONS} operands of comparisons"
+        else:
+            self.strange = True
+        return max(counts, default=1)
+
+    def _power(self, node: ast.expr, depth: int, inside_power: bool) -> int:
+        """A tower of powers of constants would be computed digit by digit."""
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[base, power], keywords=[]) if name in _POWERS:
+                exponent = _integer(power)
+                if exponent is not None and abs(exponent) <= _MAX_EXPONENT and not inside_power:
+                    count = self.terms(base, depth + 1, inside_power=True)
+                    return int(min(count ** max(abs(exponent), 1), _MAX_TERMS + 1))
+        self.strange = True
+        return 1
 
 
 def _is_assumption(keyword: ast.keyword) -> bool:

@@ -30,7 +30,7 @@ from nncompress.loading.json_schema import (
     shown,
     union,
 )
-from nncompress.loading.pt2_expression import plain_expression
+from nncompress.loading.pt2_expression import TooLarge, plain_expression
 from nncompress.loading.pt2_operators import operator_name
 from nncompress.loading.pt2_treespec import plain_treespec
 
@@ -91,7 +91,7 @@ def EXPRESSION(value: Any) -> str:
     try:
         return plain_expression(TEXT(value))
     except ValueError as error:
-        raise Rejected(f"the symbolic size {error}", code=True) from error
+        raise Rejected(f"the symbolic size {error}", code=not isinstance(error, TooLarge)) from error
 
 
 SYM_EXPR = record(expr_str=EXPRESSION, hint=optional(union(as_int=INT, as_bool=BOOL, as_float=FLOAT)))
