@@ -51,7 +51,7 @@ BYTES = [
 ]
 
 
-# --- readers: as a command reads, and then a little of what it does with what was read -----------------------
+# --- readers: as a command reads, and then a little of what it does with what was read --------------------
 
 
 def _use(model: Any) -> None:
@@ -147,7 +147,7 @@ TARGETS = {
 }
 
 
-# --- good files -----------------------------------------------------------------------------------------------
+# --- good files -------------------------------------------------------------------------------------------
 
 _NET = """
 from torch import nn
@@ -237,9 +237,7 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
         "legacy": [_stored(lambda b: torch.save(wrapped, b, _use_new_zipfile_serialization=False))],
         "safetensors": ours[2:],
         "onnx": [ours[1]],
-        "recipe": [
-            b'[[pass]]\nname = "prune"\nstd = 0.5\nexclude = ["a*"]\n[[pass]]\nname = "factorize"\nerr = 1e-3\n'
-        ],
+        "recipe": [b'[[pass]]\nname = "prune"\nstd = 0.5\nexclude = ["a*"]\n[[pass]]\nname = "share"\n'],
         "npz": [_stored(lambda b: np.savez(b, x=np.zeros((4, 3, 8, 8), np.uint8), y=np.arange(4)))],
         "image": [_png()],
         "session": [json.dumps({"chain": ["a.pt2", "b.pt2"]}).encode()],
@@ -265,7 +263,7 @@ def _records() -> list[bytes]:
     return [path.read_bytes()] if path.exists() else []
 
 
-# --- damage ---------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------
 
 
 def mutated(content: bytes, kind: str, random: Random) -> bytes:

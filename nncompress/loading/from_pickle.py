@@ -9,7 +9,6 @@ gets state from the file. `module_records` then checks the recorded state and bu
 from __future__ import annotations
 
 import pickle
-import pickletools
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
+from nncompress.files.pickle_scan import scan_file
 from nncompress.loading.architecture import import_from_here
+from nncompress.loading.module_attributes import Disagrees
 from nncompress.loading.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
 from nncompress.loading.stored_zip import check_members
 
@@ -51,6 +52,12 @@ def read_pickle(path: str | Path, *, trust_pickle: bool = False) -> Any:
     try:
         found = _load_inert(path, needed)
         return module_from_record(found) if isinstance(found, Record) else found
+    except Disagrees as error:
+        raise ModelFileError(
+            f"{path} is damaged: a layer's attributes and weights do not belong together",
+            got=str(error)[:600],
+            remedy="save the model again",
+        ) from error
     except ValueError as error:  # the recorded state is more than plain values
         raise UnsafeFileError(
             f"{path} is not loaded: its modules hold more than weights and settings",
@@ -65,26 +72,13 @@ def needed_globals(path: Path) -> set[str]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-            return set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        return _legacy_globals(path)
+        names = scan_file(path).names
     except Exception as error:  # a pickle can be malformed in every way
         raise _damaged(path, error) from error
-
-
-def _legacy_globals(path: Path) -> set[str]:
-    """The same for files from before torch 1.6: four pickles one after another, then raw storages."""
-    found = set()
-    with path.open("rb") as file:
-        for _ in range(4):
-            for opcode, argument, _position in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    found.add(str(argument).replace(" ", "."))
-                elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-                    raise ValueError(f"the pickle opcode {opcode.name}")
     allowed = torch._weights_only_unpickler._get_allowed_globals()
     return {
         name
-        for name in found
+        for name in names
         if name not in allowed and name.replace("__builtin__", "builtins") not in allowed
     }
 

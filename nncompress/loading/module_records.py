@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nncompress.loading.module_attributes import Disagrees, is_composite, made_anew
 from nncompress.loading.pt2_schema import is_parameter_name
 
 
@@ -56,6 +57,10 @@ _EMPTY = set(nn.Module().__dict__) - {"training", "_parameters", "_buffers", "_m
 _EMPTY -= {"_non_persistent_buffers_set", "_is_full_backward_hook"}
 
 
+_MOST_DEEP = 64
+_MOST_VALUES = 1_000_000  # a short pickle can make lists that double, and double again
+
+
 class Record:
     """Stands for a class or function a pickle names: keeps what it is given, does nothing.
 
@@ -84,6 +89,7 @@ def module_from_record(record: Record) -> nn.Module:
     """The module that `record` and the records inside it describe; shared modules and tensors stay shared.
 
     Raises:
+        Disagrees: the attributes and weights of a module do not belong together.
         ValueError: the record is not one of a `torch.nn` module, or its state is not plain.
     """
     return _Builder().module(record, "the model")
@@ -93,8 +99,11 @@ class _Builder:
     def __init__(self) -> None:
         self._modules: dict[int, nn.Module | None] = {}  # by id of the record; None while it is being built
         self._tensors: dict[int, torch.Tensor] = {}
+        self._values = 0
 
     def module(self, record: Any, where: str) -> nn.Module:
+        if where.count(".") > _MOST_DEEP:
+            raise ValueError(f"modules nested more than {_MOST_DEEP} deep")
         if isinstance(record, Record) and record.of in _WRAPPERS and isinstance(record.state, dict):
             members = record.state.get("_modules")
             inner = members.get(_WRAPPERS[record.of]) if isinstance(members, dict) else None
@@ -110,10 +119,33 @@ class _Builder:
         kind = TORCH_NN[record.of]
         if record.arguments or not isinstance(record.state, dict):
             raise ValueError(f"{where} ({kind.__name__}) was not pickled as a module")
-        module = kind.__new__(kind)
-        module.__setstate__({**nn.Module().__dict__, **self._state(record.state, kind, where)})
+        module = self._made(kind, self._state(record.state, kind, where), where)
         self._modules[id(record)] = module
         return module
+
+    def _made(self, kind: type[nn.Module], state: dict[str, Any], where: str) -> nn.Module:
+        if is_composite(kind):
+            if (size := state.get("_size")) is not None and size != len(state["_parameters"]):
+                raise Disagrees(f"{where} has {len(state['_parameters'])} members and says {size!r:.40}")
+            module = kind.__new__(kind)
+            module.__setstate__({**nn.Module().__dict__, **state})
+            return module
+        tables = {table: state.pop(table, {}) for table in ("_parameters", "_buffers", "_modules")}
+        state.pop("_non_persistent_buffers_set", None)
+        try:
+            module = made_anew(kind, state, tables["_parameters"], tables["_buffers"])
+        except Disagrees as error:
+            raise Disagrees(f"{where}: {error}") from error
+        if module._modules.keys() != tables["_modules"].keys():
+            raise Disagrees(f"{where} has the submodules {', '.join(tables['_modules'])[:100] or 'none'}")
+        for name, inner in tables["_modules"].items():
+            made: Any = module._modules[name]
+            if type(inner) is not type(made) or any(
+                given.shape != own.shape for given, own in zip(inner.parameters(), made.parameters())
+            ):
+                raise Disagrees(f"{where}.{name} is another layer than {kind.__name__} has there")
+            setattr(module, name, inner)
+        return module.train(bool(state.get("training", False)))
 
     def _state(self, state: dict[Any, Any], kind: type[nn.Module], where: str) -> dict[str, Any]:
         plain: dict[str, Any] = {}
@@ -161,16 +193,22 @@ class _Builder:
         self._tensors[id(value)] = nn.Parameter(data, value.requires_grad) if is_parameter else data
         return self._tensors[id(value)]
 
-    def _plain(self, value: Any, where: str) -> Any:
+    def _plain(self, value: Any, where: str, deep: int = 0) -> Any:
         """Numbers, strings, torch's dtypes and devices, tensors, and containers of those."""
+        self._values += 1
+        if self._values > _MOST_VALUES or deep > _MOST_DEEP:
+            raise ValueError(f"{where} holds more values than the attributes of a model")
         if value is None or type(value) in (bool, int, float, str, torch.dtype, torch.device, torch.Size):
             return value
         if isinstance(value, torch.Tensor):
             return self.tensor(value, where)
         if type(value) in (tuple, list, set):
-            return type(value)(self._plain(item, where) for item in value)
+            return type(value)(self._plain(item, where, deep + 1) for item in value)
         if isinstance(value, dict):
-            return {self._plain(key, where): self._plain(item, where) for key, item in value.items()}
+            return {
+                self._plain(key, where, deep + 1): self._plain(item, where, deep + 1)
+                for key, item in value.items()
+            }
         raise ValueError(f"{where} is {_kind(value)}")
 
 

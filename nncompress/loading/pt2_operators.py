@@ -56,7 +56,7 @@ special_logsumexp absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh 
 subtract floor_divide fix clip complex polar greater greater_equal less less_equal not_equal isclose
 isreal isin chalf special_digamma special_erf special_erfc special_erfinv special_exp2 special_expit
 special_expm1 special_gammainc special_gammaincc special_gammaln special_i0 special_log1p special_logit
-special_multigammaln special_ndtr special_polygamma special_psi special_round special_sinc special_xlogy
+special_ndtr special_polygamma special_psi special_round special_sinc special_xlogy
 __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__
 
 sum nansum mean nanmean prod var std var_mean std_mean any all amax amin aminmax max min argmax argmin
@@ -89,7 +89,7 @@ tril_indices triu_indices vander bartlett_window blackman_window hamming_window 
 rand rand_like randn randn_like randint randint_like randperm bernoulli normal normal_functional uniform
 exponential multinomial
 
-_fft_c2c _fft_c2r _fft_r2c fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft
+fft_fft fft_ifft fft_fft2 fft_ifft2 fft_fftn fft_ifftn fft_rfft fft_irfft
 fft_rfft2 fft_irfft2 fft_rfftn fft_irfftn fft_hfft fft_ihfft fft_fftshift fft_ifftshift fft_fftfreq
 fft_rfftfreq stft istft
 linalg_inv linalg_inv_ex inverse linalg_pinv pinverse linalg_solve linalg_solve_ex _linalg_solve_ex det
@@ -114,8 +114,11 @@ _PRIMS = frozenset(
 
 # Forms of an admitted operator that index memory by numbers which nothing checks.
 _UNCHECKED_FORMS = frozenset(
-    f"{name}.data"
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")  # batch sizes of a packed sequence
+    [
+        *(f"{name}.data" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")),  # batch sizes of a sequence
+        *("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"),  # counts, whose sum overflows
+        "_native_batch_norm_legit.no_stats",
+    ]
 )
 
 
@@ -126,7 +129,9 @@ def _pointwise() -> frozenset[str]:
     for operator in _registered_operators():
         namespace, _, name = operator.partition("::")
         name, _, overload = name.partition(".")
-        if namespace == "aten" and not name.startswith("_") and not name.endswith("_backward"):
+        if name.startswith("_") or name.endswith("_backward") or "polynomial" in name:  # of any degree
+            continue
+        if namespace == "aten":
             packet = getattr(torch.ops.aten, name, None)
             form = getattr(packet, overload or "default", None)
             if form is not None and torch.Tag.pointwise in form.tags:

@@ -8,7 +8,6 @@ replaced as a whole, and read without running code.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,7 +18,9 @@ from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export.to_pt2 import Sink
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import check_regular
 from nncompress.files.interrupts import held_back
+from nncompress.files.pickle_scan import scan_file
 from nncompress.ir import Model
 
 SCHEMA = 2  # 2: zero masks
@@ -65,9 +66,11 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         UsageError: it is of another run; the message names what differs.
     """
     try:
+        check_regular(path)
+        scan_file(path)  # what it would build takes no more memory than it has bytes
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        schema, found, state = stored["schema"], stored["identity"], stored["state"]
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        schema, found, state = stored["schema"], dict(stored["identity"]), dict(stored["state"])
+    except Exception as error:  # every opcode of a malformed pickle fails in its own way
         raise ModelFileError(
             f"{path} is not a checkpoint of nncompress train", remedy="delete it and train from the start"
         ) from error

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import warnings
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -39,7 +40,7 @@ def outcome(operator: Any, seed: int, tries: int, seconds: int = 20) -> str:
         # the child must not return into the caller's frames
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**29
+            most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**29
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
             signal.alarm(seconds)
             quiet = os.open(os.devnull, os.O_WRONLY)
