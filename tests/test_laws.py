@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import laws
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from random_networks import DTYPES, HEADS, Net
-from random_networks import nets as all_nets
+from random_networks import DTYPES, Net, nets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # A failure is shown as found: making it small took minutes.
-few = settings(max_examples=3, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-
-
-def nets(**options):
-    """Without scores of -inf, which the driver refuses still."""
-    return all_nets(heads=tuple(head for head in HEADS if head != "masked"), **options)
-
-
+few = settings(
+    max_examples=3, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+)
 _STEPS = st.lists(st.sampled_from(laws.STEPS), min_size=1, max_size=3).map(tuple)
 _ANY_DTYPE = nets(dtypes=("float32", *DTYPES))
 
@@ -38,6 +32,11 @@ def test_loads_as_its_module(net: Net):
 
 @few
 @given(_ANY_DTYPE, _STEPS, st.booleans())
+@example(Net("image", (), head="boolean"), ("prune:sparsity=0.8,remove-dead=true",), True)
+@example(Net("image", (), head="masked"), ("prune-nodes:ratio=0.3",), True)
+@example(Net("image", (), head="number"), ("prune-nodes:ratio=0.4",), True)
+@example(Net("image", (), dtype="float64"), ("prune-nodes:ratio=0.3",), True)
+@example(Net("sequence", (), dtype="bfloat16"), ("cluster:decimals=1",), True)
 def test_any_order_of_any_passes(net: Net, steps, with_data):
     holds(laws.any_order, net, steps, with_data)
 

@@ -148,7 +148,10 @@ def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 
 
 
 def distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
-    """The largest difference of any output, relative to the largest magnitude of the right one."""
+    """The largest difference of any output, relative to the largest magnitude of the right one.
+
+    Infinities and NaN (masked scores) are no difference where both have the same.
+    """
     worst = 0.0
     for a, b in zip(left, right, strict=True):
         if a.shape != b.shape:
@@ -156,9 +159,12 @@ def distance(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
         if not b.numel():
             continue
         a, b = in_double(a.detach()), in_double(b.detach())
-        scale = max(float(b.abs().max()), 1e-12)
-        difference = float((a - b).abs().max()) / scale
-        worst = max(worst, difference if np.isfinite(difference) else float("inf"))
+        finite = a.isfinite() & b.isfinite()
+        if not (finite | (a == b) | (a.isnan() & b.isnan())).all():
+            return float("inf")
+        if finite.any():
+            scale = max(float(b[finite].abs().max()), 1e-12)
+            worst = max(worst, float((a - b)[finite].abs().max()) / scale)
     return worst
 
 

@@ -291,10 +291,10 @@ def _without(reading: Reading, gone: Indices) -> Change:
     else:  # nothing makes up for them
         change = torch.zeros_like(weight)
         change[:, gone] = -weight[:, gone]
-    shape = layer.weight.value().shape
+    shape, dtype = layer.weight.value().shape, layer.weight.value().dtype
     moved = [shape[layer.roles.outputs], *(s for d, s in enumerate(shape) if d != layer.roles.outputs)]
-    kernel = change.float().reshape(moved).movedim(0, layer.roles.outputs)
-    offset = -(change @ reading.mean()).float()
+    kernel = change.to(dtype).reshape(moved).movedim(0, layer.roles.outputs)
+    offset = -(change @ reading.mean()).to(dtype)
 
     def run(taps: Taps) -> Tensor:
         return apply_layer(layer, taps.value[layer.data].detach(), kernel, offset)
@@ -306,9 +306,10 @@ def _silence(response: Response, gone: Sequence[int]) -> Change:
     """The layer's output channels `gone` at their means."""
     layer = response.layer
     assert response.outputs is not None
-    mask = torch.zeros(layer.weight.value().shape[layer.roles.outputs])
+    dtype = layer.weight.value().dtype
+    mask = torch.zeros(layer.weight.value().shape[layer.roles.outputs], dtype=dtype)
     mask[list(gone)] = 1
-    mean = response.outputs.mean.float()
+    mean = response.outputs.mean.to(dtype)
 
     def run(taps: Taps) -> Tensor:
         value = taps.value[layer.node].detach()

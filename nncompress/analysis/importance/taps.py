@@ -143,8 +143,16 @@ def curvature_loss(
     total = outputs[0].new_zeros(())
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:
-            flat = output.reshape(len(output), -1)
+            flat = output.reshape(len(output) if output.dim() else 1, -1)
             noise = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
-            spread = flat.detach().std().clamp(min=1e-12) * flat.shape[1] ** 0.5
-            total = total + (noise * flat).sum() / spread
+            finite = flat.isfinite()  # scores of -inf are masked, whatever the weights
+            spread = _spread(flat.detach()[finite]) * flat.shape[1] ** 0.5
+            total = total + (noise * flat).masked_fill(~finite, 0).sum() / spread
     return total
+
+
+def _spread(values: Tensor) -> float:
+    """The standard deviation of the values [n], the size of a single one; never zero."""
+    if not values.numel():
+        return 1.0
+    return max(float(values.std() if len(values) > 1 else values.abs()), 1e-12)

@@ -55,8 +55,9 @@ def damages(
                 grids,
             )
             outputs = [y.double() for y in runner.run(*inputs) if y.is_floating_point()]
-            moved = sum(float((a - b).square().sum()) for a, b in zip(outputs, reference))
-            found[name] = moved / (sum(float(b.square().sum()) for b in reference) or 1.0)
+            # Scores of -inf are masked, whatever the weights.
+            moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
+            found[name] = moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
     return found
 
 
