@@ -36,8 +36,6 @@ class ExpectedInput(Protocol):
     def dtype(self) -> str: ...
     @property
     def shape(self) -> tuple[int | str, ...]: ...
-    @property
-    def batch_dim(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,6 @@ class Conversion:
         pixels: floats that are to be normalised like pixels must be on their scale, 0 … 1.
         shape: of one record, after conversion.
         dtype: of the tensor.
-        batch_dim: where the model wants the records to lie; None: they share one tensor of `shape`.
     """
 
     field: Field
@@ -60,16 +57,9 @@ class Conversion:
     normalization: Normalization | None
     shape: tuple[int, ...]
     dtype: torch.dtype
-    batch_dim: int | None = 0
 
     def __call__(self, array: np.ndarray) -> Tensor:
-        """array [N, *field.shape] → tensor [N, *shape], its records along `batch_dim`."""
-        if self.batch_dim is None:
-            return self._records_first(array[None])[0]
-        converted = self._records_first(array)
-        return converted.movedim(0, self.batch_dim).contiguous() if self.batch_dim else converted
-
-    def _records_first(self, array: np.ndarray) -> Tensor:
+        """array [N, *field.shape] → tensor [N, *shape]."""
         if self.layout == "hwc":
             array = array.transpose(0, 3, 1, 2)
         elif self.layout == "hw":
@@ -181,8 +171,7 @@ def _fit(field: Field, expected: ExpectedInput | None, norm: Normalization | Non
         )
     if wanted is not None and len(wanted) == 1 and len(shape) == 3:
         shape = (math.prod(shape),)
-    batch_dim = 0 if expected is None else expected.batch_dim
-    return Conversion(field, layout, scale, False, norm, shape, dtype, batch_dim)
+    return Conversion(field, layout, scale, False, norm, shape, dtype)
 
 
 def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -201,9 +190,12 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 
 
 def _record_shape(expected: ExpectedInput) -> tuple[int | str, ...]:
-    """The shape of one record, or of what all records share."""
-    dim = expected.batch_dim
-    return expected.shape if dim is None else (*expected.shape[:dim], *expected.shape[dim + 1 :])
+    if not expected.shape:
+        raise DataError(
+            f"the model's input {expected.name} is a single number",
+            expected="an input whose first dimension is the batch",
+        )
+    return tuple(expected.shape[1:])
 
 
 def _model_dtype(field: Field, expected: ExpectedInput | None, origin: str) -> torch.dtype:

@@ -97,10 +97,16 @@ def write_onnx(
 
 
 def _speed(twin: bytes, path: Path, model: Model) -> Speed:
-    names = [spec.name for spec in model.inputs]
+    names = input_names(model)
     low, _ = model.dynamic.get("batch", (1, None))
     inputs = model.example_inputs(batch=max(low, 1))
     return int8_speed(twin, path, {name: x.contiguous().numpy() for name, x in zip(names, inputs)})
+
+
+def input_names(model: Model) -> list[str]:
+    """Names of the inputs in the file: those that it had in the `.onnx` that it was read from."""
+    stated = model.metadata.get("input_names", {})
+    return [stated.get(spec.name, spec.name) for spec in model.inputs]
 
 
 def _refuse_bfloat16(model: Model) -> None:
@@ -129,7 +135,7 @@ def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXP
                 dynamo=True,
                 verbose=False,
                 optimize=optimize,
-                input_names=[spec.name for spec in model.inputs],
+                input_names=input_names(model),
                 output_names=list(model.outputs),
                 custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
             )

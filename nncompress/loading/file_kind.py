@@ -16,6 +16,7 @@ class FileKind(Enum):
     PT2 = "a torch.export archive"
     PICKLE = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
+    ONNX = "an ONNX model"
 
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
@@ -34,8 +35,8 @@ _NOT_A_MODEL_OF_TORCH = [
     (0, b"\xff\xd8\xff", "an image"),
     (0, b"\x7fELF", "a compiled library"),
 ]
-_SUFFIXES = (".pt2", ".pt", ".pth", ".safetensors")
-_EXPECTED = "a .pt2 (torch.export.save), a torch.save file, or .safetensors"
+_SUFFIXES = (".pt2", ".pt", ".pth", ".safetensors", ".onnx")
+_EXPECTED = "a .pt2 (torch.export.save), a torch.save file, .safetensors or .onnx"
 
 
 def file_kind(path: str | Path) -> FileKind:
@@ -43,7 +44,7 @@ def file_kind(path: str | Path) -> FileKind:
 
     Raises:
         ModelFileError: it is missing, empty, cut off, or no model of PyTorch.
-        UnsupportedError: it is a model in a form that is not a source of compression (ONNX, TorchScript, …).
+        UnsupportedError: it is a model in a form that is no source of compression (TorchScript, …).
     """
     path = Path(path)
     head, size = _head(path)
@@ -58,7 +59,7 @@ def file_kind(path: str | Path) -> FileKind:
     if head[4:8] == b"ET12":
         raise _artifact(path, "an ExecuTorch program")
     if _is_onnx(head):
-        raise _artifact(path, "an ONNX model")
+        return FileKind.ONNX
     for offset, magic, what in _NOT_A_MODEL_OF_TORCH:
         if head[offset : offset + len(magic)] == magic:
             raise _not_a_model(path, what)

@@ -11,7 +11,6 @@ from nncompress.data.normalization import parse_normalization
 from nncompress.errors import DataError, ModelFileError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.ir.inputs import SHARED
 from nncompress.loading.json_schema import (
     Check,
     Rejected,
@@ -42,7 +41,6 @@ _INPUT = record(
     shape=listed(_size),
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),
-    fixed_dim=optional(plain(int, lambda value: SHARED <= value < 64), 0),
 )
 _COUNT = plain(int, lambda value: 0 <= value < 2**63)
 _COSTS = table_with(macs=optional(_COUNT))
@@ -93,7 +91,7 @@ def read_record(
         ModelFileError: it is not what nncompress writes.
     """
     plain_record = _checked(_RECORD, dict(content), path)
-    inputs = tuple(InputSpec.from_json(item) for item in plain_record["inputs"])
+    inputs = tuple(InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in plain_record["inputs"])
     if inputs and shapes is not None and [len(i.shape) for i in inputs] != [len(shape) for shape in shapes]:
         raise _damaged(path, f"inputs {', '.join(map(str, inputs))}, which the program does not have")
     return FileRecord(

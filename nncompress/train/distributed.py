@@ -70,7 +70,9 @@ class Group:
             return None
         if self.size == 1:
             return batch, 1.0
-        part = batch.part(slice(self.rank, None, self.size))
+        mine = slice(self.rank, None, self.size)
+        labels = None if batch.labels is None else batch.labels[mine]
+        part = Batch(tuple(x[mine] for x in batch.inputs), labels)
         return part, len(part) * self.size / len(batch)
 
     def wrap(self, module: nn.Module) -> nn.Module:

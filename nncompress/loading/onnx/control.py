@@ -1,0 +1,78 @@
+"""Control flow whose course is known while tracing: branches taken, loops unrolled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from nncompress.loading.onnx.interpreter import Call, Walk, rule
+from nncompress.loading.onnx.values import Value, as_tensor, scalar
+
+MOST_TURNS = 512
+
+
+def _inside(call: Call, graph: onnx.GraphProto, inputs: list[Value]) -> list[Value]:
+    walk = Walk(graph, call.walk.store, call.opset, outside=call.walk)
+    return walk.run(dict(zip((value.name for value in graph.input), inputs)))
+
+
+@rule("If")
+def branch(call: Call) -> Any:
+    yes, no = call.get("then_branch"), call.get("else_branch")
+    return _inside(call, yes if bool(scalar(call.array(0, "its condition"))) else no, [])
+
+
+@rule("Loop")
+def loop(call: Call) -> Any:
+    body: onnx.GraphProto = call.get("body")
+    turns = int(scalar(call.array(0, "how many turns"))) if call.has(0) else MOST_TURNS + 1
+    go = bool(scalar(call.array(1, "its condition"))) if call.has(1) else True
+    carried = [call.value(i) for i in range(2, len(call))]
+    scanned: list[list[Value]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
+    turn = 0
+    while turn < turns and go:
+        if turn >= MOST_TURNS:
+            raise call.refusal(f"more than {MOST_TURNS} turns")
+        first, *results = _inside(call, body, [np.array(turn, np.int64), np.array(True), *carried])
+        if isinstance(first, Tensor):
+            raise call.refusal("its condition depends on the input")
+        go = bool(scalar(first))
+        carried = results[: len(carried)]
+        for kept, value in zip(scanned, results[len(carried) :]):
+            kept.append(value)
+        turn += 1
+    if any(not kept for kept in scanned):
+        raise call.refusal("it gathers results and takes no turn")
+    return [*carried, *(torch.stack([as_tensor(v) for v in kept]) for kept in scanned)]
+
+
+@rule("Scan")
+def scan(call: Call) -> Any:
+    body: onnx.GraphProto = call.get("body")
+    count = call.get("num_scan_inputs")
+    given = [call.value(i) for i in range(len(call))]
+    carried, walked = given[: len(given) - count], [as_tensor(v) for v in given[len(given) - count :]]
+    axes = call.get("scan_input_axes", [0] * count)
+    back = call.get("scan_input_directions", [0] * count)
+    turns = walked[0].shape[axes[0]]
+    if not isinstance(turns, int) or turns > MOST_TURNS:
+        raise call.refusal("its number of turns is free, or too large")
+    scanned: list[list[Value]] = [[] for _ in range(len(body.output) - len(carried))]
+    for turn in range(turns):
+        at = [turns - 1 - turn if b else turn for b in back]
+        slices: list[Value] = [x.select(axis, i) for x, axis, i in zip(walked, axes, at)]
+        results = _inside(call, body, [*carried, *slices])
+        carried = results[: len(carried)]
+        for kept, value in zip(scanned, results[len(carried) :]):
+            kept.append(value)
+    out_axes = call.get("scan_output_axes", [0] * len(scanned))
+    out_back = call.get("scan_output_directions", [0] * len(scanned))
+    stacked = [
+        torch.stack([as_tensor(v) for v in (reversed(kept) if b else kept)], axis)
+        for kept, axis, b in zip(scanned, out_axes, out_back)
+    ]
+    return [*carried, *stacked]

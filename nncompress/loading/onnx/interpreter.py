@@ -1,0 +1,326 @@
+"""An ONNX graph as a torch module: `torch.export` traces it, weights under their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from nncompress.errors import UnsupportedError
+from nncompress.loading.onnx.values import Value, as_tensor, items, numbers
+
+Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
+RULES: dict[str, Rule] = {}  # "Conv", or "com.microsoft.Gelu" -> what computes it
+
+# attributes that say what is known anyway, or what counts in training or in other kinds of the op only
+HARMLESS = {
+    *("kernel_shape", "consumed_inputs", "momentum", "spatial", "is_test", "seed", "ratio", "storage_order"),
+    *(
+        "stash_type",
+        "precision",
+        "saturate",
+        "round_mode",
+        "cubic_coeff_a",
+        "extrapolation_value",
+        "nearest_mode",
+    ),
+    *(
+        "hidden_size",
+        "activation_alpha",
+        "activation_beta",
+        "training_mode",
+        "coordinate_transformation_mode",
+    ),
+    *("axis", "dtype", "value", "output_padding"),
+}
+OWN = ("training", "arrays", "inputs")  # attributes of the module itself
+MOST_HOST = 4096  # numbers: longer constants of integers are tables, not sizes
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register what computes these ops."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+class Missing(UnsupportedError):
+    """An op, or a form of one, that is not translated; `op` says which."""
+
+    def __init__(self, op: str, why: str) -> None:
+        super().__init__(f"the ONNX op {op} is not read", got=why)
+        self.op = op
+
+
+class Call:
+    """One node, with its operands.
+
+    Attributes:
+        op, name: its type, and its name for messages.
+        opset: of its domain.
+        attributes: by name, as Python values; tensors as arrays, graphs as `onnx.GraphProto`.
+    """
+
+    def __init__(self, node: onnx.NodeProto, walk: Walk) -> None:
+        self.op, self.name, self._node, self.walk = node.op_type, node.name or node.op_type, node, walk
+        self.attributes = {a.name: _attribute(a) for a in node.attribute}
+        self.outputs = list(node.output)
+        self.opset = walk.opset
+        self._unread: set[str | int] = set(self.attributes) - HARMLESS
+        self._unread |= {i for i, name in enumerate(node.input) if name}
+
+    def finish(self) -> None:
+        """Refuse what the rule did not look at: it could mean anything.
+
+        Raises:
+            Missing: an attribute or operand was not read.
+        """
+        left = [f"operand {each}" if isinstance(each, int) else str(each) for each in self._unread]
+        if left:
+            raise self.refusal(f"with {', '.join(sorted(left))}")
+
+    def __len__(self) -> int:
+        return len(self._node.input)
+
+    def has(self, position: int) -> bool:
+        """Is that operand given?"""
+        return position < len(self._node.input) and bool(self._node.input[position])
+
+    def value(self, position: int) -> Value:
+        """An operand as it is."""
+        self._unread.discard(position)
+        if not self.has(position):
+            raise self.refusal(f"its operand {position} is missing")
+        return self.walk.value(self._node.input[position])
+
+    def values(self) -> list[Value]:
+        """All operands that are given."""
+        return [self.value(i) for i in range(len(self)) if self.has(i)]
+
+    def tensor(self, position: int) -> Tensor:
+        """An operand as a tensor: of a stored one, the parameter itself."""
+        self._unread.discard(position)
+        if not self.has(position):
+            raise self.refusal(f"its operand {position} is missing")
+        return self.walk.tensor(self._node.input[position])
+
+    def optional(self, position: int) -> Tensor | None:
+        return self.tensor(position) if self.has(position) else None
+
+    def array(self, position: int, what: str = "an operand") -> np.ndarray:
+        """An operand whose numbers must be known.
+
+        Raises:
+            Missing: they depend on the model's input.
+        """
+        self._unread.discard(position)
+        found = self.walk.known(self._node.input[position])
+        if found is None:
+            raise self.refusal(f"{what} depends on the input")
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute."""
+        self._unread.discard(name)
+        return self.attributes.get(name, default)
+
+    def axes(self, position: int, rank: int | None = None) -> list[int] | None:
+        """Axes: an attribute in older opsets, an operand in newer ones; None where not given."""
+        found = self.get("axes")
+        if found is None and self.has(position):
+            found = items(self.array(position, "which axes"))
+        if found is None or rank is None:
+            return found
+        return [axis % rank for axis in found]
+
+    def refusal(self, why: str) -> Missing:
+        return Missing(self.op, f"node {self.name}: {why}")
+
+
+class Walk:
+    """Values by name while a graph is walked; the graphs inside nodes see those outside."""
+
+    def __init__(self, graph: onnx.GraphProto, store: Store, opset: int, outside: Walk | None = None) -> None:
+        self.graph, self.store, self.opset, self._outside = graph, store, opset, outside
+        self._values: dict[str, Value] = {}
+
+    def run(self, inputs: dict[str, Value]) -> list[Value]:
+        """Outputs of the graph."""
+        self._values.update(inputs)
+        self.store.keep(self.graph)
+        for node in self.graph.node:
+            key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+            found = RULES.get(key)
+            if found is None:
+                raise Missing(key, f"node {node.name or key}")
+            call = Call(node, self)
+            made = found(call)
+            call.finish()
+            results = made if isinstance(made, list) else [made]
+            for name, result in zip(node.output, results):
+                if name and result is not None:
+                    self._values[name] = result
+        return [self.value(output.name) for output in self.graph.output]
+
+    def value(self, name: str) -> Value:
+        """A tensor, or known numbers: small stored integers and single floats count as known."""
+        found = self._find(name)
+        if found is not None:
+            return found
+        array = self.store.arrays.get(name)
+        if array is None:
+            raise UnsupportedError("the ONNX graph reads a value that nothing computes", got=name)
+        small = array.size <= MOST_HOST and array.dtype.kind in "iub"
+        return array if small or array.ndim == 0 else self.store.tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        found = self._find(name)
+        if found is not None:
+            return as_tensor(found)
+        if name not in self.store.arrays:
+            raise UnsupportedError("the ONNX graph reads a value that nothing computes", got=name)
+        return self.store.tensor(name)
+
+    def known(self, name: str) -> np.ndarray | None:
+        """Its numbers, if they do not depend on the input."""
+        found = self._find(name)
+        if isinstance(found, np.ndarray):
+            return found
+        return self.store.arrays.get(name) if found is None else None
+
+    def _find(self, name: str) -> Value | None:
+        walk: Walk | None = self
+        while walk is not None:
+            if name in walk._values:
+                return walk._values[name]
+            walk = walk._outside
+        return None
+
+
+class Store(nn.Module):
+    """Initializers: floats are parameters, other tensors buffers, under names that torch takes.
+
+    Attributes:
+        arrays: by their names in the file.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, folder: str) -> None:
+        super().__init__()
+        self._folder = folder
+        self.arrays: dict[str, np.ndarray] = {}
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
+        self._taken: set[str] = set()
+        self.keep(graph)
+
+    def keep(self, graph: onnx.GraphProto) -> None:
+        """Take in the initializers of `graph`."""
+        for tensor in graph.initializer:
+            if tensor.name not in self.arrays:
+                self.add(tensor.name, numpy_helper.to_array(tensor, self._folder))
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        self.arrays[name] = array
+        path = self._path(name)
+        owner: nn.Module = self
+        *parents, leaf = path.split(".")
+        for part in parents:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        tensor = _from_array(array)
+        if tensor.is_floating_point() and tensor.dim():
+            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=True))
+        else:
+            owner.register_buffer(leaf, tensor)
+        self._owners[name] = (owner, leaf)
+
+    def tensor(self, name: str) -> Tensor:
+        owner, leaf = self._owners[name]
+        return getattr(owner, leaf)
+
+    def _path(self, name: str) -> str:
+        """A dotted name, no other's and no other's beginning: "layer1/conv:w" -> "layer1.conv_w"."""
+        parts = [re.sub(r"\W", "_", part) or "_" for part in re.split(r"[./]+", name.strip("./")) if part]
+        parts = [f"_{part}" if part[0].isdigit() and len(parts) == 1 else part for part in parts] or [
+            "weight"
+        ]
+        path = ".".join(_free(part) for part in parts)
+        while path in self._taken or any(
+            path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in self._taken
+        ):
+            path += "_"
+        self._taken.add(path)
+        return path
+
+
+def _free(part: str) -> str:
+    """A name that `nn.Module` has no attribute of."""
+    return f"{part}_" if hasattr(OnnxModule, part) or part in OWN else part
+
+
+class OnnxModule(Store):
+    """The graph of an ONNX model; takes and returns its tensors in order.
+
+    Args:
+        model: with its external data where it says it is, below `folder`.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: str = "") -> None:
+        super().__init__(model.graph, folder)
+        self._graph = model.graph
+        self._opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        stored = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = [value for value in model.graph.input if value.name not in stored]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        walk = Walk(self._graph, self, self._opset)
+        given: dict[str, Value] = dict(zip((value.name for value in self.inputs), inputs))
+        return tuple(as_tensor(value) for value in walk.run(given))
+
+
+def missing_ops(graph: onnx.GraphProto) -> dict[str, int]:
+    """Ops without a rule, the graphs inside nodes included, and how often each occurs."""
+    found: dict[str, int] = {}
+    for node in graph.node:
+        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        if key not in RULES:
+            found[key] = found.get(key, 0) + 1
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                for name, count in missing_ops(inner).items():
+                    found[name] = found.get(name, 0) + count
+    return found
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, onnx.GraphProto | int | float | str):
+        return value
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [each.decode("utf-8", "replace") for each in value]
+    return list(value)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, copy=True))
+
+
+def sizes(tensor: Tensor) -> np.ndarray:
+    """The shape of a tensor as known numbers, symbolic where a dim is free."""
+    return numbers(list(tensor.shape))

@@ -1,0 +1,52 @@
+"""Quantize and dequantize nodes: weights and ranges are kept as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed
+
+from nncompress.loading.onnx.interpreter import Call, rule
+from nncompress.loading.onnx.values import DTYPES, Value, scalar
+
+ops = torch.ops.quantized_decomposed
+
+
+def _grid(call: Call) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scale and zero point, both known."""
+    zero = call.array(2, "the zero point") if call.has(2) else None
+    return call.array(1, "the scale"), zero
+
+
+@rule("QuantizeLinear")
+def quantize(call: Call) -> Value:
+    x, (scale, zero) = call.tensor(0), _grid(call)
+    stored = torch.uint8 if zero is None else torch.from_numpy(np.zeros(1, zero.dtype)).dtype
+    if call.get("output_dtype"):
+        stored = DTYPES.get(call.get("output_dtype"), torch.uint8)
+    if stored not in (torch.uint8, torch.int8) or call.get("block_size", 0):
+        raise call.refusal(f"to {stored}, or in blocks")
+    low, high = torch.iinfo(stored).min, torch.iinfo(stored).max
+    if scale.size == 1:
+        point = 0 if zero is None else int(scalar(zero))
+        return ops.quantize_per_tensor(x, float(scalar(scale)), point, low, high, stored)
+    raise call.refusal("an activation with a scale per channel")
+
+
+@rule("DequantizeLinear")
+def dequantize(call: Call) -> Value:
+    x, (scale, zero) = call.tensor(0), _grid(call)
+    if x.dtype == torch.int32:  # a bias
+        factor = call.tensor(1)
+        axis = call.get("axis", 1) % max(x.dim(), 1)
+        shape = [-1 if i == axis and factor.numel() > 1 else 1 for i in range(x.dim())]
+        return x.to(factor.dtype) * factor.reshape(shape)
+    if x.dtype not in (torch.uint8, torch.int8) or call.get("block_size", 0):
+        raise call.refusal(f"of {x.dtype}, or in blocks")
+    low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
+    if scale.size == 1:
+        point = 0 if zero is None else int(scalar(zero))
+        return ops.dequantize_per_tensor(x, float(scalar(scale)), point, low, high, x.dtype)
+    points = torch.zeros(scale.size, dtype=torch.int64) if zero is None else torch.tensor(zero.tolist())
+    axis = call.get("axis", 1) % x.dim()
+    return ops.dequantize_per_channel(x, call.tensor(1), points, axis, low, high, x.dtype)

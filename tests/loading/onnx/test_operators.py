@@ -1,0 +1,85 @@
+"""Every op that is read computes what its definition says: the node tests of the ONNX standard."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+from onnx.backend.test.case.node import collect_testcases
+
+from nncompress.errors import UnsupportedError
+from nncompress.loading.onnx.interpreter import RULES, OnnxModule, _from_array, missing_ops
+
+NO_KERNEL = (
+    "not implemented for",
+    "numpy.object_",
+    "ml_dtypes",
+    "non-zero size",
+    "zero-size",
+)  # of torch's, on CPUs
+TIES = ("test_top_k_same_values",)  # which of equal values comes first is free
+
+
+def arrays(values):
+    return (
+        [np.asarray(v) for v in values]
+        if all(isinstance(v, np.ndarray | np.generic) for v in values)
+        else None
+    )
+
+
+def outcome(case):
+    """ "right", "refused", "missing" or what went wrong."""
+    if case.model.functions or missing_ops(case.model.graph):
+        return "missing"
+    inputs, outputs = map(arrays, case.data_sets[0])
+    if inputs is None or outputs is None:
+        return "missing"
+    refusal = ""
+    for stored in (False, True):  # operands given at run time; or, but for the first, stored in the file
+        model, given = type(case.model)(), inputs
+        model.CopyFrom(case.model)
+        if stored:
+            free = 1 if inputs and inputs[0].dtype.kind == "f" else 0
+            named = list(zip(model.graph.input, inputs))[free:]
+            model.graph.initializer.extend(numpy_helper.from_array(a, v.name) for v, a in named)
+            given = inputs[:free]
+        try:
+            with torch.no_grad():
+                got = OnnxModule(model).eval()(*map(_from_array, given))
+        except UnsupportedError as error:
+            refusal = error.got or error.what
+            continue
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            return "refused" if any(sign in str(error) for sign in NO_KERNEL) else f"{case.name}: {error}"
+        return compared(case.name, got, outputs)
+    return "refused" if refusal else f"{case.name}: nothing"
+
+
+def compared(name, got, outputs):
+    for ours, theirs in zip(got, outputs):
+        half = ours.dtype in (torch.bfloat16, torch.float16)
+        tolerance = 2e-2 if half else 2e-4
+        mine = ours.detach().double().numpy() if half else ours.detach().numpy()
+        try:
+            if theirs.dtype.kind in "fV" or half:
+                np.testing.assert_allclose(mine, theirs.astype(mine.dtype), rtol=tolerance, atol=tolerance)
+            else:
+                np.testing.assert_array_equal(mine, theirs)
+                assert mine.dtype == theirs.dtype
+        except AssertionError as error:
+            return f"{name}: {error}"
+    return "right"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_operators_compute_what_the_standard_says():
+    cases = [c for c in collect_testcases(None) if not c.name.startswith(TIES) and "_bf16" not in c.name]
+    outcomes = Counter(outcome(case) for case in cases)
+    right, refused, missing = (outcomes.pop(key) for key in ("right", "refused", "missing"))
+    assert not outcomes, "\n".join(outcomes)
+    assert right > 1100
+    assert right > 5 * refused
+    assert len(RULES) > 150
+    assert missing

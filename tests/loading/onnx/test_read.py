@@ -1,0 +1,193 @@
+"""Whole files: read, compressed, written back, equal to ONNX Runtime; or one line that says why not."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.nn import functional as F
+
+import nncompress
+from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
+from nncompress.loading import load_model
+
+
+class Net(nn.Module):
+    """Convolutions of every kind, a norm, a residual, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16)
+        self.deep, self.back = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        h = F.relu6(self.norm(self.stem(x)))
+        h = h + F.silu(self.back(self.deep(h)))
+        return self.head(F.max_pool2d(h, 2).mean((2, 3)))
+
+
+class Text(nn.Module):
+    """Token ids through a transformer layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 7)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.table(x)))
+
+
+class Recurrent(nn.Module):
+    """Both directions, then one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = (
+            nn.LSTM(6, 9, bidirectional=True, batch_first=True),
+            nn.GRU(18, 5, batch_first=True),
+        )
+
+    def forward(self, x):
+        return self.gru(self.lstm(x)[0])[0][:, -1]
+
+
+CASES = {
+    "net": (Net, torch.randn(2, 3, 32, 32), {0: "N"}),
+    "text": (Text, torch.randint(0, 50, (2, 10)), {0: "N", 1: "tokens"}),
+    "recurrent": (Recurrent, torch.randn(2, 7, 6), {0: "N"}),
+}
+
+
+def exported(name, path):
+    """The file as torch's exporter writes it."""
+    build, x, dims = CASES[name]
+    torch.manual_seed(0)
+    module = build().eval()
+    shapes = ({axis: torch.export.Dim(dim) for axis, dim in dims.items()},)
+    torch.onnx.export(
+        module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
+    )
+    return module, x
+
+
+def session_outputs(path, *inputs):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs)})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_is_read_as_the_function_that_it_is(name, tmp_path):
+    module, x = exported(name, tmp_path / "m.onnx")
+    said: list[str] = []
+    model = load_model(tmp_path / "m.onnx", notice=said.append)
+    assert "agrees with ONNX Runtime" in said[-1]
+    assert set(model.dynamic) == {"batch", *("tokens" for _ in range(name == "text"))}
+    x = torch.cat([x, x.flip(0), x[:1]])
+    torch.testing.assert_close(model(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_read_file_is_pruned_and_written_back(tmp_path):
+    exported("net", tmp_path / "m.onnx")
+    model = nncompress.load(tmp_path / "m.onnx")
+    small = nncompress.compress(model, ["prune-nodes:ratio=0.3"])
+    nncompress.save(small, tmp_path / "small.onnx")
+    before, after = (onnxruntime.InferenceSession(tmp_path / f) for f in ("m.onnx", "small.onnx"))
+    assert [i.name for i in after.get_inputs()] == [i.name for i in before.get_inputs()]
+    assert [o.name for o in after.get_outputs()] == [o.name for o in before.get_outputs()]
+    assert sum(p.numel() for p in small.graph_module.parameters()) < 0.8 * sum(
+        p.numel() for p in model.graph_module.parameters()
+    )
+    x = torch.randn(3, 3, 32, 32)
+    (got,) = session_outputs(tmp_path / "small.onnx", x)
+    np.testing.assert_allclose(got, small(x).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def model_of(*nodes, inputs, outputs, stored=()):
+    graph = helper.make_graph(
+        list(nodes), "g", inputs, outputs, [numpy_helper.from_array(a, n) for n, a in stored]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def tensor(name, shape, kind=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def test_names_that_python_does_not_take_come_back_in_the_written_file(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    model = model_of(
+        helper.make_node("MatMul", ["in:0", "dense/kernel:0"], ["out/logits"]),
+        inputs=[tensor("in:0", ["N", 8])],
+        outputs=[tensor("out/logits", ["N", 4])],
+        stored=[("dense/kernel:0", weight)],
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    read = load_model(tmp_path / "m.onnx")
+    assert [name for name, _ in read.graph_module.named_parameters()] == ["dense.kernel_0"]
+    nncompress.save(read, tmp_path / "again.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "again.onnx")
+    assert [i.name for i in session.get_inputs()] == ["in:0"]
+    assert [o.name for o in session.get_outputs()] == ["out/logits"]
+
+
+def test_a_loop_and_a_branch_of_known_course_are_unrolled(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "one"], ["next"]), helper.make_node("Identity", ["go"], ["still"])],
+        "body",
+        [tensor("turn", [], TensorProto.INT64), tensor("go", [], TensorProto.BOOL), tensor("h", None)],
+        [tensor("still", [], TensorProto.BOOL), tensor("next", None)],
+    )
+    model = model_of(
+        helper.make_node("Loop", ["turns", "", "x"], ["y"], body=body),
+        inputs=[tensor("x", ["N", 4])],
+        outputs=[tensor("y", ["N", 4])],
+        stored=[("turns", np.array(3, np.int64)), ("one", np.ones(4, np.float32))],
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    read = load_model(tmp_path / "m.onnx")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(read(x), x + 3)
+
+
+def test_ops_that_are_not_read_are_named_and_counted(tmp_path):
+    det = [helper.make_node("Det", [name], [f"d{i}"]) for i, name in enumerate("xx")]
+    add = helper.make_node("Add", ["d0", "d1"], ["y"])
+    model = model_of(*det, add, inputs=[tensor("x", ["N", 3, 3])], outputs=[tensor("y", ["N"])])
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="not read") as caught:
+        load_model(tmp_path / "m.onnx")
+    assert "Det (2)" in caught.value.got
+
+
+def test_an_attribute_that_no_rule_reads_is_refused(tmp_path):
+    node = helper.make_node("Relu", ["x"], ["y"], strange=1)
+    model = model_of(node, inputs=[tensor("x", ["N", 3])], outputs=[tensor("y", ["N", 3])])
+    from nncompress.loading.onnx.interpreter import OnnxModule
+
+    with pytest.raises(UnsupportedError) as caught:
+        OnnxModule(model)(torch.randn(2, 3))
+    assert "strange" in caught.value.got
+
+
+def test_files_that_are_none_and_data_outside_the_folder_are_refused(tmp_path):
+    exported("net", tmp_path / "m.onnx")
+    content = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "cut.onnx")
+    outside = onnx.load(tmp_path / "m.onnx")
+    for stored in outside.graph.initializer[:1]:
+        onnx.external_data_helper.set_external_data(stored, "../secret", 0, 4)
+        stored.ClearField("raw_data")
+        stored.data_location = TensorProto.EXTERNAL
+    (tmp_path / "outside.onnx").write_bytes(outside.SerializeToString())
+    with pytest.raises(UnsafeFileError):
+        load_model(tmp_path / "outside.onnx")
+    with pytest.raises(UsageError, match="--input"):
+        load_model(tmp_path / "m.onnx", input_shapes="1x4x32x32")
+    with pytest.raises(UsageError, match="arch"):
+        load_model(tmp_path / "m.onnx", arch="net.py:build")
