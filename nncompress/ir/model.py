@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.inputs import InputSpec, input_specs, random_input
 from nncompress.ir.normalize import normalize, op_name, remove_dead_code
+from nncompress.ir.state import as_writes, changed_tensors
 from nncompress.ir.tracing import at_least_two, batch_dims, output_names, tie_again, trace, without_clashes
 
 # op -> the position of its training flag
@@ -108,7 +109,7 @@ class Model:
         assert isinstance(graph_module, fx.GraphModule)
         names = output_names(program)
         tie_again(graph_module)
-        normalize(graph_module)
+        complete = normalize(graph_module)
         if copy_weights:
             graph_module = copy.deepcopy(graph_module)
         specs, dynamic = input_specs(graph_module, program, inputs)
@@ -116,7 +117,10 @@ class Model:
         count = len(results)
         if len(names) != count:
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
-        return cls(graph_module, specs, names, dynamic, history, metadata)
+        model = cls(graph_module, specs, names, dynamic, history, metadata)
+        if not complete:
+            model.refresh()
+        return model
 
     # -- read --------------------------------------------------------------------------------------------
 
@@ -252,11 +256,13 @@ class Model:
             UnsupportedError: the edited graph does not trace; the message names the op.
         """
         remove_dead_code(self.graph_module)
-        fresh = Model.from_exported(self.exported_program(), inputs=self.inputs)
+        fresh = Model.from_exported(self._traced(self.graph_module, batch=2), inputs=self.inputs)
         self.graph_module = fresh.graph_module
 
     def exported_program(self, batch: int = 2) -> ExportedProgram:
         """The model as a `torch.export` program with the same names and dynamic dims.
+
+        A tensor that the original changed when run is changed by the program, too.
 
         Args:
             batch: of the inputs that it is traced with.
@@ -264,14 +270,22 @@ class Model:
         Raises:
             UnsupportedError: it does not trace.
         """
+        module = self.graph_module
+        if changed_tensors(self.graph):
+            module = fx.GraphModule(module, copy.deepcopy(module.graph))
+            as_writes(module.graph)
+            module.recompile()
+        return self._traced(module, batch)
+
+    def _traced(self, module: fx.GraphModule, batch: int) -> ExportedProgram:
         dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self.dynamic.items()}
         shapes = tuple(
             {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
         )
         examples = self.example_inputs(batch)
-        self._name_placeholders()
+        _name_placeholders(module, self.inputs)
         try:
-            return trace(self.graph_module, examples, {}, shapes if dims else None)
+            return trace(module, examples, {}, shapes if dims else None)
         except UnsupportedError:
             if not dims:
                 raise
@@ -279,10 +293,11 @@ class Model:
             automatic = tuple(
                 {i: Dim.AUTO for i, d in enumerate(s.shape) if isinstance(d, str)} for s in self.inputs
             )
-            return trace(self.graph_module, examples, {}, automatic)
+            return trace(module, examples, {}, automatic)
 
-    def _name_placeholders(self) -> None:
-        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
-        for node, spec in zip(placeholders, self.inputs, strict=True):
-            node.target = spec.name
-        self.graph_module.recompile()
+
+def _name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, inputs, strict=True):
+        node.target = spec.name
+    module.recompile()

@@ -4,7 +4,8 @@
 |-------------------------------------------------------|----------------------------------------|
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
-| in-place ops (`relu_`, `add_`) on a value nobody else reads later | the functional op          |
+| in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.functionalize`) |
+| a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`nncompress.ir.decompose`) |
@@ -21,9 +22,8 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from nncompress.ir.decompose import decompose_composites
+from nncompress.ir.functionalize import functionalize, is_write
 from nncompress.ir.recompose import recompose
-
-aten = torch.ops.aten
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
 _ASSERTIONS = {
@@ -33,13 +33,6 @@ _ASSERTIONS = {
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 }
-# Ops whose result is, or can be, a window on their input's memory (dropout is the identity in eval mode).
-_VIEWS = {
-    "view", "reshape", "slice", "select", "permute", "transpose", "t", "unsqueeze", "squeeze",
-    "expand", "flatten", "unflatten", "narrow", "chunk", "split", "split_with_sizes", "unbind",
-    "detach", "alias", "as_strided", "dropout", "alpha_dropout", "feature_dropout", "to", "type_as",
-    "diagonal", "movedim", "swapaxes", "contiguous", "view_as", "expand_as", "getitem",
-}  # fmt: skip
 
 
 def op_name(node: fx.Node) -> str:
@@ -52,8 +45,11 @@ def op_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def normalize(module: fx.GraphModule) -> None:
-    """Normalise `module` in place (table above). Its meaning does not change."""
+def normalize(module: fx.GraphModule) -> bool:
+    """Normalise `module` in place (table above). Its meaning does not change.
+
+    Returns: whether every node knows its shape; where not, an export anew tells.
+    """
     graph = module.graph
     graph.set_codegen(CodeGen())
     for node in graph.nodes:  # the rest is a history of tracings, which grows with every one
@@ -63,6 +59,7 @@ def normalize(module: fx.GraphModule) -> None:
             delattr(module, name)
     for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks):
         hooks.clear()  # they check calls against the nesting and keywords of the original's inputs
+    _register_plain_tensors(module)
     while _inline_wrappers(module):
         pass
     for node in list(graph.nodes):
@@ -70,11 +67,12 @@ def normalize(module: fx.GraphModule) -> None:
             graph.erase_node(node)
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
+    complete = functionalize(module)
     decompose_composites(graph)
-    _make_functional(graph)
     recompose(graph)
     _share_computed_weights(graph)
     remove_dead_code(module)
+    return complete
 
 
 def remove_dead_code(module: fx.GraphModule) -> None:
@@ -112,6 +110,19 @@ def _drop_empty_submodules(module: torch.nn.Module) -> None:
         _drop_empty_submodules(child)
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
             delattr(module, name)
+
+
+def _register_plain_tensors(module: fx.GraphModule) -> None:
+    """What editing and counting go by are parameters and buffers; a plain attribute would be lost to them."""
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        prefix, _, leaf = str(node.target).rpartition(".")
+        owner = module.get_submodule(prefix)
+        value = owner.__dict__.get(leaf)
+        if isinstance(value, torch.Tensor):
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, value, persistent=False)
 
 
 def _inline_wrappers(module: fx.GraphModule) -> bool:
@@ -163,42 +174,12 @@ def _flatten_outputs(graph: fx.Graph) -> None:
     output.args = (tuple(leaves),)
 
 
-def _make_functional(graph: fx.Graph) -> None:
-    """Turn `y = op_(x)` into `y = op(x)` where nothing else can see x's memory change.
-
-    Reads of x after the write mean the new value, so they become reads of y. Where x is a window on another
-    value (or shared with one), the write reaches further than this; such a node stays in place, and every
-    analysis treats it as unknown.
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not _mutates(node) or not node.args:
-            continue
-        name, written = op_name(node), node.args[0]
-        functional = _functional_overload(node.target)
-        if functional is None or not isinstance(written, fx.Node) or not name.endswith("_"):
-            continue
-        if not _has_own_memory(written):
-            continue
-        if any(
-            op_name(user) in _VIEWS and order[user] < order[node]
-            for user in written.users
-            if user is not node
-        ):
-            continue
-        node.target = functional
-        for user in list(written.users):
-            if order.get(user, -1) > order[node]:
-                user.replace_input_with(written, node)
-
-
 def _share_computed_weights(graph: fx.Graph) -> None:
     """Let equal calls on equal weights be one node, where nothing is written and nothing is random.
 
-    Weights stored as integers are left alone: export wants one dequantization per reader.
+    Weights stored as integers are left alone: export wants one dequantization per reader. So is a copy made
+    to be written to.
     """
-    if any(_mutates(node) for node in graph.nodes):
-        return
     first: dict[Any, fx.Node] = {}
     constant: set[fx.Node] = set()
     for node in list(graph.nodes):
@@ -211,7 +192,7 @@ def _share_computed_weights(graph: fx.Graph) -> None:
             node.op == "call_function" and node.all_input_nodes and constant.issuperset(node.all_input_nodes)
         ):
             tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
-            if torch.Tag.nondeterministic_seeded in tags:
+            if torch.Tag.nondeterministic_seeded in tags or any(map(is_write, [node, *node.users])):
                 continue
             key = (node.target, repr(node.args), repr(node.kwargs))  # nodes have unique names
         else:
@@ -223,23 +204,3 @@ def _share_computed_weights(graph: fx.Graph) -> None:
             constant.remove(node)
         else:
             first[key] = node
-
-
-def _has_own_memory(value: fx.Node) -> bool:
-    """Is the memory of `value` reached through it alone, and not through what it may be a window on?"""
-    while op_name(value) in _VIEWS:
-        base = value.args[0]
-        if not isinstance(base, fx.Node) or len(base.users) > 1:
-            return False
-        value = base
-    return value.op == "call_function"
-
-
-def _functional_overload(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    namespace, name = target._schema.name.split("::")
-    packet = getattr(getattr(torch.ops, namespace), name.rstrip("_"), None)
-    if packet is None or target._overloadname not in packet.overloads():
-        return None
-    functional = getattr(packet, target._overloadname)
-    same = [a.name for a in functional._schema.arguments] == [a.name for a in target._schema.arguments]
-    return functional if same and not functional._schema.is_mutable else None
