@@ -40,7 +40,6 @@ VIEWS = {
     "view_as_real": lambda t: torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)))),
     "conj": lambda t: torch.view_as_complex(t.unflatten(-1, (-1, 2))).conj().real,
     "diagonal": lambda t: t.diagonal(0, 1, -1),
-    "as_strided": lambda t: t.as_strided((2, 3), (3, 1), 1),
     "tensor_split": lambda t: t.tensor_split(2, 1)[1],
     "hsplit": lambda t: t.hsplit(2)[0],
     "dsplit": lambda t: t.dsplit((1, 3))[1],
@@ -197,7 +196,7 @@ def test_what_changes_when_a_model_runs_is_written_only_by_the_program_that_leav
     assert changed_tensors(model.graph) == ["count"]
     program = model.exported_program().module(check_guards=False)
     program(x)
-    torch.testing.assert_close(program(x), (x - 2) * 2)
+    torch.testing.assert_close(program(x)[0], (x - 2) * 2)
 
 
 def test_stored_tensors_that_share_memory_and_change_are_refused_by_name() -> None:
