@@ -204,10 +204,10 @@ def test_stored_tensors_that_share_memory_and_change_are_refused_by_name() -> No
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("whole", torch.ones(4))
-            self.register_buffer("half", self.whole[:2])
+            self.register_buffer("part", self.whole[:2])
 
         def forward(self, x: Tensor) -> Tensor:
-            self.half += 1
+            self.part += 1
             return x * self.whole
 
     with pytest.raises(UnsupportedError, match="whole"):
