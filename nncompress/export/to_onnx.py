@@ -58,22 +58,9 @@ def write_onnx(
     _refuse_bfloat16(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-        packed = model if storage == "plain" else pack(model, PER_OP)
-        program = _convert(model, packed.exported_program(), optimize=packed is model)
-        if packed is not model:
-            _optimize_but_lookups(program)
         int8 = precision_of(model) == "int8"
-        twin = None
-        if int8:
-            name_layers(program.model.graph)
-            twin = float_twin(program.model) if 5 * size < PROTOBUF_LIMIT else None
-        written_for = lower_int8(program.model)
-        avoid_runtime_defects(program.model.graph)
-        tidy(program.model, model)
-        program.model.metadata_props.update(_record(model))
-        program.save(str(temporary), external_data=size > PROTOBUF_LIMIT)
-        del program
-        found = compare(model, temporary)
+        twin, written_for = _write(model, temporary, storage, measured=int8 and 5 * size < PROTOBUF_LIMIT)
+        found = compare(model, temporary, lambda probe, file: _write(probe, file, storage))
         told = "; ".join(filter(None, (int8_coverage(temporary).summary() if int8 else "", written_for)))
         speed = None
         if twin is not None:
@@ -93,7 +80,27 @@ def write_onnx(
         found.batches,
         told,
         int8_speedup=None if speed is None else round(speed.ratio, 3),
+        choices=found.choices,
     )
+
+
+def _write(model: Model, file: Path, storage: Storage, *, measured: bool = False) -> tuple[bytes | None, str]:
+    """Convert, lower, save. Returns the float twin of an int8 graph, if it is wanted, and what it is made for."""
+    size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
+    packed = model if storage == "plain" else pack(model, PER_OP)
+    program = _convert(model, packed.exported_program(), optimize=packed is model)
+    if packed is not model:
+        _optimize_but_lookups(program)
+    twin = None
+    if precision_of(model) == "int8":
+        name_layers(program.model.graph)
+        twin = float_twin(program.model) if measured else None
+    written_for = lower_int8(program.model)
+    avoid_runtime_defects(program.model.graph)
+    tidy(program.model, model)
+    program.model.metadata_props.update(_record(model))
+    program.save(str(file), external_data=size > PROTOBUF_LIMIT)
+    return twin, written_for
 
 
 def _speed(twin: bytes, path: Path, model: Model) -> Speed:

@@ -50,6 +50,7 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         seconds=time.perf_counter() - start,
         max_abs_diff=found.max_abs_diff,
         relative_error=found.relative_error,
+        choices=found.choices,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +12,75 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.errors import UnsupportedError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export import verify
+from nncompress.export.discrete_choices import compare_choices, find_choices
 from nncompress.export.verify import Comparison
 from nncompress.ir import Model
 
 
-def compare(model: Model, path: Path) -> Comparison:
+def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | None = None) -> Comparison:
     """See `nncompress.export.verify.compare`.
+
+    A quantized file is first run as it is written, in floats, which shows whatever it says otherwise than the
+    graph. Then on its integer kernels, which round a little differently. Where it disagrees and has discrete
+    choices inside, a file with further outputs shows whether the choices are made from the same values.
+
+    Args:
+        write: how the file was written; without it, it is run as it is optimised only (`.ort`).
 
     Raises:
         UnsupportedError: ONNX Runtime cannot load the file; the message names the op.
         VerificationError: the outputs differ by more than the tolerance for the model's precision.
     """
-    import onnxruntime
+    quantized = verify.precision_of(model) == "int8"
+    try:
+        if quantized and write is not None:
+            as_written = f"{_runtime()} without optimisations"
+            verify.compare(model, _runner(path, optimised=False), as_written, precision="int8 as written")
+        return verify.compare(model, _runner(path), _runtime())
+    except VerificationError as error:
+        choices = find_choices(model) if quantized else None
+        if choices is None:
+            raise _whose_defect(model, path, error) from error
+        with tempfile.TemporaryDirectory() as folder:
+            probes = []
+            if write is not None:
+                probe = Path(folder) / "probe.onnx"
+                write(choices.probe, probe)
+                probes = [(_runner(probe, optimised=False), "int8 as written"), (_runner(probe), "int8")]
+            return compare_choices(model, choices, _runner(path), _runtime(), (1, 3), probes)
 
-    session = open_session(path)
-    return verify.compare(
-        model, lambda inputs: run(session, inputs), f"onnxruntime {onnxruntime.__version__}"
+
+def _whose_defect(model: Model, path: Path, error: VerificationError) -> VerificationError:
+    """The same, unless the file is right when it is run as it is written."""
+    try:
+        if path.suffix != ".onnx":
+            return error
+        verify.compare(model, _runner(path, optimised=False), _runtime())
+    except (VerificationError, UnsupportedError):
+        return error
+    return VerificationError(
+        f"the file is right, but {_runtime()} optimises it to something else: {error.what}",
+        got=error.got,
+        expected=error.expected,
+        remedy="keep the model as .pt2 and report it: such graphs can be written so that they are left alone",
     )
 
 
-def open_session(path: Path, save_to: Path | None = None) -> Any:
-    """An ONNX Runtime session on the CPU, silent, all of its optimisations on.
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def _runner(path: Path, *, optimised: bool = True) -> Callable[[tuple[Tensor, ...]], list[Tensor]]:
+    session = open_session(path, optimised=optimised)
+    return lambda inputs: run(session, inputs)
+
+
+def open_session(path: Path, save_to: Path | None = None, *, optimised: bool = True) -> Any:
+    """An ONNX Runtime session on the CPU, silent, with all or none of its optimisations.
 
     Args:
         save_to: write the graph after optimisation there (before the layout of float kernels is chosen).
@@ -44,6 +92,8 @@ def open_session(path: Path, save_to: Path | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

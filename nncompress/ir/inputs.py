@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.normalize import op_name
 from nncompress.ir.tracing import MAX_BATCH
 
+MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -25,6 +27,8 @@ class InputSpec:
         dtype: torch dtype without the prefix, e.g. "float32".
         shape: sizes; a string names a dynamic dim ("batch"). Equal names are equal sizes.
         low, high: for integers, example values are drawn from [low, high).
+        like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
+            floats are drawn like these. Empty: standard normal.
     """
 
     name: str
@@ -32,6 +36,11 @@ class InputSpec:
     shape: tuple[int | str, ...]
     low: int = 0
     high: int = 2
+    like: tuple[tuple[float, float], ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.like:  # lists, where it was read from JSON
+            object.__setattr__(self, "like", tuple(map(tuple, self.like)))
 
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
@@ -40,7 +49,20 @@ class InputSpec:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape)}
+        record = {**asdict(self), "shape": list(self.shape)}
+        if not self.like:
+            del record["like"]
+        return record
+
+    def drawn_like(self, sample: Tensor) -> InputSpec:
+        """The spec whose example values have the moments of this data [N, ...]; itself for integers."""
+        if not (sample.dtype.is_floating_point and sample.numel() and sample.isfinite().all()):
+            return self
+        values = sample.detach().double()
+        each = values.dim() > 1 and isinstance(self.shape[1], int) and self.shape[1] <= MOST_MOMENTS
+        rows = values.transpose(0, 1).flatten(1) if each else values.reshape(1, -1)
+        std, mean = torch.std_mean(rows, 1, correction=0)
+        return replace(self, like=tuple(zip(mean.tolist(), std.tolist())))
 
 
 def input_specs(
@@ -82,7 +104,7 @@ def input_specs(
             shape.append(dims[symbol])
         spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
         if old is not None:
-            spec = replace(spec, low=old.low, high=old.high)
+            spec = replace(spec, low=old.low, high=old.high, like=old.like)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
             low, high = _integer_range(module, node, examples.get(node))
             spec = replace(spec, low=low, high=high)
@@ -140,12 +162,18 @@ def _embedding_rows(ids: fx.Node) -> list[int]:
 
 
 def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal floats, integers within the spec's range, True for booleans; of this shape."""
+    """Normal floats as the spec has it, integers within its range, True for booleans; of this shape."""
     dtype = spec.torch_dtype()
     if dtype.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
     if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float32)
+        if spec.like:
+            mean, std = torch.tensor(spec.like).T
+            if len(spec.like) > 1:
+                mean, std = (each.view(-1, *[1] * (len(shape) - 2)) for each in (mean, std))
+            values = values * std + mean
+        return values.to(dtype)
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)
     return torch.randint(spec.low, max(spec.high, spec.low + 1), shape, generator=generator).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16
 
 _NAME = plain(str, str.isidentifier)
 _INTEGER = plain(int, lambda value: -(2**31) <= value <= 2**31)
+_FINITE = plain(float, isfinite)
 
 
 def _size(value: Any) -> int | str:
@@ -41,6 +43,7 @@ _INPUT = record(
     shape=listed(_size),
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),
+    like=optional(listed(listed(_FINITE)), []),
 )
 _COUNT = plain(int, lambda value: 0 <= value < 2**63)
 _COSTS = table_with(macs=optional(_COUNT))
@@ -92,6 +95,11 @@ def read_record(
     """
     plain_record = _checked(_RECORD, dict(content), path)
     inputs = tuple(InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in plain_record["inputs"])
+    for spec, item in zip(inputs, plain_record["inputs"]):
+        moments = item["like"]
+        channels = spec.shape[1] if len(spec.shape) > 1 else None
+        if any(len(pair) != 2 or pair[1] < 0 for pair in moments) or len(moments) not in (0, 1, channels):
+            raise _damaged(path, f"moments of {spec.name} that fit none of its channels")
     if inputs and shapes is not None and [len(i.shape) for i in inputs] != [len(shape) for shape in shapes]:
         raise _damaged(path, f"inputs {', '.join(map(str, inputs))}, which the program does not have")
     return FileRecord(

