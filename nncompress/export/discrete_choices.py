@@ -1,8 +1,8 @@
 """Discrete choices inside a quantized model: top-k, arg-max, comparisons, rounding to whole numbers.
 
 Rounded values tie, and runtimes break ties in their own way; integer kernels round a value on a boundary to
-the other side than floats do. Both are small errors, until a choice hangs on them: then another record, box or
-token is taken, and what follows is no longer comparable. What can be compared is what choices are made from.
+the other side than floats do. Both are small errors, until a choice hangs on them: then another record, box
+or token is taken, and what follows is no longer comparable. What choices are made from is.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def find_choices(model: Model) -> Choices | None:
         if given & chosen:
             chosen.add(node)
         elif given & rounded and _chooses(node):
-            ops.append(op_name(node if node.target is not getitem else node.args[0]))  # type: ignore[arg-type]
+            source: Any = node.args[0] if node.target is getitem else node
+            ops.append(op_name(source))
             chosen.add(node)
-            source = node.args[0] if node.target is getitem else node
-            made_from.update(dict.fromkeys(n for n in source.all_input_nodes if n in rounded))  # type: ignore[union-attr]
+            made_from.update(dict.fromkeys(n for n in source.all_input_nodes if n in rounded))
     if not ops:
         return None
     output = probe.graph.output_node()
@@ -79,11 +79,12 @@ def find_choices(model: Model) -> Choices | None:
 
 def _chooses(node: fx.Node) -> bool:
     if node.target is getitem:  # values in order are as continuous as they were, their places are not
-        return op_name(node.args[0]) in ORDERS and node.args[1] == 1  # type: ignore[arg-type]
+        source: Any = node.args[0]
+        return op_name(source) in ORDERS and bool(node.args[1] == 1)
     value, given = node.meta.get("val"), argument(node, 0)
-    source = given.meta.get("val") if isinstance(given, fx.Node) else None
-    if isinstance(value, Tensor) and isinstance(source, Tensor):
-        whole = not value.dtype.is_floating_point and source.dtype.is_floating_point
+    before = given.meta.get("val") if isinstance(given, fx.Node) else None
+    if isinstance(value, Tensor) and isinstance(before, Tensor):
+        whole = not value.dtype.is_floating_point and before.dtype.is_floating_point
         if whole and not op_name(node).startswith("quantize_per_"):
             return True
     return op_name(node) in DISCRETE
@@ -95,19 +96,21 @@ def compare_choices(
     run: Run,
     runtime: str,
     batches: tuple[int, ...],
-    probes: Iterable[tuple[Run, str]],
+    probes: Iterable[tuple[Run, str, str]],
 ) -> verify.Comparison:
     """Compare what is comparable of a model that chooses, and count how often the rest comes out the same.
 
     Args:
         run: the file's outputs.
-        probes: runs of a file made of `choices.probe` in the same way, with the precision to ask of each.
+        probes: runs of a file made of `choices.probe` in the same way, each with what runs it and the
+            precision to ask of it.
 
     Raises:
-        VerificationError: what the choices are made from, or an output that hangs on none, is not the graph's.
+        VerificationError: what the choices are made from, or an output that hangs on none, differs from the
+            graph's.
     """
-    for probe, precision in probes:
-        verify.compare(choices.probe, probe, runtime, batches, precision=precision, among=choices.comparable)
+    for probe, by, precision in probes:
+        verify.compare(choices.probe, probe, by, batches, precision=precision, among=choices.comparable)
     found = verify.compare(
         model, run, runtime, batches, among=[name for name in model.outputs if name in choices.comparable]
     )
@@ -120,8 +123,8 @@ def compare_choices(
         agreeing += sum(all(_near(*pair, record, batch) for pair in pairs) for record in range(batch))
         total += batch
     told = (
-        f"{', '.join(choices.ops)} inside, from values that agree: {agreeing} of {total} records come out as in "
-        "the graph, the others by a choice between near equals"
+        f"{', '.join(choices.ops)} inside, from values that agree: {agreeing} of {total} records come out as "
+        "in the graph, the others by a choice between near equals"
     )
     return replace(found, choices=told)
 

@@ -15,16 +15,16 @@ class ExportReport:
         path: where it is.
         bytes: its size, external data included.
         seconds: what writing and checking it took.
-        max_abs_diff: largest difference between its runtime's outputs and the graph's, on random inputs that are
-            like the calibration data; None where no other runtime was asked.
+        max_abs_diff: largest difference between its runtime's outputs and the graph's, on random inputs that
+            are like the calibration data; None where no other runtime was asked.
         relative_error: the same as ‖difference‖₂ / ‖output‖₂, the worst of the outputs.
         runtime: the runtime that was asked ("onnxruntime 1.31.1"), or "".
         batches: the batch sizes tried.
         int8: for a quantized model, which heavy ops the runtime really runs in int8 here, which not and why,
             and whether that is faster here than float32.
         int8_speedup: float32's time over int8's, here, at batch 1; None where it was not measured.
-        choices: of a quantized model that chooses (top-k, arg-max, a comparison): how often the runtime, whose
-            kernels round otherwise, chooses as the graph does; "" where all outputs agree.
+        choices: of a quantized model that chooses (top-k, arg-max, a comparison): how often the runtime,
+            whose kernels round otherwise, chooses as the graph does; "" where all outputs agree.
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
     """
 

@@ -85,7 +85,7 @@ def write_onnx(
 
 
 def _write(model: Model, file: Path, storage: Storage, *, measured: bool = False) -> tuple[bytes | None, str]:
-    """Convert, lower, save. Returns the float twin of an int8 graph, if it is wanted, and what it is made for."""
+    """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and what it is written for."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     packed = model if storage == "plain" else pack(model, PER_OP)
     program = _convert(model, packed.exported_program(), optimize=packed is model)

@@ -12,8 +12,8 @@ from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
 
-# Allowed ‖difference‖₂ / ‖output‖₂, and median |difference| / root mean square of the output, since an error
-# that all values share may be small in the first. In float32 both runtimes add in different order: 1e-6 per
+# Allowed ‖difference‖₂ / ‖output‖₂, and median |difference| / root mean square of the output, since an
+# error that all values share may be small in the first. In float32 both runtimes add in different order: 1e-6 per
 # layer is usual, a wrong op is off by 0.1 or more. In half precision, ONNX Runtime computes in float32 between
 # casts while torch rounds after every op. In int8, an activation that lies on a rounding boundary falls to
 # either side, and what follows differs by a whole step: 1e-2 on trained ResNets, 4e-2 at most in any network

@@ -48,7 +48,14 @@ def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | N
             if write is not None:
                 probe = Path(folder) / "probe.onnx"
                 write(choices.probe, probe)
-                probes = [(_runner(probe, optimised=False), "int8 as written"), (_runner(probe), "int8")]
+                probes = [
+                    (
+                        _runner(probe, optimised=False),
+                        f"{_runtime()} without optimisations",
+                        "int8 as written",
+                    ),
+                    (_runner(probe), _runtime(), "int8"),
+                ]
             return compare_choices(model, choices, _runner(path), _runtime(), (1, 3), probes)
 
 

@@ -56,7 +56,7 @@ def test_what_choices_are_made_from_is_compared_and_agreement_is_told(tmp_path, 
 
 def test_values_before_a_choice_may_not_be_wrong(tmp_path, quantized, monkeypatch):
     other_kernels(monkeypatch, 1.0)
-    with pytest.raises(VerificationError, match="disagrees with the graph on output '(output_1|choice_0)'"):
+    with pytest.raises(VerificationError, match=r"disagrees with the graph on output '(output_1|choice_0)'"):
         write_onnx(quantized, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
