@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +22,8 @@ from nncompress.export.exporter_defects import dodge_defects
 from nncompress.export.int8_coverage import int8_coverage
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
 from nncompress.export.lower_int8 import lower_int8
+from nncompress.export.lower_recurrent import unroll_projections
+from nncompress.export.places import behind
 from nncompress.export.report import ExportReport
 from nncompress.export.runtime_defects import avoid_runtime_defects
 from nncompress.export.storage import Storage
@@ -55,7 +57,7 @@ def write_onnx(
     """
     start = time.perf_counter()
     target = Path(path)
-    _refuse_bfloat16(model)
+    _refuse_types(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) == "int8"
@@ -87,6 +89,7 @@ def write_onnx(
 def _write(model: Model, file: Path, storage: Storage, *, measured: bool = False) -> tuple[bytes | None, str]:
     """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and what it is written for."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
+    model = unroll_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP)
     program = _convert(model, packed.exported_program(), optimize=packed is model)
     if packed is not model:
@@ -116,11 +119,23 @@ def input_names(model: Model) -> list[str]:
     return [stated.get(spec.name, spec.name) for spec in model.inputs]
 
 
-def _refuse_bfloat16(model: Model) -> None:
-    if any(tensor.dtype == torch.bfloat16 for tensor in model.graph_module.state_dict().values()):
+def _refuse_types(model: Model) -> None:
+    """What ONNX Runtime's CPU kernels cannot take or give, so that an export could not be checked."""
+    stored = {name: tensor.dtype for name, tensor in model.graph_module.state_dict().items()}
+    given = {f"input {spec.name}": spec.torch_dtype() for spec in model.inputs}
+    results: Any = model.graph.output_node().args[0]
+    taken = {f"output {name}": node.meta["val"].dtype for name, node in zip(model.outputs, results)}
+    where = next((name for name, dtype in (stored | given | taken).items() if dtype == torch.bfloat16), None)
+    if where is not None:
         raise UnsupportedError(
-            "ONNX Runtime's CPU kernels do not compute in bfloat16, so the export could not be checked",
-            remedy="convert the model to float32 or float16 first, or keep it as .pt2",
+            f"ONNX Runtime's CPU kernels do not compute in bfloat16, so no export could be checked: {where}",
+            remedy="convert the model to float32 or float16 first (module.float()), or keep it as .pt2",
+        )
+    where = next((name for name, dtype in (given | taken).items() if dtype.is_complex), None)
+    if where is not None:
+        raise UnsupportedError(
+            f"ONNX has no complex numbers: {where}",
+            remedy="give and take real and imaginary parts (torch.view_as_real), or keep it as .pt2",
         )
 
 
@@ -147,7 +162,7 @@ def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXP
                 custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
             )
     except Exception as error:  # the exporter wraps whatever a translation raises
-        raise _unsupported(error) from error
+        raise _unsupported(error, model) from error
     assert converted is not None
     return converted
 
@@ -172,7 +187,7 @@ def _optimize_but_lookups(program: ONNXProgram) -> None:
         onnxscript.rewriter.onnx_fusions.fuse(program.model)
 
 
-def _unsupported(error: Exception) -> UnsupportedError:
+def _unsupported(error: Exception, model: Model) -> UnsupportedError:
     chain: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -185,7 +200,9 @@ def _unsupported(error: Exception) -> UnsupportedError:
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return UnsupportedError(
-        f"ONNX cannot express the op {named}" if named else "the ONNX exporter cannot translate this model",
+        f"ONNX cannot express the op {named}{behind(model, named)}"
+        if named
+        else "the ONNX exporter cannot translate this model",
         got=reason[:300],
         remedy="keep the model as .pt2, or replace the op in the model",
     )

@@ -20,6 +20,7 @@ from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.runtimes.worker import run_apart
 
 # ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.
 LARGEST_BATCH = 64
@@ -125,10 +126,9 @@ def _unsupported(error: BaseException) -> UnsupportedError:
 
 
 def _compare(model: Model, path: Path) -> verify.Comparison:
-    from nncompress.runtimes.on_executorch import open_pte
+    threads = torch.get_num_threads()
 
-    runner = open_pte(path, threads=torch.get_num_threads())
-    runtime = f"executorch {version('executorch')}"
-    return verify.compare(
-        model, lambda inputs: [torch.from_numpy(a) for a in runner.run(*inputs)], runtime, CHECKED_BATCHES
-    )
+    def run(inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        return [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
+
+    return verify.compare(model, run, f"executorch {version('executorch')}", CHECKED_BATCHES)

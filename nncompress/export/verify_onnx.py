@@ -109,12 +109,19 @@ def open_session(path: Path, save_to: Path | None = None, *, optimised: bool = T
     except Exception as error:  # the runtime's own exception classes share no base but Exception
         text = str(error)
         op = re.search(r"implementation for (\w+)\(", text) or re.search(r"Op \((\w+)\)", text)
+        missing = "NOT_IMPLEMENTED" in text
+        layer = re.search(r"node with name '([^']+)'", text)
+        place = f" (layer {layer.group(1)})" if layer and not layer.group(1).startswith("node_") else ""
         raise UnsupportedError(
-            f"ONNX Runtime on this machine cannot run the op {op.group(1)} of this model"
+            f"ONNX Runtime has no {op.group(1)} of this model's kind of numbers on this machine{place}"
+            if op and missing
+            else f"ONNX Runtime on this machine cannot run the op {op.group(1)} of this model{place}"
             if op
             else "ONNX Runtime cannot load the exported model",
             got=text.splitlines()[0][:300],
-            remedy="keep it as .pt2, or replace the op in the model",
+            remedy="convert the model to float32 first (module.float()), or keep it as .pt2"
+            if missing
+            else "keep it as .pt2, or replace the op in the model",
         ) from error
 
 

@@ -48,7 +48,7 @@ def decompose_composites(graph: fx.Graph) -> None:
     """Replace every composite op that is not `WHOLE` by its steps, in place."""
     for node in list(graph.nodes):
         if is_composite(node.target):
-            _decompose(graph, node)
+            take_apart(graph, node)
 
 
 def is_composite(target: Any) -> bool:
@@ -62,13 +62,14 @@ def is_composite(target: Any) -> bool:
     )
 
 
-def _decompose(graph: fx.Graph, node: fx.Node) -> None:
+def take_apart(graph: fx.Graph, node: fx.Node) -> bool:
+    """Replace one composite op by its steps, in place; False where that is not possible for all sizes."""
     operands: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), operands.append)
     operands = list(dict.fromkeys(operands))
     steps = _steps(node, operands)
     if steps is None:
-        return
+        return False
     made: dict[fx.Node, Any] = {}
     remaining = iter(operands)
     with graph.inserting_before(node):
@@ -88,6 +89,7 @@ def _decompose(graph: fx.Graph, node: fx.Node) -> None:
     else:
         node.replace_all_uses_with(results)
     graph.erase_node(node)
+    return True
 
 
 def _steps(node: fx.Node, operands: list[fx.Node]) -> fx.GraphModule | None:

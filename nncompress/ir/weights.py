@@ -200,12 +200,17 @@ def layers(model: Model) -> Iterator[Layer]:
 
 def recurrent_layers(model: Model) -> list[str]:
     """The names of the fused recurrent layers, each one node with many weights: they are no `layers`."""
-    found = []
-    for node in model.graph.nodes:
-        if node.op == "call_function" and op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-            found.append(layer_name(next((n for n in stored if "weight" in n), node.name)))
-    return found
+    return [
+        recurrent_name(node)
+        for node in model.graph.nodes
+        if node.op == "call_function" and op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    ]
+
+
+def recurrent_name(node: fx.Node) -> str:
+    """The name of such a layer."""
+    stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    return layer_name(next((n for n in stored if "weight" in n), node.name))
 
 
 def layer_name(tensor_name: str) -> str:

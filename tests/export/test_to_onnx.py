@@ -89,15 +89,47 @@ def test_the_divisor_of_a_pool_is_kept(tmp_path):
 
 
 class Untranslatable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
     def forward(self, x):
-        return torch.linalg.eigvalsh(x @ x.mT)
+        return torch.linalg.qr(self.body(x))[0]
 
 
-def test_an_op_onnx_lacks_is_named(tmp_path):
+def test_an_op_onnx_lacks_is_named_with_its_place_and_nothing_else_is_said(tmp_path, capfd):
     model = Model.from_module(Untranslatable(), (torch.randn(2, 4, 4),))
-    with pytest.raises(UnsupportedError, match=r"ONNX cannot express the op aten\._?linalg_eigh"):
+    with pytest.raises(UnsupportedError, match=r"the op aten\.linalg_qr, behind layer body\.0$"):
         write_onnx(model, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x)
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "reason"),
+    [
+        (Complex(), torch.randn(2, 8), "ONNX has no complex numbers: output output"),
+        (Double(), torch.randn(2, 3, 6, 6).double(), r"ONNX Runtime has no Conv .* \(layer stem\)"),
+        (nn.ReLU(), torch.randn(2, 3).bfloat16(), "bfloat16, .*: input input"),
+    ],
+)
+def test_numbers_that_the_runtime_lacks(tmp_path, module, example, reason):
+    with pytest.raises(UnsupportedError, match=reason):
+        write_onnx(Model.from_module(module, (example,)), tmp_path / "m.onnx")
 
 
 def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
