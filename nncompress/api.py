@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nncompress import export, pipeline
+from nncompress.analysis.answer import ANSWER, settle_answer
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport
 from nncompress.ir import Model
+from nncompress.ir.inputs import sizes_of
 from nncompress.loading import load_model
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.passes import Context, Pass
@@ -76,15 +78,32 @@ def load(
     return model
 
 
-def dataset(spec: str | Dataset, model: Model, normalize: str | None = None) -> Dataset:
+def dataset(
+    spec: str | Dataset,
+    model: Model,
+    normalize: str | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Dataset:
     """Open data for `model`, normalised as the model remembers unless `normalize` says otherwise.
 
+    The model remembers which of several outputs its labels fit, and the sizes of the records where its own
+    dims are dynamic.
+
+    Args:
+        notice: told which output that is.
     Raises:
         DataError: it cannot be read or does not fit the model's inputs.
     """
     if isinstance(spec, Dataset):
-        return spec
-    return open_data(spec, model.inputs, normalize or model.metadata.get("normalize"))
+        found = spec
+    else:
+        found = open_data(spec, model.inputs, normalize or model.metadata.get("normalize"))
+    model.sizes.update(sizes_of(model.inputs, [field.shape for field in found.inputs]))
+    if settle_answer(model, found) and notice is not None:
+        index = model.metadata[ANSWER]
+        name = model.outputs[index]
+        notice(f"labels fit output {index} of {len(model.outputs)} ({name}); --output-index says another")
+    return found
 
 
 def compress(

@@ -21,6 +21,7 @@ class Records(Whole):
     """Inputs and labels; without labels where `labels` is None."""
 
     spec = "records in memory"
+    classes = None
     fixed_batch = None
 
     def __init__(self, inputs: tuple[Tensor, ...], labels: Tensor | None = None) -> None:

@@ -8,20 +8,28 @@ them paired (`evaluate_paired`), which looks only at the records where they diff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.analysis.answer import (
+    TASKS,
+    Answers,
+    Predict,
+    batch_first,
+    check_finite,
+    chosen_classes,
+    class_labels,
+    output_dims,
+    outputs_of,
+    target_like,
+)
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import CompareResult, Estimate, EvalResult, OutputDifference, PairedResult
 
-Predict = Callable[..., Any]  # input tensors → a tensor or array, or a tuple of them: a Model, or Runner.run
-TASKS = ("auto", "classification", "regression", "reconstruction")
 TOP = 5
 Z_95 = 1.959963984540054
 
@@ -33,20 +41,21 @@ def evaluate(
     *,
     batch_size: int = 64,
     limit: int | None = None,
-    output: int = 0,
+    output: int | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Measure a model on labelled data (or on its own inputs, for reconstruction).
 
     Args:
-        task: `classification` (outputs [N, C], integer labels [N]: top-1, top-5), `regression` (outputs
+        task: `classification` (scores [N, C] or class numbers [N], integer labels [N]: top-1, and top-5 of
+            scores; -inf is a class that the model rules out), `regression` (outputs
             and targets of one shape: RMSE), `reconstruction` (outputs shaped like the first input: MSE), or
             `auto`: regression for floating targets or one output number, reconstruction where there are no
             labels or the output is an image like the input, else classification.
         limit: use this many records, spread over the data.
-        output: which output of a model with several.
+        output: which output of a model with several; None: the one that the labels fit.
     Raises:
-        DataError: labels are missing or do not fit the outputs.
+        DataError: labels are missing or do not fit the outputs, or fit several.
         VerificationError: an output is NaN or infinite.
     """
     if task not in TASKS:
@@ -56,18 +65,19 @@ def evaluate(
     records = elements = right = right_in_five = 0
     squared = 0.0
     classes: int | None = None
+    answers = Answers(predict, dataset, task, output)
     for batch in _reported(dataset, batch_size, limit, "evaluating", progress):
-        result = _checked(_output(predict, batch.inputs, output), len(batch), records)
-        if task == "auto":
-            task = task_of(result, batch, dataset.spec)
+        result = answers.of(batch, records)
+        task = answers.task
         if task == "classification":
             labels = class_labels(result, batch.labels, dataset.spec, records)
-            classes = result.shape[1]
-            right += int((result.argmax(1) == labels).sum())
-            best = result.topk(min(TOP, classes), dim=1).indices
-            right_in_five += int((best == labels[:, None]).any(1).sum())
+            right += int((chosen_classes(result) == labels).sum())
+            if result.is_floating_point():
+                classes = result.shape[1]
+                best = result.topk(min(TOP, classes), dim=1).indices
+                right_in_five += int((best == labels[:, None]).any(1).sum())
         else:
-            target = batch.inputs[0] if task == "reconstruction" else batch.labels
+            target = batch_first(batch)[0] if task == "reconstruction" else batch.labels
             squared += float(
                 (result.double() - target_like(result, target, dataset.spec, task)).square().sum()
             )
@@ -98,7 +108,7 @@ def evaluate_paired(
     *,
     batch_size: int = 64,
     limit: int | None = None,
-    output: int = 0,
+    outputs: tuple[int | None, int | None] = (None, None),
     progress: Progress | None = None,
 ) -> PairedResult:
     """Top-1 of two classifiers on the same records, with the interval of their difference.
@@ -109,12 +119,15 @@ def evaluate_paired(
     """
     dataset.require_labels("a paired comparison")
     records = both = only_original = only_changed = 0
+    both_answers = [
+        Answers(each, dataset, "classification", output) for each, output in zip((original, changed), outputs)
+    ]
     for batch in _reported(dataset, batch_size, limit, "comparing accuracy", progress):
         hits = []
-        for predict in (original, changed):
-            result = _checked(_output(predict, batch.inputs, output), len(batch), records)
+        for answers in both_answers:
+            result = answers.of(batch, records)
             labels = class_labels(result, batch.labels, dataset.spec, records)
-            hits.append(result.argmax(1) == labels)
+            hits.append(chosen_classes(result) == labels)
         both += int((hits[0] & hits[1]).sum())
         only_original += int((hits[0] & ~hits[1]).sum())
         only_changed += int((~hits[0] & hits[1]).sum())
@@ -154,9 +167,10 @@ def compare(
     progress = progress or NullProgress()
     sums: list[_Difference] = []
     records = 0
-    for batch in inputs:
-        tensors = batch.inputs if isinstance(batch, Batch) else tuple(batch)
-        first, second = _outputs(original, tensors), _outputs(changed, tensors)
+    places: tuple[int | None, ...] | None = None
+    for given in inputs:
+        batch = given if isinstance(given, Batch) else Batch(tuple(given), None)
+        first, second = outputs_of(original, batch.inputs), outputs_of(changed, batch.inputs)
         if [x.shape for x in first] != [x.shape for x in second]:
             raise VerificationError(
                 "the changed model has other outputs than the original",
@@ -164,9 +178,12 @@ def compare(
                 expected=", ".join(str(list(x.shape)) for x in first),
             )
         sums = sums or [_Difference() for _ in first]
-        count = len(tensors[0])
-        for total_of_output, a, b in zip(sums, first, second):
-            total_of_output.add(_checked(a, count, records), _checked(b, count, records))
+        count = len(batch)
+        places = places if places is not None else output_dims(original, batch, first)
+        for total_of_output, a, b, dim in zip(sums, first, second, places):
+            # what all records share is one record
+            a, b = (x[None] if dim is None else x.movedim(dim, 0) for x in (a, b))
+            total_of_output.add(*_comparable(a, b, records))
         records += count
         progress.step("comparing outputs", records, total)
     if records == 0:
@@ -183,12 +200,17 @@ class _Difference:
         self.cosines = self.energy = self.error = self.max_abs = 0.0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        a, b = a.double(), b.double()
+        """Records first, [N, ...]."""
         axis = 2 if a.dim() == 3 else 1  # [N, T, C] token scores; else [N, C, ...]
-        if a.dim() > 1 and a.shape[axis] > 1:
+        same = None
+        if not a.is_floating_point():
+            same = a == b
+        elif a.dim() > 1 and a.shape[axis] > 1:
             same = a.argmax(axis) == b.argmax(axis)
+        if same is not None:
             self.same += int(same.sum())
             self.choices += same.numel()
+        a, b = a.double(), b.double()
         flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
         norm_a, norm_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
         # Two outputs of zeros point the same way; one of zeros and another do not.
@@ -248,93 +270,16 @@ def _reported(
         progress.step(description, done, total)
 
 
-def _outputs(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    try:
-        with torch.inference_mode():
-            result = predict(*inputs)
-    except (RuntimeError, IndexError, ValueError) as problem:  # such as a token beyond the vocabulary
-        raise DataError(
-            "the model could not run on this data", got=f"{type(problem).__name__}: {problem}"[:300]
-        ) from problem
-    parts = result if isinstance(result, (tuple, list)) else (result,)
-    return tuple(torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts)
+def _comparable(a: Tensor, b: Tensor, first_record: int) -> tuple[Tensor, Tensor]:
+    """Two outputs [N, ...]; where both are the same infinity (a mask), both are 0.
 
-
-def _output(predict: Predict, inputs: tuple[Tensor, ...], index: int) -> Tensor:
-    outputs = _outputs(predict, inputs)
-    if not 0 <= index < len(outputs):
-        raise UsageError(f"the model has no output {index}", expected=f"0 to {len(outputs) - 1}")
-    return outputs[index]
-
-
-def _checked(result: Tensor, records: int, first_record: int) -> Tensor:
-    if result.dim() == 0 or len(result) != records:
-        raise VerificationError(
-            "the model does not give one output per record",
-            got=f"an output of shape {list(result.shape)} for {records} records",
-        )
-    finite = torch.isfinite(result).reshape(records, -1).all(1)
-    if not finite.all():
-        record = first_record + int(finite.int().argmin())
-        raise VerificationError(
-            f"the model's output for record {record} is NaN or infinite",
-            remedy="look at what was done to the model last: nncompress inspect",
-        )
-    return result.detach().cpu()
-
-
-def task_of(result: Tensor, batch: Batch, origin: str) -> str:
-    like_input = result.shape == batch.inputs[0].shape
-    if batch.labels is None:
-        if like_input and batch.inputs[0].is_floating_point():
-            return "reconstruction"
-        raise DataError(
-            f"{origin} has no labels",
-            expected="labels, or a model whose output is shaped like its input",
-            remedy="what another model answers needs none: eval MODEL OTHER, train --teacher MODEL "
-            "--teacher-weight 1",
-        )
-    if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
-        return "regression"
-    return "reconstruction" if like_input and result.dim() > 2 else "classification"
-
-
-def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
-    """Labels [N] that name columns of result [N, C]."""
-    if labels is None or labels.is_floating_point() or labels.dim() != 1:
-        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
-        raise DataError(
-            f"{origin}: classification needs one class number per record", got=got, expected="int64 [N]"
-        )
-    if result.dim() != 2 or result.shape[1] < 2:
-        raise DataError(
-            "the model's output is not one score per class",
-            got=f"an output of shape {list(result.shape)}",
-            expected="[N, C] with C at least 2",
-            remedy="name the task, or choose another output",
-        )
-    if int(labels.max()) >= result.shape[1]:
-        record = first_record + int(labels.argmax())
-        raise DataError(
-            f"{origin}: record {record} has a label that the model has no output for",
-            got=f"label {int(labels.max())}",
-            expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
-            remedy="use data with the classes the model was trained on",
-        )
-    return labels
-
-
-def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
-    """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
-    one_each = target is not None and target.numel() == result.numel() == len(result)
-    if target is not None and task == "regression" and one_each:
-        target = target.reshape(result.shape)
-    if target is None or target.shape != result.shape:
-        wanted = "input" if task == "reconstruction" else "targets"
-        raise DataError(
-            f"{origin}: the {wanted} and the model's output differ in shape",
-            got="none" if target is None else str(list(target.shape)),
-            expected=str(list(result.shape)),
-            remedy="save class numbers as integers, or choose another --task",
-        )
-    return target.double()
+    Raises:
+        VerificationError: NaN, or an infinity in one of them only.
+    """
+    if not (a.is_floating_point() or a.is_complex()):
+        return a, b
+    masked = (a == b) & torch.isinf(a)
+    a, b = a.masked_fill(masked, 0), b.masked_fill(masked, 0)
+    for each in (a, b):
+        check_finite(each, first_record)
+    return a, b

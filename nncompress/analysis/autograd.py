@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from nncompress.ir.inputs import BATCH
 from nncompress.ir.model import Model
 from nncompress.ir.shapes import Shapes
 
@@ -17,8 +18,12 @@ GRADIENT_BYTES = 2**29  # of the values that a backward pass keeps
 def gradient_batch_size(model: Model, batch_size: int) -> int:
     """Records per backward pass: at most `batch_size`, and no more than whose values fit `GRADIENT_BYTES`.
 
-    Autograd keeps values of all layers until it comes back, where a forward pass drops them on its way.
+    Autograd keeps values of all layers until it comes back, where a forward pass drops them on its way. Where
+    records do not lie along the first dim of every input, one at a time: what is taken of each record would
+    have to be looked for in every layer's values.
     """
+    if any(spec.batch_dim != 0 for spec in model.inputs):
+        return 1
     shapes, kept = Shapes(model), 0
     for node in model.graph.nodes:
         value = node.meta.get("val")
@@ -29,10 +34,12 @@ def gradient_batch_size(model: Model, batch_size: int) -> int:
 
 def in_chunks(model: Model, inputs: tuple[Tensor, ...], most: int) -> Iterable[tuple[Tensor, ...]]:
     """A batch in pieces of at most `most` records whose values fit; a model of fixed batch takes it whole."""
-    if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
+    dims = [spec.batch_dim for spec in model.inputs]
+    if BATCH not in model.dynamic:
         return [inputs]
     size = gradient_batch_size(model, most)
-    return zip(*(each.split(size) for each in inputs))
+    pieces = max(-(-x.shape[d] // size) for x, d in zip(inputs, dims) if d is not None)
+    return zip(*([x] * pieces if d is None else x.split(size, d) for x, d in zip(inputs, dims)))
 
 
 @contextmanager

@@ -118,9 +118,9 @@ def observe(
     with torch.inference_mode():
         for batch in data.batches(batch_size, limit=limit):
             observer.run(*batch.inputs)
-            first = first or tuple(x[:1] for x in batch.inputs)
+            first = first or batch.part(slice(0, 1)).inputs
             alike = alike and all(torch.equal(x, y.expand_as(x)) for x, y in zip(batch.inputs, first))
-            records += len(batch.inputs[0])
+            records += len(batch)
             progress.step("calibrating activations", records, total)
     if not records:
         raise DataError("the calibration data is empty", expected="at least one record")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nncompress.analysis.answer import known_answer
 from nncompress.analysis.importance.taps import curvature_loss
 from nncompress.analysis.squared_gradients import mean_squared_gradients
 from nncompress.data import Dataset
@@ -28,12 +29,13 @@ def fisher_diagonal(
     Labels are drawn from the model's own predictions, so that this is the Fisher information and not the
     empirical one (Kunstner et al. 2019); records are then independent, so one backward pass serves a batch.
     """
+    answer = known_answer(model)
     generator = torch.Generator().manual_seed(seed)
     return mean_squared_gradients(
         model,
         {name: model.tensor(name) for name in names},
         data,
-        lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch.labels, generator),
+        lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch.labels, generator, answer),
         limit=limit,
         progress=progress or NullProgress(),
         label="gradients of the loss",

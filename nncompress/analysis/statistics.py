@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.patches import input_rows
+from nncompress.ir.inputs import count_records
 from nncompress.ir.model import Model
 from nncompress.ir.weights import Layer
 from nncompress.progress import NullProgress, Progress
@@ -169,7 +170,7 @@ def observe(
         for inputs in batches:
             progress.step(description, seen, total)
             runner.watch(*inputs)
-            seen += len(inputs[0])
+            seen += count_records(model.inputs, inputs)
     progress.step(description, seen, total)
     return seen
 

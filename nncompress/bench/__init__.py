@@ -35,6 +35,7 @@ from nncompress.bench.profile import profile
 from nncompress.bench.sessions import Arm, Measured, Plan, clock_of, measure_sessions
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.inputs import BATCH, count_records
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import ArmResult, BenchResult, Estimate, Samples
 from nncompress.runtimes import Runner
@@ -102,14 +103,14 @@ def benchmark(
     progress.step("opening", 0, len(arms))
     runners = [arm.open(threads) for arm in arms]
     clock = clock_of(arms, threads)
-    free = all(isinstance(spec.shape[0], str) for r in runners for spec in r.inputs if spec.shape)
+    free = all(BATCH in spec.shape or spec.batch_dim is None for r in runners for spec in r.inputs)
     records = max(batch, PARITY_RECORDS) if free else batch
     if parity_inputs is None:
         parity_inputs = inputs if inputs is not None else _example(arms, runners, records, seed + 1)
     if inputs is None:
         inputs = _example(arms, runners, batch, seed)
-        _check_batch(arms[0].name, inputs, batch)
-    batch = inputs[0].shape[0] if inputs and inputs[0].ndim else batch
+        _check_batch(arms[0].name, runners[0], inputs, batch)
+    batch = count_records(runners[0].inputs, inputs)
     parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
     notes = tuple(f"{arm.name}: {note}." for arm, runner in zip(arms, runners) for note in runner.notes)
@@ -241,7 +242,7 @@ def _example(arms: Sequence[Arm], runners: Sequence[Runner], batch: int, seed: i
     """Random inputs of this batch. A loaded model knows the bounds of its dynamic dims, a file does not."""
     model = next((arm.artifact for arm in arms if isinstance(arm.artifact, Model)), None)
     if model is None:
-        return random_inputs(runners[0].inputs, batch, seed)
+        return random_inputs(runners[0].inputs, batch, seed, runners[0].sizes)
     tensors = model.example_inputs(batch, seed)
     return tuple((x.float() if x.is_floating_point() else x).numpy() for x in tensors)
 
@@ -255,10 +256,10 @@ def _samples(measured: Measured, arm: int, *, with_cpu: bool) -> Samples:
     return Samples(wall, cpu if with_cpu else None, place)
 
 
-def _check_batch(first: str, inputs: Inputs, batch: int) -> None:
+def _check_batch(first: str, runner: Runner, inputs: Inputs, batch: int) -> None:
     """Refuse a model whose inputs are of another, fixed batch."""
-    if inputs and inputs[0].ndim and inputs[0].shape[0] != batch:
-        fixed = inputs[0].shape[0]
+    fixed = count_records(runner.inputs, inputs)
+    if fixed != batch:
         raise UsageError(
             f"{first} takes batches of {fixed} only",
             got=f"--batch {batch}",

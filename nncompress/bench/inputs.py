@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from nncompress.errors import UsageError
 from nncompress.ir import InputSpec
+from nncompress.ir.inputs import BATCH, USUAL_SIZE
 from nncompress.runtimes import Runner
 from nncompress.runtimes.base import Array, check_inputs
 
 Inputs = tuple[np.ndarray, ...]
 
-OTHER_DYNAMIC_SIZE = 16  # of dynamic dims that are not the batch
 
+def random_inputs(
+    specs: Sequence[InputSpec], batch: int, seed: int, sizes: Mapping[str, int] | None = None
+) -> Inputs:
+    """Standard normal floats, integers within each input's range.
 
-def random_inputs(specs: Sequence[InputSpec], batch: int, seed: int) -> Inputs:
-    """Standard normal floats, integers within each input's range; a dynamic first dim is the batch."""
+    Args:
+        sizes: of dynamic dims other than the batch; those that are not said have `USUAL_SIZE`.
+    """
     generator = np.random.default_rng(seed)
+    known = {**(sizes or {}), BATCH: batch}
     inputs = []
     for spec in specs:
-        shape = tuple(
-            size if isinstance(size, int) else batch if axis == 0 or size == "batch" else OTHER_DYNAMIC_SIZE
-            for axis, size in enumerate(spec.shape)
-        )
+        shape = tuple(d if isinstance(d, int) else _size(d, known) for d in spec.shape)
         if spec.dtype.startswith(("float", "bfloat")):
             inputs.append(generator.standard_normal(shape).astype(np.float32))
         elif spec.dtype == "bool":
@@ -33,6 +38,44 @@ def random_inputs(specs: Sequence[InputSpec], batch: int, seed: int) -> Inputs:
         else:
             inputs.append(generator.integers(spec.low, spec.high, shape).astype(spec.dtype))
     return tuple(inputs)
+
+
+def guessed_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The dynamic dims, batch apart, whose size nothing says, with the size that they get."""
+    named = [d for spec in specs for d in spec.shape if isinstance(d, str) and d != BATCH]
+    return {d: USUAL_SIZE for d in named if d not in sizes and d.isidentifier()}
+
+
+def _size(name: str, known: Mapping[str, int]) -> int:
+    """A dim by its name, which may be an expression of others: "2*seq + 1"."""
+    if name in known or name.isidentifier():
+        return known.get(name, USUAL_SIZE)
+    try:
+        return max(1, _evaluated(ast.parse(name[:200], mode="eval").body, known))
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError):
+        return USUAL_SIZE
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv,
+}
+
+
+def _evaluated(expression: ast.expr, known: Mapping[str, int]) -> int:
+    match expression:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return known.get(name, USUAL_SIZE)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](_evaluated(left, known), _evaluated(right, known))
+        case ast.Call(func=ast.Name(id="floor"), args=[inside]):
+            return _evaluated(inside, known)
+    raise ValueError(ast.dump(expression))
 
 
 def inputs_for(runner: Runner, inputs: Inputs, name: str) -> tuple[Array, ...]:
@@ -49,11 +92,12 @@ def inputs_for(runner: Runner, inputs: Inputs, name: str) -> tuple[Array, ...]:
             expected=f"{len(inputs)} inputs",
         )
     for spec, array in zip(runner.inputs, inputs):
-        fixed = spec.shape[0] if spec.shape else None
-        if isinstance(fixed, int) and array.ndim and array.shape[0] != fixed:
+        dim = spec.batch_dim
+        fixed = spec.shape[dim] if dim is not None else None
+        if isinstance(fixed, int) and dim is not None and array.ndim > dim and array.shape[dim] != fixed:
             raise UsageError(
                 f"{name} takes batches of {fixed} only",
-                got=f"a batch of {array.shape[0]}",
+                got=f"a batch of {array.shape[dim]}",
                 remedy=f"--batch {fixed}, or export it with a dynamic batch",
             )
     cast = tuple(_cast(array, spec.dtype) for spec, array in zip(runner.inputs, inputs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nncompress.bench import stats
 from nncompress.bench.gpu import event_clock, gpu_state
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
-from nncompress.ir import Model
+from nncompress.ir import InputSpec, Model
 from nncompress.progress import Progress
 from nncompress.runtimes import Runner, open_artifact
 from nncompress.runtimes.on_cuda import Cuda, open_on_cuda
@@ -34,6 +34,7 @@ class Arm:
         artifact: a path that a runtime owns, or a loaded model, which torch runs.
         parameters, macs, sha256: carried into the result, where known.
         cuda: run it on the GPU.
+        inputs, sizes: how a file's inputs are to be read, where that was stated: `Runner.inputs`, `.sizes`.
     """
 
     name: str
@@ -42,13 +43,18 @@ class Arm:
     macs: int | None = None
     sha256: str | None = None
     cuda: Cuda | None = None
+    inputs: tuple[InputSpec, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, threads: int, *, anew: bool = False) -> Runner:
         """In its runtime; `anew`: in memory of its own, also where it is a loaded model."""
         artifact = self.artifact
         if anew and isinstance(artifact, Model):
             artifact = artifact.copy()
-        return open_artifact(artifact, threads) if self.cuda is None else open_on_cuda(artifact, self.cuda)
+        opened = open_artifact(artifact, threads) if self.cuda is None else open_on_cuda(artifact, self.cuda)
+        if self.inputs:
+            opened.inputs, opened.sizes = self.inputs, self.sizes
+        return opened
 
 
 def clock_of(arms: Sequence[Arm], threads: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from nncompress.errors import UsageError
 
 if TYPE_CHECKING:
     from nncompress.data import Dataset
-    from nncompress.ir import Model
+    from nncompress.ir import InputSpec, Model
     from nncompress.runtimes import Runner
 
 
@@ -26,18 +26,28 @@ class Artifact:
         model: its graph, None for a file that only its own runtime reads.
         normalize: how its images are normalised, as the file remembers.
         name: what tables call it: the file's name, or the pass that made it in this directory's session.
+        inputs, sizes: how a file's inputs are read: which dims are the batch, and what the others are.
+        outputs: their names.
+        answer: the output that labels belong to, where that was said or is remembered.
     """
 
     path: Path
     model: Model | None
     normalize: str | None
     name: str
+    inputs: tuple[InputSpec, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    answer: int | None = None
 
     def open(self, threads: int) -> Runner:
         """In torch for a graph, else in the runtime that owns the format."""
         from nncompress.runtimes import open_artifact
 
-        return open_artifact(self.path if self.model is None else self.model, threads)
+        runner = open_artifact(self.path if self.model is None else self.model, threads)
+        if self.inputs:
+            runner.inputs, runner.sizes = self.inputs, self.sizes
+        return runner
 
 
 def open_all(
@@ -71,7 +81,31 @@ def open_all(
                 remedy="nncompress COMMAND model.pt2 smaller.onnx",
             )
         say(f"comparing {', '.join(paths)}")
-    return [_open(path, Path(path).name if named else _made_by(path), loading) for path in paths]
+    options_of = _needed_by(paths, loading)
+    return [_open(path, Path(path).name if named else _made_by(path), options_of[path]) for path in paths]
+
+
+def _needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options each file is opened with: --arch is for those that hold weights only, and is used by those.
+
+    Raises:
+        UsageError: --arch was given, and no file needs it.
+    """
+    arch = loading.get("arch")
+    if arch is None:
+        return dict.fromkeys(paths, loading)
+    from nncompress.loading import holds_weights_only
+
+    needing = [path for path in paths if not _in_runtime(path) and holds_weights_only(path)]
+    if not needing:
+        raise UsageError("no model needs --arch: each carries its architecture", remedy="leave --arch out")
+    if len(needing) < len(paths):
+        say(f"--arch {arch} is for {', '.join(needing)}; the others carry their architecture")
+    return {path: loading if path in needing else {**loading, "arch": None} for path in paths}
+
+
+def _in_runtime(path: str) -> bool:
+    return Path(path).suffix.lower() in (".onnx", ".ort", ".pte")  # OPENERS, whose import takes torch's time
 
 
 def names(opened: Sequence[Artifact]) -> list[str]:
@@ -91,17 +125,46 @@ def _made_by(path: str) -> str:
 
 
 def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
-    if Path(path).suffix.lower() in (".onnx", ".ort", ".pte"):  # OPENERS, whose import takes torch's time
-        from nncompress.runtimes import open_artifact
+    if not _in_runtime(path):
+        model = options.open_model(path, **loading).model
+        normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
+        return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
+    from nncompress.analysis.answer import index_of
+    from nncompress.bench.inputs import guessed_sizes
+    from nncompress.ir.stated_input import parse_input, restated
+    from nncompress.runtimes import open_artifact
 
-        stored = getattr(open_artifact(path), "metadata", {}).get("nncompress.metadata", "{}")
-        try:
-            remembered = json.loads(stored).get("normalize")
-        except (ValueError, AttributeError):
-            remembered = None
-        return Artifact(Path(path), None, loading["normalize"] or remembered or None, name)
-    opened = options.open_model(path, **loading)
-    return Artifact(Path(path), opened.model, opened.model.metadata.get("normalize"), name)
+    runner = open_artifact(path)
+    inputs, sizes = runner.inputs, runner.sizes
+    if loading["input"] is not None:
+        stated, sizes, _ = restated(inputs, parse_input(loading["input"]), path)
+        inputs = tuple(stated)
+    if loading["data"] is None:
+        options.say_guessed_sizes(path, inputs, guessed_sizes(inputs, sizes))
+    remembered = _remembered(runner)
+    normalize = loading["normalize"] or remembered.get("normalize")
+    answer = remembered.get("answer")
+    if loading["output_index"] is not None:
+        answer = index_of(runner.outputs, loading["output_index"])
+    return Artifact(
+        Path(path),
+        None,
+        normalize if isinstance(normalize, str) else None,
+        name,
+        inputs,
+        sizes,
+        runner.outputs,
+        answer if isinstance(answer, int) and 0 <= answer < len(runner.outputs) else None,
+    )
+
+
+def _remembered(runner: Runner) -> dict[str, Any]:
+    """The metadata of the model that the file was exported from; empty for a file from elsewhere."""
+    try:
+        stored = json.loads(getattr(runner, "metadata", {}).get("nncompress.metadata", "{}"))
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None) -> Dataset:
@@ -113,4 +176,30 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     from nncompress.data import open_data
 
     how = normalize or next((a.normalize for a in artifacts if a.normalize), None)
-    return open_data(data, artifacts[0].open(1).inputs, how)
+    return open_data(data, artifacts[0].inputs, how)
+
+
+def answers(opened: Sequence[Artifact], records: Dataset | None, task: str = "auto") -> list[int | None]:
+    """Per model the output that labels belong to: as stated or remembered, else the one that they fit.
+
+    Raises:
+        DataError: the labels fit several outputs, or none.
+    """
+    if records is None or not (records.has_labels or task == "reconstruction"):
+        return [None] * len(opened)
+    from nncompress.analysis.answer import PROBED, Answers
+
+    found = []
+    for each in opened:
+        choice = Answers(each.open(1).run, records, task, each.answer)
+        size = records.fixed_batch or PROBED
+        for first in records.batches(size, limit=size):
+            choice.of(first, 0)
+            break
+        found.append(choice.output)
+        if choice.output is not None and len(each.outputs) > 1:
+            say(
+                f"{each.name}: labels are held against output {choice.output} of {len(each.outputs)} "
+                f"({each.outputs[choice.output]}); --output-index names another"
+            )
+    return found

@@ -144,16 +144,18 @@ def bench(
     data = loading["data"]
     records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        arms = [
-            arm
+        made = [
+            bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
             for position, (each, name) in enumerate(zip(opened, names))
-            for arm in bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
         ]
+        arms = [arm for each in made for arm in each]
+        settled = artifacts.answers(opened, records)
+        answers = [answer for each, answer in zip(made, settled) for _ in each]
         if not arms:
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
             _check_plan(old, arms, batches, threads, str(compare))
-        suite = _measure(arms, batches, records, settings, bar)
+        suite = _measure(arms, batches, records, answers, settings, bar)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
     _report(suite, output or [], json)
@@ -180,6 +182,7 @@ def _measure(
     arms: list[Arm],
     batches: tuple[int, ...],
     records: Dataset | None,
+    answers: list[int | None],
     settings: dict[str, Any],
     bar: Progress,
 ) -> BenchSuite:
@@ -201,7 +204,7 @@ def _measure(
             )
             if runs[-1].interrupted:
                 return BenchSuite(tuple(runs))
-        runs = _with_accuracy(runs, arms, records, bar)
+        runs = _with_accuracy(runs, arms, records, answers, bar)
     except KeyboardInterrupt:
         if not runs:
             raise
@@ -239,9 +242,8 @@ def _report(suite: BenchSuite, output: list[str], json: bool) -> None:
 
 def _fixed_batch(artifact: artifacts.Artifact) -> int | None:
     """The batch that the artifact is bound to, None where it is free."""
-    specs = (artifact.model or artifact.open(1)).inputs
-    first = specs[0].shape[0] if specs and specs[0].shape else None
-    return first if isinstance(first, int) else None
+    sizes = (spec.shape[d] for spec in artifact.inputs if (d := spec.batch_dim) is not None)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
@@ -263,10 +265,10 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
         )
     for each in records.batches(fixed or size, limit=fixed or size):
         inputs = tuple(tensor.numpy() for tensor in each.inputs)
-        if not at_least and len(inputs[0]) < size:
+        if not at_least and len(each) < size:
             raise DataError(
                 f"{records.spec} has fewer records than one call takes",
-                got=str(len(inputs[0])),
+                got=str(len(each)),
                 expected=f"--batch {size}",
                 remedy="a smaller --batch, or leave --data out to measure on random inputs",
             )
@@ -275,14 +277,21 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
 
 
 def _with_accuracy(
-    runs: list[BenchResult], arms: list[Arm], records: Dataset | None, bar: Progress
+    runs: list[BenchResult],
+    arms: list[Arm],
+    records: Dataset | None,
+    answers: list[int | None],
+    bar: Progress,
 ) -> list[BenchResult]:
     """The results with each arm's accuracy, where the data has labels."""
     if records is None or not records.has_labels:
         return runs
     from nncompress.analysis.accuracy import evaluate
 
-    reached = [evaluate(arm.open(threads=1).run, records, progress=bar) for arm in arms]
+    reached = [
+        evaluate(arm.open(threads=1).run, records, output=answer, progress=bar)
+        for arm, answer in zip(arms, answers)
+    ]
     return [
         replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
         for run in runs

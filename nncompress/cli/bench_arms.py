@@ -88,10 +88,12 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
 
     with artifact.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    arm = Arm(name, artifact.path, sha256=digest)
+    arm = Arm(name, artifact.path, sha256=digest, inputs=artifact.inputs, sizes=artifact.sizes)
     if artifact.model is not None:
         costs = cost(artifact.model)
-        arm = replace(arm, artifact=artifact.model, parameters=costs.parameters, macs=costs.macs)
+        arm = replace(
+            arm, artifact=artifact.model, parameters=costs.parameters, macs=costs.macs, inputs=(), sizes={}
+        )
     if to.device == "cuda":
         return _on_gpu(arm, to, base, bar)
     if artifact.model is None or (to.runtime == "torch" and to.device == "cpu"):

@@ -73,8 +73,10 @@ def run_passes(
     data = loading["data"]
     reads = options.read_by(opened, data, loading["arch"], recipe)
     target = options.output_for(output, options.default_output(opened, label), reads)
-    records = None if data is None else api.dataset(data, opened.model, loading["normalize"])
-    original = opened.model if len(opened.chain) == 1 else options.open_model(str(opened.original)).model
+    records = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
+    original = opened.model
+    if len(opened.chain) > 1:
+        original = options.open_model(str(opened.original), data=data).model
     steps: list[pipeline.Step] = []
     with progress() as bar:
         context = Context(data=records, seed=seed, limit=limit, progress=bar)

@@ -13,6 +13,7 @@ from nncompress.cli.declared import taking
 from nncompress.results import SCHEMA
 
 if TYPE_CHECKING:
+    from nncompress.data import Batch
     from nncompress.runtimes import Runner
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
@@ -59,17 +60,30 @@ def evaluate(
         )
     runners = [each.open(threads=1) for each in opened]
     first = runners[0].run
+    answers = artifacts.answers(opened, records, task)
     rows = []
     with progress() as bar:
         for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
             row = tables.EvalRow(name, runner.name)
             if records is not None and (records.has_labels or task == "reconstruction"):
                 row.result = accuracy.evaluate(
-                    runner.run, records, task, batch_size=batch, limit=limit, progress=bar
+                    runner.run,
+                    records,
+                    task,
+                    batch_size=batch,
+                    limit=limit,
+                    output=answers[position],
+                    progress=bar,
                 )
                 if position and row.result.task == "classification":
                     row.paired = accuracy.evaluate_paired(
-                        first, runner.run, records, batch_size=batch, limit=limit, progress=bar
+                        first,
+                        runner.run,
+                        records,
+                        batch_size=batch,
+                        limit=limit,
+                        outputs=(answers[0], answers[position]),
+                        progress=bar,
                     )
             if position:
                 inputs: Iterable[Any] = (
@@ -85,10 +99,12 @@ def evaluate(
         show(tables.evaluation(rows))
 
 
-def _random(first: Runner) -> list[tuple[Any, ...]]:
+def _random(first: Runner) -> list[Batch]:
     import torch
 
     from nncompress.bench.inputs import random_inputs
+    from nncompress.data import Batch
 
-    drawn = [random_inputs(first.inputs, batch=16, seed=seed) for seed in range(8)]
-    return [tuple(torch.from_numpy(array) for array in arrays) for arrays in drawn]
+    drawn = [random_inputs(first.inputs, batch=16, seed=seed, sizes=first.sizes) for seed in range(8)]
+    dims = tuple(spec.batch_dim for spec in first.inputs)
+    return [Batch(tuple(torch.from_numpy(array) for array in arrays), None, dims) for arrays in drawn]

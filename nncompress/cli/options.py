@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
 
 if TYPE_CHECKING:
-    from nncompress.ir import Model
+    from nncompress.ir import InputSpec, Model
 
 _PANEL = "Input and output"
 ModelArgument = Annotated[
@@ -67,7 +68,7 @@ Input = Annotated[
     typer.Option(
         "--input",
         metavar="1x3x32x32",
-        help="input shape, where neither file nor --data tell it",
+        help="input shape, where neither file nor --data tell it; B marks the batch: x:Bx40,state:2xBx128",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -75,6 +76,15 @@ TrustPickle = Annotated[
     bool,
     typer.Option(
         "--trust-pickle", help="let a pickled model run its code while loading", rich_help_panel=_PANEL
+    ),
+]
+OutputIndex = Annotated[
+    str | None,
+    typer.Option(
+        "--output-index",
+        metavar="N",
+        help="which output labels belong to (number or name), where they fit several; remembered",
+        rich_help_panel=_PANEL,
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
@@ -85,6 +95,7 @@ LOADING: Parameters = {  # how a model file is opened: the keywords of `open_mod
     "normalize": (Normalize, None),
     "arch": (Arch, None),
     "input": (Input, None),
+    "output_index": (OutputIndex, None),
     "trust_pickle": (TrustPickle, False),
 }
 RUNNING: Parameters = {  # what running passes takes: the keywords of `nncompress.cli.compress.run_passes`
@@ -116,6 +127,7 @@ def open_model(
     input: str | None = None,
     data: str | None = None,
     normalize: str | None = None,
+    output_index: str | None = None,
     trust_pickle: bool = False,
 ) -> Opened:
     """Load MODEL, or where it is left out the previous artifact of this directory.
@@ -145,7 +157,29 @@ def open_model(
             trust_pickle=trust_pickle,
             notice=say,
         )
+    if output_index is not None:
+        from nncompress.analysis.answer import ANSWER, index_of
+
+        model.metadata[ANSWER] = index_of(model.outputs, output_index)
+    if data is None:
+        dims = ((d, n) for s in model.inputs for d, n in zip(s.shape, model.concrete_shape(s, 1)))
+        guessed = {d: n for d, n in dims if isinstance(d, str) and d not in ("batch", *model.sizes)}
+        say_guessed_sizes(path, model.inputs, guessed)
     return Opened(model, Path(path), _ancestors(previous, str(Path(path))))
+
+
+def say_guessed_sizes(path: str, inputs: Sequence[InputSpec], guessed: Mapping[str, int]) -> None:
+    """Where neither file, --input nor --data tell a size, say with which one figures are made."""
+    if guessed:
+        said = ", ".join(f"{name} = {size}" for name, size in guessed.items())
+        sizes = {"batch": "B", **guessed}
+        example = ",".join(
+            f"{spec.name}:" + "x".join(str(sizes.get(str(d), d)) for d in spec.shape) for spec in inputs
+        )
+        say(
+            f"{path} leaves sizes open, figures are made with {said}: --data decides, or --input {example} "
+            "with other numbers"
+        )
 
 
 def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Job:
 
         sources = options.read_by(opened, data, val, teacher, loading["arch"])
         target = options.output_for(output, options.default_output(opened, command), sources)
-        records = api.dataset(data, opened.model, loading["normalize"])
+        records = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
         if teacher is not None:

@@ -23,15 +23,28 @@ class Batch:
     """What one step takes.
 
     Attributes:
-        inputs: one tensor [N, ...] per input of the model, in its order and dtypes.
+        inputs: one tensor per input of the model, in its order and dtypes.
         labels: int64 [N] classes, float32 [N, ...] targets, or None.
+        dims: per input the dim along which its N records lie, None where they share it; empty: 0 for all.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
+    dims: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.inputs[0])
+        for tensor, dim in zip(self.inputs, self.dims or (0,)):
+            if dim is not None:
+                return tensor.shape[dim]
+        return 1  # all records share all inputs
+
+    def part(self, records: slice) -> Batch:
+        """Some of its records."""
+        inputs = tuple(
+            tensor if dim is None else tensor[(*[slice(None)] * dim, records)]
+            for tensor, dim in zip(self.inputs, self.dims or (0,) * len(self.inputs))
+        )
+        return Batch(inputs, None if self.labels is None else self.labels[records], self.dims)
 
 
 class Dataset:
@@ -44,6 +57,8 @@ class Dataset:
         has_labels: every batch has labels; otherwise none does.
         normalization: what is applied to the pixels, or None.
         fixed_batch: the batch size, where the model has a fixed one.
+        dims: per input the dim along which a batch's records lie, None where they share it.
+        classes: one more than the greatest class number, where the source knows it.
     """
 
     def __init__(
@@ -64,12 +79,14 @@ class Dataset:
             (c.normalization for c in conversions if c.normalization), None
         )
         self.fixed_batch = fixed_batch
+        self.dims = tuple(c.batch_dim for c in conversions)
+        self.classes: int | None = getattr(source, "classes", None)
         self._length = len(source) if isinstance(source, Source) else None
 
     def __len__(self) -> int:
         """The number of records; of a stream it is counted once, by going through it."""
         if self._length is None:
-            self._length = sum(len(inputs[0]) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
+            self._length = sum(self._count(inputs) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
         return self._length
 
     def planned_records(self, limit: int | None = None) -> int | None:
@@ -101,12 +118,16 @@ class Dataset:
                 raise UsageError(f"{name} must be at least 1", got=str(value))
         size = self.fixed_batch or batch_size
         for inputs, labels in self._raw(size, limit, shuffle_seed):
-            if self.fixed_batch and len(inputs[0]) < self.fixed_batch:
+            if self.fixed_batch and self._count(inputs) < self.fixed_batch:
                 continue
             yield Batch(
                 tuple(convert(array) for convert, array in zip(self._conversions, inputs)),
                 None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+                self.dims if any(dim != 0 for dim in self.dims) else (),
             )
+
+    def _count(self, inputs: tuple[np.ndarray, ...]) -> int:
+        return next((len(array) for array, dim in zip(inputs, self.dims) if dim is not None), 0)
 
     def _raw(self, size: int, limit: int | None, seed: int | None) -> Iterator[Raw]:
         source = self._source

@@ -36,6 +36,8 @@ class ExpectedInput(Protocol):
     def dtype(self) -> str: ...
     @property
     def shape(self) -> tuple[int | str, ...]: ...
+    @property
+    def batch_dim(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Conversion:
         pixels: floats that are to be normalised like pixels must be on their scale, 0 … 1.
         shape: of one record, after conversion.
         dtype: of the tensor.
+        batch_dim: where the model wants the records to lie; None: they share one tensor of `shape`.
     """
 
     field: Field
@@ -57,9 +60,16 @@ class Conversion:
     normalization: Normalization | None
     shape: tuple[int, ...]
     dtype: torch.dtype
+    batch_dim: int | None = 0
 
     def __call__(self, array: np.ndarray) -> Tensor:
-        """array [N, *field.shape] → tensor [N, *shape]."""
+        """array [N, *field.shape] → tensor [N, *shape], its records along `batch_dim`."""
+        if self.batch_dim is None:
+            return self._records_first(array[None])[0]
+        converted = self._records_first(array)
+        return converted.movedim(0, self.batch_dim).contiguous() if self.batch_dim else converted
+
+    def _records_first(self, array: np.ndarray) -> Tensor:
         if self.layout == "hwc":
             array = array.transpose(0, 3, 1, 2)
         elif self.layout == "hw":
@@ -171,7 +181,8 @@ def _fit(field: Field, expected: ExpectedInput | None, norm: Normalization | Non
         )
     if wanted is not None and len(wanted) == 1 and len(shape) == 3:
         shape = (math.prod(shape),)
-    return Conversion(field, layout, scale, False, norm, shape, dtype)
+    batch_dim = 0 if expected is None else expected.batch_dim
+    return Conversion(field, layout, scale, False, norm, shape, dtype, batch_dim)
 
 
 def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -190,12 +201,9 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
 
 
 def _record_shape(expected: ExpectedInput) -> tuple[int | str, ...]:
-    if not expected.shape:
-        raise DataError(
-            f"the model's input {expected.name} is a single number",
-            expected="an input whose first dimension is the batch",
-        )
-    return tuple(expected.shape[1:])
+    """The shape of one record, or of what all records share."""
+    dim = expected.batch_dim
+    return expected.shape if dim is None else (*expected.shape[:dim], *expected.shape[dim + 1 :])
 
 
 def _model_dtype(field: Field, expected: ExpectedInput | None, origin: str) -> torch.dtype:

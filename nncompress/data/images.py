@@ -88,6 +88,7 @@ class ImageSource:
         self.fields: tuple[Field, ...] = (Field("images", "uint8", first.shape),)
         self.class_names: tuple[str, ...] | None = class_names
         self.has_labels = class_names is not None
+        self.classes = None if class_names is None else len(class_names)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -51,6 +51,7 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
         arrays[label] if label else None,
         origin=str(path),
         normalization=_normalization(arrays, path),
+        shared=[name for name, e in zip(inputs, expected or ()) if e.batch_dim is None],
     )
 
 

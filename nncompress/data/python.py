@@ -38,7 +38,15 @@ def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource 
     names = None if expected is None else tuple(e.name for e in expected)
     if _is_arrays(returned):
         inputs, labels = _pair(returned, count, spec)
-        return ArraySource(_named(inputs, names), labels, origin=spec)
+        named = _named(inputs, names)
+        shared = [name for name, e in zip(named, expected or ()) if e.batch_dim is None]
+        return ArraySource(named, labels, origin=spec, shared=shared)
+    if any(e.batch_dim is None for e in expected or ()):
+        raise DataError(
+            f"{spec} gives batches, and the model has an input that all records share",
+            got=", ".join(e.name for e in expected or () if e.batch_dim is None),
+            expected="((x0, x1, ...), y) as arrays, where a shared input has no dim for records",
+        )
     return PythonStream(function, returned, names, spec)
 
 

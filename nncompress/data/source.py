@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -61,6 +61,7 @@ class ArraySource:
     Args:
         inputs: name → array [N, ...].
         labels: class indices [N] (any integer dtype), targets [N, ...] (floating), or None.
+        shared: names of inputs that all records share: one array, without a dim for records.
         origin: what to call the source in errors.
     Raises:
         DataError: no records, lengths that differ, negative labels, NaN or infinity in a record.
@@ -74,8 +75,10 @@ class ArraySource:
         origin: str,
         class_names: tuple[str, ...] | None = None,
         normalization: Normalization | None = None,
+        shared: Collection[str] = (),
     ) -> None:
-        for name, array in inputs.items():
+        of_records = {name: array for name, array in inputs.items() if name not in shared}
+        for name, array in of_records.items():
             if array.ndim == 0:
                 raise DataError(
                     f"{origin}: {name} is a single number",
@@ -85,7 +88,7 @@ class ArraySource:
                 raise DataError(
                     f"{origin}: the records of {name} are empty", got=f"{name} of shape {list(array.shape)}"
                 )
-        lengths = {name: len(array) for name, array in inputs.items()}
+        lengths = {name: len(array) for name, array in of_records.items()}
         first = next(iter(lengths))
         for name, length in lengths.items():
             if length != lengths[first]:
@@ -97,7 +100,7 @@ class ArraySource:
         if lengths[first] == 0:
             raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
-            check_finite(array, name, origin)
+            check_finite(array if name in of_records else array[None], name, origin)
         if labels is not None:
             labels = check_labels(labels, lengths[first], origin)
         if labels is not None and class_names is not None and labels.max() >= len(class_names):
@@ -106,18 +109,24 @@ class ArraySource:
                 got=f"label {int(labels.max())}",
                 expected=f"0 to {len(class_names) - 1} ({len(class_names)} classes)",
             )
-        self._inputs, self._labels = inputs, labels
-        self.fields = tuple(Field(name, str(a.dtype), a.shape[1:]) for name, a in inputs.items())
+        self._inputs, self._labels, self._length = inputs, labels, lengths[first]
+        self._shared = frozenset(shared)
+        self.fields = tuple(
+            Field(name, str(a.dtype), a.shape[1:] if name in of_records else a.shape)
+            for name, a in inputs.items()
+        )
+        self.classes = None if labels is None or labels.dtype.kind == "f" else int(labels.max()) + 1
         self.has_labels = labels is not None
         self.class_names = class_names
         self.normalization = normalization
 
     def __len__(self) -> int:
-        return len(next(iter(self._inputs.values())))
+        return self._length
 
     def read(self, indices: np.ndarray) -> Raw:
         labels = None if self._labels is None else self._labels[indices]
-        return tuple(array[indices] for array in self._inputs.values()), labels
+        inputs = (a if name in self._shared else a[indices] for name, a in self._inputs.items())
+        return tuple(inputs), labels
 
 
 def check_finite(array: np.ndarray, name: str, origin: str, first_record: int = 0) -> None:

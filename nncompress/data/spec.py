@@ -36,6 +36,12 @@ def open_data(
         DataError: the data is missing, unreadable, or does not fit.
     """
     expected = None if inputs is None else list(inputs)
+    if expected and all(e.batch_dim is None for e in expected):
+        raise DataError(
+            "nobody can tell along which dim of the model's inputs records lie",
+            got=", ".join(f"{e.name} {list(e.shape)}" for e in expected),
+            remedy="mark it with a B in --input, such as x:Bx40,state:2xBx128",
+        )
     source = _open_source(spec, expected)
     asked = normalize is not None
     normalization = parse_normalization(normalize) if normalize is not None else source.normalization
@@ -85,7 +91,8 @@ def _split(options: dict[str, str], spec: str) -> str:
 def _fixed_batch(
     source: Source | StreamSource, expected: list[ExpectedInput] | None, spec: str
 ) -> int | None:
-    sizes = {e.shape[0] for e in expected or () if isinstance(e.shape[0], int)}
+    placed = [(e, e.batch_dim) for e in expected or ()]
+    sizes = {s for s in (e.shape[dim] for e, dim in placed if dim is not None) if isinstance(s, int)}
     if len(sizes) > 1:
         raise DataError("the model's inputs have different fixed batch sizes", got=str(sorted(sizes)))
     size = sizes.pop() if sizes else None

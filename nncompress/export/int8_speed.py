@@ -35,7 +35,8 @@ class Speed:
 
     Attributes:
         ratio: float32's median CPU time per call over int8's: above 1, int8 is faster.
-        slower: where it is not faster, (layer, float32's time over int8's) of those below 1, worst first.
+        slower: where it is not faster, (layer, float32's time over int8's) of those on integer kernels that
+            are below 1, worst first.
         conversions: and the share of int8's time that goes into rounding and back.
     """
 
@@ -120,7 +121,8 @@ def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
         for name, op, micros in rows:
             if op in FLOAT_KERNELS | INT8_KERNELS:
                 times[arm][layer_of(name)] += micros
-    ratios = {name: times["float"][name] / micros for name, micros in times["int8"].items()}
+    integer = {layer_of(name) for name, op, _ in profiles["int8"] if op in INT8_KERNELS}
+    ratios = {n: times["float"][n] / micros for n, micros in times["int8"].items() if n in integer and micros}
     slower = sorted(((n, r) for n, r in ratios.items() if 0 < r < 1), key=lambda row: row[1])
     total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
     lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)

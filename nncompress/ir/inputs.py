@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -16,6 +17,9 @@ from nncompress.ir.normalize import op_name
 from nncompress.ir.tracing import MAX_BATCH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
+SHARED = -1  # in JSON: no dim, where one that is missing is the first
+USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
+BATCH = "batch"  # the name of the dim along which records lie, at whatever position
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class InputSpec:
         low, high: for integers, example values are drawn from [low, high).
         like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
             floats are drawn like these. Empty: standard normal.
+        fixed_dim: where no dim is named "batch", the one along which records lie; None: the input is shared
+            by all records (a table), or nobody can tell.
     """
 
     name: str
@@ -37,10 +43,18 @@ class InputSpec:
     low: int = 0
     high: int = 2
     like: tuple[tuple[float, float], ...] = field(default=(), compare=False)
+    fixed_dim: int | None = 0
 
     def __post_init__(self) -> None:
         if self.like:  # lists, where it was read from JSON
             object.__setattr__(self, "like", tuple(map(tuple, self.like)))
+
+    @property
+    def batch_dim(self) -> int | None:
+        """The dim along which records lie, None where all records share the input."""
+        if BATCH in self.shape:
+            return self.shape.index(BATCH)
+        return self.fixed_dim if self.fixed_dim is not None and self.fixed_dim < len(self.shape) else None
 
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
@@ -49,10 +63,18 @@ class InputSpec:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def to_json(self) -> dict[str, Any]:
-        record = {**asdict(self), "shape": list(self.shape)}
+        fixed_dim = SHARED if self.fixed_dim is None else self.fixed_dim
+        stated = {**asdict(self), "shape": list(self.shape), "fixed_dim": fixed_dim}
         if not self.like:
-            del record["like"]
-        return record
+            del stated["like"]
+        return stated
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> InputSpec:
+        """What `to_json` made, here or in a version that knew no `fixed_dim`."""
+        fixed_dim = stored.get("fixed_dim", 0)
+        known = {"shape": tuple(stored["shape"]), "fixed_dim": None if fixed_dim == SHARED else fixed_dim}
+        return cls(**{**stored, **known})
 
     def drawn_like(self, sample: Tensor) -> InputSpec:
         """The spec whose example values have the moments of this data [N, ...]; itself for integers."""
@@ -80,6 +102,7 @@ def input_specs(
     examples = dict(zip(placeholders, _example_leaves(program)))
     named = {spec.name: spec for spec in known or ()}
     dims: dict[str, str] = {}  # sympy symbol -> our name
+    batch = None if known else _batch_symbol(placeholders)
     dynamic: dict[str, tuple[int, int | None]] = {}
     specs = []
     for position, node in enumerate(placeholders):
@@ -98,18 +121,79 @@ def input_specs(
             symbol = str(size.node.expr)
             if symbol not in dims:
                 previous = old.shape[axis] if old else None
-                default = "batch" if axis == 0 and "batch" not in dims.values() else f"dim{len(dims)}"
+                default = BATCH if symbol == batch else f"dim{len(dims)}"
                 dims[symbol] = previous if isinstance(previous, str) else default
                 dynamic[dims[symbol]] = _bounds(program, size.node.expr)
             shape.append(dims[symbol])
         spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
         if old is not None:
-            spec = replace(spec, low=old.low, high=old.high, like=old.like)
+            spec = replace(spec, low=old.low, high=old.high, fixed_dim=old.fixed_dim, like=old.like)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
             low, high = _integer_range(module, node, examples.get(node))
             spec = replace(spec, low=low, high=high)
         specs.append(spec)
-    return specs, dynamic
+    return specs if known else with_batch_dims(specs), dynamic
+
+
+def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
+    """How many records `inputs` hold; 1 where they share all of them."""
+    sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.ndim)
+    return next(sizes, 1)
+
+
+def sizes_of(specs: Sequence[InputSpec], records: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dynamic dims, batch apart, that records of these shapes have."""
+    sizes = {}
+    for spec, record in zip(specs, records):
+        dims = [d for axis, d in enumerate(spec.shape) if axis != spec.batch_dim]
+        sizes.update({d: size for d, size in zip(dims, record) if isinstance(d, str)})
+    return sizes
+
+
+def take_records(
+    specs: Sequence[InputSpec], inputs: Sequence[Tensor], index: slice | Tensor
+) -> tuple[Tensor, ...]:
+    """The inputs of some of the records; what all records share stays."""
+    return tuple(
+        x if spec.batch_dim is None or not x.dim() else x[(*[slice(None)] * spec.batch_dim, index)]
+        for spec, x in zip(specs, inputs)
+    )
+
+
+def _batch_symbol(placeholders: Sequence[fx.Node]) -> str | None:
+    """The symbol that most inputs have a dim of; among equals the one that is more often the first dim."""
+    shapes = [
+        [str(s) if isinstance(s, torch.SymInt) else "" for s in node.meta["val"].shape]
+        for node in placeholders
+        if isinstance(node.meta.get("val"), Tensor)
+    ]
+    symbols = dict.fromkeys(symbol for shape in shapes for symbol in shape if symbol.isidentifier())
+    return max(
+        symbols,
+        key=lambda s: (sum(s in shape for shape in shapes), sum(shape[:1] == [s] for shape in shapes)),
+        default=None,
+    )
+
+
+def with_batch_dims(specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The specs, each with the dim along which its records lie.
+
+    With a dim named "batch" somewhere, inputs without it are shared by all records. Where all sizes are
+    numbers, records lie along the first dims if these are equal; else along those of the one size that every
+    input has exactly once (a state [2, 1, 128] beside [1, 40]); else nobody can tell.
+    """
+    if any(BATCH in spec.shape for spec in specs):
+        return [spec if BATCH in spec.shape else replace(spec, fixed_dim=None) for spec in specs]
+    if len({spec.shape[:1] for spec in specs}) <= 1:
+        return [replace(spec, fixed_dim=0) for spec in specs]
+    everywhere = [
+        size
+        for size in dict.fromkeys(size for spec in specs for size in spec.shape)
+        if isinstance(size, int) and all(spec.shape.count(size) == 1 for spec in specs)
+    ]
+    if len(everywhere) != 1:
+        return [replace(spec, fixed_dim=None) for spec in specs]
+    return [replace(spec, fixed_dim=spec.shape.index(everywhere[0])) for spec in specs]
 
 
 def _example_leaves(program: ExportedProgram) -> list[Any]:

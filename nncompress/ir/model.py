@@ -12,10 +12,18 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.ir.inputs import InputSpec, input_specs, random_input
+from nncompress.ir.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
 from nncompress.ir.normalize import normalize, op_name, remove_dead_code
 from nncompress.ir.state import as_writes, changed_tensors
-from nncompress.ir.tracing import at_least_two, batch_dims, output_names, tie_again, trace, without_clashes
+from nncompress.ir.tracing import (
+    at_least_two,
+    batch_dims,
+    marked_dims,
+    output_names,
+    tie_again,
+    trace,
+    without_clashes,
+)
 
 # op -> the position of its training flag
 TRAINING_FLAG = {
@@ -37,6 +45,7 @@ class Model:
         outputs: a name per tensor of the output tuple.
         dynamic: bounds (min, max) of every dynamic dim by name.
         history: what was done to it, oldest first; JSON objects.
+        sizes: of dynamic dims by name, what to run them at where nothing else says it; not kept in files.
         metadata: JSON object kept with the model, e.g. `normalize` (how its images are normalised).
     """
 
@@ -55,6 +64,7 @@ class Model:
         self.dynamic = dict(dynamic)
         self.history = list(history)
         self.metadata = dict(metadata or {})
+        self.sizes: dict[str, int] = {}
 
     # -- made from ---------------------------------------------------------------------------------------
 
@@ -65,6 +75,7 @@ class Model:
         example_inputs: tuple[Any, ...],
         *,
         kwargs: Mapping[str, Any] | None = None,
+        record_dims: Sequence[int | None] | None = None,
         dynamic_batch: bool = True,
         dynamic_shapes: Any = None,
         metadata: Mapping[str, Any] | None = None,
@@ -74,6 +85,8 @@ class Model:
         Args:
             example_inputs: positional arguments; tensors that share their first size (>= 2) get a dynamic
                 batch. A batch of 1 is doubled for the export.
+            record_dims: per positional argument, each a tensor, the dim along which records lie, None where
+                all share it; instead of the first of all.
             dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
             dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims.
 
@@ -82,9 +95,13 @@ class Model:
         """
         named: dict[str, Any] = dict(kwargs or {})
         if dynamic_shapes is None and dynamic_batch:
-            example_inputs = pytree.tree_map(at_least_two, example_inputs)
-            named = pytree.tree_map(at_least_two, named)
-            dynamic_shapes = batch_dims(module, example_inputs, named)
+            if record_dims is None:
+                example_inputs = pytree.tree_map(at_least_two, example_inputs)
+                named = pytree.tree_map(at_least_two, named)
+                dynamic_shapes = batch_dims(module, example_inputs, named)
+            else:
+                example_inputs = tuple(map(at_least_two, example_inputs, record_dims))
+                dynamic_shapes = marked_dims(module, example_inputs, record_dims)
         try:
             program = trace(module, example_inputs, named, dynamic_shapes)
         except UnsupportedError:
@@ -141,7 +158,8 @@ class Model:
         """
         fixed = self.fixed_batch
         for spec, value in zip(self.inputs, inputs) if fixed is not None else ():
-            if value.dim() and len(value) != fixed:
+            dim = spec.batch_dim
+            if dim is not None and value.dim() > dim and value.shape[dim] != fixed:
                 raise UsageError(
                     f"the model takes batches of {fixed} only",
                     got=f"{spec.name} of shape {list(value.shape)}",
@@ -152,12 +170,13 @@ class Model:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The number of records that it takes at a time: the first size that all inputs and outputs share,
-        if that is a number and no dynamic dim."""
-        shapes = [spec.shape for spec in self.inputs] + self.output_shapes()
-        first = [shape[0] if shape else None for shape in shapes]
-        fixed = first and all(isinstance(size, int) and size == first[0] for size in first)
-        return int(first[0]) if fixed and first[0] is not None else None
+        """The number of records that it takes at a time: the size that all inputs have where records lie, and
+        all outputs somewhere, if that is a number and no dynamic dim."""
+        sizes = {spec.shape[d] for spec in self.inputs if (d := spec.batch_dim) is not None}
+        fixed = sizes.pop() if len(sizes) == 1 else None
+        if not isinstance(fixed, int) or not all(fixed in shape for shape in self.output_shapes()):
+            return None
+        return fixed
 
     def output_shapes(self) -> list[tuple[int | str, ...]]:
         """A str is a dynamic dim, or an expression of some."""
@@ -216,10 +235,10 @@ class Model:
         def size(dim: int | str) -> int:
             if isinstance(dim, int):
                 return dim
-            if dim == "batch":
+            if dim == BATCH:
                 return batch
             low, high = self.dynamic.get(dim, (2, None))
-            return min(max(low, 16), high or 16)
+            return min(max(low, self.sizes.get(dim, USUAL_SIZE)), high or 2**31)
 
         return tuple(size(dim) for dim in spec.shape)
 
@@ -227,7 +246,7 @@ class Model:
 
     def copy(self) -> Model:
         """A deep copy: weights, graph and history."""
-        return Model(
+        copied = Model(
             copy.deepcopy(self.graph_module),
             self.inputs,
             self.outputs,
@@ -235,6 +254,8 @@ class Model:
             copy.deepcopy(self.history),
             copy.deepcopy(self.metadata),
         )
+        copied.sizes = dict(self.sizes)
+        return copied
 
     def set_training(self, training: bool) -> None:
         """Switch the training flag of every batch norm and dropout node.

@@ -71,14 +71,19 @@ def rewrite_literals(model: Model, survivors: Survivors) -> None:
         UnsupportedError: a size is computed at run time in a way that cannot be rewritten.
     """
     for node in list(model.graph.nodes):
-        if node.op != "call_function":
-            continue
-        sources = node.all_input_nodes
-        if not survivors.nodes.get(node) and not any(survivors.nodes.get(n) for n in sources):
-            continue
-        rewrite = REWRITES.get(op_name(node))
-        if rewrite is not None:
-            rewrite(node, survivors)
+        rewrite_literal(node, survivors)
+
+
+def rewrite_literal(node: fx.Node, survivors: Survivors) -> None:
+    """Rewrite the sizes, offsets and group counts among one call's arguments.
+
+    Raises:
+        UnsupportedError: a size is computed at run time in a way that cannot be rewritten.
+    """
+    touched = any(survivors.nodes.get(n) for n in (node, *node.all_input_nodes))
+    rewrite = REWRITES.get(op_name(node)) if node.op == "call_function" and touched else None
+    if rewrite is not None:
+        rewrite(node, survivors)
 
 
 def take(tensor: Tensor, kept: Kept) -> Tensor:

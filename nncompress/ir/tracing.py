@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +40,10 @@ def trace(
         ) from error
 
 
-def at_least_two(value: Any) -> Any:
-    """A batch of 1 doubled: torch.export would take 1 for a constant."""
-    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
-        return torch.cat([value, value])
+def at_least_two(value: Any, dim: int | None = 0) -> Any:
+    """A batch of 1 along `dim` doubled: torch.export would take 1 for a constant."""
+    if isinstance(value, Tensor) and dim is not None and value.dim() > dim and value.shape[dim] == 1:
+        return torch.cat([value, value], dim)
     return value
 
 
@@ -64,6 +64,16 @@ def batch_dims(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
     return pytree.tree_map(
         lambda v: {0: batch} if isinstance(v, Tensor) and v.dim() else None, dict(arguments)
     )
+
+
+def marked_dims(module: torch.nn.Module, args: tuple[Any, ...], dims: Sequence[int | None]) -> Any:
+    """Dynamic shapes by parameter name: one "batch" at these dims of the positional arguments."""
+    batch = Dim("batch", min=1, max=MAX_BATCH)
+    marked = tuple(None if dim is None else {dim: batch} for dim in dims)
+    try:
+        return dict(inspect.signature(module.forward).bind(*marked).arguments)
+    except (TypeError, ValueError):
+        return None
 
 
 def without_clashes(program: ExportedProgram) -> ExportedProgram:

@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nncompress.errors import ModelFileError, UsageError
-from nncompress.ir import Model
+from nncompress.errors import ModelFileError, NNCompressError, UsageError
+from nncompress.ir import InputSpec, Model
+from nncompress.ir.inputs import with_batch_dims
 from nncompress.ir.lookup import unpack
+from nncompress.ir.records import settle_batch
+from nncompress.ir.stated_input import InputShape, matched, parse_input
+from nncompress.ir.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_pickle import describe, read_pickle
 from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
-from nncompress.loading.infer_input import InputShape, example_from_shapes, infer_input, parse_input
+from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pt2_archive import read_pt2
 
 __all__ = ["InputShape", "infer_input", "load_model", "parse_input", "read_pt2"]
@@ -60,20 +65,62 @@ def load_model(
     if kind is FileKind.PT2:
         if arch is not None:
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
+        model, settled = _from_pt2(path)
         if input_shapes is not None:
-            notice(f"--input is not used: {path} states its inputs' shapes itself")
-        return _from_pt2(path)
+            restate(model, _parsed(input_shapes), path)
+        elif settled:
+            return model
+        return settle_batch(model, notice)
     if kind is FileKind.ONNX:
-        return _from_onnx(path, arch, input_shapes, notice)
+        return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
     module, record = _module(path, kind, arch, trust_pickle)
     module = module.cpu().eval()
-    inputs = _example_inputs(module, input_shapes, example_inputs, notice)
+    inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = Model.from_module(module, inputs, metadata=record.metadata)
-    model.history = record.history
-    return model
+
+    def exported(record_dims: Sequence[int | None] | None) -> Model:
+        laid = inputs
+        if example_inputs is not None and record_dims is not None:  # data has its records first
+            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = Model.from_module(module, laid, record_dims=record_dims, metadata=record.metadata)
+        model.history = record.history
+        return model
+
+    # time first: another dim that all inputs have, where the first turns out to be none of records
+    ranks = min((tensor.dim() for tensor in inputs), default=0)
+    others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
+    return settle_batch(exported(dims), notice, others)
+
+
+def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
+    """Take from `--input` what the file left open: sizes of dynamic dims, and which dim is the batch.
+
+    Raises:
+        UsageError: it contradicts the file.
+    """
+    inputs, model.sizes, names = restated_inputs(model.inputs, shapes, str(path))
+    model.inputs = tuple(inputs)
+    model.dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
+    for name, size in model.sizes.items():
+        low, high = model.dynamic[name]
+        if not low <= size <= (high or size):
+            raise UsageError(
+                f"--input contradicts {path}", got=f"{name} = {size}", expected=f"{low} to {high or 'any'}"
+            )
+
+
+def holds_weights_only(path: str | Path) -> bool:
+    """The file is a state_dict, which needs `arch`; other problems are told when it is loaded."""
+    path = Path(path)
+    try:
+        kind = file_kind(path)
+        if kind in (FileKind.PT2, FileKind.SAFETENSORS):
+            return kind is FileKind.SAFETENSORS
+        return not isinstance(read_pickle(path, trust_pickle=False), nn.Module)
+    except NNCompressError:
+        return False  # such as a pickled module that needs --trust-pickle
 
 
 def _from_onnx(
@@ -86,7 +133,7 @@ def _from_onnx(
 
     if arch is not None:
         raise UsageError(f"{path} is an .onnx, which carries its architecture", remedy="leave --arch out")
-    shapes = parse_input(input_shapes) if isinstance(input_shapes, str) else input_shapes
+    shapes = None if input_shapes is None else _parsed(input_shapes)
     return read_onnx(path, input_shapes=shapes, notice=notice)
 
 
@@ -109,7 +156,8 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> No
         ) from error
 
 
-def _from_pt2(path: Path) -> Model:
+def _from_pt2(path: Path) -> tuple[Model, bool]:
+    """The model, and whether it is one of ours, which say where their records lie."""
     program, content = read_pt2(path)
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = [
@@ -130,7 +178,7 @@ def _from_pt2(path: Path) -> Model:
         ) from error
     if len(record.outputs) == len(model.outputs):
         model.outputs = record.outputs
-    return model
+    return model, record.inputs is not None
 
 
 def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) -> tuple[nn.Module, FileRecord]:
@@ -160,17 +208,39 @@ def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) ->
     return module, record
 
 
+def _parsed(shapes: str | Sequence[InputShape]) -> Sequence[InputShape]:
+    return parse_input(shapes) if isinstance(shapes, str) else shapes
+
+
 def _example_inputs(
     module: nn.Module,
-    shapes: str | Sequence[InputShape] | None,
+    stated: str | Sequence[InputShape] | None,
     examples: tuple[Tensor, ...] | None,
     notice: Callable[[str], None],
-) -> tuple[Tensor, ...]:
-    if shapes is not None:
-        shapes = parse_input(shapes) if isinstance(shapes, str) else shapes
-        return example_from_shapes(module, shapes)
-    if examples is not None:
-        return examples
-    inputs, guess = infer_input(module)
-    notice(guess)
-    return inputs
+) -> tuple[tuple[Tensor, ...], list[int | None] | None]:
+    """Inputs that run, and along which dims their records lie; None: along the first of all."""
+    if stated is None:
+        if examples is not None:
+            return examples, None
+        inputs, guess = infer_input(module)
+        notice(guess)
+        return inputs, None
+    shapes = _parsed(stated)
+    if shapes and shapes[0].name:
+        shapes = matched(shapes, argument_names(module, len(shapes)))
+    inputs = example_from_shapes(module, shapes)
+    if any(shape.batch_dim is not None for shape in shapes):
+        return inputs, [shape.batch_dim for shape in shapes]
+    if len({shape.shape[0] for shape in shapes}) == 1:
+        return inputs, None
+    specs = with_batch_dims([InputSpec("", "float32", shape.shape) for shape in shapes])
+    dims = [spec.fixed_dim for spec in specs]
+    if all(dim is None for dim in dims):
+        notice(
+            "the inputs' first sizes differ, so the batch is fixed; --input can mark the dims along which "
+            "records lie with a B: Bx40,2xBx128"
+        )
+        return inputs, None
+    where = ", ".join(f"dim {dim} of input {i}" for i, dim in enumerate(dims))
+    notice(f"records are taken to lie along {where}; --input can mark the dims with a B: Bx40,2xBx128")
+    return inputs, dims

@@ -12,6 +12,7 @@ from nncompress.data.normalization import parse_normalization
 from nncompress.errors import DataError, ModelFileError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
+from nncompress.ir.inputs import SHARED
 from nncompress.loading.json_schema import (
     Check,
     Rejected,
@@ -44,6 +45,7 @@ _INPUT = record(
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),
     like=optional(listed(listed(_FINITE)), []),
+    fixed_dim=optional(plain(int, lambda value: SHARED <= value < 64), 0),
 )
 _COUNT = plain(int, lambda value: 0 <= value < 2**63)
 _COSTS = table_with(macs=optional(_COUNT))
@@ -94,7 +96,7 @@ def read_record(
         ModelFileError: it is not what nncompress writes.
     """
     plain_record = _checked(_RECORD, dict(content), path)
-    inputs = tuple(InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in plain_record["inputs"])
+    inputs = tuple(InputSpec.from_json(item) for item in plain_record["inputs"])
     for spec, item in zip(inputs, plain_record["inputs"]):
         moments = item["like"]
         channels = spec.shape[1] if len(spec.shape) > 1 else None

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nncompress.errors import UsageError
+from nncompress.ir.stated_input import FORM, InputShape
 
 _BATCH = 2  # torch.export keeps a batch dynamic only from two on
 _SEQUENCE = 16
-
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_FORM = "sizes joined by x, batch first: 1x3x32x32; several inputs: 1x3x32x32,1x16:int64"
 
 # sizes that trained networks take, the likeliest first; 224 early for what only happens to run on 32
 _CIFAR_SIZES = (32, 224, 28, 64, 96, 128, 256, 299, 16, 8)
@@ -33,35 +29,6 @@ _FIRST_LAYERS = (
     *(*_CONVOLUTIONS, *_NORMS, nn.LayerNorm, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag),
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
 )
-
-
-@dataclass(frozen=True)
-class InputShape:
-    """One input as `--input` states it, batch first. `dtype` is None where it was not said."""
-
-    shape: tuple[int, ...]
-    dtype: str | None = None
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self.shape)) + (f":{self.dtype}" if self.dtype else "")
-
-
-def parse_input(text: str) -> tuple[InputShape, ...]:
-    """`1x3x32x32,1x16:int64` as one shape per input.
-
-    Raises:
-        UsageError: it is anything else.
-    """
-    return tuple(_parse_one(part.strip(), text) for part in text.split(","))
-
-
-def _parse_one(part: str, text: str) -> InputShape:
-    sizes, separator, dtype = part.partition(":")
-    if separator and dtype not in _DTYPES:
-        raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(_DTYPES)}")
-    if not re.fullmatch(r"[1-9][0-9]{0,8}([x×][1-9][0-9]{0,8})*", sizes):
-        raise UsageError(f"--input {text}: {part!r} is no shape", expected=_FORM)
-    return InputShape(tuple(int(size) for size in re.split("[x×]", sizes)), dtype or None)
 
 
 def example_from_shapes(module: nn.Module, shapes: Sequence[InputShape], seed: int = 0) -> tuple[Tensor, ...]:
@@ -90,7 +57,7 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
         raise UsageError(
             f"the model takes {len(required)} inputs, whose shapes the file does not carry",
             got=", ".join(required),
-            remedy=f"give them: --input {','.join(['1x…'] * len(required))}; {_FORM}",
+            remedy=f"give them: --input {','.join(f'{name}:Bx…' for name in required)}; {FORM}",
         )
     fallback: tuple[tuple[Tensor, ...], str] | None = None
     failure = ""
@@ -115,7 +82,7 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
     raise UsageError(
         "the file does not carry the input's shape, and none of the usual sizes runs through",
         got=f"the last one failed with: {failure}" if failure else "no layer whose input size is known",
-        remedy=f"give it: --input {_FORM}",
+        remedy=f"give it: --input {FORM}",
     )
 
 
@@ -233,6 +200,16 @@ def _required_inputs(module: nn.Module) -> list[str]:
         return ["input"]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+
+
+def argument_names(module: nn.Module, count: int) -> list[str]:
+    """The names of the first `count` arguments of its forward; fewer where it names no more."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds][:count]
 
 
 def _float_dtype(module: nn.Module) -> str:

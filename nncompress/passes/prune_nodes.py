@@ -146,6 +146,7 @@ class PruneNodes(Pass):
         Raises:
             DataError: naming the record, or what does not fit about the labels.
         """
+        from nncompress.analysis.answer import answer_index
         from nncompress.analysis.importance.taps import check_labels
 
         seen, planned = 0, data.planned_records(context.limit)
@@ -153,7 +154,7 @@ class PruneNodes(Pass):
             context.progress.step("reading the data", seen, planned)
             if labels:
                 if not seen:
-                    first = model.outputs_of(*batch.inputs)[0].detach()
+                    first = model.outputs_of(*batch.inputs)[answer_index(model, data)].detach()
                 check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
             seen += len(batch)
         context.progress.step("reading the data", seen, planned)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,7 @@ class Runner(ABC):
         outputs: a name per output.
         threads: how many threads one run may use.
         file_size: bytes on disk, with the files it refers to; None for a model that is in memory only.
+        sizes: of dynamic dims by name, what to run it at where neither data nor batch say it.
         notes: what a reader of its timings must know: ops that run elsewhere, kernels that could not be used.
     """
 
@@ -33,6 +35,7 @@ class Runner(ABC):
     threads: int
     file_size: int | None
     notes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:

@@ -127,7 +127,7 @@ class ExecuTorchRunner(Runner):
         """As our record says, else as the program does, which does not tell what is dynamic."""
         if "inputs" in self.record:
             try:
-                specs = [InputSpec(**{**s, "shape": tuple(s["shape"])}) for s in self.record["inputs"]]
+                specs = [InputSpec.from_json(s) for s in self.record["inputs"]]
                 return tuple(specs), tuple(map(str, self.record["outputs"]))
             except (TypeError, KeyError, ValueError) as problem:
                 raise ModelFileError(

@@ -15,6 +15,7 @@ from nncompress.devices import processor
 from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.named_dims import with_named_dims
 from nncompress.runtimes.saturation import saturating_weights
 
 DTYPES = {
@@ -62,7 +63,7 @@ class OnnxRuntimeRunner(Runner):
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = FATAL
         self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
-        self.inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
+        self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         for node in self._session.get_outputs():
@@ -159,9 +160,7 @@ def _spec(node: onnxruntime.NodeArg, path: Path) -> InputSpec:
             got=node.type,
             expected=", ".join(DTYPES),
         )
-    # A dim without a name is dynamic and like no other.
-    shape = tuple(f"{node.name}_{i}" if d is None else d for i, d in enumerate(node.shape))
-    return InputSpec(node.name, dtype, shape)
+    return InputSpec(node.name, dtype, tuple("?" if d is None else d for d in node.shape))
 
 
 def _explained(path: Path, problem: Exception) -> Exception:

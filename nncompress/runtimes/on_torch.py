@@ -24,7 +24,7 @@ class TorchRunner(Runner):
     def __init__(self, model: Model, threads: int) -> None:
         self._model = model
         self.name = f"torch {torch.__version__.split('+')[0]} CPU"
-        self.inputs = model.inputs
+        self.inputs, self.sizes = model.inputs, model.sizes
         self.outputs = model.outputs
         self.threads = threads
         self.file_size = None

@@ -70,9 +70,7 @@ class Group:
             return None
         if self.size == 1:
             return batch, 1.0
-        mine = slice(self.rank, None, self.size)
-        labels = None if batch.labels is None else batch.labels[mine]
-        part = Batch(tuple(x[mine] for x in batch.inputs), labels)
+        part = batch.part(slice(self.rank, None, self.size))
         return part, len(part) * self.size / len(batch)
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.answer import answer_index
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.normalize import op_name
@@ -31,7 +32,7 @@ def training_graph(
     taps: Sequence[str] = (),
     copies: Mapping[str, Copy] | None = None,
 ) -> fx.GraphModule:
-    """A copy of the graph over the same tensors: inputs -> the first output, then those of layers in `taps`.
+    """A copy of the graph over the same tensors: inputs -> the answer, then the outputs of layers in `taps`.
 
     Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient. Biases
     of integer layers are read as a kernel stores them.
@@ -43,9 +44,9 @@ def training_graph(
     graph = fx.Graph()
     same: dict[fx.Node, fx.Node] = {}
     outputs: Any = graph.graph_copy(model.graph, same)
-    graph.output((outputs[0], *(same[node] for node in nodes)))
+    graph.output((outputs[answer_index(model)], *(same[node] for node in nodes)))
     round_biases_where_read(model, same)
-    graph.eliminate_dead_code()  # what only further outputs need is neither run nor trained
+    graph.eliminate_dead_code()  # what only other outputs need is neither run nor trained
     if copies is not None:
         read_float_copies(graph, copies)
     copied = Model(fx.GraphModule(model.graph_module, graph), model.inputs, model.outputs, model.dynamic)

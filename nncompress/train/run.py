@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nncompress import __version__
+from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
@@ -78,6 +79,7 @@ class Run:
         self.growing = Growing.of(growth, model, dataset, settings, self.group, progress)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
 
+        settle_answer(model, dataset)
         self.model = model.copy()
         self.copies = add_float_copies(self.model)  # of int8 weights
         trainable(self.model, settings.freeze)  # refuses patterns that match nothing, though they may end

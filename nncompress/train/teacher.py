@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.analysis.answer import answer_index
 from nncompress.data.normalization import parse_normalization
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -75,14 +76,14 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
 
 
 def _refuse_other_shapes(teacher: Model, student: Model) -> None:
-    """What both take, and their first outputs, are shaped alike; a dynamic dim fits any.
+    """What both take, and their answers, are shaped alike; a dynamic dim fits any.
 
     Raises:
         UsageError: they are not.
     """
     for what, here, there in (
         ("takes other inputs", [s.shape for s in student.inputs], [s.shape for s in teacher.inputs]),
-        ("gives other outputs", student.output_shapes()[:1], teacher.output_shapes()[:1]),
+        ("gives other outputs", [_answer(student)], [_answer(teacher)]),
     ):
         if len(here) != len(there) or not all(map(_alike, here, there)):
             raise UsageError(
@@ -90,6 +91,10 @@ def _refuse_other_shapes(teacher: Model, student: Model) -> None:
                 got=f"{_of_one_record(there)} there, {_of_one_record(here)} here",
                 expected="two models for one task, e.g. a pruned one and its original",
             )
+
+
+def _answer(model: Model) -> Shape:
+    return model.output_shapes()[answer_index(model)]
 
 
 def _alike(one: Shape, other: Shape) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.analysis.answer import answer_index
 from nncompress.data import Dataset
 from nncompress.errors import DataError, VerificationError
 from nncompress.ir import Model
@@ -66,6 +67,6 @@ def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
     """
     for batch in dataset.batches(settings.batch, limit=settings.batch):
         with torch.no_grad():
-            output = model.outputs_of(*batch.inputs)[0]
+            output = model.outputs_of(*batch.inputs)[answer_index(model, dataset)]
         return Task.choose(settings, output, batch, dataset.spec)
     raise DataError(f"{dataset.spec} has no records")

@@ -74,7 +74,9 @@ def test_regression_and_reconstruction(data):
 def test_of_several_outputs_the_chosen_one_counts(data):
     dataset = data(np.eye(3), np.arange(3))
     both = lambda x: (x.roll(1, 1), x)  # noqa: E731
-    assert evaluate(both, dataset).top1 == 0
+    assert evaluate(both, dataset, output=0).top1 == 0
+    with pytest.raises(DataError, match="fit several of the model's outputs"):
+        evaluate(both, dataset)
     assert evaluate(both, dataset, output=1).top1 == 1
     with pytest.raises(UsageError, match="no output 2"):
         evaluate(both, dataset, output=2)

@@ -377,6 +377,35 @@ def test_what_cannot_be_proven_stays_whole(monkeypatch):
     assert outcome.model.tensor("conv1.weight").shape[0] == 14
 
 
+def test_all_groups_at_fault_are_found_in_one_comparison(monkeypatch):
+    """Some groups pass a softmax whose rule is broken, some a slice whose literals are not rewritten."""
+    from nncompress.analysis.couplings import pointwise, proven, rules
+    from nncompress.ir import resize
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(9))
+
+        def forward(self, x):
+            for number, layer in enumerate(self.layers):
+                x = layer(x)
+                x = x.softmax(-1) if number % 2 else torch.cat([x[:, :6].relu(), x[:, 6:].tanh()], 1)
+            return x
+
+    monkeypatch.setitem(rules.RULES, "softmax", pointwise.pointwise)
+    monkeypatch.delitem(resize.REWRITES, "slice")
+    couplings = analysed(Chain(), torch.randn(4, 12))[1]
+    tries = []
+    monkeypatch.setattr(proven, "remove_units", lambda *a: (tries.append(a), remove_units(*a)))
+    outcome = remove_proven(couplings, {g.name: [0] for g in couplings.groups})
+    softmaxed = {f"layers.{n}" for n in (1, 3, 5, 7)}
+    assert softmaxed <= set(outcome.refused)
+    assert all("softmax" in outcome.refused[name] for name in softmaxed)
+    assert len(tries) == 2  # all at once, and what is left
+    assert outcome.proof.error < 1e-5
+
+
 def test_prunable_share_counts_every_parameter_once():
     given, couplings = analysed(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(2, 4))
     assert couplings.prunable_share() == pytest.approx((4 * 6 + 6 + 6 * 3) / (4 * 6 + 6 + 6 * 3 + 3))

@@ -97,7 +97,7 @@ def test_bad_requests(tmp_path, linear_onnx, weight):
 def test_random_inputs_fit_their_specs():
     specs = [
         InputSpec("x", "float16", ("batch", 3, "h")),
-        InputSpec("ids", "int64", ("n", 5), low=2, high=7),
+        InputSpec("ids", "int64", ("batch", 5), low=2, high=7),
         InputSpec("mask", "bool", (4, 5)),
     ]
     x, ids, mask = random_inputs(specs, 4, seed=0)

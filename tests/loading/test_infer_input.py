@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncompress.errors import UsageError
-from nncompress.loading.infer_input import InputShape, example_from_shapes, infer_input, parse_input
+from nncompress.ir.stated_input import InputShape, parse_input
+from nncompress.loading.infer_input import example_from_shapes, infer_input
 
 # --- parsing ------------------------------------------------------------------------------------------------
 

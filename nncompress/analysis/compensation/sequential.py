@@ -31,6 +31,7 @@ from nncompress.analysis.patches import as_filters, draw_positions, filter_rows,
 from nncompress.analysis.residual import Branch, channel_dim, sums_over_channels
 from nncompress.ir import Model
 from nncompress.ir.geometry import geometry
+from nncompress.ir.inputs import count_records
 from nncompress.ir.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
@@ -146,7 +147,7 @@ class _Walk:
         self._now = cut_side(couplings, cut.units, batches, room)
         self._now.weights.update(without_data(model, cut).weights)
         self._generator = torch.Generator().manual_seed(seed)
-        self._records = [len(batch[0]) for batch in batches]
+        self._records = [count_records(model.inputs, batch) for batch in batches]
         self._sums = {b.writer.node: b for b in branches if b.writer is not None}
         self._dropped = {b.add: number for number, b in enumerate(cut.branches)}
         self._skipped = {layer.name for b in cut.branches for layer in b.layers}

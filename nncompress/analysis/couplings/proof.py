@@ -114,8 +114,8 @@ def _widened(value: Any) -> Any:
     return value.float() if narrow else value
 
 
-class _WidenedReference(Widened, ZeroedReference):
-    pass
+class WidenedReference(Widened, ZeroedReference):
+    """The reference in float32."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 
     inputs = couplings.model.example_inputs(EXAMPLE_BATCH, seed)
     results = []
     for graph in (
-        _WidenedReference(couplings, removal),
+        WidenedReference(couplings, removal),
         Widened(couplings.model.graph_module),
         Widened(pruned.graph_module),
     ):

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nncompress.analysis.couplings.blame import groups_at_fault
 from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.proof import Proof, check
 from nncompress.analysis.couplings.removal import remove_units
@@ -35,10 +36,16 @@ def remove_proven(couplings: Couplings, removal: Removal) -> Proven:
     """Remove units from a copy of the model and prove it; on failure find the groups at fault and leave them.
 
     A failure is a defect of the analysis, but a user with an unusual architecture is better served with nine
-    groups of ten. Halving finds k bad groups among n in about k log2(n) tries.
+    groups of ten. One run tells which ops go wrong, and so which groups (`blame`); what is not seen there, as
+    where only the export fails, is found by halving.
     """
-    (model, proof), refused = without_faults(lambda wanted: _failure(couplings, wanted), removal)
-    return Proven(model, proof, refused)
+    outcome = _failure(couplings, removal)
+    if not isinstance(outcome, str):
+        return Proven(*outcome, {})
+    refused = groups_at_fault(couplings, removal)
+    rest = {name: units for name, units in removal.items() if name not in refused}
+    (model, proof), more = without_faults(lambda wanted: _failure(couplings, wanted), rest)
+    return Proven(model, proof, refused | more)
 
 
 Units = Mapping[str, Sequence[int] | NDArray[np.int64]]

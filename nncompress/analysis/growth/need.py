@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from nncompress.analysis.answer import answer_index
 from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.growth.initial import owned
@@ -45,7 +46,7 @@ def need(
     """Group name -> score.
 
     Raises:
-        DataError: "gradient", and the labels do not fit the model's first output.
+        DataError: "gradient", and the labels do not fit the model's answer.
     """
     if where == "uniform":
         return {group.name: 1.0 for group in couplings.groups}
@@ -65,13 +66,13 @@ def need(
 
 
 def require_fitting_labels(model: Model, data: Dataset) -> None:
-    """A gradient can be taken: the labels of the first records fit the model's first output.
+    """A gradient can be taken: the labels of the first records fit the model's answer.
 
     Raises:
         DataError: they do not, or there are none.
     """
     for batch in data.batches(data.fixed_batch or 2, limit=data.fixed_batch or 2):
-        check_labels(model.outputs_of(*batch.inputs)[0], batch.labels, data.spec)
+        check_labels(model.outputs_of(*batch.inputs)[answer_index(model, data)], batch.labels, data.spec)
         return
 
 
@@ -96,7 +97,8 @@ def _gradients(
     for batch in data.batches(gradient_batch_size(model, batch_size), limit):
         progress.step("gradients of candidate units", records, planned)
         with torch.enable_grad():
-            loss = task_loss(grown.model.outputs_of(*batch.inputs), batch, data.spec)
+            outputs = grown.model.outputs_of(*batch.inputs)
+            loss = task_loss(outputs[answer_index(model, data)], batch, data.spec)
         for name, gradient in zip(
             parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         ):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.answer import answer_index, output_dims
 from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Site
 from nncompress.analysis.importance.choices import Choice
@@ -97,7 +98,7 @@ def gradient_products(
     for batch in data.batches(gradient_batch_size(model, batch_size), limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
-            loss = task_loss(taps.run(*batch.inputs), batch, data.spec)
+            loss = task_loss(taps.run(*batch.inputs)[answer_index(model, data)], batch, data.spec)
         read, value = taps.gradients(loss)
         found = {}
         for choice in choices:
@@ -168,10 +169,12 @@ def optimal_brain_damage(
     def loss(batch: Batch) -> Tensor:
         signs = torch.randint(0, 2, (len(batch),), generator=generator).double() * 2 - 1
         outputs = model.outputs_of(*batch.inputs)
+        index = answer_index(model, data)
+        answer = outputs[index].movedim(output_dims(model.outputs_of, batch, outputs)[index] or 0, 0)
         total = torch.zeros((), dtype=torch.float64)
         for row, sign in enumerate(signs):
             one = Batch(batch.inputs, None if batch.labels is None else batch.labels[row : row + 1])
-            total = total + sign * task_loss(tuple(o[row : row + 1] for o in outputs), one, data.spec)
+            total = total + sign * task_loss(answer[row : row + 1], one, data.spec)
         return total
 
     curvature = mean_squared_gradients(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.answer import known_answer
 from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
@@ -180,11 +181,12 @@ class Reconstruction:
         taps = Taps(self._model, {}, values, [layer.data for layer in layers])
         generator = torch.Generator().manual_seed(self._seed + 1)
         seen, planned = 0, self._data.planned_records(self._limit)
+        answer = known_answer(self._model)
         for batch in self._data.batches(self._batch_size, self._limit):
             self._progress.step(what, seen, planned)
             with torch.enable_grad():
                 outputs = taps.run(*batch.inputs)
-                losses = [curvature_loss(outputs, batch.labels, generator) for _ in range(draws)]
+                losses = [curvature_loss(outputs, batch.labels, generator, answer) for _ in range(draws)]
             gradients = [taps.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
             with torch.no_grad():
                 take(taps, gradients, batch)

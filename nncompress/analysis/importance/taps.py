@@ -75,18 +75,27 @@ class Taps(StraightThrough):
 
 
 def classifies(first: Tensor, labels: Tensor | None) -> bool:
-    """Scores per class (the first output) with class numbers as labels; without labels nobody can tell."""
-    return labels is not None and not labels.is_floating_point() and first.dim() == 2 and first.shape[1] > 1
+    """Scores per class (the answer) with class numbers as labels; without labels nobody can tell."""
+    if labels is None or labels.is_floating_point():
+        return False
+    return first.is_floating_point() and first.dim() == 2 and first.shape[1] > 1
 
 
 def check_labels(first: Tensor, labels: Tensor | None, spec: str) -> Tensor:
-    """The labels, if they fit the first output.
+    """The labels, if they fit the answer.
 
     Raises:
-        DataError: they do not, or there are none.
+        DataError: they do not, or there are none, or the answer has no gradient.
     """
     if labels is None:
         raise DataError(f"{spec} has no labels")
+    if not first.is_floating_point():
+        raise DataError(
+            "the model answers in whole numbers, which have no gradient",
+            got=f"{first.dtype} {list(first.shape)}".removeprefix("torch."),
+            expected="scores per class, or floating-point numbers",
+            remedy="a criterion that needs no labels: --criterion reconstruction, or leave the labels out",
+        )
     if classifies(first, labels):
         if labels.dim() != 1 or int(labels.max()) >= first.shape[1]:
             raise DataError(
@@ -103,28 +112,34 @@ def check_labels(first: Tensor, labels: Tensor | None, spec: str) -> Tensor:
     return labels
 
 
-def task_loss(outputs: tuple[Tensor, ...], batch: Batch, spec: str) -> Tensor:
+def task_loss(answer: Tensor, batch: Batch, spec: str) -> Tensor:
     """The sum over records of cross entropy (class numbers) or half the squared error (other targets).
 
     Raises:
-        DataError: the labels do not fit the first output.
+        DataError: the labels do not fit the answer.
     """
-    first, labels = outputs[0], check_labels(outputs[0], batch.labels, spec)
-    if classifies(first, labels):
-        return F.cross_entropy(first, labels.long(), reduction="sum")
-    return 0.5 * (first - labels.reshape(first.shape).to(first.dtype)).square().sum()
+    labels = check_labels(answer, batch.labels, spec)
+    if classifies(answer, labels):
+        return F.cross_entropy(answer, labels.long(), reduction="sum")
+    return 0.5 * (answer - labels.reshape(answer.shape).to(answer.dtype)).square().sum()
 
 
-def curvature_loss(outputs: tuple[Tensor, ...], labels: Tensor | None, generator: torch.Generator) -> Tensor:
+def curvature_loss(
+    outputs: tuple[Tensor, ...], labels: Tensor | None, generator: torch.Generator, answer: int | None
+) -> Tensor:
     """A random scalar; the mean square of its derivative in a direction is the Gauss-Newton curvature.
 
     Classifiers: cross entropy with labels drawn from the model's own prediction, so that half of it is the
     Kullback-Leibler divergence to second order (Martens 2020, "New Insights and Perspectives on the Natural
     Gradient Method"). Otherwise: a Gaussian projection of every output, in units of its own spread.
+
+    Args:
+        answer: the output that labels belong to, where that is known.
     """
-    if classifies(outputs[0], labels):
-        drawn = torch.multinomial(outputs[0].detach().softmax(1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(outputs[0], drawn, reduction="sum")
+    if answer is not None and classifies(outputs[answer], labels):
+        scores = outputs[answer]
+        drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(scores, drawn, reduction="sum")
     total = outputs[0].new_zeros(())
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:

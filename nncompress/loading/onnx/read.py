@@ -28,8 +28,8 @@ from nncompress.errors import (
 from nncompress.export.verify import TOLERANCE, precision_of
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.inputs import random_input
+from nncompress.ir.stated_input import InputShape
 from nncompress.ir.tracing import MAX_BATCH, trace
-from nncompress.loading.infer_input import InputShape
 from nncompress.loading.onnx import control, layers, movement, pointwise, quantized, recurrent, reductions
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
 from nncompress.loading.onnx.values import DTYPES

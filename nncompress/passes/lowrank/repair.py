@@ -10,6 +10,7 @@ from torch import Tensor
 from nncompress.analysis.statistics import Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
+from nncompress.ir.inputs import BATCH, count_records, take_records
 from nncompress.ir.weights import layer_name
 from nncompress.passes.base import Change, Context
 from nncompress.passes.lowrank.batch_norm import batch_norms, reestimate
@@ -63,15 +64,15 @@ def split(model: Model, data: Dataset, context: Context) -> tuple[list[Inputs], 
     A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
     """
     batches = list(batches_of(data, context))
-    if not all(spec.shape and spec.shape[0] == "batch" for spec in model.inputs):
+    if BATCH not in model.dynamic:
         return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
     fit, held = [], []
     for inputs in batches:
-        index = torch.arange(len(inputs[0]))
+        index = torch.arange(count_records(model.inputs, inputs))
         decides = index % HELD_OUT == HELD_OUT - 1
-        fit.append(tuple(x[~decides] for x in inputs))
-        held.append(tuple(x[decides] for x in inputs))
-    held = [inputs for inputs in held if len(inputs[0])]
+        fit.append(take_records(model.inputs, inputs, ~decides))
+        held.append(take_records(model.inputs, inputs, decides))
+    held = [inputs for inputs in held if count_records(model.inputs, inputs)]
     return fit, held or fit
 
 
@@ -90,8 +91,9 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
             for inputs, old in zip(batches, wanted):
                 new = model.outputs_of(*inputs)
                 shares = [_share(a, b, v) for a, b, v in zip(new, old, variances)]
-                total += sum(shares) * len(inputs[0]) / max(len(shares), 1)
-                count += len(inputs[0])
+                records = count_records(model.inputs, inputs)
+                total += sum(shares) * records / max(len(shares), 1)
+                count += records
         return total / count
 
     return error

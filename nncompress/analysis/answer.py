@@ -1,0 +1,331 @@
+"""Which output of a model is its answer, along which dim its records lie, and what labels ask of it.
+
+| labels              | an output that fits                                       | task           |
+|---------------------|-----------------------------------------------------------|----------------|
+| integers [N]        | float [N, C], C above every label (and above 1): scores   | classification |
+| integers [N]        | integers [N] or [N, 1]: class numbers                     | classification |
+| integers [N]        | float [N] or [N, 1]                                       | regression     |
+| floats [N, ...]     | numbers of the same shape; one each may be [N] or [N, 1]  | regression     |
+| none                | floats shaped as the first input                          | reconstruction |
+
+Of a model with several outputs the one that fits is taken; where several fit, the user is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncompress.data import Batch, Dataset
+from nncompress.errors import DataError, UsageError, VerificationError
+from nncompress.ir import Model
+
+Predict = Callable[..., Any]  # input tensors → a tensor or array, or a tuple of them: a Model, or Runner.run
+TASKS = ("auto", "classification", "regression", "reconstruction")
+ANSWER = "answer"  # the key in a model's metadata: the number of the output that labels belong to
+PROBED = 2  # records that tell which output is the answer
+
+
+# -- which output ------------------------------------------------------------------------------------------
+
+
+def known_answer(model: Model) -> int | None:
+    """The output of `model` that labels belong to; None where nobody said or found which of several."""
+    stated = model.metadata.get(ANSWER)
+    if isinstance(stated, int) and 0 <= stated < len(model.outputs):
+        return stated
+    return 0 if len(model.outputs) == 1 else None
+
+
+def answer_index(model: Model, dataset: Dataset | None = None) -> int:
+    """The output of `model` that labels belong to: as it is known, else the one that those of `dataset` fit.
+
+    Raises:
+        DataError: it has several, and nobody said or found which.
+    """
+    if dataset is not None:
+        settle_answer(model, dataset)
+    known = known_answer(model)
+    if known is not None:
+        return known
+    raise DataError(
+        f"the model has {len(model.outputs)} outputs, and labels may belong to any of them",
+        got=", ".join(model.outputs),
+        remedy="name one: --output-index 1",
+    )
+
+
+def index_of(names: Sequence[str], text: str) -> int:
+    """The output that `--output-index TEXT` means: its number, or its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise UsageError(
+        f"the model has no output {text}",
+        expected=", ".join(f"{i} ({name})" for i, name in enumerate(names)),
+    )
+
+
+def settle_answer(model: Model, dataset: Dataset) -> bool:
+    """Remember with the model which of its outputs the labels of `dataset` fit, where exactly one does.
+
+    Returns: whether that was found now.
+    """
+    if len(model.outputs) < 2 or ANSWER in model.metadata or not dataset.has_labels:
+        return False
+    for batch in dataset.batches(dataset.fixed_batch or PROBED, limit=dataset.fixed_batch or PROBED):
+        fitting = Answers(model, dataset, "auto").fitting(batch)
+        if len(fitting) == 1:
+            model.metadata[ANSWER] = fitting[0]
+            return True
+        break
+    return False
+
+
+class Answers:
+    """What a model answers, record by record.
+
+    Args:
+        task: one of `TASKS`; "auto" is resolved by the first batch.
+        output: the number of an output; None: the one that the labels fit, told by the first batch.
+
+    Attributes:
+        task, output: as they were resolved.
+    """
+
+    def __init__(self, predict: Predict, dataset: Dataset, task: str, output: int | None = None) -> None:
+        self._predict, self._dataset = predict, dataset
+        if output is None and isinstance(predict, Model):
+            output = predict.metadata.get(ANSWER)
+        self.task, self.output = task, output
+        self._dim: int | None = None
+
+    def of(self, batch: Batch, first_record: int) -> Tensor:
+        """The answers [N, ...] on the CPU.
+
+        Raises:
+            DataError: no output fits the labels, or several do.
+            VerificationError: an answer is NaN or infinite (scores may be -inf), or not one per record.
+        """
+        outputs = outputs_of(self._predict, batch.inputs)
+        if self.output is None:
+            self.output = self._chosen(outputs, batch)
+        if not 0 <= self.output < len(outputs):
+            raise UsageError(f"the model has no output {self.output}", expected=f"0 to {len(outputs) - 1}")
+        output = outputs[self.output]
+        if self._dim is None:
+            self._dim = output_dims(self._predict, batch, outputs)[self.output]
+        if self._dim is None or output.shape[self._dim] != len(batch):
+            raise VerificationError(
+                "the model does not give one output per record",
+                got=f"an output of shape {list(output.shape)} for {len(batch)} records",
+            )
+        result = output.movedim(self._dim, 0).detach().cpu()
+        if self.task == "auto":
+            self.task = task_of(result, batch, self._dataset.spec)
+        check_finite(result, first_record, masked=self.task == "classification")
+        return result
+
+    def fitting(self, batch: Batch) -> list[int]:
+        """The numbers of the outputs that the labels fit: as scores or class numbers if any does."""
+        return self._fitting(outputs_of(self._predict, batch.inputs), batch)
+
+    def _fitting(self, outputs: Sequence[Tensor], batch: Batch) -> list[int]:
+        dims = output_dims(self._predict, batch, outputs)
+        moved = {i: outputs[i].movedim(d, 0) for i, d in enumerate(dims) if d is not None}
+        tasks = TASKS[1:] if self.task == "auto" else (self.task,)
+        for task in tasks:
+            found = [i for i, x in moved.items() if _fits(task, x, batch, self._dataset.classes)]
+            if found:
+                return found
+        return []
+
+    def _chosen(self, outputs: Sequence[Tensor], batch: Batch) -> int:
+        if len(outputs) == 1:
+            return 0
+        fitting = self._fitting(outputs, batch)
+        if len(fitting) == 1:
+            return fitting[0]
+        shapes = ", ".join(f"{i}: {list(x.shape)}" for i, x in enumerate(outputs))
+        which = "several of the model's outputs" if fitting else "none of the model's outputs"
+        raise DataError(
+            f"{self._dataset.spec}: the labels fit {which}",
+            got=f"outputs {shapes} for {len(batch)} records",
+            expected="one output that they fit",
+            remedy=f"name it: --output-index {fitting[0] if fitting else 0}",
+        )
+
+
+def _fits(task: str, output: Tensor, batch: Batch, classes: int | None) -> bool:
+    labels = batch.labels
+    if task == "reconstruction":
+        first = batch_first(batch)[0]
+        return labels is None and output.is_floating_point() and output.shape == first.shape
+    if labels is None or output.is_complex():
+        return False
+    if task == "regression":
+        one_each = output.numel() == labels.numel() == len(batch)
+        return one_each or output.shape == labels.shape
+    if labels.is_floating_point() or labels.dim() != 1:
+        return False
+    if not output.is_floating_point():
+        return output.numel() == len(batch)
+    most = max(int(labels.max()), (classes or 1) - 1)
+    return output.dim() == 2 and output.shape[1] > max(1, most)
+
+
+# -- where its records lie -----------------------------------------------------------------------------------
+
+
+def outputs_of(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """All outputs, as tensors.
+
+    Raises:
+        DataError: the model cannot run on this data.
+    """
+    try:
+        with torch.inference_mode():
+            result = predict(*inputs)
+    except (RuntimeError, IndexError, ValueError) as problem:  # such as a token beyond the vocabulary
+        raise DataError(
+            "the model could not run on this data", got=f"{type(problem).__name__}: {problem}"[:300]
+        ) from problem
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    return tuple(torch.from_numpy(np.asarray(p)) if not isinstance(p, Tensor) else p for p in parts)
+
+
+def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tuple[int | None, ...]:
+    """Per output the dim along which the records of `batch` lie, None where it has no such dim.
+
+    Unless it is the first dim of all inputs and of all outputs that have one of that size, a run of fewer
+    records tells which dim shrinks.
+    """
+    count = len(batch)
+    possible = [[d for d, size in enumerate(x.shape) if size == count] for x in outputs]
+    records_first = (
+        not any(batch.dims) and None not in batch.dims and all(not p or p[0] == 0 for p in possible)
+    )
+    if any(possible) and not records_first and count > 1:
+        try:
+            fewer = outputs_of(predict, batch.part(slice(0, count - 1)).inputs)
+        except (DataError, UsageError):  # of a fixed batch
+            return tuple(p[0] if p else None for p in possible)
+        possible = [
+            [d for d in p if few.dim() == x.dim() and few.shape[d] == count - 1]
+            for p, x, few in zip(possible, outputs, fewer)
+        ]
+    return tuple(p[0] if p else None for p in possible)
+
+
+def batch_first(batch: Batch) -> tuple[Tensor, ...]:
+    """The inputs with their records along dim 0; what all share as it is."""
+    dims = batch.dims or (0,) * len(batch.inputs)
+    return tuple(x if d is None else x.movedim(d, 0) for x, d in zip(batch.inputs, dims))
+
+
+def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> None:
+    """Refuse NaN and infinity in outputs [N, ...], naming the record.
+
+    Args:
+        masked: scores of classes, of which some may be -inf, but not all of a record.
+    Raises:
+        VerificationError: naming the first such record, counted from `first_record`.
+    """
+    if not (result.is_floating_point() or result.is_complex()) or not result.numel():
+        return
+    finite = torch.isfinite(result)
+    if masked:
+        finite = (finite | (result == -torch.inf)) & finite.any(-1, keepdim=True)
+    good = finite.reshape(len(result), -1).all(1)
+    if not good.all():
+        raise VerificationError(
+            f"the model's output for record {first_record + int(good.int().argmin())} is NaN or infinite",
+            remedy="look at what was done to the model last: nncompress inspect",
+        )
+
+
+# -- what labels ask of it -----------------------------------------------------------------------------------
+
+
+def chosen_classes(result: Tensor) -> Tensor:
+    """Class numbers [N] of scores [N, C], or as the model gives them, [N] or [N, 1]."""
+    return result.argmax(1) if result.is_floating_point() else result.reshape(-1).long()
+
+
+def task_of(result: Tensor, batch: Batch, origin: str) -> str:
+    """The task that a result [N, ...] and the labels make likely.
+
+    Raises:
+        DataError: there are no labels, and the result is not shaped as the input.
+    """
+    like_input = result.shape == batch_first(batch)[0].shape
+    if batch.labels is None:
+        if like_input and batch.inputs[0].is_floating_point():
+            return "reconstruction"
+        raise DataError(
+            f"{origin} has no labels",
+            expected="labels, or a model whose output is shaped like its input",
+            remedy="what another model answers needs none: eval MODEL OTHER, train --teacher MODEL "
+            "--teacher-weight 1",
+        )
+    if not (batch.labels.is_floating_point() or result.is_floating_point()):
+        return "classification"
+    if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
+        return "regression"
+    return "reconstruction" if like_input and result.dim() > 2 else "classification"
+
+
+def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
+    """Labels [N] that name columns of result [N, C], or numbers like those of an integer result [N].
+
+    Raises:
+        DataError: they are none, or name a class that the result has no column for.
+    """
+    if labels is None or labels.is_floating_point() or labels.dim() != 1:
+        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
+        raise DataError(
+            f"{origin}: classification needs one class number per record", got=got, expected="int64 [N]"
+        )
+    if not result.is_floating_point() and result.numel() == len(result):
+        return labels
+    if not result.is_floating_point() or result.dim() != 2 or result.shape[1] < 2:
+        raise DataError(
+            "the model's output is not one score per class",
+            got=f"an output of shape {list(result.shape)}",
+            expected="float [N, C] with C at least 2, or class numbers [N]",
+            remedy="name the task (--task), or another output (--output-index)",
+        )
+    if int(labels.max()) >= result.shape[1]:
+        record = first_record + int(labels.argmax())
+        raise DataError(
+            f"{origin}: record {record} has a label that the model has no output for",
+            got=f"label {int(labels.max())}",
+            expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
+            remedy="use data with the classes the model was trained on",
+        )
+    return labels
+
+
+def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
+    """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
+    one_each = target is not None and target.numel() == result.numel() == len(result)
+    if target is not None and task == "regression" and one_each:
+        target = target.reshape(result.shape)
+    if target is None or target.shape != result.shape:
+        wanted = "input" if task == "reconstruction" else "targets"
+        raise DataError(
+            f"{origin}: the {wanted} and the model's output differ in shape",
+            got="none" if target is None else str(list(target.shape)),
+            expected=str(list(result.shape)),
+            remedy="save class numbers as integers, or choose another --task",
+        )
+    return target.double()

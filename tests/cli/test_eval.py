@@ -1,0 +1,150 @@
+"""`eval`: what is measured is what was meant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from nncompress.bench.inputs import random_inputs
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode
+from nncompress.runtimes import open_artifact
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class BoxThenScores(nn.Module):
+    def __init__(self, second=10):
+        super().__init__()
+        self.box, self.scores = nn.Linear(8, 4), nn.Linear(8, second)
+
+    def forward(self, x):
+        return self.box(x), self.scores(x)
+
+
+def exported(path, module):
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    torch.export.save(torch.export.export(module.eval(), (torch.randn(2, 8),), dynamic_shapes=(batch,)), path)
+
+
+def records(path, classes, count=50):
+    x = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
+    np.savez(path, x=x, y=np.arange(count) % classes)
+    return torch.from_numpy(x), np.arange(count) % classes
+
+
+def test_the_output_that_labels_fit_in_every_format(here, capsys):
+    torch.manual_seed(0)
+    module = BoxThenScores()
+    exported("m.pt2", module)
+    x, y = records("d.npz", 10)
+    truth = 100 * (module(x)[1].argmax(1).numpy() == y).mean()
+    assert run(["export", "m.pt2", "-o", "m.onnx"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "m.pt2", "m.onnx", "--data", "d.npz"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count(f"{truth:.2f} ±") == 2
+    assert err.count("held against output 1 of 2") == 2
+
+
+def test_the_output_is_asked_for_and_remembered(here, capsys):
+    exported("m.pt2", BoxThenScores(second=4))
+    records("d.npz", 4)
+    assert run(["eval", "m.pt2", "--data", "d.npz"]) == ExitCode.DATA
+    assert "--output-index" in capsys.readouterr().err
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--output-index", "0"]) == 0
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--output-index", "7"]) == ExitCode.USAGE
+    assert run(["prune", "m.pt2", "--threshold", "1e-4", "-o", "p.pt2", "--output-index", "output_1"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "p.pt2", "--data", "d.npz"]) == 0
+    assert "held against output 1 of 2" in capsys.readouterr().err
+
+
+def from_elsewhere(path, dims):
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((5, 3, 3, 3), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+
+
+@pytest.mark.parametrize("dims", [["?", 3, "?", "?"], ["N", 3, "h", "w"], [None, 3, None, None]])
+def test_free_sizes_of_an_onnx_are_said_stated_or_of_the_data(here, capsys, dims):
+    from_elsewhere("m.onnx", dims)
+    x = np.random.default_rng(1).standard_normal((20, 3, 24, 40)).astype(np.float32)
+    np.savez("d.npz", x=x, y=np.arange(20) % 5)
+    assert run(["eval", "m.onnx", "m.onnx"]) == 0
+    said = capsys.readouterr().err
+    assert "= 16" in said
+    assert "--input x:Bx3x16x16" in said
+    for arguments in (["--data", "d.npz"], ["--input", "x:Bx3x24x40"], ["--input", "1x3x24x40"]):
+        assert run(["eval", "m.onnx", "m.onnx", *arguments]) == 0
+        assert "leaves sizes open" not in capsys.readouterr().err
+    assert run(["eval", "m.onnx", "m.onnx", "--input", "1x4x24x40"]) == ExitCode.USAGE
+    bench = ["bench", "m.onnx", "--time", "0.1s", "--input", "1x3x24x40", "-o", "r.json"]
+    assert run(bench) == 0
+
+
+def test_a_batch_behind_the_first_dim_of_an_onnx(here):
+    two = [("x", [2, "n", 4]), ("s", ["n", 4])]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in two]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, "n", 4])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "s"], ["y"])], "g", inputs, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, "m.onnx")
+    specs = open_artifact("m.onnx").inputs
+    assert [spec.batch_dim for spec in specs] == [1, 0]
+    assert [x.shape for x in random_inputs(specs, 3, seed=0)] == [(2, 3, 4), (3, 4)]
+    assert run(["bench", "m.onnx", "--time", "0.1s", "--batch", "3"]) == 0
+
+
+def test_architecture_for_those_that_need_it(here, capsys):
+    """Each message sent the user to the other option."""
+    (here / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(8, 5)\n")
+    torch.save(nn.Linear(8, 5).state_dict(), "a.pt")
+    exported("b.pt2", nn.Linear(8, 5))
+    records("d.npz", 5)
+    assert run(["eval", "a.pt", "b.pt2", "--arch", "net.py:build", "--data", "d.npz"]) == 0
+    assert "--arch net.py:build is for a.pt" in capsys.readouterr().err
+    assert run(["eval", "b.pt2", "--arch", "net.py:build", "--data", "d.npz"]) == ExitCode.USAGE
+
+
+def test_time_first_is_found_and_can_be_said(here, capsys):
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.LSTM(8, 6), nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][-1])
+
+    torch.manual_seed(0)
+    module, batch = TimeFirst().eval(), torch.export.Dim("n", min=1, max=64)
+    x = torch.randn(30, 7, 8)
+    y = module(x.movedim(1, 0)).argmax(1).numpy()
+    np.savez("d.npz", x=x, y=np.where(np.arange(30) < 24, y, (y + 1) % 5))
+    program = torch.export.export(module, (x[:3].movedim(1, 0).contiguous(),), dynamic_shapes=({1: batch},))
+    torch.export.save(program, "m.pt2")
+    static = torch.export.export(module, (x[:7].movedim(1, 0).contiguous(),))
+    torch.export.save(static, "static.pt2")
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--batch", "7"]) == 0
+    assert "80.00" in capsys.readouterr().out
+    assert run(["eval", "static.pt2", "--data", "d.npz", "--input", "7xBx8"]) == 0
+    assert run(["export", "m.pt2", "-o", "m.onnx"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "m.onnx", "--data", "d.npz", "--batch", "7"]) == 0
+    assert "80.00" in capsys.readouterr().out
