@@ -25,6 +25,7 @@ class ExportReport:
         int8_speedup: float32's time over int8's, here, at batch 1; None where it was not measured.
         choices: of a quantized model that chooses (top-k, arg-max, a comparison): how often the runtime,
             whose kernels round otherwise, chooses as the graph does; "" where all outputs agree.
+        state: of each tensor that the model changes in every call, the input and the output that it became.
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
     """
 
@@ -39,6 +40,7 @@ class ExportReport:
     portable: tuple[str, ...] = ()
     int8_speedup: float | None = None
     choices: str = ""
+    state: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,4 +48,5 @@ class ExportReport:
             "path": str(self.path),
             "batches": list(self.batches),
             "portable": list(self.portable),
+            "state": [list(pair) for pair in self.state],
         }

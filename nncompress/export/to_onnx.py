@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -26,10 +26,11 @@ from nncompress.export.lower_recurrent import unroll_projections
 from nncompress.export.places import behind
 from nncompress.export.report import ExportReport
 from nncompress.export.runtime_defects import avoid_runtime_defects
+from nncompress.export.state_io import State, state_as_inputs, store_initial
 from nncompress.export.storage import Storage
 from nncompress.export.tidy_onnx import name_layers, tidy
 from nncompress.export.verify import precision_of
-from nncompress.export.verify_onnx import compare
+from nncompress.export.verify_onnx import compare, compare_steps
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.lookup import pack
@@ -58,11 +59,14 @@ def write_onnx(
     start = time.perf_counter()
     target = Path(path)
     _refuse_types(model)
+    model, states = state_as_inputs(model)
     with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) == "int8"
-        twin, written_for = _write(model, temporary, storage, measured=int8 and 5 * size < PROTOBUF_LIMIT)
+        measured = int8 and 5 * size < PROTOBUF_LIMIT
+        twin, written_for = _write(model, temporary, storage, states, measured=measured)
         found = compare(model, temporary, lambda probe, file: _write(probe, file, storage))
+        compare_steps(model, temporary, states)
         told = "; ".join(filter(None, (int8_coverage(temporary).summary() if int8 else "", written_for)))
         speed = None
         if twin is not None:
@@ -83,10 +87,13 @@ def write_onnx(
         told,
         int8_speedup=None if speed is None else round(speed.ratio, 3),
         choices=found.choices,
+        state=tuple((state.input, state.output) for state in states),
     )
 
 
-def _write(model: Model, file: Path, storage: Storage, *, measured: bool = False) -> tuple[bytes | None, str]:
+def _write(
+    model: Model, file: Path, storage: Storage, states: Sequence[State] = (), *, measured: bool = False
+) -> tuple[bytes | None, str]:
     """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and what it is written for."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = unroll_projections(model)
@@ -101,7 +108,8 @@ def _write(model: Model, file: Path, storage: Storage, *, measured: bool = False
     written_for = lower_int8(program.model)
     avoid_runtime_defects(program.model.graph)
     tidy(program.model, model)
-    program.model.metadata_props.update(_record(model))
+    store_initial(program.model.graph, states)
+    program.model.metadata_props.update(_record(model, states))
     program.save(str(file), external_data=size > PROTOBUF_LIMIT)
     return twin, written_for
 
@@ -139,9 +147,10 @@ def _refuse_types(model: Model) -> None:
         )
 
 
-def _record(model: Model) -> dict[str, str]:
+def _record(model: Model, states: Sequence[State]) -> dict[str, str]:
     """Metadata properties of the file."""
-    return {
+    kept = {"nncompress.state": json.dumps({state.output: state.input for state in states})} if states else {}
+    return kept | {
         "nncompress.version": __version__,
         "nncompress.history": json.dumps(model.history),
         "nncompress.metadata": json.dumps(model.metadata),

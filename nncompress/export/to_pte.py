@@ -20,6 +20,7 @@ from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.ir.state import changed_tensors
 from nncompress.runtimes.worker import run_apart
 
 # ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.
@@ -41,6 +42,13 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     """
     need("mobile", Path(path).name)
     start = time.perf_counter()
+    changed = changed_tensors(model.graph)
+    if changed:
+        raise UnsupportedError(
+            "a .pte of a model that changes its own tensors could not be compared over several calls",
+            got=", ".join(changed[:5]),
+            remedy="export it to .onnx, where they become inputs and outputs",
+        )
     with replacing(path, protect) as temporary:
         lowered = bounded(lower_xnnpack(model))
         program, coverage, portable = _compile(lowered, _record(model, lowered))

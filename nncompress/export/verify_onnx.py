@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export import verify
 from nncompress.export.discrete_choices import compare_choices, find_choices
+from nncompress.export.state_io import State
 from nncompress.export.verify import Comparison
 from nncompress.ir import Model
 
@@ -57,6 +58,30 @@ def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | N
                     (_runner(probe), _runtime(), "int8"),
                 ]
             return compare_choices(model, choices, _runner(path), _runtime(), (1, 3), probes)
+
+
+def compare_steps(model: Model, path: Path, states: Sequence[State], steps: int = 3) -> None:
+    """Several calls in a row, each with the state that the last one left, the first with the file's own.
+
+    Raises:
+        VerificationError: the outputs of a call differ by more than the tolerance.
+    """
+    if not states:
+        return
+    session = open_session(path)
+    precision = verify.precision_of(model)
+    own = len(model.inputs) - len(states)
+    batch = verify.batch_sizes(model)[-1]
+    ours: tuple[Tensor, ...] = tuple(state.initial for state in states)
+    theirs: tuple[Tensor, ...] = ()
+    for step in range(steps):
+        inputs = model.example_inputs(batch=batch, seed=100 + step)[:own]
+        with torch.no_grad():
+            expected = model.outputs_of(*inputs, *ours)
+        got = run(session, (*inputs, *theirs))
+        for name, a, b in zip(model.outputs, expected, got, strict=True):
+            verify.distance(f"{_runtime()} disagrees on output {name!r} of call {step + 1}", a, b, precision)
+        ours, theirs = expected[-len(states) :], tuple(got[-len(states) :])
 
 
 def _whose_defect(model: Model, path: Path, error: VerificationError) -> VerificationError:
@@ -126,13 +151,13 @@ def open_session(path: Path, save_to: Path | None = None, *, optimised: bool = T
 
 
 def run(session: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Outputs for positional inputs.
+    """Outputs for positional inputs; those of a state may be left out.
 
     Raises:
         UnsupportedError: a kernel of the runtime refuses what it is given.
     """
-    wanted = [value.name for value in session.get_inputs()]
-    arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(wanted, inputs, strict=True)}
+    wanted = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(wanted, inputs)}
     try:
         results = session.run(None, arrays)
     except Exception as error:  # the runtime's own exception classes share no base but Exception

@@ -177,6 +177,8 @@ def written(report: ExportReport) -> RenderableType:
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+    for given, taken in report.state:
+        text += f"; state: hand {taken} to the next call's {given}"
     if report.choices:
         text += f"; {report.choices}"
     if report.int8:
