@@ -28,6 +28,21 @@ class PadThenPool(nn.Module):
         ]
 
 
+class NormalizesIntegers(nn.Module):
+    def forward(self, x):
+        x = x.float()
+        x = x - x.mean(-1, keepdim=True)
+        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * torch.linspace(1, 2, 8) + 0.5
+
+
+def test_a_norm_of_integers_is_not_fused(tmp_path):
+    module = NormalizesIntegers()
+    write_onnx(Model.from_module(module.eval(), (torch.randint(0, 9, (2, 8)),)), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randint(0, 9, (3, 8))
+    np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], module(x).numpy(), atol=1e-5)
+
+
 def test_the_optimised_file_computes_the_same(tmp_path):
     module = PadThenPool()
     write_onnx(Model.from_module(module.eval(), (torch.randn(2, 3, 10, 9),)), tmp_path / "m.onnx")
