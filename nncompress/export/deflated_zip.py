@@ -18,8 +18,9 @@ def deflate_members(source: Path, target: Path) -> None:
         for info in stored.infolist():
             data = stored.read(info)
             stream = encode(data)
+            # `ZipInfo` has no time of writing: equal models give equal bytes.
             if len(stream) >= len(data) or len(data) >= zipfile.ZIP64_LIMIT:
-                archive.writestr(info.filename, data)
+                archive.writestr(zipfile.ZipInfo(info.filename), data)
                 continue
             made = zipfile.ZipInfo(info.filename)
             made.compress_type, made.header_offset = zipfile.ZIP_DEFLATED, file.tell()

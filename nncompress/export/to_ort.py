@@ -17,6 +17,8 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.runtimes.silence import silent
 
+OPERATORS = ".required_operators.config"
+
 
 def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
     """Export to ONNX, convert for any processor, compare in ONNX Runtime.
@@ -40,7 +42,10 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         shutil.copyfile(onnx.with_suffix(".ort"), temporary)
         operators = onnx.with_suffix(".required_operators.config")
         if operators.exists():
-            shutil.copyfile(operators, temporary.with_suffix(".required_operators.config"))
+            text = operators.read_text(encoding="utf-8").replace(
+                str(onnx.with_suffix(".ort")), temporary.name
+            )
+            temporary.with_suffix(".required_operators.config").write_text(text, encoding="utf-8")
         found = compare(model, temporary)
         size = temporary.stat().st_size
     return replace(

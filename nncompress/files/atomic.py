@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
+from nncompress.files.interrupts import held_back
 from nncompress.files.lock import lock
 from nncompress.files.targets import check_target
 
@@ -43,24 +44,25 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
     """
     target, protect = Path(path), tuple(protect)
     check_target(target, protect)
+    claimed: tuple[Path, int] | None = None
     try:
-        remove_leftovers(target.parent)
-        folder, held = _claim(target.parent)
-    except OSError as error:
-        raise _failure(target, error) from error
-    try:
-        (folder / NEW).mkdir()
-        yield folder / NEW / target.name
-        _move(folder / NEW, target, protect)
-    except OSError as error:
-        raise _failure(target, error) from error
+        try:
+            remove_leftovers(target.parent)
+            with held_back():
+                claimed = _claim(target.parent)
+            (claimed[0] / NEW).mkdir()
+        except OSError as error:
+            raise _failure(target, error) from error
+        try:
+            yield claimed[0] / NEW / target.name
+            with held_back():  # several files are moved as one
+                _move(claimed[0] / NEW, target, protect)
+        except OSError as error:
+            raise _failure(target, error) from error
     finally:
-        if sys.platform == "win32":  # where what is open cannot be removed
-            os.close(held)
-            _discard(folder)
-        else:
-            _discard(folder)
-            os.close(held)
+        with held_back():
+            if claimed is not None:
+                _release(*claimed)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -143,6 +145,15 @@ def _is_alive(pid: object) -> bool:
     except OSError:
         return True
     return True
+
+
+def _release(folder: Path, held: int) -> None:
+    if sys.platform == "win32":  # where what is open cannot be removed
+        os.close(held)
+        _discard(folder)
+    else:
+        _discard(folder)
+        os.close(held)
 
 
 def _discard(folder: Path) -> None:

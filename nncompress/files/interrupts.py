@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM held back while C++ calls into Python.
+"""Ctrl-C and SIGTERM held back for a moment that must not be torn.
 
-torch's archive writer calls Python for every write, and ends the process (abort) where that raises: an
-interrupt at that moment would leave a core dump and a half-written temporary file.
+When files are moved into place or a temporary folder is removed; and while C++ calls into Python: torch's
+archive writer ends the process (abort) where the Python that it calls for every write raises.
 """
 
 from __future__ import annotations
