@@ -62,14 +62,14 @@ def run(
         try:
             model, made = pipeline.run(model, [parse_pass(text)], context)
         except NNCompressError as error:
-            _refusal(text, error)
+            refusal(text, error)
             refused.append(f"{text}: {error.what}")
             continue
         done += made
     return model, done, refused
 
 
-def _refusal(text: str, error: NNCompressError) -> None:
+def refusal(text: str, error: NNCompressError) -> None:
     """A refusal is one line that is no defect of ours."""
     assert not isinstance(error, VerificationError), f"{text}: {error}"
     assert "defect" not in str(error), f"{text}: {error}"
@@ -159,7 +159,7 @@ def onnx_is_model(net: Net, steps: Sequence[str]) -> list[str]:
         try:
             nncompress.save(result, Path(folder) / "model.onnx")
         except UnsupportedError as error:
-            _refusal("onnx", error)
+            refusal("onnx", error)
             refused.append(f"onnx: {error.what} ({error.got})")
     return refused
 
