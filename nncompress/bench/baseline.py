@@ -74,7 +74,7 @@ def read(path: str | Path) -> tuple[Run, ...]:
         if not runs:
             raise ValueError("no runs")
         return runs
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as problem:
         raise DataError(
             f"{path} is damaged", got=f"{type(problem).__name__}: {problem}", remedy=_MAKE_ONE
         ) from problem
@@ -144,16 +144,26 @@ def of(result: BenchResult) -> Run:
 
 def _run(content: Mapping[str, Any]) -> Run:
     lengths = [int(length) for length in content["rounds_per_session"]]
+    if any(length < 1 for length in lengths):
+        raise ValueError("a session without rounds")
     arms = {str(arm["name"]): arm for arm in content["arms"]}
     clock = content["clock"]
+    if clock not in ("cpu", "wall", "GPU"):
+        raise ValueError("another clock")
     times = {}
     for name, arm in arms.items():
         samples = np.asarray(arm["samples"]["cpu_ns" if clock == "cpu" else "wall_ns"], np.float64)
-        if samples.shape != (sum(lengths),) or not lengths or not (samples >= 0).all():
+        if (
+            samples.shape != (sum(lengths),)
+            or not lengths
+            or not (np.isfinite(samples) & (samples >= 0)).all()
+        ):
             raise ValueError(f"the samples of {name} are not complete")
         times[name] = [np.maximum(session, 1) for session in np.split(samples, np.cumsum(lengths)[:-1])]
     if not times:
         raise ValueError("no models")
+    if not isinstance(content["environment"].get("versions") or {}, dict):
+        raise ValueError("no versions")
     return Run(
         batch=int(content["batch"]),
         threads=int(content["threads"]),

@@ -27,6 +27,7 @@ from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.weights import layers
 from nncompress.loading import load_model
+from nncompress.loading.json_schema import Rejected, listed, optional, plain, record, shown, table_with
 from nncompress.options import Options
 from nncompress.passes import Context, Grow, Pass, Prune, PruneNodes
 from nncompress.progress import NullProgress, Progress
@@ -119,6 +120,27 @@ class _State:
     ratio: float | None = None  # of nodes to remove, once the criterion's own number was too many
     retried: int = 0
     stopped: str = ""
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or value != value:
+        raise Rejected(f"{shown(value)} is no number")
+    return float(value)
+
+
+_FILE_NAME = plain(str, lambda name: len(name) < 256 and "/" not in name and "\0" not in name)
+_RECORD = record(
+    identity=table_with(),
+    state=record(
+        rows=listed(table_with()),
+        current=_FILE_NAME,
+        best=_FILE_NAME,
+        best_loss=_number,
+        ratio=optional(_number),
+        retried=plain(int, lambda count: 0 <= count < 2**31),
+        stopped=plain(str),
+    ),
+)
 
 
 def run_cycles(
@@ -349,11 +371,12 @@ class _Cycles:
             return _State()
         try:
             stored = read_json(path)
-            found, state = dict(stored["identity"]), _State(**stored["state"])
-        except (Unreadable, ValueError, KeyError, TypeError) as error:
+            admitted = _RECORD(stored)
+            found, state = admitted["identity"], _State(**admitted["state"])
+        except (Unreadable, Rejected) as error:
             raise UsageError(
                 f"{path} cannot be read",
-                got=str(error) if isinstance(error, Unreadable) else "another record than cycles write",
+                got=str(error),
                 remedy="another --folder, or leave --resume away and move this one elsewhere",
             ) from error
         differing = [k for k, v in self.identity.items() if found.get(k) != v]

@@ -116,6 +116,20 @@ def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
     if ratio >= 1.05:
         return Speed(ratio)
     profiles = {arm: profile(source, inputs) for arm, source in sources.items()}
+    slower = slower_in_int8(profiles)
+    total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
+    lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)
+    return Speed(ratio, slower, lost / total)
+
+
+def slower_in_int8(profiles: dict[str, list[tuple[str, str, float]]]) -> tuple[tuple[str, float], ...]:
+    """(layer, float32's time over int8's) of the layers that run on integer kernels and are slower there.
+
+    A layer that was left in float runs the same kernel in both: its ratio is noise, and not int8's.
+
+    Args:
+        profiles: of "float" and "int8", as `profile` returns them.
+    """
     times: dict[str, dict[str, float]] = {arm: defaultdict(float) for arm in profiles}
     for arm, rows in profiles.items():
         for name, op, micros in rows:
@@ -123,10 +137,7 @@ def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
                 times[arm][layer_of(name)] += micros
     integer = {layer_of(name) for name, op, _ in profiles["int8"] if op in INT8_KERNELS}
     ratios = {n: times["float"][n] / micros for n, micros in times["int8"].items() if n in integer and micros}
-    slower = sorted(((n, r) for n, r in ratios.items() if 0 < r < 1), key=lambda row: row[1])
-    total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
-    lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)
-    return Speed(ratio, tuple(slower), lost / total)
+    return tuple(sorted(((n, r) for n, r in ratios.items() if 0 < r < 1), key=lambda row: row[1]))
 
 
 def profile(

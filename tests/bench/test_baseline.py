@@ -186,6 +186,29 @@ def test_a_file_that_is_no_baseline(content, message, tmp_path):
         baseline.read(path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"environment": 3},
+        {"environment": {"versions": "abc"}},
+        {"environment": {"gpu": 5}},
+        {"rounds_per_session": [-1, 30]},
+        {"rounds_per_session": [float("inf")]},
+        {"batch": "many"},
+        {"threads": None},
+        {"clock": 7},
+        {"arms": {"a": 1}},
+        {"arms": [3]},
+    ],
+)
+def test_fields_of_another_type_are_damage(wrong, tmp_path):
+    content = measured(np.random.default_rng(8), BOTH).to_json()
+    content["runs"][0].update(wrong)
+    (tmp_path / "base.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"damaged|cannot read"):
+        baseline.read(tmp_path / "base.json")
+
+
 def test_samples_that_do_not_fill_the_sessions_are_damage(tmp_path):
     content = measured(np.random.default_rng(8), BOTH).to_json()
     content["runs"][0]["arms"][1]["samples"]["wall_ns"].pop()

@@ -239,6 +239,17 @@ def test_a_folder_of_another_count_is_not_continued(sums, tmp_path):
     path.write_text(json.dumps(state))
     with pytest.raises(UsageError, match="different format"):
         run_cycles(network(), sums, training, CycleSettings(ratio=0.5, max_cycles=1), **given)
+    for wrong in (
+        {"rows": 5},
+        {"current": "../x"},
+        {"best": 3},
+        {"best_loss": "low"},
+        {"retried": -1},
+        {"new": 1},
+    ):
+        path.write_text(json.dumps({**state, "state": {**state["state"], **wrong}}))
+        with pytest.raises(UsageError, match="cannot be read"):
+            run_cycles(network(), sums, training, CycleSettings(ratio=0.5, max_cycles=1), **given)
 
 
 @pytest.mark.parametrize("options", [{"ratio": 0.5, "outliers": 2}, {"criterion": "luck"}, {"max_cycles": 0}])

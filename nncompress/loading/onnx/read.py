@@ -28,7 +28,7 @@ from nncompress.errors import (
 from nncompress.export.verify import TOLERANCE, precision_of
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.inputs import random_input
-from nncompress.ir.stated_input import InputShape
+from nncompress.ir.stated_input import InputShape, matched
 from nncompress.ir.tracing import MAX_BATCH, trace
 from nncompress.loading.onnx import control, layers, movement, pointwise, quantized, recurrent, reductions
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
@@ -176,12 +176,7 @@ def _sizes(
 
 
 def _stated(inputs: list[_Input], given: Sequence[InputShape], path: Path) -> dict[str, int]:
-    if len(given) != len(inputs):
-        raise UsageError(
-            f"{path} takes {len(inputs)} inputs",
-            got=f"--input with {len(given)}",
-            expected=", ".join(each.name for each in inputs),
-        )
+    given = matched(given, [each.name for each in inputs])
     sizes: dict[str, int] = {}
     for each, stated in zip(inputs, given):
         fits = len(stated.shape) == len(each.shape)
