@@ -31,6 +31,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
 from nncompress.loading.json_schema import Check, Rejected, admit, plain
 from nncompress.loading.pt2_schema import EXPORTED_PROGRAM, PAYLOADS
+from nncompress.loading.pt2_shapes import Unfit, check_shapes
 from nncompress.loading.stored_zip import check_members
 
 HISTORY_FILE = "nncompress.json"
@@ -78,7 +79,16 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
         raise _refusal(path, rejected) from rejected
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    return _load(clean, path), record
+    program = _load(clean, path)
+    try:
+        check_shapes(program)
+    except Unfit as error:
+        raise ModelFileError(
+            f"{path} holds a graph that cannot run here",
+            got=str(error),
+            remedy="export and save the model again",
+        ) from error
+    return program, record
 
 
 class _Members:

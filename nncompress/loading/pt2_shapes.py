@@ -1,0 +1,151 @@
+"""A graph of a `.pt2`, run once on tensors without memory before it is run on real ones.
+
+The sizes that a file states are claims. Here every operator's own shape rule is asked, on the shapes that the
+weights have: what does not fit is refused, and so is what would take more memory than there is. Two operators
+are looked at more closely, since their kernels trust what they are given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+_UNKNOWN_HERE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+    GuardOnDataDependentSymNode,
+)
+_MOST_SIZE = 2**31  # of one dim of an input, whose hint the file states
+
+
+class Unfit(ValueError):
+    """The graph cannot run: shapes that do not fit, or more memory than there is."""
+
+
+def check_shapes(program: ExportedProgram) -> None:
+    """Run the graph on the shapes of its weights and the sizes that it was exported with, without memory.
+
+    Raises:
+        Unfit: it does not run, or an operator's result would not fit this machine's memory.
+    """
+    tensors = {**program.state_dict, **program.constants}
+    stored = {
+        **program.graph_signature.inputs_to_parameters,
+        **program.graph_signature.inputs_to_buffers,
+        **program.graph_signature.inputs_to_lifted_tensor_constants,
+    }
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    arguments: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for node in program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            value = tensors[stored[node.name]] if node.name in stored else node.meta.get("val")
+            arguments.append(_without_memory(value, node.name, mode))
+        with mode, torch.no_grad():
+            try:
+                _Checked(program.graph_module).run(*arguments, enable_io_processing=False)
+            except _UNKNOWN_HERE:  # sizes that depend on data: known when it runs
+                return
+
+
+def _without_memory(value: Any, name: str, mode: FakeTensorMode) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    shape = [_hint(size) for size in value.shape]
+    if max(shape, default=0) > _MOST_SIZE:
+        raise Unfit(f"the input {name} has the shape {'×'.join(map(str, shape))}")
+    _check_memory(shape, value.dtype, name)
+    with mode:
+        return torch.empty(shape, dtype=value.dtype)
+
+
+def _hint(size: Any) -> int:
+    """The size that the graph was exported with, where it is symbolic."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint if size.node.has_hint() else 2
+    return int(hint)
+
+
+def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
+    needed, there = math.prod(shape) * dtype.itemsize, _memory()
+    if needed > there:
+        raise Unfit(
+            f"{name} of shape {'×'.join(map(str, shape))} takes {needed / 1e9:.3g} GB, "
+            f"where this machine has {there / 1e9:.3g} GB"
+        )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Checked(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function":
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            _check_trusting(n, args)
+            try:
+                result = super().run_node(n)
+            except _UNKNOWN_HERE:
+                raise
+            except Exception as error:  # every shape rule refuses in its own way
+                reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+                raise Unfit(f"{n.name} ({n.target}) cannot run: {reason[:200]}") from error
+        else:
+            result = super().run_node(n)
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape):
+                _check_memory(value.shape, value.dtype, n.name)
+        return result
+
+
+def _check_trusting(node: fx.Node, args: tuple[Any, ...]) -> None:
+    """Of the operators whose kernels check less than their shape rules say."""
+    match str(getattr(node.target, "_opname", "")):
+        case "embedding_bag" | "_embedding_bag":  # it reads where the offsets point
+            offsets = node.args[2]
+            steps = (
+                offsets.args
+                if isinstance(offsets, fx.Node) and offsets.target is aten.arange.start_step
+                else ()
+            )
+            if not (len(steps) > 2 and steps[0] == 0 and (isinstance(steps[2], fx.Node) or steps[2] > 0)):
+                raise Unfit(f"{node.name}: the offsets of an embedding bag that are no regular steps")
+        case "_weight_norm" | "_weight_norm_interface":
+            v, g, *dim = args
+            expected = [1] * v.dim()
+            if dim and isinstance(dim[0], int) and -v.dim() <= dim[0] < v.dim():
+                expected[dim[0]] = v.shape[dim[0]]
+            if not dim:
+                expected[:1] = v.shape[:1]
+            if math.prod(g.shape) != math.prod(expected):
+                raise Unfit(f"{node.name}: {list(g.shape)} norms of a weight {list(v.shape)}")
+        case (
+            "native_batch_norm"
+            | "_native_batch_norm_legit"
+            | "_native_batch_norm_legit_no_training"
+            | ("_native_batch_norm_legit_functional" | "_batch_norm_no_update" | "_batch_norm_with_update")
+        ):
+            channels = args[0].shape[1] if args[0].dim() > 1 else 0
+            for value in args[1:5]:
+                if isinstance(value, Tensor) and list(value.shape) != [channels]:
+                    raise Unfit(f"{node.name}: statistics {list(value.shape)} of {channels} channels")
