@@ -122,13 +122,10 @@ def _check_trusting(node: fx.Node, args: tuple[Any, ...]) -> None:
     """Of the operators whose kernels check less than their shape rules say."""
     match str(getattr(node.target, "_opname", "")):
         case "embedding_bag" | "_embedding_bag":  # it reads where the offsets point
-            offsets = node.args[2]
-            steps = (
-                offsets.args
-                if isinstance(offsets, fx.Node) and offsets.target is aten.arange.start_step
-                else ()
-            )
-            if not (len(steps) > 2 and steps[0] == 0 and (isinstance(steps[2], fx.Node) or steps[2] > 0)):
+            offsets: Any = node.args[2]
+            regular = isinstance(offsets, fx.Node) and offsets.target is aten.arange.start_step
+            start, _, step = offsets.args if regular else (1, 0, 0)
+            if start != 0 or not (isinstance(step, fx.Node) or step > 0):
                 raise Unfit(f"{node.name}: the offsets of an embedding bag that are no regular steps")
         case "_weight_norm" | "_weight_norm_interface":
             v, g, *dim = args

@@ -67,7 +67,7 @@ def test_input_of_an_absurd_size_is_refused(members, tmp_path):
         "Max(" + ", ".join(f"s{i}" for i in range(800)) + ")",
         "Mul(" + ", ".join(f"Add(s{i}, s{i + 1})" for i in range(0, 40, 2)) + ")",
         "PowByNatural(Add(s0, s1), 16)" + " * PowByNatural(Add(s0, s1, s2), 16)",
-        "-" * 3000 + "s0",
+        "-" * 60 + "s0",
         "s0" + " + s1" * 1500,
     ],
 )
