@@ -6,6 +6,7 @@ Run in a process of its own, because what is looked for kills it.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -39,6 +40,7 @@ def outcome(operator: Any, seed: int, tries: int, seconds: int = 20) -> str:
     if child == 0:
         # the child must not return into the caller's frames
         try:
+            faulthandler.disable()
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**29
             resource.setrlimit(resource.RLIMIT_AS, (most, most))

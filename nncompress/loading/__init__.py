@@ -73,7 +73,7 @@ def load_model(
         return settle_batch(model, notice)
     if kind is FileKind.ONNX:
         return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
-    module, record = _module(path, kind, arch, trust_pickle)
+    module, record = _module(path, kind, arch, trust_pickle, notice)
     module = module.cpu().eval()
     inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)
@@ -181,7 +181,9 @@ def _from_pt2(path: Path) -> tuple[Model, bool]:
     return model, record.inputs is not None
 
 
-def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) -> tuple[nn.Module, FileRecord]:
+def _module(
+    path: Path, kind: FileKind, arch: str | None, trust_pickle: bool, notice: Callable[[str], None]
+) -> tuple[nn.Module, FileRecord]:
     record = FileRecord()
     if kind is FileKind.SAFETENSORS:
         found, header = read_safetensors(path)
@@ -196,7 +198,7 @@ def _module(path: Path, kind: FileKind, arch: str | None, trust_pickle: bool) ->
                     f"{path} is a whole model, which carries its architecture", remedy="leave --arch out"
                 )
             return found, record
-    weights = find_state_dict(found, path)
+    weights = find_state_dict(found, path, notice)
     if arch is None:
         raise UsageError(
             f"{path} holds weights only, not the network they belong to",

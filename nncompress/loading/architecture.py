@@ -40,7 +40,7 @@ def build_architecture(arch: str) -> nn.Module:
         )
     try:
         made = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         wants = isinstance(error, TypeError) and "argument" in str(error)
         raise UsageError(
             f"--arch {arch}: {name} {'cannot be called without arguments' if wants else 'raised an error'}",
@@ -73,13 +73,13 @@ def _import(location: str, arch: str) -> Any:
             return module
     except UsageError:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise UsageError(
             f"--arch {arch}: {location} cannot be imported", got=_last_line(error), expected=_FORM
         ) from error
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text[:300]}"
 

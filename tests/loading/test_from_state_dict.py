@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
-from nncompress.errors import ModelFileError
+from nncompress.errors import ModelFileError, UsageError
+from nncompress.loading.architecture import build_architecture
 from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
 
 PATH = Path("weights.pt")
@@ -118,3 +120,35 @@ def test_damaged_safetensors(edit, tmp_path):
     path.write_bytes(edit(safetensors.torch.save({"a": torch.randn(3, 2)})))
     with pytest.raises(ModelFileError, match=r"w\.safetensors"):
         read_safetensors(path)
+
+
+def test_weights_are_found_under_any_key_and_it_is_said(tmp_path):
+    state, said = {"weight": torch.ones(2, 3)}, []
+    path = tmp_path / "c.pt"
+    nested = {"epoch": 3, "run": {"student": state}, "optimizer": {"m": state}}
+    assert find_state_dict(nested, path, said.append) == state
+    assert find_state_dict({"model": state, "ema": {"weight": torch.zeros(1)}}, path, said.append) is not None
+    assert "'run.student'" in said[0]
+    assert "'model'; not those under 'ema'" in said[1]
+    with pytest.raises(ModelFileError, match="several tables"):
+        find_state_dict({"a": state, "b": state}, path)
+
+
+@pytest.mark.parametrize("how", ["pruned", "weight_norm", "parametrized"])
+def test_weights_that_a_wrapper_computes_fit_the_plain_architecture(how, tmp_path):
+    source, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    if how == "pruned":
+        torch.nn.utils.prune.l1_unstructured(source, "weight", 0.5)
+    elif how == "weight_norm":
+        torch.nn.utils.weight_norm(source)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(source)
+    fill(plain, source.state_dict(), tmp_path / "c.pt", "net.py:build")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(plain(x), source(x))
+
+
+def test_architecture_file_that_exits_is_one_message(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        build_architecture(f"{tmp_path / 'net.py'}:build")
