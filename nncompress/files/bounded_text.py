@@ -59,10 +59,10 @@ def read_text(path: str | Path, most_bytes: int = MOST_BYTES) -> str:
     Raises:
         Unreadable: it is missing, no regular file, larger than `most_bytes`, or not UTF-8.
     """
-    check_regular(path)
+    stated = check_regular(path)  # 0 for files below /proc
     try:
         with open(os.open(path, _READ), "rb") as file:
-            content = file.read(most_bytes + 1)  # what stat says of files below /proc is not their size
+            content = file.read(min(most_bytes, max(stated, 2**16)) + 1)
     except OSError as error:
         raise Unreadable(_reason(error)) from error
     if len(content) > most_bytes:
