@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from nncompress.errors import UsageError
 from nncompress.ir.inputs import BATCH
 from nncompress.ir.model import Model
 from nncompress.ir.shapes import Shapes
@@ -53,6 +54,61 @@ def gradients_wanted(tensors: Iterable[Tensor], wanted: bool = True) -> Iterator
     finally:
         for tensor, was in before:
             tensor.requires_grad_(was)
+
+
+@contextmanager
+def differentiable_outputs(model: Model) -> Iterator[list[str]]:
+    """Inside, a discrete output (a class number, a mask) is replaced by the values that it is chosen from.
+
+    Gives the names of the outputs that were replaced; each keeps its position, and the graph keeps its nodes.
+    Where an output is chosen from several values, the others come last.
+
+    Raises:
+        UsageError: no output has values with a gradient behind it.
+    """
+    output = model.graph.output_node()
+    results: tuple[fx.Node, ...] = output.args[0]  # type: ignore[assignment]
+    behind = {node: _floats_behind(node) for node in results}
+    behind = {node: ends for node, ends in behind.items() if ends != [node]}
+    if len(behind) == len(set(results)) and not any(behind.values()):
+        raise UsageError(
+            "no output of the model has a gradient",
+            got=f"{', '.join(model.outputs)}: whole numbers that no real ones lead to",
+            remedy="--criterion l2, without --data",
+        )
+    if not behind:
+        yield []
+        return
+    first = [behind[node][0] if behind.get(node) else node for node in results]
+    more = [end for ends in behind.values() for end in ends[1:]]
+    output.args = ((*first, *more),)
+    model.graph_module.recompile()
+    try:
+        yield [name for name, node in zip(model.outputs, results) if behind.get(node)]
+    finally:
+        output.args = (results,)
+        model.graph_module.recompile()
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _floats_behind(node: fx.Node) -> list[fx.Node]:
+    """The real values, computed from real ones, that a discrete value is chosen from."""
+    found, todo, seen = [], [node], set[fx.Node]()
+    while todo:
+        each = todo.pop()
+        if each in seen or each.op != "call_function":
+            continue
+        seen.add(each)
+        sources = each.all_input_nodes
+        if _is_float(each) and any(map(_is_float, sources)):
+            found.append(each)
+        else:
+            todo += sources
+    return found
 
 
 def output_scales(outputs: Iterable[object]) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.answer import known_answer
+from nncompress.analysis.autograd import differentiable_outputs
 from nncompress.analysis.importance.taps import curvature_loss
 from nncompress.analysis.squared_gradients import mean_squared_gradients
 from nncompress.data import Dataset
@@ -31,12 +32,13 @@ def fisher_diagonal(
     """
     answer = known_answer(model)
     generator = torch.Generator().manual_seed(seed)
-    return mean_squared_gradients(
-        model,
-        {name: model.tensor(name) for name in names},
-        data,
-        lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch.labels, generator, answer),
-        limit=limit,
-        progress=progress or NullProgress(),
-        label="gradients of the loss",
-    )
+    with differentiable_outputs(model):
+        return mean_squared_gradients(
+            model,
+            {name: model.tensor(name) for name in names},
+            data,
+            lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch.labels, generator, answer),
+            limit=limit,
+            progress=progress or NullProgress(),
+            label="gradients of the loss",
+        )

@@ -36,7 +36,7 @@ class PruneNodes(Pass):
     afterwards = "Train or distil the result (nncompress train), or remove less."
 
     ratio: float | None = option(
-        None, above=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
+        None, least=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
     )
     macs: float | None = option(None, above=0, below=1, help="leave this share of the MACs")
     params: float | None = option(None, above=0, below=1, help="leave this share of the parameters")

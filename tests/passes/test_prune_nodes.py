@@ -307,6 +307,51 @@ def test_a_weight_that_the_graph_computes_is_no_activation():
     assert all(g.sites for g in find_couplings(each).groups)
 
 
+class Ends(nn.Module):
+    """Two layers, then whatever the answer is."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Linear(8, 32), nn.Linear(32, 5), end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.b(F.relu(self.a(x))))
+
+
+ENDS = {
+    "class": lambda y: y.argmax(-1),
+    "class-as-float": lambda y: y.argmax(-1).float(),
+    "mask": lambda y: y > 0,
+    "best-places": lambda y: y.topk(2).indices,
+    "scalar": lambda y: y.mean(),
+    "masked-scores": lambda y: y.masked_fill(torch.tensor([False, False, True, False, False]), -torch.inf),
+    "two": lambda y: (y.argmax(-1), y.sum(-1)),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nodes_can_be_chosen_by_data_whatever_the_outputs_are(end, dtype):
+    torch.manual_seed(0)
+    module = Ends(ENDS[end]).to(dtype).eval()
+    with torch.no_grad():
+        module.b.weight[:, 7:9] = 0  # two units that nothing reads
+    each = Model.from_module(module, (torch.randn(4, 8, dtype=dtype),))
+    x = torch.randn(64, 8, dtype=dtype)
+    result, step = run(each, Records((x,)), ratio=0.06)
+    assert result.tensor("a.weight").shape == (30, 8)
+    got, wanted = result(x), module(x)
+    for one, other in zip(got if isinstance(got, tuple) else [got], wanted if end == "two" else [wanted]):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert any("discrete" in note for note in step.notes) == (end not in ("scalar", "masked-scores"))
+
+
+def test_removing_nothing_is_the_identity():
+    each = model("attention")
+    result, _ = run(each, ratio=0)
+    assert result is each
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("unit", ["macs", "params"])
 def test_fused_recurrent_layers_meet_a_budget(kind, unit):

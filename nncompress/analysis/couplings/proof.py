@@ -142,7 +142,7 @@ def prove(couplings: Couplings, removal: Removal, pruned: Model, *, seed: int = 
     ):
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)  # a model that draws noise draws the same
-            results.append(graph.run(*inputs))
+            results.append(graph.run(*(value.clone() for value in inputs)))  # which the model may change
     wanted, original, got = results
     return Proof(distance(got, wanted), distance(original, wanted))
 

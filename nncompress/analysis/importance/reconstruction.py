@@ -321,7 +321,8 @@ def _silence(response: Response, gone: Sequence[int]) -> Change:
 
 
 def apply_layer(layer: Layer, value: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer's operation with another weight and bias."""
+    """The layer's operation with another weight and bias, in the precision of `value`."""
+    weight, bias = weight.to(value.dtype), None if bias is None else bias.to(value.dtype)
     if layer.kind in ("mm", "addmm"):
         result = value @ weight
         return result if bias is None else result + bias

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nncompress.analysis.autograd import differentiable_outputs
 from nncompress.analysis.compensation import Cut
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance import (
@@ -91,11 +92,18 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
             else "nncompress inspect --units shows why",
         )
     criterion = CRITERIA[options.chosen(context)]
-    rankings = criterion.rank(
-        Setting(
-            model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
-        )
+    setting = Setting(
+        model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
     )
+    if criterion.comparable:  # by how the outputs change
+        with differentiable_outputs(model) as discrete:
+            rankings = criterion.rank(setting)
+        if discrete:
+            context.notes.append(
+                f"prune-nodes: {', '.join(discrete)}: discrete, so nodes are judged by what it is chosen from"
+            )
+    else:
+        rankings = criterion.rank(setting)
     removed = _select(options, model, criterion.comparable, choices, rankings, gone)
     for name, units in removed.items():
         losses[name] = float(rankings[name].loss[min(len(units), len(rankings[name].loss) - 1)])
