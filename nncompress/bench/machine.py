@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,16 @@ class Meanwhile:
 
 def activity() -> Activity:
     """The counters now."""
-    own = sum(
-        spent.ru_utime + spent.ru_stime
-        for spent in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
-    return Activity(time.perf_counter(), _all_programs(), own, _throttled())
+    return Activity(time.perf_counter(), _all_programs(), _own(), _throttled())
+
+
+def _own() -> float:
+    if sys.platform == "win32":  # which counts no children; nor does it tell what all programs did
+        return time.process_time()
+    import resource
+
+    both = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(spent.ru_utime + spent.ru_stime for spent in both)
 
 
 def between(before: Activity, after: Activity) -> Meanwhile:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -115,6 +114,8 @@ def _peak() -> int:
     try:
         return _status("VmHWM")
     except (OSError, KeyError):
+        import resource  # which Windows does not have: what cannot be measured there is left out
+
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
