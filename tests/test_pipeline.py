@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from records import Records
 from torch import nn
 from torch.nn.utils import prune
 
@@ -11,20 +12,22 @@ from nncompress import pipeline
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import fit_inputs
 from nncompress.data.source import ArraySource
-from nncompress.errors import VerificationError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.ir import Model
-from nncompress.passes import Change, Context, Pass
+from nncompress.passes import PASSES, Change, Context, Pass
 from nncompress.passes.cluster import Cluster
 from nncompress.passes.factorize import Factorize
 from nncompress.passes.prune import Prune
 from nncompress.passes.prune_nodes import PruneNodes
 
 
-def make() -> Model:
+def make_module() -> nn.Module:
     torch.manual_seed(0)
-    return Model.from_module(
-        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), (torch.randn(2, 6),)
-    )
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def make() -> Model:
+    return Model.from_module(make_module(), (torch.randn(2, 6),))
 
 
 @dataclass(frozen=True)
@@ -157,3 +160,69 @@ def test_a_weight_that_the_graph_computes_is_seen_by_every_pass():
         assert {c.where for c in step.changes if c.applied} == {"0", "2"}, each
         assert "weights that the graph computed are stored as what they were: 0, 2" in step.notes
         assert step.drift[0].relative > 0
+
+
+class Answers(nn.Module):
+    """Scores of which some are masked out, the class, whether it is sure, and one number for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 5)
+        self.register_buffer("off", torch.tensor([False, False, True, False, False]))
+
+    def forward(self, x):
+        scores = self.b(torch.relu(self.a(x))).masked_fill(self.off, float("-inf"))
+        return scores, scores.argmax(-1), scores[:, 0] > 0, scores[:, 0].mean()
+
+
+@pytest.mark.parametrize("data", [None, Records((torch.randn(40, 8),))])
+@pytest.mark.parametrize("name", [name for name in PASSES if name != "quantize"])
+def test_infinite_integer_boolean_and_single_outputs(name, data):
+    torch.manual_seed(0)
+    model = Model.from_module(Answers().eval(), (torch.randn(2, 8),))
+    options = {"grow": {"by": 2}, "factorize": {"macs": 0.7}}.get(name, {})
+    (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=data))[1]
+    assert step.changed or name in ("substitute", "share")
+    assert [row.misplaced for row in step.drift] == [0, 0, 0, 0]
+    assert [row.counted for row in step.drift] == [False, True, True, False]
+
+
+def test_a_model_without_gradients_is_one_message():
+    class Class(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 5)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x))).argmax(-1)
+
+    model = Model.from_module(Class().eval(), (torch.randn(2, 8),))
+    data = Records((torch.randn(40, 8),))
+    with pytest.raises(UnsupportedError, match="no output of the model changes smoothly"):
+        pipeline.run(model, [PruneNodes()], Context(data=data))
+    assert pipeline.run(model, [PruneNodes()], Context())[1][0].changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "grow", "prune-nodes"])
+def test_other_precisions(name, dtype):
+    model = Model.from_module(make_module().to(dtype), (torch.randn(2, 6).to(dtype),))
+    options = {"grow": {"by": 2}, "factorize": {"rank": 1}}.get(name, {})
+    data = None if dtype.itemsize == 2 and name == "prune-nodes" else Records((torch.randn(40, 6).to(dtype),))
+    (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=data))[1]
+    assert step.changed
+
+
+@pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "prune-nodes"])
+def test_an_empty_weight_is_left_alone(name):
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.none, self.b = nn.Linear(6, 8), nn.Linear(6, 0), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(torch.cat([torch.relu(self.a(x)), self.none(x)], 1))
+
+    model = Model.from_module(Empty().eval(), (torch.randn(2, 6),))
+    (step,) = pipeline.run(model, [PASSES[name]()], Context(data=Records((torch.randn(40, 6),))))[1]
+    assert all(not change.applied for change in step.changes if change.where == "none")

@@ -116,7 +116,8 @@ def output_scales(outputs: Iterable[object]) -> list[Tensor]:
     scales = []
     for output in outputs:
         if isinstance(output, Tensor) and output.is_floating_point():
-            spread = output.detach().std(correction=0).clamp_min(1e-12)
+            finite = output.detach()[output.isfinite()]  # a class that is masked out by -inf has no spread
+            spread = finite.std(correction=0).clamp_min(1e-12) if finite.numel() else torch.ones(())
             records = len(output) if output.dim() else 1
             scales.append(spread * (output.numel() / records) ** 0.5)
         else:

@@ -125,7 +125,7 @@ def observe(
     if not records:
         raise DataError("the calibration data is empty", expected="at least one record")
     constant = [n for n, histogram in inputs.items() if histogram.low == histogram.high]
-    if constant:
+    if constant and len(constant) == sum(n.op == "placeholder" for n in model.graph.nodes):  # not a mask alone
         raise DataError(
             f"the calibration data is constant: input {constant[0].target} is "
             f"{inputs[constant[0]].low:g} everywhere",
@@ -169,7 +169,8 @@ class _Observer(fx.Interpreter):
         for histograms in (self.inputs, self.watched):
             if n in histograms:
                 try:
-                    histograms[n].add(value)
+                    masks = histograms is self.inputs and n not in self.watched  # -inf means: not this one
+                    histograms[n].add(value[value != -math.inf] if masks else value)
                 except FloatingPointError:
                     raise _not_finite(n) from None
         return value

@@ -106,7 +106,7 @@ class PythonStream:
                 raise DataError(
                     f"{where} has inputs of different lengths", got=f"{len(array)}, {len(inputs[0])}"
                 )
-            check_finite(array, field.name, self._spec, record)
+            check_finite(array, field.name, self._spec, record, mask=True)
         return inputs, None if labels is None else check_labels(labels, len(inputs[0]), self._spec, record)
 
 

@@ -100,7 +100,7 @@ class ArraySource:
         if lengths[first] == 0:
             raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
-            check_finite(array if name in of_records else array[None], name, origin)
+            check_finite(array if name in of_records else array[None], name, origin, mask=True)
         if labels is not None:
             labels = check_labels(labels, lengths[first], origin)
         if labels is not None and class_names is not None and labels.max() >= len(class_names):
@@ -129,8 +129,13 @@ class ArraySource:
         return tuple(inputs), labels
 
 
-def check_finite(array: np.ndarray, name: str, origin: str, first_record: int = 0) -> None:
+def check_finite(
+    array: np.ndarray, name: str, origin: str, first_record: int = 0, *, mask: bool = False
+) -> None:
     """Refuse NaN and infinity in array [N, ...], naming the record.
+
+    Args:
+        mask: it may hold -inf, as masks that are added to scores do.
 
     Raises:
         DataError: naming the first such record, counted from `first_record`.
@@ -140,7 +145,7 @@ def check_finite(array: np.ndarray, name: str, origin: str, first_record: int = 
     rows = max(1, 2**24 // max(1, array[:1].size))  # in pieces, so that a large file needs no large mask
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
-        finite = np.isfinite(piece)
+        finite = np.isfinite(piece) | (mask & (piece == -np.inf))
         if not finite.all():
             row = int(np.argmin(finite.reshape(len(piece), -1).all(axis=1)))
             kind = "NaN" if np.isnan(piece[row]).any() else "infinity"

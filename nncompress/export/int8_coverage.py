@@ -119,13 +119,13 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
     for op, name in left:
         node = written.get(name)
         if op in RECURRENT:
-            reasons[name] = f"ONNX Runtime has no int8 {op}"
+            reasons[name] = "a recurrent layer, which quantize leaves"
         elif node is None or len(node.input) < 2:
             reasons[name] = "the runtime's optimiser took it apart"
         elif not from_int8(node.input[1]):
             reasons[name] = "left in float"
         elif op == "ConvTranspose":
-            reasons[name] = "ONNX Runtime has no int8 ConvTranspose"
+            reasons[name] = "ONNX Runtime has no int8 ConvTranspose for CPUs"
         elif node.input[0] not in made_by or made_by[node.input[0]].op_type != "DequantizeLinear":
             reasons[name] = "only its weights are int8"
         else:

@@ -86,6 +86,9 @@ class Prune(Pass):
         changes = []
         for done, layer in enumerate(chosen):
             context.progress.step("pruning connections", done, len(chosen))
+            if not layer.weight.value().numel():
+                changes.append(Change(layer.name, "left: its weight is empty", applied=False))
+                continue
             if self.pattern is not None:
                 changes.append(_patterned(layer, *_parse_pattern(self.pattern), moments.get(layer.name)))
             else:
