@@ -125,7 +125,9 @@ def observe(
     if not records:
         raise DataError("the calibration data is empty", expected="at least one record")
     constant = [n for n, histogram in inputs.items() if histogram.low == histogram.high]
-    if constant and len(constant) == sum(n.op == "placeholder" for n in model.graph.nodes):  # not a mask alone
+    if constant and len(constant) == sum(
+        n.op == "placeholder" for n in model.graph.nodes
+    ):  # not a mask alone
         raise DataError(
             f"the calibration data is constant: input {constant[0].target} is "
             f"{inputs[constant[0]].low:g} everywhere",

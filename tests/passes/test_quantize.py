@@ -2,6 +2,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from records import Records as Arrays
 from records import Whole
 from torch import nn
 from torch.nn import functional as F
@@ -307,3 +308,26 @@ def test_biases_are_what_an_integer_kernel_stores(tmp_path):
     certain = exact.nearest_tie.detach().numpy() > 6e-5  # steps: further than float32 errs
     assert certain.mean() > 0.5
     assert np.abs(found - expected)[certain].max() < 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("low", [0.0, -float("inf")])
+def test_an_input_that_is_a_mask_may_be_the_same_everywhere_and_infinite(low):
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.o = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x, mask):
+            q = self.q(x)
+            return self.o(torch.softmax(q @ q.mT + mask, -1) @ q)
+
+    torch.manual_seed(0)
+    x, mask = torch.randn(40, 6, 16), torch.triu(torch.full((6, 6), low), 1).expand(40, 6, 6)
+    mask = torch.nan_to_num(mask, nan=0.0, neginf=low)
+    model = Model.from_module(Masked().eval(), (x[:2], mask[:2]))
+    result, changes = run(model, Quantize(), data=Arrays((x, mask)))
+    assert [change.where for change in changes if change.applied] == ["q", "o"]
+    a, b = result(x, mask), model(x, mask)
+    assert float((a - b).norm() / b.norm()) < 0.05
+    with pytest.raises(DataError, match="constant"):
+        run(model, Quantize(), data=Arrays((0 * x, mask)))
