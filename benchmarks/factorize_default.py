@@ -56,7 +56,7 @@ def main() -> None:
 
 def report(name: str, model: Model, test: Any, data: Dataset | None, *, evaluated: bool) -> None:
     images = test if not evaluated else next(iter(test.batches(128, 128))).inputs
-    reference = Reference(model, Samples((tuple(images),), len(images[0]), "held-out"), name)
+    reference = Reference(model, Samples((tuple(images),), (len(images[0]),), "held-out"), name)
     if evaluated and data is None:
         print(f"{name:9}  as it is {'':40} {100 * (evaluate(model, test).top1 or 0):.2f} %", flush=True)
     for bound in BOUNDS:

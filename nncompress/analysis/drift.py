@@ -27,13 +27,17 @@ class Samples:
     """Inputs to compare outputs on.
 
     Attributes:
-        count: how many.
+        counts: how many are in each batch.
         origin: "held-out", "given" (there were too few to hold any out) or "random".
     """
 
     batches: tuple[Inputs, ...]
-    count: int
+    counts: tuple[int, ...]
     origin: str
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
     @classmethod
     def draw(cls, model: Model, data: Dataset | None, held: Dataset | None, seed: int) -> Samples:
@@ -44,11 +48,12 @@ class Samples:
         """
         if data is None:
             inputs = model.example_inputs(min(RANDOM, largest_batch(model)), seed)
-            return cls((inputs,), _length(inputs), "random")
+            return cls((inputs,), (_length(inputs),), "random")
         most = min(MOST, max(FEWEST, MACS // max(cost(model).macs, 1)))
         batches = (held or data).batches(min(FEWEST, largest_batch(model)), limit=most)
-        drawn = tuple(batch.inputs for batch in batches)
-        return cls(drawn, sum(map(_length, drawn)), "held-out" if held is not None else "given")
+        drawn = [(batch.inputs, len(batch)) for batch in batches]
+        origin = "held-out" if held is not None else "given"
+        return cls(tuple(inputs for inputs, _ in drawn), tuple(count for _, count in drawn), origin)
 
     def __str__(self) -> str:
         """on 64 held-out samples"""
@@ -80,9 +85,8 @@ class Reference:
             size += sum(y.numel() * y.element_size() for y in self._outputs[-1])
             if size > OUTPUT_BYTES:
                 break
-        kept = samples.batches[: len(self._outputs)]
-        if len(kept) < len(samples.batches):
-            self.samples = Samples(kept, sum(map(_length, kept)), samples.origin)
+        kept = len(self._outputs)
+        self.samples = Samples(samples.batches[:kept], samples.counts[:kept], samples.origin)
 
     def drift(self, model: Model, what: str) -> list[Drift]:
         """Distance of every output of `model`.

@@ -49,6 +49,7 @@ class Selection:
         self._source, self._indices = source, indices
         self.fields, self.has_labels = source.fields, source.has_labels
         self.class_names, self.normalization = source.class_names, source.normalization
+        self.classes = getattr(source, "classes", None)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -70,6 +71,7 @@ class StreamSelection:
         self._source, self._held, self._most = source, held, most
         self.fields, self.has_labels = source.fields, source.has_labels
         self.class_names, self.normalization = source.class_names, source.normalization
+        self.classes = getattr(source, "classes", None)
 
     def stream(self) -> Iterator[Raw]:
         """Its batches, without the records that are not selected."""
