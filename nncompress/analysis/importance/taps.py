@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from nncompress.data import Batch
-from nncompress.errors import DataError
+from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.qdq import StraightThrough
 
@@ -135,12 +135,15 @@ def curvature_loss(
 
     Args:
         answer: the output that labels belong to, where that is known.
+
+    Raises:
+        UnsupportedError: all outputs are whole numbers or truth values.
     """
     if answer is not None and classifies(outputs[answer], labels):
         scores = outputs[answer]
         drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
         return F.cross_entropy(scores, drawn, reduction="sum")
-    total = outputs[0].new_zeros(())
+    total = torch.zeros(())
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:
             flat = output.reshape(len(output) if output.dim() else 1, -1)
@@ -148,6 +151,13 @@ def curvature_loss(
             finite = flat.isfinite()  # scores of -inf are masked, whatever the weights
             spread = _spread(flat.detach()[finite]) * flat.shape[1] ** 0.5
             total = total + (noise * flat).masked_fill(~finite, 0).sum() / spread
+    if not total.requires_grad:
+        raise UnsupportedError(
+            "no output of the model changes smoothly with its weights",
+            got=", ".join(f"{str(y.dtype).removeprefix('torch.')} {list(y.shape)}" for y in outputs),
+            expected="at least one of floats: scores rather than the chosen class",
+            remedy="export the model without its last argmax or comparison; or leave out --data",
+        )
     return total
 
 
