@@ -241,6 +241,8 @@ class Labelled:
 
     spec = "random records"
     has_labels = True
+    fixed_batch = None
+    classes = None
 
     def __init__(self, name: str, labels: bool) -> None:
         self.name, self.has_labels = name, labels

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.data import Batch
 from nncompress.errors import DeviceError, MissingExtraError, UnsupportedError
 from nncompress.export import write_onnx
 from nncompress.ir import Model
@@ -256,7 +257,7 @@ class Records:
 
     def batches(self, batch_size, limit=None, shuffle_seed=None):
         generator = torch.Generator().manual_seed(3)
-        yield SimpleNamespace(inputs=(torch.randn(64, 3, 8, 8, generator=generator),), labels=None)
+        yield Batch((torch.randn(64, 3, 8, 8, generator=generator),), None)
 
 
 def test_linear_layers_of_a_quantized_model_multiply_integers(gpu, perceptron):
