@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from nncompress.passes.lowrank.latency import LatencyOracle
     from nncompress.passes.lowrank.targets import Target
 
-# Safe for any network: no outputs moved by more than 4 % (`benchmarks/factorize_default.py`), since relative
-# errors of layers add up like squares, whatever the size of the weights.
+# No outputs moved by more than 4 % where tried (`benchmarks/factorize_default.py`): relative errors add up
+# alike in every network, whatever the size of its weights.
 RELATIVE = 1e-3
 SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params", "latency")
 
