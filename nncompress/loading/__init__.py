@@ -26,6 +26,7 @@ from nncompress.ir.records import settle_batch
 from nncompress.ir.stated_input import InputShape, matched, parse_input
 from nncompress.ir.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
+from nncompress.loading.compare import AsExported, compare_with_source, run_source, unchanged
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_pickle import describe, read_pickle
@@ -65,7 +66,7 @@ def load_model(
     if kind is FileKind.PT2:
         if arch is not None:
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
-        model, settled = _from_pt2(path)
+        model, settled = _from_pt2(path, notice)
         if input_shapes is not None:
             restate(model, _parsed(input_shapes), path)
         elif settled:
@@ -75,7 +76,8 @@ def load_model(
         return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
     module, record = _module(path, kind, arch, trust_pickle, notice)
     module = module.cpu().eval()
-    inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
+    with unchanged(module):
+        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)
 
     def exported(record_dims: Sequence[int | None] | None) -> Model:
@@ -91,7 +93,9 @@ def load_model(
     # time first: another dim that all inputs have, where the first turns out to be none of records
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
-    return settle_batch(exported(dims), notice, others)
+    model = settle_batch(exported(dims), notice, others)
+    compare_with_source(model, module, path, notice)
+    return model
 
 
 def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
@@ -144,9 +148,7 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> No
         UsageError: it raises on this input.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module(*inputs)
+        run_source(module, inputs)
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
         raise UsageError(
@@ -156,7 +158,7 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> No
         ) from error
 
 
-def _from_pt2(path: Path) -> tuple[Model, bool]:
+def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
     """The model, and whether it is one of ours, which say where their records lie."""
     program, content = read_pt2(path)
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -168,6 +170,7 @@ def _from_pt2(path: Path) -> tuple[Model, bool]:
     model = Model.from_exported(
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
+    compare_with_source(model, AsExported(program), path, notice, batches=(2,))
     try:
         unpack(model)
     except ValueError as error:

@@ -1,0 +1,163 @@
+"""Is the model that was loaded the one in the file? Its outputs are compared with those of its source.
+
+The source is what the file holds, run by torch as it is: the module, or the exported program. Runs of it
+leave its state and the inputs as they were.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.ir.verify import drift
+
+# Allowed ‖difference‖₂ / ‖output‖₂. The same ops run in the same order on both sides; only fused kernels
+# that the module takes and the graph does not (attention, in eval mode) round differently.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def compare_with_source(
+    model: Model,
+    source: nn.Module,
+    path: object,
+    notice: Callable[[str], None],
+    batches: Sequence[int] = (2, 3),
+) -> float | None:
+    """The largest relative error of any output, at these batch sizes where the batch is dynamic.
+
+    None where nothing could be compared, of which `notice` is told.
+
+    Args:
+        source: takes the model's inputs, in their order.
+
+    Raises:
+        VerificationError: the graph computes something else.
+    """
+    worst: float | None = None
+    for batch in batches if "batch" in model.dynamic else batches[:1]:
+        inputs = model.example_inputs(batch, seed=batch)
+        try:
+            expected = run_source(source, inputs)
+        except Exception as error:  # whatever the user's forward raises on random values
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+            notice(f"not compared with {path} at batch {batch}: it does not run on random inputs ({reason})")
+            continue
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            got = model.outputs_of(*inputs)
+        found = _beyond(model, expected, got)
+        if found is None:
+            worst = max([worst or 0.0, *(row.relative for row in drift(model, got, expected))])
+            continue
+        if _beyond(model, run_source(source, inputs, seed=1), run_source(source, inputs, seed=2)):
+            notice(f"not compared with {path}: two runs of it differ (it draws random numbers)")
+            return None
+        raise VerificationError(
+            f"{path} was loaded as a graph that computes something else",
+            got=f"{found}, at batch {batch}",
+            expected="what the source computes, to rounding",
+            remedy="this is a defect of the import; save torch.export.export(model, …) as .pt2 and report it",
+        )
+    return worst
+
+
+class AsExported(nn.Module):
+    """An exported program as torch runs it, given the tensors among its inputs in their order."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self.spec = program.call_spec.in_spec
+        self.module = program.module(check_guards=False)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        args, kwargs = pytree.tree_unflatten(inputs, self.spec)  # a ValueError where numbers are among them
+        return self.module(*args, **kwargs)
+
+
+def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """The tensors among its outputs; its state, the inputs and torch's random numbers stay as they are."""
+    with unchanged(source), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        results = source(*(tensor.clone() for tensor in inputs))
+    return [leaf.clone() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Whatever runs of `module` do inside to its attributes and tensors is undone after.
+
+    A tensor is kept when it is first written to, so that a module that changes nothing costs no memory.
+    """
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    containers: list[tuple[Any, Any]] = []
+    for each in module.modules():
+        before += [(table, dict(table)) for table in (each.__dict__, each._buffers, each._parameters)]
+        containers += [(v, v.copy()) for v in each.__dict__.values() if type(v) in (list, dict, set)]
+    held = [tuple(table.values()) for table, _ in before], [tuple(content) for content, _ in containers]
+    writes = _Writes(leaf for leaf in pytree.tree_leaves(held) if isinstance(leaf, Tensor))
+    try:
+        with writes:
+            yield
+    finally:
+        for table, content in before:
+            if table.keys() != content.keys() or any(table[key] is not content[key] for key in content):
+                table.clear()
+                table.update(content)
+        for container, content in containers:
+            container.clear()
+            container.extend(content) if type(container) is list else container.update(content)
+        writes.undo()
+
+
+class _Writes(TorchDispatchMode):
+    """Keeps what the memory of `tensors` held before it was first written to."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._owned = {
+            tensor.untyped_storage()._cdata for tensor in tensors if tensor.layout == torch.strided
+        }
+        self._kept: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for position, argument in enumerate(func._schema.arguments):
+                if argument.is_write:
+                    given = args[position] if position < len(args) else kwargs.get(argument.name)
+                    for tensor in pytree.tree_leaves(given):
+                        self._keep(tensor)
+        return func(*args, **kwargs)
+
+    def _keep(self, tensor: Any) -> None:
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._owned and storage._cdata not in self._kept:
+                self._kept[storage._cdata] = (storage, storage.clone())
+
+    def undo(self) -> None:
+        for storage, content in self._kept.values():
+            storage.copy_(content)
+
+
+def _beyond(model: Model, expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:
+    """The first output that differs by more than rounding, and by how much."""
+    forms = [[f"{t.dtype}{list(t.shape)}" for t in each] for each in (expected, got)]
+    if forms[0] != forms[1]:
+        return f"outputs {', '.join(forms[1])} instead of {', '.join(forms[0])}"
+    for row, tensor in zip(drift(model, got, expected), expected):
+        if row.relative > TOLERANCE.get(tensor.dtype, 0.0) or row.misplaced:
+            where = f", and {row.misplaced:.2%} of its infinities elsewhere" if row.misplaced else ""
+            return f"output {row.output!r} is {row.relative:.2g} away{where}"
+    return None

@@ -1,0 +1,74 @@
+"""Every load is compared with its source, whose state no run of ours changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nncompress import export
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.loading import load_model
+from nncompress.loading.compare import compare_with_source, run_source
+
+
+class Stateful(nn.Module):
+    """Changes a buffer in place, one by assignment, a list, a number and its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros(()))
+        self.log: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.mean(0).abs()
+        if not torch.compiler.is_exporting():
+            self.calls = self.calls + 1
+            self.log.append(len(x))
+        return self.linear(x.sub_(1.0) * self.seen)
+
+
+def test_a_run_of_the_source_leaves_its_state_and_the_inputs() -> None:
+    net, x = Stateful(), torch.randn(3, 4)
+    before = x.clone()
+    first, second = run_source(net, (x,)), run_source(net, (x,))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(x, before)
+    assert not net.seen.any()
+    assert not net.calls
+    assert net.log == []
+
+
+def test_a_graph_that_computes_something_else_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    model = Model.from_module(net, (torch.randn(2, 4),))
+    assert compare_with_source(model, net, "net.pt", print) == 0.0
+    with torch.no_grad():
+        model.tensor("0.weight")[0, 0] += 1.0
+    with pytest.raises(VerificationError, match="computes something else"):
+        compare_with_source(model, net, "net.pt", print)
+
+
+def test_a_source_that_draws_random_numbers_is_told_of() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    model, told = Model.from_module(nn.Identity(), (torch.randn(2, 4),)), []
+    assert compare_with_source(model, Noisy(), "net.pt", told.append) is None
+    assert "random" in told[0]
+
+
+def test_state_is_kept_as_the_file_had_it(tmp_path: Path) -> None:
+    net = Stateful().eval()
+    model = Model.from_module(net, (torch.randn(2, 4),))
+    export.write(model, tmp_path / "net.pt2")
+    loaded = load_model(tmp_path / "net.pt2")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(loaded(x), run_source(net, (x,))[0])
+    assert not loaded.tensor("seen").any()
