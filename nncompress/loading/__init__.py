@@ -75,7 +75,7 @@ def load_model(
     if kind is FileKind.ONNX:
         return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
     module, record = _module(path, kind, arch, trust_pickle, notice)
-    module = module.cpu().eval()
+    module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
     with unchanged(module):
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)

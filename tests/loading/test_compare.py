@@ -72,3 +72,12 @@ def test_state_is_kept_as_the_file_had_it(tmp_path: Path) -> None:
     x = torch.randn(3, 4)
     torch.testing.assert_close(loaded(x), run_source(net, (x,))[0])
     assert not loaded.tensor("seen").any()
+
+
+def test_a_compiled_module_loads_as_the_one_it_wraps(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    torch.save(torch.compile(net), tmp_path / "net.pt")
+    model = load_model(tmp_path / "net.pt", trust_pickle=True, input_shapes="1x4")
+    assert sorted(model.state_dict()) == ["0.bias", "0.weight"]
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x), net(x))
