@@ -25,9 +25,9 @@ import nncompress
 from nncompress.bench import Arm, benchmark
 from nncompress.export import write
 from nncompress.ir import Model
-from nncompress.ir.deflate import encode
-from nncompress.ir.packed import smallest
-from nncompress.ir.weights import layers
+from nncompress.ir.formats.deflate import encode
+from nncompress.ir.formats.packed import smallest
+from nncompress.ir.layers.weights import layers
 
 HERE = Path(__file__).parent
 PASSES = {

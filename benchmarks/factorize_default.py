@@ -25,7 +25,7 @@ from trained_resnet import trained_resnet
 
 from nncompress import pipeline
 from nncompress.analysis.accuracy import evaluate
-from nncompress.analysis.drift import Reference, Samples, amount
+from nncompress.analysis.distance.drift import Reference, Samples, amount
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize

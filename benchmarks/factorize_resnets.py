@@ -21,7 +21,7 @@ from nncompress.analysis.cost import cost
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.factorize import Factorize
+from nncompress.passes.factorize.options import Factorize
 
 METHODS = {
     "`--minimize weight --form channel` (plain SVD)": {

@@ -15,9 +15,9 @@ import time
 import torch
 from torch import Tensor
 
-from nncompress.analysis.decompose import decompose
-from nncompress.analysis.randomized import Wanted
-from nncompress.analysis.ranks import tails
+from nncompress.analysis.lowrank.decompose import decompose
+from nncompress.analysis.lowrank.randomized import Wanted
+from nncompress.analysis.lowrank.ranks import tails
 
 
 def weights(rows: int, columns: int) -> Tensor:

@@ -41,19 +41,19 @@ COMMANDS = (
         "export .onnx",
         ("export", "m.pt2", "-o", "out.onnx"),
         ("out.onnx", *SESSION),
-        "nncompress.export.to_onnx:_convert",
+        "nncompress.export.write.onnx:_convert",
     ),
     Command(
         "export .ort",
         ("export", "m.pt2", "-o", "out.ort"),
         ("out.ort", "out.required_operators.config", *SESSION),
-        "nncompress.export.to_onnx:_convert",
+        "nncompress.export.write.onnx:_convert",
     ),
     Command(
         "export .pte",
         ("export", "m.pt2", "-o", "out.pte"),
         ("out.pte", *SESSION),
-        "nncompress.export.to_pte:_compile",
+        "nncompress.export.write.pte:_compile",
     ),
     Command(
         "session, .original.pt2",

@@ -26,7 +26,7 @@ from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.cost import cost
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 from nncompress.train import TrainSettings, train
 
 HERE = Path(__file__).parent

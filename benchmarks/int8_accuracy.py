@@ -22,7 +22,7 @@ from nncompress.data import Dataset, open_data
 from nncompress.export import write_onnx
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 
 def right(path: Path, data: Dataset) -> np.ndarray:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nncompress.data import Batch
-from nncompress.export import int8_coverage, write_onnx
+from nncompress.export import write_onnx
+from nncompress.export.check import int8_coverage
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 MODES = ("static", "dynamic", "weights")
 

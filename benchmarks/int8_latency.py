@@ -26,10 +26,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nncompress.data import Batch
-from nncompress.export import int8_coverage, write_onnx
+from nncompress.export import write_onnx
+from nncompress.export.check import int8_coverage
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 NETWORKS = {  # name: (make, image size, the ratio to reach)
     "resnet20": (cifar_resnet.resnet20, 32, 1.6),

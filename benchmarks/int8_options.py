@@ -20,7 +20,7 @@ from nncompress.analysis.cost import cost
 from nncompress.data import open_data
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 ROWS: dict[str, dict[str, object]] = {
     "static": {},

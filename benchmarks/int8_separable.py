@@ -23,11 +23,11 @@ import nncompress
 from nncompress.data import Dataset
 from nncompress.export import write
 from nncompress.ir import Model
-from nncompress.ir.fold import norm_names
-from nncompress.ir.weights import layers
+from nncompress.ir.edit.fold import norm_names
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.int8 import condition
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize import condition
+from nncompress.passes.quantize.options import Quantize
 from nncompress.runtimes import open_artifact
 from nncompress.studies.images import Crops, open_images
 

@@ -3,7 +3,7 @@
     python benchmarks/int8_small.py
 
 One thread, batch 1, float32's median CPU time per call over int8's; above 1 int8 is faster. The bound below
-which `quantize` warns (`nncompress.passes.int8.small`) lies under the smallest layer that gains.
+which `quantize` warns (`nncompress.passes.quantize.small`) lies under the smallest layer that gains.
 """
 
 from __future__ import annotations

@@ -25,11 +25,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.data.mnist import read_idx
-from nncompress.export import int8_coverage, write_onnx
+from nncompress.export import write_onnx
+from nncompress.export.check import int8_coverage
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 ROWS = {
     "static": {},

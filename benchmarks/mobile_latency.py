@@ -20,7 +20,7 @@ from nncompress.bench import Arm, benchmark
 from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 BARS = {"resnet20": 1.9}  # of int8 in ExecuTorch
 SUFFIXES = (".onnx", ".pte")

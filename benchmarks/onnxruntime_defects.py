@@ -3,8 +3,9 @@
     python benchmarks/onnxruntime_defects.py [--triples] [--dtype float16] [--avoid]
 
 Every chain is built twice from one table: as ONNX nodes and as torch calls. ONNX Runtime runs it with and
-without its optimisations, against torch. `--avoid` applies what `nncompress.export.runtime_defects` does to
-every exported file: with it, nothing may be listed.
+without its optimisations, against torch. `--avoid` applies what
+`nncompress.export.lower.onnxruntime.runtime_defects` does to every exported file: with it, nothing may be
+listed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from nncompress.export.runtime_defects import avoid_runtime_defects
+from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 
 SHAPE = (2, 4, 6, 7)
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2}

@@ -23,7 +23,7 @@ from nncompress.data import open_data
 from nncompress.export import write_onnx
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.prune import Prune
+from nncompress.passes.prune.options import Prune
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from nncompress.analysis.cost import cost
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 
 HERE = Path(__file__).parent
 CUTS = {20: (0.3, 0.5), 56: (0.2, 0.3, 0.5)}

@@ -41,9 +41,9 @@ from architectures import Architecture, build, everything  # noqa: E402
 import nncompress  # noqa: E402
 from nncompress import export  # noqa: E402
 from nncompress.errors import NNCompressError  # noqa: E402
-from nncompress.export.verify_onnx import open_session, run  # noqa: E402
+from nncompress.export.check.onnxruntime import open_session, run  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
-from nncompress.ir.weights import layers  # noqa: E402
+from nncompress.ir.layers.weights import layers  # noqa: E402
 
 COLUMNS = "architecture layers int8 error onnx share dynamic weights float16 pte seconds"
 MODES = ("dynamic", "weights", "float16")

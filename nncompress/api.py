@@ -20,7 +20,7 @@ from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport
 from nncompress.ir import Model
-from nncompress.ir.inputs import sizes_of
+from nncompress.ir.graph.inputs import sizes_of
 from nncompress.loading import load_model
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.passes import Context, Pass

@@ -14,12 +14,12 @@ from typing import Any
 
 from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
-from nncompress.analysis.drift import BOUND, Reference, Samples, amount
+from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
 from nncompress.errors import UsageError
-from nncompress.ir.computed import store_computed_weights
-from nncompress.ir.model import Model
-from nncompress.ir.verify import Drift
-from nncompress.ir.weights import layer_name, layers, recurrent_layers
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.verify import Drift
+from nncompress.ir.layers.computed import store_computed_weights
+from nncompress.ir.layers.weights import layer_name, layers, recurrent_layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
 

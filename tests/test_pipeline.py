@@ -15,10 +15,10 @@ from nncompress.data.source import ArraySource
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes import PASSES, Change, Context, Pass
-from nncompress.passes.cluster import Cluster
-from nncompress.passes.factorize import Factorize
-from nncompress.passes.prune import Prune
-from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.cluster.options import Cluster
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.prune.options import Prune
+from nncompress.passes.prune_nodes.options import PruneNodes
 
 
 def make_module() -> nn.Module:

@@ -1,7 +1,7 @@
 import pytest
 
 from nncompress.errors import UsageError
-from nncompress.passes.prune import Prune
+from nncompress.passes.prune.options import Prune
 from nncompress.recipe import parse_pass, read_recipe
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from nncompress.ir.model import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.packed import bits_for
-from nncompress.ir.shapes import Shapes
-from nncompress.ir.weights import argument, layer_name, roles_of, weight_at
+from nncompress.ir.formats.packed import bits_for
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
 
 
 @dataclass(frozen=True)

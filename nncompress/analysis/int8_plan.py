@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from nncompress.ir.fold import is_affine
-from nncompress.ir.model import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.qdq import is_dequantized, is_quantized
-from nncompress.ir.weights import Layer, argument
+from nncompress.ir.edit.fold import is_affine
+from nncompress.ir.formats.qdq import is_dequantized, is_quantized
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import Layer, argument
 
 CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
 SKIPPED = {"dropout", "feature_dropout", "alpha_dropout"}  # identities in evaluation; exporters drop them

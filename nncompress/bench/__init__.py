@@ -35,7 +35,7 @@ from nncompress.bench.profile import profile
 from nncompress.bench.sessions import Arm, Measured, Plan, clock_of, measure_sessions
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.inputs import BATCH, count_records
+from nncompress.ir.graph.inputs import BATCH, count_records
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import ArmResult, BenchResult, Estimate, Samples
 from nncompress.runtimes import Runner

@@ -11,7 +11,7 @@ import torch
 
 from nncompress.errors import UsageError
 from nncompress.ir import InputSpec
-from nncompress.ir.inputs import BATCH, USUAL_SIZE
+from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE
 from nncompress.runtimes import Runner
 from nncompress.runtimes.base import Array, check_inputs
 

@@ -131,7 +131,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
     from nncompress.analysis.answer import index_of
     from nncompress.bench.inputs import guessed_sizes
-    from nncompress.ir.stated_input import parse_input, restated
+    from nncompress.ir.graph.stated_input import parse_input, restated
     from nncompress.runtimes import open_artifact
 
     runner = open_artifact(path)

@@ -14,7 +14,7 @@ from nncompress.errors import UsageError
 if TYPE_CHECKING:
     from nncompress.bench import Arm
     from nncompress.ir import Model
-    from nncompress.ir.weights import Layer
+    from nncompress.ir.layers.weights import Layer
     from nncompress.progress import Progress
 
 SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
@@ -105,7 +105,7 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
 def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
     """One arm per precision and mode; an `.onnx` and a quantized model have the precision they have."""
     from nncompress.ir import Model
-    from nncompress.ir.precision import in_precision, is_quantized
+    from nncompress.ir.formats.precision import in_precision, is_quantized
     from nncompress.runtimes.cuda_linear import is_semi_structured
     from nncompress.runtimes.on_cuda import Cuda
 
@@ -136,7 +136,7 @@ def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
 
 
 def _linear(model: Model) -> list[Layer]:
-    from nncompress.ir.weights import layers
+    from nncompress.ir.layers.weights import layers
 
     return [layer for layer in layers(model) if layer.kind == "linear"]
 

@@ -90,7 +90,7 @@ def _show_units(opened: options.Opened, json: bool) -> None:
 
 
 def _show_spectra(opened: options.Opened, json: bool) -> None:
-    from nncompress.analysis.spectrum import spectra
+    from nncompress.analysis.lowrank.spectrum import spectra
     from nncompress.report import tables
 
     found = spectra(opened.model)

@@ -51,7 +51,7 @@ def new(
     with progress() as bar:
         bar.step(f"building {chosen.name}", 0, None)
         from nncompress import export
-        from nncompress.ir.stated_input import parse_input
+        from nncompress.ir.graph.stated_input import parse_input
 
         shape = None
         if input is not None:

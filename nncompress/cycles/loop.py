@@ -18,14 +18,14 @@ from nncompress.analysis.couplings import find_couplings
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
-from nncompress.export.to_pt2 import write_pt2
+from nncompress.export.write.pt2 import write_pt2
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
 from nncompress.files.lock import alone_in
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.loading.json_schema import Rejected, listed, optional, plain, record, shown, table_with
 from nncompress.options import Options

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nncompress.errors import UsageError
-from nncompress.export.int8_coverage import Coverage, int8_coverage
+from nncompress.export.check.int8_coverage import Coverage, int8_coverage
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
-from nncompress.export.to_onnx import write_onnx
-from nncompress.export.to_ort import write_ort
-from nncompress.export.to_pt2 import write_pt2
-from nncompress.export.to_pte import write_pte
-from nncompress.export.to_safetensors import write_safetensors
+from nncompress.export.write.onnx import write_onnx
+from nncompress.export.write.ort import write_ort
+from nncompress.export.write.pt2 import write_pt2
+from nncompress.export.write.pte import write_pte
+from nncompress.export.write.safetensors import write_safetensors
 from nncompress.ir import Model
 
 WRITERS: dict[str, Callable[..., ExportReport]] = {

@@ -1,4 +1,4 @@
-"""A zip archive with its members deflated, each by the strategy that suits it (`nncompress.ir.deflate`).
+"""A zip archive with its members deflated, each by the strategy that suits it (`ir.formats.deflate`).
 
 `zipfile` deflates with one strategy only, which finds repetitions and misses the entropy of packed indices.
 """
@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from nncompress.ir.deflate import encode
+from nncompress.ir.formats.deflate import encode
 
 
 def deflate_members(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from nncompress.export.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
+from nncompress.export.check.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
 
 SECONDS = 1.0  # of measuring, at most, once both have been called a few times
 CALLS = (5, 40)  # at least, at most

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layer_name
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layer_name
 
 
 def behind(model: Model, op: str) -> str:

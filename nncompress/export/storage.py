@@ -5,6 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 # plain:   as they are
-# packed:  as codebook and indices, bitmap and values (`nncompress.ir.packed`), where that is smaller
-# entropy: packed, then entropy-coded (`nncompress.ir.deflate`); not in .onnx, which has no op for it
+# packed:  as codebook and indices, bitmap and values (`nncompress.ir.formats.packed`), where that is smaller
+# entropy: packed, then entropy-coded (`nncompress.ir.formats.deflate`); not in .onnx, which has no op for it
 Storage = Literal["plain", "packed", "entropy"]

@@ -1,6 +1,6 @@
 """The one intermediate representation: a flat ATen graph with its inputs, weights and history."""
 
-from nncompress.ir.inputs import InputSpec
-from nncompress.ir.model import Model
+from nncompress.ir.graph.inputs import InputSpec
+from nncompress.ir.graph.model import Model
 
 __all__ = ["InputSpec", "Model"]

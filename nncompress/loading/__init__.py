@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.inputs import with_batch_dims
-from nncompress.ir.lookup import unpack
-from nncompress.ir.records import settle_batch
-from nncompress.ir.stated_input import InputShape, matched, parse_input
-from nncompress.ir.stated_input import restated as restated_inputs
+from nncompress.ir.formats.lookup import unpack
+from nncompress.ir.graph.inputs import with_batch_dims
+from nncompress.ir.graph.records import settle_batch
+from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
+from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.compare import AsExported, compare_with_source, run_source, unchanged
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
-from nncompress.loading.from_pickle import describe, read_pickle
 from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
-from nncompress.loading.pt2_archive import read_pt2
+from nncompress.loading.pickle.read import describe, read_pickle
+from nncompress.loading.pt2.archive import read_pt2
 
 __all__ = ["InputShape", "infer_input", "load_model", "parse_input", "read_pt2"]
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
-from nncompress.ir.verify import drift
+from nncompress.ir.graph.verify import drift
 
 # Allowed ‖difference‖₂ / ‖output‖₂. The same ops run in the same order on both sides; only fused kernels
 # that the module takes and the graph does not (attention, in eval mode) round differently.

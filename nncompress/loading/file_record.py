@@ -12,7 +12,7 @@ from nncompress.data.normalization import parse_normalization
 from nncompress.errors import DataError, ModelFileError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.ir.inputs import SHARED
+from nncompress.ir.graph.inputs import SHARED
 from nncompress.loading.json_schema import (
     Check,
     Rejected,

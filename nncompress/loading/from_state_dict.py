@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
-from nncompress.loading.from_pickle import describe
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.packed_tensors import restore_tensors
+from nncompress.loading.pickle.read import describe
 
 # where training scripts keep the weights inside a checkpoint, and what wrappers put before each name
 _NESTED = (

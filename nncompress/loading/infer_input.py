@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import UsageError
-from nncompress.ir.stated_input import FORM, InputShape
+from nncompress.ir.graph.stated_input import FORM, InputShape
 
 _BATCH = 2  # torch.export keeps a batch dynamic only from two on
 _SEQUENCE = 16

@@ -1,4 +1,4 @@
-"""Undoing what `nncompress.export.to_safetensors` packed and entropy-coded, in a file from anyone's hand."""
+"""Undoing what `export.write.safetensors` packed and entropy-coded, in a file from anyone's hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.ir.deflate import decode
-from nncompress.ir.packed import PARTS, restore
+from nncompress.ir.formats.deflate import decode
+from nncompress.ir.formats.packed import PARTS, restore
 from nncompress.loading.json_schema import Check, admit, listed, mapped, one_of, plain
 
 _SHAPE = listed(plain(int, lambda size: 0 <= size < 2**40))

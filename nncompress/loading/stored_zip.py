@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from nncompress.ir.deflate import MOST_RATIO
+from nncompress.ir.formats.deflate import MOST_RATIO
 
 MAX_MEMBERS = 200_000
 

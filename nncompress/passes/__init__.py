@@ -7,14 +7,14 @@ conformance tests follow from the dataclass.
 from __future__ import annotations
 
 from nncompress.passes.base import Change, Context, Pass
-from nncompress.passes.cluster import Cluster
-from nncompress.passes.factorize import Factorize
-from nncompress.passes.grow import Grow
-from nncompress.passes.prune import Prune
-from nncompress.passes.prune_nodes import PruneNodes
-from nncompress.passes.quantize import Quantize
-from nncompress.passes.share import Share
-from nncompress.passes.substitute import Substitute
+from nncompress.passes.cluster.options import Cluster
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.grow.options import Grow
+from nncompress.passes.prune.options import Prune
+from nncompress.passes.prune_nodes.options import PruneNodes
+from nncompress.passes.quantize.options import Quantize
+from nncompress.passes.share.options import Share
+from nncompress.passes.substitute.options import Substitute
 
 _ALL: tuple[type[Pass], ...] = (Prune, PruneNodes, Cluster, Factorize, Substitute, Share, Grow, Quantize)
 PASSES: dict[str, type[Pass]] = {each.name: each for each in _ALL}

@@ -17,10 +17,10 @@ from nncompress.report.units import count, share, size, times
 
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
-    from nncompress.analysis.spectrum import LayerSpectrum
+    from nncompress.analysis.lowrank.spectrum import LayerSpectrum
     from nncompress.export import ExportReport
     from nncompress.ir import Model
-    from nncompress.ir.verify import Drift
+    from nncompress.ir.graph.verify import Drift
     from nncompress.pipeline import Step
     from nncompress.results import CompareResult, EvalResult, PairedResult
     from nncompress.zoo.registry import Architecture

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.qdq import is_dequantized
-from nncompress.ir.weights import Layer, argument, layers, readers
+from nncompress.ir.formats.qdq import is_dequantized
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import Layer, argument, layers, readers
 
 INT8_ROWS = 32  # `_int_mm` wants more than 16
 INT8_MULTIPLE = 8

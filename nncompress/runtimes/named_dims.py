@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nncompress.ir.inputs import BATCH, InputSpec, with_batch_dims
+from nncompress.ir.graph.inputs import BATCH, InputSpec, with_batch_dims
 
 _NAMELESS = re.compile(r"|unk__.*|.*[?*].*|-\d+|none|unknown.*|dynamic.*", re.IGNORECASE)
 _BATCH_NAMES = ("batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Share
 from nncompress.pipeline import run as run_passes
 from nncompress.results import Result

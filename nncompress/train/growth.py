@@ -32,7 +32,7 @@ from nncompress.bench.model_latency import ModelLatency
 from nncompress.data import Dataset
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.widen import Gathers
+from nncompress.ir.edit.widen import Gathers
 from nncompress.progress import Progress
 from nncompress.train.distributed import Group
 from nncompress.train.growth_settings import AMOUNTS, DEFAULT_BY, GrowSettings

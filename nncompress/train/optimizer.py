@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.ir.widen import Gathers, anywhere, gathered
+from nncompress.ir.edit.widen import Gathers, anywhere, gathered
 from nncompress.train.settings import TrainSettings
 
 Parameters = Mapping[str, torch.nn.Parameter]

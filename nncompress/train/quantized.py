@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
-from nncompress.ir import Model, edit
-from nncompress.ir.normalize import op_name
-from nncompress.ir.qdq import bias_units, in_units, ops, round_biases
-from nncompress.ir.weights import Weight, argument, weight_at
+from nncompress.ir import Model
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.formats.qdq import bias_units, in_units, ops, round_biases
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import Weight, argument, weight_at
 
 DEQUANTIZE = (ops.dequantize_per_channel.default, ops.dequantize_per_tensor.default)
 DIFFERENTIABLE = (*DEQUANTIZE, ops.quantize_per_tensor.default)

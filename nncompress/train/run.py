@@ -18,8 +18,8 @@ from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.widen import Gathers
+from nncompress.ir.edit.widen import Gathers
+from nncompress.ir.graph.normalize import op_name
 from nncompress.progress import Progress
 from nncompress.train import checkpoint as checkpoints
 from nncompress.train.augment import Augmentation

@@ -12,7 +12,7 @@ from nncompress.analysis.answer import ANSWER, answer_index, index_of, settle_an
 from nncompress.data import Batch, open_data
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.records import dependence
+from nncompress.ir.graph.records import dependence
 
 FREE = [InputSpec("x", "float32", ("batch", 8))]
 

@@ -366,7 +366,7 @@ def test_an_unknown_group_or_unit_is_refused():
 
 def test_what_cannot_be_proven_stays_whole(monkeypatch):
     """Break one rule on purpose: the groups that need it stay, the others go."""
-    from nncompress.ir import resize
+    from nncompress.ir.edit import resize
 
     monkeypatch.delitem(resize.REWRITES, "pad")
     given = model("residual")
@@ -380,7 +380,7 @@ def test_what_cannot_be_proven_stays_whole(monkeypatch):
 def test_all_groups_at_fault_are_found_in_one_comparison(monkeypatch):
     """Some groups pass a softmax whose rule is broken, some a slice whose literals are not rewritten."""
     from nncompress.analysis.couplings import pointwise, proven, rules
-    from nncompress.ir import resize
+    from nncompress.ir.edit import resize
 
     class Chain(nn.Module):
         def __init__(self):

@@ -14,7 +14,7 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, prove, remove_units
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 
 
 class Standardised(nn.Conv2d):

@@ -15,7 +15,7 @@ from nncompress.analysis.growth import Amount, Budget, NewUnits, Wish, grow_prov
 from nncompress.analysis.growth.amounts import behind, new_units
 from nncompress.analysis.growth.initial import SILENT
 from nncompress.ir import Model
-from nncompress.ir.widen import anywhere, repeat_runs
+from nncompress.ir.edit.widen import anywhere, repeat_runs
 from nncompress.progress import NullProgress
 
 

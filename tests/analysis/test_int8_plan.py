@@ -4,8 +4,8 @@ from torch.nn import functional as F
 
 from nncompress.analysis.int8_plan import norms_between, plan_activations
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layers
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 
 
 def planned(network: nn.Module, *shape: int, without: str = ""):

@@ -10,8 +10,8 @@ from nncompress.cli.artifacts import Artifact
 from nncompress.errors import ExitCode, UsageError
 from nncompress.export import write_pt2
 from nncompress.passes import Context
-from nncompress.passes.prune import Prune
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.prune.options import Prune
+from nncompress.passes.quantize.options import Quantize
 from nncompress.progress import NullProgress
 
 

@@ -12,7 +12,7 @@ import torch
 
 from nncompress.errors import ModelFileError
 from nncompress.files.pickle_scan import scan_file, scan_pickles
-from nncompress.loading.from_pickle import read_pickle
+from nncompress.loading.pickle.read import read_pickle
 
 PROTOCOL = b"\x80\x02"
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncompress.errors import UsageError
-from nncompress.ir.stated_input import InputShape, parse_input
+from nncompress.ir.graph.stated_input import InputShape, parse_input
 from nncompress.loading.infer_input import example_from_shapes, infer_input
 
 # --- parsing ------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from test_conformance import context
 
 from nncompress import pipeline
 from nncompress.analysis.importance.taps import Taps
-from nncompress.ir.qdq import StraightThrough
-from nncompress.ir.weights import layers
+from nncompress.ir.formats.qdq import StraightThrough
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Pass
-from nncompress.passes.prune import Prune
-from nncompress.passes.prune_nodes import PruneNodes
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.prune.options import Prune
+from nncompress.passes.prune_nodes.options import PruneNodes
+from nncompress.passes.quantize.options import Quantize
 
 
 def quantized(name: str):

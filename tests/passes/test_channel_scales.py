@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from nncompress.data import Batch
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layers
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
-from nncompress.passes.int8 import condition
-from nncompress.passes.int8.channel_scales import scale_channels
-from nncompress.passes.int8.equalize import pairs
+from nncompress.passes.quantize import condition
+from nncompress.passes.quantize.channel_scales import scale_channels
+from nncompress.passes.quantize.equalize import pairs
 from nncompress.progress import NullProgress
 
 

@@ -4,16 +4,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress.analysis.kmeans import codebook, nearest
+from nncompress.analysis.rounding.kmeans import codebook, nearest
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.export import write
 from nncompress.ir import Model
-from nncompress.ir.deflate import encode
-from nncompress.ir.packed import smallest
+from nncompress.ir.formats.deflate import encode
+from nncompress.ir.formats.packed import smallest
 from nncompress.loading import load_model
 from nncompress.passes import Context
-from nncompress.passes.cluster import Cluster
-from nncompress.passes.clustering.codebooks import Codebooks
+from nncompress.passes.cluster.codebooks import Codebooks
+from nncompress.passes.cluster.options import Cluster
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.cluster import Cluster
+from nncompress.passes.cluster.options import Cluster
 
 
 class Net(nn.Module):

@@ -4,8 +4,8 @@ from torch import nn
 from nncompress import pipeline
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.dead_nodes import remove_dead_nodes
-from nncompress.passes.prune import Prune
+from nncompress.passes.prune.dead_nodes import remove_dead_nodes
+from nncompress.passes.prune.options import Prune
 
 
 def model_of(module: nn.Module, *shape: int) -> Model:

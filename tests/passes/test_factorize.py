@@ -12,13 +12,13 @@ from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.shapes import Shapes
+from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes import Context
-from nncompress.passes.factorize import Factorize
-from nncompress.passes.lowrank.forms import forms_of
-from nncompress.passes.lowrank.replace import replace_layer
-from nncompress.passes.lowrank.targets import find_targets
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.factorize.forms import forms_of
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.replace import replace_layer
+from nncompress.passes.factorize.targets import find_targets
+from nncompress.passes.quantize.options import Quantize
 
 
 def low_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:

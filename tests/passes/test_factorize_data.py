@@ -8,16 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
-from nncompress.analysis.statistics import observe
+from nncompress.analysis.observe.statistics import observe
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.factorize import Factorize
-from nncompress.passes.lowrank import evidence, repair
-from nncompress.passes.lowrank.batch_norm import reestimate
-from nncompress.passes.lowrank.refit import refit
+from nncompress.passes.factorize import evidence, repair
+from nncompress.passes.factorize.batch_norm import reestimate
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.refit import refit
 from nncompress.progress import NullProgress
 
 
@@ -178,7 +178,7 @@ def test_predicted_relative_error_is_the_measured_one(net, images):
     for each in (net, model):
         node = [layer.node for layer in layers(each) if layer.name.startswith("block")][-1]
         seen = []
-        from nncompress.analysis.statistics import observe
+        from nncompress.analysis.observe.statistics import observe
 
         observe(each, (b.inputs for b in images.batches(96)), {node: [seen.append]})
         outputs.append(torch.cat(seen))
@@ -219,7 +219,7 @@ def test_refit_reaches_the_outputs_that_least_squares_can_reach(net, images):
         for name in ("head.0.weight",):  # spoil what comes before: the fit has to make up for it
             model.tensor(name).mul_(1 + 0.3 * torch.randn(model.tensor(name).shape))
     refit(net, model, [("head", stage.name)], batches, 0, NullProgress())
-    from nncompress.analysis.statistics import observe
+    from nncompress.analysis.observe.statistics import observe
 
     seen: list[torch.Tensor] = []
     observe(model, batches, {stage.data: [seen.append]})

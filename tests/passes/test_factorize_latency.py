@@ -12,12 +12,12 @@ from nncompress.bench import latency_table, layer_latency
 from nncompress.bench.layer_latency import Latencies
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.shapes import Shapes
+from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes import Context
-from nncompress.passes.factorize import Factorize
-from nncompress.passes.lowrank.forms import forms_of
-from nncompress.passes.lowrank.latency import grid
-from nncompress.passes.lowrank.targets import find_targets
+from nncompress.passes.factorize.forms import forms_of
+from nncompress.passes.factorize.latency import grid
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.targets import find_targets
 from nncompress.results import Estimate
 
 
@@ -69,7 +69,7 @@ def clock(monkeypatch, time=seconds) -> list:
         return Latencies(time(reference), tuple(time(chain) / time(reference) for chain in chains))
 
     monkeypatch.setattr(latency_table, "measure", measure)
-    monkeypatch.setattr("nncompress.passes.lowrank.latency.measure", measure)
+    monkeypatch.setattr("nncompress.passes.factorize.latency.measure", measure)
     return asked
 
 
@@ -118,7 +118,9 @@ def test_fewer_macs_that_are_slower_are_left(net, monkeypatch, tmp_path):
 
 def test_a_layer_that_is_slower_when_timed_again_is_left(net, monkeypatch):
     clock(monkeypatch, lambda chain: 1 / len(chain))
-    monkeypatch.setattr("nncompress.passes.lowrank.latency.measure", lambda *_, seed: Latencies(1.0, (1.2,)))
+    monkeypatch.setattr(
+        "nncompress.passes.factorize.latency.measure", lambda *_, seed: Latencies(1.0, (1.2,))
+    )
     changes = run(net.copy(), ratio=0.7, faster=True)
     assert not any(c.applied for c in changes)
     assert any("timed again" in c.what and "1.20 of its time" in c.what for c in changes)
@@ -158,7 +160,7 @@ class Clocked:
 def test_a_latency_is_reached_as_measured_on_the_whole_model(net, monkeypatch, off):
     clock(monkeypatch)
     monkeypatch.setattr(Clocked, "off", off)
-    monkeypatch.setattr("nncompress.passes.lowrank.latency_budget.ModelLatency", Clocked)
+    monkeypatch.setattr("nncompress.passes.factorize.latency_budget.ModelLatency", Clocked)
     model = net.copy()
     changes = run(model, latency=0.6)
     (reached,) = [c for c in changes if c.where == "latency"]

@@ -6,7 +6,7 @@ from torch import nn
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes import Context
-from nncompress.passes.prune import Prune
+from nncompress.passes.prune.options import Prune
 
 
 class Net(nn.Module):

@@ -19,9 +19,9 @@ from nncompress.analysis.couplings import find_couplings
 from nncompress.data import open_data
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.prune_nodes import PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 
 
 def run(each: Model, data: Records | None = None, **options):

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from nncompress import export, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
-from nncompress.export import int8_coverage, write_onnx, write_pt2
+from nncompress.export import write_onnx, write_pt2
+from nncompress.export.check import int8_coverage
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.qdq import Affine, round_weight
-from nncompress.ir.weights import layers
+from nncompress.ir.formats.qdq import Affine, round_weight
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
 from tests.exact_integers import Exact
 from tests.export.networks import convolutional, language

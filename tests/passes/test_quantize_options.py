@@ -10,16 +10,17 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
-from nncompress.analysis.fisher import fisher_information
+from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.data import Batch
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.export import int8_coverage, write_onnx, write_pt2
+from nncompress.export import write_onnx, write_pt2
+from nncompress.export.check import int8_coverage
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layers
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, Quantize
-from nncompress.passes.int8.equalize import equalize, pairs
+from nncompress.passes.quantize.equalize import equalize, pairs
 from tests.export.networks import convolutional, language
 from tests.passes.test_quantize import Records, relative_error, run
 
@@ -262,7 +263,7 @@ def test_a_budget_of_bytes_with_an_output_that_is_one_number():
 
 
 def test_small_convolutions_are_told_to_gain_nothing():
-    from nncompress.passes.int8.small import PAYS_FROM, too_small
+    from nncompress.passes.quantize.small import PAYS_FROM, too_small
 
     for pixels, told in ((8, True), (64, False)):  # 27 · 8 products per pixel
         model = Model.from_module(nn.Conv2d(3, 8, 3, padding=1), (torch.randn(2, 3, pixels, pixels),))

@@ -14,14 +14,14 @@ from nncompress.analysis.cost import cost
 from nncompress.data import Batch
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.shapes import Shapes
-from nncompress.ir.weights import layers
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Share
-from nncompress.passes.sharing.blocks import find_blocks
-from nncompress.passes.sharing.candidates import find_groups
-from nncompress.passes.sharing.fit import Problem, fit
-from nncompress.passes.sharing.merge import merge_cheapest
+from nncompress.passes.share.blocks import find_blocks
+from nncompress.passes.share.candidates import find_groups
+from nncompress.passes.share.fit import Problem, fit
+from nncompress.passes.share.merge import merge_cheapest
 from nncompress.zoo import architecture
 
 # ShaResNet (Boulch 2018), Table 1: parameters in M, convolutions in the paper's count; then our own count.
@@ -130,7 +130,7 @@ def test_gradients_add_up():
     # The same function with the weight untied: one gradient per use.
     apart = result.copy()
     second = next(layer for layer in layers(apart) if layer.name == "convolutions.1#2")
-    from nncompress.ir.edit import add_tensor, read_tensor, set_argument
+    from nncompress.ir.edit.nodes import add_tensor, read_tensor, set_argument
 
     name = add_tensor(apart, "apart", shared.detach())
     set_argument(second.node, 1, read_tensor(apart, name, second.node))
@@ -227,7 +227,7 @@ def test_batch_norms_make_up_for_weights_that_differ_in_scale(wide):
 
 
 def test_a_scale_in_the_batch_norm_is_exact(wide):
-    from nncompress.passes.sharing.scales import norm_after, norm_before, scale_inputs, scale_outputs
+    from nncompress.passes.share.scales import norm_after, norm_before, scale_inputs, scale_outputs
 
     model = wide.copy()
     x = torch.randn(2, 3, 8, 8)

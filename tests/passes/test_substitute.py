@@ -14,9 +14,9 @@ from nncompress.analysis.cost import cost
 from nncompress.data import Batch
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Substitute
-from nncompress.passes.substitution import initial
+from nncompress.passes.substitute import initial
 from nncompress.recipe import parse_pass
 
 SIZE = 12

@@ -17,10 +17,10 @@ from nncompress.data import Batch
 from nncompress.errors import DeviceError, MissingExtraError, UnsupportedError
 from nncompress.export import write_onnx
 from nncompress.ir import Model
-from nncompress.ir.precision import in_precision
+from nncompress.ir.formats.precision import in_precision
 from nncompress.passes import Context
-from nncompress.passes.prune import Prune
-from nncompress.passes.quantize import Quantize
+from nncompress.passes.prune.options import Prune
+from nncompress.passes.quantize.options import Quantize
 from nncompress.runtimes import cuda_linear, on_cuda
 from nncompress.runtimes.on_cuda import Cuda, move, open_on_cuda
 

@@ -8,7 +8,7 @@ import torch
 
 from nncompress.data import open_data
 from nncompress.errors import UsageError
-from nncompress.ir.inputs import InputSpec
+from nncompress.ir.graph.inputs import InputSpec
 from nncompress.train import TrainSettings
 from nncompress.train.augment import Augmentation
 

@@ -13,8 +13,8 @@ from nncompress import export, pipeline
 from nncompress.data import open_data
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layers
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Prune, Quantize
 from nncompress.train import TrainSettings, train
 from nncompress.train.quantized import round_per_channel

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.patches import as_filters, from_filters
-from nncompress.analysis.residual import channel_dim, norm_of
+from nncompress.analysis.observe.patches import as_filters, from_filters
+from nncompress.analysis.observe.residual import channel_dim, norm_of
 from nncompress.ir import Model
-from nncompress.ir.weights import Layer, argument, readers
+from nncompress.ir.layers.weights import Layer, argument, readers
 
 
 @dataclass(frozen=True)

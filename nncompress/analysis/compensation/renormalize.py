@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import argument
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import argument
 
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HELD_OUT = 4  # every fourth batch decides

@@ -27,12 +27,12 @@ from nncompress.analysis.compensation.sides import Env, Room, cut_side, original
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.readings import LARGEST
-from nncompress.analysis.patches import as_filters, draw_positions, filter_rows, output_rows
-from nncompress.analysis.residual import Branch, channel_dim, sums_over_channels
+from nncompress.analysis.observe.patches import as_filters, draw_positions, filter_rows, output_rows
+from nncompress.analysis.observe.residual import Branch, channel_dim, sums_over_channels
 from nncompress.ir import Model
-from nncompress.ir.geometry import geometry
-from nncompress.ir.inputs import count_records
-from nncompress.ir.weights import Layer, layers, readers
+from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.layers.geometry import geometry
+from nncompress.ir.layers.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per record

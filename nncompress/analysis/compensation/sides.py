@@ -181,7 +181,7 @@ def cut_side(
 
 def frontier_bytes(model: Model) -> int:
     """The most bytes per record that a walk through the graph holds at a time, on one side."""
-    from nncompress.ir.shapes import Shapes
+    from nncompress.ir.graph.shapes import Shapes
 
     shapes = Shapes(model)
     waiting = {node: len(node.users) for node in model.graph.nodes}

@@ -15,7 +15,7 @@ from torch import fx
 
 from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
 from nncompress.analysis.couplings.value import Result, Value
-from nncompress.ir.normalize import op_name
+from nncompress.ir.graph.normalize import op_name
 
 if TYPE_CHECKING:
     from nncompress.analysis.couplings.trace import Trace

@@ -17,8 +17,8 @@ from nncompress.analysis.couplings.trace import Trace, folded_name
 from nncompress.analysis.couplings.value import Result, Value
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.resize import Kept, Survivors
-from nncompress.ir.shapes import Shapes, fed_by_inputs
+from nncompress.ir.edit.resize import Kept, Survivors
+from nncompress.ir.graph.shapes import Shapes, fed_by_inputs
 
 Indices = NDArray[np.int64]
 Removal = Mapping[str, Sequence[int] | Indices]

@@ -13,7 +13,7 @@ from torch import fx
 
 from nncompress.analysis.couplings.labels import Factor, Labels, varying
 from nncompress.analysis.couplings.value import Result, Value, as_dims
-from nncompress.ir.normalize import op_name
+from nncompress.ir.graph.normalize import op_name
 
 if TYPE_CHECKING:
     from nncompress.analysis.couplings.trace import Trace

@@ -18,9 +18,9 @@ from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH, arguments
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.resize import Kept
-from nncompress.ir.verify import in_double
+from nncompress.ir.edit.resize import Kept
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.verify import in_double
 
 
 class ZeroedReference(fx.Interpreter):

@@ -11,8 +11,8 @@ from torch import fx
 from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.trace import Trace, constants_to_fold, folded_name
 from nncompress.ir import Model
-from nncompress.ir.edit import add_tensor, read_tensor, replace_node
-from nncompress.ir.resize import resize
+from nncompress.ir.edit.nodes import add_tensor, read_tensor, replace_node
+from nncompress.ir.edit.resize import resize
 
 
 def find_couplings(model: Model) -> Couplings:

@@ -12,7 +12,7 @@ from nncompress.analysis.couplings import contraction as c
 from nncompress.analysis.couplings import indexing as i
 from nncompress.analysis.couplings import movement as m
 from nncompress.analysis.couplings import pointwise as p
-from nncompress.ir.normalize import op_name
+from nncompress.ir.graph.normalize import op_name
 
 Rule = Callable[..., Any]
 

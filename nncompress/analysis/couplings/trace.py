@@ -20,7 +20,7 @@ from nncompress.analysis.couplings.value import (
     nested_shape,
 )
 from nncompress.ir import Model
-from nncompress.ir.shapes import Shapes
+from nncompress.ir.graph.shapes import Shapes
 
 
 class Trace:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings.labels import Factor
-from nncompress.ir.shapes import Shapes
+from nncompress.ir.graph.shapes import Shapes
 
 EXAMPLE_BATCH = 3  # labels are traced at this batch size: a number that rarely is a size of anything else
 

@@ -25,9 +25,9 @@ from torch import Tensor, fx
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.couplings.groups import Group
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import layers
-from nncompress.ir.widen import Gather, Gathers, anywhere
+from nncompress.ir.edit.widen import Gather, Gathers, anywhere
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layers
 
 if TYPE_CHECKING:
     from nncompress.analysis.growth.units import NewUnits

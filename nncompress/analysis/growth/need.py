@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 
 from nncompress.analysis.answer import answer_index
-from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Couplings
+from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.proof import grow_proven
 from nncompress.analysis.growth.units import NewUnits, normalized_groups
@@ -26,7 +26,7 @@ from nncompress.analysis.importance.choices import group_choices
 from nncompress.analysis.importance.taps import check_labels, task_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
-from nncompress.ir.widen import anywhere
+from nncompress.ir.edit.widen import anywhere
 from nncompress.progress import Progress
 
 CANDIDATES = 4  # per group

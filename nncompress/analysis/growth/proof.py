@@ -15,7 +15,7 @@ from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.units import NewUnits, grow_units
 from nncompress.ir import Model
-from nncompress.ir.widen import Gathers, anywhere
+from nncompress.ir.edit.widen import Gathers, anywhere
 
 DRAWS = 5  # of initial values
 FAINT = 1e-9  # of the largest gradient anywhere: less comes from silent weights only

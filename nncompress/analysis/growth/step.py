@@ -14,8 +14,8 @@ from nncompress.analysis.growth.units import NewUnits, normalized_groups
 from nncompress.data import Dataset
 from nncompress.errors import DataError
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.widen import Gathers
+from nncompress.ir.edit.widen import Gathers
+from nncompress.ir.graph.normalize import op_name
 from nncompress.progress import Progress
 
 

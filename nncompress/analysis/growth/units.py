@@ -13,9 +13,9 @@ from nncompress.analysis.couplings.groups import Growth
 from nncompress.analysis.couplings.labels import PIN
 from nncompress.analysis.growth.initial import initialize
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.resize import Survivors, read
-from nncompress.ir.widen import Gathers, repeat_runs, widen
+from nncompress.ir.edit.resize import Survivors, read
+from nncompress.ir.edit.widen import Gathers, repeat_runs, widen
+from nncompress.ir.graph.normalize import op_name
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.answer import answer_index, output_dims
-from nncompress.analysis.autograd import gradient_batch_size
 from nncompress.analysis.couplings import Site
+from nncompress.analysis.curvature.autograd import gradient_batch_size
+from nncompress.analysis.curvature.squared_gradients import mean_squared_gradients
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.ranking import Scores
 from nncompress.analysis.importance.taps import Taps, task_loss
-from nncompress.analysis.squared_gradients import mean_squared_gradients
-from nncompress.analysis.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress

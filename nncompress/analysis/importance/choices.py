@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from nncompress.analysis.couplings import Couplings, Group, Member, Site
-from nncompress.analysis.residual import (
+from nncompress.analysis.observe.residual import (
     Branch,
     channel_dim,
     find_branches,
@@ -26,8 +26,8 @@ from nncompress.analysis.residual import (
     sums_over_channels,
 )
 from nncompress.ir import Model
-from nncompress.ir.normalize import op_name
-from nncompress.ir.weights import Layer, layer_name, layers
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import Layer, layer_name, layers
 
 Indices = NDArray[np.int64]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Choice, Consumer, Indices
-from nncompress.analysis.patches import input_rows
-from nncompress.analysis.statistics import Moments
-from nncompress.ir.weights import Layer
+from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.statistics import Moments
+from nncompress.ir.layers.weights import Layer
 
 POSITIONS = 64  # of a layer, drawn per record
 LARGEST = 6144  # columns of a layer; beyond that, columns of different units are taken as independent

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.answer import known_answer
-from nncompress.analysis.autograd import gradient_batch_size
+from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
 from nncompress.analysis.importance.taps import Taps, curvature_loss
-from nncompress.analysis.residual import Branch, channel_dim
-from nncompress.analysis.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.residual import Branch, channel_dim
+from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
-from nncompress.ir.weights import Layer
+from nncompress.ir.layers.weights import Layer
 from nncompress.progress import Progress
 
 DRAWS = 2  # random scalars per batch in calibration

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.qdq import StraightThrough
+from nncompress.ir.formats.qdq import StraightThrough
 
 
 class Taps(StraightThrough):

@@ -25,11 +25,11 @@ from nncompress.errors import (
     UsageError,
     VerificationError,
 )
-from nncompress.export.verify import TOLERANCE, precision_of
+from nncompress.export.check.compare import TOLERANCE, precision_of
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.inputs import random_input
-from nncompress.ir.stated_input import InputShape, matched
-from nncompress.ir.tracing import MAX_BATCH, trace
+from nncompress.ir.graph.inputs import random_input
+from nncompress.ir.graph.stated_input import InputShape, matched
+from nncompress.ir.graph.tracing import MAX_BATCH, trace
 from nncompress.loading.onnx import control, layers, movement, pointwise, quantized, recurrent, reductions
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
 from nncompress.loading.onnx.values import DTYPES

@@ -12,9 +12,9 @@ from nncompress.analysis.compensation import Cut, compensate, without_data
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.sides import Room, Side, cut_side, original_side
 from nncompress.analysis.couplings import find_couplings
-from nncompress.analysis.residual import find_branches
+from nncompress.analysis.observe.residual import find_branches
 from nncompress.ir import Model
-from nncompress.ir.weights import layers
+from nncompress.ir.layers.weights import layers
 from nncompress.progress import NullProgress
 
 

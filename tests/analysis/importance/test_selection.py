@@ -24,7 +24,7 @@ from nncompress.analysis.importance.selection import (
 )
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.passes.nodes.carry_out import carry_out
+from nncompress.passes.prune_nodes.carry_out import carry_out
 
 
 def choice(name: str, size: int) -> Choice:

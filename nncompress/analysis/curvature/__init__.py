@@ -1,0 +1,1 @@
+"""How much the outputs or the loss mind an error: gradients, Gauss-Newton, Fisher."""

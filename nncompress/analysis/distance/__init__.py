@@ -1,0 +1,1 @@
+"""How far outputs moved, and which layers moved them."""

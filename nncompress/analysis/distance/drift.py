@@ -1,0 +1,108 @@
+"""How far a changed model's outputs are from the original's, on samples that nothing was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nncompress.analysis.cost import cost
+from nncompress.analysis.observe.calibration import largest_batch
+from nncompress.data import Dataset
+from nncompress.ir import Model
+from nncompress.ir.graph.verify import Distances, Drift, outputs_checked, same_structure
+
+Inputs = tuple[Tensor, ...]
+
+BOUND = 0.25  # of `Drift.amount`, beyond which a pass warns: docs/compress.md
+RANDOM = 8  # inputs, where there is no data
+FEWEST, MOST = 16, 64  # samples of the data
+MACS = 10**11  # in all samples together, but for the fewest
+OUTPUT_BYTES = 2**28  # of the original's outputs, which are kept
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs to compare outputs on.
+
+    Attributes:
+        counts: how many are in each batch.
+        origin: "held-out", "given" (there were too few to hold any out) or "random".
+    """
+
+    batches: tuple[Inputs, ...]
+    counts: tuple[int, ...]
+    origin: str
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @classmethod
+    def draw(cls, model: Model, data: Dataset | None, held: Dataset | None, seed: int) -> Samples:
+        """Of the held-out records, else of the data, else at random.
+
+        Args:
+            data, held: the two parts of the data, see `Dataset.split`.
+        """
+        if data is None:
+            inputs = model.example_inputs(min(RANDOM, largest_batch(model)), seed)
+            return cls((inputs,), (_length(inputs),), "random")
+        most = min(MOST, max(FEWEST, MACS // max(cost(model).macs, 1)))
+        batches = (held or data).batches(min(FEWEST, largest_batch(model)), limit=most)
+        drawn = [(batch.inputs, len(batch)) for batch in batches]
+        origin = "held-out" if held is not None else "given"
+        return cls(tuple(inputs for inputs, _ in drawn), tuple(count for _, count in drawn), origin)
+
+    def __str__(self) -> str:
+        """on 64 held-out samples"""
+        several = "s" if self.count != 1 else ""
+        if self.origin == "random":
+            return f"on {self.count} random input{several}"
+        if self.origin == "held-out":
+            return f"on {self.count} held-out sample{several}"
+        return f"on {self.count} sample{several} of the data, too few to hold any out: not held out"
+
+
+def _length(inputs: Inputs) -> int:
+    return len(inputs[0]) if inputs and inputs[0].dim() else 1
+
+
+class Reference:
+    """An original's outputs, and what is measured against them.
+
+    Raises:
+        VerificationError: the original does not run, or gives nothing finite.
+    """
+
+    def __init__(self, original: Model, samples: Samples, what: str) -> None:
+        self.samples = samples
+        self._outputs: list[Sequence[Tensor]] = []
+        size = 0
+        for inputs in samples.batches:
+            self._outputs.append(outputs_checked(original, inputs, what))
+            size += sum(y.numel() * y.element_size() for y in self._outputs[-1])
+            if size > OUTPUT_BYTES:
+                break
+        kept = len(self._outputs)
+        self.samples = Samples(samples.batches[:kept], samples.counts[:kept], samples.origin)
+
+    def drift(self, model: Model, what: str) -> list[Drift]:
+        """Distance of every output of `model`.
+
+        Raises:
+            VerificationError: it does not run, or its outputs have another form, or values that are not
+                finite where the original's are.
+        """
+        distances = Distances(model.outputs)
+        for inputs, before in zip(self.samples.batches, self._outputs):
+            now = outputs_checked(model, inputs, what, before)
+            same_structure(now, before, what)
+            distances.add(now, before)
+        return distances.rows()
+
+
+def amount(rows: Sequence[Drift]) -> float:
+    """The worst output's."""
+    return max((row.amount for row in rows), default=0.0)

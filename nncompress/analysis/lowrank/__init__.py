@@ -1,0 +1,1 @@
+"""Low-rank decompositions of weights, and the ranks that an error or a budget allows."""

@@ -1,0 +1,143 @@
+"""K×L filters as K×1 filters followed by 1×L filters (kernel composing), best for a metric.
+
+    W[o, i, k, l] = Σ_r H[o, r, l] · V[r, i, k]
+
+Without a metric this is the SVD of W as a matrix [(i, k), (o, l)] (Jaderberg et al. 2014, scheme 2; Zhang et
+al. 2016 §3.5). With one, tr(G Δ S Δᵀ) does not separate into a left and a right side, so:
+1. the vertical filters V come from the SVD under the nearest metric that does separate;
+2. the horizontal ones follow by least squares, for all ranks at once: with the features of rank r nested in
+   those of rank r + 1, one Cholesky factorization gives the exact error of every rank;
+3. at the chosen rank, V (conjugate gradients) and H (closed form) are solved for in turns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.lowrank.decompose import decompose
+from nncompress.analysis.lowrank.ranks import tails
+
+SWEEPS = 3  # turns of step 3: the first takes most of what there is
+STEPS = 12  # conjugate gradients per turn
+JITTER = 1e-9
+
+
+class SpatialDecomposition:
+    """A weight [o, i, K, L] that can be cut at any rank.
+
+    Args:
+        metric: of the weight as a matrix [o, i · K · L].
+        largest: the highest rank of interest.
+    """
+
+    def __init__(self, weight: Tensor, metric: Metric | None = None, largest: int | None = None) -> None:
+        self.weight = weight.detach().to(torch.float64)
+        outputs, inputs, height, width = self.weight.shape
+        self.metric = metric
+        grid = self.weight.permute(1, 2, 0, 3).reshape(inputs * height, outputs * width)
+        self._spectrum = decompose(grid.T, self._separated())  # [(o, l), (i, k)]
+        self.largest = min(len(self._spectrum.values), largest or len(self._spectrum.values))
+
+    def errors(self) -> Tensor:
+        """tr(G Δ S Δᵀ) of the ranks 1 … largest before the turns of step 3, float64 [largest]."""
+        if self.metric is None:
+            return tails(self._spectrum.values)[1 : self.largest + 1]
+        features = self._features(self._start(self.largest))
+        target = self.weight.flatten(1)
+        seen = self.metric.times_inputs(features)
+        gram = _jittered(seen @ features.T)
+        solved = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen @ target.T, upper=False)
+        explained = (solved * self.metric.times_outputs(solved.T).T).sum(1).reshape(self.largest, -1).sum(1)
+        return (self.metric.energy(target) - explained.cumsum(0)).clamp_min(0)
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """V [rank, i, K] and H [o, rank, L]."""
+        outputs, inputs, height, width = self.weight.shape
+        if self.metric is None:
+            left, right = self._spectrum.factors(rank)
+            return right.reshape(rank, inputs, height), left.reshape(outputs, width, rank).transpose(1, 2)
+        vertical = self._start(rank)
+        horizontal = self._solve_horizontal(vertical)
+        for _ in range(SWEEPS):
+            vertical, horizontal = _balanced(vertical, horizontal)
+            vertical = self._improve_vertical(vertical, horizontal)
+            horizontal = self._solve_horizontal(vertical)
+        return _balanced(vertical, horizontal)
+
+    def _separated(self) -> Metric | None:
+        """The metric averaged over what the other side sees: S over l for V, G and S over k for H."""
+        if self.metric is None:
+            return None
+        outputs, inputs, height, width = self.weight.shape
+        side = across = None
+        if self.metric.inputs is not None:
+            shape = (inputs, height, width, inputs, height, width)
+            moment = self.metric.inputs.reshape(shape)
+            size = inputs * height
+            side = torch.einsum("aklbml->akbm", moment).reshape(size, size) / width
+            across = torch.einsum("aklakm->lm", moment)
+            across = across / across.diagonal().mean()
+        ones = torch.eye(outputs, dtype=torch.float64) if self.metric.outputs is None else self.metric.outputs
+        row = torch.eye(width, dtype=torch.float64) if across is None else across
+        return Metric(side, torch.kron(ones, row))
+
+    def _start(self, rank: int) -> Tensor:
+        _, inputs, height, _ = self.weight.shape
+        vertical = self._spectrum.factors(rank)[1]
+        return (vertical / vertical.norm(dim=1, keepdim=True).clamp_min(1e-300)).reshape(rank, inputs, height)
+
+    def _features(self, vertical: Tensor) -> Tensor:
+        """What H multiplies: V [r, i, K] -> [(r, l), (i, k, l')], V where l = l', else 0."""
+        width = self.weight.shape[3]
+        columns = torch.eye(width, dtype=torch.float64)
+        return torch.einsum("rik,lm->rlikm", vertical, columns).reshape(len(vertical) * width, -1)
+
+    def _solve_horizontal(self, vertical: Tensor) -> Tensor:
+        """The H with the least error for V: normal equations, in which G cancels."""
+        assert self.metric is not None
+        features = self._features(vertical)
+        seen = self.metric.times_inputs(features)
+        factor = torch.linalg.cholesky(_jittered(seen @ features.T))
+        solved = torch.cholesky_solve(seen @ self.weight.flatten(1).T, factor)
+        return solved.T.reshape(len(self.weight), len(vertical), -1)
+
+    def _improve_vertical(self, vertical: Tensor, horizontal: Tensor) -> Tensor:
+        """Conjugate gradients on V for fixed H, a linear least-squares problem too large to write down."""
+
+        def compose(v: Tensor) -> Tensor:
+            return torch.einsum("orl,rik->oikl", horizontal, v)
+
+        def pull_back(delta: Tensor) -> Tensor:
+            assert self.metric is not None
+            gradient = self.metric.times_outputs(self.metric.times_inputs(delta.flatten(1)))
+            return torch.einsum("orl,oikl->rik", horizontal, gradient.reshape(delta.shape))
+
+        residual = pull_back(self.weight - compose(vertical))
+        direction, size = residual, float(residual.square().sum())
+        for _ in range(STEPS):
+            if size <= 0:
+                break
+            image = pull_back(compose(direction))
+            curvature = float((direction * image).sum())
+            if curvature <= 0:
+                break
+            vertical = vertical + (size / curvature) * direction
+            residual = residual - (size / curvature) * image
+            previous, size = size, float(residual.square().sum())
+            direction = residual + (size / previous) * direction
+        return vertical
+
+
+def _jittered(gram: Tensor) -> Tensor:
+    """Features beyond the weight's own rank are linearly dependent: keep their Gram matrix invertible."""
+    mean = gram.diagonal().mean().clamp_min(1e-300)
+    return gram + JITTER * mean * torch.eye(len(gram), dtype=gram.dtype)
+
+
+def _balanced(vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, every pair of filters with equal norms."""
+    v, h = vertical.flatten(1).norm(dim=1), horizontal.transpose(0, 1).flatten(1).norm(dim=1)
+    scale = torch.where((v > 0) & (h > 0), (h / v).sqrt(), 1.0)
+    return vertical * scale[:, None, None], horizontal / scale[None, :, None]

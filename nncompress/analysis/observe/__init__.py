@@ -1,0 +1,1 @@
+"""What flows through a model on real data: walks over the graph, statistics, ranges."""

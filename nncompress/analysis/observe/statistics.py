@@ -1,0 +1,236 @@
+"""What flows through a model on real data, in one streamed pass: no activation outlives its batch.
+
+    moments = input_moments(model, list(layers(model)), batches)     # {layer name: Moments}
+    moments["layer1.0.conv1"].covariance                             # float64 [groups, d, d]
+
+    channels = {node: ChannelStatistics(dim=1) for node in nodes}
+    observe(model, batches, {node: [c.add] for node, c in channels.items()})
+    channels[node].variance                                          # float64 [channels]
+
+Sums are kept in float64: in float32 a variance drowns where the mean is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.observe.patches import input_rows
+from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.graph.model import Model
+from nncompress.ir.layers.weights import Layer
+from nncompress.progress import NullProgress, Progress
+
+Inputs = tuple[Tensor, ...]
+ROWS = 8192  # positions of a layer that are drawn from every batch
+
+
+class Moments:
+    """Streamed first and second moments of vectors in groups.
+
+    Attributes:
+        count: vectors seen (per group).
+        total: their sum, float64 [groups, d].
+        products: the sum of their outer products, float64 [groups, d, d].
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.products = torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows [groups, n, d]."""
+        rows = rows.detach().to(torch.float64)
+        total, products = rows.sum(1), rows.transpose(1, 2) @ rows
+        if self.count == 0:
+            self.total, self.products = total, products
+        else:
+            self.total += total
+            self.products += products
+        self.count += rows.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], float64 [groups, d]."""
+        return self.total / self.count
+
+    @property
+    def second(self) -> Tensor:
+        """E[x xᵀ], float64 [groups, d, d]."""
+        return self.products / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x xᵀ] − E[x] E[x]ᵀ, float64 [groups, d, d]."""
+        mean = self.mean
+        return self.second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)  # a large matrix: in place
+
+
+class CrossMoments:
+    """Streamed products of two kinds of vectors seen at the same positions, x [d] and y [e].
+
+    Attributes:
+        x: the moments of x alone.
+        y_total: sum of y, float64 [groups, e].
+        y_squares: sum of |y|², a number.
+        products: the sum of y xᵀ, float64 [groups, e, d].
+    """
+
+    def __init__(self) -> None:
+        self.x = Moments()
+        self.y_total = self.products = torch.zeros(0)
+        self.y_squares = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in rows x [groups, n, d] and y [groups, n, e]."""
+        x, y = x.detach().to(torch.float64), y.detach().to(torch.float64)
+        total, products = y.sum(1), y.transpose(1, 2) @ x
+        if self.x.count == 0:
+            self.y_total, self.products = total, products
+        else:
+            self.y_total += total
+            self.products += products
+        self.y_squares += float(y.square().sum())
+        self.x.add(x)
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[y xᵀ] − E[y] E[x]ᵀ, float64 [groups, e, d]."""
+        y_mean = self.y_total / self.x.count
+        return self.products / self.x.count - y_mean[:, :, None] * self.x.mean[:, None, :]
+
+
+class ChannelStatistics:
+    """Streamed mean, variance and activity of every channel of an activation.
+
+    Args:
+        dim: the channel dim of the activation: 1 for images, -1 for features.
+
+    Attributes:
+        count: values seen per channel.
+        active: how many of them were not zero, float64 [channels] (the papers' activation count).
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        self.dim = dim
+        self.count = 0
+        self.active = self._mean = self._squares = torch.zeros(0)  # _squares: about the mean
+
+    def add(self, value: Tensor) -> None:
+        """Take in one activation; two batches are joined as in Chan, Golub and LeVeque 1979."""
+        rows = value.detach().movedim(self.dim, 0).flatten(1).to(torch.float64)
+        count, mean = rows.shape[1], rows.mean(1)
+        squares = (rows - mean[:, None]).square().sum(1)
+        active = rows.count_nonzero(1).to(torch.float64)
+        if self.count == 0:
+            self.count, self.active, self._mean, self._squares = count, active, mean, squares
+            return
+        both, apart = self.count + count, mean - self._mean
+        self._squares = self._squares + squares + apart.square() * (self.count * count / both)
+        self._mean = self._mean + apart * (count / both)
+        self.active = self.active + active
+        self.count = both
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [channels]."""
+        return self._mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance, float64 [channels]."""
+        return self._squares / self.count
+
+
+def observe(
+    model: Model,
+    batches: Iterable[Inputs],
+    watches: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]],
+    *,
+    progress: Progress | None = None,
+    total: int | None = None,
+    description: str = "collecting statistics",
+) -> int:
+    """Run `model` on every batch and show the values of some nodes to their watches, in graph order.
+
+    Each batch is run up to the last watched node only, and a value is dropped as soon as nothing needs it.
+
+    Args:
+        batches: the model's positional inputs.
+        total: number of records to come, for the progress display.
+
+    Returns: the number of records seen.
+    """
+    progress = progress or NullProgress()
+    runner = _Observer(model.graph_module, watches)
+    seen = 0
+    with torch.no_grad():
+        for inputs in batches:
+            progress.step(description, seen, total)
+            runner.watch(*inputs)
+            seen += count_records(model.inputs, inputs)
+    progress.step(description, seen, total)
+    return seen
+
+
+def input_moments(
+    model: Model,
+    observed: Iterable[Layer],
+    batches: Iterable[Inputs],
+    *,
+    rows: int | None = ROWS,
+    seed: int = 0,
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> dict[str, Moments]:
+    """Moments of the vectors that each layer multiplies (see `input_rows`), by layer name, in one pass.
+
+    Args:
+        rows: draw at most this many positions per batch and layer; None takes all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Moments] = {}
+    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+    for layer in observed:
+        moments = found[layer.name] = Moments()
+
+        def take(value: Tensor, layer: Layer = layer, moments: Moments = moments) -> None:
+            moments.add(input_rows(layer, value, rows, generator))
+
+        watches.setdefault(layer.data, []).append(take)
+    observe(model, batches, watches, progress=progress, total=total)
+    return found
+
+
+class _Enough(Exception):
+    """The last watched node has been seen."""
+
+
+class _Observer(fx.Interpreter):
+    def __init__(
+        self, module: fx.GraphModule, watches: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]
+    ) -> None:
+        super().__init__(module)
+        self._watches = watches
+        order = [node for node in module.graph.nodes if node in watches]
+        if len(order) != len(watches):
+            raise ValueError("a watched node is not in this model's graph")
+        self._last = order[-1] if order else None
+
+    def watch(self, *inputs: Tensor) -> None:
+        if self._last is None:
+            return
+        try:
+            self.run(*inputs)
+        except _Enough:
+            self.env.clear()
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        for watch in self._watches.get(n, ()):
+            watch(value)
+        if n is self._last:
+            raise _Enough
+        return value

@@ -1,0 +1,1 @@
+"""What a written file computes and where its layers run, asked of its runtime."""

@@ -1,0 +1,133 @@
+"""Which heavy ops of an ONNX file really run on int8 kernels: asked of ONNX Runtime, not of the file.
+
+The runtime replaces `DequantizeLinear, op, QuantizeLinear` by an int8 kernel where every part of the pattern
+fits, and computes in float where one does not, without a word. The graph after its optimiser tells.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from nncompress.export.lower.onnxruntime.pools import is_pool
+
+INT8_KERNELS = {
+    "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
+    "DynamicQuantizeMatMul", "QAttention",
+}  # fmt: skip
+# between a stored weight and its layer
+WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather", "Slice", "Cast", "Mul"}
+RECURRENT = ("LSTM", "GRU", "RNN")
+FLOAT_KERNELS = {
+    "Conv",
+    "FusedConv",
+    "ConvTranspose",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "Attention",
+    *RECURRENT,
+}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Heavy ops (convolutions, matrix products, recurrent layers) by the arithmetic they run in.
+
+    Attributes:
+        int8: (kernel, name) of each that runs on an integer kernel.
+        float: (op, name) of each that has a weight and runs in float.
+        activations: float products of two activations (attention); quantizing weights does not touch them.
+        conversions: Quantize- and DequantizeLinear nodes left over: what each costs is lost speed.
+        reasons: of each name in `float`, why.
+    """
+
+    int8: tuple[tuple[str, str], ...]
+    float: tuple[tuple[str, str], ...]
+    activations: tuple[tuple[str, str], ...]
+    conversions: int
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """ "21 of 22 in int8; in float: up (ONNX Runtime has no int8 ConvTranspose)"."""
+        total = len(self.int8) + len(self.float)
+        text = f"{len(self.int8)} of {total} in int8"
+        if self.float:
+            text += "; in float: " + ", ".join(f"{name} ({self.reasons[name]})" for _, name in self.float[:5])
+            text += ", …" if len(self.float) > 5 else ""
+        return text
+
+
+def int8_coverage(path: str | Path) -> Coverage:
+    """Let ONNX Runtime optimise the file for this CPU and sort its heavy ops.
+
+    Raises:
+        UnsupportedError: it cannot load the file.
+    """
+    from nncompress.export.check.onnxruntime import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        open_session(Path(path), save_to=optimised)
+        graph = onnx.load(optimised, load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("DequantizeLinear", "Transpose", "Cast") and node.input[0] in stored:
+            stored.update(node.output)
+    groups: dict[str, list[tuple[str, str]]] = {"int8": [], "float": [], "activations": []}
+    conversions = 0
+    for node in graph.node:
+        entry = (node.op_type, layer_of(node.name))
+        if is_pool(entry[1]):
+            continue
+        if node.op_type in INT8_KERNELS:
+            groups["int8"].append(entry)
+        elif node.op_type in FLOAT_KERNELS:
+            weighted = any(name in stored for name in node.input[:2])
+            groups["float" if weighted else "activations"].append(entry)
+        conversions += node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    reasons = _reasons(onnx.load(path, load_external_data=False).graph, groups["float"])
+    return Coverage(
+        tuple(groups["int8"]), tuple(groups["float"]), tuple(groups["activations"]), conversions, reasons
+    )
+
+
+def layer_of(node: str) -> str:
+    """The layer's name in that of a node of the optimised graph: "fused 0/MatMulAddFusion" -> "0"."""
+    return re.sub(
+        r"^fused |^node_(?=LSTM|GRU|RNN|lstm|gru|rnn)|/MatMulAddFusion.*$|_nchwc$|_token_\d+$", "", node
+    ).strip()
+
+
+def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, str]:
+    """Why each of these layers runs in float, told by the file as it was written."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    written = {node.name: node for node in graph.node}
+
+    def from_int8(name: str) -> bool:
+        while name in made_by and made_by[name].op_type in WEIGHT_OPS:
+            name = made_by[name].input[0]
+        return types.get(name) == onnx.TensorProto.INT8
+
+    reasons = {}
+    for op, name in left:
+        node = written.get(name)
+        if op in RECURRENT:
+            reasons[name] = "a recurrent layer, which quantize leaves"
+        elif node is None or len(node.input) < 2:
+            reasons[name] = "the runtime's optimiser took it apart"
+        elif not from_int8(node.input[1]):
+            reasons[name] = "left in float"
+        elif op == "ConvTranspose":
+            reasons[name] = "ONNX Runtime has no int8 ConvTranspose for CPUs"
+        elif node.input[0] not in made_by or made_by[node.input[0]].op_type != "DequantizeLinear":
+            reasons[name] = "only its weights are int8"
+        else:
+            reasons[name] = "no int8 kernel fits how its result is read"
+    return reasons

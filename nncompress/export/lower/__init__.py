@@ -1,0 +1,1 @@
+"""Rewrites that a runtime's kernels ask for, a folder per runtime."""

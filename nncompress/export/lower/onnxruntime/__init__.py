@@ -1,0 +1,1 @@
+"""Rewrites of an ONNX graph for ONNX Runtime's kernels."""

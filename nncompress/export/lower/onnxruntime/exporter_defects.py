@@ -1,0 +1,63 @@
+"""Edits of a program of our own that torch 2.13's ONNX exporter would refuse, or say otherwise.
+
+An attention's result changes its strides when it is decomposed; then a `view` of its transpose is refused: a
+copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
+is dropped: a factor behind the pool stands in for it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import argument
+
+aten = torch.ops.aten
+DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
+
+
+def dodge_defects(program: ExportedProgram) -> None:
+    """Edit in place; the program computes the same."""
+    for node in list(program.graph.nodes):
+        if node.target in (aten.view.default, aten.reshape.default):
+            _copy_attention(node)
+        elif op_name(node) in DIMS:
+            _divide_as_usual(node)
+    program.graph_module.recompile()
+
+
+def _copy_attention(view: fx.Node) -> None:
+    source: Any = view.args[0]
+    if op_name(source) not in ("transpose", "permute") or not _from_attention(source):
+        return
+    copied = _call(view, aten.clone.default, source, memory_format=torch.contiguous_format)
+    view.replace_input_with(source, copied)
+
+
+def _from_attention(node: fx.Node) -> bool:
+    while op_name(node) in ("transpose", "permute", "view", "reshape", "contiguous", "dropout"):
+        node = node.all_input_nodes[0]
+    return "attention" in op_name(node)
+
+
+def _divide_as_usual(pool: fx.Node) -> None:
+    given: Any = tuple(argument(pool, position) for position in range(5))
+    kernel, divisor = given[1], argument(pool, 6)
+    if divisor is None or given[4]:  # a window that sticks out has fewer pixels
+        return
+    pixels = prod(kernel) if len(kernel) > 1 else kernel[0] ** DIMS[op_name(pool)]
+    plain = _call(pool, pool.target, *given, True, None)
+    pool.replace_all_uses_with(_call(pool, aten.mul.Tensor, plain, pixels / divisor))
+
+
+def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, args, kwargs)
+    values = fx.map_arg((args, kwargs), lambda each: each.meta["val"])
+    node.meta["val"] = target(*values[0], **values[1])
+    return node

@@ -1,0 +1,78 @@
+"""Weights as unsigned bytes on x86 processors without VNNI, where signed ones give wrong sums.
+
+What overflows there, and why: `nncompress.runtimes.saturation`. Weights w with the zero point 0 are stored
+as w + 128 with the zero point 128: the same numbers, and right sums, by a slower kernel. Weights of 7 bits
+cannot overflow and keep the faster one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from nncompress.devices import processor
+from nncompress.export.lower.onnxruntime.edit import array, insert, producer, store
+from nncompress.runtimes.saturation import overflows
+
+
+def lower_saturating(graph: ir.Graph) -> int:
+    """Rewrite in place what could overflow on this machine; nothing on one whose products sum in 32 bits.
+
+    Returns:
+        the number of weights that are unsigned now.
+    """
+    if not processor().saturates:
+        return 0
+    unsigned: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            _dequantize_unsigned(graph, node, unsigned)
+        elif node.op_type == "MatMulInteger":
+            _multiply_unsigned(graph, node, unsigned)
+    return len(unsigned)
+
+
+def _dequantize_unsigned(graph: ir.Graph, layer: ir.Node, unsigned: dict[ir.Value, ir.Value]) -> None:
+    kernel = producer(layer.inputs[1], "DequantizeLinear")
+    if kernel is None or producer(layer.inputs[0], "DequantizeLinear") is None:
+        return
+    turn = producer(kernel.inputs[0], "Transpose")
+    made = _unsigned(graph, turn.inputs[0] if turn is not None else kernel.inputs[0], unsigned)
+    zero = _plus_128(graph, kernel.inputs[2] if len(kernel.inputs) > 2 else None)
+    if made is None or zero is None:
+        return
+    if turn is not None:
+        node = ir.node("Transpose", [made], {"perm": turn.attributes["perm"].as_ints()})
+        made = insert(graph, layer, node, turn.outputs[0])
+        made.type = ir.TensorType(ir.DataType.UINT8)
+    node = ir.node("DequantizeLinear", [made, kernel.inputs[1], zero], dict(kernel.attributes))
+    layer.replace_input_with(1, insert(graph, layer, node, layer.inputs[1]))
+
+
+def _multiply_unsigned(graph: ir.Graph, product: ir.Node, unsigned: dict[ir.Value, ir.Value]) -> None:
+    made = _unsigned(graph, product.inputs[1], unsigned)
+    zero = _plus_128(graph, product.inputs[3] if len(product.inputs) > 3 else None)
+    if made is not None and zero is not None:
+        product.replace_input_with(1, made)
+        product.replace_input_with(3, zero)
+
+
+def _unsigned(
+    graph: ir.Graph, weight: ir.Value | None, unsigned: dict[ir.Value, ir.Value]
+) -> ir.Value | None:
+    """`weight` (signed bytes) plus 128 as unsigned bytes; None where it need not be so."""
+    stored = array(weight)
+    if weight is None or stored is None or stored.dtype != np.int8 or not overflows(stored):
+        return None
+    if weight not in unsigned:
+        shifted = _plus_128(graph, weight)
+        assert shifted is not None
+        unsigned[weight] = shifted
+    return unsigned[weight]
+
+
+def _plus_128(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
+    stored = array(value)
+    if value is None or stored is None or stored.dtype != np.int8:
+        return None
+    return store(graph, f"{value.name}_unsigned", (stored.astype(np.int16) + 128).astype(np.uint8))

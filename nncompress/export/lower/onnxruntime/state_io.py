@@ -1,0 +1,104 @@
+"""Tensors that a model changes in every call (caches, counters), as inputs and outputs of an exported graph.
+
+    keys (changed by each call)   ->   an input keys_in, an output keys_out
+
+ONNX has no state. Whoever runs the file hands each call's `keys_out` to the next one's `keys_in`; a call
+without `keys_in` starts from what the model had stored, which the file keeps as the input's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from torch import Tensor
+
+from nncompress.ir import InputSpec, Model
+from nncompress.ir.graph.state import NEXT_STATE
+
+
+@dataclass(frozen=True)
+class State:
+    """One such tensor.
+
+    Attributes:
+        tensor: its dotted name.
+        input, output: what it became.
+        initial: its contents in the model.
+    """
+
+    tensor: str
+    input: str
+    output: str
+    initial: Tensor
+
+
+def state_as_inputs(model: Model) -> tuple[Model, list[State]]:
+    """A copy of `model` without state, and what became of each; `model` itself where it changes nothing.
+
+    The inputs and outputs of the copy are those of `model`, then those of its state.
+    """
+    if not any(node.target is NEXT_STATE for node in model.graph.nodes):
+        return model, []
+    model = model.copy()
+    graph = model.graph
+    states: list[State] = []
+    results: list[Any] = []
+    taken = {spec.name for spec in model.inputs} | set(model.outputs)
+    for node in [node for node in graph.nodes if node.target is NEXT_STATE]:
+        stored: Any
+        stored, contents = node.args
+        name = str(stored.target)
+        came_in, goes_out = (_free(f"{name.replace('.', '_')}_{end}", taken) for end in ("in", "out"))
+        initial = model.tensor(name).detach()
+        with graph.inserting_before(next(iter(graph.nodes))):
+            given = graph.placeholder(came_in)
+        given.meta = dict(stored.meta)
+        for reader in [
+            n for n in graph.nodes if n.op == "get_attr" and model.tensor(str(n.target)) is model.tensor(name)
+        ]:
+            reader.replace_all_uses_with(given)
+        graph.erase_node(node)
+        results.append(given if contents is stored else contents)
+        states.append(State(name, came_in, goes_out, initial.clone()))
+        dtype = str(initial.dtype).removeprefix("torch.")
+        model.inputs = (*model.inputs, InputSpec(came_in, dtype, tuple(initial.shape)).drawn_like(initial))
+        model.outputs = (*model.outputs, goes_out)
+    _order_placeholders(model)
+    output = graph.output_node()
+    output.args = ((*output.args[0], *results),)  # type: ignore[misc]
+    model.refresh()
+    return model, states
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _order_placeholders(model: Model) -> None:
+    """As the inputs are: those of the state last."""
+    found = {str(node.target): node for node in model.graph.nodes if node.op == "placeholder"}
+    first = next(iter(model.graph.nodes))
+    previous = None
+    for spec in model.inputs:
+        node = found[spec.name]
+        if previous is None:
+            if node is not first:
+                first.prepend(node)
+        else:
+            previous.append(node)
+        previous = node
+
+
+def store_initial(graph: ir.Graph, states: Sequence[State]) -> None:
+    """Keep what the model had stored as the default of each input."""
+    given = {value.name: value for value in graph.inputs}
+    for state in states:
+        value = given[state.input]
+        value.const_value = ir.tensor(state.initial.cpu().numpy(), name=state.input)
+        graph.initializers[state.input] = value

@@ -1,0 +1,1 @@
+"""Rewrites of a graph for ExecuTorch's XNNPACK delegate."""

@@ -1,0 +1,52 @@
+"""Concatenations for XNNPACK, which joins 8-bit values of one grid only.
+
+Every value that is joined, what it is joined to, and whatever only moves values between these get the grid
+that covers all of their ranges. ExecuTorch would otherwise write a program that it cannot load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from nncompress.analysis.int8_plan import MOVES
+from nncompress.ir.formats.qdq import LEVELS, Affine, is_dequantized, is_dynamic
+from nncompress.ir.graph.normalize import op_name
+
+
+def share_grids(graph: fx.Graph) -> None:
+    """Give the inputs and the output of every 8-bit concatenation one grid, in place."""
+    leader: dict[fx.Node, fx.Node] = {}
+
+    def first(quantize: fx.Node) -> fx.Node:
+        while leader.setdefault(quantize, quantize) is not quantize:
+            quantize = leader[quantize]
+        return quantize
+
+    for node in graph.nodes:
+        cat = op_name(node) in ("cat", "concat")
+        sources: Any = node.all_input_nodes if cat else node.args[:1]
+        written = [n for n in node.users if op_name(n) == "quantize_per_tensor" and not is_dynamic(n)]
+        if not written or not all(is_dequantized(source) for source in sources):
+            continue
+        if cat or (op_name(node) in MOVES and Affine.of(written[0]) == Affine.of(sources[0])):
+            for other in [source.args[0] for source in sources] + written[1:]:
+                leader[first(other)] = first(written[0])
+    for group in {first(each): [n for n in leader if first(n) is first(each)] for each in leader}.values():
+        grids = [Affine.of(quantize) for quantize in group]
+        if len(set(grids)) > 1:
+            _set(group, _covering(grids))
+
+
+def _covering(grids: list[Affine]) -> Affine:
+    lows = [-grid.zero_point * grid.scale for grid in grids]
+    return Affine.covering(
+        min(lows), max(low + LEVELS * grid.scale for low, grid in zip(lows, grids, strict=True))
+    )
+
+
+def _set(group: list[fx.Node], grid: Affine) -> None:
+    for quantize in group:
+        for node in (quantize, *quantize.users):
+            node.args = (node.args[0], grid.scale, grid.zero_point, *node.args[3:])

@@ -1,0 +1,1 @@
+"""One writer per format: written under a temporary name, checked, then moved into place."""

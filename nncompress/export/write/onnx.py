@@ -1,0 +1,231 @@
+"""`.onnx`: exported, tidied, compared in ONNX Runtime, and only then moved into place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nncompress import __version__
+from nncompress.errors import UnsupportedError
+from nncompress.export.check.compare import precision_of
+from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.export.check.onnxruntime import compare, compare_steps
+from nncompress.export.int8_speed import Speed, float_twin, int8_speed
+from nncompress.export.lower.onnxruntime import attention as attention_onnx
+from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
+from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
+from nncompress.export.lower.onnxruntime.int8 import lower_int8
+from nncompress.export.lower.onnxruntime.recurrent import unroll_projections
+from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
+from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
+from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
+from nncompress.export.places import behind
+from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
+from nncompress.files.atomic import replacing
+from nncompress.ir import Model
+from nncompress.ir.formats.lookup import pack
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
+
+PER_OP = 120  # bytes of an op in the file, about
+PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
+
+
+def write_onnx(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
+    """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
+
+    Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to
+    `<name>.data` beside the file.
+
+    Raises:
+        UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
+        VerificationError: ONNX Runtime computes something else; nothing is written.
+        OutputError: the file cannot be written.
+    """
+    start = time.perf_counter()
+    target = Path(path)
+    _refuse_types(model)
+    model, states = state_as_inputs(model)
+    with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
+        size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
+        int8 = precision_of(model) == "int8"
+        measured = int8 and 5 * size < PROTOBUF_LIMIT
+        twin, written_for = _write(model, temporary, storage, states, measured=measured)
+        found = compare(model, temporary, lambda probe, file: _write(probe, file, storage))
+        compare_steps(model, temporary, states)
+        told = "; ".join(filter(None, (int8_coverage(temporary).summary() if int8 else "", written_for)))
+        speed = None
+        if twin is not None:
+            try:
+                speed = _speed(twin, temporary, model)
+                told += f"; {speed.summary()}"
+            except Exception as error:  # a comparison that fails is no reason to lose a file that is right
+                told += f"; not compared with float32 ({str(error).splitlines()[0][:80]})"
+        written = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    return ExportReport(
+        target,
+        written,
+        time.perf_counter() - start,
+        found.max_abs_diff,
+        found.relative_error,
+        found.runtime,
+        found.batches,
+        told,
+        int8_speedup=None if speed is None else round(speed.ratio, 3),
+        choices=found.choices,
+        state=tuple((state.input, state.output) for state in states),
+    )
+
+
+def _write(
+    model: Model, file: Path, storage: Storage, states: Sequence[State] = (), *, measured: bool = False
+) -> tuple[bytes | None, str]:
+    """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and what it is written for."""
+    size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
+    model = unroll_projections(model)
+    packed = model if storage == "plain" else pack(model, PER_OP)
+    program = _convert(model, packed.exported_program(), optimize=packed is model)
+    if packed is not model:
+        _optimize_but_lookups(program)
+    twin = None
+    if precision_of(model) == "int8":
+        name_layers(program.model.graph)
+        twin = float_twin(program.model) if measured else None
+    written_for = lower_int8(program.model)
+    avoid_runtime_defects(program.model.graph)
+    tidy(program.model, model)
+    store_initial(program.model.graph, states)
+    program.model.metadata_props.update(_record(model, states))
+    program.save(str(file), external_data=size > PROTOBUF_LIMIT)
+    return twin, written_for
+
+
+def _speed(twin: bytes, path: Path, model: Model) -> Speed:
+    names = input_names(model)
+    low, _ = model.dynamic.get("batch", (1, None))
+    inputs = model.example_inputs(batch=max(low, 1))
+    return int8_speed(twin, path, {name: x.contiguous().numpy() for name, x in zip(names, inputs)})
+
+
+def input_names(model: Model) -> list[str]:
+    """Names of the inputs in the file: those that it had in the `.onnx` that it was read from."""
+    stated = model.metadata.get("input_names", {})
+    return [stated.get(spec.name, spec.name) for spec in model.inputs]
+
+
+def _refuse_types(model: Model) -> None:
+    """What ONNX Runtime's CPU kernels cannot take or give, so that an export could not be checked."""
+    stored = {name: tensor.dtype for name, tensor in model.graph_module.state_dict().items()}
+    given = {f"input {spec.name}": spec.torch_dtype() for spec in model.inputs}
+    results: Any = model.graph.output_node().args[0]
+    taken = {f"output {name}": node.meta["val"].dtype for name, node in zip(model.outputs, results)}
+    where = next((name for name, dtype in (stored | given | taken).items() if dtype == torch.bfloat16), None)
+    if where is not None:
+        raise UnsupportedError(
+            f"ONNX Runtime's CPU kernels do not compute in bfloat16, so no export could be checked: {where}",
+            remedy="convert the model to float32 or float16 first (module.float()), or keep it as .pt2",
+        )
+    where = next((name for name, dtype in (given | taken).items() if dtype.is_complex), None)
+    if where is not None:
+        raise UnsupportedError(
+            f"ONNX has no complex numbers: {where}",
+            remedy="give and take real and imaginary parts (torch.view_as_real), or keep it as .pt2",
+        )
+
+
+def _record(model: Model, states: Sequence[State]) -> dict[str, str]:
+    """Metadata properties of the file."""
+    kept = {"nncompress.state": json.dumps({state.output: state.input for state in states})} if states else {}
+    return kept | {
+        "nncompress.version": __version__,
+        "nncompress.history": json.dumps(model.history),
+        "nncompress.metadata": json.dumps(model.metadata),
+    }
+
+
+def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
+    dodge_defects(program)
+    try:
+        with quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=optimize,
+                input_names=input_names(model),
+                output_names=list(model.outputs),
+                custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
+            )
+    except Exception as error:  # the exporter wraps whatever a translation raises
+        raise _unsupported(error, model) from error
+    assert converted is not None
+    return converted
+
+
+def _optimize_but_lookups(program: ONNXProgram) -> None:
+    """What the exporter does by default, but without computing codebook lookups: the file is to be small.
+
+    A lookup starts with the casts of its stored bytes and halves; while these stay, all of it does.
+    """
+    import onnx_ir
+    import onnxscript.optimizer
+    import onnxscript.rewriter.onnx_fusions
+
+    def should_fold(node: onnx_ir.Node) -> bool | None:
+        source = node.inputs[0] if node.inputs else None
+        short = (onnx_ir.DataType.UINT8, onnx_ir.DataType.FLOAT16)
+        stored = node.op_type == "Cast" and source is not None and source.dtype in short
+        return False if stored else None
+
+    with quiet():
+        onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
+        onnxscript.rewriter.onnx_fusions.fuse(program.model)
+
+
+def _unsupported(error: Exception, model: Model) -> UnsupportedError:
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(reversed(chain))
+    op = re.search(r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?", text) or re.search(
+        r"for ([a-z_]+[.:]+[a-z_0-9.]+)", text
+    )
+    named = op.group(1) if op else None
+    reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
+    return UnsupportedError(
+        f"ONNX cannot express the op {named}{behind(model, named)}"
+        if named
+        else "the ONNX exporter cannot translate this model",
+        got=reason[:300],
+        remedy="keep the model as .pt2, or replace the op in the model",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that the exporter says reaches the user's screen: no print, log record or warning."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

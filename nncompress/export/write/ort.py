@@ -1,0 +1,76 @@
+"""`.ort`: the format of ONNX Runtime Mobile, by its own converter; run before it is kept."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from nncompress.errors import UnsupportedError
+from nncompress.export.check.onnxruntime import compare
+from nncompress.export.report import ExportReport
+from nncompress.export.write.onnx import write_onnx
+from nncompress.files.atomic import replacing
+from nncompress.ir import Model
+from nncompress.runtimes.silence import silent
+
+OPERATORS = ".required_operators.config"
+
+
+def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Export to ONNX, convert for any processor, compare in ONNX Runtime.
+
+    The graph is optimised now, not on the device, but without what would tie it to this processor (the
+    blocked layout of x86). Beside the file, `NAME.required_operators.config` lists its operators: what a
+    minimal build of the runtime needs.
+
+    Raises:
+        UnsupportedError: ONNX or the runtime has no such op, or the weights exceed 2 GiB.
+        VerificationError: ONNX Runtime computes something else; nothing is written.
+        OutputError: the file cannot be written.
+    """
+    start = time.perf_counter()
+    with replacing(path, protect) as temporary, tempfile.TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        report = write_onnx(model, onnx)
+        if len(list(onnx.parent.iterdir())) > 1:
+            raise UnsupportedError("a .ort holds at most 2 GiB of weights", remedy="export it to .onnx")
+        _convert(onnx)
+        shutil.copyfile(onnx.with_suffix(".ort"), temporary)
+        operators = onnx.with_suffix(".required_operators.config")
+        if operators.exists():
+            text = operators.read_text(encoding="utf-8").replace(
+                str(onnx.with_suffix(".ort")), temporary.name
+            )
+            temporary.with_suffix(".required_operators.config").write_text(text, encoding="utf-8")
+        found = compare(model, temporary)
+        size = temporary.stat().st_size
+    return replace(
+        report,
+        path=Path(path),
+        bytes=size,
+        seconds=time.perf_counter() - start,
+        max_abs_diff=found.max_abs_diff,
+        relative_error=found.relative_error,
+        choices=found.choices,
+    )
+
+
+def _convert(onnx: Path) -> None:
+    try:
+        with silent():
+            from onnxruntime.tools.convert_onnx_models_to_ort import (
+                OptimizationStyle,
+                convert_onnx_models_to_ort,
+            )
+
+            convert_onnx_models_to_ort(onnx, optimization_styles=[OptimizationStyle.Fixed])
+    except Exception as error:  # the runtime's own exception classes share no base but Exception
+        raise UnsupportedError(
+            "ONNX Runtime cannot convert this model to its mobile format",
+            got=str(error).splitlines()[0][:300],
+            remedy="export it to .onnx",
+        ) from error

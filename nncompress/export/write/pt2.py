@@ -1,0 +1,104 @@
+"""`.pt2`: the native artifact. Graph and weights by `torch.export.save`, the rest as `nncompress.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from nncompress.export.deflated_zip import deflate_members
+from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
+from nncompress.files.atomic import replacing
+from nncompress.files.interrupts import held_back
+from nncompress.ir import Model
+from nncompress.ir.formats.lookup import pack
+
+SCHEMA = 1
+PER_OP = {"packed": 900, "entropy": 100}  # bytes of an op in the graph's JSON, about
+RECORD = "nncompress.json"
+
+
+def write_pt2(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
+    """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
+
+    Tensors of few values or many zeros are stored packed (`nncompress.ir.formats.lookup`); with
+    `storage="entropy"` every member of the archive is deflated, too. No sample inputs are stored; the record
+    says what inputs fit.
+
+    Raises:
+        UnsupportedError: the graph does not trace.
+        OutputError: the file cannot be written.
+    """
+    start = time.perf_counter()
+    packed = model if storage == "plain" else pack(model, PER_OP[storage])
+    program = packed.exported_program()
+    program._example_inputs = None  # loading them means unpickling
+    for node in program.graph.nodes:  # where a node came from: paths of this machine, longer at every tracing
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+    with replacing(path, protect) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with held_back(), temporary.open("wb") as file:
+            sink = Sink(file)
+            torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD: json.dumps(record(model))})
+            sink.close()
+        if storage == "entropy":
+            stored = temporary.rename(temporary.with_name("stored"))  # no longer a name than the target's
+            deflate_members(stored, temporary)
+            stored.unlink()
+    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+
+
+class Sink(io.RawIOBase):
+    """A file whose write errors surface on `close`: torch's writer would abort the process on one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def close(self) -> None:
+        if self._error is None and not self.closed:
+            self._file.flush()
+        super().close()
+        if self._error is not None:
+            raise self._error
+
+
+def record(model: Model) -> dict[str, Any]:
+    """What `torch.export` does not keep: the content of `nncompress.json`."""
+    return {
+        "schema": SCHEMA,
+        "inputs": [spec.to_json() for spec in model.inputs],
+        "outputs": list(model.outputs),
+        "dynamic": {name: list(bounds) for name, bounds in model.dynamic.items()},
+        "history": model.history,
+        "metadata": model.metadata,
+    }

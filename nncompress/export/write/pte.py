@@ -1,0 +1,142 @@
+"""`.pte`: a program for ExecuTorch, its heavy ops handed to XNNPACK; run and compared before it is kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nncompress import __version__
+from nncompress.errors import UnsupportedError
+from nncompress.export.check import compare as verify
+from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
+from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
+from nncompress.export.report import ExportReport
+from nncompress.extras import need, version
+from nncompress.files.atomic import replacing
+from nncompress.ir import Model
+from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.worker import run_apart
+
+# ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.
+LARGEST_BATCH = 64
+LARGEST_OTHER = 512
+# Traced with a small batch, the program silently takes small batches only (2: up to 15).
+EXAMPLE_BATCH = 16
+CHECKED_BATCHES = (1, 17)  # one on each side of the example
+
+
+def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Lower to XNNPACK, in int8 where the model is quantized, and compare in ExecuTorch itself.
+
+    Raises:
+        MissingExtraError: ExecuTorch is not installed.
+        UnsupportedError: ExecuTorch has no such op; the message names it.
+        VerificationError: ExecuTorch computes something else; nothing is written.
+        OutputError: the file cannot be written.
+    """
+    need("mobile", Path(path).name)
+    start = time.perf_counter()
+    changed = changed_tensors(model.graph)
+    if changed:
+        raise UnsupportedError(
+            "a .pte of a model that changes its own tensors could not be compared over several calls",
+            got=", ".join(changed[:5]),
+            remedy="export it to .onnx, where they become inputs and outputs",
+        )
+    with replacing(path, protect) as temporary:
+        lowered = bounded(lower_xnnpack(model))
+        program, coverage, portable = _compile(lowered, _record(model, lowered))
+        with temporary.open("wb") as file:
+            program.write_to_file(file)
+        del program
+        found = _compare(model, temporary)
+        written = temporary.stat().st_size
+    int8 = coverage.summary() if verify.precision_of(model) == "int8" else ""
+    return ExportReport(
+        Path(path),
+        written,
+        time.perf_counter() - start,
+        found.max_abs_diff,
+        found.relative_error,
+        found.runtime,
+        found.batches,
+        int8,
+        portable,
+    )
+
+
+def bounded(model: Model) -> Model:
+    """`model` with an upper bound on every dynamic dim."""
+    for name, (low, high) in model.dynamic.items():
+        most = LARGEST_BATCH if name == "batch" else LARGEST_OTHER
+        model.dynamic[name] = (low, max(low, min(high or most, most)))
+    return model
+
+
+def _record(model: Model, lowered: Model) -> str:
+    """What the program itself does not tell; `nncompress.runtimes.on_executorch` reads it."""
+    return json.dumps(
+        {
+            "schema": 1,
+            "nncompress": __version__,
+            "executorch": version("executorch"),
+            "inputs": [spec.to_json() for spec in model.inputs],
+            "outputs": list(model.outputs),
+            "dynamic": {name: list(bounds) for name, bounds in lowered.dynamic.items()},
+            "history": model.history,
+            "metadata": model.metadata,
+        }
+    )
+
+
+def _compile(lowered: Model, record: str) -> tuple[Any, Any, tuple[str, ...]]:
+    """The program, what of it runs in int8, and the ops that the delegate does not take."""
+    from nncompress.runtimes.on_executorch import RECORD
+    from nncompress.runtimes.silence import silent
+
+    low, high = lowered.dynamic.get("batch", (1, LARGEST_BATCH))
+    exported = lowered.exported_program(min(max(EXAMPLE_BATCH, low), high or EXAMPLE_BATCH))
+    try:
+        with silent():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            edge = to_edge_transform_and_lower(
+                exported, partitioner=[XnnpackPartitioner()], constant_methods={RECORD: record}
+            )
+            inside = edge.exported_program()
+            return edge.to_executorch(), pte_coverage(inside), outside_the_delegate(inside)
+    except Exception as error:  # its passes raise whatever they stumble over
+        raise _unsupported(error) from error
+
+
+def _unsupported(error: BaseException) -> UnsupportedError:
+    chain = [str(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        chain.append(str(error))
+    text = "\n".join(chain)
+    missing = re.search(r"Missing out variants: \{([^}]*)\}", text)
+    op = re.search(r"(?:Operator |OpOverload.*?)((?:torch\._ops\.)?[a-z_]+[.:]+[a-z_0-9.]+)", text)
+    named = missing.group(1).replace("'", "") if missing else op.group(1) if op else ""
+    reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
+    return UnsupportedError(
+        f"ExecuTorch has no {named}" if named else "ExecuTorch cannot lower this model",
+        got=reason[:300],
+        remedy="export it to .onnx, or replace the op in the model",
+    )
+
+
+def _compare(model: Model, path: Path) -> verify.Comparison:
+    threads = torch.get_num_threads()
+
+    def run(inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        return [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
+
+    return verify.compare(model, run, f"executorch {version('executorch')}", CHECKED_BATCHES)

@@ -1,0 +1,77 @@
+"""Weights alone: a `state_dict` in the safetensors format."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, frombuffer, nn, uint8
+
+from nncompress.export.report import ExportReport
+from nncompress.export.storage import Storage
+from nncompress.files.atomic import replacing
+from nncompress.ir import Model
+from nncompress.ir.formats.deflate import encode
+from nncompress.ir.formats.packed import smallest
+
+OVERHEAD = 512  # bytes that a packed tensor's entries take in the header, about
+
+
+def write_safetensors(
+    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+) -> ExportReport:
+    """Write the parameters and buffers under their dotted names; history and metadata go into the header.
+
+    Tied tensors are stored once, under their first name; the header maps the other names to it, as
+    `safetensors.torch.save_model` does. A parameter NAME of few values or many zeros is stored as NAME.codes,
+    NAME.codebook and so on (`nncompress.ir.formats.packed`), and the header entry "packed" has its shape; the
+    entry "deflated" has dtype and shape of what is entropy-coded. `storage="plain"` is what other tools read.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    start = time.perf_counter()
+    names: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in model.graph_module.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        if first != name:
+            tied[name] = first
+            continue
+        packable = storage != "plain" and isinstance(tensor, nn.Parameter)
+        parts = smallest(tensor, OVERHEAD) if packable else None
+        if parts is None:
+            tensors[name] = tensor.detach().contiguous()
+            continue
+        shapes[name] = list(tensor.shape)
+        tensors |= {f"{name}.{part}": value.contiguous() for part, value in parts.items()}
+    coded = _deflate(tensors) if storage == "entropy" else {}
+    header = {
+        "format": "pt",
+        **tied,
+        "history": json.dumps(model.history),
+        "metadata": json.dumps(model.metadata),
+        **({"packed": json.dumps(shapes)} if shapes else {}),
+        **({"deflated": json.dumps(coded)} if coded else {}),
+    }
+    with replacing(path, protect) as temporary:
+        temporary.write_bytes(save(tensors, metadata=header))
+    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+
+
+def _deflate(tensors: dict[str, Tensor]) -> dict[str, list[object]]:
+    """Entropy-code in place what becomes smaller; returns name -> [dtype, shape] of each."""
+    coded: dict[str, list[object]] = {}
+    for name, tensor in tensors.items():
+        data = tensor.flatten().view(uint8).numpy().tobytes() if tensor.numel() else b""
+        stream = encode(data)
+        if len(stream) + OVERHEAD // 4 < len(data):
+            coded[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            tensors[name] = frombuffer(bytearray(stream), dtype=uint8)
+    return coded

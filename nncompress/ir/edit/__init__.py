@@ -1,0 +1,1 @@
+"""All surgery on the graph."""

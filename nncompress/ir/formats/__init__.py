@@ -1,0 +1,1 @@
+"""How numbers are kept: packed, 8 bits, other precisions."""

@@ -1,0 +1,117 @@
+"""A model in another float precision: weights, arithmetic, and the inputs and outputs as asked.
+
+float16 holds nothing beyond 65504. Stored values beyond it are refused; constants in the graph (the −1e9 of a
+mask, say) become its ends, which do there what they did. bfloat16 has the range of float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normalize import op_name
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+def in_precision(model: Model, precision: str) -> Model:
+    """A copy whose weights, inputs, arithmetic and outputs are of `precision`, one of `PRECISIONS`.
+
+    Raises:
+        UnsupportedError: as `convert`.
+    """
+    changed = model.copy()
+    if precision != "float32":
+        convert(changed, precision)
+    return changed
+
+
+def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list[tuple[str, int]]:
+    """Convert a float32 model in place; returns (tensor name, number of values) of every converted tensor.
+
+    Args:
+        precision: "float16" or "bfloat16".
+        float32_ends: inputs and outputs stay float32, cast where they come in and go out, so that data and
+            callers need not know.
+
+    Raises:
+        UnsupportedError: the model is quantized, a stored value does not fit, or the model does not trace in
+            this precision.
+    """
+    if is_quantized(model):
+        raise UnsupportedError(
+            f"a quantized model has no {precision} form", remedy="convert the float32 model instead"
+        )
+    dtype: torch.dtype = getattr(torch, precision)
+    largest = torch.finfo(dtype).max
+    converted = _convert_tensors(model, dtype, largest)
+
+    def narrow(value: Any) -> Any:
+        if value is torch.float32:
+            return dtype
+        if isinstance(value, float) and largest < abs(value) < float("inf"):
+            return largest if value > 0 else -largest
+        return value
+
+    for node in model.graph.nodes:  # literals: types of casts, constants
+        if node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, narrow)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, narrow)
+    if float32_ends:
+        _cast_at_the_ends(model, dtype)
+    else:
+        model.inputs = tuple(
+            replace(spec, dtype=precision) if spec.dtype == "float32" else spec for spec in model.inputs
+        )
+    model.refresh()
+    return converted
+
+
+def is_quantized(model: Model) -> bool:
+    """It rounds weights or activations to integers."""
+    return any("quantize_per" in op_name(node) for node in model.graph.nodes)
+
+
+def _convert_tensors(model: Model, dtype: torch.dtype, largest: float) -> list[tuple[str, int]]:
+    wide: dict[int, tuple[str, Tensor]] = {}  # a tied tensor once
+    for name in model.state_dict():
+        tensor = model.tensor(name)
+        if tensor.dtype == torch.float32:
+            wide.setdefault(id(tensor), (name, tensor.detach()))
+    for name, tensor in wide.values():
+        peak = tensor.abs()[tensor.isfinite()].max() if tensor.isfinite().any() else 0.0
+        if float(peak) > largest:
+            raise UnsupportedError(
+                f"{name} holds values beyond {largest:g}, the largest of {str(dtype).removeprefix('torch.')}",
+                got=f"{float(peak):.3g}",
+                remedy="keep float32, quantize to int8, or take bfloat16, which has the range of float32",
+            )
+    for name, tensor in wide.values():
+        edit.replace_tensor(model, name, tensor.to(dtype))
+    return [(name, tensor.numel()) for name, tensor in wide.values()]
+
+
+def _cast_at_the_ends(model: Model, dtype: torch.dtype) -> None:
+    cast = torch.ops.aten.to.dtype
+    placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        if _is_float32(node):
+            with edit.inserting_before(placeholders[-1].next) as call:
+                inside = call(cast, node, dtype)
+            node.replace_all_uses_with(inside, delete_user_cb=lambda user, inside=inside: user is not inside)
+    output = model.graph.output_node()
+    values: Any = output.args[0]
+    with edit.inserting_before(output) as call:
+        outside = [call(cast, v, torch.float32) if _is_float32(v) else v for v in values]
+    output.args = (tuple(outside),)
+
+
+def _is_float32(node: object) -> bool:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32

@@ -1,0 +1,1 @@
+"""The graph itself: made by `torch.export`, normalised, run, verified."""

@@ -1,0 +1,362 @@
+"""In-place ops out of a graph: a write becomes a new value, and whoever shares memory reads the new one.
+
+Which values share memory is seen by running the ops on stand-ins (`nncompress.ir.graph.stand_ins`). Every
+value knows the window it is on its parent's memory (`nncompress.ir.graph.views`). A write to it is carried
+back to the parent, and from there to the root: an op's result, an input, a stored tensor. Whatever else looks
+at that memory is viewed anew when it is read next. What remains of
+
+- writes to an input: nothing, the caller's tensor stays as it is;
+- writes to a stored tensor: one `next_state` at the end (`nncompress.ir.graph.state`);
+- an op that writes and has no functional form: it writes to a copy of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir.graph.stand_ins import StandIns, shared
+from nncompress.ir.graph.state import NEXT_STATE
+from nncompress.ir.graph.views import NEEDS_LAYOUT, View, sizes_of
+
+aten = torch.ops.aten
+
+_LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
+@dataclass(eq=False)
+class _Memory:
+    version: int = 0
+
+
+@dataclass(eq=False)
+class _Value:
+    """A tensor of the original graph.
+
+    Attributes:
+        node: holds its contents as of `version` of its memory.
+        parent, view: what it is a window on.
+    """
+
+    node: fx.Node
+    stand_in: Tensor
+    memory: _Memory = field(default_factory=_Memory)
+    version: int = 0
+    parent: _Value | None = None
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call as the original graph made it, with the tensors among its arguments and their versions then."""
+
+    target: OpOverload
+    args: Any
+    kwargs: Any
+    sources: dict[fx.Node, _Value]
+    versions: dict[fx.Node, int]
+
+
+def functionalize(module: fx.GraphModule) -> bool:
+    """Do it, in place; False if some new nodes lack their shapes, which an export anew would give."""
+    if not any(is_write(node) for node in module.graph.nodes):
+        return True
+    rewriter = _Rewriter(module)
+    logs = [logging.getLogger(name) for name in _LOGS]
+    before = [log.disabled for log in logs]
+    try:
+        for log in logs:
+            log.disabled = (
+                True  # a shape that cannot be told here is told by an export anew, or refused by it
+            )
+        rewriter.run()
+    finally:
+        for log, disabled in zip(logs, before):
+            log.disabled = disabled
+    return rewriter.complete
+
+
+def is_write(node: fx.Node) -> bool:
+    """It changes one of its arguments."""
+    target = node.target
+    return isinstance(target, OpOverload) and target._schema.is_mutable and target is not NEXT_STATE
+
+
+class _Rewriter:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self.complete = True
+        self.values: dict[fx.Node, _Value] = {}
+        self.stand_ins = StandIns()
+        self.calls: dict[fx.Node, _Call] = {}
+        self.roots: dict[tuple[Any, ...], tuple[fx.Node, _Value]] = {}  # stored tensors
+        self.gone: list[fx.Node] = []
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            with self.graph.inserting_before(node):
+                self._visit(node)
+        with self.graph.inserting_before(self.graph.output_node()):
+            for stored, value in self.roots.values():
+                if value.memory.version:
+                    self._refuse_shared(value)
+                    self.graph.call_function(NEXT_STATE, (stored, self._current(value)))
+        for node in reversed(self.gone):
+            self.graph.erase_node(node)
+
+    def _refuse_shared(self, changed: _Value) -> None:
+        names = [
+            str(n.target) for n, value in self.roots.values() if shared(value.stand_in, changed.stand_in)
+        ]
+        if len(names) > 1:
+            raise UnsupportedError(
+                "the model changes a stored tensor that shares memory with others, whenever it runs",
+                got=", ".join(names),
+                remedy="give each memory of its own",
+            )
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            self._visit_stored(node)
+        elif node.op == "call_function" and is_write(node):
+            if torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
+                self._change_shape(node)
+            else:
+                self._change_contents(node)
+        else:
+            stand_in = self.stand_ins.result(node)
+            self._own(node, stand_in)
+            window = self._find_window(node, stand_in)
+            if window is not None:
+                self.values[node] = window
+            node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), self._read)
+
+    def _visit_stored(self, node: fx.Node) -> None:
+        tensor: Any = self.module
+        for part in str(node.target).split("."):
+            tensor = getattr(tensor, part)
+        if not isinstance(tensor, Tensor):
+            return
+        key = (
+            tensor.untyped_storage()._cdata,
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+        )
+        if key not in self.roots:
+            self._own(node, self.stand_ins.stored(tensor))
+            self.roots[key] = (node, self.values[node])
+        _, self.values[node] = self.roots[key]
+        self.stand_ins.of[node] = self.values[node].stand_in
+
+    def _own(self, node: fx.Node, stand_in: Any) -> None:
+        self.stand_ins.of[node] = stand_in
+        if isinstance(stand_in, Tensor):
+            self.values[node] = _Value(node, stand_in)
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        return self._current(self.values[node]) if node in self.values else node
+
+    def _current(self, value: _Value) -> fx.Node:
+        """A node with its contents as they are now."""
+        if value.version != value.memory.version:
+            assert value.parent is not None
+            assert value.view is not None
+            value.node = value.view.apply(self._emit, self._current(value.parent))
+            value.version = value.memory.version
+        return value.node
+
+    # -- windows ---------------------------------------------------------------------------------------------
+
+    def _find_window(self, node: fx.Node, stand_in: Any) -> _Value | None:
+        """`node` as a window on one of its arguments; None where it has memory of its own."""
+        if node.op != "call_function":
+            return None
+        call: Any = node
+        part: Any = None
+        if node.target is operator.getitem:
+            call, part = node.args
+        elif isinstance(node.target, OpOverload):
+            sources = {
+                source: self.values[source] for source in node.all_input_nodes if source in self.values
+            }
+            versions = {source: value.memory.version for source, value in sources.items()}
+            self.calls[node] = _Call(node.target, node.args, node.kwargs, sources, versions)
+        if not isinstance(stand_in, Tensor) or call not in self.calls:
+            return None
+        made = self.calls[call]
+        for source, value in made.sources.items():
+            if shared(value.stand_in, stand_in):
+                window = self._window(node, made, source, part, stand_in)
+                assert window.view is not None
+                if value.memory.version and window.view.name in NEEDS_LAYOUT:
+                    window.version = -1  # made anew when it is read
+                return window
+        return None
+
+    def _window(
+        self, node: fx.Node, call: _Call, source: fx.Node, part: int | None, stand_in: Tensor
+    ) -> _Value:
+        def others(argument: fx.Node) -> fx.Node:  # they matter for their sizes only
+            return argument if argument is source else self._read(argument)
+
+        value = call.sources[source]
+        if call.target is aten.as_strided.default:  # it looks at the memory, not at its argument
+            while value.parent is not None:
+                value = value.parent
+            call = replace(call, args=(source, *call.args[1:3], stand_in.storage_offset()))
+        args, kwargs = fx.map_arg((call.args, call.kwargs), others)
+        view = View(call.target, args, kwargs, source, part, value.stand_in, stand_in)
+        return _Value(node, stand_in, value.memory, call.versions[source], value, view)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def _change_shape(self, node: fx.Node) -> None:
+        """`squeeze_` and its like: the name's window is another one from here on; the memory stays."""
+        source: Any = node.args[0]
+        target, value = _functional(node.target), self.values[source]
+        if target is None:
+            raise UnsupportedError(f"{node.target} has no form that leaves its argument alone")
+        stand_in = self.stand_ins.run(target, node)
+        for stored, root in self.roots.values():
+            if root is value and stand_in.shape != value.stand_in.shape:
+                raise UnsupportedError(
+                    f"the model changes the shape of {stored.target} whenever it runs", got=str(node.target)
+                )
+        call = _Call(target, node.args, node.kwargs, {source: value}, {source: value.memory.version})
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._read)
+        window = self._window(self._emit(target, *args, **kwargs), call, source, None, stand_in)
+        for name, known in [*self.values.items(), (node, value)]:
+            if known is value:
+                self.values[name], self.stand_ins.of[name] = window, stand_in
+        self.gone.append(node)
+
+    def _change_contents(self, node: fx.Node) -> None:
+        written = [source for source in _written(node) if source in self.values]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._read)
+        contents = self._new_contents(node, args, kwargs, written[0]) if len(written) == 1 else None
+        if contents is not None:
+            self._write(self.values[written[0]], contents)
+            self.gone.append(node)
+        else:  # it has no functional form: it writes to copies
+            copies = {
+                self._read(source): self._emit(aten.clone.default, self._read(source)) for source in written
+            }
+            node.args, node.kwargs = fx.map_arg((args, kwargs), lambda each: copies.get(each, each))
+            for source in written:
+                self._write(self.values[source], copies[self._read(source)])
+        if len(written) == 1 and isinstance(self.stand_ins.recorded(node), Tensor | None):
+            self.values[node], self.stand_ins.of[node] = (
+                self.values[written[0]],
+                self.stand_ins.of[written[0]],
+            )
+        else:
+            self._own(node, self.stand_ins.recorded(node))
+
+    def _new_contents(self, node: fx.Node, args: Any, kwargs: Any, source: fx.Node) -> fx.Node | None:
+        """What the tensor `source` holds after the op; None where no op computes it without a write."""
+        now = self._read(source)
+        target: Any = node.target
+        match target._schema.name.split("::")[-1]:
+            case "copy_":
+                return self._fitted(args[1], now)
+            case "zero_":
+                return self._emit(aten.zeros_like.default, now)
+            case "fill_":
+                number = not isinstance(args[1], fx.Node)
+                return (
+                    self._emit(aten.full_like.default, now, args[1]) if number else self._fitted(args[1], now)
+                )
+        functional = _functional(target)
+        if functional is None:
+            return None
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+        return self._fitted(self._emit(functional, *args, **kwargs), now)
+
+    def _fitted(self, contents: fx.Node, now: fx.Node) -> fx.Node:
+        """`contents` in the type and shape of what it is written over."""
+        before, after = now.meta.get("val"), contents.meta.get("val")
+        if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+            return contents
+        if after.dtype != before.dtype:
+            contents = self._emit(aten.to.dtype, contents, before.dtype)
+        if [str(size) for size in after.shape] != [str(size) for size in before.shape]:
+            contents = self._emit(aten.expand.default, contents, sizes_of(self._emit, now))
+        return contents
+
+    def _write(self, value: _Value, contents: fx.Node) -> None:
+        path: list[tuple[_Value, fx.Node]] = []
+        while value.parent is not None:
+            path.append((value, self._current(value.parent)))
+            value = value.parent
+        version = value.memory.version + 1
+        for window, before in path:
+            window.node, window.version = contents, version
+            assert window.view is not None
+            contents = window.view.write_back(self._emit, before, contents)
+        value.node, value.version = contents, version
+        value.memory.version = version
+
+    # -- new nodes -------------------------------------------------------------------------------------------
+
+    def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        name = target._schema.name.split("::")[-1] if isinstance(target, OpOverload) else target.__name__
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        try:
+            given = fx.map_arg((args, kwargs), lambda argument: argument.meta["val"])
+            mode = next(_fake_modes(given))
+            with mode:
+                node.meta["val"] = target(*given[0], **given[1])
+        except Exception:  # an export anew will tell
+            self.complete = False
+        return node
+
+
+def _fake_modes(given: Any) -> Iterator[Any]:
+    for value in torch.utils._pytree.tree_leaves(given):
+        if isinstance(value, torch._subclasses.FakeTensor):
+            yield value.fake_mode
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The arguments that the op changes."""
+    found: list[fx.Node] = []
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.is_write:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            fx.map_arg(given, found.append)
+    return found
+
+
+def _functional(target: Any) -> OpOverload | None:
+    """The op that returns what `target` writes: `relu_` -> `relu`, `add.out` -> `add.Tensor`."""
+    namespace, name = target._schema.name.split("::")
+    stem = name[2:-2].removeprefix("i").join(("__", "__")) if name.endswith("__") else name.rstrip("_")
+
+    def form(op: OpOverload) -> list[tuple[str, str]]:  # the first is "self" here, "input" there
+        taken = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+        return [("", kind) if at == 0 else (name, kind) for at, (name, kind) in enumerate(taken)]
+
+    for each in (stem, f"{stem}_functional"):
+        packet = getattr(getattr(torch.ops, namespace), each, None)
+        names = packet.overloads() if packet is not None else []
+        for overload in sorted(names, key=lambda overload: overload != target._overloadname):
+            found = getattr(packet, overload)
+            if (
+                not found._schema.is_mutable
+                and form(found) == form(target)
+                and len(found._schema.returns) == 1
+            ):
+                return found
+    return None

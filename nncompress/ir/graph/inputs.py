@@ -1,0 +1,263 @@
+"""What a model takes: the specification of its inputs, read off an exported program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.tracing import MAX_BATCH
+
+MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
+SHARED = -1  # in JSON: no dim, where one that is missing is the first
+USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
+BATCH = "batch"  # the name of the dim along which records lie, at whatever position
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One positional tensor input.
+
+    Attributes:
+        name: the argument's name in the original model.
+        dtype: torch dtype without the prefix, e.g. "float32".
+        shape: sizes; a string names a dynamic dim ("batch"). Equal names are equal sizes.
+        low, high: for integers, example values are drawn from [low, high).
+        like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
+            floats are drawn like these. Empty: standard normal.
+        fixed_dim: where no dim is named "batch", the one along which records lie; None: the input is shared
+            by all records (a table), or nobody can tell.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    low: int = 0
+    high: int = 2
+    like: tuple[tuple[float, float], ...] = field(default=(), compare=False)
+    fixed_dim: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.like:  # lists, where it was read from JSON
+            object.__setattr__(self, "like", tuple(map(tuple, self.like)))
+
+    @property
+    def batch_dim(self) -> int | None:
+        """The dim along which records lie, None where all records share the input."""
+        if BATCH in self.shape:
+            return self.shape.index(BATCH)
+        return self.fixed_dim if self.fixed_dim is not None and self.fixed_dim < len(self.shape) else None
+
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def to_json(self) -> dict[str, Any]:
+        fixed_dim = SHARED if self.fixed_dim is None else self.fixed_dim
+        stated = {**asdict(self), "shape": list(self.shape), "fixed_dim": fixed_dim}
+        if not self.like:
+            del stated["like"]
+        return stated
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> InputSpec:
+        """What `to_json` made, here or in a version that knew no `fixed_dim`."""
+        fixed_dim = stored.get("fixed_dim", 0)
+        known = {"shape": tuple(stored["shape"]), "fixed_dim": None if fixed_dim == SHARED else fixed_dim}
+        return cls(**{**stored, **known})
+
+    def drawn_like(self, sample: Tensor) -> InputSpec:
+        """The spec whose example values have the moments of this data [N, ...]; itself for integers."""
+        if not (sample.dtype.is_floating_point and sample.numel() and sample.isfinite().all()):
+            return self
+        values = sample.detach().double()
+        each = values.dim() > 1 and isinstance(self.shape[1], int) and self.shape[1] <= MOST_MOMENTS
+        rows = values.transpose(0, 1).flatten(1) if each else values.reshape(1, -1)
+        std, mean = torch.std_mean(rows, 1, correction=0)
+        return replace(self, like=tuple(zip(mean.tolist(), std.tolist())))
+
+
+def input_specs(
+    module: fx.GraphModule, program: ExportedProgram, known: Sequence[InputSpec] | None
+) -> tuple[list[InputSpec], dict[str, tuple[int, int | None]]]:
+    """The inputs of `module` (made from `program`), and the bounds of their dynamic dims by name.
+
+    Args:
+        known: specs from before, whose names of dims and integer ranges are carried over.
+
+    Raises:
+        UnsupportedError: an input is not a tensor.
+    """
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    examples = dict(zip(placeholders, _example_leaves(program)))
+    named = {spec.name: spec for spec in known or ()}
+    dims: dict[str, str] = {}  # sympy symbol -> our name
+    batch = None if known else _batch_symbol(placeholders)
+    dynamic: dict[str, tuple[int, int | None]] = {}
+    specs = []
+    for position, node in enumerate(placeholders):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(
+                f"input {node.target!r} is not a tensor", remedy="export with it fixed to a constant"
+            )
+        name = str(node.target)
+        old = named.get(name) or (known[position] if known and position < len(known) else None)
+        shape: list[int | str] = []
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, int):
+                shape.append(size)
+                continue
+            symbol = str(size.node.expr)
+            if symbol not in dims:
+                previous = old.shape[axis] if old else None
+                default = BATCH if symbol == batch else f"dim{len(dims)}"
+                dims[symbol] = previous if isinstance(previous, str) else default
+                dynamic[dims[symbol]] = _bounds(program, size.node.expr)
+            shape.append(dims[symbol])
+        spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
+        if old is not None:
+            spec = replace(spec, low=old.low, high=old.high, fixed_dim=old.fixed_dim, like=old.like)
+        elif not (value.dtype.is_floating_point or value.dtype.is_complex):
+            low, high = _integer_range(module, node, examples.get(node))
+            spec = replace(spec, low=low, high=high)
+        specs.append(spec)
+    return specs if known else with_batch_dims(specs), dynamic
+
+
+def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
+    """How many records `inputs` hold; 1 where they share all of them."""
+    sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.ndim)
+    return next(sizes, 1)
+
+
+def sizes_of(specs: Sequence[InputSpec], records: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dynamic dims, batch apart, that records of these shapes have."""
+    sizes = {}
+    for spec, record in zip(specs, records):
+        dims = [d for axis, d in enumerate(spec.shape) if axis != spec.batch_dim]
+        sizes.update({d: size for d, size in zip(dims, record) if isinstance(d, str)})
+    return sizes
+
+
+def take_records(
+    specs: Sequence[InputSpec], inputs: Sequence[Tensor], index: slice | Tensor
+) -> tuple[Tensor, ...]:
+    """The inputs of some of the records; what all records share stays."""
+    return tuple(
+        x if spec.batch_dim is None or not x.dim() else x[(*[slice(None)] * spec.batch_dim, index)]
+        for spec, x in zip(specs, inputs)
+    )
+
+
+def _batch_symbol(placeholders: Sequence[fx.Node]) -> str | None:
+    """The symbol that most inputs have a dim of; among equals the one that is more often the first dim."""
+    shapes = [
+        [str(s) if isinstance(s, torch.SymInt) else "" for s in node.meta["val"].shape]
+        for node in placeholders
+        if isinstance(node.meta.get("val"), Tensor)
+    ]
+    symbols = dict.fromkeys(symbol for shape in shapes for symbol in shape if symbol.isidentifier())
+    return max(
+        symbols,
+        key=lambda s: (sum(s in shape for shape in shapes), sum(shape[:1] == [s] for shape in shapes)),
+        default=None,
+    )
+
+
+def with_batch_dims(specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The specs, each with the dim along which its records lie.
+
+    With a dim named "batch" somewhere, inputs without it are shared by all records. Where all sizes are
+    numbers, records lie along the first dims if these are equal; else along those of the one size that every
+    input has exactly once (a state [2, 1, 128] beside [1, 40]); else nobody can tell.
+    """
+    if any(BATCH in spec.shape for spec in specs):
+        return [spec if BATCH in spec.shape else replace(spec, fixed_dim=None) for spec in specs]
+    if len({spec.shape[:1] for spec in specs}) <= 1:
+        return [replace(spec, fixed_dim=0) for spec in specs]
+    everywhere = [
+        size
+        for size in dict.fromkeys(size for spec in specs for size in spec.shape)
+        if isinstance(size, int) and all(spec.shape.count(size) == 1 for spec in specs)
+    ]
+    if len(everywhere) != 1:
+        return [replace(spec, fixed_dim=None) for spec in specs]
+    return [replace(spec, fixed_dim=spec.shape.index(everywhere[0])) for spec in specs]
+
+
+def _example_leaves(program: ExportedProgram) -> list[Any]:
+    if program.example_inputs is None:
+        return []
+    return [v for v in pytree.tree_leaves(program.example_inputs) if isinstance(v, Tensor)]
+
+
+def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]:
+    bounds = program.range_constraints.get(expression)
+    if bounds is None:
+        return (1, MAX_BATCH)
+    # compared before they become ints: an unbounded symbol reaches to infinity
+    return int(max(bounds.lower, 1)), int(min(bounds.upper, MAX_BATCH))
+
+
+def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:
+    rows = _embedding_rows(node)
+    if rows:
+        return 0, min(rows)
+    if isinstance(example, Tensor) and example.numel() and example.dtype != torch.bool:
+        return int(example.min()), int(example.max()) + 1
+    return (1, 2)  # a mask that hides nothing
+
+
+# what ids pass through on their way to an embedding, unchanged
+_MOVES = {
+    "view",
+    "reshape",
+    "to",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "contiguous",
+    "expand",
+    "flatten",
+    "select",
+}
+
+
+def _embedding_rows(ids: fx.Node) -> list[int]:
+    """The sizes of the tables that `ids` index, directly or after being reshaped or cast."""
+    rows: list[int] = []
+    for user in ids.users:
+        if op_name(user) == "embedding" and user.args[1] is ids and isinstance(user.args[0], fx.Node):
+            rows.append(int(user.args[0].meta["val"].shape[0]))
+        elif op_name(user) in _MOVES and user.args and user.args[0] is ids:
+            rows += _embedding_rows(user)
+    return rows
+
+
+def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Normal floats as the spec has it, integers within its range, True for booleans; of this shape."""
+    dtype = spec.torch_dtype()
+    if dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
+    if dtype.is_floating_point:
+        values = torch.randn(shape, generator=generator, dtype=torch.float32)
+        if spec.like:
+            mean, std = torch.tensor(spec.like).T
+            if len(spec.like) > 1:
+                mean, std = (each.view(-1, *[1] * (len(shape) - 2)) for each in (mean, std))
+            values = values * std + mean
+        return values.to(dtype)
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    return torch.randint(spec.low, max(spec.high, spec.low + 1), shape, generator=generator).to(dtype)

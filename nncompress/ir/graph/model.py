@@ -1,0 +1,324 @@
+"""`Model`: the one thing that every loader makes, every pass edits and every exporter reads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from nncompress.errors import UnsupportedError, UsageError
+from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
+from nncompress.ir.graph.normalize import normalize, op_name, remove_dead_code
+from nncompress.ir.graph.state import as_writes, changed_tensors
+from nncompress.ir.graph.tracing import (
+    at_least_two,
+    batch_dims,
+    marked_dims,
+    output_names,
+    tie_again,
+    trace,
+    without_clashes,
+)
+
+# op -> the position of its training flag
+TRAINING_FLAG = {
+    "batch_norm": 5,
+    "dropout": 2,
+    "feature_dropout": 2,
+    "alpha_dropout": 2,
+    "feature_alpha_dropout": 2,
+}
+
+
+class Model:
+    """A trained network as a flat graph of ATen ops.
+
+    Attributes:
+        graph_module: the graph (`nncompress.ir.graph.normalize` says in which form) with its parameters and
+            buffers under their dotted names. `node.meta["val"]` holds a fake tensor with the symbolic shape.
+        inputs: the positional tensor inputs.
+        outputs: a name per tensor of the output tuple.
+        dynamic: bounds (min, max) of every dynamic dim by name.
+        history: what was done to it, oldest first; JSON objects.
+        sizes: of dynamic dims by name, what to run them at where nothing else says it; not kept in files.
+        metadata: JSON object kept with the model, e.g. `normalize` (how its images are normalised).
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Sequence[InputSpec],
+        outputs: Sequence[str],
+        dynamic: Mapping[str, tuple[int, int | None]],
+        history: Sequence[dict[str, Any]] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.graph_module = graph_module
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.dynamic = dict(dynamic)
+        self.history = list(history)
+        self.metadata = dict(metadata or {})
+        self.sizes: dict[str, int] = {}
+
+    # -- made from ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_module(
+        cls,
+        module: torch.nn.Module,
+        example_inputs: tuple[Any, ...],
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        record_dims: Sequence[int | None] | None = None,
+        dynamic_batch: bool = True,
+        dynamic_shapes: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """Export `module`, in the mode it is in (call `.eval()` first), to a `Model` that owns its weights.
+
+        Args:
+            example_inputs: positional arguments; tensors that share their first size (>= 2) get a dynamic
+                batch. A batch of 1 is doubled for the export.
+            record_dims: per positional argument, each a tensor, the dim along which records lie, None where
+                all share it; instead of the first of all.
+            dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
+            dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims.
+
+        Raises:
+            UnsupportedError: `torch.export` cannot trace it.
+        """
+        named: dict[str, Any] = dict(kwargs or {})
+        if dynamic_shapes is None and dynamic_batch:
+            if record_dims is None:
+                example_inputs = pytree.tree_map(at_least_two, example_inputs)
+                named = pytree.tree_map(at_least_two, named)
+                dynamic_shapes = batch_dims(module, example_inputs, named)
+            else:
+                example_inputs = tuple(map(at_least_two, example_inputs, record_dims))
+                dynamic_shapes = marked_dims(module, example_inputs, record_dims)
+        try:
+            program = trace(module, example_inputs, named, dynamic_shapes)
+        except UnsupportedError:
+            if dynamic_shapes is None or not dynamic_batch:
+                raise
+            program = trace(module, example_inputs, named, None)
+        return cls.from_exported(program, metadata=metadata, copy_weights=True)
+
+    @classmethod
+    def from_exported(
+        cls,
+        program: ExportedProgram,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        metadata: Mapping[str, Any] | None = None,
+        inputs: Sequence[InputSpec] | None = None,
+        copy_weights: bool = False,
+    ) -> Model:
+        """Wrap an exported program; `inputs`, where given, carries names of dims and integer ranges over."""
+        program = without_clashes(program)
+        graph_module = program.module(check_guards=False)
+        assert isinstance(graph_module, fx.GraphModule)
+        names = output_names(program)
+        tie_again(graph_module)
+        complete = normalize(graph_module)
+        if copy_weights:
+            graph_module = copy.deepcopy(graph_module)
+        specs, dynamic = input_specs(graph_module, program, inputs)
+        results: Any = graph_module.graph.output_node().args[0]
+        count = len(results)
+        if len(names) != count:
+            names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
+        model = cls(graph_module, specs, names, dynamic, history, metadata)
+        if not complete:
+            model.refresh()
+        return model
+
+    # -- read --------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.graph_module.graph
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run it: a tensor if it has one output, else a tuple."""
+        outputs = self.outputs_of(*inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def outputs_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run it: always the tuple of all outputs. Gradients are recorded if the caller's mode says so.
+
+        Raises:
+            UsageError: the model's batch is fixed, and this is another one.
+        """
+        fixed = self.fixed_batch
+        for spec, value in zip(self.inputs, inputs) if fixed is not None else ():
+            dim = spec.batch_dim
+            if dim is not None and value.dim() > dim and value.shape[dim] != fixed:
+                raise UsageError(
+                    f"the model takes batches of {fixed} only",
+                    got=f"{spec.name} of shape {list(value.shape)}",
+                    expected=str(spec),
+                    remedy="export it again with a dynamic batch",
+                )
+        return self.graph_module(*inputs)
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of records that it takes at a time: the size that all inputs have where records lie, and
+        all outputs somewhere, if that is a number and no dynamic dim."""
+        sizes = {spec.shape[d] for spec in self.inputs if (d := spec.batch_dim) is not None}
+        fixed = sizes.pop() if len(sizes) == 1 else None
+        if not isinstance(fixed, int) or not all(fixed in shape for shape in self.output_shapes()):
+            return None
+        return fixed
+
+    def output_shapes(self) -> list[tuple[int | str, ...]]:
+        """A str is a dynamic dim, or an expression of some."""
+        names: dict[str, str] = {}
+        for node, spec in zip((n for n in self.graph.nodes if n.op == "placeholder"), self.inputs):
+            names.update(zip(map(str, node.meta["val"].shape), map(str, spec.shape)))
+        results: Any = self.graph.output_node().args[0]
+        values = [node.meta.get("val") if isinstance(node, fx.Node) else None for node in results]
+        return [
+            tuple(s if isinstance(s, int) else names.get(str(s), str(s)) for s in v.shape)
+            if isinstance(v, Tensor)
+            else ()
+            for v in values
+        ]
+
+    def __repr__(self) -> str:
+        """What it takes and gives, how large it is and what was done to it; a line each."""
+        inputs = ", ".join(map(str, self.inputs))
+        shapes = [", ".join(map(str, shape)) for shape in self.output_shapes()]
+        outputs = ", ".join(f"{name}[{shape}]" for name, shape in zip(self.outputs, shapes))
+        stored = [*self.graph_module.parameters(), *self.graph_module.buffers()]  # int8 weights are buffers
+        values, size = sum(t.numel() for t in stored), sum(t.numel() * t.element_size() for t in stored)
+        lines = [f"inputs:     {inputs}", f"outputs:    {outputs}"]
+        lines.append(f"stored:     {values:,} values ({size / 1e6:.2f} MB)")
+        for record in self.history:
+            settings = " ".join(f"{k}={v}" for k, v in record.get("settings", {}).items())
+            before, after = (record.get(when, {}).get("macs") for when in ("before", "after"))
+            macs = f": MACs {before:,} -> {after:,}" if before is not None and after is not None else ""
+            lines.append(f"history:    {' '.join(filter(None, (str(record.get('pass')), settings)))}{macs}")
+        return "Model(\n" + "".join(f"  {line}\n" for line in lines) + ")"
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of that dotted name.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        prefix, _, leaf = name.rpartition(".")
+        return getattr(self.graph_module.get_submodule(prefix), leaf)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers by dotted name, tied ones under every name they have."""
+        return self.graph_module.state_dict()
+
+    def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs that fit: standard normal floats, integers within each input's range.
+
+        Every dynamic dim named "batch" gets the size `batch`; other dynamic dims a size inside their bounds.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(random_input(spec, self.concrete_shape(spec, batch), generator) for spec in self.inputs)
+
+    def concrete_shape(self, spec: InputSpec, batch: int) -> tuple[int, ...]:
+        """The input's shape with the dynamic dims put to numbers, "batch" to `batch`."""
+
+        def size(dim: int | str) -> int:
+            if isinstance(dim, int):
+                return dim
+            if dim == BATCH:
+                return batch
+            low, high = self.dynamic.get(dim, (2, None))
+            return min(max(low, self.sizes.get(dim, USUAL_SIZE)), high or 2**31)
+
+        return tuple(size(dim) for dim in spec.shape)
+
+    # -- change ------------------------------------------------------------------------------------------
+
+    def copy(self) -> Model:
+        """A deep copy: weights, graph and history."""
+        copied = Model(
+            copy.deepcopy(self.graph_module),
+            self.inputs,
+            self.outputs,
+            self.dynamic,
+            copy.deepcopy(self.history),
+            copy.deepcopy(self.metadata),
+        )
+        copied.sizes = dict(self.sizes)
+        return copied
+
+    def set_training(self, training: bool) -> None:
+        """Switch the training flag of every batch norm and dropout node.
+
+        A batch norm that keeps no statistics takes those of the batch in either mode.
+        """
+        for node in self.graph.nodes:
+            position = TRAINING_FLAG.get(op_name(node)) if node.op == "call_function" else None
+            if op_name(node) == "batch_norm" and node.args[3] is None:
+                continue
+            if position is not None:
+                node.update_arg(position, training)
+        self.graph_module.recompile()
+
+    def refresh(self) -> None:
+        """After an edit: drop dead code and derive every node's shape anew by exporting again.
+
+        Raises:
+            UnsupportedError: the edited graph does not trace; the message names the op.
+        """
+        remove_dead_code(self.graph_module)
+        fresh = Model.from_exported(self._traced(self.graph_module, batch=2), inputs=self.inputs)
+        self.graph_module = fresh.graph_module
+
+    def exported_program(self, batch: int = 2) -> ExportedProgram:
+        """The model as a `torch.export` program with the same names and dynamic dims.
+
+        A tensor that the original changed when run is changed by the program, too.
+
+        Args:
+            batch: of the inputs that it is traced with.
+
+        Raises:
+            UnsupportedError: it does not trace.
+        """
+        module = self.graph_module
+        if changed_tensors(self.graph):
+            module = fx.GraphModule(module, copy.deepcopy(module.graph))
+            as_writes(module.graph)
+            module.recompile()
+        return self._traced(module, batch)
+
+    def _traced(self, module: fx.GraphModule, batch: int) -> ExportedProgram:
+        dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self.dynamic.items()}
+        shapes = tuple(
+            {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
+        )
+        examples = self.example_inputs(batch)
+        _name_placeholders(module, self.inputs)
+        try:
+            return trace(module, examples, {}, shapes if dims else None)
+        except UnsupportedError:
+            if not dims:
+                raise
+            # A relation between dims that plain named dims cannot state: let torch infer it.
+            automatic = tuple(
+                {i: Dim.AUTO for i, d in enumerate(s.shape) if isinstance(d, str)} for s in self.inputs
+            )
+            return trace(module, examples, {}, automatic)
+
+
+def _name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, inputs, strict=True):
+        node.target = spec.name
+    module.recompile()

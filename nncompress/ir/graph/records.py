@@ -1,0 +1,141 @@
+"""Along which dims do records lie? Asked of the model: records together must give what each gives alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.errors import NNCompressError
+from nncompress.ir.graph.inputs import BATCH, InputSpec, count_records, take_records
+from nncompress.ir.graph.model import Model
+
+INDEPENDENT = (
+    1e-2  # relative difference of outputs, together and alone: rounding stays far below, sharing above
+)
+Run = Callable[..., Any]
+
+
+def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], alone: bool) -> float | None:
+    """How far a record's outputs move with the other records of its batch, relative to their size.
+
+    The first and the last record are looked at: in a causal model, records along time leave the first alone.
+    0 for independent records, up to rounding; infinite where no output has one row per record.
+
+    Args:
+        alone: the model takes a single record, so each is run by itself; else among its copies.
+    Returns: None where that cannot be told: a batch of 1 that is fixed, or a run that fails.
+    """
+    count = count_records(specs, inputs)
+    if count < 2:
+        return None
+    found: list[float | None] = []
+    try:
+        with torch.no_grad():
+            together = _tuple(run(*_fresh(inputs)))
+            for place in (0, count - 1):
+                # among copies of itself; another order alone would not show in a sum over all records
+                index, now = torch.full((1 if alone else count,), place), 0 if alone else place
+                apart = _tuple(run(*_fresh(take_records(specs, inputs, index))))
+                found += [
+                    _record_distance(a, place, b, now, count, len(index)) for a, b in zip(together, apart)
+                ]
+    except (NNCompressError, RuntimeError, IndexError, ValueError):
+        return None
+    return max((each for each in found if each is not None), default=math.inf)
+
+
+def _record_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, others: int) -> float | None:
+    """Of one record: `place` of `count` in a, `now` of `others` in b; None where there are no such rows.
+
+    Where several dims have these sizes, the one along which they agree best is it.
+    """
+    if a.dim() != b.dim():
+        return None
+    dims = [d for d in range(a.dim()) if a.shape[d] == count and b.shape[d] == others]
+    pairs = [(a.select(d, place), b.select(d, now)) for d in dims]
+    return min((_distance(x.double(), y.double()) for x, y in pairs if x.shape == y.shape), default=None)
+
+
+def settle_batch(
+    model: Model, say: Callable[[str], None], others: Iterable[Callable[[], Model]] = ()
+) -> Model:
+    """The model, with its records along dims of which it was asked; what is found, or cannot be, is said.
+
+    Args:
+        others: make the same model with its records along other dims, the likeliest first; tried where they
+            depend on each other along those that it has (time).
+    """
+    found = _dependence(model)
+    if found is None or found < INDEPENDENT:
+        return model
+    for make in (*others, *_other_names(model)):
+        try:
+            other = make()
+        except NNCompressError:
+            continue
+        now = _dependence(other)
+        if now is None or now < INDEPENDENT:
+            say(
+                f"records lie along {_places(other)}; along {_places(model)} they would change each other's "
+                f"outputs{_by(found)}. --input can say it, with a B in that place: 25xBx40"
+            )
+            return other
+    say(
+        f"records in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
+        "depend on how many there are. If records lie along another dim, mark it with a B: --input 25xBx40"
+    )
+    return model
+
+
+def _other_names(model: Model) -> Iterator[Callable[[], Model]]:
+    """With another dynamic dim as batch; where all sizes are numbers, the one dim of size 1."""
+    for name in [name for name in model.dynamic if name != BATCH]:
+        yield lambda name=name: renamed(model, {name: BATCH, BATCH: name})  # type: ignore[misc]
+    ones = [spec.shape.index(1) for spec in model.inputs if spec.shape.count(1) == 1]
+    if not model.dynamic and len(ones) == len(model.inputs):
+        inputs = [replace(spec, fixed_dim=dim) for spec, dim in zip(model.inputs, ones)]
+        yield lambda: Model(
+            model.graph_module, inputs, model.outputs, model.dynamic, model.history, model.metadata
+        )
+
+
+def renamed(model: Model, names: dict[str, str]) -> Model:
+    """The same graph and weights, with dynamic dims called otherwise."""
+    inputs = [replace(s, shape=tuple(names.get(str(d), d) for d in s.shape)) for s in model.inputs]
+    dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
+    return Model(model.graph_module, inputs, model.outputs, dynamic, model.history, model.metadata)
+
+
+def _dependence(model: Model) -> float | None:
+    low, high = model.dynamic.get(BATCH, (2, 2))
+    records = min(max(2 if low < 2 else 3, low), high or 3)
+    return dependence(model.outputs_of, model.inputs, model.example_inputs(records), alone=low < 2)
+
+
+def _places(model: Model) -> str:
+    places = [(spec.name, spec.batch_dim) for spec in model.inputs]
+    return ", ".join(f"dim {dim} of {name}" for name, dim in places if dim is not None) or "no dim"
+
+
+def _by(found: float) -> str:
+    return f" by {found:.0%}" if math.isfinite(found) else ", of which none has a row per record"
+
+
+def _fresh(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [x.clone() for x in inputs]  # a model may change its inputs
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    return tuple(torch.as_tensor(part) for part in parts)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    a, b = a.where(finite, 0), b.where(finite, 0)
+    return float((a - b).norm() / a.norm().clamp_min(1e-30))

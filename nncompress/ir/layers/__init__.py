@@ -1,0 +1,1 @@
+"""Layers and their weights, whatever op or wrapper they are said in."""

@@ -1,0 +1,117 @@
+"""Weights that the graph computes from stored tensors alone, in every call anew: stored as what comes out.
+
+Weight and spectral norm (Salimans & Kingma 2016; Miyato et al. 2018), standardised weights (Qiao et al.
+2019), the slices of an attention's joint projection and adapters are such. Once trained, their value does not
+change, and only a stored weight makes its op a layer that passes see and runtimes have integer kernels for.
+"""
+
+from __future__ import annotations
+
+import re
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.graph.model import Model
+from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
+
+GROWTH = 4  # times as many numbers as it is computed from: in 8 bits no larger than those were in float
+
+
+def store_computed_weights(model: Model) -> list[str]:
+    """Store them, in place, and return their names; calls `model.refresh()` if there was one.
+
+    Left as they are: weights computed from buffers alone (a table of frequencies, say) and those that would
+    take much more room than what they are computed from, or as much again since others read that too.
+    """
+    constant = _constants(model)
+    slots: dict[fx.Node, str] = {}
+    for node in model.graph.nodes:
+        roles = roles_of(node)
+        if roles is None or node in constant:
+            continue
+        for position, leaf in ((roles.weight, "weight"), (roles.bias, "bias")):
+            source = None if position is None else argument(node, position)
+            if isinstance(source, fx.Node) and source in constant and weight_at(model, source) is None:
+                slots.setdefault(source, leaf)
+    values = {source: _value(model, source, {}) for source in slots}
+    idle = _unread(model, slots, constant)
+    stored = []
+    for source, leaf in slots.items():
+        behind = _behind(source)
+        read = [n for n in model.graph.nodes if n.op == "get_attr" and n in behind]
+        parameters = [n for n in read if isinstance(model.tensor(str(n.target)), torch.nn.Parameter)]
+        room = sum(model.tensor(str(n.target)).numel() for n in parameters)
+        if not parameters or values[source].numel() > GROWTH * room:
+            continue
+        if leaf == "weight" and not idle.issuperset(parameters):
+            continue
+        name = edit.add_tensor(model, _name(model, str(parameters[0].target), leaf), values[source])
+        edit.replace_node(source, edit.read_tensor(model, name, source))
+        stored.append(name)
+    if stored:
+        model.refresh()
+    return stored
+
+
+def _constants(model: Model) -> set[fx.Node]:
+    """Nodes whose value depends on stored tensors alone and is the same in every call."""
+    found: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
+        schema = getattr(node.target, "_schema", None)
+        same = node.target is getitem or (schema is not None and not schema.is_mutable)
+        computed = node.op == "call_function" and same and torch.Tag.nondeterministic_seeded not in tags
+        if node.op == "get_attr" or (
+            computed and node.all_input_nodes and found.issuperset(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def _value(model: Model, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node not in known:
+        if node.op == "get_attr":
+            known[node] = model.tensor(str(node.target)).detach()
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(model, n, known))
+            with torch.no_grad():
+                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return known[node]
+
+
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """`node` and all that it is computed from."""
+    found, waiting = {node}, [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _unread(model: Model, slots: dict[fx.Node, str], constant: set[fx.Node]) -> set[fx.Node]:
+    """The constants that nobody reads once the slots are stored: every way from them leads into one."""
+    found: set[fx.Node] = set()
+    for node in reversed(model.graph.nodes):
+        if node in constant and all(user in slots or user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def _name(model: Model, parameter: str, leaf: str) -> str:
+    """ "conv.parametrizations.weight.original0" -> "conv.weight", "in_proj_weight" -> "in_proj.weight"."""
+    base = layer_name(re.sub(r"\.parametrizations\.\w+\.\w+$", ".weight", parameter))
+    base = re.sub(r"_(weight|bias)$", "", base)
+    taken = edit.fresh_name(model, base) != base and isinstance(_attribute(model, base), Tensor)
+    return f"{base}_{leaf}" if taken else f"{base}.{leaf}"
+
+
+def _attribute(model: Model, name: str) -> Any:
+    value: Any = model.graph_module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

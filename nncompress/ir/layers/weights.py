@@ -1,0 +1,243 @@
+"""Layers and their weights: which node reads which parameter, in which role, whatever wraps it.
+
+A weight is a parameter (`get_attr`), or an int8 tensor behind a `dequantize` node after `quantize`.
+`Weight` reads and writes both as floats, so that passes need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normalize import op_name
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Argument positions of a weighted op, and where its weight keeps output and input features.
+
+    `outputs` and `inputs` are dims of the weight. For grouped convolutions the input dim counts the channels
+    of one group (for transposed ones, the output dim does).
+    """
+
+    kind: str
+    data: int
+    weight: int
+    bias: int | None
+    outputs: int
+    inputs: int
+    groups: int | None = None
+
+
+# op -> roles.            kind              data weight bias outputs inputs groups
+WEIGHTED_OPS: dict[str, Roles] = {
+    "conv1d": Roles("conv1d", 0, 1, 2, 0, 1, 6),
+    "conv2d": Roles("conv2d", 0, 1, 2, 0, 1, 6),
+    "conv3d": Roles("conv3d", 0, 1, 2, 0, 1, 6),
+    "convolution": Roles("convolution", 0, 1, 2, 0, 1, 8),  # `roles_of` swaps dims when it is transposed
+    "conv_transpose1d": Roles("conv_transpose1d", 0, 1, 2, 1, 0, 6),
+    "conv_transpose2d": Roles("conv_transpose2d", 0, 1, 2, 1, 0, 6),
+    "conv_transpose3d": Roles("conv_transpose3d", 0, 1, 2, 1, 0, 6),
+    "linear": Roles("linear", 0, 1, 2, 0, 1),
+    "addmm": Roles("addmm", 1, 2, 0, 1, 0),
+    "matmul": Roles("matmul", 0, 1, None, -1, -2),
+    "mm": Roles("mm", 0, 1, None, 1, 0),
+    "embedding": Roles("embedding", 1, 0, None, 1, 0),
+}
+
+
+def roles_of(node: fx.Node) -> Roles | None:
+    """The roles of a weighted op's arguments, or None for any other node."""
+    if node.op != "call_function":
+        return None
+    roles = WEIGHTED_OPS.get(op_name(node))
+    if roles is not None and roles.kind == "convolution" and node.args[6]:
+        return Roles("convolution_transposed", 0, 1, 2, 1, 0, 8)
+    return roles
+
+
+def argument(node: fx.Node, position: int, default: object = None) -> object:
+    """Positional argument of an ATen call, looked up by schema where it was passed by name or left out."""
+    if position < len(node.args):
+        return node.args[position]
+    if isinstance(node.target, torch._ops.OpOverload):
+        arguments = node.target._schema.arguments
+        if position < len(arguments):
+            schema = arguments[position]
+            if schema.name in node.kwargs:
+                return node.kwargs[schema.name]
+            if schema.has_default_value():
+                return schema.default_value
+    return default
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor that a layer reads: a float parameter, or int8 with scales.
+
+    Attributes:
+        source: the node the layer reads: `get_attr`, or `dequantize_per_channel/_tensor` of a `get_attr`.
+        name: dotted name of the stored tensor.
+    """
+
+    model: Model
+    source: fx.Node
+    name: str
+
+    @property
+    def quantized(self) -> bool:
+        return self.source.op != "get_attr"
+
+    @property
+    def _per_channel(self) -> bool:
+        return "per_channel" in op_name(self.source)
+
+    def value(self) -> Tensor:
+        """The float value, detached. A copy if it is quantized, else the parameter's own memory."""
+        stored = self.model.tensor(self.name).detach()
+        if not self.quantized:
+            return stored
+        scale, zero = self._scales(stored)
+        return (stored.to(torch.float32) - zero) * scale
+
+    def assign(self, value: Tensor) -> None:
+        """Store `value` (same shape) in place for every reader; if quantized, rounded to its scales."""
+        stored = self.model.tensor(self.name)
+        if tuple(value.shape) != tuple(stored.shape):
+            raise ValueError(f"{self.name}: shape {tuple(value.shape)} does not fit {tuple(stored.shape)}")
+        with torch.no_grad():
+            if self.quantized:
+                scale, zero = self._scales(stored)
+                bounds: Any = self.source.args[4:6] if self._per_channel else self.source.args[3:5]
+                value = torch.clamp(torch.round(value / scale) + zero, int(bounds[0]), int(bounds[1]))
+            stored.copy_(value.to(stored.dtype))
+
+    def _scales(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        def read(argument: object) -> Tensor:
+            if isinstance(argument, fx.Node):
+                return self.model.tensor(str(argument.target)).to(torch.float32)
+            return torch.tensor(float(argument or 0))  # type: ignore[arg-type]
+
+        scale, zero = read(self.source.args[1]), read(self.source.args[2])
+        if not self._per_channel:
+            return scale, zero
+        axis = int(self.source.args[3])  # type: ignore[arg-type]
+        shape = [-1 if d == axis else 1 for d in range(stored.dim())]
+        return scale.reshape(shape), zero.reshape(shape)
+
+
+def weight_at(model: Model, source: object) -> Weight | None:
+    """The weight behind a node that a layer reads, or None where it is computed (then it is no weight)."""
+    if not isinstance(source, fx.Node):
+        return None
+    if source.op == "get_attr":
+        return Weight(model, source, str(source.target))
+    if op_name(source) in ("dequantize_per_channel", "dequantize_per_tensor"):
+        stored = source.args[0]
+        if isinstance(stored, fx.Node) and stored.op == "get_attr":
+            return Weight(model, source, str(stored.target))
+    return None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weighted op whose weight is stored in the model.
+
+    Attributes:
+        name: the dotted name of the module it came from, read off its weight ("layer1.0.conv1"); where one
+            weight serves several layers the later ones are told apart by "#2", "#3".
+    """
+
+    name: str
+    node: fx.Node
+    roles: Roles
+    weight: Weight
+    bias: Weight | None
+
+    @property
+    def kind(self) -> str:
+        return self.roles.kind
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.roles.groups is None else int(argument(self.node, self.roles.groups, 1))  # type: ignore[call-overload]
+
+    @property
+    def depthwise(self) -> bool:
+        """Each input channel has its own filters."""
+        if self.groups == 1:
+            return False
+        channels = self.weight.value().shape[self.roles.inputs]
+        return self.groups == (channels if "transpose" in self.kind else channels * self.groups)
+
+    @property
+    def data(self) -> fx.Node:
+        node = argument(self.node, self.roles.data)
+        assert isinstance(node, fx.Node)
+        return node
+
+
+def layers(model: Model) -> Iterator[Layer]:
+    """Every weighted op with a stored weight, in graph order."""
+    seen: dict[str, int] = {}
+    for node in model.graph.nodes:
+        roles = roles_of(node)
+        if roles is None:
+            continue
+        weight = weight_at(model, argument(node, roles.weight))
+        if weight is None:
+            continue
+        bias = weight_at(model, argument(node, roles.bias)) if roles.bias is not None else None
+        name = layer_name(weight.name)
+        seen[name] = seen.get(name, 0) + 1
+        yield Layer(name if seen[name] == 1 else f"{name}#{seen[name]}", node, roles, weight, bias)
+
+
+def recurrent_layers(model: Model) -> list[str]:
+    """The names of the fused recurrent layers, each one node with many weights: they are no `layers`."""
+    return [
+        recurrent_name(node)
+        for node in model.graph.nodes
+        if node.op == "call_function" and op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    ]
+
+
+def recurrent_name(node: fx.Node) -> str:
+    """The name of such a layer."""
+    stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    return layer_name(next((n for n in stored if "weight" in n), node.name))
+
+
+def layer_name(tensor_name: str) -> str:
+    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, in int8 too."""
+    tensor_name = tensor_name.removesuffix("_int8")
+    prefix, _, leaf = tensor_name.rpartition(".")
+    return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
+
+
+def readers(model: Model, name: str) -> list[fx.Node]:
+    """The get_attr nodes that read this stored tensor, under any of its names."""
+    tensor = model.tensor(name)
+    return [n for n in model.graph.nodes if n.op == "get_attr" and model.tensor(str(n.target)) is tensor]
+
+
+def reads(model: Model, name: str) -> int:
+    """How many nodes read this stored tensor, under any of its names."""
+    return sum(len(node.users) for node in readers(model, name))
+
+
+def owns_tensors(model: Model, layer: Layer) -> bool:
+    """May its weight and bias be scaled? Both are floats that nothing else reads; the bias may be missing.
+
+    A bias that is computed is no stored tensor, and stays what it is when the weight is scaled.
+    """
+    position = layer.roles.bias
+    if layer.bias is None and position is not None and argument(layer.node, position) is not None:
+        return False
+    own = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return all(not each.quantized and reads(model, each.name) == 1 for each in own)

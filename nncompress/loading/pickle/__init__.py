@@ -1,0 +1,1 @@
+"""Opening what `torch.save` pickled, without running code."""

@@ -1,0 +1,1 @@
+"""`cluster`: few distinct weights."""

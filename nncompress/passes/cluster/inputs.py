@@ -1,0 +1,71 @@
+"""What a layer's inputs say about its weights: which errors matter, and which cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.observe.layerwise import Inputs, Lockstep
+from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.statistics import Moments
+from nncompress.ir import Model
+from nncompress.ir.layers.geometry import geometry
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.factorize.targets import MATRIX_KINDS, Target
+
+RIDGE = 1e-2  # of the mean second moment: with few records, correlations are less certain than they look
+ROWS = 2048  # positions of a layer that are drawn from every batch
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a weight's numbers stand in the matrices M [groups, out, in] of its layer, y = M x.
+
+    Attributes:
+        index: flat positions in the weight, int64 [groups, out, in].
+    """
+
+    index: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer) -> Positions | None:
+        """None where the layer is no plain matrix product: uneven padding, or a batch of matrices."""
+        weight = layer.weight.value()
+        if layer.kind in MATRIX_KINDS:
+            if weight.dim() != 2:
+                return None
+        elif geometry(layer) is None:
+            return None
+        target = Target((layer,), 0)
+        return cls(target.matrices(torch.arange(weight.numel()).reshape(weight.shape)))
+
+
+class SeenInputs:
+    """Second moments of every layer's inputs, as the layers before it, already rounded, make them.
+
+    The network is run once, layer by layer, on all batches together.
+    """
+
+    def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
+        self._run = Lockstep(model, batches)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def second_moments(self, layer: Layer, positions: Positions) -> Tensor:
+        """E[x xᵀ] with a ridge, float64 [groups, in, in]; of an embedding its diagonal [1, in].
+
+        Layers must be asked for in graph order.
+        """
+        self._run.to(layer.data)
+        seen = [self._run.value(layer.data, batch) for batch in range(self._run.batches)]
+        if layer.kind == "embedding":
+            rows = positions.index.shape[2]
+            counts = sum(torch.bincount(value.flatten(), minlength=rows) for value in seen)
+            return with_ridge(torch.as_tensor(counts, dtype=torch.float64), RIDGE).unsqueeze(0)
+        moments = Moments()
+        for value in seen:
+            moments.add(input_rows(layer, value, ROWS, self._generator))
+        return with_ridge(moments.second, RIDGE)

@@ -1,0 +1,1 @@
+"""`factorize`: low-rank factors instead of layers."""

@@ -1,0 +1,139 @@
+"""How long factors take in place of their layer, from this machine's table of latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nncompress.bench.latency_table import LatencyTable
+from nncompress.bench.layer_latency import Chain, Latencies, LayerShape, measure
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.geometry import Geometry
+from nncompress.passes.factorize.forms import ConvolutionForm, Form, Ranks
+from nncompress.passes.factorize.targets import Target
+
+# Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,
+# and a rank just above a step costs as much as one just below the next.
+STEPS = (16, 8, 4, 2, 1)
+TRIED = 12  # ranks that are measured per form, at most; with smaller steps, at least FEWEST
+FEWEST = 5
+MARGIN = 0.97  # of the dense layer's time: less is noise
+
+Place = tuple[str, Ranks]  # a form's name and its ranks
+
+
+@dataclass(frozen=True)
+class Timing:
+    """CPU seconds of a target's layers, as they are and as factors, for one record and one thread."""
+
+    dense: float
+    factored: float
+
+    @property
+    def share(self) -> float:
+        return self.factored / self.dense
+
+    @property
+    def pays(self) -> bool:
+        return self.share < MARGIN
+
+
+class LatencyOracle:
+    """Timings of factors; what this machine's table does not know yet is measured."""
+
+    def __init__(self, shapes: Shapes, table: LatencyTable | None = None) -> None:
+        self._shapes, self._table = shapes, table or LatencyTable()
+        self._again: dict[tuple[object, ...], Latencies] = {}
+
+    def timings(
+        self, target: Target, forms: Mapping[str, Form], round_to: int = 1, rank: int | None = None
+    ) -> dict[Place, Timing]:
+        """Of the ranks on a grid that multiply less than the layer; they depend on its shape only.
+
+        Args:
+            round_to: ranks are multiples of this.
+            rank: only this one, instead of the grid.
+        """
+        if not target.macs or any(layer.kind == "embedding" for layer in target.layers):
+            return {}
+        places = [
+            (name, ranks)
+            for name, form in forms.items()
+            for ranks in (grid(form, target.macs, round_to) if rank is None else fixed(form, rank))
+        ]
+        if not places:
+            return {}
+        chains = [_factored(forms[name], ranks) for name, ranks in places]
+        dense, factored = 0.0, [0.0] * len(places)
+        for layer in target.layers:
+            found = self._table.latencies(_dense(target), chains, self._shapes.of(layer.data))
+            dense += found.reference
+            factored = [f + found.reference * share for f, share in zip(factored, found.shares)]
+        return {place: Timing(dense, each) for place, each in zip(places, factored)}
+
+    def again(self, target: Target, form: Form, ranks: Ranks) -> Timing:
+        """Measured in this process, whatever the table says; equal layers once."""
+        reference, chain = _dense(target), _factored(form, ranks)
+        dense = factored = 0.0
+        for layer in target.layers:
+            key = (shape := self._shapes.of(layer.data), reference, chain)
+            if key not in self._again:
+                self._again[key] = measure(reference, [chain], shape, seed=1)
+            found = self._again[key]
+            dense, factored = dense + found.reference, factored + found.reference * found.shares[0]
+        return Timing(dense, factored)
+
+
+def grid(form: Form, macs: int, round_to: int = 1) -> list[Ranks]:
+    """Ranks that need fewer MACs than the layer's, at most 12, on the steps where latency changes."""
+    if len(form.full_ranks) > 1:  # both ranks in proportion
+        shares = [(i + 1) / TRIED for i in range(TRIED)]
+        found = {tuple(_nearest(share * full, round_to) for full in form.full_ranks) for share in shares}
+        possible = (r for r in found if all(a <= full for a, full in zip(r, form.full_ranks)))
+        return sorted(ranks for ranks in possible if form.cost(ranks, "macs") < macs)
+    most = min(form.full_ranks[0], (macs - 1) // form.cost((1,), "macs"))
+    steps = [step for step in STEPS if step % round_to == 0] or [round_to]
+    step = next((step for step in steps if most // step >= FEWEST), steps[-1])
+    ranks = range(step, most + 1, step)
+    count = min(len(ranks), TRIED)
+    return [(ranks[round((i + 1) * len(ranks) / count) - 1],) for i in range(count)]
+
+
+def fixed(form: Form, rank: int) -> Iterable[Ranks]:
+    """This rank; a form that has fewer keeps all of them."""
+    return [tuple(min(rank, full) for full in form.full_ranks)]
+
+
+def _nearest(rank: float, round_to: int) -> int:
+    step = max(round_to, next((step for step in STEPS if rank >= 2 * step), 1))
+    step = -(-step // round_to) * round_to
+    return max(step, round(rank / step) * step)
+
+
+def _dense(target: Target) -> Chain:
+    weight = tuple(target.weight.value().shape)
+    place = target.geometry
+    if place is not None:
+        return (_convolution(place, weight),)
+    return (LayerShape("MatMul", weight[::-1] if target.outputs_first else weight),)
+
+
+def _factored(form: Form, ranks: Ranks) -> Chain:
+    shapes = [stage.shape for stage in form.stages(ranks)]
+    if isinstance(form, ConvolutionForm):
+        return tuple(_convolution(place, shape) for place, shape in zip(form.chain(), shapes))
+    return tuple(
+        LayerShape("MatMul", shape[::-1] if form.target.outputs_first else shape) for shape in shapes
+    )
+
+
+def _convolution(place: Geometry, weight: tuple[int, ...]) -> LayerShape:
+    attributes: list[tuple[str, tuple[int, ...] | int]] = [
+        ("strides", place.stride),
+        ("pads", place.padding * 2),
+        ("dilations", place.dilation),
+        ("group", place.groups),
+    ]
+    if place.transposed:
+        attributes.append(("output_padding", place.output_padding))
+    return LayerShape("ConvTranspose" if place.transposed else "Conv", weight, tuple(attributes))

@@ -1,0 +1,1 @@
+"""`grow`: add nodes."""

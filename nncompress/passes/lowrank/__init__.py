@@ -1,1 +1,0 @@
-"""What `factorize` is made of: which weights (targets), which factors (forms), put into the graph."""

@@ -1,0 +1,1 @@
+"""`prune-nodes`: remove whole channels, heads, hidden units."""

@@ -1,0 +1,147 @@
+"""Removing what the plan says: fit what stays, cut, and prove that the cut changed nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.compensation import Cut, Fitted
+from nncompress.analysis.compensation.affine import Affine
+from nncompress.analysis.compensation.sides import frontier_bytes
+from nncompress.analysis.couplings import (
+    Couplings,
+    Proof,
+    Proven,
+    check,
+    find_couplings,
+    remove_proven,
+    remove_units,
+)
+from nncompress.analysis.couplings.proof import TOLERANCE, Widened, distance
+from nncompress.analysis.couplings.value import EXAMPLE_BATCH
+from nncompress.analysis.observe.residual import channel_dim, find_branches, names
+from nncompress.data import Dataset
+from nncompress.errors import DataError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
+from nncompress.ir.layers.weights import Layer, layers
+
+RECORDS = 256 << 20  # bytes of calibration inputs that are kept; more records are left out
+RUN = 128 << 20  # bytes of activations that one batch may take
+
+
+def calibration(model: Model, data: Dataset, limit: int | None, batch_size: int) -> list[tuple[Tensor, ...]]:
+    """The inputs of as many records as fit in memory, in batches whose activations do.
+
+    Raises:
+        DataError: there are none.
+    """
+    each = sum(torch.Size(model.concrete_shape(spec, 1)).numel() * 4 for spec in model.inputs)
+    most = max(RECORDS // max(each, 1), 1)
+    size = max(1, min(batch_size, RUN // max(frontier_bytes(model), 1)))
+    found = [b.inputs for b in data.batches(size, most if limit is None else min(limit, most))]
+    if not found:
+        raise DataError(f"{data.spec} gave no records")
+    return found
+
+
+def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:
+    """The cut without the groups whose removal cannot be proven, and what is left after removing the rest."""
+    proven = remove_proven(couplings, cut.units)
+    return replace(cut, units={n: u for n, u in cut.units.items() if n not in proven.refused}), proven
+
+
+def carry_out(
+    model: Model, cut: Cut, fitted: Fitted, proven: Proven | None, *, verify: bool
+) -> tuple[Model, Proof | None]:
+    """A smaller model that computes what `model` with the `fitted` weights computes.
+
+    Args:
+        proven: the removal of the cut's units, if it has been done with the weights as they were.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if proven is not None and not fitted.weights and not cut.branches:
+        return proven.model, proven.proof
+    full = model.copy()
+    with torch.no_grad():
+        for name, value in fitted.weights.items():
+            full.tensor(name).copy_(value)
+    pruned = full.copy()
+    proof = proven.proof if proven else None
+    if cut.units:
+        remove_units(pruned, cut.units)
+        if verify:
+            proof = check(find_couplings(full), cut.units, pruned)
+    if cut.reads or cut.writes:
+        wide = pruned.copy()
+        _narrow(pruned, cut)
+        if verify:
+            _same(wide, pruned)
+    if cut.branches:
+        _drop(pruned, model, cut, fitted)
+    return pruned, proof
+
+
+def _narrow(model: Model, cut: Cut) -> None:
+    for layer in list(layers(model)):
+        if layer.name in cut.writes:
+            gone = set(cut.writes[layer.name])
+            affine = Affine(model, layer)
+            size = layer.weight.value().shape[layer.roles.outputs]
+            kept = [c for c in range(size) if c not in gone]
+            rest = affine.offset().to(layer.weight.value().dtype)  # their weights are zero
+            rest[kept] = 0
+            narrow_writes(model, layer, _dim(layer), kept, affine.end, affine.vectors(), rest)
+        if layer.name in cut.reads:
+            gone = set(cut.reads[layer.name])
+            size = layer.weight.value().shape[layer.roles.inputs]
+            narrow_reads(model, layer, _dim(layer), [c for c in range(size) if c not in gone])
+    model.refresh()
+
+
+def _dim(layer: Layer) -> int:
+    """The channel dim of its activations, counted from the front."""
+    return channel_dim(layer) % len(layer.node.meta["val"].shape)
+
+
+def _same(wide: Model, narrow: Model) -> None:
+    """Cutting zeros away changes nothing.
+
+    Raises:
+        VerificationError: it did.
+    """
+    inputs = wide.example_inputs(EXAMPLE_BATCH)
+    with torch.no_grad():
+        error = distance(*(Widened(model.graph_module).run(*inputs) for model in (narrow, wide)))
+    if not error <= TOLERANCE:
+        raise VerificationError(
+            "a model with narrowed branches does not compute what it computed with zeros",
+            got=f"relative difference {error:.2g}",
+            expected=f"at most {TOLERANCE:.2g}",
+            remedy="this is a defect: please report the model's architecture",
+        )
+
+
+def _drop(pruned: Model, model: Model, cut: Cut, fitted: Fitted) -> None:
+    """Leave branches out; the constants lose the channels that the stream has lost."""
+    survivors = find_couplings(model).survivors(cut.units)
+    adds = {b.add: n for n, b in enumerate(cut.branches)}
+    before = find_branches(model)
+    number_of = {name: adds[b.add] for name, b in zip(names(before), before) if b.add in adds}
+    now = find_branches(pruned)
+    for name, branch in zip(names(now), now):
+        if name not in number_of:
+            continue
+        number = number_of[name]
+        constant = fitted.constants[number]
+        old = cut.branches[number]
+        dim = _dim(old.layers[-1])
+        keep = survivors.of(old.add).get(dim)
+        if constant is not None and keep is not None:
+            constant = constant[torch.from_numpy(keep)]
+        drop_branch(pruned, branch.add, branch.shortcut, dim, constant, name)
+    pruned.refresh()

@@ -1,0 +1,197 @@
+"""From the options of `prune-nodes` to what is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nncompress.analysis.compensation import Cut
+from nncompress.analysis.couplings import Couplings
+from nncompress.analysis.curvature.autograd import differentiable_outputs
+from nncompress.analysis.importance import (
+    CRITERIA,
+    Choice,
+    Rankings,
+    Reconstruction,
+    Setting,
+    group_choices,
+    separate_choices,
+)
+from nncompress.analysis.importance.choices import matches
+from nncompress.analysis.importance.costs import Costs
+from nncompress.analysis.importance.selection import (
+    by_ratio,
+    by_threshold,
+    normalized,
+    outliers,
+    uniform_budget,
+    within_budget,
+)
+from nncompress.analysis.observe.residual import Branch, find_branches, names
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.passes.base import Context
+
+if TYPE_CHECKING:
+    from nncompress.passes.prune_nodes.options import PruneNodes
+
+DEFAULT_RATIO = 0.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes.
+
+    Attributes:
+        removed: choice -> units, for choices that lose any.
+        branches: all residual branches of the model; dropped: those that are left out, by their name.
+        losses: choice -> what its criterion says is lost; branch name likewise.
+    """
+
+    choices: tuple[Choice, ...]
+    removed: dict[str, list[int]]
+    branches: tuple[Branch, ...]
+    dropped: dict[str, Branch]
+    losses: dict[str, float]
+
+    @property
+    def cut(self) -> Cut:
+        def of(kind: str) -> dict[str, list[int]]:
+            return {
+                c.layer.name if c.layer else c.name: self.removed[c.name]
+                for c in self.choices
+                if c.kind == kind and c.name in self.removed
+            }
+
+        return Cut(of("group"), of("reads"), of("writes"), tuple(self.dropped.values()))
+
+
+def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: Context) -> Plan:
+    """Choose.
+
+    Raises:
+        UsageError: nothing can be removed, or the budget cannot be met.
+    """
+    if options.blocks == "separate":
+        choices, branches = separate_choices(model, couplings)
+    else:
+        choices, branches = group_choices(model, couplings), find_branches(model)
+    dropped, losses = _drop(options, model, branches, context)
+    gone = {layer.name for branch in dropped.values() for layer in branch.layers}
+    choices = [c for c in choices if not c.excluded(options.exclude) and not (set(c.layers) & gone)]
+    if not options.selects:
+        return Plan((), {}, tuple(branches), dropped, losses)
+    if not choices:
+        tied = " or tied to a residual block that is left out" if dropped else ""
+        raise UsageError(
+            "prune-nodes: no nodes can be removed",
+            got="every node is fixed" + (" or excluded" if options.exclude else "") + tied,
+            remedy="leave out --ratio and the like, and run prune-nodes again on the result"
+            if dropped
+            else "nncompress inspect --units shows why",
+        )
+    criterion = CRITERIA[options.chosen(context)]
+    setting = Setting(
+        model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
+    )
+    if criterion.comparable:  # by how the outputs change
+        with differentiable_outputs(model) as discrete:
+            rankings = criterion.rank(setting)
+        if discrete:
+            context.notes.append(
+                f"prune-nodes: {', '.join(discrete)}: discrete, so nodes are judged by what it is chosen from"
+            )
+    else:
+        rankings = criterion.rank(setting)
+    removed = _select(options, model, criterion.comparable, choices, rankings, gone)
+    for name, units in removed.items():
+        losses[name] = float(rankings[name].loss[min(len(units), len(rankings[name].loss) - 1)])
+    return Plan(tuple(choices), removed, tuple(branches), dropped, losses)
+
+
+def _drop(
+    options: PruneNodes, model: Model, branches: Sequence[Branch], context: Context
+) -> tuple[dict[str, Branch], dict[str, float]]:
+    """The residual branches that contribute least."""
+    count = options.drop_blocks
+    if not count:
+        return {}, {}
+    named = dict(zip(names(branches), branches))
+    named = {
+        name: b
+        for name, b in named.items()
+        if not any(matches(layer.name, options.exclude) for layer in b.layers)
+    }
+    if count > len(named):
+        raise UsageError(
+            "prune-nodes: --drop-blocks asks for more residual blocks than there are",
+            got=str(count),
+            expected=f"at most {len(named)}",
+        )
+    assert context.data is not None
+    contributions = Reconstruction(
+        model,
+        (),
+        list(named.values()),
+        context.data,
+        limit=context.limit,
+        batch_size=context.batch_size,
+        seed=context.seed,
+        progress=context.progress,
+    ).branch_losses
+    losses = dict(zip(named, contributions))
+    least = sorted(named, key=losses.__getitem__)[:count]
+    return {name: named[name] for name in named if name in least}, {n: losses[n] for n in least}
+
+
+def _select(
+    options: PruneNodes,
+    model: Model,
+    comparable: bool,
+    choices: Sequence[Choice],
+    rankings: Rankings,
+    gone: set[str],
+) -> dict[str, list[int]]:
+    if options.outliers is not None:
+        found = {c.name: outliers(rankings[c.name].scores, options.outliers) for c in choices}
+        return {name: sorted(units) for name, units in found.items() if units}
+    counts = _counts(options, model, comparable, choices, rankings, gone)
+    return {name: rankings[name].removed(count) for name, count in counts.items() if count}
+
+
+def _counts(
+    options: PruneNodes,
+    model: Model,
+    comparable: bool,
+    choices: Sequence[Choice],
+    rankings: Rankings,
+    gone: set[str],
+) -> dict[str, int]:
+    everywhere = options.scope == "global" or (options.scope == "auto" and comparable)
+    if everywhere and not comparable:
+        rankings = normalized(rankings)
+    if options.threshold is not None:
+        return by_threshold(choices, rankings, options.threshold, options.round_to)
+    for unit, share in (("macs", options.macs), ("params", options.params)):
+        if share is None:
+            continue
+        costs = Costs(model, choices, unit, gone)
+        method = within_budget if everywhere else uniform_budget
+        counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        if unit == "params":  # what selecting channels stores counts too
+            share -= _stored(choices, counts) / costs.total
+            counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        return counts
+    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
+    return by_ratio(choices, rankings, ratio, options.round_to, everywhere=options.scope == "global")
+
+
+def _stored(choices: Sequence[Choice], counts: dict[str, int]) -> int:
+    """Values that narrowed branches add: the indices of what they read, and for what they write the places
+    and a constant."""
+    added = 0
+    for c in choices:
+        if counts[c.name]:
+            added += {"group": 0, "reads": c.size - counts[c.name], "writes": 2 * c.size}[c.kind]
+    return added

@@ -1,0 +1,1 @@
+"""`quantize`: int8 weights and activations."""

@@ -1,0 +1,110 @@
+"""Round a prepared model, in place: weights to stored int8, activations through pairs in the graph."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.rounding.coordinate_descent import round_adaptively
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import (
+    Affine,
+    insert_dynamic,
+    insert_pair,
+    is_dequantized,
+    round_weight,
+    store_int8,
+)
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.base import Change
+from nncompress.passes.quantize.choose import PRODUCTS, by_weight, integer_layers, one_scale, scale_axis
+from nncompress.passes.quantize.evidence import Evidence
+
+if TYPE_CHECKING:
+    from nncompress.passes.quantize.options import Quantize
+
+
+def carry_out(model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence) -> list[Change]:
+    """Quantize `chosen`; the model still has to be refreshed."""
+    integer = integer_layers(chosen, options.mode)
+    grids: dict[fx.Node, Affine] = {}
+    plan = plan_activations(model, integer) if options.mode == "static" else None
+    if plan is not None:
+        grids = {node: evidence.grids[node.name] for node in plan.points}
+    changes = []
+    for name, sharing in by_weight(chosen).items():
+        axis, bits = scale_axis(sharing), evidence.bits[name]
+        stored, scales = rounded(sharing, axis, bits, grids, evidence)
+        numbers = _numbers(sharing[0].weight.value(), stored, scales, axis, bits)
+        for layer in sharing:
+            what = "int8 weights" if bits == 8 else f"weights of {bits} bits"
+            what += _ACTIVATIONS[options.mode] if layer in integer else ", float arithmetic"
+            if layer is not sharing[0]:
+                what += f", shared with {sharing[0].name}"
+            changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
+        store_int8(model, name, stored, scales, axis, bits)
+    if plan is not None:
+        for node in plan.points:
+            insert_pair(node, grids[node], plan.readers[node])
+    elif options.mode == "dynamic":
+        for data in dict.fromkeys(layer.data for layer in integer):
+            insert_dynamic(data, [layer.node for layer in integer if layer.data is data])
+    return changes
+
+
+_ACTIVATIONS = {"static": " and activations", "dynamic": ", activations on the range of each batch"}
+
+
+def rounded(
+    sharing: list[Layer], axis: int, bits: int, grids: dict[fx.Node, Affine], evidence: Evidence
+) -> tuple[Tensor, Tensor]:
+    """(int8 weight, scales) of the weight that these layers share."""
+    weight = sharing[0].weight.value()
+    least = [_least_scale(layer, grids) for layer in sharing]
+    if one_scale(sharing):
+        highest = max(float(torch.as_tensor(each).max()) for each in least)
+        flat, scale = round_weight(weight.reshape(1, -1), 0, bits, highest)
+        return flat.reshape(weight.shape), scale.repeat(weight.shape[axis])
+    fitting = [each for each in least if isinstance(each, float) or len(each) == weight.shape[axis]]
+    stored, scales = round_weight(weight, axis, bits, sum(fitting))
+    moments = [evidence.moments[each.name] for each in sharing if each.name in evidence.moments]
+    if not moments or len(moments) < len(sharing):
+        return stored, scales
+    second = sum((m.second for m in moments[1:]), moments[0].second)
+    groups = sharing[0].groups
+    transposed = sharing[0].kind in PRODUCTS and axis == 1
+    rows, start = (weight.T, stored.T) if transposed else (weight.flatten(1), stored.flatten(1))
+    if axis != (1 if transposed else 0):
+        return stored, scales
+    parts = [
+        round_adaptively(w, s, q, second[g], 2 ** (bits - 1) - 1)
+        for g, (w, s, q) in enumerate(
+            zip(rows.chunk(groups), scales.chunk(groups), start.chunk(groups), strict=True)
+        )
+    ]
+    found = torch.cat(parts)
+    return (found.T.contiguous() if transposed else found.reshape(stored.shape)), scales
+
+
+def _numbers(weight: Tensor, stored: Tensor, scales: Tensor, axis: int, bits: int) -> dict[str, Any]:
+    shape = [-1 if d == axis else 1 for d in range(weight.dim())]
+    noise = float((weight - stored * scales.reshape(shape)).double().square().sum())
+    power = float(weight.double().square().sum())
+    return {
+        "bits": bits,
+        "bytes_before": 4 * weight.numel(),
+        "bytes": stored.numel() * (4 if bits <= 4 else 8) // 8 + 4 * scales.numel(),
+        "weight_sqnr_db": round(10 * math.log10(power / noise), 2) if noise and power else None,
+    }
+
+
+def _least_scale(layer: Layer, grids: dict[fx.Node, Affine]) -> Tensor | float:
+    """Weight scales, per output, from which on the layer's bias fits 32 bits."""
+    grid = grids.get(layer.data) or (Affine.of(layer.data) if is_dequantized(layer.data) else None)
+    if layer.bias is None or grid is None or layer.bias.value().dim() != 1:
+        return 0.0
+    return layer.bias.value().abs().double() / (grid.scale * 2**30)

@@ -1,0 +1,46 @@
+"""The same function in a form that rounding hurts less and integer kernels fit better."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from nncompress.analysis.int8_plan import norms_between
+from nncompress.ir import Model
+from nncompress.ir.edit.fold import convolve_norm, fold_batch_norms, norm_name
+from nncompress.passes.base import Context
+from nncompress.passes.quantize.channel_scales import scale_channels
+from nncompress.passes.quantize.choose import choose, integer_layers
+from nncompress.passes.quantize.equalize import equalize
+
+if TYPE_CHECKING:
+    from nncompress.passes.quantize.options import Quantize
+
+
+def condition(model: Model, options: Quantize, context: Context) -> None:
+    """Fold and convolve batch norms, then scale channels, in place."""
+    fold_batch_norms(model)
+    if options.equalize:
+        equalized = equalize(model)
+        context.notes.append(f"channels equalized between {len(equalized)} pairs of layers")
+    if options.mode != "static":
+        return
+    norms = _convolve_norms(model, options.keep)
+    if norms:
+        context.notes.append(f"{norms} batch norms run in int8, as 1×1 convolutions of single channels")
+    if context.data is not None:
+        batches = context.data.batches(context.batch_size, limit=context.limit)
+        records = (batch.inputs for batch in batches)
+        scale_channels(model, records, context.progress, context.limit)
+
+
+def _convolve_norms(model: Model, keep: tuple[str, ...]) -> int:
+    """Make convolutions of the batch norms that would else be float ops between int8 layers; how many."""
+    chosen, _ = choose(model, keep)
+    norms = norms_between(model, integer_layers(chosen, "static"))
+    wanted = [norm for norm in norms if not any(fnmatch(norm_name(norm), pattern) for pattern in keep)]
+    for norm in wanted:
+        convolve_norm(model, norm)
+    if wanted:
+        model.refresh()
+    return len(wanted)

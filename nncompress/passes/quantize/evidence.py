@@ -1,0 +1,115 @@
+"""What the calibration data says about a float model, gathered once however often the model is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nncompress.analysis.curvature.fisher import fisher_information
+from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.observe.calibration import choose_range, observe
+from nncompress.analysis.observe.statistics import Moments, input_moments
+from nncompress.data import Dataset
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import Affine
+from nncompress.ir.layers.geometry import geometry
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.base import Context, need_data
+from nncompress.passes.quantize.bits import bits_within
+from nncompress.passes.quantize.choose import PRODUCTS, by_weight, integer_layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nncompress.passes.quantize.options import Quantize
+
+FISHER_BATCH = 16  # records per sample of the gradient
+
+
+@dataclass
+class Evidence:
+    """Figures by the names of nodes, layers and weights, which a copy of the model has too.
+
+    Attributes:
+        grids: of each activation that may be rounded.
+        moments: of what each layer multiplies, where rounding looks at it.
+        bits: of each weight.
+    """
+
+    grids: dict[str, Affine] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
+
+
+def gather(model: Model, chosen: list[Layer], options: Quantize, original: int, context: Context) -> Evidence:
+    """Run the data through the model as often as the options need: not at all, or up to three times.
+
+    Args:
+        original: bytes of the model that `--size` is a share of.
+    """
+    evidence = Evidence(bits={layer.weight.name: options.weight_bits for layer in chosen})
+    if options.mode == "static":
+        _choose_grids(model, integer_layers(chosen, "static"), options, context, evidence)
+    if options.size is not None:
+        data = need_data(context, "quantize --size", "it shows which weights matter")
+        sharing = by_weight(chosen)
+        information = fisher_information(
+            model,
+            list(sharing),
+            _inputs(data, FISHER_BATCH, context),
+            seed=context.seed,
+            progress=context.progress,
+            total=context.limit,
+        )
+        evidence.bits = bits_within(model, sharing, information, options.size, original)
+    below = options.rounding == "auto"  # nearest is as good at 8 bits
+    adaptively = [
+        layer
+        for layer in chosen
+        if options.rounding == "adaptive" or (below and evidence.bits[layer.weight.name] < 8)
+    ]
+    if adaptively and context.data is not None:
+        evidence.moments = input_moments(
+            model,
+            [layer for layer in adaptively if can_round_adaptively(layer)],
+            _inputs(context.data, context.batch_size, context),
+            seed=context.seed,
+            progress=context.progress,
+            total=context.limit,
+        )
+    return evidence
+
+
+def can_round_adaptively(layer: Layer) -> bool:
+    """Rows of what it multiplies can be had: a matrix product, or a convolution that is not transposed."""
+    if layer.kind in PRODUCTS:
+        return layer.weight.value().dim() == 2
+    return layer.kind.startswith("conv") and "transpose" not in layer.kind and geometry(layer) is not None
+
+
+def _choose_grids(
+    model: Model, integer: list[Layer], options: Quantize, context: Context, evidence: Evidence
+) -> None:
+    plan = plan_activations(model, integer)
+    if not plan.points:
+        return
+    seen = observe(
+        model,
+        [node for node in plan.points if node not in plan.same_grid],
+        need_data(context, "quantize", "it sets the range of every activation"),
+        limit=context.limit,
+        batch_size=context.batch_size,
+        progress=context.progress,
+        notes=context.notes,
+    )
+    for done, (node, histogram) in enumerate(seen.items()):
+        context.progress.step("choosing ranges", done, len(seen))
+        chosen = choose_range(histogram, options.calibration, options.percentile)
+        evidence.grids[node.name] = Affine.covering(*chosen)
+    for node, source in plan.same_grid.items():
+        evidence.grids[node.name] = evidence.grids.get(source.name) or Affine.of(source)
+
+
+def _inputs(data: Dataset, size: int, context: Context) -> Iterator[tuple[Tensor, ...]]:
+    return (batch.inputs for batch in data.batches(size, limit=context.limit))

@@ -1,0 +1,150 @@
+"""`--max-drop`: the layers that int8 hurts most stay in float, as few as the accuracy allows.
+
+Each layer's damage is measured by itself: how far the outputs move when it alone is rounded. The accuracy
+then says how many of the worst must stay in float; it is measured on the rounded model as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.accuracy import evaluate
+from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.observe.calibration import largest_batch
+from nncompress.data import Dataset
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import LEVELS, Affine
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.base import Context
+from nncompress.passes.quantize.carry_out import rounded
+from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
+from nncompress.passes.quantize.evidence import Evidence
+
+if TYPE_CHECKING:
+    from nncompress.passes.quantize.options import Quantize
+
+RECORDS = 64  # on which the damage of every layer is measured
+
+
+def damages(
+    model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence, data: Dataset
+) -> dict[str, float]:
+    """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
+    integer = integer_layers(chosen, options.mode)
+    plan = plan_activations(model, integer) if options.mode == "static" else None
+    grids = {node: evidence.grids[node.name] for node in plan.points} if plan is not None else {}
+    size = min(RECORDS, largest_batch(model))
+    inputs = next(iter(data.batches(size, limit=size))).inputs
+    found = {}
+    with torch.no_grad():
+        reference = [y.double() for y in model.outputs_of(*inputs) if y.is_floating_point()]
+        for name, sharing in by_weight(chosen).items():
+            axis = scale_axis(sharing)
+            stored, scales = rounded(sharing, axis, evidence.bits[name], grids, evidence)
+            shape = [-1 if d == axis else 1 for d in range(stored.dim())]
+            runner = _OneRounded(
+                model,
+                sharing,
+                {layer.node for layer in sharing if layer in integer},
+                stored * scales.reshape(shape),
+                grids,
+            )
+            outputs = [y.double() for y in runner.run(*inputs) if y.is_floating_point()]
+            # Scores of -inf are masked, whatever the weights.
+            moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
+            found[name] = moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
+    return found
+
+
+class _OneRounded(fx.Interpreter):
+    """Runs a float model with one weight rounded, and what the layers that read it read."""
+
+    def __init__(
+        self,
+        model: Model,
+        sharing: list[Layer],
+        integer: set[fx.Node],
+        weight: Tensor,
+        grids: dict[fx.Node, Affine],
+    ) -> None:
+        super().__init__(model.graph_module)
+        self._layers = {layer.node: layer for layer in sharing}
+        self._integer, self._weight, self._grids = integer, weight, grids
+
+    def run_node(self, n: fx.Node) -> Any:
+        layer = self._layers.get(n)
+        if layer is None:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        given = list(args)
+        given[layer.roles.weight] = self._weight
+        if n in self._integer:
+            given[layer.roles.data] = self._round(layer.data, given[layer.roles.data])
+        return self.call_function(n.target, tuple(given), kwargs)
+
+    def _round(self, node: fx.Node, value: Tensor) -> Tensor:
+        grid = self._grids.get(node)
+        if grid is None:  # a range of its own
+            grid = Affine.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
+        return torch.fake_quantize_per_tensor_affine(value, grid.scale, grid.zero_point, 0, LEVELS)
+
+
+def keep_worst(
+    model: Model,
+    chosen: list[Layer],
+    options: Quantize,
+    evidence: Evidence,
+    context: Context,
+    quantized: Callable[[tuple[str, ...]], Model],
+) -> tuple[str, ...]:
+    """Names of the layers to leave in float so that top-1 accuracy falls by at most `--max-drop` points.
+
+    Args:
+        quantized: a rounded copy of the model without these layers.
+    """
+    assert options.max_drop is not None
+    data = context.data
+    if data is None:
+        raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
+
+    def accuracy(each: Model) -> float:
+        result = evaluate(
+            each, data, "classification", batch_size=context.batch_size, limit=context.limit, progress=None
+        )
+        records.append(result.records)
+        assert result.top1 is not None
+        return 100 * result.top1
+
+    records: list[int] = []
+    original = accuracy(model)
+    whole = accuracy(quantized(()))
+    on = f"of {records[0]} records (one is {100 / records[0]:.2g} points)"
+    if original - whole <= options.max_drop:
+        context.notes.append(f"top-1 {original:.2f} % -> {whole:.2f} % with every layer rounded, {on}")
+        return ()
+    damage = damages(model, chosen, options, evidence, data)
+    ranked = sorted(damage, key=lambda name: -damage[name])
+    names = {name: tuple(layer.name for layer in each) for name, each in by_weight(chosen).items()}
+
+    def worst(count: int) -> tuple[str, ...]:
+        return tuple(layer for name in ranked[:count] for layer in names[name])
+
+    fewest, reached, low = len(ranked), original, 0
+    while low + 1 < fewest:
+        context.progress.step("finding the layers to leave in float", len(ranked) - fewest + low, len(ranked))
+        middle = (low + fewest) // 2
+        found = accuracy(quantized(worst(middle)))
+        if original - found <= options.max_drop:
+            fewest, reached = middle, found
+        else:
+            low = middle
+    context.notes.append(
+        f"top-1 {original:.2f} % -> {whole:.2f} % with every layer rounded, {reached:.2f} % with the worst "
+        f"{fewest} of {len(ranked)} in float, {on}"
+    )
+    return worst(fewest)

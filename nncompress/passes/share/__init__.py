@@ -1,0 +1,1 @@
+"""`share`: residual blocks share a weight."""

@@ -1,0 +1,1 @@
+"""`substitute`: cheaper operations for K×K convolutions."""

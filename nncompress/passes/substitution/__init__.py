@@ -1,1 +1,0 @@
-"""What `substitute` is made of: the operations that stand for a convolution, and their initial weights."""

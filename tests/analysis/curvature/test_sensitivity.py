@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.analysis.curvature.sensitivity import output_gradients
+from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
+from nncompress.ir.layers.weights import layers
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.head(F.gelu(self.conv(x)).mean((2, 3)))
+
+
+def test_agrees_with_the_jacobian():
+    torch.manual_seed(0)
+    module = Net().eval()
+    model = Model.from_module(module, (torch.randn(2, 2, 5, 5),))
+    x = torch.randn(32, 2, 5, 5)
+    conv, head = (layer.node for layer in layers(model))
+    found = output_gradients(model, [(conv, 1), (head, -1)], [(x,)] * 60)
+    with torch.no_grad():
+        hidden = module.conv(x)
+        variance = module(x[:16]).var(correction=0)
+    exact = torch.zeros(3, 3)
+    for each in hidden:
+        jacobian = torch.autograd.functional.jacobian(
+            lambda h: module.head(F.gelu(h).mean((1, 2))), each
+        )  # [4, 3, 3, 3]
+        rows = jacobian.movedim(1, -1).reshape(-1, 3)
+        exact += rows.T @ rows / len(hidden)
+    exact = exact / variance / 4
+    # a mean over 1920 draws: a standard error of 3 % of the largest entry
+    torch.testing.assert_close(found[conv].float(), exact, rtol=0, atol=0.15 * float(exact.max()))
+    identity = torch.eye(4) / variance / 4
+    torch.testing.assert_close(found[head].float(), identity, rtol=0, atol=0.15 * float(identity.max()))
+    assert all(p.grad is None for p in model.graph_module.parameters())
+    assert all(p.requires_grad for p in model.graph_module.parameters())
+
+
+class Undifferentiable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).argmax(1)
+
+
+def test_a_model_without_gradients_is_refused():
+    model = Model.from_module(Undifferentiable(), (torch.randn(2, 4),))
+    with pytest.raises(UnsupportedError, match="cannot be differentiated"):
+        output_gradients(model, [(next(layers(model)).node, -1)], [(torch.randn(3, 4),)])

@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.errors import OutputError, UnsupportedError, VerificationError
+from nncompress.export import write_onnx
+from nncompress.export.write import onnx as writer
+from nncompress.ir import Model
+from tests.export.networks import convolutional, language
+
+
+def outputs(path, *inputs):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {v.name: t.numpy() for v, t in zip(session.get_inputs(), inputs)})
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_same_outputs_in_onnx_runtime(tmp_path, batch):
+    model = convolutional()
+    report = write_onnx(model, tmp_path / "m.onnx")
+    x = torch.randn(batch, 3, 12, 12)
+    expected = model(x).detach().numpy()
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx", x)[0], expected, atol=1e-5)
+    assert report.batches == (1, 3)
+    assert report.max_abs_diff < 1e-5
+    assert report.bytes == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_names_dims_history_and_no_source_paths(tmp_path):
+    model = language()
+    model.history.append({"pass": "prune", "std": 0.5})
+    write_onnx(model, tmp_path / "m.onnx")
+    file = onnx.load(tmp_path / "m.onnx")
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*file.graph.input, *file.graph.output]
+    }
+    assert shapes == {
+        "ids": ["batch", 7],
+        "mask": ["batch", 7],
+        "logits": ["batch", 7, 60],
+        "pooled": ["batch", 16],
+    }
+    properties = {p.key: p.value for p in file.metadata_props}
+    assert json.loads(properties["nncompress.history"]) == [{"pass": "prune", "std": 0.5}]
+    assert b"networks.py" not in (tmp_path / "m.onnx").read_bytes()
+
+
+def test_tied_weight_is_stored_once(tmp_path):
+    model = language()
+    write_onnx(model, tmp_path / "m.onnx")
+    tensors = onnx.load(tmp_path / "m.onnx").graph.initializer
+    assert sorted(np.prod(t.dims) for t in tensors if len(t.dims) == 2) == [16 * 16, 60 * 16]
+    ids, mask = torch.randint(0, 60, (3, 7)), torch.rand(3, 7)
+    logits, pooled = outputs(tmp_path / "m.onnx", ids, mask)
+    np.testing.assert_allclose(logits, model(ids, mask)[0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(pooled, model(ids, mask)[1].detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [convolutional, language])
+def test_half_precision(tmp_path, make):
+    report = write_onnx(make(torch.float16), tmp_path / "m.onnx")
+    assert 0 < report.relative_error < 3e-2
+    whole = write_onnx(make(), tmp_path / "whole.onnx")
+    assert report.bytes < 0.8 * whole.bytes
+
+
+def test_bfloat16_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UnsupportedError, match="bfloat16"):
+        write_onnx(language(torch.bfloat16), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Divided(nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, (2, 3), divisor_override=5), F.avg_pool2d(x, 3, 2, 1, divisor_override=2)
+
+
+def test_the_divisor_of_a_pool_is_kept(tmp_path):
+    model = Model.from_module(Divided(), (torch.randn(2, 3, 8, 9),))
+    assert write_onnx(model, tmp_path / "m.onnx").relative_error < 1e-6
+
+
+class Untranslatable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x):
+        return torch.linalg.qr(self.body(x))[0]
+
+
+def test_an_op_onnx_lacks_is_named_with_its_place_and_nothing_else_is_said(tmp_path, capfd):
+    model = Model.from_module(Untranslatable(), (torch.randn(2, 4, 4),))
+    with pytest.raises(UnsupportedError, match=r"the op aten\.linalg_qr, behind layer body\.0\n"):
+        write_onnx(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x)
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "reason"),
+    [
+        (Complex(), torch.randn(2, 8), "ONNX has no complex numbers: output output"),
+        (Double(), torch.randn(2, 3, 6, 6).double(), r"ONNX Runtime has no Conv .* \(layer stem\)"),
+        (nn.ReLU(), torch.randn(2, 3).bfloat16(), "bfloat16, .*: input input"),
+    ],
+)
+def test_numbers_that_the_runtime_lacks(tmp_path, module, example, reason):
+    with pytest.raises(UnsupportedError, match=reason):
+        write_onnx(Model.from_module(module, (example,)), tmp_path / "m.onnx")
+
+
+def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
+    """The exporter is made to drop a bias: verification must notice."""
+    target = tmp_path / "m.onnx"
+    target.write_bytes(b"what was there")
+    tidy = writer.tidy
+
+    def spoil(onnx_model, model):
+        tidy(onnx_model, model)
+        bias = next(v for k, v in onnx_model.graph.initializers.items() if k.startswith("head.bias"))
+        bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + 0.5, name=bias.name)
+
+    monkeypatch.setattr(writer, "tidy", spoil)
+    with pytest.raises(VerificationError, match="disagrees with the graph on output"):
+        write_onnx(convolutional(), target)
+    assert target.read_bytes() == b"what was there"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_nothing_on_the_screen(tmp_path, capfd):
+    write_onnx(convolutional(), tmp_path / "m.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_input_is_not_overwritten(tmp_path):
+    source = tmp_path / "m.onnx"
+    source.write_bytes(b"the original")
+    with pytest.raises(OutputError, match="not overwritten"):
+        write_onnx(convolutional(), tmp_path / "." / "m.onnx", protect=[source])
+    assert source.read_bytes() == b"the original"
+
+
+def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 0)
+    model = convolutional()
+    report = write_onnx(model, tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    x = torch.randn(2, 3, 12, 12)
+    np.testing.assert_allclose(outputs(tmp_path / "m.onnx", x)[0], model(x).detach().numpy(), atol=1e-5)

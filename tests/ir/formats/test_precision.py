@@ -1,0 +1,89 @@
+import networks
+import pytest
+import torch
+from records import images
+from torch import nn
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
+from nncompress.ir.formats.precision import convert, in_precision
+from nncompress.passes import Context, Quantize
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 0.01), ("bfloat16", 0.06)])
+@pytest.mark.parametrize("name", ["residual", "attention", "tied"])
+def test_outputs_stay_close_in_half_precision(name, precision, tolerance):
+    model = networks.model(name)
+    half = in_precision(model, precision)
+    dtypes = {tensor.dtype for tensor in half.state_dict().values() if tensor.is_floating_point()}
+    assert dtypes == {getattr(torch, precision)}
+    inputs = networks.inputs(name, 8)
+    expected = model(*inputs).detach()
+    got = half(*(x.to(spec.torch_dtype()) for x, spec in zip(inputs, half.inputs))).detach()
+    assert got.dtype == getattr(torch, precision)
+    assert 0 < float((got.float() - expected).norm() / expected.norm()) < tolerance
+    assert model.inputs[0].dtype != precision
+
+
+def test_a_quantized_model_has_no_half_precision():
+    model = networks.model("residual")
+    Quantize().apply(model, Context(data=images(32, None)))
+    with pytest.raises(UnsupportedError, match="quantized"):
+        in_precision(model, "float16")
+
+
+class Masked(nn.Module):
+    """Two float inputs and one of integers, a mask of −∞ and a constant beyond float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 4)
+        self.register_buffer("mask", torch.zeros(3, 3).masked_fill(torch.ones(3, 3).triu(1) > 0, -torch.inf))
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.head(x + self.table(tokens)) + shift
+        scores = (y @ y.transpose(1, 2) + self.mask).masked_fill(tokens[:, None] == 0, -1e9)
+        return scores.softmax(2) @ y, tokens + 1
+
+
+def test_several_inputs_of_several_types_keep_them_where_the_ends_stay_float32():
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 4), torch.tensor([[1, 2, 0], [3, 6, 5]]), torch.randn(2, 1, 4))
+    model = Model.from_module(Masked().eval(), inputs)
+    half = model.copy()
+    converted = convert(half, "float16", float32_ends=True)
+    assert half.inputs == model.inputs
+    assert {name for name, _ in converted} == {"table.weight", "head.weight", "head.bias", "mask"}
+    with torch.no_grad():
+        expected, got = model.outputs_of(*inputs), half.outputs_of(*inputs)
+    assert [y.dtype for y in got] == [torch.float32, torch.int64]
+    assert torch.equal(got[1], expected[1])
+    assert 0 < float((got[0] - expected[0]).abs().max()) < 5e-3  # finite: −1e9 did not become −∞
+    assert torch.equal(
+        in_precision(model, "float16")(inputs[0].half(), inputs[1], inputs[2].half())[0].float(), got[0]
+    )
+
+
+class MaskedByConstant(torch.nn.Module):
+    """Adds a mask of -1e9, which float16 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.softmax(self.fc(x).masked_fill(x < 0, -1e9), -1)
+
+
+def test_constants_beyond_float16_become_its_ends():
+    torch.manual_seed(0)
+    model = Model.from_module(MaskedByConstant().eval(), (torch.randn(2, 4),))
+    x = torch.tensor([[1.0, -1.0, 2.0, -0.5]])
+    got = in_precision(model, "float16")(x.half())
+    torch.testing.assert_close(got.float(), model(x).detach(), rtol=1e-2, atol=1e-3)
+    assert (got[0, [1, 3]] == 0).all()
+    with torch.no_grad():
+        model.tensor("fc.weight")[0, 0] = 1e6
+    with pytest.raises(UnsupportedError, match=r"fc\.weight holds values beyond 65504"):
+        in_precision(model, "float16")
+    assert in_precision(model, "bfloat16")(x.bfloat16()).isfinite().all()

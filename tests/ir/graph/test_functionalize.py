@@ -1,0 +1,214 @@
+"""Graphs without in-place ops compute what eager code with in-place ops computes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
+from nncompress.ir.graph.functionalize import is_write
+from nncompress.ir.graph.state import changed_tensors
+
+F = nn.functional
+
+VIEWS = {
+    "mT": lambda t: t.mT,
+    "T": lambda t: t.permute(*range(t.dim() - 1, -1, -1)),
+    "mH": lambda t: t.mH,
+    "adjoint": lambda t: t.adjoint(),
+    "swapdims": lambda t: t.swapdims(0, -1),
+    "swapaxes": lambda t: t.swapaxes(-1, 1),
+    "moveaxis": lambda t: t.moveaxis(0, -1),
+    "movedim": lambda t: t.movedim((0, 1), (1, 2)),
+    "ravel": lambda t: t.ravel(),
+    "flatten": lambda t: t.flatten(1),
+    "unfold": lambda t: t.unfold(1, 2, 2),
+    "broadcast_to": lambda t: t.broadcast_to(t.shape),
+    "wider": lambda t: t[None].expand(2, *t.shape),
+    "reshape_as": lambda t: t.reshape_as(t),
+    "view_as": lambda t: t.flatten(1).view_as(t),
+    "view": lambda t: t.view(len(t), -1),
+    "reshape": lambda t: t.reshape(len(t), 2, -1),
+    "real": lambda t: t.real,
+    "imag": lambda t: torch.view_as_complex(t.unflatten(-1, (-1, 2))).imag,
+    "view_as_real": lambda t: torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)))),
+    "conj": lambda t: torch.view_as_complex(t.unflatten(-1, (-1, 2))).conj().real,
+    "diagonal": lambda t: t.diagonal(0, 1, -1),
+    "tensor_split": lambda t: t.tensor_split(2, 1)[1],
+    "hsplit": lambda t: t.hsplit(2)[0],
+    "dsplit": lambda t: t.dsplit((1, 3))[1],
+    "split": lambda t: t.split((1, t.shape[1] - 1), 1)[1],
+    "unbind": lambda t: t.unbind(1)[1],
+    "chunk": lambda t: t.chunk(3, -1)[1],
+    "narrow": lambda t: t.narrow(1, 1, 2),
+    "slice": lambda t: t[:, 1:],
+    "step": lambda t: t[..., ::2],
+    "select": lambda t: t[:, -1],
+    "squeeze": lambda t: t[:, :1].squeeze(1),
+    "unsqueeze": lambda t: t.unsqueeze(1),
+    "to": lambda t: t.to(t.dtype),
+    "contiguous": lambda t: t.contiguous(),
+    "dropout": lambda t: F.dropout(t, 0.5, False),
+    "detach": lambda t: t.detach(),
+    "type_as": lambda t: t.type_as(t),
+    "expand_as": lambda t: t.expand_as(t),
+    "atleast": lambda t: torch.atleast_3d(t),
+    "broadcast_tensors": lambda t: torch.broadcast_tensors(t, t[:, :1])[0],
+    "positive": lambda t: +t,
+    "einsum": lambda t: torch.einsum("i...j->j...i", t),
+    "pad": lambda t: F.pad(t, (0, 0)),
+    "clone": lambda t: t.clone(),
+    "squeeze_": lambda t: t[:, :1].squeeze_(1),
+    "t_": lambda t: t[:, 0].t_(),
+    "twice": lambda t: t * 2,
+}
+WRITES = {
+    "relu_": lambda t, o: torch.relu_(t),
+    "add_": lambda t, o: t.add_(0.5),
+    "mul_": lambda t, o: t.mul_(o),
+    "sub_": lambda t, o: t.sub_(o.mean()),
+    "copy_": lambda t, o: t.copy_(o),
+    "fill_": lambda t, o: t.fill_(0.25),
+    "zero_": lambda t, o: t[..., 1:].zero_(),
+    "masked_fill_": lambda t, o: t.masked_fill_(t > 0.3, -1.0),
+    "index_put_": lambda t, o: t.index_put_((torch.tensor([0, 1]),), torch.tensor(2.0)),
+    "assign": lambda t, o: t[:, 1:].copy_(t[:, :-1].clone()),
+    "clamp_": lambda t, o: t.clamp_(-0.5, 0.5),
+    "lt_": lambda t, o: t.lt_(0.1),
+    "unsqueeze_": lambda t, o: t.unsqueeze_(1),
+    "transpose_": lambda t, o: t.transpose_(0, 1),
+    "out": lambda t, o: torch.add(t.detach().clone(), 1.0, out=t),
+    "dropout_": lambda t, o: F.dropout(t, 0.5, False, True),
+    "setitem": lambda t, o: t.__setitem__((slice(None), 0), 3.0),
+    "index_fill_": lambda t, o: t.index_fill_(1, torch.tensor([0]), 0.1),
+    "addcmul_": lambda t, o: t.addcmul_(o, o),
+    "fill_tensor": lambda t, o: t.fill_(o.sum()),
+}
+OPS = [*VIEWS, *WRITES]
+STEPS = st.lists(
+    st.tuples(st.sampled_from(OPS), st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=9
+)
+
+
+class Program(nn.Module):
+    """Steps over a growing pool of tensors; those that do not fit their tensor are left out."""
+
+    def __init__(self, steps: list[tuple[str, int, int]], source: str) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.linspace(-1, 1, 24).reshape(4, 6))
+        self.steps, self.source = steps, source
+        self.steps = [step for at, step in enumerate(steps) if self._fits(at)]
+
+    def _fits(self, at: int) -> bool:
+        fitting = getattr(self, "_fitting", [])
+        for batch in (2, 3):
+            trial = copy.copy(self)
+            trial.__dict__ |= {"steps": [*fitting, self.steps[at]], "_buffers": {"kept": self.kept.clone()}}
+            try:
+                trial(example(batch))
+            except (RuntimeError, IndexError, ValueError):
+                return False
+        self._fitting = [*fitting, self.steps[at]]
+        return True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        pool = {"input": [x], "value": [x * 1], "buffer": [x * 1, self.kept]}[self.source]
+        for name, which, other in self.steps:
+            tensor = pool[which % len(pool)]
+            if name in VIEWS:
+                pool.append(VIEWS[name](tensor))
+            else:
+                WRITES[name](tensor, pool[other % len(pool)])
+        return tuple(each + 0 for each in pool)
+
+
+def example(batch: int) -> Tensor:
+    return torch.randn(batch, 4, 6, generator=torch.Generator().manual_seed(batch))
+
+
+def check(net: Program) -> None:
+    try:
+        model = Model.from_module(copy.deepcopy(net), (example(2),))
+    except UnsupportedError:
+        assume(False)
+    assert [node.name for node in model.graph.nodes if is_write(node)] == []
+    assert all("val" in node.meta for node in model.graph.nodes if node.users)
+    for batch in (2, 3) if "batch" in model.dynamic else (2,):
+        fresh, x = copy.deepcopy(net), example(batch)
+        want = fresh(x.clone())
+        got = model.outputs_of(x)
+        assert torch.equal(x, example(batch))  # the caller's tensor
+        for a, b in zip(want, got, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
+        if "kept" in model.state_dict():
+            assert torch.equal(model.tensor("kept"), net.kept)
+        assert ("kept" in changed_tensors(model.graph)) >= (not torch.equal(fresh.kept, net.kept))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(STEPS, st.sampled_from(["input", "value", "buffer"]))
+def test_any_sequence_of_views_and_writes(steps: list[tuple[str, int, int]], source: str) -> None:
+    check(Program(steps, source))
+
+
+@pytest.mark.parametrize("views", [list(VIEWS)[at : at + 5] for at in range(0, len(VIEWS), 5)], ids="-".join)
+def test_a_view_sees_a_later_write_to_its_base_and_the_base_one_to_its_view(views: list[str]) -> None:
+    made = [(view, 0, 0) for view in views]
+    written = [("mul_", at + 1, at + 1) for at in range(len(views))]
+    check(Program([*made, ("masked_fill_", 0, 0), *written, *made, ("relu_", 0, 0)], "value"))
+
+
+def test_a_view_whose_elements_overlap_sees_a_later_write() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            windows = (base := x * 1).unfold(-1, 3, 1)
+            base.relu_()
+            return windows + 0
+
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(Model.from_module(Net(), (x[:2],))(x), Net()(x))
+
+
+def test_what_changes_when_a_model_runs_is_written_only_by_the_program_that_leaves() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            return x.sub_(self.count) * 2
+
+    x = torch.randn(3, 4)
+    model = Model.from_module(Counter(), (x[:2].clone(),))
+    model.refresh()
+    before = x.clone()
+    for _ in range(2):
+        torch.testing.assert_close(model(x), (x - 1) * 2)
+    assert torch.equal(x, before)
+    assert model.tensor("count") == 0
+    assert changed_tensors(model.graph) == ["count"]
+    program = model.exported_program().module(check_guards=False)
+    program(x)
+    torch.testing.assert_close(program(x)[0], (x - 2) * 2)
+
+
+def test_stored_tensors_that_share_memory_and_change_are_refused_by_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("whole", torch.ones(4))
+            self.register_buffer("part", self.whole[:2])
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.part += 1
+            return x * self.whole
+
+    with pytest.raises(UnsupportedError, match="whole"):
+        Model.from_module(Net(), (torch.randn(2, 4),))

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.ir.graph.verify import Distances, drift, not_finite, outputs_checked
+
+
+def complex_model() -> Model:
+    torch.manual_seed(0)
+    return Model.from_module(nn.Linear(3, 2, dtype=torch.complex64), (torch.randn(2, 3).cfloat(),))
+
+
+def test_complex_weights_and_outputs_that_are_not_numbers_are_seen():
+    model = complex_model()
+    assert not_finite(model) is None
+    with torch.no_grad():
+        model.tensor("bias")[1] = complex(0, float("nan"))
+    assert not_finite(model) == "bias"
+    with pytest.raises(VerificationError, match="NaN"):
+        outputs_checked(model, model.example_inputs(), "the model")
+
+
+def test_drift_counts_imaginary_parts():
+    y = torch.tensor([[3.0 + 4.0j]])
+    (row,) = drift(complex_model(), (y.real + 0j,), (y,))
+    assert (row.relative, row.largest) == (pytest.approx(0.8), pytest.approx(4.0))
+
+
+def test_drift_of_whole_numbers_is_the_share_of_entries_that_differ():
+    before, now = torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 9])
+    distances = Distances(["answer", "yes"])
+    distances.add((now, now > 8), (before, before > 8))
+    distances.add((before, before > 8), (before, before > 8))
+    answer, yes = distances.rows()
+    assert (answer.relative, answer.largest, answer.counted) == (0.125, 5.0, True)
+    assert yes.relative == 0.125
+
+
+def test_drift_is_measured_where_both_are_finite_and_other_places_are_counted():
+    inf = float("inf")
+    before = torch.tensor([[3.0, 4.0, -inf, -inf]])
+    (row,) = drift(complex_model(), (torch.tensor([[3.0, 2.0, -inf, 7.0]]),), (before,))
+    assert (row.relative, row.misplaced) == (pytest.approx(0.4), 0.25)
+    (row,) = drift(complex_model(), (torch.tensor([[3.0, 4.0, -inf, inf]]),), (before,))
+    assert (row.relative, row.misplaced, row.amount) == (0, 0.25, 0.25)
+
+
+class Masked(nn.Module):
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+        self.low = low
+
+    def forward(self, x):
+        return torch.cat([self.linear(x)[:, :2], self.linear(x)[:, 2:] * 0 + self.low], 1)
+
+
+def test_infinities_that_the_original_has_are_taken_and_others_refused():
+    masked, plain = (Model.from_module(Masked(low), (torch.randn(2, 3),)) for low in (-float("inf"), 0.0))
+    x = masked.example_inputs()
+    reference = outputs_checked(masked, x, "the original")
+    assert outputs_checked(masked, x, "prune", reference)
+    with pytest.raises(VerificationError, match="prune: output 'output' has NaN or infinite"):
+        outputs_checked(masked, x, "prune", outputs_checked(plain, x, "the original"))
+    positive = [-t for t in reference]
+    with pytest.raises(VerificationError, match="infinite"):
+        outputs_checked(masked, x, "prune", positive)
+
+
+def test_an_original_without_a_finite_number_is_one_message():
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            return x.exp() / 0.0
+
+    model = Model.from_module(Overflowing(), (torch.randn(2, 3),))
+    with pytest.raises(VerificationError, match="'output' has NaN or infinite values only"):
+        outputs_checked(model, model.example_inputs(), "the original")

@@ -1,0 +1,83 @@
+"""A `.pt2` is run on tensors without memory before any of its operators runs on real ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pt2_members import GRAPH, edit_json, write
+from torch import nn
+
+from nncompress.errors import ModelFileError
+from nncompress.loading.pt2.archive import read_pt2
+from nncompress.loading.pt2.shapes import Unfit, check_shapes
+
+
+class _Bag(nn.Module):
+    def __init__(self, offsets: torch.Tensor | None) -> None:
+        super().__init__()
+        self.bag, self.offsets = nn.EmbeddingBag(10, 4), offsets
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bag(x) if self.offsets is None else self.bag(x.flatten(), self.offsets)
+
+
+def exported(module: nn.Module, x: torch.Tensor):
+    return torch.export.export(module.eval(), (x,))
+
+
+def test_embedding_bag_runs_over_rows_and_not_over_offsets_of_the_file():
+    rows = torch.randint(0, 10, (2, 3))
+    check_shapes(exported(_Bag(None), rows))
+    with pytest.raises(Unfit, match="no regular steps"):
+        check_shapes(exported(_Bag(torch.tensor([0, 2])), rows))
+
+
+def test_weight_that_does_not_fit_its_operator_is_refused():
+    program = exported(nn.Sequential(nn.Linear(4, 3), nn.LSTM(3, 2)), torch.randn(2, 4))
+    check_shapes(program)
+    program.state_dict["0.weight"] = nn.Parameter(torch.zeros(5, 7))
+    with pytest.raises(Unfit, match="linear"):
+        check_shapes(program)
+
+
+def test_norms_of_another_number_of_channels_are_refused():
+    layer = torch.nn.utils.weight_norm(nn.Linear(4, 3))
+    program = exported(layer, torch.randn(2, 4))
+    check_shapes(program)
+    program.state_dict["weight_g"] = nn.Parameter(torch.ones(1000, 1))
+    with pytest.raises(Unfit, match="norms of a weight"):
+        check_shapes(program)
+
+
+def test_input_of_an_absurd_size_is_refused(members, tmp_path):
+    hostile = dict(members)
+
+    def edit(document):
+        sizes = document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[1] = {"as_int": 2**40}
+
+    edit_json(hostile, GRAPH, edit)
+    with pytest.raises(ModelFileError, match="1099511627776"):
+        read_pt2(write(hostile, tmp_path / "huge.pt2"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Max(" + ", ".join(f"s{i}" for i in range(800)) + ")",
+        "Mul(" + ", ".join(f"Add(s{i}, s{i + 1})" for i in range(0, 40, 2)) + ")",
+        "PowByNatural(Add(s0, s1), 16)" + " * PowByNatural(Add(s0, s1, s2), 16)",
+        "-" * 60 + "s0",
+        "s0" + " + s1" * 1500,
+    ],
+)
+def test_expression_that_would_take_minutes_is_refused(text, members, tmp_path):
+    hostile = dict(members)
+
+    def edit(document):
+        sizes = document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
+
+    edit_json(hostile, GRAPH, edit)
+    with pytest.raises(ModelFileError, match="the symbolic size"):
+        read_pt2(write(hostile, tmp_path / "expression.pt2"))
