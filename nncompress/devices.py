@@ -155,6 +155,7 @@ def abilities() -> list[Ability]:
     rows = [
         Ability("CPU", f"torch {version('torch')}", ("float32", "bfloat16"), "int8 simulated in float32"),
         Ability("CPU", f"ONNX Runtime {onnxruntime}", ("float32", "int8"), int8),
+        _openvino(found, int8),
         Ability("mobile", f"ExecuTorch {executorch}", ("float32", "int8"), int8)
         if executorch
         else Ability("mobile", "ExecuTorch", (), "not installed"),
@@ -164,6 +165,17 @@ def abilities() -> list[Ability]:
     if not gpus():
         rows.append(Ability("cuda", "", (), "no NVIDIA GPU, or no driver for it"))
     return rows
+
+
+def _openvino(found: Processor, int8: str) -> Ability:
+    """What OpenVINO computes in here: floats in bfloat16 by itself where the CPU has tiles for them."""
+    if not installed("openvino"):
+        return Ability("CPU", "OpenVINO", (), "not installed")
+    floats = ["float32"]
+    floats += ["bfloat16"] if {"amx_bf16", "avx512_bf16"} & found.flags else []
+    floats += ["float16"] if {"amx_fp16", "avx512_fp16"} & found.flags else []
+    by_itself = "; floats in bfloat16 unless told otherwise" if "amx_bf16" in found.flags else ""
+    return Ability("CPU", f"OpenVINO {version('openvino')}", (*floats, "int8"), int8 + by_itself)
 
 
 def _on(gpu: Gpu) -> list[Ability]:

@@ -37,7 +37,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, count_records
 from nncompress.progress import NullProgress, Progress
-from nncompress.results import ArmResult, BenchResult, Estimate, Samples
+from nncompress.results import ArmResult, BenchResult, Estimate, OperatorTime, Samples
 from nncompress.runtimes import Runner
 
 __all__ = ["Arm", "benchmark"]
@@ -196,7 +196,7 @@ def _with_memory(
     found = []
     for i, arm in enumerate(arms):
         progress.step("measuring peak memory and cold start", i, len(arms))
-        own = in_own_process(arm.artifact, inputs, threads)
+        own = in_own_process(arm.artifact, inputs, threads, runtime=arm.runtime, precision=arm.precision)
         found.append(replace(result.arms[i], peak_memory=own.peak_memory, cold_start_s=own.cold_start_s))
     return replace(result, arms=tuple(found))
 
@@ -227,8 +227,12 @@ def _with_profiles(
     found = []
     for i, arm in enumerate(arms):
         progress.step("profiling", i, len(arms))
-        found.append(replace(result.arms[i], profile=profile(arm.artifact, inputs, threads)))
+        found.append(replace(result.arms[i], profile=_profile(arm, inputs, threads)))
     return replace(result, arms=tuple(found))
+
+
+def _profile(arm: Arm, inputs: Inputs, threads: int) -> tuple[OperatorTime, ...] | None:
+    return profile(arm.artifact, inputs, threads, runtime=arm.runtime, precision=arm.precision)
 
 
 def _speedup(times: list[list[ArmTimes]], arm: int, clock: str, seed: int) -> Estimate | None:

@@ -44,11 +44,19 @@ class OwnProcess:
     cold_start_s: float | None = None
 
 
-def in_own_process(artifact: str | Path | Model, inputs: Inputs, threads: int = 1) -> OwnProcess:
+def in_own_process(
+    artifact: str | Path | Model,
+    inputs: Inputs,
+    threads: int = 1,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+) -> OwnProcess:
     """Load and run the artifact in a new process.
 
     Args:
         inputs: of one call.
+        runtime, precision: as of `open_artifact`.
     """
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(artifact, Model):
@@ -61,7 +69,11 @@ def in_own_process(artifact: str | Path | Model, inputs: Inputs, threads: int = 
         command = [sys.executable, "-P", "-m", __name__, str(path), str(Path(folder) / "inputs.npz")]
         try:
             done = subprocess.run(
-                [*command, "--threads", str(threads)],
+                [
+                    *(*command, "--threads", str(threads)),
+                    *(("--runtime", runtime) if runtime else ()),
+                    *(("--precision", precision) if precision else ()),
+                ],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 capture_output=True,
                 text=True,
@@ -74,16 +86,18 @@ def in_own_process(artifact: str | Path | Model, inputs: Inputs, threads: int = 
             return OwnProcess()
 
 
-def _measure(path: Path, inputs: Inputs, threads: int) -> OwnProcess:
+def _measure(
+    path: Path, inputs: Inputs, threads: int, runtime: str | None = None, precision: str | None = None
+) -> OwnProcess:
     if path.suffix == ".pt2":
         _warm_up_torch(path.parent)
     else:
-        load_runtime(path)  # it is not the artifact's memory
+        load_runtime(path, runtime)  # it is not the artifact's memory
     before = _reset_peak()
     start = time.perf_counter()
     # The .pt2 was written a moment ago by `in_own_process`, so it is trusted: users' files come through load.
     artifact = Model.from_exported(torch.export.load(path)) if path.suffix == ".pt2" else path
-    runner = open_artifact(artifact, threads)
+    runner = open_artifact(artifact, threads, runtime=runtime, precision=precision)
     own = inputs_for(runner, inputs, str(path))
     runner.run(*own)
     cold_start = time.perf_counter() - start
@@ -133,10 +147,13 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("inputs", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runtime")
+    parser.add_argument("--precision")
     arguments = parser.parse_args()
     with np.load(arguments.inputs, allow_pickle=False) as file:
         inputs = tuple(file[f"arr_{i}"] for i in range(len(file.files)))
-    print(json.dumps(asdict(_measure(arguments.artifact, inputs, arguments.threads))))
+    how = (arguments.threads, arguments.runtime, arguments.precision)
+    print(json.dumps(asdict(_measure(arguments.artifact, inputs, *how))))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Where the time of a run goes: one row per operator, after the runtime's own optimisation.
 
-ONNX Runtime tells its nodes (a fused convolution is one), torch its kinds of operators; other runtimes are
-not asked. Profiling costs time of its own, so shares count and not sums.
+ONNX Runtime and OpenVINO tell their nodes (a fused convolution is one), OpenVINO with the precision that each
+ran in, torch its kinds of operators; other runtimes are not asked. Profiling costs time of its own, so shares
+count and not sums.
 """
 
 from __future__ import annotations
@@ -30,11 +31,18 @@ NODE_TIME = "_kernel_time"
 
 
 def profile(
-    artifact: str | Path | Model, inputs: Inputs, threads: int = 1
+    artifact: str | Path | Model,
+    inputs: Inputs,
+    threads: int = 1,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
 ) -> tuple[OperatorTime, ...] | None:
     """Time per operator, longest first; None where the artifact's runtime does not tell."""
     if isinstance(artifact, Model):
         found = _torch(artifact, inputs, threads)
+    elif runtime == "openvino" or Path(artifact).suffix.lower() == ".xml":
+        found = _openvino(Path(artifact), inputs, threads, precision)
     elif Path(artifact).suffix.lower() in SUFFIXES:
         found = _onnxruntime(Path(artifact), inputs, threads)
     else:
@@ -57,6 +65,17 @@ def _onnxruntime(path: Path, inputs: Inputs, threads: int) -> list[OperatorTime]
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return of_events(events, WARM_UP)
+
+
+def _openvino(path: Path, inputs: Inputs, threads: int, precision: str | None) -> list[OperatorTime]:
+    from nncompress.runtimes.on_openvino import OpenVinoRunner
+
+    runner = OpenVinoRunner(path, threads, precision)
+    arrays = inputs_for(runner, inputs, str(path))
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for each in runner.times(*arrays, runs=WARM_UP + RUNS):
+        times[f"{each.layer.kind} {each.layer.precision}", each.layer.name].append(each.seconds)
+    return [OperatorTime(op, node, 1.0, median(all_[WARM_UP:])) for (op, node), all_ in times.items()]
 
 
 def of_events(events: list[dict[str, Any]], skipped: int) -> list[OperatorTime]:

@@ -34,6 +34,7 @@ class Arm:
         artifact: a path that a runtime owns, or a loaded model, which torch runs.
         parameters, macs, sha256: carried into the result, where known.
         cuda: run it on the GPU.
+        runtime, precision: of a file: another runtime than its own, and in what that computes floats.
         inputs, sizes: how a file's inputs are to be read, where that was stated: `Runner.inputs`, `.sizes`.
     """
 
@@ -43,6 +44,8 @@ class Arm:
     macs: int | None = None
     sha256: str | None = None
     cuda: Cuda | None = None
+    runtime: str | None = None
+    precision: str | None = None
     inputs: tuple[InputSpec, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -51,7 +54,10 @@ class Arm:
         artifact = self.artifact
         if anew and isinstance(artifact, Model):
             artifact = artifact.copy()
-        opened = open_artifact(artifact, threads) if self.cuda is None else open_on_cuda(artifact, self.cuda)
+        if self.cuda is not None:
+            opened = open_on_cuda(artifact, self.cuda)
+        else:
+            opened = open_artifact(artifact, threads, runtime=self.runtime, precision=self.precision)
         if self.inputs:
             opened.inputs, opened.sizes = self.inputs, self.sizes
         return opened

@@ -39,6 +39,9 @@ nncompress bench model.pt2 small.onnx --batch 1,8,32 --threads 2
 Are 2 % real?
 nncompress bench a.onnx b.onnx --target-error 0.5%
 
+In the other runtime of this CPU, which is faster on many?
+nncompress bench model.pt2 small.onnx --runtime onnxruntime,openvino
+
 On a phone's runtime, on a GPU?
 nncompress bench model.pt2 --device mobile
 nncompress bench model.pt2 --device cuda --precision float32,float16
@@ -67,7 +70,11 @@ def bench(
         bool, typer.Option("--all", help="MODEL left out: every result since the original, in order")
     ] = False,
     runtime: Annotated[
-        Literal["onnxruntime", "torch"], typer.Option(help="what runs the models")
+        str,
+        typer.Option(
+            metavar="onnxruntime,openvino",
+            help="what runs the models: onnxruntime, openvino, torch; each model is measured in each",
+        ),
     ] = "onnxruntime",
     device: Annotated[
         Literal["cpu", "mobile", "cuda"], typer.Option(help="where they run; mobile: ExecuTorch, on this CPU")
@@ -76,7 +83,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="float32,float16",
-            help="on cuda: float32, float16, bfloat16, float16-2:4, bfloat16-2:4; each is measured",
+            help="of floats; on cuda: float32, float16, bfloat16, float16-2:4, bfloat16-2:4; in openvino the "
+            "first three, or what it chooses; each is measured",
         ),
     ] = None,
     mode: Annotated[

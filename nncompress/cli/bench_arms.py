@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
 PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{SPARSE}")
 MODES = ("eager", "graphs", "compile")
+RUNTIMES = ("onnxruntime", "openvino", "torch")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,21 @@ class Target:
 
     Attributes:
         device: "cpu", "mobile" or "cuda".
-        runtime: "onnxruntime" or "torch"; on "mobile" it is ExecuTorch.
-        precisions, modes: on the GPU, each model is measured in each; modes are torch's.
+        runtimes: of "onnxruntime", "openvino" and "torch"; each model is measured in each; on "mobile" it is
+            ExecuTorch, on "cuda" one of the first and the last.
+        precisions: each model is measured in each: on the GPU, and of floats in OpenVINO ("" as it comes).
+        modes: torch's on the GPU.
     """
 
     device: str = "cpu"
-    runtime: str = "onnxruntime"
+    runtimes: tuple[str, ...] = ("onnxruntime",)
     precisions: tuple[str, ...] = ("float32",)
     modes: tuple[str, ...] = ("eager",)
+
+    @property
+    def runtime(self) -> str:
+        """The only one, or the first."""
+        return self.runtimes[0]
 
 
 def target(device: str, runtime: str, precision: str | None, mode: str | None) -> Target:
@@ -45,6 +53,11 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         UsageError: options that do not go together.
         DeviceError, MissingExtraError: there is no GPU, or the extra is not installed.
     """
+    runtimes = _listed(runtime, RUNTIMES, "--runtime")
+    if device != "cpu" and (len(runtimes) > 1 or "openvino" in runtimes):
+        raise UsageError("OpenVINO and several runtimes are for --device cpu", got=f"--runtime {runtime}")
+    if device == "cpu" and "openvino" in runtimes:
+        return _with_openvino(runtimes, precision, mode)
     if device == "mobile":
         if runtime == "torch":
             raise UsageError("--device mobile runs models in ExecuTorch", got="--runtime torch")
@@ -67,7 +80,29 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
             raise UsageError(
                 f"ONNX files are not measured in {', '.join(other)}", remedy="--runtime torch, or float16"
             )
-    return Target(device, runtime, precisions, modes)
+    return Target(device, runtimes, precisions, modes)
+
+
+def _with_openvino(runtimes: tuple[str, ...], precision: str | None, mode: str | None) -> Target:
+    """Refuse a precision that this CPU does not compute in before anything is exported."""
+    from nncompress.extras import need
+
+    need("openvino", "bench --runtime openvino")
+    if mode is not None:
+        raise UsageError("--mode is for torch on --device cuda", got=f"--mode {mode}")
+    if precision is None:
+        return Target("cpu", runtimes, ("",))
+    from nncompress.errors import DeviceError
+    from nncompress.runtimes.on_openvino import PRECISIONS as FLOATS
+    from nncompress.runtimes.on_openvino import precisions
+
+    wanted = _listed(precision, tuple(FLOATS), "--precision")
+    lacking = [name for name in wanted if name not in precisions()]
+    if lacking:
+        raise DeviceError(
+            f"OpenVINO does not compute in {', '.join(lacking)} on this CPU", expected=", ".join(precisions())
+        )
+    return Target("cpu", runtimes, wanted)
 
 
 def _listed(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
@@ -96,10 +131,43 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
         )
     if to.device == "cuda":
         return _on_gpu(arm, to, base, bar)
-    if artifact.model is None or (to.runtime == "torch" and to.device == "cpu"):
+    if to.device == "cpu" and to.runtimes != ("onnxruntime",):
+        return _on_cpu(arm, to, base, bar)
+    if artifact.model is None:
         return [arm]
     suffix = ".pte" if to.device == "mobile" else ".onnx"
     return [replace(arm, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar))]
+
+
+def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
+    """One arm per runtime, and per precision in OpenVINO; a model is exported once for all."""
+    from nncompress.ir import Model
+    from nncompress.runtimes import RUNTIMES as KNOWN
+
+    arms = []
+    file: Path | None = None if isinstance(arm.artifact, Model) else Path(arm.artifact)
+    for runtime in to.runtimes:
+        if runtime == "torch":
+            arms.append(replace(arm, name=f"{arm.name} torch" if len(to.runtimes) > 1 else arm.name))
+            continue
+        if file is None:
+            file = _exported(arm.artifact, base.with_suffix(".onnx"), arm.name, bar)
+        if file.suffix.lower() not in KNOWN[runtime].suffixes:
+            raise UsageError(
+                f"{runtime} does not run {arm.name}",
+                got=file.suffix,
+                expected=", ".join(KNOWN[runtime].suffixes),
+                remedy="export the model to .onnx, which both run",
+            )
+        own = replace(arm, artifact=file, runtime=runtime)
+        if runtime == "onnxruntime":
+            name = f"{arm.name} onnxruntime" if len(to.runtimes) > 1 else arm.name
+            arms.append(replace(own, name=name))
+            continue
+        for precision in to.precisions:
+            words = (arm.name, runtime if len(to.runtimes) > 1 else "", precision)
+            arms.append(replace(own, name=" ".join(filter(None, words)), precision=precision or None))
+    return arms
 
 
 def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:

@@ -23,7 +23,7 @@ Example:  nncompress doctor --json | jq .devices
 
 PACKAGES = (
     *("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "numpy"),
-    *("executorch", "kornia", "matplotlib", "nvidia-ml-py"),
+    *("openvino", "executorch", "kornia", "matplotlib", "nvidia-ml-py"),
 )
 
 

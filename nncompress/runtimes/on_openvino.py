@@ -41,6 +41,7 @@ DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+NO_LAYERS = ("Const", "Input", "Output", "Parameter", "Result")
 # layer types of the compiled graph that do the heavy work
 HEAVY = {
     "Convolution",
@@ -66,6 +67,14 @@ class Layer:
     kind: str
     precision: str
     kernel: str
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The time of one layer in one run, in seconds."""
+
+    layer: Layer
+    seconds: float
 
 
 @cache
@@ -137,27 +146,45 @@ class OpenVinoRunner(Runner):
             kind, kernel, precision = (
                 _text(told, key) for key in ("layerType", "primitiveType", "runtimePrecision")
             )
-            if kind not in ("Const", "Input", "Output", "Parameter", "Result"):
+            if kind not in NO_LAYERS:
                 found.append(Layer(op.get_friendly_name(), kind, _precision(precision, kernel), kernel))
         return found
 
-    def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
-        if shapes not in self._compiled:
+    def times(self, *inputs: Array, runs: int) -> list[Timed]:
+        """What each layer took in each run, in order; runs are slower for being watched."""
+        arrays = [_to_numpy(value) for value in inputs]
+        shapes = tuple(array.shape for array in arrays)
+        request = self._compile(shapes, watched=True).create_infer_request()
+        found = []
+        for _ in range(runs):
+            request.infer(arrays, share_inputs=True)
+            for node in request.get_profiling_info():
+                if node.status.name == "EXECUTED" and node.node_type not in NO_LAYERS:
+                    layer = Layer(
+                        node.node_name, node.node_type, _precision("", node.exec_type), node.exec_type
+                    )
+                    found.append(Timed(layer, node.cpu_time.total_seconds()))
+        return found
+
+    def _compile(self, shapes: tuple[tuple[int, ...], ...], *, watched: bool = False) -> Any:
+        key = (shapes, watched)
+        if key not in self._compiled:
             settings: dict[str, Any] = {
                 "INFERENCE_NUM_THREADS": self.threads,
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
+                **({"PERF_COUNT": True} if watched else {}),
             }
             if self.precision is not None:
                 settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[self.precision]
             try:
                 model = self._model.clone()
                 model.reshape({port: list(shape) for port, shape in zip(model.inputs, shapes)})
-                self._compiled[shapes] = core().compile_model(model, "CPU", settings)
+                self._compiled[key] = core().compile_model(model, "CPU", settings)
             except Exception as problem:
                 raise _explained(self._path, problem) from problem
-        return self._compiled[shapes]
+        return self._compiled[key]
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         arrays = [_to_numpy(value) for value in inputs]

@@ -27,7 +27,7 @@ def opened(monkeypatch):
 
             return call
 
-    def open_artifact(artifact, threads):
+    def open_artifact(artifact, threads, **how):
         log["opened"].append(artifact)
         return Runner()
 
