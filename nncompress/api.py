@@ -32,6 +32,8 @@ def load(
     path: str | Path,
     *,
     arch: str | None = None,
+    weights_key: str | None = None,
+    strict: bool = True,
     input: str | None = None,
     data: str | None = None,
     normalize: str | None = None,
@@ -42,6 +44,8 @@ def load(
 
     Args:
         arch: "file.py:factory" or "package.module:factory", called without arguments, for a state_dict.
+        weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
+        strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
         input: shapes such as "1x3x32x32", where the file does not carry them.
         data: records to take the input's shape from, where neither file nor `input` says it.
         normalize: how its images are normalised ("imagenet", "m1,m2,m3/s1,s2,s3"); kept with the model.
@@ -59,6 +63,8 @@ def load(
         model = load_model(
             path,
             arch=arch,
+            weights_key=weights_key,
+            strict=strict,
             input_shapes=input,
             trust_pickle=trust_pickle,
             example_inputs=examples,

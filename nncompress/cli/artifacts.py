@@ -96,12 +96,14 @@ def _needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[
         return dict.fromkeys(paths, loading)
     from nncompress.loading import holds_weights_only
 
-    needing = [path for path in paths if not _in_runtime(path) and holds_weights_only(path)]
+    trust = loading["trust_pickle"]
+    needing = [p for p in paths if not _in_runtime(p) and holds_weights_only(p, trust_pickle=trust)]
     if not needing:
         raise UsageError("no model needs --arch: each carries its architecture", remedy="leave --arch out")
     if len(needing) < len(paths):
         say(f"--arch {arch} is for {', '.join(needing)}; the others carry their architecture")
-    return {path: loading if path in needing else {**loading, "arch": None} for path in paths}
+    others = {**loading, "arch": None, "weights_key": None, "strict": True}
+    return {path: loading if path in needing else others for path in paths}
 
 
 def _in_runtime(path: str) -> bool:

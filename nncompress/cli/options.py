@@ -63,6 +63,23 @@ Arch = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-key",
+        metavar="KEY",
+        help="where a checkpoint holds the weights, keys joined by dots: state_dict.student",
+        rich_help_panel=_PANEL,
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict",
+        help="refuse weights that --arch lacks or has beyond the file's; else list them",
+        rich_help_panel=_PANEL,
+    ),
+]
 Input = Annotated[
     str | None,
     typer.Option(
@@ -94,6 +111,8 @@ LOADING: Parameters = {  # how a model file is opened: the keywords of `open_mod
     "data": (Data, None),
     "normalize": (Normalize, None),
     "arch": (Arch, None),
+    "weights_key": (WeightsKey, None),
+    "strict": (Strict, True),
     "input": (Input, None),
     "output_index": (OutputIndex, None),
     "trust_pickle": (TrustPickle, False),
@@ -124,6 +143,8 @@ def open_model(
     path: str | None,
     *,
     arch: str | None = None,
+    weights_key: str | None = None,
+    strict: bool = True,
     input: str | None = None,
     data: str | None = None,
     normalize: str | None = None,
@@ -151,6 +172,8 @@ def open_model(
         model = api.load(
             path,
             arch=arch,
+            weights_key=weights_key,
+            strict=strict,
             input=input,
             data=data,
             normalize=normalize,

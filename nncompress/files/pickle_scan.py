@@ -19,6 +19,7 @@ import torch
 
 MOST_NESTED = 100_000  # values in one tuple, those in the tuples inside it included
 _MOST_STACK = 1_000_000
+_MOST_KEYS = 1_000  # of one dict that are kept
 
 _ITEM_BYTES = {
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage", "QUInt8Storage"), 1),
@@ -37,7 +38,7 @@ class _Shadow:
 
     weight: int = 1
     name: str = ""  # of a class or function
-    value: Any = None  # a number, a text, or the items of a tuple
+    value: Any = None  # a number, a text, the items of a tuple, or the keys of a dict that are text (a list)
 
 
 @dataclass
@@ -45,10 +46,12 @@ class PickleScan:
     """Attributes:
     names: classes and functions that it calls, `module.qualname`.
     stored: bytes that the storages take which it refers to, by their key.
+    keys: of the dict that it is, those that are text; none where it is another object.
     """
 
     names: set[str] = field(default_factory=set)
     stored: dict[str, int] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
 
 def scan_file(path: Path) -> PickleScan:
@@ -90,8 +93,9 @@ def scan_pickles(file: Any, count: int, most_bytes: int) -> PickleScan:
         ValueError: as `scan_file`.
     """
     scan = PickleScan()
-    for _ in range(count):
-        _Machine(scan).run(file)
+    made = [_Machine(scan).run(file) for _ in range(count)]
+    saved = made[min(3, count - 1)]  # of the five pickles of the old format the fourth, after its heading
+    scan.keys = tuple(saved.value) if isinstance(saved.value, list) else ()
     if sum(scan.stored.values()) > most_bytes:
         raise ValueError(f"tensors of {sum(scan.stored.values())} bytes in a file of {most_bytes}")
     return scan
@@ -106,12 +110,13 @@ class _Machine:
         self._marks: list[int] = []
         self._memo: dict[int, _Shadow] = {}
 
-    def run(self, file: Any) -> None:
+    def run(self, file: Any) -> _Shadow:
         try:
             for opcode, argument, _ in pickletools.genops(file):
                 self._step(opcode.name, argument)
                 if len(self._stack) > _MOST_STACK:
                     raise ValueError(f"more than {_MOST_STACK} values at once")
+            return self._stack[-1]
         except (IndexError, KeyError, AttributeError, TypeError) as error:
             raise ValueError("a malformed pickle") from error
 
@@ -129,7 +134,9 @@ class _Machine:
                 stack.append(_Shadow(value=argument))
             case "BINUNICODE" | "SHORT_BINSTRING" | "BINSTRING" | "SHORT_BINBYTES":
                 stack.append(_Shadow(value=argument))
-            case "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+            case "EMPTY_DICT":
+                stack.append(_Shadow(value=[]))
+            case "EMPTY_LIST" | "EMPTY_SET":
                 stack.append(_Shadow())
             case "EMPTY_TUPLE":
                 stack.append(_Shadow(value=()))
@@ -141,9 +148,12 @@ class _Machine:
                 stack.pop()
                 stack[-1]  # the object
             case "SETITEM":
-                stack.pop(), stack.pop()
-                stack[-1]
-            case "APPENDS" | "SETITEMS" | "ADDITEMS":
+                _, key = stack.pop(), stack.pop()
+                _add_keys(stack[-1], [key])
+            case "SETITEMS":
+                keys = self._since_mark()[::2]
+                _add_keys(stack[-1], keys)
+            case "APPENDS" | "ADDITEMS":
                 self._since_mark()
                 stack[-1]
             case "REDUCE" | "NEWOBJ":
@@ -191,6 +201,11 @@ class _Machine:
         known, size = self._scan.stored.get(str(key.value), 0), item * count.value
         self._scan.stored[str(key.value)] = max(known, size)
         return _Shadow()
+
+
+def _add_keys(table: _Shadow, keys: list[_Shadow]) -> None:
+    if isinstance(table.value, list) and len(table.value) < _MOST_KEYS:
+        table.value += [key.value for key in keys[:_MOST_KEYS] if isinstance(key.value, str)]
 
 
 def _tuple(items: list[_Shadow]) -> _Shadow:

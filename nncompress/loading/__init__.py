@@ -26,10 +26,11 @@ from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
+from nncompress.loading.checkpoint import find_weights, refuse_index
 from nncompress.loading.compare import AsExported, compare_with_source, run_source, unchanged
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
-from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
+from nncompress.loading.from_state_dict import fill, read_safetensors
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
@@ -41,6 +42,8 @@ def load_model(
     path: str | Path,
     *,
     arch: str | None = None,
+    weights_key: str | None = None,
+    strict: bool = True,
     input_shapes: str | Sequence[InputShape] | None = None,
     trust_pickle: bool = False,
     example_inputs: tuple[Tensor, ...] | None = None,
@@ -50,6 +53,8 @@ def load_model(
 
     Args:
         arch: for a state_dict, what builds its network: `file.py:factory` or `package.module:factory`.
+        weights_key: where in a checkpoint the weights lie, keys joined by dots, if it holds several tables.
+        strict: refuse weights that are missing or unexpected; else `notice` lists them.
         input_shapes: for a file without shapes, `"1x3x32x32"` or what `parse_input` returns.
         trust_pickle: run the code a pickle asks for.
         example_inputs: for a file without shapes, a batch of data instead of `input_shapes`.
@@ -62,7 +67,12 @@ def load_model(
         UnsupportedError: `torch.export` cannot trace the module, or the kind of model is not read.
     """
     path = Path(path)
+    refuse_index(path)
     kind = file_kind(path)
+    if weights_key is not None and kind in (FileKind.PT2, FileKind.ONNX):
+        raise UsageError(
+            f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
+        )
     if kind is FileKind.PT2:
         if arch is not None:
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
@@ -74,7 +84,7 @@ def load_model(
         return settle_batch(model, notice)
     if kind is FileKind.ONNX:
         return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
-    module, record = _module(path, kind, arch, trust_pickle, notice)
+    module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
     with unchanged(module):
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
@@ -115,14 +125,14 @@ def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
             )
 
 
-def holds_weights_only(path: str | Path) -> bool:
-    """The file is a state_dict, which needs `arch`; other problems are told when it is loaded."""
+def holds_weights_only(path: str | Path, *, trust_pickle: bool = False) -> bool:
+    """The file is a checkpoint, which needs `arch`; other problems are told when it is loaded."""
     path = Path(path)
     try:
         kind = file_kind(path)
         if kind in (FileKind.PT2, FileKind.SAFETENSORS):
             return kind is FileKind.SAFETENSORS
-        return not isinstance(read_pickle(path, trust_pickle=False), nn.Module)
+        return not isinstance(read_pickle(path, trust_pickle=trust_pickle), nn.Module)
     except NNCompressError:
         return False  # such as a pickled module that needs --trust-pickle
 
@@ -185,7 +195,13 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
 
 
 def _module(
-    path: Path, kind: FileKind, arch: str | None, trust_pickle: bool, notice: Callable[[str], None]
+    path: Path,
+    kind: FileKind,
+    arch: str | None,
+    weights_key: str | None,
+    strict: bool,
+    trust_pickle: bool,
+    notice: Callable[[str], None],
 ) -> tuple[nn.Module, FileRecord]:
     record = FileRecord()
     if kind is FileKind.SAFETENSORS:
@@ -195,13 +211,15 @@ def _module(
         found = read_pickle(path, trust_pickle=trust_pickle)
         if isinstance(found, torch.jit.ScriptModule):
             raise ModelFileError(f"{path} is TorchScript", remedy="save the model that it was scripted from")
-        if isinstance(found, nn.Module):
-            if arch is not None:
-                raise UsageError(
-                    f"{path} is a whole model, which carries its architecture", remedy="leave --arch out"
-                )
-            return found, record
-    weights = find_state_dict(found, path, notice)
+    weights, key = find_weights(found, path, notice, weights_key)
+    if isinstance(weights, nn.Module):
+        if arch is None:
+            return weights, record
+        if weights is found:
+            raise UsageError(
+                f"{path} is a whole model, which carries its architecture", remedy="leave --arch out"
+            )
+        weights = weights.state_dict()
     if arch is None:
         raise UsageError(
             f"{path} holds weights only, not the network they belong to",
@@ -209,7 +227,7 @@ def _module(
             remedy="say what builds the network: --arch file.py:factory or --arch package.module:factory",
         )
     module = build_architecture(arch)
-    fill(module, weights, path, arch)
+    fill(module, weights, path, arch, key=key, strict=strict, notice=notice)
     return module, record
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
+from nncompress.loading.computed_weights import computed
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.packed_tensors import restore_tensors
-from nncompress.loading.pickle.read import describe
 
-# where training scripts keep the weights inside a checkpoint, and what wrappers put before each name
-_NESTED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "module",
-    "weights",
-    "ema",
-    "model_ema",
-    "state_dict_ema",
-    "params",
-)
-_MOST_DEEP = 3
-_MOST_KEYS = 1000  # of one table that is searched
+# what wrappers put before each name
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+_COUNTERS = {"n_averaged"}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,91 +42,31 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors | {name: tensors[first] for name, first in metadata.items() if first in tensors}, metadata
 
 
-def find_state_dict(
-    found: Any, path: Path, notice: Callable[[str], None] = lambda sentence: None
-) -> dict[str, Tensor]:
-    """The table of tensors in what a checkpoint holds, up to three keys deep.
-
-    Of several, the one under a key that training scripts use for the weights; `notice` is told of the others.
-
-    Raises:
-        ModelFileError: there is none, or several under keys that tell nothing.
-    """
-    tables = dict(_tables(found, ()))
-    usual = [key for name in _NESTED for key in tables if key[-1:] == (name,)]
-    if not tables:
-        raise ModelFileError(
-            f"{path} holds no weights",
-            got=describe(found),
-            expected=f"a state_dict (names to tensors), or one under {', '.join(map(repr, _NESTED[:4]))}",
-            remedy="save model.state_dict() with torch.save",
-        )
-    if len(tables) > 1 and not usual:
-        meant = f"torch.load({path.name!r}){_index(next(iter(tables)))}"
-        raise ModelFileError(
-            f"{path} holds several tables of weights",
-            got=", ".join(map(_shown_key, tables))[:500],
-            remedy=f"save the one that is meant: torch.save({meant}, 'weights.pt')",
-        )
-    chosen = usual[0] if usual and () not in tables else next(iter(tables))
-    if chosen:
-        others = [_shown_key(key) for key in tables if key != chosen]
-        beside = f"; not those under {', '.join(others[:5])}" if others else ""
-        notice(f"weights of {path} taken from {_shown_key(chosen)}{beside}")
-    return tables[chosen]
-
-
-def _tables(value: Any, key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    if not isinstance(value, Mapping) or len(key) > _MOST_DEEP:
-        return
-    if value and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-        yield key, dict(value)
-        return
-    for name, inner in list(value.items())[:_MOST_KEYS]:
-        if isinstance(name, str) and "optim" not in name:  # an optimizer's moments are no weights
-            yield from _tables(inner, (*key, name))
-
-
-def _shown_key(key: tuple[str, ...]) -> str:
-    return repr(".".join(key))[:80]
-
-
-def _index(key: tuple[str, ...]) -> str:
-    return "".join(f"[{name!r}]" for name in key)[:200]
-
-
-def _computed(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`weights` with those computed that the architecture stores as one tensor: pruning masks, weight norms.
-
-    weight_orig, weight_mask                                             weight = orig · mask
-    weight_g, weight_v  or  parametrizations.weight.original0, original1 weight = g · v / |v|
-    """
-    plain = dict(weights)
-    for name in weights:
-        if name in wanted:
-            continue
-        if name.endswith("_orig") and (mask := f"{name[:-5]}_mask") in weights:
-            plain[name[:-5]] = plain.pop(name) * plain.pop(mask)
-        for magnitude, direction, at in (("_g", "_v", ""), (".original0", ".original1", "parametrizations.")):
-            other = name.removesuffix(magnitude) + direction
-            if name.endswith(magnitude) and other in weights:
-                g, v = plain.pop(name), plain.pop(other)
-                dims = [dim for dim in range(v.dim()) if g.dim() != v.dim() or g.shape[dim] == 1]
-                plain[name.removesuffix(magnitude).replace(at, "", 1)] = g * v / v.norm(2, dims, keepdim=True)
-    return plain
-
-
-def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path, arch: str) -> None:
+def fill(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    arch: str,
+    *,
+    key: str = "",
+    strict: bool = True,
+    notice: Callable[[str], None] = lambda sentence: None,
+) -> None:
     """Copy `weights` into `module`, in place, whatever prefix a wrapper gave their names.
 
-    A parameter that is missing but tied to one that is there, and batch-norm counters (`num_batches_tracked`,
-    absent in old checkpoints), may be missing.
+    A parameter that is missing but tied to one that is there, and counters of wrappers and of batch norm
+    (`num_batches_tracked`, absent in old checkpoints), may be missing or too many.
+
+    Args:
+        key: where in their file the weights lay, for the message.
+        strict: False (`--no-strict`): what is missing keeps the value that `arch` gave it, what is unexpected
+            is left out, and `notice` is told of both.
 
     Raises:
         ModelFileError: names or shapes do not fit; one message with the first few of each kind.
     """
     wanted = module.state_dict(keep_vars=True)
-    weights = _without_prefix(_computed(weights, wanted), wanted)
+    named, weights = weights, _without_prefix(weights, wanted, module)
     given = {id(wanted[name]) for name in weights if name in wanted}
     missing = [
         name
@@ -150,31 +79,60 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path, arch: str
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    if missing or unexpected or misshaped:
+    if misshaped or not given or (strict and (missing or unexpected)):
         raise ModelFileError(
             f"the weights of {path} do not fit --arch {arch}",
-            got="; ".join(
-                f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
-                for kind, names in (
-                    ("missing", missing),
-                    ("unexpected", unexpected),
-                    ("of another shape", misshaped),
-                )
-                if names
-            ),
+            got=_listed(missing, unexpected, misshaped),
             expected=f"{len(wanted)} tensors, as the architecture names them",
-            remedy="check that the factory builds the model that was trained, with the same options",
+            remedy=_remedy(path, key, [n for n in unexpected if n in named], bool(given) and not misshaped),
+        )
+    if missing or unexpected:
+        notice(
+            f"--no-strict: {path} against --arch {arch}: {_listed(missing, unexpected, [])}"
+            + ("; what is missing has the values that the factory gave it" if missing else "")
         )
     with torch.no_grad():
         module.load_state_dict(weights, strict=False)
 
 
-def _without_prefix(weights: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`weights` less the prefixes that all its names share, as far as more of them fit for it."""
-    best = dict(weights)
-    stripped = best
-    while prefix := next((p for p in _PREFIXES if stripped and all(n.startswith(p) for n in stripped)), None):
-        stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
-        if len(stripped.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
-            best = stripped
+def _listed(*kinds: Sequence[str]) -> str:
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+        for kind, names in zip(("missing", "unexpected", "of another shape"), kinds)
+        if names
+    )[:1000]
+
+
+def _remedy(path: Path, key: str, unexpected: Sequence[str], partly: bool) -> str:
+    if re.search(r"-\d+-of-\d+\.", path.name):
+        return (
+            "this is one shard of several; where the model is: torch.save(model.state_dict(), 'weights.pt')"
+        )
+    remedy = "check that the factory builds the model that was trained, with the same options"
+    inside = Counter(name.partition(".")[0] for name in unexpected if "." in name)
+    if len(inside) > 1:
+        most = inside.most_common(1)[0][0]
+        remedy += f"; --weights-key {f'{key}.{most}'.strip('.')} takes those whose names begin with {most}."
+    return f"{remedy}; --no-strict leaves out what does not fit" if partly else remedy
+
+
+def _without_prefix(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Any], module: nn.Module
+) -> dict[str, Tensor]:
+    """`weights` as the architecture names them, less the prefix that wrappers put before all their names.
+
+    What a wrapper counts (`n_averaged` of torch.optim.swa_utils.AveragedModel) goes with its prefix.
+    """
+    best = computed(weights, wanted, module)
+    stripped = dict(weights)
+    while prefix := next((p for p in _PREFIXES if any(n.startswith(p) for n in stripped)), None):
+        others = {name for name in stripped if not name.startswith(prefix)}
+        if others - _COUNTERS:
+            break
+        stripped = {
+            name.removeprefix(prefix): tensor for name, tensor in stripped.items() if name not in others
+        }
+        plain = computed(stripped, wanted, module)
+        if len(plain.keys() & wanted.keys()) > len(best.keys() & wanted.keys()):
+            best = plain
     return best

@@ -12,7 +12,8 @@ from torch import nn
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.loading.architecture import build_architecture
-from nncompress.loading.from_state_dict import fill, find_state_dict, read_safetensors
+from nncompress.loading.checkpoint import find_weights
+from nncompress.loading.from_state_dict import fill, read_safetensors
 
 PATH = Path("weights.pt")
 
@@ -53,7 +54,7 @@ def test_prefix_that_belongs_to_the_architecture_stays():
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
 def test_nested_checkpoints(key):
     weights = {"w": torch.ones(2)}
-    assert find_state_dict({"epoch": 3, key: weights, "optimizer": {"lr": 0.1}}, PATH) == weights
+    assert find_weights({"epoch": 3, key: weights, "optimizer": {"lr": 0.1}}, PATH) == (weights, key)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_nested_checkpoints(key):
 )
 def test_no_weights(found, described):
     with pytest.raises(ModelFileError, match=described):
-        find_state_dict(found, PATH)
+        find_weights(found, PATH)
 
 
 def test_tied_and_counted_tensors_may_be_missing():
@@ -126,12 +127,12 @@ def test_weights_are_found_under_any_key_and_it_is_said(tmp_path):
     state, said = {"weight": torch.ones(2, 3)}, []
     path = tmp_path / "c.pt"
     nested = {"epoch": 3, "run": {"student": state}, "optimizer": {"m": state}}
-    assert find_state_dict(nested, path, said.append) == state
-    assert find_state_dict({"model": state, "ema": {"weight": torch.zeros(1)}}, path, said.append) is not None
+    assert find_weights(nested, path, said.append) == (state, "run.student")
+    assert find_weights({"model": state, "ema": {"weight": torch.zeros(1)}}, path, said.append) is not None
     assert "'run.student'" in said[0]
     assert "'model'; not those under 'ema'" in said[1]
     with pytest.raises(ModelFileError, match="several tables"):
-        find_state_dict({"a": state, "b": state}, path)
+        find_weights({"a": state, "b": state}, path)
 
 
 @pytest.mark.parametrize("how", ["pruned", "weight_norm", "parametrized"])

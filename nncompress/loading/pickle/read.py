@@ -11,13 +11,15 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
-from nncompress.files.pickle_scan import scan_file
+from nncompress.files.pickle_scan import PickleScan, scan_file
 from nncompress.loading.architecture import import_from_here
 from nncompress.loading.pickle.module_attributes import Disagrees
 from nncompress.loading.pickle.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
@@ -29,7 +31,20 @@ _BYSTANDERS = {
     *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
     *("argparse.Namespace", "collections.defaultdict", "pathlib.PosixPath", "pathlib.WindowsPath"),
     *("builtins.dict", "builtins.list", "builtins.int", "builtins.float", "builtins.slice", "builtins.range"),
+    *("builtins.str", "builtins.tuple", "builtins.frozenset", "builtins.Ellipsis", "builtins.type"),
+    *("collections.deque", "datetime.datetime", "datetime.date", "datetime.timedelta", "datetime.timezone"),
 }
+# What the unpickler fills item by item has to be a container of the kind that it knows.
+_CONTAINERS: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": lambda *arguments: OrderedDict(),
+    "collections.deque": lambda *arguments: [],
+}
+# where training scripts keep the weights inside a checkpoint, the first of these that is there
+WEIGHT_KEYS = (
+    *("state_dict", "model_state_dict", "model", "net", "module", "weights"),
+    *("ema", "model_ema", "state_dict_ema", "params"),
+)
+_MOST_DEEP = 3  # of keys under which a module is looked for
 
 
 def read_pickle(path: str | Path, *, trust_pickle: bool = False) -> Any:
@@ -43,15 +58,16 @@ def read_pickle(path: str | Path, *, trust_pickle: bool = False) -> Any:
         ModelFileError: it is damaged, or was not written by `torch.save`.
     """
     path = Path(path)
-    needed = needed_globals(path)
+    scan = _scanned(path)
+    needed = _beyond_tensors(scan)
     foreign = needed - SAFE_CLASSES - ACTIVATIONS.keys() - _BYSTANDERS
     if foreign and not trust_pickle:
-        raise _needs_code(path, foreign)
+        raise _needs_code(path, foreign, scan.keys)
     if trust_pickle and needed:
         return _load_trusted(path)
     try:
         found = _load_inert(path, needed)
-        return module_from_record(found) if isinstance(found, Record) else found
+        return module_from_record(found) if isinstance(found, Record) else _with_modules(found, 0, {})
     except Disagrees as error:
         raise ModelFileError(
             f"{path} is damaged: a layer's attributes and weights do not belong together",
@@ -68,23 +84,38 @@ def read_pickle(path: str | Path, *, trust_pickle: bool = False) -> Any:
 
 def needed_globals(path: Path) -> set[str]:
     """The names a pickle wants beyond tensors, `module.qualname`, found without executing it."""
+    return _beyond_tensors(_scanned(path))
+
+
+def _scanned(path: Path) -> PickleScan:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 check_members(archive, path)
-        names = scan_file(path).names
+        return scan_file(path)
     except Exception as error:  # a pickle can be malformed in every way
         raise _damaged(path, error) from error
+
+
+def _beyond_tensors(scan: PickleScan) -> set[str]:
     allowed = torch._weights_only_unpickler._get_allowed_globals()
-    return {
-        name
-        for name in names
-        if name not in allowed and name.replace("__builtin__", "builtins") not in allowed
-    }
+    names = scan.names | {name.replace("__builtin__.", "builtins.", 1) for name in scan.names}
+    return {n for n in names if n not in allowed and not n.startswith("__builtin__.")}
+
+
+def _with_modules(found: Any, deep: int, known: dict[int, Any]) -> Any:
+    """`found` with the modules in it built that lie under up to three keys of dicts."""
+    if isinstance(found, Record) and found.of in SAFE_CLASSES:
+        return module_from_record(found)
+    if type(found) is not dict or deep == _MOST_DEEP:
+        return found
+    if id(found) not in known:
+        known[id(found)] = {key: _with_modules(value, deep + 1, known) for key, value in found.items()}
+    return known[id(found)]
 
 
 def _load_inert(path: Path, needed: set[str]) -> Any:
-    stand_ins: list[Any] = [(_stand_in(name), name) for name in sorted(needed)]
+    stand_ins: list[Any] = [(_CONTAINERS.get(name) or _stand_in(name), name) for name in sorted(needed)]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,15 +138,26 @@ def _load_trusted(path: Path) -> Any:
         raise ModelFileError(
             f"{path} needs classes that cannot be imported here",
             got=f"{type(error).__name__}: {error}",
-            remedy="run where the model's package can be imported; or save its state_dict and give --arch",
+            remedy="run where the model's package can be imported; or save, there, its state_dict alone",
         ) from error
     except Exception as error:  # the file's own code may raise anything
         raise _damaged(path, error) from error
 
 
-def _needs_code(path: Path, names: set[str]) -> UnsafeFileError:
+def _needs_code(path: Path, names: set[str], keys: tuple[str, ...]) -> UnsafeFileError:
+    """The refusal of a pickled module, or of a checkpoint with `keys`, whose weights need no code."""
     shown = sorted(names)
     listing = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+    if keys:
+        key = next((key for key in WEIGHT_KEYS if key in keys), "state_dict")
+        return UnsafeFileError(
+            f"{path} needs code to load: beside its weights it holds objects of other classes than torch's",
+            got=f"{listing}; keys {', '.join(map(repr, keys[:8]))}",
+            expected="tensors, numbers and text",
+            remedy="where those classes can be imported, save the weights alone: "
+            f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pt'), and give "
+            "--arch file.py:factory; or, if you trust its origin, add --trust-pickle",
+        )
     return UnsafeFileError(
         f"{path} needs code to load: it is a pickle of classes that are not torch's own",
         got=listing,

@@ -1,0 +1,122 @@
+"""Finding the weights inside what a training script saved: under which key, under which prefix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from nncompress.errors import ModelFileError, UsageError
+from nncompress.loading.pickle.read import WEIGHT_KEYS, describe
+
+_MOST_DEEP = 3
+_MOST_KEYS = 1000  # of one table that is searched
+_BYTES_OF_INDEX = 100_000_000
+
+Found = dict[str, Tensor] | nn.Module
+
+
+def find_weights(
+    found: Any, path: Path, notice: Callable[[str], None] = lambda sentence: None, key: str | None = None
+) -> tuple[Found, str]:
+    """The table of tensors, or the module, in what a checkpoint holds, up to three keys deep, and its key.
+
+    Of several, the one under a key that training scripts use for the weights; `notice` is told of the others.
+
+    Args:
+        key: `--weights-key`: the one under these keys, joined by dots; or, below a table, the tensors whose
+            names begin so.
+
+    Raises:
+        ModelFileError: there is none, or several under keys that tell nothing.
+        UsageError: there is none under `key`.
+    """
+    tables = {".".join(at): table for at, table in _tables(found, (), set())}
+    if not tables:
+        raise ModelFileError(
+            f"{path} holds no weights",
+            got=describe(found),
+            expected=f"a state_dict (names to tensors), or one under {', '.join(map(repr, WEIGHT_KEYS[:4]))}",
+            remedy="save model.state_dict() with torch.save",
+        )
+    if key is not None:
+        return _under(tables, key, path), key
+    usual = [at for name in WEIGHT_KEYS for at in tables if at.rpartition(".")[2] == name]
+    if len(tables) > 1 and not usual and "" not in tables:
+        raise ModelFileError(
+            f"{path} holds several tables of weights",
+            got=", ".join(_shown(at) for at in tables)[:500],
+            remedy=f"say which is meant: --weights-key {next(iter(tables))[:80]}",
+        )
+    chosen = next(iter(usual or tables)) if "" not in tables else ""
+    if chosen:
+        others = ", ".join([_shown(at) for at in tables if at != chosen][:5])
+        beside = f"; not those under {others} (--weights-key takes another)" if others else ""
+        notice(f"weights of {path} taken from {_shown(chosen)}{beside}")
+    return tables[chosen], chosen
+
+
+def _tables(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Found]]:
+    """Tables of tensors; one with other values beside its tensors only where no table lies below it."""
+    if isinstance(value, nn.Module):
+        yield at, value
+        return
+    if not isinstance(value, Mapping) or len(at) > _MOST_DEEP or id(value) in seen:
+        return
+    tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    below = False
+    if len(tensors) < len(value):
+        seen.add(id(value))  # a short pickle can hold one table in many places, and those in many more
+        for name, inner in list(value.items())[:_MOST_KEYS]:
+            if isinstance(name, str) and "optim" not in name:  # an optimizer's moments are no weights
+                for each in _tables(inner, (*at, name), seen):
+                    below = True
+                    yield each
+    if tensors and not below:
+        yield at, tensors
+
+
+def _under(tables: Mapping[str, Found], key: str, path: Path) -> Found:
+    if key in tables:
+        return tables[key]
+    for at, table in tables.items():
+        start = f"{at}." if at else ""
+        if not f"{key}.".startswith(start):
+            continue
+        prefix = f"{key}.".removeprefix(start)
+        tensors = table.state_dict() if isinstance(table, nn.Module) else table
+        below = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if below:
+            return below
+    raise UsageError(
+        f"{path} has no weights under --weights-key {key[:80]}",
+        expected=", ".join(_shown(at) for at in tables if at)[:500] or "no key: its weights lie at the top",
+    )
+
+
+def _shown(at: str) -> str:
+    return repr(at)[:80]
+
+
+def refuse_index(path: Path) -> None:
+    """Refuse the list of a sharded checkpoint (`model.safetensors.index.json`), which is no file of weights.
+
+    Raises:
+        ModelFileError: it is one.
+    """
+    try:
+        if not path.name.endswith(".json") or path.stat().st_size > _BYTES_OF_INDEX:
+            return
+        listed = json.loads(path.read_bytes()).get("weight_map")
+        shards = sorted(set(map(str, listed.values())))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return
+    raise ModelFileError(
+        f"{path} is the index of a sharded checkpoint, whose weights lie in {len(shards)} other files",
+        got=", ".join(shards[:4])[:300] + (", …" if len(shards) > 4 else ""),
+        expected="one file with all weights",
+        remedy="where the model is: torch.save(model.state_dict(), 'weights.pt'); then give that and --arch",
+    )
