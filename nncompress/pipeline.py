@@ -110,7 +110,7 @@ def _run_one(
     model: Model, each: Pass, context: Context, reference: Reference, drift_before: float
 ) -> tuple[Model, Step]:
     started = time.perf_counter()
-    context.notes = []
+    context.notes, context.warnings = [], []
     given, edited = model, model.copy()
     computed = store_computed_weights(edited) if each.stored_weights else []
     start = edited.copy() if computed else model
@@ -131,7 +131,7 @@ def _run_one(
     context.progress.step(f"verifying {each.name}", 0, 1)
     drift = reference.drift(model, each.name)
     after = cost(model)
-    warnings = []
+    warnings = context.warnings
     if model is not given and amount(drift) > BOUND:
         inputs = reference.samples.batches[0]
         worst = each.contributions(start, model, changes, inputs, context)

@@ -53,6 +53,7 @@ class Context:
         limit: at most this many records of `data` are used for statistics; None uses all.
         batch_size: records per forward pass.
         notes: sentences that the user should read after the pass.
+        warnings: sentences that say what may be wrong with its result.
     """
 
     data: Dataset | None = None
@@ -61,6 +62,12 @@ class Context:
     limit: int | None = 512
     batch_size: int = 64
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, sentence: str | None) -> None:
+        """Add a warning, where there is one."""
+        if sentence is not None:
+            self.warnings.append(sentence)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Least squares from streamed moments: W x + b ≈ t, with W held near where it was where data say nothing."""
+"""Least squares from streamed moments: W x + b ≈ t, with W held near where it was where data say nothing.
+
+How strongly it is held follows from the data: every fourth record is held out at first, the pull with the
+least error on those is taken, and then all records are solved for. Few records, or alike, ask for a strong
+one: with fewer rows than inputs there are weights that fit all of them and are right about nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,74 +15,153 @@ from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
 
+HELD_OUT = 4  # every fourth record decides on the pull
+RIDGE = 1e-3  # the pull where there are too few records to hold any out
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; at the last, W hardly moves
+
+
+class _Sums:
+    """Streamed sums of x, t and their products in groups, float64."""
+
+    def __init__(self, groups: int, d: int, out: int) -> None:
+        self.count = 0
+        self.x, self.t, self.xx, self.tx = (
+            torch.zeros(groups, *shape, dtype=torch.float64) for shape in ((d,), (out,), (d, d), (out, d))
+        )
+
+    def add(self, rows: Tensor, targets: Tensor) -> None:
+        self.x += rows.sum(1, dtype=torch.float64)
+        self.t += targets.sum(1, dtype=torch.float64)
+        self.xx += rows.transpose(1, 2) @ rows
+        self.tx += targets.transpose(1, 2) @ rows
+        self.count += rows.shape[1]
+
+    def join(self, other: _Sums) -> _Sums:
+        """The sums of both, in `self`."""
+        for name in ("x", "t", "xx", "tx"):
+            getattr(self, name).add_(getattr(other, name))
+        self.count += other.count
+        return self
+
+    def about(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """E[(x − x₀)(x − x₀)ᵀ] and E[(t − t₀)(x − x₀)ᵀ]."""
+        mean, target_mean = self.x / self.count, self.t / self.count
+        second = self.xx / self.count
+        second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+        apart = mean - x
+        second.baddbmm_(apart[:, :, None], apart[:, None, :])
+        cross = self.tx / self.count
+        cross.baddbmm_(target_mean[:, :, None], mean[:, None, :], alpha=-1)
+        return second, cross.baddbmm_((target_mean - t)[:, :, None], apart[:, None, :])
+
 
 class Regression:
     """Streamed moments of (x, t) in groups, and the weights that they ask for.
 
     Args:
         centred: moments are taken about the mean: there is a b.
+
+    Attributes:
+        count: rows seen.
+        ridge: the pull that was taken, relative to the mean second moment; None before `solve`.
     """
 
     def __init__(self, *, centred: bool) -> None:
         self.count = 0
+        self.ridge: float | None = None
         self._centred = centred
-        self._products = self._cross = torch.zeros(0)
-        self._total = self._target_total = torch.zeros(0)
+        self._fit: _Sums | None = None
+        self._held: _Sums | None = None
 
-    def add(self, rows: Tensor, targets: Tensor) -> None:
-        """Take in rows [groups, n, d] and targets [groups, n, out]."""
-        if self.count == 0:
-            groups, _, d = rows.shape
-            self._total, self._target_total, self._products, self._cross = (
-                torch.zeros(groups, *shape, dtype=torch.float64)
-                for shape in ((d,), (targets.shape[2],), (d, d), (targets.shape[2], d))
-            )
-        self._total += rows.sum(1, dtype=torch.float64)
-        self._target_total += targets.sum(1, dtype=torch.float64)
-        self._products += rows.transpose(1, 2) @ rows
-        self._cross += targets.transpose(1, 2) @ rows
+    def add(self, rows: Tensor, targets: Tensor, records: Tensor) -> None:
+        """Take in rows [groups, n, d] and targets [groups, n, out]; products are made in their precision.
+
+        Args:
+            records: the number of the record that each row is of, int64 [n]; every fourth is held out.
+        """
         self.count += rows.shape[1]
+        held = records % HELD_OUT == HELD_OUT - 1
+        if self._fit is None or self._held is None:
+            sizes = (len(rows), rows.shape[2], targets.shape[2])
+            self._fit, self._held = _Sums(*sizes), _Sums(*sizes)
+        for sums, mine in ((self._fit, ~held), (self._held, held)):
+            if mine.any():
+                sums.add(*((rows, targets) if mine.all() else (rows[:, mine], targets[:, mine])))
+
+    @cached_property
+    def _all(self) -> _Sums:
+        """Nothing can be added any more, and no pull be chosen."""
+        assert self._fit is not None
+        assert self._held is not None
+        sums, self._fit, self._held = self._fit.join(self._held), None, None
+        return sums
 
     @property
     def mean(self) -> Tensor:
         """E[x]: [groups, d]."""
-        return self._total / self.count
+        return self._all.x / self._all.count
 
     @property
     def target_mean(self) -> Tensor:
         """E[t]: [groups, out]."""
-        return self._target_total / self.count
+        return self._all.t / self._all.count
 
     @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return self._all.about(*self._centre(self._all))
+
+    @property
     def second(self) -> Tensor:
-        """E[x xᵀ], about the mean if `centred`: [groups, d, d]. Nothing can be added any more."""
-        second = self._products.div_(self.count)
-        mean = self.mean
-        return second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1) if self._centred else second
+        """E[x xᵀ], about the mean if `centred`: [groups, d, d]."""
+        return self._moments[0]
 
-    @cached_property
-    def cross(self) -> Tensor:
-        """E[t xᵀ], about the means if `centred`: [groups, out, d]."""
-        cross = self._cross.div_(self.count)
+    def _centre(self, sums: _Sums) -> tuple[Tensor, Tensor]:
         if self._centred:
-            cross.baddbmm_(self.target_mean[:, :, None], self.mean[:, None, :], alpha=-1)
-        return cross
+            return sums.x / sums.count, sums.t / sums.count
+        return torch.zeros_like(sums.x), torch.zeros_like(sums.t)
 
-    def solve(self, start: Tensor, kept: Indices, *, ridge: float) -> tuple[Tensor, Tensor | None]:
+    def solve(
+        self, start: Tensor, kept: Indices | None = None, *, ridge: float | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """W [groups, out, d], zero outside the columns `kept`, and b [groups, out], if `centred`.
 
         Args:
             start: W before, [groups, out, d]: the ridge pulls towards it.
-            ridge: weight of that pull, relative to the mean second moment.
+            kept: None for all columns.
+            ridge: weight of that pull, relative to the mean second moment; None takes what is best on the
+                records held out.
         """
-        columns = torch.from_numpy(np.asarray(kept))
-        system = self.second[:, columns[:, None], columns]
-        diagonal = system.diagonal(dim1=1, dim2=2)
-        lift = (ridge * diagonal.mean(1)).clamp(min=1e-10)
-        diagonal += lift[:, None]
-        wanted = self.cross[:, :, columns] + start.double()[:, :, columns] * lift[:, None, None]
-        weight = torch.zeros_like(start, dtype=torch.float64)
-        weight[:, :, columns] = torch.linalg.solve(system, wanted.transpose(1, 2)).transpose(1, 2)
+        columns = torch.arange(start.shape[2]) if kept is None else torch.from_numpy(np.asarray(kept))
+        start = start.double()
+        self.ridge = self._best(start, columns) if ridge is None else ridge
+        weight = torch.zeros_like(start)
+        second, cross = (moment[..., columns] for moment in self._moments)
+        weight[:, :, columns] = _ridge(second[:, columns], cross, start[:, :, columns], self.ridge)
         if not self._centred:
             return weight, None
         return weight, self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
+
+    def _best(self, start: Tensor, columns: Tensor) -> float:
+        """The pull with the least error on the records held out, from the weakest on until none is better."""
+        if not (self._fit and self._held and self._fit.count and self._held.count):
+            return RIDGE
+        centre = self._centre(self._fit)  # b is from the records fitted to
+        second, cross = (moment[..., columns] for moment in self._fit.about(*centre))
+        unseen, wanted = (moment[..., columns] for moment in self._held.about(*centre))
+        best, least = RIDGE, float("inf")
+        for ridge in RIDGES:
+            weight = _ridge(second[:, columns], cross, start[:, :, columns], ridge)
+            error = float(((weight @ unseen[:, columns] - 2 * wanted) * weight).sum())  # less E|t|²
+            if error >= least:
+                break
+            best, least = ridge, error
+        return best
+
+
+def _ridge(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """W that minimises tr(W S Wᵀ) − 2 tr(W Cᵀ) + λ|W − start|², λ = `ridge` mean eigenvalues of S."""
+    system = second.clone()
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    lift = (ridge * diagonal.mean(1)).clamp_min(1e-10)
+    diagonal += lift[:, None]
+    return torch.linalg.solve(system, (cross + start * lift[:, None, None]).transpose(1, 2)).transpose(1, 2)

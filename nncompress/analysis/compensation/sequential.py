@@ -27,7 +27,14 @@ from nncompress.analysis.compensation.sides import Env, Room, cut_side, original
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.readings import LARGEST
-from nncompress.analysis.observe.patches import as_filters, draw_positions, filter_rows, output_rows
+from nncompress.analysis.observe.enough import Rows
+from nncompress.analysis.observe.patches import (
+    as_filters,
+    draw_positions,
+    filter_rows,
+    output_rows,
+    records_of,
+)
 from nncompress.analysis.observe.residual import Branch, channel_dim, sums_over_channels
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
@@ -36,7 +43,6 @@ from nncompress.ir.layers.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per record
-RIDGE = 1e-3
 ROOM = 256 << 20  # bytes of activations that are kept to save computing them again
 
 
@@ -66,13 +72,13 @@ class Fitted:
     Attributes:
         weights: stored tensor -> its new value.
         constants: per branch that is left out, `[channels]` to add in its place; None for nothing.
-        layers: how many layers were fitted.
+        layers: of the layers that were fitted, from how many rows.
         left: layer -> why it was not, though what it reads has changed.
     """
 
     weights: dict[str, Tensor]
     constants: list[Tensor | None]
-    layers: int = 0
+    layers: Sequence[Rows] = ()
     left: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -113,7 +119,7 @@ def compensate(
     batches: Sequence[tuple[Tensor, ...]],
     *,
     seed: int = 0,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     room: float = ROOM,
     progress: Progress,
 ) -> Fitted:
@@ -122,7 +128,8 @@ def compensate(
     Args:
         branches: the residual branches of `model`: their last layers fit the sums.
         batches: calibration inputs.
-        ridge: pull towards the weights before, relative to the mean second moment of a layer's input.
+        ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
+            None: in each layer what is best on records held out.
         room: bytes of activations that may be kept; the rest is computed again, to the same result.
     """
     return _Walk(model, couplings, cut, branches, batches, seed, ridge, Room(room), progress).run()
@@ -137,7 +144,7 @@ class _Walk:
         branches: Sequence[Branch],
         batches: Sequence[tuple[Tensor, ...]],
         seed: int,
-        ridge: float,
+        ridge: float | None,
         room: Room,
         progress: Progress,
     ) -> None:
@@ -152,6 +159,7 @@ class _Walk:
         self._dropped = {b.add: number for number, b in enumerate(cut.branches)}
         self._skipped = {layer.name for b in cut.branches for layer in b.layers}
         self._constants: list[Tensor | None] = [None] * len(cut.branches)
+        self._rows: list[Rows] = []
         self._all = [layer for layer in layers(model) if layer.name not in self._skipped]
         self._changed = self._reached()
         reasons = {n.name: why_not_fitted(model, n) for n in self._all if n.node in self._changed}
@@ -174,7 +182,7 @@ class _Walk:
             self._pending.discard(node)
         self._leave_out(before=None)
         self._progress.step("compensating", len(self._affines), len(self._affines))
-        return Fitted(dict(self._now.weights), self._constants, len(self._affines), self._left)
+        return Fitted(dict(self._now.weights), self._constants, self._rows, self._left)
 
     def _reached(self) -> set[fx.Node]:
         """The nodes whose value the cut can change."""
@@ -214,12 +222,17 @@ class _Walk:
     def _fit(self, affine: Affine) -> None:
         layer = affine.layer
         regression = Regression(centred=affine.intercept)
+        seen = 0
         for (read, target), records in zip(self._examples(affine), self._records, strict=True):
             positions = draw_positions(layer, target, POSITIONS * records, self._generator)
             rows = filter_rows(layer, read, positions)
-            regression.add(rows, output_rows(layer, target, positions))
+            numbers = seen + records_of(layer, target, records, positions)
+            regression.add(rows, output_rows(layer, target, positions), numbers)
+            seen += records
         start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
-        matrix, offset = regression.solve(start, self._columns(layer, rows.shape[2]), ridge=self._ridge)
+        columns = self._columns(layer, rows.shape[2])
+        matrix, offset = regression.solve(start, columns, ridge=self._ridge)
+        self._rows.append(Rows(layer.name, regression.count, len(columns), seen))
         gone = list(self._cut.writes.get(layer.name, ()))
         flat = matrix.reshape(-1, matrix.shape[2])
         flat[gone] = 0

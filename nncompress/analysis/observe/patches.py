@@ -24,6 +24,12 @@ def draw_positions(
     return torch.randperm(count, generator=generator)[:limit].to(output.device)
 
 
+def records_of(layer: Layer, output: Tensor, records: int, positions: Tensor | None = None) -> Tensor:
+    """Which of a batch's `records` each row of `output_rows` is of: int64 [positions]."""
+    count = output.numel() // output.shape[_channel_dim(layer, output)]
+    return (torch.arange(count) if positions is None else positions.cpu()) * records // count
+
+
 def output_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) -> Tensor:
     """A layer's output [..., out, ...] as rows [groups, positions, out/groups] that go with `input_rows`."""
     rows = value.movedim(_channel_dim(layer, value), -1).flatten(0, -2)

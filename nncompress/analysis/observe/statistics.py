@@ -68,40 +68,6 @@ class Moments:
         return self.second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)  # a large matrix: in place
 
 
-class CrossMoments:
-    """Streamed products of two kinds of vectors seen at the same positions, x [d] and y [e].
-
-    Attributes:
-        x: the moments of x alone.
-        y_total: sum of y, float64 [groups, e].
-        y_squares: sum of |y|², a number.
-        products: the sum of y xᵀ, float64 [groups, e, d].
-    """
-
-    def __init__(self) -> None:
-        self.x = Moments()
-        self.y_total = self.products = torch.zeros(0)
-        self.y_squares = 0.0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in rows x [groups, n, d] and y [groups, n, e]."""
-        x, y = x.detach().to(torch.float64), y.detach().to(torch.float64)
-        total, products = y.sum(1), y.transpose(1, 2) @ x
-        if self.x.count == 0:
-            self.y_total, self.products = total, products
-        else:
-            self.y_total += total
-            self.products += products
-        self.y_squares += float(y.square().sum())
-        self.x.add(x)
-
-    @property
-    def covariance(self) -> Tensor:
-        """E[y xᵀ] − E[y] E[x]ᵀ, float64 [groups, e, d]."""
-        y_mean = self.y_total / self.x.count
-        return self.products / self.x.count - y_mean[:, :, None] * self.x.mean[:, None, :]
-
-
 class ChannelStatistics:
     """Streamed mean, variance and activity of every channel of an activation.
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import Inputs, Lockstep
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.statistics import Moments
 from nncompress.ir import Model
+from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.factorize.targets import MATRIX_KINDS, Target
@@ -48,11 +50,16 @@ class SeenInputs:
     """Second moments of every layer's inputs, as the layers before it, already rounded, make them.
 
     The network is run once, layer by layer, on all batches together.
+
+    Attributes:
+        rows: what was seen of each layer that was asked for.
     """
 
     def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
         self._run = Lockstep(model, batches)
         self._generator = torch.Generator().manual_seed(seed)
+        self._records = sum(count_records(model.inputs, inputs) for inputs in batches)
+        self.rows: list[Rows] = []
 
     def second_moments(self, layer: Layer, positions: Positions) -> Tensor:
         """E[x xᵀ] with a ridge, float64 [groups, in, in]; of an embedding its diagonal [1, in].
@@ -68,4 +75,5 @@ class SeenInputs:
         moments = Moments()
         for value in seen:
             moments.add(input_rows(layer, value, ROWS, self._generator))
+        self.rows.append(Rows(layer.name, moments.count, moments.total.shape[1], self._records))
         return with_ridge(moments.second, RIDGE)

@@ -94,6 +94,8 @@ class Cluster(Pass):
             need_data(context, "cluster", f"--weighting {self.weighting} is measured on it")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
+        from nncompress.analysis.observe.enough import too_few
+
         chosen = self._chosen(model)
         seen = self._inputs(model, context)
         curvature = self._curvature(model, chosen, context)
@@ -106,6 +108,8 @@ class Cluster(Pass):
             else:
                 changes.append(self._cluster(layer, seen, curvature.get(layer.weight.name)))
         context.progress.step("clustering", len(chosen), len(chosen))
+        if seen is not None and self.compensate:
+            context.warn(too_few(self.name, seen.rows))
         if applied := [change.numbers for change in changes if change.applied]:
             before, packed, coded, least = (
                 sum(numbers[key] for numbers in applied)

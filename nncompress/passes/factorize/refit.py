@@ -15,16 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.compensation.regression import Regression
+from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import Lockstep
-from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows
-from nncompress.analysis.observe.statistics import ROWS, CrossMoments, Inputs
+from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, records_of
+from nncompress.analysis.observe.statistics import ROWS, Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import affine, is_affine
+from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
 
-PULL = 1e-4  # towards the weights as they are, in mean eigenvalues of the inputs' second moment
 SMALL = 1e-2  # channels that a batch norm scales by less than this, relatively, do not correct others
 
 
@@ -35,8 +37,8 @@ def refit(
     batches: Sequence[Inputs],
     seed: int,
     progress: Progress,
-) -> None:
-    """Solve for the weights and biases of layers of `compressed`, in place.
+) -> list[Rows]:
+    """Solve for the weights and biases of layers of `compressed`, in place; returns what each was fitted to.
 
     Args:
         pairs: name of a layer of `original`, name of the last stage that stands for it in `compressed`.
@@ -45,48 +47,44 @@ def refit(
     old = {layer.name: layer for layer in layers(original)}
     new = {layer.name: layer for layer in layers(compressed)}
     reference, running = Lockstep(original, batches), Lockstep(compressed, batches)
+    counts = [count_records(original.inputs, inputs) for inputs in batches]
+    rows = []
     for done, (name, stage) in enumerate(pairs):
         progress.step("fitting to the compressed inputs", done, len(pairs))
         layer, fitted = old[name], new[stage]
         if "transpose" in fitted.kind or fitted.kind == "embedding" or fitted.weight.quantized:
+            continue
+        if fitted.bias is not None and fitted.bias.quantized:
             continue
         branch = _branch(original, layer, compressed, fitted)
         reference.to(layer.node)
         running.to(fitted.data)
         if branch is not None and not (reference.reached(branch.old) and running.reached(branch.new)):
             branch = None  # the other branch comes later, and will take up this one's error
-        moments = CrossMoments()
-        for index in range(reference.batches):
+        regression, seen = Regression(centred=fitted.bias is not None), 0
+        for index, records in enumerate(counts):
             wanted = reference.value(layer.node, index)
             if branch is not None:
                 wanted = wanted + branch.error(reference, running, index)
             positions = draw_positions(fitted, wanted, ROWS, generator)
-            inputs = input_rows(fitted, running.value(fitted.data, index), positions=positions)
-            moments.add(inputs, output_rows(fitted, wanted, positions))
-        _solve(fitted, moments)
+            inputs = input_rows(fitted, running.value(fitted.data, index), positions=positions).double()
+            numbers = seen + records_of(fitted, wanted, records, positions)
+            regression.add(inputs, output_rows(fitted, wanted, positions).double(), numbers)
+            seen += records
+        _solve(fitted, regression)
+        rows.append(Rows(name, regression.count, inputs.shape[2], seen))
     progress.step("fitting to the compressed inputs", len(pairs), len(pairs))
+    return rows
 
 
-def _solve(layer: Layer, moments: CrossMoments) -> None:
-    """Ridge regression towards the present weight; the bias, where there is one, takes the means."""
+def _solve(layer: Layer, regression: Regression) -> None:
+    """Regression towards the present weight; the bias, where there is one, takes the means."""
     weight = layer.weight.value()
     transposed = layer.roles.outputs != 0  # matrix products store [in, out]
-    present = (weight.T if transposed else weight).to(torch.float64)
-    present = present.reshape(layer.groups, present.shape[0] // layer.groups, -1)
-    count = moments.x.count
-    free = layer.bias is not None and not layer.bias.quantized
-    gram = moments.x.covariance if free else moments.x.second
-    cross = moments.covariance if free else moments.products / count
-    if layer.bias is not None and not free:
-        return
-    pull = PULL * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    system = gram + torch.diag_embed(pull[:, None].expand(gram.shape[:2]))
-    solved = torch.linalg.solve(system, (cross + pull[:, None, None] * present).transpose(1, 2)).transpose(
-        1, 2
-    )
-    if layer.bias is not None:
-        mean = moments.y_total / count - (solved @ moments.x.mean[:, :, None]).squeeze(2)
-        layer.bias.assign(mean.flatten())
+    present = weight.T if transposed else weight
+    solved, bias = regression.solve(present.reshape(layer.groups, len(present) // layer.groups, -1))
+    if layer.bias is not None and bias is not None:
+        layer.bias.assign(bias.flatten())
     flat = solved.reshape(-1, solved.shape[2])
     layer.weight.assign((flat.T if transposed else flat).reshape(weight.shape))
 

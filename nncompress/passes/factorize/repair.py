@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.statistics import Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
@@ -36,9 +37,10 @@ def repair(
     changes = []
     before = error()
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    refit(original, model, pairs, fit, context.seed, context.progress)
+    rows = refit(original, model, pairs, fit, context.seed, context.progress)
     after = error()
     if after < before:
+        context.warn(too_few("factorize", rows))
         numbers = {"error_before": before, "error_after": after}
         changes.append(Change("factors", "fitted to the inputs they receive", numbers))
     else:

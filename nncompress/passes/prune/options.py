@@ -104,14 +104,19 @@ class Prune(Pass):
         if self.pattern is None or context.data is None:
             return {}
         from nncompress.analysis.compensation.sequential import why_not_fitted
+        from nncompress.analysis.observe.enough import Rows, too_few
         from nncompress.analysis.observe.statistics import input_moments
 
         able = [e for e in chosen if "transpose" not in e.kind and why_not_fitted(model, e) is None]
         batches = context.data.batches(context.batch_size, limit=context.limit)
         inputs = (batch.inputs for batch in batches)
-        return input_moments(
+        moments = input_moments(
             model, able, inputs, seed=context.seed, progress=context.progress, total=context.limit
         )
+        records = context.data.planned_records(context.limit) or 1
+        seen = [Rows(n, m.count, m.total.shape[1], records) for n, m in moments.items()]
+        context.warn(too_few(self.name, seen))
+        return moments
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         if self.pattern is not None and not self.remove_dead:

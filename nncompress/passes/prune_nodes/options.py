@@ -162,6 +162,7 @@ class PruneNodes(Pass):
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.compensation import compensate, renormalize, without_data
         from nncompress.analysis.couplings import find_couplings, fold_weights
+        from nncompress.analysis.observe.enough import too_few
         from nncompress.passes.prune_nodes.carry_out import calibration, carry_out, proven_cut
         from nncompress.passes.prune_nodes.plan import make_plan
 
@@ -188,6 +189,7 @@ class PruneNodes(Pass):
         if batches and self.compensate:
             settings = {"seed": context.seed, "progress": context.progress}
             fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
+            context.warn(too_few(self.name, fitted.layers))
         pruned, proof = carry_out(model, cut, fitted, proven, verify=self.verify)
         if batches and not fitted.layers:
             blend, before, after = renormalize(pruned, model, batches)

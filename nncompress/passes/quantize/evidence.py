@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.observe.calibration import choose_range, observe
+from nncompress.analysis.observe.enough import Rows, too_few
 from nncompress.analysis.observe.statistics import Moments, input_moments
 from nncompress.data import Dataset
 from nncompress.ir import Model
@@ -78,6 +79,9 @@ def gather(model: Model, chosen: list[Layer], options: Quantize, original: int, 
             progress=context.progress,
             total=context.limit,
         )
+        records = context.data.planned_records(context.limit) or 1
+        seen = [Rows(n, m.count, m.total.shape[1], records) for n, m in evidence.moments.items()]
+        context.warn(too_few("quantize", seen))
     return evidence
 
 

@@ -1,0 +1,47 @@
+"""Are there enough records for what is fitted to them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer was fitted to.
+
+    Attributes:
+        layer: its name.
+        count: vectors seen of its input: records times the positions of each that were taken.
+        inputs: how long these vectors are; with fewer of them, many weights fit them all.
+        records: they came from.
+    """
+
+    layer: str
+    count: int
+    inputs: int
+    records: int
+
+    @property
+    def enough(self) -> int:
+        """Records that give as many rows as there are inputs."""
+        return ceil(self.inputs * self.records / self.count)
+
+
+def too_few(name: str, fitted: Sequence[Rows]) -> str | None:
+    """A warning where layers were fitted to fewer rows than they have inputs; None where none was.
+
+    Args:
+        name: of the pass.
+    """
+    short = [rows for rows in fitted if 0 < rows.count < rows.inputs]
+    if not short:
+        return None
+    worst = max(short, key=lambda rows: rows.inputs / rows.count)
+    need = max(rows.enough for rows in short)
+    return (
+        f"{name}: {len(short)} of {len(fitted)} fitted layers saw fewer rows (samples × positions) than they"
+        f" have inputs, {worst.layer} the fewest: {worst.count} for {worst.inputs}. Give at least {need}"
+        f" samples to fit to, instead of {worst.records}: more in --data, a higher --limit."
+    )

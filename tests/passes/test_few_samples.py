@@ -1,0 +1,45 @@
+"""Passes that fit layers to data say so where there is less of it than a layer has inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress import api, pipeline
+from nncompress.ir import Model
+from nncompress.passes import Context
+from nncompress.recipe import parse_pass
+
+PASSES = [
+    "prune-nodes:ratio=0.3",
+    "factorize:rank=24",
+    "cluster:codebook=8",
+    "prune:pattern=2:4",
+    "quantize:weight_bits=4,rounding=adaptive",
+]
+
+
+def warnings_of(text: str, records: int, tmp_path) -> list[str]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    x = torch.randn(records, 16) @ torch.randn(16, 64)
+    model = Model.from_module(net.eval(), (x[:2],))
+    np.savez(tmp_path / "x.npz", **{model.inputs[0].name: x.numpy()})
+    data = api.dataset(str(tmp_path / "x.npz"), model)
+    _, (step,) = pipeline.run(model, [parse_pass(text)], Context(data=data))
+    return [w for w in step.warnings if "fewer rows" in w]
+
+
+@pytest.mark.parametrize("text", PASSES)
+def test_fewer_samples_than_inputs_are_a_warning_with_the_count_that_would_do(text, tmp_path):
+    (warning,) = warnings_of(text, 20, tmp_path)
+    fitted_to = 12 if text.startswith("factorize") else 16  # 20 less those held out
+    assert f"{fitted_to} for" in warning
+    assert f"samples to fit to, instead of {fitted_to}" in warning
+
+
+@pytest.mark.parametrize("text", PASSES)
+def test_enough_samples_are_none(text, tmp_path):
+    assert warnings_of(text, 256, tmp_path) == []
