@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.curvature.metric import Metric, with_ridge
 from nncompress.analysis.curvature.sensitivity import output_gradients
+from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.statistics import ROWS, Inputs, Moments, observe
 from nncompress.data import Dataset
@@ -64,6 +65,7 @@ class Evidences:
         self._run_of = {target.name: run for run in self._runs for target in run}
         self._held: dict[str, Moments | Tensor] = {}
         self._last: tuple[str, Evidence] | None = None
+        self._rows: dict[str, Rows] = {}
         self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
             nodes = [
@@ -90,12 +92,20 @@ class Evidences:
                 self._held = {}  # before the next ones are gathered
                 run = self._run_of[target.name]
                 self._held = _input_moments(self._model, run, self._data, self._context)
+            moments = self._held[target.name]
+            if isinstance(moments, Moments):
+                records = self._data.planned_records(self._context.limit) or 1
+                self._rows[target.name] = Rows(target.name, moments.count, moments.total.shape[1], records)
             sensitivity = None
             if self._gradients is not None:
                 zero = torch.zeros(())
                 sensitivity = sum(self._gradients.get(layer.node, zero) for layer in target.layers)
-            self._last = target.name, _evidence(target, self._held[target.name], sensitivity)
+            self._last = target.name, _evidence(target, moments, sensitivity)
         return self._last[1]
+
+    def rows(self, targets: Sequence[Target]) -> list[Rows]:
+        """What was seen of the inputs of these targets."""
+        return [self._rows[target.name] for target in targets if target.name in self._rows]
 
     def metrics(self, target: Target) -> Sequence[Metric]:
         """Of a target with evidence."""

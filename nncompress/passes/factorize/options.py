@@ -118,6 +118,7 @@ class Factorize(Pass):
             need_data(context, f"factorize --minimize {self.minimize}", "it measures what the layers compute")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
+        from nncompress.analysis.observe.enough import too_few
         from nncompress.ir.graph.shapes import Shapes
         from nncompress.ir.layers.weights import layers
         from nncompress.passes.factorize.latency import LatencyOracle
@@ -156,6 +157,8 @@ class Factorize(Pass):
             context.progress.step("factorizing", done, len(chosen))
             factors.append(self._factors(choice, evidence))
         context.progress.step("factorizing", len(chosen), len(chosen))
+        if evidence is not None:
+            context.warn(too_few(self.name, evidence.rows([choice.option.target for choice in chosen])))
         stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
         changes += [self._change(choice, whose) for choice in choices]
         del evidence, options, choices, chosen, factors  # statistics and decompositions
