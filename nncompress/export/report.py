@@ -25,6 +25,8 @@ class ExportReport:
         int8_speedup: float32's time over int8's, here, at batch 1; None where it was not measured.
         choices: of a quantized model that chooses (top-k, arg-max, a comparison): how often the runtime,
             whose kernels round otherwise, chooses as the graph does; "" where all outputs agree.
+        left: weights beside the file that it does not use: of an export that was killed, or of a graph that
+            was moved away.
         state: of each tensor that the model changes in every call, the input and the output that it became.
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
     """
@@ -40,6 +42,7 @@ class ExportReport:
     portable: tuple[str, ...] = ()
     int8_speedup: float | None = None
     choices: str = ""
+    left: tuple[str, ...] = ()
     state: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -47,6 +50,7 @@ class ExportReport:
             **asdict(self),
             "path": str(self.path),
             "batches": list(self.batches),
+            "left": list(self.left),
             "portable": list(self.portable),
             "state": [list(pair) for pair in self.state],
         }

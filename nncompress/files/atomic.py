@@ -17,14 +17,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
 from nncompress.files.interrupts import held_back
 from nncompress.files.lock import lock
-from nncompress.files.targets import check_target
+from nncompress.files.targets import check_chosen, check_target
 
 PREFIX, SUFFIX = ".nncompress-", ".part"
 RECORD, NEW = "writer.json", "new"
@@ -32,15 +32,19 @@ YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
 
 
 @contextmanager
-def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[Path]:
+def replacing(
+    path: str | Path, protect: Iterable[str | Path] = (), is_ours: Callable[[Path], bool] = lambda path: False
+) -> Iterator[Path]:
     """Gives a path to write to; what was written there replaces `path` when the block ends well.
 
     The path given has the target's name; further files written beside it (external data) move along, before
     the target does. When the block raises, or the process or the machine dies, the target is what it was.
 
+    Args:
+        is_ours: whether a file that is there under the name of one of those further files may be replaced.
     Raises:
-        OutputError: the folder is missing or unwritable, the target is a folder or one of `protect`, or the
-            disk is full.
+        OutputError: the folder is missing or unwritable, the target is a folder or one of `protect`, the disk
+            is full, or a further file has the name of one that is not ours.
     """
     target, protect = Path(path), tuple(protect)
     check_target(target, protect)
@@ -56,7 +60,7 @@ def replacing(path: str | Path, protect: Iterable[str | Path] = ()) -> Iterator[
         try:
             yield claimed[0] / NEW / target.name
             with held_back():  # several files are moved as one
-                _move(claimed[0] / NEW, target, protect)
+                _move(claimed[0] / NEW, target, protect, is_ours)
         except OSError as error:
             raise _failure(target, error) from error
     finally:
@@ -164,11 +168,15 @@ def _discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def _move(folder: Path, target: Path, protect: tuple[str | Path, ...]) -> None:
+def _move(
+    folder: Path, target: Path, protect: tuple[str | Path, ...], is_ours: Callable[[Path], bool]
+) -> None:
     """All files of the folder to where the target is, the target last."""
     written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     for file in written:
         check_target(target.parent / file.name, protect)
+        if file.name != target.name:
+            check_chosen(target.parent / file.name, is_ours, "")
         file.chmod(_mode(target.parent / file.name))
         _sync(file)
     _sync(folder)

@@ -68,15 +68,15 @@ def check_chosen(target: Path, is_ours: Callable[[Path], bool], option: str = "-
     """Refuse to replace a file under a name that we chose, unless we wrote that file.
 
     Args:
-        option: what names another file.
+        option: what names another file; "" where nothing does.
     Raises:
         OutputError: it is there, and not ours.
     """
     if os.path.lexists(target) and not target.is_dir() and not is_ours(target):
-        raise OutputError(
-            f"{target} is there already, and nncompress did not write it",
-            remedy=f"{option} names another file (or this one, to replace it)",
+        remedy = (
+            f"{option} names another file (or this one, to replace it)" if option else "move it elsewhere"
         )
+        raise OutputError(f"{target} is there already, and nncompress did not write it", remedy=remedy)
 
 
 def _status(target: Path) -> os.stat_result | None:

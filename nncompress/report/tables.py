@@ -183,6 +183,8 @@ def written(report: ExportReport) -> RenderableType:
         text += f"; {report.choices}"
     if report.int8:
         text += f"; {report.int8}"
+    for path in report.left:
+        text += f"; {path} is left of another export, {report.path.name} does not use it"
     if report.portable:
         text += f"; outside the delegate, slower: {', '.join(report.portable)}"
     return Text(text, style="bold")

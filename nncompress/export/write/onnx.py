@@ -32,6 +32,7 @@ from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.places import behind
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
+from nncompress.export.write import external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
@@ -49,8 +50,8 @@ def write_onnx(
 ) -> ExportReport:
     """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
 
-    Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to
-    `<name>.data` beside the file.
+    Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to a file
+    beside it (`nncompress.export.write.external_data`).
 
     Raises:
         UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
@@ -61,7 +62,8 @@ def write_onnx(
     target = Path(path)
     _refuse_types(model)
     model, states = state_as_inputs(model)
-    with replacing(target, protect) as temporary:  # an unwritable target is refused before the work starts
+    # An unwritable target is refused before the work starts.
+    with replacing(target, protect, external_data.is_ours) as temporary:
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) == "int8"
         measured = int8 and 5 * size < PROTOBUF_LIMIT
@@ -77,6 +79,8 @@ def write_onnx(
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told += f"; not compared with float32 ({str(error).splitlines()[0][:80]})"
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
+        replaced = external_data.named_by(target, external_data.beside(target))
+    left = external_data.remove_replaced(target, replaced)
     return ExportReport(
         target,
         written,
@@ -88,6 +92,7 @@ def write_onnx(
         told,
         int8_speedup=None if speed is None else round(speed.ratio, 3),
         choices=found.choices,
+        left=tuple(str(path) for path in left),
         state=tuple((state.input, state.output) for state in states),
     )
 
@@ -111,7 +116,10 @@ def _write(
     tidy(program.model, model)
     store_initial(program.model.graph, states)
     program.model.metadata_props.update(_record(model, states))
-    program.save(str(file), external_data=size > PROTOBUF_LIMIT)
+    if size > PROTOBUF_LIMIT:
+        external_data.save(program.model, file)
+    else:
+        program.save(str(file))
     return twin, written_for
 
 

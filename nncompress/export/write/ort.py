@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -14,6 +15,8 @@ from nncompress.export.check.onnxruntime import compare
 from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_text
+from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.runtimes.silence import silent
 
@@ -30,22 +33,23 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     Raises:
         UnsupportedError: ONNX or the runtime has no such op, or the weights exceed 2 GiB.
         VerificationError: ONNX Runtime computes something else; nothing is written.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or the list's name is that of another file.
     """
     start = time.perf_counter()
-    with replacing(path, protect) as temporary, tempfile.TemporaryDirectory() as folder:
+    check_chosen(Path(path).with_suffix(OPERATORS), _is_ours, "")
+    with replacing(path, protect, _is_ours) as temporary, tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
         report = write_onnx(model, onnx)
         if len(list(onnx.parent.iterdir())) > 1:
             raise UnsupportedError("a .ort holds at most 2 GiB of weights", remedy="export it to .onnx")
         _convert(onnx)
         shutil.copyfile(onnx.with_suffix(".ort"), temporary)
-        operators = onnx.with_suffix(".required_operators.config")
+        operators = onnx.with_suffix(OPERATORS)
         if operators.exists():
             text = operators.read_text(encoding="utf-8").replace(
                 str(onnx.with_suffix(".ort")), temporary.name
             )
-            temporary.with_suffix(".required_operators.config").write_text(text, encoding="utf-8")
+            temporary.with_suffix(OPERATORS).write_text(_signed(text), encoding="utf-8")
         found = compare(model, temporary)
         size = temporary.stat().st_size
     return replace(
@@ -57,6 +61,20 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         relative_error=found.relative_error,
         choices=found.choices,
     )
+
+
+def _signed(operators: str) -> str:
+    digest = hashlib.sha256(operators.encode()).hexdigest()
+    return f"# written by nncompress; sha256 of what follows: {digest}\n{operators}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a list of operators is as it was written here."""
+    try:
+        text = read_text(path)
+    except Unreadable:
+        return False
+    return not path.is_symlink() and text == _signed(text.partition("\n")[2])
 
 
 def _convert(onnx: Path) -> None:

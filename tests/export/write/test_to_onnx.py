@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +15,7 @@ from torch.nn import functional as F
 
 from nncompress.errors import OutputError, UnsupportedError, VerificationError
 from nncompress.export import write_onnx
+from nncompress.export.write import external_data
 from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
 from tests.export.networks import convolutional, language
@@ -163,11 +168,93 @@ def test_the_input_is_not_overwritten(tmp_path):
     assert source.read_bytes() == b"the original"
 
 
-def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
+@pytest.fixture
+def large(monkeypatch):
+    """Every model's weights are beyond what one file can hold."""
     monkeypatch.setattr(writer, "PROTOBUF_LIMIT", 0)
-    model = convolutional()
-    report = write_onnx(model, tmp_path / "m.onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
-    assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_computes(path, model):
     x = torch.randn(2, 3, 12, 12)
-    np.testing.assert_allclose(outputs(tmp_path / "m.onnx", x)[0], model(x).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(outputs(path, x)[0], model(x).detach().numpy(), atol=1e-5)
+
+
+def scaled(factor):
+    model = convolutional()
+    with torch.no_grad():
+        for weight in model.graph_module.parameters():
+            weight.mul_(factor)
+    return model
+
+
+def test_large_weights_lie_beside_the_file_and_those_of_the_replaced_graph_go(tmp_path, large):
+    old, new = scaled(1), scaled(0.5)
+    write_onnx(old, tmp_path / "m.onnx")
+    _, first = names(tmp_path)
+    assert re.fullmatch(r"m\.onnx\.[0-9a-f]{16}\.data", first)
+    report = write_onnx(new, tmp_path / "m.onnx")
+    assert first not in names(tmp_path)
+    assert len(names(tmp_path)) == 2
+    assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert_computes(tmp_path / "m.onnx", new)
+    write_onnx(new, tmp_path / "m.onnx")  # the same weights again
+    assert_computes(tmp_path / "m.onnx", new)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_graph_whose_replacement_is_killed_has_its_weights(tmp_path, large, monkeypatch, step):
+    old, new = scaled(1), scaled(0.5)
+    write_onnx(old, tmp_path / "m.onnx")
+    steps, replace = [], os.replace
+
+    def until(call):
+        def killed(*arguments):
+            if call is not replace or Path(arguments[-1]).parent == tmp_path:
+                steps.append(call)
+            if len(steps) == step:
+                raise KeyboardInterrupt
+            return call(*arguments)
+
+        return killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", until(replace))
+        patched.setattr(external_data, "remove_replaced", until(external_data.remove_replaced))
+        with pytest.raises(KeyboardInterrupt):
+            write_onnx(new, tmp_path / "m.onnx")
+    assert_computes(tmp_path / "m.onnx", new if step == 3 else old)
+    assert len(names(tmp_path)) == (2 if step == 1 else 3)
+    report = write_onnx(new, tmp_path / "m.onnx")
+    assert_computes(tmp_path / "m.onnx", new)
+    assert len(report.left) == (step == 3)  # what nothing proves to be of no use is named
+
+
+def test_large_weights_that_another_file_uses_stay_and_are_named(tmp_path, large):
+    old, new = scaled(1), scaled(0.5)
+    for kept in ("copy.onnx", "m.onnx.bak"):
+        write_onnx(old, tmp_path / "m.onnx")
+        (data,) = tmp_path.glob("*.data")
+        shutil.copy(tmp_path / "m.onnx", tmp_path / kept)
+        assert write_onnx(new, tmp_path / "m.onnx").left == (str(data),)
+        (tmp_path / kept).rename(tmp_path / "m.onnx")
+        assert_computes(tmp_path / "m.onnx", old)
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+def test_a_users_file_of_the_name_of_large_weights_is_not_overwritten(tmp_path, large):
+    model = scaled(1)
+    (tmp_path / "m.onnx.data").write_text("the user's")
+    write_onnx(model, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").read_text() == "the user's"
+    (weights,) = tmp_path.glob("m.onnx.*.data")
+    weights.write_text("the user's")
+    graph = (tmp_path / "m.onnx").read_bytes()
+    with pytest.raises(OutputError, match="did not write it"):
+        write_onnx(model, tmp_path / "m.onnx")
+    assert weights.read_text() == "the user's"
+    assert (tmp_path / "m.onnx").read_bytes() == graph

@@ -6,7 +6,7 @@ import pytest
 import torch
 from records import images
 
-from nncompress.errors import ModelFileError, NNCompressError
+from nncompress.errors import ModelFileError, NNCompressError, OutputError
 from nncompress.export import write
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact
@@ -27,6 +27,19 @@ def test_agrees_and_says_what_a_minimal_build_needs(model, tmp_path, capfd):
     assert runner.inputs == model.inputs
     assert "FusedConv" in (tmp_path / "m.required_operators.config").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.ort", "m.required_operators.config"]
+
+
+def test_a_list_of_operators_that_is_not_as_it_was_written_stays(model, tmp_path):
+    write(model, tmp_path / "m.ort")
+    write(model, tmp_path / "m.ort")
+    before = (tmp_path / "m.ort").read_bytes()
+    operators = tmp_path / "m.required_operators.config"
+    for theirs in (operators.read_text() + "ai.onnx;1;Mul\n", "my notes", "\0" * 100):
+        operators.write_text(theirs)
+        with pytest.raises(OutputError, match="did not write it"):
+            write(model, tmp_path / "m.ort")
+        assert operators.read_text() == theirs
+        assert (tmp_path / "m.ort").read_bytes() == before
 
 
 def test_int8_kernels_are_in_the_file(model, tmp_path):
