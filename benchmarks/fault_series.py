@@ -19,14 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.fault_files import SETTLED, contents, is_whole, leftovers, weights
 from nncompress.cli.app import run
 from nncompress.files.atomic import replacing
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "tempfile.mkdtemp")
 CODES = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # which a shell reports as 143
-SETTLED = ".fault"  # in the work's folder: what the child has to tell that nothing ended
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Command:
 
     Attributes:
         outputs: files, the session's among them, that it writes; a directory stands for all in it.
+        fresh: what an earlier run of it wrote is removed first: it would have nothing to write.
         converts: "module:function" whose result is computed once, before the children are forked.
         resumes: `--resume` continues it.
     """
@@ -44,6 +43,7 @@ class Command:
     outputs: tuple[str, ...]
     converts: str = ""
     resumes: bool = False
+    fresh: bool = False
 
 
 def faults(
@@ -132,7 +132,7 @@ class _Series:
         shutil.copy("other.pt2", "m.pt2")
         shutil.copy("other.pt", "m.pt")
         run(list(self.command.arguments))
-        if self.command.resumes:  # what lies there would be refused
+        if self.command.resumes or self.command.fresh:  # what lies there would be refused, or do
             for name in self.command.outputs:
                 shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
         shutil.copy("kept.pt2", "m.pt2")
@@ -193,9 +193,11 @@ class _Series:
                 timer.daemon = True
                 timer.start()
             return True
-        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if number:
-            self._judge(number, os.waitstatus_to_exitcode(status))
+            self._judge(number, code)
+        else:
+            self.undisturbed = code
         return False
 
     def _judge(self, number: int, code: int) -> None:
@@ -206,34 +208,34 @@ class _Series:
         else:
             self.counts["signal"] += 1
             said = self.before.with_name("said").read_text(errors="replace")
-            polite = code in CODES[signal.Signals(number)] and "Traceback" not in said and not _leftovers()
-            if not polite and not (settled and code == 0):  # the signal came after the end
+            polite = code in CODES[signal.Signals(number)] and "Traceback" not in said and not leftovers()
+            if not polite and not (settled and code == self.undisturbed):  # the signal came after the end
                 self.counts["rude"] += 1
                 self.notes.append(f"{signal.Signals(number).name} gave {code}: {said[-2000:]}")
-        old = _contents(self.before, self.command.outputs)
+        old = contents(self.before, self.command.outputs)
         now = self._outputs()
         for path in {*old, *now, *self.new}:
             content = now.get(path)
             spent = content is None and path not in self.new  # a checkpoint, once all is done
             if content == old.get(path):
                 self.counts["old"] += 1
-            elif spent or content == self.new.get(path) or (content and _is_whole(self.work / path)):
+            elif spent or content == self.new.get(path) or (content and is_whole(self.work / path)):
                 self.counts["new"] += 1
             else:
                 self.counts["torn"] += 1
                 self.notes.append(f"{path} is torn after {number}")
-        kept = {p: c for p, c in _contents(self.before, (".",)).items() if p not in old}
+        kept = {p: c for p, c in contents(self.before, (".",)).items() if p not in old}
         for path, content in kept.items():
             if not (self.work / path).is_file() or (self.work / path).read_bytes() != content:
                 self.counts["lost"] += 1
                 self.notes.append(f"{path} is lost")
-        for folder in sorted({self.work, *(path.parent for path in _leftovers())}):
+        for folder in sorted({self.work, *(path.parent for path in leftovers())}):
             if not folder.exists():  # it was inside another
                 continue
             with replacing(folder / "next") as path:
                 path.write_text("next")
             (folder / "next").unlink()
-        self.counts["left"] += len(_leftovers())
+        self.counts["left"] += len(leftovers())
         if self.command.resumes and number == signal.SIGKILL and self.counts["kill"] % 10 == 0:
             self._resume()
 
@@ -244,66 +246,19 @@ class _Series:
         if pid == 0:
             os._exit(run([*self.command.arguments, "--resume"]))
         os.waitpid(pid, 0)
-        same = _weights(self.work / "out.pt2") == self.new_weights
+        same = weights(self.work / "out.pt2") == self.new_weights
         self.counts["resumed"] += same
 
     def _outputs(self) -> dict[str, bytes]:
-        found = _contents(self.work, self.command.outputs)
+        found = contents(self.work, self.command.outputs)
         if self.command.resumes and not hasattr(self, "new_weights"):
-            self.new_weights = _weights(self.work / "out.pt2")
+            self.new_weights = weights(self.work / "out.pt2")
         return found
 
     def _restore(self) -> None:
         for path in self.work.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         shutil.copytree(self.before, self.work, dirs_exist_ok=True)
-
-
-def _contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Of the files below, but locks and what a killed writer left."""
-    found = {}
-    for name in names:
-        top = folder / name
-        for path in [top] if top.is_file() else sorted(top.rglob("*")):
-            place = path.relative_to(folder)
-            ours = any(part.startswith(".nncompress-") for part in place.parts)
-            if path.is_file() and not ours and path.name not in (".lock", ".nncompress.lock", SETTLED):
-                found[str(place)] = path.read_bytes()
-    return found
-
-
-def _leftovers() -> list[Path]:
-    return [path for path in Path.cwd().rglob(".nncompress-*.part") if path.is_dir()]
-
-
-def _is_whole(path: Path) -> bool:
-    """Read by the reader of its kind: two runs need not write the same bytes (times, order of measuring)."""
-    from nncompress.loading import load_model
-    from nncompress.runtimes import open_artifact
-
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".pt2": load_model,
-        ".onnx": open_artifact,
-        ".ort": open_artifact,
-        ".pte": open_artifact,
-        ".checkpoint": lambda path: torch.load(path, weights_only=True),
-        ".json": lambda path: json.loads(path.read_text()),
-        ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
-        ".csv": lambda path: path.read_text().index("\n", -1),
-    }
-    try:
-        readers[path.suffix](path)
-    except Exception:
-        return False
-    return True
-
-
-def _weights(path: Path) -> dict[str, Any] | None:
-    from nncompress.loading import load_model
-
-    if not path.exists():
-        return None
-    return {name: tensor.tolist() for name, tensor in load_model(path).state_dict().items()}
 
 
 def _compute_once(command: Command) -> None:

@@ -82,6 +82,7 @@ COMMANDS = (
         "latency table",
         ("factorize", "m.pt2", "--latency", "0.9", "-o", "out.pt2"),
         ("out.pt2", "cache", *SESSION),
+        fresh=True,
     ),
 )
 

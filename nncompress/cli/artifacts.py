@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nncompress.cli import options, session
 from nncompress.cli.console import say
 from nncompress.errors import UsageError
+from nncompress.files.bounded_text import Unreadable, parse_json
 
 if TYPE_CHECKING:
     from nncompress.data import Dataset
@@ -163,8 +163,8 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
 def _remembered(runner: Runner) -> dict[str, Any]:
     """The metadata of the model that the file was exported from; empty for a file from elsewhere."""
     try:
-        stored = json.loads(getattr(runner, "metadata", {}).get("nncompress.metadata", "{}"))
-    except (ValueError, AttributeError, RecursionError):
+        stored = parse_json(getattr(runner, "metadata", {}).get("nncompress.metadata", "{}"))
+    except Unreadable:
         return {}
     return stored if isinstance(stored, dict) else {}
 

@@ -19,6 +19,7 @@ from nncompress.bench.stats import speedup
 from nncompress.data import Batch, Dataset
 from nncompress.errors import UsageError
 from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate, Result
@@ -190,12 +191,14 @@ def _kept(path: Path, made: dict[str, Any]) -> GrowthTrial:
         UsageError: it is of another training, or no such file at all.
     """
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         found = {**kept["trial"], "curve": tuple(Point(**point) for point in kept["trial"]["curve"])}
         if kept["of"] == made:
             return GrowthTrial(**found)
         got = str(kept["of"])
-    except (ValueError, KeyError, TypeError) as error:
+    except Unreadable as error:
+        got = str(error)
+    except (KeyError, TypeError) as error:
         got = f"a file that is no such record ({type(error).__name__})"
     raise UsageError(
         f"{path} is of another training",

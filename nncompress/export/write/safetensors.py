@@ -61,8 +61,20 @@ def write_safetensors(
         **({"deflated": json.dumps(coded)} if coded else {}),
     }
     with replacing(path, protect) as temporary:
-        temporary.write_bytes(save(tensors, metadata=header))
+        _write(save(tensors, metadata=header), temporary)
     return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+
+
+def _write(content: bytes, file: Path) -> None:
+    """The same bytes for the same model: safetensors gives the header's metadata in an order of chance."""
+    data = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:data])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as safetensors aligns what follows
+    with file.open("wb") as sink:
+        sink.write(len(text).to_bytes(8, "little") + text)
+        sink.write(memoryview(content)[data:])
 
 
 def _deflate(tensors: dict[str, Tensor]) -> dict[str, list[object]]:
