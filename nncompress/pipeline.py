@@ -15,6 +15,7 @@ from typing import Any
 from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
+from nncompress.bench.model_latency import speed_note
 from nncompress.errors import UsageError
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.verify import Drift
@@ -76,6 +77,7 @@ def run(
     *,
     original: Model | None = None,
     done: Callable[[Step, Model], None] | None = None,
+    timing: bool = False,
 ) -> tuple[Model, list[Step]]:
     """Apply `passes` in order and return the resulting model with one `Step` per pass.
 
@@ -84,6 +86,7 @@ def run(
     Args:
         original: what drift is measured against; default the model as given.
         done: called after each pass.
+        timing: after a pass with a budget in MACs or parameters, measure in ONNX Runtime what it is worth.
 
     Raises:
         NNCompressError: a pass refused, or its result did not check out.
@@ -98,8 +101,11 @@ def run(
     before = reference.drift(model, "the model as loaded")
     steps: list[Step] = []
     for each in passes:
-        model, step = _run_one(model, each, context, reference, amount(before))
+        given = model
+        model, step = _run_one(given, each, context, reference, amount(before))
         before = step.drift
+        if timing and step.changed and each.has_budget:
+            step.notes.append(speed_note(given, model, context.progress))
         steps.append(step)
         if done is not None:
             done(step, model)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from nncompress.analysis.cost import cost
 from nncompress.bench import Arm, benchmark
+from nncompress.errors import NNCompressError
 from nncompress.export import write_onnx
 from nncompress.ir import Model
 from nncompress.progress import Progress
 from nncompress.results import Estimate
 
 SECONDS = 3.0  # of measuring, per comparison
+GLANCE = 1.0  # seconds of measuring, for a line in a report
+LARGEST = 1e9  # MACs of a model that a report times: a larger one takes longer to export and open than to run
 
 
 class ModelLatency:
@@ -31,10 +35,10 @@ class ModelLatency:
         result = benchmark([Arm("original", self._original)], time_budget=SECONDS, memory=False)
         return (result.arms[0].cpu or result.arms[0].wall).median
 
-    def share(self, other: Model) -> Estimate:
+    def share(self, other: Model, seconds: float = SECONDS) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
         arms = [Arm("original", self._original), Arm("other", self._export(other, "other"))]
-        result = benchmark(arms, time_budget=SECONDS, memory=False, progress=self._progress)
+        result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
         speedup = result.arms[1].speedup
         assert speedup is not None
         return Estimate(1 / speedup.value, 1 / speedup.high, 1 / speedup.low, speedup.confidence)
@@ -52,3 +56,27 @@ class ModelLatency:
         path = Path(self._folder.name) / f"{name}.onnx"
         write_onnx(model, path)
         return path
+
+
+def speed_note(before: Model, after: Model, progress: Progress) -> str:
+    """One sentence: what a saving is worth in ONNX Runtime here, or why that was not measured."""
+    old, new = cost(before), cost(after)
+    saved = " and ".join(
+        f"{1 - b / a:.0%} fewer {what}"
+        for what, a, b in (("MACs", old.macs, new.macs), ("parameters", old.parameters, new.parameters))
+        if b < a
+    )
+    told = f"{saved or 'nothing saved'}: speed not measured"
+    if old.macs > LARGEST:
+        return f"{told} (above {LARGEST:.0e} MACs); nncompress bench ORIGINAL RESULT measures it"
+    progress.step("measuring the speed", 0, 1)
+    try:
+        with ModelLatency(before, progress) as latency:
+            share = latency.share(after, GLANCE)
+    except NNCompressError as error:
+        return f"{told} ({error.what})"
+    finally:
+        progress.step("measuring the speed", 1, 1)
+    times = f"{1 / share.value:.2f}x [{1 / share.high:.2f}, {1 / share.low:.2f}]"
+    verdict = "" if share.high < 1 else ": slower" if share.low > 1 else ": nothing measurable"
+    return f"{saved or 'nothing saved'}, {times} as fast here in ONNX Runtime (batch 1, one thread){verdict}"

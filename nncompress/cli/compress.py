@@ -58,6 +58,7 @@ def run_passes(
     output: str | None,
     limit: int,
     seed: int,
+    timing: bool,
     json: bool,
     recipe: str | None = None,
     **loading: Any,
@@ -85,7 +86,9 @@ def run_passes(
             if not json:
                 show(tables.step(step))
 
-        result, steps = pipeline.run(opened.model, passes, context, original=original, done=done)
+        result, steps = pipeline.run(
+            opened.model, passes, context, original=original, done=done, timing=timing
+        )
         bar.step(f"writing {target.name}", 0, None)
         report = export.write(result, target, protect=reads)
         options.remember(opened, target, opened.model, result)

@@ -107,6 +107,11 @@ OutputIndex = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
 
+Timing = Annotated[
+    bool,
+    typer.Option(help="measure what a budget of MACs or parameters is worth here", rich_help_panel=_PANEL),
+]
+
 LOADING: Parameters = {  # how a model file is opened: the keywords of `open_model`
     "data": (Data, None),
     "normalize": (Normalize, None),
@@ -122,6 +127,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `nncompres
     **LOADING,
     "limit": (Limit, 512),
     "seed": (Seed, 0),
+    "timing": (Timing, True),
     "json": (Json, False),
 }
 

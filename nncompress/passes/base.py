@@ -89,6 +89,11 @@ class Pass(Options):
     protects: ClassVar[str] = "exclude"
     afterwards: ClassVar[str] = ""
 
+    @property
+    def has_budget(self) -> bool:
+        """A share of the MACs or of the parameters was asked for."""
+        return any(getattr(self, name, None) is not None for name in ("macs", "params"))
+
     def requires(self, model: Model, context: Context) -> None:
         """Refuse before work starts.
 
