@@ -28,6 +28,7 @@ from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.checkpoint import find_weights, refuse_index
 from nncompress.loading.compare import AsExported, compare_with_source, run_source, unchanged
+from nncompress.loading.dry_run import MOST_REPEATED, dry_run, most_bytes, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_state_dict import fill, read_safetensors
@@ -158,6 +159,7 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> No
         UsageError: it raises on this input.
     """
     try:
+        dry_run(module, inputs, most_bytes())
         run_source(module, inputs)
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
@@ -212,6 +214,14 @@ def _module(
         if isinstance(found, torch.jit.ScriptModule):
             raise ModelFileError(f"{path} is TorchScript", remedy="save the model that it was scripted from")
     weights, key = find_weights(found, path, notice, weights_key)
+    tensors = (weights.state_dict() if isinstance(weights, nn.Module) else weights).values()
+    if (repeated := repeated_bytes(t for t in tensors if isinstance(t, Tensor))) > MOST_REPEATED:
+        raise ModelFileError(
+            f"{path} holds weights that repeat what is stored, by strides of 0 or views that overlap",
+            got=f"{repeated} bytes beyond those stored",
+            expected=f"at most {MOST_REPEATED}",
+            remedy="save them after tensor.contiguous()",
+        )
     if isinstance(weights, nn.Module):
         if arch is None:
             return weights, record

@@ -23,7 +23,7 @@ def computed(weights: Mapping[str, Tensor], wanted: Collection[str], module: nn.
         if name in wanted or name not in plain:
             continue
         base = name.removesuffix("_orig")
-        if base != name and f"{base}_mask" in plain:
+        if base != name and _alike(plain, name, f"{base}_mask"):
             plain[base] = plain.pop(name) * plain.pop(f"{base}_mask")
         elif base != name and {f"{base}_u", f"{base}_v"} <= plain.keys():
             plain[base] = _spectral(
@@ -41,7 +41,13 @@ def computed(weights: Mapping[str, Tensor], wanted: Collection[str], module: nn.
     return plain
 
 
+def _alike(plain: Mapping[str, Tensor], name: str, other: str) -> bool:
+    return other in plain and plain[name].shape == plain[other].shape
+
+
 def _normed(g: Tensor, v: Tensor) -> Tensor:
+    if g.dim() not in (0, v.dim()) or any(n not in (1, m) for n, m in zip(g.shape, v.shape)):
+        return v  # no norm of it: of another shape than this layer has, or told when the outputs are compared
     dims = [dim for dim in range(v.dim()) if g.dim() != v.dim() or g.shape[dim] == 1]
     return g * v / v.norm(2, dims, keepdim=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import FORM, InputShape
+from nncompress.loading.dry_run import MOST_GUESSED, TooLarge, dry_run, most_bytes, refuse_size
 
 _BATCH = 2  # torch.export keeps a batch dynamic only from two on
 _SEQUENCE = 16
@@ -36,10 +37,18 @@ def example_from_shapes(module: nn.Module, shapes: Sequence[InputShape], seed: i
 
     An input whose dtype was not said is token ids where the module starts with an embedding, else has the
     dtype of its first parameter.
+
+    Raises:
+        UsageError: one takes more memory than there is.
     """
     first = next((layer for _, layer in _first_layers(module)), None)
     default = "int64" if isinstance(first, nn.Embedding | nn.EmbeddingBag) else _float_dtype(module)
     generator = torch.Generator().manual_seed(seed)
+    try:
+        for shape in shapes:
+            refuse_size(shape.shape, getattr(torch, shape.dtype or default), most_bytes())
+    except TooLarge as error:
+        raise UsageError("--input states an input that does not fit", got=str(error)) from error
     return tuple(_random(module, shape.shape, shape.dtype or default, generator) for shape in shapes)
 
 
@@ -182,6 +191,7 @@ def _runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
 
     hooks = [m.register_forward_pre_hook(watch) for m in module.modules() if isinstance(m, nn.Conv2d)]
     try:
+        dry_run(module, inputs, min(MOST_GUESSED, most_bytes()))
         with torch.no_grad():
             module(*inputs)
     except Exception as error:  # a forward that does not fit fails in any way it likes

@@ -104,7 +104,7 @@ def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
             index = (index.reshape(shape) + _fitting(offsets, shape)).flatten()
         if entries and not 0 <= int(index.min()) <= int(index.max()) < len(book):
             raise ValueError("an index beyond its codebook")
-        values = book.flatten()[index]
+        values = book[index]
     if bitmap is not None:
         if values.numel() != entries:
             raise ValueError(f"{values.numel()} values where the bitmap has {entries - 1}")
@@ -213,10 +213,11 @@ def _shortened(parts: Parts, per_op: int) -> Parts:
 def _book(parts: Mapping[str, Tensor]) -> Tensor | None:
     short = parts.get("codebook16")
     if short is None:
-        return parts.get("codebook")
+        book = parts.get("codebook")
+        return None if book is None else book.flatten()
     if short.dtype != torch.float16:
         raise ValueError(f"a codebook16 of {short.dtype} where float16 belongs")
-    return short.float()
+    return short.float().flatten()
 
 
 def _fitting(offsets: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -29,6 +29,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
+from nncompress.loading.dry_run import MOST_REPEATED
 from nncompress.loading.json_schema import Check, Rejected, admit, plain
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
 from nncompress.loading.pt2.shapes import Unfit, check_shapes
@@ -43,7 +44,6 @@ HISTORY = f"extra/{HISTORY_FILE}"
 
 _MAX_JSON = 512 * 2**20  # bytes
 _MAX_HISTORY = 16 * 2**20
-_MAX_BROADCAST = 2**24  # elements that a stored tensor may repeat by strides of 0
 
 _COPIED = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]{1,9}", re.ASCII)
 _READ = {GRAPH, WEIGHTS, CONSTANTS, HISTORY, "archive_format", "archive_version", "byteorder"}
@@ -161,7 +161,10 @@ def _repack(members: _Members) -> io.BytesIO:
 
 def _payload_members(config: Item, folder: str, members: _Members, where: str) -> Iterator[str]:
     """The raw members that `config` names, each once, its tensors checked against the bytes it has."""
-    seen = set()
+    seen: set[str] = set()
+    views: set[tuple[str, str]] = set()
+    taken: dict[str, int] = {}  # bytes of the views of a member
+    repeated = 0
     for name, payload in config["config"].items():
         member = folder + payload["path_name"]
         try:
@@ -171,7 +174,16 @@ def _payload_members(config: Item, folder: str, members: _Members, where: str) -
                 raise Rejected("it is a pickled object", code=True)
             if member not in members or payload["tensor_meta"] is None:
                 raise Rejected("its data is missing")
-            _check_extent(payload["tensor_meta"], members.size(member))
+            meta, stored = payload["tensor_meta"], members.size(member)
+            size = _check_extent(meta, stored)
+            view = (member, json.dumps([meta["sizes"], meta["strides"], meta["storage_offset"]]))
+            if view not in views:  # not tied to one before it
+                views.add(view)
+                before = taken.get(member, 0)
+                taken[member] = before + size
+                repeated += max(0, before + size - stored) - max(0, before - stored)
+            if repeated > MOST_REPEATED:
+                raise Rejected(f"it repeats stored bytes: {repeated}, with the tensors before it")
         except Rejected as rejected:
             rejected.path += [name, where]
             raise
@@ -180,8 +192,8 @@ def _payload_members(config: Item, folder: str, members: _Members, where: str) -
             yield member
 
 
-def _check_extent(meta: Item, stored: int) -> None:
-    """Refuse a tensor that reaches beyond its `stored` bytes, or that repeats them to an absurd size."""
+def _check_extent(meta: Item, stored: int) -> int:
+    """The bytes of a tensor; refused is one that reaches beyond its `stored` bytes."""
     sizes, strides = ([item["as_int"] for item in meta[key]] for key in ("sizes", "strides"))
     if len(sizes) != len(strides) or len(sizes) > 32:
         raise Rejected(f"a tensor of {len(sizes)} sizes and {len(strides)} strides")
@@ -193,8 +205,7 @@ def _check_extent(meta: Item, stored: int) -> None:
     reach = 0 if elements == 0 else (meta["storage_offset"]["as_int"] + last + 1) * item_bytes
     if reach > stored or stored % item_bytes:
         raise Rejected(f"a tensor {sizes} needs {reach} bytes, of which {stored} are stored")
-    if elements > max(stored // item_bytes, _MAX_BROADCAST):
-        raise Rejected(f"a tensor {sizes} repeats {stored} stored bytes")
+    return elements * item_bytes
 
 
 # bytes an element takes, by torch's serialized dtype number

@@ -8,7 +8,6 @@ are looked at more closely, since their kernels trust what they are given.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from typing import Any
 
@@ -23,6 +22,8 @@ from torch._subclasses.fake_tensor import (
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils import _pytree as pytree
+
+from nncompress.loading.dry_run import memory
 
 aten = torch.ops.aten
 _UNKNOWN_HERE = (
@@ -86,16 +87,12 @@ def _hint(size: Any) -> int:
 
 
 def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
-    needed, there = math.prod(shape) * dtype.itemsize, _memory()
+    needed, there = math.prod(shape) * dtype.itemsize, memory()
     if needed > there:
         raise Unfit(
             f"{name} of shape {'×'.join(map(str, shape))} takes {needed / 1e9:.3g} GB, "
             f"where this machine has {there / 1e9:.3g} GB"
         )
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Checked(fx.Interpreter):
