@@ -16,6 +16,7 @@ from torch import nn
 
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
+from nncompress.loading import load_model
 
 MOST = 2**30  # bytes beyond what the process has when it forks
 
@@ -137,6 +138,14 @@ CASES = [
     *(weight_of_stride_0, many_weights_of_stride_0, mask_of_another_shape, magnitude_of_another_shape),
     *(scalar_codebook, overlapping, unaligned, beyond_the_end, input_beyond_memory, broadcast_in_pt2),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once(tmp_path_factory):
+    """What a load imports is there before the processes fork."""
+    path = tmp_path_factory.mktemp("warm") / "m.pt"
+    torch.save(nn.Linear(2, 2), path)
+    load_model(path)
 
 
 @pytest.mark.parametrize("case", CASES)
