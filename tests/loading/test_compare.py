@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,30 @@ def test_a_compiled_module_loads_as_the_one_it_wraps(tmp_path: Path) -> None:
     assert sorted(model.state_dict()) == ["0.bias", "0.weight"]
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x), net(x))
+
+
+class WritesThroughView(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x) * 1
+        h.swapdims(0, 1).relu_()
+        return h
+
+
+def test_torch_says_nothing_of_sizes_that_cannot_be_told(tmp_path: Path) -> None:
+    batch = {0: torch.export.Dim("batch", min=1, max=4096)}
+    program = torch.export.export(WritesThroughView().eval(), (torch.randn(2, 8),), dynamic_shapes=(batch,))
+    torch.export.save(program, tmp_path / "net.pt2")
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger.addHandler(handler)
+    try:
+        load_model(tmp_path / "net.pt2")
+    finally:
+        logger.removeHandler(handler)
+    assert not said

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nncompress.errors import UnsupportedError
-from nncompress.export.check.onnxruntime import compare
+from nncompress.export.check.onnxruntime import compare, compare_steps
+from nncompress.export.lower.onnxruntime.state_io import state_as_inputs
 from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.files.atomic import replacing
@@ -50,7 +51,9 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
                 str(onnx.with_suffix(".ort")), temporary.name
             )
             temporary.with_suffix(OPERATORS).write_text(_signed(text), encoding="utf-8")
-        found = compare(model, temporary)
+        stateless, states = state_as_inputs(model)
+        found = compare(stateless, temporary)
+        compare_steps(stateless, temporary, states)
         size = temporary.stat().st_size
     return replace(
         report,

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from nncompress.ir.graph.shape_logs import unlogged
+
 aten = torch.ops.aten
 
 _LAYERS = """
@@ -107,7 +109,7 @@ def _steps(node: fx.Node, operands: list[fx.Node]) -> fx.GraphModule | None:
 
     environment = getattr(tensors[0].fake_mode, "shape_env", None)  # type: ignore[attr-defined]
     try:
-        with environment.error_on_new_guards() if environment is not None else torch.no_grad():
+        with unlogged(), environment.error_on_new_guards() if environment is not None else torch.no_grad():
             steps = make_fx(call, decomposition_table={}, tracing_mode="real")(*values)
     except Exception:  # whatever a kernel raises on fake tensors, and guards on sizes
         return None

@@ -12,7 +12,6 @@ at that memory is viewed anew when it is read next. What remains of
 
 from __future__ import annotations
 
-import logging
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,13 +22,12 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir.graph.shape_logs import unlogged
 from nncompress.ir.graph.stand_ins import StandIns, shared
 from nncompress.ir.graph.state import NEXT_STATE
 from nncompress.ir.graph.views import NEEDS_LAYOUT, View, sizes_of
 
 aten = torch.ops.aten
-
-_LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
 
 @dataclass(eq=False)
@@ -70,17 +68,8 @@ def functionalize(module: fx.GraphModule) -> bool:
     if not any(is_write(node) for node in module.graph.nodes):
         return True
     rewriter = _Rewriter(module)
-    logs = [logging.getLogger(name) for name in _LOGS]
-    before = [log.disabled for log in logs]
-    try:
-        for log in logs:
-            log.disabled = (
-                True  # a shape that cannot be told here is told by an export anew, or refused by it
-            )
+    with unlogged():  # a shape that cannot be told here is told by an export anew, or refused by it
         rewriter.run()
-    finally:
-        for log, disabled in zip(logs, before):
-            log.disabled = disabled
     return rewriter.complete
 
 

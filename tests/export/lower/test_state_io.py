@@ -57,6 +57,20 @@ def test_calls_in_a_row_are_those_of_the_original(tmp_path, model):
     assert state["calls_in"] == 11
 
 
+def test_the_mobile_format_has_them_too(tmp_path, model):
+    report = write(model, tmp_path / "m.ort")
+    assert {given for given, _ in report.state} == {"cache_keys_in", "mean_in", "calls_in"}
+    session = onnxruntime.InferenceSession(tmp_path / "m.ort", providers=["CPUExecutionProvider"])
+    torch.manual_seed(0)
+    original, state = Remembers().eval(), {}
+    for _ in range(3):
+        x = torch.randn(3, 4)
+        results = session.run(None, {"x": x.numpy(), **state})
+        named = dict(zip([value.name for value in session.get_outputs()], results))
+        np.testing.assert_allclose(named["output"], original(x).detach().numpy(), atol=1e-5)
+        state = {given: named[out] for given, out in report.state}
+
+
 def test_a_pte_names_what_it_would_change(tmp_path, model):
     pytest.importorskip("executorch")
     with pytest.raises(UnsupportedError, match=r"changes its own tensors") as caught:
