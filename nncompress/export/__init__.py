@@ -2,11 +2,11 @@
 
 | suffix         | holds                                            | checked before it is kept            |
 |----------------|--------------------------------------------------|--------------------------------------|
-| `.pt2`         | graph, weights, inputs, history; it loads again  | it exports                           |
+| `.pt2`         | graph, weights, inputs, history; it loads again  | read back: same tensors and outputs  |
 | `.onnx`        | graph, weights, history                          | same outputs as ours in ONNX Runtime |
 | `.ort`         | the same for ONNX Runtime Mobile                 | same outputs as ours in ONNX Runtime |
 | `.pte`         | the same for ExecuTorch, heavy ops in XNNPACK    | same outputs as ours in ExecuTorch   |
-| `.safetensors` | weights by their dotted names                    | –                                    |
+| `.safetensors` | weights by their dotted names                    | read back: same tensors              |
 
 A target appears whole or not at all.
 """

@@ -29,6 +29,7 @@ class ExportReport:
             was moved away.
         state: of each tensor that the model changes in every call, the input and the output that it became.
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
+        not_compared: of a file that was read back, why its outputs were not compared; "" where they were.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ExportReport:
     choices: str = ""
     left: tuple[str, ...] = ()
     state: tuple[tuple[str, str], ...] = ()
+    not_compared: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

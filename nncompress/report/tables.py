@@ -177,6 +177,8 @@ def written(report: ExportReport) -> RenderableType:
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+    if report.not_compared:
+        text += f"; read back, its tensors are equal, its outputs were not compared: {report.not_compared}"
     for given, taken in report.state:
         text += f"; state: hand {taken} to the next call's {given}"
     if report.choices:

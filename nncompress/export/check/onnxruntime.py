@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import Comparison
@@ -34,7 +35,7 @@ def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | N
         UnsupportedError: ONNX Runtime cannot load the file; the message names the op.
         VerificationError: the outputs differ by more than the tolerance for the model's precision.
     """
-    quantized = verify.precision_of(model) == "int8"
+    quantized = precision_of(model) == "int8"
     try:
         if quantized and write is not None:
             as_written = f"{_runtime()} without optimisations"
@@ -69,7 +70,7 @@ def compare_steps(model: Model, path: Path, states: Sequence[State], steps: int 
     if not states:
         return
     session = open_session(path)
-    precision = verify.precision_of(model)
+    precision = precision_of(model)
     own = len(model.inputs) - len(states)
     batch = verify.batch_sizes(model)[-1]
     ours: tuple[Tensor, ...] = tuple(state.initial for state in states)

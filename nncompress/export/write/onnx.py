@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nncompress import __version__
+from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError
-from nncompress.export.check.compare import precision_of
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from nncompress.export.check.read_back import read_back_pt2
 from nncompress.export.deflated_zip import deflate_members
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
@@ -32,10 +33,11 @@ def write_pt2(
 
     Tensors of few values or many zeros are stored packed (`nncompress.ir.formats.lookup`); with
     `storage="entropy"` every member of the archive is deflated, too. No sample inputs are stored; the record
-    says what inputs fit.
+    says what inputs fit. The file is read back and compared before it is kept.
 
     Raises:
         UnsupportedError: the graph does not trace.
+        VerificationError: what was written does not load as this model.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
@@ -54,7 +56,10 @@ def write_pt2(
             stored = temporary.rename(temporary.with_name("stored"))  # no longer a name than the target's
             deflate_members(stored, temporary)
             stored.unlink()
-    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+        unlike = read_back_pt2(model, temporary)
+    return ExportReport(
+        Path(path), Path(path).stat().st_size, time.perf_counter() - start, not_compared=unlike
+    )
 
 
 class Sink(io.RawIOBase):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nncompress import __version__
+from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
@@ -57,7 +58,7 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         del program
         found = _compare(model, temporary)
         written = temporary.stat().st_size
-    int8 = coverage.summary() if verify.precision_of(model) == "int8" else ""
+    int8 = coverage.summary() if precision_of(model) == "int8" else ""
     return ExportReport(
         Path(path),
         written,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, frombuffer, nn, uint8
 
+from nncompress.export.check.read_back import read_back_safetensors
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.files.atomic import replacing
@@ -28,8 +29,10 @@ def write_safetensors(
     `safetensors.torch.save_model` does. A parameter NAME of few values or many zeros is stored as NAME.codes,
     NAME.codebook and so on (`nncompress.ir.formats.packed`), and the header entry "packed" has its shape; the
     entry "deflated" has dtype and shape of what is entropy-coded. `storage="plain"` is what other tools read.
+    The file is read back and compared before it is kept.
 
     Raises:
+        VerificationError: what was written does not load as these tensors.
         OutputError: the file cannot be written.
     """
     from safetensors.torch import save
@@ -62,6 +65,7 @@ def write_safetensors(
     }
     with replacing(path, protect) as temporary:
         _write(save(tensors, metadata=header), temporary)
+        read_back_safetensors(model, temporary)
     return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
 
 

@@ -1,4 +1,4 @@
-"""Tensors in fewer bytes, exactly: few values as indices into a codebook, many zeros as a bitmap.
+"""Tensors in fewer bytes, exact but for the sign of zeros: few values by codebook, many zeros by bitmap.
 
     form                      stored                                                  wins where
     codebook                  codes [n · bits/8 bytes], codebook [K]                  few values

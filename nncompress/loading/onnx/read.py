@@ -17,6 +17,7 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor
 from torch.export import Dim
 
+from nncompress.analysis.distance.precision import TOLERANCE, precision_of
 from nncompress.errors import (
     DataError,
     ModelFileError,
@@ -25,7 +26,6 @@ from nncompress.errors import (
     UsageError,
     VerificationError,
 )
-from nncompress.export.check.compare import TOLERANCE, precision_of
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import random_input
 from nncompress.ir.graph.stated_input import InputShape, matched
