@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -55,11 +56,25 @@ def _causal(m: Axis, h: Tensor) -> Tensor:
     return (h @ h.mT).masked_fill(mask, float("-inf")).softmax(-1) @ h
 
 
+def _state(m: Axis, h: Tensor) -> Tensor:
+    h = h + m.seen
+    m.seen.copy_(0.5 * m.seen + h[0, 0])
+    return h
+
+
+class ChangesItsInput(Axis):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.sub_(0.5).mul_(2))
+
+
 AXES: dict[str, tuple[Callable[..., Any], Callable[..., Any], torch.dtype]] = {
     "float16": (_as_is, _as_is, torch.float16),
     "bfloat16": (_as_is, _as_is, torch.bfloat16),
     "float64": (_as_is, _as_is, torch.float64),
     "boolean output": (_as_is, lambda m, y: (y > 0, y), torch.float32),
+    "integer output": (_as_is, lambda m, y: y.argmax(-1), torch.float32),
+    "buffers changed by forward": (_state, _as_is, torch.float32),
+    "input changed in place": (_as_is, _as_is, torch.float32),
     "output without dims": (_as_is, lambda m, y: (y, y.square().mean()), torch.float32),
     "masked scores": (_as_is, lambda m, y: y.masked_fill(m.off, float("-inf")), torch.float32),
     "infinity inside": (_causal, _as_is, torch.float32),
@@ -78,18 +93,19 @@ def inputs(dtype: torch.dtype, batch: int, seed: int = 1) -> tuple[Tensor]:
 def test_every_pass_works_or_refuses_in_one_line(axis):
     middle, last, dtype = AXES[axis]
     torch.manual_seed(0)
-    module = Axis(middle, last).eval().to(dtype)
+    kind = ChangesItsInput if axis == "input changed in place" else Axis
+    module = kind(middle, last).eval().to(dtype)
     given = Model.from_module(module, inputs(dtype, 2))
     with torch.no_grad():
-        wanted = module(*inputs(dtype, 3))
+        wanted = deepcopy(module)(*inputs(dtype, 3))
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)
         same(given.outputs_of(*inputs(dtype, 3)), wanted)
     before = {name: value.clone() for name, value in given.state_dict().items()}
     worked = set()
-    for name, kind in PASSES.items():
+    for name, pass_class in PASSES.items():
         context = Context(data=Records(inputs(dtype, 24, seed=5)), limit=16)  # type: ignore[arg-type]
         try:
-            result, (step,) = pipeline.run(given, [kind(**SETTINGS.get(name, {}))], context)
+            result, (step,) = pipeline.run(given, [pass_class(**SETTINGS.get(name, {}))], context)
         except NNCompressError as error:
             refusal(name, error)
             continue

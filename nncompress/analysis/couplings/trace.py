@@ -20,7 +20,8 @@ from nncompress.analysis.couplings.value import (
     nested_shape,
 )
 from nncompress.ir import Model
-from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.graph.shapes import Shapes, fed_by_inputs
+from nncompress.ir.graph.state import NEXT_STATE
 
 
 class Trace:
@@ -156,6 +157,11 @@ class Trace:
         if node in fold:
             self.folded.append(node)
             return self._label_dims(folded_name(node), self.shape(node))
+        if node.target is NEXT_STATE:  # what is written there is what the next call reads
+            self.labels.unify(
+                [(value.factors, value.spans) for value in map(self.value, node.args)], "meets a fixed size"
+            )
+            return None
         if self.shape(node) is None and not isinstance(node.meta.get("val"), list | tuple):
             return None  # a size or another number
         rule = rule_of(node)
@@ -268,9 +274,10 @@ def constants_to_fold(model: Model) -> tuple[set[fx.Node], set[fx.Node]]:
     constant: set[fx.Node] = set()
     opaque: set[fx.Node] = set()
     fold: set[fx.Node] = set()
+    fed = fed_by_inputs(model.graph)
     for node in model.graph.nodes:
         sources = node.all_input_nodes
-        if node.op == "get_attr":
+        if node.op == "get_attr" and node not in fed:
             constant.add(node)
         elif sources and constant.issuperset(sources) and _is_constant(node):
             constant.add(node)

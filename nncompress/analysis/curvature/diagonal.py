@@ -37,7 +37,7 @@ def fisher_diagonal(
             model,
             {name: model.tensor(name) for name in names},
             data,
-            lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch.labels, generator, answer),
+            lambda batch: curvature_loss(model.outputs_of(*batch.inputs), batch, generator, answer),
             limit=limit,
             progress=progress or NullProgress(),
             label="gradients of the loss",

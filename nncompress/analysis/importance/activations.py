@@ -17,6 +17,7 @@ from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.curvature.squared_gradients import mean_squared_gradients
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.ranking import Scores
+from nncompress.analysis.importance.records import RecordDims
 from nncompress.analysis.importance.taps import Taps, task_loss
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
@@ -95,32 +96,32 @@ def gradient_products(
     bare = {choice.name: read_sites(choice) for choice in choices if not choice.consumers}
     taps = Taps(model, reads, [site.node for sites in bare.values() for site in sites])
     planned, seen = data.planned_records(limit), 0
-    for batch in data.batches(gradient_batch_size(model, batch_size), limit):
+    dims, watched = RecordDims(model), [*reads.values(), *(s.node for sites in bare.values() for s in sites)]
+    size = gradient_batch_size(model, batch_size)
+    if any(dims.of(node, size) is None for node in watched):
+        size = 1  # what a record's loss owes to a value that all records share shows in a batch of its own
+    for batch in data.batches(size, limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
             loss = task_loss(taps.run(*batch.inputs)[answer_index(model, data)], batch, data.spec)
         read, value = taps.gradients(loss)
         found = {}
+        count = len(batch)
         for choice in choices:
-            total = torch.zeros(len(batch), choice.size, dtype=torch.float64)
+            total = torch.zeros(count, choice.size, dtype=torch.float64)
             for c in choice.consumers:
                 site = next((s for s in choice.sites if s.node is c.layer.data), None)
                 if site is not None and c.layer.node in read:
-                    total += _products(site, taps.read[c.layer.node], read[c.layer.node], batch, choice.size)
+                    products = (taps.read[c.layer.node].detach() * read[c.layer.node]).double()
+                    total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             for site in bare.get(choice.name, ()):
                 if site.node in value:
-                    total += _products(site, taps.value[site.node], value[site.node], batch, choice.size)
+                    products = (taps.value[site.node].detach() * value[site.node]).double()
+                    total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             found[choice.name] = total
         seen += len(batch)
         yield found
     progress.step("gradients of the loss", seen, planned)
-
-
-def _products(site: Site, value: Tensor, gradient: Tensor, batch: Batch, size: int) -> Tensor:
-    """[records, units] from an activation and its gradient; records must be its first dim."""
-    product = (value.detach() * gradient).double().movedim(site.dim, -1)  # [first, …, channels]
-    per_record = product.reshape(len(batch), -1, product.shape[-1]).sum(1)
-    return sum_by_unit(site, per_record, size)
 
 
 def taylor(products: Iterator[dict[str, Tensor]]) -> dict[str, Scores]:

@@ -26,6 +26,7 @@ from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
+from nncompress.analysis.importance.records import RecordDims
 from nncompress.analysis.importance.taps import Taps, curvature_loss
 from nncompress.analysis.observe.residual import Branch, channel_dim
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
@@ -53,12 +54,12 @@ class Response:
     metric: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     records: int = 0
 
-    def add(self, result: Tensor, gradient: Tensor) -> None:
+    def add(self, result: Tensor, gradient: Tensor, records: int) -> None:
         if self.outputs is not None:
             self.outputs.add(result)
         rows = gradient.movedim(channel_dim(self.layer), -1).flatten(0, -2)
         self.metric = self.metric + (rows.T @ rows).double()
-        self.records += len(result)
+        self.records += records
 
     def gradient_moment(self) -> Tensor:
         return self.metric / max(self.records, 1)
@@ -88,6 +89,7 @@ class Reconstruction:
         self._data, self._limit, self._progress = data, limit, progress
         self._batch_size = gradient_batch_size(model, batch_size)
         self._seed = seed
+        self._records = RecordDims(model)
         self.rankings: dict[str, Ranking] = {}
         self.branch_losses = [0.0] * len(branches)
         self._branch_means: list[Tensor] = [torch.zeros(0)] * len(branches)
@@ -139,7 +141,7 @@ class Reconstruction:
             for response in responses.values():
                 node = response.layer.node
                 if node in taps.value:
-                    response.add(taps.value[node].detach(), gradients[0][node])
+                    response.add(taps.value[node].detach(), gradients[0][node], len(batch))
             for reading in readings.values():
                 if reading.layer.node in taps.value:
                     reading.add(taps.value[reading.layer.data], generator)
@@ -186,7 +188,7 @@ class Reconstruction:
             self._progress.step(what, seen, planned)
             with torch.enable_grad():
                 outputs = taps.run(*batch.inputs)
-                losses = [curvature_loss(outputs, batch.labels, generator, answer) for _ in range(draws)]
+                losses = [curvature_loss(outputs, batch, generator, answer) for _ in range(draws)]
             gradients = [taps.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
             with torch.no_grad():
                 take(taps, gradients, batch)
@@ -244,11 +246,10 @@ class Reconstruction:
                     for site in read_sites(choice):
                         for g in gradients:
                             products = (taps.value[site.node].detach() * g[site.node]).double()
-                            rows = products.movedim(site.dim, -1)
-                            rows = rows.reshape(len(batch), -1, rows.shape[-1]).sum(1)
+                            rows = self._records.total(site.node, products, len(batch), site.dim)
                             bare[choice.name] += sum_by_unit(site, rows, choice.size).square().sum(0) / DRAWS
                     continue
-                totals[choice.name] += _curvature(
+                totals[choice.name] += self._curvature(
                     [(node, change(taps)) for node, change in changes[choice.name]], gradients, len(batch)
                 )
             for number, branch in enumerate(self._branches):
@@ -256,7 +257,9 @@ class Reconstruction:
                 shape = [1] * value.dim()
                 shape[branch_dim(branch)] = -1
                 mean = self._branch_means[number].to(value.dtype).reshape(shape)
-                branch_totals[number] += _curvature([(branch.value, mean - value)], gradients, len(batch))
+                branch_totals[number] += self._curvature(
+                    [(branch.value, mean - value)], gradients, len(batch)
+                )
 
         seen = max(self._stream("comparing nodes", DRAWS, take), 1)
         self.branch_losses = [total / seen / 2 for total in branch_totals]
@@ -269,17 +272,24 @@ class Reconstruction:
             if estimated > 0:
                 self.rankings[choice.name] = ranking.scaled(totals[choice.name] / seen / 2 / estimated)
 
+    def _curvature(
+        self,
+        changes: Sequence[tuple[fx.Node, Tensor]],
+        gradients: Sequence[dict[fx.Node, Tensor]],
+        records: int,
+    ) -> float:
+        """Σ over records of (Σ g·δ)², averaged over the random scalars.
 
-def _curvature(
-    changes: Sequence[tuple[fx.Node, Tensor]], gradients: Sequence[dict[fx.Node, Tensor]], records: int
-) -> float:
-    """Σ over records of (Σ g·δ)², averaged over the random scalars."""
-    total = 0.0
-    for g in gradients:
-        first_order = sum((g[node] * change).reshape(records, -1).sum(1) for node, change in changes)
-        assert isinstance(first_order, Tensor)
-        total += float(first_order.double().square().sum()) / len(gradients)
-    return total
+        Where all records share a value that changes, it is (Σ over records of Σ g·δ)²: the same in
+        expectation, as the random scalars of different records are independent and of mean zero.
+        """
+        total = 0.0
+        for g in gradients:
+            parts = [self._records.total(node, g[node] * change, records) for node, change in changes]
+            if len({len(part) for part in parts}) > 1:
+                parts = [part.sum(0, keepdim=True) for part in parts]
+            total += float(torch.stack(parts).sum(0).double().square().sum()) / len(gradients)
+        return total
 
 
 def _without(reading: Reading, gone: Indices) -> Change:

@@ -125,7 +125,7 @@ def task_loss(answer: Tensor, batch: Batch, spec: str) -> Tensor:
 
 
 def curvature_loss(
-    outputs: tuple[Tensor, ...], labels: Tensor | None, generator: torch.Generator, answer: int | None
+    outputs: tuple[Tensor, ...], batch: Batch, generator: torch.Generator, answer: int | None
 ) -> Tensor:
     """A random scalar; the mean square of its derivative in a direction is the Gauss-Newton curvature.
 
@@ -139,18 +139,17 @@ def curvature_loss(
     Raises:
         UnsupportedError: all outputs are whole numbers or truth values.
     """
-    if answer is not None and classifies(outputs[answer], labels):
+    if answer is not None and classifies(outputs[answer], batch.labels):
         scores = outputs[answer]
         drawn = torch.multinomial(scores.detach().softmax(1), 1, generator=generator)[:, 0]
         return F.cross_entropy(scores, drawn, reduction="sum")
     total = torch.zeros(())
     for output in outputs:
         if output.is_floating_point() and output.requires_grad:
-            flat = output.reshape(len(output) if output.dim() else 1, -1)
-            noise = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
-            finite = flat.isfinite()  # scores of -inf are masked, whatever the weights
-            spread = _spread(flat.detach()[finite]) * flat.shape[1] ** 0.5
-            total = total + (noise * flat).masked_fill(~finite, 0).sum() / spread
+            noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+            finite = output.isfinite()  # scores of -inf are masked, whatever the weights
+            spread = _spread(output.detach()[finite]) * (output.numel() / len(batch)) ** 0.5
+            total = total + (noise * output).masked_fill(~finite, 0).sum() / spread
     if not total.requires_grad:
         raise UnsupportedError(
             "no output of the model changes smoothly with its weights",

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.state import changed_tensors
 
 
 def fed_by_inputs(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on an input; the rest computes weights."""
+    """The nodes that depend on an input or on state (which changes); the rest computes weights."""
     fed: set[fx.Node] = set()
+    state = set(changed_tensors(graph))
     for node in graph.nodes:
-        if node.op == "placeholder" or not fed.isdisjoint(node.all_input_nodes):
+        given = node.op == "placeholder" or (node.op == "get_attr" and node.target in state)
+        if given or not fed.isdisjoint(node.all_input_nodes):
             fed.add(node)
     return fed
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
 
 GROWTH = 4  # times as many numbers as it is computed from: in 8 bits no larger than those were in float
@@ -60,7 +61,10 @@ def store_computed_weights(model: Model) -> list[str]:
 def _constants(model: Model) -> set[fx.Node]:
     """Nodes whose value depends on stored tensors alone and is the same in every call."""
     found: set[fx.Node] = set()
+    state = changed_tensors(model.graph)
     for node in model.graph.nodes:
+        if node.op == "get_attr" and node.target in state:
+            continue
         tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
         schema = getattr(node.target, "_schema", None)
         same = node.target is getitem or (schema is not None and not schema.is_mutable)

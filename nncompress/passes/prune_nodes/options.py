@@ -146,7 +146,7 @@ class PruneNodes(Pass):
         Raises:
             DataError: naming the record, or what does not fit about the labels.
         """
-        from nncompress.analysis.answer import answer_index
+        from nncompress.analysis.answer import answer_index, output_dims
         from nncompress.analysis.importance.taps import check_labels
 
         seen, planned = 0, data.planned_records(context.limit)
@@ -154,7 +154,10 @@ class PruneNodes(Pass):
             context.progress.step("reading the data", seen, planned)
             if labels:
                 if not seen:
-                    first = model.outputs_of(*batch.inputs)[answer_index(model, data)].detach()
+                    outputs = model.outputs_of(*batch.inputs)
+                    index = answer_index(model, data)
+                    dim = output_dims(model.outputs_of, batch, outputs)[index]
+                    first = outputs[index].detach().movedim(dim or 0, 0)
                 check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
             seen += len(batch)
         context.progress.step("reading the data", seen, planned)
@@ -163,6 +166,7 @@ class PruneNodes(Pass):
         from nncompress.analysis.compensation import compensate, renormalize, without_data
         from nncompress.analysis.couplings import find_couplings, fold_weights
         from nncompress.analysis.observe.enough import too_few
+        from nncompress.ir.graph.inputs import count_records
         from nncompress.passes.prune_nodes.carry_out import calibration, carry_out, proven_cut
         from nncompress.passes.prune_nodes.plan import make_plan
 
@@ -183,7 +187,10 @@ class PruneNodes(Pass):
         fitted, batches = without_data(model, cut), []
         if cut and context.data is not None and (self.compensate or self.renormalize):
             batches = calibration(model, context.data, context.limit, context.batch_size)
-            used, asked = sum(len(b[0]) for b in batches), context.data.planned_records(context.limit)
+            used, asked = (
+                sum(count_records(model.inputs, b) for b in batches),
+                context.data.planned_records(context.limit),
+            )
             if asked is not None and used < asked:
                 context.notes.append(f"the repair used {used} of {asked} records: more do not fit in memory")
         if batches and self.compensate:
