@@ -2,9 +2,20 @@
 
     import nncompress
 
-    model = nncompress.load("model.pt2")
+    model = nncompress.load("model.pt2")  # or compress your nn.Module as it is
     model = nncompress.compress(model, [nncompress.passes.Prune(std=0.5)], data="val.npz")
     nncompress.save(model, "smaller.onnx")
+    module = model.to_module()  # an nn.Module for a training loop of your own
+
+| function    | takes                                           | gives                              |
+|-------------|-------------------------------------------------|------------------------------------|
+| `load`      | a file, or an `nn.Module`                       | a `Model`                          |
+| `compress`  | a `Model` or module, passes, data               | a smaller `Model`                  |
+| `inspect`   | a `Model` or module                             | costs per layer                    |
+| `evaluate`  | a `Model`, module or file, and data with labels | how good it is                     |
+| `benchmark` | several of these, by name                       | how fast each is, with intervals   |
+| `save`      | a `Model` and a path                            | a file, verified                   |
+| `dataset`   | what `data` is, and a `Model`                   | its records, as the model takes them |
 
 Importing this package does not import torch; the first attribute used does.
 """
@@ -12,21 +23,34 @@ Importing this package does not import torch; the first attribute used does.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nncompress.api import Model, as_passes, benchmark, compress, dataset, evaluate, inspect, load, save
 
 __version__ = "0.1.0"
 
-_API = ("as_passes", "compress", "dataset", "load", "save")
+__all__ = [
+    "Model",
+    "as_passes",
+    "benchmark",
+    "compress",
+    "dataset",
+    "evaluate",
+    "inspect",
+    "load",
+    "passes",
+    "save",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name in _API:
-        from nncompress import api
-
-        return getattr(api, name)
     if name == "passes":
         return import_module("nncompress.passes")
+    if name in __all__:
+        return getattr(import_module("nncompress.api"), name)
     raise AttributeError(f"module 'nncompress' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_API, "passes"]
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
-"""`package.module:function`: your own code gives the data.
+"""`package.module:function`: your own code gives the data; from Python, an object in memory does.
 
-The function takes no arguments and returns
+The function takes no arguments and returns (and what is given in memory is)
 - `(x, y)`, arrays or tensors with one row per record (`((x0, x1), y)` for several inputs; y may be None), or
 - an iterable of such batches: a list, a generator, a `DataLoader`. It is called again for every pass over
   the data, and never held as a whole.
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
 from nncompress.errors import DataError
 
+MOST_KEPT = 2**32  # bytes of batches of an iterator
 RETURNS = "(x, y) arrays, or an iterable of (x, y) batches"
 
 
@@ -32,7 +34,59 @@ def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource 
     Raises:
         DataError: it cannot be imported or called, or returns something else.
     """
-    function = _import(spec)
+    return _opened(_import(spec), spec, expected)
+
+
+def open_memory(given: Any, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
+    """Data in memory: a tensor or array, `(x, y)`, a `Dataset` or `DataLoader` of torch, any iterable of
+    batches, or a function that returns one of these.
+
+    An iterator can be gone through once only: its batches are kept, up to `MOST_KEPT` bytes of them.
+
+    Raises:
+        DataError: it is something else, or an iterator of more than that.
+    """
+    name = name_of(given)
+    if isinstance(given, Iterator):
+        given = kept(given)
+    gives = callable(given) and not isinstance(given, Iterable)
+    return _opened(given if gives else lambda: given, name, expected)
+
+
+def name_of(given: Any) -> str:
+    """What messages call data in memory."""
+    return f"the data given ({type(given).__name__})"
+
+
+def kept(batches: Iterator[Any]) -> list[Any]:
+    """The batches of an iterator, which can be gone through only once.
+
+    Raises:
+        DataError: it raises, or they are more than `MOST_KEPT` bytes.
+    """
+    name = name_of(batches)
+    held: list[Any] = []
+    size = 0
+    try:
+        for batch in batches:
+            held.append(batch)
+            size += sum(leaf.nbytes for leaf in tree_leaves(batch) if _is_array(leaf))
+            if size > MOST_KEPT:
+                raise DataError(
+                    f"{name} can be gone through only once, and is too much to be kept",
+                    got=f"more than {MOST_KEPT / 2**30:.0f} GiB",
+                    remedy="give a DataLoader, or the function that makes the iterator: it is called anew",
+                )
+    except DataError:
+        raise
+    except Exception as problem:
+        raise _raised(name, problem) from problem
+    return held
+
+
+def _opened(
+    function: Callable[[], Any], spec: str, expected: list[ExpectedInput] | None
+) -> ArraySource | PythonStream:
     returned = _call(function, spec)
     count = None if expected is None else len(expected)
     names = None if expected is None else tuple(e.name for e in expected)

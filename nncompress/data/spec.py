@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nncompress.data.cifar10 import open_cifar10
 from nncompress.data.dataset import Dataset
@@ -13,7 +14,7 @@ from nncompress.data.images import open_image_folder
 from nncompress.data.mnist import open_mnist
 from nncompress.data.normalization import parse_normalization
 from nncompress.data.npz import open_npz
-from nncompress.data.python import open_python
+from nncompress.data.python import name_of, open_memory, open_python
 from nncompress.data.source import Source, StreamSource
 from nncompress.errors import DataError
 
@@ -21,13 +22,13 @@ FORMS = "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR or packag
 
 
 def open_data(
-    spec: str, inputs: Sequence[ExpectedInput] | None = None, normalize: str | None = None
+    spec: str | Any, inputs: Sequence[ExpectedInput] | None = None, normalize: str | None = None
 ) -> Dataset:
     """Open `spec` and check that its records fit the model's inputs.
 
     Args:
         spec: `file.npz`, a folder of images by class, `mnist:DIR`, `cifar10:DIR` (both also with
-            `?split=train`), or `package.module:function`.
+            `?split=train`), or `package.module:function`; or data in memory: see `open_memory`.
         inputs: the model's inputs. None: the records are taken for what they most likely are (uint8
             [H, W, C] is an image), which tells a model's input shape from its data.
         normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
@@ -42,7 +43,12 @@ def open_data(
             got=", ".join(f"{e.name} {list(e.shape)}" for e in expected),
             remedy="mark it with a B in --input, such as x:Bx40,state:2xBx128",
         )
-    source = _open_source(spec, expected)
+    if isinstance(spec, str | Path):
+        spec = str(spec)
+        source = _open_source(spec, expected)
+    else:
+        source = open_memory(spec, expected)
+        spec = name_of(spec)
     asked = normalize is not None
     normalization = parse_normalization(normalize) if normalize is not None else source.normalization
     conversions = fit_inputs(source.fields, expected, normalization, asked=asked, origin=spec)

@@ -4,12 +4,14 @@
     load_model("model.pt")                                      a pickled module of torch.nn classes
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
+    load_module(module)                                         one in memory
 
 What a file is is told from its content. No code of a file is run, unless `trust_pickle` says so.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +24,7 @@ from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.formats.lookup import unpack
 from nncompress.ir.graph.inputs import with_batch_dims
+from nncompress.ir.graph.network import Network, model_of
 from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
@@ -36,7 +39,7 @@ from nncompress.loading.infer_input import argument_names, example_from_shapes, 
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 
-__all__ = ["InputShape", "infer_input", "load_model", "parse_input", "read_pt2"]
+__all__ = ["InputShape", "infer_input", "load_model", "load_module", "parse_input", "read_pt2"]
 
 
 def load_model(
@@ -87,6 +90,65 @@ def load_model(
         return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
+    model = _traced(module, path, input_shapes, example_inputs, notice)
+    model.metadata.update(record.metadata)
+    model.history = list(record.history)
+    return model
+
+
+def load_module(
+    module: nn.Module,
+    *,
+    input_shapes: str | Sequence[InputShape] | None = None,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
+) -> Model:
+    """A module in memory, in eval mode, on the CPU, with a dynamic batch where its graph allows one.
+
+    The module given stays as it is: a copy is traced, and the model owns its weights. What `torch.compile` or
+    a data-parallel wrapper holds is taken for the module. Of what `Model.to_module` made, inputs and history
+    are known.
+
+    Args:
+        input_shapes, example_inputs, notice: as in `load_model`.
+
+    Raises:
+        UsageError: it cannot be copied, is TorchScript, or does not run on the inputs.
+        UnsupportedError: `torch.export` cannot trace it.
+    """
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    name = f"the {type(module).__name__} given"
+    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise UsageError(f"{name} is TorchScript", remedy="give the module that it was scripted from")
+    if isinstance(module, Network):
+        if input_shapes is not None:
+            raise UsageError(f"{name} knows its inputs", remedy="leave input out")
+        return model_of(module)
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:  # whatever the user's attributes raise
+        raise UsageError(
+            f"{name} cannot be copied, and compression must not change it",
+            got=f"{type(error).__name__}: {error}"[:300],
+            remedy="give it fresh, or torch.export.export(module, …), saved as .pt2",
+        ) from error
+    return _traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return module.module
+    return getattr(module, "_orig_mod", None)
+
+
+def _traced(
+    module: nn.Module,
+    path: Path | str,
+    input_shapes: str | Sequence[InputShape] | None,
+    example_inputs: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+) -> Model:
     with unchanged(module):
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)
@@ -97,9 +159,7 @@ def load_model(
             laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Model.from_module(module, laid, record_dims=record_dims, metadata=record.metadata)
-        model.history = record.history
-        return model
+            return Model.from_module(module, laid, record_dims=record_dims)
 
     # time first: another dim that all inputs have, where the first turns out to be none of records
     ranks = min((tensor.dim() for tensor in inputs), default=0)
@@ -152,7 +212,7 @@ def _from_onnx(
     return read_onnx(path, input_shapes=shapes, notice=notice)
 
 
-def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
+def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
     """Refuse a stated input that the module cannot take, before the export makes a riddle of it.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -25,6 +25,9 @@ from nncompress.ir.graph.tracing import (
     without_clashes,
 )
 
+if TYPE_CHECKING:
+    from nncompress.ir.graph.network import Network
+
 # op -> the position of its training flag
 TRAINING_FLAG = {
     "batch_norm": 5,
@@ -32,7 +35,20 @@ TRAINING_FLAG = {
     "feature_dropout": 2,
     "alpha_dropout": 2,
     "feature_alpha_dropout": 2,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), 6),  # dropout between layers; cuDNN's gradient
 }
+
+
+def training_flag(node: fx.Node) -> int | None:
+    """The position of its training flag.
+
+    None without one, and of a batch norm that keeps no statistics: it takes the batch's in either mode.
+    """
+    if node.op != "call_function" or (op_name(node) == "batch_norm" and node.args[3] is None):
+        return None
+    packed = str(node.target).endswith(".data")  # a packed sequence is two arguments
+    position = TRAINING_FLAG.get(op_name(node))
+    return position + 1 if packed and position is not None else position
 
 
 class Model:
@@ -258,17 +274,23 @@ class Model:
         return copied
 
     def set_training(self, training: bool) -> None:
-        """Switch the training flag of every batch norm and dropout node.
-
-        A batch norm that keeps no statistics takes those of the batch in either mode.
-        """
+        """Switch the training flag of every batch norm, dropout and recurrent node."""
         for node in self.graph.nodes:
-            position = TRAINING_FLAG.get(op_name(node)) if node.op == "call_function" else None
-            if op_name(node) == "batch_norm" and node.args[3] is None:
-                continue
+            position = training_flag(node)
             if position is not None:
                 node.update_arg(position, training)
         self.graph_module.recompile()
+
+    def to_module(self) -> Network:
+        """An ordinary `nn.Module` with a copy of the weights, in evaluation mode, to train in a loop of one's
+        own: `train()`, `eval()`, `state_dict()`, `to(device)` do what they always do.
+
+        Weights that are stored as int8 are buffers, which do not train: train first, then quantize, or use
+        `nncompress train`. `nncompress.load` takes the module back.
+        """
+        from nncompress.ir.graph.network import Network
+
+        return Network(self)
 
     def refresh(self) -> None:
         """After an edit: drop dead code and derive every node's shape anew by exporting again.
@@ -304,7 +326,7 @@ class Model:
             {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
         )
         examples = self.example_inputs(batch)
-        _name_placeholders(module, self.inputs)
+        name_placeholders(module, self.inputs)
         try:
             return trace(module, examples, {}, shapes if dims else None)
         except UnsupportedError:
@@ -317,7 +339,8 @@ class Model:
             return trace(module, examples, {}, automatic)
 
 
-def _name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+    """Let the arguments be called as the inputs are."""
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     for node, spec in zip(placeholders, inputs, strict=True):
         node.target = spec.name

@@ -1,0 +1,147 @@
+"""A `Model` as an ordinary `nn.Module`, for a training loop of the user's own; and back.
+
+The module is the model's graph as Python code over parameters and buffers under their dotted names. What
+differs between training and evaluation is read from the modules' own `training`: a batch norm's from the
+module that holds its weights, so that `network.get_submodule("layer1.bn").eval()` freezes one; dropout's and
+a recurrent layer's from the network. Tensors that the graph makes are made where the input lies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.fx.graph_module import _format_import_block
+from torch.package import sys_importer
+
+from nncompress.errors import UsageError
+from nncompress.ir.graph.model import Model, name_placeholders, training_flag
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.state import as_writes
+from nncompress.ir.graph.tracing import trace
+
+_TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class Network(nn.Module):
+    """What `Model.to_module` returns: positional or named tensors in, one tensor out, or a tuple of several.
+
+    It starts in evaluation mode. It can be copied, pickled (as any module: loading it runs its code), moved,
+    compiled, wrapped, and given to `nncompress.load` and `nncompress.compress`.
+
+    Attributes:
+        inputs, dynamic, outputs, history, metadata: as in `Model`.
+        source: the forward as Python code.
+    """
+
+    _forward: Callable[..., tuple[Tensor, ...]]
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        tensors = copy.deepcopy(model.graph_module)
+        for table in _TENSORS:
+            self.__dict__[table] = tensors.__dict__[table]
+        self.inputs, self.outputs, self.dynamic = model.inputs, model.outputs, dict(model.dynamic)
+        self.history, self.metadata = copy.deepcopy(model.history), copy.deepcopy(model.metadata)
+        self.sizes = dict(model.sizes)
+        code = _trainable(tensors.graph).python_code("self")
+        self.source = _format_import_block(code.globals, sys_importer) + code.src
+        self._compile()
+        self.eval()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self._forward(self, *inputs, **named)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def extra_repr(self) -> str:
+        return ", ".join([*map(str, self.inputs), f"-> {', '.join(self.outputs)}"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_forward"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile()
+
+    def _compile(self) -> None:
+        names: dict[str, Any] = {"inf": float("inf"), "nan": float("nan"), "NoneType": type(None)}
+        exec(self.source, names)
+        self.__dict__["_forward"] = names["forward"]
+
+
+def model_of(network: Network) -> Model:
+    """The model that a network is, with its history; trained or not, the network stays as it is.
+
+    Raises:
+        UsageError: it was edited so that it does not run any more.
+    """
+    held = copy.deepcopy(network).cpu().eval()
+    shell = Model(fx.GraphModule({}, fx.Graph()), held.inputs, held.outputs, held.dynamic)
+    shell.sizes = held.sizes
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in held.dynamic.items()}
+    shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in held.inputs)
+    model = Model.from_exported(
+        trace(held, shell.example_inputs(), {}, (shapes,) if dims else None),
+        history=held.history,
+        metadata=held.metadata,
+        inputs=held.inputs,
+        copy_weights=True,
+    )
+    if len(model.outputs) != len(held.outputs):
+        raise UsageError(
+            "the network gives other outputs than when it was made",
+            got=", ".join(model.outputs),
+            expected=", ".join(held.outputs),
+        )
+    model.inputs = tuple(replace(spec, name=old.name) for spec, old in zip(model.inputs, held.inputs))
+    name_placeholders(model.graph_module, model.inputs)
+    model.outputs, model.sizes = held.outputs, dict(held.sizes)
+    return model
+
+
+def _trainable(given: fx.Graph) -> fx.Graph:
+    """A copy of the graph whose training flags and devices are read when it runs."""
+    graph = fx.Graph()
+    outputs: Any = graph.graph_copy(given, {})
+    graph.output(tuple(outputs))
+    as_writes(graph)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    start = next(node for node in graph.nodes if node.op != "placeholder")
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    if inputs and any(isinstance(value, torch.device) for node in nodes for value in _values(node)):
+        with graph.inserting_before(start):
+            device = graph.call_function(getattr, (inputs[0], "device"))
+        for node in nodes:
+            node.args = tuple(device if isinstance(v, torch.device) else v for v in node.args)
+            node.kwargs = {k: device if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
+    flags: dict[str, fx.Node] = {}
+    for node in nodes:
+        if op_name(node) == "view":  # images may lie in memory channels last
+            node.target = torch.ops.aten.reshape.default
+        position = training_flag(node)
+        if position is not None:
+            owner = f"{_owner(node)}.training".lstrip(".")
+            if owner not in flags:
+                with graph.inserting_before(start):
+                    flags[owner] = graph.create_node("get_attr", owner)
+            node.update_arg(position, flags[owner])
+    return graph
+
+
+def _values(node: fx.Node) -> list[Any]:
+    return [*node.args, *node.kwargs.values()]
+
+
+def _owner(node: fx.Node) -> str:
+    """The module whose mode decides: of a batch norm the one that holds its tensors; else the network."""
+    if op_name(node) != "batch_norm":
+        return ""
+    held = [a for a in node.args[1:5] if isinstance(a, fx.Node) and a.op == "get_attr"]
+    return str(held[-1].target).rpartition(".")[0] if held else ""
