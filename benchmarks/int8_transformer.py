@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from nncompress.data.mnist import read_idx
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context

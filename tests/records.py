@@ -16,6 +16,9 @@ class Whole:
     def split(self) -> tuple[Whole, None]:
         return self, None
 
+    def planned_records(self, limit: int | None = None) -> int | None:
+        return limit
+
 
 class Records(Whole):
     """Inputs and labels; without labels where `labels` is None."""

@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch) -> Path:
     rng = np.random.default_rng(0)
     write("light.onnx", [rng.standard_normal((128, 128))])
     write("heavy.onnx", [rng.standard_normal((128, 128)) / 12 for _ in range(24)])
-    monkeypatch.setattr("nncompress.bench.in_own_process", lambda *_: OwnProcess(1000, 0.5))
+    monkeypatch.setattr("nncompress.bench.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
     return tmp_path
 
 

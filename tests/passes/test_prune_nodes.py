@@ -204,7 +204,7 @@ def test_dropping_blocks_without_data_or_too_many_is_refused():
     assert caught.value.expected == "at most 1"
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_ratio_that_would_empty_a_group_is_refused(ratio):
     with pytest.raises(UsageError, match="--ratio"):
         PruneNodes(ratio=ratio)

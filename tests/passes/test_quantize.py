@@ -11,7 +11,7 @@ from nncompress import export, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.export import write_onnx, write_pt2
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine, round_weight
 from nncompress.ir.graph.normalize import op_name

@@ -14,7 +14,7 @@ from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.data import Batch
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.export import write_onnx, write_pt2
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import layers

@@ -8,6 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.distance.drift import Samples
 from nncompress.ir import Model
 from nncompress.passes import Factorize
 from nncompress.pipeline import Step
@@ -44,7 +45,8 @@ def test_a_name_takes_the_room_that_the_table_has(width):
 def test_the_options_of_a_pass_are_shown_as_they_were_typed():
     settings = Factorize(macs=0.5, faster=True, refit=False, exclude=("head*", "stem")).settings()
     model = Model.from_module(nn.Linear(2, 3), (torch.randn(2, 2),))
-    done = Step("factorize", settings, [], cost(model), cost(model), [], 0.1, [])
+    samples = Samples((), (), "random")
+    done = Step("factorize", settings, [], cost(model), cost(model), [], samples, 0.1, [], [])
     assert printed(step(done), 80)[0].startswith(
         "factorize (macs 0.5, no-refit, faster, exclude head*+stem): 0 changed"
     )

@@ -73,7 +73,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sine, "TRAINING", {**sine.TRAINING, "lr": 0.5})
     with pytest.raises(UsageError, match="another training"):
         sine.run(Request(tmp_path, runs=1, epochs=2))
-    for path in tmp_path.glob("*.json"):
+    for path in tmp_path.glob("[!.]*.json"):
         path.write_text("[]")
     with pytest.raises(UsageError, match="no such record"):
         sine.run(Request(tmp_path, runs=1, epochs=2))

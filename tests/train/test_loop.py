@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import networks
@@ -125,14 +125,15 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(data, tmp_
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_error(data, tmp_path, monkeypatch):
     _, model = small()
-    real, where = tempfile.mkdtemp, tmp_path / "run.checkpoint"
+    real, where = checkpoints.replacing, tmp_path / "run.checkpoint"
 
-    def folder_on_full_disk(**options):
-        folder = real(**options)
-        (Path(folder) / where.name).symlink_to("/dev/full")
-        return folder
+    @contextmanager
+    def on_full_disk(*arguments, **options):
+        with real(*arguments, **options) as temporary:
+            temporary.symlink_to("/dev/full")
+            yield temporary
 
-    monkeypatch.setattr(tempfile, "mkdtemp", folder_on_full_disk)
+    monkeypatch.setattr(checkpoints, "replacing", on_full_disk)
     with pytest.raises(OutputError, match="cannot write") as refusal:
         train(model, open_data(str(data), model.inputs), TrainSettings(epochs=1), checkpoint=where)
     assert refusal.value.got == "No space left on device"

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.lower.onnxruntime import int8 as lower_int8
 from nncompress.ir import Model
 from tests.export.lower.test_lower_int8 import quantized

@@ -1,19 +1,20 @@
 import numpy as np
 import pytest
 import torch
+from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
 from nncompress.data import Batch
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.lower.onnxruntime.stem import block_pads, spread_kernel
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from tests.export.networks import convolutional, settle
 
 
-class Noise:
+class Noise(Whole):
     def __init__(self, model: Model) -> None:
         self.model = model
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nncompress.data import Batch
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from nncompress.devices import Processor
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.lower.onnxruntime import tiles as lower_tiles
 from nncompress.ir import Model
 from tests.export.lower.test_lower_int8 import quantized

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nncompress.export import write_onnx
-from nncompress.export.check import int8_coverage
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from tests.export.lower.test_lower_int8 import quantized
 

@@ -36,25 +36,35 @@ def _dequantize_unsigned(graph: ir.Graph, layer: ir.Node, unsigned: dict[ir.Valu
     kernel = producer(layer.inputs[1], "DequantizeLinear")
     if kernel is None or producer(layer.inputs[0], "DequantizeLinear") is None:
         return
-    turn = producer(kernel.inputs[0], "Transpose")
-    made = _unsigned(graph, turn.inputs[0] if turn is not None else kernel.inputs[0], unsigned)
+    made = _as_unsigned(graph, layer, kernel.inputs[0], unsigned)
     zero = _plus_128(graph, kernel.inputs[2] if len(kernel.inputs) > 2 else None)
-    if made is None or zero is None:
-        return
-    if turn is not None:
-        node = ir.node("Transpose", [made], {"perm": turn.attributes["perm"].as_ints()})
-        made = insert(graph, layer, node, turn.outputs[0])
-        made.type = ir.TensorType(ir.DataType.UINT8)
-    node = ir.node("DequantizeLinear", [made, kernel.inputs[1], zero], dict(kernel.attributes))
-    layer.replace_input_with(1, insert(graph, layer, node, layer.inputs[1]))
+    if made is not None and zero is not None:
+        node = ir.node("DequantizeLinear", [made, kernel.inputs[1], zero], dict(kernel.attributes))
+        layer.replace_input_with(1, insert(graph, layer, node, layer.inputs[1]))
 
 
 def _multiply_unsigned(graph: ir.Graph, product: ir.Node, unsigned: dict[ir.Value, ir.Value]) -> None:
-    made = _unsigned(graph, product.inputs[1], unsigned)
+    made = _as_unsigned(graph, product, product.inputs[1], unsigned)
     zero = _plus_128(graph, product.inputs[3] if len(product.inputs) > 3 else None)
     if made is not None and zero is not None:
         product.replace_input_with(1, made)
         product.replace_input_with(3, zero)
+
+
+def _as_unsigned(
+    graph: ir.Graph, before: ir.Node, weight: ir.Value | None, unsigned: dict[ir.Value, ir.Value]
+) -> ir.Value | None:
+    """The unsigned form of a weight that is stored, or stored and turned when the file is opened."""
+    turn = producer(weight, "Transpose")
+    if turn is None:
+        return _unsigned(graph, weight, unsigned)
+    stored = _unsigned(graph, turn.inputs[0], unsigned)
+    if stored is None:
+        return None
+    node = ir.node("Transpose", [stored], {"perm": turn.attributes["perm"].as_ints()})
+    made = insert(graph, before, node, turn.outputs[0])
+    made.type = ir.TensorType(ir.DataType.UINT8)
+    return made
 
 
 def _unsigned(
