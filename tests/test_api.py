@@ -6,13 +6,15 @@ import copy
 import io
 from importlib.resources import files
 
+import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, model
 from torch import nn
+from torch.nn import functional as F
 
 import nncompress
-from nncompress.errors import DataError
+from nncompress.errors import DataError, UsageError
 
 
 class Classifier(nn.Module):
@@ -97,6 +99,85 @@ def test_out_as_a_module_and_in_again(name):
         assert all(map(torch.equal, outputs if isinstance(outputs, tuple) else (outputs,), expected))
     assert (again.inputs, again.outputs, again.history) == (given.inputs, given.outputs, given.history)
     assert again.state_dict().keys() == module.state_dict().keys() == given.state_dict().keys()
+
+
+def test_modes_are_those_of_the_original(classifier):
+    """Against the class itself: the same random numbers are drawn, the same statistics are updated."""
+    x, _ = records()
+    module = nncompress.load(classifier, input=x[:1]).to_module()
+    assert not module.training
+    for mode in (True, False):
+        classifier.train(mode)
+        module.train(mode)
+        results = []
+        for each in (classifier, module):
+            torch.manual_seed(1)
+            results.append(each(x))
+        torch.testing.assert_close(results[1], results[0])
+    for name in ("features.1.running_mean", "features.1.running_var"):
+        torch.testing.assert_close(module.state_dict()[name], classifier.state_dict()[name])
+    module.train()
+    module.get_submodule("features.1").eval()
+    frozen = module.state_dict()["features.1.running_mean"].clone()
+    module(x)
+    assert torch.equal(module.state_dict()["features.1.running_mean"], frozen)
+
+
+def test_a_training_loop_of_ones_own_around_a_pruned_module():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU())
+    net.extend([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, 4)])
+    data = records(96)
+    smaller = nncompress.compress(net, "prune-nodes:ratio=0.5", data=data, notice=lambda sentence: None)
+    module = smaller.to_module().train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(module(data[0]), data[1]).backward()
+        optimizer.step()
+    before, after = (nncompress.evaluate(each, data).top1 for each in (smaller, module))
+    assert after > max(before, 0.6)
+    held = io.BytesIO()
+    torch.save(module.state_dict(), held)
+    held.seek(0)
+    fresh = smaller.to_module()
+    fresh.load_state_dict(torch.load(held, weights_only=True))
+    assert torch.equal(fresh(data[0]), module.eval()(data[0]))
+    again = nncompress.compress(module, "factorize:rank=4", notice=lambda sentence: None)
+    assert [record["pass"] for record in again.history] == ["prune-nodes", "factorize"]
+    assert nncompress.inspect(again).parameters <= nncompress.inspect(smaller).parameters < 200
+
+
+def test_tensors_that_the_graph_makes_are_made_where_the_input_lies():
+    class Positions(nn.Module):
+        def forward(self, x):
+            return x + torch.arange(x.shape[1]).to(x.dtype) + torch.zeros(x.shape[1])
+
+    module = nncompress.load(Positions(), input="1x5").to_module()
+    assert module(torch.zeros(2, 5, device="meta")).device.type == "meta"
+
+
+def test_refusals_name_what_to_do(classifier, tmp_path):
+    with pytest.raises(UsageError, match="no model in this"):
+        nncompress.load(3)
+    with pytest.raises(UsageError, match="takes a loaded model"):
+        nncompress.compress("model.pt2", "quantize")
+    with pytest.raises(UsageError, match="for files"):
+        nncompress.load(classifier, arch="net.py:build")
+    with pytest.raises(UsageError, match="does not run on an input"):
+        nncompress.load(classifier, input=torch.zeros(2, 5))
+    with pytest.raises(UsageError, match="no shape and no tensors"):
+        nncompress.load(classifier, input=[np.zeros((2, 5))])
+    with pytest.raises(DataError, match="does not return data"):
+        nncompress.compress(classifier, "quantize", input="1x3x10", data=3)
+    with pytest.raises(UsageError, match="TorchScript"):
+        nncompress.load(torch.jit.script(nn.Linear(2, 2)))
+
+
+def test_measured_by_name(classifier):
+    wide = nncompress.load(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), input="1x8")
+    result = nncompress.benchmark({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")
+    assert [arm.name for arm in result.arms] == ["a", "b"]
 
 
 def test_the_face_is_typed_and_complete():

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from nncompress.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,3 +34,13 @@ def test_every_command_that_the_docs_show_exists():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(r"^(?:    |\$ )nncompress ([a-z][\w-]*)", page.read_text(), re.M):
             assert name in COMMAND_NAMES, f"{page.name}: nncompress {name}"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # outputs of untrained networks move far
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_that_the_docs_show_runs(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"<!-- run -->\n```python\n(.+?)```", (ROOT / page).read_text(), re.S)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
