@@ -64,7 +64,8 @@ median nanmedian mode quantile nanquantile kthvalue cumsum cumprod cummax cummin
 trapezoid trapz cumulative_trapezoid count_nonzero trace cov corrcoef sum_to_size bincount histc
 sort argsort msort topk searchsorted bucketize unique_consecutive unique_dim _unique2 equal allclose
 
-embedding embedding_renorm gather scatter scatter_add scatter_reduce index index_put index_select
+embedding embedding_renorm embedding_bag gather scatter scatter_add scatter_reduce index index_put
+index_select
 index_add index_copy index_fill index_reduce take take_along_dim put masked_fill masked_select
 masked_scatter nonzero nonzero_numpy nonzero_static argwhere where one_hot repeat_interleave
 _unsafe_index _unsafe_index_put slice_scatter select_scatter diagonal_scatter as_strided_scatter

@@ -8,6 +8,9 @@ from pt2_members import GRAPH, edit_json, write
 from torch import nn
 
 from nncompress.errors import ModelFileError
+from nncompress.export import write_pt2
+from nncompress.ir import Model
+from nncompress.loading import load_model
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.pt2.shapes import Unfit, check_shapes
 
@@ -30,6 +33,14 @@ def test_embedding_bag_runs_over_rows_and_not_over_offsets_of_the_file():
     check_shapes(exported(_Bag(None), rows))
     with pytest.raises(Unfit, match="no regular steps"):
         check_shapes(exported(_Bag(torch.tensor([0, 2])), rows))
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"mode": "sum"}])
+def test_an_embedding_bag_that_was_written_here_is_read_here(options, tmp_path):
+    module = nn.Sequential(nn.EmbeddingBag(10, 4, **options), nn.Linear(4, 2)).eval()
+    rows = torch.tensor([[0, 3], [7, 0]])
+    write_pt2(Model.from_module(module, (rows,)), tmp_path / "m.pt2")
+    torch.testing.assert_close(load_model(tmp_path / "m.pt2")(rows), module(rows))
 
 
 def test_weight_that_does_not_fit_its_operator_is_refused():
