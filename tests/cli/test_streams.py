@@ -34,6 +34,17 @@ class Broken:
         return False
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_the_foreground():
+    """A test run in the background may have been started with some of them ignored."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL, "SIGTERM": signal.SIG_DFL}
+    numbers = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def given_up(monkeypatch):
     streams: list[int] = []
