@@ -109,8 +109,5 @@ def load_runtime(path: Path, runtime: str | None = None) -> None:
     """Import what runs files of this suffix, without opening the file."""
     name = runtime or OPENERS[path.suffix.lower()]
     module = import_module(RUNTIMES[name].opener.partition(":")[0])
-    for loader in (
-        "runtime",
-        "core",
-    ):  # of ExecuTorch and OpenVINO, which are imported apart from their modules
+    for loader in ("runtime", "core"):  # what is imported apart from their modules
         getattr(module, loader, lambda: None)()

@@ -87,6 +87,12 @@ class OnnxRuntimeRunner(Runner):
         return call
 
 
+def runtime() -> None:
+    """Import what opening a file may need beside ONNX Runtime: the parser that `_saturation` reads it with."""
+    if processor().saturates:
+        import onnx  # noqa: F401
+
+
 def _saturation(path: Path) -> tuple[str, ...]:
     """What a reader of its results must know where this processor cuts off 8-bit sums."""
     if not processor().saturates or path.suffix.lower() == ".ort":

@@ -9,6 +9,7 @@ Source: onnxruntime's documentation of quantization, "Data type selection" and "
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def overflows(weight: np.ndarray) -> bool:
 
 def saturating_weights(path: Path) -> tuple[str, ...]:
     """The signed weights of an `.onnx` whose products with unsigned activations could overflow, in order."""
+    if not _has_integers(path):  # mostly: then the file need not be parsed, nor the parser imported
+        return ()
     import onnx
     from onnx import TensorProto, numpy_helper
 
@@ -55,6 +58,13 @@ def saturating_weights(path: Path) -> tuple[str, ...]:
             if name in stored and overflows(numpy_helper.to_array(stored[name]))
         )
     )
+
+
+def _has_integers(path: Path) -> bool:
+    """Whether the file names an operator of 8-bit numbers."""
+    names = [name.encode() for name in ("DequantizeLinear", *_INTEGER_PRODUCTS)]
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(name) >= 0 for name in names)
 
 
 def _multiplied(graph: object) -> Iterator[str]:

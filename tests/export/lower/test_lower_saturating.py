@@ -78,6 +78,12 @@ def test_files_written_for_other_processors_are_told_of_where_they_are_opened(tm
     assert on_onnxruntime.open_onnx(tmp_path / "m.onnx", 1).notes == ()
 
 
+def test_a_file_without_8_bit_numbers_is_not_parsed(tmp_path, monkeypatch):
+    write_onnx(Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),)), tmp_path / "m.onnx")
+    monkeypatch.setattr(onnx, "load", None)
+    assert saturating_weights(tmp_path / "m.onnx") == ()
+
+
 def test_overflow_is_told_from_the_two_largest_weights_of_one_sign():
     assert overflows(np.array([[127, -127], [2, 0]], np.int8))
     assert not overflows(np.array([[127, -128], [1, 0]], np.int8))
