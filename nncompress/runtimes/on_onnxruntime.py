@@ -88,7 +88,7 @@ class OnnxRuntimeRunner(Runner):
 
 
 def runtime() -> None:
-    """Import what opening a file may need beside ONNX Runtime: the parser that `_saturation` reads it with."""
+    """Import what opening a file may need beside ONNX Runtime: the parser that `_saturation` uses."""
     if processor().saturates:
         import onnx  # noqa: F401
 
