@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 
 from nncompress import __version__
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.errors import UnsupportedError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
+from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
+from nncompress.export.check.int8_coverage import Coverage
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.export.report import ExportReport
@@ -51,11 +54,7 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
             remedy="export it to .onnx, where they become inputs and outputs",
         )
     with replacing(path, protect) as temporary:
-        lowered = bounded(lower_xnnpack(model))
-        program, coverage, portable = _compile(lowered, _record(model, lowered))
-        with temporary.open("wb") as file:
-            program.write_to_file(file)
-        del program
+        coverage, portable = _write(model, temporary)
         found = _compare(model, temporary)
         written = temporary.stat().st_size
     int8 = coverage.summary() if precision_of(model) == "int8" else ""
@@ -69,7 +68,17 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         found.batches,
         int8,
         portable,
+        choices=found.choices,
     )
+
+
+def _write(model: Model, file: Path) -> tuple[Coverage, tuple[str, ...]]:
+    """Lower and save: what of it runs in int8, and the ops that the delegate does not take."""
+    lowered = bounded(lower_xnnpack(model))
+    program, coverage, portable = _compile(lowered, _record(model, lowered))
+    with file.open("wb") as opened:
+        program.write_to_file(opened)
+    return coverage, portable
 
 
 def bounded(model: Model) -> Model:
@@ -96,7 +105,7 @@ def _record(model: Model, lowered: Model) -> str:
     )
 
 
-def _compile(lowered: Model, record: str) -> tuple[Any, Any, tuple[str, ...]]:
+def _compile(lowered: Model, record: str) -> tuple[Any, Coverage, tuple[str, ...]]:
     """The program, what of it runs in int8, and the ops that the delegate does not take."""
     from nncompress.runtimes.on_executorch import RECORD
     from nncompress.runtimes.silence import silent
@@ -135,9 +144,21 @@ def _unsupported(error: BaseException) -> UnsupportedError:
 
 
 def _compare(model: Model, path: Path) -> verify.Comparison:
+    """Where a quantized file disagrees and chooses inside, what is chosen from is compared, by a second file."""
+    runtime = f"executorch {version('executorch')}"
+    try:
+        return verify.compare(model, _runner(path), runtime, CHECKED_BATCHES)
+    except VerificationError:
+        choices = find_choices(model) if precision_of(model) == "int8" else None
+        if choices is None:
+            raise
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.pte"
+            _write(choices.probe, probe)
+            probes = [(_runner(probe), runtime, "int8")]
+            return compare_choices(model, choices, _runner(path), runtime, CHECKED_BATCHES, probes)
+
+
+def _runner(path: Path) -> Run:
     threads = torch.get_num_threads()
-
-    def run(inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        return [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
-
-    return verify.compare(model, run, f"executorch {version('executorch')}", CHECKED_BATCHES)
+    return lambda inputs: [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]

@@ -6,11 +6,13 @@ import torch
 from records import images
 from torch import nn
 
+from nncompress import extras
 from nncompress.errors import VerificationError
 from nncompress.export import write_onnx
 from nncompress.export.check import compare as verify
 from nncompress.export.check import onnxruntime as verify_onnx
 from nncompress.export.write import onnx as writer
+from nncompress.export.write import pte
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 
@@ -91,3 +93,23 @@ def test_files_are_compared_on_inputs_like_the_calibration_data(quantized):
     torch.testing.assert_close(drawn.mean((0, 2, 3)), x.mean((0, 2, 3)), atol=0.05, rtol=0)
     torch.testing.assert_close(drawn.std((0, 2, 3)), x.std((0, 2, 3)), atol=0.05, rtol=0)
     assert len(spec.like) == 3
+
+
+@pytest.mark.skipif(not extras.installed("mobile"), reason="executorch is not installed")
+@pytest.mark.parametrize(("noise", "right"), [(0.02, True), (1.0, False)])
+def test_a_mobile_file_is_compared_up_to_its_choices_as_well(tmp_path, quantized, monkeypatch, noise, right):
+    """As if the phone's kernels rounded that much otherwise."""
+    run = pte.run_apart
+    monkeypatch.setattr(
+        pte,
+        "run_apart",
+        lambda path, inputs, threads: run(
+            path, tuple(x + noise * torch.sin(1e3 * x) for x in inputs), threads
+        ),
+    )
+    if right:
+        assert "of 18 records" in pte.write_pte(quantized, tmp_path / "m.pte").choices
+        return
+    with pytest.raises(VerificationError, match=r"disagrees with the graph on output '(output_1|choice_0)'"):
+        pte.write_pte(quantized, tmp_path / "m.pte")
+    assert not list(tmp_path.iterdir())
