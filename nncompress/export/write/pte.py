@@ -144,7 +144,7 @@ def _unsupported(error: BaseException) -> UnsupportedError:
 
 
 def _compare(model: Model, path: Path) -> verify.Comparison:
-    """Where a quantized file disagrees and chooses inside, what is chosen from is compared, by a second file."""
+    """Where a quantized file disagrees and chooses inside: what is chosen from, by a second file."""
     runtime = f"executorch {version('executorch')}"
     try:
         return verify.compare(model, _runner(path), runtime, CHECKED_BATCHES)
