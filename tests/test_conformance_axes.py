@@ -25,6 +25,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+LIKE_OPS = ("mean", "cat", "slice", "linear", "batch_norm", "topk", "view")  # as input statistics often are
+
+
 class Axis(nn.Module):
     """Two layers around what is unusual: `middle` for the hidden value, `last` for the scores."""
 
@@ -33,6 +36,8 @@ class Axis(nn.Module):
         self.conv, self.a, self.b = nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 12), nn.Linear(12, 4)
         self.register_buffer("off", torch.tensor([False, True, False, False]))
         self.register_buffer("seen", torch.zeros(12))
+        for position, name in enumerate(LIKE_OPS):
+            self.register_buffer(name, torch.full((12,), 1 + position / 8))
         self.side = torch.tensor([1.0, 2.0, 0.5] * 4)  # neither parameter nor buffer
         self._middle, self._last = middle, last
 
@@ -56,6 +61,12 @@ def _causal(m: Axis, h: Tensor) -> Tensor:
     return (h @ h.mT).masked_fill(mask, float("-inf")).softmax(-1) @ h
 
 
+def _named_like_ops(m: Axis, h: Tensor) -> Tensor:
+    for name in LIKE_OPS:
+        h = h * getattr(m, name)
+    return h
+
+
 def _state(m: Axis, h: Tensor) -> Tensor:
     h = h + m.seen
     m.seen.copy_(0.5 * m.seen + h[0, 0])
@@ -74,6 +85,7 @@ AXES: dict[str, tuple[Callable[..., Any], Callable[..., Any], torch.dtype]] = {
     "boolean output": (_as_is, lambda m, y: (y > 0, y), torch.float32),
     "integer output": (_as_is, lambda m, y: y.argmax(-1), torch.float32),
     "buffers changed by forward": (_state, _as_is, torch.float32),
+    "buffers named like ops": (_named_like_ops, _as_is, torch.float32),
     "input changed in place": (_as_is, _as_is, torch.float32),
     "output without dims": (_as_is, lambda m, y: (y, y.square().mean()), torch.float32),
     "masked scores": (_as_is, lambda m, y: y.masked_fill(m.off, float("-inf")), torch.float32),

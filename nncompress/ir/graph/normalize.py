@@ -36,8 +36,13 @@ _ASSERTIONS = {
 
 
 def op_name(node: fx.Node) -> str:
-    """The op's name without namespace and overload: `aten.add_.Tensor` -> "add_"."""
+    """The op's name without namespace and overload: `aten.add_.Tensor` -> "add_"; "" of what is no op.
+
+    An input or a buffer may be called "mean" or "cat".
+    """
     target = node.target
+    if node.op != "call_function":
+        return ""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[-1]
     if isinstance(target, torch._ops.HigherOrderOperator):

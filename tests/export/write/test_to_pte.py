@@ -72,6 +72,23 @@ def test_lowering_keeps_the_values(name):
     torch.testing.assert_close(lowered(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
+def test_inputs_and_buffers_may_be_called_like_ops():
+    class Normalizes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+            self.register_buffer("mean", torch.randn(4))
+            self.register_buffer("pad", torch.randn(4))
+
+        def forward(self, slice, cat):
+            return self.head(slice - self.mean) + self.head(cat * self.pad)
+
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 4), torch.randn(2, 4))
+    model = Model.from_module(Normalizes().eval(), inputs)
+    torch.testing.assert_close(lower_xnnpack(model).outputs_of(*inputs), model.outputs_of(*inputs))
+
+
 def test_a_shortcut_of_slices_and_padding_becomes_one_convolution(plain, quantized):
     for model in (plain, quantized):
         lowered = lower_xnnpack(model)
