@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nncompress import __version__
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.errors import UnsupportedError, VerificationError
+from nncompress.errors import DataError, UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
 from nncompress.export.check.int8_coverage import Coverage
@@ -161,4 +162,15 @@ def _compare(model: Model, path: Path) -> verify.Comparison:
 
 def _runner(path: Path) -> Run:
     threads = torch.get_num_threads()
-    return lambda inputs: [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
+
+    def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        try:
+            return [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
+        except DataError as error:  # of inputs that are the model's own
+            raise UnsupportedError(
+                "ExecuTorch compiles this model and then cannot run it",
+                got=f"{error.what}: {error.got}" if error.got else error.what,
+                remedy="export it to .onnx, and report the model",
+            ) from error
+
+    return run

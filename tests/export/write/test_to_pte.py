@@ -14,6 +14,7 @@ from nncompress.cli.app import run as command_line
 from nncompress.errors import DataError, ExitCode, ModelFileError, UnsupportedError
 from nncompress.export import write, write_pt2
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
+from nncompress.export.write import pte
 from nncompress.export.write.pte import LARGEST_BATCH
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
@@ -87,6 +88,40 @@ def test_inputs_and_buffers_may_be_called_like_ops():
     inputs = (torch.randn(2, 4), torch.randn(2, 4))
     model = Model.from_module(Normalizes().eval(), inputs)
     torch.testing.assert_close(lower_xnnpack(model).outputs_of(*inputs), model.outputs_of(*inputs))
+
+
+@needs_executorch
+def test_several_parts_of_a_tensor_at_once_run_at_every_batch(tmp_path):
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+
+        def forward(self, x):  # [N, 3, 6]
+            h = self.inside(x)
+            a, b = h.chunk(2, -1)
+            c, d, e = torch.cat([b, a], -1).split([3, 4, 5], -1)
+            first, second, third = torch.cat([e, c, d], -1).unbind(1)
+            return self.head(torch.stack([third - first, second, first], 1))
+
+    torch.manual_seed(0)
+    model = Model.from_module(Parts().eval(), (torch.randn(2, 3, 6),))
+    write(model, tmp_path / "m.pte")
+    runner = open_artifact(tmp_path / "m.pte")
+    for batch in (1, 5, 40):
+        inputs = model.example_inputs(batch=batch, seed=batch)
+        assert distance(runner.run(*inputs)[0], model.outputs_of(*inputs)[0]) < 1e-5
+
+
+@needs_executorch
+def test_a_program_that_does_not_run_is_refused_as_one_and_not_written(plain, tmp_path, monkeypatch):
+    def fails(*_):
+        raise DataError("ExecuTorch could not run the program on this input", got="error 0x10")
+
+    monkeypatch.setattr(pte, "run_apart", fails)
+    with pytest.raises(UnsupportedError, match=r"(?s)cannot run it.*0x10.*\.onnx"):
+        write(plain, tmp_path / "m.pte")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shortcut_of_slices_and_padding_becomes_one_convolution(plain, quantized):

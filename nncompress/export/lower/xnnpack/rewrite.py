@@ -9,6 +9,7 @@
 | linear layer that reads int8 and writes float      | its input rounded anew at each call, per row       |
 | int8 weight of a layer without an integer kernel   | the float weight                                   |
 | mean over height and width                         | the mean with both dims kept, then flatten         |
+| several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
 | every s-th pixel (slices), zero channels behind it | 1×1 convolution of stride s with weights 0 and 1   |
 
 The last one is a residual network's parameter-free shortcut (He et al. 2015, option A). The delegate has no
@@ -26,6 +27,7 @@ import torch
 from torch import fx
 
 from nncompress.export.lower.xnnpack.concat import share_grids
+from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.fold import fold_batch_norms
@@ -47,6 +49,7 @@ def lower_xnnpack(model: Model) -> Model:
     """
     lowered = model.copy()
     fold_batch_norms(lowered)
+    slice_parts(lowered.graph)
     for node in list(lowered.graph.nodes):
         if is_dequantized(node):
             _round_once(node)
