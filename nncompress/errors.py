@@ -6,7 +6,13 @@ Anything else that escapes is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
+
+MOST_SHOWN = 1000  # characters of one part of a message
+
+# Control characters but tab and newline, and what reorders text: a name in a file could rewrite the terminal.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class ExitCode(IntEnum):
@@ -29,6 +35,18 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+def printable(text: str) -> str:
+    """`text` as a terminal may get it: what would move its cursor or change colours is written as `\\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _shown(part: str) -> str:
+    """A part of a message, which may quote what a file holds, however long."""
+    if len(part) > MOST_SHOWN:
+        part = f"{part[: MOST_SHOWN - 200]} […{len(part)} characters…] {part[-150:]}"
+    return printable(part)
+
+
 class NNCompressError(Exception):
     """A mistake a user can mend.
 
@@ -46,13 +64,13 @@ class NNCompressError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [_shown(self.what)]
         if self.got:
-            lines.append(f"  got:      {self.got}")
+            lines.append(f"  got:      {_shown(self.got)}")
         if self.expected:
-            lines.append(f"  expected: {self.expected}")
+            lines.append(f"  expected: {_shown(self.expected)}")
         if self.remedy:
-            lines.append(f"  try:      {self.remedy}")
+            lines.append(f"  try:      {_shown(self.remedy)}")
         return "\n".join(lines)
 
 

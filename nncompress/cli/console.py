@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rich.console import Console, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    ConsoleRenderable,
+    RenderableType,
+    RenderHook,
+    RenderResult,
+)
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,9 +25,11 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from nncompress.cli.streams import give_up
+from nncompress.errors import printable
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
 from nncompress.results import plain
@@ -32,8 +42,27 @@ class _Results(Console):
         raise BrokenPipeError
 
 
-out = _Results(highlight=False, soft_wrap=False)
-err = _Results(stderr=True, highlight=False)
+class _Printable(RenderHook):
+    """Nothing that a file or a name holds reaches the terminal as a control sequence."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_WithoutControls(each) for each in renderables]
+
+
+@dataclass(frozen=True)
+class _WithoutControls:
+    inner: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self.inner, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+# Names in brackets are names, not markup: a layer may be called "[/red]".
+out = _Results(highlight=False, soft_wrap=False, markup=False)
+err = _Results(stderr=True, highlight=False, markup=False)
+for console in (out, err):
+    console.push_render_hook(_Printable())
 
 
 class Unwritable(Exception):
@@ -43,7 +72,7 @@ class Unwritable(Exception):
 def say(sentence: str) -> None:
     """A sentence for the user, on stderr so that it never mixes with --json."""
     try:
-        err.print(sentence, markup=False, soft_wrap=True)
+        err.print(sentence, soft_wrap=True)
     except OSError:  # closed or full: no reason to lose the result
         give_up(2)
 
@@ -88,6 +117,7 @@ class _Bar:
         self._tasks: dict[str, Any] = {}
 
     def step(self, description: str, done: int, total: int | None) -> None:
+        description = printable(description)
         if description not in self._tasks:
             for task in self._tasks.values():
                 self._progress.remove_task(task)
@@ -101,7 +131,8 @@ def progress() -> Iterator[ProgressProtocol]:
     if not err.is_terminal:
         yield NullProgress()
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Count(), TimeElapsedColumn())
+    described = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), described, BarColumn(), _Count(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         _Bar.active = bar
         try:

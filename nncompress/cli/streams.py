@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from nncompress.errors import printable
+
 
 def open_closed() -> None:
     """Put something in the place of a standard stream that is closed (`nncompress … >&-`).
@@ -35,6 +37,6 @@ def give_up(number: int) -> None:
 def warn(text: str) -> None:
     """A line on stderr, if that can be written."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         give_up(2)

@@ -30,7 +30,13 @@ from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.checkpoint import find_weights, refuse_index
-from nncompress.loading.compare import AsExported, compare_with_source, run_source, unchanged
+from nncompress.loading.compare import (
+    AsExported,
+    check_graph_runs,
+    compare_with_source,
+    run_source,
+    unchanged,
+)
 from nncompress.loading.dry_run import MOST_REPEATED, dry_run, most_bytes, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
@@ -242,7 +248,8 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
     model = Model.from_exported(
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
-    compare_with_source(model, AsExported(program), path, notice, batches=(2,))
+    if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
+        check_graph_runs(model, path)
     try:
         unpack(model)
     except ValueError as error:

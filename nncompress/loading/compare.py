@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nncompress.errors import VerificationError
+from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import drift
 
@@ -69,6 +69,30 @@ def compare_with_source(
             remedy="this is a defect of the import; save torch.export.export(model, …) as .pt2 and report it",
         )
     return worst
+
+
+def check_graph_runs(model: Model, path: object) -> None:
+    """Refuse a graph whose kernels take no input at all: mixed dtypes, weights that shape rules let pass.
+
+    Random values may be none that it takes (an index, an assertion); zeros and ones are tried, too.
+
+    Raises:
+        ModelFileError: it runs on none of them.
+    """
+    inputs = model.example_inputs(batch=2)
+    reasons = []
+    for values in (inputs, tuple(map(torch.zeros_like, inputs)), tuple(map(torch.ones_like, inputs))):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model.outputs_of(*values)
+            return
+        except Exception as error:  # whatever an operator raises
+            reasons.append(next(iter(str(error).splitlines()), type(error).__name__))
+    raise ModelFileError(
+        f"{path} holds a graph that cannot run here, on random numbers, zeros or ones",
+        got=reasons[0][:300],
+        remedy="export and save the model again",
+    )
 
 
 class AsExported(nn.Module):

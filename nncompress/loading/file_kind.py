@@ -48,7 +48,7 @@ def file_kind(path: str | Path) -> FileKind:
     """
     path = Path(path)
     head, size = _head(path)
-    if zipfile.is_zipfile(path):
+    if _ends_as_zip(path):
         return _zip_kind(path)
     if head.startswith(b"PK\x03\x04"):
         raise _not_a_model(path, "a zip archive whose end is missing: the file was cut off", "copy it again")
@@ -103,6 +103,13 @@ def _models_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
         return sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
     except OSError:
         return []
+
+
+def _ends_as_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the end of an archive that spans several disks: `_zip_kind` says so
+        return True
 
 
 def _zip_kind(path: Path) -> FileKind:

@@ -63,11 +63,17 @@ class OnnxRuntimeRunner(Runner):
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = FATAL
         self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
-        self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
-        self.outputs = tuple(node.name for node in self._session.get_outputs())
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        for node in self._session.get_outputs():
-            _spec(node, path)
+        try:
+            self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
+            self.outputs = tuple(_spec(node, path).name for node in self._session.get_outputs())
+            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as problem:  # the runtime itself takes any bytes
+            raise ModelFileError(
+                f"{path} names its inputs, outputs, dims or metadata in bytes that are no text",
+                got=repr(problem.object)[:100],
+                expected="UTF-8",
+                remedy="copy or export the model again",
+            ) from problem
         self.threads = threads
         self.notes = _saturation(path)
         self.file_size = sum(file.stat().st_size for file in (path, *external))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from pt2_members import write
 from torch import Tensor, nn
 
 from nncompress import export
-from nncompress.errors import VerificationError
+from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.compare import compare_with_source, run_source
@@ -109,3 +111,34 @@ def test_torch_says_nothing_of_sizes_that_cannot_be_told(tmp_path: Path) -> None
     finally:
         logger.removeHandler(handler)
     assert not said
+
+
+def test_a_graph_whose_kernels_take_no_input_is_refused(tmp_path: Path) -> None:
+    """Shape rules let mixed dtypes pass: every later run would end in a traceback."""
+    model = Model.from_module(nn.Sequential(nn.Linear(4, 3)).eval(), (torch.randn(2, 4),))
+    export.write(model, tmp_path / "m.pt2")
+    content = (tmp_path / "m.pt2").read_bytes()
+    members = {}
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        for name in archive.namelist():
+            members[name.split("/", 1)[1]] = archive.read(name)
+    half = members["data/weights/model_weights_config.json"].replace(b'"dtype": 7', b'"dtype": 6')
+    members["data/weights/model_weights_config.json"] = half
+    assert content != write(members, tmp_path / "m.pt2").read_bytes()
+    with pytest.raises(ModelFileError, match="cannot run here"):
+        load_model(tmp_path / "m.pt2")
+
+
+def test_a_graph_that_takes_few_values_opens(tmp_path: Path) -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._assert_async((x >= 0).all() & (x <= 1).all())
+            return x * 2
+
+    program = torch.export.export(Picky(), (torch.rand(2, 4),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    said: list[str] = []
+    assert torch.equal(
+        load_model(tmp_path / "m.pt2", notice=said.append)(torch.ones(2, 4)), 2 * torch.ones(2, 4)
+    )
+    assert "does not run on random inputs" in said[0]

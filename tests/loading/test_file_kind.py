@@ -58,6 +58,15 @@ def test_cut_files(name, share, files, tmp_path):
         file_kind(path)
 
 
+def test_an_archive_that_says_it_spans_several_disks(files, tmp_path):
+    path, content = tmp_path / "m.pt", bytearray((files / "module").read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 7)
+    path.write_bytes(content[:end] + locator + content[end:])
+    with pytest.raises(ModelFileError, match="damaged zip archive"):
+        file_kind(path)
+
+
 def onnx_bytes() -> bytes:
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])

@@ -136,3 +136,14 @@ def test_metadata_is_kept(tmp_path):
     model.metadata_props.add(key="history", value="[]")
     onnx.save(model, path)
     assert open_artifact(path).metadata == {"history": "[]"}
+
+
+@pytest.mark.parametrize("name", [b"free", b"history"], ids=["dim", "metadata"])
+def test_names_that_are_no_text_are_refused(tmp_path, name):
+    path = add(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.metadata_props.add(key="history", value="[]")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "free"
+    path.write_bytes(model.SerializeToString().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(ModelFileError, match="no text"):
+        open_artifact(path)

@@ -59,8 +59,8 @@ def made_anew(
         if name in _REBUILT:
             continue
         if name not in layer.__dict__:
-            if hasattr(kind, name):
-                raise Disagrees(f"the attribute {name!r} hides one of its class")
+            if hasattr(layer, name):
+                raise Disagrees(f"the attribute {name!r} hides what {kind.__name__} has of that name")
             layer.__dict__[name] = value  # set by whoever made the model; the layer does not read it
         elif not _same(layer.__dict__[name], value):
             raise Disagrees(

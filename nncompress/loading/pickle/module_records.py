@@ -127,6 +127,11 @@ class _Builder:
         if is_composite(kind):
             if (size := state.get("_size")) is not None and size != len(state["_parameters"]):
                 raise Disagrees(f"{where} has {len(state['_parameters'])} members and says {size!r:.40}")
+            members = {
+                name for table in ("_parameters", "_buffers", "_modules") for name in state.get(table, ())
+            }
+            if hidden := members & state.keys():
+                raise Disagrees(f"{where} has attributes that hide its members {', '.join(hidden)[:100]}")
             module = kind.__new__(kind)
             module.__setstate__({**nn.Module().__dict__, **state})
             return module
