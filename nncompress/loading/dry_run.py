@@ -6,7 +6,6 @@ asked first.
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.compare import unchanged
 
 MOST_GUESSED = 2**30  # bytes of one tensor, where nobody stated the input
@@ -52,9 +52,7 @@ def dry_run(module: nn.Module, inputs: Sequence[Tensor], most: int) -> None:
         TooLarge: there is one.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints what it then raises
-    was, log.disabled = log.disabled, True
-    with unchanged(module), warnings.catch_warnings(), torch.no_grad():
+    with unlogged(), unchanged(module), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             without_memory = [fake.from_tensor(tensor) for tensor in inputs]
@@ -64,8 +62,6 @@ def dry_run(module: nn.Module, inputs: Sequence[Tensor], most: int) -> None:
             raise
         except Exception:  # what does not run so is told by the run on real tensors
             return
-        finally:
-            log.disabled = was
 
 
 class _Sizes(TorchDispatchMode):

@@ -22,6 +22,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import bias_units, in_units, ops, round_biases
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.places import place
 from nncompress.ir.layers.weights import Weight, argument, weight_at
 
 DEQUANTIZE = (ops.dequantize_per_channel.default, ops.dequantize_per_tensor.default)
@@ -47,7 +48,7 @@ def refuse_other_rounding(model: Model) -> None:
         if not known and ("quantize_per" in op_name(node) or "choose_qparams" in op_name(node)):
             raise UnsupportedError(
                 "train: this model is quantized in a way that has no gradient",
-                got=f"{op_name(node)} at {node.name}",
+                got=place(node),
                 remedy="train first, then nncompress quantize; or train what nncompress quantize made",
             )
 

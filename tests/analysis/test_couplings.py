@@ -235,7 +235,7 @@ def test_an_unknown_op_pins_what_it_touches_and_nothing_else():
 
     given, couplings = analysed(Unknown(), torch.randn(2, 6))
     assert sizes(couplings) == {"a": 8}
-    assert "linalg_cross" in couplings.pinned["b.weight", 0]
+    assert "cross behind b" in couplings.pinned["b.weight", 0]
     prune(given, couplings)
 
 

@@ -22,6 +22,7 @@ from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.errors import NNCompressError
 from nncompress.ir.edit.resize import Survivors, rewrite_literal, take
 from nncompress.ir.graph.verify import in_double
+from nncompress.ir.layers.places import place
 
 TOLERANCE = 1e-3  # relative to the largest value read or made: one op in float32 stays within 1e-6
 
@@ -50,7 +51,7 @@ def groups_at_fault(couplings: Couplings, removal: Removal) -> dict[str, str]:
             own = _faults(couplings, {name: removal[name]})
             alone += [name for each in own if each.node is fault.node]
         for name in alone or suspects:
-            refused.setdefault(name, f"{fault.node.name}: {fault.why}")
+            refused.setdefault(name, f"{place(fault.node)}: {fault.why}")
     return refused
 
 

@@ -22,6 +22,7 @@ from nncompress.analysis.couplings.value import (
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes, fed_by_inputs
 from nncompress.ir.graph.state import NEXT_STATE
+from nncompress.ir.layers.places import place
 
 
 class Trace:
@@ -58,7 +59,7 @@ class Trace:
         self._dims: list[tuple[str, int]] = []
         fold, inner = constants_to_fold(model)
         for node in model.graph.nodes:
-            self.labels.context = node.name
+            self.labels.context = place(node)
             self.values[node] = None if node in inner else self._visit(node, fold)
         for context, arrays, options in self._pending:
             self.labels.context = context
@@ -96,7 +97,7 @@ class Trace:
         """Nothing that this op touches may be removed."""
         for source in node.all_input_nodes:
             for value in flat(self.values.get(source)):
-                self.fix_all(value, f"no rule for {node.target}")
+                self.fix_all(value, "an op without a rule")
 
         def plain(shape: Any) -> Result:
             return (

@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.places import place
 from nncompress.progress import Progress
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _not_finite(node: fx.Node) -> Exception:
             f"the calibration data holds NaN or infinity, in input {node.target}", expected="finite values"
         )
     return UnsupportedError(
-        f"the activation {node.name} is NaN or infinite on the calibration data",
+        f"the result of {place(node)} is NaN or infinite on the calibration data",
         remedy="check the weights (nncompress inspect) and how the data is normalised",
     )
 

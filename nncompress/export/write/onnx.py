@@ -29,13 +29,13 @@ from nncompress.export.lower.onnxruntime.recurrent import unroll_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
-from nncompress.export.places import behind
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.layers.places import first_place
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -218,7 +218,7 @@ def _unsupported(error: Exception, model: Model) -> UnsupportedError:
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return UnsupportedError(
-        f"ONNX cannot express the op {named}{behind(model, named)}"
+        f"ONNX cannot express this op: {first_place(model, named)}"
         if named
         else "the ONNX exporter cannot translate this model",
         got=reason[:300],

@@ -20,6 +20,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.edit.nodes import replace_tensor
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.places import place
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
@@ -150,7 +151,7 @@ def _free(sizes: list[Any], dim: int, shape: Sequence[int], s: Survivors, node: 
     for other, size in enumerate(sizes):
         if other != dim and isinstance(size, int) and size == -1:
             if isinstance(node.meta["val"].shape[other], torch.SymInt):
-                raise UnsupportedError(f"{node.name}: two sizes of this view are only known at run time")
+                raise UnsupportedError(f"{place(node)}: two of its sizes are only known at run time")
             sizes[other] = s.size(node, other)
 
 

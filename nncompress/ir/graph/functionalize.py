@@ -22,9 +22,9 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.shape_logs import unlogged
 from nncompress.ir.graph.stand_ins import StandIns, shared
 from nncompress.ir.graph.state import NEXT_STATE
+from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.ir.graph.views import NEEDS_LAYOUT, View, sizes_of
 
 aten = torch.ops.aten

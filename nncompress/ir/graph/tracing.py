@@ -15,6 +15,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir.graph.torch_logs import unlogged
 
 MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
 
@@ -28,7 +29,7 @@ def trace(
         UnsupportedError: it cannot trace the module; the message gives torch's reason in one line.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with unlogged(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises whatever the traced code raises

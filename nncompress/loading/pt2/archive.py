@@ -29,6 +29,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
+from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.dry_run import MOST_REPEATED
 from nncompress.loading.json_schema import Check, Rejected, admit, plain
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
@@ -225,7 +226,7 @@ def _read_history(members: _Members) -> dict[str, Any]:
 
 
 def _load(clean: io.BytesIO, path: Path) -> ExportedProgram:
-    with warnings.catch_warnings(), _logged_errors() as logged:
+    with unlogged(), warnings.catch_warnings(), _logged_errors() as logged:
         warnings.simplefilter("ignore")
         try:
             return torch.export.load(clean)

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils import _pytree as pytree
 
+from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.dry_run import memory
 
 aten = torch.ops.aten
@@ -53,7 +54,7 @@ def check_shapes(program: ExportedProgram) -> None:
     }
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     arguments: list[Any] = []
-    with warnings.catch_warnings():
+    with unlogged(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for node in program.graph.nodes:
             if node.op != "placeholder":

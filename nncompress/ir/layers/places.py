@@ -1,0 +1,63 @@
+"""Where in a model an op lies, in the words of who wrote the model: graphs keep no names of modules that hold
+no weights, and their own names of ops and nodes ("aten.mean.dim", "linear_3") tell a user nothing."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import layer_name
+
+_WORDS = {
+    "scaled_dot_product_attention": "attention",
+    "lift_fresh_copy": "a constant",
+    "getitem": "a part",
+    "mul": "a product",
+    "div": "a quotient",
+    "add": "a sum",
+    "sub": "a difference",
+}
+
+
+def place(node: fx.Node) -> str:
+    """ "lstm in encoder.rnn", "softmax behind encoder.attention", "a sum behind input x": the op in plain
+    words, and the layer whose weights it reads or whose result reaches it by the fewest steps."""
+    if node.op == "placeholder":
+        return f"input {node.target}"
+    if node.op == "get_attr":
+        return str(node.target)
+    if node.op == "output":
+        return "output"
+    seen: set[fx.Node] = set()
+    ahead, inputs = [node], []
+    while ahead:
+        each = ahead.pop(0)
+        stored = [n for n in each.all_input_nodes if n.op == "get_attr"]
+        if stored:
+            name = layer_name(str(stored[-1].target))
+            return f"{words(node)} {'in' if each is node else 'behind'} {name}"
+        inputs += [str(n.target) for n in each.all_input_nodes if n.op == "placeholder"]
+        ahead += [n for n in each.all_input_nodes if n not in seen]
+        seen.update(each.all_input_nodes)
+    return f"{words(node)} behind input {inputs[0]}" if inputs else words(node)
+
+
+def words(node: fx.Node) -> str:
+    """An op as one would call it: "max pool2d", "attention"."""
+    name = op_name(node)
+    plain = name.strip("_").removeprefix("linalg_").removeprefix("native_").replace("_", " ")
+    return _WORDS.get(name, plain)
+
+
+def first_place(model: Model, op: str) -> str:
+    """`place` of the first such op; the op itself where the model has none (what it was taken apart to).
+
+    Args:
+        op: the op's name, as in "aten.linalg_qr.default" or "aten::linalg_qr".
+    """
+    wanted = op.replace("::", ".").removeprefix("aten.").partition(".")[0].strip("_")
+    node = next(
+        (n for n in model.graph.nodes if n.op == "call_function" and op_name(n).strip("_") == wanted), None
+    )
+    return wanted.replace("_", " ") if node is None else place(node)

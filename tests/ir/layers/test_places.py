@@ -1,0 +1,59 @@
+"""Messages say where in words of who wrote the model, and torch says nothing beside them."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from nncompress.analysis.couplings import find_couplings
+from nncompress.api import load
+from nncompress.ir.layers.places import first_place, place
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+        self.rnn = nn.GRU(6, 3, batch_first=True)
+
+    def forward(self, x):
+        scale = x.abs().amax()
+        return self.rnn(self.body(x).softmax(-1))[0] * scale
+
+
+def test_an_op_lies_in_or_behind_a_layer():
+    model = load(Net().eval(), input=(torch.randn(2, 5, 4),))
+    places = {place(node) for node in model.graph.nodes}
+    assert {"input x", "body.0.weight", "linear in body.0", "softmax behind body.0", "gru in rnn"} <= places
+    assert {"amax behind input x", "a product behind rnn", "output"} <= places
+    assert first_place(model, "aten::softmax.int") == "softmax behind body.0"
+    assert first_place(model, "aten.linalg_qr.default") == "linalg qr"
+
+
+def test_what_is_pinned_names_no_node_of_the_graph():
+    model = load(Net().eval(), input=(torch.randn(2, 5, 4),))
+    pinned = find_couplings(model).pinned
+    assert pinned["body.0.weight", 0] == "softmax behind body.0: softmax along it"
+    assert not [why for why in pinned.values() if "aten" in why or "_" in why]
+
+
+class Mixing(nn.Module):
+    """Records act on each other along the first dim: other dims are tried, and fail inside torch, which logs
+    that with a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+
+    def forward(self, x):
+        x = self.a(x)
+        return x * torch.dist(x, torch.zeros_like(x))
+
+
+def test_torch_logs_nothing_while_a_model_is_taken_in(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.StreamHandler, "emit", lambda self, record: said.append(record.getMessage()))
+    load(Mixing().eval(), input=(torch.randn(2, 7, 6),))
+    assert said == []
