@@ -187,4 +187,33 @@ def _to_text(value: Any) -> str:
 
 
 def _to_tuple(value: Any) -> tuple[str, ...]:
+    if isinstance(value, dict):  # a table of a recipe
+        return tuple(f"{key}={_to_text(item)}" for key, item in value.items())
     return tuple(value.split("+")) if isinstance(value, str) else tuple(map(_to_text, value))
+
+
+def shares_of(name: str, field_name: str, pairs: Iterable[str]) -> dict[str, float]:
+    """ "layer1.0=0.2", … -> {"layer1.0": 0.2}: a share above 0 and below 1 by name.
+
+    Args:
+        name, field_name: of the options and of the one that holds the pairs.
+
+    Raises:
+        UsageError: an entry is no such pair, or a name is there twice.
+    """
+    where = f"{name}: {flag_of(field_name)}"
+    found: dict[str, float] = {}
+    for pair in pairs:
+        key, _, text = pair.rpartition("=")
+        try:
+            share = float(text)
+        except ValueError:
+            share = math.nan
+        if not key or not 0 < share < 1:
+            raise UsageError(
+                f"{where} is no name and share", got=shown(pair), expected="NAME=SHARE, above 0 and below 1"
+            )
+        if key in found:
+            raise UsageError(f"{where} names {shown(key)} twice", expected="one share per name")
+        found[key] = share
+    return found

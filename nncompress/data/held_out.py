@@ -13,10 +13,12 @@ from zlib import crc32
 import numpy as np
 
 from nncompress.data.source import Raw, Source, StreamSource
+from nncompress.errors import DataError
 
 MOST = 64  # records held out; a relative distance of outputs is then known to a few percent of itself
 ONE_IN = 5  # at most this share
 FEWEST = 8  # up to so many records, all are needed for fitting
+HALVES = 20261129  # seed of the halves: never to be changed, recipes refer to them
 LOOK = 256  # batches of a stream that are looked at for some of either part
 
 
@@ -36,6 +38,30 @@ def hold_out(
     held = ((np.arange(count) + 0.5) * step).astype(np.int64)
     records = (held[:, None] * unit + np.arange(unit)).ravel()
     return Selection(source, np.setdiff1d(np.arange(len(source)), records)), Selection(source, records)
+
+
+def half_of(source: Source | StreamSource, half: str, spec: str) -> Selection:
+    """One of the two halves of a source, drawn at random by a seed that is always the same.
+
+    Args:
+        half: "1" or "2".
+
+    Raises:
+        DataError: there is no such half, there are not two records, or they cannot be read by index.
+    """
+    if half not in ("1", "2"):
+        raise DataError(f"{spec}: there is no such half", got=f"half={half}", expected="half=1 or half=2")
+    if not isinstance(source, Source):
+        raise DataError(
+            f"{spec}: a stream cannot be halved",
+            expected="records that can be read by index",
+            remedy="save them as a .npz file, or return (x, y) arrays",
+        )
+    if len(source) < 2:
+        raise DataError(f"{spec} cannot be halved", got=f"{len(source)} record", expected="at least 2")
+    order = np.random.default_rng(HALVES).permutation(len(source))
+    middle = len(order) // 2
+    return Selection(source, np.sort(order[:middle] if half == "1" else order[middle:]))
 
 
 class Selection:

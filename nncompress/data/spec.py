@@ -10,6 +10,7 @@ from typing import Any
 from nncompress.data.cifar10 import open_cifar10
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import ExpectedInput, fit_inputs
+from nncompress.data.held_out import half_of
 from nncompress.data.images import open_image_folder
 from nncompress.data.mnist import open_mnist
 from nncompress.data.normalization import parse_normalization
@@ -28,7 +29,8 @@ def open_data(
 
     Args:
         spec: `file.npz`, a folder of images by class, `mnist:DIR`, `cifar10:DIR` (both also with
-            `?split=train`), or `package.module:function`; or data in memory: see `open_memory`.
+            `?split=train`), or `package.module:function`; or data in memory: see `open_memory`. `?half=1`
+            and `?half=2` are two parts of the same size, drawn at random and always the same.
         inputs: the model's inputs. None: the records are taken for what they most likely are (uint8
             [H, W, C] is an image), which tells a model's input shape from its data.
         normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
@@ -57,6 +59,10 @@ def open_data(
 
 def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | StreamSource:
     path, options = _split_options(spec)
+    if "half" in options:
+        half = options.pop("half")
+        rest = "&".join(f"{key}={value}" for key, value in options.items())
+        return half_of(_open_source(f"{path}?{rest}" if rest else path, expected), half, spec)
     if path.startswith("mnist:"):
         return open_mnist(Path(path.removeprefix("mnist:")), _split(options, spec))
     if path.startswith("cifar10:"):

@@ -16,6 +16,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
+from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 # No outputs moved by more than 4 % where tried (`benchmarks/factorize_default.py`): relative errors add up
 # alike in every network, whatever the size of its weights.
 RELATIVE = 1e-3
-SELECTORS = ("err", "relative", "energy", "rank", "ratio", "macs", "params", "latency")
+SELECTORS = ("err", "relative", "energy", "rank", "ratio", "ratios", "macs", "params", "latency")
 
 
 @dataclass(frozen=True)
 class Factorize(Pass):
     """Low-rank factors instead of layers.
 
-    One of `err`, `relative`, `energy`, `rank`, `ratio`, `macs`, `params` and `latency` decides the ranks.
+    One of `SELECTORS` decides the ranks.
     """
 
     name = "factorize"
@@ -60,6 +61,11 @@ class Factorize(Pass):
     energy: float | None = option(None, above=0, below=1, help="share of the squared singular values to keep")
     rank: int | None = option(None, least=1, help="the same rank for every layer")
     ratio: float | None = option(None, above=0, below=1, help="share of its own MACs that every layer keeps")
+    ratios: tuple[str, ...] = option(
+        (),
+        metavar="LAYER=SHARE",
+        help="share of its own MACs that one layer keeps; layers not named stay (repeatable)",
+    )
     macs: float | None = option(
         None, above=0, below=1, help="share of its MACs that the model keeps, at the least error in all"
     )
@@ -93,7 +99,8 @@ class Factorize(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in SELECTORS if getattr(self, name) is not None]
+        shares_of(self.name, "ratios", self.ratios)
+        given = [name for name in SELECTORS if getattr(self, name) not in (None, ())]
         if len(given) > 1:
             raise UsageError(
                 "factorize: give one way to choose the ranks", got=" and ".join(f"--{name}" for name in given)
@@ -128,6 +135,8 @@ class Factorize(Pass):
 
         shapes = Shapes(model)
         targets, left = find_targets(model, shapes, self.exclude)
+        if self.ratios:
+            targets, left = self._named(targets, left)
         if not targets and all(layer.weight.quantized for layer in layers(model)):
             context.notes.append(
                 "factorize left the model as it was: all its weights are quantized already, and factors are "
@@ -166,6 +175,25 @@ class Factorize(Pass):
         if original is not None:
             changes += repair(original, model, stages, context)
         return changes
+
+    def _named(self, targets: list[Target], left: dict[str, str]) -> tuple[list[Target], dict[str, str]]:
+        """The layers that `--ratios` names, and why each other one is left alone.
+
+        Raises:
+            UsageError: a name is not that of a layer that can be factorized: the user meant it to be.
+        """
+        shares = shares_of(self.name, "ratios", self.ratios)
+        known = [target.name for target in targets]
+        for name in shares:
+            if name not in known:
+                raise UsageError(
+                    f"factorize: --ratios {name} names no layer that can be factorized",
+                    got=left.get(name, ""),
+                    expected=", ".join(known[:5]) + (", …" if known[5:] else ""),
+                    remedy="nncompress inspect shows the layers",
+                )
+        others = {name: "not named in --ratios" for name in known if name not in shares}
+        return [target for target in targets if target.name in shares], {**left, **others}
 
     def _evidence(
         self, model: Model, targets: list[Target], context: Context
@@ -271,6 +299,9 @@ class Factorize(Pass):
             return [choose.by_rank(o, self.rank) for o in options]
         if self.ratio is not None:
             return [choose.by_ratio(o, self.ratio) for o in options]
+        if self.ratios:
+            shares = shares_of(self.name, "ratios", self.ratios)
+            return [choose.by_ratio(o, shares[o.target.name]) for o in options]
         told = f"error {self.err:g}" if self.err is not None else f"relative error {self._share:.3g}"
         limits = [self._limit(o.total, o.elements, whose) or 0.0 for o in options]
         return [choose.by_error(o, limit, told) for o, limit in zip(options, limits)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nncompress.passes.prune_nodes.plan import Plan
 
 BUDGET_TOLERANCE = 0.02
+SIZES = ("ratio", "ratios", "macs", "params", "threshold", "outliers")  # each says how many nodes go
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class PruneNodes(Pass):
 
     ratio: float | None = option(
         None, least=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
+    )
+    ratios: tuple[str, ...] = option(
+        (),
+        metavar="GROUP=SHARE",
+        help="remove this share of one group's nodes, and nothing of groups not named (repeatable)",
     )
     macs: float | None = option(None, above=0, below=1, help="leave this share of the MACs")
     params: float | None = option(None, above=0, below=1, help="leave this share of the parameters")
@@ -81,7 +88,8 @@ class PruneNodes(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [f"--{n}" for n in ("ratio", "macs", "params", "threshold", "outliers") if self._has(n)]
+        shares_of(self.name, "ratios", self.ratios)
+        given = [f"--{n}" for n in SIZES if self._has(n)]
         if len(given) > 1:
             raise UsageError(
                 "prune-nodes: these options each say how many nodes go",
@@ -90,12 +98,12 @@ class PruneNodes(Pass):
             )
 
     def _has(self, name: str) -> bool:
-        return getattr(self, name) is not None
+        return getattr(self, name) not in (None, ())
 
     @property
     def selects(self) -> bool:
         """Nodes are to be removed, not whole blocks only."""
-        sized = any(self._has(n) for n in ("ratio", "macs", "params", "threshold", "outliers"))
+        sized = any(self._has(n) for n in SIZES)
         return sized or not self.drop_blocks
 
     def chosen(self, context: Context) -> str:

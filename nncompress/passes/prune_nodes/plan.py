@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from nncompress.analysis.importance.selection import (
 from nncompress.analysis.observe.residual import Branch, find_branches, names
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.options import shares_of
 from nncompress.passes.base import Context
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
             if dropped
             else "nncompress inspect --units shows why",
         )
+    ratios = shares_of(options.name, "ratios", options.ratios)
+    choices = _named(choices, ratios) if ratios else choices
     criterion = CRITERIA[options.chosen(context)]
     setting = Setting(
         model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
@@ -108,6 +111,23 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
     for name, units in removed.items():
         losses[name] = float(rankings[name].loss[min(len(units), len(rankings[name].loss) - 1)])
     return Plan(tuple(choices), removed, tuple(branches), dropped, losses)
+
+
+def _named(choices: Sequence[Choice], ratios: Mapping[str, float]) -> list[Choice]:
+    """The choices that `--ratios` names.
+
+    Raises:
+        UsageError: a name is not that of a choice: the user meant to remove nodes there.
+    """
+    known = {c.name: c for c in choices}
+    for name in ratios:
+        if name not in known:
+            raise UsageError(
+                f"prune-nodes: --ratios {name} names no group whose nodes can be removed",
+                expected=", ".join(list(known)[:5]) + (", …" if len(known) > 5 else ""),
+                remedy="nncompress inspect --units shows the groups",
+            )
+    return [known[name] for name in known if name in ratios]
 
 
 def _drop(
@@ -183,6 +203,15 @@ def _counts(
             share -= _stored(choices, counts) / costs.total
             counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
         return counts
+    if options.ratios:
+        shares = shares_of(options.name, "ratios", options.ratios)
+        return {
+            name: count
+            for c in choices
+            for name, count in by_ratio(
+                [c], rankings, shares[c.name], options.round_to, everywhere=False
+            ).items()
+        }
     ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
     return by_ratio(choices, rankings, ratio, options.round_to, everywhere=options.scope == "global")
 
