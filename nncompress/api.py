@@ -195,6 +195,7 @@ def evaluate(
     data: Any,
     *,
     task: str = "auto",
+    metric: str | None = None,
     input: Input | None = None,
     batch_size: int = 64,
     limit: int | None = None,
@@ -203,7 +204,8 @@ def evaluate(
     """Top-1 and top-5, RMSE, or reconstruction error on labelled data; an `.onnx` runs in ONNX Runtime.
 
     Args:
-        task: see `nncompress.analysis.accuracy.evaluate`.
+        task: see `nncompress.analysis.accuracy.measure`.
+        metric: another measure: a name, or "file.py:function" of your own (docs/eval.md).
         input: what a module takes, where `data` does not say it (see `load`).
         limit: use this many records, spread over the data.
 
@@ -217,7 +219,13 @@ def evaluate(
         runner = open_artifact(model)
         records = data if isinstance(data, Dataset) else open_data(data, runner.inputs)
         return accuracy.evaluate(
-            runner.run, records, task, batch_size=batch_size, limit=limit, progress=progress
+            runner.run,
+            records,
+            task,
+            metric=metric,
+            batch_size=batch_size,
+            limit=limit,
+            progress=progress,
         )
     taken = load(model, data=data, notice=warnings.warn) if isinstance(model, str | Path) else None
     taken = taken or _taken(model, input, data, warnings.warn)
@@ -225,6 +233,7 @@ def evaluate(
         open_artifact(taken).run,
         dataset(data, taken),
         task,
+        metric=metric,
         batch_size=batch_size,
         limit=limit,
         output=known_answer(taken),

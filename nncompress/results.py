@@ -64,6 +64,9 @@ class EvalResult(Result):
         top1_standard_error: of top1 as an estimate of the whole population's.
         rmse: root of the mean squared error over all targets (regression).
         mse: mean squared error over all elements of the input (reconstruction).
+        metric: name of the metric that models are compared by; the task's own, or the one asked for.
+        value: of that metric; shares are 0 … 1.
+        interval: `value` with its 95 % interval over samples.
     """
 
     kind: ClassVar[str] = "eval"
@@ -76,6 +79,9 @@ class EvalResult(Result):
     top1_standard_error: float | None = None
     rmse: float | None = None
     mse: float | None = None
+    metric: str | None = None
+    value: float | None = None
+    interval: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,24 @@ class PairedResult(Result):
     only_changed: int
     difference: Estimate
     p_value: float
+
+
+@dataclass(frozen=True)
+class MetricDifference(Result):
+    """Two models on the same samples, by any metric.
+
+    Attributes:
+        original, changed: values of the metric; shares are 0 … 1.
+        difference: changed - original with its paired interval.
+    """
+
+    kind: ClassVar[str] = "metric-difference"
+
+    metric: str
+    records: int
+    original: float
+    changed: float
+    difference: Estimate
 
 
 # -- speed -------------------------------------------------------------------------------------------------

@@ -9,42 +9,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nncompress.analysis.answer import (
-    TASKS,
-    Answers,
-    Predict,
-    batch_first,
-    check_finite,
-    chosen_classes,
-    class_labels,
-    output_dims,
-    outputs_of,
-    target_like,
-)
+from nncompress.analysis.answer import TASKS, Answers, Predict, check_finite, output_dims, outputs_of
+from nncompress.analysis.metrics.base import Metric, Scores
+from nncompress.analysis.metrics.registry import metric_of, named_metric
+from nncompress.analysis.metrics.scores import SummedScores, check_pair
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.progress import NullProgress, Progress
-from nncompress.results import CompareResult, Estimate, EvalResult, OutputDifference, PairedResult
+from nncompress.results import (
+    CompareResult,
+    Estimate,
+    EvalResult,
+    MetricDifference,
+    OutputDifference,
+    PairedResult,
+)
 
 TOP = 5
 Z_95 = 1.959963984540054
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Measured:
+    """One model on a data set: the result, and what each sample adds to it, by which it is paired."""
+
+    result: EvalResult
+    scores: Scores
+
+    def against(self, first: Measured) -> PairedResult | MetricDifference:
+        """This model less the first, on the same samples.
+
+        Raises:
+            DataError: they were measured on others, or by another metric.
+        """
+        check_pair(self.scores, first.scores)
+        if isinstance(self.scores, SummedScores) and self.scores.metric.name == "top1":
+            assert isinstance(first.scores, SummedScores)
+            return _paired_shares(first.scores, self.scores)
+        return MetricDifference(
+            metric=self.scores.metric.name,
+            records=self.scores.samples,
+            original=first.scores.value,
+            changed=self.scores.value,
+            difference=self.scores.less(first.scores),
+        )
+
+
+def measure(
     predict: Predict,
     dataset: Dataset,
     task: str = "auto",
     *,
+    metric: str | None = None,
     batch_size: int = 64,
     limit: int | None = None,
     output: int | None = None,
     progress: Progress | None = None,
-) -> EvalResult:
-    """Measure a model on labelled data (or on its own inputs, for reconstruction).
+) -> Measured:
+    """Run a model over data, and hold its answers against the labels.
 
     Args:
         task: `classification` (scores [N, C] or class numbers [N], integer labels [N]: top-1, and top-5 of
@@ -52,6 +80,7 @@ def evaluate(
             and targets of one shape: RMSE), `reconstruction` (outputs shaped like the first input: MSE), or
             `auto`: regression for floating targets or one output number, reconstruction where there are no
             labels or the output is an image like the input, else classification.
+        metric: another measure than the task's own (`nncompress.analysis.metrics`).
         limit: use this many records, spread over the data.
         output: which output of a model with several; None: the one that the labels fit.
     Raises:
@@ -60,45 +89,56 @@ def evaluate(
     """
     if task not in TASKS:
         raise UsageError("unknown task", got=task, expected=", ".join(TASKS))
-    if task in ("classification", "regression"):
-        dataset.require_labels(task)
-    records = elements = right = right_in_five = 0
-    squared = 0.0
-    classes: int | None = None
-    answers = Answers(predict, dataset, task, output)
+    chosen = None if metric is None else named_metric(metric)
+    if chosen is not None:
+        chosen.classes = dataset.classes
+    if chosen.needs_labels if chosen is not None else task in ("classification", "regression"):
+        dataset.require_labels(task if chosen is None else f"--metric {metric}")
+    answers = Answers(predict, dataset, task, output, chosen)
+    measured: list[Scores] = []
+    records = 0
     for batch in _reported(dataset, batch_size, limit, "evaluating", progress):
         result = answers.of(batch, records)
-        task = answers.task
-        if task == "classification":
-            labels = class_labels(result, batch.labels, dataset.spec, records)
-            right += int((chosen_classes(result) == labels).sum())
-            if result.is_floating_point():
-                classes = result.shape[1]
-                best = result.topk(min(TOP, classes), dim=1).indices
-                right_in_five += int((best == labels[:, None]).any(1).sum())
-        else:
-            target = batch_first(batch)[0] if task == "reconstruction" else batch.labels
-            squared += float(
-                (result.double() - target_like(result, target, dataset.spec, task)).square().sum()
-            )
-            elements += result.numel()
+        if not measured:
+            if chosen is not None:
+                chosen.check(result, batch, dataset.spec)
+            measured = [each.begin() for each in _metrics(chosen, answers.task, result)]
+        for scores in measured:
+            scores.add(result, batch, dataset.spec)
         records += len(batch)
     if records == 0:
         raise DataError(f"{dataset.spec} gave no records to evaluate on")
-    if task != "classification":
-        mse = squared / elements
-        if task == "regression":
-            return EvalResult(dataset.spec, task, records, rmse=math.sqrt(mse))
-        return EvalResult(dataset.spec, task, records, mse=mse)
-    top1 = right / records
-    return EvalResult(
-        dataset.spec,
-        task,
-        records,
-        top1=top1,
-        top5=right_in_five / records if classes is not None and classes > TOP else None,
-        top1_standard_error=math.sqrt(top1 * (1 - top1) / records),
+    first = measured[0]
+    values = {scores.metric.name: scores.value for scores in measured}
+    top1 = values.get("top1")
+    return Measured(
+        EvalResult(
+            dataset.spec,
+            answers.task if chosen is None else chosen.name,
+            records,
+            **{name: values[name] for name in ("top1", "top5", "rmse", "mse") if name in values},
+            top1_standard_error=None if top1 is None else math.sqrt(top1 * (1 - top1) / records),
+            metric=first.metric.name,
+            value=first.value,
+            interval=first.interval(),
+        ),
+        first,
     )
+
+
+def _metrics(chosen: Metric | None, task: str, result: Tensor) -> list[Metric]:
+    """The metrics to report: the one asked for, or the task's; the first is the one to compare by."""
+    if chosen is not None:
+        return [chosen]
+    found = [metric_of(task)]
+    if task == "classification" and result.is_floating_point() and result.shape[1] > TOP:
+        found.append(named_metric("top5"))
+    return found
+
+
+def evaluate(predict: Predict, dataset: Dataset, task: str = "auto", **options: Any) -> EvalResult:
+    """How good a model is: the result of `measure`, which takes the same arguments and raises the same."""
+    return measure(predict, dataset, task, **options).result
 
 
 def evaluate_paired(
@@ -106,38 +146,35 @@ def evaluate_paired(
     changed: Predict,
     dataset: Dataset,
     *,
-    batch_size: int = 64,
-    limit: int | None = None,
     outputs: tuple[int | None, int | None] = (None, None),
-    progress: Progress | None = None,
+    **options: Any,
 ) -> PairedResult:
     """Top-1 of two classifiers on the same records, with the interval of their difference.
 
+    Args:
+        options: see `measure`.
     Raises:
         DataError: labels are missing or do not fit the outputs.
         VerificationError: an output is NaN or infinite.
     """
     dataset.require_labels("a paired comparison")
-    records = both = only_original = only_changed = 0
-    both_answers = [
-        Answers(each, dataset, "classification", output) for each, output in zip((original, changed), outputs)
-    ]
-    for batch in _reported(dataset, batch_size, limit, "comparing accuracy", progress):
-        hits = []
-        for answers in both_answers:
-            result = answers.of(batch, records)
-            labels = class_labels(result, batch.labels, dataset.spec, records)
-            hits.append(chosen_classes(result) == labels)
-        both += int((hits[0] & hits[1]).sum())
-        only_original += int((hits[0] & ~hits[1]).sum())
-        only_changed += int((~hits[0] & hits[1]).sum())
-        records += len(batch)
-    if records == 0:
-        raise DataError(f"{dataset.spec} gave no records to compare on")
+    first, second = (
+        measure(each, dataset, "classification", output=output, **options)
+        for each, output in zip((original, changed), outputs)
+    )
+    found = second.against(first)
+    assert isinstance(found, PairedResult)
+    return found
+
+
+def _paired_shares(original: SummedScores, changed: SummedScores) -> PairedResult:
+    before, after = original.rows[:, 0], changed.rows[:, 0]
+    records = len(before)
+    only_original, only_changed = int((before > after).sum()), int((after > before).sum())
     return PairedResult(
         records=records,
-        top1_original=(both + only_original) / records,
-        top1_changed=(both + only_changed) / records,
+        top1_original=original.value,
+        top1_changed=changed.value,
         only_original=only_original,
         only_changed=only_changed,
         difference=paired_difference(only_original, only_changed, records),

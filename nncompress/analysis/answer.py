@@ -20,12 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.analysis.labels import task_of
+from nncompress.analysis.metrics.base import Metric
+from nncompress.analysis.metrics.registry import TASK_METRICS, metric_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.ir import Model
 
 Predict = Callable[..., Any]  # input tensors → a tensor or array, or a tuple of them: a Model, or Runner.run
-TASKS = ("auto", "classification", "regression", "reconstruction")
+TASKS = ("auto", *TASK_METRICS)
 ANSWER = "answer"  # the key in a model's metadata: the number of the output that labels belong to
 PROBED = 2  # records that tell which output is the answer
 
@@ -97,13 +100,21 @@ class Answers:
     Args:
         task: one of `TASKS`; "auto" is resolved by the first batch.
         output: the number of an output; None: the one that the labels fit, told by the first batch.
+        metric: what the answers are held against the labels by; None: the task's own.
 
     Attributes:
         task, output: as they were resolved.
     """
 
-    def __init__(self, predict: Predict, dataset: Dataset, task: str, output: int | None = None) -> None:
-        self._predict, self._dataset = predict, dataset
+    def __init__(
+        self,
+        predict: Predict,
+        dataset: Dataset,
+        task: str,
+        output: int | None = None,
+        metric: Metric | None = None,
+    ) -> None:
+        self._predict, self._dataset, self._metric = predict, dataset, metric
         if output is None and isinstance(predict, Model):
             output = predict.metadata.get(ANSWER)
         self.task, self.output = task, output
@@ -130,9 +141,11 @@ class Answers:
                 got=f"an output of shape {list(output.shape)} for {len(batch)} records",
             )
         result = output.movedim(self._dim, 0).detach().cpu()
-        if self.task == "auto":
-            self.task = task_of(result, batch, self._dataset.spec)
-        check_finite(result, first_record, masked=self.task == "classification")
+        if self._metric is None:
+            if self.task == "auto":
+                self.task = task_of(result, batch, self._dataset.spec)
+            self._metric = metric_of(self.task)
+        check_finite(result, first_record, masked=self._metric.masked)
         return result
 
     def fitting(self, batch: Batch) -> list[int]:
@@ -142,12 +155,19 @@ class Answers:
     def _fitting(self, outputs: Sequence[Tensor], batch: Batch) -> list[int]:
         dims = output_dims(self._predict, batch, outputs)
         moved = {i: outputs[i].movedim(d, 0) for i, d in enumerate(dims) if d is not None}
-        tasks = TASKS[1:] if self.task == "auto" else (self.task,)
-        for task in tasks:
-            found = [i for i, x in moved.items() if _fits(task, x, batch, self._dataset.classes)]
+        for metric in self._possible(batch):
+            found = [i for i, x in moved.items() if metric.fits(x, batch, self._dataset.classes)]
             if found:
                 return found
         return []
+
+    def _possible(self, batch: Batch) -> list[Metric]:
+        if self._metric is not None:
+            return [self._metric]
+        if self.task != "auto":
+            return [metric_of(self.task)]
+        possible = [metric_of(task) for task in TASK_METRICS]
+        return [m for m in possible if m.needs_labels == (batch.labels is not None)]
 
     def _chosen(self, outputs: Sequence[Tensor], batch: Batch) -> int:
         if len(outputs) == 1:
@@ -163,24 +183,6 @@ class Answers:
             expected="one output that they fit",
             remedy=f"name it: --output-index {fitting[0] if fitting else 0}",
         )
-
-
-def _fits(task: str, output: Tensor, batch: Batch, classes: int | None) -> bool:
-    labels = batch.labels
-    if task == "reconstruction":
-        first = batch_first(batch)[0]
-        return labels is None and output.is_floating_point() and output.shape == first.shape
-    if labels is None or output.is_complex():
-        return False
-    if task == "regression":
-        one_each = output.numel() == labels.numel() == len(batch)
-        return one_each or output.shape == labels.shape
-    if labels.is_floating_point() or labels.dim() != 1:
-        return False
-    if not output.is_floating_point():
-        return output.numel() == len(batch)
-    most = max(int(labels.max()), (classes or 1) - 1)
-    return output.dim() == 2 and output.shape[1] > max(1, most)
 
 
 # -- where its records lie -----------------------------------------------------------------------------------
@@ -226,12 +228,6 @@ def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tu
     return tuple(p[0] if p else None for p in possible)
 
 
-def batch_first(batch: Batch) -> tuple[Tensor, ...]:
-    """The inputs with their records along dim 0; what all share as it is."""
-    dims = batch.dims or (0,) * len(batch.inputs)
-    return tuple(x if d is None else x.movedim(d, 0) for x, d in zip(batch.inputs, dims))
-
-
 def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> None:
     """Refuse NaN and infinity in outputs [N, ...], naming the record.
 
@@ -251,81 +247,3 @@ def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> 
             f"the model's output for record {first_record + int(good.int().argmin())} is NaN or infinite",
             remedy="look at what was done to the model last: nncompress inspect",
         )
-
-
-# -- what labels ask of it -----------------------------------------------------------------------------------
-
-
-def chosen_classes(result: Tensor) -> Tensor:
-    """Class numbers [N] of scores [N, C], or as the model gives them, [N] or [N, 1]."""
-    return result.argmax(1) if result.is_floating_point() else result.reshape(-1).long()
-
-
-def task_of(result: Tensor, batch: Batch, origin: str) -> str:
-    """The task that a result [N, ...] and the labels make likely.
-
-    Raises:
-        DataError: there are no labels, and the result is not shaped as the input.
-    """
-    like_input = result.shape == batch_first(batch)[0].shape
-    if batch.labels is None:
-        if like_input and batch.inputs[0].is_floating_point():
-            return "reconstruction"
-        raise DataError(
-            f"{origin} has no labels",
-            expected="labels, or a model whose output is shaped like its input",
-            remedy="what another model answers needs none: eval MODEL OTHER, train --teacher MODEL "
-            "--teacher-weight 1",
-        )
-    if not (batch.labels.is_floating_point() or result.is_floating_point()):
-        return "classification"
-    if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
-        return "regression"
-    return "reconstruction" if like_input and result.dim() > 2 else "classification"
-
-
-def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
-    """Labels [N] that name columns of result [N, C], or numbers like those of an integer result [N].
-
-    Raises:
-        DataError: they are none, or name a class that the result has no column for.
-    """
-    if labels is None or labels.is_floating_point() or labels.dim() != 1:
-        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
-        raise DataError(
-            f"{origin}: classification needs one class number per record", got=got, expected="int64 [N]"
-        )
-    if not result.is_floating_point() and result.numel() == len(result):
-        return labels
-    if not result.is_floating_point() or result.dim() != 2 or result.shape[1] < 2:
-        raise DataError(
-            "the model's output is not one score per class",
-            got=f"an output of shape {list(result.shape)}",
-            expected="float [N, C] with C at least 2, or class numbers [N]",
-            remedy="name the task (--task), or another output (--output-index)",
-        )
-    if int(labels.max()) >= result.shape[1]:
-        record = first_record + int(labels.argmax())
-        raise DataError(
-            f"{origin}: record {record} has a label that the model has no output for",
-            got=f"label {int(labels.max())}",
-            expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
-            remedy="use data with the classes the model was trained on",
-        )
-    return labels
-
-
-def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
-    """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
-    one_each = target is not None and target.numel() == result.numel() == len(result)
-    if target is not None and task == "regression" and one_each:
-        target = target.reshape(result.shape)
-    if target is None or target.shape != result.shape:
-        wanted = "input" if task == "reconstruction" else "targets"
-        raise DataError(
-            f"{origin}: the {wanted} and the model's output differ in shape",
-            got="none" if target is None else str(list(target.shape)),
-            expected=str(list(result.shape)),
-            remedy="save class numbers as integers, or choose another --task",
-        )
-    return target.double()

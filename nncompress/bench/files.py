@@ -91,6 +91,8 @@ def rows(suite: BenchSuite) -> list[dict[str, Any]]:
                     "top1": accuracy and accuracy.top1,
                     "rmse": accuracy and accuracy.rmse,
                     "mse": accuracy and accuracy.mse,
+                    "metric": accuracy and accuracy.metric,
+                    "metric_value": accuracy and accuracy.value,
                     "cpu": run.environment.get("cpu"),
                     "seed": run.seed,
                     "interrupted": run.interrupted,

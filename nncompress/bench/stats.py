@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nncompress.analysis.intervals import CONFIDENCE, student_t
 from nncompress.results import Estimate, Latency
 
 RESAMPLES = 2000
 RESOLUTION = (
     0.001  # no interval is narrower than +-0.1 %: runs of one file against itself differ by that much
 )
-CONFIDENCE = 0.95
 
 Times = Sequence[int] | np.ndarray
 
@@ -77,30 +77,6 @@ def slowdown(then: Sequence[float], now: Sequence[float]) -> Estimate:
 def precision(estimate: Estimate) -> float:
     """Half the interval's width relative to the value: 0.01 is "to within 1 %"."""
     return math.sqrt(estimate.high / estimate.low) - 1
-
-
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The t with P(|T| <= t) = `confidence` for Student's T with so many (at least one) degrees of freedom.
-
-    P is a finite sum over powers of the cosine of atan(t / sqrt(freedom)) (Abramowitz & Stegun 26.7.3 and
-    26.7.4), so its inverse is found by halving the range of that angle until floats end.
-    """
-    low, high = 0.0, math.pi / 2
-    while low < (angle := (low + high) / 2) < high:
-        low, high = (angle, high) if _within(angle, freedom) < confidence else (low, angle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """P(|T| <= sqrt(freedom) · tan(angle))."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine * cosine
-        total += term
-    return (angle + sine * total) * 2 / math.pi if odd else sine * total
 
 
 def _squared_error(values: np.ndarray) -> float:

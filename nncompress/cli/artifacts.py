@@ -181,19 +181,25 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     return open_data(data, artifacts[0].inputs, how)
 
 
-def answers(opened: Sequence[Artifact], records: Dataset | None, task: str = "auto") -> list[int | None]:
+def answers(
+    opened: Sequence[Artifact], records: Dataset | None, task: str = "auto", metric: str | None = None
+) -> list[int | None]:
     """Per model the output that labels belong to: as stated or remembered, else the one that they fit.
 
     Raises:
         DataError: the labels fit several outputs, or none.
     """
-    if records is None or not (records.has_labels or task == "reconstruction"):
-        return [None] * len(opened)
     from nncompress.analysis.answer import PROBED, Answers
+    from nncompress.analysis.metrics.registry import named_metric
+
+    wanted = None if metric is None else named_metric(metric)
+    unlabelled = task == "reconstruction" or (wanted is not None and not wanted.needs_labels)
+    if records is None or not (records.has_labels or unlabelled):
+        return [None] * len(opened)
 
     found = []
     for each in opened:
-        choice = Answers(each.open(1).run, records, task, each.answer)
+        choice = Answers(each.open(1).run, records, task, each.answer, wanted)
         size = records.fixed_batch or PROBED
         for first in records.batches(size, limit=size):
             choice.of(first, 0)

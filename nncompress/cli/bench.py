@@ -121,6 +121,7 @@ def bench(
         str, typer.Option(metavar="5%", help="of --compare: slower by less is no regression")
     ] = "5%",
     seed: options.Seed = 0,
+    metric: options.Metric = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
@@ -157,13 +158,13 @@ def bench(
             for position, (each, name) in enumerate(zip(opened, names))
         ]
         arms = [arm for each in made for arm in each]
-        settled = artifacts.answers(opened, records)
+        settled = artifacts.answers(opened, records, metric=metric)
         answers = [answer for each, answer in zip(made, settled) for _ in each]
         if not arms:
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
             _check_plan(old, arms, batches, threads, str(compare))
-        suite = _measure(arms, batches, records, answers, settings, bar)
+        suite = _measure(arms, batches, records, answers, metric, settings, bar)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
     _report(suite, output or [], json)
@@ -191,6 +192,7 @@ def _measure(
     batches: tuple[int, ...],
     records: Dataset | None,
     answers: list[int | None],
+    metric: str | None,
     settings: dict[str, Any],
     bar: Progress,
 ) -> BenchSuite:
@@ -212,7 +214,7 @@ def _measure(
             )
             if runs[-1].interrupted:
                 return BenchSuite(tuple(runs))
-        runs = _with_accuracy(runs, arms, records, answers, bar)
+        runs = _with_accuracy(runs, arms, records, answers, metric, bar)
     except KeyboardInterrupt:
         if not runs:
             raise
@@ -289,15 +291,19 @@ def _with_accuracy(
     arms: list[Arm],
     records: Dataset | None,
     answers: list[int | None],
+    metric: str | None,
     bar: Progress,
 ) -> list[BenchResult]:
-    """The results with each arm's accuracy, where the data has labels."""
-    if records is None or not records.has_labels:
+    """The results with each arm's accuracy, where the data has labels (or the metric needs none)."""
+    from nncompress.analysis.metrics.registry import named_metric
+
+    unlabelled = metric is not None and not named_metric(metric).needs_labels
+    if records is None or not (records.has_labels or unlabelled):
         return runs
     from nncompress.analysis.accuracy import evaluate
 
     reached = [
-        evaluate(arm.open(threads=1).run, records, output=answer, progress=bar)
+        evaluate(arm.open(threads=1).run, records, metric=metric, output=answer, progress=bar)
         for arm, answer in zip(arms, answers)
     ]
     return [

@@ -39,6 +39,7 @@ def evaluate(
         Literal["auto", "classification", "regression", "reconstruction"],
         typer.Option(help="what the labels are; auto tells from their type and shape"),
     ] = "auto",
+    metric: options.Metric = None,
     batch: Annotated[int, typer.Option(min=1, help="records per call")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="use this many records [default: all]")] = None,
     json: options.Json = False,
@@ -47,44 +48,51 @@ def evaluate(
     opened = artifacts.open_all(models, **loading)
     data = loading["data"]
     from nncompress.analysis import accuracy
+    from nncompress.analysis.metrics.registry import named_metric
     from nncompress.errors import UsageError
     from nncompress.report import tables
 
+    wanted = None if metric is None else named_metric(metric)
     if data is None and len(opened) < 2:
         raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
     records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
-    if len(opened) < 2 and records is not None and not records.has_labels and task != "reconstruction":
+    if (
+        len(opened) < 2
+        and records is not None
+        and not records.has_labels
+        and task != "reconstruction"
+        and (wanted is None or wanted.needs_labels)
+    ):
         raise UsageError(
             f"{data} has no labels, so one model alone has nothing to be measured by",
             remedy="give a second model to compare with, or --task reconstruction for an autoencoder",
         )
     runners = [each.open(threads=1) for each in opened]
     first = runners[0].run
-    answers = artifacts.answers(opened, records, task)
-    rows = []
+    answers = artifacts.answers(opened, records, task, metric)
+    labelled = records is not None and (
+        records.has_labels or task == "reconstruction" or not (wanted is None or wanted.needs_labels)
+    )
+    rows, measured = [], []
     with progress() as bar:
         for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
             row = tables.EvalRow(name, runner.name)
-            if records is not None and (records.has_labels or task == "reconstruction"):
-                row.result = accuracy.evaluate(
-                    runner.run,
-                    records,
-                    task,
-                    batch_size=batch,
-                    limit=limit,
-                    output=answers[position],
-                    progress=bar,
-                )
-                if position and row.result.task == "classification":
-                    row.paired = accuracy.evaluate_paired(
-                        first,
+            if records is not None and labelled:
+                measured.append(
+                    accuracy.measure(
                         runner.run,
                         records,
+                        task,
+                        metric=metric,
                         batch_size=batch,
                         limit=limit,
-                        outputs=(answers[0], answers[position]),
+                        output=answers[position],
                         progress=bar,
                     )
+                )
+                row.result = measured[-1].result
+                if position:
+                    row.paired = measured[-1].against(measured[0])
             if position:
                 inputs: Iterable[Any] = (
                     records.batches(batch, limit or 512) if records else _random(runners[0])

@@ -104,6 +104,14 @@ OutputIndex = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="top1, top5, f1, miou, rmse, mae, mse, cosine, perplexity or wer [default: by the labels]",
+        rich_help_panel=_PANEL,
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
 

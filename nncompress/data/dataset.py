@@ -38,7 +38,12 @@ class Batch:
                 return tensor.shape[dim]
         return 1  # all records share all inputs
 
-    def part(self, records: slice) -> Batch:
+    def records_first(self) -> tuple[Tensor, ...]:
+        """The inputs with their records along dim 0; what all share as it is."""
+        dims = self.dims or (0,) * len(self.inputs)
+        return tuple(x if d is None else x.movedim(d, 0) for x, d in zip(self.inputs, dims))
+
+    def part(self, records: slice | Tensor) -> Batch:
         """Some of its records."""
         inputs = tuple(
             tensor if dim is None else tensor[(*[slice(None)] * dim, records)]

@@ -1,4 +1,6 @@
-"""`package.module:function`: your own code gives the data; from Python, an object in memory does.
+"""`package.module:function` or `file.py:function`: your own code gives the data.
+
+From Python, an object in memory does.
 
 The function takes no arguments and returns (and what is given in memory is)
 - `(x, y)`, arrays or tensors with one row per record (`((x0, x1), y)` for several inputs; y may be None), or
@@ -8,11 +10,7 @@ The function takes no arguments and returns (and what is given in memory is)
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
 from nncompress.errors import DataError
+from nncompress.user_code import imported, last_line
 
 MOST_KEPT = 2**32  # bytes of batches of an iterator
 RETURNS = "(x, y) arrays, or an iterable of (x, y) batches"
@@ -165,30 +164,22 @@ class PythonStream:
 
 
 def _import(spec: str) -> Callable[[], Any]:
-    module_name, _, function_name = spec.partition(":")
+    module_name, _, function_name = spec.rpartition(":")
     try:
-        with _current_directory_importable():
-            module = importlib.import_module(module_name)
-    except Exception as problem:
+        module = imported(module_name)
+    except (Exception, SystemExit) as problem:
         raise DataError(
             f"the module of {spec} cannot be imported",
-            got=f"{type(problem).__name__}: {problem}",
+            got=last_line(problem),
             remedy="name it as Python imports it, from the directory it is in",
         ) from problem
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise DataError(f"{module_name} has no function {function_name}", expected="package.module:function")
+        raise DataError(
+            f"{module_name} has no function {function_name}",
+            expected="package.module:function",
+        )
     return function
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
 
 
 def _call(function: Callable[[], Any], spec: str) -> Any:

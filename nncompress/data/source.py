@@ -172,8 +172,9 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         # compared as Python integers: numpy compares uint64 with int64 as floats
-        if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < 2**63:
-            negative = int(labels.min()) < 0
+        least = 0 if labels.ndim == 1 else -(2**63)  # of pixels and tokens some may be left out
+        if labels.size and not least <= int(labels.min()) <= int(labels.max()) < 2**63:
+            negative = int(labels.min()) < least
             wrong = labels < 0 if negative else labels >= np.uint64(2**63)
             fault = "a negative" if negative else "too large a"
             record = int(np.argmax(wrong.reshape(records, -1).any(axis=1)))

@@ -19,7 +19,10 @@ from nncompress.data.python import name_of, open_memory, open_python
 from nncompress.data.source import Source, StreamSource
 from nncompress.errors import DataError
 
-FORMS = "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR or package.module:function"
+FORMS = (
+    "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR, package.module:function or "
+    "file.py:function"
+)
 
 
 def open_data(
@@ -77,7 +80,7 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
         if path.endswith(".npz"):
             return open_npz(Path(path), expected)
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
-    if re.fullmatch(r"[\w.]+:\w+", path):
+    if re.fullmatch(r"([\w.]+|.+\.py):\w+", path):
         return open_python(path, expected)
     if Path(path).exists():
         raise DataError(f"{path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS)

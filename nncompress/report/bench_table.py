@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from nncompress.analysis.metrics.registry import named_metric
 from nncompress.report.bench_profile import profiles
 from nncompress.report.tables import plain
 from nncompress.report.units import count, duration, energy, size
@@ -93,6 +94,13 @@ def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None)
     a, b = first.accuracy, arm.accuracy
     if a is not None and b is not None and a.top1 is not None and b.top1 is not None:
         parts.append(f"{100 * (b.top1 - a.top1):+.2f} points of top-1")
+    elif a is not None and b is not None and a.metric == b.metric and a.metric is not None:
+        assert a.value is not None
+        assert b.value is not None
+        metric = named_metric(a.metric)
+        change = metric.shown(b.value) - metric.shown(a.value)
+        unit = f"points of {metric.title}" if metric.share else metric.title
+        parts.append(f"{change:{'+.2f' if metric.share else '+.3g'}} {unit}")
     paid = s.low > 1 or bool(first.file_size and arm.file_size and arm.file_size < 0.99 * first.file_size)
     if previous is not None and previous.speedup is not None and s.high < previous.speedup.low:
         parts.append(f"slower than {previous.name}")
@@ -199,4 +207,7 @@ def _accuracy(arm: ArmResult) -> str:
     a = arm.accuracy
     if a.top1 is not None:
         return f"{100 * a.top1:.2f} %"
+    if a.metric is not None and a.value is not None:
+        metric = named_metric(a.metric)
+        return f"{metric.title} {metric.text(a.value)}"
     return f"RMSE {a.rmse:.3g}" if a.rmse is not None else f"MSE {a.mse:.3g}"

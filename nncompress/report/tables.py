@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from nncompress.analysis.metrics.registry import named_metric
 from nncompress.report.units import count, share, size, times
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.ir.graph.verify import Drift
     from nncompress.pipeline import Step
-    from nncompress.results import CompareResult, EvalResult, PairedResult
+    from nncompress.results import CompareResult, EvalResult, MetricDifference, PairedResult
     from nncompress.zoo.registry import Architecture
 
 SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
@@ -199,7 +200,7 @@ class EvalRow:
     name: str
     runtime: str
     result: EvalResult | None = None
-    paired: PairedResult | None = None
+    paired: PairedResult | MetricDifference | None = None
     difference: CompareResult | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -216,10 +217,13 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
     parts: list[RenderableType] = []
     results = [row.result for row in rows if row.result is not None]
     if results:
-        columns = [name for name in ("top1", "top5", "rmse", "mse") if getattr(results[0], name) is not None]
-        head = {"top1": "top-1 %", "top5": "top-5 %", "rmse": "RMSE", "mse": "MSE"}
+        columns = [
+            name
+            for name in dict.fromkeys((results[0].metric or "", "top1", "top5", "rmse", "mse"))
+            if value_of(results[0], name) is not None
+        ]
         paired = any(row.paired is not None for row in rows)
-        headers = [head[c] for c in columns] + (["against the first"] if paired else [])
+        headers = [heading(c) for c in columns] + (["against the first"] if paired else [])
         runtimes = list(dict.fromkeys(row.runtime for row in rows))
         table = plain("model", *headers)
         for row in rows:
@@ -258,15 +262,39 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def value_of(result: EvalResult, column: str) -> float | None:
+    """The value of a metric in a result, None where it was not measured."""
+    if column == result.metric:
+        return result.value
+    found: float | None = getattr(result, column, None) if column else None
+    return found
+
+
+def heading(name: str) -> str:
+    metric = named_metric(name)
+    return f"{metric.title} %" if metric.share else metric.title
+
+
 def _accuracy(result: EvalResult, column: str) -> str:
-    value = getattr(result, column)
+    value = value_of(result, column)
+    if value is None:
+        return ""
     if column == "top1":
         return f"{100 * value:.2f} ± {100 * (result.top1_standard_error or 0):.2f}"
-    return f"{100 * value:.2f}" if column == "top5" else f"{value:.4g}"
+    metric = named_metric(column)
+    shown = f"{100 * value:.2f}" if metric.share else f"{value:.4g}"
+    if column != result.metric or result.interval is None:
+        return shown
+    low, high = (metric.shown(x) for x in (result.interval.low, result.interval.high))
+    return f"{shown} [{low:.2f}, {high:.2f}]" if metric.share else f"{shown} [{low:.4g}, {high:.4g}]"
 
 
-def _paired(paired: PairedResult | None) -> str:
+def _paired(paired: PairedResult | MetricDifference | None) -> str:
     if paired is None:
         return ""
-    d = paired.difference
-    return f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+    metric = named_metric(getattr(paired, "metric", "top1"))
+    value, low, high = (
+        metric.shown(x) for x in (paired.difference.value, paired.difference.low, paired.difference.high)
+    )
+    form = "+.2f" if metric.share else "+.3g"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

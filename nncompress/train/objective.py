@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nncompress.analysis.answer import class_labels, target_like, task_of
+from nncompress.analysis.labels import class_labels, target_like, task_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError
 from nncompress.train.distributed import Group

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from nncompress.bench.stats import latency, precision, slowdown, speedup, student_t, typical
+from nncompress.analysis.intervals import student_t
+from nncompress.bench.stats import latency, precision, slowdown, speedup, typical
 
 TRIALS = 200
 MS = 1e6

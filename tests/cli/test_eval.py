@@ -148,3 +148,32 @@ def test_time_first_is_found_and_can_be_said(here, capsys):
     capsys.readouterr()
     assert run(["eval", "m.onnx", "--data", "d.npz", "--batch", "7"]) == 0
     assert "80.00" in capsys.readouterr().out
+
+
+def test_any_metric_is_measured_compared_and_kept(here, capsys):
+    """In eval, in bench, and by quantize --max-drop; in JSON with intervals."""
+    import json
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    exported("m.pt2", module)
+    x = torch.randn(80, 8)
+    np.savez("d.npz", x=x.numpy(), y=module(x).argmax(1).numpy())
+    assert (
+        run(["quantize", "m.pt2", "--data", "d.npz", "--max-drop", "1", "--metric", "f1", "-o", "q.pt2"]) == 0
+    )
+    assert "F1 100.00 % ->" in "".join(capsys.readouterr()).replace("\n", " ")
+    assert run(["eval", "m.pt2", "q.pt2", "--data", "d.npz", "--metric", "f1", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert (first["result"]["metric"], first["result"]["value"]) == ("f1", 1.0)
+    difference = second["paired"]["difference"]
+    assert difference["value"] == pytest.approx(second["result"]["value"] - 1)
+    assert difference["low"] <= difference["value"] <= difference["high"] <= 0
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "f1"]) == 0
+    assert "F1 %" in capsys.readouterr().out
+    assert run(["bench", "m.pt2", "--data", "d.npz", "--metric", "f1", "--time", "0.2s"]) == 0
+    assert "F1 100.00 %" in " ".join(capsys.readouterr().out.split())
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "nothing"]) == ExitCode.USAGE
+    assert "perplexity" in capsys.readouterr().err
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "miou"]) == ExitCode.DATA
+    assert "does not fit this output" in " ".join(capsys.readouterr().err.split())

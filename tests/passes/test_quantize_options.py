@@ -29,6 +29,7 @@ class Labelled(Records):
     """Records labelled with what the model itself says."""
 
     spec = "labelled"
+    classes = None
 
     def __init__(self, model: Model, count: int = 64) -> None:
         super().__init__(model, count)

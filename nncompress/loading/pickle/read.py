@@ -20,10 +20,10 @@ import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
 from nncompress.files.pickle_scan import PickleScan, scan_file
-from nncompress.loading.architecture import import_from_here
 from nncompress.loading.pickle.module_attributes import Disagrees
 from nncompress.loading.pickle.module_records import ACTIVATIONS, SAFE_CLASSES, Record, module_from_record
 from nncompress.loading.stored_zip import check_members
+from nncompress.user_code import import_from_here
 
 # What checkpoints carry beside their weights (numbers from numpy, settings). Recorded and never looked at.
 _BYSTANDERS = {

@@ -65,7 +65,10 @@ class Quantize(Pass):
         least=0,
         most=100,
         metavar="POINTS",
-        help="top-1 to lose at most: the worst layers stay in float",
+        help="top-1 (or --metric) to lose at most: the worst layers stay in float",
+    )
+    metric: str = option(
+        "top1", metavar="NAME", help="what --max-drop is measured by, as in eval; points of a share"
     )
     keep: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave in float, e.g. 'head*' (repeatable)"
@@ -98,6 +101,7 @@ class Quantize(Pass):
             raise UsageError("quantize: give one of --size and --weight-bits", got="both")
 
     def requires(self, model: Model, context: Context) -> None:
+        from nncompress.analysis.metrics.registry import named_metric
         from nncompress.ir.edit.fold import fold_batch_norms, norm_names
         from nncompress.ir.layers.weights import layers
         from nncompress.passes.quantize.choose import choose, integer_layers
@@ -141,7 +145,7 @@ class Quantize(Pass):
         for needs in ("size", "max_drop", "correct_bias"):
             if chosen and getattr(self, needs) not in (None, False):
                 data = need_data(context, f"quantize --{needs.replace('_', '-')}", "it is measured")
-                if needs == "max_drop":
+                if needs == "max_drop" and named_metric(self.metric).needs_labels:
                     data.require_labels("quantize --max-drop")
         if chosen and self.rounding == "adaptive":
             need_data(context, "quantize --rounding adaptive", "it is measured")

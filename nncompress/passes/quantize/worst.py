@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.calibration import largest_batch
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
@@ -102,7 +103,8 @@ def keep_worst(
     context: Context,
     quantized: Callable[[tuple[str, ...]], Model],
 ) -> tuple[str, ...]:
-    """Names of the layers to leave in float so that top-1 accuracy falls by at most `--max-drop` points.
+    """Names of the layers to leave in float so that the metric falls by at most `--max-drop`: points of a
+    share, else in its own unit.
 
     Args:
         quantized: a rounded copy of the model without these layers.
@@ -112,20 +114,25 @@ def keep_worst(
     if data is None:
         raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
 
-    def accuracy(each: Model) -> float:
+    metric = named_metric(options.metric)
+
+    def reached_by(each: Model) -> float:
         result = evaluate(
-            each, data, "classification", batch_size=context.batch_size, limit=context.limit, progress=None
+            each, data, metric=options.metric, batch_size=context.batch_size, limit=context.limit
         )
         records.append(result.records)
-        assert result.top1 is not None
-        return 100 * result.top1
+        assert result.value is not None
+        return result.value
 
     records: list[int] = []
-    original = accuracy(model)
-    whole = accuracy(quantized(()))
-    on = f"of {records[0]} records (one is {100 / records[0]:.2g} points)"
-    if original - whole <= options.max_drop:
-        context.notes.append(f"top-1 {original:.2f} % -> {whole:.2f} % with every layer rounded, {on}")
+    original = reached_by(model)
+    whole = reached_by(quantized(()))
+    on = f"of {records[0]} records"
+    if options.metric == "top1":
+        on += f" (one is {100 / records[0]:.2g} points)"
+    fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"
+    if metric.lost(original, whole) <= options.max_drop:
+        context.notes.append(f"{fell}, {on}")
         return ()
     damage = damages(model, chosen, options, evidence, data)
     ranked = sorted(damage, key=lambda name: -damage[name])
@@ -138,13 +145,12 @@ def keep_worst(
     while low + 1 < fewest:
         context.progress.step("finding the layers to leave in float", len(ranked) - fewest + low, len(ranked))
         middle = (low + fewest) // 2
-        found = accuracy(quantized(worst(middle)))
-        if original - found <= options.max_drop:
+        found = reached_by(quantized(worst(middle)))
+        if metric.lost(original, found) <= options.max_drop:
             fewest, reached = middle, found
         else:
             low = middle
     context.notes.append(
-        f"top-1 {original:.2f} % -> {whole:.2f} % with every layer rounded, {reached:.2f} % with the worst "
-        f"{fewest} of {len(ranked)} in float, {on}"
+        f"{fell}, {metric.text(reached)} with the worst {fewest} of {len(ranked)} in float, {on}"
     )
     return worst(fewest)

@@ -1,0 +1,69 @@
+"""How certain a number is: Student's t, and the bootstrap over samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from nncompress.results import Estimate
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+_CELLS = 1 << 24  # of resampling weights that are held at once
+
+
+def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """The t with P(|T| <= t) = `confidence` for Student's T with so many (at least one) degrees of freedom.
+
+    P is a finite sum over powers of the cosine of atan(t / sqrt(freedom)) (Abramowitz & Stegun 26.7.3 and
+    26.7.4), so its inverse is found by halving the range of that angle until floats end.
+    """
+    low, high = 0.0, math.pi / 2
+    while low < (angle := (low + high) / 2) < high:
+        low, high = (angle, high) if _within(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| <= sqrt(freedom) · tan(angle))."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine * cosine
+        total += term
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total
+
+
+def mean_interval(values: np.ndarray) -> Estimate:
+    """The mean of independent numbers [N], at least one, with Student's t interval (infinite for one)."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, -math.inf, math.inf, CONFIDENCE)
+    half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half, CONFIDENCE)
+
+
+def bootstrap_interval(
+    value: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, seed: int = 0
+) -> Estimate:
+    """A function of sums over samples, with its percentile interval over resampled samples (Efron 1979).
+
+    Args:
+        value: sums [..., K] → numbers [...].
+        rows: what each sample adds to the sums, [N, K].
+    """
+    generator = np.random.default_rng(seed)
+    count = len(rows)
+    at_once = max(1, _CELLS // max(1, count))
+    drawn = []
+    for start in range(0, RESAMPLES, at_once):
+        times = generator.multinomial(count, np.full(count, 1 / count), size=min(at_once, RESAMPLES - start))
+        drawn.append(value(times.astype(np.float64) @ rows))
+    tail = 50 * (1 - CONFIDENCE)
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile(np.concatenate(drawn), [tail, 100 - tail])
+    return Estimate(float(value(rows.sum(0))), float(low), float(high), CONFIDENCE)

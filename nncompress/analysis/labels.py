@@ -1,0 +1,83 @@
+"""What labels ask of a model's answers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nncompress.data import Batch
+from nncompress.errors import DataError
+
+
+def chosen_classes(result: Tensor) -> Tensor:
+    """Class numbers [N] of scores [N, C], or as the model gives them, [N] or [N, 1]."""
+    return result.argmax(1) if result.is_floating_point() else result.reshape(-1).long()
+
+
+def task_of(result: Tensor, batch: Batch, origin: str) -> str:
+    """The task that a result [N, ...] and the labels make likely.
+
+    Raises:
+        DataError: there are no labels, and the result is not shaped as the input.
+    """
+    like_input = result.shape == batch.records_first()[0].shape
+    if batch.labels is None:
+        if like_input and batch.inputs[0].is_floating_point():
+            return "reconstruction"
+        raise DataError(
+            f"{origin} has no labels",
+            expected="labels, or a model whose output is shaped like its input",
+            remedy="what another model answers needs none: eval MODEL OTHER, train --teacher MODEL "
+            "--teacher-weight 1",
+        )
+    if not (batch.labels.is_floating_point() or result.is_floating_point()):
+        return "classification"
+    if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
+        return "regression"
+    return "reconstruction" if like_input and result.dim() > 2 else "classification"
+
+
+def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
+    """Labels [N] that name columns of result [N, C], or numbers like those of an integer result [N].
+
+    Raises:
+        DataError: they are none, or name a class that the result has no column for.
+    """
+    if labels is None or labels.is_floating_point() or labels.dim() != 1:
+        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
+        raise DataError(
+            f"{origin}: classification needs one class number per record", got=got, expected="int64 [N]"
+        )
+    if not result.is_floating_point() and result.numel() == len(result):
+        return labels
+    if not result.is_floating_point() or result.dim() != 2 or result.shape[1] < 2:
+        raise DataError(
+            "the model's output is not one score per class",
+            got=f"an output of shape {list(result.shape)}",
+            expected="float [N, C] with C at least 2, or class numbers [N]",
+            remedy="name the task (--task), or another output (--output-index)",
+        )
+    if int(labels.max()) >= result.shape[1]:
+        record = first_record + int(labels.argmax())
+        raise DataError(
+            f"{origin}: record {record} has a label that the model has no output for",
+            got=f"label {int(labels.max())}",
+            expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
+            remedy="use data with the classes the model was trained on",
+        )
+    return labels
+
+
+def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
+    """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
+    one_each = target is not None and target.numel() == result.numel() == len(result)
+    if target is not None and task == "regression" and one_each:
+        target = target.reshape(result.shape)
+    if target is None or target.shape != result.shape:
+        wanted = "input" if task == "reconstruction" else "targets"
+        raise DataError(
+            f"{origin}: the {wanted} and the model's output differ in shape",
+            got="none" if target is None else str(list(target.shape)),
+            expected=str(list(result.shape)),
+            remedy="save class numbers as integers, or choose another --task",
+        )
+    return target.double()

@@ -1,0 +1,154 @@
+"""What a metric is, and the scores of one model by it.
+
+Most metrics are what each sample adds to some sums, and a function of these sums (`SummedMetric`). So a value
+over all samples, its interval (by drawing the samples anew) and the interval of the difference of two models
+on the same samples follow from one pass over the data, for shares and means as for ratios that are no mean
+over samples (F1, the mean of intersections over unions, perplexity).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from nncompress.errors import DataError
+from nncompress.results import Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nncompress.data import Batch
+
+
+class Scores(Protocol):
+    """One model on all samples seen so far, in the order of the data."""
+
+    metric: Metric
+    samples: int
+
+    def add(self, output: Tensor, batch: Batch, origin: str) -> None:
+        """The answers [N, ...] for the next samples, on the CPU. Raises DataError: labels do not fit them."""
+
+    @property
+    def value(self) -> float: ...
+
+    def interval(self) -> Estimate:
+        """The value with its 95 % interval over samples."""
+
+    def less(self, other: Scores) -> Estimate:
+        """This value less that of another model on the same samples, with the paired 95 % interval.
+
+        Raises:
+            DataError: they were measured on different samples, or by different metrics.
+        """
+
+
+class Metric(ABC):
+    """How good the answers are.
+
+    Attributes:
+        name: as `--metric` takes it.
+        title: the heading of its column.
+        share: a share, 0 … 1; shown in percent, and its differences in points.
+        higher_is_better: else a lower value is better.
+        needs_labels: else the inputs say what the answers should be.
+        masked: scores may be -inf (classes that are ruled out).
+        classes: one more than the greatest class number of the data, where that is known.
+    """
+
+    name: str
+    title: str
+    share: bool = True
+    higher_is_better: bool = True
+    needs_labels: bool = True
+    masked: bool = False
+    classes: int | None = None
+
+    @abstractmethod
+    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
+        """Whether `output` [N, ...] can be what the labels of `batch` speak of.
+
+        Args:
+            classes: one more than the greatest class number of the whole data, where that is known.
+        """
+
+    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+        """Refuse answers [N, ...] or labels that this is no metric of.
+
+        Raises:
+            DataError: saying what it takes.
+        """
+        if not self.fits(output, batch, self.classes):
+            labels = batch.labels
+            given = "no labels" if labels is None else f"labels {labels.dtype} {list(labels.shape)}"
+            raise DataError(
+                f"{origin}: --metric {self.name} does not fit this output and these labels",
+                got=f"an output of shape {list(output.shape)} and {given.replace('torch.', '')}",
+                expected=" ".join((type(self).__doc__ or "").split()),
+            )
+
+    @abstractmethod
+    def begin(self) -> Scores:
+        """Empty scores of one model."""
+
+    def shown(self, value: float) -> float:
+        """`value` in the unit that users read: percent for shares."""
+        return 100 * value if self.share else value
+
+    def text(self, value: float) -> str:
+        """`value` as users read it."""
+        return f"{100 * value:.2f} %" if self.share else f"{value:.4g}"
+
+    def lost(self, before: float, after: float) -> float:
+        """How much worse `after` is, in the unit that users read; negative where it is better."""
+        change = self.shown(before) - self.shown(after)
+        return change if self.higher_is_better else -change
+
+
+class SummedMetric(Metric):
+    """A function of sums over samples."""
+
+    @abstractmethod
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+        """What each of N samples adds, float64 [N, K].
+
+        Args:
+            output: the answers [N, ...], on the CPU.
+            origin: of the data, for messages.
+            first_record: the number of the batch's first sample, for messages.
+        Raises:
+            DataError: labels do not fit the answers.
+        """
+
+    @abstractmethod
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """Sums [..., K] → values [...]."""
+
+    def begin(self) -> Scores:
+        from nncompress.analysis.metrics.scores import SummedScores
+
+        return SummedScores(self)
+
+    def _labelled(self, origin: str) -> int:
+        """How many classes the labels may name, for answers that are class numbers.
+
+        Raises:
+            DataError: the data is a stream, of which nobody knows that.
+        """
+        if self.classes is None:
+            raise DataError(
+                f"{origin}: the model answers class numbers, and of a stream nobody knows how many there are",
+                remedy=f"give arrays (file.npz) to measure {self.title} on",
+            )
+        return self.classes
+
+
+class MeanMetric(SummedMetric):
+    """The mean over all that is counted: sums are [score · weight, weight]."""
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: np.ndarray = sums[..., 0] / sums[..., 1]
+        return found

@@ -1,0 +1,138 @@
+"""Classes: of a record, or of each of its pixels or tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncompress.analysis.labels import chosen_classes, class_labels
+from nncompress.analysis.metrics.base import MeanMetric, SummedMetric
+from nncompress.data import Batch
+
+
+class Top(MeanMetric):
+    """Share of records whose label is among the `count` highest scores [N, C]."""
+
+    masked = True
+    count: int
+
+    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
+        return fits_classes(output, batch, classes) and (self.count == 1 or output.is_floating_point())
+
+    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+        class_labels(output, batch.labels, origin, 0)
+
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+        labels = class_labels(output, batch.labels, origin, first_record)
+        if self.count == 1:
+            right = chosen_classes(output) == labels
+        else:
+            best = output.topk(min(self.count, output.shape[1]), dim=1).indices
+            right = (best == labels[:, None]).any(1)
+        return np.stack([right.double().numpy(), np.ones(len(output))], axis=1)
+
+
+class Top1(Top):
+    """Share of records whose label has the highest score."""
+
+    name, title, count = "top1", "top-1", 1
+
+
+class Top5(Top):
+    """Share of records whose label is among the five highest scores."""
+
+    name, title, count = "top5", "top-5", 5
+
+
+class F1(SummedMetric):
+    """Mean over classes of the harmonic mean of precision and recall; classes that neither labels nor answers
+    name do not count ("macro", as scikit-learn has it)."""
+
+    name, title = "f1", "F1"
+    masked = True
+
+    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
+        return fits_classes(output, batch, classes)
+
+    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+        class_labels(output, batch.labels, origin, 0)
+
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+        labels = class_labels(output, batch.labels, origin, first_record)
+        answers = chosen_classes(output)
+        if output.is_floating_point():
+            classes = output.shape[1]
+        else:  # class numbers: as many as the labels name, and one for all others
+            classes = self._labelled(origin) + 1
+            labels, answers = labels.clamp(max=classes - 1), answers.clamp(-1, classes - 1) % classes
+        counts = np.zeros((len(output), 3, classes))  # right, answered, labelled
+        record = np.arange(len(output))
+        counts[record, 1, answers.numpy()] = 1
+        counts[record, 2, labels.numpy()] = 1
+        counts[:, 0] = counts[:, 1] * counts[:, 2]
+        return counts.reshape(len(output), -1)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        right, answered, labelled = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        named = answered + labelled
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nanmean(np.where(named > 0, 2 * right / named, np.nan), axis=-1)
+
+
+class MeanIoU(SummedMetric):
+    """Mean over classes of intersection over union of pixels; labels below 0, and 255, are left out.
+
+    The answer is one score per class [N, C, ...], one logit [N, 1, ...], or class numbers [N, ...]; scores at
+    another resolution than the labels' are interpolated.
+    """
+
+    name, title = "miou", "mIoU"
+    IGNORED = 255
+
+    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
+        labels = batch.labels
+        if labels is None or labels.is_floating_point() or labels.dim() < 2:
+            return False
+        found = labels[(labels >= 0) & (labels != self.IGNORED)]
+        most = int(found.max()) if found.numel() else 0
+        if not output.is_floating_point():
+            return output.shape == labels.shape
+        if output.dim() != labels.dim() + 1:
+            return False
+        return output.shape[1] > most or (output.shape[1] == 1 and most <= 1)
+
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+        assert batch.labels is not None
+        labels = batch.labels
+        if output.is_floating_point():
+            classes = max(2, output.shape[1])
+            if output.shape[2:] != labels.shape[1:]:
+                mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[labels.dim() - 1]
+                output = torch.nn.functional.interpolate(output, labels.shape[1:], mode=mode)
+            answers = (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
+        else:
+            classes = self._labelled(origin) + 1  # the last: all beyond the labels'
+            answers = output.long().clamp(-1, classes - 1) % classes
+        counted = (labels >= 0) & (labels != self.IGNORED)
+        rows = []
+        for answer, label, keep in zip(answers, labels, counted):
+            a, b = answer[keep], label[keep].clamp(max=classes - 1)
+            both, ours, theirs = (torch.bincount(x, minlength=classes) for x in (a[a == b], a, b))
+            rows.append(torch.cat([both, ours + theirs - both]))
+        return torch.stack(rows).double().numpy()
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        both, union = np.moveaxis(sums.reshape(*sums.shape[:-1], 2, -1), -2, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nanmean(np.where(union > 0, both / union, np.nan), axis=-1)
+
+
+def fits_classes(output: Tensor, batch: Batch, classes: int | None) -> bool:
+    """Whether labels [N] may be classes of `output`: scores [N, C], or class numbers [N] or [N, 1]."""
+    labels = batch.labels
+    if labels is None or labels.is_floating_point() or labels.dim() != 1 or output.is_complex():
+        return False
+    if not output.is_floating_point():
+        return output.numel() == len(batch)
+    return output.dim() == 2 and output.shape[1] > max(1, int(labels.max()), (classes or 1) - 1)
