@@ -24,14 +24,12 @@ class Records(Whole):
     """Inputs and labels; without labels where `labels` is None."""
 
     spec = "records in memory"
-    classes: int | None = None
+    classes = None
     fixed_batch = None
 
     def __init__(self, inputs: tuple[Tensor, ...], labels: Tensor | None = None) -> None:
         self._inputs, self._labels = inputs, labels
         self.has_labels = labels is not None
-        if labels is not None and not labels.is_floating_point():
-            self.classes = int(labels.max()) + 1
 
     def require_labels(self, purpose: str) -> None:
         assert self.has_labels, purpose

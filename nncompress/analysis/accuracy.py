@@ -90,8 +90,6 @@ def measure(
     if task not in TASKS:
         raise UsageError("unknown task", got=task, expected=", ".join(TASKS))
     chosen = None if metric is None else named_metric(metric)
-    if chosen is not None:
-        chosen.classes = dataset.classes
     if chosen.needs_labels if chosen is not None else task in ("classification", "regression"):
         dataset.require_labels(task if chosen is None else f"--metric {metric}")
     answers = Answers(predict, dataset, task, output, chosen)

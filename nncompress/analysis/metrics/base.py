@@ -55,7 +55,6 @@ class Metric(ABC):
         higher_is_better: else a lower value is better.
         needs_labels: else the inputs say what the answers should be.
         masked: scores may be -inf (classes that are ruled out).
-        classes: one more than the greatest class number of the data, where that is known.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Metric(ABC):
     higher_is_better: bool = True
     needs_labels: bool = True
     masked: bool = False
-    classes: int | None = None
 
     @abstractmethod
     def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
@@ -80,7 +78,7 @@ class Metric(ABC):
         Raises:
             DataError: saying what it takes.
         """
-        if not self.fits(output, batch, self.classes):
+        if not self.fits(output, batch, None):
             labels = batch.labels
             given = "no labels" if labels is None else f"labels {labels.dtype} {list(labels.shape)}"
             raise DataError(
@@ -112,7 +110,7 @@ class SummedMetric(Metric):
 
     @abstractmethod
     def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        """What each of N samples adds, float64 [N, K].
+        """What each of N samples adds, float64 [N, K]; K may grow, the new sums have been 0 before.
 
         Args:
             output: the answers [N, ...], on the CPU.
@@ -130,19 +128,6 @@ class SummedMetric(Metric):
         from nncompress.analysis.metrics.scores import SummedScores
 
         return SummedScores(self)
-
-    def _labelled(self, origin: str) -> int:
-        """How many classes the labels may name, for answers that are class numbers.
-
-        Raises:
-            DataError: the data is a stream, of which nobody knows that.
-        """
-        if self.classes is None:
-            raise DataError(
-                f"{origin}: the model answers class numbers, and of a stream nobody knows how many there are",
-                remedy=f"give arrays (file.npz) to measure {self.title} on",
-            )
-        return self.classes
 
 
 class MeanMetric(SummedMetric):

@@ -9,6 +9,9 @@ from torch import Tensor
 from nncompress.analysis.labels import chosen_classes, class_labels
 from nncompress.analysis.metrics.base import MeanMetric, SummedMetric
 from nncompress.data import Batch
+from nncompress.errors import DataError
+
+MOST_CLASSES = 1 << 16  # of metrics that count every class by itself
 
 
 class Top(MeanMetric):
@@ -61,20 +64,17 @@ class F1(SummedMetric):
     def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
         labels = class_labels(output, batch.labels, origin, first_record)
         answers = chosen_classes(output)
-        if output.is_floating_point():
-            classes = output.shape[1]
-        else:  # class numbers: as many as the labels name, and one for all others
-            classes = self._labelled(origin) + 1
-            labels, answers = labels.clamp(max=classes - 1), answers.clamp(-1, classes - 1) % classes
-        counts = np.zeros((len(output), 3, classes))  # right, answered, labelled
+        classes = _classes(output, answers, labels, origin)
+        counts = np.zeros((len(output), classes, 3))  # right, answered, labelled
         record = np.arange(len(output))
-        counts[record, 1, answers.numpy()] = 1
-        counts[record, 2, labels.numpy()] = 1
-        counts[:, 0] = counts[:, 1] * counts[:, 2]
+        counts[record, labels.numpy(), 2] = 1
+        named = answers.numpy() >= 0
+        counts[record[named], answers.numpy()[named], 1] = 1
+        counts[:, :, 0] = counts[:, :, 1] * counts[:, :, 2]
         return counts.reshape(len(output), -1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        right, answered, labelled = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        right, answered, labelled = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
         named = answered + labelled
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nanmean(np.where(named > 0, 2 * right / named, np.nan), axis=-1)
@@ -105,27 +105,42 @@ class MeanIoU(SummedMetric):
     def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
         assert batch.labels is not None
         labels = batch.labels
+        answers = output.long()
         if output.is_floating_point():
-            classes = max(2, output.shape[1])
             if output.shape[2:] != labels.shape[1:]:
                 mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[labels.dim() - 1]
                 output = torch.nn.functional.interpolate(output, labels.shape[1:], mode=mode)
             answers = (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
-        else:
-            classes = self._labelled(origin) + 1  # the last: all beyond the labels'
-            answers = output.long().clamp(-1, classes - 1) % classes
         counted = (labels >= 0) & (labels != self.IGNORED)
+        classes = _classes(output, answers, labels[counted], origin)
         rows = []
         for answer, label, keep in zip(answers, labels, counted):
-            a, b = answer[keep], label[keep].clamp(max=classes - 1)
-            both, ours, theirs = (torch.bincount(x, minlength=classes) for x in (a[a == b], a, b))
-            rows.append(torch.cat([both, ours + theirs - both]))
+            a, b = answer[keep], label[keep]
+            both, ours, theirs = (torch.bincount(x, minlength=classes) for x in (a[a == b], a[a >= 0], b))
+            rows.append(torch.stack([both, ours + theirs - both], dim=1).flatten())
         return torch.stack(rows).double().numpy()
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        both, union = np.moveaxis(sums.reshape(*sums.shape[:-1], 2, -1), -2, 0)
+        both, union = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 2), -1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.nanmean(np.where(union > 0, both / union, np.nan), axis=-1)
+
+
+def _classes(output: Tensor, answers: Tensor, labels: Tensor, origin: str) -> int:
+    """How many classes there are: one per score, or up to the greatest that is named.
+
+    Raises:
+        DataError: more than anybody has.
+    """
+    found = output.shape[1] if output.is_floating_point() else 0
+    found = max(found, 2, *(int(x.max()) + 1 for x in (answers, labels) if x.numel()))
+    if found > MOST_CLASSES:
+        raise DataError(
+            f"{origin}: class numbers are too great to be counted class by class",
+            got=str(found - 1),
+            expected=f"below {MOST_CLASSES}",
+        )
+    return found
 
 
 def fits_classes(output: Tensor, batch: Batch, classes: int | None) -> bool:

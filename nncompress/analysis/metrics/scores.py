@@ -32,21 +32,22 @@ class SummedScores:
         self._summed = metric
         self.samples = 0
         self._rows: np.ndarray | None = None
+        self._most = 0
 
     def add(self, output: Tensor, batch: Batch, origin: str) -> None:
         rows = self._summed.sums(output, batch, origin, self.samples)
-        most = max(256, _BYTES // (8 * rows.shape[1]))
-        where = (self.samples + np.arange(len(rows))) % most
+        if self._rows is None:
+            self._most = max(256, _BYTES // (8 * rows.shape[1]))
+            self._rows = np.zeros((0, rows.shape[1]))
+        where = (self.samples + np.arange(len(rows))) % self._most
         self.samples += len(rows)
-        held = 0 if self._rows is None else len(self._rows)
-        needed = min(self.samples, most)
-        if needed > held:
-            grown = np.zeros((min(most, max(needed, 2 * held)), rows.shape[1]))
-            if self._rows is not None:
-                grown[:held] = self._rows
+        (held, width), needed = self._rows.shape, min(self.samples, self._most)
+        wider = max(width, rows.shape[1])
+        if needed > held or wider > width:
+            grown = np.zeros((max(held, min(self._most, max(needed, 2 * held))), wider))
+            grown[:held, :width] = self._rows
             self._rows = grown
-        assert self._rows is not None
-        np.add.at(self._rows, where, rows)
+        np.add.at(self._rows[:, : rows.shape[1]], where, rows)
 
     @property
     def rows(self) -> np.ndarray:
@@ -72,13 +73,11 @@ class SummedScores:
         check_pair(self, other)
         assert isinstance(other, SummedScores)
         mine, its = self.rows, other.rows
-        if mine.shape != its.shape:
-            raise DataError(
-                f"the models answer about different numbers of classes: {self.metric.title} cannot be paired"
-            )
+        width = max(mine.shape[1], its.shape[1])
+        mine, its = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (mine, its))
         if self._per_sample and other._per_sample:
             return mean_interval(mine[:, 0] - its[:, 0])
-        width, value = mine.shape[1], self._summed.value
+        value = self._summed.value
         return bootstrap_interval(
             lambda sums: value(sums[..., :width]) - value(sums[..., width:]), np.hstack([mine, its])
         )
