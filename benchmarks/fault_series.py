@@ -122,6 +122,8 @@ class _Series:
             code = run(list(self.command.arguments))
         except _Split:
             code = 0
+        for number in CODES if self.child else ():  # as the entry point does, once all is done
+            signal.signal(number, signal.SIG_IGN)
         if self.child:  # only the child that nothing ended comes here, as the command of a user would
             (self.work / SETTLED).write_text(json.dumps([self.seen, time.monotonic() - self.started]))
             os._exit(code)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -27,7 +28,9 @@ from random import Random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from fuzz_cases import TARGETS, Target, good_files, mutated
+from fuzz_cases import TARGETS, Target
+from fuzz_damage import mutated
+from fuzz_good import good_files
 
 MOST_SECONDS = 10  # of processor time, whatever else the machine does
 MOST_WAITED = 120  # seconds: a case that sleeps, or waits for something, takes no processor time
@@ -108,6 +111,7 @@ def run(kinds: list[str], seconds: float, seed: int, out: Path, folder: Path, ba
             outcomes[what if content is None else "finding"] += 1
             if content is not None:
                 name = f"{kind}-{seed}-{number}-{executions[kind]}"
+                what = re.sub(r"\d+|'[^']*'", "#", what)  # the same fault with another number
                 if what not in findings:
                     out.mkdir(parents=True, exist_ok=True)
                     (out / name).write_bytes(content)

@@ -42,9 +42,10 @@ def printable(text: str) -> str:
 
 def _shown(part: str) -> str:
     """A part of a message, which may quote what a file holds, however long."""
+    part = printable(part)
     if len(part) > MOST_SHOWN:
-        part = f"{part[: MOST_SHOWN - 200]} […{len(part)} characters…] {part[-150:]}"
-    return printable(part)
+        return f"{part[: MOST_SHOWN - 200]} […{len(part)} characters…] {part[-150:]}"
+    return part
 
 
 class NNCompressError(Exception):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from random import Random
 
 import pytest
 from fuzz import case
-from fuzz_cases import TARGETS, good_files
+from fuzz_cases import TARGETS
+from fuzz_good import good_files
 
-from nncompress.errors import NNCompressError
+from nncompress.errors import MOST_SHOWN, NNCompressError
+
+CORPUS = Path(__file__).with_name("fuzz_corpus")
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +38,16 @@ def test_broken_files_are_refused_or_read(kind, good, tmp_path):
         except NNCompressError:
             refused += 1
     assert refused or kind == "session"  # which says that it is damaged, and goes on
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
+def test_what_once_went_wrong_is_one_bounded_message(path, good, tmp_path):
+    """`KIND-SEED-ROUND-NUMBER`, as the fuzzer named it."""
+    target = TARGETS[path.name.split("-")[0]]
+    place = tmp_path / target.place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(path.read_bytes())
+    try:
+        target.read(place)
+    except NNCompressError as error:
+        assert max(map(len, str(error).splitlines())) < 2 * MOST_SHOWN

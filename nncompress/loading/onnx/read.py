@@ -83,7 +83,6 @@ def read_onnx(
         VerificationError: what was read computes something else than ONNX Runtime.
     """
     proto = _opened(path)
-    module = OnnxModule(proto, str(path.resolve().parent))
     missing = missing_ops(proto.graph)
     if missing:
         raise UnsupportedError(
@@ -91,8 +90,9 @@ def read_onnx(
             got=", ".join(f"{op} ({count})" for op, count in sorted(missing.items())),
             remedy="bench and eval run the file as it is; to compress it, load the model that it came from",
         )
+    runner = open_onnx(path, 1)  # which refuses most of what does not fit together
+    module = _module(proto, path)
     inputs = [_input(value, path) for value in module.inputs]
-    runner = open_onnx(path, 1)
     sizes = _sizes(inputs, runner, input_shapes, path, notice)
     module.eval()
     model = _traced(module, inputs, sizes, notice)
@@ -115,6 +115,20 @@ def _opened(path: Path) -> onnx.ModelProto:
         )
         raise ModelFileError(
             f"{path} is not a model that can be read", got=reason[:300], expected="an ONNX file"
+        ) from error
+
+
+def _module(proto: onnx.ModelProto, path: Path) -> OnnxModule:
+    try:
+        return OnnxModule(proto, str(path.resolve().parent))
+    except NNCompressError:
+        raise
+    except Exception as error:  # bytes, dims and types of a tensor that do not fit, each in its own way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelFileError(
+            f"{path} is damaged: a tensor in it does not fit its own shape or type",
+            got=f"{type(error).__name__}: {reason}"[:300],
+            remedy="copy or export the model again",
         ) from error
 
 

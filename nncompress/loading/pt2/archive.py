@@ -19,6 +19,7 @@ import logging
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
             record = _read_history(members)
     except Rejected as rejected:
         raise _refusal(path, rejected) from rejected
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     program = _load(clean, path)
     try:
