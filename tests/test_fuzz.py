@@ -37,7 +37,7 @@ def test_broken_files_are_refused_or_read(kind, good, tmp_path):
             target.read(path)
         except NNCompressError:
             refused += 1
-    assert refused or kind == "session"  # which says that it is damaged, and goes on
+    assert refused or kind in ("session", "latency")  # which go on without it
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
@@ -47,7 +47,9 @@ def test_what_once_went_wrong_is_one_bounded_message(path, good, tmp_path):
     place = tmp_path / target.place
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(path.read_bytes())
+    said = ""
     try:
         target.read(place)
     except NNCompressError as error:
-        assert max(map(len, str(error).splitlines())) < 2 * MOST_SHOWN
+        said = str(error)
+    assert max(map(len, said.splitlines()), default=0) < 2 * MOST_SHOWN
