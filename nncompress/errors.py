@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     VERIFICATION = 9  # a result was produced but did not check out; nothing was written
     OUTPUT = 10  # the result could not be written
     REGRESSION = 11  # a comparison that was asked for found a regression
+    EXTENSION = 12  # a package that adds to nncompress is broken
     HUNG_UP = 129  # 128 + SIGHUP, as a shell reports it
     INTERRUPTED = 130
     TERMINATED = 143
@@ -133,3 +134,9 @@ class RegressionError(NNCompressError):
     """A result is worse than the one that it was to be compared with."""
 
     exit_code = ExitCode.REGRESSION
+
+
+class ExtensionError(NNCompressError):
+    """A package that adds a pass, criterion, runtime, data source or metric is broken."""
+
+    exit_code = ExitCode.EXTENSION

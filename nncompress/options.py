@@ -31,14 +31,17 @@ def option(
     most: float | None = None,
     below: float | None = None,
     metavar: str | None = None,
+    choices: Callable[[], tuple[str, ...]] | None = None,
 ) -> Any:
     """Declare an option with its help text and its bounds (exclusive `above`/`below`, else inclusive).
 
     The type comes from the field's annotation: `bool`, `int`, `float`, `str`, a `Literal[...]` of strings,
-    or `tuple[str, ...]` (a repeatable flag), each optionally `| None`.
+    or `tuple[str, ...]` (a repeatable flag), each optionally `| None`. `choices` are those of a `str` that
+    other packages may add to, asked when they are needed.
     """
     bounds = {"above": above, "least": least, "most": most, "below": below}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "metavar": metavar})
+    said = {"help": help, "bounds": bounds, "metavar": metavar, "choices": choices}
+    return field(default=default, metadata=said)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,14 @@ def flag_of(field_name: str) -> str:
 
 def option_types(declared: type[Options]) -> dict[str, tuple[type, tuple[str, ...] | None, bool]]:
     """Per option: its plain type (bool, int, float, str, tuple), choices if a Literal, if it may be None."""
-    return {name: _unwrap(hint) for name, hint in _hints(declared).items()}
+    hints = _hints(declared)
+    return {f.name: _type_of(f, hints[f.name]) for f in fields(declared)}
+
+
+def _type_of(f: Field[Any], hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
+    kind, choices, optional = _unwrap(hint)
+    asked = f.metadata.get("choices")
+    return kind, asked() if asked else choices, optional
 
 
 def _hints(declared: type) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def _unwrap(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
 
 
 def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
-    kind, choices, optional = _unwrap(hint)
+    kind, choices, optional = _type_of(f, hint)
     where = f"{name}: {flag_of(f.name)}"
     if value is None and optional:
         return None

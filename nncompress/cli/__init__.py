@@ -6,6 +6,7 @@ user asks them often and torch takes seconds to import. Everything else goes to 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -43,6 +44,8 @@ COMMANDS = {
     },
 }
 
+COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on
+
 EXAMPLES = """\
   nncompress inspect model.pt
   nncompress prune model.pt --std 0.5
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         from nncompress import __version__
 
         _print(f"nncompress {__version__}")
-    elif arguments in ([], ["--help"], ["-h"], ["help"]):
+    elif arguments in ([], ["--help"], ["-h"], ["help"]) and COMPLETION not in os.environ:
         _print(help_text())
     else:
         try:
@@ -93,7 +96,7 @@ def help_text() -> str:
         "",
         "usage: nncompress COMMAND [MODEL] [OPTIONS]",
     ]
-    for group, commands in COMMANDS.items():
+    for group, commands in {**COMMANDS, **added_commands()}.items():
         lines += ["", f"{group}:"]
         for name, summary in commands.items():
             first, *rest = _wrapped(summary, 60)
@@ -109,6 +112,44 @@ def help_text() -> str:
         EXAMPLES,
     ]
     return "\n".join(lines)
+
+
+def added_commands() -> dict[str, dict[str, str]]:
+    """The passes of other packages, as a group of `COMMANDS`; nothing of theirs is imported."""
+    if not _any_added():
+        return {}
+    from nncompress.extensions import distribution, offered
+
+    ours = {name for group in COMMANDS.values() for name in group}
+    added = {
+        name: f"a pass of {' and '.join(map(distribution, points))}"
+        for name, points in offered("nncompress.passes").items()
+        if name not in ours
+    }
+    return {"passes of other packages": added} if added else {}
+
+
+def _any_added() -> bool:
+    """Whether an installed package may add a pass, by a look at the files that would say so.
+
+    `importlib.metadata` alone would make `--help` take twice as long where, as mostly, there is nothing.
+    """
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except NotADirectoryError:  # an archive
+            return True
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                try:
+                    with open(f"{folder or '.'}/{name}/entry_points.txt", "rb") as file:
+                        if b"[nncompress.passes]" in file.read():
+                            return True
+                except OSError:
+                    pass
+    return False
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -12,32 +12,38 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import typer
 
-from nncompress.cli import COMMANDS
+from nncompress.cli import COMMANDS, added_commands, pass_commands
 from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
-from nncompress.errors import ExitCode, NNCompressError
+from nncompress.errors import ExitCode, ExtensionError, NNCompressError
+from nncompress.extensions import culprit
+from nncompress.passes import PASSES
+
+MODULES = {  # command -> the module of `nncompress.cli` that registers it; the others are passes
+    "inspect": "inspect",
+    "train": "train",
+    "cycle": "cycle",
+    "reproduce": "reproduce",
+    "compress": "compress",
+    "export": "export",
+    "eval": "evaluate",
+    "bench": "bench",
+    "doctor": "doctor",
+    "new": "new",
+}
 
 
-def build() -> typer.Typer:
-    """The whole command tree: one command per pass, and the rest."""
-    from nncompress.cli import (
-        bench,
-        compress,
-        cycle,
-        doctor,
-        evaluate,
-        export,
-        inspect,
-        new,
-        pass_commands,
-        reproduce,
-        train,
-    )
+def build(command: str | None = None) -> typer.Typer:
+    """The command tree: of `command` alone, where there is one, so that nothing else is imported.
 
+    Raises:
+        ExtensionError: `command` is a pass of another package, which is broken.
+    """
     app = typer.Typer(
         name="nncompress",
         add_completion=True,
@@ -51,20 +57,16 @@ def build() -> typer.Typer:
     def root() -> None:
         """Make a trained PyTorch model smaller and faster, and know that it is."""
 
-    for module in (
-        inspect,
-        pass_commands,
-        train,
-        cycle,
-        reproduce,
-        compress,
-        export,
-        evaluate,
-        bench,
-        doctor,
-        new,
-    ):
-        module.register(app)
+    every = dict.fromkeys((*MODULES, *PASSES))
+    for name in [command] if command in every else every:
+        if name in MODULES:
+            import_module(f"nncompress.cli.{MODULES[name]}").register(app)
+            continue
+        try:
+            pass_commands.register(app, name)
+        except ExtensionError:  # told where it is named; the other commands go on
+            if name == command:
+                raise
     return app
 
 
@@ -76,7 +78,7 @@ def run(arguments: list[str]) -> int:
         warnings.simplefilter("ignore")
     try:
         with _termination_unwinds():
-            command = typer.main.get_command(build())
+            command = typer.main.get_command(build(arguments[0] if arguments else None))
             make_readable(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)
         _flush()
@@ -159,7 +161,7 @@ def _flush() -> None:
 
 
 def _suggestion(arguments: list[str]) -> str:
-    commands = [name for group in COMMANDS.values() for name in group]
+    commands = [name for group in {**COMMANDS, **added_commands()}.values() for name in group]
     if not arguments or arguments[0] in commands:
         return f"\n  try:      nncompress {arguments[0]} --help" if arguments else ""
     near = difflib.get_close_matches(arguments[0], commands, 1)
@@ -183,8 +185,9 @@ def _fail(message: str, code: ExitCode, show_traceback: bool) -> ExitCode:
 
 def _defect(error: BaseException) -> ExitCode:
     traceback.print_exception(error)
-    print(
-        "error: this is a defect of nncompress, not of your input; please report it with the lines above",
-        file=sys.stderr,
-    )
+    package = culprit(error)
+    if package:
+        warn(f"error: this is a defect of {package}; please report it to its authors with the lines above")
+        return ExitCode.EXTENSION
+    warn("error: this is a defect of nncompress, not of your input; please report it with the lines above")
     return ExitCode.INTERNAL

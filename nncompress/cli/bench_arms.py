@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nncompress.cli import artifacts
 from nncompress.cli.console import say
 from nncompress.errors import UsageError
+from nncompress.extensions import offered
 
 if TYPE_CHECKING:
     from nncompress.bench import Arm
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
 PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{SPARSE}")
 MODES = ("eager", "graphs", "compile")
-RUNTIMES = ("onnxruntime", "openvino", "torch")
+RUNTIMES = ("onnxruntime", "openvino", "torch")  # and those that other packages add
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         UsageError: options that do not go together.
         DeviceError, MissingExtraError: there is no GPU, or the extra is not installed.
     """
-    runtimes = _listed(runtime, RUNTIMES, "--runtime")
-    if device != "cpu" and (len(runtimes) > 1 or "openvino" in runtimes):
-        raise UsageError("OpenVINO and several runtimes are for --device cpu", got=f"--runtime {runtime}")
+    runtimes = _listed(runtime, (*RUNTIMES, *offered("nncompress.runtimes")), "--runtime")
+    if device != "cpu" and (len(runtimes) > 1 or runtime not in ("onnxruntime", "torch")):
+        raise UsageError(f"{runtime} is for --device cpu", got=f"--device {device}")
     if device == "cpu" and "openvino" in runtimes:
         return _with_openvino(runtimes, precision, mode)
     if device == "mobile":
@@ -160,8 +161,8 @@ def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
                 remedy="export the model to .onnx, which both run",
             )
         own = replace(arm, artifact=file, runtime=runtime)
-        if runtime == "onnxruntime":
-            name = f"{arm.name} onnxruntime" if len(to.runtimes) > 1 else arm.name
+        if not KNOWN[runtime].precisions:
+            name = f"{arm.name} {runtime}" if len(to.runtimes) > 1 else arm.name
             arms.append(replace(own, name=name))
             continue
         for precision in to.precisions:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HELP = """Show what is installed, what each device can run, and the one command that adds what is missing.
 
-Nothing is loaded or measured; it answers at once.
+Nothing is measured. What other packages add is imported, and named where it is broken.
 
 Example:  nncompress doctor --json | jq .devices
 """
@@ -62,9 +62,40 @@ def examination() -> dict[str, Any]:
         },
         "gpus": [asdict(gpu) for gpu in devices.gpus()],
         "devices": [asdict(ability) for ability in devices.abilities()],
+        "extensions": extensions(),
         "missing": {name: extras.EXTRAS[name].offers for name in missing},
         "command": extras.command(",".join(missing)) if missing else None,
     }
+
+
+def extensions() -> list[dict[str, str]]:
+    """What other packages add, and what is wrong with it; the only place that imports all of it."""
+    from nncompress.analysis.importance import CRITERIA
+    from nncompress.analysis.metrics.registry import METRICS
+    from nncompress.data.spec import SOURCES
+    from nncompress.errors import ExtensionError
+    from nncompress.extensions import GROUPS, Registry, distribution, offered
+    from nncompress.passes import PASSES
+    from nncompress.runtimes import RUNTIMES
+
+    registries: dict[str, Registry[Any]] = {
+        "nncompress.passes": PASSES,
+        "nncompress.criteria": CRITERIA,
+        "nncompress.runtimes": RUNTIMES,
+        "nncompress.data": SOURCES,
+        "nncompress.metrics": METRICS,
+    }
+    found = []
+    for group, kind in GROUPS.items():
+        for name, points in offered(group).items():
+            fault = "the name is nncompress's own" if registries[group].shadowed(name) else ""
+            try:
+                registries[group][name]
+            except ExtensionError as error:
+                fault = error.got
+            package = " and ".join(map(distribution, points))
+            found.append({"kind": kind, "name": name, "package": package, "fault": fault})
+    return found
 
 
 def _of_use(extra: str) -> bool:
@@ -97,6 +128,9 @@ def _table(found: dict[str, Any]) -> RenderableType:
     lines.append(table)
     if not cpu["int8"]:
         lines.append(Text("without int8 instructions, quantize --weight-bits 7 avoids overflow on x86"))
+    for each in found["extensions"]:
+        said = f"{each['kind']} {each['name']} of {each['package']}"
+        lines.append(Text(f"{said}: not used: {each['fault']}" if each["fault"] else said))
     for name, offers in found["missing"].items():
         lines.append(Text(f"missing: {name}: {offers}"))
     lines.append(

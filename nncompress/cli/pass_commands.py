@@ -11,29 +11,46 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.compress import run_passes
+from nncompress.cli.console import say
 from nncompress.cli.declared import declared, with_parameters
+from nncompress.options import flag_of
 from nncompress.passes import PASSES, Pass
 
 
-def register(app: typer.Typer) -> None:
-    """Add a command for every registered pass."""
-    for pass_class in PASSES.values():
-        text = f"{pass_class.summary[0].upper()}{pass_class.summary[1:]}.\n\n{_body(pass_class)}"
-        if pass_class.example:
-            text += f"\n\nExample:  {pass_class.example}"
-        app.command(pass_class.name, help=text)(command_of(pass_class))
+def register(app: typer.Typer, name: str) -> None:
+    """Add the command of a pass.
+
+    Raises:
+        ExtensionError: it is another package's, and what it declares cannot be a command.
+    """
+    pass_class = PASSES[name]
+    text = f"{pass_class.summary[0].upper()}{pass_class.summary[1:]}.\n\n{_body(pass_class)}"
+    if pass_class.example:
+        text += f"\n\nExample:  {pass_class.example}"
+    if PASSES.origin(name):
+        text += f"\n\nA pass of {PASSES.origin(name)}."
+    for package in PASSES.shadowed(name):
+        say(f"{package} adds a pass called {name}, too: it is not used, the name is nncompress's own")
+    try:
+        app.command(name, help=text)(command_of(pass_class))
+    except Exception as error:
+        if PASSES.origin(name):
+            raise PASSES.broken(name, f"{type(error).__name__}: {error}"[:300]) from error
+        raise
 
 
 def command_of(pass_class: type[Pass]) -> Callable[..., None]:
     """A function with one parameter per option of the pass and the shared ones, which runs the pass."""
     own = [f.name for f in fields(pass_class)]
+    taken = [flag_of(name) for name in own if name in ("model", *options.RUNNING)]
+    if taken:
+        raise TypeError(f"every pass has {', '.join(taken)}: it cannot be an option of its own")
 
     def command(**values: Any) -> None:
         settings = {name: values.pop(name) for name in own}
         run_passes([pass_class(**settings)], values.pop("model"), **values)
 
-    shared = {name: pair for name, pair in options.RUNNING.items() if name not in own}
-    parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **shared}
+    parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **options.RUNNING}
     return with_parameters(command, parameters, pass_class.name)
 
 

@@ -341,7 +341,7 @@ class _Cycles:
         if self.state.ratio is not None:
             how = {"ratio": self.state.ratio}
         return PruneNodes(
-            criterion=settings.criterion,  # type: ignore[arg-type]
+            criterion=settings.criterion,
             compensate=settings.compensate,
             renormalize=settings.compensate,
             exclude=settings.exclude,

@@ -67,4 +67,4 @@ class CycleSettings(Options):
             )
         if all(getattr(self, name) is None for name in choices):
             object.__setattr__(self, "threshold", 0.0)
-        PruneNodes(criterion=self.criterion)  # type: ignore[arg-type]  # refuses an unknown one now
+        PruneNodes(criterion=self.criterion)  # refuses an unknown one now

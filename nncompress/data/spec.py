@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,11 @@ from nncompress.data.npz import open_npz
 from nncompress.data.python import name_of, open_memory, open_python
 from nncompress.data.source import Source, StreamSource
 from nncompress.errors import DataError
+from nncompress.extensions import Registry
 
+SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: NAME:PLACE
+    "nncompress.data", {}, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function"
+)
 FORMS = (
     "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR, package.module:function or "
     "file.py:function"
@@ -32,8 +36,9 @@ def open_data(
 
     Args:
         spec: `file.npz`, a folder of images by class, `mnist:DIR`, `cifar10:DIR` (both also with
-            `?split=train`), or `package.module:function`; or data in memory: see `open_memory`. `?half=1`
-            and `?half=2` are two parts of the same size, drawn at random and always the same.
+            `?split=train`), `package.module:function`, or `NAME:PLACE` of a source that another package
+            adds (docs/extending.md); or data in memory: see `open_memory`. `?half=1` and `?half=2` are two
+            parts of the same size, drawn at random and always the same.
         inputs: the model's inputs. None: the records are taken for what they most likely are (uint8
             [H, W, C] is an image), which tells a model's input shape from its data.
         normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
@@ -70,6 +75,10 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
         return open_mnist(Path(path.removeprefix("mnist:")), _split(options, spec))
     if path.startswith("cifar10:"):
         return open_cifar10(Path(path.removeprefix("cifar10:")), _split(options, spec), expected)
+    name, _, place = spec.partition(":")
+    if name in SOURCES:
+        opener = SOURCES[name]
+        return open_memory(lambda: opener(place), expected)
     if options:
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"

@@ -12,7 +12,8 @@
 
 OpenVINO runs `.onnx` files, too, where it is asked for: `open_artifact("model.onnx", runtime="openvino")`.
 `on_cuda.open_on_cuda` runs models and `.onnx` files on a GPU.
-A new runtime is one module with an `open_*` function and one line in `RUNTIMES`.
+A new runtime is one module with an `open_*` function and one line in `RUNTIMES`; one of another package is
+an entry point that names a `Runtime` (docs/extending.md), and runs what it is asked to run.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from importlib import import_module
 from pathlib import Path
 
 from nncompress.errors import ModelFileError, UsageError
+from nncompress.extensions import Registry, named
 from nncompress.ir import Model
 from nncompress.runtimes.base import Runner
 
-__all__ = ["OPENERS", "RUNTIMES", "Runner", "load_runtime", "open_artifact"]
+__all__ = ["OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,19 @@ class Runtime:
     precisions: bool = False
 
 
-RUNTIMES: dict[str, Runtime] = {  # the first one that takes a suffix owns it
+_OWN: dict[str, Runtime | str] = {  # the first one that takes a suffix owns it
     "onnxruntime": Runtime("nncompress.runtimes.on_onnxruntime:open_onnx", (".onnx", ".ort")),
     "executorch": Runtime("nncompress.runtimes.on_executorch:open_pte", (".pte",)),
     "openvino": Runtime("nncompress.runtimes.on_openvino:open_openvino", (".onnx", ".xml"), precisions=True),
 }
-OPENERS: dict[str, str] = {}  # suffix -> the name of the runtime that owns it
-for _name, _runtime in RUNTIMES.items():
-    for _suffix in _runtime.suffixes:
+RUNTIMES: Registry[Runtime] = Registry(
+    "nncompress.runtimes",
+    _OWN,
+    lambda name, it: "" if isinstance(it, Runtime) else f"{it!r:.80} is no nncompress.runtimes.Runtime",
+)
+OPENERS: dict[str, str] = {}  # suffix -> the name of our runtime that owns it
+for _name in _OWN:
+    for _suffix in RUNTIMES[_name].suffixes:
         OPENERS.setdefault(_suffix, _name)
 
 
@@ -100,8 +107,7 @@ def open_artifact(
         raise UsageError(f"{name} runs a file in the precision that it has", got=precision)
     if not path.is_file():
         raise ModelFileError(f"there is no file {path}")
-    module, _, function = chosen.opener.partition(":")
-    opened: Callable[..., Runner] = getattr(import_module(module), function)
+    opened: Callable[..., Runner] = named(chosen.opener)
     return opened(path, threads, *((precision,) if chosen.precisions else ()))
 
 

@@ -1,6 +1,7 @@
 """Which units matter least: criteria, and how many go.
 
-A criterion ranks the units of every choice. Adding one is one entry in `CRITERIA`.
+A criterion ranks the units of every choice. Adding one is one entry in `CRITERIA` and its name among the
+options of `prune-nodes`, or an entry point of another package (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from nncompress.analysis.importance.magnitude import at_random, magnitude
 from nncompress.analysis.importance.ranking import Ranking, Scores
 from nncompress.analysis.importance.reconstruction import Reconstruction
 from nncompress.data import Dataset
+from nncompress.extensions import Registry
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 
@@ -68,7 +70,9 @@ class Criterion:
     comparable: bool
 
 
-def _scored(score: Callable[[Setting], dict[str, Scores]]) -> Callable[[Setting], Rankings]:
+def scored(score: Callable[[Setting], dict[str, Scores]]) -> Callable[[Setting], Rankings]:
+    """Ranking by scores: choice name -> a number per unit [units], the least important lowest."""
+
     def rank(setting: Setting) -> Rankings:
         return {name: Ranking.from_scores(scores) for name, scores in score(setting).items()}
 
@@ -111,17 +115,46 @@ def _reconstruction(s: Setting) -> Rankings:
     ).rankings  # fmt: skip
 
 
-CRITERIA: dict[str, Criterion] = {
+_OWN = {
     "reconstruction": Criterion(_reconstruction, "data", comparable=True),
-    "l1": Criterion(_scored(_magnitude(1)), "", comparable=False),
-    "l2": Criterion(_scored(_magnitude(2)), "", comparable=False),
-    "activation-count": Criterion(_scored(_count), "data", comparable=False),
-    "activation-variance": Criterion(_scored(_variance), "data", comparable=False),
-    "taylor": Criterion(_scored(_taylor), "labels", comparable=True),
-    "fisher": Criterion(_scored(_fisher), "labels", comparable=True),
-    "obd": Criterion(_scored(_damage), "labels", comparable=True),
-    "random": Criterion(_scored(_random), "", comparable=False),
+    "l1": Criterion(scored(_magnitude(1)), "", comparable=False),
+    "l2": Criterion(scored(_magnitude(2)), "", comparable=False),
+    "activation-count": Criterion(scored(_count), "data", comparable=False),
+    "activation-variance": Criterion(scored(_variance), "data", comparable=False),
+    "taylor": Criterion(scored(_taylor), "labels", comparable=True),
+    "fisher": Criterion(scored(_fisher), "labels", comparable=True),
+    "obd": Criterion(scored(_damage), "labels", comparable=True),
+    "random": Criterion(scored(_random), "", comparable=False),
 }
+
+
+def _fault(name: str, found: object) -> str:
+    if not isinstance(found, Criterion):
+        return f"{found!r:.80} is no nncompress.analysis.importance.Criterion"
+    needs = ("", "data", "labels")
+    return "" if found.needs in needs else f"it needs {found.needs!r}, which is none of {needs}"
+
+
+CRITERIA: Registry[Criterion] = Registry("nncompress.criteria", _OWN, _fault)
+
+
+def rank(criterion: str, setting: Setting) -> Rankings:
+    """The rankings of a criterion by name.
+
+    Raises:
+        ExtensionError: it is another package's, and ranks something else than the units of the choices.
+    """
+    rankings = CRITERIA[criterion].rank(setting)
+    if CRITERIA.origin(criterion):
+        for choice in setting.choices:
+            ranking = rankings.get(choice.name)
+            if ranking is None:
+                raise CRITERIA.broken(criterion, f"{choice.name} got no ranking")
+            if np.shape(ranking.scores) != (choice.size,) or np.isnan(ranking.scores).any():
+                got = f"scores of shape {list(np.shape(ranking.scores))}, or NaN"
+                raise CRITERIA.broken(criterion, f"{choice.name} of {choice.size} units got {got}")
+    return rankings
+
 
 __all__ = [
     "CRITERIA",
@@ -132,5 +165,7 @@ __all__ = [
     "Reconstruction",
     "Setting",
     "group_choices",
+    "rank",
+    "scored",
     "separate_choices",
 ]

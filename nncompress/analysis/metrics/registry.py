@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
+from typing import Any
 
 from nncompress.analysis.metrics.base import Metric
 from nncompress.errors import UsageError
+from nncompress.extensions import Registry
 
-METRICS = {
-    "top1": "classification:Top1",
-    "top5": "classification:Top5",
-    "f1": "classification:F1",
-    "miou": "classification:MeanIoU",
-    "rmse": "continuous:Rmse",
-    "mae": "continuous:Mae",
-    "mse": "continuous:Mse",
-    "cosine": "continuous:Cosine",
-    "perplexity": "sequences:Perplexity",
-    "wer": "sequences:ErrorRate",
+_OWN = {
+    "top1": "nncompress.analysis.metrics.classification:Top1",
+    "top5": "nncompress.analysis.metrics.classification:Top5",
+    "f1": "nncompress.analysis.metrics.classification:F1",
+    "miou": "nncompress.analysis.metrics.classification:MeanIoU",
+    "rmse": "nncompress.analysis.metrics.continuous:Rmse",
+    "mae": "nncompress.analysis.metrics.continuous:Mae",
+    "mse": "nncompress.analysis.metrics.continuous:Mse",
+    "cosine": "nncompress.analysis.metrics.continuous:Cosine",
+    "perplexity": "nncompress.analysis.metrics.sequences:Perplexity",
+    "wer": "nncompress.analysis.metrics.sequences:ErrorRate",
 }
+METRICS: Registry[Callable[..., Any]] = Registry(  # classes; of other packages also functions, as in `user`
+    "nncompress.metrics", _OWN, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function or class"
+)
 TASK_METRICS = {"classification": "top1", "regression": "rmse", "reconstruction": "mse"}
 
 
@@ -27,16 +32,15 @@ def named_metric(name: str) -> Metric:
 
     Raises:
         UsageError: there is none.
+        ExtensionError: it is another package's, which is broken.
     """
-    if ":" in name:
-        from nncompress.analysis.metrics.user import user_metric
+    from nncompress.analysis.metrics.user import metric_of_code, user_metric
 
+    if ":" in name:
         return user_metric(name)
     if name not in METRICS:
         raise UsageError("unknown metric", got=name, expected=", ".join(METRICS) + ", or file.py:function")
-    module, _, kind = METRICS[name].partition(":")
-    made: Metric = getattr(import_module(f"nncompress.analysis.metrics.{module}"), kind)()
-    return made
+    return metric_of_code(name, METRICS[name])
 
 
 def metric_of(task: str) -> Metric:

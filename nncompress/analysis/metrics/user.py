@@ -33,9 +33,15 @@ def user_metric(spec: str) -> Metric:
     Raises:
         UsageError: it cannot be imported, or is neither a function nor a class.
     """
-    code = _found(spec)
-    kind = _OfClass if isinstance(code, type) else _OfFunction
-    return kind(spec, code)
+    return metric_of_code(spec, _found(spec))
+
+
+def metric_of_code(name: str, code: Any) -> Metric:
+    """The metric that a function or class is, under this name."""
+    if isinstance(code, type) and issubclass(code, Metric):
+        made: Metric = code()
+        return made
+    return (_OfClass if isinstance(code, type) else _OfFunction)(name, code)
 
 
 class _Own(Metric):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.extensions import offered
 from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, Pass, need_data, option
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 BUDGET_TOLERANCE = 0.02
 SIZES = ("ratio", "ratios", "macs", "params", "threshold", "outliers")  # each says how many nodes go
+CRITERIA = (  # of nncompress.analysis.importance
+    *("reconstruction", "l1", "l2", "activation-count", "activation-variance"),
+    *("taylor", "fisher", "obd", "random"),
+)
+
+
+def criteria() -> tuple[str, ...]:
+    """What `--criterion` takes: ours, and those that other packages add."""
+    return ("auto", *dict.fromkeys((*CRITERIA, *offered("nncompress.criteria"))))
 
 
 @dataclass(frozen=True)
@@ -51,18 +61,11 @@ class PruneNodes(Pass):
     outliers: float | None = option(
         None, above=0, help="remove nodes whose score is outside mean ± K · variance of their group's"
     )
-    criterion: Literal[
+    criterion: str = option(
         "auto",
-        "reconstruction",
-        "l1",
-        "l2",
-        "activation-count",
-        "activation-variance",
-        "taylor",
-        "fisher",
-        "obd",
-        "random",
-    ] = option("auto", help="what makes a node unimportant; auto: reconstruction with data, else l2")
+        choices=criteria,
+        help="what makes a node unimportant; auto: reconstruction with data, else l2",
+    )
     scope: Literal["auto", "group", "global"] = option(
         "auto",
         help="compare nodes within their group or everywhere; auto: everywhere for budgets, if they compare",

@@ -16,6 +16,7 @@ from nncompress.analysis.importance import (
     Reconstruction,
     Setting,
     group_choices,
+    rank,
     separate_choices,
 )
 from nncompress.analysis.importance.choices import matches
@@ -94,19 +95,20 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
         )
     ratios = shares_of(options.name, "ratios", options.ratios)
     choices = _named(choices, ratios) if ratios else choices
-    criterion = CRITERIA[options.chosen(context)]
+    chosen = options.chosen(context)
+    criterion = CRITERIA[chosen]
     setting = Setting(
         model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
     )
     if criterion.comparable:  # by how the outputs change
         with differentiable_outputs(model) as discrete:
-            rankings = criterion.rank(setting)
+            rankings = rank(chosen, setting)
         if discrete:
             context.notes.append(
                 f"prune-nodes: {', '.join(discrete)}: discrete, so nodes are judged by what it is chosen from"
             )
     else:
-        rankings = criterion.rank(setting)
+        rankings = rank(chosen, setting)
     removed = _select(options, model, criterion.comparable, choices, rankings, gone)
     for name, units in removed.items():
         losses[name] = float(rankings[name].loss[min(len(units), len(rankings[name].loss) - 1)])

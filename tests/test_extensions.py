@@ -1,0 +1,280 @@
+"""What another package adds is usable by name everywhere; one that is broken is named, and disturbs nobody.
+
+The packages are really installed: a module and its metadata in a folder of sys.path. The one that works is
+the one that docs/extending.md shows.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import nncompress
+from nncompress.analysis.importance import CRITERIA
+from nncompress.cli import help_text, main
+from nncompress.errors import ExitCode, ExtensionError, UsageError
+from nncompress.passes import PASSES
+from nncompress.passes.prune_nodes import options as prune_nodes
+from nncompress.recipe import parse_pass, read_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs/extending.md").read_text()
+
+
+def install(folder, monkeypatch, name, code, groups, version="1.2"):
+    """A module `name` and the metadata of a distribution that offers `groups`: group -> {name: object}."""
+    module = name.replace("-", "_")
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = []
+    for group, points in groups.items():
+        lines += [f"[{group}]", *(f"{key} = {place}" for key, place in points.items()), ""]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def block(marker, language):
+    return re.search(rf"<!-- {re.escape(marker)} -->\n```{language}\n(.+?)```", PAGE, re.S).group(1)
+
+
+@pytest.fixture
+def shrink_tools(tmp_path_factory, monkeypatch):
+    project = tomllib.loads(block("pyproject", "toml"))["project"]
+    folder = tmp_path_factory.mktemp("site")
+    code = block("shrink_tools.py", "python")
+    install(folder, monkeypatch, project["name"], code, project["entry-points"], project["version"])
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    nncompress.save(nncompress.load(net.eval(), input="1x20"), "model.pt2")
+    return "model.pt2"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+def test_a_pass_of_another_package_is_a_command(shrink_tools, model, capsys):
+    assert run("clip", model, "--deviations", "1.5", "--json") == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert step["pass"] == "clip"
+    assert step["settings"] == {"deviations": 1.5}
+    weight = nncompress.load("model.clip.pt2").tensor("0.weight")
+    original = nncompress.load(model).tensor("0.weight")
+    bound = 1.5 * float(original.std())
+    torch.testing.assert_close(weight, original.clamp(-bound, bound))
+    assert not torch.equal(weight, original)
+
+
+def test_it_is_in_the_help_and_in_its_own(shrink_tools, capsys):
+    assert "  clip           a pass of shrink-tools 1.2" in help_text()
+    assert run("clip", "--help") == 0
+    said = capsys.readouterr().out
+    assert "--deviations" in said
+    assert "A pass of shrink-tools 1.2" in " ".join(said.split())
+
+
+def test_it_is_a_recipe_entry_and_has_a_name_in_python(shrink_tools, model, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[pass]]\nname = "clip"\ndeviations = 1.0\n')
+    assert read_recipe(recipe) == [parse_pass("clip:deviations=1")] == [PASSES["clip"](deviations=1)]
+    smaller = nncompress.compress(nncompress.load(model), ["clip:deviations=1"])
+    assert "clip" in json.dumps(smaller.history[-1], default=str)
+    with pytest.raises(UsageError, match="--deviations is out of range"):
+        parse_pass("clip:deviations=-1")
+
+
+def test_a_criterion_of_another_package_decides_what_goes(shrink_tools, model, capsys):
+    assert run("prune-nodes", model, "--criterion", "peak", "--ratio", "0.25", "--json") == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    removed = step["changes"][0]["numbers"]["removed"]
+    first, second = (nncompress.load(model).tensor(f"{i}.weight").detach().abs() for i in (0, 2))
+    bias = nncompress.load(model).tensor("0.bias").detach().abs()
+    scores = torch.stack([first.amax(1), second.amax(0), bias]).amax(0)
+    assert sorted(removed) == sorted(scores.argsort()[:8].tolist())
+    assert run("prune-nodes", "--help") == 0
+    assert "peak" in capsys.readouterr().out
+
+
+def test_data_and_a_metric_of_another_package(shrink_tools, model, capsys):
+    assert run("eval", model, "--data", "noise:50", "--metric", "margin", "--json") == 0
+    result = json.loads(capsys.readouterr().out)["models"][0]["result"]
+    x = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1)
+    scores = nncompress.load(model).outputs_of(x)[0].detach().double().numpy()
+    own = scores[np.arange(50), y]
+    scores[np.arange(50), y] = -np.inf
+    lead = own - scores.max(1)
+    assert result["metric"] == "margin"
+    assert result["value"] == pytest.approx(lead.mean(), abs=1e-6)
+    assert run("eval", model, "--data", "noise:50", "--metric", "margin") == 0
+    assert "margin" in capsys.readouterr().out
+
+
+def test_a_runtime_of_another_package_is_measured(shrink_tools, model, capsys):
+    arguments = ("--runtime", "onnxruntime,reference", "--time", "0.2", "--json")
+    assert run("bench", model, *arguments) == 0
+    arms = json.loads(capsys.readouterr().out)["runs"][0]["arms"]
+    assert [arm["runtime"].split()[0] for arm in arms] == ["ONNX", "onnx"]
+    assert arms[1]["runtime"] == f"onnx {onnx.__version__} reference"
+
+
+def test_doctor_lists_what_is_added(shrink_tools, capsys):
+    assert run("doctor", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["extensions"]
+    assert {(each["kind"], each["name"]) for each in found} == {
+        ("pass", "clip"),
+        ("criterion", "peak"),
+        ("data source", "noise"),
+        ("metric", "margin"),
+        ("runtime", "reference"),
+    }
+    assert {(each["package"], each["fault"]) for each in found} == {("shrink-tools 1.2", "")}
+
+
+PASS = """
+from dataclasses import dataclass
+from nncompress.passes import Pass, option
+@dataclass(frozen=True)
+class Bad(Pass):
+    name = "bad"
+    summary = "does not work"
+"""
+BROKEN = {
+    "cannot be imported": ("import no_such_module\n", "No module named 'no_such_module'"),
+    "ends the process": ("raise SystemExit(0)\n", "SystemExit"),
+    "has no such object": ("", "has no attribute 'Bad'"),
+    "no pass": ("Bad = 3\n", "3 is not a class derived from"),
+    "another name": (PASS.replace('"bad"', '"good"'), "the class calls itself 'good'"),
+    "no summary": (PASS.replace("summary", "_unused"), "no summary"),
+    "no dataclass": (PASS.replace("@dataclass(frozen=True)", ""), "no dataclass of its own"),
+    "an option that all have": (f"{PASS}    limit: int = option(1, help='x')\n", "--limit"),
+    "an option without a text": (f"{PASS}    size: int = 3\n", "size: an option is declared by"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_pass_is_named_with_its_package_and_breaks_no_other_command(
+    fault, tmp_path, model, monkeypatch, capsys
+):
+    code, reason = BROKEN[fault]
+    install(tmp_path, monkeypatch, "bad-tools", code, {"nncompress.passes": {"bad": "bad_tools:Bad"}}, "0.3")
+    assert run("bad", model) == ExitCode.EXTENSION
+    said = capsys.readouterr().err
+    assert said.startswith("error: the pass bad of bad-tools 0.3 cannot be used")
+    assert reason in said
+    assert "pip uninstall bad-tools" in said
+    assert "Traceback" not in said
+    assert run("inspect", model) == 0
+    assert run("prune", model, "--std", "0.1") == 0
+    assert run("nothing") == ExitCode.USAGE
+    assert "bad" in help_text()
+
+
+def test_a_defect_in_its_code_is_not_called_ours(tmp_path, model, monkeypatch, capsys):
+    code = f"{PASS}\n    def apply(self, model, context):\n        return [][0]\n"
+    install(tmp_path, monkeypatch, "bad-tools", code, {"nncompress.passes": {"bad": "bad_tools:Bad"}})
+    assert run("bad", model) == ExitCode.EXTENSION
+    said = capsys.readouterr().err
+    assert "IndexError" in said
+    assert "a defect of bad-tools 1.2" in said
+
+
+def test_a_criterion_that_gives_other_scores_than_one_per_unit_is_refused(
+    tmp_path, model, monkeypatch, capsys
+):
+    code = """
+import numpy as np
+from nncompress.analysis.importance import Criterion, scored
+short = Criterion(scored(lambda s: {c.name: np.zeros(c.size - 1) for c in s.choices}), "", False)
+missing = Criterion(scored(lambda s: {}), "", False)
+unclear = Criterion(scored(lambda s: {c.name: np.full(c.size, np.nan) for c in s.choices}), "", False)
+"""
+    names = ("short", "missing", "unclear", "absent")
+    points = {name: f"bad_criteria:{name}" for name in names}
+    install(tmp_path, monkeypatch, "bad-criteria", code, {"nncompress.criteria": points})
+    for name in names:
+        assert run("prune-nodes", model, "--criterion", name, "--ratio", "0.2") == ExitCode.EXTENSION
+        assert f"the criterion {name} of bad-criteria 1.2" in capsys.readouterr().err
+    assert run("prune-nodes", model, "--criterion", "l1", "--ratio", "0.2") == 0
+
+
+def test_a_metric_that_is_none_is_refused(tmp_path, model, monkeypatch, capsys):
+    install(
+        tmp_path,
+        monkeypatch,
+        "bad-metrics",
+        "mean = 3\n",
+        {"nncompress.metrics": {"mean": "bad_metrics:mean"}},
+    )
+    np.savez("x.npz", x=np.zeros((9, 20), np.float32), y=np.zeros(9, np.int64))
+    assert run("eval", model, "--data", "x.npz", "--metric", "mean") == ExitCode.EXTENSION
+    assert "the metric mean of bad-metrics 1.2" in capsys.readouterr().err
+    assert run("eval", model, "--data", "x.npz", "--metric", "none") == ExitCode.USAGE
+    assert "mean, or file.py:function" in capsys.readouterr().err
+
+
+def test_names_of_ours_are_not_replaced_and_that_is_said(tmp_path, model, monkeypatch, capsys):
+    points = {"prune": "bad_tools:Bad", "export": "bad_tools:Bad"}
+    install(tmp_path, monkeypatch, "bad-tools", PASS, {"nncompress.passes": points})
+    assert PASSES["prune"].__module__.startswith("nncompress.")
+    assert run("prune", model, "--std", "0.1") == 0
+    assert "bad-tools 1.2 adds a pass called prune, too: it is not used" in capsys.readouterr().err
+    assert run("export", "-o", "small.onnx") == 0
+
+
+def test_two_packages_with_one_name_are_both_named(tmp_path, model, monkeypatch, capsys):
+    for name in ("first-tools", "second-tools"):
+        module = name.replace("-", "_")
+        install(tmp_path, monkeypatch, name, PASS, {"nncompress.passes": {"bad": f"{module}:Bad"}})
+    assert run("bad", model) == ExitCode.EXTENSION
+    said = capsys.readouterr().err
+    assert "first-tools 1.2, second-tools 1.2" in said
+
+
+def test_what_is_uninstalled_is_gone(shrink_tools, monkeypatch):
+    assert "clip" in PASSES
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(shrink_tools)])
+    assert "clip" not in PASSES
+    with pytest.raises(KeyError):
+        PASSES["clip"]
+
+
+def test_names_alone_import_nothing(shrink_tools):
+    code = (
+        "import sys; from nncompress.passes import PASSES;"
+        "print(len(PASSES), 'shrink_tools' in sys.modules, 'torch' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": f"{ROOT}:{shrink_tools}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.split() == ["9", "False", "False"]
+
+
+def test_the_criteria_that_the_command_line_knows_are_those_there_are():
+    assert prune_nodes.criteria() == ("auto", *CRITERIA)
+
+
+def test_the_error_says_what_a_name_may_be(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "bad-tools", PASS, {"nncompress.passes": {"Bad Name": "bad_tools:Bad"}})
+    with pytest.raises(ExtensionError) as refused:
+        PASSES["Bad Name"]
+    assert "small letters" in refused.value.got
