@@ -69,28 +69,24 @@ def examination() -> dict[str, Any]:
 
 
 def extensions() -> list[dict[str, str]]:
-    """What other packages add, and what is wrong with it; the only place that imports all of it."""
-    from nncompress.analysis.importance import CRITERIA
-    from nncompress.analysis.metrics.registry import METRICS
-    from nncompress.data.spec import SOURCES
+    """What other packages add, and what is wrong with it: it is imported, where there is any."""
     from nncompress.errors import ExtensionError
-    from nncompress.extensions import GROUPS, Registry, distribution, offered
-    from nncompress.passes import PASSES
-    from nncompress.runtimes import RUNTIMES
+    from nncompress.extensions import GROUPS, Registry, distribution, named, offered
 
-    registries: dict[str, Registry[Any]] = {
-        "nncompress.passes": PASSES,
-        "nncompress.criteria": CRITERIA,
-        "nncompress.runtimes": RUNTIMES,
-        "nncompress.data": SOURCES,
-        "nncompress.metrics": METRICS,
+    places = {
+        "nncompress.passes": "nncompress.passes:PASSES",
+        "nncompress.criteria": "nncompress.analysis.importance:CRITERIA",
+        "nncompress.runtimes": "nncompress.runtimes:RUNTIMES",
+        "nncompress.data": "nncompress.data.spec:SOURCES",
+        "nncompress.metrics": "nncompress.analysis.metrics.registry:METRICS",
     }
     found = []
     for group, kind in GROUPS.items():
         for name, points in offered(group).items():
-            fault = "the name is nncompress's own" if registries[group].shadowed(name) else ""
+            registry: Registry[Any] = named(places[group])
+            fault = "the name is nncompress's own" if registry.shadowed(name) else ""
             try:
-                registries[group][name]
+                registry[name]
             except ExtensionError as error:
                 fault = error.got
             package = " and ".join(map(distribution, points))
