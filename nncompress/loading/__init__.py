@@ -238,7 +238,7 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str)
 
 def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
     """The model, and whether it is one of ours, which say where their records lie."""
-    program, content = read_pt2(path)
+    program, content = read_pt2(path, notice)
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = [
         placeholders[name].meta["val"] for name in program.graph_signature.user_inputs if name in placeholders

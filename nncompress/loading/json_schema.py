@@ -9,7 +9,9 @@ What a check returns holds only values that some check admitted, never a part of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from nncompress.files.bounded_text import Unreadable, bounded
@@ -66,14 +68,42 @@ def any_json(value: Any) -> Any:
         raise Rejected(str(error)) from error
 
 
+_left_out: ContextVar[set[str] | None] = ContextVar("_left_out", default=None)
+
+
+@contextmanager
+def without_empty_keys() -> Iterator[set[str]]:
+    """Meanwhile a record may have unknown keys that hold nothing: None or an empty list, table or text.
+
+    A later version of a format adds fields that old readers may do without; unused, they are empty. One that
+    holds something could change what the rest means, and is refused as before.
+
+    Returns:
+        The keys that were left out.
+    """
+    keys: set[str] = set()
+    token = _left_out.set(keys)
+    try:
+        yield keys
+    finally:
+        _left_out.reset(token)
+
+
 def record(**fields: Check) -> Check:
-    """A dict with these keys and no others; a missing key is what its check makes of None."""
+    """A dict with these keys and no others (but see `without_empty_keys`); a missing key is what its check
+    makes of None."""
 
     def check(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise Rejected(f"{shown(value)} where a record was expected")
-        if unknown := set(value) - set(fields):
-            raise Rejected(f"unknown key {sorted(unknown)[0]!r}")
+        unknown = set(value) - set(fields)
+        left_out = _left_out.get()
+        if left_out is not None:
+            empty = {key for key in unknown if value[key] is None or value[key] in ([], {}, "")}
+            left_out |= empty
+            unknown -= empty
+        if unknown:
+            raise Rejected(f"unknown key {sorted(unknown)[0][:80]!r}")
         return {key: at(admit, value.get(key), key) for key, admit in fields.items()}
 
     return check

@@ -96,12 +96,8 @@ def _compare_tensors(ours: Mapping[str, Tensor], read: Mapping[str, Tensor], fil
 
 
 def _differs(a: Tensor, b: Tensor) -> bool:
-    """In shape, in type, or in any value; a zero has no sign where it is packed, NaN is the same NaN."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return True
-    if torch.equal(a, b):
-        return False
-    return not torch.equal(_bits(a), _bits(b))
+    """In shape, in type, or in any bit: the sign of a zero counts, a NaN is the same NaN."""
+    return a.shape != b.shape or a.dtype != b.dtype or not torch.equal(_bits(a), _bits(b))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tensors in fewer bytes, exact but for the sign of zeros: few values by codebook, many zeros by bitmap.
+"""Tensors in fewer bytes, bit for bit: few values by codebook, many zeros by bitmap.
 
     form                      stored                                                  wins where
     codebook                  codes [n · bits/8 bytes], codebook [K]                  few values
@@ -9,7 +9,8 @@
 The codebook of a float32 tensor whose values are exact in half precision is stored so, as `codebook16`.
 `codes` holds 1, 2, 4 or 8 bits per index, lowest bits first. Behind a bitmap the first entry is zero: the
 k-th nonzero weight reads entry k and a zero weight reads entry 0, so that a running sum of the bitmap's bits,
-times the bit, is the index. What is stored describes itself, given the shape of the tensor.
+times the bit, is the index. What is stored describes itself, given the shape of the tensor. Values are told
+apart by their bits, as integers: a zero with a sign is no zero, and a NaN is a value like others.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
     """
     if not _packable(tensor) or tensor.numel() < 2:
         return None
-    tensor = tensor.detach()
+    dtype, tensor = tensor.dtype, _bits(tensor.detach())
     size, item = tensor.numel(), tensor.element_size()
     nonzero = int(torch.count_nonzero(tensor))
-    values = distinct_values(tensor)
-    short = _exact_in_half(tensor if values is None else values)
+    values = _distinct(tensor)
+    short = _exact_in_half((tensor if values is None else values).view(dtype))
 
     def book(entries: int) -> int:
         """Bytes of a codebook; one in half precision takes an op to cast it."""
@@ -57,7 +58,7 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
             stored = code_bytes(nonzero + 1, len(values)) + book(len(values))
             sizes["both"] = size / 8 + stored + extra + 2 * per_op + unpacking
     for axis in range(min(tensor.dim(), 2)):
-        if (most := most_per_channel(tensor, axis)) is not None:
+        if (most := _most_per_channel(tensor, axis)) is not None:
             channels = tensor.shape[axis]
             stored = code_bytes(size, most) + book(most * channels) + 4 * channels
             sizes[f"channel {axis}"] = stored + overhead + (5 if bits_for(most) == 8 else 9) * per_op
@@ -65,17 +66,17 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
     if best == "dense":
         return None
     if best.startswith("channel"):
-        return _shortened(_per_channel(tensor, int(best[-1])), per_op)
+        return _shortened(_per_channel(tensor, int(best[-1])), dtype, per_op)
     flat = tensor.flatten()
     if best == "codebook":
         assert values is not None
-        return _shortened(_coded(flat, values), per_op)
+        return _shortened(_coded(flat, values), dtype, per_op)
     mask = flat != 0
     kept = torch.cat([flat.new_zeros(1), flat[mask]])
     bitmap = {"bitmap": to_bits(mask, 1)}
     if best == "bitmap":
-        return bitmap | {"values": kept}
-    return bitmap | _shortened(_coded(kept, torch.unique(kept)), per_op)
+        return bitmap | {"values": kept.view(dtype)}
+    return bitmap | _shortened(_coded(kept, torch.unique(kept)), dtype, per_op)
 
 
 def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -116,33 +117,46 @@ def distinct_values(tensor: Tensor) -> Tensor | None:
     """The values of a float or int8 tensor, sorted, or None where there are more than 256 (or one is NaN)."""
     if not _packable(tensor) or not tensor.numel():
         return None
-    flat = tensor.detach().flatten()
+    values = _distinct(tensor.detach())
+    return None if values is None or bool(values.isnan().any()) else values
+
+
+def _distinct(tensor: Tensor) -> Tensor | None:
+    flat = tensor.flatten()
     step = max(1, len(flat) // SAMPLE)
     if len(flat) > SAMPLE and len(torch.unique(flat[::step])) > MOST:
         return None
     values = torch.unique(flat)
-    return values if len(values) <= MOST and not bool(values.isnan().any()) else None
+    return values if len(values) <= MOST else None
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers of that size."""
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def _packable(tensor: Tensor) -> bool:
     return tensor.dtype.is_floating_point or tensor.dtype == torch.int8
 
 
-def most_per_channel(tensor: Tensor, axis: int) -> int | None:
+def _most_per_channel(tensor: Tensor, axis: int) -> int | None:
     """The most distinct values that one index of `axis` has, or None where there are more than 256.
 
-    None also for NaN, for a single channel, and for channels that are mostly distinct values.
+    None also for a single channel, and for channels that are mostly distinct values.
+
+    Args:
+        tensor: of integers.
     """
     channels = tensor.shape[axis]
     if channels < 2 or tensor.numel() < 4 * channels:
         return None
     limit = min(MOST, tensor.numel() // channels // 2)
-    rows = tensor.detach().movedim(axis, 0).flatten(1)
+    rows = tensor.movedim(axis, 0).flatten(1)
     if len(torch.unique(rows[0])) > limit:
         return None
     ordered = rows.sort(1).values
     most = 1 + int((ordered[:, 1:] != ordered[:, :-1]).sum(1).max())
-    return most if most <= limit and not bool(ordered[:, -1].isnan().any()) else None
+    return most if most <= limit else None
 
 
 def bits_for(distinct: int) -> int:
@@ -202,9 +216,11 @@ def _exact_in_half(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor)
 
 
-def _shortened(parts: Parts, per_op: int) -> Parts:
-    """With the codebook in half precision, where that is exact and saves more than the op that casts it."""
-    book = parts["codebook"]
+def _shortened(parts: Parts, dtype: torch.dtype, per_op: int) -> Parts:
+    """With the codebook as numbers of `dtype`: in half precision, where that is exact and saves more than the
+    op that casts it."""
+    book = parts["codebook"].view(dtype)
+    parts = parts | {"codebook": book}
     if not _exact_in_half(book) or 2 * book.numel() <= per_op:
         return parts
     return {name: part for name, part in parts.items() if name != "codebook"} | {"codebook16": book.half()}

@@ -118,7 +118,10 @@ def _drop_empty_submodules(module: torch.nn.Module) -> None:
 
 
 def _register_plain_tensors(module: fx.GraphModule) -> None:
-    """What editing and counting go by are parameters and buffers; a plain attribute would be lost to them."""
+    """What editing, counting and saving go by are parameters and persistent buffers; a plain attribute, or a
+    buffer that the module did not save, would be lost to them."""
+    for each in module.modules():
+        each._non_persistent_buffers_set.clear()
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue
@@ -127,7 +130,7 @@ def _register_plain_tensors(module: fx.GraphModule) -> None:
         value = owner.__dict__.get(leaf)
         if isinstance(value, torch.Tensor):
             delattr(owner, leaf)
-            owner.register_buffer(leaf, value, persistent=False)
+            owner.register_buffer(leaf, value)
 
 
 def _inline_wrappers(module: fx.GraphModule) -> bool:

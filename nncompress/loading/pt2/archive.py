@@ -20,7 +20,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
 from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.dry_run import MOST_REPEATED
-from nncompress.loading.json_schema import Check, Rejected, admit, plain
+from nncompress.loading.json_schema import Check, Rejected, admit, plain, without_empty_keys
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
 from nncompress.loading.pt2.shapes import Unfit, check_shapes
 from nncompress.loading.stored_zip import check_members
@@ -60,11 +60,16 @@ _CARRIES_CODE = [
 Item = dict[str, Any]
 
 
-def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
+def read_pt2(
+    path: str | Path, notice: Callable[[str], None] = lambda said: None
+) -> tuple[ExportedProgram, dict[str, Any]]:
     """The program of a `.pt2` and the record nncompress keeps in it (`{}` if none), running none of its code.
 
     The program has no example inputs and no guards; tensors are on the CPU; outputs that were dataclasses
     come back as dicts. Weights that shared storage still do.
+
+    Args:
+        notice: told which keys of a newer torch were left out, because nothing was in them.
 
     Raises:
         ModelFileError: it is not a `.pt2`, is damaged, or says something unknown.
@@ -72,7 +77,7 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, without_empty_keys() as left_out:
             check_members(archive, path, deflated=True)
             members = _Members(archive)
             clean = _repack(members)
@@ -81,6 +86,9 @@ def read_pt2(path: str | Path) -> tuple[ExportedProgram, dict[str, Any]]:
         raise _refusal(path, rejected) from rejected
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, ValueError) as error:
         raise _damaged(path, str(error)) from error
+    if left_out:
+        names = ", ".join(repr(key[:80]) for key in sorted(left_out)[:5])
+        notice(f"{path.name} is of a newer torch: keys without content were left out ({names})")
     program = _load(clean, path)
     try:
         check_shapes(program)
@@ -275,7 +283,7 @@ def _refusal(path: Path, rejected: Rejected) -> NNCompressError:
         f"{path} is not a .pt2 that can be read",
         got=str(rejected),
         expected="an archive written by torch.export.save (torch 2.8 or later)",
-        remedy="save the model again with torch.export.save",
+        remedy=f"save the model again with torch.export.save of torch {torch.__version__.split('+')[0]}",
     )
 
 

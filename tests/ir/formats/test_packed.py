@@ -19,7 +19,8 @@ def of_values(shape, distinct, seed=0):
 
 
 def sparse(tensor, zeros, seed=1):
-    return tensor * (torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed)) >= zeros)
+    kept = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed)) >= zeros
+    return tensor.where(kept, torch.zeros((), dtype=tensor.dtype))
 
 
 def random(*shape, seed=7):
@@ -96,6 +97,17 @@ def test_what_does_not_pay_is_left():
     assert smallest(torch.arange(100)) is None
     with_nan = torch.where(torch.rand(50, 50) < 0.9, 0.0, torch.nan)
     assert torch.equal(restore(smallest(with_nan), (50, 50)).isnan(), with_nan.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_sign_of_a_zero_and_what_is_no_number_come_back_bit_for_bit(dtype):
+    odd = torch.tensor([0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan])
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for share in (0.0, 0.9):
+        tensor = odd[torch.randint(0, 7, (80, 80))].where(torch.rand(80, 80) >= share, 0.0).to(dtype)
+        found = smallest(tensor)
+        assert stored_bytes(found) < tensor.numel() * tensor.element_size() / 2
+        assert torch.equal(restore(found, (80, 80)).view(integers), tensor.view(integers))
 
 
 def test_distinct_values():

@@ -267,3 +267,21 @@ def test_it_says_what_it_is():
         assert part in text
     stored = [*model.graph_module.parameters(), *model.graph_module.buffers()]  # tied ones once
     assert f"stored:     {sum(t.numel() for t in stored):,} values" in text
+
+
+def test_what_the_module_does_not_save_is_part_of_the_state_all_the_same():
+    class Unsaved(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.rand(4), persistent=False)
+            self.plain = torch.rand(4)
+
+        def forward(self, x):
+            return x * self.kept + self.plain + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    x = torch.randn(2, 4)
+    exported = torch.export.export(Unsaved(), (x,))
+    for made in (Model.from_module(Unsaved(), (x,)), Model.from_exported(exported)):
+        buffers = {name for name, _ in made.graph_module.named_buffers()}
+        assert len(buffers) == 3
+        assert buffers == set(made.state_dict()) == set(made.copy().state_dict())

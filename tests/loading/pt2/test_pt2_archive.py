@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from collections import OrderedDict, namedtuple
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pt2_members import GRAPH, WEIGHTS, edit_json, innocent, write
 from torch import nn
 from torch.export import Dim
 
 import nncompress
+from nncompress.errors import ModelFileError
 from nncompress.ir import Model
 from nncompress.loading.pt2.archive import read_pt2
 
@@ -284,3 +287,28 @@ def test_literals_that_are_no_numbers_of_json_come_back(value, tmp_path):
     x = torch.randn(3, 5)
     for ours, wanted in zip(nncompress.load(tmp_path / "m.pt2").outputs_of(x), Filled()(x)):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("place", ["top", "node", "graph", "weight"])
+def test_a_key_of_a_newer_torch_is_left_out_where_it_is_empty_and_refused_where_it_is_not(place, tmp_path):
+    members = innocent(tmp_path / "m.pt2")
+    read, said = read_pt2(tmp_path / "m.pt2")[0], []
+
+    def put(value: object) -> Path:
+        def edit(document):
+            graph = document.get("graph_module", {}).get("graph")
+            at = {"top": document, "graph": graph, "node": graph and graph["nodes"][0]}.get(place)
+            (document["config"]["fc.weight"] if place == "weight" else at)["newer"] = value
+
+        changed = dict(members)
+        edit_json(changed, WEIGHTS if place == "weight" else GRAPH, edit)
+        return write(changed, tmp_path / "newer.pt2")
+
+    for nothing in (None, [], {}, ""):
+        program, _ = read_pt2(put(nothing), said.append)
+        x = torch.randn(3, 4)
+        assert torch.equal(program.module()(x)["y"], read.module()(x)["y"])
+    assert said == ["newer.pt2 is of a newer torch: keys without content were left out ('newer')"] * 4
+    for something in (True, False, 0, "x", [0], {"a": None}):
+        with pytest.raises(ModelFileError, match="unknown key 'newer'"):
+            read_pt2(put(something))
