@@ -60,11 +60,11 @@ from nncompress.loading import load_model  # noqa: E402
 from nncompress.passes import Change, Context, Pass, Share, Substitute  # noqa: E402
 
 SHARES = {
-    "auto": Share(),
-    "second-3x3": Share(which="second-3x3"),
-    "all-3x3": Share(which="all-3x3"),
+    "auto": Share(saving=1),
+    "second-3x3": Share(which="second-3x3", saving=1),
+    "all-3x3": Share(which="all-3x3", saving=1),
     "adaptive": Share(adaptive=True),
-    "on data": Share(),
+    "on data": Share(saving=1),
 }
 SUBSTITUTES = ("separable", "nonlinear-separable", "kernel-composing", "stacked-3x3")
 COLUMNS = ("architecture", *SHARES, *SUBSTITUTES, "by hand", "exact", "moved", "onnx", "seconds")
@@ -224,7 +224,7 @@ def share(row: Row, model: Model, architecture: Architecture, folder: Path) -> N
 def substitute(row: Row, model: Model, architecture: Architecture, folder: Path) -> None:
     inputs = architecture.draw(3, seed=1)
     for operation in SUBSTITUTES:
-        each = Substitute(with_=operation)  # type: ignore[arg-type]
+        each = Substitute(with_=operation, relative=1)  # type: ignore[arg-type]
         result, changes = apply(model, each)
         row.counts[operation] = len(changes)
         if not changes:

@@ -23,6 +23,9 @@ from nncompress.ir.layers.computed import store_computed_weights
 from nncompress.ir.layers.weights import layer_name, layers, recurrent_layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
+from nncompress.passes.base import NEAR
+
+LEFT = "left: even the least change would move the outputs too far"
 
 
 @dataclass(frozen=True)
@@ -116,20 +119,12 @@ def _run_one(
     model: Model, each: Pass, context: Context, reference: Reference, drift_before: float
 ) -> tuple[Model, Step]:
     started = time.perf_counter()
-    context.notes, context.warnings = [], []
-    given, edited = model, model.copy()
-    computed = store_computed_weights(edited) if each.stored_weights else []
-    start = edited.copy() if computed else model
-    _check_patterns(each, start)
-    each.requires(start, context)
+    given = model
     before = cost(model)
-    changes = each.apply(edited, context)
-    if any(change.applied for change in changes):
-        edited.refresh()
-        each.ensures(edited, changes)
-        model = edited
-        if computed:
-            context.notes.append(_stored(computed))
+    if each.strengths():
+        each, start, model, changes = _near(model, each, context, reference)
+    else:
+        start, model, changes = _edited(model, each, context)
     if not each.recurrent:
         changes += [
             Change(name, "left: a recurrent layer", applied=False) for name in recurrent_layers(model)
@@ -167,6 +162,58 @@ def _run_one(
         )
     context.progress.step(f"verifying {each.name}", 1, 1)
     return model, step
+
+
+def _edited(model: Model, each: Pass, context: Context) -> tuple[Model, Model, list[Change]]:
+    """The model that the pass was given (its weights stored), what became of it, and the changes."""
+    context.notes, context.warnings = [], []
+    edited = model.copy()
+    computed = store_computed_weights(edited) if each.stored_weights else []
+    start = edited.copy() if computed else model
+    _check_patterns(each, start)
+    each.requires(start, context)
+    changes = each.apply(edited, context)
+    if not any(change.applied for change in changes):
+        return start, model, changes
+    edited.refresh()
+    each.ensures(edited, changes)
+    if computed:
+        context.notes.append(_stored(computed))
+    return start, edited, changes
+
+
+def _near(
+    model: Model, each: Pass, context: Context, reference: Reference
+) -> tuple[Pass, Model, Model, list[Change]]:
+    """The strongest of `each.strengths()` whose outputs stay near those of the model that it was given.
+
+    Returns: what was taken, and see `_edited`.
+    """
+    samples = reference.samples
+    beside = Reference(model, samples, f"the model before {each.name}")
+    beyond = []
+    for tried in each.strengths():
+        start, result, changes = _edited(model, tried, context)
+        if result is model:
+            break
+        moved = amount(beside.drift(result, each.name))
+        if moved <= NEAR:
+            break
+        beyond.append(f"{tried.settings()['relative']:g} would have moved the outputs by {moved:.0%}")
+    else:
+        result = model
+        changes = [replace(c, applied=False, what=LEFT) if c.applied else c for c in changes]
+        context.notes, context.warnings = [], []
+    if beyond:
+        context.notes.append(
+            f"{each.name}: of the relative errors, {' and '.join(beyond)} {samples}, more than {NEAR:.0%}"
+        )
+    if result is model:
+        context.notes.append(
+            f"{each.name} was not told how much to change, and found nothing that the model does as well "
+            f"without. For more: {each.more}"
+        )
+    return tried, start, result, changes
 
 
 def drift_warning(each: Pass, now: float, before: float, worst: Mapping[str, float], samples: Samples) -> str:

@@ -33,7 +33,8 @@ STEPS = (
     "factorize:relative=0.2,form=tucker",
     "quantize", "quantize:mode=dynamic", "quantize:mode=weights,weight-bits=4", "quantize:mode=float16",
     "quantize:equalize=true,correct-bias=true",
-    "substitute:with=separable", "substitute:with=kernel-composing", "share", "grow:by=2",
+    "substitute:with=separable,relative=1", "substitute:with=kernel-composing,relative=1",
+    "share:saving=1", "grow:by=2",
     "grow:factor=1.5,init=split",
 )  # fmt: skip
 RELATIVE = {"float32": 1e-4, "float64": 1e-9, "float16": 3e-2, "bfloat16": 0.2}
@@ -252,7 +253,7 @@ def sharing_equals_changes_nothing(net: Net) -> None:
         for parameter in model.graph_module.parameters():
             if parameter.dim() == 4:
                 parameter.copy_(shapes.setdefault(parameter.shape, parameter.clone()))
-    result, done, _ = run(model, ["share"])
+    result, done, _ = run(model, ["share:saving=1"])
     if not done or not done[0].changed:
         raise Irrelevant
     same(outputs(result, net), outputs(model, net), RELATIVE[net.dtype], "shared")

@@ -14,6 +14,7 @@ from nncompress.data.fit import fit_inputs
 from nncompress.data.source import ArraySource
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
+from nncompress.options import option
 from nncompress.passes import PASSES, Change, Context, Pass
 from nncompress.passes.cluster.options import Cluster
 from nncompress.passes.factorize.options import Factorize
@@ -127,6 +128,67 @@ def test_outputs_that_moved_far_are_a_warning_that_names_the_layers_and_their_fl
 
 
 @dataclass(frozen=True)
+class Noise(Pass):
+    name = "noise"
+    summary = "moves the outputs by `scale` times the root of `relative`"
+    amounts = ("relative",)
+    more = "--relative 0.5"
+
+    relative: float | None = option(None, help="how much")
+    scale: float = option(1.0, help="how far that goes")
+
+    def apply(self, model, context):
+        context.notes.append(f"tried {self.share_lost:g}")
+        with torch.no_grad():
+            for name in ("2.weight", "2.bias"):
+                model.tensor(name).mul_(1 + self.scale * self.share_lost**0.5)
+        return [Change("2", "louder")]
+
+
+@pytest.mark.parametrize("data", [None, Records((torch.randn(40, 6),))])
+@pytest.mark.parametrize(("scale", "taken"), [(1, 1e-3), (3, 1e-4), (10, 1e-5), (30, None)])
+def test_where_nobody_says_how_much_the_outputs_stay_near(scale, taken, data):
+    model = make()
+    result, (step,) = pipeline.run(model, [Noise(scale=scale)], Context(data=data))
+    if taken is None:
+        assert result is model
+        assert [(c.what, c.applied) for c in step.changes] == [(pipeline.LEFT, False)]
+        assert "--relative 0.5" in step.notes[-1]
+        assert step.drift[0].relative == 0
+    else:
+        assert step.settings["relative"] == taken == result.history[0]["settings"]["relative"]
+        assert step.notes[0] == f"tried {taken:g}"
+        assert 0 < step.drift[0].relative <= 0.05
+    assert step.warnings == []
+    refused = [e for e in (1e-3, 1e-4, 1e-5) if scale * e**0.5 > 0.05]
+    assert all(f"{e:g} would have moved" in step.notes[-2 if taken is None else -1] for e in refused)
+    asked = pipeline.run(model, [Noise(scale=scale, relative=1e-3)], Context(data=data))[1][0]
+    assert asked.drift[0].relative == pytest.approx(scale * 1e-3**0.5, rel=1e-4)
+
+
+def test_in_a_pipeline_each_default_is_bound_by_what_it_does_itself():
+    steps = pipeline.run(make(), [Noise(relative=0.04), Noise(), Noise()], Context())[1]
+    assert [step.settings["relative"] for step in steps] == [0.04, 1e-3, 1e-3]
+    assert steps[2].drift[0].relative > 0.25
+    assert "2" in steps[2].warnings[0]
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if name not in ("grow", "quantize")])
+@pytest.mark.parametrize("data", [None, Records((torch.randn(40, 3, 8, 8),))])
+def test_no_default_moves_the_outputs_of_any_network_far(name, data):
+    """Weights that are large, small, of few or of outlying values: whose size says nothing."""
+    torch.manual_seed(0)
+    for scale, spread in ((100.0, 0.0), (0.01, 0.0), (1.0, 2.0)):
+        net = nn.Sequential(*[p for _ in range(6) for p in (nn.Conv2d(3, 3, 3, padding=1), nn.PReLU())])
+        with torch.no_grad():
+            for each in net[::2]:
+                each.weight.mul_(scale * (spread * torch.randn(each.weight.shape)).exp())
+        model = Model.from_module(net.eval(), (torch.randn(2, 3, 8, 8),))
+        (step,) = pipeline.run(model, [PASSES[name]()], Context(data=data))[1]
+        assert step.drift[0].relative <= 0.05
+
+
+@dataclass(frozen=True)
 class Memorize(Pass):
     name = "memorize"
     summary = "makes a model that is right on what it saw, and wrong elsewhere"
@@ -180,7 +242,13 @@ class Answers(nn.Module):
 def test_infinite_integer_boolean_and_single_outputs(name, data):
     torch.manual_seed(0)
     model = Model.from_module(Answers().eval(), (torch.randn(2, 8),))
-    options = {"grow": {"by": 2}, "factorize": {"macs": 0.7}}.get(name, {})
+    options = {
+        "grow": {"by": 2},
+        "factorize": {"macs": 0.7},
+        "prune-nodes": {"ratio": 0.3},
+        "cluster": {"codebook": 4},
+        "prune": {"sparsity": 0.3},
+    }.get(name, {})
     (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=data))[1]
     assert step.changed or name in ("substitute", "share")
     assert [row.misplaced for row in step.drift] == [0, 0, 0, 0]
@@ -199,14 +267,14 @@ def test_a_model_that_answers_with_a_class_is_judged_by_what_it_chooses_from():
     model = Model.from_module(Class().eval(), (torch.randn(2, 8),))
     data = Records((torch.randn(40, 8),))
     for context in (Context(data=data), Context()):
-        assert pipeline.run(model, [PruneNodes()], context)[1][0].changed
+        assert pipeline.run(model, [PruneNodes(ratio=0.3)], context)[1][0].changed
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "grow", "prune-nodes"])
 def test_other_precisions(name, dtype):
     model = Model.from_module(make_module().to(dtype), (torch.randn(2, 6).to(dtype),))
-    options = {"grow": {"by": 2}, "factorize": {"rank": 1}}.get(name, {})
+    options = {"grow": {"by": 2}, "factorize": {"rank": 1}, "prune-nodes": {"ratio": 0.3}}.get(name, {})
     data = None if dtype.itemsize == 2 and name == "prune-nodes" else Records((torch.randn(40, 6).to(dtype),))
     (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=data))[1]
     assert step.changed

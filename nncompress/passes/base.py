@@ -12,8 +12,8 @@ Pass modules do not import torch when they are imported: `nncompress prune --hel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nncompress.errors import UsageError
 from nncompress.options import Options, option
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
     from nncompress.data import Dataset
     from nncompress.ir import Model
+
+# Where nobody says how much is to change, a layer may lose the first of these shares of what it could lose at
+# which no output moves by more than NEAR. Shares add up alike, whatever the size of a network's weights.
+STRENGTHS = (1e-3, 1e-4, 1e-5)
+NEAR = 0.05
+BY_DEFAULT = f"[default: {STRENGTHS[0]:g}; less where outputs would move by more than {NEAR:.0%}]"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class Pass(Options):
             norm, the mask of a pruned weight) before it; where False, the pass does so itself.
         protects: the option that leaves a layer alone.
         afterwards: what usually follows, for the case that the outputs have moved far.
+        amounts: the options that say how much is to change. Where none is given, `relative`, which is one of
+            them, is chosen. Empty for a pass that does not ask.
+        more: what to type for more than that.
     """
 
     summary: ClassVar[str]
@@ -88,6 +97,20 @@ class Pass(Options):
     stored_weights: ClassVar[bool] = True
     protects: ClassVar[str] = "exclude"
     afterwards: ClassVar[str] = ""
+    amounts: ClassVar[tuple[str, ...]] = ()
+    more: ClassVar[str] = ""
+
+    def strengths(self) -> list[Self]:
+        """What to try in turn until the outputs stay near; empty where it was said how much is to change."""
+        said = any(f.name in self.amounts and getattr(self, f.name) != f.default for f in fields(self))
+        if said or not self.amounts:
+            return []
+        return [replace(self, relative=share) for share in STRENGTHS]  # type: ignore[call-arg]  # in amounts
+
+    @property
+    def share_lost(self) -> float | None:
+        """Of what a layer could lose, the share that it may; None where another option decides."""
+        return STRENGTHS[0] if self.strengths() else getattr(self, "relative", None)
 
     @property
     def has_budget(self) -> bool:

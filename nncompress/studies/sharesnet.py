@@ -108,7 +108,7 @@ def run(request: Request) -> SharingResult:
 
 
 def shared(model: Model, seed: int = 0) -> Model:
-    return run_passes(model, [Share()], Context(data=None, seed=seed))[0]
+    return run_passes(model, [Share(saving=1)], Context(data=None, seed=seed))[0]
 
 
 def _count(network: Network) -> Counted:

@@ -57,6 +57,33 @@ def test_at_most_k_values_each_weight_at_its_nearest(model, size):
     assert not [c for c in run(model, codebook=size) if c.applied]
 
 
+@pytest.mark.parametrize(
+    ("relative", "sizes"), [(0.2, (4, 4, 4)), (0.02, (16, 16, 16)), (1e-3, (256, 256, 256))]
+)
+def test_the_fewest_values_that_lose_little_enough(model, relative, sizes):
+    before = {c: model.tensor(f"{c}.weight").detach().double() for c in ("conv", "wide", "head")}
+    run(model, relative=relative)
+    for size, (name, old) in zip(sizes, before.items(), strict=True):
+        new = model.tensor(f"{name}.weight").detach().double()
+        assert len(torch.unique(new)) == size
+        assert float((new - old).square().sum() / old.square().sum()) <= relative
+        fewer = Codebooks.fit(
+            old, torch.zeros(old.shape, dtype=torch.int64), {4: 2, 16: 4, 256: 16}[size], None
+        )
+        lost = fewer.nearest(old, torch.zeros(old.shape, dtype=torch.int64)) - old
+        assert float(lost.square().sum() / old.square().sum()) > relative
+
+
+def test_a_bound_that_no_codebook_meets_or_that_saves_nothing_leaves_the_weight(model):
+    assert {c.where: c.what for c in run(model, relative=1e-9)}["wide"].startswith(
+        "left: 256 values would lose"
+    )
+    few = Model.from_module(nn.Linear(20, 15).half(), (torch.randn(2, 20).half(),))
+    (change,) = run(few, relative=1e-4)
+    assert not change.applied
+    assert "no fewer bytes" in change.what
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", [{"codebook": 8}, {"decimals": 1}])
 def test_a_weight_of_any_float_dtype(dtype, options):
@@ -157,7 +184,10 @@ def test_refusals(model):
         Cluster(decimals=2, codebook=4)
     with pytest.raises(UsageError, match="out of range"):
         Cluster(codebook=1)
-    assert Cluster().codebook == 16
+    with pytest.raises(UsageError, match="one of"):
+        Cluster(relative=0.1, codebook=4)
+    assert not Cluster(decimals=2).strengths()
+    assert [tried.relative for tried in Cluster().strengths()] == [1e-3, 1e-4, 1e-5]
     with torch.no_grad():
         model.tensor("head.weight")[0, 0] = float("inf")
     with pytest.raises(ModelFileError, match="head"):

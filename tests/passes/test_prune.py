@@ -44,6 +44,27 @@ def test_threshold_is_each_matrix_own_root_mean_square():
         assert 0 < (expected == 0).sum() < old.numel()
 
 
+def test_relative_zeroes_as_many_as_hold_this_share_of_the_squares():
+    model, before = make(), make()
+    run(model, relative=0.01)
+    for name in ("conv.weight", "head.weight"):
+        old, new = before.tensor(name).detach().double(), model.tensor(name).detach().double()
+        gone = (new == 0) & (old != 0)
+        lost = float(old[gone].square().sum() / old.square().sum())
+        smallest_left = float(old[~gone].abs().min())
+        assert 0 < lost <= 0.01 < lost + smallest_left**2 / float(old.square().sum())
+        assert float(old[gone].abs().max()) <= smallest_left
+        assert torch.equal(old[~gone], new[~gone])
+
+
+def test_relative_leaves_equal_and_zero_weights():
+    model = make()
+    with torch.no_grad():
+        model.tensor("conv.weight").fill_(0.5)
+        model.tensor("head.weight").zero_()
+    assert not any(change.applied for change in run(model, relative=0.5))
+
+
 def test_biases_and_norms_are_left_alone():
     model, before = make(), make()
     run(model, threshold=1e9)

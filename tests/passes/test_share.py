@@ -89,7 +89,7 @@ def test_without_data_the_weight_is_the_mean_and_has_all_its_names():
     model = networks.model("stages")
     names = [f"convolutions.{i}.weight" for i in (1, 3)]
     mean = torch.stack([model.tensor(name) for name in names]).mean(0)
-    result, (step,) = run(model, Share())
+    result, (step,) = run(model, Share(saving=1))
     shared = [result.tensor(name) for name in names]
     assert shared[0] is shared[1]
     torch.testing.assert_close(shared[0], mean)
@@ -115,14 +115,14 @@ def test_which_and_first_blocks():
 
 
 def test_a_second_run_changes_nothing():
-    once, _ = run(networks.model("stages"), Share())
-    twice, (step,) = run(once, Share())
+    once, _ = run(networks.model("stages"), Share(saving=1))
+    twice, (step,) = run(once, Share(saving=1))
     assert not step.changed
     assert twice is once
 
 
 def test_gradients_add_up():
-    result, _ = run(networks.model("stages"), Share())
+    result, _ = run(networks.model("stages"), Share(saving=1))
     x = torch.randn(3, 3, 8, 8)
     shared = result.tensor("convolutions.1.weight")
     result(x).square().sum().backward()
@@ -172,7 +172,7 @@ def wide() -> Model:
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors"])
 def test_files_hold_one_copy(wide, tmp_path, suffix):
-    result, _ = run(wide, Share())
+    result, _ = run(wide, Share(saving=1))
     sizes = [export.write(m, tmp_path / f"{i}{suffix}").bytes for i, m in enumerate((wide, result))]
     one = 32 * 32 * 9 * 4
     assert 2 * one - 8000 < sizes[0] - sizes[1] < 2 * one + 8000
@@ -220,7 +220,9 @@ def test_batch_norms_make_up_for_weights_that_differ_in_scale(wide):
         for i in (3, 5):
             scale = torch.rand(32, 1, 1, 1, generator=generator) + 0.5
             model.tensor(f"convolutions.{i}.weight").copy_(model.tensor("convolutions.1.weight") * scale)
-    plain, scaled = (run(model, Share(rescale=flag), data=Records(3, 8, 8))[1][0] for flag in (False, True))
+    plain, scaled = (
+        run(model, Share(saving=1, rescale=flag), data=Records(3, 8, 8))[1][0] for flag in (False, True)
+    )
     errors = [sum(c.numbers.get("relative_error", 0) for c in step.changes) for step in (plain, scaled)]
     assert errors[1] < 0.1 * errors[0]
     assert scaled.drift[0].relative < 0.5 * plain.drift[0].relative
@@ -246,7 +248,7 @@ def test_a_scale_in_the_batch_norm_is_exact(wide):
 
 def test_data_lowers_the_error_of_the_output(wide):
     data = Records(3, 8, 8)
-    blind, informed = run(wide, Share())[1][0], run(wide, Share(), data=data)[1][0]
+    blind, informed = run(wide, Share(saving=1))[1][0], run(wide, Share(), data=data)[1][0]
     assert informed.drift[0].relative < blind.drift[0].relative
 
 
@@ -297,7 +299,7 @@ def test_merging_stops_when_enough_is_saved_and_counts_parameters():
 @pytest.mark.parametrize("name", ["concat", "attention", "two-outputs", "residual"])
 def test_networks_without_two_alike_blocks_are_left_whole(name):
     model = networks.model(name)
-    result, (step,) = run(model, Share())
+    result, (step,) = run(model, Share(saving=1))
     assert result is model
     assert step.changes
     assert all("left" in change.what for change in step.changes)
@@ -322,10 +324,35 @@ def test_an_encoder_and_its_decoder_are_two_stages():
     assert [block.stage for block in find_blocks(model, Shapes(model))] == [0, 0, 1, 1]
 
 
-def test_a_saving_without_adaptive_is_refused():
-    with pytest.raises(UsageError, match="--saving goes with --adaptive"):
-        Share(saving=0.3)
-    assert Share(adaptive=True, saving=0.3).saving == 0.3
+def test_a_saving_needs_no_other_word_and_goes_with_no_bound():
+    with pytest.raises(UsageError, match="how much is shared"):
+        Share(saving=0.3, relative=0.1)
+    with pytest.raises(UsageError, match="--adaptive and --relative"):
+        Share(adaptive=True, relative=0.1)
+    assert Share(adaptive=True, saving=0.3).saving == Share(saving=0.3).saving
+    assert Share(adaptive=True).saving == 0.5
+
+
+@pytest.mark.parametrize("data", [None, Records(3, 8, 8)])
+def test_by_default_only_weights_that_are_nearly_equal_are_shared(wide, data):
+    _, (step,) = run(wide, Share(), data=data)
+    assert not step.changed
+    assert "--saving 1" in step.notes[0]
+    model = wide.copy()
+    with torch.no_grad():
+        alike = model.tensor("convolutions.1.weight")
+        model.tensor("convolutions.5.weight").copy_(alike * 1.01)
+    _, (step,) = run(model, Share(), data=data)
+    assert {c.where for c in step.changes if c.applied} >= {"convolutions.1", "convolutions.5"}
+    assert all(c.numbers["relative_error"] <= 1e-3 for c in step.changes if "relative_error" in c.numbers)
+
+
+def test_a_bound_on_what_every_layer_loses(wide):
+    errors = [c.numbers["relative_error"] for c in run(wide, Share(saving=1))[1][0].changes if c.applied]
+    for bound in (0.5, 0.9 * max(errors)):
+        _, (step,) = run(wide, Share(relative=bound))
+        assert all(c.numbers["relative_error"] <= bound for c in step.changes if c.applied)
+        assert all("is within" in c.what for c in step.changes if not c.applied)
 
 
 def test_weights_that_are_not_finite_are_refused(wide):

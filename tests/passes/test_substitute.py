@@ -73,6 +73,8 @@ def net() -> Model:
 
 def run(model: Model, *, data: bool = False, **options) -> tuple[Model, pipeline.Step]:
     context = Context(data=Records() if data else None)  # type: ignore[arg-type]
+    if not {"layers", "macs", "relative"} & set(options):
+        options["relative"] = 1
     result, (step,) = pipeline.run(model, [Substitute(**options)], context)
     return result, step
 
@@ -243,7 +245,7 @@ def test_what_would_cost_more_is_left(net):
 def test_layers_that_share_a_weight_share_the_substitute():
     from nncompress.passes import Share
 
-    shared, _ = pipeline.run(networks.model("stages"), [Share()], Context())
+    shared, _ = pipeline.run(networks.model("stages"), [Share(saving=1)], Context())
     result, step = run(shared)
     changed = [change.where for change in step.changes if change.applied]
     assert "convolutions.1" in changed
@@ -285,9 +287,23 @@ def test_a_model_without_convolutions_is_told_so():
 def test_a_shared_weight_goes_by_the_name_of_any_of_its_layers():
     from nncompress.passes import Share
 
-    shared, _ = pipeline.run(networks.model("stages"), [Share()], Context())
+    shared, _ = pipeline.run(networks.model("stages"), [Share(saving=1)], Context())
     _, step = run(shared, layers=("convolutions.1#2",))
     assert [change.where for change in step.changes] == ["convolutions.1"]
+
+
+def test_by_default_only_what_a_convolution_can_do_without_is_replaced(net):
+    (step,) = pipeline.run(net, [Substitute()], Context())[1]
+    assert not step.changed
+    assert "--relative 1" in step.notes[0]
+    assert any("of its weight" in change.what for change in step.changes)
+    separable = net.copy()  # a convolution that is one already: the outer product of its inputs and outputs
+    with torch.no_grad():
+        weight = separable.tensor("three.weight")
+        weight.copy_(torch.randn(len(weight), 1, 1, 1) * weight[:1])
+    (step,) = pipeline.run(separable, [Substitute()], Context())[1]
+    assert [change.where for change in step.changes if change.applied] == ["three"]
+    assert step.drift[0].relative < 1e-4
 
 
 def test_an_unknown_layer_is_refused(net):

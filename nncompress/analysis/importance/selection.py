@@ -58,6 +58,22 @@ def by_ratio(
     return by_threshold(choices, rankings, float(cut), round_to)
 
 
+def by_share(
+    choices: Sequence[Choice],
+    rankings: Mapping[str, Ranking],
+    share: float,
+    round_to: int,
+) -> Counts:
+    """Remove from every choice what is worth at most this share of it."""
+    counts = {}
+    for c in choices:
+        loss = rankings[c.name].loss
+        going = int(np.searchsorted(loss, share * loss[-1], side="right")) - 1
+        left = [count for count in allowed(c, rankings[c.name], round_to) if count >= c.size - going]
+        counts[c.name] = c.size - left[-1]
+    return counts
+
+
 def by_threshold(
     choices: Sequence[Choice], rankings: Mapping[str, Ranking], threshold: float, round_to: int
 ) -> Counts:

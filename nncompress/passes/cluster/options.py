@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, need_data, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,24 +28,37 @@ if TYPE_CHECKING:
 
     from nncompress.ir import Model
     from nncompress.ir.layers.weights import Layer
+    from nncompress.passes.cluster.codebooks import Codebooks
     from nncompress.passes.cluster.inputs import SeenInputs
+
+AMOUNTS = ("relative", "decimals", "codebook")
+SIZES = (2, 4, 16, 256)  # of a codebook: indices of 1, 2, 4 and 8 bits
 
 
 @dataclass(frozen=True)
 class Cluster(Pass):
     """Replace weights by the nearest entries of a codebook; zeros stay zero.
 
-    One of `decimals` and `codebook` decides; with neither given, codebook = 16. With data, errors of the
-    layers' outputs are kept small instead of errors of the weights.
+    One of `relative`, `decimals` and `codebook` decides how many. With data, errors of the layers' outputs
+    are kept small instead of errors of the weights.
     """
 
     name = "cluster"
     summary = "few distinct values per weight, stored as codebook and indices of 1 to 8 bits"
     example = "nncompress cluster model.pt2 --codebook 16 --data calibration.npz"
+    amounts = AMOUNTS
+    more = "--codebook 16, best with --data"
 
+    relative: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help="the fewest of 2, 4, 16 or 256 values that lose at most this share of a weight's squares "
+        f"{BY_DEFAULT}",
+    )
     decimals: int | None = option(None, least=0, most=6, help="round to this many decimals (the thesis: 2)")
     codebook: int | None = option(
-        None, least=2, most=256, metavar="K", help="K values per codebook, by exact k-means [default: 16]"
+        None, least=2, most=256, metavar="K", help="K values per codebook, by exact k-means"
     )
     per: Literal["tensor", "channel"] = option("tensor", help="a codebook for each weight, or output channel")
     weighting: Literal["none", "inputs", "fisher"] | None = option(
@@ -62,16 +75,13 @@ class Cluster(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decimals is not None and self.codebook is not None:
-            raise UsageError("cluster: give one of --decimals and --codebook", got="both")
+        self.refuse_several(AMOUNTS, "how many values there are")
         if self.decimals is not None and (self.per != "tensor" or self.weighting not in (None, "none")):
             raise UsageError(
                 "cluster: --decimals has no codebook",
                 got="--per channel" if self.per != "tensor" else f"--weighting {self.weighting}",
                 remedy="leave it out, or give --codebook K instead",
             )
-        if self.decimals is None and self.codebook is None:
-            object.__setattr__(self, "codebook", 16)
 
     def requires(self, model: Model, context: Context) -> None:
         chosen = self._chosen(model)
@@ -111,13 +121,15 @@ class Cluster(Pass):
         if seen is not None and self.compensate:
             context.warn(too_few(self.name, seen.rows))
         if applied := [change.numbers for change in changes if change.applied]:
+            from nncompress.passes.cluster.entropy import times
+
             before, packed, coded, least = (
                 sum(numbers[key] for numbers in applied)
                 for key in ("bytes_before", "bytes_after", "bytes_coded", "entropy_bytes")
             )
             context.notes.append(
-                f"files hold these weights in {packed:,} bytes{_times(packed, least)} instead of {before:,}, "
-                f"with --storage entropy in {coded:,}{_times(coded, least)}; "
+                f"files hold these weights in {packed:,} bytes{times(packed, least)} instead of {before:,}, "
+                f"with --storage entropy in {coded:,}{times(coded, least)}; "
                 f"entropy of the indices: {least:,.0f}"
             )
         return changes
@@ -180,20 +192,25 @@ class Cluster(Pass):
 
         from nncompress.ir.formats.deflate import encode
         from nncompress.ir.formats.packed import smallest
+        from nncompress.passes.cluster.entropy import entropy_bytes
 
         weight = layer.weight.value().clone()
         clustered = self._rounded(layer, weight, seen, curvature)
-        layer.weight.assign(clustered)
+        if isinstance(clustered, str):
+            return Change(layer.name, f"left: {clustered}", applied=False)
         size = weight.numel() * weight.element_size()
         parts = (smallest(clustered) or {"dense": clustered}).values()
         stored = [part.flatten().view(uint8).numpy().tobytes() for part in parts]  # numpy has no bfloat16
         channels = self._channels(layer, weight)
         packed, coded = sum(map(len, stored)), sum(min(len(data), len(encode(data))) for data in stored)
+        if packed >= size and self.share_lost is not None:
+            return Change(layer.name, "left: a file would hold it in no fewer bytes", applied=False)
+        layer.weight.assign(clustered)
         numbers: dict[str, Any] = {
             "bytes_before": size,
             "bytes_after": packed,
             "bytes_coded": coded,
-            "entropy_bytes": _entropy_bytes(clustered, channels),
+            "entropy_bytes": entropy_bytes(clustered, channels),
             "mse": float((clustered - weight).double().square().mean()),
         }
         what = f"{self._what(clustered)}, {size:,} → {packed:,} bytes, coded {coded:,}"
@@ -201,12 +218,14 @@ class Cluster(Pass):
 
     def _rounded(
         self, layer: Layer, weight: Tensor, seen: SeenInputs | None, curvature: Tensor | None
-    ) -> Tensor:
-        """The weight with allowed values only, in its own dtype; pruned connections (zeros) stay zero."""
+    ) -> Tensor | str:
+        """The weight with allowed values only, in its own dtype; or why it is left as it is.
+
+        Pruned connections (zeros) stay zero.
+        """
         import torch
 
         from nncompress.analysis.rounding.gptq import round_compensated
-        from nncompress.passes.cluster.codebooks import Codebooks
         from nncompress.passes.cluster.inputs import Positions
 
         channels = self._channels(layer, weight)
@@ -218,9 +237,9 @@ class Cluster(Pass):
             importance = torch.empty(weight.numel(), dtype=torch.float64)
             importance[positions.index] = diagonal[:, None, :].expand(positions.index.shape)
             importance = importance.reshape(weight.shape)
-        books = None
-        if self.codebook is not None:
-            books = Codebooks.fit(weight, channels, self.codebook, importance)
+        books = None if self.decimals is not None else self._books(weight, channels, importance)
+        if isinstance(books, str):
+            return books
 
         def allowed(values: Tensor, at: Tensor) -> Tensor:
             """The nearest allowed values for the weights at these flat positions."""
@@ -239,6 +258,26 @@ class Cluster(Pass):
             flat[index] = round_compensated(weight.flatten()[index], moment, columns)
         return flat.reshape(weight.shape).to(weight.dtype)
 
+    def _books(self, weight: Tensor, channels: Tensor, importance: Tensor | None) -> Codebooks | str:
+        """The codebooks asked for, or the smallest that lose little enough; or why there are none."""
+        from nncompress.ir.formats.packed import distinct_values
+        from nncompress.passes.cluster.codebooks import Codebooks
+
+        if self.codebook is not None:
+            return Codebooks.fit(weight, channels, self.codebook, importance)
+        present = distinct_values(weight)
+        most = SIZES[-1] if present is None else len(present) - 1
+        energy, lost = float(weight.double().square().sum()), float("inf")
+        for size in (size for size in SIZES if size <= most):
+            books = Codebooks.fit(weight, channels, size, importance)
+            error = (books.nearest(weight, channels) - weight.double()).masked_fill(weight == 0, 0)
+            lost = float(error.square().sum()) / (energy or 1.0)
+            if lost <= (self.share_lost or 0.0):
+                return books
+        if present is not None:
+            return f"it has only {len(present)} values"
+        return f"{SIZES[-1]} values would lose {lost:.2%} of its squares"
+
     def _channels(self, layer: Layer, weight: Tensor) -> Tensor:
         """Which codebook each weight has, int64 of its shape: all the same, or its output channel's."""
         import torch
@@ -252,7 +291,7 @@ class Cluster(Pass):
     def _what(self, clustered: Tensor) -> str:
         from nncompress.ir.formats.packed import distinct_values
 
-        if self.per == "channel":
+        if self.per == "channel" and self.codebook is not None:
             return f"{self.codebook} per channel"
         values = distinct_values(clustered)
         if values is None:
@@ -261,18 +300,20 @@ class Cluster(Pass):
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         from nncompress.ir.layers.weights import layers
+        from nncompress.passes.cluster.entropy import counts_of
 
-        if self.codebook is None:
+        if self.decimals is not None:
             return
+        allowed = self.codebook or SIZES[-1]
         by_name = {layer.name: layer for layer in layers(model)}
         for change in changes:
             if not change.applied:
                 continue
             layer = by_name[change.where]
             weight = layer.weight.value()
-            most = int(_counts(weight, self._channels(layer, weight))[0].bincount().max())
-            if most > self.codebook:
-                raise VerificationError(f"{change.where} has {most} values", expected=f"{self.codebook}")
+            most = int(counts_of(weight, self._channels(layer, weight))[0].bincount().max())
+            if most > allowed:
+                raise VerificationError(f"{change.where} has {most} values", expected=f"{allowed}")
 
 
 def _at_columns(
@@ -280,26 +321,3 @@ def _at_columns(
 ) -> Tensor:
     """What is allowed for values of one column of a matrix whose numbers stand at `index` [out, in]."""
     return allowed(values, index[:, j])
-
-
-def _counts(weight: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each value of each channel occurs: the channel of every such pair [n], and the counts [n]."""
-    import torch
-
-    values, index = torch.unique(weight.flatten(), return_inverse=True)
-    pairs, counts = torch.unique(channels.flatten() * len(values) + index, return_counts=True)
-    return pairs // len(values), counts
-
-
-def _entropy_bytes(weight: Tensor, channels: Tensor) -> float:
-    """What no coding of the single indices can go below: the entropy of their distribution per codebook."""
-    import torch
-
-    owner, counts = _counts(weight, channels)
-    total = torch.zeros(int(channels.max()) + 1, dtype=torch.float64)
-    total.index_add_(0, owner, counts.double())
-    return float((counts * (total[owner] / counts).log2()).sum() / 8)
-
-
-def _times(stored: int, least: float) -> str:
-    return f" ({stored / least:.2f} times the entropy)" if least else ""

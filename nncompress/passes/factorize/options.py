@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.options import shares_of
-from nncompress.passes.base import Change, Context, Pass, need_data, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from nncompress.passes.factorize.latency import LatencyOracle
     from nncompress.passes.factorize.targets import Target
 
-# No outputs moved by more than 4 % where tried (`benchmarks/factorize_default.py`): relative errors add up
-# alike in every network, whatever the size of its weights.
-RELATIVE = 1e-3
 SELECTORS = ("err", "relative", "energy", "rank", "ratio", "ratios", "macs", "params", "latency")
 
 
@@ -45,6 +42,8 @@ class Factorize(Pass):
     name = "factorize"
     summary = "replace layers by low-rank factors where that multiplies less"
     example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
+    amounts = SELECTORS
+    more = "--macs 0.7, best with --data"
 
     err: float | None = option(
         None,
@@ -56,7 +55,7 @@ class Factorize(Pass):
         None,
         above=0,
         below=1,
-        help=f"squared error allowed per layer, as a share of what it could lose [default: {RELATIVE:g}]",
+        help=f"squared error allowed per layer, as a share of what it could lose {BY_DEFAULT}",
     )
     energy: float | None = option(None, above=0, below=1, help="share of the squared singular values to keep")
     rank: int | None = option(None, least=1, help="the same rank for every layer")
@@ -105,8 +104,6 @@ class Factorize(Pass):
             raise UsageError(
                 "factorize: give one way to choose the ranks", got=" and ".join(f"--{name}" for name in given)
             )
-        if not given:
-            object.__setattr__(self, "relative", RELATIVE)
 
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.ir.layers.weights import layers
@@ -152,11 +149,6 @@ class Factorize(Pass):
         context.progress.step("decomposing", len(targets), len(targets))
         choices, reached = self._choose(model, options, whose, oracle, context)
         if not any(choice.candidate for choice in choices):
-            if choices and self.relative == RELATIVE:
-                context.notes.append(
-                    f"factorize: no layer gets cheaper within a relative error of {RELATIVE:g}; a budget "
-                    "finds what can be saved at the least error: --macs 0.7, best with --data"
-                )
             return changes + [self._change(choice, whose) for choice in choices]
         changes += reached
         original = model.copy() if context.data is not None and self.refit else None
@@ -309,7 +301,7 @@ class Factorize(Pass):
     @property
     def _share(self) -> float | None:
         """Of its total error, what a layer may lose."""
-        return 1 - self.energy if self.energy is not None else self.relative
+        return 1 - self.energy if self.energy is not None else self.share_lost
 
     def _limit(self, total: float, elements: int, whose: str) -> float | None:
         """The squared error that a layer must stay below; None where something else decides."""

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,22 +25,30 @@ if TYPE_CHECKING:
     from nncompress.ir import Model
     from nncompress.ir.layers.weights import Layer
 
+AMOUNTS = ("relative", "std", "threshold", "sparsity", "pattern")
+
 
 @dataclass(frozen=True)
 class Prune(Pass):
     """Zero small weights of convolutions, linear layers and stored matrix products.
 
-    Exactly one of `std`, `threshold`, `sparsity`, `pattern` decides which. With none given, std = 0.5.
+    One of `relative`, `std`, `threshold`, `sparsity` and `pattern` decides which.
     With `pattern` and --data, the weights that stay make up for those that go.
     """
 
     name = "prune"
     summary = "zero small weights: by threshold, to a sparsity, or in an N:M pattern"
     example = "nncompress prune model.pt --std 0.5"
+    amounts = AMOUNTS
+    more = "--std 0.5, or --sparsity 0.5"
 
-    std: float | None = option(
-        None, above=0, help="zero |w| < K·sqrt(mean²+std²) of its own matrix [default: 0.5]"
+    relative: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help=f"zero the smallest of each matrix, up to this share of its squares {BY_DEFAULT}",
     )
+    std: float | None = option(None, above=0, help="zero |w| < K·sqrt(mean²+std²) of its own matrix")
     threshold: float | None = option(None, above=0, help="zero |w| < this, in every matrix")
     sparsity: float | None = option(
         None, least=0, below=1, help="zero this share of the weights, smallest first"
@@ -56,13 +64,11 @@ class Prune(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [k for k in ("std", "threshold", "sparsity", "pattern") if getattr(self, k) is not None]
+        given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(
                 "prune: give one way to choose the weights", got=" and ".join(f"--{k}" for k in given)
             )
-        if not given:
-            object.__setattr__(self, "std", 0.5)
         if self.pattern is not None:
             _parse_pattern(self.pattern)
 
@@ -163,13 +169,21 @@ class Prune(Pass):
         elif self.sparsity is not None:
             keep = _all_but_smallest(weight.abs().flatten(), self.sparsity).reshape(weight.shape)
         else:
-            bound = self.threshold
-            if bound is None:
-                assert self.std is not None
-                bound = self.std * float(weight.double().square().mean().sqrt())
+            bound = self._threshold(weight)
             numbers["threshold"] = bound
             keep = weight.abs() >= bound
         return _assigned(layer, torch.where(keep, weight, torch.zeros_like(weight)), numbers)
+
+    def _threshold(self, weight: Tensor) -> float:
+        """Below which a weight of this matrix is zeroed."""
+        if self.threshold is not None:
+            return self.threshold
+        if self.std is not None:
+            return self.std * float(weight.double().square().mean().sqrt())
+        ordered = weight.double().abs().flatten().sort().values
+        lost = ordered.square().cumsum(0)
+        going = int((lost <= (self.share_lost or 0.0) * lost[-1]).sum())
+        return float(ordered[going]) if going < len(ordered) else 0.0
 
     def _kept_of_all(self, chosen: list[Layer]) -> dict[str, Tensor]:
         """By layer, which weights stay when all of the chosen layers compete."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.extensions import offered
 from nncompress.options import shares_of
-from nncompress.passes.base import Change, Context, Pass, need_data, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nncompress.passes.prune_nodes.plan import Plan
 
 BUDGET_TOLERANCE = 0.02
-SIZES = ("ratio", "ratios", "macs", "params", "threshold", "outliers")  # each says how many nodes go
+# each says how many nodes go
+SIZES = ("relative", "ratio", "ratios", "macs", "params", "threshold", "outliers")
 CRITERIA = (  # of nncompress.analysis.importance
     *("reconstruction", "l1", "l2", "activation-count", "activation-variance"),
     *("taylor", "fisher", "obd", "random"),
@@ -38,18 +39,24 @@ def criteria() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PruneNodes(Pass):
-    """Remove the nodes that matter least, by ratio, threshold, outlier bounds or budget."""
+    """Remove the nodes that matter least, by their worth, ratio, threshold, outlier bounds or budget."""
 
     name = "prune-nodes"
     summary = "remove whole nodes (channels, heads, hidden units) with everything tied to them"
     example = "nncompress prune-nodes model.pt2 --macs 0.5 --data images/"
     recurrent = True
     stored_weights = False
+    amounts = (*SIZES, "drop_blocks")
+    more = "--macs 0.7, or --ratio 0.1, best with --data"
     afterwards = "Train or distil the result (nncompress train), or remove less."
 
-    ratio: float | None = option(
-        None, least=0, below=1, help="remove this share of every group's nodes [default: 0.3]"
+    relative: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help=f"remove what is worth this share of every group, by the criterion {BY_DEFAULT}",
     )
+    ratio: float | None = option(None, least=0, below=1, help="remove this share of every group's nodes")
     ratios: tuple[str, ...] = option(
         (),
         metavar="GROUP=SHARE",
@@ -98,6 +105,13 @@ class PruneNodes(Pass):
                 "prune-nodes: these options each say how many nodes go",
                 got=" and ".join(given),
                 expected="one of them",
+            )
+
+        if self.share_lost is not None and self.scope == "global":
+            raise UsageError(
+                "prune-nodes: --relative is a share of each group",
+                got="--scope global",
+                remedy="leave --scope out, or say how many nodes go: --ratio 0.1",
             )
 
     def _has(self, name: str) -> bool:

@@ -23,6 +23,7 @@ from nncompress.analysis.importance.choices import matches
 from nncompress.analysis.importance.costs import Costs
 from nncompress.analysis.importance.selection import (
     by_ratio,
+    by_share,
     by_threshold,
     normalized,
     outliers,
@@ -37,8 +38,6 @@ from nncompress.passes.base import Context
 
 if TYPE_CHECKING:
     from nncompress.passes.prune_nodes.options import PruneNodes
-
-DEFAULT_RATIO = 0.3
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,10 @@ def _counts(
                 [c], rankings, shares[c.name], options.round_to, everywhere=False
             ).items()
         }
-    ratio = DEFAULT_RATIO if options.ratio is None else options.ratio
-    return by_ratio(choices, rankings, ratio, options.round_to, everywhere=options.scope == "global")
+    if options.ratio is None:
+        return by_share(choices, rankings, options.share_lost or 0.0, options.round_to)
+    everywhere = options.scope == "global"
+    return by_ratio(choices, rankings, options.ratio, options.round_to, everywhere=everywhere)
 
 
 def _stored(choices: Sequence[Choice], counts: dict[str, int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from math import inf
 
 Cluster = tuple[int, ...]
 
@@ -19,7 +20,7 @@ def merge_cheapest(
     Args:
         start: per group the clusters of its layers that share a weight already, mostly one each.
         sizes: per group the parameters of one weight.
-        error: of the group with that number, if these layers of it share one weight.
+        error: of the group with that number, if these layers of it share one weight; infinite if they cannot.
         saving: share of what merging all groups whole would save.
 
     Returns: per group the clusters of its layers, singles included.
@@ -42,9 +43,9 @@ def merge_cheapest(
             for a, b in combinations(clusters[group], 2):
                 extra = cost(group, tuple(sorted(a + b))) - cost(group, a) - cost(group, b)
                 steps.append((extra / parameters, group, a, b))
-        if not steps:
+        extra, group, a, b = min(steps, default=(inf, 0, (), ()))
+        if extra == inf:
             break
-        _, group, a, b = min(steps)
         clusters[group] = [c for c in clusters[group] if c not in (a, b)] + [tuple(sorted(a + b))]
         saved += sizes[group]
     return clusters

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, option
 
 if TYPE_CHECKING:
     from nncompress.ir import Model
@@ -23,12 +23,17 @@ class Share(Pass):
     """Tie the 3×3 convolutions of a stage's residual blocks to one weight, then train on.
 
     The weight starts as the mean of the old ones, or with data as the one that changes the layers' outputs
-    least. Sharing destroys what the layers had learnt; the network has to be trained afterwards.
+    least. Layers that learnt different things lose it (--saving 1 shares as the paper): train afterwards.
+    Where neither --relative nor --saving is given, only weights that are as good as equal are shared.
     """
 
     name = "share"
     summary = "residual blocks of a stage share one 3×3 weight"
-    example = "nncompress share model.pt2 --data train.npz"
+    example = "nncompress share model.pt2 --saving 1 --data train.npz"
+    amounts = ("relative", "saving", "adaptive")
+    more = (
+        "--saving 1 shares all (the paper's rule), --saving 0.5 where it costs least; then nncompress train"
+    )
     afterwards = "Shared weights are a start for training: nncompress train."
 
     which: Literal["auto", "second-3x3", "all-3x3"] = option(
@@ -38,10 +43,19 @@ class Share(Pass):
         "auto",
         help="blocks that change the shape [auto: they take part, but not in wide pre-activation networks]",
     )
-    adaptive: bool = option(False, help="share only where it costs least, pair by pair")
-    saving: float = option(
-        0.5, above=0, most=1, help="with --adaptive: share of what sharing everything would save"
+    relative: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help=f"share while no layer loses more than this share of its output's power {BY_DEFAULT}",
     )
+    saving: float | None = option(
+        None,
+        above=0,
+        most=1,
+        help="share, where it costs least, until this part of what can be saved is; 1 shares everything",
+    )
+    adaptive: bool = option(False, help="the same as --saving 0.5, where --saving is not given")
     rescale: bool = option(True, help="with data, let batch norms take up a scale per block and channel")
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave alone, e.g. 'layer1*' (repeatable)"
@@ -49,10 +63,11 @@ class Share(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "saving" in self.settings() and not self.adaptive:
-            raise UsageError(
-                "share: --saving goes with --adaptive", remedy="add --adaptive, or leave --saving out"
-            )
+        self.refuse_several(("relative", "saving"), "how much is shared")
+        if self.adaptive and self.relative is not None:
+            raise UsageError("share: give one of --adaptive and --relative", got="both")
+        if self.adaptive and self.saving is None:
+            object.__setattr__(self, "saving", 0.5)
 
     def requires(self, model: Model, context: Context) -> None:
         for layer in self._groups(model)[1]:
@@ -75,7 +90,10 @@ class Share(Pass):
         problems = self._problems(model, groups, context)
         for group, problem in self._clusters(model, groups, problems, context):
             if _tied(model, group):
-                changes.append(Change(group[0].name, "left: it would cost more than others", applied=False))
+                why = "it would cost more than others"
+                if self.saving is None:
+                    why = f"no other layer's weight is within {self.share_lost:g} of its own"
+                changes.append(Change(group[0].name, f"left: {why}", applied=False))
                 continue
             changes += self._tie(model, group, problem)
             tie_tensors(model, [layer.weight.name for layer in group])
@@ -146,24 +164,26 @@ class Share(Pass):
         self, model: Model, groups: list[list[Layer]], problems: list[list[Problem]], context: Context
     ) -> list[tuple[list[Layer], list[Problem]]]:
         """The layers that get one weight, and those that stay alone."""
-        from nncompress.passes.share.fit import fit
+        from nncompress.passes.share.fit import TURNS, fit
         from nncompress.passes.share.merge import Cluster, merge_cheapest
 
-        if not self.adaptive:
+        if self.saving == 1:
             return list(zip(groups, problems))
         tried = 0
+        turns = 2 if self.share_lost is None else TURNS  # enough to compare, not to keep to a bound
 
         def error(group: int, cluster: Cluster) -> float:
             nonlocal tried
             tried += 1
             context.progress.step("pairing layers", tried, None)
-            return sum(fit([problems[group][i] for i in cluster], turns=2).errors)
+            errors = fit([problems[group][i] for i in cluster], turns=turns).errors
+            return sum(errors) if self.share_lost is None or max(errors) <= self.share_lost else float("inf")
 
         start = [_tied_clusters(model, group) for group in groups]
         sizes = [group[0].weight.value().numel() for group in groups]
         return [
             ([groups[number][i] for i in cluster], [problems[number][i] for i in cluster])
-            for number, clusters in enumerate(merge_cheapest(start, sizes, error, self.saving))
+            for number, clusters in enumerate(merge_cheapest(start, sizes, error, self.saving or 1))
             for cluster in sorted(clusters)
         ]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import pairwise
 from math import prod
 
@@ -45,6 +46,13 @@ class Plan:
     def parameters(self) -> int:
         return sum(prod(shape) for _, shape in self.chain)
 
+    @cached_property
+    def error(self) -> float:
+        """Of the weight's squares, the share that the initial weights, multiplied out, are off by."""
+        weight, parts = self.target.weight.value().double(), self.weights()
+        composed = initial.dense(parts) if "separable" in self.operation else initial.compose(parts)
+        return float((weight - composed).square().sum() / weight.square().sum().clamp_min(1e-300))
+
 
 def plan(
     target: Target, operation: str, shapes: Shapes, channels: int | None, ratio: float, seed: int
@@ -72,10 +80,10 @@ def plan(
 
     def weights(n: int) -> Callable[[], list[Tensor]]:
         if operation == "kernel-composing":
-            return lambda: list(initial.kernel_composing(weight, n))
+            return cache(lambda: list(initial.kernel_composing(weight, n)))
         if operation == "stacked-3x3":
-            return lambda: initial.stacked(weight, n, seed)
-        return lambda: list(initial.separable(weight))
+            return cache(lambda: initial.stacked(weight, n, seed))
+        return cache(lambda: list(initial.separable(weight)))
 
     if operation in ("separable", "nonlinear-separable"):
         return made(0)

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.passes.base import Change, Context, Pass, option
+from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, option
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -29,13 +29,17 @@ RATIO = 0.5
 class Substitute(Pass):
     """Replace convolutions by separable, kernel-composing or stacked 3×3 ones where that multiplies less.
 
-    The first convolution is left alone unless --layers names it. Train or distil afterwards.
+    The first convolution is left alone unless --layers names it. Train or distil afterwards: operations that
+    were not trained rarely do what a convolution did, and where none of --relative, --layers and --macs is
+    given, only those that do are put in. --relative 1 replaces all.
     """
 
     name = "substitute"
     summary = "cheaper operations instead of K×K convolutions"
-    example = "nncompress substitute model.pt2 --with separable --data train.npz"
+    example = "nncompress substitute model.pt2 --with separable --relative 1 --data train.npz"
     protects = ""
+    amounts = ("relative", "layers", "macs")
+    more = "--macs 0.8, or --relative 1 for all, best with --data; then nncompress train"
     afterwards = (
         "Substitutes are a start for training: nncompress train, or replace fewer layers (--layers, --macs)."
     )
@@ -43,6 +47,12 @@ class Substitute(Pass):
     with_: Literal["separable", "nonlinear-separable", "kernel-composing", "stacked-3x3"] = option(
         "separable",
         help="depthwise and 1×1, the same with batch norm and ReLU between, 1×K and K×1, or two or three 3×3",
+    )
+    relative: float | None = option(
+        None,
+        above=0,
+        most=1,
+        help=f"replace what loses at most this share of its weight's squares {BY_DEFAULT}",
     )
     layers: tuple[str, ...] = option(
         (), metavar="PATTERN", help="which layers, e.g. 'layer3*' (repeatable) [default: all but the first]"
@@ -64,6 +74,7 @@ class Substitute(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_several(("channels", "ratio"), "how many channels lie between")
+        self.refuse_several(("relative", "macs"), "which layers are replaced")
         for name in ("channels", "ratio", "linear"):
             if name in self.settings() and "separable" in self.with_:
                 raise UsageError(
@@ -99,7 +110,7 @@ class Substitute(Pass):
         for done, plan in enumerate(plans):
             context.progress.step("substituting", done, len(plans))
             weights = plan.weights()
-            changes.append(_change(plan, weights))
+            changes.append(_change(plan))
             stages[plan.target] = insert(model, plan, weights, self.linear, statistics)
         context.progress.step("substituting", len(plans), len(plans))
         model.refresh()
@@ -141,6 +152,8 @@ class Substitute(Pass):
                 left[target.name] = found
             elif found.macs >= target.macs:
                 left[target.name] = "it would not multiply less"
+            elif self.share_lost is not None and found.error > self.share_lost:
+                left[target.name] = f"it would lose {found.error:.0%} of its weight"
             else:
                 plans.append(found)
         if self.macs is None:
@@ -191,19 +204,14 @@ class Substitute(Pass):
         return found
 
 
-def _change(plan: Plan, weights: list[Tensor]) -> Change:
-    from nncompress.passes.substitute.initial import compose, dense
-
+def _change(plan: Plan) -> Change:
     target = plan.target
-    weight = target.weight.value().double()
-    composed = dense(weights) if "separable" in plan.operation else compose(weights)
-    error = float((weight - composed).square().sum() / weight.square().sum().clamp_min(1e-300))
     numbers = {
         "macs_before": target.macs,
         "macs_after": plan.macs,
-        "parameters_before": weight.numel(),
+        "parameters_before": target.weight.value().numel(),
         "parameters_after": plan.parameters,
-        "relative_error": error,
+        "relative_error": plan.error,
     }
-    what = f"{plan.operation}: {target.macs / plan.macs:.1f}x fewer MACs, {error:.0%} of the weight lost"
+    what = f"{plan.operation}: {target.macs / plan.macs:.1f}x fewer MACs, {plan.error:.0%} of the weight lost"
     return Change(target.name, what, numbers)
