@@ -16,4 +16,4 @@ def test_flags_are_shown_without_a_value(capsys):
 
 def test_square_brackets_are_text(capsys):
     assert run(["prune", "--help"]) == ExitCode.OK
-    assert "[default: 0.5]" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[default: 0.001; less where" in " ".join(capsys.readouterr().out.replace("│", " ").split())
