@@ -276,7 +276,7 @@ def benchmark(
             arm = Arm(name, taken, parameters=costs.parameters, macs=costs.macs)
             if runtime == "onnxruntime":
                 file = Path(folder) / f"{position}.onnx"
-                export.write(taken, file)
+                export.write(taken, file, target="ort-cpu")  # measured here, and then gone
                 arm = replace(arm, artifact=file)
             arms.append(arm)
         return measure(arms, batch=batch, threads=threads, time_budget=seconds, progress=progress)
@@ -298,14 +298,16 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
     return made
 
 
-def save(model: Model, path: str | Path, *, protect: Sequence[str | Path] = ()) -> ExportReport:
+def save(
+    model: Model, path: str | Path, *, protect: Sequence[str | Path] = (), target: str | None = None
+) -> ExportReport:
     """Write `.pt2`, `.onnx` (verified in ONNX Runtime) or `.safetensors`; never onto a file in `protect`.
 
     Raises:
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
-    return export.write(model, path, protect=protect)
+    return export.write(model, path, protect=protect, target=target)
 
 
 def _taken(model: Any, input: Input | None, data: Any, notice: Notice) -> Model:

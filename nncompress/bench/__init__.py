@@ -39,6 +39,7 @@ from nncompress.ir.graph.inputs import BATCH, count_records
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import ArmResult, BenchResult, Estimate, OperatorTime, Samples
 from nncompress.runtimes import Runner
+from nncompress.targets.written_for import notes as written_for
 
 __all__ = ["Arm", "benchmark"]
 
@@ -113,7 +114,11 @@ def benchmark(
     batch = count_records(runners[0].inputs, inputs)
     parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
-    notes = tuple(f"{arm.name}: {note}." for arm, runner in zip(arms, runners) for note in runner.notes)
+    notes = tuple(
+        f"{arm.name}: {note}."
+        for arm, runner in zip(arms, runners)
+        for note in (*runner.notes, *written_for(runner.metadata, runner.runtime, runner.device))
+    )
     del runners  # the sessions open their own
 
     surroundings = environment()

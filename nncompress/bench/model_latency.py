@@ -12,6 +12,7 @@ from nncompress.export import write_onnx
 from nncompress.ir import Model
 from nncompress.progress import Progress
 from nncompress.results import Estimate
+from nncompress.targets import TARGETS
 
 SECONDS = 3.0  # of measuring, per comparison
 GLANCE = 1.0  # seconds of measuring, for a line in a report
@@ -54,7 +55,7 @@ class ModelLatency:
 
     def _export(self, model: Model, name: str) -> Path:
         path = Path(self._folder.name) / f"{name}.onnx"
-        write_onnx(model, path)
+        write_onnx(model, path, target=TARGETS["ort-cpu"])
         return path
 
 

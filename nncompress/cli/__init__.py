@@ -36,7 +36,7 @@ COMMANDS = {
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
-        "export": "write .onnx, .ort, .pte (verified in their runtimes), .pt2, .safetensors",
+        "export": "write .onnx, .ort, .xml, .pte (run in their runtimes), .pt2, .safetensors",
         "doctor": "what is installed, what each device can run, how to add the rest",
     },
     "a fresh model": {

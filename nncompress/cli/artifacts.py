@@ -107,7 +107,8 @@ def _needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[
 
 
 def _in_runtime(path: str) -> bool:
-    return Path(path).suffix.lower() in (".onnx", ".ort", ".pte")  # OPENERS, whose import takes torch's time
+    # The suffixes of OPENERS, whose import takes torch's time.
+    return Path(path).suffix.lower() in (".onnx", ".ort", ".pte", ".xml")
 
 
 def names(opened: Sequence[Artifact]) -> list[str]:

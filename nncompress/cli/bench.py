@@ -76,6 +76,13 @@ def bench(
             help="what runs the models: onnxruntime, openvino, torch; each model is measured in each",
         ),
     ] = "onnxruntime",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ort-cpu,openvino",
+            help="--runtime and --device in one word: ort-cpu, openvino, xnnpack, ort-cuda",
+        ),
+    ] = None,
     device: Annotated[
         Literal["cpu", "mobile", "cuda"], typer.Option(help="where they run; mobile: ExecuTorch, on this CPU")
     ] = "cpu",
@@ -125,7 +132,10 @@ def bench(
     json: options.Json = False,
     **loading: Any,
 ) -> None:
-    to = bench_arms.target(device, runtime, precision, mode)
+    if target is not None:
+        to = bench_arms.target(*bench_arms.from_targets(target, device, runtime), precision, mode)
+    else:
+        to = bench_arms.target(device, runtime, precision, mode)
     if profile and device == "cuda":
         raise UsageError(
             "--profile tells the operators of the processor only",

@@ -47,6 +47,33 @@ class Target:
         return self.runtimes[0]
 
 
+def from_targets(names: str, device: str, runtime: str) -> tuple[str, str]:
+    """(--device, --runtime) of what --target names.
+
+    Raises:
+        UsageError: there is no such target, it runs nothing here, several do not go together, or --device or
+            --runtime was given, too.
+    """
+    from nncompress import targets
+
+    if (device, runtime) != ("cpu", "onnxruntime"):
+        raise UsageError("bench: --target says device and runtime", remedy="leave --device and --runtime out")
+    chosen = [targets.target(name.strip()) for name in names.split(",")]
+    for each in chosen:
+        if not each.runtime:
+            raise UsageError(f"bench: nothing here runs files for {each.name}", got=f"--target {names}")
+    devices = list(dict.fromkeys(each.device for each in chosen))
+    if len(devices) > 1 or (len(chosen) > 1 and devices != ["cpu"]):
+        raise UsageError(
+            "bench: several targets have to be on the processor",
+            got=names,
+            remedy="--target ort-cpu,openvino",
+        )
+    if devices == ["mobile"]:
+        return "mobile", "onnxruntime"  # which --device mobile takes for "not torch"
+    return devices[0], ",".join(dict.fromkeys(each.runtime for each in chosen))
+
+
 def target(device: str, runtime: str, precision: str | None, mode: str | None) -> Target:
     """The options together; what cannot be had is refused before any file is opened.
 
@@ -136,23 +163,32 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
         return _on_cpu(arm, to, base, bar)
     if artifact.model is None:
         return [arm]
-    suffix = ".pte" if to.device == "mobile" else ".onnx"
-    return [replace(arm, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar))]
+    suffix, target = (".pte", None) if to.device == "mobile" else (".onnx", "ort-cpu")
+    return [replace(arm, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar, target))]
 
 
 def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
-    """One arm per runtime, and per precision in OpenVINO; a model is exported once for all."""
+    """One arm per runtime, and per precision in OpenVINO; a float model is exported once for all."""
     from nncompress.ir import Model
+    from nncompress.ir.formats.precision import is_quantized
     from nncompress.runtimes import RUNTIMES as KNOWN
 
     arms = []
-    file: Path | None = None if isinstance(arm.artifact, Model) else Path(arm.artifact)
+    model = arm.artifact if isinstance(arm.artifact, Model) else None
+    file: Path | None = None if model is not None else Path(arm.artifact)  # type: ignore[arg-type]
     for runtime in to.runtimes:
         if runtime == "torch":
             arms.append(replace(arm, name=f"{arm.name} torch" if len(to.runtimes) > 1 else arm.name))
             continue
-        if file is None:
-            file = _exported(arm.artifact, base.with_suffix(".onnx"), arm.name, bar)
+        if model is not None and (file is None or is_quantized(model)):
+            file = _exported(
+                model,
+                base.with_suffix(f".{runtime}.onnx"),
+                arm.name,
+                bar,
+                target="ort-cpu" if runtime == "onnxruntime" else None,
+            )
+        assert file is not None
         if file.suffix.lower() not in KNOWN[runtime].suffixes:
             raise UsageError(
                 f"{runtime} does not run {arm.name}",
@@ -210,9 +246,9 @@ def _linear(model: Model) -> list[Layer]:
     return [layer for layer in layers(model) if layer.kind == "linear"]
 
 
-def _exported(model: Any, path: Path, name: str, bar: Progress) -> Path:
+def _exported(model: Any, path: Path, name: str, bar: Progress, target: str | None = None) -> Path:
     from nncompress.export import write
 
     bar.step(f"exporting {name}", 0, None)
-    write(model, path)
+    write(model, path, target=target)
     return path

@@ -14,7 +14,8 @@ from nncompress.errors import UsageError
 from nncompress.extras import need
 from nncompress.passes import Pass
 
-SUFFIXES = (".pt2", ".onnx", ".ort", ".pte", ".safetensors")  # of nncompress.export.WRITERS
+SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
+RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file
 
 _HELP = """Run an ordered pipeline of passes, verify and record each, and write the result.
 
@@ -107,12 +108,23 @@ def run_passes(
             say("no pass changed anything: the result is the model as it was")
 
 
-def check_suffix(output: str | None) -> None:
+def suffix_for(target: str | None) -> str:
+    """Of a file whose name the user left to us.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    from nncompress import targets
+
+    return ".onnx" if target is None else targets.target(target).suffixes[0]
+
+
+def check_suffix(output: str | None, target: str | None = None) -> None:
     """Refuse an output name we cannot write before any work is done.
 
     Raises:
-        UsageError: its suffix names no format.
-        MissingExtraError: the runtime of that format is not installed.
+        UsageError: its suffix names no format, or none that the target reads.
+        MissingExtraError: the runtime of that format, or of the target, is not installed.
     """
     if output is not None and Path(output).suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -120,5 +132,9 @@ def check_suffix(output: str | None) -> None:
             got=Path(output).suffix or "no suffix",
             expected=", ".join(SUFFIXES),
         )
-    if output is not None and Path(output).suffix.lower() == ".pte":
-        need("mobile", Path(output).name)
+    if output is not None and Path(output).suffix.lower() in RUN_BY:
+        need(RUN_BY[Path(output).suffix.lower()], Path(output).name)
+    if target is not None:
+        from nncompress.targets import for_file
+
+        for_file(Path(output).suffix.lower() if output is not None else suffix_for(target), target)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from nncompress.cli import artifacts, options
-from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.results import SCHEMA
 
@@ -51,6 +51,7 @@ def evaluate(
     from nncompress.analysis.metrics.registry import named_metric
     from nncompress.errors import UsageError
     from nncompress.report import tables
+    from nncompress.targets import written_for
 
     wanted = None if metric is None else named_metric(metric)
     if data is None and len(opened) < 2:
@@ -68,6 +69,9 @@ def evaluate(
             remedy="give a second model to compare with, or --task reconstruction for an autoencoder",
         )
     runners = [each.open(threads=1) for each in opened]
+    for name, runner in zip(artifacts.names(opened), runners):
+        for note in (*runner.notes, *written_for.notes(runner.metadata, runner.runtime, runner.device)):
+            say(f"{name}: {note}")
     first = runners[0].run
     answers = artifacts.answers(opened, records, task, metric)
     labelled = records is not None and (

@@ -8,14 +8,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.compress import check_suffix
+from nncompress.cli.compress import check_suffix, suffix_for
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
 
-_HELP = """Write MODEL as .onnx, .ort, .pte, .pt2 or .safetensors.
+_HELP = """Write MODEL as .onnx, .ort, .xml, .pte, .pt2 or .safetensors.
 
-.onnx is for ONNX Runtime, .ort for ONNX Runtime Mobile, .pte for ExecuTorch on phones (nncompress[mobile]).
+.onnx is for ONNX Runtime and others, .ort for ONNX Runtime Mobile, .xml for
+OpenVINO (nncompress[openvino]), .pte for ExecuTorch on phones (nncompress[mobile]).
 Each keeps the batch dynamic, and is run in its runtime and compared before it is kept.
+
+An .onnx is the same whatever processor wrote it, and runs anywhere; with
+--target ort-cpu it has what ONNX Runtime likes on this machine.
 
 Example:  nncompress export model.pt2 -o model.pte
 """
@@ -38,20 +42,21 @@ def export(
             "smaller; or these entropy-coded, too (not in .onnx)"
         ),
     ] = "packed",
+    target: options.TargetOption = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
-    check_suffix(output)
+    check_suffix(output, target)
     opened = options.open_model(model, **loading)
     from nncompress.export import write
     from nncompress.report import tables
 
     reads = options.read_by(opened, loading["data"], loading["arch"])
-    target = options.output_for(output, Path(f"{opened.path.stem}.onnx"), reads)
+    file = options.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)
     with progress() as bar:
-        bar.step(f"writing {target.name}", 0, None)
-        report = write(opened.model, target, protect=reads, storage=storage)
-        options.remember(opened, target, opened.model, opened.model)
+        bar.step(f"writing {file.name}", 0, None)
+        report = write(opened.model, file, protect=reads, storage=storage, target=target)
+        options.remember(opened, file, opened.model, opened.model)
     if json:
         print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:

@@ -32,7 +32,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help=".pt2, .onnx, .ort, .pte or .safetensors [default: MODEL.PASS.pt2]",
+        help=".pt2, .onnx, .ort, .xml, .pte or .safetensors [default: MODEL.PASS.pt2]",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -115,6 +115,15 @@ Metric = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
 
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="NAME",
+        help="where it will run: ort-cpu, openvino, xnnpack, ort-cuda, tensorrt",
+        rich_help_panel=_PANEL,
+    ),
+]
 Timing = Annotated[
     bool,
     typer.Option(help="measure what a budget of MACs or parameters is worth here", rich_help_panel=_PANEL),

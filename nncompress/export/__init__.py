@@ -1,10 +1,11 @@
-"""Writing a model to a file: `.pt2`, `.onnx`, `.ort`, `.pte`, `.safetensors`.
+"""Writing a model to a file: `.pt2`, `.onnx`, `.ort`, `.xml`, `.pte`, `.safetensors`.
 
 | suffix         | holds                                            | checked before it is kept            |
 |----------------|--------------------------------------------------|--------------------------------------|
 | `.pt2`         | graph, weights, inputs, history; it loads again  | read back: same tensors and outputs  |
 | `.onnx`        | graph, weights, history                          | same outputs as ours in ONNX Runtime |
 | `.ort`         | the same for ONNX Runtime Mobile                 | same outputs as ours in ONNX Runtime |
+| `.xml`         | the same for OpenVINO, weights in a `.bin`       | same outputs as ours in OpenVINO     |
 | `.pte`         | the same for ExecuTorch, heavy ops in XNNPACK    | same outputs as ours in ExecuTorch   |
 | `.safetensors` | weights by their dotted names                    | read back: same tensors              |
 
@@ -25,12 +26,15 @@ from nncompress.export.write.ort import write_ort
 from nncompress.export.write.pt2 import write_pt2
 from nncompress.export.write.pte import write_pte
 from nncompress.export.write.safetensors import write_safetensors
+from nncompress.export.write.xml import write_xml
 from nncompress.ir import Model
+from nncompress.targets import for_file
 
 WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".pt2": write_pt2,
     ".onnx": write_onnx,
     ".ort": write_ort,
+    ".xml": write_xml,
     ".pte": write_pte,
     ".safetensors": write_safetensors,
 }
@@ -53,20 +57,30 @@ __all__ = [
     "write_pt2",
     "write_pte",
     "write_safetensors",
+    "write_xml",
 ]
 
 
 def write(
-    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+    model: Model,
+    path: str | Path,
+    *,
+    protect: Iterable[str | Path] = (),
+    storage: Storage = "packed",
+    target: str | None = None,
 ) -> ExportReport:
     """Write `model` in the format that the suffix of `path` names.
 
     Args:
         protect: files that must not be overwritten: the ones the model was read from.
         storage: how weights of few values or many zeros are stored (`nncompress.export.storage`).
+        target: where it will run (`nncompress.targets`); None: plain, the same whatever processor wrote it,
+            but for formats that one runtime alone reads.
 
     Raises:
-        UsageError: the suffix names no format we write, or the format has no such storage.
+        UsageError: the suffix names no format we write, the format has no such storage, or the target does
+            not read it.
+        MissingExtraError: the target's runtime, which checks the file, is not installed.
         OutputError: the target is protected, or cannot be written.
         UnsupportedError: the format cannot express an op of the model.
         VerificationError: the written file does not compute what the model computes.
@@ -78,8 +92,10 @@ def write(
             got=suffix or "no suffix",
             expected=", ".join(WRITERS),
         )
+    chosen = for_file(suffix, target)
+    given = {"target": chosen} if suffix == ".onnx" else {}
     if storage == "packed":  # which every format means as far as it can
-        return WRITERS[suffix](model, path, protect=protect)
+        return WRITERS[suffix](model, path, protect=protect, **given)
     if storage not in STORAGES.get(suffix, ()):
         raise UsageError(
             f"a {suffix} file has no storage of that kind",
@@ -88,4 +104,4 @@ def write(
             remedy="leave --storage out, or write "
             + " or ".join(s for s, kinds in STORAGES.items() if storage in kinds),
         )
-    return WRITERS[suffix](model, path, protect=protect, storage=storage)
+    return WRITERS[suffix](model, path, protect=protect, storage=storage, **given)

@@ -8,7 +8,7 @@ from pathlib import Path
 from nncompress.files.bounded_text import Unreadable, check_regular
 
 # Names that stand uncompressed in the file: of a member in the zip's directory, of a metadata property.
-_MARKS = {".pt2": b"/extra/nncompress.json", ".onnx": b"nncompress.version"}
+_MARKS = {".pt2": b"/extra/nncompress.json", ".onnx": b"nncompress.version", ".xml": b"nncompress.version"}
 
 
 def is_ours(path: Path) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+ANY = "any"  # target of a file that is the same for all
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -29,6 +31,8 @@ class ExportReport:
             was moved away.
         state: of each tensor that the model changes in every call, the input and the output that it became.
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
+        target: what it was written for (`nncompress.targets`), "any" for a plain `.onnx`, "" for a file that
+            no runtime opens.
         not_compared: of a file that was read back, why its outputs were not compared; "" where they were.
     """
 
@@ -46,6 +50,7 @@ class ExportReport:
     left: tuple[str, ...] = ()
     state: tuple[tuple[str, str], ...] = ()
     not_compared: str = ""
+    target: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -175,6 +175,8 @@ def _setting(name: str, value: Any) -> str:
 def written(report: ExportReport) -> RenderableType:
     """Where the file is, and how it was checked."""
     text = f"wrote {report.path} ({size(report.bytes)})"
+    if report.target:
+        text += " for any runtime" if report.target == "any" else f" for {report.target}"
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"

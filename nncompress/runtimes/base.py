@@ -21,6 +21,9 @@ class Runner(ABC):
 
     Attributes:
         name: runtime, version and device: "ONNX Runtime 1.31.1 CPU".
+        runtime: a key of `nncompress.runtimes.RUNTIMES`, "" where it runs no files.
+        device: "cpu", "mobile" or "cuda".
+        metadata: properties of the file; anyone may have written them.
         inputs: what it takes.
         outputs: a name per output.
         threads: how many threads one run may use.
@@ -30,6 +33,9 @@ class Runner(ABC):
     """
 
     name: str
+    runtime: str = ""
+    device: str = "cpu"
+    metadata: Mapping[str, str] = MappingProxyType({})
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     threads: int

@@ -86,6 +86,7 @@ class CudaRunner(Runner):
     """What both have in common. Inputs may be of any float type; they are cast to the artifact's."""
 
     threads = 1
+    device = "cuda"
 
     def bind(self, *inputs: Array) -> Call:
         cast = tuple(
@@ -196,6 +197,7 @@ class OnnxRuntimeOnCuda(CudaRunner):
         _need_provider(onnxruntime)
         known = OnnxRuntimeRunner(path, 1)  # which checks the file
         self.inputs, self.outputs, self.file_size = known.inputs, known.outputs, known.file_size
+        self.runtime, self.metadata = known.runtime, known.metadata
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

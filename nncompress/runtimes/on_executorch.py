@@ -76,6 +76,8 @@ class ExecuTorchRunner(Runner):
         UnsupportedError: it calls an operator or a backend that this ExecuTorch lacks.
     """
 
+    runtime, device = "executorch", "mobile"
+
     def __init__(self, path: Path, threads: int) -> None:
         need("mobile", path.name)
         check_header(path)
@@ -87,7 +89,7 @@ class ExecuTorchRunner(Runner):
         self._load()
         self.name = f"ExecuTorch {version('executorch')} CPU"
         self.inputs, self.outputs = self._interface()
-        self.metadata: dict[str, str] = {"nncompress.metadata": json.dumps(self.record.get("metadata", {}))}
+        self.metadata = {"nncompress.metadata": json.dumps(self.record.get("metadata", {}))}
         self.file_size = path.stat().st_size
 
     def _load(self) -> None:

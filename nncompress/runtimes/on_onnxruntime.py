@@ -41,6 +41,8 @@ class OnnxRuntimeRunner(Runner):
         UnsupportedError: inputs or outputs that are not tensors, or operators the runtime lacks.
     """
 
+    runtime = "onnxruntime"
+
     def __init__(self, path: Path, threads: int) -> None:
         external = () if path.suffix.lower() == ".ort" else external_files(path)
         options = onnxruntime.SessionOptions()
@@ -66,7 +68,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
             self.outputs = tuple(_spec(node, path).name for node in self._session.get_outputs())
-            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+            self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except UnicodeDecodeError as problem:  # the runtime itself takes any bytes
             raise ModelFileError(
                 f"{path} names its inputs, outputs, dims or metadata in bytes that are no text",
@@ -108,7 +110,7 @@ def _saturation(path: Path) -> tuple[str, ...]:
         return ()
     return (
         f"this processor has no VNNI, and ONNX Runtime's 8-bit sums may overflow in {len(found)} of its "
-        f"weights ({found[0]}, …); nncompress export the model again on this machine, or quantize "
+        f"weights ({found[0]}, …); nncompress export --target ort-cpu on this machine, or quantize "
         "--weight-bits 7",
     )
 

@@ -9,6 +9,7 @@ OpenVINO's documentation: "Precision control", "CPU device", "High-level perform
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ DTYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+WEIGHTS = "nncompress.weights"  # property of an `.xml` of ours: sha256 of its `.bin`
+SATURATING = "nncompress.saturating"  # and how many weights could overflow without VNNI
 NO_LAYERS = ("Const", "Input", "Output", "Parameter", "Result")
 # layer types of the compiled graph that do the heavy work
 HEAVY = {
@@ -97,6 +100,12 @@ def precisions() -> tuple[str, ...]:
     return tuple(name for name in PRECISIONS if name not in ABILITIES or ABILITIES[name] in able)
 
 
+def by_itself() -> str:
+    """The precision in which OpenVINO computes floats on this CPU unless it is told otherwise."""
+    hint = core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    return next((name for name, theirs in PRECISIONS.items() if theirs == hint), "float32")
+
+
 class OpenVinoRunner(Runner):
     """A model compiled for the CPU: one stream, of latency.
 
@@ -106,6 +115,7 @@ class OpenVinoRunner(Runner):
         path: the `.onnx` or `.xml` file.
         threads: of one run. With 1, OpenVINO works in the calling thread.
         precision: of floats: a key of `PRECISIONS`; None leaves it to OpenVINO.
+        integers: False: quantize and dequantize nodes are computed as they are written, in floats.
     Raises:
         MissingExtraError: OpenVINO is not installed.
         DeviceError: this CPU does not compute in that precision.
@@ -114,7 +124,11 @@ class OpenVinoRunner(Runner):
         UnsupportedError: inputs or outputs that are no tensors of a known type, or an operator it lacks.
     """
 
-    def __init__(self, path: Path, threads: int, precision: str | None = None) -> None:
+    runtime = "openvino"
+
+    def __init__(
+        self, path: Path, threads: int, precision: str | None = None, *, integers: bool = True
+    ) -> None:
         need("openvino", path.name)
         if precision is not None and precision not in precisions():
             raise DeviceError(
@@ -129,13 +143,17 @@ class OpenVinoRunner(Runner):
         except Exception as problem:  # OpenVINO raises RuntimeError for everything
             raise _explained(path, problem) from problem
         self._path, self._compiled = path, {}  # type: ignore[var-annotated]
-        self.threads, self.precision = threads, precision
+        self.threads, self.precision, self.integers = threads, precision, integers
         self.name = f"OpenVINO {version('openvino')} CPU" + (f" {precision}" if precision else "")
         self.inputs = tuple(_spec(port, path) for port in self._model.inputs)
         self.outputs = tuple(port.get_any_name() for port in self._model.outputs)
-        self.metadata: dict[str, str] = {}
+        try:
+            self.metadata = _properties(self._model)
+        except (UnicodeDecodeError, RuntimeError) as problem:
+            raise _explained(path, problem) from problem
+        _check_weights(path, self.metadata)
         self.file_size = sum(file.stat().st_size for file in (path, *beside))
-        self.notes = _saturation(path) if onnx else ()
+        self.notes = _saturation(path, self.metadata)
 
     def layers(self, *inputs: Array) -> list[Layer]:
         """The compiled graph for inputs of these shapes, without constants, inputs and outputs."""
@@ -175,6 +193,7 @@ class OpenVinoRunner(Runner):
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
                 **({"PERF_COUNT": True} if watched else {}),
+                **({} if self.integers else {"LP_TRANSFORMS_MODE": "NO"}),
             }
             if self.precision is not None:
                 settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[self.precision]
@@ -244,17 +263,45 @@ def _spec(port: Any, path: Path) -> InputSpec:
     return InputSpec(name, DTYPES[dtype], shape)
 
 
-def _saturation(path: Path) -> tuple[str, ...]:
+def _check_weights(path: Path, metadata: dict[str, str]) -> None:
+    """Two files cannot be replaced in one step: refuse the weights of another export."""
+    stated = metadata.get(WEIGHTS)
+    if path.suffix.lower() == ".xml" and stated is not None:
+        with path.with_suffix(".bin").open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != stated:
+            raise ModelFileError(
+                f"{path.with_suffix('.bin')} does not hold the weights of {path.name}",
+                got=f"sha256 {found[:16]}…",
+                expected=f"{stated[:16]}…",
+                remedy="export it again",
+            )
+
+
+def _saturation(path: Path, metadata: dict[str, str]) -> tuple[str, ...]:
     """As in ONNX Runtime: without VNNI, 8-bit products are summed in pairs in 16 bits."""
     if not processor().saturates:
         return ()
-    found = saturating_weights(path)
-    if not found:
+    onnx = path.suffix.lower() == ".onnx"
+    found = len(saturating_weights(path)) if onnx else metadata.get(SATURATING, "0")
+    if str(found) == "0":
         return ()
     return (
-        f"this processor has no VNNI, and OpenVINO's 8-bit sums may overflow in {len(found)} of its weights "
-        f"({found[0]}, …); quantize --weight-bits 7 is right everywhere",
+        f"this processor has no VNNI, and OpenVINO's 8-bit sums may overflow in {str(found)[:9]} of its "
+        "weights; quantize --weight-bits 7 is right everywhere",
     )
+
+
+def _properties(model: Any) -> dict[str, str]:
+    """The metadata properties of an `.onnx`, which OpenVINO keeps in its own files, too."""
+    info = model.get_rt_info()
+    kept = _opened(info["framework"]) if "framework" in info else {}
+    return {key: str(_opened(text)) for key, text in kept.items()} if isinstance(kept, dict) else {}
+
+
+def _opened(value: Any) -> Any:
+    """OpenVINO wraps what it keeps, but not always."""
+    return getattr(value, "value", value)
 
 
 def _to_numpy(value: Array) -> np.ndarray:

@@ -105,11 +105,12 @@ def measure(
     first: Any = None
     for position, entry in enumerate(entries):
         path = request.folder / f"{position}{entry.suffix}"
+        target = "ort-cpu" if entry.suffix == ".onnx" else None  # where it is measured
         tops, difference = [], None
         for number, model in enumerate(entry.models):
             file = path.with_stem(f"{position}-{number}")
             with request.writing(file.name) as temporary:
-                write(model, temporary)
+                write(model, temporary, target=target)
             run = open_artifact(model if entry.suffix == ".pt2" else file).run
             first = first or run
             if paired and position > 0 and number == 0:
@@ -123,7 +124,7 @@ def measure(
         costs.append(cost(entry.models[0]))
         if entry.timed is not None:
             with request.writing(path.name) as temporary:
-                write(entry.timed, temporary)
+                write(entry.timed, temporary, target=target)
         measured: Path | Model = path if entry.timed is not None else path.with_stem(f"{position}-0")
         if entry.suffix == ".pt2":
             measured = entry.timed or entry.models[0]

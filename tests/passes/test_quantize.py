@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,15 +12,19 @@ from torch.nn import functional as F
 from nncompress import export, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
-from nncompress.export import write_onnx, write_pt2
+from nncompress.export import write_pt2
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine, round_weight
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
+from nncompress.targets import TARGETS
 from tests.exact_integers import Exact
 from tests.export.networks import convolutional, language
+
+# For this machine's kernels, whatever it is.
+write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])
 
 
 class Records(Whole):

@@ -1,5 +1,6 @@
 """The options of `quantize` beyond static int8: modes, budgets of bytes and of accuracy, rounding, biases."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -8,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress import pipeline
+from nncompress import export, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.data import Batch
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.export import write_onnx, write_pt2
+from nncompress.export import write_pt2
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
@@ -21,8 +22,12 @@ from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, Quantize
 from nncompress.passes.quantize.equalize import equalize, pairs
+from nncompress.targets import TARGETS
 from tests.export.networks import convolutional, language
 from tests.passes.test_quantize import Records, relative_error, run
+
+# For this machine's kernels, whatever it is.
+write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])
 
 
 class Labelled(Records):

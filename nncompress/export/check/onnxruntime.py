@@ -21,7 +21,13 @@ from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
 
 
-def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | None = None) -> Comparison:
+def compare(
+    model: Model,
+    path: Path,
+    write: Callable[[Model, Path], object] | None = None,
+    *,
+    kernels: Path | None = None,
+) -> Comparison:
     """See `nncompress.export.check.compare.compare`.
 
     A quantized file is first run as it is written, in floats, which shows whatever it says otherwise than the
@@ -29,18 +35,21 @@ def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | N
     choices inside, a file with further outputs shows whether the choices are made from the same values.
 
     Args:
-        write: how the file was written; without it, it is run as it is optimised only (`.ort`).
+        write: how the file was written, and is right on this processor; without it, it is run as it is
+            optimised only (`.ort`).
+        kernels: the same for this processor, whose integer kernels cut off sums of `path` (default: `path`).
 
     Raises:
         UnsupportedError: ONNX Runtime cannot load the file; the message names the op.
         VerificationError: the outputs differ by more than the tolerance for the model's precision.
     """
     quantized = precision_of(model) == "int8"
+    kernels = kernels or path
     try:
         if quantized and write is not None:
             as_written = f"{_runtime()} without optimisations"
             verify.compare(model, _runner(path, optimised=False), as_written, precision="int8 as written")
-        return verify.compare(model, _runner(path), _runtime())
+        return verify.compare(model, _runner(kernels), _runtime())
     except VerificationError as error:
         choices = find_choices(model) if quantized else None
         if choices is None:
@@ -58,7 +67,7 @@ def compare(model: Model, path: Path, write: Callable[[Model, Path], object] | N
                     ),
                     (_runner(probe), _runtime(), "int8"),
                 ]
-            return compare_choices(model, choices, _runner(path), _runtime(), (1, 3), probes)
+            return compare_choices(model, choices, _runner(kernels), _runtime(), (1, 3), probes)
 
 
 def compare_steps(model: Model, path: Path, states: Sequence[State], steps: int = 3) -> None:

@@ -9,15 +9,19 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nncompress import __version__
 from nncompress.analysis.distance.precision import precision_of
+from nncompress.devices import processor
 from nncompress.errors import UnsupportedError
+from nncompress.export.check.compare import Comparison
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
@@ -29,13 +33,16 @@ from nncompress.export.lower.onnxruntime.recurrent import unroll_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
-from nncompress.export.report import ExportReport
+from nncompress.export.report import ANY, ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.layers.places import first_place
+from nncompress.runtimes.saturation import saturating_weights
+from nncompress.targets import TARGETS, Target
+from nncompress.targets.written_for import described, record
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -46,61 +53,114 @@ PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some roo
 
 
 def write_onnx(
-    model: Model, path: str | Path, *, protect: Iterable[str | Path] = (), storage: Storage = "packed"
+    model: Model,
+    path: str | Path,
+    *,
+    protect: Iterable[str | Path] = (),
+    storage: Storage = "packed",
+    target: Target | None = None,
 ) -> ExportReport:
     """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
 
     Batch norms are folded into the layers before them by the exporter. Weights beyond 2 GiB go to a file
     beside it (`nncompress.export.write.external_data`).
 
+    Args:
+        target: what it is written for; None: plain, the same on every machine.
     Raises:
         UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
         VerificationError: ONNX Runtime computes something else; nothing is written.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
-    target = Path(path)
+    place = Path(path)
     _refuse_types(model)
+    if target is not None and target.symmetric and precision_of(model) == "int8":
+        raise UnsupportedError(
+            f"{target.title} takes activations in signed 8 bits with the zero point 0 alone",
+            got="unsigned ones, as quantize rounds them",
+            remedy="export the float model, and let its builder choose; or quantize --mode float16",
+        )
     model, states = state_as_inputs(model)
     # An unwritable target is refused before the work starts.
-    with replacing(target, protect, external_data.is_ours) as temporary:
+    with replacing(place, protect, external_data.is_ours) as temporary, TemporaryDirectory() as folder:
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) == "int8"
         measured = int8 and 5 * size < PROTOBUF_LIMIT
-        twin, written_for = _write(model, temporary, storage, states, measured=measured)
-        found = compare(model, temporary, lambda probe, file: _write(probe, file, storage))
-        compare_steps(model, temporary, states)
-        told = "; ".join(filter(None, (int8_coverage(temporary).summary() if int8 else "", written_for)))
+        twin, applied = _write(model, temporary, storage, states, target, measured=measured)
+        covered, told = "", [described(applied)]
+        cut_off = saturating_weights(temporary) if int8 and processor().saturates else ()
+        kernels = temporary
+        if cut_off:
+            told.append(_overflows(cut_off))
+            kernels = Path(folder) / temporary.name
+            _write(model, kernels, storage, states, TARGETS["ort-cpu"])
+        write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
+        found = compare(model, temporary, write_here, kernels=kernels)
+        compare_steps(model, kernels, states)
+        if target is not None and target.runtime == "openvino":
+            found, covered = _in_openvino(model, temporary, states, integers=not cut_off)
+            twin = None  # which is measured in ONNX Runtime
+        elif int8:
+            covered = int8_coverage(temporary).summary()
         speed = None
         if twin is not None:
             try:
                 speed = _speed(twin, temporary, model)
-                told += f"; {speed.summary()}"
+                told.append(speed.summary())
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
-                told += f"; not compared with float32 ({str(error).splitlines()[0][:80]})"
+                told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
-        replaced = external_data.named_by(target, external_data.beside(target))
-    left = external_data.remove_replaced(target, replaced)
+        replaced = external_data.named_by(place, external_data.beside(place))
+    left = external_data.remove_replaced(place, replaced)
     return ExportReport(
-        target,
+        place,
         written,
         time.perf_counter() - start,
         found.max_abs_diff,
         found.relative_error,
         found.runtime,
         found.batches,
-        told,
+        "; ".join(filter(None, [covered, *told])) if int8 else "",
         int8_speedup=None if speed is None else round(speed.ratio, 3),
         choices=found.choices,
         left=tuple(str(path) for path in left),
         state=tuple((state.input, state.output) for state in states),
+        target=target.name if target is not None else ANY,
+    )
+
+
+def _in_openvino(
+    model: Model, file: Path, states: Sequence[State], *, integers: bool
+) -> tuple[Comparison, str]:
+    from nncompress.export.check import openvino
+
+    if states:
+        raise UnsupportedError(
+            "OpenVINO makes a constant of what a model keeps from call to call",
+            got=", ".join(state.input for state in states[:5]),
+            remedy="leave --target openvino out",
+        )
+    return openvino.compare(model, file, integers=integers), openvino.coverage(model, file)
+
+
+def _overflows(weights: Sequence[str]) -> str:
+    return (
+        f"8-bit sums with {len(weights)} of its weights may overflow on processors without VNNI, as here: "
+        "export --target ort-cpu writes it right for here, quantize --weight-bits 7 for everywhere"
     )
 
 
 def _write(
-    model: Model, file: Path, storage: Storage, states: Sequence[State] = (), *, measured: bool = False
-) -> tuple[bytes | None, str]:
-    """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and what it is written for."""
+    model: Model,
+    file: Path,
+    storage: Storage,
+    states: Sequence[State] = (),
+    target: Target | None = None,
+    *,
+    measured: bool = False,
+) -> tuple[bytes | None, dict[str, int]]:
+    """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and the target's rewrites."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = unroll_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP)
@@ -111,16 +171,16 @@ def _write(
     if precision_of(model) == "int8":
         name_layers(program.model.graph)
         twin = float_twin(program.model) if measured else None
-    written_for = lower_int8(program.model)
+    applied = lower_int8(program.model, () if target is None else target.rewrites)
     avoid_runtime_defects(program.model.graph)
     tidy(program.model, model)
     store_initial(program.model.graph, states)
-    program.model.metadata_props.update(_record(model, states))
+    program.model.metadata_props.update(_record(model, states) | record(target, applied))
     if size > PROTOBUF_LIMIT:
         external_data.save(program.model, file)
     else:
         program.save(str(file))
-    return twin, written_for
+    return twin, applied
 
 
 def _speed(twin: bytes, path: Path, model: Model) -> Speed:

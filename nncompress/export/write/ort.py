@@ -20,6 +20,7 @@ from nncompress.files.bounded_text import Unreadable, read_text
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.runtimes.silence import silent
+from nncompress.targets import TARGETS
 
 OPERATORS = ".required_operators.config"
 
@@ -40,7 +41,7 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     check_chosen(Path(path).with_suffix(OPERATORS), _is_ours, "")
     with replacing(path, protect, _is_ours) as temporary, tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
-        report = write_onnx(model, onnx)
+        report = write_onnx(model, onnx, target=TARGETS["ort-cpu"])
         if len(list(onnx.parent.iterdir())) > 1:
             raise UnsupportedError("a .ort holds at most 2 GiB of weights", remedy="export it to .onnx")
         _convert(onnx)

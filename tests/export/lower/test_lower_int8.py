@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,13 +7,17 @@ from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress import export
 from nncompress.data import Batch
-from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.lower.onnxruntime.stem import block_pads, spread_kernel
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
+from nncompress.targets import TARGETS
 from tests.export.networks import convolutional, settle
+
+# For this machine's kernels, whatever it is.
+write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])
 
 
 class Noise(Whole):

@@ -9,6 +9,7 @@ from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.lower.onnxruntime import tiles as lower_tiles
 from nncompress.ir import Model
+from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized
 
 
@@ -34,7 +35,7 @@ def test_long_dot_products_get_a_zero_point_that_is_not_zero_and_the_same_values
         machine = Processor("a processor", 2, frozenset(flags))
         monkeypatch.setattr(lower_tiles, "processor", lambda machine=machine: machine)
         path = tmp_path / f"{len(flags)}.onnx"
-        write_onnx(model, path)
+        write_onnx(model, path, target=TARGETS["ort-cpu"])
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         outputs[len(flags)] = session.run(None, {session.get_inputs()[0].name: x})[0]
         files[len(flags)] = path

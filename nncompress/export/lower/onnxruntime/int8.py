@@ -19,11 +19,18 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
 | float weights and bias between 8-bit values     | the bias in integers (`protect_floats`)                 |
+
+And for a target whose `rewrites` have them, since they make the file slow in other runtimes or machines:
+
+| exported                                        | looked for                                              |
+|-------------------------------------------------|---------------------------------------------------------|
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
 | signed weights, where the CPU has no VNNI       | unsigned ones, where sums overflow (`lower_saturating`) |
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -39,19 +46,22 @@ from nncompress.export.lower.onnxruntime.saturating import lower_saturating
 from nncompress.export.lower.onnxruntime.stem import block_pads, fits, spread_kernel
 from nncompress.export.lower.onnxruntime.tiles import lower_tiles
 from nncompress.export.lower.onnxruntime.weights import lower_weights
+from nncompress.targets import Rewrite
 
 INT32_TOP = 2**31 - 1
 
 
-def lower_int8(model: ir.Model) -> str:
-    """Rewrite the table above in place. A model without DequantizeLinear is not touched.
+def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str, int]:
+    """Rewrite the tables above in place. A model without DequantizeLinear is not touched.
 
+    Args:
+        rewrites: of the target, those of the second table.
     Returns:
-        what its user must know of the file, empty where there is nothing.
+        of these rewrites, how often each was applied.
     """
     graph = model.graph
     if not any(node.op_type == "DequantizeLinear" for node in graph):
-        return ""
+        return {}
     lower_dynamic(graph)
     for node in list(graph):  # a rewrite may remove nodes that come later
         if node.graph is None:
@@ -81,15 +91,10 @@ def lower_int8(model: ir.Model) -> str:
     lower_channels(graph)
     lower_weights(graph)
     protect_floats(graph)
-    lower_tiles(graph)
-    unsigned = lower_saturating(graph)
+    lowering = {"amx-tiles": lower_tiles, "unsigned-weights": lower_saturating}
+    applied = {name: lower(graph) for name, lower in lowering.items() if name in rewrites}
     RemoveUnusedNodesPass()(model)
-    if not unsigned:
-        return ""
-    return (
-        f"{unsigned} weights unsigned, since this processor (no VNNI) cuts off sums of signed ones: right "
-        "here, slow elsewhere; quantize --weight-bits 7 is right and fast on both"
-    )
+    return {name: count for name, count in applied.items() if count}
 
 
 def _dequantize(value: ir.Value | None) -> ir.Node | None:

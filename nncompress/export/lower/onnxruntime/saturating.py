@@ -18,6 +18,8 @@ from nncompress.runtimes.saturation import overflows
 def lower_saturating(graph: ir.Graph) -> int:
     """Rewrite in place what could overflow on this machine; nothing on one whose products sum in 32 bits.
 
+    It ties the file to such a machine: for a target that says so alone (`nncompress.targets`).
+
     Returns:
         the number of weights that are unsigned now.
     """

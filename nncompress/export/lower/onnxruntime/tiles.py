@@ -24,13 +24,17 @@ LONG_CACHED = 1024  # … and all of them take at most
 PATCHES = 2**20  # bytes
 
 
-def lower_tiles(graph: ir.Graph) -> None:
-    """Rewrite in place what pays on this machine; nothing on one without AMX."""
+def lower_tiles(graph: ir.Graph) -> int:
+    """Rewrite in place what pays on this machine; nothing on one without AMX.
+
+    It ties the file to this runtime on such machines: for a target that says so alone (`nncompress.targets`).
+
+    Returns:
+        the number of weights that were moved by one.
+    """
     if "amx_int8" not in processor().flags:
-        return
-    for node in list(graph):
-        if node.op_type == "Conv" and _pays(node):
-            _shift_zero(graph, node)
+        return 0
+    return sum(_shift_zero(graph, node) for node in list(graph) if node.op_type == "Conv" and _pays(node))
 
 
 def _pays(conv: ir.Node) -> bool:
@@ -50,15 +54,15 @@ def _pays(conv: ir.Node) -> bool:
     return products >= (LONG_CACHED if small else LONG)
 
 
-def _shift_zero(graph: ir.Graph, conv: ir.Node) -> None:
+def _shift_zero(graph: ir.Graph, conv: ir.Node) -> bool:
     kernel = producer(conv.inputs[1], "DequantizeLinear")
     assert kernel is not None
     stored, zero = array(kernel.inputs[0]), array(kernel.inputs[2]) if len(kernel.inputs) > 2 else None
     alone = len(list(kernel.outputs[0].uses())) == 1 and len(list(kernel.inputs[0].uses())) == 1  # type: ignore[union-attr]
     if not alone or stored is None or zero is None or zero.any() or stored.dtype != np.int8:
-        return
+        return False
     if stored.min(initial=0) < -127:
-        return
+        return False
     name = kernel.inputs[0].name  # type: ignore[union-attr]
     inputs = [
         store(graph, f"{name}_shifted", stored - np.int8(1)),
@@ -67,3 +71,4 @@ def _shift_zero(graph: ir.Graph, conv: ir.Node) -> None:
     ]
     shifted = ir.node("DequantizeLinear", inputs, {"axis": kernel.attributes["axis"].as_int()})
     conv.replace_input_with(1, insert(graph, conv, shifted, conv.inputs[1]))
+    return True

@@ -1,0 +1,104 @@
+"""`.xml` and `.bin`: OpenVINO's own format, made of a checked `.onnx` by OpenVINO, run before it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nncompress.analysis.distance.precision import precision_of
+from nncompress.devices import processor
+from nncompress.errors import UnsupportedError
+from nncompress.export.report import ExportReport
+from nncompress.export.write.onnx import write_onnx
+from nncompress.extras import need
+from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_text
+from nncompress.files.targets import check_chosen
+from nncompress.ir import Model
+from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.silence import silent
+from nncompress.targets import TARGETS
+from nncompress.targets.written_for import record
+
+
+def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+    """Export to ONNX, convert, compare in OpenVINO; the history is inside, the weights in NAME.bin.
+
+    The `.xml` has the digest of its weights, since two files cannot be replaced in one step: where an export
+    was killed between the two, the runner says so.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        UnsupportedError: ONNX or OpenVINO has no such op, or the model changes its own tensors.
+        VerificationError: OpenVINO computes something else; nothing is written.
+        OutputError: the file cannot be written, or NAME.bin is a file that is not ours.
+    """
+    need("openvino", Path(path).name)
+    from nncompress.export.check import openvino as check
+    from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
+
+    start = time.perf_counter()
+    changed = changed_tensors(model.graph)
+    if changed:
+        raise UnsupportedError(
+            "an .xml of a model that changes its own tensors could not be compared over several calls",
+            got=", ".join(changed[:5]),
+            remedy="export it to .onnx, where they become inputs and outputs",
+        )
+    check_chosen(Path(path).with_suffix(".bin"), _is_ours, "")
+    with replacing(path, protect, _is_ours) as temporary, TemporaryDirectory() as folder:
+        onnx = Path(folder) / "model.onnx"
+        report = write_onnx(model, onnx)
+        int8 = precision_of(model) == "int8"
+        overflow = len(saturating_weights(onnx)) if int8 else 0
+        with silent():
+            import openvino
+
+            graph = core().read_model(str(onnx))
+            kept = record(TARGETS["openvino"], {}) | {SATURATING: str(overflow)}
+            for key, text in kept.items():
+                graph.set_rt_info(text, ["framework", key])
+            openvino.save_model(graph, temporary, compress_to_fp16=False)
+            with temporary.with_suffix(".bin").open("rb") as weights:
+                digest = hashlib.file_digest(weights, "sha256").hexdigest()
+            graph.set_rt_info(digest, ["framework", WEIGHTS])
+            openvino.save_model(graph, temporary, compress_to_fp16=False)
+        cut_off = overflow > 0 and processor().saturates
+        found = check.compare(model, temporary, integers=not cut_off)
+        told = [check.coverage(model, temporary)] if int8 else []
+        if cut_off:
+            told.append(
+                f"its integer kernels were not compared: without VNNI, as here, sums with {overflow} of its "
+                "weights may overflow; quantize --weight-bits 7 is right everywhere"
+            )
+        written = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    return replace(
+        report,
+        path=Path(path),
+        bytes=written,
+        seconds=time.perf_counter() - start,
+        max_abs_diff=found.max_abs_diff,
+        relative_error=found.relative_error,
+        runtime=found.runtime,
+        batches=found.batches,
+        int8="; ".join(told),
+        int8_speedup=None,
+        choices="",
+        target="openvino",
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a `.bin` is the weights of an `.xml` of ours beside it."""
+    try:
+        text = read_text(path.with_suffix(".xml"))
+        with path.open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    except (Unreadable, OSError):
+        return False
+    return not path.is_symlink() and "nncompress.version" in text and digest in text

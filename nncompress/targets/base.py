@@ -1,0 +1,64 @@
+"""What is known of a place where models run: data, so that commands, writers and docs say the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nncompress import extras
+
+# What a file says in a way that only one runtime, or one processor, likes; the numbers stay the same.
+# amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
+# unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
+Rewrite = Literal["amx-tiles", "unsigned-weights"]
+SAID: dict[str, str] = {
+    "amx-tiles": "weights moved by one for AMX tiles",
+    "unsigned-weights": "weights unsigned for a processor without VNNI",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a device.
+
+    Attributes:
+        name: what `--target` takes.
+        title: for tables.
+        device: "cpu", "mobile" or "cuda", as `bench --device` has them.
+        runtime: what runs its files here: a key of `nncompress.runtimes.RUNTIMES`; "" where nothing does, so
+            that its files are checked in ONNX Runtime on the CPU.
+        suffixes: of its files.
+        extra: of this package, that brings the runtime; "" for what every installation has.
+        activations, weights: how they have to be rounded for its integer kernels.
+        floats: in what it computes the layers that stay in float, by itself.
+        compiler: what it makes of quantize and dequantize nodes, and where that is told.
+        clock: how its latency is measured.
+        symmetric: it refuses activations with a zero point other than 0.
+        rewrites: what its files may have that those of no other target have.
+        notes: what its users must know.
+    """
+
+    name: str
+    title: str
+    device: Literal["cpu", "mobile", "cuda"]
+    runtime: str
+    suffixes: tuple[str, ...]
+    extra: str
+    activations: str
+    weights: str
+    floats: str
+    compiler: str
+    clock: str
+    symmetric: bool = False
+    rewrites: tuple[Rewrite, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        """Whether its runtime is there; no runtime is imported."""
+        return bool(self.runtime) and (not self.extra or extras.installed(self.extra))
+
+    def need(self) -> None:
+        """Raise MissingExtraError where its runtime is an extra that is not installed."""
+        if self.extra:
+            extras.need(self.extra, f"--target {self.name}")

@@ -1,0 +1,22 @@
+"""TensorRT: files only; nothing here runs it.
+
+Source: NVIDIA's TensorRT developer guide, "Working with quantized types": symmetric, signed, zero point 0.
+"""
+
+from nncompress.targets.base import Target
+
+TARGET = Target(
+    name="tensorrt",
+    title="TensorRT",
+    device="cuda",
+    runtime="",
+    suffixes=(".onnx",),
+    extra="",
+    activations="signed 8 bits, one scale per tensor, zero point 0",
+    weights="signed 8 bits, a scale per output channel, zero point 0",
+    floats="float32, or what the builder is told (--fp16)",
+    compiler="fuses dequantize, op, quantize; not told here",
+    clock="not measured here: trtexec",
+    symmetric=True,
+    notes=("its files are checked for their form, and for their values in ONNX Runtime on the CPU",),
+)

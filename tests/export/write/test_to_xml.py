@@ -1,0 +1,128 @@
+"""`.xml`: OpenVINO's own format, written, run and opened again."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode, ModelFileError, OutputError, UnsupportedError, VerificationError
+from nncompress.export import write
+from nncompress.ir import Model
+from nncompress.runtimes import open_artifact
+from tests.export.lower.test_lower_int8 import quantized
+
+pytest.importorskip("openvino")
+from nncompress.export.check import openvino as check
+
+
+class Residual(nn.Module):
+    """Two convolutions with an addition, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.stem(x))
+        return self.head(torch.relu(h + self.conv(h)).mean((2, 3)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model.from_module(Residual().eval(), (torch.randn(2, 3, 8, 8),))
+
+
+def test_it_computes_what_the_graph_does_and_keeps_name_and_history(model, tmp_path):
+    small = quantized(model, weight_bits=7)  # exact on processors without VNNI, too
+    small.history.append({"pass": "quantize"})
+    report = write(small, tmp_path / "m.xml")
+    assert report.runtime.startswith("openvino ")
+    assert report.target == "openvino"
+    assert report.int8.startswith("3 of 3 in int8 in OpenVINO")
+    assert report.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+    runner = open_artifact(tmp_path / "m.xml")
+    assert [step["pass"] for step in json.loads(runner.metadata["nncompress.history"])] == ["quantize"]
+    x = torch.randn(5, 3, 8, 8)
+    expected = small.outputs_of(x)[0].detach().numpy()
+    assert np.linalg.norm(runner.run(x)[0] - expected) < 0.02 * np.linalg.norm(expected)
+
+
+def test_an_onnx_for_openvino_is_run_there_and_layers_left_in_float_are_named(model, tmp_path):
+    small = quantized(model, weight_bits=7, keep=("conv",))
+    report = write(small, tmp_path / "m.onnx", target="openvino")
+    assert report.runtime.startswith("openvino ")
+    assert report.int8.startswith("2 of 3 in int8, 1 in float32 in OpenVINO (conv)")
+
+
+def test_what_openvino_computes_otherwise_is_not_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        check.OpenVinoRunner, "run", lambda self, *inputs: (np.zeros((len(inputs[0]), 5), "f4"),)
+    )
+    for name, options in (("m.xml", {}), ("m.onnx", {"target": "openvino"})):
+        with pytest.raises(VerificationError, match=r"openvino .* disagrees"):
+            write(model, tmp_path / name, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_right_in_float32_alone_is_not_kept(model, tmp_path, monkeypatch):
+    true = check.OpenVinoRunner.run
+
+    def wrong_as_it_comes(self, *inputs):
+        return tuple(output * (1 if self.precision else 2) for output in true(self, *inputs))
+
+    monkeypatch.setattr(check.OpenVinoRunner, "run", wrong_as_it_comes)
+    monkeypatch.setattr(check, "by_itself", lambda: "bfloat16")  # as on a processor with AMX
+    with pytest.raises(VerificationError, match=r"right in float32, but openvino .* as it comes disagrees"):
+        write(model, tmp_path / "m.xml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_export_and_files_of_others_are_refused(model, tmp_path):
+    write(model, tmp_path / "m.xml")
+    write(model, tmp_path / "m.xml")  # ours: replaced
+    weights = tmp_path / "m.bin"
+    content = bytearray(weights.read_bytes())
+    content[0] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelFileError, match="does not hold the weights of"):
+        open_artifact(tmp_path / "m.xml")
+    with pytest.raises(OutputError, match="is there already"):
+        write(model, tmp_path / "m.xml")
+    assert weights.read_bytes() == content
+    weights.unlink()
+    with pytest.raises(ModelFileError):
+        open_artifact(tmp_path / "m.xml")
+
+
+def test_a_model_with_state_is_refused(tmp_path):
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            self.count.add_(1)
+            return x * self.count
+
+    model = Model.from_module(Counting(), (torch.randn(2, 3),))
+    for name, options in (("m.xml", {}), ("m.onnx", {"target": "openvino"})):
+        with pytest.raises(UnsupportedError) as caught:
+            write(model, tmp_path / name, **options)
+        assert "count" in caught.value.got
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_take_it(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(model, "m.pt2")
+    assert run(["export", "m.pt2", "--target", "openvino", "-o", "m.xml"]) == 0
+    assert "for openvino" in capsys.readouterr().out
+    assert run(["eval", "m.pt2", "m.xml"]) == 0
+    assert run(["bench", "m.pt2", "m.xml", "--time", "0.1"]) == 0
+    assert run(["inspect", "m.xml"]) == ExitCode.MODEL_FILE

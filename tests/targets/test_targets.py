@@ -1,0 +1,85 @@
+"""Targets: one file each, and a file that was written for one says so where it runs elsewhere."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nncompress import extras, targets
+from nncompress.devices import Processor
+from nncompress.errors import MissingExtraError, UsageError
+from nncompress.export import WRITERS
+from nncompress.extras import EXTRAS
+from nncompress.runtimes import RUNTIMES
+from nncompress.targets import TARGETS, written_for
+from nncompress.targets.written_for import PROPERTY, notes, record
+
+
+def test_each_target_is_one_file_that_says_everything():
+    modules = {path.stem for path in Path(targets.__file__).parent.glob("*.py")}
+    assert {name.replace("-", "_") for name in TARGETS} == modules - {"__init__", "base", "written_for"}
+    for name, each in TARGETS.items():
+        assert each.name == name
+        silent = {"runtime", "extra", "rewrites", "symmetric"}
+        assert all(getattr(each, field.name) for field in fields(each) if field.name not in silent)
+        assert set(each.suffixes) <= set(WRITERS)
+        assert not each.runtime or set(each.suffixes) <= set(RUNTIMES[each.runtime].suffixes)
+        assert not each.extra or each.extra in EXTRAS
+
+
+def test_what_only_one_runtime_likes_belongs_to_one_target():
+    owners = {
+        rewrite: [t.name for t in TARGETS.values() if rewrite in t.rewrites] for rewrite in targets.SAID
+    }
+    assert owners == {"amx-tiles": ["ort-cpu"], "unsigned-weights": ["ort-cpu"]}
+
+
+def test_a_file_is_for_the_one_target_that_reads_its_format_and_else_for_any():
+    assert targets.for_file(".onnx", None) is None
+    assert targets.for_file(".ort", None) is TARGETS["ort-cpu"]
+    with pytest.raises(UsageError, match="no such target"):
+        targets.for_file(".onnx", "tpu")
+    with pytest.raises(UsageError, match="does not read such a file") as caught:
+        targets.for_file(".pt2", "openvino")
+    assert "-o NAME.onnx" in caught.value.remedy
+
+
+def test_a_target_whose_runtime_is_missing_names_the_extra(monkeypatch):
+    monkeypatch.setattr(extras, "installed", lambda extra: False)
+    with pytest.raises(MissingExtraError) as caught:
+        targets.for_file(".onnx", "openvino")
+    assert "nncompress[openvino]" in caught.value.remedy
+    assert targets.for_file(".onnx", "tensorrt") is TARGETS["tensorrt"]  # which is only written
+
+
+@pytest.mark.parametrize(
+    ("rewrites", "runtime", "flags", "said"),
+    [
+        ({"amx-tiles": 11}, "openvino", set(), "it was written for ort-cpu (11 weights moved by one"),
+        ({}, "openvino", set(), "it was written for ort-cpu (with nothing in it"),
+        ({"amx-tiles": 11}, "onnxruntime", {"amx_int8"}, ""),
+        ({"amx-tiles": 11}, "onnxruntime", {"avx512_vnni"}, "this processor has no AMX"),
+        ({"unsigned-weights": 3}, "onnxruntime", {"avx512_vnni"}, "needs no unsigned weights"),
+        ({"unsigned-weights": 3}, "onnxruntime", {"sse4_1"}, ""),
+    ],
+)
+def test_a_file_says_what_it_was_written_for_where_that_is_not_here(
+    rewrites, runtime, flags, said, monkeypatch
+):
+    monkeypatch.setattr(written_for, "processor", lambda: Processor("here", 2, frozenset(flags)))
+    found = notes(record(TARGETS["ort-cpu"], rewrites), runtime)
+    assert said in " ".join(found)
+    assert bool(said) == bool(found)
+    assert notes(record(None, {}), runtime) == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"target": 3}', '{"target": "\\u001b[31m"}', "9" * 10000, "[" * 10000, "{"]
+)
+def test_a_property_from_a_stranger_is_not_believed(text):
+    assert notes({PROPERTY: text}, "openvino") == ()
+    stranger = {"target": "ort-cpu", "rewrites": {"\x1b[31m": 1, "amx-tiles": "many"}}
+    (note,) = notes({PROPERTY: json.dumps(stranger)}, "openvino")
+    assert "\x1b" not in note
+    assert "many" not in note
