@@ -1,4 +1,4 @@
-"""One network in every form and runtime side by side: ours, each runtime's own quantizer, and what costs nothing.
+"""One network in every form and runtime side by side: ours, each runtime's own, and the free baseline.
 
     python benchmarks/targets.py model.pt2 [more.pt2 …] --data calibration.npz [--seconds 20]
 
