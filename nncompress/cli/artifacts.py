@@ -81,11 +81,11 @@ def open_all(
                 remedy="nncompress COMMAND model.pt2 smaller.onnx",
             )
         say(f"comparing {', '.join(paths)}")
-    options_of = _needed_by(paths, loading)
+    options_of = needed_by(paths, loading)
     return [_open(path, Path(path).name if named else _made_by(path), options_of[path]) for path in paths]
 
 
-def _needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The options each file is opened with: --arch is for those that hold weights only, and is used by those.
 
     Raises:

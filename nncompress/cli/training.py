@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nncompress.cli import options
+from nncompress.cli.artifacts import needed_by
 from nncompress.cli.compress import check_suffix
 from nncompress.cli.console import print_json, say, show
 from nncompress.cli.declared import Parameters
@@ -30,11 +31,18 @@ Validation = Annotated[
 Teacher = Annotated[
     str | None, typer.Option(metavar="MODEL", help="model whose answers are imitated, e.g. the original")
 ]
+TeacherArch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:FACTORY", help="what builds the network of a teacher's state_dict [default: --arch]"
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the run that was killed")]
 BEFORE: Parameters = {
     "data": (options.Data, None),
     "val": (Validation, None),
     "teacher": (Teacher, None),
+    "teacher_arch": (TeacherArch, None),
 }
 AFTER: Parameters = {
     "resume": (Resume, False),
@@ -69,6 +77,7 @@ class Job:
         data: str | None,
         val: str | None,
         teacher: str | None,
+        teacher_arch: str | None,
         output: str | None,
         json: bool,
         **loading: Any,
@@ -82,16 +91,18 @@ class Job:
         check_suffix(output)
         if data is None:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
-        opened = options.open_model(model, data=data, **loading)
+        own, of_teacher = _loading_of(model, teacher, teacher_arch, loading)
+        opened = options.open_model(model, data=data, **own)
         from nncompress import api
 
-        sources = options.read_by(opened, data, val, teacher, loading["arch"])
+        sources = options.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = options.output_for(output, options.default_output(opened, command), sources)
         records = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
         if teacher is not None:
-            imitated = api.load(teacher, data=data, trust_pickle=loading["trust_pickle"], notice=say)
+            how = {key: of_teacher[key] for key in ("arch", "weights_key", "strict", "trust_pickle")}
+            imitated = api.load(teacher, data=data, notice=say, **how)
         return cls(opened, records, held_out, imitated, target, sources, json)
 
     def finish(
@@ -116,6 +127,27 @@ class Job:
         else:
             show(table)
             show(written(file))
+
+
+def _loading_of(
+    model: str | None, teacher: str | None, teacher_arch: str | None, loading: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How the model and its teacher are opened: --arch is for those that hold weights only.
+
+    Raises:
+        UsageError: --teacher-arch without a teacher, or no file needs --arch.
+    """
+    if teacher_arch is not None:
+        if teacher is None:
+            raise UsageError("--teacher-arch is for a teacher", remedy="add --teacher MODEL, or leave it out")
+        own = {"arch": teacher_arch, "weights_key": None, "strict": True}
+        return loading, {**loading, **own}
+    if teacher is None:
+        return loading, loading
+    if model is None:  # what an earlier command wrote carries its architecture
+        return {**loading, "arch": None, "weights_key": None, "strict": True}, loading
+    needed = needed_by((model, teacher), loading)
+    return needed[model], needed[teacher]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -91,9 +92,10 @@ def load_model(
             restate(model, _parsed(input_shapes), path)
         elif settled:
             return model
-        return settle_batch(model, notice)
+        return settle_batch(model, notice, stated=_marked(input_shapes))
     if kind is FileKind.ONNX:
-        return settle_batch(_from_onnx(path, arch, input_shapes, notice), notice)
+        model = _from_onnx(path, arch, input_shapes, notice)
+        return settle_batch(model, notice, stated=_marked(input_shapes))
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
     model = _traced(module, path, input_shapes, example_inputs, notice)
@@ -170,7 +172,7 @@ def _traced(
     # time first: another dim that all inputs have, where the first turns out to be none of records
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
-    model = settle_batch(exported(dims), notice, others)
+    model = settle_batch(exported(dims), notice, others, stated=_marked(input_shapes))
     compare_with_source(model, module, path, notice)
     return model
 
@@ -215,7 +217,12 @@ def _from_onnx(
     if arch is not None:
         raise UsageError(f"{path} is an .onnx, which carries its architecture", remedy="leave --arch out")
     shapes = None if input_shapes is None else _parsed(input_shapes)
-    return read_onnx(path, input_shapes=shapes, notice=notice)
+    model = read_onnx(path, input_shapes=shapes, notice=notice)
+    if shapes is not None and _marked(shapes):  # names are those of the file
+        names = model.metadata.get("input_names", {})
+        in_order = matched(shapes, [names.get(spec.name, spec.name) for spec in model.inputs])
+        restate(model, [replace(shape, name=None) for shape in in_order], path)
+    return model
 
 
 def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
@@ -306,6 +313,11 @@ def _module(
     module = build_architecture(arch)
     fill(module, weights, path, arch, key=key, strict=strict, notice=notice)
     return module, record
+
+
+def _marked(shapes: str | Sequence[InputShape] | None) -> bool:
+    """A B says along which dims records lie."""
+    return shapes is not None and any(shape.batch_dim is not None for shape in _parsed(shapes))
 
 
 def _parsed(shapes: str | Sequence[InputShape]) -> Sequence[InputShape]:

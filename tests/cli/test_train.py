@@ -208,3 +208,22 @@ def test_growing_up_to_a_budget(here, capsys):
     assert grown.history[-1]["growth"] == {"grow": "plateau", "grow_patience": 1, "max_params": 300}
     assert run([*train, "--grow-by", "4"]) == ExitCode.USAGE
     assert "belongs to --grow" in capsys.readouterr().err
+
+
+def test_a_teacher_may_be_weights_alone(here, capsys):
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def wide(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+        "def narrow(): return nn.Sequential(nn.Linear(4, 3))\n"
+    )
+    torch.save(torch.load("model.pt", weights_only=False).state_dict(), "weights.pt")
+    torch.save(nn.Sequential(nn.Linear(4, 3)).state_dict(), "narrow.pt")
+    rest = ["--data", "data.npz", "--teacher", "weights.pt", "--epochs", "1", "--arch"]
+    assert run(["train", "model.pt", *rest, "net.py:wide", "-o", "a.pt2"]) == ExitCode.OK
+    assert run(["train", "weights.pt", *rest, "net.py:wide", "-o", "b.pt2"]) == ExitCode.OK
+    both = [*rest, "net.py:narrow", "--teacher-arch", "net.py:wide", "-o", "c.pt2"]
+    assert run(["train", "narrow.pt", *both]) == ExitCode.OK
+    assert run(["train", *rest, "net.py:wide", "-o", "d.pt2"]) == ExitCode.OK  # what the last one wrote
+    capsys.readouterr()
+    assert run(["train", "model.pt", *rest[:2], "--teacher-arch", "net.py:wide"]) == ExitCode.USAGE
+    assert "--teacher-arch is for a teacher" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import nncompress
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.export import write_pt2, write_safetensors
 from nncompress.ir import Model
@@ -227,3 +228,35 @@ def test_a_stated_input_that_does_not_run_is_said(tmp_path):
     torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / "model.pt")
     with pytest.raises(UsageError, match="does not run on an input of shape 1x5x8x8"):
         load_model(tmp_path / "model.pt", input_shapes="1x5x8x8")
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x).cumsum(0)
+
+
+@pytest.mark.parametrize("form", ["pt", "pt2", "onnx"])
+def test_a_batch_that_is_stated_wrongly_is_refused_and_a_right_one_is_taken(form, tmp_path):
+    """Time lies first, records second."""
+    file = tmp_path / f"m.{form}"
+    net = TimeFirst().eval()
+    if form == "pt":
+        torch.save(net, file)
+    else:
+        model = nncompress.load(net, input="5xBx4")
+        if form == "pt2":
+            batch, time = torch.export.Dim("n", min=2, max=64), torch.export.Dim("t", min=2, max=64)
+            program = torch.export.export(net, (torch.randn(5, 3, 4),), dynamic_shapes=({0: time, 1: batch},))
+            torch.export.save(program, file)
+        else:
+            nncompress.save(model, file)
+    name = load_model(file, input_shapes="5xBx4", trust_pickle=True).inputs[0].name
+    for stated in ("5xBx4", f"{name}:5xBx4"):
+        assert load_model(file, input_shapes=stated, trust_pickle=True).inputs[0].batch_dim == 1
+    for stated in ("Bx3x4", f"{name}:Bx3x4"):
+        with pytest.raises(UsageError, match=r"not independent|contradicts"):
+            load_model(file, input_shapes=stated, trust_pickle=True)

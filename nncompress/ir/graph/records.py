@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.errors import NNCompressError
+from nncompress.errors import NNCompressError, UsageError
 from nncompress.ir.graph.inputs import BATCH, InputSpec, count_records, take_records
 from nncompress.ir.graph.model import Model
 
@@ -62,17 +62,32 @@ def _record_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, oth
 
 
 def settle_batch(
-    model: Model, say: Callable[[str], None], others: Iterable[Callable[[], Model]] = ()
+    model: Model,
+    say: Callable[[str], None],
+    others: Iterable[Callable[[], Model]] = (),
+    *,
+    stated: bool = False,
 ) -> Model:
     """The model, with its records along dims of which it was asked; what is found, or cannot be, is said.
 
     Args:
         others: make the same model with its records along other dims, the likeliest first; tried where they
             depend on each other along those that it has (time).
+        stated: the user said along which dims they lie.
+
+    Raises:
+        UsageError: they were stated, and records along them depend on each other.
     """
     found = _dependence(model)
     if found is None or found < INDEPENDENT:
         return model
+    if stated:
+        raise UsageError(
+            "--input marks a dim as the batch along which records are not independent",
+            got=f"along {_places(model)} they change each other's outputs{_by(found)}",
+            expected="records together give what each gives alone",
+            remedy="mark another dim with the B, as in --input 25xBx40; or none, and it is looked for",
+        )
     for make in (*others, *_other_names(model)):
         try:
             other = make()

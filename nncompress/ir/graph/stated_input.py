@@ -124,7 +124,7 @@ def restated(
             if shape.batch_dim is not None and isinstance(size := spec.shape[shape.batch_dim], str)
         ]
         taken = {size for spec in specs for size in spec.shape}
-        if BATCH in taken and marked and BATCH not in marked:
+        if BATCH in taken and BATCH not in marked:
             renamed[BATCH] = next(f"dim{i}" for i in range(len(taken) + 1) if f"dim{i}" not in taken)
         renamed.update(dict.fromkeys(marked, BATCH))
         stated = [

@@ -194,7 +194,9 @@ def _stated(inputs: list[_Input], given: Sequence[InputShape], path: Path) -> di
     sizes: dict[str, int] = {}
     for each, stated in zip(inputs, given):
         fits = len(stated.shape) == len(each.shape)
-        for dim, size in zip(each.shape, stated.shape):
+        for d, (dim, size) in enumerate(zip(each.shape, stated.shape)):
+            if d == stated.batch_dim and isinstance(dim, int):
+                continue  # a batch of a fixed size
             fits &= size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
         if not fits:
             raise UsageError(
