@@ -111,7 +111,7 @@ def measured(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str
 
 def report(model: str, data: str, seconds: float) -> None:
     """Measure one network and print its line, with the error of each int8 form and what ran in int8."""
-    loaded = nncompress.load(model)
+    loaded = nncompress.load(model, data=data)
     with tempfile.TemporaryDirectory() as folder:
         arms = files_of(loaded, data, Path(folder))
         x = next(iter(dataset(data, loaded).batches(1, limit=1))).inputs[0].numpy()

@@ -303,6 +303,8 @@ def save(
 ) -> ExportReport:
     """Write `.pt2`, `.onnx` (verified in ONNX Runtime) or `.safetensors`; never onto a file in `protect`.
 
+    Args:
+        target: where it will run (`nncompress.targets`); None: a plain `.onnx`, whatever processor wrote it.
     Raises:
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
