@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ class OnnxRuntimeRunner(Runner):
         self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
         try:
             self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
-            self.outputs = tuple(_spec(node, path).name for node in self._session.get_outputs())
+            outputs = tuple(_spec(node, path).name for node in self._session.get_outputs())
             self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         except UnicodeDecodeError as problem:  # the runtime itself takes any bytes
             raise ModelFileError(
@@ -76,23 +77,39 @@ class OnnxRuntimeRunner(Runner):
                 expected="UTF-8",
                 remedy="copy or export the model again",
             ) from problem
+        states = states_of(self.metadata)
+        self.outputs = tuple(name for name in outputs if name not in states)
         self.threads = threads
         self.notes = _saturation(path)
         self.file_size = sum(file.stat().st_size for file in (path, *external))
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         feed = {spec.name: _to_numpy(value) for spec, value in zip(self.inputs, inputs)}
-        session, run_options = self._session, self._run_options
+        session, run_options, outputs = self._session, self._run_options, list(self.outputs)
 
         def call() -> Sequence[np.ndarray]:
             try:
-                return session.run(None, feed, run_options)
+                return session.run(outputs, feed, run_options)
             except Exception as problem:
                 raise DataError(
                     "ONNX Runtime could not run the model on this input", got=_message(problem)
                 ) from problem
 
         return call
+
+
+def states_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Output → input of every state in a file that was exported here: what one call hands to the next.
+
+    A call of a runner is a first one: the states are what the file holds, and no part of the answer.
+    """
+    try:
+        stated = json.loads(metadata.get("nncompress.state", "{}"))
+    except (ValueError, RecursionError):  # a file of somebody else's
+        return {}
+    if not isinstance(stated, dict) or not all(isinstance(name, str) for name in stated.values()):
+        return {}
+    return stated
 
 
 def runtime() -> None:

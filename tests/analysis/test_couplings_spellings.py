@@ -27,8 +27,15 @@ class Between(nn.Module):
         return self.last(self.function(self.first(x), self.w))
 
 
+def _filled(h: Tensor, w: Tensor) -> Tensor:
+    h = h.clone()
+    h[h < 0] = 0.1
+    return h
+
+
 # name -> (function of h [batch, 6, 16] and w [4, 16], width of its result)
 SPELLINGS = {
+    "write where": (_filled, 16),
     "outer": (lambda h, w: h * torch.outer(torch.arange(6.0), w[0]), 16),
     "hstack": (lambda h, w: torch.hstack([h, -h]), 16),
     "column_stack": (lambda h, w: torch.column_stack([h, -h]), 16),

@@ -10,7 +10,8 @@ import torch
 from onnx import TensorProto, helper
 
 from nncompress.errors import DataError, ModelFileError, NNCompressError, UnsafeFileError, UnsupportedError
-from nncompress.ir import InputSpec
+from nncompress.export import write
+from nncompress.ir import InputSpec, Model
 from nncompress.runtimes import open_artifact
 
 
@@ -147,3 +148,30 @@ def test_names_that_are_no_text_are_refused(tmp_path, name):
     path.write_bytes(model.SerializeToString().replace(name, b"\xff" + name[1:]))
     with pytest.raises(ModelFileError, match="no text"):
         open_artifact(path)
+
+
+class RunningMean(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+        self.register_buffer("mean", torch.randn(3))
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.mean = 0.9 * self.mean + 0.1 * y.mean(0)
+        return y - self.mean
+
+
+def test_states_are_no_part_of_the_answer(tmp_path):
+    """A file with its states as outputs is compared and measured like the model it was written from."""
+    module = RunningMean().eval()
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    x = torch.randn(1, 4)
+    model = Model.from_module(module, (x,))
+    write(model, tmp_path / "m.onnx")
+    runner = open_artifact(tmp_path / "m.onnx")
+    assert runner.outputs == model.outputs
+    for _ in range(2):  # every call is a first one
+        (answer,) = runner.run(x)
+        module.load_state_dict(torch.load(tmp_path / "w.pt"))
+        torch.testing.assert_close(torch.from_numpy(answer), module(x).detach(), rtol=1e-4, atol=1e-5)

@@ -51,6 +51,23 @@ def decompose_composites(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if is_composite(node.target):
             take_apart(graph, node)
+        elif node.target is aten.index_put.default:
+            _write_where(graph, node)
+
+
+def _write_where(graph: fx.Graph, node: fx.Node) -> None:
+    """`h[mask] = number` with a mask of h's own shape, as a choice per element: no index that moves data."""
+    data, indices, values, *accumulate = node.args
+    if len(indices) != 1 or any(accumulate) or node.kwargs:  # type: ignore[arg-type]
+        return
+    mask = indices[0]  # type: ignore[index]
+    held = [x.meta.get("val") if isinstance(x, fx.Node) else None for x in (data, mask, values)]
+    if not all(isinstance(x, Tensor) for x in held):
+        return
+    h, where, number = held
+    if where.dtype != torch.bool or where.shape != h.shape or number.dtype != h.dtype or number.dim() > 0:
+        return
+    node.target, node.args = aten.where.self, (mask, values, data)
 
 
 def is_composite(target: Any) -> bool:
