@@ -61,10 +61,9 @@ def _write_where(graph: fx.Graph, node: fx.Node) -> None:
     if len(indices) != 1 or any(accumulate) or node.kwargs:  # type: ignore[arg-type]
         return
     mask = indices[0]  # type: ignore[index]
-    held = [x.meta.get("val") if isinstance(x, fx.Node) else None for x in (data, mask, values)]
-    if not all(isinstance(x, Tensor) for x in held):
+    h, where, number = (x.meta.get("val") if isinstance(x, fx.Node) else None for x in (data, mask, values))
+    if not (isinstance(h, Tensor) and isinstance(where, Tensor) and isinstance(number, Tensor)):
         return
-    h, where, number = held
     if where.dtype != torch.bool or where.shape != h.shape or number.dtype != h.dtype or number.dim() > 0:
         return
     node.target, node.args = aten.where.self, (mask, values, data)
