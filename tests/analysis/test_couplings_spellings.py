@@ -89,6 +89,21 @@ SPELLINGS = {
         16,
     ),
     "rms-by-reciprocal": (lambda h, w: h * torch.reciprocal((h * h).mean(-1, True).sqrt() + 1e-6), 16),
+    "dist": (lambda h, w: h * torch.dist(h, h.roll(1, 1)).tanh(), 16),
+    "max-unpool": (
+        lambda h, w: (
+            (lambda p: F.max_unpool2d(p[0], p[1], 2))(
+                F.max_pool2d(
+                    h.transpose(1, 2).reshape(-1, 16, 2, 3).repeat(1, 1, 1, 2), 2, return_indices=True
+                )
+            )
+            .flatten(2)[:, :, :6]
+            .transpose(1, 2)
+        ),
+        16,
+    ),
+    "gate-interleaved": (lambda h, w: h[..., ::2] * h[..., 1::2].sigmoid(), 8),
+    "gate-every-fourth": (lambda h, w: h[..., ::4] + h[..., 1::4] * h[..., 3::4] - h[..., 2::4], 4),
     "layer-norm-by-variance": (
         lambda h, w: (h - h.mean(-1, True)) * (h.var(-1, keepdim=True, unbiased=False) + 1e-6).rsqrt(),
         16,

@@ -22,6 +22,7 @@ from nncompress.analysis.couplings.labels import (
     varying,
 )
 from nncompress.analysis.couplings.value import Result, Value, as_dims
+from nncompress.ir.edit.resize import strides_whole
 
 if TYPE_CHECKING:
     from nncompress.analysis.couplings.trace import Trace
@@ -122,7 +123,8 @@ def repeat_interleave(t: Trace, node: fx.Node, a: Arguments) -> Result:
 
 
 def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
-    """Also narrow. A strided slice of a labelled dim would need its survivors evenly spaced: fixed.
+    """Also narrow. Of a stride over a whole labelled dim a unit is one stride of indices: survivors stay
+    evenly spaced. Any other stride is fixed.
 
     So is one whose ends are known at run time only: another run reads indices that the example does not.
     """
@@ -131,11 +133,17 @@ def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
     labelled = any(f.shape[dim] > 1 for f in x.factors)
     start = a.get("start") or 0
     step = a.get("step", 1)
+    size, after = x.shape[dim], t.shape(node)
+    if labelled and strides_whole(start, step, size) and after[dim] == size // step:
+        for f in x.factors:
+            if f.shape[dim] == size:
+                t.labels.unite_along(f.reshape(*f.shape[:dim], -1, step, *f.shape[dim + 1 :]), [dim + 1])
+        index = np.arange(start, size, step)
+        return Value(after, [f if f.shape[dim] == 1 else np.take(f, index, dim) for f in x.factors])
     if labelled and (step != 1 or any(isinstance(a.get(k), fx.Node) for k in ("start", "end", "length"))):
         x = Value(x.shape, t.labels.fix(x.factors, [dim], "strided slice, or one of a dynamic size"))
     start = start if isinstance(start, int) else 0
     start = max(start + x.shape[dim], 0) if start < 0 else start
-    after = t.shape(node)
     index = np.arange(start, start + after[dim])
     return Value(after, [f if f.shape[dim] == 1 else np.take(f, index, dim) for f in x.factors])
 

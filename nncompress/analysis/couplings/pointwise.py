@@ -134,6 +134,32 @@ def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [result(s) for s in shapes] if isinstance(shapes, list) else result(shapes)
 
 
+def dist(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """The norm of a difference, of an order from 0 on: what both are without adds nothing."""
+    if isinstance(a.get("p", 2), fx.Node) or a.get("p", 2) < 0:
+        return t.unknown(node)
+    operands = t.operands(node)
+    rank = max(len(value.shape) for value in operands)
+    wide = []
+    for source, value in zip((a["self"], a["other"]), operands):
+        lead = rank - len(value.shape)
+        wide.append(([f.reshape((1,) * lead + f.shape) for f in value.factors], [False] * lead + value.spans))
+        t.contraction(node, source, outputs=[], inputs=list(range(len(value.shape))))
+    t.labels.unify(wide, "meets a fixed size")
+    return Value(())
+
+
+def unpooled(t: Trace, node: fx.Node, a: Arguments) -> Result:
+    """max_unpool: batch and channels pass, and the places are those of the pool."""
+    count = next(n for n in (2, 3) if f"{n}d" in op_name(node))
+    operands = []
+    for value in t.operands(node):
+        rank = len(value.shape)
+        kept = t.labels.fix(value.factors, range(rank - count, rank), f"{op_name(node)} over it")
+        operands.append((kept, [s and d < rank - count for d, s in enumerate(value.spans)]))
+    return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
+
+
 def _normalises(node: fx.Node) -> bool:
     """Whether a statistic belongs to a norm that is written out.
 

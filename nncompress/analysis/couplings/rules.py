@@ -93,6 +93,8 @@ _TABLE: list[tuple[Rule, str]] = [
         " _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d"
         " replication_pad1d replication_pad2d replication_pad3d",
     ),
+    (p.unpooled, "max_unpool2d max_unpool3d"),
+    (p.dist, "dist"),
     (p.last_two, "tril triu"),
     (p.cross, "linalg_cross"),
     # -- pointwise, where torch's own tag is missing; all others carry it

@@ -189,8 +189,15 @@ def _slice(node: fx.Node, s: Survivors) -> None:
     start, end = read(node, "start") or 0, read(node, "end")
     start = max(start + size, 0) if start < 0 else start
     end = size if end is None or end > size else end + size if end < 0 else end
-    write(node, "start", _before(kept, start))
+    if not strides_whole(start, read(node, "step"), size):  # there, whole strides go and the start stays
+        write(node, "start", _before(kept, start))
     write(node, "end", _before(kept, end))
+
+
+def strides_whole(start: object, step: object, size: int) -> bool:
+    """A slice with this start reads one index of every `step` of the whole dim."""
+    numbers = isinstance(start, int) and isinstance(step, int)
+    return numbers and step > 1 and 0 <= start < step and size % step == 0  # type: ignore[operator]
 
 
 def _narrow(node: fx.Node, s: Survivors) -> None:
