@@ -18,6 +18,7 @@ from nncompress.loading.json_schema import (
     Rejected,
     any_json,
     listed,
+    mapped,
     one_of,
     optional,
     plain,
@@ -73,7 +74,10 @@ _RECORD = record(
     outputs=optional(listed(plain(str)), []),
     dynamic=any_json,  # torch keeps the bounds, too
     history=optional(listed(_STEP), []),
-    metadata=optional(table_with(normalize=optional(_normalization)), {}),
+    metadata=optional(
+        table_with(normalize=optional(_normalization), input_names=mapped(plain(str), plain(str))),
+        {},
+    ),
 )
 
 

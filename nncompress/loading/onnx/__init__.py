@@ -4,8 +4,11 @@
 
 | module        |                                                                              |
 |---------------|------------------------------------------------------------------------------|
-| `read`        | the file opened, traced at sizes that it runs on, compared with ONNX Runtime |
+| `read`        | the file opened, traced, compared                                            |
+| `sizes`       | its inputs, and numbers for sizes that it leaves free                        |
+| `compare`     | with ONNX Runtime, at those sizes and others                                 |
 | `interpreter` | the graph as a module that `torch.export` traces                             |
+| `stored`      | initializers and constants as parameters and buffers                         |
 | `values`      | tensors, and numbers that are known while tracing                            |
 | `pointwise`, `movement`, `reductions`, `layers`, `recurrent`, `quantized`, `control` | each op |
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from onnx import numpy_helper
-from torch import Tensor, nn
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
 
 from nncompress.errors import UnsupportedError
+from nncompress.loading.onnx.stored import Store, attribute_of, inner_graphs, is_host
 from nncompress.loading.onnx.values import Value, as_tensor, items, numbers
 
 Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
@@ -39,8 +39,6 @@ HARMLESS = {
     ),
     *("axis", "dtype", "value", "output_padding"),
 }
-OWN = ("training", "arrays", "inputs")  # attributes of the module itself
-MOST_HOST = 4096  # numbers: longer constants of integers are tables, not sizes
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -73,10 +71,10 @@ class Call:
 
     def __init__(self, node: onnx.NodeProto, walk: Walk) -> None:
         self.op, self.name, self._node, self.walk = node.op_type, node.name or node.op_type, node, walk
-        self.attributes = {a.name: _attribute(a) for a in node.attribute}
+        self.attributes: dict[str, Any] = {a.name: attribute_of(a) for a in node.attribute}
         self.outputs = list(node.output)
         self.opset = walk.opset
-        self._unread: set[str | int] = set(self.attributes) - HARMLESS
+        self._unread: set[str | int] = {name for name in self.attributes if name not in HARMLESS}
         self._unread |= {i for i, name in enumerate(node.input) if name}
 
     def finish(self) -> None:
@@ -143,6 +141,12 @@ class Call:
             return found
         return [axis % rank for axis in found]
 
+    def computed(self, *known: np.ndarray) -> np.ndarray:
+        """The value for operands that are known: by the standard's own evaluator, which no tracing sees."""
+        given: Any = dict(zip((name for name in self._node.input if name), known))
+        results: Any = ReferenceEvaluator(self._node).run(None, given)
+        return np.asarray(results[0])
+
     def refusal(self, why: str) -> Missing:
         return Missing(self.op, f"node {self.name}: {why}")
 
@@ -157,7 +161,6 @@ class Walk:
     def run(self, inputs: dict[str, Value]) -> list[Value]:
         """Outputs of the graph."""
         self._values.update(inputs)
-        self.store.keep(self.graph)
         for node in self.graph.node:
             key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
             found = RULES.get(key)
@@ -180,8 +183,7 @@ class Walk:
         array = self.store.arrays.get(name)
         if array is None:
             raise UnsupportedError("the ONNX graph reads a value that nothing computes", got=name)
-        small = array.size <= MOST_HOST and array.dtype.kind in "iub"
-        return array if small or array.ndim == 0 else self.store.tensor(name)
+        return array if is_host(array) else self.store.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
         found = self._find(name)
@@ -189,7 +191,7 @@ class Walk:
             return as_tensor(found)
         if name not in self.store.arrays:
             raise UnsupportedError("the ONNX graph reads a value that nothing computes", got=name)
-        return self.store.tensor(name)
+        return self.store.tensor(name) if self.store.holds(name) else as_tensor(self.store.arrays[name])
 
     def known(self, name: str) -> np.ndarray | None:
         """Its numbers, if they do not depend on the input."""
@@ -207,76 +209,19 @@ class Walk:
         return None
 
 
-class Store(nn.Module):
-    """Initializers: floats are parameters, other tensors buffers, under names that torch takes.
-
-    Attributes:
-        arrays: by their names in the file.
-    """
-
-    def __init__(self, graph: onnx.GraphProto, folder: str) -> None:
-        super().__init__()
-        self._folder = folder
-        self.arrays: dict[str, np.ndarray] = {}
-        self._owners: dict[str, tuple[nn.Module, str]] = {}
-        self._taken: set[str] = set()
-        self.keep(graph)
-
-    def keep(self, graph: onnx.GraphProto) -> None:
-        """Take in the initializers of `graph`."""
-        for tensor in graph.initializer:
-            if tensor.name not in self.arrays:
-                self.add(tensor.name, numpy_helper.to_array(tensor, self._folder))
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        self.arrays[name] = array
-        path = self._path(name)
-        owner: nn.Module = self
-        *parents, leaf = path.split(".")
-        for part in parents:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
-        tensor = _from_array(array)
-        if tensor.is_floating_point() and tensor.dim():
-            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=True))
-        else:
-            owner.register_buffer(leaf, tensor)
-        self._owners[name] = (owner, leaf)
-
-    def tensor(self, name: str) -> Tensor:
-        owner, leaf = self._owners[name]
-        return getattr(owner, leaf)
-
-    def _path(self, name: str) -> str:
-        """A dotted name, no other's and no other's beginning: "layer1/conv:w" -> "layer1.conv_w"."""
-        parts = [re.sub(r"\W", "_", part) or "_" for part in re.split(r"[./]+", name.strip("./")) if part]
-        parts = [f"_{part}" if part[0].isdigit() and len(parts) == 1 else part for part in parts] or [
-            "weight"
-        ]
-        path = ".".join(_free(part) for part in parts)
-        while path in self._taken or any(
-            path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in self._taken
-        ):
-            path += "_"
-        self._taken.add(path)
-        return path
-
-
-def _free(part: str) -> str:
-    """A name that `nn.Module` has no attribute of."""
-    return f"{part}_" if hasattr(OnnxModule, part) or part in OWN else part
-
-
 class OnnxModule(Store):
     """The graph of an ONNX model; takes and returns its tensors in order.
 
     Args:
         model: with its external data where it says it is, below `folder`.
+        states: output -> input of every tensor that one call hands to the next; the module keeps these.
     """
 
-    def __init__(self, model: onnx.ModelProto, folder: str = "") -> None:
-        super().__init__(model.graph, folder)
+    def __init__(
+        self, model: onnx.ModelProto, folder: str = "", states: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        super().__init__(model.graph, folder, states.values())
+        self._handed_on = dict(states)
         self._graph = model.graph
         self._opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         stored = {tensor.name for tensor in model.graph.initializer}
@@ -285,7 +230,13 @@ class OnnxModule(Store):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         walk = Walk(self._graph, self, self._opset)
         given: dict[str, Value] = dict(zip((value.name for value in self.inputs), inputs))
-        return tuple(as_tensor(value) for value in walk.run(given))
+        results = []
+        for output, value in zip(self._graph.output, walk.run(given)):
+            if output.name in self._handed_on:
+                self.tensor(self._handed_on[output.name]).copy_(as_tensor(value))
+            else:
+                results.append(as_tensor(value))
+        return tuple(results)
 
 
 def missing_ops(graph: onnx.GraphProto) -> dict[str, int]:
@@ -295,30 +246,10 @@ def missing_ops(graph: onnx.GraphProto) -> dict[str, int]:
         key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         if key not in RULES:
             found[key] = found.get(key, 0) + 1
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                for name, count in missing_ops(inner).items():
-                    found[name] = found.get(name, 0) + count
+        for inner in inner_graphs(node):
+            for name, count in missing_ops(inner).items():
+                found[name] = found.get(name, 0) + count
     return found
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, onnx.GraphProto | int | float | str):
-        return value
-    if attribute.type == onnx.AttributeProto.STRINGS:
-        return [each.decode("utf-8", "replace") for each in value]
-    return list(value)
-
-
-def _from_array(array: np.ndarray) -> Tensor:
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array, copy=True))
 
 
 def sizes(tensor: Tensor) -> np.ndarray:

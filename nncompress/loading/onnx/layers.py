@@ -277,6 +277,8 @@ def resize(call: Call) -> Value:
     x = call.tensor(0)
     first = 1 if call.op == "Upsample" or call.opset < 11 else 2
     scales = call.get("scales")
+    if first == 2 and call.has(1):
+        call.value(1)  # the region of one coordinate transformation, which is not read
     if scales is None and call.has(first):
         scales = items(call.array(first, "the scales")) or None
     wanted = items(call.array(3, "the sizes")) if call.has(3) and call.op == "Resize" else None
@@ -286,21 +288,26 @@ def resize(call: Call) -> Value:
     factors = dict(zip(axes, scales)) if scales is not None else {}
     targets = dict(zip(axes, wanted)) if wanted is not None else {}
     for axis in (0, 1):
-        if factors.get(axis, 1.0) != 1.0 or (axis in targets and _differs(targets[axis], x.shape[axis])):
+        factor = factors.get(axis, 1.0)
+        scaled = isinstance(factor, int | float) and factor != 1.0
+        if scaled or (axis in targets and _differs(targets[axis], x.shape[axis])):
             raise call.refusal("over the batch or the channels")
     spatial = list(range(2, x.dim()))
     if targets:
         sizes = [targets.get(axis, x.shape[axis]) for axis in spatial]
     else:
         sizes = [_scaled(x.shape[axis], factors.get(axis, 1.0)) for axis in spatial]
-    return _interpolated(call, x, sizes, [factors.get(axis) for axis in spatial])
+    known = [f if isinstance(f, int | float) else None for f in map(factors.get, spatial)]
+    return _interpolated(call, x, sizes, known)
 
 
 def _differs(a: Any, b: Any) -> bool:
     return isinstance(a, int) and isinstance(b, int) and a != b
 
 
-def _scaled(size: Any, factor: float) -> Any:
+def _scaled(size: Any, factor: Any) -> Any:
+    if isinstance(factor, torch.SymFloat):
+        return torch.sym_int(size * factor)
     if isinstance(size, int):
         return math.floor(size * factor)
     whole = round(factor)

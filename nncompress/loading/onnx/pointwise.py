@@ -17,6 +17,8 @@ from nncompress.loading.onnx.values import (
     HOST_DTYPES,
     Value,
     as_tensor,
+    each,
+    is_float,
     is_symbolic,
     scalar,
     simplified,
@@ -36,15 +38,21 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "HardSwish": F.hardswish,
     "Mish": F.mish,
 }
+_OF_SIZES: dict[str, Callable[[Any], Any]] = {  # whole numbers stay floats where they are
+    "Neg": lambda n: -n,
+    "Abs": abs,
+    "Floor": lambda n: torch.sym_float(math.floor(n)),
+    "Ceil": lambda n: torch.sym_float(math.ceil(n)),
+}
 
 
 @rule(*_UNARY)
 def unary(call: Call) -> Value:
     value = call.value(0)
-    if isinstance(value, np.ndarray) and is_symbolic(value) and call.op == "Neg":
-        return -value
+    if isinstance(value, np.ndarray) and is_symbolic(value) and call.op in _OF_SIZES:
+        return each(value, _OF_SIZES[call.op])
     if isinstance(value, np.ndarray) and not is_symbolic(value):
-        return _UNARY[call.op](torch.from_numpy(np.asarray(simplified(value)))).numpy()
+        return call.computed(np.asarray(simplified(value)))
     x = as_tensor(value)
     if call.op == "Relu" and x.dtype == torch.int8:
         return torch.clamp(x, min=0)
@@ -63,9 +71,7 @@ def _division(a: Any, b: Any) -> Any:
             isinstance(x, float) or (isinstance(x, Tensor) and x.is_floating_point()) for x in (a, b)
         )
         return torch.div(a, b) if floats else torch.div(a, b, rounding_mode="trunc")
-    if (isinstance(a, np.ndarray) and a.dtype.kind == "f") or (
-        isinstance(b, np.ndarray) and b.dtype.kind == "f"
-    ):
+    if is_float(a) or is_float(b):
         return a / b
     return a // b  # sizes: not negative
 
@@ -185,7 +191,9 @@ def cast(call: Call) -> Value:
         raise call.refusal(f"the element type {to}")
     if isinstance(value, np.ndarray):
         if is_symbolic(value) and to in (6, 7):
-            return value
+            return each(value, torch.sym_int)
+        if is_symbolic(value) and to in (1, 11):
+            return each(value, torch.sym_float)
         if not is_symbolic(value) and to in HOST_DTYPES:
             return simplified(value).astype(HOST_DTYPES[to])
     return as_tensor(value).to(DTYPES[to])

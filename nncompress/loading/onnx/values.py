@@ -7,7 +7,7 @@ become tensors where they meet one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,22 @@ def is_symbolic(array: np.ndarray) -> bool:
     return array.dtype == object and any(isinstance(x, torch.SymInt | torch.SymFloat) for x in array.flat)
 
 
+def is_float(array: np.ndarray) -> bool:
+    """Floats, or symbolic ones."""
+    floats = float | np.floating | torch.SymFloat
+    return array.dtype.kind == "f" or (
+        array.dtype == object and any(isinstance(x, floats) for x in array.flat)
+    )
+
+
+def each(array: np.ndarray, function: Callable[[Any], Any]) -> np.ndarray:
+    """`function` of every number, as an array of its shape."""
+    result = np.empty(array.shape, dtype=object)
+    for index, item in np.ndenumerate(array):
+        result[index] = function(item)
+    return result
+
+
 def numbers(items: Sequence[Any] | Any) -> np.ndarray:
     """Integers, symbolic or not, as an array: int64 where all are known."""
     array = np.array(items, dtype=object)
@@ -57,7 +73,8 @@ def as_tensor(value: Value, dtype: torch.dtype | None = None) -> Tensor:
     if isinstance(value, Tensor):
         return value if dtype is None else value.to(dtype)
     if is_symbolic(value):
-        flat = [torch.scalar_tensor(item, dtype=dtype or torch.int64) for item in value.flat]
+        kind = dtype or (torch.float32 if is_float(value) else torch.int64)
+        flat = [torch.scalar_tensor(item, dtype=kind) for item in value.flat]
         return torch.stack(flat).reshape(value.shape)
     array = simplified(value)
     return torch.tensor(

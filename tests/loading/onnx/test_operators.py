@@ -9,7 +9,8 @@ from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
 from nncompress.errors import UnsupportedError
-from nncompress.loading.onnx.interpreter import RULES, OnnxModule, _from_array, missing_ops
+from nncompress.loading.onnx.interpreter import RULES, OnnxModule, missing_ops
+from nncompress.loading.onnx.stored import from_array
 
 NO_KERNEL = (
     "not implemented for",
@@ -47,7 +48,7 @@ def outcome(case):
             given = inputs[:free]
         try:
             with torch.no_grad():
-                got = OnnxModule(model).eval()(*map(_from_array, given))
+                got = OnnxModule(model).eval()(*map(from_array, given))
         except UnsupportedError as error:
             refusal = error.got or error.what
             continue

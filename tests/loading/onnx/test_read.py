@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 import nncompress
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
+from nncompress.ir.graph.state import changed_tensors
 from nncompress.loading import load_model
+from nncompress.loading.onnx.interpreter import RULES
 
 
 class Net(nn.Module):
@@ -191,3 +193,117 @@ def test_files_that_are_none_and_data_outside_the_folder_are_refused(tmp_path):
         load_model(tmp_path / "m.onnx", input_shapes="1x4x32x32")
     with pytest.raises(UsageError, match="arch"):
         load_model(tmp_path / "m.onnx", arch="net.py:build")
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("seen", torch.tensor([[0.5, -1.0, 2.0]]))
+
+    def forward(self, x):
+        y = self.head(x) + self.seen
+        self.seen.copy_(0.5 * self.seen + y[:1])
+        return y
+
+
+def test_our_own_files_come_back_with_history_metadata_and_state(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    model = nncompress.compress(nncompress.load(Stateful().eval(), input=x), ["prune:sparsity=0.5"])
+    model.metadata["normalize"] = "imagenet"
+    nncompress.save(model, tmp_path / "m.onnx")
+    read = load_model(tmp_path / "m.onnx")
+    assert [step["pass"] for step in read.history] == ["prune"]
+    assert read.metadata["normalize"] == "imagenet"
+    assert [spec.name for spec in read.inputs] == [spec.name for spec in model.inputs]
+    assert read.outputs == model.outputs
+    assert changed_tensors(read.graph) == ["seen"]
+    torch.testing.assert_close(read.tensor("seen"), torch.tensor([[0.5, -1.0, 2.0]]))
+    nncompress.save(read, tmp_path / "again.onnx")
+    first, second = (onnxruntime.InferenceSession(tmp_path / name) for name in ("m.onnx", "again.onnx"))
+    assert [o.name for o in second.get_outputs()] == [o.name for o in first.get_outputs()]
+    for name in ("m.onnx", "again.onnx"):
+        assert len(session_outputs(tmp_path / name, x)) == 2
+
+
+def graph_file(path, nodes, inputs, outputs, stored=(), opset=17):
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(stored))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def floats(name, *shape):
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def test_weights_in_constant_nodes_and_inside_branches_are_parameters(tmp_path):
+    """The older of torch's exporters writes them so; both branches may call theirs "w"."""
+
+    def branch(number):
+        weight = numpy_helper.from_array(np.full((4, 4), number, np.float32))
+        return helper.make_graph(
+            [
+                helper.make_node("Constant", [], ["w"], value=weight),
+                helper.make_node("MatMul", ["h", "w"], [f"y{number}"]),
+            ],
+            f"b{number}",
+            [],
+            [floats(f"y{number}", "N", 4)],
+        )
+
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
+    condition = numpy_helper.from_array(np.array(False))
+    nodes = [
+        helper.make_node("Constant", [], ["weight"], value=weight),
+        helper.make_node("MatMul", ["x", "weight"], ["h"]),
+        helper.make_node("Constant", [], ["no"], value=condition),
+        helper.make_node("Not", ["no"], ["yes"]),
+        helper.make_node("If", ["no"], ["a"], then_branch=branch(1), else_branch=branch(2)),
+        helper.make_node("If", ["yes"], ["b"], then_branch=branch(3), else_branch=branch(4)),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 3)], [floats("y", "N", 4)])
+    model = load_model(path)
+    assert {"weight"} < dict(model.graph_module.named_parameters()).keys()
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+
+
+def test_sizes_computed_in_floats_from_free_sizes_stay_free(tmp_path):
+    """As Paddle resizes one map to the size of another: by sizes divided as floats."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Shape", ["x"], ["to"]),
+        helper.make_node("Shape", ["small"], ["from"]),
+        helper.make_node("Cast", ["to"], ["to_f"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["from"], ["from_f"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["to_f", "from_f"], ["scales"]),
+        helper.make_node("Resize", ["small", "", "scales"], ["y"], mode="linear"),
+    ]
+    dims = ("N", 2, "?", "?")
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", *dims)], [floats("y", *dims)])
+    said = []
+    model = load_model(path, notice=said.append)
+    x = torch.randn(3, 2, 32, 48)
+    assert not any("fixed" in sentence for sentence in said)
+    torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+
+
+def test_a_size_that_the_graph_fixes_is_not_called_free(tmp_path, monkeypatch):
+    """A rule that writes down the size it was traced with agrees there, and nowhere else."""
+    monkeypatch.setitem(RULES, "Relu", lambda call: torch.relu(call.tensor(0)).reshape(2, 3, -1)[:, :, :16])
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", 2, 3, "L")], [floats("y", 2, 3, "L")])
+    said = []
+    model = load_model(path, notice=said.append)
+    assert model.inputs[0].shape == (2, 3, 16)
+    assert any("fixed: L = 16" in sentence for sentence in said)
+
+
+def test_dims_called_by_no_name_are_like_no_other(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "?", "?", "?")], [floats("y", "?", "?", "?")])
+    model = load_model(path)
+    assert len(set(model.inputs[0].shape)) == 3
+    assert model.outputs_of(torch.randn(3, 5, 7))[0].shape == (3, 5, 7)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import onnx_ir as ir
@@ -66,7 +67,7 @@ def state_as_inputs(model: Model) -> tuple[Model, list[State]]:
         dtype = str(initial.dtype).removeprefix("torch.")
         model.inputs = (*model.inputs, InputSpec(came_in, dtype, tuple(initial.shape)).drawn_like(initial))
         model.outputs = (*model.outputs, goes_out)
-    _order_placeholders(model)
+    _order_placeholders(model, states)
     output = graph.output_node()
     output.args = ((*output.args[0], *results),)  # type: ignore[misc]
     model.refresh()
@@ -80,19 +81,14 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def _order_placeholders(model: Model) -> None:
-    """As the inputs are: those of the state last."""
+def _order_placeholders(model: Model, states: Sequence[State]) -> None:
+    """The model's own in their order, whatever they are called, then those of the state."""
     found = {str(node.target): node for node in model.graph.nodes if node.op == "placeholder"}
-    first = next(iter(model.graph.nodes))
-    previous = None
-    for spec in model.inputs:
-        node = found[spec.name]
-        if previous is None:
-            if node is not first:
-                first.prepend(node)
-        else:
-            previous.append(node)
-        previous = node
+    given = [found.pop(state.input) for state in states]
+    order = [*found.values(), *given]
+    next(iter(model.graph.nodes)).prepend(order[0])
+    for previous, node in pairwise(order):
+        previous.append(node)
 
 
 def store_initial(graph: ir.Graph, states: Sequence[State]) -> None:

@@ -1,0 +1,120 @@
+"""Is what was read what ONNX Runtime computes? At the traced sizes, and at others where they are free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nncompress.analysis.distance.precision import TOLERANCE, precision_of
+from nncompress.errors import DataError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.graph.inputs import random_input
+from nncompress.loading.onnx.sizes import Input, batch_dim
+
+Run = Callable[..., Sequence[np.ndarray]]
+
+
+def compare(
+    model: Model, run: Run, runtime: str, inputs: list[Input], sizes: dict[str, int], path: Path
+) -> float | None:
+    """The largest relative error against the runtime, at `sizes` and at another one of every free dim.
+
+    Args:
+        run: the file's outputs; a `DataError` where it does not run on inputs of these sizes.
+
+    Returns:
+        None where the model agrees at `sizes` and not at others: its graph has fixed one that it calls free.
+
+    Raises:
+        VerificationError: it differs at `sizes`.
+    """
+    worst, names = _error(model, run, inputs, sizes, seed=0)
+    bound = TOLERANCE[precision_of(model)]
+    if not worst <= bound:
+        raise VerificationError(
+            f"{path}: what was read differs from {runtime} on output {names!r}",
+            got=f"relative error {worst:.2g}" if worst < math.inf else "another shape, or other infinities",
+            expected=f"at most {bound:g} in {precision_of(model)}",
+            remedy="this is a defect of the reader; bench and eval run the file as it is",
+        )
+    free = {
+        theirs
+        for spec, each in zip(model.inputs, inputs)
+        for ours, theirs in zip(spec.shape, each.shape)
+        if isinstance(ours, str) and isinstance(theirs, str)
+    }
+    for trial in _other_sizes(inputs, sizes, free):
+        try:
+            error, _ = _error(model, run, inputs, trial, seed=1)
+        except DataError:  # the file does not run at these
+            continue
+        except Exception:  # the graph that was read does not, whatever torch raises
+            return None
+        return max(worst, error) if error <= bound else None
+    return worst
+
+
+def _other_sizes(inputs: list[Input], sizes: dict[str, int], free: set[str]) -> Iterator[dict[str, int]]:
+    """All free dims changed at once, no two alike; then alike; then the batch alone, and each dim alone."""
+    batch = batch_dim(inputs)
+    dims = [name for name in sizes if name in free and name != batch]
+    fewer = {batch: sizes[batch] + 1} if batch in free and batch is not None else {}
+
+    def others(size: int) -> list[int]:  # larger first: what is cut off at a length shows there only
+        return [n for n in (size + 32, size // 2, size + 1, 2 * size) if n > 1]
+
+    if not free:
+        return
+    for apart in (1, 0) if dims else (0,):
+        for start in range(4):
+            changed = {}
+            for position, name in enumerate(dims):
+                choice = others(sizes[name])
+                changed[name] = choice[(start + apart * position) % len(choice)]
+            yield {**sizes, **fewer, **changed}
+    for name in [*fewer, *dims]:
+        for size in [fewer[name]] if name in fewer else others(sizes[name]):
+            yield {**sizes, name: size}
+
+
+def _error(
+    model: Model, run: Run, inputs: list[Input], sizes: dict[str, int], seed: int
+) -> tuple[float, str]:
+    """The largest relative error, and the output that it is of."""
+    arrays = _drawn(model, inputs, sizes, seed)
+    expected = run(*arrays)
+    with torch.no_grad():
+        got = model.outputs_of(*(array.clone() for array in arrays))
+    errors = [
+        (_relative_error(ours.detach(), torch.from_numpy(theirs)), name)
+        for name, ours, theirs in zip(model.outputs, got, expected, strict=True)
+    ]
+    return next(((e, n) for e, n in errors if math.isnan(e)), max(errors, default=(0.0, "")))
+
+
+def _drawn(model: Model, inputs: list[Input], sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
+    """Random inputs of those sizes; integers within the ranges that the graph takes."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        random_input(spec, tuple(sizes[d] if isinstance(d, str) else d for d in each.shape), generator)
+        for spec, each in zip(model.inputs, inputs)
+    )
+
+
+def _relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """‖difference‖ / ‖theirs‖ where both are finite; of integers, the share that differs."""
+    if ours.shape != theirs.shape:
+        return math.inf
+    if not theirs.dtype.is_floating_point:
+        return float((ours.to(theirs.dtype) != theirs).double().mean()) if theirs.numel() else 0.0
+    a, b = ours.double(), theirs.double()
+    finite = b.isfinite()
+    if not torch.equal(finite, a.isfinite()):
+        return math.inf
+    away, norm = float((a - b)[finite].norm()), float(b[finite].norm())
+    return away / norm if norm else away

@@ -1,0 +1,132 @@
+"""Inputs of an ONNX file as it states them, and numbers for the sizes that it leaves free."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from nncompress.errors import DataError, UnsupportedError, UsageError
+from nncompress.ir import InputSpec
+from nncompress.ir.graph.inputs import random_input
+from nncompress.ir.graph.stated_input import InputShape, matched
+from nncompress.loading.onnx.values import DTYPES
+from nncompress.runtimes import Runner
+
+# sizes of free dims, the likeliest first: of images, and of anything else (tokens, samples, channels)
+IMAGE_SIZES = (224, 64, 32, 320, 640, 96, 28, 299, 512)
+LENGTHS = (16, 64, 8, 128, 256, 1024, 16000, 4, 2)
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input as the file states it; a str in `shape` names a free dim, equal names are equal sizes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+def input_of(value: onnx.ValueInfoProto, path: Path) -> Input:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
+        raise UnsupportedError(f"{path}: the input {value.name} is no tensor of numbers")
+    if not kind.HasField("shape"):
+        raise UnsupportedError(
+            f"{path}: the input {value.name} has no shape, not even a number of dims",
+            remedy="set one with onnx.tools.update_model_dims",
+        )
+    shape: list[int | str] = []
+    for axis, dim in enumerate(kind.shape.dim):
+        named = (
+            dim.dim_param if re.search(r"[^\W_]", dim.dim_param) else f"{value.name}_{axis}"
+        )  # "?" is no name
+        shape.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else named)
+    return Input(value.name, DTYPES[kind.elem_type], tuple(shape))
+
+
+def choose_sizes(
+    inputs: list[Input],
+    runner: Runner,
+    given: Sequence[InputShape] | None,
+    path: Path,
+    notice: Callable[[str], None],
+) -> dict[str, int]:
+    """A number for every free dim, with which ONNX Runtime runs the file."""
+    free = list(dict.fromkeys(dim for each in inputs for dim in each.shape if isinstance(dim, str)))
+    if given is not None:
+        return _stated(inputs, given, path)
+    candidates = [_candidates(dim, inputs) for dim in free]
+    failure = ""
+    most = max((len(each) for each in candidates), default=1)
+    trials = [tuple(each[min(i, len(each) - 1)] for each in candidates) for i in range(most)]
+    for sizes in dict.fromkeys((*trials, *itertools.islice(itertools.product(*candidates), 200))):
+        chosen = dict(zip(free, sizes))
+        try:
+            runner.run(*examples(inputs, chosen, seed=0))
+        except DataError as error:
+            failure = str(error.got)
+            continue
+        guessed = {dim: size for dim, size in chosen.items() if dim != batch_dim(inputs)}
+        if guessed:
+            told = ", ".join(f"{dim} = {size}" for dim, size in guessed.items())
+            notice(f"sizes that {path.name} leaves free were guessed: {told}; --input states others")
+        return chosen
+    shapes = ", ".join(f"{each.name} [{', '.join(map(str, each.shape))}]" for each in inputs)
+    raise UsageError(
+        f"{path} leaves sizes free, and none of the usual ones runs",
+        got=f"{shapes}; {failure}",
+        remedy="state them: --input "
+        + ",".join("x".join(str(d if isinstance(d, int) else 1) for d in each.shape) for each in inputs),
+    )
+
+
+def _stated(inputs: list[Input], given: Sequence[InputShape], path: Path) -> dict[str, int]:
+    given = matched(given, [each.name for each in inputs])
+    sizes: dict[str, int] = {}
+    for each, stated in zip(inputs, given):
+        fits = len(stated.shape) == len(each.shape)
+        for d, (dim, size) in enumerate(zip(each.shape, stated.shape)):
+            if d == stated.batch_dim and isinstance(dim, int):
+                continue  # a batch of a fixed size
+            fits &= size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+        if not fits:
+            raise UsageError(
+                f"--input does not fit {path}",
+                got=str(stated),
+                expected=f"{each.name} [{', '.join(map(str, each.shape))}]",
+            )
+    batch = batch_dim(inputs)
+    if batch is not None and sizes.get(batch) == 1:
+        sizes[batch] = BATCH  # torch.export would take 1 for a constant
+    return sizes
+
+
+def batch_dim(inputs: list[Input]) -> str | None:
+    """The name of the first dim, where it is free and all inputs share it."""
+    first = {each.shape[0] if each.shape else None for each in inputs}
+    (only,) = first if len(first) == 1 else (None,)
+    return only if isinstance(only, str) else None
+
+
+def _candidates(dim: str, inputs: list[Input]) -> tuple[int, ...]:
+    if dim == batch_dim(inputs) or any(each.shape[:1] == (dim,) and len(each.shape) > 1 for each in inputs):
+        return (BATCH,)
+    spatial = any(len(each.shape) == 4 and dim in each.shape[1:] for each in inputs)
+    return IMAGE_SIZES if spatial else LENGTHS
+
+
+def examples(inputs: list[Input], sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    specs = [InputSpec("x", str(each.dtype).removeprefix("torch."), each.shape) for each in inputs]
+    return tuple(
+        random_input(spec, tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape), generator)
+        for spec in specs
+    )
