@@ -14,9 +14,10 @@ A recipe file:                         The same on the command line:
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,22 @@ def read_recipe(path: str | Path) -> list[Pass]:
             raise UsageError(f'{where} has no "name"', expected=", ".join(PASSES))
         passes.append(make_pass(entry["name"], {k: v for k, v in entry.items() if k != "name"}, where))
     return passes
+
+
+def recipe_text(passes: Sequence[Pass]) -> str:
+    """The recipe file of these passes, which `read_recipe` reads back as the same."""
+    entries = []
+    for each in passes:
+        lines = ["[[pass]]", f"name = {_toml(each.name)}"]
+        lines += [f"{key} = {_toml(value)}" for key, value in each.settings().items()]
+        entries.append("\n".join(lines))
+    return "\n\n".join(entries) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)
 
 
 def parse_pass(text: str) -> Pass:

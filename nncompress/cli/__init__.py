@@ -16,6 +16,7 @@ from nncompress.cli.streams import give_up, open_closed, warn
 COMMANDS = {
     "look at a model": {
         "inspect": "layers with their parameters, MACs and bytes; --units: what can be pruned together",
+        "sensitivity": "which layer bears what: error of the outputs against gain, layer by layer",
         "eval": "accuracy, or agreement with the original",
         "bench": "latency, memory and size of models, interleaved in one run",
     },
@@ -36,6 +37,7 @@ COMMANDS = {
     },
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
+        "optimize": "find the pipeline under a bound on accuracy, size or latency, with a promise",
         "export": "write .onnx, .ort, .xml, .pte (run in their runtimes), .pt2, .safetensors",
         "doctor": "what is installed, what each device can run, how to add the rest",
     },

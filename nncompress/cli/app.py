@@ -26,10 +26,12 @@ from nncompress.passes import PASSES
 
 MODULES = {  # command -> the module of `nncompress.cli` that registers it; the others are passes
     "inspect": "inspect",
+    "sensitivity": "sensitivity",
     "train": "train",
     "cycle": "cycle",
     "reproduce": "reproduce",
     "compress": "compress",
+    "optimize": "optimize",
     "export": "export",
     "eval": "evaluate",
     "bench": "bench",

@@ -8,6 +8,8 @@ import re
 from nncompress.errors import UsageError
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_BYTES = {"b": 1.0, "": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
 _PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%?)")
 
@@ -48,3 +50,16 @@ def counts(text: str, option: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"{option} is no list of counts", got=text, expected="8, or 1,8,32")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def bytes_(text: str, option: str) -> float:
+    """ "1MB", "300 kB", "5000" -> bytes, in powers of 1000.
+
+    Raises:
+        UsageError: naming the option; also for zero.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    value = float(match[1]) * _BYTES.get(match[2], math.nan) if match else math.nan
+    if not value > 0:
+        raise UsageError(f"{option} is no size", got=text, expected="300kB, 1.5MB, or bytes")
+    return value

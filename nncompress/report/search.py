@@ -1,0 +1,105 @@
+"""What `sensitivity` and `optimize` found, as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from nncompress.report.tables import Name, plain
+from nncompress.report.units import size
+
+if TYPE_CHECKING:
+    from nncompress.search.optimize import Promise
+    from nncompress.search.sensitivity import Effect, Sensitivity
+
+DONE = {
+    "prune-nodes": "{:.0%} of its nodes removed",
+    "factorize": "{:.0%} of its MACs kept",
+    "quantize": "{:.0f} bits",
+}
+
+
+def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
+    """A table per method: the layers that cost most first.
+
+    Args:
+        every: all strengths; else of each layer the middle one.
+    """
+    lines: list[RenderableType] = []
+    for method in dict.fromkeys(effect.method for effect in result.effects):
+        mine = [effect for effect in result.effects if effect.method == method]
+        strengths = sorted({effect.strength for effect in mine})
+        shown = mine if every else [e for e in mine if e.strength == strengths[len(strengths) // 2]]
+        table = plain("layer", "what", "error", "MACs", "bytes", right=2)
+        for effect in sorted(shown, key=lambda e: (e.error is None, -(e.error or 0.0), e.where)):
+            what = DONE[method].format(effect.strength)
+            if effect.error is None:
+                table.add_row(Name(effect.where), effect.said, "", "", "", style="dim")
+                continue
+            numbers = (f"{effect.error:.2%}", _change(effect.macs), _change(effect.bytes))
+            table.add_row(Name(effect.where), what, *numbers)
+        lines += [Text(method, style="bold"), table, Text(_worst(shown)), Text()]
+    known = f", {result.known} known from before" if result.known else ""
+    lines.append(
+        Text(
+            f"error: distance of the outputs (relative L2 norm), {result.samples}; MACs, bytes: of the whole "
+            f"model's; {result.measured} measured{known}"
+        )
+    )
+    return Group(*lines)
+
+
+def _change(saved: float) -> str:
+    return f"{-saved:+.1%}" if saved else "0"
+
+
+def _worst(effects: list[Effect]) -> str:
+    """Which layer hurts most, how much more than the middle one, and what leaves it alone."""
+    found = sorted((e for e in effects if e.error is not None), key=lambda e: e.error or 0.0)
+    if not found:
+        return "nothing could be done"
+    worst, middle = found[-1], found[len(found) // 2]
+    if not worst.error:
+        return "no layer moves the outputs"
+    text = f"{worst.where} moves the outputs most"
+    if middle.error and len(found) > 2:
+        text += f", {worst.error / middle.error:.1f} times as far as the middle one"
+    return f"{text}; to leave it as it is: {worst.remedy}"
+
+
+def trial(row: dict[str, Any], number: int) -> str:
+    """One line about a trial."""
+    recipe = " → ".join(_short(entry) for entry in row["recipe"])
+    if "failed" in row:
+        return f"{number}: {recipe}: {row['failed']}"
+    lost = 100 * (row["only_original"] - row["only_changed"]) / row["records"]
+    text = f"{number}: {recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}, {lost:+.2f} points lost"
+    for measured in row.get("latency", {}).values():
+        text += f", {1 / measured['share']:.2f}x as fast"
+    return text
+
+
+def _short(entry: dict[str, Any]) -> str:
+    options = {key: value for key, value in entry.items() if key != "name"}
+    if "ratios" in options:
+        return f"{entry['name']} of {len(options['ratios'])} layers"
+    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{entry['name']} ({text})" if text else str(entry["name"])
+
+
+def promise(made: Promise) -> str:
+    """The promise, or why it cannot be made."""
+    at_most = (
+        f"{100 * made.drop:+.2f} points of top-1 lost on {made.records} samples that the search has not seen,"
+        f" at most {100 * made.high:.2f} with {made.confidence:.0%} confidence"
+    )
+    if made.looks > 1:
+        at_most += f" (search {made.looks} of this folder on these samples: the confidence makes up for that)"
+    if made.bound is None:
+        return at_most
+    if made.kept:
+        return f"kept: {at_most}; asked for: at most {100 * made.bound:g}"
+    needed = f"about {made.needed} such samples would do" if made.needed else "no number of samples would do"
+    return f"not promised: {at_most}; asked for: at most {100 * made.bound:g}; {needed}"

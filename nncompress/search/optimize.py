@@ -1,0 +1,276 @@
+"""The smallest or fastest recipe that keeps its accuracy, found by any number of workers on one folder.
+
+    FOLDER/original.pt2           the model
+    FOLDER/search.json            how a worker opens data and model: written and read by the command
+    FOLDER/started.json           what is searched for; a worker refuses a folder of another search
+    FOLDER/sensitivity/KEY.json   what each layer bears
+    FOLDER/trials/KEY.json        a recipe and what was measured of it; KEY is the hash of the recipe
+    FOLDER/promises.json          which trials were held against the samples of the promise, in what order
+
+One half of the data chooses, the other half promises: by the time the promise is made, its samples have
+been seen by nobody, so that it holds however many recipes were tried.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from nncompress import __version__
+from nncompress.analysis.answer import known_answer
+from nncompress.data import Dataset
+from nncompress.errors import PromiseError, UsageError
+from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.ir import Model
+from nncompress.passes import Context
+from nncompress.recipe import make_pass
+from nncompress.results import Result
+from nncompress.runtimes import open_artifact
+from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
+from nncompress.search.promise import CONFIDENCE, largest_drop, records_needed, smallest_drop
+from nncompress.search.records import WAIT, Records, data_key, model_key
+from nncompress.search.sensitivity import Effect, probes, sensitivity
+from nncompress.search.trial import Bounds, Judge, drop, hits, upper
+
+
+@dataclass(frozen=True)
+class Promise(Result):
+    """What is said of top-1, from samples that nothing was chosen by.
+
+    Attributes:
+        drop: measured, 0 … 1; low, high: each a one-sided bound with `confidence`.
+        bound: what was asked for; None: nothing was.
+        kept: high is not above the bound.
+        needed: how many such samples it would take; None where no number would do.
+        looks: how many searches of this folder were held against these samples, this one included.
+    """
+
+    kind: ClassVar[str] = "promise"
+
+    records: int
+    only_original: int
+    only_changed: int
+    drop: float
+    low: float
+    high: float
+    confidence: float
+    bound: float | None
+    kept: bool
+    needed: int | None
+    looks: int
+
+
+class Search:
+    """One worker's view of a search.
+
+    Args:
+        selection: labelled samples to choose by.
+        context: data to fit to, seed, limit.
+
+    Raises:
+        UsageError: the folder holds another search.
+    """
+
+    def __init__(
+        self, folder: Path, original: Model, selection: Dataset, context: Context, bounds: Bounds
+    ) -> None:
+        self.folder, self.original, self.context, self.bounds = folder, original, context, bounds
+        self.trials = Records(folder / "trials")
+        wanted = {
+            "version": __version__,
+            "model": model_key(original),
+            "fitted": data_key(context.data, context.limit),
+            "selection": data_key(selection),
+            "limit": context.limit,
+            "seed": context.seed,
+            "bounds": asdict(bounds),
+        }
+        known = _read(folder / "started.json")
+        if known is None:
+            _write(folder / "started.json", wanted)
+        elif known != wanted:
+            other = next(key for key in wanted if known.get(key) != wanted[key])
+            raise UsageError(
+                f"{folder} holds another search",
+                got=f"another {other}",
+                remedy="name another --folder, or delete this one",
+            )
+        self.judge = Judge(original, selection, context, bounds)
+        self.effects: tuple[Effect, ...] = ()
+        self._unseen: Tensor | None = None  # what the original has right of the unseen samples
+
+    def run(self, most: int, until: float, told: Callable[[dict[str, Any]], None]) -> None:
+        """Try recipes until so many trials are there, the time is over, or nothing is left to try.
+
+        Args:
+            until: `time.monotonic()` from which on no trial is begun.
+            told: called with each trial of this worker.
+        """
+        methods = ("prune-nodes", "factorize")
+        wanted = probes(self.original, methods)
+        measured = sensitivity(
+            self.original, wanted, self.context, Records(self.folder / "sensitivity"), until
+        )
+        self.effects = measured.effects
+        unit = "params" if self.bounds.goal == "size" else "macs"
+        quantizes = bool(probes(self.original, ("quantize",)))
+        searched = families(self.effects, unit, quantizes)
+        while time.monotonic() < until:
+            rows = self.trials.all()
+            if len(rows) >= most:
+                return
+
+            def verdict(recipe: Recipe, rows: dict[str, Any] = rows) -> bool | None:
+                row = rows.get(recipe_key(recipe))
+                if row is None:
+                    return None
+                holds = self.judge.holds(row)
+                return holds if self.bounds.drop is not None or "failed" in row else not holds
+
+            recipes = untried(searched, verdict)
+            if not recipes and (best := self.best(rows)) is not None:
+                moves = varied(recipe_of(rows[best]), self.effects)
+                recipes = [recipe for recipe in moves if recipe_key(recipe) not in rows]
+            if not recipes:
+                return
+            for recipe in recipes:
+                key = recipe_key(recipe)
+                with self.trials.claimed(key) as ours:
+                    if not ours:
+                        continue
+                    self.context.progress.step("trials", len(rows), most)
+                    row = self.judge.run(recipe)
+                    self.trials.put(key, row)
+                told(row)
+                break
+            else:
+                time.sleep(WAIT)  # others are at all of them
+
+    def best(self, rows: dict[str, dict[str, Any]] | None = None) -> str | None:
+        """The key of the trial to take; None where none holds the bounds."""
+        rows = self.trials.all() if rows is None else rows
+        held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
+        return min(held, key=lambda k: (self.judge.goal(rows[k]), upper(rows[k]), k), default=None)
+
+    def measure_here(self) -> None:
+        """Latencies of trials that hold the bound and were measured on other machines only."""
+        if self.bounds.goal != "latency" and self.bounds.latency is None:
+            return
+        for key, row in self.trials.all().items():
+            if self.judge.machine not in row.get("latency", {self.judge.machine: None}):
+                model = self.judge.compressed(recipe_of(row))
+                row["latency"][self.judge.machine] = self.judge.latency(model)
+                self.trials.put(key, row)
+
+    def sequence(self) -> list[str]:
+        """The trials to hold against unseen samples, in order: the safest first, then every one that is
+        better and less safe."""
+        rows = self.trials.all()
+        held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
+        found: list[str] = []
+        for key in sorted(held, key=lambda k: (upper(rows[k]), self.judge.goal(rows[k]), k)):
+            if not found or self.judge.goal(rows[key]) < self.judge.goal(rows[found[-1]]):
+                found.append(key)
+        return found if self.bounds.drop is not None else found[:1]
+
+    def promise(self, unseen: Dataset) -> tuple[str, Model, Promise]:
+        """The best trial that keeps the bound on samples that nothing was chosen by; else the safest.
+
+        Tested in the order of `sequence` up to the first that fails, each at 95 %: since the order was
+        settled without these samples, the confidence holds for whichever is taken (fixed-sequence testing).
+
+        Raises:
+            PromiseError: no trial holds the bounds on the samples to choose by.
+        """
+        wanted = self.sequence()
+        if not wanted:
+            raise self._nothing_found()
+        asked = _read(self.folder / "promises.json") or {"sequences": []}
+        if wanted not in asked["sequences"]:
+            asked["sequences"].append(wanted)
+            _write(self.folder / "promises.json", asked)
+        looks = asked["sequences"].index(wanted) + 1
+        taken: tuple[str, Model, Promise] | None = None
+        for key in wanted:
+            model = self.judge.compressed(recipe_of(self.trials.get(key) or {}))
+            made = self.promised(model, unseen, looks)
+            if taken is None or made.kept:
+                taken = key, model, made
+            if not made.kept:
+                break
+        assert taken is not None
+        return taken
+
+    def promised(self, artifact: Path | Model, unseen: Dataset, looks: int) -> Promise:
+        """One result against samples that nothing was chosen by, at a confidence that makes up for `looks`."""
+        confidence = 1 - (1 - CONFIDENCE) / looks
+        output = known_answer(self.original)
+        if self._unseen is None:
+            self._unseen = hits(open_artifact(self.original).run, unseen, output)
+        before, after = self._unseen, hits(open_artifact(artifact).run, unseen, output)
+        counts = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
+        bound, high = self.bounds.drop, largest_drop(*counts, confidence)
+        return Promise(
+            records=counts[2],
+            only_original=counts[0],
+            only_changed=counts[1],
+            drop=(counts[0] - counts[1]) / counts[2],
+            low=smallest_drop(*counts, confidence),
+            high=high,
+            confidence=confidence,
+            bound=bound,
+            kept=bound is None or high <= bound,
+            needed=None if bound is None else records_needed(*counts, bound),
+            looks=looks,
+        )
+
+    def _nothing_found(self) -> PromiseError:
+        """Why no trial could be taken, and what would help."""
+        rows = [row for row in self.trials.all().values() if "records" in row]
+        if not rows:
+            return PromiseError("optimize: no recipe could be carried out in the time given")
+        closest = min(rows, key=upper)
+        asked = self.bounds.drop
+        if asked is None:
+            return PromiseError(
+                "optimize: no recipe tried keeps the bounds on size and latency",
+                got=f"{min(row['size'] for row in rows)} bytes at the least",
+                remedy="more --trials, or a larger bound",
+            )
+        counts = closest["only_original"], closest["only_changed"], closest["records"]
+        needed = records_needed(*counts, asked)
+        more = f"about {2 * needed} samples in --data would do" if needed else "no number of samples would do"
+        return PromiseError(
+            f"optimize: of no recipe tried can it be said that it loses at most {100 * asked:g} points",
+            got=f"the closest loses {100 * drop(closest):.2f} points on {counts[2]} samples, at most "
+            f"{100 * upper(closest):.2f} with 95 % confidence; {more}",
+            remedy="more samples in --data, more --trials, or a larger --max-drop",
+        )
+
+
+def recipe_of(row: dict[str, Any]) -> Recipe:
+    """The passes of a trial."""
+    return tuple(
+        make_pass(entry["name"], {k: v for k, v in entry.items() if k != "name"}, "a trial")
+        for entry in row["recipe"]
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(path)
+    except Unreadable:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

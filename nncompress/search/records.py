@@ -1,0 +1,127 @@
+"""Results kept as files: one per measurement, named by what was measured, written whole by one process.
+
+    FOLDER/3f0c….json    the only truth: there or not
+    FOLDER/3f0c….lock    held by the process that measures, for as long as it lives
+
+A process that is killed leaves no result and no lock, so another one measures that anew; nothing is lost, and
+nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nncompress.data import Dataset
+from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.folders import make_folder
+from nncompress.files.lock import lock
+from nncompress.ir import Model
+
+WAIT = 0.2  # seconds, before looking again at what others measure
+
+
+class Records:
+    """The results in a folder.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_folder(folder)
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """A result; None where there is none (a damaged file is none: it is measured anew)."""
+        try:
+            found = read_json(self.folder / f"{key}.json")
+        except Unreadable:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put(self, key: str, result: dict[str, Any]) -> None:
+        with replacing(self.folder / f"{key}.json") as temporary:
+            temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        """Every result by its key."""
+        found = {path.stem: self.get(path.stem) for path in sorted(self.folder.glob("*.json"))}
+        return {key: result for key, result in found.items() if result is not None}
+
+    @contextmanager
+    def claimed(self, key: str) -> Iterator[bool]:
+        """Whether this process is the one to measure `key`; the claim ends with the process."""
+        descriptor = os.open(self.folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            yield lock(descriptor) is not False and self.get(key) is None
+        finally:
+            os.close(descriptor)
+
+    def fill(
+        self,
+        wanted: Sequence[tuple[str, Callable[[], dict[str, Any]]]],
+        told: Callable[[int, int], None],
+        until: float = float("inf"),
+    ) -> dict[str, dict[str, Any]]:
+        """Measure what is not known yet, together with the other processes that do so in this folder.
+
+        Args:
+            wanted: key, and what measures it.
+            told: how many of how many are there.
+            until: `time.monotonic()` from which on nothing new is begun.
+
+        Returns: the results there are, by key, in the order wanted.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        while len(found) < len(wanted):
+            before = len(found)
+            for key, measure in wanted:
+                result = found.get(key) or self.get(key)
+                if result is None and time.monotonic() < until:
+                    with self.claimed(key) as ours:
+                        if ours:
+                            self.put(key, measure())
+                    result = self.get(key)
+                if result is not None:
+                    found[key] = result
+                told(len(found), len(wanted))
+            if time.monotonic() >= until:
+                break
+            if len(found) == before:
+                time.sleep(WAIT)
+        return {key: found[key] for key, _ in wanted if key in found}
+
+
+def key_of(*parts: Any) -> str:
+    """Sixteen hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_key(model: Model) -> str:
+    """Of what a model computes and how: its graph, its tensors, its inputs."""
+    digest = hashlib.sha256(model.graph_module.code.encode())
+    digest.update(repr(model.inputs).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_key(data: Dataset | None, limit: int | None = None) -> str:
+    """Of the records that a pass may read: inputs as the model takes them, and labels."""
+    digest = hashlib.sha256()
+    if data is not None:
+        for batch in data.batches(64, limit):
+            for tensor in (*batch.inputs, *(() if batch.labels is None else (batch.labels,))):
+                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,213 @@
+"""What each layer bears: one pass on one layer or group at a time, its cost in outputs against its gain.
+
+Nothing is measured twice: a measurement is kept under a key of the model, the data, the pass with its
+settings, the seed and the version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from nncompress import __version__, pipeline
+from nncompress.analysis.couplings import find_couplings, fold_weights
+from nncompress.analysis.distance.drift import amount
+from nncompress.errors import NNCompressError
+from nncompress.ir import Model
+from nncompress.ir.edit.fold import fold_batch_norms
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.passes import Context, Factorize, Pass, PruneNodes, Quantize
+from nncompress.passes.factorize.targets import find_targets
+from nncompress.passes.quantize.choose import choose
+from nncompress.passes.quantize.prepare import prepare
+from nncompress.results import Result
+from nncompress.search.records import Records, data_key, key_of, model_key
+
+METHODS = ("prune-nodes", "factorize", "quantize")
+REMOVED = (0.25, 0.5, 0.75)  # shares of a group's nodes
+KEPT = (0.75, 0.5, 0.25)  # shares of a layer's MACs
+BITS = (8, 4)  # of a weight
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One pass on one layer or group.
+
+    Attributes:
+        strength: share of nodes removed, share of MACs kept, or bits, by method.
+    """
+
+    method: str
+    where: str
+    strength: float
+    applied: Pass
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a probe did.
+
+    Attributes:
+        error: relative L2 distance of the outputs from the original's; None where it was not done.
+        macs, bytes, parameters: what it saves, as a share of the whole model's.
+        said: why it was not done, or "".
+        remedy: the options that leave this layer alone.
+    """
+
+    method: str
+    where: str
+    strength: float
+    error: float | None
+    macs: float
+    bytes: float
+    parameters: float
+    said: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Sensitivity(Result):
+    """All effects, and on what they were measured."""
+
+    kind: ClassVar[str] = "sensitivity"
+
+    samples: str
+    effects: tuple[Effect, ...]
+    measured: int
+    known: int
+
+
+def probes(model: Model, methods: Sequence[str] = METHODS, context: Context | None = None) -> list[Probe]:
+    """Every layer or group × method × strength of the model.
+
+    Args:
+        context: its data decides whether activations can be quantized.
+    """
+    found: list[Probe] = []
+    if "prune-nodes" in methods:
+        folded = model.copy()
+        fold_weights(folded)
+        for group in find_couplings(folded).groups:
+            for share in REMOVED if group.size > 1 else ():
+                applied = PruneNodes(ratios=(f"{group.name}={share:g}",))
+                found.append(Probe("prune-nodes", group.name, share, applied))
+    if "factorize" in methods:
+        for target in find_targets(model, Shapes(model))[0]:
+            for share in KEPT:
+                found.append(
+                    Probe("factorize", target.name, share, Factorize(ratios=(f"{target.name}={share:g}",)))
+                )
+    if "quantize" in methods:
+        mode = "static" if context is not None and context.data is not None else "weights"
+        prepared = model.copy()
+        prepare(prepared)
+        fold_batch_norms(prepared)
+        names = [layer.name for layer in choose(prepared, ())[0]]
+        for name in names:
+            for bits in BITS:
+                others = tuple(each for each in names if each != name)
+                applied_ = Quantize(keep=others, weight_bits=bits, mode=mode)  # type: ignore[arg-type]
+                found.append(Probe("quantize", name, bits, applied_))
+    return found
+
+
+def sensitivity(
+    model: Model,
+    wanted: Sequence[Probe],
+    context: Context,
+    records: Records,
+    until: float = float("inf"),
+) -> Sensitivity:
+    """Measure what is not known yet; other processes may do so in the same folder.
+
+    Args:
+        until: `time.monotonic()` from which on no probe is begun.
+
+    Returns: the effects, those that cost least per saved MAC first within a method.
+    """
+    fitted = held = None
+    if context.data is not None:
+        fitted, held = context.data.split()
+    base = [model_key(model), data_key(fitted, context.limit), data_key(held), context.limit, context.seed]
+    said = "on random inputs" if context.data is None else "on samples of the data"
+    keys = [key_of(*base, __version__, probe.applied.name, probe.applied.settings()) for probe in wanted]
+    known = sum(records.get(key) is not None for key in keys)
+
+    def measuring(probe: Probe) -> Any:
+        return lambda: _measured(model, probe, context)
+
+    found = records.fill(
+        [(key, measuring(probe)) for key, probe in zip(keys, wanted)],
+        lambda done, total: context.progress.step("measuring layers", done, total),
+        until,
+    )
+    effects = []
+    for key, probe in zip(keys, wanted):
+        if key in found:
+            row = found[key]
+            said = row.pop("samples", said)
+            effects.append(Effect(probe.method, probe.where, probe.strength, **row, remedy=_remedy(probe)))
+    return Sensitivity(said, tuple(effects), len(found) - known, known)
+
+
+def _measured(model: Model, probe: Probe, context: Context) -> dict[str, Any]:
+    quiet = replace(context, notes=[], warnings=[])
+    try:
+        _, (step,) = pipeline.run(model, [probe.applied], quiet)
+    except NNCompressError as refused:
+        return {"error": None, "macs": 0.0, "bytes": 0.0, "parameters": 0.0, "said": refused.what}
+    saved = {
+        name: 1 - getattr(step.after, name) / max(getattr(step.before, name), 1)
+        for name in ("macs", "bytes", "parameters")
+    }
+    why = next((change.what for change in step.changes if change.where == probe.where), "nothing changed")
+    error = amount(step.drift) if step.changed else None
+    return {"error": error, **saved, "said": "" if step.changed else why, "samples": str(step.samples)}
+
+
+def _remedy(probe: Probe) -> str:
+    return f"--keep {probe.where}" if probe.method == "quantize" else f"--exclude {probe.where}"
+
+
+def per_layer(
+    effects: Sequence[Effect], share: float, unit: str = "macs"
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Which strengths together leave about `share` of the model, at the least error by these effects.
+
+    Squared errors of different layers add up, nearly; what two methods save of one layer multiplies, and is
+    taken to add up here: the trial itself counts. One step after the other is taken that costs least error
+    per saved MAC (or byte).
+
+    Args:
+        unit: "macs", "bytes" or "parameters".
+
+    Returns: ratios of `prune-nodes` by group, ratios of `factorize` by layer.
+    """
+    ladders: dict[tuple[str, str], list[Effect]] = {}
+    for effect in effects:
+        if effect.method in ("prune-nodes", "factorize") and effect.error is not None:
+            ladders.setdefault((effect.method, effect.where), []).append(effect)
+    for ladder in ladders.values():
+        ladder.sort(key=lambda e: getattr(e, unit))
+    taken: dict[tuple[str, str], Effect] = {}
+    left = 1.0
+    while left > share:
+        steps = []
+        for place, ladder in ladders.items():
+            now = taken.get(place)
+            cost, gain = (0.0, 0.0) if now is None else ((now.error or 0.0) ** 2, getattr(now, unit))
+            for effect in ladder:
+                more = getattr(effect, unit) - gain
+                if more > 0:
+                    price = max((effect.error or 0.0) ** 2 - cost, 0.0) / more
+                    steps.append((price, -more, place, effect))
+        if not steps:
+            break
+        _, more, place, effect = min(steps, key=lambda step: step[:3])
+        taken[place] = effect
+        left += more
+    chosen: dict[str, dict[str, float]] = {"prune-nodes": {}, "factorize": {}}
+    for (method, where), effect in taken.items():
+        chosen[method][where] = effect.strength
+    return chosen["prune-nodes"], chosen["factorize"]

@@ -1,0 +1,193 @@
+"""One trial: a recipe carried out, and as much evidence about it as it deserves.
+
+Accuracy on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
+the original, only of those that hold the bound.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress import pipeline
+from nncompress.analysis.answer import Answers, Predict, known_answer
+from nncompress.analysis.cost import cost
+from nncompress.analysis.labels import chosen_classes, class_labels
+from nncompress.bench.environment import environment
+from nncompress.bench.latency_table import MACHINE
+from nncompress.bench.model_latency import ModelLatency
+from nncompress.data import Dataset
+from nncompress.errors import DataError, NNCompressError
+from nncompress.ir import Model
+from nncompress.passes import Context
+from nncompress.runtimes import open_artifact
+from nncompress.search.candidates import Recipe
+from nncompress.search.promise import largest_drop, smallest_drop
+from nncompress.search.records import key_of
+
+FIRST = 4  # of so many samples, one is looked at first
+SURE = 0.99  # confidence with which a recipe is given up on those
+GLANCE = 1.0  # seconds of measuring a latency
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a result has to hold.
+
+    Attributes:
+        drop: of top-1, 0 … 1; None where the drop is what is minimised.
+        size: bytes of weights.
+        latency: seconds per sample, in ONNX Runtime with one thread.
+        goal: what is minimised under these: "latency", "macs" or "size".
+    """
+
+    drop: float | None
+    size: float | None
+    latency: float | None
+    goal: str
+
+
+def machine_key() -> str:
+    """Of what latencies depend on: they are compared within one machine."""
+    here = environment()
+    return key_of({name: here[name] for name in MACHINE})
+
+
+def hits(predict: Predict, data: Dataset, output: int | None, limit: int | None = None) -> Tensor:
+    """Which samples have their label as answer, bool [N].
+
+    Raises:
+        DataError: there are none, or their labels do not fit.
+    """
+    answers, found, seen = Answers(predict, data, "classification", output), [], 0
+    for batch in data.batches(64, limit):
+        result = answers.of(batch, seen)
+        found.append(chosen_classes(result) == class_labels(result, batch.labels, data.spec, seen))
+        seen += len(batch)
+    if not found:
+        raise DataError(f"{data.spec} gave no records")
+    return torch.cat(found)
+
+
+class Judge:
+    """Tries recipes on one original.
+
+    Args:
+        selection: labelled samples to choose by. Passes fit to them too, unless `context` has other data.
+    """
+
+    def __init__(self, original: Model, selection: Dataset, context: Context, bounds: Bounds) -> None:
+        self.original, self.bounds = original, bounds
+        self._selection, self._context = selection, context
+        count = selection.planned_records() or len(selection)
+        self._limits = (max(count // FIRST, 1), None)
+        predict = open_artifact(original).run
+        self._right = [hits(predict, selection, known_answer(original), limit) for limit in self._limits]
+        self._latency: ModelLatency | None = None
+        self._seconds: float | None = None
+        self.machine = machine_key()
+
+    def compressed(self, recipe: Recipe) -> Model:
+        """As `compress --recipe` makes it."""
+        return pipeline.run(self.original, recipe, replace(self._context, notes=[], warnings=[]))[0]
+
+    def run(self, recipe: Recipe) -> dict[str, Any]:
+        """Carry out and measure; a pass that refuses is a result too."""
+        started = time.monotonic()
+        row: dict[str, Any] = {
+            "recipe": [{"name": each.name, **each.settings()} for each in recipe],
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+        }
+        try:
+            model = self.compressed(recipe)
+            costs, before = cost(model), cost(self.original)
+            row |= {"macs": costs.macs / max(before.macs, 1), "size": costs.bytes}
+            row |= self._accuracy(model)
+            if self._latency_matters(row):
+                row["latency"] = {self.machine: self.latency(model)}
+        except NNCompressError as error:
+            row["failed"] = error.what
+        return {**row, "seconds": round(time.monotonic() - started, 2)}
+
+    def _latency_matters(self, row: dict[str, Any]) -> bool:
+        if self.bounds.drop is None:
+            return self.bounds.latency is not None
+        return self.holds(row) and (self.bounds.goal == "latency" or self.bounds.latency is not None)
+
+    def _accuracy(self, model: Model) -> dict[str, Any]:
+        predict, output = open_artifact(model).run, known_answer(model)
+        counts: dict[str, int] = {}
+        for limit, right in zip(self._limits, self._right):
+            now = hits(predict, self._selection, output, limit)
+            counts = {
+                "only_original": int((right & ~now).sum()),
+                "only_changed": int((now & ~right).sum()),
+                "records": len(right),
+            }
+            bound = self.bounds.drop
+            surely = smallest_drop(counts["only_original"], counts["only_changed"], counts["records"], SURE)
+            if bound is not None and surely > bound:
+                break
+        return counts
+
+    def latency(self, model: Model) -> dict[str, float]:
+        """Of the model, in turns with the original.
+
+        Raises:
+            UnsupportedError: one of them cannot be exported to ONNX.
+        """
+        if self._latency is None:
+            self._latency = ModelLatency(self.original, self._context.progress)
+            self._seconds = self._latency.seconds()
+        assert self._seconds is not None
+        share = self._latency.share(model, GLANCE)
+        return {
+            "share": share.value,
+            "low": share.low,
+            "high": share.high,
+            "seconds": share.value * self._seconds,
+        }
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """By the samples to choose by, with the confidence that the promise is to have: the bound on top-1.
+        Where there is none, the bounds on size and latency."""
+        if "records" not in row:
+            return False
+        if self.bounds.drop is None:
+            return self.within(row)
+        return upper(row) <= self.bounds.drop
+
+    def within(self, row: dict[str, Any]) -> bool:
+        """The bounds on size and latency; a latency that was not measured on this machine holds none."""
+        here = row.get("latency", {}).get(self.machine)
+        slow = self.bounds.latency is not None and (here is None or here["seconds"] > self.bounds.latency)
+        large = self.bounds.size is not None and row["size"] > self.bounds.size
+        return not slow and not large
+
+    def goal(self, row: dict[str, Any]) -> float:
+        """What is minimised."""
+        if self.bounds.drop is None:
+            return drop(row)
+        if self.bounds.goal == "latency":
+            here = row.get("latency", {}).get(self.machine)
+            return float("inf") if here is None else here["share"]
+        return row[self.bounds.goal]
+
+    def close(self) -> None:
+        if self._latency is not None:
+            self._latency.close()
+
+
+def drop(row: dict[str, Any]) -> float:
+    return (row["only_original"] - row["only_changed"]) / row["records"]
+
+
+def upper(row: dict[str, Any]) -> float:
+    """The one-sided 95 % bound of the drop."""
+    return largest_drop(row["only_original"], row["only_changed"], row["records"])
