@@ -209,7 +209,7 @@ class Search:
         return taken
 
     def promised(self, artifact: Path | Model, unseen: Dataset, looks: int) -> Promise:
-        """One result against samples that nothing was chosen by, at a confidence that makes up for `looks`."""
+        """One result against samples that nothing was chosen by, its confidence made up for `looks`."""
         confidence = 1 - (1 - CONFIDENCE) / looks
         output = known_answer(self.original)
         if self._unseen is None:
