@@ -15,6 +15,7 @@ from typing import Any
 from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
+from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.bench.model_latency import speed_note
 from nncompress.errors import UsageError
 from nncompress.ir.graph.model import Model
@@ -120,6 +121,9 @@ def _run_one(
 ) -> tuple[Model, Step]:
     started = time.perf_counter()
     given = model
+    most = largest_batch(model)
+    if context.batch_size > most:
+        context = replace(context, batch_size=most)
     before = cost(model)
     if each.strengths():
         each, start, model, changes = _near(model, each, context, reference)

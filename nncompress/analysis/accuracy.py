@@ -299,7 +299,7 @@ def _reported(
 ) -> Iterator[Batch]:
     progress = progress or NullProgress()
     total, done = dataset.planned_records(limit), 0
-    for batch in dataset.batches(batch_size, limit):
+    for batch in dataset.batches(dataset.measuring_batch(batch_size), limit):
         yield batch
         done += len(batch)
         progress.step(description, done, total)

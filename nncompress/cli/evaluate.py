@@ -99,7 +99,9 @@ def evaluate(
                     row.paired = measured[-1].against(measured[0])
             if position:
                 inputs: Iterable[Any] = (
-                    records.batches(batch, limit or 512) if records else _random(runners[0])
+                    records.batches(records.measuring_batch(batch), limit or 512)
+                    if records
+                    else _random(runners[0])
                 )
                 row.difference = accuracy.compare(
                     first, runner.run, inputs, names=runners[0].outputs, progress=bar

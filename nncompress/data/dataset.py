@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from nncompress.data.fit import Conversion
 from nncompress.data.held_out import hold_out
+from nncompress.data.input_batches import InputBatches, Inputs
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, StreamSource
 from nncompress.errors import DataError, UsageError
 
 SHUFFLE_WINDOW = 4096  # records of a stream that are held at once to shuffle them
+INPUT_BYTES = 2**24  # of a batch's inputs, where nobody knows what a model makes of them
+STREAM_BYTES = 2**31  # of a stream's inputs that are held where they are needed more than once
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,16 @@ class Dataset:
             self._length = sum(self._count(inputs) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
         return self._length
 
+    def measuring_batch(self, batch_size: int) -> int:
+        """At most `batch_size` records, and no more than fit in `INPUT_BYTES`: for who runs a model on them
+        whose activations are not known, and the results do not depend on it."""
+        sizes = [
+            math.prod(field.shape) * conversion.dtype.itemsize
+            for field, conversion, dim in zip(self.inputs, self._conversions, self.dims)
+            if dim is not None
+        ]
+        return max(1, min(batch_size, INPUT_BYTES // max(sum(sizes), 1)))
+
     def planned_records(self, limit: int | None = None) -> int | None:
         """How many records `batches` will give; None for a stream that nobody has counted yet."""
         if self._length is None:
@@ -118,18 +132,50 @@ class Dataset:
             DataError: a record cannot be read, or differs from the others in shape, or holds NaN.
             UsageError: a size below 1.
         """
-        for name, value in (("the batch size", batch_size), ("the limit of records", limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1", got=str(value))
+        _check_sizes(batch_size, limit)
         size = self.fixed_batch or batch_size
         for inputs, labels in self._raw(size, limit, shuffle_seed):
             if self.fixed_batch and self._count(inputs) < self.fixed_batch:
                 continue
             yield Batch(
-                tuple(convert(array) for convert, array in zip(self._conversions, inputs)),
+                self._converted(inputs),
                 None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
                 self.dims if any(dim != 0 for dim in self.dims) else (),
             )
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        """The inputs of `batches`, for who needs them more than once.
+
+        Records that are read by index are read anew each time, and none is held. A stream may come in another
+        order the next time, so its inputs are.
+
+        Raises:
+            DataError: as `batches`; or the inputs of a stream take more than `STREAM_BYTES`.
+            UsageError: a size below 1.
+        """
+        _check_sizes(batch_size, limit)
+        source = self._source
+        if isinstance(source, Source):
+            size, order = self.fixed_batch or batch_size, _spread(len(source), limit)
+            count = len(order) // size if self.fixed_batch else -(-len(order) // size)
+            return InputBatches(
+                lambda number: self._converted(source.read(order[number * size : (number + 1) * size])[0]),
+                range(count),
+            )
+        held, taken = [], 0
+        for batch in self.batches(batch_size, limit):
+            held.append(batch.inputs)
+            taken += sum(x.nbytes for x in batch.inputs)
+            if taken > STREAM_BYTES:
+                raise DataError(
+                    f"{self.spec} is a stream, whose records this has to hold in memory",
+                    got=f"more than {STREAM_BYTES / 2**30:g} GiB, in {len(held)} batches of {batch_size}",
+                    remedy="fewer records with --limit; or data that is read by index: an .npz, images",
+                )
+        return InputBatches.held(held)
+
+    def _converted(self, inputs: tuple[np.ndarray, ...]) -> Inputs:
+        return tuple(convert(array) for convert, array in zip(self._conversions, inputs))
 
     def _count(self, inputs: tuple[np.ndarray, ...]) -> int:
         return next((len(array) for array, dim in zip(inputs, self.dims) if dim is not None), 0)
@@ -139,9 +185,7 @@ class Dataset:
         if not isinstance(source, Source):
             yield from _recut(source.stream(), size, limit, seed)
             return
-        order = np.arange(len(source))
-        if limit is not None and limit < len(order):
-            order = np.linspace(0, len(order), limit, endpoint=False).astype(np.int64)
+        order = _spread(len(source), limit)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
         for start in range(0, len(order), size):
@@ -171,6 +215,19 @@ class Dataset:
                 f"{purpose} needs labels and {self.spec} has none",
                 expected="an array y of labels, or images in one folder per class",
             )
+
+
+def _check_sizes(batch_size: int, limit: int | None) -> None:
+    for name, value in (("the batch size", batch_size), ("the limit of records", limit)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1", got=str(value))
+
+
+def _spread(count: int, limit: int | None) -> np.ndarray:
+    """Numbers of the records to use, spread evenly over `count`: int64."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.linspace(0, count, limit, endpoint=False).astype(np.int64)
 
 
 def _recut(stream: Iterator[Raw], size: int, limit: int | None, seed: int | None) -> Iterator[Raw]:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.observe.layerwise import Inputs
+from nncompress.analysis.observe.outputs import Outputs
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import argument
 
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HELD_OUT = 4  # every fourth batch decides
-
-Inputs = tuple[Tensor, ...]
 
 
 def renormalize(model: Model, original: Model, batches: Sequence[Inputs]) -> tuple[float, float, float]:
@@ -35,15 +35,15 @@ def renormalize(model: Model, original: Model, batches: Sequence[Inputs]) -> tup
     norms = [n for n in model.graph.nodes if n.op == "call_function" and op_name(n) == "batch_norm"]
     stored = {n: _statistics(n) for n in norms}
     norms = [n for n in norms if stored[n] is not None]
-    held = list(batches[HELD_OUT - 1 :: HELD_OUT])
-    used = [b for i, b in enumerate(batches) if i % HELD_OUT != HELD_OUT - 1]
-    if not norms or not held or not used:
+    held = batches[HELD_OUT - 1 :: HELD_OUT]
+    if not norms or not held:
         return 0.0, 0.0, 0.0
     with torch.no_grad():
-        wanted = [original.outputs_of(*batch) for batch in held]
+        wanted = Outputs(original, held)
         runner = _BatchStatistics(model, set(norms))
-        for batch in used:
-            runner.run(*batch)
+        for number, batch in enumerate(batches):
+            if number % HELD_OUT != HELD_OUT - 1:
+                runner.run(*batch)
         old = {name: model.tensor(name).clone() for n in norms for name in stored[n] or ()}
         new: dict[str, Tensor] = {}
         for node in norms:
@@ -52,7 +52,7 @@ def renormalize(model: Model, original: Model, batches: Sequence[Inputs]) -> tup
         errors = {}
         for blend in BLENDS:
             _blend(model, old, new, blend)
-            errors[blend] = _error(model, held, wanted)
+            errors[blend] = _error(model, wanted)
         best = min(BLENDS, key=lambda blend: errors[blend])
         _blend(model, old, new, best)
     return best, errors[0.0], errors[best]
@@ -70,9 +70,9 @@ def _blend(model: Model, old: dict[str, Tensor], new: dict[str, Tensor], blend: 
         model.tensor(name).copy_(value * (1 - blend) + new[name].to(value.dtype) * blend)
 
 
-def _error(model: Model, held: Sequence[Inputs], wanted: Sequence[tuple[Tensor, ...]]) -> float:
+def _error(model: Model, wanted: Outputs) -> float:
     error = size = 0.0
-    for batch, targets in zip(held, wanted):
+    for batch, targets in wanted:
         for got, target in zip(model.outputs_of(*batch), targets):
             if target.is_floating_point():
                 error += float((got - target).double().square().sum())

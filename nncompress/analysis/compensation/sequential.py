@@ -23,11 +23,11 @@ from torch import Tensor, fx
 
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.regression import Regression
-from nncompress.analysis.compensation.sides import Env, Room, cut_side, original_side
-from nncompress.analysis.couplings import Couplings
+from nncompress.analysis.couplings import Couplings, ZeroedReference
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.readings import LARGEST
 from nncompress.analysis.observe.enough import Rows
+from nncompress.analysis.observe.layerwise import ByteBudget, Env, LayerwiseRunner
 from nncompress.analysis.observe.patches import (
     as_filters,
     draw_positions,
@@ -43,7 +43,6 @@ from nncompress.ir.layers.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per record
-ROOM = 256 << 20  # bytes of activations that are kept to save computing them again
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def compensate(
     *,
     seed: int = 0,
     ridge: float | None = None,
-    room: float = ROOM,
+    budget: ByteBudget | None = None,
     progress: Progress,
 ) -> Fitted:
     """Fit every layer behind the cut.
@@ -130,9 +129,11 @@ def compensate(
         batches: calibration inputs.
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
             None: in each layer what is best on records held out.
-        room: bytes of activations that may be kept; the rest is computed again, to the same result.
+        budget: what activations that are kept may take; the rest is computed again, to the same result.
     """
-    return _Walk(model, couplings, cut, branches, batches, seed, ridge, Room(room), progress).run()
+    return _Walk(
+        model, couplings, cut, branches, batches, seed, ridge, budget or ByteBudget(), progress
+    ).run()
 
 
 class _Walk:
@@ -145,13 +146,13 @@ class _Walk:
         batches: Sequence[tuple[Tensor, ...]],
         seed: int,
         ridge: float | None,
-        room: Room,
+        budget: ByteBudget,
         progress: Progress,
     ) -> None:
         self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
         self._survivors = couplings.survivors(cut.units)
-        self._original = original_side(model, batches, room)
-        self._now = cut_side(couplings, cut.units, batches, room)
+        self._original = LayerwiseRunner(model, batches, budget)
+        self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
         self._now.weights.update(without_data(model, cut).weights)
         self._generator = torch.Generator().manual_seed(seed)
         self._records = [count_records(model.inputs, batch) for batch in batches]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
-from nncompress.analysis.observe.calibration import largest_batch
+from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import Distances, Drift, outputs_checked, same_structure

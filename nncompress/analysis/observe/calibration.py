@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.places import place
 from nncompress.progress import Progress
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 BINS = 4096  # on each side of zero
 FEW = 16  # records below which ranges are a guess
-ACTIVATION_BUDGET = 128 * 1024**2  # bytes of the largest activation of a calibration batch
 
 
 class Histogram:
@@ -148,13 +147,6 @@ def observe(
 def _is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.dtype.is_floating_point
-
-
-def largest_batch(model: Model) -> int:
-    """Records whose largest activation fits the budget."""
-    shapes = Shapes(model, batch=1)
-    largest = max((math.prod(shapes.of(n)) for n in model.graph.nodes if n.op != "get_attr"), default=1)
-    return max(1, ACTIVATION_BUDGET // (4 * max(largest, 1)))
 
 
 class _Observer(fx.Interpreter):

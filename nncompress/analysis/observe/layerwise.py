@@ -1,72 +1,185 @@
-"""Run a graph a few nodes at a time, on many batches: what a layer-by-layer method needs.
+"""Run a graph layer by layer, on many batches: what a method needs that fits one layer after the other.
 
-    run = Lockstep(model, batches)
-    run.to(node)                 # every batch has computed `node`
-    run.value(node, batch=0)     # also of its inputs, until the next call of `to`
+    run = LayerwiseRunner(model, batches)
+    for (value,) in run.values(node): ...     # batch by batch
+    run.reached(node)
 
-Changing a weight that later nodes read takes effect for them: the whole network is run once, whatever the
-number of layers. Held in memory are the values that later nodes still read, for all batches.
+No batch's activations are kept. What is kept of a batch is a *checkpoint*: the values from which everything
+that is still to come can be computed (at first its inputs, later the frontier of the walk). Checkpoints move
+forward as long as all of them fit in a `ByteBudget`; a batch for which there is no room stays where it is
+and is computed again from there, in the end from its inputs, which `batches` may read anew. So memory does
+not grow with the data, where there is room nothing is computed twice, and the results are the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from nncompress.ir.graph.model import Model
 
+BUDGET = 256 << 20  # bytes of activations that are kept to save computing them again
+
+Env = dict[fx.Node, Any]
 Inputs = tuple[Tensor, ...]
 
 
-class Lockstep:
+@dataclass
+class ByteBudget:
+    """Bytes that checkpoints may take, and do take; runs that go side by side share one."""
+
+    limit: float = field(default_factory=lambda: BUDGET)
+    taken: int = 0
+
+
+class LayerwiseRunner:
     """A model in the middle of its work.
 
+    Args:
+        model: or an interpreter of its graph that computes some nodes otherwise.
+        batches: the model's inputs, batch by batch. A batch for which there is no room is asked for again.
+        budget: what checkpoints may take.
+
     Attributes:
-        batches: how many batches there are.
+        weights: tensor name -> value that stands in for the stored one. A weight, stored or standing in, must
+            not change any more once a value that depends on it has been reached.
+        instead: node -> what computes it instead, from the environment of a batch.
     """
 
-    def __init__(self, model: Model, batches: Sequence[Inputs]) -> None:
-        self._runner = fx.Interpreter(model.graph_module, garbage_collect_values=False)
-        self._nodes = list(model.graph.nodes)
-        self._order = {node: i for i, node in enumerate(self._nodes)}
-        self._last_use = {n: max((self._order[u] for u in n.users), default=-1) for n in self._nodes}
-        self._next = 0
-        self.batches = len(batches)
-        placeholders = [n for n in self._nodes if n.op == "placeholder"]
-        self._values: list[dict[fx.Node, object]] = [dict(zip(placeholders, inputs)) for inputs in batches]
+    def __init__(
+        self,
+        model: Model | fx.Interpreter,
+        batches: Sequence[Inputs],
+        budget: ByteBudget | None = None,
+    ) -> None:
+        if isinstance(model, Model):
+            model = fx.Interpreter(model.graph_module, garbage_collect_values=False)
+        self._interpreter = model
+        assert isinstance(model.module, fx.GraphModule)
+        self._inputs = [node for node in model.module.graph.nodes if node.op == "placeholder"]
+        self._batches = batches
+        self._points: list[Env | None] = [None] * len(batches)  # None: its inputs, to be read again
+        self._budget = budget or ByteBudget()
+        self._done = set(self._inputs)
+        self._waiting = {node: len(node.users) for node in model.module.graph.nodes}
+        self.weights: dict[str, Tensor] = {}
+        self.instead: dict[fx.Node, Callable[[Env], Tensor]] = {}
+
+    # -- what the walk has reached -------------------------------------------------------------------------
+
+    def hold(self, nodes: Iterable[fx.Node]) -> None:
+        """These nodes will be asked for, whatever else reads them, until `release`d as often."""
+        for node in nodes:
+            self._waiting[node] += 1
+
+    def release(self, nodes: Iterable[fx.Node]) -> None:
+        for node in nodes:
+            self._waiting[node] -= 1
 
     def reached(self, node: fx.Node) -> bool:
-        """Has `node` been computed?"""
-        return self._order[node] < self._next
+        """It, or something that reads it, has been asked for."""
+        return node in self._done
 
-    def to(self, node: fx.Node) -> None:
-        """Compute everything up to and including `node`; nothing if that is done."""
-        end = self._order[node] + 1
-        if end <= self._next:
-            return
+    def _reach(self, node: fx.Node) -> None:
+        stack = [node]
+        while stack:
+            last = stack[-1]
+            missing = [n for n in last.all_input_nodes if n not in self._done]
+            if last not in self._done and missing:
+                stack += missing
+                continue
+            stack.pop()
+            if last not in self._done:
+                self._done.add(last)
+                self.release(last.all_input_nodes)
+
+    def _alive(self, node: fx.Node) -> bool:
+        """Its value is needed for what is still to come."""
+        return node.op != "get_attr" and node in self._done and self._waiting[node] > 0
+
+    # -- values --------------------------------------------------------------------------------------------
+
+    def values(self, *nodes: fx.Node) -> Iterator[tuple[Any, ...]]:
+        """The values of these nodes, one tuple per batch."""
+        for node in nodes:
+            self._reach(node)
+        return self._stream(nodes)
+
+    def preview(self, node: fx.Node) -> Iterator[Any]:
+        """The value of a node that is not reached by this, one per batch: its weights may still change."""
+        for source in node.all_input_nodes:
+            self._reach(source)
+        return (value for (value,) in self._stream((node,)))
+
+    def _stream(self, nodes: tuple[fx.Node, ...]) -> Iterator[tuple[Any, ...]]:
+        alive = {node for node in self._done if self._alive(node)}
+        for number, point in enumerate(self._points):
+            start = dict(zip(self._inputs, self._batches[number])) if point is None else point
+            env = self._run(start, nodes, alive)
+            yield tuple(env[node] for node in nodes)
+            self._move(number, start, env, alive)
+
+    def _run(self, point: Env, nodes: tuple[fx.Node, ...], alive: set[fx.Node]) -> Env:
+        """The environment in which `nodes` have been computed: them, and of the rest what is alive."""
+        path, _ = _between(point, nodes)
+        last = {source: node for node in path for source in node.all_input_nodes}
+        env = dict(point)
         with torch.no_grad():
-            for values in self._values:
-                self._runner.env = values
-                for position in range(self._next, end):
-                    each = self._nodes[position]
-                    self._forget(values, position)
-                    if each.op not in ("placeholder", "output"):
-                        values[each] = self._runner.run_node(each)
-        self._next = end
+            for node in path:
+                env[node] = self._one(node, env)
+                for source in node.all_input_nodes:
+                    if last[source] is node and source not in nodes and source not in alive:
+                        del env[source]
+        return env
 
-    def value(self, node: fx.Node, batch: int) -> Tensor:
-        """A value that has been computed and that a node not before the last `to` reads."""
-        value = self._values[batch][node]
-        assert isinstance(value, Tensor)
-        return value
+    def _one(self, node: fx.Node, env: Env) -> Any:
+        if node in self.instead:
+            return self.instead[node](env)
+        if node.op == "get_attr" and str(node.target) in self.weights:
+            return self.weights[str(node.target)]
+        self._interpreter.env = env
+        return self._interpreter.run_node(node)
 
-    def _forget(self, values: dict[fx.Node, object], position: int) -> None:
-        """Drop what the previous node was the last to read."""
-        if position == 0:
-            return
-        previous = self._nodes[position - 1]
-        for read in previous.all_input_nodes:
-            if self._last_use[read] < position:
-                values.pop(read, None)
+    def _move(self, number: int, start: Env, env: Env, alive: set[fx.Node]) -> None:
+        """Move a batch's checkpoint to what is alive in `env`, if there is room."""
+        new = {node: env[node] for node in alive if node in env}
+        _, starts = _between({**start, **new}, alive - set(new))
+        new.update((node, start[node]) for node in starts if node in start)
+        added = _bytes(new) - _bytes(self._points[number] or {})
+        if added <= 0 or self._budget.taken + added <= self._budget.limit:
+            self._points[number] = new
+            self._budget.taken += added
+
+
+def _between(known: Container[fx.Node], wanted: Iterable[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
+    """What to compute, in order, to get from `known` values to `wanted` ones; which of `known` that takes."""
+    path: list[fx.Node] = []
+    starts: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack = [(node, False) for node in wanted]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            path.append(node)
+        elif node in known:
+            starts.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(n, False) for n in node.all_input_nodes]
+    return path, starts
+
+
+def _bytes(env: Env) -> int:
+    """What the values take, each stretch of memory counted once."""
+    stores = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in pytree.tree_leaves(list(env.values()))
+        if isinstance(value, Tensor)
+    }
+    return sum(stores.values())

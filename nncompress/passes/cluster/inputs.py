@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nncompress.analysis.curvature.metric import with_ridge
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.layerwise import Inputs, Lockstep
+from nncompress.analysis.observe.layerwise import Inputs, LayerwiseRunner
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.statistics import Moments
 from nncompress.ir import Model
@@ -49,14 +49,14 @@ class Positions:
 class SeenInputs:
     """Second moments of every layer's inputs, as the layers before it, already rounded, make them.
 
-    The network is run once, layer by layer, on all batches together.
+    The network is run layer by layer, on all batches.
 
     Attributes:
         rows: what was seen of each layer that was asked for.
     """
 
     def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
-        self._run = Lockstep(model, batches)
+        self._run = LayerwiseRunner(model, batches)
         self._generator = torch.Generator().manual_seed(seed)
         self._records = sum(count_records(model.inputs, inputs) for inputs in batches)
         self.rows: list[Rows] = []
@@ -66,14 +66,14 @@ class SeenInputs:
 
         Layers must be asked for in graph order.
         """
-        self._run.to(layer.data)
-        seen = [self._run.value(layer.data, batch) for batch in range(self._run.batches)]
+        seen = self._run.values(layer.data)
         if layer.kind == "embedding":
-            rows = positions.index.shape[2]
-            counts = sum(torch.bincount(value.flatten(), minlength=rows) for value in seen)
-            return with_ridge(torch.as_tensor(counts, dtype=torch.float64), RIDGE).unsqueeze(0)
+            counts = torch.zeros(positions.index.shape[2], dtype=torch.float64)
+            for (value,) in seen:
+                counts += torch.bincount(value.flatten(), minlength=len(counts))
+            return with_ridge(counts, RIDGE).unsqueeze(0)
         moments = Moments()
-        for value in seen:
+        for (value,) in seen:
             moments.add(input_rows(layer, value, ROWS, self._generator))
         self.rows.append(Rows(layer.name, moments.count, moments.total.shape[1], self._records))
         return with_ridge(moments.second, RIDGE)

@@ -148,7 +148,7 @@ class Cluster(Pass):
             return None
         from nncompress.passes.cluster.inputs import SeenInputs
 
-        batches = [batch.inputs for batch in context.data.batches(context.batch_size, context.limit)]
+        batches = context.data.input_batches(context.batch_size, context.limit)
         return SeenInputs(model, batches, context.seed)
 
     def _curvature(self, model: Model, chosen: list[Layer], context: Context) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.layerwise import Lockstep
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import is_affine
@@ -47,14 +47,13 @@ def reestimate(
     before = error()
     if not norms:
         return 0.0, before, before
-    run = Lockstep(model, batches)
+    run = LayerwiseRunner(model, batches)
     for node, (mean, variance) in zip(norms, pairs):
         data = node.args[0]
         assert isinstance(data, fx.Node)
-        run.to(data)
         seen = ChannelStatistics(dim=1)
-        for index in range(run.batches):
-            seen.add(run.value(data, index))
+        for (value,) in run.values(data):
+            seen.add(value)
         mean.copy_(seen.mean)
         variance.copy_(seen.variance * (seen.count / max(seen.count - 1, 1)))
     new = [(mean.clone(), variance.clone()) for mean, variance in pairs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from nncompress.analysis.curvature.metric import Metric, with_ridge
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows
-from nncompress.analysis.observe.statistics import ROWS, Inputs, Moments, observe
+from nncompress.analysis.observe.statistics import ROWS, Moments, observe
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer, argument
@@ -34,12 +34,6 @@ class Evidence:
 
     metrics: Sequence[Metric]
     mean: Tensor | None = None
-
-
-def batches_of(data: Dataset, context: Context) -> Iterator[Inputs]:
-    """The calibration records, at most `context.limit`."""
-    for batch in data.batches(context.batch_size, context.limit):
-        yield batch.inputs
 
 
 class Evidences:
@@ -74,9 +68,13 @@ class Evidences:
                 for layer in t.layers
             ]
             self._gradients = output_gradients(
-                model, nodes, batches_of(data, context), seed=context.seed, progress=context.progress,
+                model,
+                nodes,
+                data.input_batches(context.batch_size, context.limit),
+                seed=context.seed,
+                progress=context.progress,
                 total=context.limit,
-            )  # fmt: skip
+            )
 
     @property
     def passes(self) -> int:
@@ -187,5 +185,11 @@ def _input_moments(
                 moments.add(input_rows(layer, value, ROWS, generator))
 
             watches.setdefault(layer.data, []).append(take)
-    observe(model, batches_of(data, context), watches, progress=context.progress, total=context.limit)
+    observe(
+        model,
+        data.input_batches(context.batch_size, context.limit),
+        watches,
+        progress=context.progress,
+        total=context.limit,
+    )
     return found

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.layerwise import Lockstep
+from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
 from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, records_of
 from nncompress.analysis.observe.statistics import ROWS, Inputs
 from nncompress.ir import Model
@@ -46,35 +46,43 @@ def refit(
     generator = torch.Generator().manual_seed(seed)
     old = {layer.name: layer for layer in layers(original)}
     new = {layer.name: layer for layer in layers(compressed)}
-    reference, running = Lockstep(original, batches), Lockstep(compressed, batches)
+    budget = ByteBudget()
+    reference = LayerwiseRunner(original, batches, budget)
+    running = LayerwiseRunner(compressed, batches, budget)
     counts = [count_records(original.inputs, inputs) for inputs in batches]
+    order = {node: i for i, node in enumerate(compressed.graph.nodes)}
+    pairs = [pair for pair in pairs if _linear(new[pair[1]])]
+    pairs.sort(key=lambda pair: order[new[pair[1]].node])
+    reference.hold(old[name].node for name, _ in pairs)
     rows = []
     for done, (name, stage) in enumerate(pairs):
         progress.step("fitting to the compressed inputs", done, len(pairs))
         layer, fitted = old[name], new[stage]
-        if "transpose" in fitted.kind or fitted.kind == "embedding" or fitted.weight.quantized:
-            continue
-        if fitted.bias is not None and fitted.bias.quantized:
-            continue
         branch = _branch(original, layer, compressed, fitted)
-        reference.to(layer.node)
-        running.to(fitted.data)
-        if branch is not None and not (reference.reached(branch.old) and running.reached(branch.new)):
+        if branch is not None and order[branch.new] > order[fitted.node]:
             branch = None  # the other branch comes later, and will take up this one's error
+        now = running.values(fitted.data, *([branch.new] if branch else []))
+        before = reference.values(layer.node, *([branch.old] if branch else []))
         regression, seen = Regression(centred=fitted.bias is not None), 0
-        for index, records in enumerate(counts):
-            wanted = reference.value(layer.node, index)
+        for (read, *added), (wanted, *was), records in zip(now, before, counts, strict=True):
             if branch is not None:
-                wanted = wanted + branch.error(reference, running, index)
+                wanted = wanted + branch.error(was[0], added[0])
             positions = draw_positions(fitted, wanted, ROWS, generator)
-            inputs = input_rows(fitted, running.value(fitted.data, index), positions=positions).double()
+            inputs = input_rows(fitted, read, positions=positions).double()
             numbers = seen + records_of(fitted, wanted, records, positions)
             regression.add(inputs, output_rows(fitted, wanted, positions).double(), numbers)
             seen += records
+        reference.release([layer.node])
         _solve(fitted, regression)
         rows.append(Rows(name, regression.count, inputs.shape[2], seen))
     progress.step("fitting to the compressed inputs", len(pairs), len(pairs))
     return rows
+
+
+def _linear(layer: Layer) -> bool:
+    """Its output is a product of its input with a weight that may take any value."""
+    quantized = layer.weight.quantized or (layer.bias is not None and layer.bias.quantized)
+    return "transpose" not in layer.kind and layer.kind != "embedding" and not quantized
 
 
 def _solve(layer: Layer, regression: Regression) -> None:
@@ -97,9 +105,13 @@ class _Branch:
     new: fx.Node
     scale: Tensor  # of the batch norm in between: float [channels], or 1
 
-    def error(self, reference: Lockstep, running: Lockstep, batch: int) -> Tensor:
-        """What the layer would have to add for the sum to be right: [n, channels, ...]."""
-        missing = reference.value(self.old, batch) - running.value(self.new, batch)
+    def error(self, before: Tensor, now: Tensor) -> Tensor:
+        """What the layer would have to add for the sum to be right: [n, channels, ...].
+
+        Args:
+            before, now: what `old` and `new` give.
+        """
+        missing = before - now
         if self.scale.dim() == 0:
             return missing
         usable = self.scale.abs() > SMALL * self.scale.abs().max()

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.observe.enough import too_few
-from nncompress.analysis.observe.statistics import Inputs
+from nncompress.analysis.observe.outputs import Outputs
+from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, count_records, take_records
 from nncompress.ir.layers.weights import layer_name
 from nncompress.passes.base import Change, Context
 from nncompress.passes.factorize.batch_norm import batch_norms, reestimate
-from nncompress.passes.factorize.evidence import batches_of
 from nncompress.passes.factorize.refit import refit
 from nncompress.passes.factorize.targets import Target
 
@@ -60,21 +60,25 @@ def repair(
     return changes
 
 
-def split(model: Model, data: Dataset, context: Context) -> tuple[list[Inputs], list[Inputs]]:
+def split(model: Model, data: Dataset, context: Context) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
     """The calibration records to fit to, and those to decide on.
 
     A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
     """
-    batches = list(batches_of(data, context))
+    specs = model.inputs
     if BATCH not in model.dynamic:
+        batches = data.input_batches(context.batch_size, context.limit)
         return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
-    fit, held = [], []
-    for inputs in batches:
-        index = torch.arange(count_records(model.inputs, inputs))
-        decides = index % HELD_OUT == HELD_OUT - 1
-        fit.append(take_records(model.inputs, inputs, ~decides))
-        held.append(take_records(model.inputs, inputs, decides))
-    held = [inputs for inputs in held if count_records(model.inputs, inputs)]
+    size = max(HELD_OUT, context.batch_size // HELD_OUT * HELD_OUT)  # so that every batch has some of both
+    batches = data.input_batches(size, context.limit)
+
+    def decides(inputs: Inputs) -> Tensor:
+        return torch.arange(count_records(specs, inputs)) % HELD_OUT == HELD_OUT - 1
+
+    fit = batches.each(lambda inputs: take_records(specs, inputs, ~decides(inputs)))
+    held = batches.each(lambda inputs: take_records(specs, inputs, decides(inputs)))
+    if not count_records(specs, held[-1]):
+        held = held[:-1]  # the last batch is too small
     return fit, held or fit
 
 
@@ -83,14 +87,17 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
 
     Infinities (masked scores) are no difference; of whole numbers it is the share that changed.
     """
-    with torch.no_grad():
-        wanted = [original.outputs_of(*x) for x in batches]
-    variances = [_variance([y[i] for y in wanted]) for i in range(len(wanted[0]))]
+    wanted = Outputs(original, batches)
+    seen = [ChannelStatistics(0) for _ in original.outputs]
+    for _, outputs in wanted:
+        for statistics, y in zip(seen, outputs):
+            statistics.add(y[y.isfinite()].reshape(1, -1))
+    variances = [max(float(s.variance), 1e-30) if s.count > 1 else 1e-30 for s in seen]
 
     def error() -> float:
         total, count = 0.0, 0
         with torch.no_grad():
-            for inputs, old in zip(batches, wanted):
+            for inputs, old in wanted:
                 new = model.outputs_of(*inputs)
                 shares = [_share(a, b, v) for a, b, v in zip(new, old, variances)]
                 records = count_records(model.inputs, inputs)
@@ -99,11 +106,6 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
         return total / count
 
     return error
-
-
-def _variance(values: Sequence[Tensor]) -> float:
-    flat = torch.cat([y[y.isfinite()].flatten().double() for y in values])
-    return max(float(flat.var()) if flat.numel() > 1 else 0.0, 1e-30)
 
 
 def _share(new: Tensor, old: Tensor, variance: float) -> float:

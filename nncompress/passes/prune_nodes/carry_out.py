@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from nncompress.analysis.compensation import Cut, Fitted
 from nncompress.analysis.compensation.affine import Affine
-from nncompress.analysis.compensation.sides import frontier_bytes
 from nncompress.analysis.couplings import (
     Couplings,
     Proof,
@@ -22,29 +20,10 @@ from nncompress.analysis.couplings import (
 from nncompress.analysis.couplings.proof import TOLERANCE, Widened, distance
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.observe.residual import channel_dim, find_branches, names
-from nncompress.data import Dataset
-from nncompress.errors import DataError, VerificationError
+from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.layers.weights import Layer, layers
-
-RECORDS = 256 << 20  # bytes of calibration inputs that are kept; more records are left out
-RUN = 128 << 20  # bytes of activations that one batch may take
-
-
-def calibration(model: Model, data: Dataset, limit: int | None, batch_size: int) -> list[tuple[Tensor, ...]]:
-    """The inputs of as many records as fit in memory, in batches whose activations do.
-
-    Raises:
-        DataError: there are none.
-    """
-    each = sum(torch.Size(model.concrete_shape(spec, 1)).numel() * 4 for spec in model.inputs)
-    most = max(RECORDS // max(each, 1), 1)
-    size = max(1, min(batch_size, RUN // max(frontier_bytes(model), 1)))
-    found = [b.inputs for b in data.batches(size, most if limit is None else min(limit, most))]
-    if not found:
-        raise DataError(f"{data.spec} gave no records")
-    return found
 
 
 def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:

@@ -8,10 +8,11 @@ data, the layers that stay are fitted to what the original computed, in closed f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
 from nncompress.extensions import offered
 from nncompress.options import shares_of
 from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data, option
@@ -19,6 +20,7 @@ from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nncompress.analysis.compensation import Fitted
     from nncompress.data import Dataset
     from nncompress.ir import Model
     from nncompress.passes.prune_nodes.plan import Plan
@@ -191,8 +193,7 @@ class PruneNodes(Pass):
         from nncompress.analysis.compensation import compensate, renormalize, without_data
         from nncompress.analysis.couplings import find_couplings, fold_weights
         from nncompress.analysis.observe.enough import too_few
-        from nncompress.ir.graph.inputs import count_records
-        from nncompress.passes.prune_nodes.carry_out import calibration, carry_out, proven_cut
+        from nncompress.passes.prune_nodes.carry_out import carry_out, proven_cut
         from nncompress.passes.prune_nodes.plan import make_plan
 
         context.progress.step("finding what is tied together", 0, 1)
@@ -209,15 +210,12 @@ class PruneNodes(Pass):
                 f"prune-nodes: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal"
                 " could not be proven. That is a defect of nncompress: please report the architecture."
             )
-        fitted, batches = without_data(model, cut), []
+        fitted: Fitted = without_data(model, cut)
+        batches: Sequence[tuple[Tensor, ...]] = []
         if cut and context.data is not None and (self.compensate or self.renormalize):
-            batches = calibration(model, context.data, context.limit, context.batch_size)
-            used, asked = (
-                sum(count_records(model.inputs, b) for b in batches),
-                context.data.planned_records(context.limit),
-            )
-            if asked is not None and used < asked:
-                context.notes.append(f"the repair used {used} of {asked} records: more do not fit in memory")
+            batches = context.data.input_batches(context.batch_size, context.limit)
+            if not batches:
+                raise DataError(f"{context.data.spec} gave no records")
         if batches and self.compensate:
             settings = {"seed": context.seed, "progress": context.progress}
             fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]

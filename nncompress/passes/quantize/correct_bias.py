@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nncompress.analysis.observe.calibration import largest_batch
-from nncompress.analysis.observe.layerwise import Lockstep
+from nncompress.analysis.observe.batch_size import largest_batch
+from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe.statistics import ChannelStatistics
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer, layers
+
+MOST = 512  # records; means of channels are known well enough
 
 
 def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int | None) -> list[str]:
@@ -20,27 +23,24 @@ def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int |
 
     Args:
         reference: the float model, with layers of the same names.
-        limit: at most this many records; no more than fit in memory at once are used.
+        limit: at most this many records.
     """
-    size = min(limit or 512, largest_batch(reference))
-    batches = [batch.inputs for batch in data.batches(size, limit=size)]
-    ours, theirs = Lockstep(rounded, batches), Lockstep(reference, batches)
+    limit = min(limit or MOST, MOST)
+    batches = data.input_batches(min(limit, largest_batch(reference)), limit)
+    budget = ByteBudget()
+    ours, theirs = LayerwiseRunner(rounded, batches, budget), LayerwiseRunner(reference, batches, budget)
     twins = {layer.name: layer for layer in layers(reference)}
     corrected = []
     for layer in layers(rounded):
         if not layer.weight.quantized or layer.bias is None or layer.bias.quantized:
             continue
         twin = twins[layer.name]
-        ours.to(layer.node)
-        theirs.to(twin.node)
-        values = [(ours.value(layer.node, b), theirs.value(twin.node, b)) for b in range(len(batches))]
-        missing = sum(_mean(layer, b - a) for a, b in values) / len(values)
-        assert isinstance(missing, Tensor)
-        if missing.shape != layer.bias.value().shape:
+        missing = ChannelStatistics(-1)
+        for now, (wanted,) in zip(ours.preview(layer.node), theirs.values(twin.node), strict=True):
+            missing.add((wanted - now).movedim(_channel_dim(layer, now), -1))
+        if missing.mean.shape != layer.bias.value().shape:
             continue
-        layer.bias.assign(layer.bias.value() + missing)
-        for value, _ in values:  # computed with the old bias
-            value += _along_channels(layer, missing, value)
+        layer.bias.assign(layer.bias.value() + missing.mean.float())
         corrected.append(layer.name)
     return corrected
 
@@ -48,12 +48,3 @@ def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int |
 def _channel_dim(layer: Layer, value: Tensor) -> int:
     """Behind the batch for a convolution, last for a matrix product."""
     return value.dim() - 1 if layer.roles.groups is None else value.dim() - (layer.weight.value().dim() - 1)
-
-
-def _mean(layer: Layer, value: Tensor) -> Tensor:
-    return value.movedim(_channel_dim(layer, value), 0).flatten(1).double().mean(1).float()
-
-
-def _along_channels(layer: Layer, channels: Tensor, value: Tensor) -> Tensor:
-    dim = _channel_dim(layer, value)
-    return channels.reshape([-1 if d == dim else 1 for d in range(value.dim())])

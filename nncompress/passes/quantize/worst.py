@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.metrics.registry import named_metric
-from nncompress.analysis.observe.calibration import largest_batch
+from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model

@@ -126,7 +126,6 @@ class Share(Pass):
 
         from nncompress.analysis.curvature.metric import with_ridge
         from nncompress.analysis.observe.statistics import input_moments
-        from nncompress.passes.factorize.evidence import batches_of
         from nncompress.passes.share.fit import Problem
         from nncompress.passes.share.scales import norm_after, norm_before
 
@@ -135,7 +134,7 @@ class Share(Pass):
             moments = input_moments(
                 model,
                 [layer for group in groups for layer in group],
-                batches_of(context.data, context),
+                context.data.input_batches(context.batch_size, context.limit),
                 seed=context.seed,
                 progress=context.progress,
                 total=context.limit,

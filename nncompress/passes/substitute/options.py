@@ -6,6 +6,7 @@ The thesis trained such networks from scratch: on CIFAR-10 they did as well as c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, option
 if TYPE_CHECKING:
     from torch import Tensor, fx
 
-    from nncompress.analysis.observe.statistics import ChannelStatistics
+    from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs
     from nncompress.ir import Model
     from nncompress.passes.factorize.targets import Target
     from nncompress.passes.substitute.operations import Plan
@@ -177,7 +178,6 @@ class Substitute(Pass):
             return {}
         from nncompress.analysis.observe.statistics import ChannelStatistics, observe
         from nncompress.ir.layers.geometry import CONVOLUTIONS
-        from nncompress.passes.factorize.evidence import batches_of
 
         found: dict[str, ChannelStatistics] = {}
         watches: dict[fx.Node, list] = {}
@@ -197,9 +197,9 @@ class Substitute(Pass):
                 watches.setdefault(layer.data, []).append(take)
         if context.data is None:
             context.notes.append("statistics of random inputs went into the batch norms: better give --data")
-            batches = [model.example_inputs(batch=8, seed=context.seed)]
+            batches: Sequence[Inputs] = [model.example_inputs(batch=8, seed=context.seed)]
         else:
-            batches = list(batches_of(context.data, context))
+            batches = context.data.input_batches(context.batch_size, context.limit)
         observe(model, batches, watches, progress=context.progress, total=context.limit)
         return found
 

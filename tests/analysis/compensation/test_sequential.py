@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from nncompress.analysis.compensation import Cut, compensate, without_data
 from nncompress.analysis.compensation.affine import Affine
-from nncompress.analysis.compensation.sides import Room, Side, cut_side, original_side
-from nncompress.analysis.couplings import find_couplings
+from nncompress.analysis.couplings import ZeroedReference, find_couplings
+from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
 from nncompress.analysis.observe.residual import find_branches
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -31,7 +31,7 @@ def fitted(each: Model, cut: Cut, x: torch.Tensor, **options):
     return full, found
 
 
-def value_of(side: Side, node: torch.fx.Node) -> torch.Tensor:
+def value_of(side: LayerwiseRunner, node: torch.fx.Node) -> torch.Tensor:
     """Its value in the only batch."""
     ((found,),) = side.values(node)
     return found
@@ -131,7 +131,7 @@ def test_the_last_layer_of_a_branch_fits_the_sum():
     couplings = find_couplings(each)
 
     def through(weights) -> torch.Tensor:
-        side = cut_side(couplings, cut.units, [(x,)])
+        side = LayerwiseRunner(ZeroedReference(couplings, cut.units), [(x,)])
         side.weights.update(weights)
         return value_of(side, each.graph.output_node().all_input_nodes[0])
 
@@ -159,10 +159,10 @@ def test_error_falls_on_every_network(name):
     nodes = each.graph.output_node().all_input_nodes
     errors = []
     for weights in (without_data(each, cut).weights, found.weights):
-        side = cut_side(couplings, cut.units, [fresh])
+        side = LayerwiseRunner(ZeroedReference(couplings, cut.units), [fresh])
         side.weights.update(weights)
         got = [value_of(side, n) for n in nodes]
-        want = [value_of(original_side(each, [fresh]), n) for n in nodes]
+        want = [value_of(LayerwiseRunner(each, [fresh]), n) for n in nodes]
         errors.append(sum(float((a - b).square().sum()) for a, b in zip(got, want)))
     assert errors[1] < AT_MOST.get(name, 0.9) * errors[0]
 
@@ -197,26 +197,15 @@ def test_without_room_everything_is_computed_again_to_the_same_bits(name):
     batches = [inputs(name, 32, seed=s) for s in (1, 2)]
     found = [
         compensate(
-            each, couplings, cut, find_branches(each), batches, room=room, progress=NullProgress()
+            each,
+            couplings,
+            cut,
+            find_branches(each),
+            batches,
+            budget=ByteBudget(room),
+            progress=NullProgress(),
         ).weights
         for room in (0, float("inf"))
     ]
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
-
-
-def test_checkpoints_hold_what_is_still_read_and_no_more_than_there_is_room_for():
-    each = model("residual")
-    batches = [inputs("residual", 4, seed=s) for s in range(4)]
-    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
-    roomy, tight = Room(), Room(limit=2 * sum(t.nbytes for t in batches[0]))
-    sides = [original_side(each, batches, room) for room in (roomy, tight)]
-    most = 0
-    for i, node in enumerate(nodes):
-        for (a,), (b,) in zip(*(side.values(node) for side in sides), strict=True):
-            assert torch.equal(a, b)
-        alive = {n for n in nodes[: i + 1] if any(u not in nodes[: i + 1] for u in n.users)}
-        assert {n for n in sides[0]._points[0] if n.op != "placeholder"} == alive
-        assert tight.taken <= tight.limit
-        most = max(most, roomy.taken)
-    assert most > tight.limit  # or nothing would have been computed again

@@ -1,0 +1,35 @@
+"""How many records may run through a model together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.shapes import Shapes
+
+BATCH_BYTES = 256 << 20  # of values that a batch holds at a time
+
+
+def largest_batch(model: Model) -> int:
+    """Records whose values, as far as a run holds them at a time, fit in `BATCH_BYTES`; at least one."""
+    return max(1, BATCH_BYTES // max(frontier_bytes(model), 1))
+
+
+def frontier_bytes(model: Model) -> int:
+    """The most bytes per record that a walk through the graph holds at a time."""
+    shapes = Shapes(model)
+    waiting = {node: len(node.users) for node in model.graph.nodes}
+    held = peak = 0
+    size = {}
+    for node in model.graph.nodes:
+        value = node.meta.get("val")
+        own = node.op != "get_attr" and isinstance(value, Tensor)
+        size[node] = torch.Size(shapes.of(node)).numel() * value.element_size() if own else 0
+        held += size[node]
+        peak = max(peak, held)
+        for source in node.all_input_nodes:
+            waiting[source] -= 1
+            if not waiting[source]:
+                held -= size[source]
+    return peak

@@ -1,0 +1,104 @@
+"""Layer by layer over data: what is computed, what is held, and that no budget shows in the results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from networks import inputs, model
+from torch import nn
+
+from nncompress.analysis.observe import layerwise
+from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe.outputs import Outputs
+from nncompress.data import open_data
+from nncompress.ir import Model
+from nncompress.passes.base import Context
+from nncompress.pipeline import run
+from nncompress.recipe import parse_pass
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        return self.b(h) + h
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_sees_edits_of_weights_that_are_still_to_come(limit):
+    module = Net().eval()
+    each = Model.from_module(module, (torch.randn(2, 4),))
+    batches = [(torch.randn(n, 4),) for n in (3, 5)]
+    runner = LayerwiseRunner(each, batches, ByteBudget(limit))
+    nodes = {n.name: n for n in each.graph.nodes}
+    total = next(n for n in each.graph.nodes if n.name.startswith("add"))
+    for (value,), (x,) in zip(runner.values(nodes["relu"]), batches, strict=True):
+        torch.testing.assert_close(value, module.a(x).relu())
+    linear = total.args[0]
+    before = list(runner.preview(linear))
+    assert runner.reached(nodes["relu"])
+    assert not runner.reached(linear)
+    with torch.no_grad():
+        each.tensor("b.weight").zero_()
+        module.b.weight.zero_()
+    for (value,), (x,), old in zip(runner.values(total), batches, before, strict=True):
+        torch.testing.assert_close(value, module(x))
+        assert not torch.equal(old, module.b(module.a(x).relu()))
+
+
+def test_checkpoints_hold_what_is_still_read_and_no_more_than_there_is_room_for():
+    each = model("residual")
+    batches = [inputs("residual", 4, seed=s) for s in range(4)]
+    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
+    roomy, tight = ByteBudget(), ByteBudget(2 * sum(t.nbytes for t in batches[0]))
+    sides = [LayerwiseRunner(each, batches, room) for room in (roomy, tight)]
+    most = 0
+    for i, node in enumerate(nodes):
+        for (a,), (b,) in zip(*(side.values(node) for side in sides), strict=True):
+            assert torch.equal(a, b)
+        alive = {n for n in nodes[: i + 1] if any(u not in nodes[: i + 1] for u in n.users)}
+        assert {n for n in sides[0]._points[0] if n.op != "placeholder"} == alive
+        assert tight.taken <= tight.limit
+        most = max(most, roomy.taken)
+    assert most > tight.limit  # or nothing would have been computed again
+
+
+PASSES = [
+    "factorize:rank=0.5",
+    "cluster:codebook=8",
+    "quantize:mode=static",
+    "prune-nodes:ratio=0.3",
+    "share",
+]
+
+
+@pytest.mark.parametrize("text", PASSES)
+def test_a_pass_gives_the_same_bits_whatever_the_budget(text, tmp_path, monkeypatch):
+    each = model("residual")
+    np.savez(tmp_path / "d.npz", x=inputs("residual", 96, seed=3)[0].numpy())
+    data = open_data(str(tmp_path / "d.npz"), each.inputs)
+    found = []
+    for budget in (0, 2**30):
+        monkeypatch.setattr(layerwise, "BUDGET", budget)
+        result, _ = run(each, [parse_pass(text)], Context(data=data, batch_size=16))
+        found.append(result.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_outputs_are_held_as_far_as_the_budget_goes(limit):
+    each = model("residual")
+    batches = [inputs("residual", 4, seed=s) for s in range(3)]
+    budget = ByteBudget(limit)
+    kept = Outputs(each, batches, budget)
+    for _ in range(2):
+        for (got, outputs), given in zip(kept, batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, given))
+            assert all(torch.equal(a, b) for a, b in zip(outputs, each.outputs_of(*given)))
+    assert bool(kept._held) == bool(limit)
+    assert budget.taken <= limit
