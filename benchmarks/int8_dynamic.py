@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nncompress.data import Batch
+from nncompress.data.input_batches import InputBatches
 from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
@@ -50,6 +51,9 @@ class Noise:
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.x = torch.randn(16, *shape, generator=torch.Generator().manual_seed(1))
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        return InputBatches.held([batch.inputs for batch in self.batches(batch_size, limit)])
 
     def batches(self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None):
         yield Batch((self.x,), None)

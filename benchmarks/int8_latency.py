@@ -26,6 +26,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from nncompress.data import Batch
+from nncompress.data.input_batches import InputBatches
 from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
@@ -45,6 +46,9 @@ class Noise:
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        return InputBatches.held([batch.inputs for batch in self.batches(batch_size, limit)])
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None

@@ -24,6 +24,7 @@ from tiny_transformer import tiny_vit
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.data.input_batches import InputBatches
 from nncompress.data.mnist import read_idx
 from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
@@ -46,6 +47,9 @@ class Digits:
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images, self.labels = images, labels
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        return InputBatches.held([batch.inputs for batch in self.batches(batch_size, limit)])
 
     def batches(self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None):
         from nncompress.data import Batch

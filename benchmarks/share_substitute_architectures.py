@@ -52,6 +52,7 @@ from architectures import Architecture, build, everything  # noqa: E402
 from nncompress import pipeline  # noqa: E402
 from nncompress.analysis.cost import cost  # noqa: E402
 from nncompress.data import Batch  # noqa: E402
+from nncompress.data.input_batches import InputBatches  # noqa: E402
 from nncompress.export import write  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
 from nncompress.ir.graph.normalize import op_name  # noqa: E402
@@ -97,6 +98,9 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        return InputBatches.held([batch.inputs for batch in self.batches(batch_size, limit)])
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nncompress.data import Batch
+from nncompress.data.input_batches import InputBatches
 
 
 class Whole:
@@ -18,6 +19,15 @@ class Whole:
 
     def planned_records(self, limit: int | None = None) -> int | None:
         return limit
+
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def measuring_batch(self, batch_size: int) -> int:
+        return batch_size
+
+    def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
+        return InputBatches.held([batch.inputs for batch in self.batches(batch_size, limit)])
 
 
 class Records(Whole):

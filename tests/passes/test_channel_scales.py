@@ -1,6 +1,7 @@
 """Channels that only layers of single channels read get a scale each; the function stays the same."""
 
 import torch
+from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
@@ -164,7 +165,7 @@ class Preactivated(nn.Module):
         return self.head(F.relu(self.norms[2](x)).mean((2, 3)))
 
 
-class Noise:
+class Noise(Whole):
     def batches(self, batch_size, limit=None, shuffle_seed=None):
         yield Batch((records((3, 12, 12)),), None)
 

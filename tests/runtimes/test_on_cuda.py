@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
@@ -250,7 +251,7 @@ def perceptron() -> Model:
     return Model.from_module(Perceptron().eval(), (torch.randn(2, 3, 8, 8),))
 
 
-class Records:
+class Records(Whole):
     """Noise to calibrate on."""
 
     has_labels = False

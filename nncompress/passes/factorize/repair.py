@@ -92,7 +92,7 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
     for _, outputs in wanted:
         for statistics, y in zip(seen, outputs):
             statistics.add(y[y.isfinite()].reshape(1, -1))
-    variances = [max(float(s.variance), 1e-30) if s.count > 1 else 1e-30 for s in seen]
+    variances = [_variance(s) for s in seen]
 
     def error() -> float:
         total, count = 0.0, 0
@@ -106,6 +106,11 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
         return total / count
 
     return error
+
+
+def _variance(seen: ChannelStatistics) -> float:
+    """Of a sample's population, never zero."""
+    return max(float(seen.variance) * seen.count / (seen.count - 1), 1e-30) if seen.count > 1 else 1e-30
 
 
 def _share(new: Tensor, old: Tensor, variance: float) -> float:

@@ -68,7 +68,7 @@ def test_checkpoints_hold_what_is_still_read_and_no_more_than_there_is_room_for(
 
 
 PASSES = [
-    "factorize:rank=0.5",
+    "factorize:rank=2",
     "cluster:codebook=8",
     "quantize:mode=static",
     "prune-nodes:ratio=0.3",

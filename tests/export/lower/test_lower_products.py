@@ -3,6 +3,7 @@ from functools import partial
 import onnxruntime
 import pytest
 import torch
+from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ class Tokens(nn.Module):
         return self.last(x + self.narrow(F.relu(self.wide(self.norm(x)))))
 
 
-class Noise:
+class Noise(Whole):
     def __init__(self, model: Model) -> None:
         self.model = model
 
