@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ def imported(location: str) -> ModuleType:
         if not location.endswith(".py"):
             return importlib.import_module(location)
         path = Path(location)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise FileNotFoundError(f"there is no file {location}")
         name = f"user_code_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)

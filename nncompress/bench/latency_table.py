@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,9 @@ class LatencyTable:
     Args:
         folder: where it is kept; default the user's cache folder. Where that cannot be written, it is
             kept for this process only.
+
+    Attributes:
+        unkept: why what was measured will be measured again by the next process; "" where it is kept.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -42,6 +44,7 @@ class LatencyTable:
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
         folder = folder or cache_folder()
         self.path = None if folder is None else folder / f"layer-latency-{digest}.json"
+        self.unkept = "" if self.path else "the user has no cache folder"
         self._layers = self._read()
 
     def latencies(self, reference: Chain, chains: Sequence[Chain], shape: tuple[int, ...]) -> Latencies:
@@ -74,12 +77,13 @@ class LatencyTable:
     def _write(self) -> None:
         if self.path is None:
             return
-        with suppress(OutputError):  # a read-only home: it is measured anew next time
+        text = json.dumps({**self.key, "layers": self._layers}, indent=1)
+        try:
             make_folder(self.path.parent)
             with replacing(self.path) as temporary:
-                temporary.write_text(
-                    json.dumps({**self.key, "layers": self._layers}, indent=1), encoding="utf-8"
-                )
+                temporary.write_text(text, encoding="utf-8")
+        except OutputError as error:  # a read-only home: it is measured anew next time
+            self.unkept = f"{error.what} ({error.got})"
 
 
 def _key() -> dict[str, Any]:

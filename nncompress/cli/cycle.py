@@ -66,7 +66,7 @@ def run(
     from nncompress.report import training as report
 
     records = Path(folder) if folder else Path(f"{job.opened.path.stem}.cycles")
-    if (records / "state.json").exists() and not resume:
+    if os.path.exists(records / "state.json") and not resume:
         raise UsageError(
             f"{records} holds the cycles of an earlier run",
             remedy="--resume continues it; or name another --folder",

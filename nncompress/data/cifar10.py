@@ -38,10 +38,10 @@ def open_cifar10(folder: Path, split: str, expected: list[ExpectedInput] | None)
     """
     for place in (folder, folder / "cifar-10-batches-py"):
         paths = [place / name for name in BATCHES[split]]
-        if any(path.is_file() for path in paths):
+        if any(map(os.path.isfile, paths)):
             return _open_batches(paths, place / "batches.meta")
     for suffix in TAR_SUFFIXES:
-        if (folder / f"{split}.{suffix}").is_file():
+        if os.path.isfile(folder / f"{split}.{suffix}"):
             return open_image_tar(folder / f"{split}.{suffix}", expected)
     raise DataError(
         f"cifar10: there is no CIFAR-10 {split} split in {folder}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -35,7 +36,7 @@ def open_mnist(folder: Path, split: str) -> ArraySource:
 def _find(folder: Path, stem: str, kind: str) -> Path:
     names = [f"{stem}{dot}{kind}{suffix}" for dot in "-." for suffix in ("", ".gz")]
     for name in names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise DataError(
         f"mnist: there is no {names[0]} in {folder}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,22 +84,22 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"
         )
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return open_image_folder(Path(path), expected)
-    if Path(path).is_file():
+    if os.path.isfile(path):
         if path.endswith(".npz"):
             return open_npz(Path(path), expected)
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
     if re.fullmatch(r"([\w.]+|.+\.py):\w+", path):
         return open_python(path, expected)
-    if Path(path).exists():
+    if os.path.exists(path):
         raise DataError(f"{path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS)
     raise DataError(f"there is no data at {path}", expected=FORMS)
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, str]]:
     path, _, query = spec.partition("?")
-    if not query or Path(spec).exists():
+    if not query or os.path.exists(spec):
         return spec, {}
     pairs = (part.partition("=") for part in query.split("&"))
     return path, {key: value for key, _, value in pairs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from types import ModuleType
 from typing import Any
 
@@ -55,7 +55,7 @@ def _import(location: str, arch: str) -> ModuleType:
     try:
         return imported(location)
     except FileNotFoundError as error:
-        if location.endswith(".py") and not Path(location).is_file():
+        if location.endswith(".py") and not os.path.isfile(location):
             raise UsageError(f"--arch {arch}: there is no file {location}", expected=_FORM) from error
         raise _not_imported(location, arch, error) from error
     except (Exception, SystemExit) as error:  # the user's own code

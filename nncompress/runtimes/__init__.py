@@ -18,6 +18,7 @@ an entry point that names a `Runtime` (docs/extending.md), and runs what it is a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -105,7 +106,7 @@ def open_artifact(
         raise UsageError(f"{name} does not run {path}", got=suffix, expected=", ".join(chosen.suffixes))
     if precision is not None and not chosen.precisions:
         raise UsageError(f"{name} runs a file in the precision that it has", got=precision)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(f"there is no file {path}")
     opened: Callable[..., Runner] = named(chosen.opener)
     return opened(path, threads, *((precision,) if chosen.precisions else ()))

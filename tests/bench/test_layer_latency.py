@@ -89,3 +89,5 @@ def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path, asked):
     for _ in range(2):
         assert table.latencies(A, [B], (1, 8)).shares == (0.2,)
     assert len(asked) == 1
+    assert "file/folder" in table.unkept
+    assert not LatencyTable(tmp_path).unkept

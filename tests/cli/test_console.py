@@ -54,3 +54,31 @@ def test_no_command_lets_a_name_out(
     assert codes[0] == codes[1]
     assert "\x1b" not in said.out + said.err
     assert "[bold].pt" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [
+        (["--data", "{}"], 5),
+        (["--data", "{}.npz"], 5),
+        (["--data", "mnist:{}"], 5),
+        (["--data", "cifar10:{}"], 5),
+        (["--arch", "{}.py:build"], 2),
+        (["{}.onnx"], 3),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_names_that_are_too_long_are_missing_files(
+    option: list[str],
+    code: int,
+    tmp_path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Linear(4, 4).state_dict(), "m.pt")
+    torch.save(nn.Sequential(nn.Linear(4, 4)), "n.pt")
+    model = ["m.pt"] if "--arch" in option else ["n.pt"]
+    given = [each.format("y" * 300) for each in option]
+    assert run(["eval", *model, *given, "--input", "1x4"]) == code
+    assert "Traceback" not in capsys.readouterr().err

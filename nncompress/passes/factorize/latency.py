@@ -45,6 +45,11 @@ class LatencyOracle:
         self._shapes, self._table = shapes, table or LatencyTable()
         self._again: dict[tuple[object, ...], Latencies] = {}
 
+    @property
+    def unkept(self) -> str:
+        """See `LatencyTable`."""
+        return self._table.unkept
+
     def timings(
         self, target: Target, forms: Mapping[str, Form], round_to: int = 1, rank: int | None = None
     ) -> dict[Place, Timing]:

@@ -147,6 +147,8 @@ class Factorize(Pass):
             context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
             options.append(self._option(target, shapes, evidence, whose, oracle))
         context.progress.step("decomposing", len(targets), len(targets))
+        if oracle is not None and oracle.unkept:
+            context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
         choices, reached = self._choose(model, options, whose, oracle, context)
         if not any(choice.candidate for choice in choices):
             return changes + [self._change(choice, whose) for choice in choices]
