@@ -50,6 +50,8 @@ for low, high in ((0.0, 6.0), (-0.5, 0.5), (None, 0.5), (0.2, None), (1.0, -1.0)
         result = torch.clamp(c.x, low, high)
         c.then(result, "Clip", *("" if each is None else c.floats(each) for each in (low, high)))
 
+    OPS[f"clip({low},{high})"] = _clip
+
 
 for scale in (1.702, 1.0, 0.5, -1.0):
     gate(
