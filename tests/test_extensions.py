@@ -278,3 +278,11 @@ def test_the_error_says_what_a_name_may_be(tmp_path, monkeypatch):
     with pytest.raises(ExtensionError) as refused:
         PASSES["Bad Name"]
     assert "small letters" in refused.value.got
+
+
+def test_a_shell_that_asks_for_completions_gets_them_and_not_the_help(shrink_tools, monkeypatch, capsys):
+    monkeypatch.setenv("_NNCOMPRESS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "nncompress cl")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert run() == 0
+    assert capsys.readouterr().out.split() == ["cluster", "clip"]

@@ -53,6 +53,7 @@ def inspect(
         print_json(
             {
                 "schema": 1,
+                "kind": "inspect",
                 "model": str(opened.path),
                 "inputs": [spec.to_json() for spec in opened.model.inputs],
                 "outputs": list(opened.model.outputs),
@@ -76,6 +77,7 @@ def _show_units(opened: options.Opened, json: bool) -> None:
         print_json(
             {
                 "schema": 1,
+                "kind": "units",
                 "model": str(opened.path),
                 "groups": [row.to_json() for row in rows],
                 "pinned": [
@@ -95,6 +97,7 @@ def _show_spectra(opened: options.Opened, json: bool) -> None:
 
     found = spectra(opened.model)
     if json:
-        print_json({"schema": 1, "model": str(opened.path), "spectra": [row.to_json() for row in found]})
+        rows = [row.to_json() for row in found]
+        print_json({"schema": 1, "kind": "spectra", "model": str(opened.path), "spectra": rows})
     else:
         show(tables.spectra(found))

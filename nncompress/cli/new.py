@@ -77,6 +77,6 @@ def _list(json: bool) -> None:
     if json:
         fields = ("name", "shape", "classes", "parameters", "macs", "summary")
         rows = [{f: getattr(each, f) for f in fields} for each in ARCHITECTURES.values()]
-        print_json({"schema": 1, "architectures": rows})
+        print_json({"schema": 1, "kind": "architectures", "architectures": rows})
         return
     show(tables.architectures(list(ARCHITECTURES.values())))
