@@ -15,12 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.curvature.metric import Metric, with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
 
 SWEEPS = 3  # turns of step 3: the first takes most of what there is
 STEPS = 12  # conjugate gradients per turn
+# Features beyond the rank of the weight itself are linearly dependent: their Gram matrix stays invertible.
 JITTER = 1e-9
 
 
@@ -47,7 +48,7 @@ class SpatialDecomposition:
         features = self._features(self._start(self.largest))
         target = self.weight.flatten(1)
         seen = self.metric.times_inputs(features)
-        gram = _jittered(seen @ features.T)
+        gram = with_ridge(seen @ features.T, JITTER)
         solved = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen @ target.T, upper=False)
         explained = (solved * self.metric.times_outputs(solved.T).T).sum(1).reshape(self.largest, -1).sum(1)
         return (self.metric.energy(target) - explained.cumsum(0)).clamp_min(0)
@@ -99,7 +100,7 @@ class SpatialDecomposition:
         assert self.metric is not None
         features = self._features(vertical)
         seen = self.metric.times_inputs(features)
-        factor = torch.linalg.cholesky(_jittered(seen @ features.T))
+        factor = torch.linalg.cholesky(with_ridge(seen @ features.T, JITTER))
         solved = torch.cholesky_solve(seen @ self.weight.flatten(1).T, factor)
         return solved.T.reshape(len(self.weight), len(vertical), -1)
 
@@ -128,12 +129,6 @@ class SpatialDecomposition:
             previous, size = size, float(residual.square().sum())
             direction = residual + (size / previous) * direction
         return vertical
-
-
-def _jittered(gram: Tensor) -> Tensor:
-    """Features beyond the weight's own rank are linearly dependent: keep their Gram matrix invertible."""
-    mean = gram.diagonal().mean().clamp_min(1e-300)
-    return gram + JITTER * mean * torch.eye(len(gram), dtype=gram.dtype)
 
 
 def _balanced(vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor]:

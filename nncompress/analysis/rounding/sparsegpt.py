@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nncompress.analysis.curvature.metric import with_ridge
+
 RIDGE = 0.01  # of the mean second moment, as there
 
 
@@ -25,8 +27,7 @@ def pruned(weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     Returns: float64 [outputs, d]. What is zero in `weight` stays zero.
     """
     width = second.shape[0]
-    lifted = second.clone()
-    lifted.diagonal().add_(RIDGE * second.diagonal().mean() + 1e-300)
+    lifted = with_ridge(second, RIDGE)
     # Row j of the upper factor U, H⁻¹ = Uᵀ U: (U_jj², U_jj U_j) are (H⁻¹)_jj and (H⁻¹)_j once what is left
     # of j is fixed.
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(lifted)), upper=True)

@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nncompress.analysis.curvature.metric import with_ridge
+
 TURNS = 5
 STEPS = 50  # of conjugate gradients, in every turn
 SMALLEST = 1e-3  # scale: a batch norm divides its running statistics by it
@@ -147,9 +149,7 @@ def _input_scale(problem: Problem, weight: Tensor, now: Tensor) -> Tensor:
     cross = weight.transpose(1, 2) @ problem.seen(problem.weight)
     blocks = gram.unflatten(2, (-1, problem.kernel)).unflatten(1, (-1, problem.kernel)).sum((2, 4))
     sums = cross.diagonal(dim1=1, dim2=2).unflatten(1, (-1, problem.kernel)).sum(2)
-    ridge = 1e-6 * blocks.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    system = blocks + torch.diag_embed(ridge[:, None].expand(sums.shape))
-    best = torch.linalg.solve(system, sums).clamp_min(SMALLEST)
+    best = torch.linalg.solve(with_ridge(blocks, 1e-6), sums).clamp_min(SMALLEST)
     best = best.repeat_interleave(problem.kernel, 1)[:, None, :]
     before, after = (problem.power(problem.weight - weight * e) for e in (now, best))
     return best if after < before else now

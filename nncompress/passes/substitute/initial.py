@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from nncompress.analysis.curvature.metric import with_ridge
+
 ROUNDS = 30  # of alternating least squares
 STEPS = 20  # of conjugate gradients in each, for a kernel within the stack
 RIDGE = 1e-9  # share of a mean eigenvalue, so that every system can be solved
@@ -104,8 +106,7 @@ def _shifts(kernel: Tensor) -> Tensor:
 
 def _least_squares(design: Tensor, wanted: Tensor) -> Tensor:
     """X that minimises ‖X design − wanted‖."""
-    gram = design @ design.T
-    gram = gram + RIDGE * gram.diagonal().mean().clamp_min(1e-300) * torch.eye(len(gram), dtype=gram.dtype)
+    gram = with_ridge(design @ design.T, RIDGE)
     return torch.linalg.solve(gram, design @ wanted.T).T
 
 
