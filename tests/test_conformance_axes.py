@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "factorize": {"energy": 0.5},
     "prune-nodes": {"ratio": 0.3},
     "grow": {"by": 2},
+    "cluster": {"codebook": 4},
 }
 
 

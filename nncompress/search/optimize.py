@@ -210,7 +210,8 @@ class Search:
 
     def promised(self, artifact: Path | Model, unseen: Dataset, looks: int) -> Promise:
         """One result against samples that nothing was chosen by, its confidence made up for `looks`."""
-        confidence = 1 - (1 - CONFIDENCE) / looks
+        # so that the errors of all later looks together are no more than half of the first one's
+        confidence = CONFIDENCE if looks == 1 else 1 - (1 - CONFIDENCE) / 2**looks
         output = known_answer(self.original)
         if self._unseen is None:
             self._unseen = hits(open_artifact(self.original).run, unseen, output)

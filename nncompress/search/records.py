@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nncompress.data import Dataset
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.lock import lock
 from nncompress.ir import Model
+from nncompress.ir.formats.raw_bytes import raw_bytes
 
 WAIT = 0.2  # seconds, before looking again at what others measure
 
@@ -112,7 +111,7 @@ def model_key(model: Model) -> str:
     digest.update(repr(model.inputs).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(value).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

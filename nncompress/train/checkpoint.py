@@ -22,6 +22,7 @@ from nncompress.files.bounded_text import check_regular
 from nncompress.files.interrupts import held_back
 from nncompress.files.pickle_scan import scan_file
 from nncompress.ir import Model
+from nncompress.ir.formats.raw_bytes import raw_bytes
 
 SCHEMA = 2  # 2: zero masks
 
@@ -31,7 +32,7 @@ def weights_digest(model: Model) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw_bytes(tensor).numpy().tobytes())
     return digest.hexdigest()
 
 

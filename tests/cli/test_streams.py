@@ -100,7 +100,7 @@ def test_a_signal_is_one_line_and_its_exit_code(monkeypatch, capsys, name, code)
     number = getattr(signal, name, None)
     if number is None:
         pytest.skip("not on this system")
-    monkeypatch.setattr(app, "build", lambda: os.kill(os.getpid(), number))
+    monkeypatch.setattr(app, "build", lambda _: os.kill(os.getpid(), number))
     assert run(["inspect", "m.pt2"]) == code
     said = capsys.readouterr().err
     assert "nothing half-written was left behind" in said

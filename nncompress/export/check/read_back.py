@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nncompress.errors import NNCompressError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
 from nncompress.loading.from_state_dict import read_safetensors
@@ -97,11 +98,7 @@ def _compare_tensors(ours: Mapping[str, Tensor], read: Mapping[str, Tensor], fil
 
 def _differs(a: Tensor, b: Tensor) -> bool:
     """In shape, in type, or in any bit: the sign of a zero counts, a NaN is the same NaN."""
-    return a.shape != b.shape or a.dtype != b.dtype or not torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+    return a.shape != b.shape or a.dtype != b.dtype or not torch.equal(raw_bytes(a), raw_bytes(b))
 
 
 def _compare_json(what: str, ours: Any, read: Any, file: Path) -> None:

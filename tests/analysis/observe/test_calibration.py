@@ -116,7 +116,7 @@ def test_bad_data_is_refused():
     x[1, 0, 0, 0] = float("nan")
     with pytest.raises(DataError, match="NaN"):
         watch(network(), Records(x))
-    with pytest.raises(UnsupportedError, match="activation relu"):
+    with pytest.raises(UnsupportedError, match="the result of relu behind 0"):
         watch(network(float("inf")), Records(torch.randn(4, 2, 6, 6)))
 
 
