@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "factorize": {"err": 1e-2},
     "prune-nodes": {"ratio": 0.3},
     "grow": {"by": 2},
+    "cluster": {"codebook": 16},
 }
 
 

@@ -237,7 +237,7 @@ def test_names_of_ours_are_not_replaced_and_that_is_said(tmp_path, model, monkey
     assert PASSES["prune"].__module__.startswith("nncompress.")
     assert run("prune", model, "--std", "0.1") == 0
     assert "bad-tools 1.2 adds a pass called prune, too: it is not used" in capsys.readouterr().err
-    assert run("export", "-o", "small.onnx") == 0
+    assert run("export", model, "-o", "small.onnx") == 0
 
 
 def test_two_packages_with_one_name_are_both_named(tmp_path, model, monkeypatch, capsys):
