@@ -211,6 +211,8 @@ def _run(search: Any, trials: int, until: float) -> bool:
     try:
         search.run(trials, until, told)
     except KeyboardInterrupt:
+        if not search.trials.all():  # nothing to take: an interrupt like any other
+            raise
         say("interrupted: the best so far is taken; the same command goes on searching")
         return True
     return clock.monotonic() >= until

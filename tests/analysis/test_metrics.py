@@ -233,6 +233,9 @@ def test_a_metric_chooses_the_output_that_it_can_measure():
         lambda x: (scores[x[:, 0].long()], masks[x[:, 0].long()]), Records((number,), labels), metric="miou"
     )
     assert both.result.value == measured(masks, labels, "miou").result.value
+    with pytest.raises(DataError, match="does not fit") as problem:
+        measured(scores, torch.randint(0, 4, (9,)), "perplexity")
+    assert problem.value.expected.endswith("of scores [N, T, V].")
     with pytest.raises(DataError, match="fit none"):
         measure(lambda x: (scores, scores), Records((number,), labels), metric="miou")
 

@@ -199,3 +199,16 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path):
     file = tmp_path / "r.toml"
     file.write_text(recipe_text(passes), encoding="utf-8")
     assert read_recipe(file) == passes
+
+
+def test_an_interrupt_before_the_first_trial_is_an_interrupt(here, capsys, monkeypatch):
+    from nncompress.search import optimize
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optimize, "sensitivity", interrupted)
+    code, out, err = answer(capsys, "optimize", "m.pt2", *SEARCH, "-o", "small.pt2")
+    assert (code, out) == (ExitCode.INTERRUPTED, "")
+    assert "best so far" not in err
+    assert not (here / "small.pt2").exists()

@@ -84,7 +84,7 @@ class Metric(ABC):
             raise DataError(
                 f"{origin}: --metric {self.name} does not fit this output and these labels",
                 got=f"an output of shape {list(output.shape)} and {given.replace('torch.', '')}",
-                expected=" ".join((type(self).__doc__ or "").split()),
+                expected=" ".join((type(self).__doc__ or "").partition("\n\n")[0].split()),
             )
 
     @abstractmethod
