@@ -25,7 +25,7 @@ def test_rows_are_medians_after_the_warm_up():
 def test_onnxruntime_names_its_nodes(linear_onnx, tmp_path, weight):
     (row,) = profile(linear_onnx(tmp_path / "m.onnx", weight), (np.zeros((4, 64), np.float32),))
     assert (row.op, row.node) == ("MatMul", "product")
-    assert 0 < row.seconds < 1
+    assert row.seconds > 0
 
 
 def test_a_disturbed_run_does_not_count():

@@ -1,9 +1,10 @@
-"""`factorize` by measured latency, with a clock of ours, and once with the real one."""
+"""`factorize` by measured latency, with a clock of ours, and once through the whole measurement."""
 
 import math
 
 import pytest
 import torch
+from scripted_machine import script
 from torch import nn
 from torch.nn import functional as F
 
@@ -206,11 +207,15 @@ def test_ranks_that_are_measured(shape, round_to):
                 assert all(r % 16 == 0 for (r,) in ranks)
 
 
-def test_measured_for_real(net, monkeypatch):
+def test_layers_are_really_run_to_be_measured(net, monkeypatch):
+    """On a machine where a layer takes as long as it has weights."""
+    script(monkeypatch)
     monkeypatch.setattr(layer_latency, "MOST_ROUNDS", 7)
     model = net.copy()
     changes = run(model, energy=0.3, faster=True, exclude=("stem", "point", "head"))
     applied = [c for c in changes if c.applied]
-    assert all(c.numbers["latency_share_measured"] < 1 for c in applied)
-    assert cost(model).macs <= cost(net).macs
+    assert applied
+    for change in applied:
+        assert change.numbers["latency_share_measured"] < 1
+    assert cost(model).macs < cost(net).macs
     assert torch.isfinite(model(torch.randn(3, 3, 8, 8))).all()

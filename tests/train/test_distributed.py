@@ -38,7 +38,7 @@ def test_two_processes_agree_with_one_on_the_joined_batch(tmp_path):
         [*launch, *map(str, script)], env=environment, stderr=subprocess.PIPE, text=True
     )
     try:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=900)
     finally:
         process.terminate()  # torchrun ends its workers with it
     assert process.returncode == 0, said
