@@ -1,7 +1,8 @@
 """`file.npz`: arrays x and y, or x0, x1, ... and y, or named as the model's inputs; optional mean, std.
 
 Array headers are read and checked against the archive before memory is given to the arrays, and pickled
-objects are never read.
+objects are never read. Inputs that are not compressed stay in the file, and their records are read as they
+are asked for; compressed ones (`numpy.savez_compressed`) and labels are unpacked as a whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import MOST_COMPRESSION, ArraySource, check_allocation, native
+from nncompress.data.stored_rows import StoredRows, check_content, member_offset
 from nncompress.errors import DataError
 
 INPUT_NAMES = ("x", "X", "images", "inputs", "data")
@@ -35,7 +37,9 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
             wanted = [*inputs, *([label] if label else []), *(n for n in ("mean", "std") if n in names)]
             if sum(archive.getinfo(f"{n}.npy").compress_size for n in wanted) > path.stat().st_size:
                 raise DataError(f"{path}: the archive's directory lies about the sizes of its arrays")
-            arrays = {name: _read_array(archive, name, path) for name in wanted}
+            shared = [name for name, e in zip(inputs, expected or ()) if e.batch_dim is None]
+            by_row = set(inputs) - set(shared)
+            found = {name: _read_array(archive, name, path, by_row=name in by_row) for name in wanted}
     except DataError:
         raise
     except OSError as problem:
@@ -46,12 +50,13 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
             got=f"{type(problem).__name__}: {problem}",
             expected="arrays x and y, as numpy.savez writes them",
         ) from problem
+    whole = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     return ArraySource(
-        {name: arrays[name] for name in inputs},
-        arrays[label] if label else None,
+        {name: found[name] for name in inputs},
+        whole[label] if label else None,
         origin=str(path),
-        normalization=_normalization(arrays, path),
-        shared=[name for name, e in zip(inputs, expected or ()) if e.batch_dim is None],
+        normalization=_normalization(whole, path),
+        shared=shared,
     )
 
 
@@ -72,7 +77,8 @@ def _input_names(names: list[str], expected: list[ExpectedInput] | None, path: P
     return [single]
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str, path: Path, *, by_row: bool) -> np.ndarray | StoredRows:
+    """The array, or (`by_row`) its place in the file, where it lies there row after row."""
     info = archive.getinfo(name + ".npy")
     file_size = path.stat().st_size
     if info.compress_size > file_size or info.file_size > info.compress_size * MOST_COMPRESSION + 1024:
@@ -90,7 +96,8 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         }.get(version)
         if read_header is None:
             raise DataError(f"{path}: {name} is in a format version unknown here", got=str(version))
-        shape, _, dtype = read_header(member)
+        shape, by_column, dtype = read_header(member)
+        start = member.tell()
         if dtype.hasobject:
             raise DataError(
                 f"{path}: {name} holds pickled Python objects, which are not read",
@@ -100,14 +107,19 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         if dtype.kind == "V":
             raise DataError(f"{path}: {name} does not hold numbers", got=f"dtype {dtype}")
         size = math.prod(shape) * dtype.itemsize
-        if size != info.file_size - member.tell():
+        if size != info.file_size - start:
             raise DataError(
                 f"{path}: the header of {name} does not match its contents",
-                got=f"{info.file_size - member.tell()} bytes",
+                got=f"{info.file_size - start} bytes",
                 expected=f"{size} bytes for {dtype} {list(shape)}",
                 remedy="the file is damaged: write it again",
             )
-        check_allocation(size, f"{path}: {name}")
+    stored = info.compress_type == zipfile.ZIP_STORED and not by_column and min(shape, default=-1) >= 0
+    if by_row and stored and dtype.isnative and dtype.kind in "biuf" and dtype.itemsize <= 8:
+        rows = StoredRows(path, member_offset(path, info) + start, shape, dtype)
+        check_content(archive, info)
+        return rows
+    check_allocation(size, f"{path}: {name}")
     with archive.open(info) as member:
         return native(np.lib.format.read_array(member, allow_pickle=False))
 

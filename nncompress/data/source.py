@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from nncompress.data.normalization import Normalization
+from nncompress.data.stored_rows import StoredRows
 from nncompress.errors import DataError
 
 MOST_COMPRESSION = 1032  # deflate cannot do better than 1032 : 1
@@ -56,7 +57,7 @@ class StreamSource(Protocol):
 
 
 class ArraySource:
-    """Records held as arrays, one row each.
+    """Records held as arrays, or in a file, one row each.
 
     Args:
         inputs: name → array [N, ...].
@@ -69,7 +70,7 @@ class ArraySource:
 
     def __init__(
         self,
-        inputs: dict[str, np.ndarray],
+        inputs: Mapping[str, np.ndarray | StoredRows],
         labels: np.ndarray | None,
         *,
         origin: str,
@@ -100,7 +101,7 @@ class ArraySource:
         if lengths[first] == 0:
             raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
-            check_finite(array if name in of_records else array[None], name, origin, mask=True)
+            check_finite(array if name in of_records else np.asarray(array)[None], name, origin, mask=True)
         if labels is not None:
             labels = check_labels(labels, lengths[first], origin)
         if labels is not None and class_names is not None and labels.max() >= len(class_names):
@@ -126,11 +127,11 @@ class ArraySource:
     def read(self, indices: np.ndarray) -> Raw:
         labels = None if self._labels is None else self._labels[indices]
         inputs = (a if name in self._shared else a[indices] for name, a in self._inputs.items())
-        return tuple(inputs), labels
+        return tuple(inputs), labels  # type: ignore[arg-type]  # what is shared is in memory
 
 
 def check_finite(
-    array: np.ndarray, name: str, origin: str, first_record: int = 0, *, mask: bool = False
+    array: np.ndarray | StoredRows, name: str, origin: str, first_record: int = 0, *, mask: bool = False
 ) -> None:
     """Refuse NaN and infinity in array [N, ...], naming the record.
 

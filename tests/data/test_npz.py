@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from nncompress.data import open_data
+from nncompress.data import open_data, stored_rows
+from nncompress.data.npz import open_npz
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
 
@@ -226,3 +229,66 @@ def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, features4, seed):
     path.write_bytes(content)
     with contextlib.suppress(DataError):
         list(open_data(str(path), features4).batches(4))
+
+
+# --- what stays in the file ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64, np.int32, np.bool_, ">f4", "F order"])
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_records_read_from_the_file_are_those_of_the_array(tmp_path, rng, dtype, write):
+    x = rng.integers(0, 2, (50, 3, 5))
+    x = np.asfortranarray(x.astype(np.float32)) if dtype == "F order" else x.astype(dtype)
+    write(tmp_path / "d.npz", y=np.arange(50), x=x)
+    source = open_npz(tmp_path / "d.npz", None)
+    for rows in (rng.integers(0, 50, 20), np.arange(10, 30), np.array([49, 0, 0, 1, 2]), np.array([], int)):
+        (got,), labels = source.read(rows)
+        np.testing.assert_array_equal(got, x[rows])
+        assert labels.tolist() == rows.tolist()
+
+
+def test_opening_and_reading_takes_the_memory_of_a_batch(tmp_path):
+    x = np.zeros((4000, 32, 32, 3), np.uint8)  # 12.3 MB
+    np.savez(tmp_path / "d.npz", x=x)
+    del x
+    tracemalloc.start()  # numpy's arrays are among what it counts
+    try:
+        dataset = open_data(str(tmp_path / "d.npz"))
+        assert tracemalloc.get_traced_memory()[1] < 2**20 + stored_rows.CHUNK
+        tracemalloc.reset_peak()
+        for batch in dataset.batches(16):
+            assert batch.inputs[0].shape == (16, 3, 32, 32)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_damage_that_leaves_numbers_is_seen_by_the_checksum(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.zeros((50, 4), np.float32))
+    content = path.read_bytes()
+    place = content.rindex(bytes(50))  # in the array
+    path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+    with pytest.raises(DataError, match="CRC"):
+        open_data(str(path))
+
+
+@pytest.mark.parametrize("how", ["written anew", "cut short", "replaced", "gone"])
+def test_a_file_that_changes_while_it_is_read_is_said(tmp_path, how):
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.zeros((50, 4), np.float32))
+    batches = open_data(str(path)).batches(10)
+    next(batches)
+    if how == "cut short":
+        os.truncate(path, 300)
+    elif how == "gone":
+        path.unlink()
+    else:
+        np.savez(tmp_path / "e.npz", x=np.ones((50, 4), np.float32))
+        if how == "replaced":
+            (tmp_path / "e.npz").replace(path)
+        else:
+            path.write_bytes((tmp_path / "e.npz").read_bytes())
+            os.utime(path, (0, 0))  # clocks of file systems are coarse
+    with pytest.raises(DataError, match=r"written to while|cannot be read"):
+        next(batches)
