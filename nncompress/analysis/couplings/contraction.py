@@ -8,23 +8,19 @@ index if both operands lose it: the index then contributes what it contributes w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import fx
 
 from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
-from nncompress.analysis.couplings.value import Result, Value
+from nncompress.analysis.couplings.tracer import Tracer
+from nncompress.analysis.couplings.value import Arguments, Result, Value
 from nncompress.ir.graph.normalize import op_name
-
-if TYPE_CHECKING:
-    from nncompress.analysis.couplings.trace import Trace
-
-Arguments = dict[str, Any]
 
 
 def contract(
-    t: Trace, operands: Sequence[tuple[Value, Sequence[str]]], out: Sequence[str], shape: tuple[int, ...]
+    t: Tracer, operands: Sequence[tuple[Value, Sequence[str]]], out: Sequence[str], shape: tuple[int, ...]
 ) -> Value:
     """Contract operands whose dims are named by `letters` to a result with dims `out`."""
     letters = list(dict.fromkeys(letter for _, names in operands for letter in names))
@@ -63,7 +59,7 @@ def _embed(f: Factor, names: Sequence[str], into: Sequence[str], drop: bool = Fa
     return moved.reshape([sizes.get(letter, 1) for letter in into])
 
 
-def add_bias(t: Trace, value: Value, bias: Any, dim: int) -> Value:
+def add_bias(t: Tracer, value: Value, bias: Any, dim: int) -> Value:
     """A bias vector joins the labels of `dim`."""
     from nncompress.analysis.couplings.pointwise import per_channel
 
@@ -72,7 +68,7 @@ def add_bias(t: Trace, value: Value, bias: Any, dim: int) -> Value:
     return Value(value.shape, per_channel(t, value, [bias], dim % len(value.shape)))
 
 
-def linear(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def linear(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x, w = t.value(a["input"]), t.value(a["weight"])
     lead = [f"b{i}" for i in range(len(x.shape) - 1)]
     t.contraction(node, a["weight"], outputs=[0], inputs=[1])
@@ -80,13 +76,13 @@ def linear(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return add_bias(t, out, a.get("bias"), -1)
 
 
-def matmul(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def matmul(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """matmul, mm, bmm, mv, dot: batch dims broadcast."""
     first, second = [v for k, v in a.items() if isinstance(v, fx.Node)][:2]
     return product(t, node, first, second, t.shape(node))
 
 
-def product(t: Trace, node: fx.Node, first: fx.Node, second: fx.Node, shape: tuple[int, ...]) -> Value:
+def product(t: Tracer, node: fx.Node, first: fx.Node, second: fx.Node, shape: tuple[int, ...]) -> Value:
     x, y = t.value(first), t.value(second)
     rank = max(len(x.shape), len(y.shape))
     lead = [f"b{i}" for i in range(rank - 2)]
@@ -100,7 +96,7 @@ def product(t: Trace, node: fx.Node, first: fx.Node, second: fx.Node, shape: tup
     return contract(t, [(x, left), (y, right)], out, shape)
 
 
-def addmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def addmm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """addmm, baddbmm, addbmm-free: bias + first @ second."""
     first, second = (a[k] for k in a if k.startswith(("mat", "batch")))
     shape = t.shape(node)
@@ -114,7 +110,7 @@ def addmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def addbmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def addbmm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """bias + the sum over the batch of first @ second."""
     first, second, bias = t.value(a["batch1"]), t.value(a["batch2"]), t.value(a["self"])
     t.contraction(node, a["batch2"], outputs=[2], inputs=[0, 1])
@@ -127,7 +123,7 @@ def addbmm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def addr(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def addr(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """bias + the outer product of two vectors."""
     shape = t.shape(node)
     rows, columns, bias = (t.value(a[name]) for name in ("vec1", "vec2", "self"))
@@ -140,7 +136,7 @@ def addr(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def cdist(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def cdist(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Distances between rows: what both are without adds nothing, as the difference of zeros."""
     x, y = t.value(a["x1"]), t.value(a["x2"])
     lead = [f"b{i}" for i in reversed(range(max(len(x.shape), len(y.shape)) - 2))]
@@ -152,7 +148,7 @@ def cdist(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return contract(t, operands, [*lead, "p", "r"], t.shape(node))
 
 
-def einsum(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def einsum(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Any number of operands; a letter that one operand repeats (a diagonal) is not followed."""
     tensors, values = a["tensors"], [t.value(tensor) for tensor in a["tensors"]]
     names, out = _letters(a["equation"].replace(" ", ""), [len(v.shape) for v in values])
@@ -189,7 +185,7 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list
     return names, [*before, *(longest if dots else []), *after]
 
 
-def attention(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def attention(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """scaled_dot_product_attention: scores over d, softmax over the keys, values."""
     q, k, v = (t.value(a[n]) for n in ("query", "key", "value"))
     rank = len(q.shape)
@@ -221,7 +217,7 @@ def attention(t: Trace, node: fx.Node, a: Arguments) -> Result:
     )
 
 
-def convolution(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def convolution(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Plain, depthwise, grouped and transposed, 1 to 3 spatial dims."""
     x, w = t.value(a["input"]), t.value(a["weight"])
     rank, groups = len(w.shape), a["groups"]
@@ -253,7 +249,7 @@ def _keeps_positions(a: Arguments, weight: tuple[int, ...], d: int) -> bool:
     return weight[2 + d] == 1 and at(a["stride"]) == 1 and pad in (0, "valid", "same")
 
 
-def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...]) -> Value:
+def _grouped(t: Tracer, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...]) -> Value:
     """The grid groups x channels: a unit is a whole group, or a column, the same channel of every group.
 
     A whole group takes its inputs and outputs along; columns of inputs and of outputs stay apart. What gives
@@ -303,7 +299,7 @@ def _grouped(t: Trace, x: Value, w: Value, groups: int, transposed: bool, shape:
     return Value(shape, [*others, made.reshape(1, -1, *space)])
 
 
-def grouped_mm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def grouped_mm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Experts: `[tokens, k] x [experts, k, n]`, each token with the expert whose range it lies in."""
     x, w, *rest = (n for n in node.all_input_nodes)
     for offsets in rest:
@@ -317,7 +313,7 @@ def grouped_mm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return contract(t, [(data, ["t", "k"]), (weight, ["e", "k", "n"])], ["t", "n"], t.shape(node))
 
 
-def bilinear(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def bilinear(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x, y, w = t.value(a["input1"]), t.value(a["input2"]), t.value(a["weight"])
     lead = [f"b{i}" for i in range(len(x.shape) - 1)]
     t.contraction(node, a["weight"], outputs=[0], inputs=[1, 2])
@@ -325,7 +321,7 @@ def bilinear(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return add_bias(t, contract(t, operands, [*lead, "o"], t.shape(node)), a.get("bias"), -1)
 
 
-def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def embedding(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     w, index = t.value(a["weight"]), t.value(a["indices"])
     t.fix_all(index, "used as an index")
     t.roles(a["weight"], outputs=[1], inputs=[])
@@ -334,7 +330,7 @@ def embedding(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), [f.reshape((1,) * lead + (-1,)) for f in kept])
 
 
-def recurrent_cell(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def recurrent_cell(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """lstm_cell, gru_cell, rnn_*_cell: [gates x hidden] weights; a hidden unit is a row of every gate."""
     x = t.value(a["input"])
     states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
@@ -352,7 +348,7 @@ def recurrent_cell(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shapes, list(factor))
 
 
-def recurrent_layer(t: Trace, x: Value, weights: Sequence[Any], hidden: int) -> Factor | None:
+def recurrent_layer(t: Tracer, x: Value, weights: Sequence[Any], hidden: int) -> Factor | None:
     """Unite the gates' rows with each other and with w_hh's columns; x with w_ih's columns.
 
     Returns:
@@ -377,7 +373,7 @@ def recurrent_layer(t: Trace, x: Value, weights: Sequence[Any], hidden: int) -> 
     return vector
 
 
-def recurrent(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def recurrent(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """lstm, gru, rnn_tanh, rnn_relu over a sequence. One hidden size serves all layers and directions."""
     if "params" not in a or a.get("batch_sizes") is not None:
         return t.unknown(node)

@@ -6,22 +6,17 @@ Every rule takes `(trace, node, a)`, `a` being the arguments by schema name, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import fx
 
 from nncompress.analysis.couplings.labels import Factor
-from nncompress.analysis.couplings.value import Result, Value
-
-if TYPE_CHECKING:
-    from nncompress.analysis.couplings.trace import Trace
-
-Arguments = dict[str, Any]
+from nncompress.analysis.couplings.tracer import Tracer
+from nncompress.analysis.couplings.value import Arguments, Result, Value
 
 
-def index(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def index(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """x[i, :, j]: the indexed dims are fixed, the others keep their labels."""
     x = t.value(a["self"])
     where = _indexed(t, a["indices"])
@@ -30,7 +25,7 @@ def index(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, _picked(fixed, where, len(after)))
 
 
-def _indexed(t: Trace, indices: Sequence[fx.Node | None]) -> list[int]:
+def _indexed(t: Tracer, indices: Sequence[fx.Node | None]) -> list[int]:
     """The dims of `x` that `x[indices]` reads by index; a mask of booleans takes as many as it has."""
     where: list[int] = []
     dim = 0
@@ -58,7 +53,7 @@ def _picked(factors: Sequence[Factor], where: Sequence[int], rank: int) -> list[
     return picked
 
 
-def index_put(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def index_put(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """x[i, :, j] = values: the indexed dims are fixed, in the others x and the values agree."""
     x, values = t.value(a["self"]), t.value(a["values"])
     where = _indexed(t, a["indices"])
@@ -83,7 +78,7 @@ def index_put(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, t.labels.settle(fixed))
 
 
-def slice_scatter(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def slice_scatter(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """x[:, start:end] = source. Of two indices at one place both go, so that the sizes agree."""
     x, source = t.value(a["self"]), t.value(a["src"])
     dim = x.at(a["dim"])
@@ -101,7 +96,7 @@ def slice_scatter(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, t.labels.settle(x.factors))
 
 
-def select_scatter(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def select_scatter(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """x[:, index] = source: the dim is fixed, in the others both agree."""
     x, source = t.value(a["self"]), t.value(a["src"])
     dim = x.at(a["dim"])
@@ -111,7 +106,7 @@ def select_scatter(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, t.labels.unify([(fixed, spans), (given, spans)], "meets a fixed size"))
 
 
-def embedding_bag(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def embedding_bag(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Sums, means or maxima of rows that are looked up: a lookup whose columns pass."""
     w = t.value(a["weight"])
     for source in node.all_input_nodes:
@@ -123,7 +118,7 @@ def embedding_bag(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [Value(first, list(kept)), *(Value(shape) for shape in rest)]
 
 
-def looked_up(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def looked_up(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """bucketize: one number per value of the first tensor, read off the others."""
     x = t.value(a["self"])
     for source in node.all_input_nodes:
@@ -132,14 +127,14 @@ def looked_up(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, list(x.factors))
 
 
-def index_select(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def index_select(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     t.fix_all(t.value(a["index"]), "used as an index")
     dim = x.at(a["dim"])
     return Value(t.shape(node), t.labels.fix(x.factors, [dim], "indexed"))
 
 
-def scattered(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def scattered(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """gather, scatter_add, index_add, …: `dim` is fixed, the other dims of all operands agree."""
     x = t.value(a["self"])
     dim = x.at(a["dim"])
@@ -155,7 +150,7 @@ def scattered(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
 
 
-def sampled(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def sampled(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """grid_sampler: channels pass, positions are read at run time."""
     x, grid = t.operands(node)
     t.fix_all(grid, "used as positions")

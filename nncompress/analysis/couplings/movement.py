@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import fx
@@ -21,17 +20,14 @@ from nncompress.analysis.couplings.labels import (
     shrink,
     varying,
 )
-from nncompress.analysis.couplings.value import Result, Value, as_dims
+from nncompress.analysis.couplings.tracer import Tracer
+from nncompress.analysis.couplings.value import Arguments, Result, Value, as_dims
 from nncompress.ir.edit.resize import strides_whole
 
-if TYPE_CHECKING:
-    from nncompress.analysis.couplings.trace import Trace
-
-Arguments = dict[str, Any]
 _LARGE = 1 << 18  # a label array beyond this that is not a plain vector is decided at once, not carried on
 
 
-def reshape(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def reshape(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     after = t.shape(node)
     if math.prod(x.shape) != math.prod(after) or not math.prod(after):
@@ -58,7 +54,7 @@ def _reshaped(
 
 
 def _decide_if_large(
-    t: Trace, factor: Factor, shape: Sequence[int], parts: list[tuple[range, range]]
+    t: Tracer, factor: Factor, shape: Sequence[int], parts: list[tuple[range, range]]
 ) -> list[Factor]:
     """A grid over parts whose merge would blow it up (the r x r of a pixel shuffle) is fixed there."""
     along = varying(factor)
@@ -70,7 +66,7 @@ def _decide_if_large(
     return t.labels.fix([factor], growing & along, "merged with a fixed dim")
 
 
-def permute(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def permute(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also transpose and t."""
     x = t.value(a["self"])
     rank = len(x.shape)
@@ -83,7 +79,7 @@ def permute(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), [f.transpose(order) for f in x.factors])
 
 
-def expand(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def expand(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Copies made along a dim of size 1 can be made in any number: fresh labels."""
     x = t.value(a["self"])
     after = t.shape(node)
@@ -96,7 +92,7 @@ def expand(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, factors)
 
 
-def repeat(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def repeat(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     after = t.shape(node)
     lead = len(after) - len(x.shape)
@@ -112,7 +108,7 @@ def repeat(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, factors)
 
 
-def repeat_interleave(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def repeat_interleave(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     if not isinstance(a.get("repeats"), int) or not isinstance(a.get("dim"), int):
         return t.unknown(node)
     x = t.value(a["self"])
@@ -122,7 +118,7 @@ def repeat_interleave(t: Trace, node: fx.Node, a: Arguments) -> Result:
     )
 
 
-def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def slice_(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also narrow. Of a stride over a whole labelled dim a unit is one stride of indices: survivors stay
     evenly spaced. Any other stride is fixed.
 
@@ -148,7 +144,7 @@ def slice_(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, [f if f.shape[dim] == 1 else np.take(f, index, dim) for f in x.factors])
 
 
-def select(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def select(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     dim, index = x.at(a["dim"]), a["index"]
     if isinstance(index, fx.Node) and any(f.shape[dim] > 1 for f in x.factors):
@@ -156,7 +152,7 @@ def select(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), [np.take(f, index if f.shape[dim] > 1 else 0, dim) for f in x.factors])
 
 
-def split(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def split(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """chunk, split, tensor_split: the parts as they are; removal turns it into split_with_sizes."""
     x = t.value(a["self"])
     dim = x.at(a.get("dim", 0))
@@ -170,7 +166,7 @@ def split(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return parts
 
 
-def unbind(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def unbind(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     dim = x.at(a.get("dim", 0))
     return [
@@ -179,19 +175,19 @@ def unbind(t: Trace, node: fx.Node, a: Arguments) -> Result:
     ]
 
 
-def getitem(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def getitem(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     source, index = node.args
     results = t.values.get(source) if isinstance(source, fx.Node) else None
     return results[index] if isinstance(results, list) and isinstance(index, int) else None
 
 
-def cat(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def cat(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     values = [v for v in map(t.value, a["tensors"]) if v.shape != (0,)]
     dim = values[0].at(a.get("dim", 0))
     return Value(t.shape(node), concatenate(t, values, dim))
 
 
-def stack(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def stack(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     shape = t.shape(node)
     dim = (a.get("dim") or 0) % len(shape)
     one = [*shape[:dim], 1, *shape[dim + 1 :]]
@@ -199,7 +195,7 @@ def stack(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, concatenate(t, values, dim))
 
 
-def concatenate(t: Trace, values: Sequence[Value], dim: int) -> list[Factor]:
+def concatenate(t: Tracer, values: Sequence[Value], dim: int) -> list[Factor]:
     """Along `dim` the labels follow each other; across the other dims the operands must agree."""
     rank = len(values[0].shape)
     settled = [t.labels.settle(v.factors) for v in values]
@@ -222,7 +218,7 @@ def concatenate(t: Trace, values: Sequence[Value], dim: int) -> list[Factor]:
     return result + t.labels.unify(others, "concatenated with a fixed size")
 
 
-def pad(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def pad(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Padding with a constant makes positions that nobody needs: fresh labels."""
     x = t.value(a["self"])
     after = t.shape(node)
@@ -258,18 +254,18 @@ def pad(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, factors)
 
 
-def flip(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def flip(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     return Value(x.shape, [np.flip(f, tuple(as_dims(a["dims"], len(x.shape)))) for f in x.factors])
 
 
-def rot90(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def rot90(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     dims = as_dims(a["dims"], len(x.shape))
     return Value(t.shape(node), [np.rot90(f, a["k"], (dims[0], dims[1])) for f in x.factors])
 
 
-def block_diag(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def block_diag(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Rows follow rows and columns columns; between the blocks there is nothing that could be tied."""
     sides: list[list[Factor]] = [[], []]
     for value in map(t.value, a["tensors"]):
@@ -287,7 +283,7 @@ def block_diag(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), [rows[:, None], columns[None, :]])
 
 
-def diagonal(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def diagonal(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """diagonal, and diag_embed which undoes it: what lies on it has a place in both dims."""
     x = t.value(a["self"])
     after = t.shape(node)
@@ -302,7 +298,7 @@ def diagonal(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(after, fixed)
 
 
-def pixel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def pixel_shuffle(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """[N, C r r, H, W] -> [N, C, H r, W r]: r x r labels become one channel."""
     x = t.value(a["self"])
     rank, r = len(x.shape), a["upscale_factor"] ** 2
@@ -316,14 +312,14 @@ def pixel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), factors)
 
 
-def pixel_unshuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def pixel_unshuffle(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     rank, r = len(x.shape), a["downscale_factor"] ** 2
     fixed = t.labels.fix(x.factors, [rank - 2, rank - 1], "space to depth")
     return Value(t.shape(node), [np.repeat(f, r, rank - 3) if f.shape[rank - 3] > 1 else f for f in fixed])
 
 
-def channel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def channel_shuffle(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     factors = []
     for f in x.factors:
@@ -335,7 +331,7 @@ def channel_shuffle(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, factors)
 
 
-def unfold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def unfold_patches(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """im2col: [N, C, H, W] -> [N, C k k, L]."""
     x = t.value(a["self"])
     if len(x.shape) != 4:
@@ -348,7 +344,7 @@ def unfold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
     )
 
 
-def fold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def fold_patches(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """col2im: [N, C k k, L] -> [N, C, H, W]."""
     x = t.value(a["self"])
     if len(x.shape) != 3:
@@ -362,7 +358,7 @@ def fold_patches(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), factors)
 
 
-def windows(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def windows(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Tensor.unfold: sliding windows of one dim, put last."""
     x = t.value(a["self"])
     fixed = t.labels.fix(x.factors, [x.at(a["dimension"])], "windows")

@@ -6,22 +6,18 @@ Every rule takes `(trace, node, a)`, `a` being the arguments by schema name, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import fx
 
 from nncompress.analysis.couplings.labels import Factor, Labels, varying
-from nncompress.analysis.couplings.value import Result, Value, as_dims
+from nncompress.analysis.couplings.tracer import Tracer
+from nncompress.analysis.couplings.value import Arguments, Result, Value, as_dims
 from nncompress.ir.graph.normalize import op_name
 
-if TYPE_CHECKING:
-    from nncompress.analysis.couplings.trace import Trace
 
-Arguments = dict[str, Any]
-
-
-def pointwise(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def pointwise(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """All tensor arguments broadcast; what stands at one position is united."""
     shape = t.shape(node)
     operands = []
@@ -32,18 +28,18 @@ def pointwise(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def follow_first(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def follow_first(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Ops whose other tensor arguments give no positions: type_as, dropout, zeros_like."""
     x = t.value(node.args[0])
     return Value(t.shape(node), list(x.factors))
 
 
-def prelu(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def prelu(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     return Value(x.shape, per_channel(t, x, [a["weight"]], 1))
 
 
-def per_channel(t: Trace, x: Value, vectors: list[Any], dim: int) -> list[Factor]:
+def per_channel(t: Tracer, x: Value, vectors: list[Any], dim: int) -> list[Factor]:
     """Vectors of dim `dim`'s size join its labels; absent (None) and one-element vectors do not."""
     rank = len(x.shape)
     operands = [(x.factors, x.spans)]
@@ -59,7 +55,7 @@ def per_channel(t: Trace, x: Value, vectors: list[Any], dim: int) -> list[Factor
     return t.labels.unify(operands, "meets a fixed size")
 
 
-def quantized(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def quantized(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """(De)quantize: per tensor it follows its input; per channel, scales and zero points join an axis."""
     x = t.value(a["input"])
     if "axis" not in a:
@@ -67,7 +63,7 @@ def quantized(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, per_channel(t, x, [a["scales"], a["zero_points"]], a["axis"]))
 
 
-def gated(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def gated(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """glu: the first half of a dim times the sigmoid of the second."""
     x = t.value(a["self"])
     dim = x.at(a["dim"])
@@ -80,30 +76,30 @@ def gated(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def as_complex(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def as_complex(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """view_as_complex: the last dim, real and imaginary part, goes."""
     x = t.value(a["self"])
     last = len(x.shape) - 1
     return Value(t.shape(node), [f[..., 0] for f in t.labels.fix(x.factors, [last], "complex numbers")])
 
 
-def as_real(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def as_real(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """view_as_real: a last dim of 2 comes."""
     return Value(t.shape(node), [f[..., None] for f in t.value(a["self"]).factors])
 
 
-def created(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def created(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """zeros, ones, full: uniform, so any index may go."""
     shape = t.shape(node)
     return Value(shape, [t.fresh(shape, d) for d, size in enumerate(shape) if size > 1 and t.static(node, d)])
 
 
-def fixed(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def fixed(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """arange and the like: positions have a meaning."""
     return Value(t.shape(node))
 
 
-def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def reduce(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """mean, max, …: the reduced dims are fixed, unless the result serves a norm (`_normalises`) or is a sum.
 
     A sum, or a norm of an order from 0 on, of what is removed is 0: it is a contraction with ones. The
@@ -134,7 +130,7 @@ def reduce(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [result(s) for s in shapes] if isinstance(shapes, list) else result(shapes)
 
 
-def dist(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def dist(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """The norm of a difference, of an order from 0 on: what both are without adds nothing."""
     if isinstance(a.get("p", 2), fx.Node) or a.get("p", 2) < 0:
         return t.unknown(node)
@@ -149,7 +145,7 @@ def dist(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(())
 
 
-def unpooled(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def unpooled(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """max_unpool: batch and channels pass, and the places are those of the pool."""
     count = next(n for n in (2, 3) if f"{n}d" in op_name(node))
     operands = []
@@ -182,7 +178,7 @@ def _squared(node: fx.Node) -> bool:
     return name == "square" or (name == "pow" and bool(node.args[1] == 2))
 
 
-def along(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def along(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """softmax, cumsum, sort, roll, …: the shape stays, the dim is fixed."""
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
@@ -191,7 +187,7 @@ def along(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [Value(s, list(kept)) for s in shapes] if isinstance(shapes, list) else Value(shapes, kept)
 
 
-def cross(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def cross(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """linalg_cross: mixes the three indices of one dim; pointwise in the others."""
     shape = t.shape(node)
     dim = a["dim"] % len(shape)
@@ -202,7 +198,7 @@ def cross(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def spatial(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def spatial(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Pooling and resampling over the last 1, 2 or 3 dims; batch and channels pass."""
     x = t.value(node.args[0])
     count = next((n for n in (1, 2, 3) if f"{n}d" in op_name(node)), len(x.shape) - 2)
@@ -212,14 +208,14 @@ def spatial(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return [Value(s, list(kept)) for s in shapes] if isinstance(shapes, list) else Value(shapes, kept)
 
 
-def last_two(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def last_two(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """tril, triu: the diagonal gives the last two dims a meaning."""
     x = t.value(a["self"])
     rank = len(x.shape)
     return Value(x.shape, t.labels.fix(x.factors, [rank - 2, rank - 1], op_name(node)))
 
 
-def batch_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def batch_norm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also instance norm: everything is per channel."""
     x = t.value(a["input"])
     if op_name(node) == "instance_norm":
@@ -228,7 +224,7 @@ def batch_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, per_channel(t, x, vectors, 1))
 
 
-def layer_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def layer_norm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also RMS norm. A lone normalised dim may lose indices: the norm is then over the survivors."""
     x = t.value(a["input"])
     rank, count = len(x.shape), len(a["normalized_shape"])
@@ -248,7 +244,7 @@ def layer_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, t.labels.unify(operands, "meets a fixed size"))
 
 
-def group_norm(t: Trace, node: fx.Node, a: Arguments) -> Result:
+def group_norm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """A unit is a whole group, or the same index of every group (the norm is then over the survivors)."""
     x = t.value(a["input"])
     groups, channels = a["num_groups"], x.shape[1]

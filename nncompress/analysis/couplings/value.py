@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Value:
 
 
 Result = Value | list["Result"] | None
+Arguments = dict[str, Any]  # of a call, by schema name
 
 
 def nested_shape(shapes: Shapes, value: Any) -> Any:
@@ -45,7 +46,7 @@ def nested_shape(shapes: Shapes, value: Any) -> Any:
     return None
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
+def arguments(node: fx.Node) -> Arguments:
     """An ATen call's arguments by schema name, defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
@@ -65,3 +66,12 @@ def as_dims(dims: Any, rank: int) -> list[int]:
     if dims is None or (isinstance(dims, Sequence) and not dims):
         return list(range(rank))
     return [d % rank if rank else 0 for d in ([dims] if isinstance(dims, int) else dims)]
+
+
+def flat(result: Result) -> Iterator[Value]:
+    """Every tensor of a result."""
+    if isinstance(result, Value):
+        yield result
+    elif isinstance(result, list):
+        for each in result:
+            yield from flat(each)
