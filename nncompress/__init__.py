@@ -25,10 +25,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nncompress.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nncompress.api import Model, as_passes, benchmark, compress, dataset, evaluate, inspect, load, save
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Model",

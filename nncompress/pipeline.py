@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-from nncompress import __version__
 from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
 from nncompress.analysis.observe.batch_size import largest_batch
@@ -25,6 +24,7 @@ from nncompress.ir.layers.weights import layer_name, layers, recurrent_layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
 from nncompress.passes.base import NEAR
+from nncompress.version import __version__
 
 LEFT = "left: even the least change would move the outputs too far"
 

@@ -18,7 +18,8 @@ import torch
 
 import nncompress
 from nncompress.analysis.importance import CRITERIA
-from nncompress.cli import help_text, main
+from nncompress.cli import main
+from nncompress.cli.commands import help_text
 from nncompress.errors import ExitCode, ExtensionError, UsageError
 from nncompress.passes import PASSES
 from nncompress.passes.prune_nodes import options as prune_nodes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nncompress.cli import COMMANDS
+from nncompress.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_NAMES = {name for group in COMMANDS.values() for name in group}

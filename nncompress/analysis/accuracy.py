@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.answer import TASKS, Answers, Predict, check_finite, output_dims, outputs_of
-from nncompress.analysis.metrics.base import Metric, Scores
+from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.analysis.metrics.registry import metric_of, named_metric
-from nncompress.analysis.metrics.scores import SummedScores, check_pair
+from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.progress import NullProgress, Progress

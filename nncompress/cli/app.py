@@ -16,7 +16,8 @@ from importlib import import_module
 
 import typer
 
-from nncompress.cli import COMMANDS, added_commands, pass_commands
+from nncompress.cli import pass_commands
+from nncompress.cli.commands import COMMANDS, added_commands
 from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn

@@ -41,7 +41,8 @@ def doctor(json: options.Json = False) -> None:
 
 def examination() -> dict[str, Any]:
     """Everything that `doctor` says, as JSON holds it."""
-    from nncompress import __version__, devices, extras
+    from nncompress import devices, extras
+    from nncompress.version import __version__
 
     processor = devices.processor()
     missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]

@@ -25,7 +25,7 @@ from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.formats.lookup import unpack
 from nncompress.ir.graph.inputs import with_batch_dims
-from nncompress.ir.graph.network import Network, model_of
+from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
@@ -41,6 +41,7 @@ from nncompress.loading.compare import (
 from nncompress.loading.dry_run import MOST_REPEATED, dry_run, most_bytes, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
+from nncompress.loading.from_network import model_of
 from nncompress.loading.from_state_dict import fill, read_safetensors
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pickle.read import describe, read_pickle

@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nncompress import __version__
 from nncompress.analysis.answer import known_answer
 from nncompress.data import Dataset
 from nncompress.errors import PromiseError, UsageError
@@ -38,6 +37,7 @@ from nncompress.search.promise import CONFIDENCE, largest_drop, records_needed, 
 from nncompress.search.records import WAIT, Records, data_key, model_key
 from nncompress.search.sensitivity import Effect, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, drop, hits, upper
+from nncompress.version import __version__
 
 
 @dataclass(frozen=True)

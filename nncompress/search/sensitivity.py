@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from nncompress import __version__, pipeline
+from nncompress import pipeline
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.distance.drift import amount
 from nncompress.errors import NNCompressError
@@ -23,6 +23,7 @@ from nncompress.passes.quantize.choose import choose
 from nncompress.passes.quantize.prepare import prepare
 from nncompress.results import Result
 from nncompress.search.records import Records, data_key, key_of, model_key
+from nncompress.version import __version__
 
 METHODS = ("prune-nodes", "factorize", "quantize")
 REMOVED = (0.25, 0.5, 0.75)  # shares of a group's nodes

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress import __version__
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
@@ -50,6 +49,7 @@ from nncompress.train.settings import TrainSettings
 from nncompress.train.state import State, TrainResult
 from nncompress.train.teacher import Teacher
 from nncompress.train.validation import validate
+from nncompress.version import __version__
 
 
 class Run:

@@ -15,8 +15,8 @@ from nncompress.analysis.accuracy import measure
 from nncompress.analysis.intervals import bootstrap_interval, mean_interval
 from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import METRICS, named_metric
-from nncompress.analysis.metrics.scores import SummedScores
 from nncompress.analysis.metrics.sequences import edits
+from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import open_data
 from nncompress.errors import DataError, UsageError
 from nncompress.results import MetricDifference

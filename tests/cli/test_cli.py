@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.cli import COMMANDS, help_text, main
+from nncompress.cli import main
 from nncompress.cli.app import run
+from nncompress.cli.commands import COMMANDS, help_text
 from nncompress.cli.console import print_json
 from nncompress.errors import ExitCode
 from nncompress.passes import PASSES, Prune

@@ -2,6 +2,7 @@
 
 | module    | one idea                                                                          |
 |-----------|-----------------------------------------------------------------------------------|
+| `new_units` | which units are added, and what they start as                                   |
 | `units`   | add units to groups of a model                                                    |
 | `initial` | the values of new units: they add nothing yet, and training can reach them        |
 | `proof`   | output before = output after, and gradients arrive; a group that fails stays      |
@@ -18,9 +19,10 @@ from __future__ import annotations
 from nncompress.analysis.growth.amounts import Amount, Budget
 from nncompress.analysis.growth.latency import Fit, largest_within
 from nncompress.analysis.growth.need import require_fitting_labels
+from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.analysis.growth.proof import Grown, grow_proven
 from nncompress.analysis.growth.step import Growth, Wish, grow_step, is_quantized
-from nncompress.analysis.growth.units import NewUnits, grow_units, normalized_groups
+from nncompress.analysis.growth.units import grow_units, normalized_groups
 
 __all__ = [
     "Amount",

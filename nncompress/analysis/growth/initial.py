@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,13 +23,11 @@ from torch import Tensor, fx
 
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.couplings.groups import Group
+from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gather, Gathers, anywhere
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import layers
-
-if TYPE_CHECKING:
-    from nncompress.analysis.growth.units import NewUnits
 
 SILENT = 1e-20
 UNEVEN = 0.5  # shares of a split weight are drawn from 1 ± this, then made to add up to 1

@@ -19,8 +19,9 @@ from nncompress.analysis.answer import answer_index
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.growth.initial import owned
+from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.analysis.growth.proof import grow_proven
-from nncompress.analysis.growth.units import NewUnits, normalized_groups
+from nncompress.analysis.growth.units import normalized_groups
 from nncompress.analysis.importance.activations import activation_statistics
 from nncompress.analysis.importance.choices import group_choices
 from nncompress.analysis.importance.taps import check_labels, task_loss

@@ -13,7 +13,8 @@ from nncompress.analysis.couplings.proof import TOLERANCE, distance
 from nncompress.analysis.couplings.proven import without_faults
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.growth.initial import owned
-from nncompress.analysis.growth.units import NewUnits, grow_units
+from nncompress.analysis.growth.new_units import NewUnits
+from nncompress.analysis.growth.units import grow_units
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers, anywhere
 

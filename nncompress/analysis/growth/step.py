@@ -9,8 +9,9 @@ from nncompress.analysis.couplings import Couplings, Group, find_couplings
 from nncompress.analysis.couplings.groups import layer_of
 from nncompress.analysis.growth.amounts import Amount, Budget, behind, new_units
 from nncompress.analysis.growth.need import need, require_fitting_labels
+from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.analysis.growth.proof import grow_proven
-from nncompress.analysis.growth.units import NewUnits, normalized_groups
+from nncompress.analysis.growth.units import normalized_groups
 from nncompress.data import Dataset
 from nncompress.errors import DataError
 from nncompress.ir import Model

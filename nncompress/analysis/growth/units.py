@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from nncompress.analysis.couplings import Couplings, find_couplings, fold_weights
-from nncompress.analysis.couplings.groups import Growth
 from nncompress.analysis.couplings.labels import PIN
 from nncompress.analysis.growth.initial import initialize
+from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.ir import Model
 from nncompress.ir.edit.resize import Survivors, read
 from nncompress.ir.edit.widen import Gathers, repeat_runs, widen
 from nncompress.ir.graph.normalize import op_name
-
-
-@dataclass(frozen=True)
-class NewUnits:
-    """What is added.
-
-    Attributes:
-        beside: group name -> per new unit the unit that it is placed beside, or copies.
-        split: groups whose new units are copies that share the outgoing weights of their original (Chen et
-            al. 2016, "Net2Net: Accelerating Learning via Knowledge Transfer", §2.2); new units of the others
-            start with fresh incoming weights and (next to) zero outgoing ones.
-        scale: of fresh incoming weights: "he", "xavier", or "auto": He before a rectifier, else Xavier.
-        seed: of random weights, and of the copies' shares.
-    """
-
-    beside: Growth
-    split: Collection[str] = ()
-    scale: str = "auto"
-    seed: int = 0
 
 
 def grow_units(model: Model, new: NewUnits, couplings: Couplings | None = None) -> dict[str, Gathers]:

@@ -1,17 +1,9 @@
-"""What a metric is, and the scores of one model by it.
-
-Most metrics are what each sample adds to some sums, and a function of these sums (`SummedMetric`). So a value
-over all samples, its interval (by drawing the samples anew) and the interval of the difference of two models
-on the same samples follow from one pass over the data, for shares and means as for ratios that are no mean
-over samples (F1, the mean of intersections over unions, perplexity).
-"""
+"""What a metric is, and the scores of one model by it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from nncompress.errors import DataError
 from nncompress.results import Estimate
@@ -105,35 +97,20 @@ class Metric(ABC):
         return change if self.higher_is_better else -change
 
 
-class SummedMetric(Metric):
-    """A function of sums over samples."""
+def check_pair(one: Scores, other: Scores) -> None:
+    """Refuse scores by different metrics, or on different samples.
 
-    @abstractmethod
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        """What each of N samples adds, float64 [N, K]; K may grow, the new sums have been 0 before.
-
-        Args:
-            output: the answers [N, ...], on the CPU.
-            origin: of the data, for messages.
-            first_record: the number of the batch's first sample, for messages.
-        Raises:
-            DataError: labels do not fit the answers.
-        """
-
-    @abstractmethod
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        """Sums [..., K] → values [...]."""
-
-    def begin(self) -> Scores:
-        from nncompress.analysis.metrics.scores import SummedScores
-
-        return SummedScores(self)
-
-
-class MeanMetric(SummedMetric):
-    """The mean over all that is counted: sums are [score · weight, weight]."""
-
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = sums[..., 0] / sums[..., 1]
-        return found
+    Raises:
+        DataError: they are.
+    """
+    if one.metric.name != other.metric.name:
+        raise DataError(
+            "two models are measured by different metrics",
+            got=f"{other.metric.name} and {one.metric.name}",
+            remedy="name one: --metric",
+        )
+    if one.samples != other.samples:
+        raise DataError(
+            "two models were measured on different numbers of samples",
+            got=f"{other.samples} and {one.samples}",
+        )

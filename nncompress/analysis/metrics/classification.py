@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.labels import chosen_classes, class_labels
-from nncompress.analysis.metrics.base import MeanMetric, SummedMetric
+from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
 from nncompress.data import Batch
 from nncompress.errors import DataError
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.labels import target_like
-from nncompress.analysis.metrics.base import MeanMetric
+from nncompress.analysis.metrics.summed import MeanMetric
 from nncompress.data import Batch
 
 

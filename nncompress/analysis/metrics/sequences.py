@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.metrics.base import MeanMetric
+from nncompress.analysis.metrics.summed import MeanMetric
 from nncompress.data import Batch
 from nncompress.errors import DataError
 

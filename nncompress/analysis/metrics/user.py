@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.metrics.base import MeanMetric, Metric, Scores
-from nncompress.analysis.metrics.scores import ResampledScores
+from nncompress.analysis.metrics.base import Metric, Scores
+from nncompress.analysis.metrics.resampled import ResampledScores
+from nncompress.analysis.metrics.summed import MeanMetric
 from nncompress.data import Batch
 from nncompress.errors import DataError, UsageError
 from nncompress.user_code import imported, last_line, offered

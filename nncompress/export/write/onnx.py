@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nncompress import __version__
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
 from nncompress.errors import UnsupportedError
@@ -43,6 +42,7 @@ from nncompress.ir.layers.places import first_place
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
+from nncompress.version import __version__
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

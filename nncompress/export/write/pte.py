@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress import __version__
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import DataError, UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
@@ -27,6 +26,7 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.runtimes.worker import run_apart
+from nncompress.version import __version__
 
 # ExecuTorch plans memory for the largest inputs, so dynamic dims need a bound.
 LARGEST_BATCH = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
-from nncompress.ir.graph.normalize import normalize, op_name, remove_dead_code
+from nncompress.ir.graph.network import Network
+from nncompress.ir.graph.normalize import normalize, remove_dead_code
 from nncompress.ir.graph.state import as_writes, changed_tensors
 from nncompress.ir.graph.tracing import (
     at_least_two,
@@ -24,31 +25,7 @@ from nncompress.ir.graph.tracing import (
     trace,
     without_clashes,
 )
-
-if TYPE_CHECKING:
-    from nncompress.ir.graph.network import Network
-
-# op -> the position of its training flag
-TRAINING_FLAG = {
-    "batch_norm": 5,
-    "dropout": 2,
-    "feature_dropout": 2,
-    "alpha_dropout": 2,
-    "feature_alpha_dropout": 2,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), 6),  # dropout between layers; cuDNN's gradient
-}
-
-
-def training_flag(node: fx.Node) -> int | None:
-    """The position of its training flag.
-
-    None without one, and of a batch norm that keeps no statistics: it takes the batch's in either mode.
-    """
-    if node.op != "call_function" or (op_name(node) == "batch_norm" and node.args[3] is None):
-        return None
-    packed = str(node.target).endswith(".data")  # a packed sequence is two arguments
-    position = TRAINING_FLAG.get(op_name(node))
-    return position + 1 if packed and position is not None else position
+from nncompress.ir.graph.training_flag import training_flag
 
 
 class Model:
@@ -288,9 +265,11 @@ class Model:
         Weights that are stored as int8 are buffers, which do not train: train first, then quantize, or use
         `nncompress train`. `nncompress.load` takes the module back.
         """
-        from nncompress.ir.graph.network import Network
-
-        return Network(self)
+        network = Network(
+            self.graph_module, self.inputs, self.outputs, self.dynamic, self.history, self.metadata
+        )
+        network.sizes = dict(self.sizes)
+        return network
 
     def refresh(self) -> None:
         """After an edit: drop dead code and derive every node's shape anew by exporting again.

@@ -1,4 +1,4 @@
-"""A `Model` as an ordinary `nn.Module`, for a training loop of the user's own; and back.
+"""A `Model` as an ordinary `nn.Module`, for a training loop of the user's own.
 
 The module is the model's graph as Python code over parameters and buffers under their dotted names. What
 differs between training and evaluation is read from the modules' own `training`: a batch norm's from the
@@ -9,21 +9,18 @@ a recurrent layer's from the network. Tensors that the graph makes are made wher
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
 from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
-from nncompress.errors import UsageError
-from nncompress.ir.graph.model import Model, name_placeholders, training_flag
+from nncompress.ir.graph.inputs import InputSpec
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.graph.state import as_writes
-from nncompress.ir.graph.tracing import trace
+from nncompress.ir.graph.training_flag import training_flag
 
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -35,20 +32,28 @@ class Network(nn.Module):
     compiled, wrapped, and given to `nncompress.load` and `nncompress.compress`.
 
     Attributes:
-        inputs, dynamic, outputs, history, metadata: as in `Model`.
+        inputs, dynamic, outputs, history, sizes, metadata: as in `Model`.
         source: the forward as Python code.
     """
 
     _forward: Callable[..., tuple[Tensor, ...]]
 
-    def __init__(self, model: Model) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        inputs: Sequence[InputSpec],
+        outputs: Sequence[str],
+        dynamic: Mapping[str, tuple[int, int | None]],
+        history: Sequence[dict[str, Any]],
+        metadata: Mapping[str, Any],
+    ) -> None:
         super().__init__()
-        tensors = copy.deepcopy(model.graph_module)
+        tensors = copy.deepcopy(graph_module)
         for table in _TENSORS:
             self.__dict__[table] = tensors.__dict__[table]
-        self.inputs, self.outputs, self.dynamic = model.inputs, model.outputs, dict(model.dynamic)
-        self.history, self.metadata = copy.deepcopy(model.history), copy.deepcopy(model.metadata)
-        self.sizes = dict(model.sizes)
+        self.inputs, self.outputs, self.dynamic = tuple(inputs), tuple(outputs), dict(dynamic)
+        self.history, self.metadata = copy.deepcopy(list(history)), copy.deepcopy(dict(metadata))
+        self.sizes: dict[str, int] = {}
         code = _trainable(tensors.graph).python_code("self")
         self.source = _format_import_block(code.globals, sys_importer) + code.src
         self._compile()
@@ -74,36 +79,6 @@ class Network(nn.Module):
         names: dict[str, Any] = {"inf": float("inf"), "nan": float("nan"), "NoneType": type(None)}
         exec(self.source, names)
         self.__dict__["_forward"] = names["forward"]
-
-
-def model_of(network: Network) -> Model:
-    """The model that a network is, with its history; trained or not, the network stays as it is.
-
-    Raises:
-        UsageError: it was edited so that it does not run any more.
-    """
-    held = copy.deepcopy(network).cpu().eval()
-    shell = Model(fx.GraphModule({}, fx.Graph()), held.inputs, held.outputs, held.dynamic)
-    shell.sizes = held.sizes
-    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in held.dynamic.items()}
-    shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in held.inputs)
-    model = Model.from_exported(
-        trace(held, shell.example_inputs(), {}, (shapes,) if dims else None),
-        history=held.history,
-        metadata=held.metadata,
-        inputs=held.inputs,
-        copy_weights=True,
-    )
-    if len(model.outputs) != len(held.outputs):
-        raise UsageError(
-            "the network gives other outputs than when it was made",
-            got=", ".join(model.outputs),
-            expected=", ".join(held.outputs),
-        )
-    model.inputs = tuple(replace(spec, name=old.name) for spec, old in zip(model.inputs, held.inputs))
-    name_placeholders(model.graph_module, model.inputs)
-    model.outputs, model.sizes = held.outputs, dict(held.sizes)
-    return model
 
 
 def _trainable(given: fx.Graph) -> fx.Graph:

@@ -1,23 +1,57 @@
-"""The scores of one model: sums per sample, or copies of an object that saw the samples at random."""
+"""Metrics that are a function of sums over samples, and the sums of one model.
+
+Most metrics are what each sample adds to some sums, and a function of these sums. So a value over all
+samples, its interval (by drawing the samples anew) and the interval of the difference of two models on the
+same samples follow from one pass over the data, for shares and means as for ratios that are no mean over
+samples (F1, the mean of intersections over unions, perplexity).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import abstractmethod
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from nncompress.analysis.intervals import CONFIDENCE, bootstrap_interval, mean_interval
-from nncompress.analysis.metrics.base import MeanMetric, Metric, Scores, SummedMetric
+from nncompress.analysis.intervals import bootstrap_interval, mean_interval
+from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.data import Batch
 from nncompress.errors import DataError
 from nncompress.results import Estimate
 
 _BYTES = 1 << 28  # of sums; samples beyond are pooled with earlier ones
-COPIES = 64  # that a spread is told from: to 9 %
-NORMAL_95 = 1.959963984540054
+
+
+class SummedMetric(Metric):
+    """A function of sums over samples."""
+
+    @abstractmethod
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+        """What each of N samples adds, float64 [N, K]; K may grow, the new sums have been 0 before.
+
+        Args:
+            output: the answers [N, ...], on the CPU.
+            origin: of the data, for messages.
+            first_record: the number of the batch's first sample, for messages.
+        Raises:
+            DataError: labels do not fit the answers.
+        """
+
+    @abstractmethod
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """Sums [..., K] → values [...]."""
+
+    def begin(self) -> Scores:
+        return SummedScores(self)
+
+
+class MeanMetric(SummedMetric):
+    """The mean over all that is counted: sums are [score · weight, weight]."""
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: np.ndarray = sums[..., 0] / sums[..., 1]
+        return found
 
 
 class SummedScores:
@@ -86,64 +120,3 @@ class SummedScores:
     def _per_sample(self) -> bool:
         """One score per sample, all of weight 1: its mean has a t interval."""
         return type(self._summed).value is MeanMetric.value and bool((self.rows[:, 1] == 1).all())
-
-
-class ResampledScores:
-    """An object that is updated and computes, with `COPIES` more, each of which sees every sample as often as
-    a Poisson number says: the Poisson bootstrap (Hanley & MacGibbon 2006). The numbers follow from the place
-    of the sample in the data, so that two models' copies saw the same."""
-
-    def __init__(self, metric: Metric, make: Callable[[], Any], number: Callable[[Any], float]) -> None:
-        self.metric = metric
-        self.samples = 0
-        self._number = number
-        self._whole, self._copies = make(), [make() for _ in range(COPIES)]
-
-    def add(self, output: Tensor, batch: Batch, origin: str) -> None:
-        times = np.random.default_rng([self.samples]).poisson(1.0, size=(COPIES, len(output)))
-        self.samples += len(output)
-        self._whole.update(output, batch)
-        for copy, row in zip(self._copies, times):
-            drawn = torch.from_numpy(np.repeat(np.arange(len(output)), row))
-            if len(drawn):
-                copy.update(output[drawn], batch.part(drawn))
-
-    @property
-    def value(self) -> float:
-        return self._number(self._whole)
-
-    def interval(self) -> Estimate:
-        return _spread(self.value, self.drawn())
-
-    def less(self, other: Scores) -> Estimate:
-        check_pair(self, other)
-        assert isinstance(other, ResampledScores)
-        return _spread(self.value - other.value, self.drawn() - other.drawn())
-
-    def drawn(self) -> np.ndarray:
-        """The values of the copies."""
-        return np.array([self._number(copy) for copy in self._copies])
-
-
-def check_pair(one: Scores, other: Scores) -> None:
-    """Refuse scores by different metrics, or on different samples.
-
-    Raises:
-        DataError: they are.
-    """
-    if one.metric.name != other.metric.name:
-        raise DataError(
-            "two models are measured by different metrics",
-            got=f"{other.metric.name} and {one.metric.name}",
-            remedy="name one: --metric",
-        )
-    if one.samples != other.samples:
-        raise DataError(
-            "two models were measured on different numbers of samples",
-            got=f"{other.samples} and {one.samples}",
-        )
-
-
-def _spread(value: float, drawn: np.ndarray) -> Estimate:
-    half = NORMAL_95 * float(np.std(drawn[np.isfinite(drawn)], ddof=1))
-    return Estimate(value, value - half, value + half, CONFIDENCE)

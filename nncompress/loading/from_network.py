@@ -1,0 +1,45 @@
+"""What `Model.to_module` gave, trained in a loop of the user's own or not, back to a `Model`."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from torch import fx
+from torch.export import Dim
+
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.ir.graph.model import name_placeholders
+from nncompress.ir.graph.network import Network
+from nncompress.ir.graph.tracing import trace
+
+
+def model_of(network: Network) -> Model:
+    """The model that a network is, with its history; trained or not, the network stays as it is.
+
+    Raises:
+        UsageError: it was edited so that it does not run any more.
+    """
+    held = copy.deepcopy(network).cpu().eval()
+    shell = Model(fx.GraphModule({}, fx.Graph()), held.inputs, held.outputs, held.dynamic)
+    shell.sizes = held.sizes
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in held.dynamic.items()}
+    shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in held.inputs)
+    model = Model.from_exported(
+        trace(held, shell.example_inputs(), {}, (shapes,) if dims else None),
+        history=held.history,
+        metadata=held.metadata,
+        inputs=held.inputs,
+        copy_weights=True,
+    )
+    if len(model.outputs) != len(held.outputs):
+        raise UsageError(
+            "the network gives other outputs than when it was made",
+            got=", ".join(model.outputs),
+            expected=", ".join(held.outputs),
+        )
+    model.inputs = tuple(replace(spec, name=old.name) for spec, old in zip(model.inputs, held.inputs))
+    name_placeholders(model.graph_module, model.inputs)
+    model.outputs, model.sizes = held.outputs, dict(held.sizes)
+    return model
