@@ -154,11 +154,11 @@ def test_a_difference_is_paired():
 
 
 def test_samples_beyond_the_budget_are_pooled_alike(monkeypatch):
-    from nncompress.analysis.metrics import scores
+    from nncompress.analysis.metrics import summed
 
     labels, outputs = torch.randint(0, 4, (900,)), torch.randn(900, 4)
     whole = measured(outputs, labels, "f1")
-    monkeypatch.setattr(scores, "_BYTES", 8)
+    monkeypatch.setattr(summed, "_BYTES", 8)
     pooled = measured(outputs, labels, "f1")
     assert isinstance(pooled.scores, SummedScores)
     assert len(pooled.scores.rows) == 256
