@@ -46,6 +46,7 @@ from nncompress.loading.from_state_dict import fill, read_safetensors
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
+from nncompress.loading.random_numbers import refuse_random_numbers
 
 __all__ = ["InputShape", "infer_input", "load_model", "load_module", "parse_input", "read_pt2"]
 
@@ -76,7 +77,8 @@ def load_model(
         ModelFileError: the file is missing, damaged, no model, or its weights do not fit `arch`.
         UnsafeFileError: it needs code to load, which the message names.
         UsageError: an argument is wrong, or `arch` or `input_shapes` is needed.
-        UnsupportedError: `torch.export` cannot trace the module, or the kind of model is not read.
+        UnsupportedError: `torch.export` cannot trace the module, it draws random numbers, or this kind of
+            model is not read.
     """
     path = Path(path)
     refuse_index(path)
@@ -123,7 +125,7 @@ def load_module(
 
     Raises:
         UsageError: it cannot be copied, is TorchScript, or does not run on the inputs.
-        UnsupportedError: `torch.export` cannot trace it.
+        UnsupportedError: `torch.export` cannot trace it, or it draws random numbers.
     """
     while (inner := _wrapped(module)) is not None:
         module = inner
@@ -168,7 +170,9 @@ def _traced(
             laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Model.from_module(module, laid, record_dims=record_dims)
+            model = Model.from_module(module, laid, record_dims=record_dims)
+        refuse_random_numbers(model, path)
+        return model
 
     # time first: another dim that all inputs have, where the first turns out to be none of records
     ranks = min((tensor.dim() for tensor in inputs), default=0)
@@ -256,6 +260,7 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
     model = Model.from_exported(
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
+    refuse_random_numbers(model, path)
     if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
         check_graph_runs(model, path)
     try:

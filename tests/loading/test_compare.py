@@ -58,16 +58,6 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
         compare_with_source(model, net, "net.pt", print)
 
 
-def test_a_source_that_draws_random_numbers_is_told_of() -> None:
-    class Noisy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.rand_like(x)
-
-    model, told = Model.from_module(nn.Identity(), (torch.randn(2, 4),)), []
-    assert compare_with_source(model, Noisy(), "net.pt", told.append) is None
-    assert "random" in told[0]
-
-
 def test_state_is_kept_as_the_file_had_it(tmp_path: Path) -> None:
     net = Stateful().eval()
     model = Model.from_module(net, (torch.randn(2, 4),))

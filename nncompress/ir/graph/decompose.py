@@ -42,6 +42,8 @@ _MOVEMENT = """
 """
 WHOLE = frozenset((_LAYERS + _VALUES + _MOVEMENT).split())
 
+_RRELU = (aten.rrelu.default, aten.rrelu_with_noise.default)
+
 # A view that is legal for the memory layout of the example need not be legal for another one.
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
@@ -49,10 +51,21 @@ _VIEWS = (aten.view.default, aten._unsafe_view.default)
 def decompose_composites(graph: fx.Graph) -> None:
     """Replace every composite op that is not `WHOLE` by its steps, in place."""
     for node in list(graph.nodes):
-        if is_composite(node.target):
+        if node.target in _RRELU:
+            _fix_slope(node)
+        elif is_composite(node.target):
             take_apart(graph, node)
         elif node.target is aten.index_put.default:
             _write_where(graph, node)
+
+
+def _fix_slope(node: fx.Node) -> None:
+    """`rrelu` in evaluation mode is a leaky relu with its mean slope: no noise that is handed over."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args)) | node.kwargs
+    if not given.get("training", False):
+        slope = (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2
+        node.target, node.args, node.kwargs = aten.leaky_relu.default, (node.args[0], slope), {}
 
 
 def _write_where(graph: fx.Graph, node: fx.Node) -> None:

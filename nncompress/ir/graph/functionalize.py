@@ -245,7 +245,7 @@ class _Rewriter:
             node.args, node.kwargs = fx.map_arg((args, kwargs), lambda each: copies.get(each, each))
             for source in written:
                 self._write(self.values[source], copies[self._read(source)])
-        if len(written) == 1 and isinstance(self.stand_ins.recorded(node), Tensor | None):
+        if len(written) == 1 and _hands_on(node.target):
             self.values[node], self.stand_ins.of[node] = (
                 self.values[written[0]],
                 self.stand_ins.of[written[0]],
@@ -326,6 +326,12 @@ def _written(node: fx.Node) -> list[fx.Node]:
             given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             fx.map_arg(given, found.append)
     return found
+
+
+def _hands_on(target: Any) -> bool:
+    """What it returns, if anything, is what it has written to, not a tensor of its own (rrelu's noise)."""
+    returns = target._schema.returns
+    return len(returns) < 2 and all(r.alias_info is not None and r.alias_info.is_write for r in returns)
 
 
 def _functional(target: Any) -> OpOverload | None:

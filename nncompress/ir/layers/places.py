@@ -13,6 +13,8 @@ _WORDS = {
     "scaled_dot_product_attention": "attention",
     "lift_fresh_copy": "a constant",
     "getitem": "a part",
+    "normal_functional": "normal",
+    "rrelu_with_noise": "rrelu",
     "mul": "a product",
     "div": "a quotient",
     "add": "a sum",
@@ -22,7 +24,8 @@ _WORDS = {
 
 def place(node: fx.Node) -> str:
     """ "lstm in encoder.rnn", "softmax behind encoder.attention", "a sum behind input x": the op in plain
-    words, and the layer whose weights it reads or whose result reaches it by the fewest steps."""
+    words, and the layer whose weights it reads or whose result reaches it by the fewest steps; of what comes
+    of nothing, the layer that it reaches."""
     if node.op == "placeholder":
         return f"input {node.target}"
     if node.op == "get_attr":
@@ -40,7 +43,21 @@ def place(node: fx.Node) -> str:
         inputs += [str(n.target) for n in each.all_input_nodes if n.op == "placeholder"]
         ahead += [n for n in each.all_input_nodes if n not in seen]
         seen.update(each.all_input_nodes)
-    return f"{words(node)} behind input {inputs[0]}" if inputs else words(node)
+    return f"{words(node)} behind input {inputs[0]}" if inputs else words(node) + _before(node)
+
+
+def _before(node: fx.Node) -> str:
+    """ " before encoder.rnn": the first layer that what comes of nothing stored or given reaches."""
+    seen: set[fx.Node] = set()
+    ahead = list(node.users)
+    while ahead:
+        each = ahead.pop(0)
+        stored = [n for n in each.all_input_nodes if n.op == "get_attr"]
+        if stored:
+            return f" before {layer_name(str(stored[-1].target))}"
+        ahead += [n for n in each.users if n not in seen]
+        seen.update(each.users)
+    return ""
 
 
 def words(node: fx.Node) -> str:

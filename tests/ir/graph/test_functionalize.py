@@ -212,3 +212,20 @@ def test_stored_tensors_that_share_memory_and_change_are_refused_by_name() -> No
 
     with pytest.raises(UnsupportedError, match="whole"):
         Model.from_module(Net(), (torch.randn(2, 4),))
+
+
+def test_an_op_may_write_to_one_tensor_and_return_another() -> None:
+    """RReLU in evaluation mode: what is handed over as noise is no result."""
+
+    class Slopes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.ones_like(x)
+            h = torch.ops.aten.rrelu_with_noise(nn.functional.rrelu_(x - 1), noise, 0.1, 0.3)
+            return nn.functional.rrelu(h + noise)
+
+    x = torch.randn(5, 4)
+    model = Model.from_module(Slopes(), (x,))
+    again = Model.from_exported(model.exported_program())
+    for made in (model, again):
+        torch.testing.assert_close(made(x), Slopes()(x))
+        assert not any("rrelu" in str(node.target) for node in made.graph.nodes)
