@@ -85,21 +85,21 @@ def cost(model: Model) -> Cost:
     """Cost of every layer of `model` for one record, also where its batch is fixed at more."""
     shapes = Shapes(model)
     records = model.fixed_batch or 1
-    bits = _stored_bits(model)
+    bits, zeros = _stored_bits(model), _zero_points(model)
     rows = []
     for node, stored, fresh, scales in counted_tensors(model):
         macs = node_macs(node, shapes) // records
         if not stored and not macs:
             continue
-        values = [tensor for name, tensor in fresh if name not in scales]
+        values = [(name, tensor) for name, tensor in fresh if name not in scales]
         rows.append(
             LayerCost(
                 name=layer_name(stored[0]) if stored else node.name,
                 kind=_kind(node, shapes),
                 shape=tuple(model.tensor(stored[0]).shape) if stored else (),
                 output=shapes.of(node),
-                parameters=sum(t.numel() for t in values),
-                nonzero=sum(int(torch.count_nonzero(t)) for t in values),
+                parameters=sum(t.numel() for _, t in values),
+                nonzero=sum(int(torch.count_nonzero(t - zeros.get(name, 0))) for name, t in values),
                 macs=macs,
                 bytes=sum(_bytes(t, bits.get(name, 8)) for name, t in fresh),
             )
@@ -126,9 +126,24 @@ def _stored_bits(model: Model) -> dict[str, int]:
     """Of each int8 tensor, the bits that its range of values needs in a file: 8, 4 or 2."""
     found = {}
     for node in model.graph.nodes:
-        if op_name(node) == "dequantize_per_channel" and node.args[0].op == "get_attr":
-            values = int(node.args[5]) - int(node.args[4]) + 1
-            found[str(node.args[0].target)] = bits_for(values)
+        name = op_name(node)
+        if name.startswith("dequantize_per_channel") and node.args[0].op == "get_attr":
+            start = 4 if name == "dequantize_per_channel" else 3
+            bits = bits_for(int(node.args[start + 1]) - int(node.args[start]) + 1)
+            found[str(node.args[0].target)] = bits
+            if name == "dequantize_per_channel_group" and node.args[2] is not None:
+                found[str(node.args[2].target)] = bits  # its zero points
+    return found
+
+
+def _zero_points(model: Model) -> dict[str, torch.Tensor]:
+    """Of each int8 tensor with a zero point per group, the code that means zero, of the tensor's shape."""
+    found = {}
+    for node in model.graph.nodes:
+        weight = weight_at(model, node) if op_name(node) == "dequantize_per_channel_group" else None
+        if weight is not None and weight.group_size is not None and node.args[2] is not None:
+            points = model.tensor(str(node.args[2].target))
+            found[weight.name] = points.repeat_interleave(weight.group_size, 1)
     return found
 
 

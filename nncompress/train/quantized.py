@@ -23,9 +23,13 @@ from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import bias_units, in_units, ops, round_biases
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.places import place
-from nncompress.ir.layers.weights import Weight, argument, weight_at
+from nncompress.ir.layers.weights import Weight, argument, float_name, weight_at
 
-DEQUANTIZE = (ops.dequantize_per_channel.default, ops.dequantize_per_tensor.default)
+DEQUANTIZE = (
+    ops.dequantize_per_channel.default,
+    ops.dequantize_per_tensor.default,
+    ops.dequantize_per_channel_group.default,
+)
 DIFFERENTIABLE = (*DEQUANTIZE, ops.quantize_per_tensor.default)
 
 
@@ -59,7 +63,7 @@ def add_float_copies(model: Model) -> dict[str, Copy]:
     for node in list(model.graph.nodes):
         weight = weight_at(model, node) if node.target in DEQUANTIZE else None
         if weight is not None and weight.name not in copies:
-            name = edit.add_tensor(model, weight.name.removesuffix("_int8"), weight.value())
+            name = edit.add_tensor(model, float_name(weight.name), weight.value())
             copies[weight.name] = Copy(name, weight)
     return copies
 
@@ -74,8 +78,9 @@ def read_float_copies(graph: fx.Graph, copies: Mapping[str, Copy]) -> None:
             if stored.op == "get_attr" and stored.target in copies:
                 with graph.inserting_before(node):
                     node.update_arg(0, graph.get_attr(copies[stored.target].name))
-            per_channel = node.target is ops.dequantize_per_channel.default
-            node.target = round_per_channel if per_channel else round_per_tensor
+            node.target = dict(zip(DEQUANTIZE, (round_per_channel, round_per_tensor, round_per_group)))[
+                node.target
+            ]
             node.kwargs = {}
     graph.eliminate_dead_code()
 
@@ -109,6 +114,14 @@ def round_per_channel(
 ) -> Tensor:
     zero = torch.zeros_like(scale, dtype=torch.int32) if zero is None else zero.to(torch.int32)
     return torch.fake_quantize_per_channel_affine(x.float(), scale, zero, axis, low, high)
+
+
+def round_per_group(
+    x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int, _: Any, size: int, *rest: Any
+) -> Tensor:
+    rows = x.reshape(-1, size)
+    flat_zero = None if zero is None else zero.flatten()
+    return round_per_channel(rows, scale.flatten(), flat_zero, 0, low, high).reshape(x.shape)
 
 
 def round_copies(model: Model, copies: Mapping[str, Copy]) -> None:

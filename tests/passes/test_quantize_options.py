@@ -231,7 +231,7 @@ def test_few_records_are_warned_of_and_an_int8_model_is_no_float16_one():
     model = perceptron(16, 16, 4)
     result, steps = pipeline.run(model, [Quantize()], Context(data=Records(model, 1)))
     assert "a single record" in " ".join(steps[0].notes)
-    with pytest.raises(UnsupportedError, match="int8 already"):
+    with pytest.raises(UnsupportedError, match="quantized already"):
         pipeline.run(result, [Quantize(mode="float16")], Context())
     assert sum(op_name(n) == "quantize_per_tensor" for n in result.graph.nodes) == 2
 

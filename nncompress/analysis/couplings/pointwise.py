@@ -56,8 +56,17 @@ def per_channel(t: Tracer, x: Value, vectors: list[Any], dim: int) -> list[Facto
 
 
 def quantized(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """(De)quantize: per tensor it follows its input; per channel, scales and zero points join an axis."""
+    """(De)quantize: per tensor it follows its input; per channel, scales and zero points join an axis; per
+    group, they join the rows, and inputs of one group stand and fall together."""
     x = t.value(a["input"])
+    if "group_size" in a:
+        operands = [(x.factors, x.spans)]
+        for grid in (a["scales"], a["zero_points"]):
+            if grid is not None:
+                factors = t.value(grid).factors
+                spread = [np.repeat(f, a["group_size"], 1) if f.shape[1] > 1 else f for f in factors]
+                operands.append((spread, [True, True]))
+        return Value(x.shape, t.labels.unify(operands, "meets a fixed size"))
     if "axis" not in a:
         return Value(x.shape, list(x.factors))
     return Value(x.shape, per_channel(t, x, [a["scales"], a["zero_points"]], a["axis"]))

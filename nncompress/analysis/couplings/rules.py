@@ -111,7 +111,8 @@ _TABLE: list[tuple[Rule, str]] = [
     (p.as_real, "view_as_real"),
     (
         p.quantized,
-        "quantize_per_tensor dequantize_per_tensor quantize_per_channel dequantize_per_channel",
+        "quantize_per_tensor dequantize_per_tensor quantize_per_channel dequantize_per_channel"
+        " dequantize_per_channel_group",
     ),
     (p.prelu, "prelu _prelu_kernel"),
     (

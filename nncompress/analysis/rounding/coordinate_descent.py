@@ -1,19 +1,53 @@
-"""Round weights up or down so that a layer's *output* errs least, instead of every weight by itself.
+"""Round weights so that a layer's *output* errs least, instead of every weight by itself.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization": with Δ the rounding error
 of one output's weights and x what they multiply, the output errs by E[(Δ x)²] = Δ E[x xᵀ] Δᵀ (their eq. 13,
 20): a quadratic problem over two choices per weight. They relax it to gradient descent over batches; here the
-second moment is gathered once, and coordinate descent from the nearest values lowers it until no single
-choice does.
+second moment is gathered once, and coordinate descent lowers it until no single choice does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 SWEEPS = 10
 BLOCK = 128  # columns whose changes are told to the others together
+
+
+def descend(
+    target: Tensor, start: Tensor, second: Tensor, rounded: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Allowed rows v with (v − w) H (v − w)ᵀ lowered from `start`, one column after the other.
+
+    Args:
+        target: w, float64 [outputs, d].
+        start: of allowed values, float64 [outputs, d].
+        second: H = E[x xᵀ], float64 [d, d].
+        rounded: (values [outputs], column) -> the nearest that are allowed there.
+
+    Returns: float64 [outputs, d].
+    """
+    values = start.clone()
+    diagonal = second.diagonal().clamp_min(1e-12 * float(second.diagonal().max()) + 1e-300)
+    slope = (values - target) @ second
+    width = second.shape[0]
+    for _ in range(SWEEPS):
+        before = values.clone()
+        for first in range(0, width, BLOCK):
+            block = slice(first, min(first + BLOCK, width))
+            own, local, old = second[block, block], slope[:, block].clone(), values[:, block].clone()
+            for j in range(own.shape[0]):
+                column = first + j
+                best = rounded(values[:, column] - local[:, j] / diagonal[column], column)
+                local += (best - values[:, column])[:, None] * own[j]
+                values[:, column] = best
+            slope += (values[:, block] - old) @ second[block]
+        if torch.equal(values, before):
+            break
+    return values
 
 
 def round_adaptively(weight: Tensor, scales: Tensor, start: Tensor, second: Tensor, top: int) -> Tensor:
@@ -31,22 +65,8 @@ def round_adaptively(weight: Tensor, scales: Tensor, start: Tensor, second: Tens
     step = scales.to(torch.float64)[:, None]
     target = weight.to(torch.float64) / step  # everything in units of the row's step
     low, high = target.floor().clamp(-top, top), target.ceil().clamp(-top, top)
-    values = start.to(torch.float64)
-    diagonal = second.diagonal().clamp_min(1e-12 * float(second.diagonal().max()) + 1e-300)
-    slope = (values - target) @ second
-    width = second.shape[0]
-    for _ in range(SWEEPS):
-        before = values.clone()
-        for first in range(0, width, BLOCK):
-            block = slice(first, min(first + BLOCK, width))
-            own, local, old = second[block, block], slope[:, block].clone(), values[:, block].clone()
-            for j in range(own.shape[0]):
-                column = first + j
-                best = torch.round(values[:, column] - local[:, j] / diagonal[column])
-                best = torch.minimum(torch.maximum(best, low[:, column]), high[:, column])
-                local += (best - values[:, column])[:, None] * own[j]
-                values[:, column] = best
-            slope += (values[:, block] - old) @ second[block]
-        if torch.equal(values, before):
-            break
-    return values.to(torch.int8)
+
+    def neighbour(values: Tensor, column: int) -> Tensor:
+        return torch.minimum(torch.maximum(torch.round(values), low[:, column]), high[:, column])
+
+    return descend(target, start.to(torch.float64), second, neighbour).to(torch.int8)

@@ -1,7 +1,8 @@
 """Layers and their weights: which node reads which parameter, in which role, whatever wraps it.
 
-A weight is a parameter (`get_attr`), or an int8 tensor behind a `dequantize` node after `quantize`.
-`Weight` reads and writes both as floats, so that passes need not know.
+A weight is a parameter (`get_attr`), or an int8 tensor behind a `dequantize` node after `quantize`, with
+scales per channel or per group (`nncompress.ir.formats.groups`). `Weight` reads and writes all of them as
+floats, so that passes need not know.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ WEIGHTED_OPS: dict[str, Roles] = {
     "embedding": Roles("embedding", 1, 0, None, 1, 0),
 }
 
+# what makes floats of a stored int8 tensor
+DEQUANTIZE = ("dequantize_per_channel", "dequantize_per_tensor", "dequantize_per_channel_group")
+
 
 def roles_of(node: fx.Node) -> Roles | None:
     """The roles of a weighted op's arguments, or None for any other node."""
@@ -81,7 +85,7 @@ class Weight:
     """A tensor that a layer reads: a float parameter, or int8 with scales.
 
     Attributes:
-        source: the node the layer reads: `get_attr`, or `dequantize_per_channel/_tensor` of a `get_attr`.
+        source: the node the layer reads: `get_attr`, or a node of `DEQUANTIZE` of a `get_attr`.
         name: dotted name of the stored tensor.
     """
 
@@ -94,8 +98,9 @@ class Weight:
         return self.source.op != "get_attr"
 
     @property
-    def _per_channel(self) -> bool:
-        return "per_channel" in op_name(self.source)
+    def group_size(self) -> int | None:
+        """How many inputs of an output share a scale; None where scales are per channel or tensor."""
+        return int(self.source.args[6]) if op_name(self.source) == DEQUANTIZE[2] else None  # type: ignore[arg-type]
 
     def value(self) -> Tensor:
         """The float value, detached. A copy if it is quantized, else the parameter's own memory."""
@@ -113,18 +118,23 @@ class Weight:
         with torch.no_grad():
             if self.quantized:
                 scale, zero = self._scales(stored)
-                bounds: Any = self.source.args[4:6] if self._per_channel else self.source.args[3:5]
+                start = 4 if op_name(self.source) == DEQUANTIZE[0] else 3
+                bounds: Any = self.source.args[start : start + 2]
                 value = torch.clamp(torch.round(value / scale) + zero, int(bounds[0]), int(bounds[1]))
             stored.copy_(value.to(stored.dtype))
 
     def _scales(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points, float32, that broadcast against `stored`."""
+
         def read(argument: object) -> Tensor:
             if isinstance(argument, fx.Node):
                 return self.model.tensor(str(argument.target)).to(torch.float32)
             return torch.tensor(float(argument or 0))  # type: ignore[arg-type]
 
         scale, zero = read(self.source.args[1]), read(self.source.args[2])
-        if not self._per_channel:
+        if self.group_size is not None:
+            scale, zero = (t.repeat_interleave(self.group_size, 1) if t.dim() else t for t in (scale, zero))
+        if op_name(self.source) != DEQUANTIZE[0]:
             return scale, zero
         axis = int(self.source.args[3])  # type: ignore[arg-type]
         shape = [-1 if d == axis else 1 for d in range(stored.dim())]
@@ -137,7 +147,7 @@ def weight_at(model: Model, source: object) -> Weight | None:
         return None
     if source.op == "get_attr":
         return Weight(model, source, str(source.target))
-    if op_name(source) in ("dequantize_per_channel", "dequantize_per_tensor"):
+    if op_name(source) in DEQUANTIZE:
         stored = source.args[0]
         if isinstance(stored, fx.Node) and stored.op == "get_attr":
             return Weight(model, source, str(stored.target))
@@ -214,10 +224,15 @@ def recurrent_name(node: fx.Node) -> str:
 
 
 def layer_name(tensor_name: str) -> str:
-    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, in int8 too."""
-    tensor_name = tensor_name.removesuffix("_int8")
+    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, quantized too."""
+    tensor_name = float_name(tensor_name)
     prefix, _, leaf = tensor_name.rpartition(".")
     return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
+
+
+def float_name(tensor_name: str) -> str:
+    """What a weight was called before it was quantized."""
+    return tensor_name.removesuffix("_int8").removesuffix("_int4")
 
 
 def readers(model: Model, name: str) -> list[fx.Node]:

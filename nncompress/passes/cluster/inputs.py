@@ -61,14 +61,14 @@ class SeenInputs:
         self._records = sum(count_records(model.inputs, inputs) for inputs in batches)
         self.rows: list[Rows] = []
 
-    def second_moments(self, layer: Layer, positions: Positions) -> Tensor:
+    def second_moments(self, layer: Layer) -> Tensor:
         """E[x xᵀ] with a ridge, float64 [groups, in, in]; of an embedding its diagonal [1, in].
 
         Layers must be asked for in graph order.
         """
         seen = self._run.values(layer.data)
         if layer.kind == "embedding":
-            counts = torch.zeros(positions.index.shape[2], dtype=torch.float64)
+            counts = torch.zeros(len(layer.weight.value()), dtype=torch.float64)
             for (value,) in seen:
                 counts += torch.bincount(value.flatten(), minlength=len(counts))
             return with_ridge(counts, RIDGE).unsqueeze(0)

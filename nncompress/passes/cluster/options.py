@@ -230,7 +230,7 @@ class Cluster(Pass):
 
         channels = self._channels(layer, weight)
         positions = Positions.of(layer) if seen is not None else None
-        moments = None if seen is None or positions is None else seen.second_moments(layer, positions)
+        moments = None if seen is None or positions is None else seen.second_moments(layer)
         importance = curvature
         if moments is not None and positions is not None and self.weighting in (None, "inputs"):
             diagonal = moments if moments.dim() == 2 else moments.diagonal(dim1=1, dim2=2)

@@ -25,7 +25,7 @@ def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Chang
     chosen, left = [], []
     for layer in found:
         if layer.weight.quantized:
-            left.append(Change(layer.name, "left: already int8", applied=False))
+            left.append(Change(layer.name, "left: quantized already", applied=False))
         elif layer.weight.name in kept:
             left.append(Change(layer.name, "left in float by --keep", applied=False))
         else:

@@ -54,6 +54,14 @@ class Quantize(Pass):
         most=8,
         help="bits of a weight; 7 avoids overflow on x86 without VNNI, 4 halves the file",
     )
+    group_size: int | None = option(
+        None,
+        least=16,
+        most=256,
+        metavar="N",
+        help="with --weight-bits 4: a scale for every N inputs of an output; float arithmetic",
+    )
+    asymmetric: bool = option(False, help="with --group-size: a zero point beside every scale")
     size: float | None = option(
         None,
         above=0,
@@ -81,6 +89,10 @@ class Quantize(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.group_size is not None:
+            self._check_groups()
+        elif self.asymmetric:
+            raise UsageError("quantize: --asymmetric is for --group-size", remedy="add --group-size 32")
         given = [name for name in self.settings() if name != "mode"]
         if self.mode == "float16" and given:
             raise UsageError(
@@ -100,11 +112,33 @@ class Quantize(Pass):
         if self.size is not None and self.weight_bits != 8:
             raise UsageError("quantize: give one of --size and --weight-bits", got="both")
 
+    def _check_groups(self) -> None:
+        if self.mode not in ("static", "weights"):
+            raise UsageError("quantize: --group-size is for --mode weights", got=f"--mode {self.mode}")
+        if self.group_size is not None and self.group_size & (self.group_size - 1):
+            raise UsageError(
+                "quantize: --group-size is a power of two, as kernels have it",
+                got=str(self.group_size),
+                expected="16, 32, 64, 128 or 256",
+            )
+        if self.weight_bits != 4:
+            raise UsageError(
+                "quantize: --group-size is for weights of 4 bits",
+                got=f"--weight-bits {self.weight_bits}",
+                remedy="add --weight-bits 4",
+            )
+        fitting = ("mode", "weight_bits", "group_size", "asymmetric", "keep", "rounding")
+        other = next((name for name in self.settings() if name not in fitting), None)
+        if other is not None:
+            raise UsageError(f"quantize: --group-size goes without {flag_of(other)}")
+        object.__setattr__(self, "mode", "weights")  # no integer kernel has a scale per group
+
     def requires(self, model: Model, context: Context) -> None:
         from nncompress.analysis.metrics.registry import named_metric
         from nncompress.ir.edit.fold import fold_batch_norms, norm_names
         from nncompress.ir.layers.weights import layers
         from nncompress.passes.quantize.choose import choose, integer_layers
+        from nncompress.passes.quantize.groups import check_groups
         from nncompress.passes.quantize.prepare import prepare
 
         model = model.copy()
@@ -137,7 +171,7 @@ class Quantize(Pass):
             for layer in found:
                 if layer.weight.quantized:
                     raise UnsupportedError(
-                        f"quantize: {layer.name} is int8 already",
+                        f"quantize: {layer.name} is quantized already",
                         remedy="use --mode float16 on the float model",
                     )
         elif self.mode == "static" and integer_layers(chosen, "static"):
@@ -149,6 +183,8 @@ class Quantize(Pass):
                     data.require_labels("quantize --max-drop")
         if chosen and self.rounding == "adaptive":
             need_data(context, "quantize --rounding adaptive", "it is measured")
+        if self.group_size is not None:
+            check_groups(model, self.keep, self.group_size)
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.cost import cost
@@ -158,6 +194,7 @@ class Quantize(Pass):
         from nncompress.passes.quantize.condition import condition
         from nncompress.passes.quantize.correct_bias import correct_biases
         from nncompress.passes.quantize.evidence import gather
+        from nncompress.passes.quantize.groups import round_by_groups
         from nncompress.passes.quantize.prepare import prepare
         from nncompress.passes.quantize.small import too_small
         from nncompress.passes.quantize.worst import keep_worst
@@ -170,6 +207,15 @@ class Quantize(Pass):
             return left
         original = cost(model).bytes
         condition(model, self, context)
+        if self.group_size is not None:
+            return round_by_groups(
+                model,
+                self.keep,
+                self.group_size,
+                asymmetric=self.asymmetric,
+                nearest=self.rounding == "nearest",
+                context=context,
+            )
         chosen, left = choose(model, self.keep)
         evidence = gather(model, chosen, self, original, context)
         note = too_small(model, integer_layers(chosen, self.mode))

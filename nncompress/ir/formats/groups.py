@@ -1,0 +1,129 @@
+"""Weights of 4 bits by groups: `size` neighbouring inputs of an output share a scale, and maybe a zero point.
+
+    stored int8 [out, in] in −8 … 7 -> dequantize_per_channel_group(scales [out, in / size]) -> linear
+
+w = (code − zero point) · scale, computed in float32 as the runtimes' kernels do, so the graph means the same
+bits everywhere. A scale of few weights follows an outlier, which a scale per output spreads over all. All 16
+codes are used: a symmetric grid reaches one step further on the side where its largest weight lies, and the
+sign of the scale says which. Zero stays zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.formats.qdq import ops
+from nncompress.ir.graph.model import Model
+from nncompress.ir.layers.weights import readers
+
+LOW, HIGH = -8, 7
+SHRINK = torch.linspace(0.5, 1.1, 25, dtype=torch.float64)  # of the scale that covers all of a group
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The grids of a weight [out, in].
+
+    Attributes:
+        size: weights of a row that share a grid.
+        scales: float32 [out, in / size].
+        zeros: int8 [out, in / size]; None where they are all 0.
+    """
+
+    size: int
+    scales: Tensor
+    zeros: Tensor | None
+
+    @classmethod
+    def fit(
+        cls, weight: Tensor, size: int, *, asymmetric: bool = False, importance: Tensor | None = None
+    ) -> Groups:
+        """The grids on which rounding to the nearest has the least squared error, of those tried.
+
+        Args:
+            weight: [out, in], `in` a multiple of `size`.
+            importance: how much the squared error of each input's weights counts, [in].
+        """
+        rows = weight.detach().double().reshape(len(weight), -1, size)
+        counts = torch.ones(1) if importance is None else importance.double().reshape(-1, size)
+        full, zeros = _covering(rows, asymmetric)
+        best, least = full.float(), torch.full_like(full, torch.inf)
+        kept = zeros
+        for share in SHRINK:
+            scales = (full * share).float()
+            if asymmetric:
+                zeros = _zero_point(rows.amin(-1).clamp_max(0) * share, scales)
+            error = (_rounded(rows, scales[..., None], zeros[..., None]) - rows).square()
+            lost = (error * counts).sum(-1)
+            better = lost < least
+            best, kept = torch.where(better, scales, best), torch.where(better, zeros, kept)
+            least = torch.minimum(lost, least)
+        return cls(size, best, kept.to(torch.int8) if asymmetric else None)
+
+    def at(self, column: Tensor | int) -> tuple[Tensor, Tensor | float]:
+        """(scales, zero points), float64 [out], of one input's weights."""
+        group = int(column) // self.size
+        zeros = 0.0 if self.zeros is None else self.zeros[:, group].double()
+        return self.scales[:, group].double(), zeros
+
+    def nearest(self, values: Tensor, column: Tensor | int) -> Tensor:
+        """What may stand in the place of `values` [out] of one input, float64."""
+        return _rounded(values, *self.at(column))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """int8 [out, in]: the nearest codes."""
+        rows = weight.detach().double().reshape(*self.scales.shape, self.size)
+        zeros = 0.0 if self.zeros is None else self.zeros.double()[..., None]
+        codes = torch.round(rows / self.scales.double()[..., None]) + zeros
+        return codes.clamp(LOW, HIGH).to(torch.int8).reshape(weight.shape)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """float32 [out, in]: what the codes mean, to the bit."""
+        rows = codes.reshape(*self.scales.shape, self.size)
+        zeros = 0 if self.zeros is None else self.zeros[..., None]
+        return ((rows - zeros) * self.scales[..., None]).reshape(codes.shape)
+
+
+def _covering(rows: Tensor, asymmetric: bool) -> tuple[Tensor, Tensor]:
+    """(scales, zero points), float64 [out, groups], of grids that reach every weight of their group."""
+    tiny = float(torch.finfo(torch.float32).tiny)
+    if asymmetric:
+        low, high = rows.amin(-1).clamp_max(0), rows.amax(-1).clamp_min(0)
+        scales = (high - low) / (HIGH - LOW)
+        scales = torch.where(scales > tiny, scales, 1.0)
+        return scales, _zero_point(low, scales)
+    peak = rows.gather(-1, rows.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    scales = torch.where(peak.abs() > -LOW * tiny, peak / LOW, 1.0)
+    return scales, torch.zeros_like(scales)
+
+
+def _zero_point(low: Tensor, scales: Tensor) -> Tensor:
+    return (LOW - torch.round(low / scales.double())).clamp(LOW, HIGH)
+
+
+def _rounded(values: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
+    scales = scales.double()
+    return ((torch.round(values / scales) + zeros).clamp(LOW, HIGH) - zeros) * scales
+
+
+def store_groups(model: Model, name: str, codes: Tensor, groups: Groups) -> None:
+    """Replace the float weight `name` [out, in], for all its readers, by `codes` on `groups`."""
+    nodes = readers(model, name)
+    first = nodes[0]  # in graph order, so before every reader
+    names = [
+        edit.add_tensor(model, f"{name}_int4", codes, trainable=False),
+        edit.add_tensor(model, f"{name}_scale", groups.scales, trainable=False),
+    ]
+    if groups.zeros is not None:
+        names.append(edit.add_tensor(model, f"{name}_zero", groups.zeros, trainable=False))
+    stored, scales, *zeros = (edit.read_tensor(model, each, first) for each in names)
+    bounds = (LOW, HIGH, torch.int8, groups.size, torch.float32)
+    with edit.inserting_before(first) as call:
+        zero = zeros[0] if zeros else None
+        value = call(ops.dequantize_per_channel_group.default, stored, scales, zero, *bounds)
+    for node in nodes:
+        edit.replace_node(node, value)

@@ -1,0 +1,204 @@
+"""Weights of 4 bits by groups: the matrices of linear layers and embeddings, in the form that kernels know.
+
+With data, each matrix is rounded for the inputs that the matrices before it, already rounded, give it: first
+input by input, each error made up for by what is still to come (Frantar et al. 2023, "GPTQ"), then value by
+value until no single one can be improved. Grids have the least squared error, weighted by the inputs' second
+moments. Without data, every weight goes to the nearest value.
+
+A matrix that is also looked up (an embedding that is the output layer too) is rounded for both: a row that is
+looked up has the second moment 1, and both moments count alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.observe.statistics import input_moments
+from nncompress.analysis.rounding.coordinate_descent import descend
+from nncompress.analysis.rounding.gptq import round_compensated
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.formats.groups import Groups, store_groups
+from nncompress.ir.layers.weights import Layer, argument, readers
+from nncompress.passes.base import Change, Context
+from nncompress.passes.cluster.inputs import RIDGE, SeenInputs
+from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
+
+aten = torch.ops.aten
+
+
+def check_groups(model: Model, keep: Collection[str], size: int) -> None:
+    """Refuse a prepared model that has no such matrix, or one whose rows are no whole number of groups.
+
+    Raises:
+        UsageError
+    """
+    fitting = [
+        layers_[0]
+        for layers_ in by_weight(choose(model, keep)[0]).values()
+        if not _reason_to_leave(model, layers_)
+    ]
+    if not fitting and not any(layer.weight.group_size for layer in _quantized(model)):
+        raise UsageError(
+            "quantize --group-size: no linear layer or embedding to round",
+            remedy="leave --group-size out: --weight-bits 4 rounds every kind of layer, a scale per channel",
+        )
+    for layer in fitting:
+        width = layer.weight.value().shape[0 if _is_turned(layer) else 1]
+        if width % size:
+            fits = [each for each in (128, 64, 32, 16) if width % each == 0]
+            other = f"--group-size {fits[0]}, or " if fits else ""
+            raise UsageError(
+                f"quantize: --group-size {size} does not divide the inputs of {layer.name}",
+                got=f"{width} inputs",
+                remedy=f"{other}--keep {layer.name} leaves it in float",
+            )
+
+
+def round_by_groups(
+    model: Model, keep: Collection[str], size: int, *, asymmetric: bool, nearest: bool, context: Context
+) -> list[Change]:
+    """Round every such matrix of a prepared model, in place; the model still has to be refreshed.
+
+    Args:
+        keep: patterns of layers that stay in float.
+        size: inputs that share a scale.
+        asymmetric: with a zero point of their own, too.
+        nearest: whatever the data.
+    """
+    _turn_products(model, keep)
+    chosen, changes = choose(model, keep)
+    seen, tied = None, {}
+    if context.data is not None and not nearest:
+        batches = context.data.input_batches(context.batch_size, context.limit)
+        several = [each for each in by_weight(chosen).values() if len(each) > 1]
+        products = [layer for each in several for layer in each if layer.kind in PRODUCTS]
+        if products:
+            found = input_moments(model, products, batches, seed=context.seed, progress=context.progress)
+            tied = {name: with_ridge(moments.second[0], RIDGE) for name, moments in found.items()}
+        seen = SeenInputs(model, batches, context.seed)
+    stored: dict[str, tuple[Tensor, Groups]] = {}
+    matrices = by_weight(chosen)
+    for done, (name, layers_) in enumerate(matrices.items()):
+        context.progress.step("rounding", done, len(matrices))
+        reason = _reason_to_leave(model, layers_)
+        if reason:
+            changes += [Change(each.name, f"left: {reason}", applied=False) for each in layers_]
+            continue
+        weight = layers_[0].weight.value().clone()
+        second = None if seen is None else _second_moment(layers_, seen, tied)
+        groups = Groups.fit(
+            weight, size, asymmetric=asymmetric, importance=None if second is None else second.diagonal()
+        )
+        codes = _codes(weight, groups, second)
+        layers_[0].weight.assign(groups.values(codes))  # what comes after it sees it so
+        stored[name] = codes, groups
+        for layer in layers_:
+            what = f"weights of 4 bits in groups of {size}, float arithmetic"
+            what += "" if layer is layers_[0] else f", shared with {layers_[0].name}"
+            numbers = _numbers(weight, layer, codes, groups) if layer is layers_[0] else {}
+            changes.append(Change(layer.name, what, numbers))
+    context.progress.step("rounding", len(matrices), len(matrices))
+    if seen is not None:
+        context.warn(too_few("quantize", seen.rows))
+    for name, (codes, groups) in stored.items():
+        store_groups(model, name, codes, groups)
+    return changes
+
+
+def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: dict[str, Tensor]) -> Tensor | None:
+    """E[x xᵀ] of what a matrix multiplies, float64 [in, in]; None of a table that is only looked up."""
+    products = [layer for layer in layers_ if layer.kind in PRODUCTS]
+    if not products:
+        return None
+    if len(layers_) == 1:
+        return seen.second_moments(products[0])[0]
+    moments = [tied[layer.name] for layer in products]
+    alike = torch.stack([moment / moment.diagonal().mean() for moment in moments]).mean(0)
+    return alike if len(products) == len(layers_) else with_ridge(alike, 1.0)
+
+
+def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
+    if second is None:
+        return groups.codes(weight)
+    start = round_compensated(weight, second, groups.nearest)
+    return groups.codes(descend(weight.double(), start, second, groups.nearest))
+
+
+def _numbers(weight: Tensor, layer: Layer, codes: Tensor, groups: Groups) -> dict[str, Any]:
+    noise = float((weight - groups.values(codes)).double().square().sum())
+    power = float(weight.double().square().sum())
+    points = 0 if groups.zeros is None else groups.zeros.numel()
+    return {
+        "bits": 4,
+        "group_size": groups.size,
+        "bytes_before": 4 * weight.numel(),
+        "bytes": (codes.numel() + points) // 2 + 4 * groups.scales.numel(),
+        "weight_sqnr_db": round(10 * math.log10(power / noise), 2) if noise and power else None,
+    }
+
+
+def _quantized(model: Model) -> list[Layer]:
+    from nncompress.ir.layers.weights import layers
+
+    return [layer for layer in layers(model) if layer.weight.quantized]
+
+
+def _is_turned(layer: Layer) -> bool:
+    """It stores its weight [in, out]."""
+    return layer.kind in ("addmm", "mm", "matmul")
+
+
+def _reason_to_leave(model: Model, layers_: Sequence[Layer]) -> str:
+    """Why a weight is not rounded by groups; "" where it is."""
+    weight = layers_[0].weight
+    if any(layer.kind not in (*PRODUCTS, "embedding") for layer in layers_):
+        return "no kernel computes a convolution with weights by groups"
+    if weight.value().dim() != 2:
+        return "it multiplies a stack of matrices"
+    if not any(map(_is_turned, layers_)):
+        return ""
+    if not all(map(_is_turned, layers_)):
+        return "layers read its weight along both of its dims"
+    users = {user for node in readers(model, weight.name) for user in node.users}
+    if users != {layer.node for layer in layers_}:
+        return "something else reads its weight"
+    if any(_bias(layer) is None for layer in layers_):
+        return "its bias is no vector that is added as it is"
+    return ""
+
+
+def _bias(layer: Layer) -> tuple[object] | None:
+    """What linear takes as its bias (maybe None), in a tuple; None where it cannot take it."""
+    if layer.roles.bias is None:
+        return (None,)
+    bias: Any = argument(layer.node, layer.roles.bias)
+    scaled = any(layer.node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
+    vector = isinstance(bias, fx.Node) and bias.meta["val"].shape == layer.node.meta["val"].shape[-1:]
+    return (bias,) if vector and not scaled else None
+
+
+def _turn_products(model: Model, keep: Collection[str]) -> None:
+    """x @ W as linear(x, Wᵀ), so that every matrix stores the inputs of an output in a row."""
+    turned = False
+    for name, layers_ in by_weight(choose(model, keep)[0]).items():
+        if _reason_to_leave(model, layers_) or not _is_turned(layers_[0]):
+            continue
+        for layer in layers_:
+            bias = _bias(layer)
+            assert bias is not None
+            with edit.inserting_before(layer.node) as call:
+                product = call(aten.linear.default, layer.data, layer.weight.source, *bias)
+            edit.replace_node(layer.node, product)
+        edit.replace_tensor(model, name, layers_[0].weight.value().T)
+        turned = True
+    if turned:
+        model.refresh()
