@@ -34,10 +34,11 @@ from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs,
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport
 from nncompress.export.storage import Storage
-from nncompress.export.write import external_data
+from nncompress.export.write import exporter_cost, external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
@@ -229,7 +230,7 @@ def _record(model: Model, states: Sequence[State]) -> dict[str, str]:
 def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
     dodge_defects(program)
     try:
-        with quiet():
+        with quiet(), exporter_cost.kept(), without_stack_traces():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,

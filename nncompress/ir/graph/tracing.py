@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ def trace(
         UnsupportedError: it cannot trace the module; the message gives torch's reason in one line.
     """
     try:
-        with unlogged(), warnings.catch_warnings(), torch.no_grad():
+        with unlogged(), warnings.catch_warnings(), torch.no_grad(), without_stack_traces():
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises whatever the traced code raises
@@ -39,6 +40,22 @@ def trace(
             got=f"{type(error).__name__}: {reason[:300]}",
             remedy="keep data-dependent Python control flow out of forward(), and check the input's shape",
         ) from error
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Meanwhile torch does not look up, for every node, the source lines that made it: nothing of ours reads
+    them, and they were a twentieth of an export."""
+    config: Any = torch.fx.config  # which torch < 2.12 gives no such choice
+    before = getattr(config, "do_not_emit_stack_traces", None)
+    if before is None:
+        yield
+        return
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def at_least_two(value: Any, dim: int | None = 0) -> Any:
