@@ -14,10 +14,10 @@ import hypothesis
 import pytest
 import torch
 
+from nncompress.bench import measure, model_latency
+
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # a trace makes objects by the ten thousand: a tenth of the time was this
-
-from nncompress.bench import measure, model_latency
 
 # A slow example is no failure on a shared machine: `deadline` counts wall time.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
