@@ -118,7 +118,10 @@ def _random(first: Runner) -> list[Batch]:
 
     from nncompress.bench.inputs import random_inputs
     from nncompress.data import Batch
+    from nncompress.data.dataset import measuring_batch
 
-    drawn = [random_inputs(first.inputs, batch=16, seed=seed, sizes=first.sizes) for seed in range(8)]
+    one = random_inputs(first.inputs, batch=1, seed=0, sizes=first.sizes)
+    batch = measuring_batch(sum(array.nbytes for array in one), 16)
+    drawn = [random_inputs(first.inputs, batch=batch, seed=seed, sizes=first.sizes) for seed in range(8)]
     dims = tuple(spec.batch_dim for spec in first.inputs)
     return [Batch(tuple(torch.from_numpy(array) for array in arrays), None, dims) for arrays in drawn]

@@ -18,7 +18,7 @@ from nncompress.data.source import Field, Raw, Source, StreamSource
 from nncompress.errors import DataError, UsageError
 
 SHUFFLE_WINDOW = 4096  # records of a stream that are held at once to shuffle them
-INPUT_BYTES = 2**24  # of a batch's inputs, where nobody knows what a model makes of them
+INPUT_BYTES = 2**22  # of a batch's inputs, where nobody knows what a model makes of them: up to 60 times that
 STREAM_BYTES = 2**31  # of a stream's inputs that are held where they are needed more than once
 
 
@@ -106,7 +106,7 @@ class Dataset:
             for field, conversion, dim in zip(self.inputs, self._conversions, self.dims)
             if dim is not None
         ]
-        return max(1, min(batch_size, INPUT_BYTES // max(sum(sizes), 1)))
+        return measuring_batch(sum(sizes), batch_size)
 
     def planned_records(self, limit: int | None = None) -> int | None:
         """How many records `batches` will give; None for a stream that nobody has counted yet."""
@@ -215,6 +215,11 @@ class Dataset:
                 f"{purpose} needs labels and {self.spec} has none",
                 expected="an array y of labels, or images in one folder per class",
             )
+
+
+def measuring_batch(record_bytes: int, most: int) -> int:
+    """At most `most` records of so many bytes, and no more than fit in `INPUT_BYTES`; at least one."""
+    return max(1, min(most, INPUT_BYTES // max(record_bytes, 1)))
 
 
 def _check_sizes(batch_size: int, limit: int | None) -> None:

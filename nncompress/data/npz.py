@@ -2,7 +2,7 @@
 
 Array headers are read and checked against the archive before memory is given to the arrays, and pickled
 objects are never read. Inputs that are not compressed stay in the file, and their records are read as they
-are asked for; compressed ones (`numpy.savez_compressed`) and labels are unpacked as a whole.
+are asked for, labels too; compressed ones (`numpy.savez_compressed`) are unpacked as a whole.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
             if sum(archive.getinfo(f"{n}.npy").compress_size for n in wanted) > path.stat().st_size:
                 raise DataError(f"{path}: the archive's directory lies about the sizes of its arrays")
             shared = [name for name, e in zip(inputs, expected or ()) if e.batch_dim is None]
-            by_row = set(inputs) - set(shared)
+            by_row = {*inputs, label} - set(shared)
             found = {name: _read_array(archive, name, path, by_row=name in by_row) for name in wanted}
     except DataError:
         raise
@@ -53,7 +53,7 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
     whole = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     return ArraySource(
         {name: found[name] for name in inputs},
-        whole[label] if label else None,
+        found[label] if label else None,
         origin=str(path),
         normalization=_normalization(whole, path),
         shared=shared,

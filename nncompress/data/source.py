@@ -15,6 +15,7 @@ from nncompress.data.stored_rows import StoredRows
 from nncompress.errors import DataError
 
 MOST_COMPRESSION = 1032  # deflate cannot do better than 1032 : 1
+PIECE = 2**22  # numbers of an array that are looked at together
 
 Raw = tuple[tuple[np.ndarray, ...], np.ndarray | None]  # inputs [N, ...] each, labels [N, ...]
 
@@ -71,7 +72,7 @@ class ArraySource:
     def __init__(
         self,
         inputs: Mapping[str, np.ndarray | StoredRows],
-        labels: np.ndarray | None,
+        labels: np.ndarray | StoredRows | None,
         *,
         origin: str,
         class_names: tuple[str, ...] | None = None,
@@ -102,21 +103,20 @@ class ArraySource:
             raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
             check_finite(array if name in of_records else np.asarray(array)[None], name, origin, mask=True)
-        if labels is not None:
-            labels = check_labels(labels, lengths[first], origin)
-        if labels is not None and class_names is not None and labels.max() >= len(class_names):
+        self._labels = None if labels is None else _Labels(labels, lengths[first], origin)
+        self.classes = None if self._labels is None else self._labels.classes
+        if self._labels is not None and class_names is not None and (self.classes or 0) > len(class_names):
             raise DataError(
-                f"{origin}: record {int(labels.argmax())} has a label that names no class",
-                got=f"label {int(labels.max())}",
+                f"{origin}: record {self._labels.record_of_last_class} has a label that names no class",
+                got=f"label {(self.classes or 0) - 1}",
                 expected=f"0 to {len(class_names) - 1} ({len(class_names)} classes)",
             )
-        self._inputs, self._labels, self._length = inputs, labels, lengths[first]
+        self._inputs, self._length = inputs, lengths[first]
         self._shared = frozenset(shared)
         self.fields = tuple(
             Field(name, str(a.dtype), a.shape[1:] if name in of_records else a.shape)
             for name, a in inputs.items()
         )
-        self.classes = None if labels is None or labels.dtype.kind == "f" else int(labels.max()) + 1
         self.has_labels = labels is not None
         self.class_names = class_names
         self.normalization = normalization
@@ -128,6 +128,51 @@ class ArraySource:
         labels = None if self._labels is None else self._labels[indices]
         inputs = (a if name in self._shared else a[indices] for name, a in self._inputs.items())
         return tuple(inputs), labels  # type: ignore[arg-type]  # what is shared is in memory
+
+
+class _Labels:
+    """Labels in memory or, one array per record, in a file; checked, as `check_labels` gives them.
+
+    Attributes:
+        classes: one more than the greatest class; None for targets.
+        record_of_last_class: the first that has it.
+
+    Raises:
+        DataError: as `check_labels`.
+    """
+
+    def __init__(self, labels: np.ndarray | StoredRows, records: int, origin: str) -> None:
+        self._origin = origin
+        self.classes: int | None = None
+        self.record_of_last_class = 0
+        if isinstance(labels, np.ndarray) or len(labels) != records:
+            labels = check_labels(labels[:] if isinstance(labels, StoredRows) else labels, records, origin)
+        self._labels = labels
+        for start, piece in _pieces(labels):
+            piece = self._checked(piece, start)
+            if piece.dtype.kind == "f":
+                continue
+            classes = int(piece.max(initial=-1)) + 1
+            if self.classes is None or classes > self.classes:
+                self.classes = classes
+                self.record_of_last_class = start + int(np.argmax(piece == classes - 1)) // (
+                    piece[:1].size or 1
+                )
+
+    def __getitem__(self, records: np.ndarray) -> np.ndarray:
+        return self._checked(self._labels[records], 0)
+
+    def _checked(self, labels: np.ndarray, first_record: int) -> np.ndarray:
+        if isinstance(self._labels, np.ndarray):  # checked already
+            return labels
+        return check_labels(labels, len(labels), self._origin, first_record)
+
+
+def _pieces(array: np.ndarray | StoredRows) -> Iterator[tuple[int, np.ndarray]]:
+    """An array [N, ...] in pieces of bounded size, each with the number of its first record."""
+    rows = max(1, PIECE // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
 
 
 def check_finite(
@@ -143,9 +188,7 @@ def check_finite(
     """
     if array.dtype.kind != "f":
         return
-    rows = max(1, 2**24 // max(1, array[:1].size))  # in pieces, so that a large file needs no large mask
-    for start in range(0, len(array), rows):
-        piece = array[start : start + rows]
+    for start, piece in _pieces(array):
         finite = np.isfinite(piece) | (mask & (piece == -np.inf))
         if not finite.all():
             row = int(np.argmin(finite.reshape(len(piece), -1).all(axis=1)))

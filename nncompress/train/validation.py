@@ -38,7 +38,7 @@ def validate(
     """
     total = right = 0.0
     records = elements = 0
-    for batch in dataset.batches(batch_size, limit):
+    for batch in dataset.batches(dataset.measuring_batch(batch_size), limit):
         progress.step("validating", records, dataset.planned_records(limit))
         with torch.inference_mode():
             output = predict(*(x.to(device) for x in batch.inputs))[0].float().cpu()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.data import open_data, stored_rows
+from nncompress.data import open_data, source, stored_rows
 from nncompress.data.npz import open_npz
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
@@ -240,9 +240,9 @@ def test_records_read_from_the_file_are_those_of_the_array(tmp_path, rng, dtype,
     x = rng.integers(0, 2, (50, 3, 5))
     x = np.asfortranarray(x.astype(np.float32)) if dtype == "F order" else x.astype(dtype)
     write(tmp_path / "d.npz", y=np.arange(50), x=x)
-    source = open_npz(tmp_path / "d.npz", None)
+    opened = open_npz(tmp_path / "d.npz", None)
     for rows in (rng.integers(0, 50, 20), np.arange(10, 30), np.array([49, 0, 0, 1, 2]), np.array([], int)):
-        (got,), labels = source.read(rows)
+        (got,), labels = opened.read(rows)
         np.testing.assert_array_equal(got, x[rows])
         assert labels.tolist() == rows.tolist()
 
@@ -292,3 +292,33 @@ def test_a_file_that_changes_while_it_is_read_is_said(tmp_path, how):
             os.utime(path, (0, 0))  # clocks of file systems are coarse
     with pytest.raises(DataError, match=r"written to while|cannot be read"):
         next(batches)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_labels_of_pixels_and_targets_come_with_their_records(tmp_path, rng, write, monkeypatch):
+    monkeypatch.setattr(source, "PIECE", 100)
+    x = np.zeros((30, 4), np.float32)
+    for y, classes in (
+        (rng.integers(-1, 5, (30, 6, 4)).astype(np.int16), 5),  # several pieces
+        (np.full((30, 2), -1), 0),
+        (np.arange(30, dtype=np.uint8), 30),
+        (np.arange(30)[:, None], 30),
+        (rng.random((30, 6)), None),
+    ):
+        write(tmp_path / "d.npz", x=x, y=y)
+        opened = open_npz(tmp_path / "d.npz", None)
+        rows = rng.integers(0, 30, 7)
+        wanted = y[rows, 0] if y.shape[1:] == (1,) else y[rows]
+        got = opened.read(rows)[1]
+        np.testing.assert_array_equal(got, wanted.astype(np.float32 if classes is None else np.int64))
+        assert got.dtype in (np.float32, np.int64)
+        assert opened.classes == classes
+
+
+def test_a_wrong_label_is_named_in_whichever_piece_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "PIECE", 100)
+    y = np.zeros((30, 6, 4), np.float32)
+    y[27, 3, 3] = np.nan
+    np.savez(tmp_path / "d.npz", x=np.zeros((30, 4), np.float32), y=y)
+    with pytest.raises(DataError, match="record 27 of the labels"):
+        open_data(str(tmp_path / "d.npz"))
