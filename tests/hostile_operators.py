@@ -16,24 +16,10 @@ from random import Random
 from typing import Any
 
 import torch
+from hostile_values import SHAPES, value
 
-SHAPES = [(2, 3, 4, 4), (2, 4, 6), (3, 4), (6,), (1, 2, 3, 4, 5), (2, 2)]
-INDICES = [2**40, -(2**40), 10**7, -(10**7), 2**62, 7, -1, 0, 1]
-NUMBERS = [1, 1, 1, 2, 2, 3, 0, -1, 4, 10**9, 2**40, -(2**40), 2**62]
-FACTORS = [1.0, 0.5, 2.0, 0.0, -1.0, 1e30, 1e-30, float("nan"), float("inf")]
 MOST_SECONDS = 20  # of processor time, whatever else the machine does
 MOST_WAITED = 900
-_INDEX_NAMES = (
-    "ind",
-    "offsets",
-    "target",
-    "sorter",
-    "pivots",
-    "lengths",
-    "batch_sizes",
-    "repeats",
-    "mapping",
-)
 
 
 def outcome(operator: Any, seed: int, tries: int) -> str:
@@ -52,10 +38,12 @@ def outcome(operator: Any, seed: int, tries: int) -> str:
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             _call_often(operator, Random(seed), tries)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     _, status = os.waitpid(child, 0)
-    return f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ""
+    code = os.waitstatus_to_exitcode(status)
+    return "" if code == 0 else f"killed by signal {-code}" if code < 0 else "the calls could not be made"
 
 
 def _call_often(operator: Any, random: Random, tries: int) -> None:
@@ -69,53 +57,11 @@ def _call_often(operator: Any, random: Random, tries: int) -> None:
         ]
         positional = []
         for argument in given:
-            positional.append(_value(str(argument.type), argument.name, shape, random))
+            positional.append(value(str(argument.type), argument.name, shape, random))
         required = {
-            a.name: _value(str(a.type), a.name, shape, random)
+            a.name: value(str(a.type), a.name, shape, random)
             for a in operator._schema.arguments
             if a.kwarg_only and not a.has_default_value()
         }
         with contextlib.suppress(Exception), torch.no_grad():
             operator(*positional, **required)
-
-
-def _value(kind: str, name: str, shape: tuple[int, ...], random: Random) -> Any:
-    kind, optional = (kind[9:-1], True) if kind.startswith("Optional[") else (kind, False)
-    if optional and random.random() < 0.4:
-        return None
-    if kind.startswith("List["):
-        inner = kind[5:-1]
-        count = random.choice([1, len(shape), max(len(shape) - 2, 1), 2, random.randrange(5)])
-        return [_value(inner, name, shape, random) for _ in range(count)]
-    match kind:
-        case "Tensor":
-            return _tensor(name, shape, random)
-        case "int" | "SymInt":
-            return random.choice(NUMBERS)
-        case "number":
-            return random.choice(NUMBERS + FACTORS)
-        case "float":
-            return random.choice(FACTORS)
-        case "bool":
-            return random.random() < 0.5
-        case "str":
-            return random.choice(["sum", "mean", "reflect", "floor", "none"])
-        case "Device":
-            return torch.device("cpu")
-    return None
-
-
-def _tensor(name: str, shape: tuple[int, ...], random: Random) -> torch.Tensor:
-    shape = random.choice(
-        [shape, shape, shape, shape[1:2] or shape, shape[:1], (), (1,) * len(shape), (2**20,), shape[:1] * 2]
-    )
-    generator = torch.Generator().manual_seed(random.randrange(2**31))
-    if any(part in name for part in _INDEX_NAMES) or random.random() < 0.15:
-        values = torch.randint(0, 2, shape, generator=generator)
-        return torch.where(torch.rand(shape, generator=generator) < 0.3, random.choice(INDICES), values)
-    if random.random() < 0.1:
-        return torch.rand(shape, generator=generator) < 0.5
-    floats = torch.rand(shape, generator=generator)
-    if random.random() < 0.2:
-        return torch.where(torch.rand(shape, generator=generator) < 0.3, random.choice(FACTORS) * 1e9, floats)
-    return floats

@@ -7,9 +7,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 from fuzz import case
 from fuzz_cases import TARGETS
 from fuzz_good import good_files
+from fuzz_process import batch
+from operator_graphs import OperatorGraph
 
 from nncompress.errors import MOST_SHOWN, NNCompressError
 
@@ -53,3 +56,17 @@ def test_what_once_went_wrong_is_one_bounded_message(path, good, tmp_path):
     except NNCompressError as error:
         said = str(error)
     assert max(map(len, said.splitlines()), default=0) < 2 * MOST_SHOWN
+
+
+def test_operators_with_hostile_arguments_are_refused_or_run(tmp_path):
+    """A few graphs of `benchmarks/fuzz_operators.py`; files are read in a process that may die of them."""
+    forms = [("add_", "Tensor"), ("conv2d", "default"), ("index_put_", "default"), ("gather", "default")]
+
+    def make(index: int) -> bytes:
+        name, form = forms[index % len(forms)]
+        operator = getattr(getattr(torch.ops.aten, name), form)
+        return OperatorGraph(f"torch.ops.aten.{name}.{form}", operator, Random(index)).content()
+
+    outcomes = list(batch("pt2", make, TARGETS["pt2"].read, tmp_path / "work", "a.pt2", 12))
+    assert [outcome.what for outcome in outcomes if outcome.wrong] == []
+    assert {"read", "ModelFileError"} <= {outcome.what for outcome in outcomes}

@@ -239,12 +239,11 @@ class _Rewriter:
             self._write(self.values[written[0]], contents)
             self.gone.append(node)
         else:  # it has no functional form: it writes to copies
-            copies = {
-                self._read(source): self._emit(aten.clone.default, self._read(source)) for source in written
-            }
+            before = [self._read(source) for source in written]
+            copies = {now: self._emit(aten.clone.default, now) for now in before}
             node.args, node.kwargs = fx.map_arg((args, kwargs), lambda each: copies.get(each, each))
-            for source in written:
-                self._write(self.values[source], copies[self._read(source)])
+            for source, now in zip(written, before):
+                self._write(self.values[source], copies[now])
         if len(written) == 1 and _hands_on(node.target):
             self.values[node], self.stand_ins.of[node] = (
                 self.values[written[0]],

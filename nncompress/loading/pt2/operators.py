@@ -76,7 +76,7 @@ broadcast_tensors select slice narrow split split_with_sizes unsafe_split unsafe
 unsafe_chunk chunk tensor_split hsplit vsplit dsplit unbind unfold diagonal linalg_diagonal as_strided
 real imag conj resolve_conj resolve_neg view_as_complex view_as_real detach alias lift_fresh
 lift_fresh_copy contiguous _unsafe_view _conj _neg_view _reshape_from_tensor _shape_as_tensor
-to _to_copy type_as clone copy cat concat concatenate stack _stack hstack vstack dstack row_stack
+to _to_copy type_as clone copy cat concat concatenate stack hstack vstack dstack row_stack
 column_stack block_diag cartesian_prod combinations meshgrid repeat tile roll rot90 flip fliplr flipud
 tril triu diag diag_embed diagflat atleast_1d atleast_2d atleast_3d pad constant_pad_nd _pad_circular
 _pad_enum reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
@@ -164,13 +164,16 @@ def operator_name(value: Any) -> str:
     if match is None:
         raise Rejected(f"the function {target!r} is not one of torch's tensor operators", code=True)
     namespace, name, overload = match.groups()
-    if (
-        not _is_admitted(namespace, name)
-        or f"{name}.{overload}" in _UNCHECKED_FORMS
-        or overload.endswith("out")
-    ):
-        raise Rejected(f"the operator {target!r} is none of those that a model is made of here", code=True)
+    if not _is_admitted(namespace, name) or f"{name}.{overload}" in _UNCHECKED_FORMS:
+        raise _none_of_those(target)
     suffix = "" if overload == "default" else f".{overload}"
     if f"{namespace}::{name}{suffix}" not in _registered_operators():
         raise Rejected(f"the operator {target!r} does not exist in this version of torch")
+    operator = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    if any(argument.is_out for argument in operator._schema.arguments):  # sort.values is such a form, too
+        raise _none_of_those(target)
     return target
+
+
+def _none_of_those(target: str) -> Rejected:
+    return Rejected(f"the operator {target!r} is none of those that a model is made of here", code=True)

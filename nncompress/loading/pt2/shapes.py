@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,8 +100,6 @@ def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
 class _Checked(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            _check_trusting(n, args)
             try:
                 result = super().run_node(n)
             except _UNKNOWN_HERE:
@@ -108,6 +107,8 @@ class _Checked(fx.Interpreter):
             except Exception as error:  # every shape rule refuses in its own way
                 reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
                 raise Unfit(f"{n.name} ({n.target}) cannot run: {reason[:200]}") from error
+            if hasattr(n.target, "_schema"):
+                _check_trusting(n, n.target._schema, *self.fetch_args_kwargs_from_env(n))
         else:
             result = super().run_node(n)
         for value in pytree.tree_leaves(result):
@@ -116,31 +117,40 @@ class _Checked(fx.Interpreter):
         return result
 
 
-def _check_trusting(node: fx.Node, args: tuple[Any, ...]) -> None:
-    """Of the operators whose kernels check less than their shape rules say."""
-    match str(getattr(node.target, "_opname", "")):
+def _check_trusting(
+    node: fx.Node, schema: torch.FunctionSchema, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Of the operators whose kernels check less than their shape rules, which have passed, say."""
+    given = _by_name(schema, args, kwargs)
+    match schema.name.removeprefix("aten::"):
         case "embedding_bag" | "_embedding_bag":  # it reads where the offsets point
-            offsets: Any = node.args[2]
+            offsets = _by_name(schema, node.args, node.kwargs)["offsets"]
             regular = isinstance(offsets, fx.Node) and offsets.target is aten.arange.start_step
-            start, _, step = offsets.args if regular else (1, 0, 0)
+            start, _, step = offsets.args if regular and len(offsets.args) == 3 else (1, 0, 0)
             if start != 0 or not (isinstance(step, fx.Node) or step > 0):
                 raise Unfit(f"{node.name}: the offsets of an embedding bag that are no regular steps")
         case "_weight_norm" | "_weight_norm_interface":
-            v, g, *dim = args
+            v, dim = given["v"], given["dim"]
             expected = [1] * v.dim()
-            if dim and isinstance(dim[0], int) and -v.dim() <= dim[0] < v.dim():
-                expected[dim[0]] = v.shape[dim[0]]
-            if not dim:
-                expected[:1] = v.shape[:1]
-            if math.prod(g.shape) != math.prod(expected):
-                raise Unfit(f"{node.name}: {list(g.shape)} norms of a weight {list(v.shape)}")
+            if -v.dim() <= dim < v.dim():
+                expected[dim] = v.shape[dim]
+            if math.prod(given["g"].shape) != math.prod(expected):
+                raise Unfit(f"{node.name}: {list(given['g'].shape)} norms of a weight {list(v.shape)}")
         case (
             "native_batch_norm"
             | "_native_batch_norm_legit"
             | "_native_batch_norm_legit_no_training"
             | ("_native_batch_norm_legit_functional" | "_batch_norm_no_update" | "_batch_norm_with_update")
         ):
-            channels = args[0].shape[1] if args[0].dim() > 1 else 0
-            for value in args[1:5]:
+            x = given["input"]
+            channels = x.shape[1] if x.dim() > 1 else 0
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                value = given.get(name)
                 if isinstance(value, Tensor) and list(value.shape) != [channels]:
-                    raise Unfit(f"{node.name}: statistics {list(value.shape)} of {channels} channels")
+                    raise Unfit(f"{node.name}: {name} of shape {list(value.shape)} for {channels} channels")
+
+
+def _by_name(schema: torch.FunctionSchema, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument, however it was given, or its default."""
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return defaults | dict(zip((a.name for a in schema.arguments), args)) | dict(kwargs)

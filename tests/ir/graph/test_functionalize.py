@@ -229,3 +229,14 @@ def test_an_op_may_write_to_one_tensor_and_return_another() -> None:
     for made in (model, again):
         torch.testing.assert_close(made(x), Slopes()(x))
         assert not any("rrelu" in str(node.target) for node in made.graph.nodes)
+
+
+def test_two_writes_of_one_operator_to_the_same_memory_are_loaded_or_refused() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            both = torch.zeros_like(x[0])
+            made = torch.ops.aten._native_batch_norm_legit.default(x, None, None, both, both, True, 0.1, 1e-5)
+            return made[0]
+
+    x = torch.randn(6, 4)
+    torch.testing.assert_close(Model.from_module(Net(), (x,))(x), Net()(x))

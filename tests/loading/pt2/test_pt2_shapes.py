@@ -56,7 +56,7 @@ def test_norms_of_another_number_of_channels_are_refused():
     program = exported(layer, torch.randn(2, 4))
     check_shapes(program)
     program.state_dict["weight_g"] = nn.Parameter(torch.ones(1000, 1))
-    with pytest.raises(Unfit, match="norms of a weight"):
+    with pytest.raises(Unfit, match="weight_norm"):
         check_shapes(program)
 
 
@@ -92,3 +92,22 @@ def test_expression_that_would_take_minutes_is_refused(text, members, tmp_path):
     edit_json(hostile, GRAPH, edit)
     with pytest.raises(ModelFileError, match="the symbolic size"):
         read_pt2(write(hostile, tmp_path / "expression.pt2"))
+
+
+def test_statistics_that_are_given_by_name_are_checked_too():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            mean, var = self.norm.running_mean, self.norm.running_var
+            return torch.ops.aten._native_batch_norm_legit_no_training.default(
+                x, None, None, running_mean=mean, running_var=var, momentum=0.1, eps=1e-5
+            )[0]
+
+    program = exported(Net(), torch.randn(2, 3))
+    check_shapes(program)
+    program.state_dict["norm.running_var"] = torch.ones(1000)
+    with pytest.raises(Unfit, match="running_var"):
+        check_shapes(program)
