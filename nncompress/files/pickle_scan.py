@@ -46,11 +46,13 @@ class PickleScan:
     """Attributes:
     names: classes and functions that it calls, `module.qualname`.
     stored: bytes that the storages take which it refers to, by their key.
+    viewed: bytes of them up to the last that a tensor shows.
     keys: of the dict that it is, those that are text; none where it is another object.
     """
 
     names: set[str] = field(default_factory=set)
     stored: dict[str, int] = field(default_factory=dict)
+    viewed: dict[str, int] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
 
 
@@ -182,6 +184,17 @@ class _Machine:
             first = arguments.value[0].value if arguments.value else ""
             if type(first) is int:
                 raise ValueError(f"{function.name}({first}), which asks for so many bytes")
+        if function.name == "torch._utils._rebuild_tensor_v2":
+            self._view(*arguments.value[:4])
+
+    def _view(self, storage: _Shadow, offset: _Shadow, sizes: _Shadow, strides: _Shadow) -> None:
+        key, item = storage.value
+        steps = [(size.value, stride.value) for size, stride in zip(sizes.value, strides.value, strict=True)]
+        if offset.value < 0 or any(size < 0 or stride < 0 for size, stride in steps):
+            raise ValueError("a tensor of negative sizes")
+        if all(size for size, _ in steps):
+            last = offset.value + sum((size - 1) * stride for size, stride in steps)
+            self._scan.viewed[key] = max(self._scan.viewed.get(key, 0), item * (last + 1))
 
     def _persistent(self, shadow: _Shadow) -> _Shadow:
         """("storage", class, key, location, numel[, view]): where torch looks a storage up.
@@ -200,7 +213,7 @@ class _Machine:
             raise ValueError(f"a storage of the class {of.name or '?'}")
         known, size = self._scan.stored.get(str(key.value), 0), item * count.value
         self._scan.stored[str(key.value)] = max(known, size)
-        return _Shadow()
+        return _Shadow(value=(str(key.value), item))
 
 
 def _add_keys(table: _Shadow, keys: list[_Shadow]) -> None:

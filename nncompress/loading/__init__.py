@@ -4,6 +4,7 @@
     load_model("model.pt")                                      a pickled module of torch.nn classes
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
+    load_model("scripted.pt")                                   TorchScript, traced or scripted
     load_module(module)                                         one in memory
 
 What a file is is told from its content. No code of a file is run, unless `trust_pickle` says so.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nncompress.errors import ModelFileError, NNCompressError, UsageError
+from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.formats.lookup import unpack
 from nncompress.ir.graph.inputs import with_batch_dims
@@ -47,6 +48,7 @@ from nncompress.loading.infer_input import argument_names, example_from_shapes, 
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
+from nncompress.loading.torchscript import AsScripted, GraphModule, read_torchscript
 
 __all__ = ["InputShape", "infer_input", "load_model", "load_module", "parse_input", "read_pt2"]
 
@@ -83,7 +85,7 @@ def load_model(
     path = Path(path)
     refuse_index(path)
     kind = file_kind(path)
-    if weights_key is not None and kind in (FileKind.PT2, FileKind.ONNX):
+    if weights_key is not None and kind in (FileKind.PT2, FileKind.ONNX, FileKind.TORCHSCRIPT):
         raise UsageError(
             f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
         )
@@ -99,6 +101,12 @@ def load_model(
     if kind is FileKind.ONNX:
         model = _from_onnx(path, arch, input_shapes, notice)
         return settle_batch(model, notice, stated=_marked(input_shapes))
+    if kind is FileKind.TORCHSCRIPT:
+        if arch is not None:
+            raise UsageError(
+                f"{path} is TorchScript, which carries its architecture", remedy="leave --arch out"
+            )
+        return _scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
     model = _traced(module, path, input_shapes, example_inputs, notice)
@@ -124,14 +132,12 @@ def load_module(
         input_shapes, example_inputs, notice: as in `load_model`.
 
     Raises:
-        UsageError: it cannot be copied, is TorchScript, or does not run on the inputs.
+        UsageError: it cannot be copied, or does not run on the inputs.
         UnsupportedError: `torch.export` cannot trace it, or it draws random numbers.
     """
     while (inner := _wrapped(module)) is not None:
         module = inner
     name = f"the {type(module).__name__} given"
-    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-        raise UsageError(f"{name} is TorchScript", remedy="give the module that it was scripted from")
     if isinstance(module, Network):
         if input_shapes is not None:
             raise UsageError(f"{name} knows its inputs", remedy="leave input out")
@@ -144,6 +150,8 @@ def load_module(
             got=f"{type(error).__name__}: {error}"[:300],
             remedy="give it fresh, or torch.export.export(module, …), saved as .pt2",
         ) from error
+    if isinstance(copied, torch.jit.ScriptModule):
+        return _scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
     return _traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
 
 
@@ -153,13 +161,27 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     return getattr(module, "_orig_mod", None)
 
 
+def _scripted(
+    script: torch.jit.ScriptModule,
+    path: Path | str,
+    input_shapes: str | Sequence[InputShape] | None,
+    example_inputs: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+) -> Model:
+    module = GraphModule(script)
+    source = AsScripted(script, module)
+    return _traced(module, path, input_shapes, example_inputs, notice, source)
+
+
 def _traced(
     module: nn.Module,
     path: Path | str,
     input_shapes: str | Sequence[InputShape] | None,
     example_inputs: tuple[Tensor, ...] | None,
     notice: Callable[[str], None],
+    source: nn.Module | None = None,
 ) -> Model:
+    """The graph of a module, compared with it, or with the source that it stands for."""
     with unchanged(module):
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
     _check_runs(module, inputs, path)
@@ -178,7 +200,7 @@ def _traced(
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
     model = settle_batch(exported(dims), notice, others, stated=_marked(input_shapes))
-    compare_with_source(model, module, path, notice)
+    compare_with_source(model, source or module, path, notice)
     return model
 
 
@@ -239,6 +261,8 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str)
     try:
         dry_run(module, inputs, most_bytes())
         run_source(module, inputs)
+    except UnsupportedError:  # our own word on a part of it
+        raise
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
         raise UsageError(
@@ -291,8 +315,6 @@ def _module(
         record = read_header(header, path)
     else:
         found = read_pickle(path, trust_pickle=trust_pickle)
-        if isinstance(found, torch.jit.ScriptModule):
-            raise ModelFileError(f"{path} is TorchScript", remedy="save the model that it was scripted from")
     weights, key = find_weights(found, path, notice, weights_key)
     tensors = (weights.state_dict() if isinstance(weights, nn.Module) else weights).values()
     if (repeated := repeated_bytes(t for t in tensors if isinstance(t, Tensor))) > MOST_REPEATED:

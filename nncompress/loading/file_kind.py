@@ -17,6 +17,7 @@ class FileKind(Enum):
     PICKLE = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
     ONNX = "an ONNX model"
+    TORCHSCRIPT = "a TorchScript archive"
 
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
@@ -44,7 +45,7 @@ def file_kind(path: str | Path) -> FileKind:
 
     Raises:
         ModelFileError: it is missing, empty, cut off, or no model of PyTorch.
-        UnsupportedError: it is a model in a form that is no source of compression (TorchScript, …).
+        UnsupportedError: it is a model in a form that is no source of compression (ExecuTorch).
     """
     path = Path(path)
     head, size = _head(path)
@@ -132,10 +133,7 @@ def _zip_kind(path: Path) -> FileKind:
             "load and save it again with torch.export",
         )
     if "constants.pkl" in names:
-        raise UnsupportedError(
-            f"{path} is a TorchScript archive, which is not read yet",
-            remedy="save a torch.export of the model that it was scripted or traced from",
-        )
+        return FileKind.TORCHSCRIPT
     if "data.pkl" in names:
         return FileKind.PICKLE
     if any(name.endswith(".npy") for name in names):

@@ -8,16 +8,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from nncompress.ir.formats.deflate import MOST_RATIO
-
 MAX_MEMBERS = 200_000
 
 
-def check_members(archive: zipfile.ZipFile, path: Path, *, deflated: bool = False) -> None:
+def check_members(archive: zipfile.ZipFile, path: Path, *, deflated: int = 0) -> None:
     """Refuse an archive whose members could unpack to more than the file at `path` holds.
 
     Args:
-        deflated: members may be deflated, and unpack to at most 32 times their bytes.
+        deflated: how many times their bytes deflated members may unpack to; 0: none may be deflated.
 
     Raises:
         ValueError: it is cut, encrypted or compressed otherwise, or its members overlap or share a name.
@@ -31,10 +29,10 @@ def check_members(archive: zipfile.ZipFile, path: Path, *, deflated: bool = Fals
     names = set()
     for info in infos:
         if deflated and info.compress_type == zipfile.ZIP_DEFLATED:
-            if info.file_size > MOST_RATIO * info.compress_size:
+            if info.file_size > deflated * info.compress_size:
                 raise ValueError(
                     f"the member {info.filename!r}, of {info.compress_size} bytes, claims to unpack to "
-                    f"{info.file_size}; at most {MOST_RATIO} times is read"
+                    f"{info.file_size}; at most {deflated} times is read"
                 )
         elif info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"the member {info.filename!r} is compressed")

@@ -129,8 +129,7 @@ def test_a_program_for_phones_is_no_source(tmp_path):
 
 def test_torchscript(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "model.pt"))
-    with pytest.raises(UnsupportedError, match="TorchScript"):
-        file_kind(tmp_path / "model.pt")
+    assert file_kind(tmp_path / "model.pt") is FileKind.TORCHSCRIPT
 
 
 def test_missing_file_names_its_neighbours(files):

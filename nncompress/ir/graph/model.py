@@ -77,7 +77,7 @@ class Model:
 
         Args:
             example_inputs: positional arguments; tensors that share their first size (>= 2) get a dynamic
-                batch. A batch of 1 is doubled for the export.
+                batch. A batch of 1 is doubled for the export, unless the network fixes it.
             record_dims: per positional argument, each a tensor, the dim along which records lie, None where
                 all share it; instead of the first of all.
             dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
@@ -86,7 +86,7 @@ class Model:
         Raises:
             UnsupportedError: `torch.export` cannot trace it.
         """
-        named: dict[str, Any] = dict(kwargs or {})
+        given, named = example_inputs, dict(kwargs or {})
         if dynamic_shapes is None and dynamic_batch:
             if record_dims is None:
                 example_inputs = pytree.tree_map(at_least_two, example_inputs)
@@ -100,7 +100,7 @@ class Model:
         except UnsupportedError:
             if dynamic_shapes is None or not dynamic_batch:
                 raise
-            program = trace(module, example_inputs, named, None)
+            program = trace(module, given, dict(kwargs or {}), None)
         return cls.from_exported(program, metadata=metadata, copy_weights=True)
 
     @classmethod

@@ -5,6 +5,7 @@
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
 | in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.functionalize`) |
+| `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
 | a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
@@ -26,6 +27,11 @@ from nncompress.ir.graph.functionalize import functionalize, is_write
 from nncompress.ir.graph.recompose import recompose
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
+_PARTS = {  # the unsafe ones know no symbolic sizes, and fix the batch where anything is asked of them
+    torch.ops.aten.unsafe_chunk.default: torch.ops.aten.chunk.default,
+    torch.ops.aten.unsafe_split.Tensor: torch.ops.aten.split.Tensor,
+    torch.ops.aten.unsafe_split_with_sizes.default: torch.ops.aten.split_with_sizes.default,
+}
 _ASSERTIONS = {
     "_assert_tensor_metadata",
     "_assert_scalar",
@@ -70,6 +76,7 @@ def normalize(module: fx.GraphModule) -> bool:
     for node in list(graph.nodes):
         if node.op == "call_function" and op_name(node) in _ASSERTIONS:
             graph.erase_node(node)
+        node.target = _PARTS.get(node.target, node.target)
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
     complete = functionalize(module)

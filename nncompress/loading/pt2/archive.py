@@ -30,6 +30,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
+from nncompress.ir.formats.deflate import MOST_RATIO
 from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.dry_run import MOST_REPEATED
 from nncompress.loading.json_schema import Check, Rejected, admit, plain, without_empty_keys
@@ -78,7 +79,7 @@ def read_pt2(
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive, without_empty_keys() as left_out:
-            check_members(archive, path, deflated=True)
+            check_members(archive, path, deflated=MOST_RATIO)
             members = _Members(archive)
             clean = _repack(members)
             record = _read_history(members)

@@ -18,3 +18,34 @@ def test_the_graph_that_torch_had_so_far_is_not_printed(capfd):
     with pytest.raises(UnsupportedError, match="cannot trace"):
         Model.from_module(Branches(), (torch.randn(2, 3),))
     assert capfd.readouterr() == ("", "")
+
+
+class WritesToParts(torch.nn.Module):
+    def forward(self, x):
+        y = x * 2
+        first, second = torch.unsafe_chunk(y, 2, 1)
+        first.sigmoid_()
+        second.mul_(first)
+        return y
+
+
+def test_parts_that_are_written_to_keep_the_batch_free():
+    module = WritesToParts()
+    model = Model.from_module(module, (torch.randn(2, 4),))
+    assert "batch" in model.dynamic
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(model(x), module(x))
+
+
+class AddsStored(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.past = torch.nn.Buffer(torch.randn(1, 4))
+
+    def forward(self, x):
+        return torch.cat([self.past, x], 1)
+
+
+def test_a_batch_that_the_network_fixes_at_one_stays_one():
+    model = Model.from_module(AddsStored(), (torch.randn(1, 4),))
+    assert model.inputs[0].shape == (1, 4)
