@@ -55,10 +55,10 @@ class Options:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
         for f in fields(self):
-            object.__setattr__(
-                self, f.name, _checked(self.name, f, _hints(type(self))[f.name], getattr(self, f.name))
-            )
+            value = _checked(self.name, f, hints[f.name], getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
 
     def refuse_several(self, names: Iterable[str], what: str) -> None:
         """Of options that each say `what`, at most one may be given.
@@ -107,8 +107,13 @@ def _type_of(f: Field[Any], hint: Any) -> tuple[type, tuple[str, ...] | None, bo
 
 
 def _hints(declared: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(declared)
-    return {f.name: hints[f.name] for f in fields(declared)}
+    if declared not in _known_hints:
+        hints = typing.get_type_hints(declared)
+        _known_hints[declared] = {f.name: hints[f.name] for f in fields(declared)}
+    return _known_hints[declared]
+
+
+_known_hints: dict[type, dict[str, Any]] = {}  # evaluating annotations takes milliseconds
 
 
 def _unwrap(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError, UsageError
+from nncompress.ir.graph.form import form_of
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.normalize import normalize, remove_dead_code
@@ -58,6 +59,7 @@ class Model:
         self.history = list(history)
         self.metadata = dict(metadata or {})
         self.sizes: dict[str, int] = {}
+        self._traced_form: Hashable | None = None  # for which the shapes in the graph are right
 
     # -- made from ---------------------------------------------------------------------------------------
 
@@ -128,7 +130,9 @@ class Model:
         if len(names) != count:
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
         model = cls(graph_module, specs, names, dynamic, history, metadata)
-        if not complete:
+        if complete:
+            model._traced_form = form_of(graph_module)
+        else:
             model.refresh()
         return model
 
@@ -248,6 +252,7 @@ class Model:
             copy.deepcopy(self.metadata),
         )
         copied.sizes = dict(self.sizes)
+        copied._traced_form = self._traced_form
         return copied
 
     def set_training(self, training: bool) -> None:
@@ -274,12 +279,16 @@ class Model:
     def refresh(self) -> None:
         """After an edit: drop dead code and derive every node's shape anew by exporting again.
 
+        An edit that changed values of weights alone, or that was refreshed already, leaves nothing to derive.
+
         Raises:
             UnsupportedError: the edited graph does not trace; the message names the op.
         """
         remove_dead_code(self.graph_module)
+        if self._traced_form is not None and self._traced_form == form_of(self.graph_module):
+            return
         fresh = Model.from_exported(self._traced(self.graph_module, batch=2), inputs=self.inputs)
-        self.graph_module = fresh.graph_module
+        self.graph_module, self._traced_form = fresh.graph_module, fresh._traced_form
 
     def exported_program(self, batch: int = 2) -> ExportedProgram:
         """The model as a `torch.export` program with the same names and dynamic dims.
