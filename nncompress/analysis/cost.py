@@ -99,7 +99,9 @@ def cost(model: Model) -> Cost:
                 shape=tuple(model.tensor(stored[0]).shape) if stored else (),
                 output=shapes.of(node),
                 parameters=sum(t.numel() for _, t in values),
-                nonzero=sum(int(torch.count_nonzero(t - zeros.get(name, 0))) for name, t in values),
+                nonzero=sum(
+                    int(torch.count_nonzero(t - zeros[name] if name in zeros else t)) for name, t in values
+                ),
                 macs=macs,
                 bytes=sum(_bytes(t, bits.get(name, 8)) for name, t in fresh),
             )
