@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.analysis.curvature.ridge import HELD_OUT, RIDGES, solve_towards
 from nncompress.analysis.importance.choices import Indices
 
-HELD_OUT = 4  # every fourth record decides on the pull
-RIDGE = 1e-3  # the pull where there are too few records to hold any out
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; at the last, W hardly moves
+PULL = 1e-3  # where there are too few records to hold any out
 
 
 class _Sums:
@@ -136,7 +135,7 @@ class Regression:
         self.ridge = self._best(start, columns) if ridge is None else ridge
         weight = torch.zeros_like(start)
         second, cross = (moment[..., columns] for moment in self._moments)
-        weight[:, :, columns] = _ridge(second[:, columns], cross, start[:, :, columns], self.ridge)
+        weight[:, :, columns] = solve_towards(second[:, columns], cross, start[:, :, columns], self.ridge)
         if not self._centred:
             return weight, None
         return weight, self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
@@ -144,24 +143,15 @@ class Regression:
     def _best(self, start: Tensor, columns: Tensor) -> float:
         """The pull with the least error on the records held out, from the weakest on until none is better."""
         if not (self._fit and self._held and self._fit.count and self._held.count):
-            return RIDGE
+            return PULL
         centre = self._centre(self._fit)  # b is from the records fitted to
         second, cross = (moment[..., columns] for moment in self._fit.about(*centre))
         unseen, wanted = (moment[..., columns] for moment in self._held.about(*centre))
-        best, least = RIDGE, float("inf")
+        best, least = PULL, float("inf")
         for ridge in RIDGES:
-            weight = _ridge(second[:, columns], cross, start[:, :, columns], ridge)
+            weight = solve_towards(second[:, columns], cross, start[:, :, columns], ridge)
             error = float(((weight @ unseen[:, columns] - 2 * wanted) * weight).sum())  # less E|t|²
             if error >= least:
                 break
             best, least = ridge, error
         return best
-
-
-def _ridge(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """W that minimises tr(W S Wᵀ) − 2 tr(W Cᵀ) + λ|W − start|², λ = `ridge` mean eigenvalues of S."""
-    system = second.clone()
-    diagonal = system.diagonal(dim1=1, dim2=2)
-    lift = (ridge * diagonal.mean(1)).clamp_min(1e-10)
-    diagonal += lift[:, None]
-    return torch.linalg.solve(system, (cross + start * lift[:, None, None]).transpose(1, 2)).transpose(1, 2)

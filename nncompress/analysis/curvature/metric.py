@@ -15,9 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Statistics may be rank-deficient: this share of their mean eigenvalue is added to all of them.
-RIDGE = 1e-4
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -45,15 +42,6 @@ class Metric:
     def times_outputs(self, matrix: Tensor) -> Tensor:
         """G · matrix [out, in]."""
         return matrix if self.outputs is None else self.outputs @ matrix
-
-
-def with_ridge(moment: Tensor, ridge: float = RIDGE) -> Tensor:
-    """A second moment [..., d, d] (or its diagonal, 1-dim) made safe to invert; all-zero becomes 1."""
-    lifted = moment.clone()
-    diagonal = lifted if moment.dim() == 1 else lifted.diagonal(dim1=-2, dim2=-1)
-    mean = diagonal.mean(-1, keepdim=True)
-    diagonal += torch.where(mean > 0, ridge * mean, torch.ones_like(mean))
-    return lifted
 
 
 def roots(moment: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

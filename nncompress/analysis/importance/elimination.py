@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.importance.choices import Indices
 
-RIDGE = 1e-4  # of the mean second moment, so that inverses exist
 PENDING = 256  # columns of steps that wait before the inverse is brought up to date
 
 
@@ -44,15 +44,13 @@ class Quadratic:
 
 
 def root(metric: Tensor) -> Tensor:
-    """L with Lᵀ L = metric, made a little larger than singular."""
-    lift = max(1e-3 * float(metric.diagonal().mean()), 1e-30)
-    return torch.linalg.cholesky(metric + lift * torch.eye(len(metric), dtype=metric.dtype), upper=True)
+    """L with Lᵀ L = metric, made a little larger than singular; of nothing next to nothing."""
+    return torch.linalg.cholesky(with_ridge(metric, 1e-3, of_nothing=1e-30), upper=True)
 
 
-def damped(second: Tensor, ridge: float = RIDGE) -> Tensor:
-    """`[..., n, n]` plus `ridge` times its mean diagonal."""
-    lift = max(float(second.diagonal(dim1=-2, dim2=-1).mean()) * ridge, 1e-12)
-    return second + lift * torch.eye(second.shape[-1], dtype=second.dtype)
+def _invertible(second: Tensor) -> Tensor:
+    """A unit that reads nothing costs nothing, beside others and by itself."""
+    return with_ridge(second, of_nothing=1e-12, together=second.dim() == 3)
 
 
 class _Eliminator:
@@ -68,7 +66,7 @@ class _Eliminator:
         self._weight = root(problem.metric) @ problem.weight.double()
         parts = self._weight[:, self._columns]
         self._energy = torch.einsum("onk,onl->nkl", parts, parts)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(problem.second)))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(_invertible(problem.second)))
         self._independent = inverse.dim() == 3
         if self._independent:
             self._blocks = inverse
@@ -144,7 +142,7 @@ def eliminate(problems: Sequence[Quadratic], units: int) -> tuple[list[int], lis
 
 def refit(weight: Tensor, second: Tensor, kept: Indices) -> Tensor:
     """The best `[out, in]` weight that is zero outside the `kept` columns (centred data)."""
-    moment = damped(second)
+    moment = _invertible(second)
     columns = torch.from_numpy(np.asarray(kept))
     fitted = torch.zeros_like(weight, dtype=torch.float64)
     target = weight.double() @ moment[:, columns]

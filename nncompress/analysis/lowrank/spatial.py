@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.metric import Metric, with_ridge
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.metric import Metric, roots, with_ridge
+from nncompress.analysis.curvature.metric import Metric, roots
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 
 GRID = 32  # ranks that are tried per side

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.curvature.ridge import with_ridge
 
 RIDGE = 0.01  # of the mean second moment, as there
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import Inputs, LayerwiseRunner
 from nncompress.analysis.observe.patches import input_rows

@@ -155,7 +155,7 @@ class Cluster(Pass):
         if self.weighting != "fisher":
             return {}
         from nncompress.analysis.curvature.diagonal import fisher_diagonal
-        from nncompress.analysis.curvature.metric import with_ridge
+        from nncompress.analysis.curvature.ridge import with_ridge
         from nncompress.passes.cluster.inputs import RIDGE
 
         found = fisher_diagonal(

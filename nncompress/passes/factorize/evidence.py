@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.metric import Metric, with_ridge
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.metric import with_ridge
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.statistics import input_moments
 from nncompress.analysis.rounding.coordinate_descent import descend

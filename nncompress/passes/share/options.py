@@ -124,7 +124,7 @@ class Share(Pass):
         """What the fit knows of every layer: its weight, its inputs' moments, which sides may be scaled."""
         import torch
 
-        from nncompress.analysis.curvature.metric import with_ridge
+        from nncompress.analysis.curvature.ridge import with_ridge
         from nncompress.analysis.observe.statistics import input_moments
         from nncompress.passes.share.fit import Problem
         from nncompress.passes.share.scales import norm_after, norm_before

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.analysis.curvature.metric import Metric, roots, with_ridge
+from nncompress.analysis.curvature.metric import Metric, roots
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
 from nncompress.analysis.lowrank.spatial import SpatialDecomposition

@@ -5,7 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from nncompress.analysis.curvature.metric import Metric, with_ridge
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.randomized import LARGE, Wanted
 from nncompress.analysis.lowrank.ranks import tails

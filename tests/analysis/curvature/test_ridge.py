@@ -1,0 +1,94 @@
+"""Ridges against least squares done sample by sample, and against the population that samples come from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nncompress.analysis.curvature.ridge import RIDGES, held_out_ridge, solve_towards, with_ridge
+
+
+@pytest.fixture
+def samples():
+    """x [n, 30] of a few causes and some noise, and the population's moment."""
+    mixing = torch.randn(30, 8, dtype=torch.float64)
+    population = mixing @ mixing.T + 3 * torch.eye(30, dtype=torch.float64)
+    root = torch.linalg.cholesky(population)
+
+    def draw(count):
+        return torch.randn(count, 30, dtype=torch.float64) @ root.T
+
+    return draw, population
+
+
+def moment(x):
+    return x.T @ x / len(x)
+
+
+def error_of(fitted, held, ridge):
+    """Of every input the error of its regression on the others, with that ridge: summed mean squares."""
+    lift = ridge * moment(fitted).diagonal().mean()
+    total = 0.0
+    for j in range(fitted.shape[1]):
+        others = [k for k in range(fitted.shape[1]) if k != j]
+        rows = (len(fitted) * lift).sqrt() * torch.eye(len(others), dtype=torch.float64)
+        a = torch.cat([fitted[:, others], rows])
+        b = torch.cat([fitted[:, j], torch.zeros(len(others), dtype=torch.float64)])
+        coefficients = torch.linalg.lstsq(a, b).solution
+        total += float((held[:, others] @ coefficients - held[:, j]).square().mean())
+    return total
+
+
+def test_the_ridge_is_the_first_with_the_least_held_out_error(samples):
+    draw, _ = samples
+    for count in (12, 40, 400):
+        fitted, held = draw(count), draw(100)
+        errors = [error_of(fitted, held, ridge) for ridge in RIDGES]
+        first = next(i for i, (a, b) in enumerate(zip(errors, [*errors[1:], float("inf")])) if a <= b)
+        assert held_out_ridge(moment(fitted), moment(held)) == RIDGES[first]
+
+
+def test_few_samples_ask_for_more_than_many(samples):
+    draw, population = samples
+    few, many = draw(10), draw(5000)
+    weak, strong = (held_out_ridge(moment(x), population) for x in (many, few))
+    assert weak < strong
+    errors = {}
+    for ridge in (weak, strong):
+        inverse = torch.linalg.inv(with_ridge(moment(few), ridge))
+        errors[ridge] = float(((inverse @ population @ inverse).diagonal() / inverse.diagonal() ** 2).sum())
+    assert errors[strong] < 0.95 * errors[weak]
+
+
+def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples, monkeypatch):
+    draw, _ = samples
+    fitted, held = moment(draw(50)), moment(draw(50))
+    both = torch.stack([fitted, fitted]), torch.stack([held, held])
+    assert held_out_ridge(*both) == held_out_ridge(fitted, held)
+    monkeypatch.setattr("nncompress.analysis.curvature.ridge.TOLD", 10)
+    assert held_out_ridge(*both) in RIDGES
+
+
+def test_inputs_that_are_all_zero_ask_for_no_ridge_in_particular():
+    nothing = torch.zeros(1, 4, 4, dtype=torch.float64)
+    assert held_out_ridge(nothing, nothing) in RIDGES
+
+
+def test_least_squares_towards_a_start(samples):
+    draw, _ = samples
+    x, wanted, start = draw(20), torch.randn(20, 5).double(), torch.randn(5, 30).double()
+    lift = 0.1 * moment(x).diagonal().mean()
+    rows = (20 * lift).sqrt() * torch.eye(30, dtype=torch.float64)
+    a, b = torch.cat([x, rows]), torch.cat([wanted, rows @ start.T])
+    got = solve_towards(moment(x), wanted.T @ x / 20, start, 0.1)
+    torch.testing.assert_close(got, torch.linalg.lstsq(a, b).solution.T)
+
+
+def test_small_moments_stay_small_beside_others():
+    moments = torch.stack([torch.eye(3), 1e-6 * torch.eye(3), torch.zeros(3, 3)]).double()
+    alone, together = with_ridge(moments, 0.1), with_ridge(moments, 0.1, together=True)
+    assert alone.diagonal(dim1=1, dim2=2)[:, 0].tolist() == pytest.approx([1.1, 1.1e-6, 1.0])
+    assert together.diagonal(dim1=1, dim2=2)[:, 0].tolist() == pytest.approx(
+        [1.0333, 0.0333, 0.0333], rel=1e-2
+    )
+    assert with_ridge(torch.zeros(3, 3), of_nothing=1e-9).trace() == pytest.approx(3e-9)
