@@ -51,6 +51,15 @@ class Moments:
             self.products += products
         self.count += rows.shape[1]
 
+    def join(self, other: Moments) -> None:
+        """Take in what another has seen, which is not to be used any more."""
+        if self.count == 0:
+            self.count, self.total, self.products = other.count, other.total, other.products
+        elif other.count:
+            self.count += other.count
+            self.total += other.total
+            self.products += other.products
+
     @property
     def mean(self) -> Tensor:
         """E[x], float64 [groups, d]."""

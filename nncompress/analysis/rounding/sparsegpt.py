@@ -12,25 +12,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.ridge import with_ridge
-
-RIDGE = 0.01  # of the mean second moment, as there
-
 
 def pruned(weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     """`weight` with n of every m neighbouring columns left in each row; the rest makes up for the others.
 
     Args:
         weight: [outputs, d], d a multiple of m.
-        second: H = E[x xᵀ], float64 [d, d].
+        second: H = E[x xᵀ], positive definite (`with_ridge`), float64 [d, d].
 
     Returns: float64 [outputs, d]. What is zero in `weight` stays zero.
     """
     width = second.shape[0]
-    lifted = with_ridge(second, RIDGE)
     # Row j of the upper factor U, H⁻¹ = Uᵀ U: (U_jj², U_jj U_j) are (H⁻¹)_jj and (H⁻¹)_j once what is left
     # of j is fixed.
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(lifted)), upper=True)
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(second)), upper=True)
     left, gone = weight.to(torch.float64, copy=True), weight == 0
     for first in range(0, width, m):
         group = slice(first, first + m)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from nncompress.analysis.observe.seen_inputs import SeenInputs
     from nncompress.ir import Model
     from nncompress.ir.layers.weights import Layer
     from nncompress.passes.cluster.codebooks import Codebooks
-    from nncompress.passes.cluster.inputs import SeenInputs
 
 AMOUNTS = ("relative", "decimals", "codebook")
 SIZES = (2, 4, 16, 256)  # of a codebook: indices of 1, 2, 4 and 8 bits
@@ -146,7 +146,7 @@ class Cluster(Pass):
     def _inputs(self, model: Model, context: Context) -> SeenInputs | None:
         if context.data is None or not (self.compensate or self.weighting in (None, "inputs")):
             return None
-        from nncompress.passes.cluster.inputs import SeenInputs
+        from nncompress.analysis.observe.seen_inputs import SeenInputs
 
         batches = context.data.input_batches(context.batch_size, context.limit)
         return SeenInputs(model, batches, context.seed)
@@ -156,7 +156,7 @@ class Cluster(Pass):
             return {}
         from nncompress.analysis.curvature.diagonal import fisher_diagonal
         from nncompress.analysis.curvature.ridge import with_ridge
-        from nncompress.passes.cluster.inputs import RIDGE
+        from nncompress.analysis.observe.seen_inputs import UNSEEN
 
         found = fisher_diagonal(
             model,
@@ -167,7 +167,7 @@ class Cluster(Pass):
             progress=context.progress,
         )
         return {
-            name: with_ridge(value.flatten(), RIDGE).reshape(value.shape) for name, value in found.items()
+            name: with_ridge(value.flatten(), UNSEEN).reshape(value.shape) for name, value in found.items()
         }
 
     def _reason_to_leave(self, layer: Layer) -> str:
@@ -226,7 +226,7 @@ class Cluster(Pass):
         import torch
 
         from nncompress.analysis.rounding.gptq import round_compensated
-        from nncompress.passes.cluster.inputs import Positions
+        from nncompress.passes.cluster.positions import Positions
 
         channels = self._channels(layer, weight)
         positions = Positions.of(layer) if seen is not None else None

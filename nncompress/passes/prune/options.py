@@ -21,7 +21,7 @@ from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nncompress.analysis.observe.statistics import Moments
+    from nncompress.analysis.observe.seen_inputs import SeenInputs
     from nncompress.ir import Model
     from nncompress.ir.layers.weights import Layer
 
@@ -86,9 +86,11 @@ class Prune(Pass):
                 raise ModelFileError(f"prune: the weight of {layer.name} has NaN or infinite values")
 
     def apply(self, model: Model, context: Context) -> list[Change]:
+        from nncompress.analysis.observe.enough import too_few
+
         chosen = list(self._chosen(model))
         kept = self._kept_of_all(chosen) if self.sparsity is not None and self.scope == "global" else {}
-        moments = self._moments(model, chosen, context)
+        seen = self._seen(model, context)
         changes = []
         for done, layer in enumerate(chosen):
             context.progress.step("pruning connections", done, len(chosen))
@@ -96,33 +98,24 @@ class Prune(Pass):
                 changes.append(Change(layer.name, "left: its weight is empty", applied=False))
                 continue
             if self.pattern is not None:
-                changes.append(_patterned(layer, *_parse_pattern(self.pattern), moments.get(layer.name)))
+                changes.append(_patterned(model, layer, *_parse_pattern(self.pattern), seen))
             else:
                 changes.append(self._prune(layer, kept.get(layer.name)))
+        if seen is not None:
+            context.warn(too_few(self.name, seen.rows))
         if self.remove_dead:
             from nncompress.passes.prune.dead_nodes import remove_dead_nodes
 
             changes += remove_dead_nodes(model)
         return changes
 
-    def _moments(self, model: Model, chosen: list[Layer], context: Context) -> dict[str, Moments]:
-        """Of what the layers multiply that can make up for what a pattern takes."""
+    def _seen(self, model: Model, context: Context) -> SeenInputs | None:
+        """What the layers multiply, from which weights make up for what a pattern takes."""
         if self.pattern is None or context.data is None:
-            return {}
-        from nncompress.analysis.compensation.sequential import why_not_fitted
-        from nncompress.analysis.observe.enough import Rows, too_few
-        from nncompress.analysis.observe.statistics import input_moments
+            return None
+        from nncompress.analysis.observe.seen_inputs import SeenInputs
 
-        able = [e for e in chosen if "transpose" not in e.kind and why_not_fitted(model, e) is None]
-        batches = context.data.batches(context.batch_size, limit=context.limit)
-        inputs = (batch.inputs for batch in batches)
-        moments = input_moments(
-            model, able, inputs, seed=context.seed, progress=context.progress, total=context.limit
-        )
-        records = context.data.planned_records(context.limit) or 1
-        seen = [Rows(n, m.count, m.total.shape[1], records) for n, m in moments.items()]
-        context.warn(too_few(self.name, seen))
-        return moments
+        return SeenInputs(model, context.data.input_batches(context.batch_size, context.limit), context.seed)
 
     def ensures(self, model: Model, changes: list[Change]) -> None:
         if self.pattern is not None and not self.remove_dead:
@@ -217,15 +210,18 @@ def _assigned(layer: Layer, value: Tensor, numbers: dict[str, float], how: str =
     return Change(layer.name, f"{zeros / total:.1%} of {total} weights are zero{how}", numbers, changed)
 
 
-def _patterned(layer: Layer, n: int, m: int, moments: Moments | None) -> Change:
+def _patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | None) -> Change:
     """Keep n of every m neighbouring inputs, at each place of a kernel, as sparse tensor cores read them."""
+    from nncompress.analysis.compensation.sequential import why_not_fitted
+
     weight = layer.weight.value()
     inputs = weight.shape[layer.roles.inputs]
     if inputs % m:
         return Change(layer.name, f"left: {inputs} inputs are no multiple of {m}", applied=False)
-    if moments is None or not moments.count:
+    if seen is None or "transpose" in layer.kind or why_not_fitted(model, layer) is not None:
         return _assigned(layer, _largest_of(weight, layer.roles.inputs, n, m), {})
-    return _assigned(layer, _compensated(layer, weight, moments, n, m), {}, ", the others make up for it")
+    second = seen.second_moments(layer)
+    return _assigned(layer, _compensated(layer, weight, second, n, m), {}, ", the others make up for it")
 
 
 def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
@@ -239,7 +235,7 @@ def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
     return kept.flatten(-2).movedim(-1, dim)
 
 
-def _compensated(layer: Layer, weight: Tensor, moments: Moments, n: int, m: int) -> Tensor:
+def _compensated(layer: Layer, weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     """The weight that gives the least error of the layer's output on what it was seen to multiply."""
     import torch
 
@@ -251,7 +247,7 @@ def _compensated(layer: Layer, weight: Tensor, moments: Moments, n: int, m: int)
     # The inputs last, so that neighbours stand side by side; the moments have them first.
     matrix = filters.reshape(outputs, inputs, -1).transpose(1, 2).flatten(1)
     order = torch.arange(matrix.shape[1]).reshape(inputs, -1).T.flatten()
-    second = moments.second[:, order[:, None], order]
+    second = second[:, order[:, None], order]
     left = torch.cat([pruned(part, h, n, m) for part, h in zip(matrix.chunk(len(second)), second)])
     left = left.reshape(outputs, -1, inputs).transpose(1, 2).reshape(filters.shape)
     return from_filters(layer, left.to(weight.dtype))

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.ridge import with_ridge
+from nncompress.analysis.curvature.ridge import FEW, with_ridge
 from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.observe.statistics import input_moments
 from nncompress.analysis.rounding.coordinate_descent import descend
 from nncompress.analysis.rounding.gptq import round_compensated
@@ -29,7 +30,6 @@ from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.groups import Groups, store_groups
 from nncompress.ir.layers.weights import Layer, argument, readers
 from nncompress.passes.base import Change, Context
-from nncompress.passes.cluster.inputs import RIDGE, SeenInputs
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ def round_by_groups(
         products = [layer for each in several for layer in each if layer.kind in PRODUCTS]
         if products:
             found = input_moments(model, products, batches, seed=context.seed, progress=context.progress)
-            tied = {name: with_ridge(moments.second[0], RIDGE) for name, moments in found.items()}
+            tied = {name: with_ridge(moments.second[0], FEW) for name, moments in found.items()}
         seen = SeenInputs(model, batches, context.seed)
     stored: dict[str, tuple[Tensor, Groups]] = {}
     matrices = by_weight(chosen)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.analysis.rounding.sparsegpt import RIDGE, pruned
+from nncompress.analysis.curvature.ridge import with_ridge
+from nncompress.analysis.rounding.sparsegpt import pruned
 
 
 def correlated(d: int, seed: int) -> torch.Tensor:
@@ -12,12 +13,12 @@ def correlated(d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64)
     x = x / torch.arange(1, d + 1) @ torch.randn(d, d, generator=generator, dtype=torch.float64) + 1
-    return x.T @ x / len(x)
+    return with_ridge(x.T @ x / len(x), 0.01)
 
 
 def by_inverses(row: np.ndarray, second: np.ndarray, n: int, m: int) -> np.ndarray:
     """What is right of a column is at its optimum, given what was fixed left of it."""
-    h = second + np.eye(len(second)) * RIDGE * np.diag(second).mean()
+    h = second
     start, w = row.copy(), row.copy()
 
     def settle(first: int) -> None:
@@ -75,6 +76,6 @@ def test_zeros_stay_and_a_pattern_that_is_there_is_left_alone():
 def test_inputs_that_never_come_do_no_harm():
     second = correlated(8, 0)
     second[:, 5] = second[5] = 0
-    got = pruned(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), second, 2, 4)
+    got = pruned(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), with_ridge(second), 2, 4)
     assert got.isfinite().all()
-    assert pruned(torch.ones(3, 8), torch.zeros(8, 8, dtype=torch.float64), 2, 4).isfinite().all()
+    assert pruned(torch.ones(3, 8), with_ridge(torch.zeros(8, 8, dtype=torch.float64)), 2, 4).isfinite().all()

@@ -1,0 +1,49 @@
+"""Moments of inputs as changed layers make them, with a ridge that follows from samples held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from nncompress.analysis.curvature.ridge import FEW, RIDGES
+from nncompress.analysis.observe.seen_inputs import SeenInputs
+from nncompress.ir import Model
+from nncompress.ir.layers.weights import layers
+
+
+def seen_by_second(count, batches):
+    """The moments of a second layer's inputs, after the first layer was halved; and what they are of."""
+    net = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 3)).eval()
+    model = Model.from_module(net, (torch.zeros(2, 24),))
+    x = torch.randn(count, 4) @ torch.randn(4, 24) + torch.randn(count, 24)
+    seen = SeenInputs(model, [(part,) for part in x.chunk(batches)], seed=0)
+    first, second = layers(model)
+    seen.second_moments(first)
+    first.weight.assign(first.weight.value() / 2)
+    moment = seen.second_moments(second)[0]
+    with torch.no_grad():
+        net[0].weight /= 2
+        return seen, moment, net[0](x).double()
+
+
+def test_moments_are_of_all_samples_after_the_layers_before_have_changed():
+    seen, moment, x = seen_by_second(60, batches=3)
+    expected = x.T @ x / len(x)
+    expected += seen.ridges["1"] * expected.diagonal().mean() * torch.eye(24)
+    np.testing.assert_allclose(moment, expected, rtol=1e-5, atol=1e-6)
+    assert [(rows.layer, rows.count, rows.records) for rows in seen.rows] == [("0", 60, 60), ("1", 60, 60)]
+
+
+def test_few_samples_get_a_stronger_ridge_than_many():
+    few, many = (seen_by_second(count, batches=2)[0].ridges["1"] for count in (16, 4000))
+    assert few > many
+    assert {few, many} <= set(RIDGES)
+
+
+def test_batches_of_one_sample_are_held_out_as_a_whole():
+    seen, _, _ = seen_by_second(8, batches=8)
+    assert set(seen.ridges.values()) <= set(RIDGES)
+    assert seen.rows[1].count == 8
+    alone, _, _ = seen_by_second(3, batches=1)
+    assert set(alone.ridges.values()) == {FEW}  # too few to hold any out
