@@ -86,9 +86,10 @@ def _ledger(path: Path) -> None:
 
 def _latency(path: Path) -> None:
     from nncompress.bench.latency_table import LatencyTable
+    from nncompress.targets import TARGETS
 
-    table = object.__new__(LatencyTable)  # whose own path names the machine
-    table.path = path
+    table = LatencyTable(TARGETS["ort-cpu"], path.parent)
+    table.file.path = path  # whose own path names the machine
     json.dumps(table._read())
 
 

@@ -153,6 +153,7 @@ def compress(
     input: Input | None = None,
     limit: int | None = 512,
     seed: int = 0,
+    target: str | None = None,
     progress: Progress | None = None,
     notice: Notice = warnings.warn,
 ) -> Model:
@@ -164,6 +165,8 @@ def compress(
         data: calibration records for the passes that need them.
         input: what a module takes, where `data` does not say it (see `load`).
         limit: fit to at most this many of them.
+        target: where the result will run (`nncompress targets` lists them): passes that choose by the clock
+            measure there; None: where this machine is fastest.
         notice: called with what a pass warns of: outputs that have moved far from the original's.
 
     Raises:
@@ -178,6 +181,7 @@ def compress(
         seed=seed,
         progress=progress or NullProgress(),
         limit=limit,
+        target=target,
     )
     result, steps = pipeline.run(taken, chosen, context)
     for warning in (warning for step in steps for warning in step.warnings):

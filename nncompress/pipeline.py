@@ -90,7 +90,7 @@ def run(
     Args:
         original: what drift is measured against; default the model as given.
         done: called after each pass.
-        timing: after a pass with a budget in MACs or parameters, measure in ONNX Runtime what it is worth.
+        timing: after a pass with a budget in MACs or parameters, measure in the target what it is worth.
 
     Raises:
         NNCompressError: a pass refused, or its result did not check out.
@@ -109,7 +109,7 @@ def run(
         model, step = _run_one(given, each, context, reference, amount(before))
         before = step.drift
         if timing and step.changed and each.has_budget:
-            step.notes.append(speed_note(given, model, context.progress))
+            step.notes.append(speed_note(given, model, context.progress, context.target))
         steps.append(step)
         if done is not None:
             done(step, model)

@@ -1,4 +1,4 @@
-"""How long single layers take in ONNX Runtime on this machine, for passes that choose by speed.
+"""How long single layers take in a target on this machine, for passes that choose by speed.
 
 Fewer multiplications can take longer: kernels work on blocks of channels, and every layer has a cost of its
 own. Chains of layers with random weights are timed against the layer that they would replace, in turns, with
@@ -7,17 +7,20 @@ one thread, by that thread's CPU time; wall-clock time misleads on a busy machin
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, save
 
 from nncompress.bench.measure import Call, Measurement, undisturbed
+from nncompress.runtimes import open_artifact
+from nncompress.targets import Target
 
 THREADS = 1
 SECONDS = 2.0  # of measuring, for the chains that are open at one time
@@ -66,14 +69,16 @@ class Latencies:
     shares: tuple[float, ...]
 
 
-def measure(reference: Chain, chains: Sequence[Chain], shape: tuple[int, ...], seed: int = 0) -> Latencies:
+def measure(
+    reference: Chain, chains: Sequence[Chain], shape: tuple[int, ...], target: Target, seed: int = 0
+) -> Latencies:
     """Time chains of layers against a reference, on an input of `shape` (batch included)."""
     generator = np.random.default_rng(seed)
     x = generator.standard_normal(shape, dtype=np.float32)
     times: list[float] = []
     shares: list[float] = []
     for part in _parts(reference, chains):
-        calls = [_call(chain, x, generator) for chain in (reference, *part)]
+        calls = [_call(chain, x, target, generator) for chain in (reference, *part)]
         first, *others = _timed(calls, seed)
         times.append(float(np.median(first)))
         shares += [float(np.median(other / first)) for other in others]
@@ -110,7 +115,7 @@ def _weights(chain: Chain) -> int:
     return sum(prod(layer.weight) for layer in chain)
 
 
-def _call(chain: Chain, x: np.ndarray, generator: np.random.Generator) -> Call:
+def _call(chain: Chain, x: np.ndarray, target: Target, generator: np.random.Generator) -> Call:
     nodes, weights, value = [], [], "x"
     for index, layer in enumerate(chain):
         weight = generator.standard_normal(layer.weight, dtype=np.float32)
@@ -127,12 +132,7 @@ def _call(chain: Chain, x: np.ndarray, generator: np.random.Generator) -> Call:
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = THREADS
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-    return lambda: session.run(None, {"x": x})
+    with tempfile.TemporaryDirectory(prefix="nncompress-") as folder:
+        path = Path(folder) / "layers.onnx"
+        save(model, path)
+        return open_artifact(path, THREADS, runtime=target.runtime).bind(x)

@@ -1,4 +1,4 @@
-"""Whole models against their original in ONNX Runtime, for passes that have a latency to reach."""
+"""Whole models against their original in a target, for passes that have a latency to reach."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 from nncompress.analysis.cost import cost
 from nncompress.bench import Arm, benchmark
+from nncompress.bench.target_speed import clocked
 from nncompress.errors import NNCompressError
-from nncompress.export import write_onnx
+from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.progress import Progress
 from nncompress.results import Estimate
-from nncompress.targets import TARGETS
+from nncompress.targets import Target
 
 SECONDS = 3.0  # of measuring, per comparison
 GLANCE = 1.0  # seconds of measuring, for a line in a report
@@ -22,23 +23,27 @@ LARGEST = 1e9  # MACs of a model that a report times: a larger one takes longer 
 class ModelLatency:
     """Exports the original once; one thread, one record, CPU time of the thread, in turns.
 
+    Args:
+        target: where they run; the files are written for it.
+
     Raises:
-        UnsupportedError: the original cannot be exported to ONNX.
+        UnsupportedError: the original cannot be exported to the target's format.
     """
 
-    def __init__(self, original: Model, progress: Progress) -> None:
+    def __init__(self, original: Model, progress: Progress, target: Target) -> None:
+        self.target = target
         self._folder = tempfile.TemporaryDirectory(prefix="nncompress-")
         self._progress = progress
         self._original = self._export(original, "original")
 
     def seconds(self) -> float:
         """Of the original, for one record."""
-        result = benchmark([Arm("original", self._original)], time_budget=SECONDS, memory=False)
+        result = benchmark([self._arm("original", self._original)], time_budget=SECONDS, memory=False)
         return (result.arms[0].cpu or result.arms[0].wall).median
 
     def share(self, other: Model, seconds: float = SECONDS) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
-        arms = [Arm("original", self._original), Arm("other", self._export(other, "other"))]
+        arms = [self._arm("original", self._original), self._arm("other", self._export(other, "other"))]
         result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
         speedup = result.arms[1].speedup
         assert speedup is not None
@@ -54,13 +59,20 @@ class ModelLatency:
         self.close()
 
     def _export(self, model: Model, name: str) -> Path:
-        path = Path(self._folder.name) / f"{name}.onnx"
-        write_onnx(model, path, target=TARGETS["ort-cpu"])
+        path = Path(self._folder.name) / f"{name}{self.target.suffixes[0]}"
+        write(model, path, target=self.target.name)
         return path
 
+    def _arm(self, name: str, path: Path) -> Arm:
+        return Arm(name, path, runtime=self.target.runtime)
 
-def speed_note(before: Model, after: Model, progress: Progress) -> str:
-    """One sentence: what a saving is worth in ONNX Runtime here, or why that was not measured."""
+
+def speed_note(before: Model, after: Model, progress: Progress, target: str | None = None) -> str:
+    """One sentence: what a saving is worth here, or why that was not measured.
+
+    Args:
+        target: where; None: where it is fastest.
+    """
     old, new = cost(before), cost(after)
     saved = " and ".join(
         f"{1 - b / a:.0%} fewer {what}"
@@ -72,7 +84,7 @@ def speed_note(before: Model, after: Model, progress: Progress) -> str:
         return f"{told} (above {LARGEST:.0e} MACs); nncompress bench ORIGINAL RESULT measures it"
     progress.step("measuring the speed", 0, 1)
     try:
-        with ModelLatency(before, progress) as latency:
+        with ModelLatency(before, progress, clocked(target)) as latency:
             share = latency.share(after, GLANCE)
     except NNCompressError as error:
         return f"{told} ({error.what})"
@@ -80,4 +92,5 @@ def speed_note(before: Model, after: Model, progress: Progress) -> str:
         progress.step("measuring the speed", 1, 1)
     times = f"{1 / share.value:.2f}x [{1 / share.high:.2f}, {1 / share.low:.2f}]"
     verdict = "" if share.high < 1 else ": slower" if share.low > 1 else ": nothing measurable"
-    return f"{saved or 'nothing saved'}, {times} as fast here in ONNX Runtime (batch 1, one thread){verdict}"
+    where = f"{latency.target.title} (batch 1, one thread)"
+    return f"{saved or 'nothing saved'}, {times} as fast here in {where}{verdict}"

@@ -14,6 +14,7 @@ from nncompress.errors import UsageError
 from nncompress.extras import need
 from nncompress.passes import Pass
 
+OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
 SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
 RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file
 
@@ -60,12 +61,13 @@ def run_passes(
     limit: int,
     seed: int,
     timing: bool,
+    target: str | None,
     json: bool,
     recipe: str | None = None,
     **loading: Any,
 ) -> None:
     """Load, run, report each pass as it ends, write, and remember the result for the next command."""
-    check_suffix(output)
+    check_output(output, target)
     opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
     from nncompress.passes import Context
@@ -74,14 +76,14 @@ def run_passes(
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
     reads = options.read_by(opened, data, loading["arch"], recipe)
-    target = options.output_for(output, options.default_output(opened, label), reads)
+    file = options.output_for(output, options.default_output(opened, label), reads)
     records = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     original = opened.model
     if len(opened.chain) > 1:
         original = options.open_model(str(opened.original), data=data).model
     steps: list[pipeline.Step] = []
     with progress() as bar:
-        context = Context(data=records, seed=seed, limit=limit, progress=bar)
+        context = Context(data=records, seed=seed, limit=limit, progress=bar, target=target)
 
         def done(step: pipeline.Step, model: object) -> None:
             if not json:
@@ -90,9 +92,9 @@ def run_passes(
         result, steps = pipeline.run(
             opened.model, passes, context, original=original, done=done, timing=timing
         )
-        bar.step(f"writing {target.name}", 0, None)
-        report = export.write(result, target, protect=reads)
-        options.remember(opened, target, opened.model, result)
+        bar.step(f"writing {file.name}", 0, None)
+        report = export.write(result, file, protect=reads, target=written_for(file, target))
+        options.remember(opened, file, opened.model, result)
     if json:
         print_json(
             {
@@ -138,3 +140,22 @@ def check_suffix(output: str | None, target: str | None = None) -> None:
         from nncompress.targets import for_file
 
         for_file(Path(output).suffix.lower() if output is not None else suffix_for(target), target)
+
+
+def check_output(output: str | None, target: str | None) -> None:
+    """As `check_suffix`, for commands whose result may also be a model of ours, which is for every target.
+
+    Raises:
+        UsageError, MissingExtraError: as there.
+    """
+    ours = output is None or Path(output).suffix.lower() in OURS
+    check_suffix(output, None if ours else target)
+    if ours and target is not None:
+        from nncompress import targets
+
+        targets.target(target)
+
+
+def written_for(file: Path, target: str | None) -> str | None:
+    """The target that a file is written for; None for a model of ours."""
+    return None if file.suffix.lower() in OURS else target

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.compress import check_suffix
+from nncompress.cli.compress import check_output, written_for
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import bytes_, seconds
@@ -37,7 +37,7 @@ _Drop = Annotated[
 ]
 _Latency = Annotated[
     str | None,
-    typer.Option(metavar="5ms", help="per sample, in ONNX Runtime on this machine, one thread"),
+    typer.Option(metavar="5ms", help="per sample, in --target on this machine, one thread"),
 ]
 _Size = Annotated[str | None, typer.Option(metavar="1MB", help="of the weights")]
 _Goal = Annotated[
@@ -73,6 +73,7 @@ def optimize(
     fit: _Fit = None,
     folder: _Folder = None,
     join: _Join = None,
+    target: options.TargetOption = None,
     output: options.Output = None,
     limit: options.Limit = 512,
     seed: options.Seed = 0,
@@ -84,7 +85,7 @@ def optimize(
         _help(Path(join), model, trials, until)
         return
     drop = None if max_drop is None else max_drop / 100
-    asked = {
+    asked: dict[str, Any] = {
         "drop": drop,
         "size": None if max_size is None else bytes_(max_size, "--max-size"),
         "latency": None if max_latency is None else seconds(max_latency, "--max-latency"),
@@ -94,19 +95,26 @@ def optimize(
         raise UsageError(
             "optimize: nothing is asked for", remedy="--max-drop 0.5, --max-size or --max-latency"
         )
+    clock_in = asked["latency"] is not None or (drop is not None and goal == "latency")
     data = loading["data"]
     if data is None:
         raise UsageError("optimize needs labelled data", remedy="add --data FILE.npz (or a folder of images)")
-    check_suffix(output)
+    check_output(output, target)
     opened = options.open_model(model, **loading)
     from nncompress import api, export
+    from nncompress.bench.target_speed import clocked
     from nncompress.files.folders import make_folder
 
     reads = options.read_by(opened, data, fit, loading["arch"])
-    target = options.output_for(output, options.default_output(opened, "optimize"), reads)
-    recipe_file = target.with_suffix(".toml")
+    result = options.output_for(output, options.default_output(opened, "optimize"), reads)
+    recipe_file = result.with_suffix(".toml")
     options.output_for(str(recipe_file), recipe_file, reads)
     api.dataset(data, opened.model, loading["normalize"], say).require_labels("optimize")
+    if clock_in:
+        where = clocked(target)
+        asked["target"] = where.name
+        chosen = "" if target else ", the fastest here (--target names another)"
+        say(f"latencies are measured in {where.title}{chosen}")
     kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
     settings = {
         "schema": 1,
@@ -138,24 +146,25 @@ def optimize(
 
         row = search.trials.get(best) or {}
         recipe = recipe_of(row)
-        bar.step(f"writing {target.name}", 0, None)
-        file = export.write(made, target, protect=reads)
+        bar.step(f"writing {result.name}", 0, None)
+        file = export.write(made, result, protect=reads, target=written_for(result, target))
         how = {
             f"--{key.replace('_', '-')}": loading[key]
             for key in ("normalize", "arch", "weights_key", "input")
         }
         said_how = "".join(f" {flag} '{value}'" for flag, value in how.items() if value)
         said_how += " --trust-pickle" if loading["trust_pickle"] else ""
+        for_target = f" --target {target}" if target else ""
         command = (
             f"nncompress compress {opened.path} --recipe {recipe_file} --data '{settings['fit']}'{said_how} "
-            f"--limit {limit} --seed {seed} -o {target}"
+            f"--limit {limit} --seed {seed}{for_target} -o {result}"
         )
         _write_text(recipe_file, f"# {command}\n\n{recipe_text(recipe)}", reads)
-        options.remember(opened, target, opened.model, made)
+        options.remember(opened, result, opened.model, made)
         from nncompress.runtimes import OPENERS
 
-        if target.suffix.lower() in OPENERS:  # what is promised is what was written
-            said = search.promised(target, unseen, said.looks)
+        if result.suffix.lower() in OPENERS:  # what is promised is what was written
+            said = search.promised(result, unseen, said.looks)
     count = len(search.trials.all())
     if json:
         print_json(

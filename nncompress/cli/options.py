@@ -120,7 +120,8 @@ TargetOption = Annotated[
     typer.Option(
         "--target",
         metavar="NAME",
-        help="where it will run: ort-cpu, openvino, xnnpack, ort-cuda, tensorrt",
+        help="where it will run: ort-cpu, openvino, xnnpack, ort-cuda, tensorrt; files are written for it, "
+        "and passes measure in it",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -145,6 +146,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `nncompres
     "limit": (Limit, 512),
     "seed": (Seed, 0),
     "timing": (Timing, True),
+    "target": (TargetOption, None),
     "json": (Json, False),
 }
 

@@ -58,6 +58,8 @@ class Context:
         progress: told what is being done; never printed to.
         limit: at most this many records of `data` are used for statistics; None uses all.
         batch_size: records per forward pass.
+        target: where the result will run (`nncompress.targets`): what is timed is timed there. None: in the
+            one that is fastest on this machine.
         notes: sentences that the user should read after the pass.
         warnings: sentences that say what may be wrong with its result.
     """
@@ -67,6 +69,7 @@ class Context:
     progress: Progress = field(default_factory=NullProgress)
     limit: int | None = 512
     batch_size: int = 64
+    target: str | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

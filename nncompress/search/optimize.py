@@ -161,7 +161,7 @@ class Search:
 
     def measure_here(self) -> None:
         """Latencies of trials that hold the bound and were measured on other machines only."""
-        if self.bounds.goal != "latency" and self.bounds.latency is None:
+        if not self.bounds.timed:
             return
         for key, row in self.trials.all().items():
             if self.judge.machine not in row.get("latency", {self.judge.machine: None}):

@@ -19,9 +19,9 @@ from nncompress import pipeline
 from nncompress.analysis.answer import Answers, Predict, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.analysis.labels import chosen_classes, class_labels
-from nncompress.bench.environment import environment
-from nncompress.bench.latency_table import MACHINE
 from nncompress.bench.model_latency import ModelLatency
+from nncompress.bench.remembered import machine
+from nncompress.bench.target_speed import clocked
 from nncompress.data import Dataset
 from nncompress.errors import DataError, NNCompressError
 from nncompress.ir import Model
@@ -43,20 +43,21 @@ class Bounds:
     Attributes:
         drop: of top-1, 0 … 1; None where the drop is what is minimised.
         size: bytes of weights.
-        latency: seconds per sample, in ONNX Runtime with one thread.
+        latency: seconds per sample, in the target with one thread.
         goal: what is minimised under these: "latency", "macs" or "size".
+        target: where latencies are measured (`nncompress.targets`); None where none is.
     """
 
     drop: float | None
     size: float | None
     latency: float | None
     goal: str
+    target: str | None = None
 
-
-def machine_key() -> str:
-    """Of what latencies depend on: they are compared within one machine."""
-    here = environment()
-    return key_of({name: here[name] for name in MACHINE})
+    @property
+    def timed(self) -> bool:
+        """Some of it is about latency."""
+        return self.latency is not None or (self.drop is not None and self.goal == "latency")
 
 
 def hits(predict: Predict, data: Dataset, output: int | None, limit: int | None = None) -> Tensor:
@@ -91,7 +92,7 @@ class Judge:
         self._right = [hits(predict, selection, known_answer(original), limit) for limit in self._limits]
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
-        self.machine = machine_key()
+        self.machine = key_of(machine())  # latencies are compared within one
 
     def compressed(self, recipe: Recipe) -> Model:
         """As `compress --recipe` makes it."""
@@ -116,9 +117,7 @@ class Judge:
         return {**row, "seconds": round(time.monotonic() - started, 2)}
 
     def _latency_matters(self, row: dict[str, Any]) -> bool:
-        if self.bounds.drop is None:
-            return self.bounds.latency is not None
-        return self.holds(row) and (self.bounds.goal == "latency" or self.bounds.latency is not None)
+        return self.bounds.timed and (self.bounds.drop is None or self.holds(row))
 
     def _accuracy(self, model: Model) -> dict[str, Any]:
         predict, output = open_artifact(model).run, known_answer(model)
@@ -140,10 +139,10 @@ class Judge:
         """Of the model, in turns with the original.
 
         Raises:
-            UnsupportedError: one of them cannot be exported to ONNX.
+            UnsupportedError: one of them cannot be exported for the target.
         """
         if self._latency is None:
-            self._latency = ModelLatency(self.original, self._context.progress)
+            self._latency = ModelLatency(self.original, self._context.progress, clocked(self.bounds.target))
             self._seconds = self._latency.seconds()
         assert self._seconds is not None
         share = self._latency.share(model, GLANCE)

@@ -29,6 +29,7 @@ from nncompress.analysis.growth import (
     require_fitting_labels,
 )
 from nncompress.bench.model_latency import ModelLatency
+from nncompress.bench.target_speed import clocked
 from nncompress.data import Dataset
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import Model
@@ -120,7 +121,7 @@ class Growing:
         _refuse_bound(model, bound)
         self.latency = None  # of the model as it began: exported here, so that a refusal comes at once
         if settings.max_latency is not None and group.main:
-            self.latency = ModelLatency(model, progress)
+            self.latency = ModelLatency(model, progress, clocked(None))
 
     @classmethod
     def of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from nncompress import targets
 from nncompress.bench.latency_table import LatencyTable
 from nncompress.bench.layer_latency import Chain, Latencies, LayerShape, measure
 from nncompress.ir.graph.shapes import Shapes
@@ -39,10 +40,11 @@ class Timing:
 
 
 class LatencyOracle:
-    """Timings of factors; what this machine's table does not know yet is measured."""
+    """Timings of factors `where` the model will run; what this machine's table does not know is measured."""
 
-    def __init__(self, shapes: Shapes, table: LatencyTable | None = None) -> None:
-        self._shapes, self._table = shapes, table or LatencyTable()
+    def __init__(self, shapes: Shapes, where: targets.Target) -> None:
+        self.where = where
+        self._shapes, self._table = shapes, LatencyTable(where)
         self._again: dict[tuple[object, ...], Latencies] = {}
 
     @property
@@ -83,7 +85,7 @@ class LatencyOracle:
         for layer in target.layers:
             key = (shape := self._shapes.of(layer.data), reference, chain)
             if key not in self._again:
-                self._again[key] = measure(reference, [chain], shape, seed=1)
+                self._again[key] = measure(reference, [chain], shape, self.where, seed=1)
             found = self._again[key]
             dense, factored = dense + found.reference, factored + found.reference * found.shares[0]
         return Timing(dense, factored)

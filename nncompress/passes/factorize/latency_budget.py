@@ -49,7 +49,7 @@ def by_latency(
         UsageError: out of reach; says what is within.
     """
     found: list[tuple[list[Choice], float, Estimate]] = []
-    with ModelLatency(model, context.progress) as latency:
+    with ModelLatency(model, context.progress, oracle.where) as latency:
         before = latency.seconds()
         asked = share
         for done in range(TRIES):
@@ -72,7 +72,7 @@ def by_latency(
     if measured.value > share * (1 + FAR):
         raise UsageError(
             f"factorize cannot reach {100 * share:.4g}% of the model's latency",
-            got=f"{measured.value:.1%} measured in ONNX Runtime, {predicted:.1%} predicted",
+            got=f"{measured.value:.1%} measured in {oracle.where.title}, {predicted:.1%} predicted",
             expected=f"at least {measured.value:.1%}",
             remedy="ask for less, or prune nodes first",
         )

@@ -75,7 +75,7 @@ class Factorize(Pass):
         None,
         above=0,
         below=1,
-        help="share of its latency that the model keeps, in ONNX Runtime on this machine (one thread, one "
+        help="share of its latency that the model keeps, in --target on this machine (one thread, one "
         "record), at the least error in all",
     )
     form: Literal["auto", "channel", "spatial", "tucker"] = option(
@@ -89,7 +89,7 @@ class Factorize(Pass):
     )
     refit: bool = option(True, help="with data, fit the factors to what the compressed layers produce")
     faster: bool = option(
-        False, help="take only factors measured to be faster than the layer, in ONNX Runtime on this machine"
+        False, help="take only factors measured to be faster than the layer, in --target on this machine"
     )
     round_to: int = option(1, least=1, help="ranks are multiples of this; 16 suits most CPUs")
     exclude: tuple[str, ...] = option(
@@ -123,6 +123,7 @@ class Factorize(Pass):
 
     def apply(self, model: Model, context: Context) -> list[Change]:
         from nncompress.analysis.observe.enough import too_few
+        from nncompress.bench.target_speed import layer_clock
         from nncompress.ir.graph.shapes import Shapes
         from nncompress.ir.layers.weights import layers
         from nncompress.passes.factorize.latency import LatencyOracle
@@ -141,7 +142,9 @@ class Factorize(Pass):
             )
         changes = [Change(name, f"left: {reason}", applied=False) for name, reason in left.items()]
         evidence, whose = self._evidence(model, targets, context)
-        oracle = LatencyOracle(shapes) if self.faster or self.latency is not None else None
+        oracle = None
+        if self.faster or self.latency is not None:
+            oracle = LatencyOracle(shapes, layer_clock(context.target))
         options = []
         for done, target in enumerate(targets):
             context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))

@@ -39,7 +39,7 @@ class Grow(Pass):
     macs: float | None = option(None, above=1, help="grow to this multiple of the MACs")
     params: float | None = option(None, above=1, help="grow to this multiple of the parameters")
     latency: float | None = option(
-        None, above=1, help="grow to this multiple of the latency, measured in ONNX Runtime"
+        None, above=1, help="grow to this multiple of the latency, measured in --target"
     )
     where: Literal["auto", "std", "gradient", "uniform"] = option(
         "auto",
@@ -85,6 +85,7 @@ class Grow(Pass):
         from nncompress.analysis.cost import cost
         from nncompress.analysis.growth import Amount, Budget, grow_step, is_quantized, largest_within
         from nncompress.bench.model_latency import ModelLatency
+        from nncompress.bench.target_speed import clocked
 
         if is_quantized(model):
             return [Change("model", "left: it is quantized, and new nodes need training", applied=False)]
@@ -112,13 +113,13 @@ class Grow(Pass):
         if self.latency is None:
             grown = step(1.0)
         else:
-            with ModelLatency(model, context.progress) as latency:
+            with ModelLatency(model, context.progress, clocked(context.target)) as latency:
                 fit = largest_within(
                     self.latency, lambda grown: latency.share(grown.model).value, step, open_ended=True
                 )
             grown = step(fit.scale)
             context.notes.append(
-                f"grow: {fit.share:.2f} times the latency of before, measured in ONNX Runtime"
+                f"grow: {fit.share:.2f} times the latency of before, measured in {latency.target.title}"
             )
         if not grown.scores:
             raise UsageError(

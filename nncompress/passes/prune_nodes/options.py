@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nncompress.analysis.compensation import Fitted
+    from nncompress.analysis.couplings import Couplings
     from nncompress.data import Dataset
     from nncompress.ir import Model
-    from nncompress.passes.prune_nodes.plan import Plan
+    from nncompress.passes.prune_nodes.plan import Plan, Ranked
 
 BUDGET_TOLERANCE = 0.02
 # each says how many nodes go
-SIZES = ("relative", "ratio", "ratios", "macs", "params", "threshold", "outliers")
+SIZES = ("relative", "ratio", "ratios", "macs", "params", "latency", "threshold", "outliers")
 CRITERIA = (  # of nncompress.analysis.importance
     *("reconstruction", "l1", "l2", "activation-count", "activation-variance"),
     *("taylor", "fisher", "obd", "random"),
@@ -66,6 +67,13 @@ class PruneNodes(Pass):
     )
     macs: float | None = option(None, above=0, below=1, help="leave this share of the MACs")
     params: float | None = option(None, above=0, below=1, help="leave this share of the parameters")
+    latency: float | None = option(
+        None,
+        above=0,
+        below=1,
+        help="leave this share of the latency, in --target on this machine (one thread, one record); "
+        "widths are multiples of 8",
+    )
     threshold: float | None = option(None, help="remove nodes that score below this")
     outliers: float | None = option(
         None, above=0, help="remove nodes whose score is outside mean ± K · variance of their group's"
@@ -194,12 +202,12 @@ class PruneNodes(Pass):
         from nncompress.analysis.couplings import find_couplings, fold_weights
         from nncompress.analysis.observe.enough import too_few
         from nncompress.passes.prune_nodes.carry_out import carry_out, proven_cut
-        from nncompress.passes.prune_nodes.plan import make_plan
+        from nncompress.passes.prune_nodes.plan import ranked
 
         context.progress.step("finding what is tied together", 0, 1)
         fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
         couplings = find_couplings(model)
-        plan = make_plan(self, model, couplings, context)
+        plan, reached = self._planned(ranked(self, model, couplings, context), couplings, context)
         if not plan.cut:
             return []
         context.progress.step("removing nodes", 0, 1)
@@ -229,13 +237,29 @@ class PruneNodes(Pass):
                     f"error of the outputs {before:.3g} -> {after:.3g}"
                 )
         numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
-        changes = self._changes(plan, numbers, refused)
+        changes = reached + self._changes(plan, numbers, refused)
         changes += [Change(n, f"left as it was: {why}", applied=False) for n, why in fitted.left.items()]
         if not refused:
             self._check_budget(model, pruned)
         if cut:
             model.graph_module = pruned.graph_module
         return changes
+
+    def _planned(self, ranks: Ranked, couplings: Couplings, context: Context) -> tuple[Plan, list[Change]]:
+        """What goes, and what was measured for that."""
+        if self.latency is None:
+            return ranks.plan(self), []
+        from nncompress.analysis.compensation import without_data
+        from nncompress.bench.target_speed import clocked
+        from nncompress.passes.prune_nodes.carry_out import carry_out
+        from nncompress.passes.prune_nodes.latency_budget import by_latency
+
+        def cut(plan: Plan) -> Model:
+            fitted = without_data(ranks.model, plan.cut)
+            return carry_out(ranks.model, plan.cut, fitted, None, verify=False)[0]
+
+        plan, reached = by_latency(self, ranks, cut, clocked(context.target), context)
+        return plan, [reached]
 
     def contributions(
         self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context

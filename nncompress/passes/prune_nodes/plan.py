@@ -68,11 +68,42 @@ class Plan:
         return Cut(of("group"), of("reads"), of("writes"), tuple(self.dropped.values()))
 
 
-def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: Context) -> Plan:
-    """Choose.
+@dataclass(frozen=True)
+class Ranked:
+    """What could go, in what order: ranked once, chosen from as often as wanted."""
+
+    model: Model
+    comparable: bool
+    choices: tuple[Choice, ...]
+    rankings: Rankings
+    branches: tuple[Branch, ...]
+    dropped: dict[str, Branch]
+    dropped_losses: dict[str, float]
+
+    def plan(self, options: PruneNodes) -> Plan:
+        """Choose.
+
+        Raises:
+            UsageError: the budget cannot be met.
+        """
+        gone = {layer.name for branch in self.dropped.values() for layer in branch.layers}
+        removed = (
+            _select(options, self.model, self.comparable, self.choices, self.rankings, gone)
+            if self.choices
+            else {}
+        )
+        losses = dict(self.dropped_losses)
+        for name, units in removed.items():
+            loss = self.rankings[name].loss
+            losses[name] = float(loss[min(len(units), len(loss) - 1)])
+        return Plan(self.choices, removed, self.branches, self.dropped, losses)
+
+
+def ranked(options: PruneNodes, model: Model, couplings: Couplings, context: Context) -> Ranked:
+    """Rank what may go.
 
     Raises:
-        UsageError: nothing can be removed, or the budget cannot be met.
+        UsageError: nothing can be removed.
     """
     if options.blocks == "separate":
         choices, branches = separate_choices(model, couplings)
@@ -82,7 +113,7 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
     gone = {layer.name for branch in dropped.values() for layer in branch.layers}
     choices = [c for c in choices if not c.excluded(options.exclude) and not (set(c.layers) & gone)]
     if not options.selects:
-        return Plan((), {}, tuple(branches), dropped, losses)
+        return Ranked(model, False, (), {}, tuple(branches), dropped, losses)
     if not choices:
         tied = " or tied to a residual block that is left out" if dropped else ""
         raise UsageError(
@@ -108,10 +139,7 @@ def make_plan(options: PruneNodes, model: Model, couplings: Couplings, context: 
             )
     else:
         rankings = rank(chosen, setting)
-    removed = _select(options, model, criterion.comparable, choices, rankings, gone)
-    for name, units in removed.items():
-        losses[name] = float(rankings[name].loss[min(len(units), len(rankings[name].loss) - 1)])
-    return Plan(tuple(choices), removed, tuple(branches), dropped, losses)
+    return Ranked(model, criterion.comparable, tuple(choices), rankings, tuple(branches), dropped, losses)
 
 
 def _named(choices: Sequence[Choice], ratios: Mapping[str, float]) -> list[Choice]:

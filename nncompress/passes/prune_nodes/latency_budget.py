@@ -1,0 +1,99 @@
+"""Widths for a latency: a share of the MACs is asked for, the result measured, and the share corrected.
+
+Latency over width is a staircase whose steps are the kernel's, so no table of single layers is trusted: each
+try is a whole model, exported for where it will run and timed in turns with the original. The nodes are
+ranked once, and what is measured is not fitted to data: weights do not change what a width costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nncompress.bench.model_latency import ModelLatency
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.passes.base import Change, Context
+from nncompress.passes.prune_nodes.plan import Plan, Ranked
+from nncompress.results import Estimate
+
+if TYPE_CHECKING:
+    from nncompress.passes.prune_nodes.options import PruneNodes
+    from nncompress.targets import Target
+
+TRIES = 6
+TOLERANCE = 0.02  # of the latency asked for: as close as the clocks of a quiet machine allow
+LEAST = 0.01  # share of the MACs
+STEP = 8  # channels: kernels of today's CPUs work on blocks of 8 or 16
+
+
+def by_latency(
+    options: PruneNodes,
+    ranks: Ranked,
+    cut: Callable[[Plan], Model],
+    where: Target,
+    context: Context,
+) -> tuple[Plan, Change]:
+    """The most nodes with which the model takes no more than `options.latency` of its time.
+
+    Args:
+        cut: the model without what a plan removes.
+
+    Returns: the plan, and what was measured.
+
+    Raises:
+        UsageError: out of reach; says what is within.
+    """
+    share = options.latency
+    assert share is not None
+    step = max(options.round_to, STEP)
+    tried: list[tuple[float, Plan, Estimate]] = []
+    with ModelLatency(ranks.model, context.progress, where) as clock:
+        before = clock.seconds()
+        slow, fast = (
+            1.0,
+            0.0,
+        )  # shares of the MACs: too slow at the one, not at the other
+        asked = share
+        for done in range(TRIES):
+            context.progress.step(f"choosing by latency in {where.title}", done, TRIES)
+            try:
+                plan = ranks.plan(replace(options, latency=None, macs=asked, round_to=step))
+            except UsageError:  # fewer MACs than can be left
+                if asked <= LEAST:
+                    break
+                fast = asked
+                asked = (slow + fast) / 2
+                continue
+            measured = clock.share(cut(plan))
+            tried.append((asked, plan, measured))
+            if abs(measured.value - share) <= TOLERANCE * share:
+                break
+            if measured.value > share:
+                slow = min(slow, asked)
+            else:
+                fast = max(fast, asked)
+            guess = asked * share / measured.value  # were time in proportion to MACs
+            asked = max(guess if fast < guess < slow else (slow + fast) / 2, LEAST)
+        context.progress.step(f"choosing by latency in {where.title}", TRIES, TRIES)
+    within = [each for each in tried if each[2].value <= share * (1 + TOLERANCE)]
+    if not within:
+        least = min((each[2].value for each in tried), default=1.0)
+        raise UsageError(
+            f"prune-nodes cannot reach {100 * share:.4g}% of the model's latency",
+            got=f"{least:.1%} measured in {where.title}, at the least",
+            expected=f"at least {least:.1%}",
+            remedy="ask for less, or quantize",
+        )
+    macs, plan, measured = max(within, key=lambda each: each[0])
+    numbers = {
+        "target": where.name,
+        "latency_ms_before": before * 1e3,
+        "latency_share_measured": round(measured.value, 4),
+        "interval": [round(measured.low, 4), round(measured.high, 4)],
+        "macs_asked": round(macs, 4),
+        "tries": len(tried),
+    }
+    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.title}"
+    return plan, Change("latency", what, numbers)
