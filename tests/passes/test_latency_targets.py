@@ -1,6 +1,7 @@
 """Where what is timed is timed: `--target`, or the runtime that is fastest here."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,66 +10,101 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
-from nncompress.bench import target_speed
+from nncompress.bench import layer_latency, target_speed
+from nncompress.bench.layer_latency import LayerShape, measure
+from nncompress.bench.model_latency import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, PruneNodes
+from nncompress.progress import NullProgress
+from nncompress.results import Estimate
+from nncompress.runtimes import open_artifact
+from nncompress.targets import TARGETS
 
 
 @pytest.fixture(scope="module")
 def net() -> Model:
     torch.manual_seed(1)
-    module = nn.Sequential(
-        *(
-            nn.Conv2d(3, 32, 3),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 16, 10),
-        )
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Flatten())
+    return Model.from_module(
+        nn.Sequential(*layers, nn.Linear(64 * 16, 10)).eval(), (torch.randn(2, 3, 8, 8),)
     )
-    return Model.from_module(module.eval(), (torch.randn(2, 3, 8, 8),))
 
 
-@pytest.fixture
-def opened(monkeypatch) -> list[str]:
-    """The runtimes in which something was timed; a byte of a file takes 5 µs, so that few rounds are run."""
+class Clocked:
+    """In place of `ModelLatency`: time goes with the parameters, in steps, and has a part that stays."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __init__(self, original, progress, target):
+        self.seen.append(target.name)
+        self.before = self.time(original)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @staticmethod
+    def time(model):
+        return 3000 + cost(model).parameters // 1000 * 1000
+
+    def seconds(self):
+        return self.before * 1e-6
+
+    def share(self, other):
+        value = self.time(other) / self.before
+        return Estimate(value, value, value)
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
+def test_widths_for_a_latency_are_measured_where_the_model_will_run(net, monkeypatch, target):
+    monkeypatch.setattr("nncompress.passes.prune_nodes.latency_budget.ModelLatency", Clocked)
+    Clocked.seen.clear()
+    context = Context(target=target)
+    small, (step,) = pipeline.run(net, [PruneNodes(latency=0.6)], context, timing=False)
+    (reached,) = [c for c in step.changes if c.where == "latency"]
+    assert Clocked.seen == [target]
+    assert reached.numbers["target"] == target
+    measured = Clocked.time(small) / Clocked.time(net)
+    assert reached.numbers["latency_share_measured"] == pytest.approx(measured, abs=1e-4)
+    assert 0.45 < measured <= 0.6 * 1.02
+    widths = [len(small.state_dict()[name]) for name in ("0.weight", "2.weight")]
+    assert all(width % 8 == 0 for width in widths)
+    with pytest.raises(UsageError, match=r"cannot reach 1% of the model's latency") as caught:
+        pipeline.run(net, [PruneNodes(latency=0.01)], context, timing=False)
+    assert "at least" in caught.value.expected
+
+
+def test_a_model_is_timed_in_the_runtime_of_its_target(monkeypatch):
     seen = []
 
     def cost_of(arm, runner):
         seen.append(runner.name.split()[0])
-        return 5000.0 * (runner.file_size or 0)
+        return 1e8
 
     script(monkeypatch, cost_of)
-    return seen
+    model = Model.from_module(nn.Linear(4, 3).eval(), (torch.randn(2, 4),))
+    with ModelLatency(model, NullProgress(), TARGETS["openvino"]) as clock:
+        assert clock.seconds() == pytest.approx(0.1, rel=0.05)
+    assert set(seen) == {"OpenVINO"}
 
 
-@pytest.mark.parametrize(("target", "runtime"), [("ort-cpu", "ONNX"), ("openvino", "OpenVINO")])
-def test_widths_for_a_latency_are_measured_where_the_model_will_run(net, opened, target, runtime):
-    context = Context(target=target)
-    small, (step,) = pipeline.run(net, [PruneNodes(latency=0.6)], context, timing=False)
-    (reached,) = [c for c in step.changes if c.where == "latency"]
-    assert set(opened) == {runtime}
-    assert reached.numbers["target"] == target
-    assert 0.4 < reached.numbers["latency_share_measured"] <= 0.612
-    assert cost(small).parameters < 0.65 * cost(net).parameters  # bytes are what this machine's time is
-    widths = [len(small.state_dict()[name]) for name in ("0.weight", "2.weight")]
-    assert all(width % 8 == 0 for width in widths)
+def test_layers_are_timed_in_the_runtime_of_the_target(monkeypatch, net):
+    opened = []
 
+    def opening(path, threads, *, runtime):
+        opened.append(runtime)
+        return open_artifact(path, threads, runtime=runtime)
 
-def test_a_latency_out_of_reach_says_what_is_within(net, opened):
-    with pytest.raises(UsageError, match=r"cannot reach 0\.1% of the model's latency") as caught:
-        pipeline.run(net, [PruneNodes(latency=0.001)], Context(target="ort-cpu"), timing=False)
-    assert "at least" in caught.value.expected
-
-
-def test_layers_are_timed_in_the_target(net, opened):
-    _, (step,) = pipeline.run(net, [Factorize(latency=0.8)], Context(target="openvino"), timing=False)
-    assert set(opened) == {"OpenVINO"}
-    assert any(change.applied for change in step.changes)
+    script(monkeypatch)
+    monkeypatch.setattr(layer_latency, "open_artifact", opening)
+    layer = (LayerShape("MatMul", (256, 256)),)
+    measure(layer, [layer], (1, 256), TARGETS["openvino"])
+    assert set(opened) == {"openvino"}
     with pytest.raises(UsageError, match="single layers cannot be timed in xnnpack"):
-        pipeline.run(net, [Factorize(latency=0.8)], Context(target="xnnpack"), timing=False)
+        Factorize(latency=0.8).apply(net, Context(target="xnnpack"))
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "ort-cuda"])
