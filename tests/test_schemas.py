@@ -82,6 +82,7 @@ COMMANDS = {
     "architectures": "new --list",
     "new": "new alternatives-separable -o e.pt2",
     "doctor": "doctor",
+    "targets": "targets",
 }
 
 

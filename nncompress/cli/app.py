@@ -37,6 +37,7 @@ MODULES = {  # command -> the module of `nncompress.cli` that registers it; the 
     "eval": "evaluate",
     "bench": "bench",
     "doctor": "doctor",
+    "targets": "targets",
     "new": "new",
 }
 

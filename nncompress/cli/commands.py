@@ -33,6 +33,7 @@ COMMANDS = {
         "optimize": "find the pipeline under a bound on accuracy, size or latency, with a promise",
         "export": "write .onnx, .ort, .xml, .pte (run in their runtimes), .pt2, .safetensors",
         "doctor": "what is installed, what each device can run, how to add the rest",
+        "targets": "the runtimes that --target names, and which is fastest here",
     },
     "a fresh model": {
         "new": "an architecture of the papers with fresh weights; --list shows them",
