@@ -92,5 +92,5 @@ def speed_note(before: Model, after: Model, progress: Progress, target: str | No
         progress.step("measuring the speed", 1, 1)
     times = f"{1 / share.value:.2f}x [{1 / share.high:.2f}, {1 / share.low:.2f}]"
     verdict = "" if share.high < 1 else ": slower" if share.low > 1 else ": nothing measurable"
-    where = f"{latency.target.title} (batch 1, one thread)"
+    where = f"{latency.target.runtime_name} (batch 1, one thread)"
     return f"{saved or 'nothing saved'}, {times} as fast here in {where}{verdict}"

@@ -114,7 +114,7 @@ def optimize(
         where = clocked(target)
         asked["target"] = where.name
         chosen = "" if target else ", the fastest here (--target names another)"
-        say(f"latencies are measured in {where.title}{chosen}")
+        say(f"latencies are measured in {where.runtime_name}{chosen}")
     kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
     settings = {
         "schema": 1,

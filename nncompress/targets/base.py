@@ -54,6 +54,11 @@ class Target:
     notes: tuple[str, ...] = ()
 
     @property
+    def runtime_name(self) -> str:
+        """For sentences: "ONNX Runtime"."""
+        return self.title.partition(",")[0]
+
+    @property
     def installed(self) -> bool:
         """Whether its runtime is there; no runtime is imported."""
         return bool(self.runtime) and (not self.extra or extras.installed(self.extra))

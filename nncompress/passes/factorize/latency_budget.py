@@ -72,7 +72,7 @@ def by_latency(
     if measured.value > share * (1 + FAR):
         raise UsageError(
             f"factorize cannot reach {100 * share:.4g}% of the model's latency",
-            got=f"{measured.value:.1%} measured in {oracle.where.title}, {predicted:.1%} predicted",
+            got=f"{measured.value:.1%} measured in {oracle.where.runtime_name}, {predicted:.1%} predicted",
             expected=f"at least {measured.value:.1%}",
             remedy="ask for less, or prune nodes first",
         )

@@ -119,7 +119,7 @@ class Grow(Pass):
                 )
             grown = step(fit.scale)
             context.notes.append(
-                f"grow: {fit.share:.2f} times the latency of before, measured in {latency.target.title}"
+                f"grow: {fit.share:.2f} times the latency of before, measured in {latency.target.runtime_name}"
             )
         if not grown.scores:
             raise UsageError(

@@ -57,7 +57,7 @@ def by_latency(
         )  # shares of the MACs: too slow at the one, not at the other
         asked = share
         for done in range(TRIES):
-            context.progress.step(f"choosing by latency in {where.title}", done, TRIES)
+            context.progress.step(f"choosing by latency in {where.runtime_name}", done, TRIES)
             try:
                 plan = ranks.plan(replace(options, latency=None, macs=asked, round_to=step))
             except UsageError:  # fewer MACs than can be left
@@ -76,13 +76,13 @@ def by_latency(
                 fast = max(fast, asked)
             guess = asked * share / measured.value  # were time in proportion to MACs
             asked = max(guess if fast < guess < slow else (slow + fast) / 2, LEAST)
-        context.progress.step(f"choosing by latency in {where.title}", TRIES, TRIES)
+        context.progress.step(f"choosing by latency in {where.runtime_name}", TRIES, TRIES)
     within = [each for each in tried if each[2].value <= share * (1 + TOLERANCE)]
     if not within:
         least = min((each[2].value for each in tried), default=1.0)
         raise UsageError(
             f"prune-nodes cannot reach {100 * share:.4g}% of the model's latency",
-            got=f"{least:.1%} measured in {where.title}, at the least",
+            got=f"{least:.1%} measured in {where.runtime_name}, at the least",
             expected=f"at least {least:.1%}",
             remedy="ask for less, or quantize",
         )
@@ -95,5 +95,5 @@ def by_latency(
         "macs_asked": round(macs, 4),
         "tries": len(tried),
     }
-    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.title}"
+    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.runtime_name}"
     return plan, Change("latency", what, numbers)
