@@ -118,9 +118,8 @@ class Grow(Pass):
                     self.latency, lambda grown: latency.share(grown.model).value, step, open_ended=True
                 )
             grown = step(fit.scale)
-            context.notes.append(
-                f"grow: {fit.share:.2f} times the latency of before, measured in {latency.target.runtime_name}"
-            )
+            where = latency.target.runtime_name
+            context.notes.append(f"grow: {fit.share:.2f} times the latency of before, measured in {where}")
         if not grown.scores:
             raise UsageError(
                 "grow: no nodes can be added",
