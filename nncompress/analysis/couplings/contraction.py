@@ -1,4 +1,4 @@
-"""Rules of contractions: convolution, linear, matmul, attention, recurrent cells.
+"""Rules of contractions: convolution, linear, matmul, attention.
 
 A contraction is a pointwise product in the joint space of all its dims, summed over some of them. So dims
 that both operands have are united, dims of one operand pass to the result, and a contracted dim may lose an
@@ -191,14 +191,7 @@ def attention(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     rank = len(q.shape)
     lead = [f"b{i}" for i in range(rank - 2)]
     if a.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
-        times = q.shape[-3] // k.shape[-3]
-        k, v = (
-            Value(
-                (*x.shape[:-3], q.shape[-3], *x.shape[-2:]),
-                [np.repeat(f, times, rank - 3) if f.shape[rank - 3] > 1 else f for f in x.factors],
-            )
-            for x in (k, v)
-        )
+        k, v = (_shared_by_heads(x, q.shape[-3]) for x in (k, v))
     scores_shape = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
     scores = contract(t, [(q, [*lead, "l", "d"]), (k, [*lead, "s", "d"])], [*lead, "l", "s"], scores_shape)
     operands = [(scores.factors, scores.spans)]
@@ -215,6 +208,15 @@ def attention(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     return contract(
         t, [(scores, [*lead, "l", "s"]), (fixed_keys, [*lead, "s", "e"])], [*lead, "l", "e"], t.shape(node)
     )
+
+
+def _shared_by_heads(x: Value, heads: int) -> Value:
+    """Keys or values `[.., groups, s, d]` as the query's heads see them; a single group is broadcast."""
+    dim, groups = len(x.shape) - 3, x.shape[-3]
+    if groups == 1:
+        return x
+    factors = [np.repeat(f, heads // groups, dim) if f.shape[dim] > 1 else f for f in x.factors]
+    return Value((*x.shape[:dim], heads, *x.shape[dim + 1 :]), factors)
 
 
 def convolution(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -328,90 +330,3 @@ def embedding(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     lead = len(index.shape)
     kept = t.labels.fix(w.factors, [0], "looked up by index")
     return Value(t.shape(node), [f.reshape((1,) * lead + (-1,)) for f in kept])
-
-
-def recurrent_cell(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """lstm_cell, gru_cell, rnn_*_cell: [gates x hidden] weights; a hidden unit is a row of every gate."""
-    x = t.value(a["input"])
-    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
-    hidden = t.value(states[0]).shape[-1]
-    vector = recurrent_layer(t, x, [a["w_ih"], a["w_hh"], a["b_ih"], a["b_hh"]], hidden)
-    t.contraction(node, a["w_ih"], outputs=[0], inputs=[1])
-    t.contraction(node, a["w_hh"], outputs=[0], inputs=[1])
-    factor = [] if vector is None else [vector.reshape(1, -1)]
-    for state in states:
-        s = t.value(state)
-        factor = t.labels.unify([(factor, [False, True]), (s.factors, s.spans)], "meets a fixed size")
-    shapes = t.shape(node)
-    if isinstance(shapes, list):
-        return [Value(s, list(factor)) for s in shapes]
-    return Value(shapes, list(factor))
-
-
-def recurrent_layer(t: Tracer, x: Value, weights: Sequence[Any], hidden: int) -> Factor | None:
-    """Unite the gates' rows with each other and with w_hh's columns; x with w_ih's columns.
-
-    Returns:
-        The labels of the hidden units, `[hidden]`.
-    """
-    w_ih, w_hh, *biases = (t.value(w) for w in weights)
-    lead = [f"b{i}" for i in range(len(x.shape) - 1)]
-    gates = contract(t, [(x, [*lead, "k"]), (w_ih, ["o", "k"])], [*lead, "o"], (*x.shape[:-1], w_ih.shape[0]))
-    rows = [f.ravel() for f in gates.factors if f.size == f.shape[-1] > 1]
-    for value in (w_hh, *biases):
-        rows += [f.ravel() for f in value.factors if f.shape[0] == f.size > 1]
-    if not rows:
-        return None
-    vector = rows[0].reshape(-1, hidden)[:1].ravel()
-    for row in rows:
-        t.labels.unite(row.reshape(-1, hidden), vector)
-    for f in w_hh.factors:
-        if f.shape[-1] == f.size > 1:
-            t.labels.unite(f.ravel(), vector)
-    if len(rows) < 2 + len(biases) or not any(f.shape[-1] == f.size > 1 for f in w_hh.factors):
-        t.labels.pin(vector, "meets a fixed size")
-    return vector
-
-
-def recurrent(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """lstm, gru, rnn_tanh, rnn_relu over a sequence. One hidden size serves all layers and directions."""
-    if "params" not in a or a.get("batch_sizes") is not None:
-        return t.unknown(node)
-    x = t.value(a["input"])
-    rank = len(x.shape)
-    x = Value(x.shape, t.labels.fix(x.factors, range(rank - 1), "iterated over"))
-    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
-    initial = [t.value(s) for s in states]
-    hidden = initial[0].shape[-1]
-    if any(s.shape[-1] != hidden for s in initial):
-        return t.unknown(node)  # an LSTM with projections
-    per_layer = 4 if a["has_biases"] else 2
-    directions = 2 if a["bidirectional"] else 1
-    everything: Factor | None = None
-    layer_input = x
-    for layer in range(a["num_layers"]):
-        for d in range(directions):
-            at = (layer * directions + d) * per_layer
-            weights = a["params"][at : at + per_layer]
-            vector = recurrent_layer(t, layer_input, weights, hidden)
-            if vector is None:
-                return t.unknown(node)
-            for offset in (0, 1):
-                t.contraction(node, weights[offset], outputs=[0], inputs=[1])
-            if everything is not None:
-                t.labels.unite(everything, vector)
-            everything = vector
-        assert everything is not None
-        whole = np.tile(everything, directions).reshape((1,) * (rank - 1) + (-1,))
-        layer_input = Value((*x.shape[:-1], hidden * directions), [whole])
-    assert everything is not None
-    for s in initial:
-        flat = Value(s.shape, t.labels.fix(s.factors, range(len(s.shape) - 1), "one per layer"))
-        mine = everything.reshape((1,) * (len(s.shape) - 1) + (-1,))
-        own = [d == len(s.shape) - 1 for d in range(len(s.shape))]
-        t.labels.unify([(flat.factors, flat.spans), ([mine], own)], "meets a fixed size")
-    shapes = t.shape(node)
-    results: list[Result] = [Value(shapes[0], list(layer_input.factors))]
-    for shape in shapes[1:]:
-        results.append(Value(shape, [everything.reshape((1,) * (len(shape) - 1) + (-1,))]))
-    return results

@@ -208,12 +208,19 @@ class Labels:
         max(options, key=left)(self, found)
 
     def only_one(self, factors: Sequence[Factor]) -> Factor:
-        """Of several factors that overlap keep a trained one with most classes; the others are pinned."""
-        best = max(factors, key=lambda f: (not self.weak(f), len(np.unique(f))))
+        """Of several factors that overlap keep one, and pin the others: a trained one, then one of whole
+        blocks (the heads of an attention, not a place inside every head), then that with most classes."""
+        best = max(factors, key=lambda f: (not self.weak(f), _in_blocks(f), len(np.unique(f))))
         for factor in factors:
             if factor is not best:
-                self.pin(factor, "labelled twice along one dim")
+                self.pin(factor, "two kinds of units along one dim, of which the other is taken")
         return best
+
+
+def _in_blocks(factor: Factor) -> bool:
+    """Every class is one run of neighbours."""
+    row = factor.ravel()
+    return int((row[1:] != row[:-1]).sum()) + 1 == len(np.unique(row))
 
 
 Option = Callable[[Labels, Sequence[Factor]], None]

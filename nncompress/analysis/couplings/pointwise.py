@@ -168,16 +168,20 @@ def unpooled(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 def _normalises(node: fx.Node) -> bool:
     """Whether a statistic belongs to a norm that is written out.
 
-    The mean of x that is only subtracted from x; the mean of squares, variance or deviation of x that is only
-    made positive by an epsilon and divided by.
+    The mean of x that is only subtracted from x; the mean of squares or norms, variance or deviation of x
+    that is only made positive by an epsilon and divided by.
     """
     source, name = node.args[0], op_name(node)
     if not isinstance(source, fx.Node) or not node.users:
         return False
-    if name == "mean" and not _squared(source):
+    if name == "mean" and not _positive(source):
         return all(op_name(user) == "sub" and user.args == (source, node) for user in node.users)
-    scales = {"add", "sqrt", "rsqrt", "clamp", "clamp_min"} | ({"div"} if name == "std" else set())
-    return name in ("mean", "var", "std") and all(op_name(user) in scales for user in node.users)
+    scales = {"add", "sqrt", "rsqrt", "clamp", "clamp_min"}
+
+    def scaled_by(user: fx.Node) -> bool:
+        return op_name(user) in scales or (op_name(user) == "div" and user.args[1] is node)
+
+    return name in ("mean", "var", "std") and all(map(scaled_by, node.users))
 
 
 def _squared(node: fx.Node) -> bool:
@@ -185,6 +189,14 @@ def _squared(node: fx.Node) -> bool:
     if name == "mul":
         return node.args[0] is node.args[1]
     return name == "square" or (name == "pow" and bool(node.args[1] == 2))
+
+
+def _positive(node: fx.Node) -> bool:
+    """A size: a square, a norm, an absolute value, sums and roots of such."""
+    source = node.args[0] if node.args else None
+    if op_name(node) in ("sum", "mean", "sqrt") and isinstance(source, fx.Node):
+        return _positive(source)
+    return _squared(node) or op_name(node) in ("abs", "norm", "linalg_vector_norm")
 
 
 def along(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -215,6 +227,26 @@ def spatial(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     kept = t.labels.fix(x.factors, range(rank - count, rank), f"{op_name(node)} over it")
     shapes = t.shape(node)
     return [Value(s, list(kept)) for s in shapes] if isinstance(shapes, list) else Value(shapes, kept)
+
+
+def average_pool(t: Tracer, node: fx.Node, a: Arguments) -> Result:
+    """Also a window of squares over the channels, the scale of a local response norm: over the survivors."""
+    x, shape = t.value(a["self"]), t.shape(node)
+    dim = len(x.shape) - len(a["kernel_size"])
+    window, *others = a["kernel_size"]
+    alone = all(n == 1 for n in (*others, *a["stride"])) and not any(a["padding"]) and not a["ceil_mode"]
+    if not (alone and _of_squares(a["self"])):
+        return spatial(t, node, a)
+    middle = np.arange(window // 2, window // 2 + shape[dim])
+    t.survivor_norms[node] = (dim,)
+    return Value(shape, [f if f.shape[dim] == 1 else np.take(f, middle, dim) for f in x.factors])
+
+
+def _of_squares(node: Any) -> bool:
+    moved = ("pad", "constant_pad_nd", "unsqueeze", "view", "reshape")
+    while isinstance(node, fx.Node) and op_name(node) in moved:
+        node = node.args[0]
+    return isinstance(node, fx.Node) and _squared(node)
 
 
 def last_two(t: Tracer, node: fx.Node, a: Arguments) -> Result:

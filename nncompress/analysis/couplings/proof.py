@@ -54,7 +54,19 @@ class ZeroedReference(fx.Interpreter):
         mask = _mask(self._survivors.of(source), x)
         if op_name(node) in ("mean", "var", "std"):
             return statistic_over(op_name(node), a, x, mask, self._trace.survivor_norms[node])
+        if op_name(node).startswith("avg_pool"):
+            return self._among_survivors(node, source)
         return norm_over(op_name(node), a, mask)
+
+    def _among_survivors(self, node: fx.Node, source: fx.Node) -> Tensor:
+        """What the op makes of the survivors, each at its place in a result that is 0 elsewhere."""
+        (dim,) = self._trace.survivor_norms[node]
+        read, made = (torch.from_numpy(np.flatnonzero(self._survivors.of(n)[dim])) for n in (source, node))
+        whole, self.env[source] = self.env[source], self.env[source].index_select(dim, read)
+        result = super().run_node(node)
+        self.env[source] = whole
+        shape = [*result.shape[:dim], len(self._survivors.of(node)[dim]), *result.shape[dim + 1 :]]
+        return result.new_zeros(shape).index_copy(dim, made, result)
 
 
 def _mask(kept: Kept, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from nncompress.analysis.couplings import contraction as c
 from nncompress.analysis.couplings import indexing as i
 from nncompress.analysis.couplings import movement as m
 from nncompress.analysis.couplings import pointwise as p
+from nncompress.analysis.couplings import recurrent as r
 from nncompress.ir.graph.normalize import op_name
 
 Rule = Callable[..., Any]
@@ -64,8 +65,8 @@ _TABLE: list[tuple[Rule, str]] = [
     (c.bilinear, "bilinear"),
     (c.grouped_mm, "_grouped_mm grouped_mm_fallback"),
     (c.embedding, "embedding"),
-    (c.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
-    (c.recurrent, "lstm gru rnn_tanh rnn_relu"),
+    (r.recurrent_cell, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+    (r.recurrent, "lstm gru rnn_tanh rnn_relu"),
     # -- norms: per-channel vectors join the channels
     (p.batch_norm, "batch_norm instance_norm"),
     (p.layer_norm, "layer_norm rms_norm"),
@@ -85,14 +86,15 @@ _TABLE: list[tuple[Rule, str]] = [
     ),
     (
         p.spatial,
-        "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices"
-        " max_pool3d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+        "max_pool1d max_pool2d max_pool3d avg_pool1d max_pool2d_with_indices max_pool3d_with_indices"
+        " adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
         " adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d"
         " upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d"
         " _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d"
         " _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d"
         " replication_pad1d replication_pad2d replication_pad3d",
     ),
+    (p.average_pool, "avg_pool2d avg_pool3d"),
     (p.unpooled, "max_unpool2d max_unpool3d"),
     (p.dist, "dist"),
     (p.last_two, "tril triu"),

@@ -28,7 +28,7 @@ from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
 from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
 from nncompress.export.lower.onnxruntime.int8 import lower_int8
-from nncompress.export.lower.onnxruntime.recurrent import unroll_projections
+from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
@@ -163,7 +163,7 @@ def _write(
 ) -> tuple[bytes | None, dict[str, int]]:
     """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and the target's rewrites."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-    model = unroll_projections(model)
+    model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP)
     program = _convert(model, packed.exported_program(), optimize=packed is model)
     if packed is not model:

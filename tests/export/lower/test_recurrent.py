@@ -1,6 +1,9 @@
 """Recurrent layers in ONNX Runtime against torch: directions, layers, projections, initial states."""
 
+from functools import partial
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -8,7 +11,6 @@ from torch import nn
 
 from nncompress.errors import UnsupportedError
 from nncompress.export import write_onnx
-from nncompress.export.lower.onnxruntime import recurrent as lower_recurrent
 from nncompress.ir import Model
 
 
@@ -43,14 +45,30 @@ class Projected(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(6, 6), nn.ModuleDict({"r": nn.LSTM(6, 8, proj_size=4)})["r"])
+        self.first = nn.Parameter(torch.randn(1, 1, 4))
 
-    def forward(self, x):
-        return self.body(x)[0]
+    def forward(self, x, given=False):
+        state = (self.first.expand(1, x.shape[1], 4), torch.zeros(1, x.shape[1], 8)) if given else None
+        return self.body[1](self.body[0](x), state)[0]
 
 
-def test_projections_that_cannot_be_unrolled_are_refused_by_name(tmp_path, monkeypatch):
-    """Where the length is free, torch.export of today fixes it; should it not, the file must not."""
-    monkeypatch.setattr(lower_recurrent, "take_apart", lambda graph, node: False)
-    model = Model.from_module(Projected().eval(), (torch.randn(5, 2, 6),))
-    with pytest.raises(UnsupportedError, match=r"projections, and body\.1 cannot be written step by step"):
+def test_projections_are_not_written_step_by_step(tmp_path):
+    module, x = Projected().eval(), torch.randn(31, 3, 6)
+    model = Model.from_module(module, (x,))
+    write_onnx(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(got, module(x).detach().numpy(), atol=1e-5)
+    operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert operators.count("LSTM") == 1
+    assert len(operators) < 12
+
+
+def test_a_first_state_that_no_unit_projects_to_is_refused_by_name(tmp_path):
+    module = Projected().eval()
+    module.forward = partial(module.forward, given=True)
+    with torch.no_grad():
+        module.body[1].weight_hr_l0[1] = module.body[1].weight_hr_l0[0]
+    model = Model.from_module(module, (torch.randn(5, 2, 6),))
+    with pytest.raises(UnsupportedError, match=r"projections, and body\.1 cannot be written without"):
         write_onnx(model, tmp_path / "m.onnx")

@@ -1,46 +1,124 @@
-"""LSTMs with projections, which ONNX does not have: written step by step, where the length is fixed."""
+"""LSTMs with projections, which ONNX does not have, as LSTMs without and a product behind each.
+
+    h = W_hr (o · tanh c)        gates = W_ih x + W_hh h + b
+
+Handing on r = o · tanh c instead of h = W_hr r, with W_hh W_hr in the place of W_hh, gives the same gates at
+any length: W_hh h = (W_hh W_hr) r. A first state h₀ that is not zero becomes the r₀ of least norm that
+projects to it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
+import torch
 from torch import fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.graph.decompose import take_apart
+from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.normalize import op_name
-from nncompress.ir.layers.weights import recurrent_name
+from nncompress.ir.layers.weights import argument, recurrent_name
+
+Call = Callable[..., fx.Node]
+aten = torch.ops.aten
+INEXACT = 1e-5  # of h₀: more is lost where it is no projection of anything
 
 
-def unroll_projections(model: Model) -> Model:
+def without_projections(model: Model) -> Model:
     """A copy in which no LSTM has projections; `model` itself where none has.
 
     Raises:
-        UnsupportedError: the length is not fixed; the message names the layer.
+        UnsupportedError: one starts from a state that its projection does not reach; the message names it.
     """
     if not any(map(_projects, model.graph.nodes)):
         return model
-    unrolled = model.copy()
-    for node in list(unrolled.graph.nodes):
-        name = recurrent_name(node) if _projects(node) else ""
-        if name and not take_apart(unrolled.graph, node):
-            raise UnsupportedError(
-                f"ONNX has no LSTM with projections, and {name} cannot be written step by step",
-                got="a length that is not fixed",
-                remedy="fix the length of the input when the model is made, or keep it as .pt2",
-            )
-    unrolled.refresh()
-    return unrolled
+    plain = model.copy()
+    for node in list(plain.graph.nodes):
+        if _projects(node):
+            _take_out(plain, node)
+    plain.refresh()
+    return plain
 
 
 def _projects(node: fx.Node) -> bool:
-    if node.op != "call_function" or op_name(node) != "lstm":
+    if node.op != "call_function" or op_name(node) != "lstm" or not isinstance(node.args[1], list | tuple):
         return False
-    hidden, cell = (state.meta["val"] for state in _states(node))
+    hidden, cell = (state.meta["val"] for state in node.args[1])  # type: ignore[union-attr]
     return bool(hidden.shape[-1] != cell.shape[-1])
 
 
-def _states(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    states: Any = node.args[1]
-    return states[0], states[1]
+def _take_out(model: Model, node: fx.Node) -> None:
+    given: list[Any] = [argument(node, i) for i in range(9)]
+    x, (hidden, cell), params, biases, layers, _, _, both, batch_first = given
+    directions, each = 2 if both else 1, 5 if biases else 3
+    last: list[fx.Node] = []
+    cells: list[fx.Node] = []
+    with edit.inserting_before(node) as call:
+        for layer in range(layers):
+            sides = range(layer * directions, (layer + 1) * directions)
+            weights, projections = [], []
+            for side in sides:
+                w_ih, w_hh, *b, w_hr = params[side * each : (side + 1) * each]
+                weights += [w_ih, call(aten.mm.default, w_hh, w_hr), *b]
+                projections.append(w_hr)
+            own = [call(aten.slice.Tensor, state, 0, sides[0], sides[-1] + 1) for state in (hidden, cell)]
+            own[0] = _reaching(model, node, own[0], own[1], projections)
+            made = call(aten.lstm.input, x, own, weights, biases, 1, 0.0, False, both, batch_first)
+            y, h, c = (call(getitem, made, i) for i in range(3))
+            x = _projected(call, y, projections, -1)
+            last.append(_projected(call, h, projections, 0))
+            cells.append(c)
+        results = [x, call(aten.cat.default, last, 0), call(aten.cat.default, cells, 0)]
+    for user in list(node.users):
+        edit.replace_node(user, results[user.args[1]])  # type: ignore[index]
+    model.graph.erase_node(node)
+
+
+def _projected(call: Call, value: fx.Node, projections: list[fx.Node], dim: int) -> fx.Node:
+    """Every direction's part along `dim`, projected by its own matrix."""
+    if len(projections) == 1:
+        return call(aten.linear.default, value, projections[0])
+    parts = call(aten.chunk.default, value, len(projections), dim)
+    made = [call(aten.linear.default, call(getitem, parts, i), w) for i, w in enumerate(projections)]
+    return call(aten.cat.default, made, dim)
+
+
+def _reaching(
+    model: Model, node: fx.Node, hidden: fx.Node, cell: fx.Node, projections: list[fx.Node]
+) -> fx.Node:
+    """A state of the cell's shape that projects to the first state given."""
+    with edit.inserting_before(node) as call:
+        if op_name(_source(hidden)) in ("zeros", "new_zeros", "zeros_like"):
+            return call(aten.zeros_like.default, cell)
+        made = []
+        for side, projection in enumerate(projections):
+            inverse = edit.read_tensor(model, _inverse(model, node, projection), node)
+            made.append(call(aten.linear.default, call(aten.select.int, hidden, 0, side), inverse))
+        return call(aten.stack.default, made, 0)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    while op_name(node) in ("slice", "expand", "clone"):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _inverse(model: Model, node: fx.Node, projection: fx.Node) -> str:
+    """The name of a new tensor `[hidden, projected]` that makes of a projected state one of its sources."""
+    matrix = torch.zeros(1, 1)  # of a projection that is computed nothing is known here
+    if projection.op == "get_attr":
+        matrix = model.tensor(str(projection.target)).detach().double()
+    inverse = torch.linalg.pinv(matrix)
+    if (matrix @ inverse - torch.eye(len(matrix))).norm() > INEXACT:
+        raise UnsupportedError(
+            f"ONNX has no LSTM with projections, and {recurrent_name(node)} cannot be written without",
+            got="a first state that is given, and that its projection does not reach",
+            remedy="start it from zeros, or keep the model as .pt2",
+        )
+    name = f"{recurrent_name(node)}.{str(projection.target).rpartition('.')[2]}_inverse"
+    return edit.add_tensor(
+        model, name, inverse.to(model.tensor(str(projection.target)).dtype), trainable=False
+    )
