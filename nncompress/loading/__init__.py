@@ -43,7 +43,7 @@ from nncompress.loading.dry_run import MOST_REPEATED, dry_run, most_bytes, repea
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_network import model_of
-from nncompress.loading.from_state_dict import fill, read_safetensors
+from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
@@ -339,6 +339,7 @@ def _module(
             remedy="say what builds the network: --arch file.py:factory or --arch package.module:factory",
         )
     module = build_architecture(arch)
+    weights = without_constants(module, weights, record.metadata.get("constants", []), notice)
     fill(module, weights, path, arch, key=key, strict=strict, notice=notice)
     return module, record
 

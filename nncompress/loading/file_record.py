@@ -75,7 +75,11 @@ _RECORD = record(
     dynamic=any_json,  # torch keeps the bounds, too
     history=optional(listed(_STEP), []),
     metadata=optional(
-        table_with(normalize=optional(_normalization), input_names=mapped(plain(str), plain(str))),
+        table_with(
+            normalize=optional(_normalization),
+            input_names=mapped(plain(str), plain(str)),
+            constants=optional(listed(plain(str)), []),
+        ),
         {},
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,41 @@ def fill(
         )
     with torch.no_grad():
         module.load_state_dict(weights, strict=False)
+
+
+def without_constants(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    constants: Collection[str],
+    notice: Callable[[str], None],
+) -> dict[str, Tensor]:
+    """`weights` less what no state_dict of the architecture holds, though the graph they came from did.
+
+    A tensor that the architecture has under that name (a buffer that is not saved, a plain attribute) gets
+    the stored values. What it only writes out in its code (a literal) is its own, of which `notice` is told.
+    """
+    kept = dict(weights)
+    own = []
+    saved = module.state_dict(keep_vars=True)
+    for name in constants:
+        if name not in kept or name in saved:
+            continue
+        value, held = kept.pop(name), _attribute(module, name)
+        if isinstance(held, Tensor) and held.shape == value.shape:
+            with torch.no_grad():
+                held.copy_(value)
+        else:
+            own.append(name)
+    if own:
+        notice(f"constants in the code of --arch are taken as they are there: {', '.join(own[:5])}")
+    return kept
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def _listed(*kinds: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.utils.prune
 from torch import nn
 
+import nncompress
 from nncompress.errors import ModelFileError, UsageError
+from nncompress.loading import load_model
 from nncompress.loading.architecture import build_architecture
 from nncompress.loading.checkpoint import find_weights
 from nncompress.loading.from_state_dict import fill, read_safetensors
@@ -153,3 +155,37 @@ def test_architecture_file_that_exits_is_one_message(tmp_path):
     (tmp_path / "net.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UsageError, match="cannot be imported"):
         build_architecture(f"{tmp_path / 'net.py'}:build")
+
+
+CONSTANTS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(4, 3), torch.tensor([1.0, 2.0, 3.0])
+        self.register_buffer("shift", torch.arange(3.0), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x) * self.scale + self.shift * torch.tensor([0.5, 1.0, 1.5])
+"""
+
+
+def test_weights_that_we_wrote_fit_the_class_with_constants_in_its_code(tmp_path) -> None:
+    """Plain tensors and buffers that are not saved get the file's values; literals are the code's own."""
+    (tmp_path / "net.py").write_text(CONSTANTS)
+    space: dict = {}
+    exec(CONSTANTS, space)
+    net, x, told = space["Net"]().eval(), torch.randn(5, 4), []
+    net.scale, net.shift = net.scale * 2, net.shift + 1
+    model = nncompress.load(net, input="1x4")
+    nncompress.save(model, tmp_path / "m.safetensors")
+    nncompress.save(model, tmp_path / "m.pt2")
+    for again in (model, load_model(tmp_path / "m.pt2")):
+        nncompress.save(again, tmp_path / "n.safetensors")
+        found = load_model(
+            tmp_path / "n.safetensors", arch=f"{tmp_path}/net.py:Net", input_shapes="1x4", notice=told.append
+        )
+        torch.testing.assert_close(found(x), net(x))
+        assert any("constants in the code" in sentence for sentence in told)

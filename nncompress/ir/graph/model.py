@@ -40,7 +40,8 @@ class Model:
         dynamic: bounds (min, max) of every dynamic dim by name.
         history: what was done to it, oldest first; JSON objects.
         sizes: of dynamic dims by name, what to run them at where nothing else says it; not kept in files.
-        metadata: JSON object kept with the model, e.g. `normalize` (how its images are normalised).
+        metadata: JSON object kept with the model: `normalize` (how its images are normalised), `constants`
+            (stored tensors that the state_dict of where it came from does not hold), …
     """
 
     def __init__(
@@ -130,6 +131,11 @@ class Model:
         if len(names) != count:
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
         model = cls(graph_module, specs, names, dynamic, history, metadata)
+        signature = program.graph_signature
+        held = {*signature.non_persistent_buffers, *signature.lifted_tensor_constants}
+        constants = sorted(held.intersection(name for name, _ in graph_module.named_buffers()))
+        if constants:
+            model.metadata["constants"] = constants
         if complete:
             model._traced_form = form_of(graph_module)
         else:
