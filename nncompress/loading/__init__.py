@@ -39,7 +39,7 @@ from nncompress.loading.compare import (
     run_source,
     unchanged,
 )
-from nncompress.loading.dry_run import MOST_REPEATED, dry_run, most_bytes, repeated_bytes
+from nncompress.loading.dry_run import MOST_REPEATED, dry_run, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_network import model_of
@@ -49,6 +49,8 @@ from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.torchscript import AsScripted, GraphModule, read_torchscript
+from nncompress.memory import bounded_memory, most_bytes
+from nncompress.runtimes.external_data import stored_bytes
 
 __all__ = ["InputShape", "infer_input", "load_model", "load_module", "parse_input", "read_pt2"]
 
@@ -89,6 +91,23 @@ def load_model(
         raise UsageError(
             f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
         )
+    with bounded_memory(path, stored_bytes(path) if kind is FileKind.ONNX else path.stat().st_size):
+        return _loaded(
+            path, kind, arch, weights_key, strict, input_shapes, trust_pickle, example_inputs, notice
+        )
+
+
+def _loaded(
+    path: Path,
+    kind: FileKind,
+    arch: str | None,
+    weights_key: str | None,
+    strict: bool,
+    input_shapes: str | Sequence[InputShape] | None,
+    trust_pickle: bool,
+    example_inputs: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+) -> Model:
     if kind is FileKind.PT2:
         if arch is not None:
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")

@@ -6,7 +6,6 @@ after the other. So shapes are asked first.
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -28,22 +27,6 @@ MOST_REPEATED = 2**27  # bytes that weights may take beyond those stored, by str
 
 class TooLarge(ValueError):
     """The tensors of the run would not fit."""
-
-
-def memory() -> int:
-    """Bytes that this process may have: the machine's, or its own limit."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        import resource  # which Windows does not have
-    except ImportError:
-        return there
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return there if limit == resource.RLIM_INFINITY else min(limit, there)
-
-
-def most_bytes() -> int:
-    """What the tensors of a run, weights and inputs aside, may take at a time; and what one tensor may."""
-    return memory() // 4
 
 
 def dry_run(module: nn.Module, inputs: Sequence[Tensor], most: int) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import FORM, InputShape
-from nncompress.loading.dry_run import MOST_GUESSED, TooLarge, dry_run, most_bytes, refuse_size
+from nncompress.loading.dry_run import MOST_GUESSED, TooLarge, dry_run, refuse_size
+from nncompress.memory import most_bytes
 
 _BATCH = 2  # torch.export keeps a batch dynamic only from two on
 _SEQUENCE = 16

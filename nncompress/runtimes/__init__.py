@@ -27,7 +27,9 @@ from pathlib import Path
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
 from nncompress.ir import Model
+from nncompress.memory import bounded_memory
 from nncompress.runtimes.base import Runner
+from nncompress.runtimes.external_data import stored_bytes
 
 __all__ = ["OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
 
@@ -109,7 +111,8 @@ def open_artifact(
     if not os.path.isfile(path):
         raise ModelFileError(f"there is no file {path}")
     opened: Callable[..., Runner] = named(chosen.opener)
-    return opened(path, threads, *((precision,) if chosen.precisions else ()))
+    with bounded_memory(path, stored_bytes(path)):
+        return opened(path, threads, *((precision,) if chosen.precisions else ()))
 
 
 def load_runtime(path: Path, runtime: str | None = None) -> None:

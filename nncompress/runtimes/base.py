@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
+from nncompress.memory import bounded_memory
 
 Array = np.ndarray | Tensor
 Call = Callable[[], Sequence[np.ndarray]]
@@ -42,6 +44,7 @@ class Runner(ABC):
     file_size: int | None
     notes: tuple[str, ...] = ()
     sizes: Mapping[str, int] = MappingProxyType({})
+    _reuses_outputs = False  # the next call overwrites what this one returned
 
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
@@ -57,12 +60,17 @@ class Runner(ABC):
         return self._bind(inputs)
 
     def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:
-        """Run once.
+        """Run once, a file in the memory that its size explains.
 
         Raises:
             DataError: number, dtype or shape of the inputs do not fit.
+            ModelFileError: it asks for more memory than its size and the inputs' explain.
         """
-        return tuple(np.asarray(output) for output in self.bind(*inputs)())
+        call = self.bind(*inputs)
+        given = sum(value.nbytes for value in inputs)
+        what = f"the model in {self.name}"
+        with nullcontext() if self.file_size is None else bounded_memory(what, self.file_size + given):
+            return tuple((np.array if self._reuses_outputs else np.asarray)(output) for output in call())
 
 
 def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Array], where: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ import onnxruntime
 from torch import Tensor
 
 from nncompress.devices import processor
-from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError
+from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.named_dims import with_named_dims
 from nncompress.runtimes.saturation import saturating_weights
 
@@ -45,7 +45,6 @@ class OnnxRuntimeRunner(Runner):
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, threads: int) -> None:
-        external = () if path.suffix.lower() == ".ort" else external_files(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -81,7 +80,7 @@ class OnnxRuntimeRunner(Runner):
         self.outputs = tuple(name for name in outputs if name not in states)
         self.threads = threads
         self.notes = _saturation(path)
-        self.file_size = sum(file.stat().st_size for file in (path, *external))
+        self.file_size = stored_bytes(path)
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         feed = {spec.name: _to_numpy(value) for spec, value in zip(self.inputs, inputs)}
@@ -139,48 +138,6 @@ def _to_numpy(value: Array) -> np.ndarray:
 def open_onnx(path: Path, threads: int) -> OnnxRuntimeRunner:
     """See `OnnxRuntimeRunner`."""
     return OnnxRuntimeRunner(path, threads)
-
-
-def external_files(path: Path) -> tuple[Path, ...]:
-    """The files beside `path` that its weights are kept in.
-
-    Raises:
-        UnsafeFileError: one of them is outside the folder of `path`, by its name or through a link.
-    """
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise ModelFileError(f"{path} is empty", expected="an ONNX file")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"location") < 0:  # the key that every external tensor carries: usually none does
-                return ()
-    import onnx
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as problem:
-        raise _explained(path, problem) from problem
-    locations = {
-        entry.value
-        for tensor in _get_all_tensors(model)
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    folder = path.resolve().parent
-    for location in sorted(locations, key=str):
-        if not isinstance(location, str) or "\0" in location:  # protobuf gives bytes where it is not text
-            raise ModelFileError(f"{path} keeps weights in a file whose name is not text", got=repr(location))
-        if not (folder / location).resolve().is_relative_to(folder) or Path(location).is_absolute():
-            raise UnsafeFileError(
-                f"{path} keeps weights outside its own folder",
-                got=location,
-                expected="a file beside the model",
-                remedy="save the model in one file, or its data beside it",
-            )
-        if not (folder / location).is_file():
-            raise ModelFileError(f"{path} keeps weights in {location}, which is not beside it")
-    return tuple(folder / location for location in sorted(locations))
 
 
 def _spec(node: onnxruntime.NodeArg, path: Path) -> InputSpec:

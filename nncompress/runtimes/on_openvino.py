@@ -25,7 +25,7 @@ from nncompress.errors import DataError, DeviceError, ModelFileError, Unsupporte
 from nncompress.extras import need, version
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
-from nncompress.runtimes.on_onnxruntime import external_files
+from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 
@@ -125,6 +125,7 @@ class OpenVinoRunner(Runner):
     """
 
     runtime = "openvino"
+    _reuses_outputs = True
 
     def __init__(
         self, path: Path, threads: int, precision: str | None = None, *, integers: bool = True
@@ -134,10 +135,6 @@ class OpenVinoRunner(Runner):
             raise DeviceError(
                 f"OpenVINO does not compute in {precision} on this CPU", expected=", ".join(precisions())
             )
-        onnx = path.suffix.lower() == ".onnx"
-        beside = (
-            external_files(path) if onnx else tuple(p for p in (path.with_suffix(".bin"),) if p.is_file())
-        )
         try:
             self._model = core().read_model(str(path))
         except Exception as problem:  # OpenVINO raises RuntimeError for everything
@@ -152,7 +149,7 @@ class OpenVinoRunner(Runner):
         except (UnicodeDecodeError, RuntimeError) as problem:
             raise _explained(path, problem) from problem
         _check_weights(path, self.metadata)
-        self.file_size = sum(file.stat().st_size for file in (path, *beside))
+        self.file_size = stored_bytes(path)
         self.notes = _saturation(path, self.metadata)
 
     def layers(self, *inputs: Array) -> list[Layer]:
@@ -218,10 +215,6 @@ class OpenVinoRunner(Runner):
                 ) from problem
 
         return call
-
-    def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:
-        """Run once; the arrays are the caller's own."""
-        return tuple(np.array(output) for output in self.bind(*inputs)())
 
 
 def open_openvino(path: Path, threads: int, precision: str | None = None) -> OpenVinoRunner:

@@ -25,7 +25,8 @@ from nncompress.loading.onnx import control, layers, movement, pointwise, quanti
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
-from nncompress.runtimes.on_onnxruntime import external_files, open_onnx
+from nncompress.runtimes.external_data import external_files
+from nncompress.runtimes.on_onnxruntime import open_onnx
 
 # imported: they register
 RULE_MODULES = (control, layers, movement, pointwise, quantized, recurrent, reductions)

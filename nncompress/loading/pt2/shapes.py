@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 from torch.utils import _pytree as pytree
 
 from nncompress.ir.graph.torch_logs import unlogged
-from nncompress.loading.dry_run import memory
+from nncompress.memory import most_bytes
 
 aten = torch.ops.aten
 _UNKNOWN_HERE = (
@@ -89,11 +89,11 @@ def _hint(size: Any) -> int:
 
 
 def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
-    needed, there = math.prod(shape) * dtype.itemsize, memory()
-    if needed > there:
+    needed, most = math.prod(shape) * dtype.itemsize, most_bytes()
+    if needed > most:
         raise Unfit(
             f"{name} of shape {'×'.join(map(str, shape))} takes {needed / 1e9:.3g} GB, "
-            f"where this machine has {there / 1e9:.3g} GB"
+            f"where a tensor may have {most / 1e9:.3g} GB: a quarter of this machine's memory"
         )
 
 

@@ -1,0 +1,96 @@
+"""How much memory there is, and a bound on what reading or running a file may take, whatever it asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nncompress.errors import ModelFileError
+
+# Times the bytes of a file: what was read, the weights, the graph's own, one more while they are compared
+# or optimised for a runtime (benchmarks/load_memory.py measures them).
+COPIES = 8
+LEAST_BEYOND = 2**31  # bytes, beside the copies: what imports and threads take counts, too
+_REFUSED = (
+    "can't allocate memory",
+    "Failed to allocate memory",
+    "bad allocation",
+    "bad_alloc",
+)
+
+
+def memory() -> int:
+    """Bytes that this process may have: the machine's, or its own limit."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource  # which Windows does not have
+    except ImportError:
+        return there
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return min([there, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+
+
+def most_bytes() -> int:
+    """What the tensors of a run, weights and inputs aside, may take at a time; and what one tensor may."""
+    return memory() // 4
+
+
+@contextmanager
+def bounded_memory(what: object, stored: int) -> Iterator[None]:
+    """Inside, the process may take `COPIES` times the `stored` bytes of a file and `most_bytes` beyond.
+
+    On Linux, whose kernel is asked to refuse more (`RLIMIT_DATA`); elsewhere nothing is bounded.
+
+    Args:
+        what: is read or run, for messages.
+
+    Raises:
+        ModelFileError: it asked for more.
+    """
+    most = COPIES * stored + max(LEAST_BEYOND, most_bytes())
+    try:
+        with _limit(most):
+            yield
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
+        raise ModelFileError(
+            f"{what} asks for more memory than its size explains",
+            got=f"more than {most / 1e9:.3g} GB, for {stored} bytes",
+            expected=f"at most {COPIES} times its bytes and a quarter of this machine's memory",
+            remedy="read it on a machine with more memory, or export the model for a smaller input",
+        ) from error
+
+
+@contextmanager
+def _limit(beyond: int) -> Iterator[None]:
+    try:
+        import resource
+
+        now = _used()
+    except (ImportError, OSError, StopIteration):
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (now + beyond, before, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def _used() -> int:
+    """The bytes that the limit counts: what this process has of memory of its own."""
+    with open("/proc/self/status") as lines:
+        return int(next(line.split()[1] for line in lines if line.startswith("VmData"))) * 1024
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Memory was refused, or that is what the error came from; each library says so in its own words."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _REFUSED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
