@@ -33,6 +33,9 @@ EXTRAS = {
     "studies": Extra("matplotlib", "matplotlib", "plots of `reproduce`"),
     "mobile": Extra("executorch", "executorch", "ExecuTorch with XNNPACK: .pte files for phones"),
     "openvino": Extra("openvino", "openvino", "OpenVINO: .onnx and .xml on CPUs, in bfloat16 where they can"),
+    "huggingface": Extra("transformers", "transformers", "directories of `save_pretrained` as MODEL"),
+    "torchvision": Extra("torchvision", "torchvision", "`--arch torchvision:NAME`, for weights"),
+    "timm": Extra("timm", "timm", "`--arch timm:NAME`, for weights"),
     "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),
 }
 

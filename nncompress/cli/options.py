@@ -59,7 +59,7 @@ Arch = Annotated[
     str | None,
     typer.Option(
         metavar="FILE.py:FACTORY",
-        help="what builds the network of a state_dict; also package.module:factory",
+        help="what builds a state_dict's network; also package.module:factory, timm:NAME, torchvision:NAME",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -3,6 +3,7 @@
     load_model("model.pt2")                                     a graph, with its history
     load_model("model.pt")                                      a pickled module of torch.nn classes
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
+    load_model("bert/")                                         a directory of transformers
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
     load_model("scripted.pt")                                   TorchScript, traced or scripted
     load_module(module)                                         one in memory
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_network import model_of
 from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
+from nncompress.loading.huggingface import read_huggingface
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
@@ -87,7 +89,7 @@ def load_model(
     path = Path(path)
     refuse_index(path)
     kind = file_kind(path)
-    if weights_key is not None and kind in (FileKind.PT2, FileKind.ONNX, FileKind.TORCHSCRIPT):
+    if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS):
         raise UsageError(
             f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
         )
@@ -120,6 +122,8 @@ def _loaded(
     if kind is FileKind.ONNX:
         model = _from_onnx(path, arch, input_shapes, notice)
         return settle_batch(model, notice, stated=_marked(input_shapes))
+    if kind is FileKind.HUGGINGFACE:
+        return _from_huggingface(path, arch, strict, input_shapes, example_inputs, notice)
     if kind is FileKind.TORCHSCRIPT:
         if arch is not None:
             raise UsageError(
@@ -180,6 +184,27 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     return getattr(module, "_orig_mod", None)
 
 
+def _from_huggingface(
+    path: Path,
+    arch: str | None,
+    strict: bool,
+    input_shapes: str | Sequence[InputShape] | None,
+    example_inputs: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+) -> Model:
+    if arch is not None:
+        raise UsageError(f"{path} says its architecture in its configuration", remedy="leave --arch out")
+    shapes = None if input_shapes is None else _parsed(input_shapes)
+    found = read_huggingface(path, shapes, example_inputs, strict=strict, notice=notice)
+    examples = example_inputs or found.inputs
+    model = _traced(found.module, path, shapes, examples, notice, limits=found.limits)
+    normalize = found.normalize
+    if normalize is not None:
+        model.metadata["normalize"] = normalize
+        notice(f"images are normalised by {normalize}, as {path} says; --normalize states another")
+    return model
+
+
 def _scripted(
     script: torch.jit.ScriptModule,
     path: Path | str,
@@ -199,10 +224,15 @@ def _traced(
     example_inputs: tuple[Tensor, ...] | None,
     notice: Callable[[str], None],
     source: nn.Module | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> Model:
-    """The graph of a module, compared with it, or with the source that it stands for."""
+    """The graph of a module, compared with it, or with the source that it stands for.
+
+    Args:
+        limits: as in `example_from_shapes`.
+    """
     with unchanged(module):
-        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice)
+        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
     _check_runs(module, inputs, path)
 
     def exported(record_dims: Sequence[int | None] | None) -> Model:
@@ -377,6 +407,7 @@ def _example_inputs(
     stated: str | Sequence[InputShape] | None,
     examples: tuple[Tensor, ...] | None,
     notice: Callable[[str], None],
+    limits: Mapping[str, int] | None,
 ) -> tuple[tuple[Tensor, ...], list[int | None] | None]:
     """Inputs that run, and along which dims their records lie; None: along the first of all."""
     if stated is None:
@@ -388,7 +419,7 @@ def _example_inputs(
     shapes = _parsed(stated)
     if shapes and shapes[0].name:
         shapes = matched(shapes, argument_names(module, len(shapes)))
-    inputs = example_from_shapes(module, shapes)
+    inputs = example_from_shapes(module, shapes, limits=limits)
     if any(shape.batch_dim is not None for shape in shapes):
         return inputs, [shape.batch_dim for shape in shapes]
     if len({shape.shape[0] for shape in shapes}) == 1:

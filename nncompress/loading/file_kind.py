@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,7 @@ class FileKind(Enum):
     SAFETENSORS = "a safetensors file"
     ONNX = "an ONNX model"
     TORCHSCRIPT = "a TorchScript archive"
+    HUGGINGFACE = "a directory of transformers"
 
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
@@ -48,6 +50,8 @@ def file_kind(path: str | Path) -> FileKind:
         UnsupportedError: it is a model in a form that is no source of compression (ExecuTorch).
     """
     path = Path(path)
+    if os.path.isfile(path / "config.json"):  # which no name, however odd, makes raise
+        return FileKind.HUGGINGFACE
     head, size = _head(path)
     if _ends_as_zip(path):
         return _zip_kind(path)
@@ -85,6 +89,10 @@ def _head(path: Path) -> tuple[bytes, int]:
 
 
 def _no_file(path: Path, reason: str) -> ModelFileError:
+    if str(path).startswith(("timm:", "torchvision:")):
+        return ModelFileError(
+            f"{path} names an architecture, not a file", remedy=f"weights.safetensors --arch {path}"
+        )
     if reason == "no such file or directory":
         here = _models_in(path.parent, _SUFFIXES)
         return ModelFileError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,16 @@ _FIRST_LAYERS = (
 )
 
 
-def example_from_shapes(module: nn.Module, shapes: Sequence[InputShape], seed: int = 0) -> tuple[Tensor, ...]:
+def example_from_shapes(
+    module: nn.Module, shapes: Sequence[InputShape], seed: int = 0, limits: Mapping[str, int] | None = None
+) -> tuple[Tensor, ...]:
     """Random inputs of those shapes: standard normal floats, token ids within the vocabulary.
 
     An input whose dtype was not said is token ids where the module starts with an embedding, else has the
     dtype of its first parameter.
+
+    Args:
+        limits: by name, what integers stay below where that is not the vocabulary.
 
     Raises:
         UsageError: one takes more memory than there is.
@@ -50,7 +55,11 @@ def example_from_shapes(module: nn.Module, shapes: Sequence[InputShape], seed: i
             refuse_size(shape.shape, getattr(torch, shape.dtype or default), most_bytes())
     except TooLarge as error:
         raise UsageError("--input states an input that does not fit", got=str(error)) from error
-    return tuple(_random(module, shape.shape, shape.dtype or default, generator) for shape in shapes)
+    below = [(limits or {}).get(shape.name or "") for shape in shapes]
+    return tuple(
+        _random(module, shape.shape, shape.dtype or default, generator, limit)
+        for shape, limit in zip(shapes, below)
+    )
 
 
 def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
@@ -228,12 +237,18 @@ def _float_dtype(module: nn.Module) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _random(module: nn.Module, shape: tuple[int, ...], dtype: str, generator: torch.Generator) -> Tensor:
+def _random(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    dtype: str,
+    generator: torch.Generator,
+    limit: int | None = None,
+) -> Tensor:
     kind: torch.dtype = getattr(torch, dtype)
     if kind.is_floating_point:
         return torch.randn(shape, generator=generator).to(kind)
     if kind == torch.bool:
         return torch.ones(shape, dtype=kind)
     rows = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    vocabulary = rows[0] if rows else 2
+    vocabulary = limit or (rows[0] if rows else 2)
     return torch.randint(0, min(vocabulary, torch.iinfo(kind).max), shape, generator=generator).to(kind)

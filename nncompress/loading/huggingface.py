@@ -1,0 +1,251 @@
+"""A directory that `save_pretrained` wrote: config.json and safetensors, opened by transformers' own classes.
+
+No code of the directory is run, nothing is downloaded, and pickled weights are not opened. The class is the
+one that the config names: https://huggingface.co/docs/transformers/main_classes/model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
+from nncompress.extras import need
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.ir.graph.stated_input import InputShape
+
+CONFIG = "config.json"
+EXTRA = "huggingface"
+_TOKENS = 32  # of a text, where nobody states its length
+_PIXELS = 224  # of an image whose size the configuration leaves open
+_SECOND = 16_000  # samples
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a directory holds.
+
+    Attributes:
+        module: takes tensors, and gives those of its outputs by name.
+        inputs: two records, where nobody stated the inputs.
+        limits: by name, what integers stay below.
+        normalize: how its images are normalised, as --normalize takes it; None where it does not say.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...] | None
+    limits: dict[str, int]
+    normalize: str | None
+
+
+def read_huggingface(
+    folder: Path,
+    shapes: Sequence[InputShape] | None,
+    examples: tuple[Tensor, ...] | None,
+    *,
+    strict: bool,
+    notice: Callable[[str], None],
+) -> Found:
+    """The model of the directory, with tensors for arguments.
+
+    Args:
+        shapes: inputs by name, which become its arguments in that order.
+        examples: data instead: its tensors are taken for the first of the inputs that it would take itself.
+        strict: refuse weights that are missing, or beyond those of the class.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        ModelFileError: config or weights are missing, damaged, or do not belong together.
+        UnsafeFileError: it needs code of its own, or pickled weights.
+        UnsupportedError: its weights are packed by another tool, or it takes inputs that are not known.
+    """
+    config = _config(folder)
+    need(EXTRA, str(folder))
+    model = _opened(folder, config, strict, notice)
+    model.config.use_cache = False
+    given = None
+    if shapes is not None and all(shape.name for shape in shapes):
+        names = [str(shape.name) for shape in shapes]
+        taken = inspect.signature(type(model).forward).parameters
+        if unknown := [name for name in names if name not in taken]:
+            raise UsageError(
+                f"{folder}: {type(model).__name__} takes no input {unknown[0]!r}",
+                expected=", ".join(name for name in taken if name != "self")[:300],
+            )
+    else:
+        defaults = _default_inputs(model, folder)
+        count = len(shapes or examples or defaults)
+        names = list(defaults)[:count]
+        if len(names) < count:
+            raise UsageError(
+                f"{folder} takes fewer inputs than were given",
+                got=str(count),
+                expected=", ".join(names),
+                remedy="name them: --input input_ids:Bx32:int64,attention_mask:Bx32:int64",
+            )
+        if shapes is None and examples is None:
+            given = tuple(defaults.values())
+            said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
+            notice(f"input not given: taken {said} from {CONFIG}; --input states another")
+    limits = {name: 2 for name in names if "mask" in name or name == "token_type_ids"}
+    return Found(_with_arguments(model, names), given, limits, _normalization(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_json(folder / CONFIG)
+    except Unreadable as error:
+        raise ModelFileError(f"{folder / CONFIG} cannot be read", got=str(error)) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelFileError(
+            f"{folder / CONFIG} is no configuration of transformers", expected="an object with model_type"
+        )
+    if packed := config.get("quantization_config"):
+        method = packed.get("quant_method") if isinstance(packed, dict) else packed
+        raise UnsupportedError(
+            f"{folder} holds weights that another tool has packed",
+            got=f"quantization_config: {method}"[:200],
+            remedy="give the model in float, and quantize it here",
+        )
+    return config
+
+
+def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable[[str], None]) -> Any:
+    import transformers
+
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    known = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
+        if config.get("auto_map"):
+            raise UnsafeFileError(
+                f"{folder} needs code of its own to load, which is not run",
+                got=f"auto_map: {config['auto_map']}"[:300],
+                remedy="open it in Python, and give nncompress.compress the module",
+            )
+        raise ModelFileError(
+            f"{folder / CONFIG} names no class of transformers {transformers.__version__}",
+            got=f"architectures: {names}"[:300],
+            expected="such as BertForSequenceClassification",
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UnsafeFileError(
+            f"{folder} holds no .safetensors, and pickled weights are not opened",
+            got=", ".join(sorted(path.name for path in folder.iterdir()))[:300],
+            remedy=f"{name}.from_pretrained(…).save_pretrained('folder'), where it can be trusted",
+        )
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    made: Any = known
+    try:
+        model, info = made.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises all kinds for weights that do not fit its config
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ModelFileError(
+            f"{folder} cannot be opened as {name}",
+            got=f"{type(error).__name__}: {reason}"[:400],
+            remedy="save or copy it again",
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    differing = [(what, sorted(map(str, info[key]))) for what, key in _DIFFERENCES if info.get(key)]
+    told = "; ".join(f"{what} {', '.join(keys[:3])}" + " …" * (len(keys) > 3) for what, keys in differing)
+    if differing and strict:
+        raise ModelFileError(
+            f"the weights of {folder} are not those of {name}",
+            got=told,
+            remedy="check architectures in config.json; --no-strict takes it as it is",
+        )
+    if differing:
+        notice(f"{folder}: {told}")
+    return model.eval()
+
+
+_DIFFERENCES = (
+    ("missing (they would be random):", "missing_keys"),
+    ("unexpected:", "unexpected_keys"),
+    ("of another shape:", "mismatched_keys"),
+)
+
+
+def _with_arguments(model: Any, names: Sequence[str]) -> nn.Module:
+    """The model, called with those tensors in that order; it gives the tensors among its outputs by name."""
+    original = model.forward
+
+    def forward(*inputs: Tensor) -> dict[str, Any]:
+        outputs = original(**dict(zip(names, inputs)), return_dict=True)
+        return {key: value for key, value in outputs.items() if _tensors(value)}
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in names]
+    )
+    model.forward = forward
+    return model
+
+
+def _tensors(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and all(map(_tensors, value)))
+
+
+def _default_inputs(model: Any, folder: Path) -> dict[str, Tensor]:
+    """Two records of what it takes, as its configuration says."""
+    config = getattr(model.config, "text_config", model.config)
+    generator = torch.Generator().manual_seed(0)
+    main = model.main_input_name
+    parameters = inspect.signature(type(model).forward).parameters
+
+    def tokens(length: int) -> Tensor:
+        return torch.randint(0, config.vocab_size, (2, length), generator=generator)
+
+    if main == "input_ids":
+        longest = getattr(config, "max_position_embeddings", None) or _TOKENS
+        length = min(_TOKENS, longest)
+        mask = torch.ones(2, length, dtype=torch.int64)
+        mask[0, length // 2 + 1 :] = 0  # the first record is shorter
+        found, two = {main: tokens(length)}, model.config.is_encoder_decoder
+        if "attention_mask" in parameters and (two or not model.can_generate()):
+            found["attention_mask"] = mask
+        if two and "decoder_input_ids" in parameters:
+            found["decoder_input_ids"] = tokens(min(8, length))
+        return found
+    if main == "pixel_values":
+        size = getattr(model.config, "image_size", _PIXELS)
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = getattr(model.config, "num_channels", 3)
+        return {main: torch.randn(2, channels, height, width, generator=generator)}
+    if main == "input_values":
+        return {main: torch.randn(2, _SECOND, generator=generator)}
+    raise UnsupportedError(
+        f"{folder}: it is not known what {type(model).__name__} takes",
+        got=f"its main input is {main!r}",
+        remedy=f"state it: --input {main}:Bx…",
+    )
+
+
+def _dtype(tensor: Tensor) -> str | None:
+    return None if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+
+
+def _normalization(folder: Path) -> str | None:
+    """As --normalize takes it, of preprocessor_config.json; None where it says none, or scales otherwise."""
+    try:
+        said = read_json(folder / "preprocessor_config.json")
+    except Unreadable:
+        return None
+    match said:
+        case {"image_mean": [*mean], "image_std": [*std]} if all(
+            isinstance(value, int | float) for value in (*mean, *std)
+        ):
+            if said.get("do_normalize", True) and said.get("do_rescale", True):
+                return "/".join(",".join(f"{value:g}" for value in values) for values in (mean, std))
+    return None
