@@ -51,7 +51,8 @@ class Speed:
             if self.slower:
                 named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
                 text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
-            text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
+            if self.conversions:
+                text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
         return text
 
 
@@ -70,12 +71,26 @@ def float_twin(model: ir.Model) -> bytes:
             nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
         elif node.op_type == "DequantizeLinear" and node.input[1] in scales:
             scale = onnx.numpy_helper.to_array(scales[node.input[1]])
-            nodes += _multiplied(graph, node, scale, ranks.get(node.input[0], 1))
+            if scale.ndim == 2:  # weights by groups
+                graph.initializer.append(_computed(node, scale, scales))
+            else:
+                nodes += _multiplied(graph, node, scale, ranks.get(node.input[0], 1))
         elif node.op_type != "DynamicQuantizeLinear":  # nobody reads its scale any more
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
     return proto.SerializeToString()
+
+
+def _computed(
+    node: onnx.NodeProto, scale: np.ndarray, stored: dict[str, onnx.TensorProto]
+) -> onnx.TensorProto:
+    """A weight by groups in floats."""
+    codes, *zeros = (onnx.numpy_helper.to_array(stored[each]) for each in (node.input[0], *node.input[2:]))
+    rows = codes.reshape(*scale.shape, -1).astype(np.float32)
+    if zeros:
+        rows = rows - zeros[0][..., None]
+    return onnx.numpy_helper.from_array((rows * scale[..., None]).reshape(codes.shape), node.output[0])
 
 
 def _multiplied(

@@ -10,10 +10,12 @@ from nncompress import extras
 # What a file says in a way that only one runtime, or one processor, likes; the numbers stay the same.
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
-Rewrite = Literal["amx-tiles", "unsigned-weights"]
+# nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
+Rewrite = Literal["amx-tiles", "unsigned-weights", "nbits"]
 SAID: dict[str, str] = {
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
+    "nbits": "operators of ONNX Runtime for weights of 4 bits (accuracy level 4: their inputs in 8 bits)",
 }
 
 

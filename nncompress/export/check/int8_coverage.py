@@ -41,6 +41,7 @@ class Coverage:
 
     Attributes:
         int8: (kernel, name) of each that runs on an integer kernel.
+        int4: (kernel, name) of each that runs on a kernel for weights of 4 bits.
         float: (op, name) of each that has a weight and runs in float.
         activations: float products of two activations (attention); quantizing weights does not touch them.
         conversions: Quantize- and DequantizeLinear nodes left over: what each costs is lost speed.
@@ -48,6 +49,7 @@ class Coverage:
     """
 
     int8: tuple[tuple[str, str], ...]
+    int4: tuple[tuple[str, str], ...]
     float: tuple[tuple[str, str], ...]
     activations: tuple[tuple[str, str], ...]
     conversions: int
@@ -55,8 +57,10 @@ class Coverage:
 
     def summary(self) -> str:
         """ "21 of 22 in int8; in float: up (ONNX Runtime has no int8 ConvTranspose)"."""
-        total = len(self.int8) + len(self.float)
-        text = f"{len(self.int8)} of {total} in int8"
+        total = len(self.int8) + len(self.int4) + len(self.float)
+        kinds = ((self.int8, "in int8"), (self.int4, "with weights of 4 bits"))
+        named = [f"{len(found)} of {total} {kind}" for found, kind in kinds if found]
+        text = ", ".join(named) or f"0 of {total} in int8"
         if self.float:
             text += "; in float: " + ", ".join(f"{name} ({self.reasons[name]})" for _, name in self.float[:5])
             text += ", …" if len(self.float) > 5 else ""
@@ -79,7 +83,7 @@ def int8_coverage(path: str | Path) -> Coverage:
     for node in graph.node:
         if node.op_type in ("DequantizeLinear", "Transpose", "Cast") and node.input[0] in stored:
             stored.update(node.output)
-    groups: dict[str, list[tuple[str, str]]] = {"int8": [], "float": [], "activations": []}
+    groups: dict[str, list[tuple[str, str]]] = {"int8": [], "int4": [], "float": [], "activations": []}
     conversions = 0
     for node in graph.node:
         entry = (node.op_type, layer_of(node.name))
@@ -87,14 +91,15 @@ def int8_coverage(path: str | Path) -> Coverage:
             continue
         if node.op_type in INT8_KERNELS:
             groups["int8"].append(entry)
+        elif node.op_type == "MatMulNBits":
+            groups["int4"].append(entry)
         elif node.op_type in FLOAT_KERNELS:
             weighted = any(name in stored for name in node.input[:2])
             groups["float" if weighted else "activations"].append(entry)
         conversions += node.op_type in ("QuantizeLinear", "DequantizeLinear")
     reasons = _reasons(onnx.load(path, load_external_data=False).graph, groups["float"])
-    return Coverage(
-        tuple(groups["int8"]), tuple(groups["float"]), tuple(groups["activations"]), conversions, reasons
-    )
+    int8, int4, floats, activations = (tuple(found) for found in groups.values())
+    return Coverage(int8, int4, floats, activations, conversions, reasons)
 
 
 def layer_of(node: str) -> str:
@@ -113,7 +118,7 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
     def from_int8(name: str) -> bool:
         while name in made_by and made_by[name].op_type in WEIGHT_OPS:
             name = made_by[name].input[0]
-        return types.get(name) == onnx.TensorProto.INT8
+        return types.get(name) in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 
     reasons = {}
     for op, name in left:
@@ -127,7 +132,7 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
         elif op == "ConvTranspose":
             reasons[name] = "ONNX Runtime has no int8 ConvTranspose for CPUs"
         elif node.input[0] not in made_by or made_by[node.input[0]].op_type != "DequantizeLinear":
-            reasons[name] = "only its weights are int8"
+            reasons[name] = "only its weights are int8, or 4 bits"
         else:
             reasons[name] = "no int8 kernel fits how its result is read"
     return reasons

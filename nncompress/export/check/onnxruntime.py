@@ -43,15 +43,17 @@ def compare(
         UnsupportedError: ONNX Runtime cannot load the file; the message names the op.
         VerificationError: the outputs differ by more than the tolerance for the model's precision.
     """
-    quantized = precision_of(model) == "int8"
+    precision = precision_of(model)
+    quantized = precision in ("int8", "int4")
     kernels = kernels or path
     try:
         if quantized and write is not None:
             as_written = f"{_runtime()} without optimisations"
-            verify.compare(model, _runner(path, optimised=False), as_written, precision="int8 as written")
+            unoptimised = _runner(path, optimised=False)
+            verify.compare(model, unoptimised, as_written, precision=f"{precision} as written")
         return verify.compare(model, _runner(kernels), _runtime())
     except VerificationError as error:
-        choices = find_choices(model) if quantized else None
+        choices = find_choices(model) if precision == "int8" else None
         if choices is None:
             raise _whose_defect(model, path, error) from error
         with tempfile.TemporaryDirectory() as folder:

@@ -34,16 +34,17 @@ def compare(model: Model, path: Path, *, integers: bool = True) -> Comparison:
         VerificationError: the outputs differ by more than the tolerance; which way of running it, is said.
     """
     runtime = f"openvino {version('openvino')}"
-    quantized = precision_of(model) == "int8"
+    own = precision_of(model)
+    quantized = own in ("int8", "int4")
     found = None
     if quantized:
         as_written = _run(path, "float32", integers=False)
-        found = verify.compare(model, as_written, f"{runtime} in floats", precision="int8 as written")
+        found = verify.compare(model, as_written, f"{runtime} in floats", precision=f"{own} as written")
     if found is None or integers:
         found = verify.compare(model, _run(path, "float32"), runtime)
     floats = by_itself()
     if floats != "float32" and integers:
-        precision = "int8" if quantized else floats
+        precision = own if quantized else floats
         try:
             verify.compare(model, _run(path, None), f"{runtime} as it comes", precision=precision)
         except VerificationError as error:

@@ -32,7 +32,7 @@ def pte_coverage(program: Any) -> Coverage:
             else:
                 floats.append(entry)
         conversions += not delegated and op.startswith(("quantize_per", "dequantize_per"))
-    return Coverage(tuple(int8), tuple(floats), tuple(activations), conversions)
+    return Coverage(tuple(int8), (), tuple(floats), tuple(activations), conversions)
 
 
 def outside_the_delegate(program: Any) -> tuple[str, ...]:

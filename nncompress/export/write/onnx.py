@@ -27,6 +27,7 @@ from nncompress.export.int8_speed import Speed, float_twin, int8_speed
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
 from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
+from nncompress.export.lower.onnxruntime.groups import lower_groups, without_rounding
 from nncompress.export.lower.onnxruntime.int8 import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
@@ -37,6 +38,7 @@ from nncompress.export.storage import Storage
 from nncompress.export.write import exporter_cost, external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
@@ -86,7 +88,7 @@ def write_onnx(
     # An unwritable target is refused before the work starts.
     with replacing(place, protect, external_data.is_ours) as temporary, TemporaryDirectory() as folder:
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-        int8 = precision_of(model) == "int8"
+        int8 = precision_of(model) in ("int8", "int4")
         measured = int8 and 5 * size < PROTOBUF_LIMIT
         twin, applied = _write(model, temporary, storage, states, target, measured=measured)
         covered, told = "", [described(applied)]
@@ -97,7 +99,12 @@ def write_onnx(
             kernels = Path(folder) / temporary.name
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
         write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
-        found = compare(model, temporary, write_here, kernels=kernels)
+        exact = temporary.with_name(f"exact-{temporary.name}")
+        written_so = exact if "nbits" in applied and without_rounding(temporary, exact) else temporary
+        try:
+            found = compare(model, written_so, write_here, kernels=kernels)
+        finally:
+            exact.unlink(missing_ok=True)
         compare_steps(model, kernels, states)
         if target is not None and target.runtime == "openvino":
             found, covered = _in_openvino(model, temporary, states, integers=not cut_off)
@@ -164,15 +171,17 @@ def _write(
     """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and the target's rewrites."""
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = without_projections(model)
-    packed = model if storage == "plain" else pack(model, PER_OP)
+    packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
     program = _convert(model, packed.exported_program(), optimize=packed is model)
     if packed is not model:
         _optimize_but_lookups(program)
     twin = None
-    if precision_of(model) == "int8":
+    if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
         twin = float_twin(program.model) if measured else None
-    applied = lower_int8(program.model, () if target is None else target.rewrites)
+    rewrites = () if target is None else target.rewrites
+    nbits = lower_groups(program.model, rewrites)
+    applied = lower_int8(program.model, rewrites) | ({"nbits": nbits} if nbits else {})
     avoid_runtime_defects(program.model.graph)
     tidy(program.model, model)
     store_initial(program.model.graph, states)

@@ -58,7 +58,8 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         coverage, portable = _write(model, temporary)
         found = _compare(model, temporary)
         written = temporary.stat().st_size
-    int8 = coverage.summary() if precision_of(model) == "int8" else ""
+    told = {"int8": coverage.summary(), "int4": "its weights of 4 bits are floats in this format"}
+    int8 = told.get(precision_of(model), "")
     return ExportReport(
         Path(path),
         written,

@@ -110,6 +110,12 @@ def _rounded(values: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
     return ((torch.round(values / scales) + zeros).clamp(LOW, HIGH) - zeros) * scales
 
 
+def stored_by_groups(model: Model) -> set[str]:
+    """The names of all codes, scales and zero points."""
+    grouped = [n for n in model.graph.nodes if n.target is ops.dequantize_per_channel_group.default]
+    return {str(source.target) for node in grouped for source in node.all_input_nodes}
+
+
 def store_groups(model: Model, name: str, codes: Tensor, groups: Groups) -> None:
     """Replace the float weight `name` [out, in], for all its readers, by `codes` on `groups`."""
     nodes = readers(model, name)

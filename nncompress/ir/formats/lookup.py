@@ -12,6 +12,7 @@ costs what it cost before. (It does not fold `NonZero`, hence the running sum.)
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ DIGITS = "packed_digits"
 TABLES = ("codebook", "codebook16", "values")  # what is looked up in
 
 
-def pack(model: Model, per_op: int = 0) -> Model:
+def pack(model: Model, per_op: int = 0, leave: Collection[str] = ()) -> Model:
     """A copy in which every weight that is smaller packed is stored so; `model` itself if none is.
 
     So is the int8 weight of a quantized layer: 4 bits where it has 16 values, a bitmap where most are zero.
@@ -37,6 +38,7 @@ def pack(model: Model, per_op: int = 0) -> Model:
 
     Args:
         per_op: bytes that an op takes in the file that is to be written; a lookup has 3 to 14.
+        leave: tensors that the file has another form for.
     """
     found: dict[str, Parts] = {}
     seen: set[int] = set()
@@ -45,7 +47,9 @@ def pack(model: Model, per_op: int = 0) -> Model:
             continue
         tensor = model.tensor(str(node.target))
         stored = isinstance(tensor, torch.nn.Parameter) or tensor.dtype == torch.int8
-        if id(tensor) in seen or not stored or tensor.dim() < 2:  # integer kernels want to see their biases
+        if (
+            id(tensor) in seen or not stored or tensor.dim() < 2 or node.target in leave
+        ):  # integer kernels want to see their biases
             continue
         seen.add(id(tensor))
         parts = smallest(tensor, per_op=per_op)

@@ -128,7 +128,7 @@ class Weight:
 
         def read(argument: object) -> Tensor:
             if isinstance(argument, fx.Node):
-                return self.model.tensor(str(argument.target)).to(torch.float32)
+                return self.model.tensor(str(argument.target)).detach().to(torch.float32)
             return torch.tensor(float(argument or 0))  # type: ignore[arg-type]
 
         scale, zero = read(self.source.args[1]), read(self.source.args[2])

@@ -10,6 +10,7 @@
 | `interpreter` | the graph as a module that `torch.export` traces                             |
 | `stored`      | initializers and constants as parameters and buffers                         |
 | `values`      | tensors, and numbers that are known while tracing                            |
+| `groups`      | weights of 4 bits by groups, in whatever form                                |
 | `pointwise`, `movement`, `reductions`, `layers`, `recurrent`, `quantized`, `control` | each op |
 
 Operators' definitions: https://onnx.ai/onnx/operators.

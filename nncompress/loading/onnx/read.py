@@ -23,6 +23,7 @@ from nncompress.ir.graph.tracing import MAX_BATCH, trace
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx import control, layers, movement, pointwise, quantized, recurrent, reductions
 from nncompress.loading.onnx.compare import compare
+from nncompress.loading.onnx.groups import spell_groups
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
 from nncompress.runtimes.external_data import external_files
@@ -113,7 +114,9 @@ def _opened(path: Path) -> onnx.ModelProto:
 
 def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxModule:
     try:
-        return OnnxModule(proto, str(path.resolve().parent), states)
+        folder = str(path.resolve().parent)
+        spell_groups(proto, folder)
+        return OnnxModule(proto, folder, states)
     except NNCompressError:
         raise
     except Exception as error:  # bytes, dims and types of a tensor that do not fit, each in its own way

@@ -158,6 +158,8 @@ def attribute_of(attribute: onnx.AttributeProto) -> Any:
 
 
 def from_array(array: np.ndarray) -> Tensor:
+    if array.dtype.name in ("int4", "uint4"):  # torch has none of these
+        return torch.from_numpy(array.astype("int8" if array.dtype.name == "int4" else "uint8"))
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, copy=True))

@@ -24,7 +24,7 @@ ops = torch.ops.quantized_decomposed
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For `torch.onnx.export`: ops whose scale is a tensor, which the exporter does not know."""
+    """For `torch.onnx.export`: ops whose scale is computed, or per group; the exporter does not know them."""
     from onnxscript import opset20 as op
 
     def choose(x, low, high, least, dtype):
@@ -37,7 +37,11 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     def dequantize(x, scale, zero, low, high, dtype, *, out_dtype=-1):
         return op.DequantizeLinear(x, scale, zero)
 
+    def dequantize_groups(codes, scales, zeros, low, high, dtype, size, output):
+        return op.DequantizeLinear(codes, scales, zeros, axis=1)  # in blocks: `groups` says so
+
     return {
+        ops.dequantize_per_channel_group.default: dequantize_groups,
         ops.choose_qparams.tensor: choose,
         ops.quantize_per_tensor.tensor: quantize,
         ops.dequantize_per_tensor.tensor: dequantize,

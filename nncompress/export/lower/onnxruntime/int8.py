@@ -114,7 +114,13 @@ def _say_one_scale(graph: ir.Graph, dequantize: ir.Node) -> None:
 
 def _spell_out_zero(graph: ir.Graph, dequantize: ir.Node) -> None:
     stored, scale = dequantize.inputs[0], array(dequantize.inputs[1])
-    if len(dequantize.inputs) > 2 or stored is None or stored.dtype is None or scale is None:
+    if (
+        len(dequantize.inputs) > 2
+        or stored is None
+        or stored.dtype is None
+        or scale is None
+        or scale.ndim > 1
+    ):
         return
     zero = store(graph, f"{stored.name}_zero", np.zeros(scale.shape, stored.dtype.numpy()))
     dequantize.resize_inputs(3)

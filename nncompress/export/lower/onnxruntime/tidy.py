@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from nncompress.export.check.int8_coverage import WEIGHT_OPS
 from nncompress.ir import Model
 
-WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"}
 
 
 def tidy(onnx_model: ir.Model, model: Model) -> None:
