@@ -31,6 +31,7 @@ from nncompress.bench import Arm
 from nncompress.bench import benchmark as measure
 from nncompress.data import Dataset, open_data
 from nncompress.data.python import kept, name_of
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport
 from nncompress.ir import Model
@@ -106,10 +107,10 @@ def load(
     except UsageError as error:
         if examples is None or input is not None or "does not run on an input" not in error.what:
             raise
-        of = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape[1:])}" for t in examples)
+        of = ", ".join(f"{dtype_name(t.dtype)}{list(t.shape[1:])}" for t in examples)
         raise DataError(
-            f"the records of {_spec(data)} do not fit {_spec(model)}",
-            got=f"records of {of}: {error.got}",
+            f"the samples of {_spec(data)} do not fit {_spec(model)}",
+            got=f"samples of {of}: {error.got}",
             remedy="data the model takes; or --input 1x3x32x32, which says what it takes",
         ) from error
     if normalize is not None:
@@ -343,7 +344,7 @@ def _examples(input: Input | None) -> tuple[Tensor, ...] | None:
         raise UsageError(
             "input is no shape and no tensors",
             got=str([type(each).__name__ for each in tensors]),
-            expected='"1x3x32x32", or a tensor per argument, records along the first dim',
+            expected='"1x3x32x32", or a tensor per argument, samples along the first dim',
         )
     return tuple(each.detach().cpu() for each in tensors)
 
@@ -355,4 +356,4 @@ def _spec(given: Any) -> str:
 def _records_as_examples(records: Dataset) -> tuple[Any, ...]:
     for batch in records.batches(2, limit=2):
         return batch.inputs
-    raise UsageError(f"{records.spec} has no records")
+    raise UsageError(f"{records.spec} has no samples")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import cache
@@ -92,9 +93,16 @@ def processor() -> Processor:
         key.strip(): value.strip() for key, _, value in (li.partition(":") for li in first.splitlines())
     }
     flags = frozenset((entries.get("flags") or entries.get("Features") or "").split())
-    name = entries.get("model name") or platform.processor() or platform.machine()
+    name = entries.get("model name") or _macos_cpu() or platform.processor() or platform.machine()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Processor(name, usable or 1, flags)
+
+
+def _macos_cpu() -> str | None:
+    if platform.system() != "Darwin":
+        return None
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 @cache

@@ -32,15 +32,17 @@ def option(
     below: float | None = None,
     metavar: str | None = None,
     choices: Callable[[], tuple[str, ...]] | None = None,
+    papers: bool = False,
 ) -> Any:
     """Declare an option with its help text and its bounds (exclusive `above`/`below`, else inclusive).
 
     The type comes from the field's annotation: `bool`, `int`, `float`, `str`, a `Literal[...]` of strings,
     or `tuple[str, ...]` (a repeatable flag), each optionally `| None`. `choices` are those of a `str` that
-    other packages may add to, asked when they are needed.
+    other packages may add to, asked when they are needed. What serves the `papers`' experiments only has a
+    heading of its own in the help, out of the way of everyday use.
     """
     bounds = {"above": above, "least": least, "most": most, "below": below}
-    said = {"help": help, "bounds": bounds, "metavar": metavar, "choices": choices}
+    said = {"help": help, "bounds": bounds, "metavar": metavar, "choices": choices, "papers": papers}
     return field(default=default, metadata=said)
 
 

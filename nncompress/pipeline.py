@@ -17,16 +17,16 @@ from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.bench.model_latency import speed_note
 from nncompress.errors import UsageError
+from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.verify import Drift
-from nncompress.ir.layers.computed import store_computed_weights
 from nncompress.ir.layers.weights import layer_name, layers, recurrent_layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
 from nncompress.passes.base import NEAR
 from nncompress.version import __version__
 
-LEFT = "left: even the least change would move the outputs too far"
+LEFT = "skipped: even the least change would move the outputs too far"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         name, settings: the pass and its options that differ from the default.
-        changes: per layer; those with `applied=False` say why a layer was left alone.
+        changes: per layer; those with `applied=False` say why a layer was skipped.
         before, after: cost of the model around the pass.
         drift: distance of the outputs from the original's on the same inputs, after this pass.
         samples: on which inputs that was measured.
@@ -131,7 +131,7 @@ def _run_one(
         start, model, changes = _edited(model, each, context)
     if not each.recurrent:
         changes += [
-            Change(name, "left: a recurrent layer", applied=False) for name in recurrent_layers(model)
+            Change(name, "skipped: a recurrent layer", applied=False) for name in recurrent_layers(model)
         ]
     context.progress.step(f"verifying {each.name}", 0, 1)
     drift = reference.drift(model, each.name)

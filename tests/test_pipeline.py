@@ -102,7 +102,7 @@ def test_recurrent_layers_are_listed_as_left_by_a_pass_that_does_not_change_them
     each = Model.from_module(Recurrent().eval(), (torch.randn(2, 5, 4),))
     steps = pipeline.run(each, [Prune(sparsity=0.5), PruneNodes(ratio=0.3)], Context())[1]
     left = [[(c.where, c.what) for c in step.changes if not c.applied] for step in steps]
-    assert left == [[("rnn", "left: a recurrent layer")], []]
+    assert left == [[("rnn", "skipped: a recurrent layer")], []]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def measure(
             scores.add(result, batch, dataset.spec)
         records += len(batch)
     if records == 0:
-        raise DataError(f"{dataset.spec} gave no records to evaluate on")
+        raise DataError(f"{dataset.spec} gave no samples to evaluate on")
     first = measured[0]
     values = {scores.metric.name: scores.value for scores in measured}
     top1 = values.get("top1")

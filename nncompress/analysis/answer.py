@@ -137,8 +137,8 @@ class Answers:
             self._dim = output_dims(self._predict, batch, outputs)[self.output]
         if self._dim is None or output.shape[self._dim] != len(batch):
             raise VerificationError(
-                "the model does not give one output per record",
-                got=f"an output of shape {list(output.shape)} for {len(batch)} records",
+                "the model does not give one output per sample",
+                got=f"an output of shape {list(output.shape)} for {len(batch)} samples",
             )
         result = output.movedim(self._dim, 0).detach().cpu()
         if self._metric is None:
@@ -179,7 +179,7 @@ class Answers:
         which = "several of the model's outputs" if fitting else "none of the model's outputs"
         raise DataError(
             f"{self._dataset.spec}: the labels fit {which}",
-            got=f"outputs {shapes} for {len(batch)} records",
+            got=f"outputs {shapes} for {len(batch)} samples",
             expected="one output that they fit",
             remedy=f"name it: --output-index {fitting[0] if fitting else 0}",
         )
@@ -244,6 +244,6 @@ def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> 
     good = finite.reshape(len(result), -1).all(1)
     if not good.all():
         raise VerificationError(
-            f"the model's output for record {first_record + int(good.int().argmin())} is NaN or infinite",
+            f"the model's output for sample {first_record + int(good.int().argmin())} is NaN or infinite",
             remedy="look at what was done to the model last: nncompress inspect",
         )

@@ -18,6 +18,7 @@ from torch import fx
 from nncompress.ir.formats.packed import bits_for
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import RECURRENT
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
 
@@ -186,7 +187,7 @@ def node_macs(node: fx.Node, shapes: Shapes) -> int:
         return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if name == "einsum":
         return _einsum_macs(node, shapes)
-    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    if name in RECURRENT:
         return _recurrent_macs(node, shapes)
     if name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"):
         return shapes.of(node.args[0])[0] * sum(prod(shapes.of(node.args[i])) for i in (2, 3))

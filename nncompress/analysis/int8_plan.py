@@ -23,18 +23,16 @@ from nncompress.ir.edit.fold import is_affine
 from nncompress.ir.formats.qdq import is_dequantized, is_quantized
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import CLAMPS, DROPOUTS, MOVES, PRODUCTS
 from nncompress.ir.layers.weights import Layer, argument
 
-CLAMPS = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
-SKIPPED = {"dropout", "feature_dropout", "alpha_dropout"}  # identities in evaluation; exporters drop them
-MOVES = {
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
-    "clone", "slice", "select", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "expand",
-    "upsample_nearest2d", "pixel_shuffle", "channel_shuffle",
+# in 8 bits the same values, on the same grid
+SAME_VALUES = MOVES | {
+    "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "upsample_nearest2d", "pixel_shuffle",
+    "channel_shuffle",
 }  # fmt: skip
 PADDING_VALUE = {"pad": 3, "constant_pad_nd": 2}  # position of the argument
 COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
-LINEAR = {"linear", "addmm", "mm", "matmul"}
 
 
 @dataclass
@@ -56,7 +54,7 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
     """The activations to round so that `layers` run in int8."""
     nodes = list(model.graph.nodes)
     read = {layer.data for layer in layers}
-    written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
+    written = {result_of(layer.node) for layer in layers if layer.kind not in PRODUCTS}
     computed_by_layer = {result_of(layer.node) for layer in layers}
     layer_nodes = {layer.node for layer in layers}
     possible = _possible(nodes, read | written)
@@ -70,7 +68,7 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         plan.points.append(node)
         int8 = node in computed_by_layer or _stays_int8(node, possible)
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
-        if op_name(node) in MOVES and _stays_int8(node, possible):
+        if op_name(node) in SAME_VALUES and _stays_int8(node, possible):
             plan.same_grid[node] = node.args[0]
     return plan
 
@@ -78,7 +76,7 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
 def norms_between(model: Model, layers: Collection[Layer]) -> list[fx.Node]:
     """The batch norms, in graph order, that would run in int8 between `layers` if they were convolutions."""
     nodes = list(model.graph.nodes)
-    written = {result_of(layer.node) for layer in layers if layer.kind not in LINEAR}
+    written = {result_of(layer.node) for layer in layers if layer.kind not in PRODUCTS}
     found = [node for node in nodes if is_affine(model, node) and node.meta["val"].dim() in (3, 4, 5)]
     while True:
         read = {layer.data for layer in layers} | {norm.args[0] for norm in found}
@@ -112,7 +110,7 @@ def result_of(node: fx.Node) -> fx.Node:
     """The last of the clamps and inactive dropouts that alone read `node` one after the other, or itself."""
     while len(node.users) == 1:
         (user,) = node.users
-        if op_name(user) not in CLAMPS | SKIPPED or user.args[0] is not node or not _clips_around_zero(user):
+        if op_name(user) not in CLAMPS | DROPOUTS or user.args[0] is not node or not _clips_around_zero(user):
             break
         node = user
     return node
@@ -136,10 +134,10 @@ def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:
     if node.op != "call_function" or not _is_float(node):
         return False
     name = op_name(node)
-    if name in MOVES:
+    if name in SAME_VALUES:
         padding = argument(node, PADDING_VALUE[name], 0) if name in PADDING_VALUE else 0
         return node.args[0] in possible and padding in (0, None)
-    if name in CLAMPS | SKIPPED:
+    if name in CLAMPS | DROPOUTS:
         return node.args[0] in possible
     if name not in COMPUTES:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nncompress.data import Batch
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
 
@@ -43,9 +44,9 @@ def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_recor
         DataError: they are none, or name a class that the result has no column for.
     """
     if labels is None or labels.is_floating_point() or labels.dim() != 1:
-        got = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}".removeprefix("torch.")
+        got = "none" if labels is None else f"{dtype_name(labels.dtype)} {list(labels.shape)}"
         raise DataError(
-            f"{origin}: classification needs one class number per record", got=got, expected="int64 [N]"
+            f"{origin}: classification needs one class number per sample", got=got, expected="int64 [N]"
         )
     if not result.is_floating_point() and result.numel() == len(result):
         return labels
@@ -59,7 +60,7 @@ def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_recor
     if int(labels.max()) >= result.shape[1]:
         record = first_record + int(labels.argmax())
         raise DataError(
-            f"{origin}: record {record} has a label that the model has no output for",
+            f"{origin}: sample {record} has a label that the model has no output for",
             got=f"label {int(labels.max())}",
             expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
             remedy="use data with the classes the model was trained on",

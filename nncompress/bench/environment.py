@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nncompress.devices import processor
+from nncompress.extras import version
 
 PACKAGES = ("nncompress", "torch", "numpy", "onnx", "onnxruntime", "executorch")
 # The vector instructions that decide how fast float and int8 kernels are.
@@ -19,36 +20,21 @@ INSTRUCTION_SETS = (
 
 def environment() -> dict[str, Any]:
     """What can be read of the machine without privileges; what cannot is None."""
-    info = _cpuinfo()
-    flags = set(str(info.get("flags") or info.get("Features") or "").split())
+    cpu = processor()
     return {
-        "cpu": info.get("model name") or _macos_cpu() or platform.processor() or platform.machine(),
+        "cpu": cpu.name,
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
-        "virtual_machine": "hypervisor" in flags if flags else None,
+        "cores_usable": cpu.cores,
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in cpu.flags],
+        "virtual_machine": "hypervisor" in cpu.flags if cpu.flags else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
-    first = (_read("/proc/cpuinfo") or "").split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _read(path: str) -> str | None:
@@ -56,10 +42,3 @@ def _read(path: str) -> str | None:
         return Path(path).read_text().strip()
     except OSError:
         return None
-
-
-def _macos_cpu() -> str | None:
-    if platform.system() != "Darwin":
-        return None
-    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from nncompress.runtimes.on_cuda import stream
+
 IDLE = 0x1  # not throttled, only not at work
 CHOSEN = 0x2 | 0x100  # clocks that somebody set: lower than they could be, and constant
 # what nvidia-smi calls them, in the order of `State`
@@ -57,8 +59,6 @@ class EventClock:
 
 def event_clock() -> EventClock:
     """For the stream of `nncompress.runtimes.on_cuda`."""
-    from nncompress.runtimes.on_cuda import stream
-
     return EventClock(stream())
 
 

@@ -22,6 +22,7 @@ from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.ir import Model
 from nncompress.results import OperatorTime
 from nncompress.runtimes import open_artifact
+from nncompress.runtimes.on_openvino import OpenVinoRunner
 from nncompress.runtimes.silence import silent
 
 RUNS = 20
@@ -68,8 +69,6 @@ def _onnxruntime(path: Path, inputs: Inputs, threads: int) -> list[OperatorTime]
 
 
 def _openvino(path: Path, inputs: Inputs, threads: int, precision: str | None) -> list[OperatorTime]:
-    from nncompress.runtimes.on_openvino import OpenVinoRunner
-
     runner = OpenVinoRunner(path, threads, precision)
     arrays = inputs_for(runner, inputs, str(path))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -102,7 +102,7 @@ def bench(
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option(metavar="1,8,32", help="records per call; several are measured one after the other"),
+        typer.Option(metavar="1,8,32", help="samples per call; several are measured one after the other"),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="per call")] = 1,
     time: Annotated[str, typer.Option(metavar="10s", help="how long to measure, per batch")] = "10s",
@@ -267,13 +267,13 @@ def _fixed_batch(artifact: artifacts.Artifact) -> int | None:
 
 
 def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
-    """Records of the data as one call.
+    """Samples of the data as one call.
 
     Args:
         at_least: the call may have more than were wanted.
     Raises:
         UsageError: the model is bound to another batch.
-        DataError: the data has fewer records.
+        DataError: the data has fewer samples.
     """
     if records is None:
         return None
@@ -287,7 +287,7 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
         inputs = tuple(tensor.numpy() for tensor in each.inputs)
         if not at_least and len(each) < size:
             raise DataError(
-                f"{records.spec} has fewer records than one call takes",
+                f"{records.spec} has fewer samples than one call takes",
                 got=str(len(each)),
                 expected=f"--batch {size}",
                 remedy="a smaller --batch, or leave --data out to measure on random inputs",

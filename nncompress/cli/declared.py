@@ -13,6 +13,7 @@ import typer
 from nncompress.options import Options, flag_of, key_of, option_types
 
 Parameters = dict[str, tuple[Any, Any]]  # name -> annotation, default
+PAPERS = "For the papers' experiments"
 
 
 def declared(options: type[Options], panel: str | None = None) -> Parameters:
@@ -31,7 +32,7 @@ def declared(options: type[Options], panel: str | None = None) -> Parameters:
             help=f.metadata["help"] + (f" ({', '.join(choices)})" if choices else ""),
             metavar=f.metadata["metavar"] or (key_of(f.name).upper() if choices else None),
             show_default=f.default not in (None, False, ()),
-            rich_help_panel=panel,
+            rich_help_panel=PAPERS if f.metadata["papers"] else panel,
         )
         default = (
             None if f.default is MISSING else list(f.default) if isinstance(f.default, tuple) else f.default
@@ -66,9 +67,15 @@ def with_parameters(
     """Give a function of keywords the signature that the parser reads."""
     signature = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for key, (annotation, default) in parameters.items()
+        for key, (annotation, default) in sorted(parameters.items(), key=_is_of_papers)
     ]
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in signature}
     command.__name__ = name
     return command
+
+
+def _is_of_papers(parameter: tuple[str, tuple[Any, Any]]) -> bool:
+    """Headings stand in the order of their first option: this one last."""
+    said = getattr(parameter[1][0], "__metadata__", (None,))
+    return getattr(said[0], "rich_help_panel", None) == PAPERS

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
 
-Further models are compared with the first, record by record: the difference in top-1 with its 95 % interval;
+Further models are compared with the first, sample by sample: the difference in top-1 with its 95 % interval;
 and without labels, how often the answers agree, the cosine, and the signal-to-noise ratio (SQNR).
 
 Example:  nncompress eval model.pt2 small.onnx --data val.npz
@@ -40,8 +40,8 @@ def evaluate(
         typer.Option(help="what the labels are; auto tells from their type and shape"),
     ] = "auto",
     metric: options.Metric = None,
-    batch: Annotated[int, typer.Option(min=1, help="records per call")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="use this many records [default: all]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="samples per call")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="use this many samples [default: all]")] = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:

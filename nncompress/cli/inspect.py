@@ -13,7 +13,7 @@ from nncompress.errors import UsageError
 
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
-A MAC is one multiplication with its addition, counted for one record.
+A MAC is one multiplication with its addition, counted for one sample.
 
 --units shows instead what `prune-nodes` can remove: groups of nodes, the layers that one node spans, and
 what removing one saves. --spectrum plots the singular values of every weight, and what rank keeps how much.

@@ -53,7 +53,7 @@ Normalize = Annotated[
     ),
 ]
 Limit = Annotated[
-    int, typer.Option(min=1, help="records of --data used for statistics", rich_help_panel=_PANEL)
+    int, typer.Option(min=1, help="samples of --data used for statistics", rich_help_panel=_PANEL)
 ]
 Arch = Annotated[
     str | None,

@@ -25,7 +25,7 @@ class CycleSettings(Options):
         "activation-variance", metavar="NAME", help="what prune-nodes removes nodes by (see its --help)"
     )
     outliers: float | None = option(
-        None, above=0, help="remove nodes outside mean ± K · variance of their layer's scores"
+        None, above=0, papers=True, help="remove nodes outside mean ± K · variance of their layer's scores"
     )
     threshold: float | None = option(
         None, least=0, help="remove nodes that score at or below this [default: 0]"
@@ -37,12 +37,14 @@ class CycleSettings(Options):
     compensate: bool = option(
         False, help="fit the layers that stay to the model before pruning, in closed form"
     )
-    distort: bool = option(False, help="perturb the weights after pruning: rand · (1 − var(weights))")
+    distort: bool = option(
+        False, papers=True, help="perturb the weights after pruning: rand · (1 − var(weights))"
+    )
     max_loss: float | None = option(
         None, above=0, help="take a cycle back whose trained loss is above this, and try fewer nodes"
     )
     retries: int = option(
-        0, least=0, help="at the end, distort and train so many times more, and keep the best"
+        0, least=0, papers=True, help="at the end, distort and train so many times more, and keep the best"
     )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
@@ -52,7 +54,7 @@ class CycleSettings(Options):
     )
     max_macs: float | None = option(None, above=0, help="--grow: so many multiply-accumulates")
     max_params: float | None = option(None, above=0, help="--grow: so many parameters")
-    records: int | None = option(None, least=1, help="records that statistics are taken over [default: all]")
+    records: int | None = option(None, least=1, help="samples that statistics are taken over [default: all]")
 
     def __post_init__(self) -> None:
         super().__post_init__()

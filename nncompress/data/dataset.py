@@ -15,6 +15,7 @@ from nncompress.data.held_out import hold_out
 from nncompress.data.input_batches import InputBatches, Inputs
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, StreamSource
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 
 SHUFFLE_WINDOW = 4096  # records of a stream that are held at once to shuffle them
@@ -79,9 +80,7 @@ class Dataset:
     ) -> None:
         self.spec = spec
         self._source, self._conversions = source, conversions
-        self.inputs = tuple(
-            Field(c.field.name, str(c.dtype).removeprefix("torch."), c.shape) for c in conversions
-        )
+        self.inputs = tuple(Field(c.field.name, dtype_name(c.dtype), c.shape) for c in conversions)
         self.class_names = source.class_names
         self.has_labels = source.has_labels
         self.normalization: Normalization | None = next(
@@ -168,9 +167,9 @@ class Dataset:
             taken += sum(x.nbytes for x in batch.inputs)
             if taken > STREAM_BYTES:
                 raise DataError(
-                    f"{self.spec} is a stream, whose records this has to hold in memory",
+                    f"{self.spec} is a stream, whose samples this has to hold in memory",
                     got=f"more than {STREAM_BYTES / 2**30:g} GiB, in {len(held)} batches of {batch_size}",
-                    remedy="fewer records with --limit; or data that is read by index: an .npz, images",
+                    remedy="fewer samples with --limit; or data that is read by index: an .npz, images",
                 )
         return InputBatches.held(held)
 
@@ -223,7 +222,7 @@ def measuring_batch(record_bytes: int, most: int) -> int:
 
 
 def _check_sizes(batch_size: int, limit: int | None) -> None:
-    for name, value in (("the batch size", batch_size), ("the limit of records", limit)):
+    for name, value in (("the batch size", batch_size), ("the limit of samples", limit)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1", got=str(value))
 

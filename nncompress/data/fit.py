@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nncompress.data.normalization import Normalization, standardized
 from nncompress.data.source import Field
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
 CHANNELS = (1, 3, 4)
@@ -106,7 +107,7 @@ class Conversion:
                 got=f"{low} to {high} ({self.field.dtype})",
                 expected=f"the range of {self.dtype}",
             )
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.dtype)
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
 
@@ -247,10 +248,10 @@ def _misfit(
         remedy = f"the model takes {wanted[0]} channels and the data has {shape[0]}"
     name = expected.name if expected is not None else ""
     return DataError(
-        f"{origin}: the records of {field.name} have another shape than the model takes",
+        f"{origin}: the samples of {field.name} have another shape than the model takes",
         got=f"{field.dtype} {list(field.shape)}"
         + (f", read as {list(shape)}" if shape != field.shape else "")
-        + " a record",
-        expected=f"{list(wanted)} a record (input {name})",
+        + " a sample",
+        expected=f"{list(wanted)} a sample (input {name})",
         remedy=remedy,
     )

@@ -54,11 +54,11 @@ def half_of(source: Source | StreamSource, half: str, spec: str) -> Selection:
     if not isinstance(source, Source):
         raise DataError(
             f"{spec}: a stream cannot be halved",
-            expected="records that can be read by index",
+            expected="samples that can be read by index",
             remedy="save them as a .npz file, or return (x, y) arrays",
         )
     if len(source) < 2:
-        raise DataError(f"{spec} cannot be halved", got=f"{len(source)} record", expected="at least 2")
+        raise DataError(f"{spec} cannot be halved", got=f"{len(source)} sample", expected="at least 2")
     order = np.random.default_rng(HALVES).permutation(len(source))
     middle = len(order) // 2
     return Selection(source, np.sort(order[:middle] if half == "1" else order[middle:]))

@@ -96,9 +96,9 @@ def _opened(
         return ArraySource(named, labels, origin=spec, shared=shared)
     if any(e.batch_dim is None for e in expected or ()):
         raise DataError(
-            f"{spec} gives batches, and the model has an input that all records share",
+            f"{spec} gives batches, and the model has an input that all samples share",
             got=", ".join(e.name for e in expected or () if e.batch_dim is None),
-            expected="((x0, x1, ...), y) as arrays, where a shared input has no dim for records",
+            expected="((x0, x1, ...), y) as arrays, where a shared input has no dim for samples",
         )
     return PythonStream(function, returned, names, spec)
 
@@ -141,7 +141,7 @@ class PythonStream:
     def _checked(self, batch: Raw, record: int) -> Raw:
         """The batch, if it is made as the first one was; `record` is the number of its first record."""
         inputs, labels = batch
-        where = f"{self._spec}: the batch from record {record} on"
+        where = f"{self._spec}: the batch from sample {record} on"
         if len(inputs) != len(self.fields) or (labels is not None) != self.has_labels:
             raise DataError(
                 f"{where} is made of other parts than the first one",
@@ -152,7 +152,7 @@ class PythonStream:
             if (str(array.dtype), array.shape[1:]) != (field.dtype, field.shape):
                 raise DataError(
                     f"{where} differs from the first one",
-                    got=f"{field.name}: {array.dtype} {list(array.shape[1:])} a record",
+                    got=f"{field.name}: {array.dtype} {list(array.shape[1:])} a sample",
                     expected=f"{field.dtype} {list(field.shape)}",
                 )
             if len(array) != len(inputs[0]):
@@ -240,7 +240,7 @@ def _pair(batch: Any, count: int | None, spec: str) -> Raw:
             )
     arrays = tuple(_to_numpy(x, spec) for x in inputs)
     if any(a.ndim == 0 for a in arrays):
-        raise DataError(f"{spec} gives single numbers", expected="arrays whose first dimension is records")
+        raise DataError(f"{spec} gives single numbers", expected="arrays whose first dimension is samples")
     return arrays, None if labels is None else _to_numpy(labels, spec)
 
 

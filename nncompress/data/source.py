@@ -84,30 +84,30 @@ class ArraySource:
             if array.ndim == 0:
                 raise DataError(
                     f"{origin}: {name} is a single number",
-                    expected="an array whose first dimension is records",
+                    expected="an array whose first dimension is samples",
                 )
             if math.prod(array.shape[1:]) == 0:
                 raise DataError(
-                    f"{origin}: the records of {name} are empty", got=f"{name} of shape {list(array.shape)}"
+                    f"{origin}: the samples of {name} are empty", got=f"{name} of shape {list(array.shape)}"
                 )
         lengths = {name: len(array) for name, array in of_records.items()}
         first = next(iter(lengths))
         for name, length in lengths.items():
             if length != lengths[first]:
                 raise DataError(
-                    f"{origin}: {name} and {first} have different numbers of records",
+                    f"{origin}: {name} and {first} have different numbers of samples",
                     got=f"{length} and {lengths[first]}",
-                    expected="one row per record in every array",
+                    expected="one row per sample in every array",
                 )
         if lengths[first] == 0:
-            raise DataError(f"{origin} holds no records", got=f"{first} of shape {inputs[first].shape}")
+            raise DataError(f"{origin} holds no samples", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
             check_finite(array if name in of_records else np.asarray(array)[None], name, origin, mask=True)
         self._labels = None if labels is None else _Labels(labels, lengths[first], origin)
         self.classes = None if self._labels is None else self._labels.classes
         if self._labels is not None and class_names is not None and (self.classes or 0) > len(class_names):
             raise DataError(
-                f"{origin}: record {self._labels.record_of_last_class} has a label that names no class",
+                f"{origin}: sample {self._labels.record_of_last_class} has a label that names no class",
                 got=f"label {(self.classes or 0) - 1}",
                 expected=f"0 to {len(class_names) - 1} ({len(class_names)} classes)",
             )
@@ -194,9 +194,9 @@ def check_finite(
             row = int(np.argmin(finite.reshape(len(piece), -1).all(axis=1)))
             kind = "NaN" if np.isnan(piece[row]).any() else "infinity"
             raise DataError(
-                f"{origin}: record {first_record + start + row} of {name} holds {kind}",
+                f"{origin}: sample {first_record + start + row} of {name} holds {kind}",
                 expected="finite numbers",
-                remedy="remove or repair that record",
+                remedy="remove or repair that sample",
             )
 
 
@@ -208,9 +208,9 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
     """
     if labels.ndim == 0 or len(labels) != records:
         raise DataError(
-            f"{origin}: the number of labels differs from the number of records",
-            got=f"{labels.size if labels.ndim == 0 else len(labels)} labels for {records} records",
-            expected="one label per record",
+            f"{origin}: the number of labels differs from the number of samples",
+            got=f"{labels.size if labels.ndim == 0 else len(labels)} labels for {records} samples",
+            expected="one label per sample",
         )
     if labels.dtype.kind in "bui":
         if labels.ndim == 2 and labels.shape[1] == 1:
@@ -223,7 +223,7 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
             fault = "a negative" if negative else "too large a"
             record = int(np.argmax(wrong.reshape(records, -1).any(axis=1)))
             raise DataError(
-                f"{origin}: record {first_record + record} has {fault} label",
+                f"{origin}: sample {first_record + record} has {fault} label",
                 got=str(labels.min() if negative else labels.max()),
                 expected="class indices from 0, below 2^63",
             )

@@ -50,7 +50,7 @@ def open_data(
     expected = None if inputs is None else list(inputs)
     if expected and all(e.batch_dim is None for e in expected):
         raise DataError(
-            "nobody can tell along which dim of the model's inputs records lie",
+            "nobody can tell along which dim of the model's inputs samples lie",
             got=", ".join(f"{e.name} {list(e.shape)}" for e in expected),
             remedy="mark it with a B in --input, such as x:Bx40,state:2xBx128",
         )
@@ -123,8 +123,8 @@ def _fixed_batch(
     size = sizes.pop() if sizes else None
     if size is not None and isinstance(source, Source) and len(source) < size:
         raise DataError(
-            f"{spec} has fewer records than the model's fixed batch",
-            got=f"{len(source)} records",
+            f"{spec} has fewer samples than the model's fixed batch",
+            got=f"{len(source)} samples",
             expected=f"at least {size}",
         )
     return size

@@ -47,6 +47,7 @@ from nncompress.loading.from_network import model_of
 from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
 from nncompress.loading.huggingface import read_huggingface
 from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
+from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
@@ -288,8 +289,6 @@ def _from_onnx(
     input_shapes: str | Sequence[InputShape] | None,
     notice: Callable[[str], None],
 ) -> Model:
-    from nncompress.loading.onnx import read_onnx
-
     if arch is not None:
         raise UsageError(f"{path} is an .onnx, which carries its architecture", remedy="leave --arch out")
     shapes = None if input_shapes is None else _parsed(input_shapes)
@@ -429,9 +428,9 @@ def _example_inputs(
     if all(dim is None for dim in dims):
         notice(
             "the inputs' first sizes differ, so the batch is fixed; --input can mark the dims along which "
-            "records lie with a B: Bx40,2xBx128"
+            "samples lie with a B: Bx40,2xBx128"
         )
         return inputs, None
     where = ", ".join(f"dim {dim} of input {i}" for i, dim in enumerate(dims))
-    notice(f"records are taken to lie along {where}; --input can mark the dims with a B: Bx40,2xBx128")
+    notice(f"samples are taken to lie along {where}; --input can mark the dims with a B: Bx40,2xBx128")
     return inputs, dims

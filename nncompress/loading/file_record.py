@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.data.normalization import parse_normalization
+from nncompress.dtypes import INPUTS
 from nncompress.errors import DataError, ModelFileError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
@@ -27,9 +28,6 @@ from nncompress.loading.json_schema import (
     table_with,
 )
 
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-
-
 _NAME = plain(str, str.isidentifier)
 _INTEGER = plain(int, lambda value: -(2**31) <= value <= 2**31)
 _FINITE = plain(float, isfinite)
@@ -41,7 +39,7 @@ def _size(value: Any) -> int | str:
 
 _INPUT = record(
     name=_NAME,
-    dtype=one_of(*_DTYPES),
+    dtype=one_of(*INPUTS),
     shape=listed(_size),
     low=optional(_INTEGER, 0),
     high=optional(_INTEGER, 2),

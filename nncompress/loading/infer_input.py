@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import FORM, InputShape
 from nncompress.loading.dry_run import MOST_GUESSED, TooLarge, dry_run, refuse_size
@@ -234,7 +235,7 @@ def argument_names(module: nn.Module, count: int) -> list[str]:
 
 def _float_dtype(module: nn.Module) -> str:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    return str(dtype).removeprefix("torch.")
+    return dtype_name(dtype)
 
 
 def _random(

@@ -7,7 +7,8 @@ recipe's keys and the recorded settings. The driver (`nncompress.pipeline`) call
     apply(model, context)      edit the model; say what changed (nothing changed = empty list, bit for bit)
     ensures(model, changes)    state what holds now; checked on the result
 
-Pass modules do not import torch when they are imported: `nncompress prune --help` answers at once.
+What declares the options does not import torch: `nncompress prune --help` answers at once. So our own passes
+say with `step` where these are; a pass of another package may define them in its class.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from nncompress.errors import UsageError
+from nncompress.extensions import named
 from nncompress.options import Options, option
 from nncompress.progress import NullProgress, Progress
 
@@ -34,11 +36,11 @@ BY_DEFAULT = f"[default: {STRENGTHS[0]:g}; less where outputs would move by more
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a pass did, or (with `applied=False`) decided to leave alone and why.
+    """One thing that a pass did, or (with `applied=False`) skipped and why.
 
     Attributes:
         where: layer or tensor name.
-        what: one phrase: "rank 12 of 64", "left: fewer MACs but rank 60 saves nothing".
+        what: one phrase: "rank 12 of 64", "skipped: fewer MACs but rank 60 saves nothing".
         numbers: the figures behind it, JSON-able (`params_before`, `mse`, …).
     """
 
@@ -77,6 +79,19 @@ class Context:
         """Add a warning, where there is one."""
         if sentence is not None:
             self.warnings.append(sentence)
+
+
+def step(place: str) -> Any:
+    """A method of a pass that is a function in another module, "module:name", imported when it is called.
+
+    So what declares the options does not import torch, and no step has to import what imports it.
+    """
+
+    def called(self: Pass, *given: Any) -> Any:
+        return named(place)(self, *given)
+
+    called.place = place  # type: ignore[attr-defined]
+    return called
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _first(result: BenchResult) -> RenderableType:
 
 
 def _again(result: BenchResult) -> RenderableType:
-    table = plain(f"batch {result.batch}", "latency", "per record", "speed-up")
+    table = plain(f"batch {result.batch}", "latency", "per sample", "speed-up")
     for arm in result.arms:
         table.add_row(
             shortened(arm.name),

@@ -128,9 +128,7 @@ def step(result: Step) -> RenderableType:
     title.append(f" ({options})" if options else "", style="not bold")
     applied = [c for c in result.changes if c.applied]
     left = [c for c in result.changes if not c.applied]
-    title.append(
-        f": {len(applied)} changed, {len(left)} left alone, {result.seconds:.1f} s", style="not bold"
-    )
+    title.append(f": {len(applied)} changed, {len(left)} skipped, {result.seconds:.1f} s", style="not bold")
     changes = plain("layer", "change", right=2)
     for change in [*applied, *left][:SHOWN_CHANGES]:
         changes.add_row(Name(change.where), change.what, style=None if change.applied else "dim")
@@ -237,7 +235,7 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
         ran = [
             f"{runtime}: {', '.join(r.name for r in rows if r.runtime == runtime)}" for runtime in runtimes
         ]
-        where = f"{results[0].records} records of {results[0].data}; " + (
+        where = f"{results[0].records} samples of {results[0].data}; " + (
             "; ".join(ran) if len(runtimes) > 1 else f"in {runtimes[0]}"
         )
         parts += [table, Text(where, style="dim")]

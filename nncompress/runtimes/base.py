@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from torch import Tensor
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
 from nncompress.memory import bounded_memory
@@ -87,7 +88,7 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Sequence[Array], where: str
         )
     sizes: dict[str, int] = {}
     for spec, value in zip(specs, inputs):
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype_name(value.dtype)
         fits = dtype == spec.dtype and value.ndim == len(spec.shape)
         for size, wanted in zip(value.shape, spec.shape):
             fits &= size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted)

@@ -18,6 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    SparseSemiStructuredTensorCUTLASS,
+    to_sparse_semi_structured,
+)
 
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import is_dequantized
@@ -98,16 +104,12 @@ def is_semi_structured(weight: Tensor) -> bool:
 
 
 def _converter() -> Callable[[Tensor], Tensor]:
-    from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
-
     SparseSemiStructuredTensor._FORCE_CUTLASS = not torch.backends.cusparselt.is_available()
     return to_sparse_semi_structured
 
 
 def _smallest(dtype: torch.dtype) -> tuple[int, int]:
     """(outputs, inputs) of the smallest block that the backend in use takes."""
-    from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
-
     cusparselt = torch.backends.cusparselt.is_available()
     backend = SparseSemiStructuredTensorCUSPARSELT if cusparselt else SparseSemiStructuredTensorCUTLASS
     constraint = backend._DTYPE_SHAPE_CONSTRAINTS.get(dtype)

@@ -25,6 +25,7 @@ from nncompress.errors import DeviceError, MissingExtraError, NNCompressError, U
 from nncompress.ir import Model
 from nncompress.runtimes.base import Array, Call, Runner, check_inputs
 from nncompress.runtimes.cuda_linear import use_int8, use_semi_structured
+from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner
 from nncompress.runtimes.silence import silent
 
 Mode = Literal["eager", "graphs", "compile"]
@@ -190,8 +191,6 @@ class OnnxRuntimeOnCuda(CudaRunner):
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
-
-        from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner
 
         self.name = f"ONNX Runtime {onnxruntime.__version__} CUDA"
         _need_provider(onnxruntime)

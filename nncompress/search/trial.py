@@ -72,7 +72,7 @@ def hits(predict: Predict, data: Dataset, output: int | None, limit: int | None 
         found.append(chosen_classes(result) == class_labels(result, batch.labels, data.spec, seen))
         seen += len(batch)
     if not found:
-        raise DataError(f"{data.spec} gave no records")
+        raise DataError(f"{data.spec} gave no samples")
     return torch.cat(found)
 
 

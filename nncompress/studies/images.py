@@ -135,7 +135,7 @@ def _read(spec: str, limit: int | None) -> Images:
         raise DataError(
             f"{spec} is not images",
             got=", ".join(f"{f.name} {f.dtype} {list(f.shape)}" for f in dataset.inputs),
-            expected="uint8 images, one per record",
+            expected="uint8 images, one per sample",
         )
     pixels, labels = [], []
     for batch in dataset.batches(1000, limit):

@@ -28,7 +28,7 @@ class GrowSettings(Options):
     )
     grow_factor: float | None = option(None, above=1, help="multiply the number of nodes by this")
     grow_quarter_of: int | None = option(
-        None, least=4, metavar="N", help="add a quarter of N nodes, up to N in all"
+        None, least=4, metavar="N", papers=True, help="add a quarter of N nodes, up to N in all"
     )
     max_macs: float | None = option(None, above=0, help="grow up to so many multiply-accumulates")
     max_params: float | None = option(None, above=0, help="grow up to so many parameters")

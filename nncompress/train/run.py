@@ -94,7 +94,7 @@ class Run:
         records = len(dataset) if records is None else records
         self.steps_per_epoch = math.ceil(records / self.batch_size)
         if not self.steps_per_epoch:
-            raise DataError(f"{dataset.spec} has no records to train on")
+            raise DataError(f"{dataset.spec} has no samples to train on")
         taught_by = None
         if teacher is not None:
             taught_by = Teacher(teacher, model, settings, self.precision, self.device)
@@ -287,7 +287,7 @@ class Run:
         rate = learning_rate(settings, state.step - 1, self.steps_per_epoch)
         if not state.records:
             raise DataError(
-                f"{self.dataset.spec} has too few records to train on", expected="2, better many more"
+                f"{self.dataset.spec} has too few samples to train on", expected="2, better many more"
             )
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -321,7 +321,7 @@ class Run:
             with torch.no_grad():
                 output = self.evaluated(*(x.to(self.device) for x in batch.inputs))[0]
             return self.objective.task_for(output, batch)
-        raise DataError(f"{dataset.spec} has no records")
+        raise DataError(f"{dataset.spec} has no samples")
 
     def result(self) -> tuple[Model, TrainResult]:
         """The trained model, in evaluation mode on the CPU, with the run in its history."""

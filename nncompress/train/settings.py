@@ -20,8 +20,8 @@ class TrainSettings(Options):
     name = "train"
 
     epochs: int = option(10, least=1, help="passes over the data")
-    batch: int = option(128, least=1, help="records per step, of all processes together")
-    limit: int | None = option(None, least=1, help="records per epoch [default: all]")
+    batch: int = option(128, least=1, help="samples per step, of all processes together")
+    limit: int | None = option(None, least=1, help="samples per epoch [default: all]")
     task: Literal["auto", "classification", "regression", "reconstruction"] = option(
         "auto", help="what is learnt; auto tells from the labels and the output"
     )

@@ -69,4 +69,4 @@ def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
         with torch.no_grad():
             output = model.outputs_of(*batch.inputs)[answer_index(model, dataset)]
         return Task.choose(settings, output, batch, dataset.spec)
-    raise DataError(f"{dataset.spec} has no records")
+    raise DataError(f"{dataset.spec} has no samples")

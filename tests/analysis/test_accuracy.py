@@ -85,10 +85,10 @@ def test_of_several_outputs_the_chosen_one_counts(data):
 @pytest.mark.parametrize(
     ("labels", "model", "task", "error", "says"),
     [
-        ([0, 1, 3], torch.eye(3), "auto", DataError, "record 2 has a label that the model has no output for"),
+        ([0, 1, 3], torch.eye(3), "auto", DataError, "sample 2 has a label that the model has no output for"),
         (None, torch.ones(3, 2), "auto", DataError, "no labels"),
         (None, torch.eye(3), "classification", DataError, "needs labels"),
-        ([0.5, 1.5, 2.5], torch.eye(3), "classification", DataError, "one class number per record"),
+        ([0.5, 1.5, 2.5], torch.eye(3), "classification", DataError, "one class number per sample"),
         ([0.5, 1.5, 2.5], torch.ones(3, 2), "regression", DataError, "differ in shape"),
         ([0, 1, 2], torch.ones(3, 1), "classification", DataError, "not one score per class"),
         ([0, 1, 2], torch.eye(3) * math.nan, "auto", VerificationError, "NaN"),
@@ -102,7 +102,7 @@ def test_what_does_not_fit(data, labels, model, task, error, says):
 
 
 def test_a_model_that_loses_the_batch_is_refused(data):
-    with pytest.raises(VerificationError, match="one output per record"):
+    with pytest.raises(VerificationError, match="one output per sample"):
         evaluate(lambda x: x[:1], data(np.eye(3), np.arange(3)))
 
 

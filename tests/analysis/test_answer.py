@@ -94,9 +94,9 @@ def test_classes_that_are_ruled_out(data):
     masked = lambda x: (x @ weight).masked_fill(off, -torch.inf)  # noqa: E731
     assert evaluate(masked, dataset).records == 40
     assert compare(masked, masked, dataset.batches(16)).outputs[0].max_abs == 0
-    with pytest.raises(VerificationError, match="record 0 is NaN or infinite"):
+    with pytest.raises(VerificationError, match="sample 0 is NaN or infinite"):
         evaluate(lambda x: masked(x).fill_(-torch.inf), dataset)
-    with pytest.raises(VerificationError, match="record 0 is NaN or infinite"):
+    with pytest.raises(VerificationError, match="sample 0 is NaN or infinite"):
         compare(masked, lambda x: x @ weight, dataset.batches(16))
 
 

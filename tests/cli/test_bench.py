@@ -120,7 +120,7 @@ def test_what_could_fail_after_the_measurement_fails_before_it(here, monkeypatch
 def test_batches_that_the_model_or_the_data_do_not_have(here, capsys):
     np.savez("few.npz", x=np.zeros((3, 128), np.float32))
     assert run(["bench", "light.onnx", "--data", "few.npz", "--batch", "8", *SHORT]) == ExitCode.DATA
-    assert "fewer records than one call takes" in capsys.readouterr().err
+    assert "fewer samples than one call takes" in capsys.readouterr().err
     write("fixed.onnx", [np.eye(128)], batch=2)
     assert run(["bench", "fixed.onnx", "--batch", "8", *SHORT]) == ExitCode.USAGE
     assert run(["bench", "fixed.onnx", "--data", "few.npz", "--batch", "8", *SHORT]) == ExitCode.USAGE

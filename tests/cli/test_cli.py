@@ -202,7 +202,7 @@ def test_nan_data_is_refused_before_work(here, capsys):
     x[2, 0, 0, 0] = np.nan
     np.savez("nan.npz", x=x)
     assert run(["prune", "model.pt", "--data", "nan.npz"]) == ExitCode.DATA
-    assert "record 2" in capsys.readouterr().err
+    assert "sample 2" in capsys.readouterr().err
 
 
 def test_a_result_is_reported_although_the_session_cannot_be_kept(here, capsys):

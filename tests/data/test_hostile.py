@@ -158,11 +158,11 @@ def npy(array_header: dict, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("header", "content", "says"),
     [
-        ({"descr": "<f4", "fortran_order": False, "shape": (10**12, 0)}, b"", "records of x are empty"),
+        ({"descr": "<f4", "fortran_order": False, "shape": (10**12, 0)}, b"", "samples of x are empty"),
         ({"descr": "<U0", "fortran_order": False, "shape": (10**12,)}, b"", "does not hold numbers"),
         ({"descr": "<f4", "fortran_order": False, "shape": (-2, -2)}, bytes(16), "cannot be read"),
         ({"descr": "<f4", "fortran_order": False, "shape": (1,) * 90}, bytes(4), "cannot be read"),
-        ({"descr": "<f4", "fortran_order": False, "shape": (0, 4)}, b"", "holds no records"),
+        ({"descr": "<f4", "fortran_order": False, "shape": (0, 4)}, b"", "holds no samples"),
         ({"descr": "<M8[s]", "fortran_order": False, "shape": (2, 4)}, bytes(64), "does not hold numbers"),
         ({"descr": "<c8", "fortran_order": False, "shape": (2, 4)}, bytes(64), "does not hold numbers"),
         ({"descr": [("a", "<f4")], "fortran_order": True, "shape": (2,)}, bytes(8), "does not hold numbers"),
@@ -186,7 +186,7 @@ def test_an_archive_packed_in_another_way_is_refused_unread(tmp_path, features4)
 def test_labels_beyond_int64_do_not_wrap(tmp_path, features4, label):
     y = np.array([0, 1, label], np.uint64)
     np.savez(tmp_path / "d.npz", x=np.zeros((3, 4), np.float32), y=y)
-    with pytest.raises(DataError, match="record 2 has too large a label") as error:
+    with pytest.raises(DataError, match="sample 2 has too large a label") as error:
         open_data(str(tmp_path / "d.npz"), features4)
     assert error.value.got == str(label)
 
@@ -217,5 +217,5 @@ def test_ids_of_any_integer_dtype(tmp_path, dtype):
 
 def test_targets_too_large_for_float32_are_refused(tmp_path, features4):
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 4), np.float32), y=np.array([1.0, 1e300]))
-    with pytest.raises(DataError, match="record 1 of the labels, as float32, holds infinity"):
+    with pytest.raises(DataError, match="sample 1 of the labels, as float32, holds infinity"):
         open_data(str(tmp_path / "d.npz"), features4)

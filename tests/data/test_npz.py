@@ -134,16 +134,16 @@ def test_regression_targets_stay_floats(tmp_path, features4):
         ({"x": np.zeros((3, 5), np.float32)}, None, "another shape"),
         ({"x": np.zeros((3, 4), np.int64)}, None, "another dtype"),
         ({"x": np.array(["a", "b"])}, None, "does not hold numbers"),
-        ({"x": np.zeros((0, 4), np.float32)}, None, "no records"),
+        ({"x": np.zeros((0, 4), np.float32)}, None, "no samples"),
         ({"x": np.zeros((3, 4), np.float32), "y": np.zeros(2, int)}, None, "number of labels"),
         (
             {"x": np.zeros((3, 4), np.float32), "y": np.array([0, -1, 2])},
             None,
-            "record 1 has a negative label",
+            "sample 1 has a negative label",
         ),
         ({"x": np.zeros((3, 4), np.float32), "y": np.array(["a"] * 3)}, None, "neither classes nor targets"),
-        ({"x": np.float32([[0] * 4, [0, 0, np.nan, 0]])}, None, "record 1 of x holds NaN"),
-        ({"x": np.float32([[0] * 4, [0, 0, np.inf, 0]])}, None, "record 1 of x holds infinity"),
+        ({"x": np.float32([[0] * 4, [0, 0, np.nan, 0]])}, None, "sample 1 of x holds NaN"),
+        ({"x": np.float32([[0] * 4, [0, 0, np.inf, 0]])}, None, "sample 1 of x holds infinity"),
         ({"x": np.zeros((3, 4), np.float32)}, "1,2/3", "one mean and one standard deviation"),
         ({"x": np.zeros((3, 4), np.float32)}, "0/0", "make no sense"),
         ({"x": np.zeros((3, 4), np.float32)}, "imagenett", "cannot be read"),
@@ -320,5 +320,5 @@ def test_a_wrong_label_is_named_in_whichever_piece_it_lies(tmp_path, monkeypatch
     y = np.zeros((30, 6, 4), np.float32)
     y[27, 3, 3] = np.nan
     np.savez(tmp_path / "d.npz", x=np.zeros((30, 4), np.float32), y=y)
-    with pytest.raises(DataError, match="record 27 of the labels"):
+    with pytest.raises(DataError, match="sample 27 of the labels"):
         open_data(str(tmp_path / "d.npz"))

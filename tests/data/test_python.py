@@ -100,8 +100,8 @@ def test_refused_at_opening(here, features4, function, says):
     ("function", "says"),
     [
         ("fails_later", "raised KeyError"),
-        ("changes", "from record 10 on differs"),
-        ("nan_later", "record 14 of x holds NaN"),
+        ("changes", "from sample 10 on differs"),
+        ("nan_later", "sample 14 of x holds NaN"),
     ],
 )
 def test_refused_when_reached(here, features4, function, says):

@@ -76,7 +76,7 @@ def test_the_fewest_values_that_lose_little_enough(model, relative, sizes):
 
 def test_a_bound_that_no_codebook_meets_or_that_saves_nothing_leaves_the_weight(model):
     assert {c.where: c.what for c in run(model, relative=1e-9)}["wide"].startswith(
-        "left: 256 values would lose"
+        "skipped: 256 values would lose"
     )
     few = Model.from_module(nn.Linear(20, 15).half(), (torch.randn(2, 20).half(),))
     (change,) = run(few, relative=1e-4)
@@ -111,7 +111,7 @@ def test_decimals_round_and_say_so_when_nothing_changes(model):
     run(model, decimals=2, exclude=("conv",))
     torch.testing.assert_close(model.tensor("head.weight").detach(), (before * 100).round() / 100)
     assert [c.what for c in run(model, decimals=2, exclude=("conv",))][1:] == [
-        "left: rounding does not change it"
+        "skipped: rounding does not change it"
     ] * 2
 
 

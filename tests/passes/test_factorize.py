@@ -138,7 +138,7 @@ def test_depthwise_is_never_touched_by_any_way_to_choose(options):
         model = given.copy()
         applied, left = run(model, form=form, **options)
         assert applied
-        assert ("depthwise", "left: depthwise") in [(c.where, c.what) for c in left]
+        assert ("depthwise", "skipped: depthwise") in [(c.where, c.what) for c in left]
         assert torch.equal(model.tensor("depthwise.weight"), module.depthwise.weight)
 
 
@@ -147,7 +147,7 @@ def test_depthwise_is_left_alone_and_said_so():
     model = Model.from_module(module, (torch.randn(2, 4, 8, 8),))
     applied, left = run(model, err=1.0)
     assert {c.where for c in applied} == {"stem", "up", "head"}
-    assert [(c.where, c.what) for c in left] == [("depthwise", "left: depthwise")]
+    assert [(c.where, c.what) for c in left] == [("depthwise", "skipped: depthwise")]
     assert torch.equal(model.tensor("depthwise.weight"), module.depthwise.weight)
 
 
@@ -239,7 +239,7 @@ def test_round_to_and_form_and_exclude():
     assert [c.where for c in applied] == ["stem"]
     assert applied[0].what.startswith("spatial")
     assert applied[0].numbers["rank"] % 4 == 0
-    assert {c.where: c.what for c in left}["head"] == "left: excluded"
+    assert {c.where: c.what for c in left}["head"] == "skipped: excluded"
 
 
 def test_a_quantized_model_is_left_and_told_the_remedy():

@@ -7,6 +7,7 @@ from records import Records
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.analysis.compensation.batch_norms import reestimate
 from nncompress.analysis.cost import cost
 from nncompress.analysis.observe.statistics import observe
 from nncompress.data import open_data
@@ -15,7 +16,6 @@ from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
 from nncompress.passes.factorize import evidence, repair
-from nncompress.passes.factorize.batch_norm import reestimate
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.factorize.refit import refit
 from nncompress.progress import NullProgress

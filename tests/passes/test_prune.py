@@ -156,7 +156,7 @@ def test_a_pattern_is_exact_where_it_fits_and_the_rest_is_told(data):
     changes = {c.where: c for c in each.apply(model, Context(data=data))}
     each.ensures(model, list(changes.values()))
     assert {name for name, change in changes.items() if not change.applied} == {"stem", "depthwise"}
-    assert changes["stem"].what == "left: 3 inputs are no multiple of 4"
+    assert changes["stem"].what == "skipped: 3 inputs are no multiple of 4"
     for name, dim in {"conv": 1, "grouped": 1, "up": 0, "head": 1}.items():
         weight = model.tensor(f"{name}.weight").detach()
         assert in_pattern(weight, dim)

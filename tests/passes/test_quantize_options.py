@@ -205,6 +205,33 @@ def test_equalizing_changes_ranges_and_not_the_function():
     assert pairs(convolutional())[:1] == []  # relu6, residuals, batch norms in between
 
 
+class OtherAxes(nn.Module):
+    """Two layers whose features lie along different dims of the same size, or with a pool over features."""
+
+    def __init__(self, between):
+        super().__init__()
+        first, second = {
+            "->": (nn.Conv2d(8, 8, 1), nn.Linear(8, 8)),
+            "<-": (nn.Linear(8, 8), nn.Conv2d(8, 8, 1)),
+        }.get(between, (nn.Linear(8, 8), nn.Linear(8, 8)))
+        self.layers, self.pool = nn.ModuleList([first, second]), between == "pool"
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        x = (
+            torch.nn.functional.max_pool1d(x.flatten(1, 2), 3, 1, 1).unflatten(1, (8, 8))
+            if self.pool
+            else x.relu()
+        )
+        return self.layers[1](x)
+
+
+@pytest.mark.parametrize("between", ["->", "<-", "pool"])
+def test_layers_whose_features_lie_along_other_dims_are_not_equalized(between):
+    model = Model.from_module(OtherAxes(between).eval(), (torch.randn(2, 8, 8, 8),))
+    assert pairs(model) == []
+
+
 def test_bias_correction_brings_the_means_back():
     model = perceptron(32, 64, 64, 8)
     shifts = {}
@@ -230,7 +257,7 @@ def test_zeros_from_prune_stay_zero_in_every_mode(options):
 def test_few_records_are_warned_of_and_an_int8_model_is_no_float16_one():
     model = perceptron(16, 16, 4)
     result, steps = pipeline.run(model, [Quantize()], Context(data=Records(model, 1)))
-    assert "a single record" in " ".join(steps[0].notes)
+    assert "a single sample" in " ".join(steps[0].notes)
     with pytest.raises(UnsupportedError, match="quantized already"):
         pipeline.run(result, [Quantize(mode="float16")], Context())
     assert sum(op_name(n) == "quantize_per_tensor" for n in result.graph.nodes) == 2

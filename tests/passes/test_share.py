@@ -1,4 +1,4 @@
-"""`share`: the papers' table, the fit, what is stored, what is left alone."""
+"""`share`: the papers' table, the fit, what is stored, what is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`substitute`: the papers' costs, least-squares beginnings, what is left alone."""
+"""`substitute`: the papers' costs, least-squares beginnings, what is skipped."""
 
 from __future__ import annotations
 
@@ -212,9 +212,9 @@ def test_data_brings_the_output_closer(net):
 def test_the_first_convolution_is_left_alone_unless_it_is_named(net):
     result, step = run(net)
     reasons = {change.where: change.what for change in step.changes if not change.applied}
-    assert reasons["stem"] == "left: the first convolution"
-    assert reasons["point"] == "left: 1×1"
-    assert reasons["grouped"] == "left: grouped"
+    assert reasons["stem"] == "skipped: the first convolution"
+    assert reasons["point"] == "skipped: 1×1"
+    assert reasons["grouped"] == "skipped: grouped"
     assert "stem" in {layer.name for layer in layers(result)}
     named, _ = run(net, with_="kernel-composing", layers=("stem",))
     assert "stem" not in {layer.name for layer in layers(named)}
@@ -272,7 +272,7 @@ def test_a_named_layer_that_is_no_convolution_is_reported():
     parts = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16 * 64, 4)
     model = Model.from_module(nn.Sequential(*parts).eval(), (torch.zeros(2, 3, SIZE, SIZE),))
     _, step = run(model, layers=("1", "3"))
-    assert {c.where: c.what for c in step.changes if not c.applied} == {"3": "left: not a convolution"}
+    assert {c.where: c.what for c in step.changes if not c.applied} == {"3": "skipped: not a convolution"}
     assert [c.where for c in step.changes if c.applied] == ["1"]
     _, step = run(model)
     assert "3" not in [change.where for change in step.changes]
@@ -281,7 +281,7 @@ def test_a_named_layer_that_is_no_convolution_is_reported():
 def test_a_model_without_convolutions_is_told_so():
     model = Model.from_module(nn.Linear(3, 4).eval(), (torch.zeros(2, 3),))
     _, step = run(model)
-    assert [c.what for c in step.changes] == ["left: it has no convolution with a stored weight"]
+    assert [c.what for c in step.changes] == ["skipped: it has no convolution with a stored weight"]
 
 
 def test_a_shared_weight_goes_by_the_name_of_any_of_its_layers():

@@ -281,7 +281,7 @@ def test_a_bad_label_is_named_with_file_and_record(tmp_path):
         tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32), y=y
     )
     dataset = open_data(str(tmp_path / "d.npz"), model.inputs)
-    with pytest.raises(DataError, match=r"d\.npz: record 13 has a label"):
+    with pytest.raises(DataError, match=r"d\.npz: sample 13 has a label"):
         train(model, dataset, TrainSettings(batch=4, task="classification"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nncompress.analysis.compensation.renormalize import renormalize
 from nncompress.analysis.compensation.sequential import Cut, Fitted, compensate, without_data
 
-__all__ = ["Cut", "Fitted", "compensate", "renormalize", "without_data"]
+__all__ = ["Cut", "Fitted", "compensate", "without_data"]

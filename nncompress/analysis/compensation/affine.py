@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.patches import as_filters, from_filters
-from nncompress.analysis.observe.residual import channel_dim, norm_of
+from nncompress.analysis.observe.residual import norm_of
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer, argument, readers
 
@@ -65,7 +65,7 @@ class Affine:
 
     @property
     def dim(self) -> int:
-        return channel_dim(self.layer)
+        return self.layer.channel_dim
 
     def vectors(self) -> list[str]:
         """The stored vectors with one value per output channel."""

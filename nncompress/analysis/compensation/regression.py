@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.ridge import HELD_OUT, RIDGES, solve_towards
 from nncompress.analysis.importance.choices import Indices
+from nncompress.analysis.observe.ridge import HELD_OUT, RIDGES, solve_towards
 
 PULL = 1e-3  # where there are too few records to hold any out
 

@@ -35,7 +35,7 @@ from nncompress.analysis.observe.patches import (
     output_rows,
     records_of,
 )
-from nncompress.analysis.observe.residual import Branch, channel_dim, sums_over_channels
+from nncompress.analysis.observe.residual import Branch, sums_over_channels
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.layers.geometry import geometry
@@ -207,7 +207,7 @@ class _Walk:
             branch = self._cut.branches[number]
             sums, shortcuts = self._original.values(add), self._now.values(branch.shortcut)
             self._original.release([add])
-            dim = channel_dim(branch.layers[-1])
+            dim = branch.layers[-1].channel_dim
             total, count = torch.zeros(1, dtype=torch.float64), 0
             for (y,), (x,) in zip(sums, shortcuts, strict=True):
                 missing = (y - x).movedim(dim, -1).flatten(0, -2)

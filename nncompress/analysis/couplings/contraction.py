@@ -14,6 +14,7 @@ import numpy as np
 from torch import fx
 
 from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
+from nncompress.analysis.couplings.pointwise import per_channel
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
 from nncompress.ir.graph.normalize import op_name
@@ -61,8 +62,6 @@ def _embed(f: Factor, names: Sequence[str], into: Sequence[str], drop: bool = Fa
 
 def add_bias(t: Tracer, value: Value, bias: Any, dim: int) -> Value:
     """A bias vector joins the labels of `dim`."""
-    from nncompress.analysis.couplings.pointwise import per_channel
-
     if bias is None:
         return value
     return Value(value.shape, per_channel(t, value, [bias], dim % len(value.shape)))

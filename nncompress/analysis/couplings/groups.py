@@ -67,7 +67,7 @@ class Site:
 class Group:
     """Interchangeable units: each touches the same dims of the same tensors, the same number of times.
 
-    Removing some but not all units of a group always leaves every tensor non-empty.
+    Removing some but not all nodes of a group always leaves every tensor non-empty.
 
     Attributes:
         carriers: every computed tensor that has the units; sites: those among them that depend on an input.
@@ -222,7 +222,7 @@ class Couplings:
                 roots = self.trace.labels.root(factor.ravel())
                 fixed = group_of[roots] < 0
                 if fixed.any():
-                    why = self.trace.labels.reason(roots[fixed][:1])[0] or "a single unit"
+                    why = self.trace.labels.reason(roots[fixed][:1])[0] or "a single node"
                     dim = int(np.argmax(factor.shape))
                     reasons[name, dim] = why
         return reasons
@@ -282,21 +282,21 @@ class Couplings:
             labels = self._labels_of(name)
             chosen = np.unique(self._checked(name, units))
             if len(chosen) >= len(labels):
-                raise UsageError(f"all {len(labels)} units of {name} would go", expected="at least one left")
+                raise UsageError(f"all {len(labels)} nodes of {name} would go", expected="at least one left")
             gone[labels[chosen]] = True
         return gone
 
     def _labels_of(self, name: str) -> Indices:
         """The label of every unit of a group."""
         if name not in self._labels:
-            raise UsageError(f"no group of units is called {name!r}", expected=", ".join(self._labels))
+            raise UsageError(f"no group of nodes is called {name!r}", expected=", ".join(self._labels))
         return self._labels[name]
 
     def _checked(self, name: str, units: Sequence[int] | Indices) -> Indices:
         size, chosen = len(self._labels_of(name)), np.asarray(units, np.int64)
         outside = chosen[(chosen < 0) | (chosen >= size)]
         if len(outside):
-            raise UsageError(f"{name} has no unit {outside[0]}", expected=f"0 to {size - 1}")
+            raise UsageError(f"{name} has no node {outside[0]}", expected=f"0 to {size - 1}")
         return chosen
 
     # -- size ----------------------------------------------------------------------------------------------

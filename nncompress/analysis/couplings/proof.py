@@ -192,7 +192,7 @@ def check(couplings: Couplings, removal: Removal, pruned: Model, *, tolerance: f
     proof = prove(couplings, removal, pruned)
     if not proof.error <= tolerance:
         raise VerificationError(
-            "the pruned model does not compute what the original computes without the removed units",
+            "the pruned model does not compute what the original computes without the removed nodes",
             got=f"relative difference {proof.error:.2g}",
             expected=f"at most {tolerance:.2g}",
             remedy="this is a defect: please report the model's architecture",

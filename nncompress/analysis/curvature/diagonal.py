@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.curvature.autograd import differentiable_outputs
+from nncompress.analysis.curvature.losses import curvature_loss
 from nncompress.analysis.curvature.squared_gradients import mean_squared_gradients
-from nncompress.analysis.importance.taps import curvature_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress

@@ -27,12 +27,12 @@ from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gather, Gathers, anywhere
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import NORMS
 from nncompress.ir.layers.weights import layers
 
 SILENT = 1e-20
 UNEVEN = 0.5  # shares of a split weight are drawn from 1 ± this, then made to add up to 1
 RECTIFIERS = {"relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "mish", "hardswish", "elu", "hardtanh"}
-NORMS = {"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
 NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 

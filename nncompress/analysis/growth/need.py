@@ -18,13 +18,13 @@ import torch
 from nncompress.analysis.answer import answer_index
 from nncompress.analysis.couplings import Couplings
 from nncompress.analysis.curvature.autograd import gradient_batch_size
+from nncompress.analysis.curvature.losses import check_labels, task_loss
 from nncompress.analysis.growth.initial import owned
 from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.analysis.growth.proof import grow_proven
 from nncompress.analysis.growth.units import normalized_groups
 from nncompress.analysis.importance.activations import activation_statistics
 from nncompress.analysis.importance.choices import group_choices
-from nncompress.analysis.importance.taps import check_labels, task_loss
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import anywhere
@@ -96,7 +96,7 @@ def _gradients(
         parameter.requires_grad_(True)
     records, planned = 0, data.planned_records(limit)
     for batch in data.batches(gradient_batch_size(model, batch_size), limit):
-        progress.step("gradients of candidate units", records, planned)
+        progress.step("gradients of candidate nodes", records, planned)
         with torch.enable_grad():
             outputs = grown.model.outputs_of(*batch.inputs)
             loss = task_loss(outputs[answer_index(model, data)], batch, data.spec)

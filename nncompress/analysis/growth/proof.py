@@ -87,11 +87,11 @@ def _checked(couplings: Couplings, new: NewUnits, grown: Model, gathers: Mapping
             results.append(model.outputs_of(*inputs))
     error = distance(*results)
     if not error <= TOLERANCE:
-        raise _NotProven(f"new units would change the outputs by {error:.2g}")
+        raise _NotProven(f"new nodes would change the outputs by {error:.2g}")
     fresh = [name for name in new.beside if name not in new.split]
     dead = fresh and _without_gradient(couplings, fresh, grown, gathers, results[0], new.seed)
     if dead:
-        raise _NoGradient(f"no gradient would reach the new units of {dead[0]}")
+        raise _NoGradient(f"no gradient would reach the new nodes of {dead[0]}")
     return error
 
 

@@ -152,7 +152,7 @@ def rank(criterion: str, setting: Setting) -> Rankings:
                 raise CRITERIA.broken(criterion, f"{choice.name} got no ranking")
             if np.shape(ranking.scores) != (choice.size,) or np.isnan(ranking.scores).any():
                 got = f"scores of shape {list(np.shape(ranking.scores))}, or NaN"
-                raise CRITERIA.broken(criterion, f"{choice.name} of {choice.size} units got {got}")
+                raise CRITERIA.broken(criterion, f"{choice.name} of {choice.size} nodes got {got}")
     return rankings
 
 

@@ -14,11 +14,13 @@ from torch import Tensor, fx
 from nncompress.analysis.answer import answer_index, output_dims
 from nncompress.analysis.couplings import Site
 from nncompress.analysis.curvature.autograd import gradient_batch_size
+from nncompress.analysis.curvature.losses import task_loss
 from nncompress.analysis.curvature.squared_gradients import mean_squared_gradients
 from nncompress.analysis.importance.choices import Choice
+from nncompress.analysis.importance.magnitude import per_unit
 from nncompress.analysis.importance.ranking import Scores
 from nncompress.analysis.importance.records import RecordDims
-from nncompress.analysis.importance.taps import Taps, task_loss
+from nncompress.analysis.importance.taps import Taps
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
@@ -161,8 +163,6 @@ def optimal_brain_damage(
     h is the diagonal of the loss's second derivative as Σ_n (∂L_n/∂w)². With a random sign per record one
     backward pass per batch estimates it: the cross terms between records vanish in expectation.
     """
-    from nncompress.analysis.importance.magnitude import per_unit
-
     touched = sorted({m.tensor for c in choices for m in c.members})
     weights = {n: model.tensor(n) for n in touched if isinstance(model.tensor(n), torch.nn.Parameter)}
     generator = torch.Generator().manual_seed(seed)

@@ -19,7 +19,6 @@ from torch import fx
 from nncompress.analysis.couplings import Couplings, Group, Member, Site
 from nncompress.analysis.observe.residual import (
     Branch,
-    channel_dim,
     find_branches,
     names,
     norm_of,
@@ -143,7 +142,7 @@ def _reads(layer: Layer) -> Choice:
     size = layer.weight.value().shape[layer.roles.inputs]
     unit = np.arange(size)
     member = Member(layer.weight.name, layer.roles.inputs, unit, "input")
-    site = Site(layer.data, channel_dim(layer), unit)
+    site = Site(layer.data, layer.channel_dim, unit)
     return Choice(f"{layer.name} reads", "reads", size, (member,), (site,), (Consumer(layer, unit),), layer)
 
 
@@ -156,7 +155,7 @@ def _writes(layer: Layer) -> Choice:
     norm = norm_of(layer)
     if norm is not None:
         members += [Member(n, 0, unit, "vector") for n in norm_tensors(norm)]
-    site = Site(norm or layer.node, channel_dim(layer), unit)
+    site = Site(norm or layer.node, layer.channel_dim, unit)
     return Choice(f"{layer.name} writes", "writes", size, tuple(members), (site,), (), layer)
 
 

@@ -21,14 +21,15 @@ from torch import Tensor, fx
 
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.curvature.autograd import gradient_batch_size
+from nncompress.analysis.curvature.losses import curvature_loss
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
 from nncompress.analysis.importance.records import RecordDims
-from nncompress.analysis.importance.taps import Taps, curvature_loss
-from nncompress.analysis.observe.residual import Branch, channel_dim
+from nncompress.analysis.importance.taps import Taps
+from nncompress.analysis.observe.residual import Branch
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
@@ -57,7 +58,7 @@ class Response:
     def add(self, result: Tensor, gradient: Tensor, records: int) -> None:
         if self.outputs is not None:
             self.outputs.add(result)
-        rows = gradient.movedim(channel_dim(self.layer), -1).flatten(0, -2)
+        rows = gradient.movedim(self.layer.channel_dim, -1).flatten(0, -2)
         self.metric = self.metric + (rows.T @ rows).double()
         self.records += records
 
@@ -130,7 +131,7 @@ class Reconstruction:
         """One pass with gradients: the responses of all layers, and the readings given."""
         writers = {c.layer.name for c in self._choices if c.kind == "writes" and c.layer is not None}
         responses = {
-            name: Response(layer, ChannelStatistics(channel_dim(layer)) if name in writers else None)
+            name: Response(layer, ChannelStatistics(layer.channel_dim) if name in writers else None)
             for name, layer in self._layers.items()
         }
         generator = torch.Generator().manual_seed(self._seed)
@@ -324,7 +325,7 @@ def _silence(response: Response, gone: Sequence[int]) -> Change:
     def run(taps: Taps) -> Tensor:
         value = taps.value[layer.node].detach()
         shape = [1] * value.dim()
-        shape[channel_dim(layer)] = -1
+        shape[layer.channel_dim] = -1
         return (mean.reshape(shape) - value) * mask.reshape(shape)
 
     return run
@@ -356,7 +357,7 @@ def half(choice: Choice) -> int:
 
 
 def branch_dim(branch: Branch) -> int:
-    return channel_dim(branch.layers[-1])
+    return branch.layers[-1].channel_dim
 
 
 __all__ = ["Reconstruction", "apply_layer", "branch_dim", "matrix"]

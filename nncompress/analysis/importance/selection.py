@@ -123,7 +123,7 @@ def within_budget(
     if reachable > share * costs.total:
         raise UsageError(
             f"prune-nodes: {option} {share:g} cannot be reached",
-            got=f"{reachable / costs.total:.3f} is left with one unit (or --round-to units) per group",
+            got=f"{reachable / costs.total:.3f} is left with one node (or --round-to nodes) per group",
             remedy=f"{option} {np.ceil(reachable / costs.total * 1000) / 1000:g}, fewer --exclude patterns, "
             "or nncompress factorize after prune-nodes",
         )

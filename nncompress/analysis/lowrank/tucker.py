@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.curvature.metric import Metric, roots
-from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
+from nncompress.analysis.observe.ridge import with_ridge
 
 GRID = 32  # ranks that are tried per side
 

@@ -34,7 +34,7 @@ def named_metric(name: str) -> Metric:
         UsageError: there is none.
         ExtensionError: it is another package's, which is broken.
     """
-    from nncompress.analysis.metrics.user import metric_of_code, user_metric
+    from nncompress.analysis.metrics.user import metric_of_code, user_metric  # torch: tables need names only
 
     if ":" in name:
         return user_metric(name)

@@ -79,7 +79,7 @@ class _OfFunction(_Own, MeanMetric):
             )
         if not np.isfinite(scores).all():
             record = first_record + int(np.argmin(np.isfinite(scores)))
-            raise DataError(f"--metric {self.name} gives NaN or infinity for record {record}")
+            raise DataError(f"--metric {self.name} gives NaN or infinity for sample {record}")
         return np.stack([scores, np.ones(len(scores))], axis=1)
 
 

@@ -123,7 +123,7 @@ def observe(
             records += len(batch)
             progress.step("calibrating activations", records, total)
     if not records:
-        raise DataError("the calibration data is empty", expected="at least one record")
+        raise DataError("the calibration data is empty", expected="at least one sample")
     constant = [n for n, histogram in inputs.items() if histogram.low == histogram.high]
     if constant and len(constant) == sum(
         n.op == "placeholder" for n in model.graph.nodes
@@ -131,15 +131,15 @@ def observe(
         raise DataError(
             f"the calibration data is constant: input {constant[0].target} is "
             f"{inputs[constant[0]].low:g} everywhere",
-            expected="records like those the model will see",
+            expected="samples like those the model will see",
         )
     if alike and records > 1:
         raise DataError(
-            f"the calibration data is constant: all {records} records are the same",
-            expected="records like those the model will see",
+            f"the calibration data is constant: all {records} samples are the same",
+            expected="samples like those the model will see",
         )
     if records < FEW and notes is not None:
-        what = "a single record" if records == 1 else f"{records} records"
+        what = "a single sample" if records == 1 else f"{records} samples"
         notes.append(f"calibrated on {what}: ranges may be far too narrow, give a hundred or more")
     return watched
 

@@ -18,7 +18,7 @@ def draw_positions(
     layer: Layer, output: Tensor, limit: int | None, generator: torch.Generator | None = None
 ) -> Tensor | None:
     """At most `limit` of the positions of a layer's output, without replacement; None where that is all."""
-    count = output.numel() // output.shape[_channel_dim(layer, output)]
+    count = output.numel() // output.shape[layer.channel_dim]
     if limit is None or limit >= count:
         return None
     return torch.randperm(count, generator=generator)[:limit].to(output.device)
@@ -26,19 +26,15 @@ def draw_positions(
 
 def records_of(layer: Layer, output: Tensor, records: int, positions: Tensor | None = None) -> Tensor:
     """Which of a batch's `records` each row of `output_rows` is of: int64 [positions]."""
-    count = output.numel() // output.shape[_channel_dim(layer, output)]
+    count = output.numel() // output.shape[layer.channel_dim]
     return (torch.arange(count) if positions is None else positions.cpu()) * records // count
 
 
 def output_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) -> Tensor:
     """A layer's output [..., out, ...] as rows [groups, positions, out/groups] that go with `input_rows`."""
-    rows = value.movedim(_channel_dim(layer, value), -1).flatten(0, -2)
+    rows = value.movedim(layer.channel_dim, -1).flatten(0, -2)
     rows = rows if positions is None else rows[positions]
     return rows.reshape(len(rows), layer.groups, -1).transpose(0, 1)
-
-
-def _channel_dim(layer: Layer, output: Tensor) -> int:
-    return -1 if layer.roles.groups is None else -1 - (layer.weight.value().dim() - 2)
 
 
 def input_rows(

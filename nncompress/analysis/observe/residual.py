@@ -115,10 +115,11 @@ def _writer(value: fx.Node) -> fx.Node:
 
 
 def norm_of(layer: Layer) -> fx.Node | None:
-    """The batch norm that alone reads the layer's output, if there is one."""
+    """The batch norm over its output features that alone reads the layer's output, if there is one."""
     users = list(layer.node.users)
     if len(users) == 1 and op_name(users[0]) == "batch_norm" and users[0].args[0] is layer.node:
-        return users[0]
+        rank = layer.node.meta["val"].dim()
+        return users[0] if layer.channel_dim == 1 - rank else None
     return None
 
 
@@ -127,11 +128,6 @@ def sums_over_channels(layer: Layer) -> bool:
     return layer.groups == 1 and (
         layer.kind in ("linear", "addmm", "mm") or layer.kind.startswith(("conv1d", "conv2d", "conv3d"))
     )
-
-
-def channel_dim(layer: Layer) -> int:
-    """The dim of the layer's activations that holds channels: 1 for convolutions, -1 for linear layers."""
-    return 1 if layer.kind.startswith("conv") else -1
 
 
 def names(found: Sequence[Branch]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.ridge import FEW, HELD_OUT, held_out_ridge, with_ridge
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import Inputs, LayerwiseRunner
 from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.ridge import FEW, HELD_OUT, held_out_ridge, with_ridge
 from nncompress.analysis.observe.statistics import Moments
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records

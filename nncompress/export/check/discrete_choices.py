@@ -123,7 +123,7 @@ def compare_choices(
         agreeing += sum(all(_near(*pair, record, batch) for pair in pairs) for record in range(batch))
         total += batch
     told = (
-        f"{', '.join(choices.ops)} inside, from values that agree: {agreeing} of {total} records come out as "
+        f"{', '.join(choices.ops)} inside, from values that agree: {agreeing} of {total} samples come out as "
         "in the graph, the others by a choice between near equals"
     )
     return replace(found, choices=told)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import onnx
 
+from nncompress.export.check.onnxruntime import open_session
 from nncompress.export.lower.onnxruntime.pools import is_pool
+from nncompress.export.lower.onnxruntime.weights import WEIGHT_OPS
 
 INT8_KERNELS = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
     "DynamicQuantizeMatMul", "QAttention",
 }  # fmt: skip
-# between a stored weight and its layer
-WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather", "Slice", "Cast", "Mul"}
 RECURRENT = ("LSTM", "GRU", "RNN")
 FLOAT_KERNELS = {
     "Conv",
@@ -73,8 +73,6 @@ def int8_coverage(path: str | Path) -> Coverage:
     Raises:
         UnsupportedError: it cannot load the file.
     """
-    from nncompress.export.check.onnxruntime import open_session
-
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"
         open_session(Path(path), save_to=optimised)

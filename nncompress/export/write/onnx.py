@@ -20,6 +20,7 @@ import torch
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
 from nncompress.errors import UnsupportedError
+from nncompress.export.check import openvino
 from nncompress.export.check.compare import Comparison
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
@@ -141,8 +142,6 @@ def write_onnx(
 def _in_openvino(
     model: Model, file: Path, states: Sequence[State], *, integers: bool
 ) -> tuple[Comparison, str]:
-    from nncompress.export.check import openvino
-
     if states:
         raise UnsupportedError(
             "OpenVINO makes a constant of what a model keeps from call to call",

@@ -25,6 +25,8 @@ from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.on_executorch import RECORD
+from nncompress.runtimes.silence import silent
 from nncompress.runtimes.worker import run_apart
 from nncompress.version import __version__
 
@@ -110,9 +112,6 @@ def _record(model: Model, lowered: Model) -> str:
 
 def _compile(lowered: Model, record: str) -> tuple[Any, Coverage, tuple[str, ...]]:
     """The program, what of it runs in int8, and the ops that the delegate does not take."""
-    from nncompress.runtimes.on_executorch import RECORD
-    from nncompress.runtimes.silence import silent
-
     low, high = lowered.dynamic.get("batch", (1, LARGEST_BATCH))
     exported = lowered.exported_program(min(max(EXAMPLE_BATCH, low), high or EXAMPLE_BATCH))
     try:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors.torch import save
 from torch import Tensor, frombuffer, nn, uint8
 
+from nncompress.dtypes import dtype_name
 from nncompress.export.check.read_back import read_back_safetensors
 from nncompress.export.report import ExportReport
 from nncompress.export.storage import Storage
@@ -35,8 +37,6 @@ def write_safetensors(
         VerificationError: what was written does not load as these tensors.
         OutputError: the file cannot be written.
     """
-    from safetensors.torch import save
-
     start = time.perf_counter()
     names: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -88,6 +88,6 @@ def _deflate(tensors: dict[str, Tensor]) -> dict[str, list[object]]:
         data = tensor.flatten().view(uint8).numpy().tobytes() if tensor.numel() else b""
         stream = encode(data)
         if len(stream) + OVERHEAD // 4 < len(data):
-            coded[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            coded[name] = [dtype_name(tensor.dtype), list(tensor.shape)]
             tensors[name] = frombuffer(bytearray(stream), dtype=uint8)
     return coded

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
 from nncompress.errors import UnsupportedError
+from nncompress.export.check import openvino as check
 from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.extras import need
@@ -20,6 +21,7 @@ from nncompress.files.bounded_text import Unreadable, read_text
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 from nncompress.targets import TARGETS
@@ -39,9 +41,6 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         OutputError: the file cannot be written, or NAME.bin is a file that is not ours.
     """
     need("openvino", Path(path).name)
-    from nncompress.export.check import openvino as check
-    from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
-
     start = time.perf_counter()
     changed = changed_tensors(model.graph)
     if changed:

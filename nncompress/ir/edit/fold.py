@@ -89,20 +89,13 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
     if len(users) != 1 or op_name(users[0]) != "batch_norm" or users[0].args[0] is not layer.node:
         return None
     norm = users[0]
-    if not is_affine(model, norm) or not _channels_are_outputs(layer):
+    rank = layer.node.meta["val"].dim()
+    if not is_affine(model, norm) or layer.channel_dim != 1 - rank:  # a batch norm's are along dim 1
         return None
     if not owns_tensors(model, layer) or layer.node.kwargs.get("beta", 1) != 1:  # of addmm: β b + α x W
         return None
     one_each = layer.bias is None or layer.bias.value().numel() == norm.meta["val"].shape[1]
     return norm if one_each else None
-
-
-def _channels_are_outputs(layer: Layer) -> bool:
-    """Batch norm works along dim 1 of its input; is that the layer's output feature?"""
-    rank = layer.node.meta["val"].dim()
-    if layer.kind in ("linear", "addmm"):
-        return rank == 2
-    return rank == layer.weight.value().dim()  # not so for a convolution without a batch dim
 
 
 def _fold(model: Model, layer: Layer, norm: fx.Node) -> None:

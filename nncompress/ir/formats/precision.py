@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
@@ -88,7 +89,7 @@ def _convert_tensors(model: Model, dtype: torch.dtype, largest: float) -> list[t
         peak = tensor.abs()[tensor.isfinite()].max() if tensor.isfinite().any() else 0.0
         if float(peak) > largest:
             raise UnsupportedError(
-                f"{name} holds values beyond {largest:g}, the largest of {str(dtype).removeprefix('torch.')}",
+                f"{name} holds values beyond {largest:g}, the largest of {dtype_name(dtype)}",
                 got=f"{float(peak):.3g}",
                 remedy="keep float32, quantize to int8, or take bfloat16, which has the range of float32",
             )

@@ -12,8 +12,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import MOVES
 from nncompress.ir.graph.tracing import MAX_BATCH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
@@ -125,7 +127,7 @@ def input_specs(
                 dims[symbol] = previous if isinstance(previous, str) else default
                 dynamic[dims[symbol]] = _bounds(program, size.node.expr)
             shape.append(dims[symbol])
-        spec = InputSpec(name, str(value.dtype).removeprefix("torch."), tuple(shape))
+        spec = InputSpec(name, dtype_name(value.dtype), tuple(shape))
         if old is not None:
             spec = replace(spec, low=old.low, high=old.high, fixed_dim=old.fixed_dim, like=old.like)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
@@ -219,28 +221,13 @@ def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None
     return (1, 2)  # a mask that hides nothing
 
 
-# what ids pass through on their way to an embedding, unchanged
-_MOVES = {
-    "view",
-    "reshape",
-    "to",
-    "unsqueeze",
-    "squeeze",
-    "slice",
-    "contiguous",
-    "expand",
-    "flatten",
-    "select",
-}
-
-
 def _embedding_rows(ids: fx.Node) -> list[int]:
     """The sizes of the tables that `ids` index, directly or after being reshaped or cast."""
     rows: list[int] = []
     for user in ids.users:
         if op_name(user) == "embedding" and user.args[1] is ids and isinstance(user.args[0], fx.Node):
             rows.append(int(user.args[0].meta["val"].shape[0]))
-        elif op_name(user) in _MOVES and user.args and user.args[0] is ids:
+        elif op_name(user) in MOVES | {"to"} and user.args and user.args[0] is ids:
             rows += _embedding_rows(user)
     return rows
 

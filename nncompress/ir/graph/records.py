@@ -83,9 +83,9 @@ def settle_batch(
         return model
     if stated:
         raise UsageError(
-            "--input marks a dim as the batch along which records are not independent",
+            "--input marks a dim as the batch along which samples are not independent",
             got=f"along {_places(model)} they change each other's outputs{_by(found)}",
-            expected="records together give what each gives alone",
+            expected="samples together give what each gives alone",
             remedy="mark another dim with the B, as in --input 25xBx40; or none, and it is looked for",
         )
     for make in (*others, *_other_names(model)):
@@ -96,13 +96,13 @@ def settle_batch(
         now = _dependence(other)
         if now is None or now < INDEPENDENT:
             say(
-                f"records lie along {_places(other)}; along {_places(model)} they would change each other's "
+                f"samples lie along {_places(other)}; along {_places(model)} they would change each other's "
                 f"outputs{_by(found)}. --input can say it, with a B in that place: 25xBx40"
             )
             return other
     say(
-        f"records in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
-        "depend on how many there are. If records lie along another dim, mark it with a B: --input 25xBx40"
+        f"samples in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
+        "depend on how many there are. If samples lie along another dim, mark it with a B: --input 25xBx40"
     )
     return model
 
@@ -138,7 +138,7 @@ def _places(model: Model) -> str:
 
 
 def _by(found: float) -> str:
-    return f" by {found:.0%}" if math.isfinite(found) else ", of which none has a row per record"
+    return f" by {found:.0%}" if math.isfinite(found) else ", of which none has a row per sample"
 
 
 def _fresh(inputs: Sequence[Tensor]) -> list[Tensor]:

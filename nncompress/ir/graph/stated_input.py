@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from nncompress.dtypes import INPUTS
 from nncompress.errors import UsageError
 from nncompress.ir.graph.inputs import BATCH, InputSpec
 
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 MARK = "B"
 FORM = (
-    "sizes joined by x, records along the first: 1x3x32x32; or along B: 25xBx40; "
+    "sizes joined by x, samples along the first: 1x3x32x32; or along B: 25xBx40; "
     "several inputs, by name or not: x:Bx40,state:2xBx128,ids:Bx16:int64"
 )
 _SIZES = re.compile(rf"([1-9][0-9]{{0,8}}|{MARK})([x×]([1-9][0-9]{{0,8}}|{MARK}))*")
@@ -65,8 +65,8 @@ def _parse_one(part: str, text: str, batch: int) -> InputShape:
     dtype = parts.pop() if len(parts) > 1 and not _SIZES.fullmatch(parts[-1]) else None
     sizes = parts.pop()
     name = parts.pop() if parts else None
-    if dtype is not None and dtype not in _DTYPES:
-        raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(_DTYPES)}")
+    if dtype is not None and dtype not in INPUTS:
+        raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(INPUTS)}")
     marks = re.split("[x×]", sizes).count(MARK)
     if parts or marks > 1 or not _SIZES.fullmatch(sizes) or name == "":
         raise UsageError(f"--input {text}: {part!r} is no shape", expected=FORM)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from torch import fx
 
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import DROPOUTS, RECURRENT
 
 # op -> the position of its training flag
 TRAINING_FLAG = {
     "batch_norm": 5,
-    "dropout": 2,
-    "feature_dropout": 2,
-    "alpha_dropout": 2,
-    "feature_alpha_dropout": 2,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), 6),  # dropout between layers; cuDNN's gradient
+    **dict.fromkeys(DROPOUTS, 2),
+    **dict.fromkeys(RECURRENT, 6),  # dropout between layers; cuDNN's gradient
 }
 
 

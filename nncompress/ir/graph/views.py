@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir.graph.op_kinds import DROPOUTS
 
 aten = torch.ops.aten
 
@@ -31,7 +32,7 @@ Emit = Callable[..., fx.Node]  # emit(op, *args, **kwargs): a new node, with its
 _WHOLE = {
     *("alias", "detach", "detach_", "contiguous", "to", "type_as", "lift", "lift_fresh", "positive"),
     *("resolve_conj", "resolve_neg", "pin_memory", "_conj", "conj", "_neg_view"),
-    *("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"),  # in eval mode
+    *DROPOUTS,  # in evaluation
 }
 _RESHAPING = {
     *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze"),

@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-from torch import fx
-
-from nncompress.ir.edit.nodes import inserting_before
 from nncompress.ir.layers.weights import Layer, argument
-
-aten = torch.ops.aten
-
-CONVOLUTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-TRANSPOSED = {
-    1: aten.conv_transpose1d.default,
-    2: aten.conv_transpose2d.input,
-    3: aten.conv_transpose3d.input,
-}
 
 
 @dataclass(frozen=True)
@@ -64,16 +50,6 @@ class Geometry:
             padding=keep(self.padding, 0),
             dilation=keep(self.dilation, 1),
         )
-
-    def insert(self, before: fx.Node, data: fx.Node, weight: fx.Node, bias: Any) -> fx.Node:
-        """A convolution of this geometry in the graph before `before`."""
-        args: tuple[Any, ...]
-        stride, padding, dilation = list(self.stride), list(self.padding), list(self.dilation)
-        with inserting_before(before) as call:
-            if self.transposed:
-                args = (stride, padding, list(self.output_padding), self.groups, dilation)
-                return call(TRANSPOSED[self.dims], data, weight, bias, *args)
-            return call(CONVOLUTIONS[self.dims], data, weight, bias, stride, padding, dilation, self.groups)
 
 
 def geometry(layer: Layer) -> Geometry | None:

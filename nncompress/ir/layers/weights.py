@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import RECURRENT
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,14 @@ class Layer:
         return self.groups == (channels if "transpose" in self.kind else channels * self.groups)
 
     @property
+    def channel_dim(self) -> int:
+        """The dim of its result that holds output features, and of its data that holds input features.
+
+        Counted from the end: -1, or the one before an image's sizes.
+        """
+        return -1 if self.roles.groups is None else 1 - self.weight.value().dim()
+
+    @property
     def data(self) -> fx.Node:
         node = argument(self.node, self.roles.data)
         assert isinstance(node, fx.Node)
@@ -213,7 +222,7 @@ def recurrent_layers(model: Model) -> list[str]:
     return [
         recurrent_name(node)
         for node in model.graph.nodes
-        if node.op == "call_function" and op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+        if node.op == "call_function" and op_name(node) in RECURRENT
     ]
 
 

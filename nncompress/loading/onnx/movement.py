@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nncompress.loading.onnx.interpreter import Call, rule, sizes
-from nncompress.loading.onnx.values import Value, as_tensor, is_symbolic, items, numbers, scalar, simplified
+from nncompress.loading.onnx.values import (
+    DTYPES,
+    Value,
+    as_tensor,
+    is_symbolic,
+    items,
+    numbers,
+    scalar,
+    simplified,
+)
 
 MOST_FILLED = 4096  # numbers: constants of known shape up to here are computed with while tracing
 
@@ -317,7 +326,6 @@ def one_hot(call: Call) -> Value:
 def eye_like(call: Call) -> Value:
     x, offset = call.tensor(0), call.get("k", 0)
     rows, columns = torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1])[None]
-    from nncompress.loading.onnx.values import DTYPES
 
     return (columns - rows == offset).to(DTYPES[call.get("dtype")] if call.get("dtype") else x.dtype)
 

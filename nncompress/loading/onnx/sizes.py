@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.ir import InputSpec
 from nncompress.ir.graph.inputs import random_input
@@ -125,7 +126,7 @@ def _candidates(dim: str, inputs: list[Input]) -> tuple[int, ...]:
 
 def examples(inputs: list[Input], sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    specs = [InputSpec("x", str(each.dtype).removeprefix("torch."), each.shape) for each in inputs]
+    specs = [InputSpec("x", dtype_name(each.dtype), each.shape) for each in inputs]
     return tuple(
         random_input(spec, tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape), generator)
         for spec in specs

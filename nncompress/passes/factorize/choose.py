@@ -147,7 +147,7 @@ def by_budget(
         reachable = ceil(1000 * least / before) / 10
         raise UsageError(
             f"factorize cannot reach {100 * share:.4g}% of the model's {NAMES[unit]}",
-            got=f"{fixed / before:.1%} are in layers that it leaves alone" if unit != "latency" else "",
+            got=f"{fixed / before:.1%} are in layers that it skips" if unit != "latency" else "",
             expected=f"at least {reachable:.1f}%, with every rank at its {_extreme(unit)}"
             if least < before
             else "a model with a layer of which some rank was measured to be faster",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.curvature.metric import Metric
-from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.ridge import with_ridge
 from nncompress.analysis.observe.statistics import ROWS, Moments, observe
 from nncompress.data import Dataset
 from nncompress.ir import Model

@@ -27,6 +27,7 @@ from nncompress.analysis.lowrank.ranks import Candidate, tails
 from nncompress.analysis.lowrank.spatial import SpatialDecomposition
 from nncompress.analysis.lowrank.tucker import TuckerDecomposition
 from nncompress.ir import Model
+from nncompress.ir.edit.convolution import insert_convolution
 from nncompress.ir.edit.nodes import inserting_before, read_tensor
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
@@ -228,7 +229,7 @@ class ConvolutionForm(Form):
         value, chain = layer.data, self.chain()
         for place, name in zip(chain, names):
             own = bias if place is chain[-1] else None
-            value = place.insert(layer.node, value, read_tensor(model, name, layer.node), own)
+            value = insert_convolution(place, layer.node, value, read_tensor(model, name, layer.node), own)
         return value
 
     @cached_property

@@ -9,11 +9,12 @@ from torch import Tensor, fx
 
 from nncompress.analysis.cost import node_macs
 from nncompress.ir import Model
+from nncompress.ir.graph.op_kinds import PRODUCTS
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry, geometry
 from nncompress.ir.layers.weights import Layer, Weight, argument, layers, readers
 
-MATRIX_KINDS = {"linear", "addmm", "mm", "matmul", "embedding"}
+MATRIX_KINDS = PRODUCTS | {"embedding"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def find_targets(
     """The weights that may be factorized, in graph order, and by layer name why the others may not.
 
     Args:
-        exclude: patterns of layer names to leave alone, "head*".
+        exclude: patterns of layer names to skip, "head*".
     """
     by_tensor: dict[int, list[Layer]] = {}
     for layer in layers(model):

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from torch import fx
+
+from nncompress.analysis.couplings import Group, Member, find_couplings, remove_units
+from nncompress.ir import Model
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import NORMS, PRODUCTS
+from nncompress.ir.graph.verify import drift
+from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change
-
-if TYPE_CHECKING:
-    import torch
-    from torch import fx
-
-    from nncompress.analysis.couplings import Group, Member
-    from nncompress.ir import Model
-    from nncompress.ir.layers.weights import Layer
 
 SAME = 1e-4  # relative error that float32 sums in another order may show
 
@@ -41,8 +44,6 @@ def remove_dead_nodes(model: Model) -> list[Change]:
 
     The outputs on random inputs are compared before and after; were they to differ, nothing is removed.
     """
-    from nncompress.analysis.couplings import find_couplings, remove_units
-
     inputs = model.example_inputs(batch=4)
     couplings = find_couplings(model)
     seen = _observe(model, couplings.groups)
@@ -62,7 +63,7 @@ def remove_dead_nodes(model: Model) -> list[Change]:
     slim.refresh()
     remove_units(slim, removal)
     if not _same(model, slim, inputs):
-        return [Change("dead nodes", "left: removing them would change the outputs", applied=False)]
+        return [Change("dead nodes", "skipped: removing them would change the outputs", applied=False)]
     model.graph_module = slim.graph_module
     sizes = {group.name: group.size for group in couplings.groups}
     return [
@@ -78,8 +79,6 @@ def remove_dead_nodes(model: Model) -> list[Change]:
 def _dead_units(
     model: Model, group: Group, seen: dict[fx.Node, list[Any]]
 ) -> tuple[list[int], list[_Constant]]:
-    import numpy as np
-
     if not group.consumers or any(_is_normalised_over(model, m) for m in group.members):
         return [], []
     unread = _all_zero(model, group, group.consumers)
@@ -97,8 +96,6 @@ def _dead_units(
 
 def _all_zero(model: Model, group: Group, members: Sequence[Member]) -> Any:
     """Per unit: are all its slices of these members zero? bool [units]."""
-    import numpy as np
-
     zero = np.ones(group.size, bool)
     for member in members:
         tensor = model.tensor(member.tensor).detach()
@@ -112,20 +109,12 @@ def _all_zero(model: Model, group: Group, members: Sequence[Member]) -> Any:
 
 def _is_normalised_over(model: Model, member: Member) -> bool:
     """A layer or group norm over the group's dim would normalise the survivors differently."""
-    from nncompress.ir.graph.normalize import op_name
-    from nncompress.ir.layers.weights import readers
-
-    norms = ("layer_norm", "group_norm", "instance_norm", "rms_norm")
+    norms = NORMS - {"batch_norm"}
     return any(op_name(user) in norms for node in readers(model, member.tensor) for user in node.users)
 
 
 def _observe(model: Model, groups: Sequence[Group]) -> dict[fx.Node, list[Any]]:
     """What every consumer layer reads, on two batches of random inputs: layer node -> tensors."""
-    import torch
-    from torch import fx
-
-    from nncompress.ir.layers.weights import layers
-
     wanted = {m.tensor for group in groups for m in group.consumers}
     sources = {layer.data: layer.node for layer in layers(model) if layer.weight.name in wanted}
     values: dict[fx.Node, list[Any]] = {}
@@ -147,8 +136,6 @@ def _constants(
     model: Model, group: Group, unit: int, seen: dict[fx.Node, list[Any]]
 ) -> list[_Constant] | None:
     """What the unit adds to each of its readers, or None where that is no constant a bias can hold."""
-    from nncompress.ir.layers.weights import layers
-
     found = []
     for layer in layers(model):
         members = [m for m in group.consumers if m.tensor == layer.weight.name]
@@ -162,9 +149,6 @@ def _constants(
 
 
 def _shift(layer: Layer, members: Sequence[Member], unit: int, values: list[Any]) -> Any:
-    import numpy as np
-    import torch
-
     weight = layer.weight.value().double()
     total = torch.zeros(weight.shape[layer.roles.outputs], dtype=torch.float64)
     for member in members:
@@ -183,9 +167,7 @@ def _shift(layer: Layer, members: Sequence[Member], unit: int, values: list[Any]
 
 def _padded(layer: Layer) -> bool:
     """Does the layer mix its input with zeros of its own (padding, transposed convolution)?"""
-    from nncompress.ir.layers.weights import argument
-
-    if layer.kind in ("linear", "addmm", "matmul", "mm"):
+    if layer.kind in PRODUCTS:
         return False
     if layer.kind in ("conv1d", "conv2d", "conv3d"):
         padding = argument(layer.node, 4, 0)
@@ -195,11 +177,6 @@ def _padded(layer: Layer) -> bool:
 
 def _fold(model: Model, constant: _Constant) -> None:
     """Add the constant's contribution to the reader's bias, giving it one where it has none."""
-    import torch
-
-    from nncompress.ir.edit import nodes as edit
-    from nncompress.ir.layers.weights import layers
-
     if not bool(constant.shift.any()):
         return
     layer = next(each for each in layers(model) if each.name == constant.layer.name)
@@ -224,10 +201,6 @@ def _fold(model: Model, constant: _Constant) -> None:
 
 
 def _same(before: Model, after: Model, inputs: tuple[torch.Tensor, ...]) -> bool:
-    import torch
-
-    from nncompress.ir.graph.verify import drift
-
     with torch.no_grad():
         rows = drift(after, after.outputs_of(*inputs), before.outputs_of(*inputs))
     return all(row.amount <= SAME for row in rows)

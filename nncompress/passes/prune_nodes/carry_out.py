@@ -19,7 +19,7 @@ from nncompress.analysis.couplings import (
 )
 from nncompress.analysis.couplings.proof import TOLERANCE, Widened, distance
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
-from nncompress.analysis.observe.residual import channel_dim, find_branches, names
+from nncompress.analysis.observe.residual import find_branches, names
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
@@ -84,7 +84,7 @@ def _narrow(model: Model, cut: Cut) -> None:
 
 def _dim(layer: Layer) -> int:
     """The channel dim of its activations, counted from the front."""
-    return channel_dim(layer) % len(layer.node.meta["val"].shape)
+    return layer.channel_dim % len(layer.node.meta["val"].shape)
 
 
 def _same(wide: Model, narrow: Model) -> None:

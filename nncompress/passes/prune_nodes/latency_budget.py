@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from nncompress.bench.model_latency import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
+from nncompress.passes.prune_nodes.options import PruneNodes
 from nncompress.passes.prune_nodes.plan import Plan, Ranked
 from nncompress.results import Estimate
-
-if TYPE_CHECKING:
-    from nncompress.passes.prune_nodes.options import PruneNodes
-    from nncompress.targets import Target
+from nncompress.targets import Target
 
 TRIES = 6
 TOLERANCE = 0.02  # of the latency asked for: as close as the clocks of a quiet machine allow

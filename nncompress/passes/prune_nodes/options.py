@@ -8,23 +8,13 @@ data, the layers that stay are fitted to what the original computed, in closed f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
+from nncompress.errors import UsageError
 from nncompress.extensions import offered
 from nncompress.options import shares_of
-from nncompress.passes.base import BY_DEFAULT, Change, Context, Pass, need_data, option
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nncompress.analysis.compensation import Fitted
-    from nncompress.analysis.couplings import Couplings
-    from nncompress.data import Dataset
-    from nncompress.ir import Model
-    from nncompress.passes.prune_nodes.plan import Plan, Ranked
+from nncompress.passes.base import BY_DEFAULT, Context, Pass, option, step
 
 BUDGET_TOLERANCE = 0.02
 # each says how many nodes go
@@ -71,12 +61,15 @@ class PruneNodes(Pass):
         None,
         above=0,
         below=1,
-        help="leave this share of the latency, in --target on this machine (one thread, one record); "
+        help="leave this share of the latency, in --target on this machine (one thread, one sample); "
         "widths are multiples of 8",
     )
     threshold: float | None = option(None, help="remove nodes that score below this")
     outliers: float | None = option(
-        None, above=0, help="remove nodes whose score is outside mean ± K · variance of their group's"
+        None,
+        above=0,
+        papers=True,
+        help="remove nodes whose score is outside mean ± K · variance of their group's",
     )
     criterion: str = option(
         "auto",
@@ -139,167 +132,6 @@ class PruneNodes(Pass):
             return self.criterion
         return "l2" if context.data is None else "reconstruction"
 
-    def requires(self, model: Model, context: Context) -> None:
-        from nncompress.analysis.importance import CRITERIA
-        from nncompress.ir.graph.verify import not_finite
-
-        criterion = self.chosen(context)
-        needs = CRITERIA[criterion].needs
-        if needs:
-            data = need_data(context, self.name, f"criterion {criterion} looks at activations")
-            if needs == "labels" and not data.has_labels:
-                raise UsageError(
-                    f"prune-nodes: criterion {criterion} needs labels",
-                    got=f"{data.spec} has none",
-                    remedy="--criterion reconstruction needs none",
-                )
-        if self.drop_blocks:
-            need_data(context, self.name, "--drop-blocks measures what each block contributes")
-        broken = not_finite(model)
-        if broken:
-            raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
-        fits = criterion == "reconstruction" or self.drop_blocks or self.compensate or self.renormalize
-        if context.data is not None and fits:
-            self._refuse_16_bits(model)
-        if context.data is not None and (needs or fits):
-            self._read(model, context, context.data, labels=needs == "labels")
-
-    @staticmethod
-    def _refuse_16_bits(model: Model) -> None:
-        for name, value in model.graph_module.named_parameters():
-            if value.dtype.itemsize == 2:
-                raise UsageError(
-                    "prune-nodes: fitting layers to data needs more precision than 16 bits",
-                    got=f"{name} is {str(value.dtype).removeprefix('torch.')}",
-                    expected="float32",
-                    remedy="prune the float32 model and convert the result; or leave out --data",
-                )
-
-    def _read(self, model: Model, context: Context, data: Dataset, *, labels: bool) -> None:
-        """Go through the records once, so that one that does not fit stops the work before it begins.
-
-        Raises:
-            DataError: naming the record, or what does not fit about the labels.
-        """
-        from nncompress.analysis.answer import answer_index, output_dims
-        from nncompress.analysis.importance.taps import check_labels
-
-        seen, planned = 0, data.planned_records(context.limit)
-        for batch in data.batches(context.batch_size, context.limit):
-            context.progress.step("reading the data", seen, planned)
-            if labels:
-                if not seen:
-                    outputs = model.outputs_of(*batch.inputs)
-                    index = answer_index(model, data)
-                    dim = output_dims(model.outputs_of, batch, outputs)[index]
-                    first = outputs[index].detach().movedim(dim or 0, 0)
-                check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
-            seen += len(batch)
-        context.progress.step("reading the data", seen, planned)
-
-    def apply(self, model: Model, context: Context) -> list[Change]:
-        from nncompress.analysis.compensation import compensate, renormalize, without_data
-        from nncompress.analysis.couplings import find_couplings, fold_weights
-        from nncompress.analysis.observe.enough import too_few
-        from nncompress.passes.prune_nodes.carry_out import carry_out, proven_cut
-        from nncompress.passes.prune_nodes.plan import ranked
-
-        context.progress.step("finding what is tied together", 0, 1)
-        fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
-        couplings = find_couplings(model)
-        plan, reached = self._planned(ranked(self, model, couplings, context), couplings, context)
-        if not plan.cut:
-            return []
-        context.progress.step("removing nodes", 0, 1)
-        cut, proven = proven_cut(couplings, plan.cut) if self.verify else (plan.cut, None)
-        refused = proven.refused if proven else {}
-        if refused:
-            context.notes.append(
-                f"prune-nodes: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal"
-                " could not be proven. That is a defect of nncompress: please report the architecture."
-            )
-        fitted: Fitted = without_data(model, cut)
-        batches: Sequence[tuple[Tensor, ...]] = []
-        if cut and context.data is not None and (self.compensate or self.renormalize):
-            batches = context.data.input_batches(context.batch_size, context.limit)
-            if not batches:
-                raise DataError(f"{context.data.spec} gave no records")
-        if batches and self.compensate:
-            settings = {"seed": context.seed, "progress": context.progress}
-            fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
-            context.warn(too_few(self.name, fitted.layers))
-        pruned, proof = carry_out(model, cut, fitted, proven, verify=self.verify)
-        if batches and not fitted.layers:
-            blend, before, after = renormalize(pruned, model, batches)
-            if blend:
-                context.notes.append(
-                    f"batch norms: {blend:.0%} of the statistics re-estimated on data; relative squared "
-                    f"error of the outputs {before:.3g} -> {after:.3g}"
-                )
-        numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
-        changes = reached + self._changes(plan, numbers, refused)
-        changes += [Change(n, f"left as it was: {why}", applied=False) for n, why in fitted.left.items()]
-        if not refused:
-            self._check_budget(model, pruned)
-        if cut:
-            model.graph_module = pruned.graph_module
-        return changes
-
-    def _planned(self, ranks: Ranked, couplings: Couplings, context: Context) -> tuple[Plan, list[Change]]:
-        """What goes, and what was measured for that."""
-        if self.latency is None:
-            return ranks.plan(self), []
-        from nncompress.analysis.compensation import without_data
-        from nncompress.bench.target_speed import clocked
-        from nncompress.passes.prune_nodes.carry_out import carry_out
-        from nncompress.passes.prune_nodes.latency_budget import by_latency
-
-        def cut(plan: Plan) -> Model:
-            fitted = without_data(ranks.model, plan.cut)
-            return carry_out(ranks.model, plan.cut, fitted, None, verify=False)[0]
-
-        plan, reached = by_latency(self, ranks, cut, clocked(context.target), context)
-        return plan, [reached]
-
-    def contributions(
-        self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context
-    ) -> dict[str, float]:
-        from nncompress.passes.prune_nodes.blame import group_contributions
-
-        return group_contributions(before, changes, inputs)
-
-    def _changes(self, plan: Plan, numbers: dict[str, float], refused: dict[str, str]) -> list[Change]:
-        verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
-        changes = []
-        for choice in plan.choices:
-            units = plan.removed.get(choice.name, [])
-            if choice.name in refused:
-                changes.append(Change(choice.name, f"left: {refused[choice.name]}", applied=False))
-            elif units:
-                what = f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}"
-                loss = plan.losses[choice.name]
-                details = {"nodes_before": choice.size, "removed": units, "loss": loss, **numbers}
-                changes.append(Change(choice.name, what, details))
-        for name in plan.dropped:
-            changes.append(Change(name, "residual block left out", {"loss": plan.losses[name]}))
-        return changes
-
-    def _check_budget(self, model: Model, pruned: Model) -> None:
-        """The budget is met, by the exact count of what is left.
-
-        Raises:
-            VerificationError: it is exceeded by more than 2 %.
-        """
-        from nncompress.analysis.cost import cost
-
-        for unit, share in (("macs", self.macs), ("parameters", self.params)):
-            if share is None:
-                continue
-            before, after = getattr(cost(model), unit), getattr(cost(pruned), unit)
-            if after > before * share * (1 + BUDGET_TOLERANCE):
-                raise VerificationError(
-                    f"prune-nodes: the budget of {unit} was missed",
-                    got=f"{after / before:.4f} left",
-                    expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
-                    remedy="this is a defect: please report the model's architecture",
-                )
+    requires = step("nncompress.passes.prune_nodes.apply:requires")
+    apply = step("nncompress.passes.prune_nodes.apply:apply")
+    contributions = step("nncompress.passes.prune_nodes.apply:contributions")

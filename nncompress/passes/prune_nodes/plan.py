@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nncompress.analysis.compensation import Cut
 from nncompress.analysis.couplings import Couplings
@@ -35,9 +34,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.options import shares_of
 from nncompress.passes.base import Context
-
-if TYPE_CHECKING:
-    from nncompress.passes.prune_nodes.options import PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,13 +19,12 @@ from nncompress.ir.formats.qdq import (
     round_weight,
     store_int8,
 )
+from nncompress.ir.graph.op_kinds import PRODUCTS
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
-from nncompress.passes.quantize.choose import PRODUCTS, by_weight, integer_layers, one_scale, scale_axis
+from nncompress.passes.quantize.choose import by_weight, integer_layers, one_scale, scale_axis
 from nncompress.passes.quantize.evidence import Evidence
-
-if TYPE_CHECKING:
-    from nncompress.passes.quantize.options import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 
 def carry_out(model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence) -> list[Change]:

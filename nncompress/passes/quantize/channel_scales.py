@@ -22,14 +22,10 @@ from nncompress.analysis.couplings.labels import PIN, Factor, Labels
 from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs, observe
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL
 from nncompress.ir.layers.weights import Layer, argument, layers, owns_tensors
 from nncompress.progress import Progress
 
-# ops with f(s x) = s f(x) for s > 0, in which no channel looks at another
-PER_CHANNEL = {
-    "relu", "dropout", "feature_dropout", "contiguous", "clone", "upsample_nearest2d",
-    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool2d",
-}  # fmt: skip
 LIMIT = 1e3  # of a scale, either way: a channel that is almost zero is not blown up
 
 
@@ -132,7 +128,7 @@ class _Streams:
             return self._unite(node, self._of[both[0]]) and self._unite(node, self._of[both[1]])
         if not isinstance(first, fx.Node) or first not in self._of:
             return False
-        if name in PER_CHANNEL:
+        if name in HOMOGENEOUS | HOMOGENEOUS_PER_CHANNEL:
             return self._unite(node, self._of[first])
         if name == "slice":
             dim, start, end, step = (argument(node, i) for i in range(1, 5))

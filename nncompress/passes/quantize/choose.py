@@ -6,16 +6,16 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 
 from nncompress.ir import Model
+from nncompress.ir.graph.op_kinds import PRODUCTS
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change
 
 # Weights alone are int8: ONNX Runtime has no int8 kernel for these, so rounding their activations only costs.
 WEIGHTS_ONLY = ("embedding", "conv_transpose", "convolution_transposed")
-PRODUCTS = ("linear", "addmm", "mm", "matmul")
 
 
 def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Change]]:
-    """Layers to quantize, and a record of each that is left alone with the reason.
+    """Layers to quantize, and a record of each that is skipped with the reason.
 
     Args:
         keep: patterns of layer names; a weight that such a layer shares with others stays in float for all.
@@ -25,7 +25,7 @@ def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Chang
     chosen, left = [], []
     for layer in found:
         if layer.weight.quantized:
-            left.append(Change(layer.name, "left: quantized already", applied=False))
+            left.append(Change(layer.name, "skipped: quantized already", applied=False))
         elif layer.weight.name in kept:
             left.append(Change(layer.name, "left in float by --keep", applied=False))
         else:

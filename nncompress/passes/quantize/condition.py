@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
 
 from nncompress.analysis.int8_plan import norms_between
 from nncompress.ir import Model
@@ -12,9 +11,7 @@ from nncompress.passes.base import Context
 from nncompress.passes.quantize.channel_scales import scale_channels
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.equalize import equalize
-
-if TYPE_CHECKING:
-    from nncompress.passes.quantize.options import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 
 def condition(model: Model, options: Quantize, context: Context) -> None:

@@ -6,14 +6,12 @@ a later layer is corrected for what is left of the errors before it (Nagel et al
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
 from nncompress.analysis.observe.statistics import ChannelStatistics
 from nncompress.data import Dataset
 from nncompress.ir import Model
-from nncompress.ir.layers.weights import Layer, layers
+from nncompress.ir.layers.weights import layers
 
 MOST = 512  # records; means of channels are known well enough
 
@@ -37,14 +35,9 @@ def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int |
         twin = twins[layer.name]
         missing = ChannelStatistics(-1)
         for now, (wanted,) in zip(ours.preview(layer.node), theirs.values(twin.node), strict=True):
-            missing.add((wanted - now).movedim(_channel_dim(layer, now), -1))
+            missing.add((wanted - now).movedim(layer.channel_dim, -1))
         if missing.mean.shape != layer.bias.value().shape:
             continue
         layer.bias.assign(layer.bias.value() + missing.mean.float())
         corrected.append(layer.name)
     return corrected
-
-
-def _channel_dim(layer: Layer, value: Tensor) -> int:
-    """Behind the batch for a convolution, last for a matrix product."""
-    return value.dim() - 1 if layer.roles.groups is None else value.dim() - (layer.weight.value().dim() - 1)

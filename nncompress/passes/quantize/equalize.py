@@ -15,12 +15,9 @@ from torch import Tensor, fx
 
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.op_kinds import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL
 from nncompress.ir.layers.weights import Layer, layers, owns_tensors
 
-HOMOGENEOUS = {
-    "relu", "leaky_relu", "dropout", "feature_dropout", "contiguous", "clone",
-    "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d",
-}  # fmt: skip
 ROUNDS = 20
 LIMIT = 1e3  # of a scale: a channel that is almost zero is not blown up
 
@@ -51,20 +48,24 @@ def pairs(model: Model) -> list[Pair]:
     by_node = {layer.node: layer for layer in layers(model)}
     found = []
     for layer in by_node.values():
-        second = _next(layer.node, by_node)
-        if second is None or not all(_scalable(model, each) for each in (layer, second)):
+        second = _next(layer, by_node)
+        if second is None or second.channel_dim != layer.channel_dim:
+            continue
+        if not all(_scalable(model, each) for each in (layer, second)):
             continue
         if _channels(second) == layer.weight.value().shape[0]:
             found.append(Pair(layer, second))
     return found
 
 
-def _next(node: fx.Node, by_node: dict[fx.Node, Layer]) -> Layer | None:
+def _next(layer: Layer, by_node: dict[fx.Node, Layer]) -> Layer | None:
+    node, convolution = layer.node, layer.roles.groups is not None  # a pool's channels are a convolution's
+    passing = HOMOGENEOUS | HOMOGENEOUS_PER_CHANNEL if convolution else HOMOGENEOUS
     while len(node.users) == 1:
         (user,) = node.users
         if user in by_node:
             return by_node[user] if by_node[user].data is node else None
-        if op_name(user) not in HOMOGENEOUS or user.args[0] is not node:
+        if op_name(user) not in passing or user.args[0] is not node:
             return None
         node = user
     return None

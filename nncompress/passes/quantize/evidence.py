@@ -14,16 +14,16 @@ from nncompress.analysis.observe.statistics import Moments, input_moments
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine
+from nncompress.ir.graph.op_kinds import PRODUCTS
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data
 from nncompress.passes.quantize.bits import bits_within
-from nncompress.passes.quantize.choose import PRODUCTS, by_weight, integer_layers
+from nncompress.passes.quantize.choose import by_weight, integer_layers
+from nncompress.passes.quantize.options import Quantize
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from nncompress.passes.quantize.options import Quantize
 
 FISHER_BATCH = 16  # records per sample of the gradient
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.ridge import FEW, with_ridge
 from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.observe.ridge import FEW, with_ridge
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.observe.statistics import input_moments
 from nncompress.analysis.rounding.coordinate_descent import descend
@@ -28,7 +28,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.groups import Groups, store_groups
-from nncompress.ir.layers.weights import Layer, argument, readers
+from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
 
@@ -91,7 +91,7 @@ def round_by_groups(
         context.progress.step("rounding", done, len(matrices))
         reason = _reason_to_leave(model, layers_)
         if reason:
-            changes += [Change(each.name, f"left: {reason}", applied=False) for each in layers_]
+            changes += [Change(each.name, f"skipped: {reason}", applied=False) for each in layers_]
             continue
         weight = layers_[0].weight.value().clone()
         second = None if seen is None else _second_moment(layers_, seen, tied)
@@ -147,8 +147,6 @@ def _numbers(weight: Tensor, layer: Layer, codes: Tensor, groups: Groups) -> dic
 
 
 def _quantized(model: Model) -> list[Layer]:
-    from nncompress.ir.layers.weights import layers
-
     return [layer for layer in layers(model) if layer.weight.quantized]
 
 

@@ -23,6 +23,6 @@ def too_small(model: Model, integer: Sequence[Layer]) -> str | None:
     if largest >= PAYS_FROM:
         return None
     return (
-        f"no layer has more than {largest:,} multiply-adds per record: where measured, int8 made those "
+        f"no layer has more than {largest:,} multiply-adds per sample: where measured, int8 made those "
         f"below {PAYS_FROM:,} smaller, not faster; nncompress bench tells what it does here"
     )

@@ -7,7 +7,7 @@ then says how many of the worst must stay in float; it is measured on the rounde
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -25,9 +25,7 @@ from nncompress.passes.base import Context
 from nncompress.passes.quantize.carry_out import rounded
 from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
 from nncompress.passes.quantize.evidence import Evidence
-
-if TYPE_CHECKING:
-    from nncompress.passes.quantize.options import Quantize
+from nncompress.passes.quantize.options import Quantize
 
 RECORDS = 64  # on which the damage of every layer is measured
 
@@ -127,7 +125,7 @@ def keep_worst(
     records: list[int] = []
     original = reached_by(model)
     whole = reached_by(quantized(()))
-    on = f"of {records[0]} records"
+    on = f"of {records[0]} samples"
     if options.metric == "top1":
         on += f" (one is {100 / records[0]:.2g} points)"
     fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.ridge import with_ridge
+from nncompress.analysis.observe.ridge import with_ridge
 
 TURNS = 5
 STEPS = 50  # of conjugate gradients, in every turn

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.statistics import ChannelStatistics
 from nncompress.ir import Model
+from nncompress.ir.edit.convolution import insert_convolution
 from nncompress.ir.edit.nodes import add_tensor, inserting_before, read_tensor, replace_node
 from nncompress.ir.layers.weights import Layer, argument
 from nncompress.passes.substitute.operations import Plan
@@ -58,7 +59,7 @@ def insert(
                     model, f"{prefix}{number}.bias", torch.zeros(len(weights[number]), dtype=dtype)
                 )
                 stage_bias = read_tensor(model, zeros, node)
-            value = place.insert(node, value, read_tensor(model, name, node), stage_bias)
+            value = insert_convolution(place, node, value, read_tensor(model, name, node), stage_bias)
             if between:
                 slope = add_tensor(
                     model, f"{prefix}act{number}.weight", torch.ones(len(weights[number]), dtype=dtype)

@@ -54,7 +54,7 @@ class Plan:
         return float((weight - composed).square().sum() / weight.square().sum().clamp_min(1e-300))
 
 
-def plan(
+def make_plan(
     target: Target, operation: str, shapes: Shapes, channels: int | None, ratio: float, seed: int
 ) -> Plan | str:
     """The plan, or why there is none.

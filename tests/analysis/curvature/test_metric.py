@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from nncompress.analysis.curvature.metric import Metric, roots
-from nncompress.analysis.curvature.ridge import with_ridge
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
 from nncompress.analysis.lowrank.spatial import SpatialDecomposition
 from nncompress.analysis.lowrank.tucker import TuckerDecomposition
+from nncompress.analysis.observe.ridge import with_ridge
 
 
 def positive(size: int, seed: int, rank: int | None = None) -> torch.Tensor:

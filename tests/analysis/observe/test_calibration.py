@@ -128,5 +128,5 @@ def test_records_that_are_all_the_same_are_refused_whatever_their_channels_hold(
         def batches(self, batch_size, limit=None, shuffle_seed=None):
             yield from (Batch((record.expand(4, -1, -1, -1),), None) for _ in range(3))
 
-    with pytest.raises(DataError, match="all 12 records are the same"):
+    with pytest.raises(DataError, match="all 12 samples are the same"):
         observe(model, [], Same(), limit=None, batch_size=4, progress=NullProgress())

@@ -54,7 +54,7 @@ def test_what_choices_are_made_from_is_compared_and_agreement_is_told(tmp_path, 
     """Ranks of 8 bits tie, and runtimes break ties differently."""
     report = write_onnx(quantized, tmp_path / "m.onnx")
     assert report.choices.startswith("topk inside, from values that agree: ")
-    assert "of 4 records" in report.choices
+    assert "of 4 samples" in report.choices
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -108,7 +108,7 @@ def test_a_mobile_file_is_compared_up_to_its_choices_as_well(tmp_path, quantized
         ),
     )
     if right:
-        assert "of 18 records" in pte.write_pte(quantized, tmp_path / "m.pte").choices
+        assert "of 18 samples" in pte.write_pte(quantized, tmp_path / "m.pte").choices
         return
     with pytest.raises(VerificationError, match=r"disagrees with the graph on output '(output_1|choice_0)'"):
         pte.write_pte(quantized, tmp_path / "m.pte")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import inputs, model
 
-from nncompress.analysis.observe.residual import channel_dim, find_branches, names
+from nncompress.analysis.observe.residual import find_branches, names
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.layers.weights import layers
 
@@ -30,7 +30,7 @@ def test_reads(network, reader):
     with torch.no_grad():
         layer.weight.value().index_fill_(1, torch.tensor(gone), 0)
     layer = layer_of(narrow, reader)
-    narrow_reads(narrow, layer, channel_dim(layer) % rank(layer), kept)
+    narrow_reads(narrow, layer, layer.channel_dim % rank(layer), kept)
     narrow.refresh()
     assert layer_of(narrow, reader).weight.value().shape[1] == 4
     x = inputs(network, 5)
@@ -59,7 +59,7 @@ def test_writes(network, writer, norm, constant):
         if norm
         else [f"{writer}.bias"]
     )
-    narrow_writes(narrow, layer, channel_dim(layer) % rank(layer), kept, end, vectors, rest)
+    narrow_writes(narrow, layer, layer.channel_dim % rank(layer), kept, end, vectors, rest)
     narrow.refresh()
     assert layer_of(narrow, writer).weight.value().shape[0] == 4
     x = inputs(network, 5)

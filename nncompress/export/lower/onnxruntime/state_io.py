@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor
 
+from nncompress.dtypes import dtype_name
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.state import NEXT_STATE
 
@@ -64,7 +65,7 @@ def state_as_inputs(model: Model) -> tuple[Model, list[State]]:
         graph.erase_node(node)
         results.append(given if contents is stored else contents)
         states.append(State(name, came_in, goes_out, initial.clone()))
-        dtype = str(initial.dtype).removeprefix("torch.")
+        dtype = dtype_name(initial.dtype)
         model.inputs = (*model.inputs, InputSpec(came_in, dtype, tuple(initial.shape)).drawn_like(initial))
         model.outputs = (*model.outputs, goes_out)
     _order_placeholders(model, states)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from nncompress.export.check.int8_coverage import WEIGHT_OPS
+from nncompress.export.lower.onnxruntime.weights import WEIGHT_OPS
 from nncompress.ir import Model
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits"}

@@ -14,6 +14,8 @@ import onnx_ir as ir
 from nncompress.export.lower.onnxruntime.edit import array, insert, producer, replace, store
 
 PRODUCTS = {"Conv", "Gemm", "MatMul"}  # those with int8 kernels
+# between a stored weight and its layer
+WEIGHT_OPS = {"DequantizeLinear", "Transpose", "Reshape", "Gather", "Slice", "Cast", "Mul"}
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 

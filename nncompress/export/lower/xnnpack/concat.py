@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from nncompress.analysis.int8_plan import MOVES
+from nncompress.analysis.int8_plan import SAME_VALUES
 from nncompress.ir.formats.qdq import LEVELS, Affine, is_dequantized, is_dynamic
 from nncompress.ir.graph.normalize import op_name
 
@@ -30,7 +30,7 @@ def share_grids(graph: fx.Graph) -> None:
         written = [n for n in node.users if op_name(n) == "quantize_per_tensor" and not is_dynamic(n)]
         if not written or not all(is_dequantized(source) for source in sources):
             continue
-        if cat or (op_name(node) in MOVES and Affine.of(written[0]) == Affine.of(sources[0])):
+        if cat or (op_name(node) in SAME_VALUES and Affine.of(written[0]) == Affine.of(sources[0])):
             for other in [source.args[0] for source in sources] + written[1:]:
                 leader[first(other)] = first(written[0])
     for group in {first(each): [n for n in leader if first(n) is first(each)] for each in leader}.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nncompress.analysis.curvature.ridge import RIDGES, held_out_ridge, solve_towards, with_ridge
+from nncompress.analysis.observe.ridge import RIDGES, held_out_ridge, solve_towards, with_ridge
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples
     fitted, held = moment(draw(50)), moment(draw(50))
     both = torch.stack([fitted, fitted]), torch.stack([held, held])
     assert held_out_ridge(*both) == held_out_ridge(fitted, held)
-    monkeypatch.setattr("nncompress.analysis.curvature.ridge.TOLD", 10)
+    monkeypatch.setattr("nncompress.analysis.observe.ridge.TOLD", 10)
     assert held_out_ridge(*both) in RIDGES
 
 

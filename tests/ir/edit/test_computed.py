@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from nncompress.ir import Model
-from nncompress.ir.layers.computed import store_computed_weights
-from nncompress.ir.layers.products import plain_products
+from nncompress.ir.edit.computed import store_computed_weights
+from nncompress.ir.edit.products import plain_products
 from nncompress.ir.layers.weights import layers
 
 

@@ -1,0 +1,23 @@
+"""Which ops are of one kind, by `op_name`: said here once, for whoever asks.
+
+In evaluation, that is: what `training_flag` is about does nothing then.
+"""
+
+from __future__ import annotations
+
+DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+MOVES = frozenset(  # every value of the result is one of the operand's, none is computed
+    {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
+    | {"contiguous", "clone", "slice", "select", "expand"}
+)
+CLAMPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
+# f(s x) = s f(x) for s > 0, value by value
+HOMOGENEOUS = DROPOUTS | {"contiguous", "clone", "relu", "leaky_relu"}
+# the same of images [N, C, size…], where no channel looks at another
+HOMOGENEOUS_PER_CHANNEL = frozenset(
+    {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"}
+    | {"adaptive_avg_pool2d", "upsample_nearest2d"}
+)
+PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul"})  # with a weight
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+NORMS = frozenset({"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"})

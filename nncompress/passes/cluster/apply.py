@@ -1,0 +1,241 @@
+"""What `cluster` does: asks what it needs, edits the model, checks the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, uint8
+
+from nncompress.analysis.curvature.diagonal import fisher_diagonal
+from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.seen_inputs import UNSEEN, SeenInputs
+from nncompress.analysis.rounding.gptq import round_compensated
+from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.formats.deflate import encode
+from nncompress.ir.formats.packed import distinct_values, smallest
+from nncompress.ir.layers.weights import Layer, layers
+from nncompress.passes.base import Change, Context, need_data
+from nncompress.passes.cluster.codebooks import Codebooks
+from nncompress.passes.cluster.entropy import counts_of, entropy_bytes, times
+from nncompress.passes.cluster.options import SIZES, Cluster
+from nncompress.passes.cluster.positions import Positions
+
+
+def requires(options: Cluster, model: Model, context: Context) -> None:
+    chosen = _chosen(model)
+    if not chosen:
+        raise UsageError(
+            "cluster: no weight to cluster",
+            got="no convolution, linear layer or stored matrix",
+            remedy="nncompress inspect shows the layers",
+        )
+    for pattern in options.exclude:
+        if not any(fnmatch(layer.name, pattern) for layer in chosen):
+            raise UsageError(
+                f"cluster: --exclude {pattern} names no layer",
+                expected=", ".join(layer.name for layer in chosen[:5]) + (", …" if chosen[5:] else ""),
+            )
+    for layer in chosen:
+        if not layer.weight.value().isfinite().all():
+            raise ModelFileError(f"cluster: the weight of {layer.name} has NaN or infinite values")
+    if options.weighting in ("inputs", "fisher"):
+        need_data(context, "cluster", f"--weighting {options.weighting} is measured on it")
+
+
+def apply(options: Cluster, model: Model, context: Context) -> list[Change]:
+    chosen = _chosen(model)
+    seen = _inputs(options, model, context)
+    curvature = _curvature(options, model, chosen, context)
+    changes = []
+    for done, layer in enumerate(chosen):
+        context.progress.step("clustering", done, len(chosen))
+        reason = _reason_to_leave(options, layer)
+        if reason:
+            changes.append(Change(layer.name, f"skipped: {reason}", applied=False))
+        else:
+            changes.append(_cluster(options, layer, seen, curvature.get(layer.weight.name)))
+    context.progress.step("clustering", len(chosen), len(chosen))
+    if seen is not None and options.compensate:
+        context.warn(too_few(options.name, seen.rows))
+    if applied := [change.numbers for change in changes if change.applied]:
+        before, packed, coded, least = (
+            sum(numbers[key] for numbers in applied)
+            for key in ("bytes_before", "bytes_after", "bytes_coded", "entropy_bytes")
+        )
+        context.notes.append(
+            f"files hold these weights in {packed:,} bytes{times(packed, least)} instead of {before:,}, "
+            f"with --storage entropy in {coded:,}{times(coded, least)}; "
+            f"entropy of the indices: {least:,.0f}"
+        )
+    return changes
+
+
+def _chosen(model: Model) -> list[Layer]:
+    """The first reader of every stored weight, in graph order."""
+    first: dict[int, Layer] = {}
+    for layer in layers(model):
+        first.setdefault(id(model.tensor(layer.weight.name)), layer)
+    return list(first.values())
+
+
+def _inputs(options: Cluster, model: Model, context: Context) -> SeenInputs | None:
+    if context.data is None or not (options.compensate or options.weighting in (None, "inputs")):
+        return None
+    batches = context.data.input_batches(context.batch_size, context.limit)
+    return SeenInputs(model, batches, context.seed)
+
+
+def _curvature(options: Cluster, model: Model, chosen: list[Layer], context: Context) -> dict[str, Tensor]:
+    if options.weighting != "fisher":
+        return {}
+    found = fisher_diagonal(
+        model,
+        [layer.weight.name for layer in chosen if not _reason_to_leave(options, layer)],
+        need_data(context, "cluster", "--weighting fisher is measured on it"),
+        limit=context.limit,
+        seed=context.seed,
+        progress=context.progress,
+    )
+    return {name: with_ridge(value.flatten(), UNSEEN).reshape(value.shape) for name, value in found.items()}
+
+
+def _reason_to_leave(options: Cluster, layer: Layer) -> str:
+    if any(fnmatch(layer.name, pattern) for pattern in options.exclude):
+        return "excluded"
+    if layer.weight.quantized:
+        return "its weight is quantized already"
+    weight = layer.weight.value()
+    if not weight.dtype.is_floating_point or not weight.numel():
+        return f"its weight is {weight.dtype}"
+    present = distinct_values(weight)
+    if options.codebook is not None and present is not None and len(present) <= options.codebook:
+        return f"it has only {len(present)} values"
+    if options.decimals is not None and bool((weight.round(decimals=options.decimals) == weight).all()):
+        return "rounding does not change it"
+    return ""
+
+
+def _cluster(options: Cluster, layer: Layer, seen: SeenInputs | None, curvature: Tensor | None) -> Change:
+    weight = layer.weight.value().clone()
+    clustered = _rounded(options, layer, weight, seen, curvature)
+    if isinstance(clustered, str):
+        return Change(layer.name, f"skipped: {clustered}", applied=False)
+    size = weight.numel() * weight.element_size()
+    parts = (smallest(clustered) or {"dense": clustered}).values()
+    stored = [part.flatten().view(uint8).numpy().tobytes() for part in parts]  # numpy has no bfloat16
+    channels = _channels(options, layer, weight)
+    packed, coded = sum(map(len, stored)), sum(min(len(data), len(encode(data))) for data in stored)
+    if packed >= size and options.share_lost is not None:
+        return Change(layer.name, "skipped: a file would hold it in no fewer bytes", applied=False)
+    layer.weight.assign(clustered)
+    numbers: dict[str, Any] = {
+        "bytes_before": size,
+        "bytes_after": packed,
+        "bytes_coded": coded,
+        "entropy_bytes": entropy_bytes(clustered, channels),
+        "mse": float((clustered - weight).double().square().mean()),
+    }
+    what = f"{_what(options, clustered)}, {size:,} → {packed:,} bytes, coded {coded:,}"
+    return Change(layer.name, f"{what}, entropy {numbers['entropy_bytes']:,.0f}", numbers)
+
+
+def _rounded(
+    options: Cluster, layer: Layer, weight: Tensor, seen: SeenInputs | None, curvature: Tensor | None
+) -> Tensor | str:
+    """The weight with allowed values only, in its own dtype; or why it is left as it is.
+
+    Pruned connections (zeros) stay zero.
+    """
+    channels = _channels(options, layer, weight)
+    positions = Positions.of(layer) if seen is not None else None
+    moments = None if seen is None or positions is None else seen.second_moments(layer)
+    importance = curvature
+    if moments is not None and positions is not None and options.weighting in (None, "inputs"):
+        diagonal = moments if moments.dim() == 2 else moments.diagonal(dim1=1, dim2=2)
+        importance = torch.empty(weight.numel(), dtype=torch.float64)
+        importance[positions.index] = diagonal[:, None, :].expand(positions.index.shape)
+        importance = importance.reshape(weight.shape)
+    books = None if options.decimals is not None else _books(options, weight, channels, importance)
+    if isinstance(books, str):
+        return books
+
+    def allowed(values: Tensor, at: Tensor) -> Tensor:
+        """The nearest allowed values for the weights at these flat positions."""
+        if books is None:
+            found = torch.round(values.double(), decimals=options.decimals or 0)
+        else:
+            found = books.nearest(values, channels.flatten()[at])
+        return torch.where(weight.flatten()[at] == 0, 0.0, found)
+
+    if moments is None or positions is None or moments.dim() == 2 or not options.compensate:
+        everywhere = torch.arange(weight.numel()).reshape(weight.shape)
+        return allowed(weight, everywhere).to(weight.dtype)
+    flat = weight.flatten().to(torch.float64)
+    for index, moment in zip(positions.index, moments):
+        columns = partial(_at_columns, allowed, index)
+        flat[index] = round_compensated(weight.flatten()[index], moment, columns)
+    return flat.reshape(weight.shape).to(weight.dtype)
+
+
+def _books(options: Cluster, weight: Tensor, channels: Tensor, importance: Tensor | None) -> Codebooks | str:
+    """The codebooks asked for, or the smallest that lose little enough; or why there are none."""
+    if options.codebook is not None:
+        return Codebooks.fit(weight, channels, options.codebook, importance)
+    present = distinct_values(weight)
+    most = SIZES[-1] if present is None else len(present) - 1
+    energy, lost = float(weight.double().square().sum()), float("inf")
+    for size in (size for size in SIZES if size <= most):
+        books = Codebooks.fit(weight, channels, size, importance)
+        error = (books.nearest(weight, channels) - weight.double()).masked_fill(weight == 0, 0)
+        lost = float(error.square().sum()) / (energy or 1.0)
+        if lost <= (options.share_lost or 0.0):
+            return books
+    if present is not None:
+        return f"it has only {len(present)} values"
+    return f"{SIZES[-1]} values would lose {lost:.2%} of its squares"
+
+
+def _channels(options: Cluster, layer: Layer, weight: Tensor) -> Tensor:
+    """Which codebook each weight has, int64 of its shape: all the same, or its output channel's."""
+    if options.per == "tensor" or weight.dim() < 2:
+        return torch.zeros(weight.shape, dtype=torch.int64)
+    axis = layer.roles.outputs % weight.dim()
+    spread = [-1 if dim == axis else 1 for dim in range(weight.dim())]
+    return torch.arange(weight.shape[axis]).reshape(spread).expand(weight.shape)
+
+
+def _what(options: Cluster, clustered: Tensor) -> str:
+    if options.per == "channel" and options.codebook is not None:
+        return f"{options.codebook} per channel"
+    values = distinct_values(clustered)
+    if values is None:
+        return "more than 256 values"
+    return f"{len(values)} value{'s' if len(values) > 1 else ''}"
+
+
+def ensures(options: Cluster, model: Model, changes: list[Change]) -> None:
+    if options.decimals is not None:
+        return
+    allowed = options.codebook or SIZES[-1]
+    by_name = {layer.name: layer for layer in layers(model)}
+    for change in changes:
+        if not change.applied:
+            continue
+        layer = by_name[change.where]
+        weight = layer.weight.value()
+        most = int(counts_of(weight, _channels(options, layer, weight))[0].bincount().max())
+        if most > allowed:
+            raise VerificationError(f"{change.where} has {most} values", expected=f"{allowed}")
+
+
+def _at_columns(
+    allowed: Callable[[Tensor, Tensor], Tensor], index: Tensor, values: Tensor, j: Tensor
+) -> Tensor:
+    """What is allowed for values of one column of a matrix whose numbers stand at `index` [out, in]."""
+    return allowed(values, index[:, j])

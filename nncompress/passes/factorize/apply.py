@@ -1,0 +1,285 @@
+"""What `factorize` does: asks what it needs, edits the model, checks the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from math import lcm
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.cost import cost
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.lowrank.randomized import Wanted
+from nncompress.analysis.observe.enough import too_few
+from nncompress.bench.target_speed import layer_clock
+from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.weights import layers
+from nncompress.options import shares_of
+from nncompress.passes.base import Change, Context, need_data
+from nncompress.passes.factorize import choose
+from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
+from nncompress.passes.factorize.evidence import Evidences
+from nncompress.passes.factorize.forms import Form, forms_of
+from nncompress.passes.factorize.latency import STEPS, LatencyOracle
+from nncompress.passes.factorize.latency_budget import by_latency, confirm
+from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.repair import repair
+from nncompress.passes.factorize.replace import replace_layer
+from nncompress.passes.factorize.targets import Target, find_targets
+
+
+def requires(options: Factorize, model: Model, context: Context) -> None:
+    found = list(layers(model))
+    if not found:
+        raise UsageError(
+            "factorize: no layer to factorize",
+            got="no convolution, linear layer or stored matrix",
+            remedy="nncompress inspect shows the layers",
+        )
+    for layer in found:
+        if not layer.weight.value().isfinite().all():
+            raise ModelFileError(f"factorize: the weight of {layer.name} has NaN or infinite values")
+    if options.minimize in ("layer", "model"):
+        need_data(context, f"factorize --minimize {options.minimize}", "it measures what the layers compute")
+
+
+def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
+    shapes = Shapes(model)
+    targets, left = find_targets(model, shapes, options.exclude)
+    if options.ratios:
+        targets, left = _named(options, targets, left)
+    if not targets and all(layer.weight.quantized for layer in layers(model)):
+        context.notes.append(
+            "factorize left the model as it was: all its weights are quantized already, and factors are "
+            "floats. Factorize the float model, then quantize."
+        )
+    changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
+    evidence, whose = _evidence(options, model, targets, context)
+    oracle = None
+    if options.faster or options.latency is not None:
+        oracle = LatencyOracle(shapes, layer_clock(context.target))
+    per_layer = []
+    for done, target in enumerate(targets):
+        context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
+        per_layer.append(_option(options, target, shapes, evidence, whose, oracle))
+    context.progress.step("decomposing", len(targets), len(targets))
+    if oracle is not None and oracle.unkept:
+        context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
+    choices, reached = _choose(options, model, per_layer, whose, oracle, context)
+    if not any(choice.candidate for choice in choices):
+        return changes + [_change(choice, whose) for choice in choices]
+    changes += reached
+    original = model.copy() if context.data is not None and options.refit else None
+    chosen = [choice for choice in choices if choice.candidate is not None]
+    factors = []
+    for done, choice in enumerate(chosen):  # all of them before the first layer changes
+        context.progress.step("factorizing", done, len(chosen))
+        factors.append(_factors(choice, evidence))
+    context.progress.step("factorizing", len(chosen), len(chosen))
+    if evidence is not None:
+        context.warn(too_few(options.name, evidence.rows([choice.option.target for choice in chosen])))
+    stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
+    changes += [_change(choice, whose) for choice in choices]
+    del evidence, per_layer, choices, chosen, factors  # statistics and decompositions
+    model.refresh()
+    if original is not None:
+        changes += repair(original, model, stages, context)
+    return changes
+
+
+def _named(
+    options: Factorize, targets: list[Target], left: dict[str, str]
+) -> tuple[list[Target], dict[str, str]]:
+    """The layers that `--ratios` names, and why each other one is skipped.
+
+    Raises:
+        UsageError: a name is not that of a layer that can be factorized: the user meant it to be.
+    """
+    shares = shares_of(options.name, "ratios", options.ratios)
+    known = [target.name for target in targets]
+    for name in shares:
+        if name not in known:
+            raise UsageError(
+                f"factorize: --ratios {name} names no layer that can be factorized",
+                got=left.get(name, ""),
+                expected=", ".join(known[:5]) + (", …" if known[5:] else ""),
+                remedy="nncompress inspect shows the layers",
+            )
+    others = {name: "not named in --ratios" for name in known if name not in shares}
+    return [target for target in targets if target.name in shares], {**left, **others}
+
+
+def _evidence(
+    options: Factorize, model: Model, targets: list[Target], context: Context
+) -> tuple[Evidences | None, str]:
+    """What is minimised ("weight", "layer" or "model") and what the data says about it."""
+    whose = options.minimize
+    if whose == "auto":
+        whose = "weight" if context.data is None or options.err is not None else "model"
+    if whose == "weight" or context.data is None:
+        return None, "weight"
+    try:
+        return Evidences(model, targets, context.data, context, outputs=whose == "model"), whose
+    except UnsupportedError as error:
+        if options.minimize == "model":
+            raise
+        context.notes.append(f"{error.what}: minimised the error of each layer's own output")
+        return Evidences(model, targets, context.data, context, outputs=False), "layer"
+
+
+def _option(
+    options: Factorize,
+    target: Target,
+    shapes: object,
+    evidence: Evidences | None,
+    whose: str,
+    oracle: LatencyOracle | None,
+) -> Option:
+    weight = target.weight.value()
+    unit = _unit(options, target)
+    name = "channel" if options.rank is not None and options.form == "auto" else options.form
+    said = evidence.of(target) if evidence is not None else None
+    metrics = partial(evidence.metrics, target) if evidence is not None and said is not None else None
+    matrices = target.matrices(weight)
+    each = said.metrics if said is not None else [Metric()] * len(matrices)
+    total = sum(m.energy(w) for m, w in zip(each, matrices))
+    elements = weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1]
+    wanted = Wanted(
+        options.rank,
+        _limit(options, total, elements, whose),
+        lcm(options.round_to, STEPS[0] if oracle else 1),
+    )
+    forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
+    if evidence is not None and evidence.passes > 1:  # the statistics of all layers would not fit
+        for form in forms.values():
+            form.keeps_parts = False
+    dense = target.macs if unit == "macs" else weight.numel()
+    if oracle is None:
+        candidates = [c for f in forms.values() for c in f.candidates(unit, options.round_to)]
+        return Option(target, forms, candidates, unit, dense, total, elements)
+    timings = oracle.timings(target, forms, options.round_to, options.rank)
+    known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
+    timings = {place: timing for place, timing in timings.items() if place in known}
+    if unit == "latency":
+        dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)
+        known |= {p: replace(known[p], cost=round(t.factored * 1e9)) for p, t in timings.items()}
+    faster, slower = ([known[p] for p, t in timings.items() if t.pays == pays] for pays in (True, False))
+    return Option(target, forms, faster, unit, dense, total, elements, timings, slower)
+
+
+def _unit(options: Factorize, target: Target) -> str:
+    """What is saved, and decides between ranks that are good enough."""
+    if options.params is not None or not target.macs:
+        return "parameters"
+    by_error = options.err is not None or _share(options) is not None
+    return "latency" if options.latency is not None or (options.faster and by_error) else "macs"
+
+
+def _choose(
+    options: Factorize,
+    model: Model,
+    per_layer: list[Option],
+    whose: str,
+    oracle: LatencyOracle | None,
+    context: Context,
+) -> tuple[list[Choice], list[Change]]:
+    """A choice per option, and what is to be said of the model as a whole."""
+    if options.latency is not None:
+        assert oracle is not None
+        timed = [o for o in per_layer if o.timings]
+        choices, reached = by_latency(
+            model, timed, options.latency, whose == "model", oracle, options.exclude, context
+        )
+        untimed = [Choice(o, None, o.nothing) for o in per_layer if not o.timings]
+        return choices + untimed, [reached]
+    choices = _by_cost_or_error(options, model, per_layer, whose)
+    return (choices if oracle is None else confirm(choices, oracle)), []
+
+
+def _by_cost_or_error(options: Factorize, model: Model, per_layer: list[Option], whose: str) -> list[Choice]:
+    if options.macs is not None:
+        return choose.by_cost(cost(model), per_layer, options.macs, "macs", whose == "model")
+    if options.params is not None:
+        return choose.by_cost(cost(model), per_layer, options.params, "parameters", whose == "model")
+    if options.rank is not None:
+        return [choose.by_rank(o, options.rank) for o in per_layer]
+    if options.ratio is not None:
+        return [choose.by_ratio(o, options.ratio) for o in per_layer]
+    if options.ratios:
+        shares = shares_of(options.name, "ratios", options.ratios)
+        return [choose.by_ratio(o, shares[o.target.name]) for o in per_layer]
+    told = f"error {options.err:g}" if options.err is not None else f"relative error {_share(options):.3g}"
+    limits = [_limit(options, o.total, o.elements, whose) or 0.0 for o in per_layer]
+    return [choose.by_error(o, limit, told) for o, limit in zip(per_layer, limits)]
+
+
+def _share(options: Factorize) -> float | None:
+    """Of its total error, what a layer may lose."""
+    return 1 - options.energy if options.energy is not None else options.share_lost
+
+
+def _limit(options: Factorize, total: float, elements: int, whose: str) -> float | None:
+    """The squared error that a layer must stay below; None where something else decides."""
+    if options.err is not None:
+        return options.err * (1 if whose == "model" else elements)
+    share = _share(options)
+    return None if share is None else share * total
+
+
+def _factors(choice: Choice, evidence: Evidences | None) -> tuple[Form, list[Tensor], Tensor | None]:
+    """The form, its stages' weights, and the bias that takes up the mean of their error."""
+    assert choice.candidate is not None
+    target = choice.option.target
+    form = choice.option.forms[choice.candidate.form]
+    weights = form.weights(choice.candidate.ranks)
+    known = evidence.of(target) if evidence is not None else None
+    if known is None or known.mean is None:
+        return form, weights, None
+    error = target.matrices(target.weight.value().to(torch.float64) - form.compose(weights))
+    bias = (error @ known.mean[:, :, None]).flatten().to(form.weight.dtype)
+    present = target.layers[0].bias
+    return form, weights, bias if present is None else bias + present.value()
+
+
+def _change(choice: Choice, whose: str) -> Change:
+    option, candidate = choice.option, choice.candidate
+    counted = "parameters" if option.unit == "parameters" else "macs"
+    before = option.target.weight.value().numel() if counted == "parameters" else option.target.macs
+    numbers: dict[str, object] = {f"{counted}_before": before}
+    if candidate is None:
+        return Change(option.target.name, f"skipped: {choice.reason}", numbers, applied=False)
+    after = option.forms[candidate.form].cost(candidate.ranks, counted)
+    lost = candidate.error / option.total if option.total else 0.0
+    numbers |= {
+        f"{counted}_after": after,
+        "form": candidate.form,
+        "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
+        "minimized": whose,
+        "relative_error": lost,
+    }
+    what = f"{candidate.form}: {describe(option, candidate)}, loses {lost:.2%}"
+    what += f", {NAMES[counted]} ×{after / before:.2f}"
+    if choice.measured is not None:
+        measured = choice.measured
+        numbers |= {
+            "latency_us_before": round(measured.dense * 1e6, 1),
+            "latency_us_after": round(measured.factored * 1e6, 1),
+            "latency_share_predicted": round(option.share(candidate), 3),
+            "latency_share_measured": round(measured.share, 3),
+        }
+        what += f", time ×{measured.share:.2f}"
+    if whose != "model":
+        numbers["mse"] = candidate.error / option.elements
+    return Change(option.target.name, what, numbers)
+
+
+def ensures(options: Factorize, model: Model, changes: list[Change]) -> None:
+    for change in changes:
+        for unit in ("macs", "parameters"):
+            before, after = change.numbers.get(f"{unit}_before"), change.numbers.get(f"{unit}_after")
+            if before is not None and after is not None and after >= before:
+                raise VerificationError(f"factorizing {change.where} did not reduce its {unit}")

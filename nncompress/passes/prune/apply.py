@@ -1,0 +1,190 @@
+"""What `prune` does: asks what it needs, edits the model, checks the result."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.compensation.sequential import why_not_fitted
+from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.observe.patches import as_filters, from_filters
+from nncompress.analysis.observe.seen_inputs import SeenInputs
+from nncompress.analysis.rounding.sparsegpt import largest, pruned
+from nncompress.errors import ModelFileError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.layers.weights import Layer, layers
+from nncompress.passes.base import Change, Context
+from nncompress.passes.prune.dead_nodes import remove_dead_nodes
+from nncompress.passes.prune.options import Prune, parse_pattern
+
+
+def requires(options: Prune, model: Model, context: Context) -> None:
+    chosen = list(_chosen(options, model))
+    if not chosen:
+        raise UsageError(
+            "prune: no layer to prune",
+            got="no convolution, linear layer or stored matrix"
+            + (" left by --exclude" if options.exclude else ""),
+            remedy="nncompress inspect shows the layers",
+        )
+    for layer in chosen:
+        if not layer.weight.value().isfinite().all():
+            raise ModelFileError(f"prune: the weight of {layer.name} has NaN or infinite values")
+
+
+def apply(options: Prune, model: Model, context: Context) -> list[Change]:
+    chosen = list(_chosen(options, model))
+    kept = _kept_of_all(options, chosen) if options.sparsity is not None and options.scope == "global" else {}
+    seen = _seen(options, model, context)
+    changes = []
+    for done, layer in enumerate(chosen):
+        context.progress.step("pruning connections", done, len(chosen))
+        if not layer.weight.value().numel():
+            changes.append(Change(layer.name, "skipped: its weight is empty", applied=False))
+            continue
+        if options.pattern is not None:
+            changes.append(_patterned(model, layer, *parse_pattern(options.pattern), seen))
+        else:
+            changes.append(_prune(options, layer, kept.get(layer.name)))
+    if seen is not None:
+        context.warn(too_few(options.name, seen.rows))
+    if options.remove_dead:
+        changes += remove_dead_nodes(model)
+    return changes
+
+
+def _seen(options: Prune, model: Model, context: Context) -> SeenInputs | None:
+    """What the layers multiply, from which weights make up for what a pattern takes."""
+    if options.pattern is None or context.data is None:
+        return None
+    return SeenInputs(model, context.data.input_batches(context.batch_size, context.limit), context.seed)
+
+
+def ensures(options: Prune, model: Model, changes: list[Change]) -> None:
+    if options.pattern is not None and not options.remove_dead:
+        _ensure_pattern(options, model, {change.where for change in changes if change.applied})
+    if options.sparsity is None or options.remove_dead:
+        return
+    weights = [layer.weight.value() for layer in _chosen(options, model)]
+    zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    if zeros < int(options.sparsity * total) - len(weights):
+        raise VerificationError("prune: the sparsity asked for was not reached", got=f"{zeros} of {total}")
+
+
+def _ensure_pattern(options: Prune, model: Model, pruned: set[str]) -> None:
+    n, m = parse_pattern(str(options.pattern))
+    for layer in _chosen(options, model):
+        rows = layer.weight.value().movedim(layer.roles.inputs, -1)
+        if layer.name in pruned and int((rows.unflatten(-1, (-1, m)) != 0).sum(-1).max()) > n:
+            raise VerificationError(f"prune: {layer.name} is not {options.pattern}")
+
+
+def _chosen(options: Prune, model: Model) -> list[Layer]:
+    seen: set[int] = set()
+    chosen = []
+    for layer in layers(model):
+        tensor = model.tensor(layer.weight.name)
+        if layer.kind == "embedding" or tensor.dim() < 2 or id(tensor) in seen:
+            continue
+        if any(fnmatch(layer.name, pattern) for pattern in options.exclude):
+            continue
+        seen.add(id(tensor))
+        chosen.append(layer)
+    return chosen
+
+
+def _prune(options: Prune, layer: Layer, keep: Tensor | None) -> Change:
+    """Zero what `keep` says, or where it is None what this layer's own weights decide."""
+    weight = layer.weight.value()
+    numbers: dict[str, float] = {}
+    if keep is not None:
+        pass
+    elif options.sparsity is not None:
+        keep = _all_but_smallest(weight.abs().flatten(), options.sparsity).reshape(weight.shape)
+    else:
+        bound = _threshold(options, weight)
+        numbers["threshold"] = bound
+        keep = weight.abs() >= bound
+    return _assigned(layer, torch.where(keep, weight, torch.zeros_like(weight)), numbers)
+
+
+def _threshold(options: Prune, weight: Tensor) -> float:
+    """Below which a weight of this matrix is zeroed."""
+    if options.threshold is not None:
+        return options.threshold
+    if options.std is not None:
+        return options.std * float(weight.double().square().mean().sqrt())
+    ordered = weight.double().abs().flatten().sort().values
+    lost = ordered.square().cumsum(0)
+    going = int((lost <= (options.share_lost or 0.0) * lost[-1]).sum())
+    return float(ordered[going]) if going < len(ordered) else 0.0
+
+
+def _kept_of_all(options: Prune, chosen: list[Layer]) -> dict[str, Tensor]:
+    """By layer, which weights stay when all of the chosen layers compete."""
+    assert options.sparsity is not None
+    weights = [layer.weight.value() for layer in chosen]
+    keep = _all_but_smallest(torch.cat([w.abs().flatten() for w in weights]), options.sparsity)
+    parts = keep.split([w.numel() for w in weights])
+    return {layer.name: part.reshape(w.shape) for layer, part, w in zip(chosen, parts, weights)}
+
+
+def _assigned(layer: Layer, value: Tensor, numbers: dict[str, float], how: str = "") -> Change:
+    """Store the weight that is left, and say how much of it is zero."""
+    before = layer.weight.value()
+    zeros_before, zeros, total = int((before == 0).sum()), int((value == 0).sum()), value.numel()
+    changed = zeros > zeros_before
+    if changed:
+        layer.weight.assign(value)
+    numbers |= {"zeros_before": zeros_before, "zeros": zeros, "of": total}
+    return Change(layer.name, f"{zeros / total:.1%} of {total} weights are zero{how}", numbers, changed)
+
+
+def _patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | None) -> Change:
+    """Keep n of every m neighbouring inputs, at each place of a kernel, as sparse tensor cores read them."""
+    weight = layer.weight.value()
+    inputs = weight.shape[layer.roles.inputs]
+    if inputs % m:
+        return Change(layer.name, f"skipped: {inputs} inputs are no multiple of {m}", applied=False)
+    if seen is None or "transpose" in layer.kind or why_not_fitted(model, layer) is not None:
+        return _assigned(layer, _largest_of(weight, layer.roles.inputs, n, m), {})
+    second = seen.second_moments(layer)
+    return _assigned(layer, _compensated(layer, weight, second, n, m), {}, ", the others make up for it")
+
+
+def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
+    """The n largest magnitudes of every m neighbours along `dim`, the others zero."""
+    groups = weight.movedim(dim, -1).unflatten(-1, (-1, m))
+    kept = torch.where(largest(groups.abs(), n), groups, torch.zeros_like(groups))
+    return kept.flatten(-2).movedim(-1, dim)
+
+
+def _compensated(layer: Layer, weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
+    """The weight that gives the least error of the layer's output on what it was seen to multiply."""
+    filters = as_filters(layer, weight)  # [outputs, inputs of a group, K…]
+    outputs, inputs = filters.shape[:2]
+    # The inputs last, so that neighbours stand side by side; the moments have them first.
+    matrix = filters.reshape(outputs, inputs, -1).transpose(1, 2).flatten(1)
+    order = torch.arange(matrix.shape[1]).reshape(inputs, -1).T.flatten()
+    second = second[:, order[:, None], order]
+    left = torch.cat([pruned(part, h, n, m) for part, h in zip(matrix.chunk(len(second)), second)])
+    left = left.reshape(outputs, -1, inputs).transpose(1, 2).reshape(filters.shape)
+    return from_filters(layer, left.to(weight.dtype))
+
+
+def _all_but_smallest(magnitudes: Tensor, share: float) -> Tensor:
+    """False for exactly this share of the magnitudes [n], rounded down, smallest first.
+
+    Where several tie at the cut (an int8 or codebook weight has few values), those that go are spread evenly.
+    """
+    count = int(share * magnitudes.numel())
+    if not count:
+        return torch.ones_like(magnitudes, dtype=torch.bool)
+    cutoff = magnitudes.kthvalue(count).values
+    keep = magnitudes >= cutoff
+    ties = torch.nonzero(magnitudes == cutoff).flatten()
+    going = count - int((~keep).sum())
+    keep[ties[torch.arange(going) * len(ties) // going]] = False
+    return keep

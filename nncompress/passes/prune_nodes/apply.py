@@ -1,0 +1,189 @@
+"""What `prune-nodes` does: asks what it needs, edits the model, checks the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from nncompress.analysis.answer import answer_index, output_dims
+from nncompress.analysis.compensation import Fitted, compensate, without_data
+from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
+from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
+from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import Couplings, find_couplings, fold_weights
+from nncompress.analysis.curvature.losses import check_labels
+from nncompress.analysis.importance import CRITERIA
+from nncompress.analysis.observe.enough import too_few
+from nncompress.bench.target_speed import clocked
+from nncompress.data import Dataset
+from nncompress.dtypes import dtype_name
+from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.graph.verify import not_finite
+from nncompress.passes.base import Change, Context, need_data
+from nncompress.passes.prune_nodes.blame import group_contributions
+from nncompress.passes.prune_nodes.carry_out import carry_out, proven_cut
+from nncompress.passes.prune_nodes.latency_budget import by_latency
+from nncompress.passes.prune_nodes.options import BUDGET_TOLERANCE, PruneNodes
+from nncompress.passes.prune_nodes.plan import Plan, Ranked, ranked
+
+
+def requires(options: PruneNodes, model: Model, context: Context) -> None:
+    criterion = options.chosen(context)
+    needs = CRITERIA[criterion].needs
+    if needs:
+        data = need_data(context, options.name, f"criterion {criterion} looks at activations")
+        if needs == "labels" and not data.has_labels:
+            raise UsageError(
+                f"prune-nodes: criterion {criterion} needs labels",
+                got=f"{data.spec} has none",
+                remedy="--criterion reconstruction needs none",
+            )
+    if options.drop_blocks:
+        need_data(context, options.name, "--drop-blocks measures what each block contributes")
+    broken = not_finite(model)
+    if broken:
+        raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
+    fits = criterion == "reconstruction" or options.drop_blocks or options.compensate or options.renormalize
+    if context.data is not None and fits:
+        _refuse_16_bits(model)
+    if context.data is not None and (needs or fits):
+        _read(model, context, context.data, labels=needs == "labels")
+
+
+def _refuse_16_bits(model: Model) -> None:
+    for name, value in model.graph_module.named_parameters():
+        if value.dtype.itemsize == 2:
+            raise UsageError(
+                "prune-nodes: fitting layers to data needs more precision than 16 bits",
+                got=f"{name} is {dtype_name(value.dtype)}",
+                expected="float32",
+                remedy="prune the float32 model and convert the result; or leave out --data",
+            )
+
+
+def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> None:
+    """Go through the records once, so that one that does not fit stops the work before it begins.
+
+    Raises:
+        DataError: naming the record, or what does not fit about the labels.
+    """
+    seen, planned = 0, data.planned_records(context.limit)
+    for batch in data.batches(context.batch_size, context.limit):
+        context.progress.step("reading the data", seen, planned)
+        if labels:
+            if not seen:
+                outputs = model.outputs_of(*batch.inputs)
+                index = answer_index(model, data)
+                dim = output_dims(model.outputs_of, batch, outputs)[index]
+                first = outputs[index].detach().movedim(dim or 0, 0)
+            check_labels(first[:1].expand(len(batch), *first.shape[1:]), batch.labels, data.spec)
+        seen += len(batch)
+    context.progress.step("reading the data", seen, planned)
+
+
+def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
+    context.progress.step("finding what is tied together", 0, 1)
+    fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
+    couplings = find_couplings(model)
+    plan, reached = _planned(options, ranked(options, model, couplings, context), couplings, context)
+    if not plan.cut:
+        return []
+    context.progress.step("removing nodes", 0, 1)
+    cut, proven = proven_cut(couplings, plan.cut) if options.verify else (plan.cut, None)
+    refused = proven.refused if proven else {}
+    if refused:
+        context.notes.append(
+            f"prune-nodes: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal"
+            " could not be proven. That is a defect of nncompress: please report the architecture."
+        )
+    fitted: Fitted = without_data(model, cut)
+    batches: Sequence[tuple[Tensor, ...]] = []
+    if cut and context.data is not None and (options.compensate or options.renormalize):
+        batches = context.data.input_batches(context.batch_size, context.limit)
+        if not batches:
+            raise DataError(f"{context.data.spec} gave no samples")
+    if batches and options.compensate:
+        settings = {"seed": context.seed, "progress": context.progress}
+        fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
+        context.warn(too_few(options.name, fitted.layers))
+    pruned, proof = carry_out(model, cut, fitted, proven, verify=options.verify)
+    if batches and context.data is not None and not fitted.layers and batch_norms(pruned):
+        fit, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
+        share, before, after = reestimate(pruned, fit, output_error(model, pruned, held))
+        if share:
+            context.notes.append(
+                f"batch norms: {share:.0%} new statistics; squared error of the outputs, in their variances, "
+                f"{before:.3g} -> {after:.3g}"
+            )
+    numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
+    changes = reached + _changes(plan, numbers, refused)
+    changes += [Change(n, f"skipped: {why}", applied=False) for n, why in fitted.left.items()]
+    if not refused:
+        _check_budget(options, model, pruned)
+    if cut:
+        model.graph_module = pruned.graph_module
+    return changes
+
+
+def _planned(
+    options: PruneNodes, ranks: Ranked, couplings: Couplings, context: Context
+) -> tuple[Plan, list[Change]]:
+    """What goes, and what was measured for that."""
+    if options.latency is None:
+        return ranks.plan(options), []
+
+    def cut(plan: Plan) -> Model:
+        fitted = without_data(ranks.model, plan.cut)
+        return carry_out(ranks.model, plan.cut, fitted, None, verify=False)[0]
+
+    plan, reached = by_latency(options, ranks, cut, clocked(context.target), context)
+    return plan, [reached]
+
+
+def contributions(
+    options: PruneNodes,
+    before: Model,
+    after: Model,
+    changes: list[Change],
+    inputs: tuple[Tensor, ...],
+    context: Context,
+) -> dict[str, float]:
+    return group_contributions(before, changes, inputs)
+
+
+def _changes(plan: Plan, numbers: dict[str, float], refused: dict[str, str]) -> list[Change]:
+    verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
+    changes = []
+    for choice in plan.choices:
+        units = plan.removed.get(choice.name, [])
+        if choice.name in refused:
+            changes.append(Change(choice.name, f"skipped: {refused[choice.name]}", applied=False))
+        elif units:
+            what = f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}"
+            loss = plan.losses[choice.name]
+            details = {"nodes_before": choice.size, "removed": units, "loss": loss, **numbers}
+            changes.append(Change(choice.name, what, details))
+    for name in plan.dropped:
+        changes.append(Change(name, "residual block left out", {"loss": plan.losses[name]}))
+    return changes
+
+
+def _check_budget(options: PruneNodes, model: Model, pruned: Model) -> None:
+    """The budget is met, by the exact count of what is left.
+
+    Raises:
+        VerificationError: it is exceeded by more than 2 %.
+    """
+    for unit, share in (("macs", options.macs), ("parameters", options.params)):
+        if share is None:
+            continue
+        before, after = getattr(cost(model), unit), getattr(cost(pruned), unit)
+        if after > before * share * (1 + BUDGET_TOLERANCE):
+            raise VerificationError(
+                f"prune-nodes: the budget of {unit} was missed",
+                got=f"{after / before:.4f} left",
+                expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
+                remedy="this is a defect: please report the model's architecture",
+            )

@@ -1,0 +1,161 @@
+"""What `quantize` does: asks what it needs, edits the model, checks the result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.cost import cost
+from nncompress.analysis.metrics.registry import named_metric
+from nncompress.dtypes import dtype_name
+from nncompress.errors import UnsupportedError, UsageError, VerificationError
+from nncompress.ir import Model
+from nncompress.ir.edit.fold import fold_batch_norms, norm_names
+from nncompress.ir.formats.precision import convert
+from nncompress.ir.formats.qdq import round_biases
+from nncompress.ir.layers.weights import layers
+from nncompress.passes.base import Change, Context, Pass, need_data
+from nncompress.passes.quantize.carry_out import carry_out
+from nncompress.passes.quantize.choose import choose, integer_layers
+from nncompress.passes.quantize.condition import condition
+from nncompress.passes.quantize.correct_bias import correct_biases
+from nncompress.passes.quantize.evidence import gather
+from nncompress.passes.quantize.groups import check_groups, round_by_groups
+from nncompress.passes.quantize.options import SAMPLE, Quantize
+from nncompress.passes.quantize.prepare import prepare
+from nncompress.passes.quantize.small import too_small
+from nncompress.passes.quantize.worst import keep_worst
+
+
+def requires(options: Quantize, model: Model, context: Context) -> None:
+    model = model.copy()
+    prepare(model)
+    fold_batch_norms(model)  # those that are left have names to keep
+    found = list(layers(model))
+    if not found:
+        raise UsageError(
+            "quantize: no layer to quantize", got="no convolution, linear layer or embedding with weights"
+        )
+    names = [layer.name for layer in found] + norm_names(model)
+    for pattern in options.keep:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise UsageError(
+                f"quantize: --keep {pattern} names no layer",
+                expected=", ".join(layer.name for layer in found[:5]) + (", …" if found[5:] else ""),
+            )
+    chosen, _ = choose(model, options.keep)
+    for layer in chosen:
+        weight = layer.weight.value()
+        dtype = dtype_name(weight.dtype)
+        if dtype != "float32" and not (options.mode == "float16" and dtype == "float16"):
+            raise UnsupportedError(
+                f"quantize works on float32, and {layer.name} is {dtype}",
+                remedy=f"quantize the float32 model, or leave that layer as it is: --keep {layer.name}",
+            )
+        if not weight.isfinite().all():
+            raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
+    if options.mode == "float16":
+        for layer in found:
+            if layer.weight.quantized:
+                raise UnsupportedError(
+                    f"quantize: {layer.name} is quantized already",
+                    remedy="use --mode float16 on the float model",
+                )
+    elif options.mode == "static" and integer_layers(chosen, "static"):
+        need_data(context, "quantize", "it sets the range of every activation")
+    for needs in ("size", "max_drop", "correct_bias"):
+        if chosen and getattr(options, needs) not in (None, False):
+            data = need_data(context, f"quantize --{needs.replace('_', '-')}", "it is measured")
+            if needs == "max_drop" and named_metric(options.metric).needs_labels:
+                data.require_labels("quantize --max-drop")
+    if chosen and options.rounding == "adaptive":
+        need_data(context, "quantize --rounding adaptive", "it is measured")
+    if options.group_size is not None:
+        check_groups(model, options.keep, options.group_size)
+
+
+def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
+    prepare(model)
+    if options.mode == "float16":
+        return _halve(model)
+    chosen, left = choose(model, options.keep)
+    if not chosen:
+        return left
+    original = cost(model).bytes
+    condition(model, options, context)
+    if options.group_size is not None:
+        return round_by_groups(
+            model,
+            options.keep,
+            options.group_size,
+            asymmetric=options.asymmetric,
+            nearest=options.rounding == "nearest",
+            context=context,
+        )
+    chosen, left = choose(model, options.keep)
+    evidence = gather(model, chosen, options, original, context)
+    note = too_small(model, integer_layers(chosen, options.mode))
+    if note is not None:
+        context.notes.append(note)
+    reference = model.copy() if options.correct_bias or options.max_drop is not None else model
+
+    def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:
+        chosen, left = choose(each, options.keep)
+        wanted = [layer for layer in chosen if layer.name not in extra]
+        changes = carry_out(each, wanted, options, evidence) if wanted else []
+        each.refresh()
+        if options.correct_bias and context.data is not None:
+            correct_biases(each, reference, context.data, context.limit)
+        round_biases(each)
+        kept = [Change(layer.name, "left in float by --max-drop", applied=False) for layer in chosen]
+        return changes + left + [change for change in kept if change.where in extra]
+
+    def rounded_copy(extra: tuple[str, ...]) -> Model:
+        copied = reference.copy()
+        rounded(copied, extra)
+        return copied
+
+    extra: tuple[str, ...] = ()
+    if options.max_drop is not None:
+        extra = keep_worst(model, chosen, options, evidence, context, rounded_copy)
+    changes = rounded(model, extra)
+    if context.data is not None:  # what it was calibrated on is what exported files are compared on
+        sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
+        model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))
+    return changes
+
+
+def contributions(
+    options: Quantize,
+    before: Model,
+    after: Model,
+    changes: list[Change],
+    inputs: tuple[Tensor, ...],
+    context: Context,
+) -> dict[str, float]:
+    reference = before.copy()  # as it was when its layers were rounded
+    prepare(reference)
+    if options.mode != "float16":
+        condition(reference, options, replace(context, notes=[]))
+    return Pass.contributions(options, reference, after, changes, inputs, context)
+
+
+def _halve(model: Model) -> list[Change]:
+    fold_batch_norms(model)
+    return [
+        Change(name, "float16", {"bytes_before": 4 * size, "bytes": 2 * size})
+        for name, size in convert(model, "float16", float32_ends=True)
+    ]
+
+
+def ensures(options: Quantize, model: Model, changes: list[Change]) -> None:
+    done = {change.where for change in changes if change.applied}
+    for layer in layers(model):
+        if options.mode == "float16":
+            if layer.weight.value().dtype == torch.float32:
+                raise VerificationError(f"quantize: {layer.name} is not float16 after all")
+        elif layer.name in done and not layer.weight.quantized:
+            raise VerificationError(f"quantize: {layer.name} is not int8 after all")

@@ -1,0 +1,68 @@
+"""How the house is built: what import-linter cannot say of it."""
+
+import ast
+import inspect
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from nncompress.extensions import named
+from nncompress.passes import PASSES, Pass
+
+HOUSE = Path(__file__).parents[1] / "nncompress"
+SLOW = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir"}  # seconds to import, or nearly
+# read for every --help, and for every line that is typed wrong
+QUICK = sorted(
+    ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in (*HOUSE.glob("cli/*.py"), *HOUSE.glob("passes/*/options.py"), HOUSE / "recipe.py")
+)
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if not PASSES.origin(name)])
+def test_the_steps_of_a_pass_are_functions_that_take_what_the_pass_is_called_with(name):
+    for step in ("requires", "apply", "ensures", "contributions"):
+        method = vars(PASSES[name]).get(step)
+        if method is not None:
+            contract = list(inspect.signature(getattr(Pass, step)).parameters)
+            assert list(inspect.signature(named(method.place)).parameters)[1:] == contract[1:]
+
+
+def test_what_a_command_declares_is_imported_without_torch():
+    assert len(QUICK) > 30
+    assert not {module: slow for module in QUICK if (slow := SLOW & imported_at_once(module))}
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What the import of a module of ours imports, as the files say it: ours and others', by full name."""
+    found, ahead = set(), [module]
+    while ahead:
+        each = ahead.pop()
+        if each in found:
+            continue
+        found.add(each)
+        if each.split(".")[0] == HOUSE.name:
+            ahead += [each.rpartition(".")[0]] * ("." in each)
+            ahead += _named_at_the_top(each)
+        else:
+            found.add(each.split(".")[0])
+    return found
+
+
+@cache
+def _named_at_the_top(module: str) -> list[str]:
+    path = HOUSE.parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists():
+        return []  # a name in a module, not a module
+    found = []
+    for line in ast.parse(file.read_text()).body:
+        if isinstance(line, ast.Import):
+            found += [alias.name for alias in line.names]
+        elif isinstance(line, ast.ImportFrom) and line.module:
+            found += [line.module, *(f"{line.module}.{alias.name}" for alias in line.names)]
+    return found
+
+
+def test_torch_would_be_found_out():
+    assert "torch" in imported_at_once("nncompress.passes.prune.apply")
