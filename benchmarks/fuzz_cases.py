@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def _use(model: Any) -> None:
-    """As `inspect` does, and one run of a model that is as small as those here are."""
+    """As `inspect` does, and one run, as every pass begins with, of a model as small as those here are."""
     from nncompress.analysis.cost import cost
+    from nncompress.ir.graph.verify import outputs_checked
 
     cost(model)
     repr(model)
-    with torch.no_grad():
-        model(*model.example_inputs(batch=2))
+    outputs_checked(model, model.example_inputs(batch=2), "the model as loaded")
 
 
 def _load(path: Path, **keywords: Any) -> None:

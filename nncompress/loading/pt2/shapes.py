@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.memory import most_bytes
@@ -34,6 +35,7 @@ _UNKNOWN_HERE = (
     UnsupportedOperatorException,
     GuardOnDataDependentSymNode,
 )
+_MOST_PIECES = 10_000  # of one tensor; the longest in practice are the steps of a sequence
 _MOST_SIZE = 2**31  # of one dim of an input, whose hint the file states
 
 
@@ -62,7 +64,7 @@ def check_shapes(program: ExportedProgram) -> None:
                 continue
             value = tensors[stored[node.name]] if node.name in stored else node.meta.get("val")
             arguments.append(_without_memory(value, node.name, mode))
-        with mode, torch.no_grad():
+        with mode, _FewResults(), torch.no_grad():
             try:
                 _Checked(program.graph_module).run(*arguments, enable_io_processing=False)
             except _UNKNOWN_HERE:  # sizes that depend on data: known when it runs
@@ -97,9 +99,34 @@ def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
         )
 
 
+class _FewResults(TorchDispatchMode):
+    """Refuses an op, also one inside another, that cuts a tensor into more pieces than any model does."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        _check_pieces(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _check_pieces(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Of the ops that cut one tensor up into a list."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None or [str(each.type) for each in schema.returns] != ["List[Tensor]"]:
+        return
+    given = _by_name(schema, args, kwargs)
+    x, dim, step = given.get("self"), given.get("dim", 0), given.get("split_size", 1)
+    if not isinstance(x, Tensor) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
+        return  # which the op itself refuses, or it gives back as many tensors as it got
+    pieces = given.get("sections")
+    if pieces is None and isinstance(step, int):
+        pieces = min(given.get("chunks", 2**63), _hint(x.shape[dim]) // max(step, 1))
+    if isinstance(pieces, int) and pieces > _MOST_PIECES:
+        raise Unfit(f"{schema.name} would cut a tensor into {pieces} pieces, where {_MOST_PIECES} are read")
+
+
 class _Checked(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function":
+            _check_pieces(n.target, *self.fetch_args_kwargs_from_env(n))
             try:
                 result = super().run_node(n)
             except _UNKNOWN_HERE:

@@ -111,3 +111,30 @@ def test_statistics_that_are_given_by_name_are_checked_too():
     program.state_dict["norm.running_var"] = torch.ones(1000)
     with pytest.raises(Unfit, match="running_var"):
         check_shapes(program)
+
+
+@pytest.mark.parametrize(
+    ("cut", "arguments"),
+    [
+        (lambda w: w.unbind(), ()),
+        (lambda w: w.split(1), (1,)),
+        (lambda w: w.chunk(50), (10**12,)),
+        (lambda w: w.tensor_split(2), (10**12,)),
+    ],
+)
+def test_a_tensor_cut_into_a_million_pieces_is_refused(cut, arguments):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(50))
+
+        def forward(self, x):
+            return cut(self.w)[0] + x
+
+    program = exported(Net(), torch.ones(2, 1))
+    check_shapes(program)
+    program.state_dict["w"] = torch.zeros(10**6)
+    node = next(n for n in program.graph.nodes if n.op == "call_function")
+    node.args = (node.args[0], *arguments)
+    with pytest.raises(Unfit, match="pieces"):
+        check_shapes(program)
