@@ -36,6 +36,7 @@ EXTRAS = {
     "huggingface": Extra("transformers", "transformers", "directories of `save_pretrained` as MODEL"),
     "torchvision": Extra("torchvision", "torchvision", "`--arch torchvision:NAME`, for weights"),
     "timm": Extra("timm", "timm", "`--arch timm:NAME`, for weights"),
+    "parquet": Extra("pyarrow", "pyarrow", "`--data table.parquet`"),
     "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),
 }
 

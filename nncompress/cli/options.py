@@ -40,7 +40,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="file.npz, folder of images by class, mnist:DIR, cifar10:DIR, package.module:function",
+        help="file.npz, table.csv?x=a,b&y=c, folder of images by class, mnist:DIR, package.module:function",
         rich_help_panel=_PANEL,
     ),
 ]

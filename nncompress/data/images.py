@@ -105,8 +105,12 @@ class ImageSource:
                     expected=f"{list(self.fields[0].shape)}",
                     remedy="resize the images to one size",
                 )
-        labels = np.array([image.label for image in chosen], np.int64) if self.has_labels else None
-        return (np.stack(pixels),), labels
+        return (np.stack(pixels),), self._labels(indices)
+
+    def _labels(self, indices: np.ndarray) -> np.ndarray | None:
+        if not self.has_labels:
+            return None
+        return np.array([self._images[i].label for i in indices], np.int64)
 
     def _decode(self, image: EncodedImage) -> np.ndarray:
         """uint8 [H, W, C], or [H, W] for grey."""
@@ -123,17 +127,19 @@ class ImageSource:
                 else str(problem),
                 remedy="remove or replace the file",
             ) from problem
-        return np.asarray(picture if self._size is None else _resized(picture, self._size))
+        return np.asarray(picture if self._size is None else resized(picture, self._size))
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resized(
+    picture: Image.Image, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     """To [height, width]: shorter side to 8/7 of the crop, then the crop at the centre."""
     height, width = size
     if picture.size == (width, height):
         return picture
     scale = max(height / picture.height, width / picture.width) * 8 / 7
     scaled = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    picture = picture.resize(scaled, Image.Resampling.BILINEAR)
+    picture = picture.resize(scaled, how)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
@@ -162,8 +168,8 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
     try:
         with os.scandir(folder) as entries:
             folders = sorted(entry.name for entry in entries if entry.is_dir())
-        by_class = {name: files for name in folders if (files := _image_files(folder / name))}
-        loose = _image_files(folder)
+        by_class = {name: files for name in folders if (files := image_files(folder / name))}
+        loose = image_files(folder)
     except OSError as problem:
         raise DataError(f"{folder} cannot be read", got=str(problem)) from problem
     if not by_class and not loose:
@@ -187,7 +193,7 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
     return ImageSource(images, tuple(by_class), expected)
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Regular files (no pipe, no device), by name."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file())

@@ -32,7 +32,7 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-            inputs = _input_names(names, expected, path)
+            inputs = input_names(names, expected, path)
             label = next((n for n in LABEL_NAMES if n in names and n not in inputs), None)
             wanted = [*inputs, *([label] if label else []), *(n for n in ("mean", "std") if n in names)]
             if sum(archive.getinfo(f"{n}.npy").compress_size for n in wanted) > path.stat().st_size:
@@ -60,7 +60,12 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
     )
 
 
-def _input_names(names: list[str], expected: list[ExpectedInput] | None, path: Path) -> list[str]:
+def input_names(names: list[str], expected: list[ExpectedInput] | None, path: Path) -> list[str]:
+    """Which of the arrays are inputs: those called as the model's, x0, x1, …, or x.
+
+    Raises:
+        DataError: none are.
+    """
     if expected is not None and all(e.name in names for e in expected):
         return [e.name for e in expected]
     numbered = [f"x{i}" for i in range(len(names)) if f"x{i}" in names]

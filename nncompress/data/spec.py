@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,11 +14,17 @@ from nncompress.data.dataset import Dataset
 from nncompress.data.fit import ExpectedInput, fit_inputs
 from nncompress.data.held_out import half_of
 from nncompress.data.images import open_image_folder
+from nncompress.data.masks import is_mask_folder, open_mask_folder
 from nncompress.data.mnist import open_mnist
 from nncompress.data.normalization import parse_normalization
 from nncompress.data.npz import open_npz
 from nncompress.data.python import name_of, open_memory, open_python
+from nncompress.data.shards import open_shards
+from nncompress.data.sounds import has_sounds, open_sound_folder
 from nncompress.data.source import Source, StreamSource
+from nncompress.data.tables import SUFFIXES as TABLES
+from nncompress.data.tables import open_table
+from nncompress.data.tensors import open_tensors
 from nncompress.errors import DataError
 from nncompress.extensions import Registry
 
@@ -25,8 +32,9 @@ SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: 
     "nncompress.data", {}, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function"
 )
 FORMS = (
-    "file.npz, a folder of images by class, mnist:DIR, cifar10:DIR, package.module:function or "
-    "file.py:function"
+    "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
+    "a folder of images or .wav files by class, or of images/ and masks/; mnist:DIR, cifar10:DIR, "
+    "package.module:function or file.py:function"
 )
 
 
@@ -36,7 +44,8 @@ def open_data(
     """Open `spec` and check that its records fit the model's inputs.
 
     Args:
-        spec: `file.npz`, a folder of images by class, `mnist:DIR`, `cifar10:DIR` (both also with
+        spec: `file.npz` or several, a table (`.csv`, `.jsonl`, `.parquet`), a `.pt` of tensors, a folder of
+            images or sounds by class or of images and masks, `mnist:DIR`, `cifar10:DIR` (both also with
             `?split=train`), `package.module:function`, or `NAME:PLACE` of a source that another package
             adds (docs/extending.md); or data in memory: see `open_memory`. `?half=1` and `?half=2` are two
             parts of the same size, drawn at random and always the same.
@@ -80,21 +89,40 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
     if name in SOURCES:
         opener = SOURCES[name]
         return open_memory(lambda: opener(place), expected)
+    if path.endswith(TABLES) and os.path.isfile(path):
+        return open_table(Path(path), options, expected)
     if options:
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"
         )
     if os.path.isdir(path):
-        return open_image_folder(Path(path), expected)
+        return _open_folder(Path(path), expected)
     if os.path.isfile(path):
         if path.endswith(".npz"):
             return open_npz(Path(path), expected)
+        if path.endswith((".pt", ".pth")):
+            return open_tensors(Path(path), expected)
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
+    if path.endswith(".npz") and (shards := sorted(glob.glob(path))):
+        return open_shards([Path(shard) for shard in shards], expected)
     if re.fullmatch(r"([\w.]+|.+\.py):\w+", path):
         return open_python(path, expected)
     if os.path.exists(path):
         raise DataError(f"{path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS)
     raise DataError(f"there is no data at {path}", expected=FORMS)
+
+
+def _open_folder(folder: Path, expected: list[ExpectedInput] | None) -> Source:
+    """What is in it decides: masks beside images, sounds, .npz files, else images."""
+    try:
+        if is_mask_folder(folder):
+            return open_mask_folder(folder, expected)
+        if has_sounds(folder):
+            return open_sound_folder(folder, expected)
+        shards = sorted(path for path in folder.glob("*.npz") if path.is_file())
+    except OSError as problem:
+        raise DataError(f"{folder} cannot be read", got=str(problem)) from problem
+    return open_shards(shards, expected) if shards else open_image_folder(folder, expected)
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, str]]:

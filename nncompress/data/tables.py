@@ -1,0 +1,280 @@
+"""`.csv`, `.tsv`, `.jsonl`, `.parquet`: columns of a table as inputs and labels.
+
+    table.csv?x=a,b,c&y=kind                three numbers a sample, and its class
+    table.jsonl?x=tokens&y=kind             a list a sample
+    table.parquet?ids=tokens&mask=seen      the columns of two inputs, called ids and mask
+
+Without `y` the labels are the column y, label, labels, target or targets; without inputs they are the columns
+of their names, else x is all other columns. Labels that are text are numbered in alphabetical order.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.npz import LABEL_NAMES
+from nncompress.data.source import ArraySource, check_allocation
+from nncompress.errors import DataError
+from nncompress.extras import need
+from nncompress.files.bounded_text import Unreadable, parse_json
+
+MOST_LINE = 2**24  # bytes of one line
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+Rows = Iterator[tuple[int, dict[str, Any]]]  # where the sample stands, for messages, and its values by column
+
+
+def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput] | None) -> ArraySource:
+    """The samples of a table, in memory as numbers.
+
+    Args:
+        options: `y` and inputs by name, as columns joined by commas.
+
+    Raises:
+        DataError: it cannot be read, has no such column, or a value is no number.
+        MissingExtraError: pyarrow is not installed, for .parquet.
+    """
+    names, rows = _opened(path)
+    label, inputs = _chosen(names, options, expected, path)
+    wanted = [*dict.fromkeys(c for columns in inputs.values() for c in columns), *([label] if label else [])]
+    check_allocation(8 * path.stat().st_size, str(path))  # "1,1,1": four bytes of text for one of a number
+    columns: dict[str, _Column] = {name: _Column(name, path, text=name == label) for name in wanted}
+    try:
+        for place, row in rows:
+            for name, column in columns.items():
+                column.add(row.get(name), place)
+    except (OSError, csv.Error, UnicodeDecodeError) as problem:
+        raise DataError(f"{path} cannot be read", got=str(problem)[:300]) from problem
+    kinds = {e.name: e for e in expected or ()}
+    arrays = {}
+    for position, (name, chosen) in enumerate(inputs.items()):
+        one = kinds.get(name) or (expected[position] if expected and position < len(expected) else None)
+        arrays[name] = _input([columns[c] for c in chosen], one, path)
+    labels, classes = columns[label].labels() if label else (None, None)
+    return ArraySource(arrays, labels, origin=str(path), class_names=classes)
+
+
+def _chosen(
+    names: list[str], options: dict[str, str], expected: list[ExpectedInput] | None, path: Path
+) -> tuple[str | None, dict[str, list[str]]]:
+    """The column of the labels, and those of each input."""
+    options = dict(options)
+    label = options.pop("y", None) or next((n for n in LABEL_NAMES if n in names), None)
+    inputs = {name: columns.split(",") for name, columns in options.items()}
+    if not inputs and expected and all(e.name in names and e.name != label for e in expected):
+        inputs = {e.name: [e.name] for e in expected}
+    inputs = inputs or {"x": [name for name in names if name != label]}
+    asked = [*(c for columns in inputs.values() for c in columns), *([label] if label else [])]
+    if unknown := [column for column in asked if column not in names]:
+        raise DataError(
+            f"{path} has no column {unknown[0]!r}",
+            got=", ".join(names)[:300],
+            remedy=f"{path.name}?x={','.join(names[:-1][:3]) or 'a,b'}&y={names[-1]}",
+        )
+    if not all(inputs.values()):
+        raise DataError(f"{path} has no column beside the labels", got=", ".join(names)[:300])
+    return label, inputs
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _opened(path: Path) -> tuple[list[str], Rows]:
+    """The names of its columns, and its samples."""
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
+    try:
+        first = next(rows, None)
+    except (OSError, csv.Error, UnicodeDecodeError) as problem:
+        raise DataError(f"{path} cannot be read", got=str(problem)[:300]) from problem
+    if first is None:
+        raise DataError(f"{path} holds no samples")
+    return list(first[1]), _with(first, rows)
+
+
+def _with(first: tuple[int, dict[str, Any]], rest: Rows) -> Rows:
+    yield first
+    yield from rest
+
+
+def _separated(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(_lines(file.readline, path), delimiter="\t" if path.suffix == ".tsv" else ",")
+        names = [name.strip() for name in next(reader, [])]
+        if names and all(map(_is_number, names)):
+            raise DataError(
+                f"{path} has no line with the names of its columns",
+                got=", ".join(names)[:100],
+                remedy="write one: a,b,c,label",
+            )
+        if len(set(names)) < len(names):
+            raise DataError(f"{path} has two columns of one name", got=", ".join(names)[:300])
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise DataError(
+                    f"{path}: line {reader.line_num} has another number of values",
+                    got=str(len(row)),
+                    expected=str(len(names)),
+                )
+            yield reader.line_num, dict(zip(names, row))
+
+
+def _json_lines(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(_lines(file.readline, path), 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except Unreadable as problem:
+                raise DataError(f"{path}: line {number} is no JSON", got=str(problem)) from problem
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}: line {number} is no object", got=line[:60].strip(), expected='{"x": …, "y": …}'
+                )
+            yield number, row
+
+
+def _lines(read: Callable[[int], str], path: Path) -> Iterator[str]:
+    while line := read(MOST_LINE):
+        if len(line) >= MOST_LINE:
+            raise DataError(f"{path} has a line of more than {MOST_LINE} characters")
+        yield line
+
+
+def _parquet(path: Path) -> tuple[list[str], Rows]:
+    need("parquet", str(path))
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        names = list(file.schema_arrow.names)
+    except Exception as problem:  # pyarrow's own
+        raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
+
+    def rows() -> Rows:
+        sample = 0
+        try:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    sample += 1
+                    yield sample, row
+        except DataError:
+            raise
+        except Exception as problem:
+            raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
+
+    return names, rows()
+
+
+# --- columns ----------------------------------------------------------------------------------------------
+
+
+class _Column:
+    """The values of a column: numbers eight bytes each, lists as arrays of one shape.
+
+    Args:
+        text: it holds labels, which may be text.
+    """
+
+    def __init__(self, name: str, path: Path, *, text: bool) -> None:
+        self._name, self._path, self._text = name, path, text
+        self.shape: tuple[int, ...] | None = None
+        self.whole = True  # all are integers
+        self._values = array("d")
+        self._words: list[str] = []
+
+    def add(self, value: Any, place: int) -> None:
+        if self._text and isinstance(value, str) and not _is_number(value):
+            self._words.append(value)
+            return
+        try:
+            found = np.asarray(float(value) if isinstance(value, str) else value)
+            if found.dtype.kind not in "biuf":
+                raise ValueError
+        except (TypeError, ValueError):
+            raise self._wrong(place, "is no number", repr(value)[:80]) from None
+        if found.dtype.kind in "iu" and found.size and np.abs(found).max() > 2**53:
+            raise self._wrong(place, "is beyond 2^53", repr(value)[:80])
+        if self.shape is None:
+            self.shape = found.shape
+        if found.shape != self.shape:
+            raise self._wrong(place, "has another shape than before", f"{found.shape}, {self.shape} before")
+        self.whole &= found.dtype.kind != "f" or bool((found == np.trunc(found)).all())
+        self.whole &= not (isinstance(value, str) and "." in value)
+        self._values.extend(found.ravel().tolist())
+
+    def _wrong(self, place: int, what: str, got: str) -> DataError:
+        unit = "sample" if self._path.suffix == ".parquet" else "line"
+        return DataError(
+            f"{self._path}: {self._name} {what} in {unit} {place}",
+            got=got,
+            remedy=f"{self._path.name}?x=…&y=… names the columns that are meant",
+        )
+
+    def numbers(self) -> np.ndarray:
+        """float64 [N, ...]."""
+        return np.frombuffer(self._values, np.float64).reshape(-1, *(self.shape or ()))
+
+    def labels(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
+        """Classes or targets, and the names of the classes where they are text."""
+        if not self._words:
+            numbers = self.numbers()
+            return (numbers.astype(np.int64) if self.whole else numbers.astype(np.float32)), None
+        if len(self._values):
+            raise DataError(
+                f"{self._path}: {self._name} holds text and numbers", got=f"such as {self._words[0]!r:.60}"
+            )
+        names = sorted(set(self._words))
+        if len(names) == len(self._words) > 1:
+            raise DataError(
+                f"{self._path}: every sample has another text in {self._name}, so it is no class",
+                got=", ".join(names[:3])[:200],
+                remedy=f"{self._path.name}?y=… names the column of the labels",
+            )
+        number = {name: index for index, name in enumerate(names)}
+        return np.array([number[word] for word in self._words]), tuple(names)
+
+
+def _input(columns: Sequence[_Column], expected: ExpectedInput | None, path: Path) -> np.ndarray:
+    """One input [N, ...]: of the dtype that the model takes, numbers of several columns side by side."""
+    if len(columns) == 1:
+        found = columns[0].numbers()
+    elif any(column.shape for column in columns):
+        raise DataError(
+            f"{path}: several columns of lists are no one input",
+            remedy=f"an input each: {path.name}?first=a&second=b",
+        )
+    else:
+        found = np.stack([column.numbers() for column in columns], axis=1)
+    wanted = None
+    if expected is not None:
+        wanted = tuple(size for dim, size in enumerate(expected.shape) if dim != expected.batch_dim)
+    if found.ndim == 1 and wanted != ():
+        found = found[:, None]
+    sizes = [size for size in wanted or () if isinstance(size, int)]
+    if wanted and len(sizes) == len(wanted) and found.ndim == 2 and math.prod(sizes) == found.shape[1]:
+        found = found.reshape(-1, *sizes)  # an image as a row of its pixels
+    listed = path.suffix != ".csv" and path.suffix != ".tsv"
+    integers = all(column.whole for column in columns) and (
+        not expected.dtype.startswith(("float", "bfloat")) if expected is not None else listed
+    )
+    return found.astype(np.int64 if integers else np.float32)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""`.pt`, `.pth`: tensors that `torch.save` wrote: one, `(x, y)`, or a dict with names as in an .npz."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nncompress.data.fit import ExpectedInput
+from nncompress.data.npz import LABEL_NAMES, input_names
+from nncompress.data.python import PythonStream, open_memory
+from nncompress.data.source import ArraySource
+from nncompress.errors import DataError
+from nncompress.files.pickle_scan import scan_file
+
+EXPECTED = 'torch.save({"x": x, "y": y}, file), (x, y), or a tensor'
+
+
+def open_tensors(path: Path, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
+    """The tensors of a file, which runs no code.
+
+    Raises:
+        DataError: it is damaged, needs code to load, or holds something else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                    raise ValueError("compressed members, which torch.save does not write")
+        scan_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # a malformed pickle fails in every way
+        reason = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+        raise DataError(
+            f"{path} cannot be read as tensors", got=reason[:300], expected=EXPECTED, remedy="save them anew"
+        ) from problem
+    if isinstance(found, dict):
+        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        names = input_names([name for name in tensors if isinstance(name, str)], expected, path)
+        label = next((tensors[name] for name in LABEL_NAMES if name in tensors and name not in names), None)
+        found = (tuple(tensors[name] for name in names), label)
+    if not _holds_tensors(found):
+        raise DataError(f"{path} holds no tensors", got=type(found).__name__, expected=EXPECTED)
+    return open_memory(tuple(found) if isinstance(found, list) else found, expected)
+
+
+def _holds_tensors(found: Any) -> bool:
+    if isinstance(found, torch.Tensor):
+        return found.layout == torch.strided and not found.is_quantized
+    return isinstance(found, tuple | list) and all(part is None or _holds_tensors(part) for part in found)
