@@ -41,6 +41,8 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
+from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
 from nncompress.runtimes.saturation import saturating_weights
@@ -79,24 +81,20 @@ def write_onnx(
     start = time.perf_counter()
     place = Path(path)
     _refuse_types(model)
-    if target is not None and target.symmetric and precision_of(model) == "int8":
-        raise UnsupportedError(
-            f"{target.title} takes activations in signed 8 bits with the zero point 0 alone",
-            got="unsigned ones, as quantize rounds them",
-            remedy="export the float model, and let its builder choose; or quantize --mode float16",
-        )
     model, states = state_as_inputs(model)
+    signed = _signed(model, target) if target is not None and target.symmetric else model
     # An unwritable target is refused before the work starts.
     with replacing(place, protect, external_data.is_ours) as temporary, TemporaryDirectory() as folder:
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) in ("int8", "int4")
         measured = int8 and 5 * size < PROTOBUF_LIMIT
-        twin, applied = _write(model, temporary, storage, states, target, measured=measured)
+        twin, applied = _write(signed, temporary, storage, states, target, measured=measured)
         covered, told = "", [described(applied)]
         cut_off = saturating_weights(temporary) if int8 and processor().saturates else ()
         kernels = temporary
         if cut_off:
-            told.append(_overflows(cut_off))
+            if target is None or target.device != "cuda":
+                told.append(_overflows(cut_off))
             kernels = Path(folder) / temporary.name
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
         write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
@@ -190,6 +188,31 @@ def _write(
     else:
         program.save(str(file))
     return twin, applied
+
+
+def _signed(model: Model, target: Target) -> Model:
+    """The same model with activations as signed bytes, zero point 0.
+
+    Raises:
+        UnsupportedError: that of some is another.
+    """
+    if precision_of(model) != "int8":
+        return model
+    model = model.copy()
+    for node in model.graph_module.graph.nodes:
+        if not op_name(node).startswith(("quantize_per_tensor", "choose_qparams")):
+            continue
+        if is_dynamic(node) or op_name(node).startswith("choose_qparams") or node.args[2] != MIDDLE:
+            raise UnsupportedError(
+                f"{target.title} takes activations in signed 8 bits with the zero point 0 alone",
+                got="ranges that are found when it runs" if is_dynamic(node) else "ranges with another zero",
+                remedy=f"quantize the float model with --target {target.name} (--symmetric-activations), or "
+                "export the float model and let its builder choose",
+            )
+    for node in model.graph_module.graph.nodes:
+        make_signed(node)
+    model.graph_module.recompile()
+    return model
 
 
 def _speed(twin: bytes, path: Path, model: Model) -> Speed:

@@ -29,6 +29,7 @@ from nncompress.ir.layers.weights import Layer, layers, readers, reads
 
 ops = torch.ops.quantized_decomposed
 LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
+MIDDLE = 128  # which is 0 as a signed byte
 LEAST_SCALE = 1e-12  # of an activation with a range of its own, which may be all zeros
 SHRINK = np.linspace(0.4, 1.0, 31)  # of a weight's range, tried where few bits make clipping worth it
 
@@ -57,6 +58,21 @@ class Affine:
         return cls(float(scale), zero_point)
 
     @classmethod
+    def symmetric(cls, low: float, high: float) -> Affine:
+        """The finest grid over [low, high] with the zero in its middle: 0 as a signed byte.
+
+        As in `covering`, its top never exceeds `high` where that is the farther end.
+        """
+        reach = np.float32(max(-low, high))
+        if not reach > 0:
+            return cls(1.0 / LEVELS, MIDDLE)
+        most = np.float32(LEVELS - MIDDLE)
+        scale = np.float32(reach / most)
+        while np.float32(scale * most) > reach:
+            scale = np.nextafter(scale, np.float32(0))
+        return cls(float(scale), MIDDLE)
+
+    @classmethod
     def of(cls, node: fx.Node) -> Affine:
         """Read off a static `quantize_per_tensor` or `dequantize_per_tensor` node."""
         return cls(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
@@ -78,6 +94,14 @@ def is_quantized(node: fx.Node) -> bool:
 def is_dynamic(node: fx.Node) -> bool:
     """A quantize or dequantize node whose scale is computed when it runs."""
     return op_name(node).endswith("quantize_per_tensor") and isinstance(node.args[1], fx.Node)
+
+
+def make_signed(node: fx.Node) -> None:
+    """Of a node that quantizes or dequantizes unsigned bytes: the same values as signed bytes."""
+    if op_name(node) in ("quantize_per_tensor", "dequantize_per_tensor") and node.args[-1] == torch.uint8:
+        source, scale, zero, low, high, _ = node.args
+        zero = zero - MIDDLE if isinstance(zero, int) else zero  # else `choose_qparams` gives it, signed
+        node.args = (source, scale, zero, low - MIDDLE, high - MIDDLE, torch.int8)  # type: ignore[operator]
 
 
 class StraightThrough(fx.Interpreter):

@@ -107,12 +107,22 @@ def _choose_grids(
         progress=context.progress,
         notes=context.notes,
     )
+    spanning = Affine.symmetric if _symmetric(options, context) else Affine.covering
     for done, (node, histogram) in enumerate(seen.items()):
         context.progress.step("choosing ranges", done, len(seen))
         chosen = choose_range(histogram, options.calibration, options.percentile)
-        evidence.grids[node.name] = Affine.covering(*chosen)
+        evidence.grids[node.name] = spanning(*chosen)
     for node, source in plan.same_grid.items():
         evidence.grids[node.name] = evidence.grids.get(source.name) or Affine.of(source)
+
+
+def _symmetric(options: Quantize, context: Context) -> bool:
+    """Asked for, or all that the target takes, which is said."""
+    where = TARGETS.get(context.target or "")
+    needed = where is not None and where.symmetric
+    if where is not None and needed and not options.symmetric_activations:
+        context.notes.append(f"--symmetric-activations: {where.runtime_name} takes no others")
+    return needed or options.symmetric_activations
 
 
 def _inputs(data: Dataset, size: int, context: Context) -> Iterator[tuple[Tensor, ...]]:

@@ -41,6 +41,9 @@ class Quantize(Pass):
     percentile: float = option(
         99.99, above=50, most=100, help="with --calibration percentile: the share kept at each end"
     )
+    symmetric_activations: bool = option(
+        False, help="zero in the middle of every range, as TensorRT takes it; --target tensorrt means it"
+    )
     weight_bits: int = option(
         8,
         least=2,
@@ -94,6 +97,11 @@ class Quantize(Pass):
         if self.mode != "static" and "calibration" in given:
             raise UsageError(
                 "quantize: --calibration sets the ranges of --mode static", got=f"--mode {self.mode}"
+            )
+        if self.mode != "static" and self.symmetric_activations:
+            raise UsageError(
+                "quantize: --symmetric-activations is about the ranges of --mode static",
+                got=f"--mode {self.mode}",
             )
         if self.calibration != "percentile" and "percentile" in given:
             raise UsageError(

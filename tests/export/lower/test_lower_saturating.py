@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nncompress import pipeline
 from nncompress.devices import Processor
 from nncompress.errors import UnsupportedError
 from nncompress.export import write_onnx
@@ -15,10 +16,12 @@ from nncompress.export.lower.onnxruntime import saturating as lower_saturating
 from nncompress.export.lower.onnxruntime import tiles
 from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
+from nncompress.passes import Context, Quantize
 from nncompress.runtimes import on_onnxruntime, open_artifact
 from nncompress.runtimes.saturation import overflows, saturating_weights
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized
+from tests.passes.test_quantize import Records
 
 OLD = Processor("without VNNI", 2, frozenset({"sse4_1", "avx2"}))
 
@@ -118,9 +121,32 @@ def test_a_target_that_takes_symmetric_activations_alone_gets_no_others(tmp_path
     torch.manual_seed(0)
     model = Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),))
     assert write_onnx(model, tmp_path / "float.onnx", target=TARGETS["tensorrt"]).target == "tensorrt"
-    with pytest.raises(UnsupportedError, match="zero point 0 alone"):
+    with pytest.raises(UnsupportedError, match="zero point 0 alone") as caught:
         write_onnx(quantized(model), tmp_path / "m.onnx", target=TARGETS["tensorrt"])
+    assert "--symmetric-activations" in caught.value.remedy
     assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("said", ["option", "target"])
+def test_symmetric_activations_are_signed_bytes_with_the_zero_0(tmp_path, said):
+    torch.manual_seed(0)
+    model = Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),))
+    context = Context(data=Records(model, 32), target="tensorrt" if said == "target" else None)
+    small, (step,) = pipeline.run(model, [Quantize(symmetric_activations=said == "option")], context)
+    assert ("TensorRT takes no others" in " ".join(step.notes)) == (said == "target")
+    write_onnx(small, tmp_path / "m.onnx", target=TARGETS["tensorrt"])  # compared with ours in floats
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    zeros = {
+        (n.op_type, str(stored[n.input[2]].dtype), bool(stored[n.input[2]].any()))
+        for n in graph.node
+        if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.input) > 2
+    }
+    assert zeros >= {("QuantizeLinear", "int8", False), ("DequantizeLinear", "int8", False)}
+    assert all(dtype in ("int8", "int32") and not some for _, dtype, some in zeros)
+    x = torch.rand(4, 8, 6, 6)
+    error = (small(x) - model(x)).norm() / model(x).norm()
+    assert error < 0.05  # one bit less than unsigned ranges have behind a ReLU
 
 
 def test_a_file_without_8_bit_numbers_is_not_parsed(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.fold import fold_batch_norms
-from nncompress.ir.formats.qdq import Affine, is_dequantized, ops
+from nncompress.ir.formats.qdq import Affine, is_dequantized, make_signed, ops
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import Layer, argument, layers
 
@@ -227,11 +227,8 @@ def _round_input_at_each_call(layer: Layer) -> None:
 
 
 def _say_signed(model: Model, node: fx.Node) -> None:
-    if op_name(node) in ("quantize_per_tensor", "dequantize_per_tensor") and node.args[-1] == torch.uint8:
-        source, scale, zero, low, high, _ = node.args
-        zero = zero - 128 if isinstance(zero, int) else zero  # else `choose_qparams` gives it, signed
-        node.args = (source, scale, zero, low - 128, high - 128, torch.int8)  # type: ignore[operator]
-    elif op_name(node) == "dequantize_per_channel" and node.args[2] is None:
+    make_signed(node)
+    if op_name(node) == "dequantize_per_channel" and node.args[2] is None:
         scales: Any = node.args[1]
         zeros = torch.zeros(model.tensor(scales.target).shape, dtype=torch.int64)
         name = edit.add_tensor(model, f"{scales.target}_zero", zeros, trainable=False)
