@@ -21,6 +21,7 @@ from nncompress.passes.base import Context, need_data
 from nncompress.passes.quantize.bits import bits_within
 from nncompress.passes.quantize.choose import by_weight, integer_layers
 from nncompress.passes.quantize.options import Quantize
+from nncompress.targets import TARGETS
 
 if TYPE_CHECKING:
     from torch import Tensor
