@@ -25,6 +25,7 @@ from nncompress.data.source import Source, StreamSource
 from nncompress.data.tables import SUFFIXES as TABLES
 from nncompress.data.tables import open_table
 from nncompress.data.tensors import open_tensors
+from nncompress.data.texts import open_texts
 from nncompress.errors import DataError
 from nncompress.extensions import Registry
 
@@ -90,7 +91,8 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
         opener = SOURCES[name]
         return open_memory(lambda: opener(place), expected)
     if path.endswith(TABLES) and os.path.isfile(path):
-        return open_table(Path(path), options, expected)
+        opener_of = open_texts if {"text", "tokenizer"} & set(options) else open_table
+        return opener_of(Path(path), options, expected)
     if options:
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"

@@ -3,6 +3,7 @@
     table.csv?x=a,b,c&y=kind                three numbers a sample, and its class
     table.jsonl?x=tokens&y=kind             a list a sample
     table.parquet?ids=tokens&mask=seen      the columns of two inputs, called ids and mask
+    table.csv?text=review&tokenizer=DIR     token ids: `nncompress.data.texts`
 
 Without `y` the labels are the column y, label, labels, target or targets; without inputs they are the columns
 of their names, else x is all other columns. Labels that are text are numbered in alphabetical order.
@@ -41,11 +42,11 @@ def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput
         DataError: it cannot be read, has no such column, or a value is no number.
         MissingExtraError: pyarrow is not installed, for .parquet.
     """
-    names, rows = _opened(path)
+    names, rows = open_rows(path)
     label, inputs = _chosen(names, options, expected, path)
     wanted = [*dict.fromkeys(c for columns in inputs.values() for c in columns), *([label] if label else [])]
     check_allocation(8 * path.stat().st_size, str(path))  # "1,1,1": four bytes of text for one of a number
-    columns: dict[str, _Column] = {name: _Column(name, path, text=name == label) for name in wanted}
+    columns: dict[str, Column] = {name: Column(name, path, text=name == label) for name in wanted}
     try:
         for place, row in rows:
             for name, column in columns.items():
@@ -72,22 +73,36 @@ def _chosen(
         inputs = {e.name: [e.name] for e in expected}
     inputs = inputs or {"x": [name for name in names if name != label]}
     asked = [*(c for columns in inputs.values() for c in columns), *([label] if label else [])]
-    if unknown := [column for column in asked if column not in names]:
-        raise DataError(
-            f"{path} has no column {unknown[0]!r}",
-            got=", ".join(names)[:300],
-            remedy=f"{path.name}?x={','.join(names[:-1][:3]) or 'a,b'}&y={names[-1]}",
-        )
+    check_named(asked, names, path)
     if not all(inputs.values()):
         raise DataError(f"{path} has no column beside the labels", got=", ".join(names)[:300])
     return label, inputs
 
 
+def check_named(columns: list[str], names: list[str], path: Path) -> None:
+    """Refuse a column that the table does not have.
+
+    Raises:
+        DataError: naming those that it has.
+    """
+    if unknown := [column for column in columns if column not in names]:
+        raise DataError(
+            f"{path} has no column {unknown[0]!r}",
+            got=", ".join(names)[:300],
+            remedy=f"{path.name}?x={','.join(names[:-1][:3]) or 'a,b'}&y={names[-1]}",
+        )
+
+
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> tuple[list[str], Rows]:
-    """The names of its columns, and its samples."""
+def open_rows(path: Path) -> tuple[list[str], Rows]:
+    """The names of its columns, and its samples.
+
+    Raises:
+        DataError: it cannot be read, or holds none.
+        MissingExtraError: pyarrow is not installed, for .parquet.
+    """
     if path.suffix == ".parquet":
         return _parquet(path)
     rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
@@ -180,7 +195,7 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
 # --- columns ----------------------------------------------------------------------------------------------
 
 
-class _Column:
+class Column:
     """The values of a column: numbers eight bytes each, lists as arrays of one shape.
 
     Args:
@@ -246,7 +261,7 @@ class _Column:
         return np.array([number[word] for word in self._words]), tuple(names)
 
 
-def _input(columns: Sequence[_Column], expected: ExpectedInput | None, path: Path) -> np.ndarray:
+def _input(columns: Sequence[Column], expected: ExpectedInput | None, path: Path) -> np.ndarray:
     """One input [N, ...]: of the dtype that the model takes, numbers of several columns side by side."""
     if len(columns) == 1:
         found = columns[0].numbers()

@@ -1,0 +1,113 @@
+"""ONNX files of torch's two exporters, read, pruned by 30 %, exported and run again; print the table.
+
+    python benchmarks/onnx_architectures.py [NAME ...] [--own] [--all]
+
+Every architecture is written once, the exporters and opsets 13 to 20 in turn (`--all`: by every one of them),
+with a free batch where the exporter keeps it. `read`: the file against ONNX Runtime, as the loader compares;
+`after`: parameters left; `written`: the pruned model in ONNX Runtime, as the export compares it. What torch
+itself cannot export is said and not counted. Needs `transformers` for the second half of the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+
+from architectures import Architecture, everything, settle  # noqa: E402
+
+import nncompress  # noqa: E402
+from nncompress.errors import NNCompressError  # noqa: E402
+from nncompress.export import write  # noqa: E402
+
+WAYS = [
+    *((False, opset) for opset in range(13, 21)),  # the exporter by tracing
+    *((True, opset) for opset in range(18, 21)),  # and the one by torch.export, which writes no older ones
+]
+COLUMNS = "architecture exporter opset read after written CPU"
+
+
+def exported(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamo: bool, opset: int, path: Path
+) -> bool:
+    """The file, with a free batch or else a fixed one; False where torch cannot write it."""
+    names = [f"in{i}" for i in range(len(inputs))]
+    if dynamo:
+        free = {"dynamic_shapes": [{0: torch.export.Dim("batch")} for _ in inputs]}
+    else:
+        free = {"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}
+    for settings in (free, {}):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
+            return True
+    return False
+
+
+def row(name: str, architecture: Architecture, dynamo: bool, opset: int) -> tuple[list[str], bool | None]:
+    """The cells, and whether it went well; None where torch could not write the file."""
+    begun = time.process_time()
+    torch.manual_seed(0)
+    module = settle(architecture.make(), architecture.draw)
+    cells = [name, "torch.export" if dynamo else "tracing", str(opset)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if not exported(module, architecture.draw(2), dynamo, opset, path):
+            return [*cells, "torch cannot write it"], None
+        said: list[str] = []
+        try:
+            model = nncompress.load(path, notice=said.append)
+            read = next((s.rsplit(" ", 1)[1] for s in said if "agrees with" in s), "?")
+            smaller = nncompress.compress(model, ["prune-nodes:ratio=0.3"])
+            error = write(smaller, Path(folder) / "pruned.onnx").relative_error
+        except NNCompressError as problem:
+            return [*cells, " ".join(str(problem).split())[:300]], False
+        before, after = (sum(p.numel() for p in m.graph_module.parameters()) for m in (model, smaller))
+    return [
+        *cells,
+        read,
+        f"{after / before:.2f}",
+        f"{error:.1e}",
+        f"{time.process_time() - begun:.0f} s",
+    ], True
+
+
+def cases(names: list[str], own: bool, every: bool) -> Iterator[tuple[str, Architecture, bool, int]]:
+    turn = itertools.cycle(WAYS)
+    for name, architecture in everything(own=own).items():
+        ways = WAYS if every else [next(turn)]
+        if not names or name in names:
+            yield from ((name, architecture, *way) for way in ways)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--own", action="store_true")
+    parser.add_argument("--all", action="store_true")
+    options = parser.parse_args()
+    print("\t".join(COLUMNS.split()), flush=True)
+    good = bad = unwritten = 0
+    for case in cases(options.names, options.own, options.all):
+        cells, went = row(*case)
+        good, bad, unwritten = good + (went is True), bad + (went is False), unwritten + (went is None)
+        print("\t".join(cells), flush=True)
+    print(f"{good} equal, {bad} not, {unwritten} that torch does not write")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
