@@ -35,6 +35,7 @@ _UNKNOWN_HERE = (
     UnsupportedOperatorException,
     GuardOnDataDependentSymNode,
 )
+_ENUMS = {"ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format}
 _MOST_PIECES = 10_000  # of one tensor; the longest in practice are the steps of a sequence
 _MOST_SIZE = 2**31  # of one dim of an input, whose hint the file states
 
@@ -55,6 +56,9 @@ def check_shapes(program: ExportedProgram) -> None:
         **program.graph_signature.inputs_to_buffers,
         **program.graph_signature.inputs_to_lifted_tensor_constants,
     }
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            _check_enums(node)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     arguments: list[Any] = []
     with unlogged(), warnings.catch_warnings():
@@ -97,6 +101,20 @@ def _check_memory(shape: Any, dtype: torch.dtype, name: str) -> None:
             f"{name} of shape {'×'.join(map(str, shape))} takes {needed / 1e9:.3g} GB, "
             f"where a tensor may have {most / 1e9:.3g} GB: a quarter of this machine's memory"
         )
+
+
+def _check_enums(node: fx.Node) -> None:
+    """Refuse a number where an operator takes a dtype, layout or memory format: no kernel checks it."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return
+    given = _by_name(schema, node.args, node.kwargs)
+    for argument in schema.arguments:
+        kind = _ENUMS.get(str(argument.real_type).removeprefix("Optional[").removesuffix("]"))
+        value = given.get(argument.name)
+        default = argument.default_value if argument.has_default_value() else None
+        if kind is not None and value is not None and value is not default and not isinstance(value, kind):
+            raise Unfit(f"{node.name}: {argument.name} is {value!r:.80}, which is no {kind.__name__}")
 
 
 class _FewResults(TorchDispatchMode):

@@ -138,3 +138,19 @@ def test_a_tensor_cut_into_a_million_pieces_is_refused(cut, arguments):
     node.args = (node.args[0], *arguments)
     with pytest.raises(Unfit, match="pieces"):
         check_shapes(program)
+
+
+@pytest.mark.parametrize(("name", "hostile"), [("memory_format", -5), ("dtype", 2**40), ("layout", 99)])
+def test_numbers_in_the_place_of_an_enum_are_refused(name, hostile):
+    """`memory_format=-5` is a segmentation fault."""
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return x + torch.zeros_like(x, memory_format=torch.contiguous_format, dtype=torch.float32)
+
+    program = exported(Net(), torch.ones(2, 2))
+    check_shapes(program)
+    node = next(n for n in program.graph.nodes if "zeros_like" in n.name)
+    node.kwargs = {**node.kwargs, name: hostile}
+    with pytest.raises(Unfit, match=name):
+        check_shapes(program)
