@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import itertools
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -41,6 +41,21 @@ WAYS = [
 COLUMNS = "architecture exporter opset read after written CPU"
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on the standard output: where it fails, the exporter prints whole graphs there, from C++."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
+
+
 def exported(
     module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamo: bool, opset: int, path: Path
 ) -> bool:
@@ -51,7 +66,7 @@ def exported(
     else:
         free = {"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}
     for settings in (free, {}):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        with quiet(), contextlib.suppress(Exception):
             torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
             return True
     return False

@@ -6,13 +6,12 @@ import copy
 from dataclasses import replace
 
 from torch import fx
-from torch.export import Dim
 
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.model import name_placeholders
 from nncompress.ir.graph.network import Network
-from nncompress.ir.graph.tracing import trace
+from nncompress.ir.graph.tracing import named_dims, trace
 
 
 def model_of(network: Network) -> Model:
@@ -24,7 +23,7 @@ def model_of(network: Network) -> Model:
     held = copy.deepcopy(network).cpu().eval()
     shell = Model(fx.GraphModule({}, fx.Graph()), held.inputs, held.outputs, held.dynamic)
     shell.sizes = held.sizes
-    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in held.dynamic.items()}
+    dims = named_dims(held.dynamic)
     shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in held.inputs)
     model = Model.from_exported(
         trace(held, shell.example_inputs(), {}, (shapes,) if dims else None),

@@ -21,6 +21,7 @@ from nncompress.ir.graph.tracing import (
     at_least_two,
     batch_dims,
     marked_dims,
+    named_dims,
     output_names,
     tie_again,
     trace,
@@ -315,7 +316,7 @@ class Model:
         return self._traced(module, batch)
 
     def _traced(self, module: fx.GraphModule, batch: int) -> ExportedProgram:
-        dims = {name: Dim(name, min=low, max=high) for name, (low, high) in self.dynamic.items()}
+        dims = named_dims(self.dynamic)
         shapes = tuple(
             {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
         )

@@ -58,6 +58,12 @@ def without_stack_traces() -> Iterator[None]:
         config.do_not_emit_stack_traces = before
 
 
+def named_dims(dynamic: Mapping[str, tuple[int, int | None]]) -> dict[str, Any]:
+    """A dim of torch.export for every dynamic dim, whose own name may be none that Python takes."""
+    names = {name: name if name.isidentifier() else f"free_{at}" for at, name in enumerate(dynamic)}
+    return {name: Dim(names[name], min=low, max=high) for name, (low, high) in dynamic.items()}
+
+
 def at_least_two(value: Any, dim: int | None = 0) -> Any:
     """A batch of 1 along `dim` doubled: torch.export would take 1 for a constant."""
     if isinstance(value, Tensor) and dim is not None and value.dim() > dim and value.shape[dim] == 1:

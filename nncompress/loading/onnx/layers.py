@@ -283,7 +283,10 @@ def resize(call: Call) -> Value:
         scales = items(call.array(first, "the scales")) or None
     wanted = items(call.array(3, "the sizes")) if call.has(3) and call.op == "Resize" else None
     axes = [a % x.dim() for a in call.get("axes", range(x.dim()))]
-    if wanted is not None and call.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+    policy = call.get(
+        "keep_aspect_ratio_policy", "stretch"
+    )  # of sizes alone; exporters write it beside scales
+    if wanted is not None and policy != "stretch":
         raise call.refusal("sizes that keep the aspect ratio")
     factors = dict(zip(axes, scales)) if scales is not None else {}
     targets = dict(zip(axes, wanted)) if wanted is not None else {}

@@ -307,3 +307,39 @@ def test_dims_called_by_no_name_are_like_no_other(tmp_path):
     model = load_model(path)
     assert len(set(model.inputs[0].shape)) == 3
     assert model.outputs_of(torch.randn(3, 5, 7))[0].shape == (3, 5, 7)
+
+
+def test_dims_whose_names_python_does_not_take_keep_them(tmp_path):
+    weight = numpy_helper.from_array(
+        np.random.default_rng().standard_normal((4, 3, 1)).astype(np.float32), "w"
+    )
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+    dims = ("p2o.Dynamic.0", 3, "length-1")
+    path = graph_file(
+        tmp_path / "m.onnx", nodes, [floats("x", *dims)], [floats("y", dims[0], 4, dims[2])], [weight]
+    )
+    model = nncompress.compress(load_model(path), ["prune:sparsity=0.5"])
+    model.refresh()
+    assert model.inputs[0].shape == ("batch", 3, "length-1")
+    nncompress.save(model, tmp_path / "again.onnx")
+    (given,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").get_inputs()
+    assert given.shape == ["batch", 3, "length-1"]
+
+
+def test_a_resize_by_scales_may_say_what_counts_for_sizes_alone(tmp_path):
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "s")
+    nodes = [
+        helper.make_node(
+            "Resize",
+            ["x", "", "s"],
+            ["y"],
+            mode="nearest",
+            keep_aspect_ratio_policy="stretch",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+    ]
+    path = graph_file(
+        tmp_path / "m.onnx", nodes, [floats("x", 1, 2, 3, 3)], [floats("y", 1, 2, 6, 6)], [scales], 18
+    )
+    assert load_model(path).outputs_of(torch.randn(1, 2, 3, 3))[0].shape == (1, 2, 6, 6)
