@@ -39,6 +39,20 @@ def quantized():
     return model
 
 
+@pytest.fixture(scope="module")
+def compiled_once():
+    """ExecuTorch's compiler, which takes seconds, for each graph once."""
+    compiler, made = pte._compile, {}
+
+    def compiled(lowered, record):
+        key = lowered.graph_module.code, record
+        if key not in made:
+            made[key] = compiler(lowered, record)
+        return made[key]
+
+    return compiled
+
+
 def other_kernels(monkeypatch, noise):
     """Runs with optimisations are off by `noise`, as if integer kernels rounded that much otherwise."""
     run = verify_onnx.run
@@ -97,9 +111,12 @@ def test_files_are_compared_on_inputs_like_the_calibration_data(quantized):
 
 @pytest.mark.skipif(not extras.installed("mobile"), reason="executorch is not installed")
 @pytest.mark.parametrize(("noise", "right"), [(0.02, True), (1.0, False)])
-def test_a_mobile_file_is_compared_up_to_its_choices_as_well(tmp_path, quantized, monkeypatch, noise, right):
+def test_a_mobile_file_is_compared_up_to_its_choices_as_well(
+    tmp_path, quantized, compiled_once, monkeypatch, noise, right
+):
     """As if the phone's kernels rounded that much otherwise."""
     run = pte.run_apart
+    monkeypatch.setattr(pte, "_compile", compiled_once)
     monkeypatch.setattr(
         pte,
         "run_apart",
