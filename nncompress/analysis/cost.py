@@ -36,6 +36,7 @@ class LayerCost:
         nonzero: how many of those are not zero.
         macs: multiply-accumulates at batch 1.
         bytes: stored bytes of the parameters counted here; files pack weights of 4 bits and fewer.
+        bits: of each value of the weight, in a file; 0 without one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerCost:
     nonzero: int
     macs: int
     bytes: int
+    bits: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +107,7 @@ def cost(model: Model) -> Cost:
                 ),
                 macs=macs,
                 bytes=sum(_bytes(t, bits.get(name, 8)) for name, t in fresh),
+                bits=model.tensor(stored[0]).element_size() * bits.get(stored[0], 8) if stored else 0,
             )
         )
     return Cost(tuple(rows))

@@ -71,7 +71,7 @@ def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
         table.add_row(
             Name(row.name),
             "attention" if row.kind == "scaled_dot_product_attention" else row.kind,
-            "×".join(map(str, row.shape)),
+            "×".join(map(str, row.shape)) + (f" int{row.bits}" if 0 < row.bits <= 8 else ""),
             count(row.parameters),
             share(row.parameters, cost.parameters),
             count(row.macs),

@@ -11,6 +11,7 @@ from torch import nn
 
 from nncompress import export, pipeline
 from nncompress.analysis.cost import cost
+from nncompress.analysis.observe.statistics import input_moments
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -18,6 +19,7 @@ from nncompress.ir.formats.groups import Groups
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, PruneNodes, Quantize
+from nncompress.passes.quantize.norm_scales import NormScales
 from nncompress.recipe import parse_pass
 from nncompress.train.quantized import round_per_group
 
@@ -132,6 +134,40 @@ def test_data_makes_the_outputs_err_less(decoder, data):
            for rounding in ("nearest", "auto")}  # fmt: skip
     assert far["auto"] < 0.9 * far["nearest"]
     assert moved(rounded(decoder)[0], decoder, data) == far["nearest"]
+
+
+def outlying() -> Model:
+    """A decoder with some large inputs behind its norms, as trained ones have them."""
+    torch.manual_seed(0)
+    net = Decoder().eval()
+    with torch.no_grad():
+        net.norm1.weight[::7] *= 20
+        net.norm2.weight[3::5] *= 20
+    return Model.from_module(net, (torch.randint(0, V, (2, T)),))
+
+
+def test_scales_of_inputs_are_taken_back_in_the_norm(data):
+    model = outlying()
+    products = [layer for layer in layers(model) if layer.kind == "linear" and layer.name != "embed#2"]
+    original = model.copy()
+    norms = NormScales(model, products, 16, asymmetric=False)
+    moments = input_moments(model, products, data.input_batches(64, None))
+    scales = {each.name: norms.of(each, moments[each.name].second[0]) for each in products}
+    assert scales["qkv"] is not None
+    assert scales["out"] is scales["down"] is None  # behind no norm
+    for each in products:
+        found = scales[each.name]
+        if found is not None:
+            each.weight.assign(each.weight.value() * found)
+    assert norms.take_back() == 1  # the other's product is no linear layer here
+    assert moved(model, original, data) < 1e-5
+
+
+def test_scales_of_inputs_lower_the_error(data, monkeypatch):
+    model = outlying()
+    scaled = moved(rounded(model, data, size=32)[0], model, data)
+    monkeypatch.setattr("nncompress.passes.quantize.norm_scales.POWERS", (0.0,))
+    assert scaled < 0.97 * moved(rounded(model, data, size=32)[0], model, data)
 
 
 def test_a_pt2_holds_four_bits_and_loads_to_the_bit(decoder, tmp_path):

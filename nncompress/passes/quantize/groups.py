@@ -31,6 +31,7 @@ from nncompress.ir.formats.groups import Groups, store_groups
 from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
+from nncompress.passes.quantize.norm_scales import NormScales
 
 aten = torch.ops.aten
 
@@ -87,6 +88,9 @@ def round_by_groups(
         seen = SeenInputs(model, batches, context.seed)
     stored: dict[str, tuple[Tensor, Groups]] = {}
     matrices = by_weight(chosen)
+    alone = [each[0] for each in matrices.values() if len(each) == 1 and not _reason_to_leave(model, each)]
+    products = [layer for layer in alone if layer.kind in PRODUCTS]
+    norms = NormScales(model, products, size, asymmetric=asymmetric)
     for done, (name, layers_) in enumerate(matrices.items()):
         context.progress.step("rounding", done, len(matrices))
         reason = _reason_to_leave(model, layers_)
@@ -95,11 +99,16 @@ def round_by_groups(
             continue
         weight = layers_[0].weight.value().clone()
         second = None if seen is None else _second_moment(layers_, seen, tied)
+        scales = None if second is None else norms.of(layers_[0], second)
+        if scales is not None and second is not None:
+            weight = (weight * scales).float()
+            second = second / scales / scales[:, None]
         groups = Groups.fit(
             weight, size, asymmetric=asymmetric, importance=None if second is None else second.diagonal()
         )
         codes = _codes(weight, groups, second)
-        layers_[0].weight.assign(groups.values(codes))  # what comes after it sees it so
+        value = groups.values(codes)
+        layers_[0].weight.assign(value if scales is None else value / scales)  # what comes after sees it so
         stored[name] = codes, groups
         for layer in layers_:
             what = f"weights of 4 bits in groups of {size}, float arithmetic"
@@ -109,6 +118,7 @@ def round_by_groups(
     context.progress.step("rounding", len(matrices), len(matrices))
     if seen is not None:
         context.warn(too_few("quantize", seen.rows))
+    norms.take_back()
     for name, (codes, groups) in stored.items():
         store_groups(model, name, codes, groups)
     return changes

@@ -1,0 +1,149 @@
+"""Inputs that matter more get finer steps: a scale per input, taken back in the norm that makes it.
+
+A product W x behind a layer norm (or RMS norm) is (W s)(x / s), and 1 / s goes into the norm's own
+weights: the same function. But the grid of a group is then set by what is large in W s, so that inputs
+with a large s are rounded on relatively finer steps (Lin et al. 2024, "AWQ", eq. 4 and 5: s is a power of
+the input's mean size). The power is the one of those tried with which rounding to the nearest errs least
+in the outputs of all products that read the norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir import Model
+from nncompress.ir.formats.groups import Groups
+from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.layers.weights import Layer, argument, reads
+
+POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
+MOVES = (
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unsqueeze",
+    "squeeze",
+    "contiguous",
+    "clone",
+    "dropout",
+)
+
+
+class NormScales:
+    """The scales of the inputs of products, found when the first product behind a norm is rounded.
+
+    Args:
+        products: all linear layers that are rounded.
+    """
+
+    def __init__(self, model: Model, products: Collection[Layer], size: int, *, asymmetric: bool) -> None:
+        self._model, self._size, self._asymmetric = model, size, asymmetric
+        self._behind = dict(_behind_norms(model, products))
+        self._found: dict[fx.Node, Tensor] = {}
+
+    def of(self, layer: Layer, second: Tensor) -> Tensor | None:
+        """s, float64 [in]; None where no norm is before it, or scales do not help.
+
+        Args:
+            second: E[x xᵀ] of what it multiplies, float64 [in, in].
+        """
+        norm = next((norm for norm, readers in self._behind.items() if layer.node in readers), None)
+        if norm is None:
+            return None
+        if norm not in self._found:
+            self._found[norm] = self._best(list(self._behind[norm].values()), second)
+        scales = self._found[norm]
+        return None if bool((scales == 1).all()) else scales
+
+    def take_back(self) -> int:
+        """Divide the norms' weights by the scales that were found, in place; how many were changed."""
+        changed = 0
+        for norm, scales in self._found.items():
+            if bool((scales == 1).all()):
+                continue
+            changed += 1
+            for name in _vectors(self._model, norm) or ():
+                tensor = self._model.tensor(name)
+                with torch.no_grad():
+                    tensor.copy_((tensor.double() / scales).to(tensor.dtype))
+        return changed
+
+    def _best(self, readers: Sequence[Layer], second: Tensor) -> Tensor:
+        weights = [layer.weight.value().double() for layer in readers]
+        sizes = second.diagonal().clamp_min(1e-12 * float(second.diagonal().mean()) + 1e-300)
+        best, least = torch.ones_like(sizes), float("inf")
+        for power in POWERS:
+            scales = sizes.pow(power)
+            scales = scales / (scales.max() * scales.min()).sqrt()
+            lost = sum(self._lost(weight, scales, second) for weight in weights)
+            if lost < least:
+                best, least = scales, lost
+        return best
+
+    def _lost(self, weight: Tensor, scales: Tensor, second: Tensor) -> float:
+        """tr(Δ H Δᵀ) of rounding the scaled weight to the nearest."""
+        scaled = weight * scales
+        importance = second.diagonal() / scales.square()
+        groups = Groups.fit(scaled, self._size, asymmetric=self._asymmetric, importance=importance)
+        error = groups.values(groups.codes(scaled)).double() / scales - weight
+        return float(((error @ second) * error).sum())
+
+
+def _behind_norms(
+    model: Model, products: Collection[Layer]
+) -> Iterator[tuple[fx.Node, dict[fx.Node, Layer]]]:
+    """Norms that nothing but such products reads, and these."""
+    by_node = {layer.node: layer for layer in products}
+    for node in model.graph.nodes:
+        if node.op == "call_function" and _vectors(model, node) is not None:
+            readers = _readers(node, by_node)
+            if readers:
+                yield node, readers
+
+
+def _readers(node: fx.Node, products: dict[fx.Node, Layer]) -> dict[fx.Node, Layer] | None:
+    found: dict[fx.Node, Layer] = {}
+    width = node.meta["val"].shape[-1]
+    for user in node.users:
+        if user in products and products[user].data is node:
+            found[user] = products[user]
+        elif op_name(user) in MOVES and user.args[0] is node and user.meta["val"].shape[-1:] == (width,):
+            further = _readers(user, products)
+            if further is None:
+                return None
+            found |= further
+        else:
+            return None
+    return found
+
+
+def _vectors(model: Model, node: fx.Node) -> list[str] | None:
+    """The stored vectors [width] with which a norm scales and shifts its outputs; None where it has none."""
+    name = op_name(node)
+    if name in ("layer_norm", "rms_norm"):
+        given = [argument(node, position) for position in ((2, 3) if name == "layer_norm" else (2,))]
+        if given[0] is None or len(argument(node, 1)) != 1:  # type: ignore[arg-type]
+            return None
+    elif name == "mul":  # an RMS norm that is spelt out
+        given = [each for each in node.args[:2] if isinstance(each, fx.Node) and each.op == "get_attr"]
+        if len(given) != 1:
+            return None
+    else:
+        return None
+    names = []
+    for each in given:
+        if each is None:
+            continue
+        if not isinstance(each, fx.Node) or each.op != "get_attr" or len(each.users) > 1:
+            return None
+        tensor = model.tensor(str(each.target))
+        if tensor.shape != node.meta["val"].shape[-1:] or tensor.dtype != torch.float32:
+            return None
+        if reads(model, str(each.target)) > 1:
+            return None
+        names.append(str(each.target))
+    return names
