@@ -12,12 +12,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from nncompress.loading.constants import is_weight
+
 OWN = ("training", "arrays", "inputs")  # attributes of the module itself
 MOST_HOST = 4096  # numbers: longer constants of integers are tables, not sizes
 
 
 class Store(nn.Module):
-    """What the file stores, initializers and constants: floats are parameters, other tensors buffers.
+    """What the file stores, initializers and constants: weights are parameters, other tensors buffers.
 
     Those of the graphs inside nodes, too, and all before anything is traced: a tensor that is made while
     tracing has no values.
@@ -73,7 +75,7 @@ class Store(nn.Module):
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
         tensor = from_array(array)
-        if tensor.is_floating_point() and tensor.dim() and not state:
+        if is_weight(tensor) and not state:
             owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=True))
         else:
             owner.register_buffer(leaf, tensor)

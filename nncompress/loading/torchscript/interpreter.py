@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
 from nncompress.loading.compare import unchanged
+from nncompress.loading.constants import is_weight
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.pt2.operators import operator_name
 from nncompress.loading.torchscript.builtins import BUILTINS, MEMORY_FORMATS, OF_TENSORS, SCALAR_TYPES
@@ -66,7 +67,7 @@ class GraphModule(nn.Module):
         self.constants: dict[str, str] = {}  # value of the graph -> parameter
         for node in _nodes(self.graph):
             value = node.output().toIValue() if node.kind() == "prim::Constant" else None
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            if isinstance(value, Tensor) and is_weight(value):
                 name = f"constant_{len(self.constants)}"
                 self.constants[node.output().debugName()] = name
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))

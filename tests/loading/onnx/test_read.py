@@ -343,3 +343,24 @@ def test_a_resize_by_scales_may_say_what_counts_for_sizes_alone(tmp_path):
         tmp_path / "m.onnx", nodes, [floats("x", 1, 2, 3, 3)], [floats("y", 1, 2, 6, 6)], [scales], 18
     )
     assert load_model(path).outputs_of(torch.randn(1, 2, 3, 3))[0].shape == (1, 2, 6, 6)
+
+
+def test_a_stored_mask_is_no_weight(tmp_path):
+    rng = np.random.default_rng()
+    mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    stored = [
+        numpy_helper.from_array(rng.standard_normal((3, 8)).astype(np.float32), "w"),
+        numpy_helper.from_array(rng.standard_normal((8, 4)).astype(np.float32), "v"),
+    ]
+    nodes = [
+        helper.make_node("Constant", [], ["mask"], value=numpy_helper.from_array(mask)),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["s"]),
+        helper.make_node("Add", ["s", "mask"], ["m"]),
+        helper.make_node("Softmax", ["m"], ["y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 4, 3)], [floats("y", "N", 4, 4)], stored)
+    model = nncompress.compress(load_model(path), ["prune-nodes:ratio=0.5"])
+    assert {tuple(p.shape) for p in model.graph_module.parameters()} == {(3, 4), (4, 4)}
+    assert torch.isinf(dict(model.graph_module.named_buffers())["mask"]).sum() == 6
