@@ -36,9 +36,8 @@ from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
-from nncompress.ir.graph.network import Network
-from nncompress.loading import load_model, load_module
-from nncompress.loading.file_kind import FileKind, file_kind
+from nncompress.loading import Examples, load_model, load_module, stated_form
+from nncompress.memory import unbounded_memory
 from nncompress.passes import Context, Pass
 from nncompress.progress import NullProgress, Progress
 from nncompress.recipe import parse_pass, read_recipe
@@ -86,10 +85,17 @@ def load(
     if module is None and not isinstance(model, str | Path):
         raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN)
     path = Path() if isinstance(model, torch.nn.Module) else Path(model)
-    shapes, examples = input if isinstance(input, str) else None, _examples(input)
-    carries = isinstance(module, Network) or (module is None and file_kind(path) is FileKind.PT2)
-    if input is None and data is not None and not carries:
-        examples = _records_as_examples(open_data(data, None, normalize))
+    shapes = input if isinstance(input, str) else None
+    examples: Examples | None = _examples(input)
+    drawn: list[Tensor] = []
+
+    def records(names: Sequence[str]) -> tuple[Tensor, ...]:
+        with unbounded_memory():
+            drawn[:] = _records_as_examples(data, normalize, names, _spec(model))
+        return tuple(drawn)
+
+    if input is None and data is not None:
+        examples = records
     try:
         if module is not None:
             loaded = load_module(module, input_shapes=shapes, example_inputs=examples, notice=say)
@@ -105,9 +111,9 @@ def load(
                 notice=say,
             )
     except UsageError as error:
-        if examples is None or input is not None or "does not run on an input" not in error.what:
+        if not drawn or "does not run on an input" not in error.what:
             raise
-        of = ", ".join(f"{dtype_name(t.dtype)}{list(t.shape[1:])}" for t in examples)
+        of = ", ".join(f"{dtype_name(t.dtype)}{list(t.shape[1:])}" for t in drawn)
         raise DataError(
             f"the samples of {_spec(data)} do not fit {_spec(model)}",
             got=f"samples of {of}: {error.got}",
@@ -353,7 +359,22 @@ def _spec(given: Any) -> str:
     return str(given) if isinstance(given, str | Path) else name_of(given)
 
 
-def _records_as_examples(records: Dataset) -> tuple[Any, ...]:
-    for batch in records.batches(2, limit=2):
+def _records_as_examples(
+    data: Any, normalize: str | None, names: Sequence[str], model: str
+) -> tuple[Tensor, ...]:
+    """Two samples of the data, an input of the model each of these names.
+
+    Raises:
+        DataError: the data has no samples, or not these inputs.
+    """
+    found = open_data(data, None, normalize, names)
+    if len(names) > 1 and len(found.inputs) != len(names):
+        raise DataError(
+            f"{found.spec} does not hold the {len(names)} inputs that {model} takes",
+            got=", ".join(field.name for field in found.inputs),
+            expected=", ".join(names),
+            remedy=f"name its arrays so, or say what the model takes: --input {stated_form(names)}",
+        )
+    for batch in found.batches(2, limit=2):
         return batch.inputs
-    raise UsageError(f"{records.spec} has no samples")
+    raise DataError(f"{found.spec} has no samples")

@@ -63,6 +63,25 @@ def bounded_memory(what: object, stored: int) -> Iterator[None]:
         ) from error
 
 
+_outside: list[int] = []  # what the process might have before each bound that it is in now
+
+
+@contextmanager
+def unbounded_memory() -> Iterator[None]:
+    """Inside, as outside of `bounded_memory`: what is read there is not of the file."""
+    if not _outside:
+        yield
+        return
+    import resource
+
+    bound, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_outside[0], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+
+
 @contextmanager
 def _limit(beyond: int) -> Iterator[None]:
     try:
@@ -75,9 +94,11 @@ def _limit(beyond: int) -> Iterator[None]:
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limits = [limit for limit in (now + beyond, before, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    _outside.append(before)
     try:
         yield
     finally:
+        _outside.pop()
         resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 

@@ -185,3 +185,25 @@ def test_the_face_is_typed_and_complete():
     for name in nncompress.__all__:
         assert getattr(nncompress, name).__doc__
     assert set(nncompress.__all__) <= set(dir(nncompress))
+
+
+class Masked(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x, mask, scale=2.0):
+        return self.head(x * mask) * scale
+
+
+def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
+    arrays = {name: np.random.rand(5, 4).astype("float32") for name in ("mask", "x", "other")}
+    np.savez(tmp_path / "both.npz", **arrays, y=np.arange(5) % 2)
+    model = nncompress.load(Masked(), data=tmp_path / "both.npz")
+    assert [spec.name for spec in model.inputs] == ["x", "mask"]
+    assert nncompress.evaluate(model, tmp_path / "both.npz").records == 5
+    np.savez(tmp_path / "one.npz", x=arrays["x"])
+    with pytest.raises(DataError, match="does not hold the 2 inputs") as refused:
+        nncompress.load(Masked(), data=tmp_path / "one.npz")
+    assert refused.value.expected == "x, mask"
+    assert "--input x:Bx…,mask:Bx…" in refused.value.remedy

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nncompress.errors import ModelFileError
 from nncompress.loading import load_model
-from nncompress.memory import bounded_memory
+from nncompress.memory import bounded_memory, unbounded_memory
 from nncompress.runtimes import open_artifact
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only its kernel bounds it")
@@ -79,3 +79,17 @@ def test_the_bound_grows_with_the_file(monkeypatch):
         torch.empty(2**27, dtype=torch.uint8)
     with bounded_memory("a file", 2**25):
         torch.empty(2**27, dtype=torch.uint8)
+
+
+def test_what_is_read_beside_the_file_is_not_held_to_its_bound():
+    import resource
+
+    free = resource.getrlimit(resource.RLIMIT_DATA)
+    with bounded_memory("m.pt", 10), bounded_memory("n.pt", 10):
+        bound = resource.getrlimit(resource.RLIMIT_DATA)
+        assert bound != free
+        with unbounded_memory():
+            assert resource.getrlimit(resource.RLIMIT_DATA) == free
+        assert resource.getrlimit(resource.RLIMIT_DATA) == bound
+    with unbounded_memory():
+        assert resource.getrlimit(resource.RLIMIT_DATA) == free

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,18 @@ INPUT_NAMES = ("x", "X", "images", "inputs", "data")
 LABEL_NAMES = ("y", "Y", "labels", "targets", "label")
 
 
-def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
+def open_npz(path: Path, expected: list[ExpectedInput] | None, called: Sequence[str] = ()) -> ArraySource:
     """Open an archive of arrays.
 
+    Args:
+        called: what the model's inputs are called, where that alone is known of them.
     Raises:
         DataError: not an archive of arrays, damaged, or without the arrays needed.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-            inputs = input_names(names, expected, path)
+            inputs = input_names(names, expected, path, called)
             label = next((n for n in LABEL_NAMES if n in names and n not in inputs), None)
             wanted = [*inputs, *([label] if label else []), *(n for n in ("mean", "std") if n in names)]
             if sum(archive.getinfo(f"{n}.npy").compress_size for n in wanted) > path.stat().st_size:
@@ -60,14 +63,20 @@ def open_npz(path: Path, expected: list[ExpectedInput] | None) -> ArraySource:
     )
 
 
-def input_names(names: list[str], expected: list[ExpectedInput] | None, path: Path) -> list[str]:
+def input_names(
+    names: list[str], expected: list[ExpectedInput] | None, path: Path, called: Sequence[str] = ()
+) -> list[str]:
     """Which of the arrays are inputs: those called as the model's, x0, x1, …, or x.
+
+    Args:
+        called: what the model's inputs are called, where that alone is known of them.
 
     Raises:
         DataError: none are.
     """
-    if expected is not None and all(e.name in names for e in expected):
-        return [e.name for e in expected]
+    wanted = list(called) if expected is None else [e.name for e in expected]
+    if wanted and set(wanted) <= set(names):
+        return wanted
     numbered = [f"x{i}" for i in range(len(names)) if f"x{i}" in names]
     if numbered and numbered == [f"x{i}" for i in range(len(numbered))]:
         return numbered

@@ -58,13 +58,15 @@ class Shards:
         return inputs, np.concatenate([np.asarray(labels) for _, labels in parts])[back]
 
 
-def open_shards(paths: Sequence[Path], expected: list[ExpectedInput] | None) -> ArraySource | Shards:
+def open_shards(
+    paths: Sequence[Path], expected: list[ExpectedInput] | None, called: Sequence[str] = ()
+) -> ArraySource | Shards:
     """The samples of these archives, in the order of their names.
 
     Raises:
         DataError: one cannot be read, or they do not fit together.
     """
-    sources = [open_npz(path, expected) for path in paths]
+    sources = [open_npz(path, expected, called) for path in paths]
     if len(sources) == 1:
         return sources[0]
     if expected is not None and any(e.batch_dim is None for e in expected):

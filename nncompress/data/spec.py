@@ -40,7 +40,10 @@ FORMS = (
 
 
 def open_data(
-    spec: str | Any, inputs: Sequence[ExpectedInput] | None = None, normalize: str | None = None
+    spec: str | Any,
+    inputs: Sequence[ExpectedInput] | None = None,
+    normalize: str | None = None,
+    names: Sequence[str] = (),
 ) -> Dataset:
     """Open `spec` and check that its records fit the model's inputs.
 
@@ -54,6 +57,7 @@ def open_data(
             [H, W, C] is an image), which tells a model's input shape from its data.
         normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
             None: what the file holds (`mean` and `std` in a `.npz`), else none.
+        names: of the model's inputs, where `inputs` is None and no more is known of them.
     Raises:
         DataError: the data is missing, unreadable, or does not fit.
     """
@@ -66,7 +70,7 @@ def open_data(
         )
     if isinstance(spec, str | Path):
         spec = str(spec)
-        source = _open_source(spec, expected)
+        source = _open_source(spec, expected, names)
     else:
         source = open_memory(spec, expected)
         spec = name_of(spec)
@@ -76,12 +80,14 @@ def open_data(
     return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec))
 
 
-def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | StreamSource:
+def _open_source(
+    spec: str, expected: list[ExpectedInput] | None, names: Sequence[str]
+) -> Source | StreamSource:
     path, options = _split_options(spec)
     if "half" in options:
         half = options.pop("half")
         rest = "&".join(f"{key}={value}" for key, value in options.items())
-        return half_of(_open_source(f"{path}?{rest}" if rest else path, expected), half, spec)
+        return half_of(_open_source(f"{path}?{rest}" if rest else path, expected, names), half, spec)
     if path.startswith("mnist:"):
         return open_mnist(Path(path.removeprefix("mnist:")), _split(options, spec))
     if path.startswith("cifar10:"):
@@ -98,15 +104,15 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"
         )
     if os.path.isdir(path):
-        return _open_folder(Path(path), expected)
+        return _open_folder(Path(path), expected, names)
     if os.path.isfile(path):
         if path.endswith(".npz"):
-            return open_npz(Path(path), expected)
+            return open_npz(Path(path), expected, names)
         if path.endswith((".pt", ".pth")):
-            return open_tensors(Path(path), expected)
+            return open_tensors(Path(path), expected, names)
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
     if path.endswith(".npz") and (shards := sorted(glob.glob(path))):
-        return open_shards([Path(shard) for shard in shards], expected)
+        return open_shards([Path(shard) for shard in shards], expected, names)
     if re.fullmatch(r"([\w.]+|.+\.py):\w+", path):
         return open_python(path, expected)
     if os.path.exists(path):
@@ -114,7 +120,7 @@ def _open_source(spec: str, expected: list[ExpectedInput] | None) -> Source | St
     raise DataError(f"there is no data at {path}", expected=FORMS)
 
 
-def _open_folder(folder: Path, expected: list[ExpectedInput] | None) -> Source:
+def _open_folder(folder: Path, expected: list[ExpectedInput] | None, names: Sequence[str]) -> Source:
     """What is in it decides: masks beside images, sounds, .npz files, else images."""
     try:
         if is_mask_folder(folder):
@@ -124,7 +130,7 @@ def _open_folder(folder: Path, expected: list[ExpectedInput] | None) -> Source:
         shards = sorted(path for path in folder.glob("*.npz") if path.is_file())
     except OSError as problem:
         raise DataError(f"{folder} cannot be read", got=str(problem)) from problem
-    return open_shards(shards, expected) if shards else open_image_folder(folder, expected)
+    return open_shards(shards, expected, names) if shards else open_image_folder(folder, expected)
 
 
 def _split_options(spec: str) -> tuple[str, dict[str, str]]:

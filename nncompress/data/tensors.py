@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from nncompress.files.pickle_scan import scan_file
 EXPECTED = 'torch.save({"x": x, "y": y}, file), (x, y), or a tensor'
 
 
-def open_tensors(path: Path, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
+def open_tensors(
+    path: Path, expected: list[ExpectedInput] | None, called: Sequence[str] = ()
+) -> ArraySource | PythonStream:
     """The tensors of a file, which runs no code.
 
     Raises:
@@ -38,7 +41,7 @@ def open_tensors(path: Path, expected: list[ExpectedInput] | None) -> ArraySourc
         ) from problem
     if isinstance(found, dict):
         tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-        names = input_names([name for name in tensors if isinstance(name, str)], expected, path)
+        names = input_names([name for name in tensors if isinstance(name, str)], expected, path, called)
         label = next((tensors[name] for name in LABEL_NAMES if name in tensors and name not in names), None)
         found = (tuple(tensors[name] for name in names), label)
     if not _holds_tensors(found):

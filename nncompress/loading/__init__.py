@@ -46,16 +46,34 @@ from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_network import model_of
 from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
 from nncompress.loading.huggingface import read_huggingface
-from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input
+from nncompress.loading.infer_input import (
+    argument_names,
+    example_from_shapes,
+    infer_input,
+    required_inputs,
+    stated_form,
+)
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.torchscript import AsScripted, GraphModule, read_torchscript
+from nncompress.loading.wrappers import held, take_out_wrappers
 from nncompress.memory import bounded_memory, most_bytes
 from nncompress.runtimes.external_data import stored_bytes
 
-__all__ = ["InputShape", "infer_input", "load_model", "load_module", "parse_input", "read_pt2"]
+__all__ = [
+    "Examples",
+    "InputShape",
+    "infer_input",
+    "load_model",
+    "load_module",
+    "parse_input",
+    "read_pt2",
+    "stated_form",
+]
+
+Examples = tuple[Tensor, ...] | Callable[[Sequence[str]], tuple[Tensor, ...]]
 
 
 def load_model(
@@ -66,7 +84,7 @@ def load_model(
     strict: bool = True,
     input_shapes: str | Sequence[InputShape] | None = None,
     trust_pickle: bool = False,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Examples | None = None,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """The model in `path`, in eval mode, with a dynamic batch where its graph allows one.
@@ -77,7 +95,8 @@ def load_model(
         strict: refuse weights that are missing or unexpected; else `notice` lists them.
         input_shapes: for a file without shapes, `"1x3x32x32"` or what `parse_input` returns.
         trust_pickle: run the code a pickle asks for.
-        example_inputs: for a file without shapes, a batch of data instead of `input_shapes`.
+        example_inputs: for a file without shapes, a batch of data instead of `input_shapes`; or what gives
+            one when it is asked for inputs of these names.
         notice: told, in a sentence, what was guessed.
 
     Raises:
@@ -108,7 +127,7 @@ def _loaded(
     strict: bool,
     input_shapes: str | Sequence[InputShape] | None,
     trust_pickle: bool,
-    example_inputs: tuple[Tensor, ...] | None,
+    example_inputs: Examples | None,
     notice: Callable[[str], None],
 ) -> Model:
     if kind is FileKind.PT2:
@@ -132,8 +151,7 @@ def _loaded(
             )
         return _scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
-    module = getattr(module, "_orig_mod", module).cpu().eval()  # what torch.compile wrapped
-    model = _traced(module, path, input_shapes, example_inputs, notice)
+    model = _traced(held(module).cpu().eval(), path, input_shapes, example_inputs, notice)
     model.metadata.update(record.metadata)
     model.history = list(record.history)
     return model
@@ -143,7 +161,7 @@ def load_module(
     module: nn.Module,
     *,
     input_shapes: str | Sequence[InputShape] | None = None,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Examples | None = None,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """A module in memory, in eval mode, on the CPU, with a dynamic batch where its graph allows one.
@@ -159,8 +177,7 @@ def load_module(
         UsageError: it cannot be copied, or does not run on the inputs.
         UnsupportedError: `torch.export` cannot trace it, or it draws random numbers.
     """
-    while (inner := _wrapped(module)) is not None:
-        module = inner
+    module = held(module)
     name = f"the {type(module).__name__} given"
     if isinstance(module, Network):
         if input_shapes is not None:
@@ -179,23 +196,19 @@ def load_module(
     return _traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return module.module
-    return getattr(module, "_orig_mod", None)
-
-
 def _from_huggingface(
     path: Path,
     arch: str | None,
     strict: bool,
     input_shapes: str | Sequence[InputShape] | None,
-    example_inputs: tuple[Tensor, ...] | None,
+    example_inputs: Examples | None,
     notice: Callable[[str], None],
 ) -> Model:
     if arch is not None:
         raise UsageError(f"{path} says its architecture in its configuration", remedy="leave --arch out")
     shapes = None if input_shapes is None else _parsed(input_shapes)
+    if callable(example_inputs):
+        example_inputs = example_inputs(()) if shapes is None else None
     found = read_huggingface(path, shapes, example_inputs, strict=strict, notice=notice)
     examples = example_inputs or found.inputs
     model = _traced(found.module, path, shapes, examples, notice, limits=found.limits)
@@ -210,7 +223,7 @@ def _scripted(
     script: torch.jit.ScriptModule,
     path: Path | str,
     input_shapes: str | Sequence[InputShape] | None,
-    example_inputs: tuple[Tensor, ...] | None,
+    example_inputs: Examples | None,
     notice: Callable[[str], None],
 ) -> Model:
     module = GraphModule(script)
@@ -222,7 +235,7 @@ def _traced(
     module: nn.Module,
     path: Path | str,
     input_shapes: str | Sequence[InputShape] | None,
-    example_inputs: tuple[Tensor, ...] | None,
+    example_inputs: Examples | None,
     notice: Callable[[str], None],
     source: nn.Module | None = None,
     limits: Mapping[str, int] | None = None,
@@ -232,6 +245,9 @@ def _traced(
     Args:
         limits: as in `example_from_shapes`.
     """
+    take_out_wrappers(module)
+    if callable(example_inputs):
+        example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
     with unchanged(module):
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
     _check_runs(module, inputs, path)

@@ -72,12 +72,12 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
     Raises:
         UsageError: it takes several inputs, or none of the usual sizes runs through.
     """
-    required = _required_inputs(module)
+    required = required_inputs(module)
     if len(required) > 1:
         raise UsageError(
             f"the model takes {len(required)} inputs, whose shapes the file does not carry",
             got=", ".join(required),
-            remedy=f"give them: --input {','.join(f'{name}:Bx…' for name in required)}; {FORM}",
+            remedy=f"give them: --input {stated_form(required)}; {FORM}",
         )
     fallback: tuple[tuple[Tensor, ...], str] | None = None
     failure = ""
@@ -214,7 +214,13 @@ def _runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
     return _TOO_SMALL if small else None
 
 
-def _required_inputs(module: nn.Module) -> list[str]:
+def stated_form(names: Sequence[str]) -> str:
+    """How `--input` states several inputs: "x:Bx…,mask:Bx…"."""
+    return ",".join(f"{name}:Bx…" for name in names)
+
+
+def required_inputs(module: nn.Module) -> list[str]:
+    """The names of what its forward must be given."""
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):

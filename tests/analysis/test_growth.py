@@ -323,3 +323,19 @@ def test_initial_values_are_drawn_again_until_a_unit_is_alive():
     each = Model.from_module(module.eval(), (torch.randn(2, 3),))
     for seed in range(6):
         assert not grow_proven(each, NewUnits({"2": [3]}, seed=100 * seed)).refused
+
+
+def test_a_layer_without_weights_is_no_obstacle():
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.none, self.out = nn.Linear(4, 0), nn.Linear(6, 2)
+            self.back, self.beside = nn.Linear(0, 6), nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.relu(self.back(self.none(x)) + self.beside(x)))
+
+    each = Model.from_module(Empty().eval(), (torch.randn(2, 4),))
+    grown = grow_proven(each, NewUnits(every(each, 2)))
+    assert not grown.refused
+    assert grown.model.tensor("out.weight").shape == (2, 8)

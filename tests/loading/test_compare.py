@@ -12,8 +12,9 @@ import torch
 from pt2_members import write
 from torch import Tensor, nn
 
+import nncompress
 from nncompress import export
-from nncompress.errors import ModelFileError, VerificationError
+from nncompress.errors import ModelFileError, UnsafeFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.compare import compare_with_source, run_source
@@ -75,6 +76,22 @@ def test_a_compiled_module_loads_as_the_one_it_wraps(tmp_path: Path) -> None:
     assert sorted(model.state_dict()) == ["0.bias", "0.weight"]
     x = torch.randn(3, 4)
     torch.testing.assert_close(model(x), net(x))
+
+
+def test_what_compile_put_inside_a_module_is_taken_out(tmp_path: Path) -> None:
+    """Names are the network's own; without trust the message says how to save the module without it."""
+    inside = torch.compile(nn.Linear(4, 6))
+    net = nn.Sequential(
+        inside, nn.DataParallel(nn.Sequential(nn.ReLU(), torch.compile(nn.Linear(6, 3))))
+    ).eval()
+    torch.save(net, tmp_path / "net.pt")
+    with pytest.raises(UnsafeFileError, match=r"_orig_mod") as refused:
+        load_model(tmp_path / "net.pt", input_shapes="1x4")
+    assert "torch.compile" in refused.value.what
+    model = load_model(tmp_path / "net.pt", input_shapes="1x4", trust_pickle=True)
+    assert sorted(model.state_dict()) == ["0.bias", "0.weight", "1.1.bias", "1.1.weight"]
+    assert nncompress.load(net, input="1x4").state_dict().keys() == model.state_dict().keys()
+    assert net[0] is inside
 
 
 class WritesThroughView(nn.Module):

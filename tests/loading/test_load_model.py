@@ -13,7 +13,7 @@ import nncompress
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.export import write_pt2, write_safetensors
 from nncompress.ir import Model
-from nncompress.loading import load_model
+from nncompress.loading import load_model, load_module
 
 ARCHITECTURE = """
 import torch
@@ -260,3 +260,27 @@ def test_a_batch_that_is_stated_wrongly_is_refused_and_a_right_one_is_taken(form
     for stated in ("Bx3x4", f"{name}:Bx3x4"):
         with pytest.raises(UsageError, match=r"not independent|contradicts"):
             load_model(file, input_shapes=stated, trust_pickle=True)
+
+
+class Average(nn.Module):
+    """What it keeps between calls is a mean over the records of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean.mul_(0.5).add_(x.mean(0))
+        return self.head(x) + self.mean / self.calls
+
+
+def test_a_dim_whose_size_is_fixed_is_not_taken_for_the_batch(tmp_path):
+    """Records act on each other, and no other dim can be asked: the batch stays free, which is said."""
+    told = []
+    model = load_module(Average().eval(), input_shapes="1x4", notice=told.append)
+    assert model.dynamic.keys() == {"batch"}
+    assert told[-1].startswith("samples in one batch, along dim 0 of x, change each other's outputs")
+    nncompress.save(model, tmp_path / "m.onnx")  # the counter is an input of no dims

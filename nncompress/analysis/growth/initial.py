@@ -127,9 +127,9 @@ def _fans(model: Model) -> dict[str, tuple[int, int]]:
     """Per layer weight the number of values that each output sums over, and that each input goes to."""
     found = {}
     for layer in layers(model):
-        if layer.kind == "embedding":
-            continue
         shape = layer.weight.value().shape
+        if layer.kind == "embedding" or 0 in shape:
+            continue
         grouped = "outputs" if "transpose" in layer.kind else "inputs"
         made = shape[layer.roles.outputs] * (layer.groups if grouped == "outputs" else 1)
         read = shape[layer.roles.inputs] * (layer.groups if grouped == "inputs" else 1)

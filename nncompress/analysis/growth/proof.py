@@ -105,7 +105,8 @@ def _without_gradient(
 ) -> list[str]:
     """Groups none of whose new units has a weight that moves a random combination of the outputs."""
     generator = torch.Generator().manual_seed(seed)
-    parameters = {n: p for n, p in grown.graph_module.named_parameters() if n in gathers and p.requires_grad}
+    stored = grown.graph_module.named_parameters()
+    parameters = {n: p for n, p in stored if n in gathers and p.requires_grad and p.numel()}
     score = torch.zeros(())
     for output in outputs:
         if output.requires_grad:

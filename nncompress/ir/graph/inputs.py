@@ -241,9 +241,8 @@ def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Gener
         values = torch.randn(shape, generator=generator, dtype=torch.float32)
         if spec.like:
             mean, std = torch.tensor(spec.like).T
-            if len(spec.like) > 1:
-                mean, std = (each.view(-1, *[1] * (len(shape) - 2)) for each in (mean, std))
-            values = values * std + mean
+            per_channel = [-1, *[1] * (len(shape) - 2)] if len(spec.like) > 1 else []
+            values = values * std.view(per_channel) + mean.view(per_channel)
         return values.to(dtype)
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.errors import NNCompressError, UsageError
+from nncompress.errors import NNCompressError, UnsupportedError, UsageError
 from nncompress.ir.graph.inputs import BATCH, InputSpec, count_records, take_records
 from nncompress.ir.graph.model import Model
 
@@ -88,7 +88,7 @@ def settle_batch(
             expected="samples together give what each gives alone",
             remedy="mark another dim with the B, as in --input 25xBx40; or none, and it is looked for",
         )
-    for make in (*others, *_other_names(model)):
+    for make in (*map(_with_batch, others), *_other_names(model)):
         try:
             other = make()
         except NNCompressError:
@@ -105,6 +105,18 @@ def settle_batch(
         "depend on how many there are. If samples lie along another dim, mark it with a B: --input 25xBx40"
     )
     return model
+
+
+def _with_batch(make: Callable[[], Model]) -> Callable[[], Model]:
+    """One whose batch came out fixed has its records nowhere, and cannot be asked."""
+
+    def made() -> Model:
+        model = make()
+        if BATCH not in model.dynamic:
+            raise UnsupportedError("no batch along this dim")
+        return model
+
+    return made
 
 
 def _other_names(model: Model) -> Iterator[Callable[[], Model]]:

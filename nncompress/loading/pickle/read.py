@@ -158,6 +158,14 @@ def _needs_code(path: Path, names: set[str], keys: tuple[str, ...]) -> UnsafeFil
             f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pt'), and give "
             "--arch file.py:factory; or, if you trust its origin, add --trust-pickle",
         )
+    if any(name.startswith("torch._dynamo.") for name in names):
+        return UnsafeFileError(
+            f"{path} needs code to load: it was saved with what torch.compile put around it",
+            got=listing,
+            expected="modules of torch.nn, or a state_dict",
+            remedy="save the module without: torch.save(model._orig_mod, 'model.pt'); or, if you trust its "
+            "origin, add --trust-pickle (no compiler is needed)",
+        )
     return UnsafeFileError(
         f"{path} needs code to load: it is a pickle of classes that are not torch's own",
         got=listing,
