@@ -21,6 +21,7 @@ from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, Quantize
+from nncompress.passes.base import NEAR
 from nncompress.passes.quantize.equalize import equalize, pairs
 from nncompress.targets import TARGETS
 from tests.export.networks import convolutional, language
@@ -185,6 +186,49 @@ def test_max_drop_leaves_the_worst_layers_in_float():
     agree = (result(*data.inputs).argmax(1) == data.labels).double().mean()
     assert agree >= 0.9
     assert {layer.name for layer in layers(result) if not layer.weight.quantized} == set(kept)
+
+
+def cancelling(seed: int) -> Model:
+    """The second layer takes large weights times what is equal, beside small ones: int8 leaves nothing."""
+    torch.manual_seed(seed)
+    first, second = nn.Linear(16, 16), nn.Linear(16, 4)
+    with torch.no_grad():
+        first.weight[1], first.bias[1] = first.weight[0], first.bias[0]
+        second.weight[:, 0], second.weight[:, 1] = 300, -300
+    return Model.from_module(nn.Sequential(first, nn.ReLU(), second).eval(), (torch.randn(2, 16),))
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic"])
+def test_without_data_no_rounding_moves_the_outputs_far(mode):
+    model = cancelling(torch.initial_seed() % 2**31)
+    result, (step,) = pipeline.run(model, [Quantize(mode=mode)], Context())
+    assert step.drift[0].amount <= NEAR
+    assert {change.where: change.applied for change in step.changes} == {"0": True, "2": False}
+    assert any("(2)" in note and "--max-drift" in note for note in step.notes)
+    x = torch.randn(64, 16)
+    with torch.no_grad():
+        assert (result(x) - model(x)).norm() / model(x).norm() < 2 * NEAR
+    _, (step,) = pipeline.run(model, [Quantize(mode=mode, max_drift=0.99)], Context())
+    assert step.drift[0].amount > 0.3  # what the bound was for
+    assert step.warnings
+
+
+def test_static_rounding_is_bounded_where_that_is_asked_for():
+    model = cancelling(5)
+    data = Records(model, 64)
+    whole, _ = run(model, Quantize(), data=data)
+    assert relative_error(whole, model) > 0.3
+    near, changes = run(model, Quantize(max_drift=0.05), data=data)
+    assert relative_error(near, model) < 0.1
+    assert [change.where for change in changes if "--max-drift" in change.what] == ["2"]
+
+
+def test_what_was_asked_for_by_a_number_is_not_bounded_by_default():
+    assert Quantize(mode="weights").drift_bound == Quantize(mode="dynamic").drift_bound == NEAR
+    for asked in (Quantize(), Quantize(mode="weights", weight_bits=4), Quantize(mode="dynamic", size=0.2)):
+        assert asked.drift_bound is None
+    with pytest.raises(UsageError, match="--max-drop and --max-drift"):
+        Quantize(max_drop=1, max_drift=0.1)
 
 
 def test_equalizing_changes_ranges_and_not_the_function():

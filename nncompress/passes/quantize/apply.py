@@ -27,7 +27,7 @@ from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.options import SAMPLE, Quantize
 from nncompress.passes.quantize.prepare import prepare
 from nncompress.passes.quantize.small import too_small
-from nncompress.passes.quantize.worst import keep_worst
+from nncompress.passes.quantize.worst import keep_near, keep_worst
 
 
 def requires(options: Quantize, model: Model, context: Context) -> None:
@@ -100,7 +100,9 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     note = too_small(model, integer_layers(chosen, options.mode))
     if note is not None:
         context.notes.append(note)
-    reference = model.copy() if options.correct_bias or options.max_drop is not None else model
+    bound = options.drift_bound
+    measured = options.correct_bias or options.max_drop is not None or bound is not None
+    reference = model.copy() if measured else model
 
     def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:
         chosen, left = choose(each, options.keep)
@@ -110,7 +112,8 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
         if options.correct_bias and context.data is not None:
             correct_biases(each, reference, context.data, context.limit)
         round_biases(each)
-        kept = [Change(layer.name, "left in float by --max-drop", applied=False) for layer in chosen]
+        reason = "left in float by " + ("--max-drop" if options.max_drop is not None else "--max-drift")
+        kept = [Change(layer.name, reason, applied=False) for layer in chosen]
         return changes + left + [change for change in kept if change.where in extra]
 
     def rounded_copy(extra: tuple[str, ...]) -> Model:
@@ -122,6 +125,11 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     if options.max_drop is not None:
         extra = keep_worst(model, chosen, options, evidence, context, rounded_copy)
     changes = rounded(model, extra)
+    if bound is not None:
+        extra = keep_near(reference, model, options, evidence, context, bound, rounded_copy)
+        if extra:
+            model.graph_module = reference.copy().graph_module
+            changes = rounded(model, extra)
     if context.data is not None:  # what it was calibrated on is what exported files are compared on
         sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
         model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))

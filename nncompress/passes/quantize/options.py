@@ -13,7 +13,7 @@ from typing import Literal
 
 from nncompress.errors import UsageError
 from nncompress.options import flag_of
-from nncompress.passes.base import Pass, option, step
+from nncompress.passes.base import NEAR, Pass, option, step
 
 SAMPLE = 64  # records whose moments are kept
 
@@ -71,6 +71,14 @@ class Quantize(Pass):
         metavar="POINTS",
         help="top-1 (or --metric) to lose at most: the worst layers stay in float",
     )
+    max_drift: float | None = option(
+        None,
+        above=0,
+        below=1,
+        metavar="SHARE",
+        help="how far the outputs may move: the worst layers stay in float "
+        f"[default: {NEAR:.0%} with --mode weights or dynamic at 8 bits]",
+    )
     metric: str = option(
         "top1", metavar="NAME", help="what --max-drop is measured by, as in eval; points of a share"
     )
@@ -108,6 +116,7 @@ class Quantize(Pass):
                 "quantize: --percentile is for --calibration percentile",
                 got=f"--calibration {self.calibration}",
             )
+        self.refuse_several(("max_drop", "max_drift"), "which layers stay in float")
         if self.size is not None and self.max_drop is not None:
             raise UsageError("quantize: give one of --size and --max-drop", got="both")
         if self.size is not None and self.weight_bits != 8:
@@ -133,6 +142,13 @@ class Quantize(Pass):
         if other is not None:
             raise UsageError(f"quantize: --group-size goes without {flag_of(other)}")
         object.__setattr__(self, "mode", "weights")  # no integer kernel has a scale per group
+
+    @property
+    def drift_bound(self) -> float | None:
+        """How far the outputs may move; None where something else was asked for."""
+        asked = self.size is not None or self.max_drop is not None or self.weight_bits != 8
+        bounded = self.mode in ("weights", "dynamic") and not asked
+        return NEAR if self.max_drift is None and bounded else self.max_drift
 
     requires = step("nncompress.passes.quantize.apply:requires")
     apply = step("nncompress.passes.quantize.apply:apply")

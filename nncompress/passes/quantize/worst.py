@@ -1,7 +1,8 @@
-"""`--max-drop`: the layers that int8 hurts most stay in float, as few as the accuracy allows.
+"""`--max-drop`, `--max-drift`: the layers that int8 hurts most stay in float, as few as the bound allows.
 
-Each layer's damage is measured by itself: how far the outputs move when it alone is rounded. The accuracy
-then says how many of the worst must stay in float; it is measured on the rounded model as a whole.
+Each layer's damage is measured by itself: how far the outputs move when it alone is rounded. The accuracy, or
+how far the outputs have moved, then says how many of the worst must stay in float; it is measured on the
+rounded model as a whole.
 """
 
 from __future__ import annotations
@@ -20,25 +21,27 @@ from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import LEVELS, Affine
+from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.carry_out import rounded
-from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
+from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, scale_axis
 from nncompress.passes.quantize.evidence import Evidence
 from nncompress.passes.quantize.options import Quantize
 
 RECORDS = 64  # on which the damage of every layer is measured
+RANDOM = 8  # inputs, where there is no data
+
+Inputs = tuple[Tensor, ...]
 
 
 def damages(
-    model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence, data: Dataset
+    model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence, inputs: Inputs
 ) -> dict[str, float]:
     """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
     integer = integer_layers(chosen, options.mode)
     plan = plan_activations(model, integer) if options.mode == "static" else None
     grids = {node: evidence.grids[node.name] for node in plan.points} if plan is not None else {}
-    size = min(RECORDS, largest_batch(model))
-    inputs = next(iter(data.batches(size, limit=size))).inputs
     found = {}
     with torch.no_grad():
         reference = [y.double() for y in model.outputs_of(*inputs) if y.is_floating_point()]
@@ -108,6 +111,7 @@ def keep_worst(
         quantized: a rounded copy of the model without these layers.
     """
     assert options.max_drop is not None
+    most = options.max_drop
     data = context.data
     if data is None:
         raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
@@ -129,26 +133,99 @@ def keep_worst(
     if options.metric == "top1":
         on += f" (one is {100 / records[0]:.2g} points)"
     fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"
-    if metric.lost(original, whole) <= options.max_drop:
+    if metric.lost(original, whole) <= most:
         context.notes.append(f"{fell}, {on}")
         return ()
-    damage = damages(model, chosen, options, evidence, data)
-    ranked = sorted(damage, key=lambda name: -damage[name])
-    names = {name: tuple(layer.name for layer in each) for name, each in by_weight(chosen).items()}
+    inputs, _ = _inputs(model, data, context.seed)
+    worst = _Worst(chosen, damages(model, chosen, options, evidence, inputs), context)
+    reached = original
 
-    def worst(count: int) -> tuple[str, ...]:
-        return tuple(layer for name in ranked[:count] for layer in names[name])
+    def good(names: tuple[str, ...]) -> bool:
+        nonlocal reached
+        found = reached_by(quantized(names))
+        if metric.lost(original, found) > most:
+            return False
+        reached = found
+        return True
 
-    fewest, reached, low = len(ranked), original, 0
-    while low + 1 < fewest:
-        context.progress.step("finding the layers to leave in float", len(ranked) - fewest + low, len(ranked))
-        middle = (low + fewest) // 2
-        found = reached_by(quantized(worst(middle)))
-        if metric.lost(original, found) <= options.max_drop:
-            fewest, reached = middle, found
-        else:
-            low = middle
+    names, count = worst.fewest(good)
     context.notes.append(
-        f"{fell}, {metric.text(reached)} with the worst {fewest} of {len(ranked)} in float, {on}"
+        f"{fell}, {metric.text(reached)} with the worst {count} of {len(worst)} in float, {on}"
     )
-    return worst(fewest)
+    return names
+
+
+def keep_near(
+    model: Model,
+    whole: Model,
+    options: Quantize,
+    evidence: Evidence,
+    context: Context,
+    bound: float,
+    quantized: Callable[[tuple[str, ...]], Model],
+) -> tuple[str, ...]:
+    """Names of the layers to leave in float so that no output moves by more than `bound` (`Drift.amount`).
+
+    Args:
+        whole: the model with every layer rounded.
+        quantized: a rounded copy of the model without these layers.
+    """
+    inputs, origin = _inputs(model, context.data, context.seed)
+    with torch.no_grad():
+        reference = model.outputs_of(*(x.clone() for x in inputs))
+
+    def moved(rounded: Model) -> float:
+        with torch.no_grad():
+            outputs = rounded.outputs_of(*(x.clone() for x in inputs))
+        return max((row.amount for row in drift(model, outputs, reference)), default=0.0)
+
+    at_first = moved(whole)
+    if at_first <= bound:
+        return ()
+    chosen, _ = choose(model, options.keep)
+    worst = _Worst(chosen, damages(model, chosen, options, evidence, inputs), context)
+    names, count = worst.fewest(lambda names: moved(quantized(names)) <= bound)
+    context.notes.append(
+        f"quantize: with every layer rounded the outputs would be {at_first:.0%} away {origin}, more than "
+        f"{bound:.0%}: the worst {count} of {len(worst)} weights stay in float ({', '.join(names)}); "
+        "--max-drift sets another bound"
+    )
+    return names
+
+
+def _inputs(model: Model, data: Dataset | None, seed: int) -> tuple[Inputs, str]:
+    """What damage is measured on, and what that is."""
+    size = min(RECORDS, largest_batch(model))
+    if data is not None:
+        return next(iter(data.batches(size, limit=size))).inputs, "on the data"
+    return model.example_inputs(min(RANDOM, size), seed), "on random inputs"
+
+
+class _Worst:
+    """Layers by their damage, those together that read one weight."""
+
+    def __init__(self, chosen: list[Layer], damage: dict[str, float], context: Context) -> None:
+        self._context = context
+        self._ranked = sorted(damage, key=lambda name: -damage[name])
+        self._layers = {name: tuple(layer.name for layer in each) for name, each in by_weight(chosen).items()}
+
+    def __len__(self) -> int:
+        return len(self._ranked)
+
+    def fewest(self, good: Callable[[tuple[str, ...]], bool]) -> tuple[tuple[str, ...], int]:
+        """The fewest of the worst (and how many weights those are) that are `good` to leave in float; all, if
+        need be."""
+        fewest, low = len(self), 0
+        while low + 1 < fewest:
+            self._context.progress.step(
+                "finding the layers to leave in float", len(self) - fewest + low, len(self)
+            )
+            middle = (low + fewest) // 2
+            if good(self._named(middle)):
+                fewest = middle
+            else:
+                low = middle
+        return self._named(fewest), fewest
+
+    def _named(self, count: int) -> tuple[str, ...]:
+        return tuple(layer for name in self._ranked[:count] for layer in self._layers[name])
