@@ -31,7 +31,6 @@ logging.disable(logging.WARNING)
 from architectures import Architecture, everything, settle  # noqa: E402
 
 import nncompress  # noqa: E402
-from nncompress.errors import NNCompressError  # noqa: E402
 from nncompress.export import write  # noqa: E402
 
 WAYS = [
@@ -88,8 +87,8 @@ def row(name: str, architecture: Architecture, dynamo: bool, opset: int) -> tupl
             read = next((s.rsplit(" ", 1)[1] for s in said if "agrees with" in s), "?")
             smaller = nncompress.compress(model, ["prune-nodes:ratio=0.3"])
             error = write(smaller, Path(folder) / "pruned.onnx").relative_error
-        except NNCompressError as problem:
-            return [*cells, " ".join(str(problem).split())[:300]], False
+        except Exception as problem:  # a refusal, or a defect, which ends this row and no other
+            return [*cells, f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]], False
         before, after = (sum(p.numel() for p in m.graph_module.parameters()) for m in (model, smaller))
     return [
         *cells,

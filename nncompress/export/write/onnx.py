@@ -171,7 +171,10 @@ def _write(
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
     program = _convert(model, packed.exported_program(), optimize=packed is model)
     if packed is not model:
-        _optimize_but_lookups(program)
+        try:
+            _optimize_but_lookups(program)
+        except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
+            raise _unsupported(error, model) from error
     twin = None
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)

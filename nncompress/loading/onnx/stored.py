@@ -101,8 +101,9 @@ class Store(nn.Module):
 
 
 def _free(part: str) -> str:
-    """A name that `nn.Module` has no attribute of."""
-    return f"{part}_" if hasattr(Store, part) or part in OWN else part
+    """A name that `nn.Module` has no attribute of, and torch's exporter gives to no value (`val_7`)."""
+    taken = hasattr(Store, part) or part in OWN or re.fullmatch(r"val_\d+", part)
+    return f"{part}_" if taken else part
 
 
 def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

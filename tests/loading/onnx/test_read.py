@@ -364,3 +364,19 @@ def test_a_stored_mask_is_no_weight(tmp_path):
     model = nncompress.compress(load_model(path), ["prune-nodes:ratio=0.5"])
     assert {tuple(p.shape) for p in model.graph_module.parameters()} == {(3, 4), (4, 4)}
     assert torch.isinf(dict(model.graph_module.named_buffers())["mask"]).sum() == 6
+
+
+def test_weights_called_as_the_exporter_calls_values_are_written_again(tmp_path):
+    names = [f"val_{i}" for i in range(12)]
+    stored = [numpy_helper.from_array(np.full((6,), i, np.float32), name) for i, name in enumerate(names)]
+    stored.append(numpy_helper.from_array(np.array([-1, 2, 3]), "shape"))
+    values = ["x", *(f"sum{i}" for i in range(12))]
+    nodes = [helper.make_node("Add", [a, w], [b]) for a, w, b in zip(values, names, values[1:])]
+    nodes.append(helper.make_node("Reshape", [values[-1], "shape"], ["y"]))
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 6)], [floats("y", "N", 2, 3)], stored)
+    model = load_model(path)
+    for storage in ("plain", "packed"):
+        nncompress.export.write(model, tmp_path / "again.onnx", storage=storage)
+        x = np.random.default_rng().standard_normal((3, 6)).astype(np.float32)
+        (got,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").run(None, {"x": x})
+        np.testing.assert_allclose(got, (x + sum(range(12))).reshape(3, 2, 3), rtol=1e-6)
