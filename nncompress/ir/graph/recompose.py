@@ -1,8 +1,8 @@
-"""Norms that a decomposition has spelled out, said as one op again.
+"""Norms and convolutions that a decomposition or a trace has spelled out, said as one op again.
 
 `ExportedProgram.run_decompositions()` (what goes to ExecuTorch, say) leaves core ATen ops. Passes know
 most of them; norms it turns into ops with several results, and batch norms lose the flag that training
-switches.
+switches. TorchScript traces, too, have the convolution that all others are made of.
 
 | core ATen                                              | becomes                    |
 |--------------------------------------------------------|----------------------------|
@@ -10,6 +10,7 @@ switches.
 | `_native_batch_norm_legit.no_stats`                    | `batch_norm`, of the batch |
 | `native_layer_norm`, `native_group_norm`               | `layer_norm`, `group_norm` |
 | `_softmax`, `_log_softmax`                             | `softmax`, `log_softmax`   |
+| `convolution`, `_convolution`                          | `conv2d`, `conv_transpose2d`, …|
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
 }
 
 
+CONVOLUTIONS = (aten.convolution.default, aten._convolution.default)
+DENSE = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 SOFTMAX = {aten._softmax.default: aten.softmax.int, aten._log_softmax.default: aten.log_softmax.int}
 
 
@@ -56,6 +60,8 @@ def recompose(graph: fx.Graph) -> None:
         softmax = SOFTMAX.get(node.target)
         if softmax is not None and node.args[2:] == (False,) and not node.kwargs:
             node.target, node.args = softmax, node.args[:2]
+        if node.target in CONVOLUTIONS:
+            _say_convolution(node)
         make = COMPOSED.get(node.target)
         if make is None or node.kwargs or len(node.args) != len(node.target._schema.arguments):
             continue
@@ -71,3 +77,22 @@ def recompose(graph: fx.Graph) -> None:
         for user in list(node.users):
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def _say_convolution(node: fx.Node) -> None:
+    """As the op of its number of dims; what only says how it is computed (`_convolution`) goes."""
+    image = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+    dims = 0 if image is None else image.dim() - 2
+    if node.kwargs or len(node.args) < 9 or not 1 <= dims <= 3:
+        return
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args[:9]
+    stride, padding, dilation, output_padding = (
+        list(each) * dims if len(each) == 1 else list(each)  # type: ignore[arg-type]
+        for each in (stride, padding, dilation, output_padding)
+    )
+    if transposed:
+        node.target = TRANSPOSED[dims - 1]
+        node.args = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+    else:
+        node.target = DENSE[dims - 1]
+        node.args = (x, weight, bias, stride, padding, dilation, groups)
