@@ -87,13 +87,14 @@ def write_onnx(
     with replacing(place, protect, external_data.is_ours) as temporary, TemporaryDirectory() as folder:
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) in ("int8", "int4")
-        measured = int8 and 5 * size < PROTOBUF_LIMIT
+        here = target is None or target.device != "cuda"  # else how this machine runs it tells nothing
+        measured = int8 and here and 5 * size < PROTOBUF_LIMIT
         twin, applied = _write(signed, temporary, storage, states, target, measured=measured)
         covered, told = "", [described(applied)]
         cut_off = saturating_weights(temporary) if int8 and processor().saturates else ()
         kernels = temporary
         if cut_off:
-            if target is None or target.device != "cuda":
+            if here:
                 told.append(_overflows(cut_off))
             kernels = Path(folder) / temporary.name
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
@@ -108,7 +109,7 @@ def write_onnx(
         if target is not None and target.runtime == "openvino":
             found, covered = _in_openvino(model, temporary, states, integers=not cut_off)
             twin = None  # which is measured in ONNX Runtime
-        elif int8:
+        elif int8 and here:
             covered = int8_coverage(temporary).summary()
         speed = None
         if twin is not None:

@@ -7,7 +7,7 @@ ranked once, and what is measured is not fitted to data: weights do not change w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nncompress.bench.model_latency import ModelLatency
@@ -58,9 +58,9 @@ def by_latency(
             try:
                 plan = ranks.plan(replace(options, latency=None, macs=asked, round_to=step))
             except UsageError:  # fewer MACs than can be left
-                if asked <= LEAST:
+                if slow - asked <= LEAST:
                     break
-                fast = asked
+                fast = max(fast, asked)
                 asked = (slow + fast) / 2
                 continue
             measured = clock.share(cut(plan))
@@ -71,15 +71,15 @@ def by_latency(
                 slow = min(slow, asked)
             else:
                 fast = max(fast, asked)
-            guess = asked * share / measured.value  # were time in proportion to MACs
-            asked = max(guess if fast < guess < slow else (slow + fast) / 2, LEAST)
+            guess = _on_the_line([(1.0, 1.0), *((m, each.value) for m, _, each in tried)], share)
+            asked = guess if fast < guess < slow else (slow + fast) / 2
         context.progress.step(f"choosing by latency in {where.runtime_name}", TRIES, TRIES)
     within = [each for each in tried if each[2].value <= share * (1 + TOLERANCE)]
     if not within:
         least = min((each[2].value for each in tried), default=1.0)
         raise UsageError(
             f"prune-nodes cannot reach {100 * share:.4g}% of the model's latency",
-            got=f"{least:.1%} measured in {where.runtime_name}, at the least",
+            got=f"{least:.1%} measured in {where.runtime_name}, the least of {len(tried)} tries",
             expected=f"at least {least:.1%}",
             remedy="ask for less, or quantize",
         )
@@ -94,3 +94,9 @@ def by_latency(
     }
     what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.runtime_name}"
     return plan, Change("latency", what, numbers)
+
+
+def _on_the_line(seen: Sequence[tuple[float, float]], share: float) -> float:
+    """The share of the MACs at which a line through the two measurements nearest to it takes `share`."""
+    (m, t), (n, u) = sorted(seen, key=lambda point: abs(point[1] - share))[:2]
+    return m if t == u else m + (share - t) * (n - m) / (u - t)
