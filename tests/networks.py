@@ -6,6 +6,10 @@ settled on noise (`network`): otherwise many such networks ignore their input an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -212,6 +216,25 @@ NETWORKS: dict[str, tuple[type[nn.Module], tuple[tuple[int, ...], ...]]] = {
 }
 
 
+def built_once(make: Callable[..., Model]) -> Callable[..., Model]:
+    """`make`, which trains and traces in the first call with these arguments; every call gives a copy.
+
+    The state of torch's generator is afterwards what `make` leaves, in whatever order tests run.
+    """
+    kept: dict[Any, tuple[Model, Tensor]] = {}
+
+    @wraps(make)
+    def copied(*arguments: Any, **named: Any) -> Model:
+        key = arguments, tuple(named.items())
+        if key not in kept:
+            kept[key] = make(*arguments, **named), torch.get_rng_state()
+        model, state = kept[key]
+        torch.set_rng_state(state)
+        return model.copy()
+
+    return copied
+
+
 def inputs(name: str, batch: int, seed: int = 1) -> tuple[Tensor, ...]:
     """Random inputs of the network `name`: token ids for "tied", normal floats for the rest."""
     generator = torch.Generator().manual_seed(seed)
@@ -235,6 +258,7 @@ def network(name: str, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+@built_once
 def model(name: str, seed: int = 0) -> Model:
     """The same as a `Model`."""
     return Model.from_module(network(name, seed), inputs(name, 2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from kills import Kill, Killed
+from networks import built_once
 from torch import nn
 
 from nncompress.analysis.cost import cost
@@ -18,6 +19,7 @@ from nncompress.ir import Model
 from nncompress.train import TrainSettings
 
 
+@built_once
 def network(hidden: int = 24, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 1)).eval()

@@ -1,6 +1,7 @@
 """Networks that are hard to export, with weights perturbed so that outputs depend on every layer."""
 
 import torch
+from networks import built_once
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,12 +56,14 @@ def settle(module: nn.Module, *inputs: torch.Tensor) -> nn.Module:
     return module.eval()
 
 
+@built_once
 def convolutional(dtype: torch.dtype = torch.float32) -> Model:
     torch.manual_seed(1)
     module = settle(Convolutional(), torch.randn(16, 3, 12, 12)).to(dtype)
     return Model.from_module(module, (torch.randn(2, 3, 12, 12, dtype=dtype),))
 
 
+@built_once
 def language(dtype: torch.dtype = torch.float32) -> Model:
     torch.manual_seed(2)
     module = Language().eval().to(dtype)

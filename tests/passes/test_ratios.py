@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress import pipeline
@@ -13,11 +14,16 @@ from nncompress.passes import Context, Factorize, PruneNodes
 from nncompress.recipe import parse_pass, read_recipe
 
 
-@pytest.fixture
-def net() -> Model:
+@built_once
+def perceptron() -> Model:
     torch.manual_seed(0)
     layers = (nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4))
     return Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(2, 20),))
+
+
+@pytest.fixture
+def net() -> Model:
+    return perceptron()
 
 
 def shapes(model: Model) -> list[list[int]]:
