@@ -44,14 +44,14 @@ def apply(options: Grow, model: Model, context: Context) -> list[Change]:
         None if options.params is None else options.params * before.parameters,
     )
 
-    wish = replace(wish(options), budget=budget)
+    wished = replace(wish(options), budget=budget)
     if options.latency is not None:
-        wish = replace(wish, amount=Amount(factor=2.0, round_to=options.round_to))
+        wished = replace(wished, amount=Amount(factor=2.0, round_to=options.round_to))
 
     def step(scale: float) -> Growth:
         return grow_step(
             model,
-            replace(wish, amount=replace(wish.amount, scale=scale)),
+            replace(wished, amount=replace(wished.amount, scale=scale)),
             context.data,
             limit=context.limit,
             batch_size=context.batch_size,
