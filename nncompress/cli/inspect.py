@@ -59,6 +59,7 @@ def inspect(
                 "outputs": list(opened.model.outputs),
                 "layers": [row.to_json() for row in costs.layers],
                 "totals": costs.totals(),
+                "agreement": opened.model.agreement,
                 "history": opened.model.history,
             }
         )

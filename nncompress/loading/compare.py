@@ -36,7 +36,7 @@ def compare_with_source(
 ) -> float | None:
     """The largest relative error of any output, at these batch sizes where the batch is dynamic.
 
-    None where nothing could be compared, of which `notice` is told.
+    None where nothing could be compared, of which `notice` is told. It is the model's `agreement` from then.
 
     Args:
         source: takes the model's inputs, in their order.
@@ -68,6 +68,7 @@ def compare_with_source(
             expected="what the source computes, to rounding",
             remedy="this is a defect of the import; save torch.export.export(model, …) as .pt2 and report it",
         )
+    model.agreement = worst
     return worst
 
 

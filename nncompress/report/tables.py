@@ -81,6 +81,9 @@ def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
     table.add_section()
     table.add_row("total", "", "", count(cost.parameters), "", count(cost.macs), "", size(cost.bytes))
     lines = [Text(f"{path}: {'; '.join(map(str, model.inputs))} -> {', '.join(model.outputs)}", style="bold")]
+    if model.agreement is not None:
+        exactly = "exactly" if model.agreement == 0 else f"to {model.agreement:.1e}"
+        lines.append(Text(f"on random inputs its outputs are those of what the file holds, {exactly}"))
     if cost.nonzero < cost.parameters:
         lines.append(
             Text(f"{share(cost.parameters - cost.nonzero, cost.parameters)} % of the parameters are zero")

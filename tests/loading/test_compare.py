@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import nncompress
 from nncompress import export
+from nncompress.cli.app import run
 from nncompress.errors import ModelFileError, UnsafeFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.loading import load_model
@@ -149,3 +151,13 @@ def test_a_graph_that_takes_few_values_opens(tmp_path: Path) -> None:
         load_model(tmp_path / "m.pt2", notice=said.append)(torch.ones(2, 4)), 2 * torch.ones(2, 4)
     )
     assert "does not run on random inputs" in said[0]
+
+
+def test_inspect_says_how_far_the_graph_is_from_its_source(tmp_path: Path, capsys) -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    torch.save(net, tmp_path / "net.pt")
+    assert nncompress.load(tmp_path / "net.pt", input="1x4").agreement == 0.0
+    assert run(["inspect", str(tmp_path / "net.pt"), "--input", "1x4"]) == 0
+    assert "its outputs are those of what the file holds, exactly" in capsys.readouterr().out
+    assert run(["inspect", str(tmp_path / "net.pt"), "--input", "1x4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["agreement"] == 0.0

@@ -41,6 +41,8 @@ class Model:
         dynamic: bounds (min, max) of every dynamic dim by name.
         history: what was done to it, oldest first; JSON objects.
         sizes: of dynamic dims by name, what to run them at where nothing else says it; not kept in files.
+        agreement: the largest relative distance of an output from that of the file or module that it was read
+            from, as found on loading; None: not compared; not kept in files.
         metadata: JSON object kept with the model: `normalize` (how its images are normalised), `constants`
             (stored tensors that the state_dict of where it came from does not hold), …
     """
@@ -61,6 +63,7 @@ class Model:
         self.history = list(history)
         self.metadata = dict(metadata or {})
         self.sizes: dict[str, int] = {}
+        self.agreement: float | None = None
         self._traced_form: Hashable | None = None  # for which the shapes in the graph are right
 
     # -- made from ---------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ def settle_batch(
                 f"samples lie along {_places(other)}; along {_places(model)} they would change each other's "
                 f"outputs{_by(found)}. --input can say it, with a B in that place: 25xBx40"
             )
+            other.agreement = model.agreement
             return other
     say(
         f"samples in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "

@@ -5,10 +5,10 @@
 | the same elements in the same shape           | the child's                                        |
 | another shape (view, flatten, squeeze, …)     | the child's, reshaped                              |
 | other order of dims (permute, mT, movedim, …) | the child's, permuted back                         |
-| slice, narrow, select, diagonal               | `slice_scatter`, `select_scatter`, …               |
+| slice, narrow, select                         | `slice_scatter`, `select_scatter`                  |
 | one of several parts (split, chunk, unbind)   | all parts joined, this one replaced                |
 | parts of complex numbers                      | joined again                                       |
-| any other (unfold, as_strided, einsum, …)     | the child's elements, each put at its place: the   |
+| any other (unfold, diagonal, as_strided, …)   | the child's elements, each put at its place: the   |
 |                                               | same view of the numbers 0, 1, 2, … says where     |
 """
 
@@ -143,9 +143,6 @@ class View:
                     return emit(aten.slice_scatter.default, parent, child, dim, start, start + length)
             case "select":
                 return emit(aten.select_scatter.default, parent, child, dim, self.argument("index"))
-            case "diagonal":
-                places = (self.argument(key) for key in ("offset", "dim1", "dim2"))
-                return emit(aten.diagonal_scatter.default, parent, child, *places)
             case "real" if not self.parent.is_complex():
                 return child
             case "real":

@@ -90,6 +90,7 @@ def read_onnx(
     told = ", ".join(f"{d} = {n}" for d, n in fixed.items() if isinstance(d, str) and isinstance(n, int))
     if told:
         notice(f"sizes that the graph cannot leave free are fixed: {told}")
+    model.agreement = compared
     model.history = list(record.history)
     model.metadata = {**record.metadata, **model.metadata}
     notice(f"{path.name} was read as a graph that agrees with {runner.name} to {compared:.1e}")

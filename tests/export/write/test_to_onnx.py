@@ -258,3 +258,14 @@ def test_a_users_file_of_the_name_of_large_weights_is_not_overwritten(tmp_path, 
         write_onnx(model, tmp_path / "m.onnx")
     assert weights.read_text() == "the user's"
     assert (tmp_path / "m.onnx").read_bytes() == graph
+
+
+def test_a_write_to_a_diagonal_is_written(tmp_path):
+    class Diagonal(nn.Module):
+        def forward(self, x):
+            h = x * 1
+            h.diagonal(1, 1, 2).mul_(2)
+            return h
+
+    model = Model.from_module(Diagonal(), (torch.randn(2, 3, 4),))
+    assert write_onnx(model, tmp_path / "m.onnx").relative_error == 0.0
