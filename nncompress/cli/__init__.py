@@ -12,6 +12,7 @@ import sys
 
 from nncompress.cli.commands import help_text
 from nncompress.cli.streams import give_up, open_closed, warn
+from nncompress.version import __version__
 
 COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on
 
@@ -22,8 +23,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     open_closed()
     if arguments == ["--version"]:
-        from nncompress.version import __version__
-
         _print(f"nncompress {__version__}")
     elif arguments in ([], ["--help"], ["-h"], ["help"]) and COMPLETION not in os.environ:
         _print(help_text())

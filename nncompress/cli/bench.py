@@ -5,22 +5,14 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import artifacts, bench_arms, options, quantities
-from nncompress.cli.console import print_json, progress, show
+from nncompress.cli import options, quantities
+from nncompress.cli.console import progress, starting
 from nncompress.cli.declared import taking
-from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
-from nncompress.results import BenchSuite
-
-if TYPE_CHECKING:
-    from nncompress.bench import Arm
-    from nncompress.bench.inputs import Inputs
-    from nncompress.data import Dataset
-    from nncompress.progress import Progress
-    from nncompress.results import BenchResult
+from nncompress.errors import UsageError
 
 _HELP = """Measure models against the first one: speed, memory, size, accuracy.
 
@@ -132,6 +124,10 @@ def bench(
     json: options.Json = False,
     **loading: Any,
 ) -> None:
+    with starting():
+        from nncompress.bench import baseline, files
+        from nncompress.cli.work import artifacts, bench_arms
+        from nncompress.cli.work import bench as work
     if target is not None:
         to = bench_arms.target(*bench_arms.from_targets(target, device, runtime), precision, mode)
     else:
@@ -151,7 +147,6 @@ def bench(
     }
     allowed = quantities.fraction(tolerance, "--tolerance")
     batches = None if batch is None else quantities.counts(batch, "--batch")
-    from nncompress.bench import baseline, files
 
     # What could fail after the measurement is tried before it.
     reads = options.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
@@ -159,7 +154,7 @@ def bench(
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)
     names = artifacts.names(opened)
-    batches = batches or (_fixed_batch(opened[0]) or 1,)
+    batches = batches or (work.fixed_batch(opened[0]) or 1,)
     data = loading["data"]
     records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
@@ -173,150 +168,8 @@ def bench(
         if not arms:
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
-            _check_plan(old, arms, batches, threads, str(compare))
-        suite = _measure(arms, batches, records, answers, metric, settings, bar)
+            work.check_plan(old, arms, batches, threads, str(compare))
+        suite = work.measure(arms, batches, records, answers, metric, settings, bar)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
-    _report(suite, output or [], json)
-
-
-def _check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
-    """Refuse what could not be compared with the baseline, before the measurement."""
-    from nncompress.bench import baseline
-    from nncompress.bench.environment import environment
-    from nncompress.bench.sessions import clock_of
-
-    baseline.check_plan(
-        old,
-        environment(),
-        batches=batches,
-        threads=threads,
-        clock=clock_of(arms, threads),
-        names=[arm.name for arm in arms],
-        name=compare,
-    )
-
-
-def _measure(
-    arms: list[Arm],
-    batches: tuple[int, ...],
-    records: Dataset | None,
-    answers: list[int | None],
-    metric: str | None,
-    settings: dict[str, Any],
-    bar: Progress,
-) -> BenchSuite:
-    """One benchmark per batch size; Ctrl-C ends the series and keeps what there is.
-
-    Raises:
-        KeyboardInterrupt: before anything was measured.
-    """
-    from nncompress.bench import PARITY_RECORDS, benchmark
-
-    calls = [(_one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)) for batch in batches]
-    runs: list[BenchResult] = []
-    try:
-        for batch, (inputs, parity_inputs) in zip(batches, calls):
-            runs.append(
-                benchmark(
-                    arms, inputs=inputs, parity_inputs=parity_inputs, batch=batch, progress=bar, **settings
-                )
-            )
-            if runs[-1].interrupted:
-                return BenchSuite(tuple(runs))
-        runs = _with_accuracy(runs, arms, records, answers, metric, bar)
-    except KeyboardInterrupt:
-        if not runs:
-            raise
-        runs[-1] = replace(runs[-1], interrupted=True)
-    return BenchSuite(tuple(runs))
-
-
-def _report(suite: BenchSuite, output: list[str], json: bool) -> None:
-    """Show it, write it, and end with the exit code that it deserves.
-
-    Raises:
-        OutputError: a file cannot be written after all; the result was shown by then.
-        RegressionError: a model is slower than in the baseline.
-    """
-    from nncompress.bench import files
-    from nncompress.report import bench_table
-
-    if json:
-        print_json(suite.to_json())
-    else:
-        show(bench_table.suite(suite))
-    for path in output:
-        files.write_file(suite, path)
-    if suite.interrupted:
-        raise typer.Exit(ExitCode.INTERRUPTED)
-    if suite.baseline is not None and suite.baseline.regressions:
-        worst = max(suite.baseline.regressions, key=lambda change: change.slowdown.value)
-        raise RegressionError(
-            f"{worst.name} is slower than in {suite.baseline.baseline}",
-            got=f"{worst.slowdown.value:.2f} times as slow, at least {worst.slowdown.low:.2f} "
-            f"(batch {worst.batch}, {worst.measure})",
-            expected=f"at most {1 + suite.baseline.tolerance:.2f}",
-        )
-
-
-def _fixed_batch(artifact: artifacts.Artifact) -> int | None:
-    """The batch that the artifact is bound to, None where it is free."""
-    sizes = (spec.shape[d] for spec in artifact.inputs if (d := spec.batch_dim) is not None)
-    return next((size for size in sizes if isinstance(size, int)), None)
-
-
-def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
-    """Samples of the data as one call.
-
-    Args:
-        at_least: the call may have more than were wanted.
-    Raises:
-        UsageError: the model is bound to another batch.
-        DataError: the data has fewer samples.
-    """
-    if records is None:
-        return None
-    size = max(wanted, at_least)
-    fixed = records.fixed_batch
-    if fixed is not None and not at_least and fixed != size:
-        raise UsageError(
-            f"the first model takes batches of {fixed} only", got=f"--batch {size}", remedy=f"--batch {fixed}"
-        )
-    for each in records.batches(fixed or size, limit=fixed or size):
-        inputs = tuple(tensor.numpy() for tensor in each.inputs)
-        if not at_least and len(each) < size:
-            raise DataError(
-                f"{records.spec} has fewer samples than one call takes",
-                got=str(len(each)),
-                expected=f"--batch {size}",
-                remedy="a smaller --batch, or leave --data out to measure on random inputs",
-            )
-        return inputs
-    return None
-
-
-def _with_accuracy(
-    runs: list[BenchResult],
-    arms: list[Arm],
-    records: Dataset | None,
-    answers: list[int | None],
-    metric: str | None,
-    bar: Progress,
-) -> list[BenchResult]:
-    """The results with each arm's accuracy, where the data has labels (or the metric needs none)."""
-    from nncompress.analysis.metrics.registry import named_metric
-
-    unlabelled = metric is not None and not named_metric(metric).needs_labels
-    if records is None or not (records.has_labels or unlabelled):
-        return runs
-    from nncompress.analysis.accuracy import evaluate
-
-    reached = [
-        evaluate(arm.open(threads=1).run, records, metric=metric, output=answer, progress=bar)
-        for arm, answer in zip(arms, answers)
-    ]
-    return [
-        replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
-        for run in runs
-    ]
+    work.report(suite, output or [], json)

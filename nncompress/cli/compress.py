@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from nncompress import targets
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.errors import UsageError
 from nncompress.extras import need
-from nncompress.passes import Pass
+from nncompress.passes import Context, Pass
+from nncompress.recipe import parse_pass, read_recipe
+from nncompress.report import tables
+from nncompress.targets import for_file
 
 OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
 SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
@@ -42,8 +46,6 @@ def compress(
     ] = None,
     **running: Any,
 ) -> None:
-    from nncompress.recipe import parse_pass, read_recipe
-
     if (recipe is None) == (not passes):
         raise UsageError(
             "compress: give either --recipe or --pass",
@@ -70,8 +72,6 @@ def run_passes(
     check_output(output, target)
     opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
-    from nncompress.passes import Context
-    from nncompress.report import tables
 
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
@@ -116,8 +116,6 @@ def suffix_for(target: str | None) -> str:
     Raises:
         UsageError: there is no such target.
     """
-    from nncompress import targets
-
     return ".onnx" if target is None else targets.target(target).suffixes[0]
 
 
@@ -137,8 +135,6 @@ def check_suffix(output: str | None, target: str | None = None) -> None:
     if output is not None and Path(output).suffix.lower() in RUN_BY:
         need(RUN_BY[Path(output).suffix.lower()], Path(output).name)
     if target is not None:
-        from nncompress.targets import for_file
-
         for_file(Path(output).suffix.lower() if output is not None else suffix_for(target), target)
 
 
@@ -151,8 +147,6 @@ def check_output(output: str | None, target: str | None) -> None:
     ours = output is None or Path(output).suffix.lower() in OURS
     check_suffix(output, None if ours else target)
     if ours and target is not None:
-        from nncompress import targets
-
         targets.target(target)
 
 

@@ -139,3 +139,11 @@ def progress() -> Iterator[ProgressProtocol]:
             yield _Bar(bar)
         finally:
             _Bar.active = None
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Around the import of what a command works with: torch takes seconds, and the bar tells of it."""
+    with progress() as bar:
+        bar.step("starting", 0, None)
+        yield

@@ -14,6 +14,7 @@ from nncompress.cli.declared import declared, with_parameters
 from nncompress.cli.training import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.cycles import CycleSettings
 from nncompress.errors import UsageError
+from nncompress.report import training as report
 from nncompress.train import TrainSettings
 
 _HELP = """Train and prune in cycles, until nothing is left to prune.
@@ -63,7 +64,6 @@ def run(
         )
     job = Job.open("cycle", model, **files)
     from nncompress.cycles import Cycle, run_cycles
-    from nncompress.report import training as report
 
     records = Path(folder) if folder else Path(f"{job.opened.path.stem}.cycles")
     if os.path.exists(records / "state.json") and not resume:

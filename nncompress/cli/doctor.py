@@ -7,9 +7,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Group
+from rich.text import Text
 
+from nncompress import devices, extras
 from nncompress.cli import options
 from nncompress.cli.console import print_json, show
+from nncompress.errors import ExtensionError
+from nncompress.extensions import GROUPS, Registry, distribution, named, offered
+from nncompress.report.tables import plain
+from nncompress.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,9 +48,6 @@ def doctor(json: options.Json = False) -> None:
 
 def examination() -> dict[str, Any]:
     """Everything that `doctor` says, as JSON holds it."""
-    from nncompress import devices, extras
-    from nncompress.version import __version__
-
     processor = devices.processor()
     missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]
     return {
@@ -71,9 +75,6 @@ def examination() -> dict[str, Any]:
 
 def extensions() -> list[dict[str, str]]:
     """What other packages add, and what is wrong with it: it is imported, where there is any."""
-    from nncompress.errors import ExtensionError
-    from nncompress.extensions import GROUPS, Registry, distribution, named, offered
-
     places = {
         "nncompress.passes": "nncompress.passes:PASSES",
         "nncompress.criteria": "nncompress.analysis.importance:CRITERIA",
@@ -96,17 +97,10 @@ def extensions() -> list[dict[str, str]]:
 
 
 def _of_use(extra: str) -> bool:
-    from nncompress import devices
-
     return extra != "cuda" or bool(devices.gpus())
 
 
 def _table(found: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
-    from nncompress.report.tables import plain
-
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     cpu = found["cpu"]
     instructions = ", ".join((*cpu["vector"], *cpu["int8"])) or "instruction sets unknown"

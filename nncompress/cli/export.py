@@ -11,6 +11,7 @@ from nncompress.cli import options
 from nncompress.cli.compress import check_suffix, suffix_for
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
+from nncompress.report import tables
 
 _HELP = """Write MODEL as .onnx, .ort, .xml, .pte, .pt2 or .safetensors.
 
@@ -49,7 +50,6 @@ def export(
     check_suffix(output, target)
     opened = options.open_model(model, **loading)
     from nncompress.export import write
-    from nncompress.report import tables
 
     reads = options.read_by(opened, loading["data"], loading["arch"])
     file = options.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json as json_format
-import os
 import time as clock
-from contextlib import chdir
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.compress import check_output, written_for
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.compress import check_output
+from nncompress.cli.console import starting
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import bytes_, seconds
-from nncompress.errors import PromiseError, UsageError
+from nncompress.errors import UsageError
 
 _HELP = """Find the pipeline that makes the model fastest (or smallest) and loses at most --max-drop points.
 
@@ -82,7 +79,9 @@ def optimize(
 ) -> None:
     until = clock.monotonic() + seconds(time, "--time")
     if join is not None:
-        _help(Path(join), model, trials, until)
+        with starting():
+            from nncompress.cli.work import optimize as work
+        work.join(Path(join), model, trials, until)
         return
     drop = None if max_drop is None else max_drop / 100
     asked: dict[str, Any] = {
@@ -101,162 +100,20 @@ def optimize(
         raise UsageError("optimize needs labelled data", remedy="add --data FILE.npz (or a folder of images)")
     check_output(output, target)
     opened = options.open_model(model, **loading)
-    from nncompress import api, export
-    from nncompress.bench.target_speed import clocked
-    from nncompress.files.folders import make_folder
+    from nncompress.cli.work import optimize as work
 
-    reads = options.read_by(opened, data, fit, loading["arch"])
-    result = options.output_for(output, options.default_output(opened, "optimize"), reads)
-    recipe_file = result.with_suffix(".toml")
-    options.output_for(str(recipe_file), recipe_file, reads)
-    api.dataset(data, opened.model, loading["normalize"], say).require_labels("optimize")
-    if clock_in:
-        where = clocked(target)
-        asked["target"] = where.name
-        chosen = "" if target else ", the fastest here (--target names another)"
-        say(f"latencies are measured in {where.runtime_name}{chosen}")
-    kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
-    settings = {
-        "schema": 1,
-        "kind": "search",
-        "directory": os.getcwd(),
-        "data": data,
-        "fit": fit or _half(data, 1),
-        "normalize": loading["normalize"],
-        "limit": limit,
-        "seed": seed,
-        "bounds": asked,
-    }
-    if not (kept / "original.pt2").exists():
-        export.write(opened.model, kept / "original.pt2")
-        _write(kept / "search.json", settings)
-    say(f"workers that help:  nncompress optimize --join {kept}")
-    say(
-        f"as a SLURM array:   #SBATCH --array=1-8\n                    srun nncompress optimize --join {kept}"
+    work.find(
+        opened,
+        asked,
+        clock_in=clock_in,
+        fit=fit,
+        trials=trials,
+        until=until,
+        folder=folder,
+        target=target,
+        output=output,
+        limit=limit,
+        seed=seed,
+        json=json,
+        loading=loading,
     )
-    with progress() as bar:
-        search = _search(kept, settings, bar)
-        stopped = _run(search, trials, until)
-        search.measure_here()
-        unseen = api.dataset(_half(data, 2), search.original, loading["normalize"])
-        best, made, said = search.promise(unseen)
-        from nncompress.recipe import recipe_text
-        from nncompress.report import search as report
-        from nncompress.search.optimize import recipe_of
-
-        row = search.trials.get(best) or {}
-        recipe = recipe_of(row)
-        bar.step(f"writing {result.name}", 0, None)
-        file = export.write(made, result, protect=reads, target=written_for(result, target))
-        how = {
-            f"--{key.replace('_', '-')}": loading[key]
-            for key in ("normalize", "arch", "weights_key", "input")
-        }
-        said_how = "".join(f" {flag} '{value}'" for flag, value in how.items() if value)
-        said_how += " --trust-pickle" if loading["trust_pickle"] else ""
-        for_target = f" --target {target}" if target else ""
-        command = (
-            f"nncompress compress {opened.path} --recipe {recipe_file} --data '{settings['fit']}'{said_how} "
-            f"--limit {limit} --seed {seed}{for_target} -o {result}"
-        )
-        _write_text(recipe_file, f"# {command}\n\n{recipe_text(recipe)}", reads)
-        options.remember(opened, result, opened.model, made)
-        from nncompress.runtimes import OPENERS
-
-        if result.suffix.lower() in OPENERS:  # what is promised is what was written
-            said = search.promised(result, unseen, said.looks)
-    count = len(search.trials.all())
-    if json:
-        print_json(
-            {
-                "schema": 1,
-                "kind": "optimize",
-                "best": row,
-                "trials": search.trials.all(),
-                "promise": said.to_json(),
-                "output": file.to_json(),
-                "recipe": str(recipe_file),
-                "command": command,
-                "stopped": stopped,
-            }
-        )
-    else:
-        from nncompress.report.tables import written
-
-        show(f"best of {count} trials{' so far' if stopped else ''}: {report.trial(row, count)}")
-        show(written(file))
-        show(f"wrote {recipe_file}: {command}")
-        if said.kept:
-            show(report.promise(said))
-    if not said.kept:
-        raise PromiseError(f"optimize: {report.promise(said)}", remedy="more samples, or a larger --max-drop")
-
-
-def _half(data: str, number: int) -> str:
-    return f"{data}{'&' if '?' in data else '?'}half={number}"
-
-
-def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
-    """The search in a folder, opened by what its `search.json` says."""
-    from nncompress import api
-    from nncompress.passes import Context
-    from nncompress.search.optimize import Bounds, Search
-
-    original = api.load(folder / "original.pt2")
-    normalize = settings["normalize"]
-    fitted = api.dataset(settings["fit"], original, normalize)
-    selection = api.dataset(_half(settings["data"], 1), original, normalize)
-    context = Context(data=fitted, seed=settings["seed"], limit=settings["limit"], progress=bar)
-    return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
-
-
-def _run(search: Any, trials: int, until: float) -> bool:
-    """Search; True where it was stopped before all was tried."""
-    from nncompress.report import search as report
-
-    def told(row: dict[str, Any]) -> None:
-        say(report.trial(row, len(search.trials.all())))
-
-    try:
-        search.run(trials, until, told)
-    except KeyboardInterrupt:
-        if not search.trials.all():  # nothing to take: an interrupt like any other
-            raise
-        say("interrupted: the best so far is taken; the same command goes on searching")
-        return True
-    return clock.monotonic() >= until
-
-
-def _help(folder: Path, model: str | None, trials: int, until: float) -> None:
-    """Be a worker of a search."""
-    from nncompress.files.bounded_text import Unreadable, read_json
-
-    if model is not None:
-        raise UsageError("optimize --join takes its model from the folder", got=model, remedy="leave it out")
-    try:
-        settings = read_json(folder / "search.json")
-        if settings["kind"] != "search":
-            raise KeyError("kind")
-        directory = settings["directory"]
-    except (Unreadable, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder} holds no search",
-            got=str(error),
-            remedy=f"nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder {folder}",
-        ) from error
-    folder = folder.resolve()
-    with chdir(directory), progress() as bar:
-        search = _search(folder, settings, bar)
-        _run(search, trials, until)
-    say(f"{folder} has {len(search.trials.all())} trials")
-
-
-def _write(path: Path, value: Any) -> None:
-    _write_text(path, json_format.dumps(value, indent=1), ())
-
-
-def _write_text(path: Path, text: str, protect: tuple[Path, ...]) -> None:
-    from nncompress.files.atomic import replacing
-
-    with replacing(path, protect) as temporary:
-        temporary.write_text(text, encoding="utf-8")

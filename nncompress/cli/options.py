@@ -17,6 +17,7 @@ from nncompress.cli.declared import Parameters
 from nncompress.errors import OutputError, UsageError
 from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
+from nncompress.files.targets import check_chosen, check_target
 
 if TYPE_CHECKING:
     from nncompress.ir import InputSpec, Model
@@ -262,7 +263,6 @@ def output_for(output: str | None, chosen: Path, reads: tuple[Path, ...]) -> Pat
         OutputError: it cannot be written, is one of `reads`, or we chose the name of a file that is not ours.
     """
     from nncompress.export.origin import is_ours
-    from nncompress.files.targets import check_chosen, check_target
 
     target = Path(output) if output else chosen
     check_target(target, reads)

@@ -12,6 +12,8 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
+from nncompress.files.folders import make_folder
+from nncompress.report.studies import report
 
 _HELP = """Run an experiment of the papers anew; the paper's figures stand beside ours, called so.
 
@@ -54,7 +56,6 @@ def reproduce(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    from nncompress.report.studies import report
     from nncompress.studies import STUDIES, Request, check_plot
     from nncompress.studies import plot as draw
     from nncompress.studies.study import Drawable
@@ -85,6 +86,5 @@ def _folder(keep: str | None) -> AbstractContextManager[str]:
     """
     if keep is None:
         return tempfile.TemporaryDirectory()
-    from nncompress.files.folders import make_folder
 
     return nullcontext(str(make_folder(keep)))

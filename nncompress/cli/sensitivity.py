@@ -13,6 +13,9 @@ from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import seconds
 from nncompress.errors import UsageError
+from nncompress.files.folders import cache_folder
+from nncompress.passes import Context
+from nncompress.report import search as report
 
 _HELP = """Measure each layer by itself: how far one pass on it moves the outputs, and what it saves.
 
@@ -53,9 +56,6 @@ def sensitivity(
     until = clock.monotonic() + seconds(time, "--time") if time else float("inf")
     opened = options.open_model(model, **loading)
     from nncompress import api
-    from nncompress.files.folders import cache_folder
-    from nncompress.passes import Context
-    from nncompress.report import search as report
     from nncompress.search.records import Records
     from nncompress.search.sensitivity import METHODS, probes
     from nncompress.search.sensitivity import sensitivity as measure

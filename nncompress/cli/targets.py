@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Group
+from rich.text import Text
 
+from nncompress import extras
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, show
+from nncompress.report.tables import plain
+from nncompress.targets import TARGETS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,9 +42,7 @@ def targets(json: options.Json = False) -> None:
 
 def described() -> dict[str, Any]:
     """Everything that `targets` says, as JSON holds it."""
-    from nncompress import extras
     from nncompress.bench.target_speed import fastest, speeds
-    from nncompress.targets import TARGETS
 
     seconds = speeds()
     return {
@@ -66,11 +69,6 @@ def described() -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
-    from nncompress.report.tables import plain
-
     table = plain("target", "runs", "files", "here", right=4)
     for column in table.columns:
         column.no_wrap = False

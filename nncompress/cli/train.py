@@ -13,6 +13,8 @@ from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
 from nncompress.cli.training import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.errors import UsageError
+from nncompress.files.targets import check_chosen, check_target
+from nncompress.report.training import epochs
 from nncompress.train import GrowSettings, TrainSettings
 
 _HELP = """Train a model on --data: from scratch, as fine-tuning, or (--teacher) as distillation.
@@ -57,8 +59,6 @@ def run(
 ) -> None:
     """Train, in one process or as one of several, and write the result in the first of them."""
     job = Job.open("train", model, **files)
-    from nncompress.files.targets import check_chosen, check_target
-    from nncompress.report.training import epochs
     from nncompress.train import process_group, train
     from nncompress.train.loop import is_log
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.artifacts import needed_by
 from nncompress.cli.compress import check_suffix
 from nncompress.cli.console import print_json, say, show
 from nncompress.cli.declared import Parameters
 from nncompress.errors import UsageError
+from nncompress.report.tables import written
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -115,7 +115,6 @@ class Job:
     ) -> None:
         """Write the model, remove `spent` (kept in case it came to nothing), and print what was done."""
         from nncompress import export
-        from nncompress.report.tables import written
 
         progress.step(f"writing {self.target.name}", 0, None)
         file = export.write(trained, self.target, protect=self.sources)
@@ -146,6 +145,8 @@ def _loading_of(
         return loading, loading
     if model is None:  # what an earlier command wrote carries its architecture
         return {**loading, "arch": None, "weights_key": None, "strict": True}, loading
+    from nncompress.cli.work.artifacts import needed_by
+
     needed = needed_by((model, teacher), loading)
     return needed[model], needed[teacher]
 

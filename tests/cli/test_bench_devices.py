@@ -4,9 +4,9 @@ import networks
 import pytest
 
 from nncompress import devices, extras
-from nncompress.cli import bench_arms
 from nncompress.cli.app import run
-from nncompress.cli.artifacts import Artifact
+from nncompress.cli.work import bench_arms
+from nncompress.cli.work.artifacts import Artifact
 from nncompress.errors import ExitCode, UsageError
 from nncompress.export import write_pt2
 from nncompress.passes import Context

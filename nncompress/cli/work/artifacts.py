@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nncompress.analysis.answer import PROBED, Answers, index_of
+from nncompress.analysis.metrics.registry import named_metric
+from nncompress.bench.inputs import guessed_sizes
 from nncompress.cli import options, session
 from nncompress.cli.console import say
+from nncompress.data import Dataset, open_data
 from nncompress.errors import UsageError
 from nncompress.files.bounded_text import Unreadable, parse_json
-
-if TYPE_CHECKING:
-    from nncompress.data import Dataset
-    from nncompress.ir import InputSpec, Model
-    from nncompress.runtimes import Runner
+from nncompress.ir import InputSpec, Model
+from nncompress.ir.graph.stated_input import parse_input, restated
+from nncompress.loading import holds_weights_only
+from nncompress.runtimes import OPENERS, Runner, open_artifact
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,6 @@ class Artifact:
 
     def open(self, threads: int) -> Runner:
         """In torch for a graph, else in the runtime that owns the format."""
-        from nncompress.runtimes import open_artifact
-
         runner = open_artifact(self.path if self.model is None else self.model, threads)
         if self.inputs:
             runner.inputs, runner.sizes = self.inputs, self.sizes
@@ -94,7 +95,6 @@ def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[s
     arch = loading.get("arch")
     if arch is None:
         return dict.fromkeys(paths, loading)
-    from nncompress.loading import holds_weights_only
 
     trust = loading["trust_pickle"]
     needing = [p for p in paths if not _in_runtime(p) and holds_weights_only(p, trust_pickle=trust)]
@@ -107,8 +107,7 @@ def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[s
 
 
 def _in_runtime(path: str) -> bool:
-    # The suffixes of OPENERS, whose import takes torch's time.
-    return Path(path).suffix.lower() in (".onnx", ".ort", ".pte", ".xml")
+    return Path(path).suffix.lower() in OPENERS
 
 
 def names(opened: Sequence[Artifact]) -> list[str]:
@@ -132,11 +131,6 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         model = options.open_model(path, **loading).model
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
         return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
-    from nncompress.analysis.answer import index_of
-    from nncompress.bench.inputs import guessed_sizes
-    from nncompress.ir.graph.stated_input import parse_input, restated
-    from nncompress.runtimes import open_artifact
-
     runner = open_artifact(path)
     inputs, sizes = runner.inputs, runner.sizes
     if loading["input"] is not None:
@@ -176,8 +170,6 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     Raises:
         DataError: it cannot be read, or does not fit the first artifact's inputs.
     """
-    from nncompress.data import open_data
-
     how = normalize or next((a.normalize for a in artifacts if a.normalize), None)
     return open_data(data, artifacts[0].inputs, how)
 
@@ -190,9 +182,6 @@ def answers(
     Raises:
         DataError: the labels fit several outputs, or none.
     """
-    from nncompress.analysis.answer import PROBED, Answers
-    from nncompress.analysis.metrics.registry import named_metric
-
     wanted = None if metric is None else named_metric(metric)
     unlabelled = task == "reconstruction" or (wanted is not None and not wanted.needs_labels)
     if records is None or not (records.has_labels or unlabelled):

@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nncompress.cli import artifacts
+from nncompress import targets
+from nncompress.analysis.cost import cost
+from nncompress.bench import Arm
 from nncompress.cli.console import say
-from nncompress.errors import UsageError
+from nncompress.cli.work import artifacts
+from nncompress.devices import need_cuda
+from nncompress.errors import DeviceError, UsageError
+from nncompress.export import write
 from nncompress.extensions import offered
-
-if TYPE_CHECKING:
-    from nncompress.bench import Arm
-    from nncompress.ir import Model
-    from nncompress.ir.layers.weights import Layer
-    from nncompress.progress import Progress
+from nncompress.extras import need
+from nncompress.ir import Model
+from nncompress.ir.formats.precision import in_precision, is_quantized
+from nncompress.ir.layers.weights import Layer, layers
+from nncompress.progress import Progress
+from nncompress.runtimes import RUNTIMES as KNOWN
+from nncompress.runtimes.cuda_linear import is_semi_structured
+from nncompress.runtimes.on_cuda import Cuda
+from nncompress.runtimes.on_openvino import PRECISIONS as FLOATS
+from nncompress.runtimes.on_openvino import precisions
 
 SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
 PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{SPARSE}")
@@ -54,8 +63,6 @@ def from_targets(names: str, device: str, runtime: str) -> tuple[str, str]:
         UsageError: there is no such target, it runs nothing here, several do not go together, or --device or
             --runtime was given, too.
     """
-    from nncompress import targets
-
     if (device, runtime) != ("cpu", "onnxruntime"):
         raise UsageError("bench: --target says device and runtime", remedy="leave --device and --runtime out")
     chosen = [targets.target(name.strip()) for name in names.split(",")]
@@ -89,12 +96,9 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
     if device == "mobile":
         if runtime == "torch":
             raise UsageError("--device mobile runs models in ExecuTorch", got="--runtime torch")
-        from nncompress.extras import need
 
         need("mobile", "bench --device mobile")
     if device == "cuda":
-        from nncompress.devices import need_cuda
-
         need_cuda(runtime, "bench --device cuda")
     elif precision is not None or mode is not None:
         raise UsageError("--precision and --mode are for --device cuda", got=f"--device {device}")
@@ -113,17 +117,11 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
 
 def _with_openvino(runtimes: tuple[str, ...], precision: str | None, mode: str | None) -> Target:
     """Refuse a precision that this CPU does not compute in before anything is exported."""
-    from nncompress.extras import need
-
     need("openvino", "bench --runtime openvino")
     if mode is not None:
         raise UsageError("--mode is for torch on --device cuda", got=f"--mode {mode}")
     if precision is None:
         return Target("cpu", runtimes, ("",))
-    from nncompress.errors import DeviceError
-    from nncompress.runtimes.on_openvino import PRECISIONS as FLOATS
-    from nncompress.runtimes.on_openvino import precisions
-
     wanted = _listed(precision, tuple(FLOATS), "--precision")
     lacking = [name for name in wanted if name not in precisions()]
     if lacking:
@@ -146,9 +144,6 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
     Args:
         base: exported files are written beside this path, under its name.
     """
-    from nncompress.analysis.cost import cost
-    from nncompress.bench import Arm
-
     with artifact.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     arm = Arm(name, artifact.path, sha256=digest, inputs=artifact.inputs, sizes=artifact.sizes)
@@ -169,10 +164,6 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
 
 def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
     """One arm per runtime, and per precision in OpenVINO; a float model is exported once for all."""
-    from nncompress.ir import Model
-    from nncompress.ir.formats.precision import is_quantized
-    from nncompress.runtimes import RUNTIMES as KNOWN
-
     arms = []
     model = arm.artifact if isinstance(arm.artifact, Model) else None
     file: Path | None = None if model is not None else Path(arm.artifact)  # type: ignore[arg-type]
@@ -209,11 +200,6 @@ def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
 
 def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
     """One arm per precision and mode; an `.onnx` and a quantized model have the precision they have."""
-    from nncompress.ir import Model
-    from nncompress.ir.formats.precision import in_precision, is_quantized
-    from nncompress.runtimes.cuda_linear import is_semi_structured
-    from nncompress.runtimes.on_cuda import Cuda
-
     if not isinstance(arm.artifact, Model):
         if to.runtime != "onnxruntime" or Path(arm.artifact).suffix.lower() != ".onnx":
             raise UsageError(
@@ -241,14 +227,10 @@ def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
 
 
 def _linear(model: Model) -> list[Layer]:
-    from nncompress.ir.layers.weights import layers
-
     return [layer for layer in layers(model) if layer.kind == "linear"]
 
 
 def _exported(model: Any, path: Path, name: str, bar: Progress, target: str | None = None) -> Path:
-    from nncompress.export import write
-
     bar.step(f"exporting {name}", 0, None)
     write(model, path, target=target)
     return path

@@ -1,0 +1,156 @@
+"""`bench`: plan, measure, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+from nncompress.analysis.accuracy import evaluate
+from nncompress.analysis.metrics.registry import named_metric
+from nncompress.bench import PARITY_RECORDS, Arm, baseline, benchmark, files
+from nncompress.bench.environment import environment
+from nncompress.bench.inputs import Inputs
+from nncompress.bench.sessions import clock_of
+from nncompress.cli.console import print_json, show
+from nncompress.cli.work import artifacts
+from nncompress.data import Dataset
+from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
+from nncompress.progress import Progress
+from nncompress.report import bench_table
+from nncompress.results import BenchResult, BenchSuite
+
+
+def check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
+    """Refuse what could not be compared with the baseline, before the measurement."""
+
+    baseline.check_plan(
+        old,
+        environment(),
+        batches=batches,
+        threads=threads,
+        clock=clock_of(arms, threads),
+        names=[arm.name for arm in arms],
+        name=compare,
+    )
+
+
+def measure(
+    arms: list[Arm],
+    batches: tuple[int, ...],
+    records: Dataset | None,
+    answers: list[int | None],
+    metric: str | None,
+    settings: dict[str, Any],
+    bar: Progress,
+) -> BenchSuite:
+    """One benchmark per batch size; Ctrl-C ends the series and keeps what there is.
+
+    Raises:
+        KeyboardInterrupt: before anything was measured.
+    """
+
+    calls = [(_one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)) for batch in batches]
+    runs: list[BenchResult] = []
+    try:
+        for batch, (inputs, parity_inputs) in zip(batches, calls):
+            runs.append(
+                benchmark(
+                    arms, inputs=inputs, parity_inputs=parity_inputs, batch=batch, progress=bar, **settings
+                )
+            )
+            if runs[-1].interrupted:
+                return BenchSuite(tuple(runs))
+        runs = _with_accuracy(runs, arms, records, answers, metric, bar)
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        runs[-1] = replace(runs[-1], interrupted=True)
+    return BenchSuite(tuple(runs))
+
+
+def report(suite: BenchSuite, output: list[str], json: bool) -> None:
+    """Show it, write it, and end with the exit code that it deserves.
+
+    Raises:
+        OutputError: a file cannot be written after all; the result was shown by then.
+        RegressionError: a model is slower than in the baseline.
+    """
+
+    if json:
+        print_json(suite.to_json())
+    else:
+        show(bench_table.suite(suite))
+    for path in output:
+        files.write_file(suite, path)
+    if suite.interrupted:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if suite.baseline is not None and suite.baseline.regressions:
+        worst = max(suite.baseline.regressions, key=lambda change: change.slowdown.value)
+        raise RegressionError(
+            f"{worst.name} is slower than in {suite.baseline.baseline}",
+            got=f"{worst.slowdown.value:.2f} times as slow, at least {worst.slowdown.low:.2f} "
+            f"(batch {worst.batch}, {worst.measure})",
+            expected=f"at most {1 + suite.baseline.tolerance:.2f}",
+        )
+
+
+def fixed_batch(artifact: artifacts.Artifact) -> int | None:
+    """The batch that the artifact is bound to, None where it is free."""
+    sizes = (spec.shape[d] for spec in artifact.inputs if (d := spec.batch_dim) is not None)
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
+    """Samples of the data as one call.
+
+    Args:
+        at_least: the call may have more than were wanted.
+    Raises:
+        UsageError: the model is bound to another batch.
+        DataError: the data has fewer samples.
+    """
+    if records is None:
+        return None
+    size = max(wanted, at_least)
+    fixed = records.fixed_batch
+    if fixed is not None and not at_least and fixed != size:
+        raise UsageError(
+            f"the first model takes batches of {fixed} only", got=f"--batch {size}", remedy=f"--batch {fixed}"
+        )
+    for each in records.batches(fixed or size, limit=fixed or size):
+        inputs = tuple(tensor.numpy() for tensor in each.inputs)
+        if not at_least and len(each) < size:
+            raise DataError(
+                f"{records.spec} has fewer samples than one call takes",
+                got=str(len(each)),
+                expected=f"--batch {size}",
+                remedy="a smaller --batch, or leave --data out to measure on random inputs",
+            )
+        return inputs
+    return None
+
+
+def _with_accuracy(
+    runs: list[BenchResult],
+    arms: list[Arm],
+    records: Dataset | None,
+    answers: list[int | None],
+    metric: str | None,
+    bar: Progress,
+) -> list[BenchResult]:
+    """The results with each arm's accuracy, where the data has labels (or the metric needs none)."""
+
+    unlabelled = metric is not None and not named_metric(metric).needs_labels
+    if records is None or not (records.has_labels or unlabelled):
+        return runs
+
+    reached = [
+        evaluate(arm.open(threads=1).run, records, metric=metric, output=answer, progress=bar)
+        for arm, answer in zip(arms, answers)
+    ]
+    return [
+        replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
+        for run in runs
+    ]

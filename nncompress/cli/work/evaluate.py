@@ -1,0 +1,107 @@
+"""`eval`: every model on the data, the others against the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from nncompress.analysis import accuracy
+from nncompress.analysis.metrics.registry import named_metric
+from nncompress.bench.inputs import random_inputs
+from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.work import artifacts
+from nncompress.data import Batch
+from nncompress.data.dataset import measuring_batch
+from nncompress.errors import UsageError
+from nncompress.report import tables
+from nncompress.results import SCHEMA
+from nncompress.runtimes import Runner
+from nncompress.targets import written_for
+
+
+def evaluate(
+    models: list[str] | None,
+    task: str,
+    metric: str | None,
+    *,
+    batch: int,
+    limit: int | None,
+    json: bool,
+    loading: dict[str, Any],
+) -> None:
+    """See the options of the command.
+
+    Raises:
+        UsageError: one model alone, and nothing to measure it by.
+    """
+    opened = artifacts.open_all(models, **loading)
+    data = loading["data"]
+    wanted = None if metric is None else named_metric(metric)
+    if data is None and len(opened) < 2:
+        raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
+    records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
+    if (
+        len(opened) < 2
+        and records is not None
+        and not records.has_labels
+        and task != "reconstruction"
+        and (wanted is None or wanted.needs_labels)
+    ):
+        raise UsageError(
+            f"{data} has no labels, so one model alone has nothing to be measured by",
+            remedy="give a second model to compare with, or --task reconstruction for an autoencoder",
+        )
+    runners = [each.open(threads=1) for each in opened]
+    for name, runner in zip(artifacts.names(opened), runners):
+        for note in (*runner.notes, *written_for.notes(runner.metadata, runner.runtime, runner.device)):
+            say(f"{name}: {note}")
+    first = runners[0].run
+    answers = artifacts.answers(opened, records, task, metric)
+    labelled = records is not None and (
+        records.has_labels or task == "reconstruction" or not (wanted is None or wanted.needs_labels)
+    )
+    rows, measured = [], []
+    with progress() as bar:
+        for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
+            row = tables.EvalRow(name, runner.name)
+            if records is not None and labelled:
+                measured.append(
+                    accuracy.measure(
+                        runner.run,
+                        records,
+                        task,
+                        metric=metric,
+                        batch_size=batch,
+                        limit=limit,
+                        output=answers[position],
+                        progress=bar,
+                    )
+                )
+                row.result = measured[-1].result
+                if position:
+                    row.paired = measured[-1].against(measured[0])
+            if position:
+                inputs: Iterable[Any] = (
+                    records.batches(records.measuring_batch(batch), limit or 512)
+                    if records
+                    else _random(runners[0])
+                )
+                row.difference = accuracy.compare(
+                    first, runner.run, inputs, names=runners[0].outputs, progress=bar
+                )
+            rows.append(row)
+    if json:
+        print_json({"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]})
+    else:
+        show(tables.evaluation(rows))
+
+
+def _random(first: Runner) -> list[Batch]:
+
+    one = random_inputs(first.inputs, batch=1, seed=0, sizes=first.sizes)
+    batch = measuring_batch(sum(array.nbytes for array in one), 16)
+    drawn = [random_inputs(first.inputs, batch=batch, seed=seed, sizes=first.sizes) for seed in range(8)]
+    dims = tuple(spec.batch_dim for spec in first.inputs)
+    return [Batch(tuple(torch.from_numpy(array) for array in arrays), None, dims) for arrays in drawn]

@@ -1,0 +1,63 @@
+"""`inspect`: layers, what can be removed together, singular values."""
+
+from __future__ import annotations
+
+from nncompress.analysis.cost import cost
+from nncompress.analysis.couplings import find_couplings
+from nncompress.analysis.couplings.summary import summarize
+from nncompress.analysis.lowrank.spectrum import spectra
+from nncompress.cli import options
+from nncompress.cli.console import print_json, show
+from nncompress.report import tables
+from nncompress.report.groups import groups
+
+
+def show_layers(opened: options.Opened, json: bool) -> None:
+    """Every layer with its costs."""
+    costs = cost(opened.model)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "kind": "inspect",
+                "model": str(opened.path),
+                "inputs": [spec.to_json() for spec in opened.model.inputs],
+                "outputs": list(opened.model.outputs),
+                "layers": [row.to_json() for row in costs.layers],
+                "totals": costs.totals(),
+                "agreement": opened.model.agreement,
+                "history": opened.model.history,
+            }
+        )
+        return
+    show(tables.layers(opened.model, costs, opened.path))
+
+
+def show_units(opened: options.Opened, json: bool) -> None:
+    couplings = find_couplings(opened.model)
+    rows = summarize(couplings)
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "kind": "units",
+                "model": str(opened.path),
+                "groups": [row.to_json() for row in rows],
+                "pinned": [
+                    {"tensor": tensor, "dim": dim, "why": why}
+                    for (tensor, dim), why in couplings.pinned.items()
+                ],
+                "prunable_share": couplings.prunable_share(),
+            }
+        )
+    else:
+        show(groups(rows, couplings.prunable_share(), couplings.pinned))
+
+
+def show_spectra(opened: options.Opened, json: bool) -> None:
+    found = spectra(opened.model)
+    if json:
+        rows = [row.to_json() for row in found]
+        print_json({"schema": 1, "kind": "spectra", "model": str(opened.path), "spectra": rows})
+    else:
+        show(tables.spectra(found))

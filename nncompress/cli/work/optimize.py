@@ -1,0 +1,199 @@
+"""`optimize`: the search in its folder, what it found written, and what is promised of that."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import time as clock
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from nncompress import api, export
+from nncompress.bench.target_speed import clocked
+from nncompress.cli import options
+from nncompress.cli.compress import written_for
+from nncompress.cli.console import print_json, progress, say, show
+from nncompress.errors import PromiseError, UsageError
+from nncompress.files.atomic import replacing
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.folders import make_folder
+from nncompress.passes import Context
+from nncompress.recipe import recipe_text
+from nncompress.report import search as report
+from nncompress.report.tables import written
+from nncompress.runtimes import OPENERS
+from nncompress.search.optimize import Bounds, Search, recipe_of
+
+
+def find(
+    opened: options.Opened,
+    asked: dict[str, Any],
+    *,
+    clock_in: bool,
+    fit: str | None,
+    trials: int,
+    until: float,
+    folder: str | None,
+    target: str | None,
+    output: str | None,
+    limit: int,
+    seed: int,
+    json: bool,
+    loading: dict[str, Any],
+) -> None:
+    """Search, write the best and say what is promised of it.
+
+    Args:
+        asked: the bounds and the goal.
+        clock_in: latencies are measured.
+        until: of the clock, when no further trial begins.
+
+    Raises:
+        PromiseError: the promise is not kept.
+    """
+    data = loading["data"]
+    reads = options.read_by(opened, data, fit, loading["arch"])
+    result = options.output_for(output, options.default_output(opened, "optimize"), reads)
+    recipe_file = result.with_suffix(".toml")
+    options.output_for(str(recipe_file), recipe_file, reads)
+    api.dataset(data, opened.model, loading["normalize"], say).require_labels("optimize")
+    if clock_in:
+        where = clocked(target)
+        asked["target"] = where.name
+        chosen = "" if target else ", the fastest here (--target names another)"
+        say(f"latencies are measured in {where.runtime_name}{chosen}")
+    kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
+    settings = {
+        "schema": 1,
+        "kind": "search",
+        "directory": os.getcwd(),
+        "data": data,
+        "fit": fit or _half(data, 1),
+        "normalize": loading["normalize"],
+        "limit": limit,
+        "seed": seed,
+        "bounds": asked,
+    }
+    if not (kept / "original.pt2").exists():
+        export.write(opened.model, kept / "original.pt2")
+        _write(kept / "search.json", settings)
+    say(f"workers that help:  nncompress optimize --join {kept}")
+    say(
+        f"as a SLURM array:   #SBATCH --array=1-8\n                    srun nncompress optimize --join {kept}"
+    )
+    with progress() as bar:
+        search = _search(kept, settings, bar)
+        stopped = _run(search, trials, until)
+        search.measure_here()
+        unseen = api.dataset(_half(data, 2), search.original, loading["normalize"])
+        best, made, said = search.promise(unseen)
+
+        row = search.trials.get(best) or {}
+        recipe = recipe_of(row)
+        bar.step(f"writing {result.name}", 0, None)
+        file = export.write(made, result, protect=reads, target=written_for(result, target))
+        how = {
+            f"--{key.replace('_', '-')}": loading[key]
+            for key in ("normalize", "arch", "weights_key", "input")
+        }
+        said_how = "".join(f" {flag} '{value}'" for flag, value in how.items() if value)
+        said_how += " --trust-pickle" if loading["trust_pickle"] else ""
+        for_target = f" --target {target}" if target else ""
+        command = (
+            f"nncompress compress {opened.path} --recipe {recipe_file} --data '{settings['fit']}'{said_how} "
+            f"--limit {limit} --seed {seed}{for_target} -o {result}"
+        )
+        _write_text(recipe_file, f"# {command}\n\n{recipe_text(recipe)}", reads)
+        options.remember(opened, result, opened.model, made)
+
+        if result.suffix.lower() in OPENERS:  # what is promised is what was written
+            said = search.promised(result, unseen, said.looks)
+    count = len(search.trials.all())
+    if json:
+        print_json(
+            {
+                "schema": 1,
+                "kind": "optimize",
+                "best": row,
+                "trials": search.trials.all(),
+                "promise": said.to_json(),
+                "output": file.to_json(),
+                "recipe": str(recipe_file),
+                "command": command,
+                "stopped": stopped,
+            }
+        )
+    else:
+        show(f"best of {count} trials{' so far' if stopped else ''}: {report.trial(row, count)}")
+        show(written(file))
+        show(f"wrote {recipe_file}: {command}")
+        if said.kept:
+            show(report.promise(said))
+    if not said.kept:
+        raise PromiseError(f"optimize: {report.promise(said)}", remedy="more samples, or a larger --max-drop")
+
+
+def _half(data: str, number: int) -> str:
+    return f"{data}{'&' if '?' in data else '?'}half={number}"
+
+
+def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
+    """The search in a folder, opened by what its `search.json` says."""
+    original = api.load(folder / "original.pt2")
+    normalize = settings["normalize"]
+    fitted = api.dataset(settings["fit"], original, normalize)
+    selection = api.dataset(_half(settings["data"], 1), original, normalize)
+    context = Context(data=fitted, seed=settings["seed"], limit=settings["limit"], progress=bar)
+    return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
+
+
+def _run(search: Any, trials: int, until: float) -> bool:
+    """Search; True where it was stopped before all was tried."""
+
+    def told(row: dict[str, Any]) -> None:
+        say(report.trial(row, len(search.trials.all())))
+
+    try:
+        search.run(trials, until, told)
+    except KeyboardInterrupt:
+        if not search.trials.all():  # nothing to take: an interrupt like any other
+            raise
+        say("interrupted: the best so far is taken; the same command goes on searching")
+        return True
+    return clock.monotonic() >= until
+
+
+def join(folder: Path, model: str | None, trials: int, until: float) -> None:
+    """Be a worker of a search.
+
+    Raises:
+        UsageError: the folder holds none, or a model was given besides.
+    """
+    if model is not None:
+        raise UsageError("optimize --join takes its model from the folder", got=model, remedy="leave it out")
+    try:
+        settings = read_json(folder / "search.json")
+        if settings["kind"] != "search":
+            raise KeyError("kind")
+        directory = settings["directory"]
+    except (Unreadable, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder} holds no search",
+            got=str(error),
+            remedy=f"nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder {folder}",
+        ) from error
+    folder = folder.resolve()
+    with chdir(directory), progress() as bar:
+        search = _search(folder, settings, bar)
+        _run(search, trials, until)
+    say(f"{folder} has {len(search.trials.all())} trials")
+
+
+def _write(path: Path, value: Any) -> None:
+    _write_text(path, json_format.dumps(value, indent=1), ())
+
+
+def _write_text(path: Path, text: str, protect: tuple[Path, ...]) -> None:
+    with replacing(path, protect) as temporary:
+        temporary.write_text(text, encoding="utf-8")
