@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils import _pytree as pytree
 
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
@@ -32,4 +33,7 @@ def precision_of(model: Model) -> str:
         return "int4"
     dtypes = {t.dtype for t in model.graph_module.state_dict().values()}
     dtypes |= {spec.torch_dtype() for spec in model.inputs}
-    return "float16" if torch.float16 in dtypes else "float32"
+    results = [node.meta.get("val") for node in model.graph.nodes]
+    dtypes |= {leaf.dtype for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)}
+    coarse = (kind for kind in ("bfloat16", "float16") if getattr(torch, kind) in dtypes)
+    return next(coarse, "float32")

@@ -141,12 +141,14 @@ def _kinds(tensor: Tensor) -> set[str]:
 def not_finite(model: Model) -> str | None:
     """The name of a weight or buffer with NaN or infinite values, if there is one.
 
-    A buffer may hold -inf on purpose (a mask added before a softmax), so only NaN counts there.
+    A buffer may hold -inf on purpose (a mask added before a softmax), so only NaN counts there; and that not
+    in a constant of the model's code, which may mark what is missing by it.
     """
+    constants = set(model.metadata.get("constants", []))
     parameters = {name for name, _ in model.graph_module.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
         bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
-        if bad.any():
+        if name not in constants and bad.any():
             return name
     return None
 

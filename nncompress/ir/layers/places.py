@@ -3,6 +3,8 @@ no weights, and their own names of ops and nodes ("aten.mean.dim", "linear_3") t
 
 from __future__ import annotations
 
+import re
+
 from torch import fx
 
 from nncompress.ir.graph.model import Model
@@ -71,9 +73,11 @@ def first_place(model: Model, op: str) -> str:
     """`place` of the first such op; the op itself where the model has none (what it was taken apart to).
 
     Args:
-        op: the op's name, as in "aten.linalg_qr.default" or "aten::linalg_qr".
+        op: the op's name, as in "aten.linalg_qr.default" or "aten::linalg_qr"; or of the kernel of one, as in
+            "aten::_cdist_forward".
     """
-    wanted = op.replace("::", ".").removeprefix("aten.").partition(".")[0].strip("_")
+    plain = re.sub(r"^(aten|prims|quantized_decomposed)\.", "", op.replace("::", "."))
+    wanted = plain.partition(".")[0].strip("_").removesuffix("_forward")
     node = next(
         (n for n in model.graph.nodes if n.op == "call_function" and op_name(n).strip("_") == wanted), None
     )

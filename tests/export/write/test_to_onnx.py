@@ -269,3 +269,12 @@ def test_a_write_to_a_diagonal_is_written(tmp_path):
 
     model = Model.from_module(Diagonal(), (torch.randn(2, 3, 4),))
     assert write_onnx(model, tmp_path / "m.onnx").relative_error == 0.0
+
+
+def test_distances_of_rows_are_written(tmp_path):
+    class Distances(nn.Module):
+        def forward(self, x, y):
+            return torch.cdist(x, y)
+
+    model = Model.from_module(Distances(), (torch.randn(2, 5, 4), torch.randn(2, 3, 4)))
+    assert write_onnx(model, tmp_path / "m.onnx").relative_error < 1e-5

@@ -77,3 +77,18 @@ def test_an_original_without_a_finite_number_is_one_message():
     model = Model.from_module(Overflowing(), (torch.randn(2, 3),))
     with pytest.raises(VerificationError, match="'output' has NaN or infinite values only"):
         outputs_checked(model, model.example_inputs(), "the original")
+
+
+def test_a_constant_of_the_code_may_hold_nan_and_a_statistic_may_not():
+    class Marks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.norm(torch.where(x > 3, torch.tensor(float("nan")), x))
+
+    model = Model.from_module(Marks().eval(), (torch.randn(2, 4),))
+    assert not_finite(model) is None
+    model.tensor("norm.running_var")[0] = float("nan")
+    assert not_finite(model) == "norm.running_var"

@@ -30,6 +30,8 @@ def test_an_op_lies_in_or_behind_a_layer():
     assert {"amax behind input x", "a product behind rnn", "output"} <= places
     assert first_place(model, "aten::softmax.int") == "softmax behind body.0"
     assert first_place(model, "aten.linalg_qr.default") == "linalg qr"
+    assert first_place(model, "aten::_softmax_forward") == "softmax behind body.0"
+    assert first_place(model, "prims.prod.default") == "prod"
 
 
 def test_what_is_pinned_names_no_node_of_the_graph():

@@ -2,7 +2,7 @@
 
 An attention's result changes its strides when it is decomposed; then a `view` of its transpose is refused: a
 copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
-is dropped: a factor behind the pool stands in for it.
+is dropped: a factor behind the pool stands in for it. Euclidean distances of rows have no translation.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def dodge_defects(program: ExportedProgram) -> None:
             _copy_attention(node)
         elif op_name(node) in DIMS:
             _divide_as_usual(node)
+        elif op_name(node) == "cdist" and argument(node, 2) == 2:
+            _spell_distances(node)
     program.graph_module.recompile()
 
 
@@ -53,6 +55,15 @@ def _divide_as_usual(pool: fx.Node) -> None:
     pixels = prod(kernel) if len(kernel) > 1 else kernel[0] ** DIMS[op_name(pool)]
     plain = _call(pool, pool.target, *given, True, None)
     pool.replace_all_uses_with(_call(pool, aten.mul.Tensor, plain, pixels / divisor))
+
+
+def _spell_distances(distances: fx.Node) -> None:
+    """`[.., P, M], [.., R, M] -> [.., P, R]`."""
+    rows = _call(distances, aten.unsqueeze.default, distances.args[0], -2)
+    columns = _call(distances, aten.unsqueeze.default, distances.args[1], -3)
+    apart = _call(distances, aten.sub.Tensor, rows, columns)
+    squares = _call(distances, aten.sum.dim_IntList, _call(distances, aten.mul.Tensor, apart, apart), [-1])
+    distances.replace_all_uses_with(_call(distances, aten.sqrt.default, squares))
 
 
 def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
