@@ -79,7 +79,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Byte ids [batch, tokens] -> scores of the next byte [batch, tokens, 256]."""
 
-    def __init__(self, width: int = 256, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, width: int = 128, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(VOCABULARY, width), nn.Embedding(CONTEXT, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))

@@ -10,6 +10,7 @@ sign of the scale says which. Zero stays zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from nncompress.ir.graph.model import Model
 from nncompress.ir.layers.weights import readers
 
 LOW, HIGH = -8, 7
-SHRINK = torch.linspace(0.5, 1.1, 25, dtype=torch.float64)  # of the scale that covers all of a group
+SHARES = tuple(0.5 + 0.025 * step for step in range(25))  # up to 1.1
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,27 @@ class Groups:
 
     @classmethod
     def fit(
-        cls, weight: Tensor, size: int, *, asymmetric: bool = False, importance: Tensor | None = None
+        cls,
+        weight: Tensor,
+        size: int,
+        *,
+        asymmetric: bool = False,
+        importance: Tensor | None = None,
+        shares: Sequence[float] = SHARES,
     ) -> Groups:
         """The grids on which rounding to the nearest has the least squared error, of those tried.
 
         Args:
             weight: [out, in], `in` a multiple of `size`.
             importance: how much the squared error of each input's weights counts, [in].
+            shares: those tried, of the scale that covers all of a group.
         """
         rows = weight.detach().double().reshape(len(weight), -1, size)
         counts = torch.ones(1) if importance is None else importance.double().reshape(-1, size)
         full, zeros = _covering(rows, asymmetric)
         best, least = full.float(), torch.full_like(full, torch.inf)
         kept = zeros
-        for share in SHRINK:
+        for share in shares:
             scales = (full * share).float()
             if asymmetric:
                 zeros = _zero_point(rows.amin(-1).clamp_max(0) * share, scales)

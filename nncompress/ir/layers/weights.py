@@ -101,7 +101,9 @@ class Weight:
     @property
     def group_size(self) -> int | None:
         """How many inputs of an output share a scale; None where scales are per channel or tensor."""
-        return int(self.source.args[6]) if op_name(self.source) == DEQUANTIZE[2] else None  # type: ignore[arg-type]
+        if op_name(self.source) != DEQUANTIZE[2]:
+            return None
+        return int(argument(self.source, 6))  # type: ignore[call-overload]
 
     def value(self) -> Tensor:
         """The float value, detached. A copy if it is quantized, else the parameter's own memory."""
@@ -150,7 +152,8 @@ def weight_at(model: Model, source: object) -> Weight | None:
         return Weight(model, source, str(source.target))
     if op_name(source) in DEQUANTIZE:
         stored = source.args[0]
-        if isinstance(stored, fx.Node) and stored.op == "get_attr":
+        known = all(each.op == "get_attr" for each in source.all_input_nodes)  # its scales, too
+        if known and isinstance(stored, fx.Node):
             return Weight(model, source, str(stored.target))
     return None
 

@@ -88,7 +88,9 @@ class NormScales:
         """tr(Δ H Δᵀ) of rounding the scaled weight to the nearest."""
         scaled = weight * scales
         importance = second.diagonal() / scales.square()
-        groups = Groups.fit(scaled, self._size, asymmetric=self._asymmetric, importance=importance)
+        groups = Groups.fit(
+            scaled, self._size, asymmetric=self._asymmetric, importance=importance, shares=(1.0,)
+        )
         error = groups.values(groups.codes(scaled)).double() / scales - weight
         return float(((error @ second) * error).sum())
 

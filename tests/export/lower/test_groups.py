@@ -146,3 +146,27 @@ def test_other_forms_are_refused(tmp_path):
     path, _ = product(40, 4, tmp_path, block_size=32)
     with pytest.raises(UnsupportedError, match="MatMulNBits"):
         load_model(path)
+
+
+class Bytes(nn.Module):
+    """What other tools make: groups of 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randint(-128, 128, (8, 32), dtype=torch.int8))
+        self.register_buffer("scales", 0.01 + torch.rand(8, 2))
+
+    def forward(self, x):
+        dequantize = torch.ops.quantized_decomposed.dequantize_per_channel_group
+        bounds = (-128, 127, torch.int8, 16, torch.float32)
+        return nn.functional.linear(x, dequantize(self.codes, self.scales, None, *bounds))
+
+
+def test_groups_of_8_bits_stay_8_bits(tmp_path):
+    torch.manual_seed(0)
+    model = Model.from_module(Bytes(), (torch.randn(2, 32),))
+    (layer,) = layers(model)
+    assert layer.weight.group_size == 16
+    export.write(model, tmp_path / "m.onnx", target="ort-cpu")  # which compares it, without rounding to 1e-3
+    _, stored = stored_in(tmp_path / "m.onnx")
+    assert any(np.array_equal(each, model.state_dict()["codes"].numpy().T) for each in stored.values())

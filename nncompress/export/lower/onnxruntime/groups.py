@@ -22,12 +22,13 @@ import onnx_ir as ir
 import onnxscript.version_converter
 
 from nncompress.export.lower.onnxruntime.edit import array, insert, replace, store
+from nncompress.ir.formats.groups import HIGH, LOW
 from nncompress.targets import Rewrite
 
 OPSET = 21  # the first in which DequantizeLinear has blocks, and 4 bits
 LEVEL = 4
 MICROSOFT = "com.microsoft"
-FLIP = 8  # codes and zero points as unsigned numbers
+FLIP = -LOW  # codes and zero points as unsigned numbers
 
 
 def lower_groups(model: ir.Model, rewrites: Collection[Rewrite]) -> int:
@@ -94,6 +95,8 @@ class _Weight:
         self._codes, self._scales = codes, scales
         self._zeros = array(dequantize.inputs[2]) if len(dequantize.inputs) > 2 else None
         self._size = codes.shape[1] // scales.shape[1]
+        numbers = [codes, *([] if self._zeros is None else [self._zeros])]
+        self._has_4_bits = all(n.dtype == np.int8 and n.min() >= LOW and n.max() <= HIGH for n in numbers)
         self._names = [str(value.name) for value in dequantize.inputs if value is not None]
         for name in self._names:  # free for what is stored in their place
             graph.initializers.pop(name, None)
@@ -102,6 +105,7 @@ class _Weight:
     def multiply(self, product: ir.Node, *, own: bool) -> int:
         """Put the product with this weight in place of `product`, a MatMul or Gemm; 1 if by MatMulNBits."""
         data, result = product.inputs[0], product.outputs[0]
+        own = own and self._has_4_bits
         bias = product.inputs[2] if len(product.inputs) > 2 else None
         if own:
             packed, scales, *zeros = self._stored("packed")
@@ -122,7 +126,7 @@ class _Weight:
 
     def look_up(self, gather: ir.Node, *, own: bool) -> int:
         """Read the rows of this table that `gather` asks for; 1 if by GatherBlockQuantized."""
-        if not own:
+        if not own or not self._has_4_bits:
             gather.replace_input_with(0, self._floats(1))
             return 0
         codes, scales, *zeros = self._stored("rows")
@@ -162,7 +166,10 @@ class _Weight:
                     parts = [parts[0], *(each.reshape(-1) for each in parts[1:])]
             else:
                 parts = [each.T if form == "int4 0" else each for each in parts]
-                parts = [each.astype(ml_dtypes.int4) if each.dtype == np.int8 else each for each in parts]
+                if self._has_4_bits:
+                    parts = [
+                        each if each.dtype == np.float32 else each.astype(ml_dtypes.int4) for each in parts
+                    ]
             self._known[form] = [
                 store(self._graph, f"{name}{'_in_out' * (form == 'int4 0')}", np.ascontiguousarray(each))
                 for name, each in zip(self._names, parts)

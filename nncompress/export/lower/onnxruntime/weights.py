@@ -30,8 +30,8 @@ def lower_weights(graph: ir.Graph) -> None:
 
 
 def _of_weight(dequantize: ir.Node) -> bool:
-    stored = dequantize.inputs[0]
-    return stored is not None and stored.dtype == ir.DataType.INT8 and array(dequantize.inputs[1]) is not None
+    stored, scale = dequantize.inputs[0], array(dequantize.inputs[1])
+    return stored is not None and stored.dtype == ir.DataType.INT8 and scale is not None and scale.ndim < 2
 
 
 def _read_in_int8(dequantize: ir.Node) -> bool:
