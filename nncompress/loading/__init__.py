@@ -14,19 +14,16 @@ What a file is is told from its content. No code of a file is run, unless `trust
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError, UsageError
-from nncompress.ir import InputSpec, Model
+from nncompress.errors import ModelFileError, NNCompressError, UsageError
+from nncompress.ir import Model
 from nncompress.ir.formats.lookup import unpack
-from nncompress.ir.graph.inputs import with_batch_dims
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
@@ -37,29 +34,22 @@ from nncompress.loading.compare import (
     AsExported,
     check_graph_runs,
     compare_with_source,
-    run_source,
-    unchanged,
 )
-from nncompress.loading.dry_run import MOST_REPEATED, dry_run, repeated_bytes
+from nncompress.loading.dry_run import MOST_REPEATED, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
 from nncompress.loading.from_network import model_of
 from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
 from nncompress.loading.huggingface import read_huggingface
-from nncompress.loading.infer_input import (
-    argument_names,
-    example_from_shapes,
-    infer_input,
-    required_inputs,
-    stated_form,
-)
+from nncompress.loading.infer_input import infer_input, stated_form
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
-from nncompress.loading.torchscript import AsScripted, GraphModule, read_torchscript
-from nncompress.loading.wrappers import held, take_out_wrappers
-from nncompress.memory import bounded_memory, most_bytes
+from nncompress.loading.torchscript import read_torchscript
+from nncompress.loading.traced import Examples, marked, parsed, scripted, traced
+from nncompress.loading.wrappers import held
+from nncompress.memory import bounded_memory
 from nncompress.runtimes.external_data import stored_bytes
 
 __all__ = [
@@ -72,8 +62,6 @@ __all__ = [
     "read_pt2",
     "stated_form",
 ]
-
-Examples = tuple[Tensor, ...] | Callable[[Sequence[str]], tuple[Tensor, ...]]
 
 
 def load_model(
@@ -135,13 +123,13 @@ def _loaded(
             raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
         model, settled = _from_pt2(path, notice)
         if input_shapes is not None:
-            restate(model, _parsed(input_shapes), path)
+            restate(model, parsed(input_shapes), path)
         elif settled:
             return model
-        return settle_batch(model, notice, stated=_marked(input_shapes))
+        return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.ONNX:
         model = _from_onnx(path, arch, input_shapes, notice)
-        return settle_batch(model, notice, stated=_marked(input_shapes))
+        return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.HUGGINGFACE:
         return _from_huggingface(path, arch, strict, input_shapes, example_inputs, notice)
     if kind is FileKind.TORCHSCRIPT:
@@ -149,9 +137,9 @@ def _loaded(
             raise UsageError(
                 f"{path} is TorchScript, which carries its architecture", remedy="leave --arch out"
             )
-        return _scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
+        return scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
-    model = _traced(held(module).cpu().eval(), path, input_shapes, example_inputs, notice)
+    model = traced(held(module).cpu().eval(), path, input_shapes, example_inputs, notice)
     model.metadata.update(record.metadata)
     model.history = list(record.history)
     return model
@@ -192,8 +180,8 @@ def load_module(
             remedy="give it fresh, or torch.export.export(module, …), saved as .pt2",
         ) from error
     if isinstance(copied, torch.jit.ScriptModule):
-        return _scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
-    return _traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+        return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+    return traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
 
 
 def _from_huggingface(
@@ -206,67 +194,14 @@ def _from_huggingface(
 ) -> Model:
     if arch is not None:
         raise UsageError(f"{path} says its architecture in its configuration", remedy="leave --arch out")
-    shapes = None if input_shapes is None else _parsed(input_shapes)
-    if callable(example_inputs):
-        example_inputs = example_inputs(()) if shapes is None else None
-    found = read_huggingface(path, shapes, example_inputs, strict=strict, notice=notice)
-    examples = example_inputs or found.inputs
-    model = _traced(found.module, path, shapes, examples, notice, limits=found.limits)
+    shapes = None if input_shapes is None else parsed(input_shapes)
+    examples = None if shapes is not None else example_inputs
+    found = read_huggingface(path, shapes, examples, strict=strict, notice=notice)
+    model = traced(found.module, path, shapes, found.inputs, notice, limits=found.limits)
     normalize = found.normalize
     if normalize is not None:
         model.metadata["normalize"] = normalize
         notice(f"images are normalised by {normalize}, as {path} says; --normalize states another")
-    return model
-
-
-def _scripted(
-    script: torch.jit.ScriptModule,
-    path: Path | str,
-    input_shapes: str | Sequence[InputShape] | None,
-    example_inputs: Examples | None,
-    notice: Callable[[str], None],
-) -> Model:
-    module = GraphModule(script)
-    source = AsScripted(script, module)
-    return _traced(module, path, input_shapes, example_inputs, notice, source)
-
-
-def _traced(
-    module: nn.Module,
-    path: Path | str,
-    input_shapes: str | Sequence[InputShape] | None,
-    example_inputs: Examples | None,
-    notice: Callable[[str], None],
-    source: nn.Module | None = None,
-    limits: Mapping[str, int] | None = None,
-) -> Model:
-    """The graph of a module, compared with it, or with the source that it stands for.
-
-    Args:
-        limits: as in `example_from_shapes`.
-    """
-    take_out_wrappers(module)
-    if callable(example_inputs):
-        example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
-    with unchanged(module):
-        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
-    _check_runs(module, inputs, path)
-
-    def exported(record_dims: Sequence[int | None] | None) -> Model:
-        laid = inputs
-        if example_inputs is not None and record_dims is not None:  # data has its records first
-            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = Model.from_module(module, laid, record_dims=record_dims)
-        refuse_random_numbers(model, path)
-        return model
-
-    # time first: another dim that all inputs have, where the first turns out to be none of records
-    ranks = min((tensor.dim() for tensor in inputs), default=0)
-    others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
-    model = settle_batch(exported(dims), notice, others, stated=_marked(input_shapes))
-    compare_with_source(model, source or module, path, notice)
     return model
 
 
@@ -307,33 +242,13 @@ def _from_onnx(
 ) -> Model:
     if arch is not None:
         raise UsageError(f"{path} is an .onnx, which carries its architecture", remedy="leave --arch out")
-    shapes = None if input_shapes is None else _parsed(input_shapes)
+    shapes = None if input_shapes is None else parsed(input_shapes)
     model = read_onnx(path, input_shapes=shapes, notice=notice)
-    if shapes is not None and _marked(shapes):  # names are those of the file
+    if shapes is not None and marked(shapes):  # names are those of the file
         names = model.metadata.get("input_names", {})
         in_order = matched(shapes, [names.get(spec.name, spec.name) for spec in model.inputs])
         restate(model, [replace(shape, name=None) for shape in in_order], path)
     return model
-
-
-def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
-    """Refuse a stated input that the module cannot take, before the export makes a riddle of it.
-
-    Raises:
-        UsageError: it raises on this input.
-    """
-    try:
-        dry_run(module, inputs, most_bytes())
-        run_source(module, inputs)
-    except UnsupportedError:  # our own word on a part of it
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-        raise UsageError(
-            f"{path} does not run on an input of shape {shapes}",
-            got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
-            remedy="state the input that it takes: --input 1x3x32x32",
-        ) from error
 
 
 def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
@@ -406,47 +321,3 @@ def _module(
     weights = without_constants(module, weights, record.metadata.get("constants", []), notice)
     fill(module, weights, path, arch, key=key, strict=strict, notice=notice)
     return module, record
-
-
-def _marked(shapes: str | Sequence[InputShape] | None) -> bool:
-    """A B says along which dims records lie."""
-    return shapes is not None and any(shape.batch_dim is not None for shape in _parsed(shapes))
-
-
-def _parsed(shapes: str | Sequence[InputShape]) -> Sequence[InputShape]:
-    return parse_input(shapes) if isinstance(shapes, str) else shapes
-
-
-def _example_inputs(
-    module: nn.Module,
-    stated: str | Sequence[InputShape] | None,
-    examples: tuple[Tensor, ...] | None,
-    notice: Callable[[str], None],
-    limits: Mapping[str, int] | None,
-) -> tuple[tuple[Tensor, ...], list[int | None] | None]:
-    """Inputs that run, and along which dims their records lie; None: along the first of all."""
-    if stated is None:
-        if examples is not None:
-            return examples, None
-        inputs, guess = infer_input(module)
-        notice(guess)
-        return inputs, None
-    shapes = _parsed(stated)
-    if shapes and shapes[0].name:
-        shapes = matched(shapes, argument_names(module, len(shapes)))
-    inputs = example_from_shapes(module, shapes, limits=limits)
-    if any(shape.batch_dim is not None for shape in shapes):
-        return inputs, [shape.batch_dim for shape in shapes]
-    if len({shape.shape[0] for shape in shapes}) == 1:
-        return inputs, None
-    specs = with_batch_dims([InputSpec("", "float32", shape.shape) for shape in shapes])
-    dims = [spec.fixed_dim for spec in specs]
-    if all(dim is None for dim in dims):
-        notice(
-            "the inputs' first sizes differ, so the batch is fixed; --input can mark the dims along which "
-            "samples lie with a B: Bx40,2xBx128"
-        )
-        return inputs, None
-    where = ", ".join(f"dim {dim} of input {i}" for i, dim in enumerate(dims))
-    notice(f"samples are taken to lie along {where}; --input can mark the dims with a B: Bx40,2xBx128")
-    return inputs, dims

@@ -33,7 +33,7 @@ class Found:
 
     Attributes:
         module: takes tensors, and gives those of its outputs by name.
-        inputs: two records, where nobody stated the inputs.
+        inputs: samples of the data, or two random ones; None where the inputs are stated.
         limits: by name, what integers stay below.
         normalize: how its images are normalised, as --normalize takes it; None where it does not say.
     """
@@ -47,7 +47,7 @@ class Found:
 def read_huggingface(
     folder: Path,
     shapes: Sequence[InputShape] | None,
-    examples: tuple[Tensor, ...] | None,
+    examples: tuple[Tensor, ...] | Callable[[Sequence[str]], tuple[Tensor, ...]] | None,
     *,
     strict: bool,
     notice: Callable[[str], None],
@@ -56,7 +56,8 @@ def read_huggingface(
 
     Args:
         shapes: inputs by name, which become its arguments in that order.
-        examples: data instead: its tensors are taken for the first of the inputs that it would take itself.
+        examples: data instead: tensors of the first inputs that it would take itself, or what gives those
+            of their names.
         strict: refuse weights that are missing, or beyond those of the class.
 
     Raises:
@@ -80,7 +81,8 @@ def read_huggingface(
             )
     else:
         defaults = _default_inputs(model, folder)
-        count = len(shapes or examples or defaults)
+        given = examples(tuple(defaults)) if callable(examples) else examples
+        count = len(shapes or given or defaults)
         names = list(defaults)[:count]
         if len(names) < count:
             raise UsageError(
@@ -89,7 +91,7 @@ def read_huggingface(
                 expected=", ".join(names),
                 remedy="name them: --input input_ids:Bx32:int64,attention_mask:Bx32:int64",
             )
-        if shapes is None and examples is None:
+        if shapes is None and given is None:
             given = tuple(defaults.values())
             said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
             notice(f"input not given: taken {said} from {CONFIG}; --input states another")

@@ -84,6 +84,12 @@ def _tensor(value: Any, dtype: Any = None, *rest: Any) -> Tensor:
     return torch.tensor(value, dtype=kind)
 
 
+def _to(tensor: Tensor, *settings: Any) -> Tensor:
+    """Forms that no dispatcher knows: to a device, which is the CPU, or a type."""
+    kind = next((each for each in settings[:2] if type(each) is int), None)
+    return tensor if kind is None else tensor.to(SCALAR_TYPES[kind])
+
+
 def _infer_size(a: list[Any], b: list[Any]) -> list[Any]:
     return list(torch.broadcast_shapes(tuple(a), tuple(b)))
 
@@ -159,6 +165,7 @@ BUILTINS: dict[str, Callable[..., Any]] = {
     "aten::ScalarImplicit": lambda value: value.item() if isinstance(value, Tensor) else value,
     "aten::item": lambda value: value.item() if isinstance(value, Tensor) else value,
     "aten::Bool": truth,
+    "aten::to": _to,
     "aten::tensor": _tensor,
     "aten::as_tensor": _tensor,
     "aten::detach": lambda value: value,

@@ -141,6 +141,20 @@ def test_state_stays_state(tmp_path):
             torch.testing.assert_close(program(x)[0], module(x))
 
 
+def test_moves_to_a_device_and_a_type_are_read(tmp_path):
+    class Moves(nn.Module):
+        def forward(self, x):
+            y = x.to(torch.device("cpu"))
+            return y.to(x.device, torch.float32), x.to(torch.float64), x.to(y)
+
+    model = load_model(saved(Moves(), tmp_path / "model.pt"), input_shapes="1x3")
+    assert [y.dtype for y in model.outputs_of(torch.ones(2, 3))] == [
+        torch.float32,
+        torch.float64,
+        torch.float32,
+    ]
+
+
 def test_tied_weights_stay_tied(tmp_path):
     class Tied(nn.Module):
         def __init__(self):

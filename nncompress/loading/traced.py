@@ -1,0 +1,144 @@
+"""A module traced to a graph, on inputs that are stated, taken from data or inferred; compared with it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nncompress.errors import UnsupportedError, UsageError
+from nncompress.ir import InputSpec, Model
+from nncompress.ir.graph.inputs import with_batch_dims
+from nncompress.ir.graph.records import settle_batch
+from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
+from nncompress.loading.compare import compare_with_source, run_source, unchanged
+from nncompress.loading.dry_run import dry_run
+from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input, required_inputs
+from nncompress.loading.random_numbers import refuse_random_numbers
+from nncompress.loading.torchscript import AsScripted, GraphModule
+from nncompress.loading.wrappers import take_out_wrappers
+from nncompress.memory import most_bytes
+
+# tensors, or what gives those of the data that inputs of these names take
+Examples = tuple[Tensor, ...] | Callable[[Sequence[str]], tuple[Tensor, ...]]
+
+
+def traced(
+    module: nn.Module,
+    path: Path | str,
+    input_shapes: str | Sequence[InputShape] | None,
+    example_inputs: Examples | None,
+    notice: Callable[[str], None],
+    source: nn.Module | None = None,
+    limits: Mapping[str, int] | None = None,
+) -> Model:
+    """The graph of a module, compared with it, or with the source that it stands for.
+
+    Args:
+        limits: as in `example_from_shapes`.
+    """
+    take_out_wrappers(module)
+    if callable(example_inputs):
+        example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
+    with unchanged(module):
+        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
+    _check_runs(module, inputs, path)
+
+    def exported(record_dims: Sequence[int | None] | None) -> Model:
+        laid = inputs
+        if example_inputs is not None and record_dims is not None:  # data has its records first
+            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = Model.from_module(module, laid, record_dims=record_dims)
+        refuse_random_numbers(model, path)
+        return model
+
+    # time first: another dim that all inputs have, where the first turns out to be none of records
+    ranks = min((tensor.dim() for tensor in inputs), default=0)
+    others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
+    model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes))
+    compare_with_source(model, source or module, path, notice)
+    return model
+
+
+def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
+    """Refuse a stated input that the module cannot take, before the export makes a riddle of it.
+
+    Raises:
+        UsageError: it raises on this input.
+    """
+    try:
+        dry_run(module, inputs, most_bytes())
+        run_source(module, inputs)
+    except UnsupportedError:  # our own word on a part of it
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+        raise UsageError(
+            f"{path} does not run on an input of shape {shapes}",
+            got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
+            remedy="state the input that it takes: --input 1x3x32x32",
+        ) from error
+
+
+def scripted(
+    script: torch.jit.ScriptModule,
+    path: Path | str,
+    input_shapes: str | Sequence[InputShape] | None,
+    example_inputs: Examples | None,
+    notice: Callable[[str], None],
+) -> Model:
+    """The graph of a TorchScript module, compared with TorchScript; arguments as of `traced`."""
+    module = GraphModule(script)
+    source = AsScripted(script, module)
+    return traced(module, path, input_shapes, example_inputs, notice, source)
+
+
+def _example_inputs(
+    module: nn.Module,
+    stated: str | Sequence[InputShape] | None,
+    examples: tuple[Tensor, ...] | None,
+    notice: Callable[[str], None],
+    limits: Mapping[str, int] | None,
+) -> tuple[tuple[Tensor, ...], list[int | None] | None]:
+    """Inputs that run, and along which dims their records lie; None: along the first of all."""
+    if stated is None:
+        if examples is not None:
+            return examples, None
+        inputs, guess = infer_input(module)
+        notice(guess)
+        return inputs, None
+    shapes = parsed(stated)
+    if shapes and shapes[0].name:
+        shapes = matched(shapes, argument_names(module, len(shapes)))
+    inputs = example_from_shapes(module, shapes, limits=limits)
+    if any(shape.batch_dim is not None for shape in shapes):
+        return inputs, [shape.batch_dim for shape in shapes]
+    if len({shape.shape[0] for shape in shapes}) == 1:
+        return inputs, None
+    specs = with_batch_dims([InputSpec("", "float32", shape.shape) for shape in shapes])
+    dims = [spec.fixed_dim for spec in specs]
+    if all(dim is None for dim in dims):
+        notice(
+            "the inputs' first sizes differ, so the batch is fixed; --input can mark the dims along which "
+            "samples lie with a B: Bx40,2xBx128"
+        )
+        return inputs, None
+    where = ", ".join(f"dim {dim} of input {i}" for i, dim in enumerate(dims))
+    notice(f"samples are taken to lie along {where}; --input can mark the dims with a B: Bx40,2xBx128")
+    return inputs, dims
+
+
+def marked(shapes: str | Sequence[InputShape] | None) -> bool:
+    """A B says along which dims records lie."""
+    return shapes is not None and any(shape.batch_dim is not None for shape in parsed(shapes))
+
+
+def parsed(shapes: str | Sequence[InputShape]) -> Sequence[InputShape]:
+    """The text of --input, or what it says already."""
+    return parse_input(shapes) if isinstance(shapes, str) else shapes
