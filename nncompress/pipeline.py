@@ -116,6 +116,21 @@ def run(
     return model, steps
 
 
+def check(model: Model, passes: Sequence[Pass], context: Context) -> None:
+    """What every pass requires, of the model as it is now: no pass is run.
+
+    Raises:
+        NNCompressError: as `run`, where a pass would refuse this model. What passes before it make of the
+            model is not known yet.
+    """
+    for each in passes:
+        given = model.copy()
+        if each.stored_weights:
+            store_computed_weights(given)
+        _check_patterns(each, given)
+        each.requires(given, context)
+
+
 def _run_one(
     model: Model, each: Pass, context: Context, reference: Reference, drift_before: float
 ) -> tuple[Model, Step]:

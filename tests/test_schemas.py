@@ -70,6 +70,7 @@ COMMANDS = {
     "a pass": "prune model.pt2 --std 0.5 -o a.pt2",
     "passes": "compress model.pt2 --pass prune:sparsity=0.2 --pass prune-nodes:ratio=0.2 --pass quantize "
     "--data data.npz -o a.onnx",
+    "plan": "compress model.pt2 --pass prune:sparsity=0.2 --pass quantize --data data.npz --dry-run",
     "nothing changed": "prune model.pt2 --sparsity 0 -o a.pt2",
     "export": "export model.pt2 -o b.onnx",
     "eval": "eval model.pt2 --data data.npz",

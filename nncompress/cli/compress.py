@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,10 @@ def compress(
         list[str] | None,
         typer.Option("--pass", metavar="NAME:OPT=VAL,...", help="a pass; repeat for more, in order"),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="check recipe, model and data, say what would be done, write nothing"),
+    ] = False,
     **running: Any,
 ) -> None:
     if (recipe is None) == (not passes):
@@ -52,7 +57,7 @@ def compress(
             remedy="nncompress compress model.pt --pass prune:std=0.5",
         )
     chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
-    run_passes(chosen, model, recipe=recipe, **running)
+    run_passes(chosen, model, recipe=recipe, dry_run=dry_run, **running)
 
 
 def run_passes(
@@ -66,9 +71,14 @@ def run_passes(
     target: str | None,
     json: bool,
     recipe: str | None = None,
+    dry_run: bool = False,
     **loading: Any,
 ) -> None:
-    """Load, run, report each pass as it ends, write, and remember the result for the next command."""
+    """Load, run, report each pass as it ends, write, and remember the result for the next command.
+
+    Args:
+        dry_run: only check what every pass requires, and say what would be done.
+    """
     check_output(output, target)
     opened = options.open_model(path, **loading)
     from nncompress import api, export, pipeline
@@ -78,6 +88,10 @@ def run_passes(
     reads = options.read_by(opened, data, loading["arch"], recipe)
     file = options.output_for(output, options.default_output(opened, label), reads)
     records = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
+    if dry_run:
+        pipeline.check(opened.model, passes, Context(data=records, seed=seed, limit=limit, target=target))
+        _show_plan(passes, str(opened.path), str(file), json)
+        return
     original = opened.model
     if len(opened.chain) > 1:
         original = options.open_model(str(opened.original), data=data).model
@@ -108,6 +122,18 @@ def run_passes(
         show(tables.written(report))
         if not any(step.changed for step in steps):
             say("no pass changed anything: the result is the model as it was")
+
+
+def _show_plan(passes: Sequence[Pass], model: str, output: str, json: bool) -> None:
+    if json:
+        rows = [{"pass": each.name, "settings": each.settings()} for each in passes]
+        print_json({"schema": 1, "kind": "plan", "model": model, "passes": rows, "output": output})
+        return
+    for number, each in enumerate(passes, 1):
+        show(f"{number}. {each}")
+    show(f"would write {output}; nothing was run or written")
+    if len(passes) > 1:
+        say("every pass was checked against the model as it is, not as the passes before it leave it")
 
 
 def suffix_for(target: str | None) -> str:

@@ -315,6 +315,22 @@ def test_units_say_what_one_node_spans_and_saves(here, capsys):
     assert second["layers"] == ["2", "6"]
 
 
+def test_a_dry_run_checks_everything_and_writes_nothing(here, capsys):
+    before = sorted(here.rglob("*"))
+    command = ["compress", "model.pt", "--input", "1x3x8x8", "--dry-run", "--pass", "prune:sparsity=0.5"]
+    assert run([*command, "--pass", "quantize", "--data", "data.npz", "-o", "small.onnx"]) == ExitCode.OK
+    said = capsys.readouterr()
+    assert said.out.splitlines()[:2] == ["1. prune:sparsity=0.5", "2. quantize"]
+    assert "would write small.onnx" in said.out
+    assert "not as the passes before it leave it" in said.err
+    assert run([*command, "--pass", "quantize"]) == ExitCode.USAGE  # which needs data
+    assert "--data" in capsys.readouterr().err
+    assert run([*command, "--pass", "factorize:err=0.1,exclude=none*"]) == ExitCode.USAGE
+    assert run([*command, "-o", "small.txt"]) == ExitCode.USAGE
+    assert run([*command, "-o", "model.pt"]) != ExitCode.OK
+    assert sorted(here.rglob("*")) == before
+
+
 def test_bench_of_the_session_and_of_named_files(here, capsys):
     assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
     capsys.readouterr()
