@@ -243,7 +243,7 @@ def tile(call: Call) -> Value:
 def pad(call: Call) -> Value:
     x = call.tensor(0)
     pads = call.get("pads") or (items(call.array(1, "the widths")) if call.has(1) else call.get("paddings"))
-    fill = call.get("value", 0.0)
+    fill, said = call.get("value", 0.0), call.get("mode", "constant")
     if call.has(2):
         fill = scalar(call.array(2, "what it is filled with"))
     axes = [a % x.dim() for a in items(call.array(3))] if call.has(3) else list(range(len(pads) // 2))
@@ -255,9 +255,7 @@ def pad(call: Call) -> Value:
         widths = widths[:-2]
     if not widths:
         return x
-    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[
-        call.get("mode", "constant")
-    ]
+    mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}[said]
     if mode == "constant":
         return F.pad(x, widths, value=fill)
     if len(widths) // 2 > 3 or x.dim() - len(widths) // 2 not in (1, 2):

@@ -380,3 +380,13 @@ def test_weights_called_as_the_exporter_calls_values_are_written_again(tmp_path)
         x = np.random.default_rng().standard_normal((3, 6)).astype(np.float32)
         (got,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").run(None, {"x": x})
         np.testing.assert_allclose(got, (x + sum(range(12))).reshape(3, 2, 3), rtol=1e-6)
+
+
+def test_padding_by_nothing_may_say_how(tmp_path):
+    pads = numpy_helper.from_array(np.zeros(4, np.int64), "p")
+    nodes = [
+        helper.make_node("Pad", ["x", "p"], ["z"], mode="reflect"),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", 2, 3)], [floats("y", 2, 3)], [pads])
+    assert load_model(path).outputs_of(torch.ones(2, 3))[0].tolist() == [[1.0] * 3] * 2
