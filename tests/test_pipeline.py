@@ -8,6 +8,7 @@ from records import Records
 from torch import nn
 from torch.nn.utils import prune
 
+import nncompress
 from nncompress import pipeline
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import fit_inputs
@@ -20,6 +21,7 @@ from nncompress.passes.cluster.options import Cluster
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.prune.options import Prune
 from nncompress.passes.prune_nodes.options import PruneNodes
+from nncompress.recipe import parse_pass
 
 
 def make_module() -> nn.Module:
@@ -209,6 +211,46 @@ def test_no_pass_sees_the_samples_that_its_drift_is_measured_on():
     measured = {v for (inputs,) in steps[0].samples.batches for v in inputs[:, 0].tolist()}
     assert len(measured) == 8
     assert not measured & set(json.loads(steps[0].notes[0]))
+
+
+RECIPE = ("cluster:codebook=4", "prune:pattern=2:4", "factorize:rank=4", "prune-nodes:ratio=0.25", "quantize")
+
+
+def test_every_pass_of_a_pipeline_reports_how_far_it_is_on_samples_it_was_not_fitted_to():
+    """Those held out live where the others are zero: no fit is right there, and the figure says so."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, outputs, bias=False) for outputs in (16, 16, 4)]
+    net = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval()
+    model = Model.from_module(net, (torch.zeros(2, 16),))
+    x = np.zeros((100, 16), np.float32)
+    x[:, 0] = np.arange(100)  # tells one from another
+    data = nncompress.dataset(x, model)
+    held = torch.cat([batch.inputs[0] for batch in data.split()[1].batches(64)])[:, 0].long()
+    fitted = torch.tensor(sorted(set(range(100)) - set(held.tolist())))
+    x[:, 0] = 1
+    generator = np.random.default_rng(0)
+    x[fitted, 1:8] = generator.standard_normal((len(fitted), 7))
+    x[held, 8:] = generator.standard_normal((len(held), 8))
+    data = nncompress.dataset(x, model)
+    found = []
+    pipeline.run(
+        model,
+        [parse_pass(text) for text in RECIPE],
+        Context(data=data),
+        done=lambda step, now: found.append((step, *(away(now, net, x[rows]) for rows in (held, fitted)))),
+    )
+    assert [step.name for step, _, _ in found] == [text.split(":")[0] for text in RECIPE]
+    for step, unseen, seen in found:
+        assert str(step.samples) == f"on {len(held)} held-out samples"
+        assert step.drift[0].relative == pytest.approx(unseen, rel=1e-3), step.name
+        assert abs(unseen - seen) > 0.005 * unseen, step.name
+    assert max(unseen / seen for _, unseen, seen in found) > 1.2  # as fitted, it would have looked better
+
+
+def away(now, net, x):
+    x = torch.as_tensor(x)
+    with torch.no_grad():
+        return float((now(x) - net(x)).norm() / net(x).norm())
 
 
 def test_a_weight_that_the_graph_computes_is_seen_by_every_pass():

@@ -228,6 +228,8 @@ def test_exclude_leaves_a_layer_alone():
         {"pattern": "4:2"},
         {"pattern": "two:four"},
         {"scope": "row"},
+        {"scope": "layer"},
+        {"scope": "layer", "std": 0.5},
         {"std": 1, "sparsity": 0.5},
         {"threshold": float("nan")},
         {"std": float("inf")},

@@ -368,3 +368,17 @@ def test_fused_recurrent_layers_meet_a_budget(kind, unit):
     result, _ = run(each, **{unit: 0.5})
     name = "macs" if unit == "macs" else "parameters"
     assert 0.4 < getattr(cost(result), name) / getattr(cost(each), name) <= 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"outliers": 2.0, "scope": "global"},
+        {"outliers": 2.0, "scope": "group"},
+        {"outliers": 2.0, "round_to": 8},
+        {"ratios": ("a=0.5",), "scope": "global"},
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(settings):
+    with pytest.raises(UsageError, match=r"leave --(scope|round-to) out"):
+        PruneNodes(**settings)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RIDGE = 1e-4  # so that inverses exist
+# So that inverses exist. As a constant in the metrics of `factorize`, where weights are cut by rank, it is as
+# good as any (benchmarks/ridges.py): a ResNet-20's outputs move by 11.24 % with 32 images and 9.70 % with
+# 512, with 1e-6 as with 1e-4, and farther with 1e-2 and more.
+RIDGE = 1e-4
 FEW = 1e-2  # where no sample could be held out
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; the last leaves nothing of correlations
 HELD_OUT = 4  # every fourth sample decides

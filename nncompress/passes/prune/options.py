@@ -59,6 +59,11 @@ class Prune(Pass):
             raise UsageError(
                 "prune: give one way to choose the weights", got=" and ".join(f"--{k}" for k in given)
             )
+        if self.scope != "global" and self.sparsity is None:
+            raise UsageError(
+                f"prune: --scope {self.scope} is for --sparsity; other options look at each layer by itself",
+                remedy="leave --scope out, or add --sparsity 0.5",
+            )
         if self.pattern is not None:
             parse_pattern(self.pattern)
 

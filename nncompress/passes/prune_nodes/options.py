@@ -110,6 +110,19 @@ class PruneNodes(Pass):
                 expected="one of them",
             )
 
+        per_group = next((name for name in ("outliers", "ratios") if self._has(name)), None)
+        if per_group is not None and self.scope != "auto":
+            raise UsageError(
+                f"prune-nodes: --{per_group} says of each group by itself which nodes go",
+                got=f"--scope {self.scope}",
+                remedy="leave --scope out",
+            )
+        if self.outliers is not None and self.round_to > 1:
+            raise UsageError(
+                "prune-nodes: --outliers takes the nodes that stand out, however many",
+                got=f"--round-to {self.round_to}",
+                remedy="leave --round-to out, or say how many nodes go: --ratio 0.1",
+            )
         if self.share_lost is not None and self.scope == "global":
             raise UsageError(
                 "prune-nodes: --relative is a share of each group",

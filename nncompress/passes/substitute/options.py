@@ -31,7 +31,8 @@ class Substitute(Pass):
     amounts = ("relative", "layers", "macs")
     more = "--macs 0.8, or --relative 1 for all, best with --data; then nncompress train"
     afterwards = (
-        "Substitutes are a start for training: nncompress train, or replace fewer layers (--layers, --macs)."
+        "Substitutes are a start for training: nncompress train, or replace fewer layers (--relative 0.01, "
+        "--layers, --macs)."
     )
 
     with_: Literal["separable", "nonlinear-separable", "kernel-composing", "stacked-3x3"] = option(
