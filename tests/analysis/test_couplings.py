@@ -358,7 +358,7 @@ def test_an_unknown_group_or_unit_is_refused():
     couplings = find_couplings(model("concat"))
     with pytest.raises(UsageError, match="no group"):
         couplings.survivors({"nowhere": [0]})
-    with pytest.raises(UsageError, match="no unit 8"):
+    with pytest.raises(UsageError, match="no node 8"):
         couplings.survivors({"a": [8]})
     with pytest.raises(UsageError, match="all 8"):
         couplings.survivors({"a": range(8)})

@@ -148,8 +148,7 @@ class Reconstruction:
                     reading.add(taps.value[reading.layer.data], generator)
             for number, branch in enumerate(self._branches):
                 value = taps.value[branch.value].detach().double()
-                kept = [0, *range(2, value.dim())] if branch_dim(branch) == 1 else [*range(value.dim() - 1)]
-                total = value.sum(kept)
+                total = value.movedim(branch_dim(branch), -1).flatten(0, -2).sum(0)
                 before = totals[number]
                 totals[number] = total if before is None else before + total
                 counts[number] += value.numel() // len(total)

@@ -60,8 +60,10 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         coverage, portable = _write(model, temporary)
         found = _compare(model, temporary)
         written = temporary.stat().st_size
-    told = {"int8": coverage.summary(), "int4": "its weights of 4 bits are floats in this format"}
-    int8 = told.get(precision_of(model), "")
+    precision = precision_of(model)
+    int8 = coverage.summary() if precision == "int8" else ""
+    if precision == "int4":
+        int8 = "its weights of 4 bits are floats in this format"
     return ExportReport(
         Path(path),
         written,
