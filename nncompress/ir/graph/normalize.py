@@ -7,6 +7,7 @@
 | in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.functionalize`) |
 | `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
 | a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
+| a running statistic that is a parameter, a buffer that wants a gradient | a buffer that wants none |
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
@@ -71,6 +72,7 @@ def normalize(module: fx.GraphModule) -> bool:
     for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, module._forward_hooks):
         hooks.clear()  # they check calls against the nesting and keywords of the original's inputs
     _register_plain_tensors(module)
+    _settle_roles(module)
     while _inline_wrappers(module):
         pass
     for node in list(graph.nodes):
@@ -122,6 +124,32 @@ def _drop_empty_submodules(module: torch.nn.Module) -> None:
         _drop_empty_submodules(child)
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
             delattr(module, name)
+
+
+def _settle_roles(module: fx.GraphModule) -> None:
+    """No training could go by these: a statistic has no gradient, and a buffer is nobody's to train."""
+    statistics = set()
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        given = zip((a.name for a in schema.arguments), node.args) if schema is not None else ()
+        for name, value in (*given, *node.kwargs.items()):
+            if name in ("running_mean", "running_var") and getattr(value, "op", "") == "get_attr":
+                statistics.add(str(value.target))
+    settled: dict[int, torch.Tensor] = {}  # tied ones stay tied
+    tensors = {
+        **{
+            name: tensor
+            for name, tensor in module.named_parameters(remove_duplicate=False)
+            if name in statistics
+        },
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    for name, tensor in tensors.items():
+        if tensor.requires_grad or isinstance(tensor, torch.nn.Parameter):
+            prefix, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(prefix)
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, settled.setdefault(id(tensor), tensor.detach()))
 
 
 def _register_plain_tensors(module: fx.GraphModule) -> None:
