@@ -45,7 +45,7 @@ class Coverage:
         float: (op, name) of each that has a weight and runs in float.
         activations: float products of two activations (attention); quantizing weights does not touch them.
         conversions: Quantize- and DequantizeLinear nodes left over: what each costs is lost speed.
-        reasons: of each name in `float`, why.
+        reasons: of names in `float`, why, where the runtime tells.
     """
 
     int8: tuple[tuple[str, str], ...]
@@ -62,9 +62,12 @@ class Coverage:
         named = [f"{len(found)} of {total} {kind}" for found, kind in kinds if found]
         text = ", ".join(named) or f"0 of {total} in int8"
         if self.float:
-            text += "; in float: " + ", ".join(f"{name} ({self.reasons[name]})" for _, name in self.float[:5])
+            text += "; in float: " + ", ".join(self._said(name) for _, name in self.float[:5])
             text += ", …" if len(self.float) > 5 else ""
         return text
+
+    def _said(self, name: str) -> str:
+        return f"{name} ({self.reasons[name]})" if name in self.reasons else name
 
 
 def int8_coverage(path: str | Path) -> Coverage:

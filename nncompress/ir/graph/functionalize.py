@@ -257,11 +257,9 @@ class _Rewriter:
         now = self._read(source)
         target: Any = node.target
         match target._schema.name.split("::")[-1]:
-            case "copy_":
-                return self._fitted(args[1], now)
             case "zero_":
                 return self._emit(aten.zeros_like.default, now)
-            case "fill_":
+            case "copy_" | "fill_":
                 number = not isinstance(args[1], fx.Node)
                 return (
                     self._emit(aten.full_like.default, now, args[1]) if number else self._fitted(args[1], now)

@@ -5,6 +5,7 @@
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
 | in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.functionalize`) |
+| arguments by name                                     | by position, where they have one       |
 | `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
 | a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
 | a running statistic that is a parameter, a buffer that wants a gradient | a buffer that wants none |
@@ -79,6 +80,7 @@ def normalize(module: fx.GraphModule) -> bool:
         if node.op == "call_function" and op_name(node) in _ASSERTIONS:
             graph.erase_node(node)
         node.target = _PARTS.get(node.target, node.target)
+        _by_position(node)
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
     complete = functionalize(module)
@@ -124,6 +126,19 @@ def _drop_empty_submodules(module: torch.nn.Module) -> None:
         _drop_empty_submodules(child)
         if not any(True for _ in child.parameters()) and not any(True for _ in child.buffers()):
             delattr(module, name)
+
+
+def _by_position(node: fx.Node) -> None:
+    """Arguments that have a position are given by it, whatever the file did."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.kwargs:
+        return
+    kwargs = dict(node.kwargs)
+    positional = [a for a in node.target._schema.arguments if not a.kwarg_only]
+    last = max((i for i, a in enumerate(positional) if a.name in kwargs), default=-1)
+    args = list(node.args)
+    for argument in positional[len(args) : last + 1]:
+        args.append(kwargs.pop(argument.name) if argument.name in kwargs else argument.default_value)
+    node.args, node.kwargs = tuple(args), kwargs
 
 
 def _settle_roles(module: fx.GraphModule) -> None:

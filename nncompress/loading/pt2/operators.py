@@ -75,7 +75,7 @@ adjoint matrix_H swapaxes swapdims permute movedim moveaxis expand expand_as bro
 broadcast_tensors select slice narrow split split_with_sizes unsafe_split unsafe_split_with_sizes
 unsafe_chunk chunk tensor_split hsplit vsplit dsplit unbind unfold diagonal linalg_diagonal as_strided
 real imag conj resolve_conj resolve_neg view_as_complex view_as_real detach alias lift_fresh
-lift_fresh_copy contiguous _unsafe_view _conj _neg_view _reshape_from_tensor _shape_as_tensor
+lift_fresh_copy contiguous _unsafe_view _conj _reshape_from_tensor _shape_as_tensor
 to _to_copy type_as clone copy cat concat concatenate stack hstack vstack dstack row_stack
 column_stack block_diag cartesian_prod combinations meshgrid repeat tile roll rot90 flip fliplr flipud
 tril triu diag diag_embed diagflat atleast_1d atleast_2d atleast_3d pad constant_pad_nd _pad_circular

@@ -285,3 +285,46 @@ def test_what_the_module_does_not_save_is_part_of_the_state_all_the_same():
         buffers = {name for name, _ in made.graph_module.named_buffers()}
         assert len(buffers) == 3
         assert buffers == set(made.state_dict()) == set(made.copy().state_dict())
+
+
+def test_a_running_statistic_is_a_buffer_and_no_buffer_wants_a_gradient():
+    """As files made by hand have them: `train` and copies of such a graph ended in a traceback."""
+    norm = torch.nn.BatchNorm1d(4)
+    variance = norm._buffers.pop("running_var")
+    norm.register_parameter("running_var", torch.nn.Parameter(variance))
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), norm).eval()
+    net.register_buffer("scale", torch.ones(4, requires_grad=True))
+    net.forward = lambda x: norm(net[0](x)) * net.scale * net.scale
+    x = torch.randn(5, 3)
+    model = Model.from_module(net, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), net(x))
+    assert {name for name, _ in model.graph_module.named_parameters()} == {
+        *("0.weight", "0.bias", "1.weight", "1.bias")
+    }
+    assert not any(buffer.requires_grad for buffer in model.graph_module.buffers())
+    model.copy()
+
+
+def test_arguments_that_a_file_gives_by_name_are_given_by_position():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    x = torch.randn(2, 1, 4, 4)
+    program = torch.export.export(Net().eval(), (x,))
+    node = next(n for n in program.graph.nodes if "conv2d" in str(n.target))
+    names = [a.name for a in node.target._schema.arguments]
+    given = dict(zip(names, node.args))
+    given.pop("stride", None)  # which leaves a gap
+    node.args, node.kwargs = (), given
+    program.graph_module.recompile()
+    model = Model.from_exported(program)
+    assert [len(n.args) for n in model.graph.nodes if "conv2d" in str(n.target)] == [
+        names.index("padding") + 1
+    ]
+    torch.testing.assert_close(model(x), program.module()(x))
