@@ -142,7 +142,7 @@ def _reads(layer: Layer) -> Choice:
     size = layer.weight.value().shape[layer.roles.inputs]
     unit = np.arange(size)
     member = Member(layer.weight.name, layer.roles.inputs, unit, "input")
-    site = Site(layer.data, layer.channel_dim, unit)
+    site = Site(layer.data, layer.channel_dim % layer.data.meta["val"].dim(), unit)
     return Choice(f"{layer.name} reads", "reads", size, (member,), (site,), (Consumer(layer, unit),), layer)
 
 
@@ -155,7 +155,7 @@ def _writes(layer: Layer) -> Choice:
     norm = norm_of(layer)
     if norm is not None:
         members += [Member(n, 0, unit, "vector") for n in norm_tensors(norm)]
-    site = Site(norm or layer.node, layer.channel_dim, unit)
+    site = Site(norm or layer.node, layer.channel_dim % layer.node.meta["val"].dim(), unit)
     return Choice(f"{layer.name} writes", "writes", size, tuple(members), (site,), (), layer)
 
 
