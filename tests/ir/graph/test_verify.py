@@ -92,3 +92,13 @@ def test_a_constant_of_the_code_may_hold_nan_and_a_statistic_may_not():
     assert not_finite(model) is None
     model.tensor("norm.running_var")[0] = float("nan")
     assert not_finite(model) == "norm.running_var"
+
+
+def test_outputs_of_8_bit_floats_are_checked_too():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return (x * 2).to(torch.float8_e5m2)
+
+    x = torch.ones(2, 3)
+    (made,) = outputs_checked(Model.from_module(Net(), (x,)), (x,), "a pass")
+    assert made.dtype == torch.float8_e5m2
