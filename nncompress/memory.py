@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from nncompress.errors import ModelFileError
 
 # Times the bytes of a file: what was read, the weights, the graph's own, one more while they are compared
-# or optimised for a runtime (benchmarks/load_memory.py measures them).
+# or optimised for a runtime. Chosen with room to spare, not measured for every format.
 COPIES = 8
 LEAST_BEYOND = 2**31  # bytes, beside the copies: what imports and threads take counts, too
 _REFUSED = (

@@ -61,7 +61,7 @@ def traced(
     # time first: another dim that all inputs have, where the first turns out to be none of records
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
-    model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes))
+    model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes), traced=True)
     compare_with_source(model, source or module, path, notice)
     return model
 

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import nncompress
 from nncompress.bench.inputs import random_inputs
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
@@ -148,6 +149,33 @@ def test_time_first_is_found_and_can_be_said(here, capsys):
     capsys.readouterr()
     assert run(["eval", "m.onnx", "--data", "d.npz", "--batch", "7"]) == 0
     assert "80.00" in capsys.readouterr().out
+
+
+def test_a_size_that_the_network_fixes_is_no_batch_in_silence():
+    class LastStep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.GRU(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):  # [time, batch, 8]
+            return self.head(self.cell(x)[0][-1])
+
+    class OneByOne(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 3)
+
+        def forward(self, x):
+            return self.head(self.conv(x).reshape(1, 144))
+
+    said: list[str] = []
+    found = nncompress.load(LastStep().eval(), input="1x5x8", notice=said.append)
+    assert found.inputs[0].shape == (1, "batch", 8)
+    assert any("samples lie along dim 1" in line for line in said)
+    for given in ("1x3x8x8", "Bx3x8x8"):
+        said.clear()
+        assert nncompress.load(OneByOne().eval(), input=given, notice=said.append).inputs[0].shape[0] == 1
+        assert any("the batch is fixed there" in line for line in said)
 
 
 def test_any_metric_is_measured_compared_and_kept(here, capsys):

@@ -67,6 +67,7 @@ def settle_batch(
     others: Iterable[Callable[[], Model]] = (),
     *,
     stated: bool = False,
+    traced: bool = False,
 ) -> Model:
     """The model, with its records along dims of which it was asked; what is found, or cannot be, is said.
 
@@ -74,11 +75,14 @@ def settle_batch(
         others: make the same model with its records along other dims, the likeliest first; tried where they
             depend on each other along those that it has (time).
         stated: the user said along which dims they lie.
+        traced: the graph was made here, so that a batch which came out fixed is the network's doing.
 
     Raises:
         UsageError: they were stated, and records along them depend on each other.
     """
     found = _dependence(model)
+    if found is None and traced and BATCH not in model.dynamic:
+        return _of_fixed_batch(model, say, others)
     if found is None or found < INDEPENDENT:
         return model
     if stated:
@@ -104,6 +108,27 @@ def settle_batch(
     say(
         f"samples in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
         "depend on how many there are. If samples lie along another dim, mark it with a B: --input 25xBx40"
+    )
+    return model
+
+
+def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[Callable[[], Model]]) -> Model:
+    """The model with its records along another dim, where there is one along which they are independent."""
+    for make in map(_with_batch, others):
+        try:
+            other = make()
+        except NNCompressError:
+            continue
+        found = _dependence(other)
+        if found is not None and found < INDEPENDENT:
+            say(
+                f"samples lie along {_places(other)}: along {_places(model)} the network takes one size. "
+                "--input can say it, with a B in that place: 25xBx40"
+            )
+            return other
+    say(
+        f"the network takes one size only along {_places(model)}: the batch is fixed there. If samples lie "
+        "along another dim, mark it with a B: --input 25xBx40"
     )
     return model
 
