@@ -80,6 +80,8 @@ def run(arguments: list[str]) -> int:
     arguments = [a for a in arguments if a != "--traceback"]
     if not sys.warnoptions:  # deprecations inside the libraries are ours to mend, not the user's to read
         warnings.simplefilter("ignore")
+    if _directory_is_gone():  # now: torch's libraries end the process where they find no directory
+        return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
     try:
         with _termination_unwinds():
             command = typer.main.get_command(build(arguments[0] if arguments else None))
@@ -115,8 +117,6 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return _fail(f"cannot write: {error}", ExitCode.OUTPUT, show_traceback)
-        if _directory_is_gone():
-            return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
         return _defect(error)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
