@@ -178,14 +178,12 @@ def theirs(folder: Path, source: Path, ids: Tensor | None) -> Iterator[tuple[str
                 name,
                 save(MatMulNBitsQuantizer(onnx.load(source), algo_config=config), folder / f"{name}.onnx"),
             )
-    if ids is not None:
-        for size in (32, 128):
-            config = GPTQWeightOnlyQuantConfig(Reader(ids), block_size=size)
-            quantizer = MatMulNBitsQuantizer(
-                onnx.load(source), block_size=size, accuracy_level=4, algo_config=config
-            )
-            name = f"ORT GPTQ, {size}"
-            yield name, save(quantizer, folder / f"{name}.onnx")
+    if ids is not None:  # not in groups of 128: it cannot pack the zero point of a matrix of one group
+        config = GPTQWeightOnlyQuantConfig(Reader(ids), block_size=32)
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(source), block_size=32, accuracy_level=4, algo_config=config
+        )
+        yield "ORT GPTQ", save(quantizer, folder / "ORT GPTQ.onnx")
 
 
 def save(quantizer: MatMulNBitsQuantizer, path: Path) -> Path:
