@@ -39,12 +39,16 @@ class ModelLatency:
     def seconds(self) -> float:
         """Of the original, for one record."""
         result = benchmark([self._arm("original", self._original)], time_budget=SECONDS, memory=False)
+        if result.interrupted:
+            raise KeyboardInterrupt
         return (result.arms[0].cpu or result.arms[0].wall).median
 
     def share(self, other: Model, seconds: float = SECONDS) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
         arms = [self._arm("original", self._original), self._arm("other", self._export(other, "other"))]
         result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
+        if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
+            raise KeyboardInterrupt
         speedup = result.arms[1].speedup
         assert speedup is not None
         return Estimate(1 / speedup.value, 1 / speedup.high, 1 / speedup.low, speedup.confidence)

@@ -70,7 +70,7 @@ def fastest() -> str:
 def speeds() -> Mapping[str, float]:
     """Seconds of one run in each target that runs `.onnx` files on this processor; the others' are not
     comparable. Measured once per machine and versions, and kept in the user's cache folder."""
-    there = [t for t in TARGETS.values() if t.device == "cpu" and ".onnx" in t.suffixes and t.installed]
+    there = [t for t in TARGETS.values() if t.device == "cpu" and ".onnx" in t.suffixes and _works(t)]
     if len(there) == 1:
         return {there[0].name: 0.0}
     key = {"machine": machine(), "runtimes": {t.name: version(t.runtime) for t in there}}
@@ -84,6 +84,17 @@ def speeds() -> Mapping[str, float]:
     return found
 
 
+def _works(candidate: Target) -> bool:
+    """Its runtime is installed, and can be imported."""
+    if not candidate.installed:
+        return False
+    try:
+        version(candidate.runtime)
+    except (ImportError, OSError):  # half an installation, a library that is missing
+        return False
+    return True
+
+
 def _measured(there: list[Target]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="nncompress-") as folder:
         path = Path(folder) / "network.onnx"
@@ -93,6 +104,8 @@ def _measured(there: list[Target]) -> dict[str, float]:
             result = benchmark(arms, time_budget=SECONDS, memory=False, energy=False)
         except NNCompressError:  # one that is installed and does not work: the one that always does
             return {"ort-cpu": 0.0}
+    if result.interrupted:  # half a measurement is not to be remembered
+        raise KeyboardInterrupt
     return {arm.name: (arm.cpu or arm.wall).median for arm in result.arms}
 
 

@@ -1,6 +1,7 @@
 """Where what is timed is timed: `--target`, or the runtime that is fastest here."""
 
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -105,6 +106,28 @@ def test_layers_are_timed_in_the_runtime_of_the_target(monkeypatch, net):
     assert set(opened) == {"openvino"}
     with pytest.raises(UsageError, match="single layers cannot be timed in xnnpack"):
         Factorize(latency=0.8).apply(net, Context(target="xnnpack"))
+
+
+def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(monkeypatch):
+    def broken(runtime):
+        if runtime == "openvino":
+            raise ImportError("a library is missing")
+        return "1.0"
+
+    monkeypatch.setattr(target_speed, "version", broken)
+    target_speed.speeds.cache_clear()
+    assert set(target_speed.speeds()) == {"ort-cpu"}
+    target_speed.speeds.cache_clear()
+
+
+def test_ctrl_c_while_runtimes_are_timed_is_an_interrupt(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = SimpleNamespace(interrupted=True, arms=())
+    monkeypatch.setattr(target_speed, "benchmark", lambda *_, **__: measured)
+    target_speed.speeds.cache_clear()
+    with pytest.raises(KeyboardInterrupt):
+        target_speed.speeds()
+    assert not list(tmp_path.rglob("target-speed-*"))
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "ort-cuda"])
