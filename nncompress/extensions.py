@@ -1,4 +1,4 @@
-"""What is known by name, ours and other packages': passes, criteria, runtimes, data sources, metrics.
+"""What is known by name, ours and other packages': passes, criteria, runtimes, targets, data, metrics.
 
     PASSES = Registry("nncompress.passes", "pass", {"prune": "nncompress.passes.prune.options:Prune", ...})
     PASSES["prune"]        # imported now
@@ -29,6 +29,7 @@ GROUPS = {
     "nncompress.passes": "pass",
     "nncompress.criteria": "criterion",
     "nncompress.runtimes": "runtime",
+    "nncompress.targets": "target",
     "nncompress.data": "data source",
     "nncompress.metrics": "metric",
 }
@@ -87,6 +88,16 @@ class Registry(Mapping[str, T]):
                 raise self.broken(name, fault)
             self._checked[id(offer)] = found
         return self._checked[id(offer)]
+
+    def usable(self) -> list[T]:
+        """The objects of all names but those that other packages broke (`doctor` tells these)."""
+        found = []
+        for name in self:
+            try:
+                found.append(self[name])
+            except ExtensionError:  # no use of it was asked for
+                continue
+        return found
 
     def broken(self, name: str, fault: str) -> ExtensionError:
         """The error that says what is wrong with what another package offers under `name`."""

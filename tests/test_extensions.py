@@ -20,10 +20,13 @@ import nncompress
 from nncompress.analysis.importance import CRITERIA
 from nncompress.cli import main
 from nncompress.cli.commands import help_text
+from nncompress.cli.work.bench_arms import from_targets
 from nncompress.errors import ExitCode, ExtensionError, UsageError
 from nncompress.passes import PASSES
 from nncompress.passes.prune_nodes import options as prune_nodes
 from nncompress.recipe import parse_pass, read_recipe
+from nncompress.targets import OURS, TARGETS, for_file
+from nncompress.targets.written_for import PROPERTY, notes
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/extending.md").read_text()
@@ -137,6 +140,53 @@ def test_a_runtime_of_another_package_is_measured(shrink_tools, model, capsys):
     assert arms[1]["runtime"] == f"onnx {onnx.__version__} reference"
 
 
+def test_a_target_of_another_package_is_quantized_for_checked_in_its_runtime(
+    shrink_tools, model, monkeypatch, capsys
+):
+    there = ("--target", "reference-cpu", "--json")
+    assert run("quantize", model, "--data", "noise:60", *there) == 0
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert any("ONNX reference takes no others" in note for note in step["notes"])
+    assert run("export", "model.quantize.pt2", "-o", "small.onnx", *there) == 0
+    assert json.loads(capsys.readouterr().out)["runtime"] == f"onnx {onnx.__version__} reference"
+    kept = {each.key: each.value for each in onnx.load("small.onnx").metadata_props}
+    assert json.loads(kept["nncompress.target"])["target"] == "reference-cpu"
+    assert notes(kept, "reference") == ()
+    (note,) = notes(kept, "onnxruntime")
+    assert "it was written for reference-cpu" in note
+    assert from_targets("ort-cpu,reference-cpu", "cpu", "onnxruntime") == ("cpu", "onnxruntime,reference")
+    monkeypatch.setattr("nncompress.bench.target_speed.speeds", lambda: {"ort-cpu": 1e-3})
+    assert run("targets", "--json") == 0
+    assert "reference-cpu" in [each["name"] for each in json.loads(capsys.readouterr().out)["targets"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("name='other'", "the target calls itself 'other'"),
+        ("suffixes=('.bin',)", "its files have to be"),
+        ("runtime='nowhere'", "there is no runtime 'nowhere'"),
+        ("extra='nothing'", "no extra 'nothing'"),
+        ("device='cuda'", "is on the 'cpu', not 'cuda'"),
+        ("rewrites=('mine',)", "its rewrites may be"),
+        ("title=no_such_name", "no_such_name"),
+    ],
+)
+def test_a_broken_target_is_named_where_it_is_used_and_only_there(change, reason, tmp_path, monkeypatch):
+    code = f"""
+from dataclasses import replace
+from nncompress.targets import OURS
+place = replace(OURS[0], **{{"name": "place", "suffixes": (".onnx",), **dict({change})}})
+"""
+    install(tmp_path, monkeypatch, "bad-tools", code, {"nncompress.targets": {"place": "bad_tools:place"}})
+    with pytest.raises(ExtensionError, match=r"the target place of bad-tools 1\.2 cannot be used") as refused:
+        for_file(".onnx", "place")
+    assert reason in refused.value.got
+    assert "place" in TARGETS
+    assert TARGETS.usable() == list(OURS)
+    assert notes({PROPERTY: '{"target": "place"}'}, "onnxruntime") == ()
+
+
 def test_doctor_lists_what_is_added(shrink_tools, capsys):
     assert run("doctor", "--json") == 0
     found = json.loads(capsys.readouterr().out)["extensions"]
@@ -146,6 +196,7 @@ def test_doctor_lists_what_is_added(shrink_tools, capsys):
         ("data source", "noise"),
         ("metric", "margin"),
         ("runtime", "reference"),
+        ("target", "reference-cpu"),
     }
     assert {(each["package"], each["fault"]) for each in found} == {("shrink-tools 1.2", "")}
 

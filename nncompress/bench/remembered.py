@@ -20,6 +20,7 @@ from nncompress.errors import OutputError
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import cache_folder, make_folder
+from nncompress.runtimes import RUNTIMES
 
 MACHINE = ("cpu", "architecture", "cores", "instruction_sets")  # of `environment`: what latency depends on
 
@@ -31,8 +32,11 @@ def machine() -> dict[str, Any]:
 
 
 def version(runtime: str) -> str:
-    """Of a runtime's module: its distribution may have several names (onnxruntime, onnxruntime-gpu)."""
-    return str(getattr(import_module(runtime), "__version__", ""))
+    """Of a runtime's module: its distribution may have several names (onnxruntime, onnxruntime-gpu).
+
+    One that another package adds is as old as that: "shrink-tools 1.2".
+    """
+    return RUNTIMES.origin(runtime) or str(getattr(import_module(runtime), "__version__", ""))
 
 
 class Remembered:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from nncompress.bench import Arm, benchmark
 from nncompress.bench.remembered import Remembered, machine, version
 from nncompress.errors import NNCompressError, UsageError
-from nncompress.targets import TARGETS, Target, target
+from nncompress.targets import OURS, TARGETS, Target, target
 
 SECONDS = 2.0
 WIDTH, SIZE, DEPTH = 64, 28, 6  # channels, pixels, layers: a few ms, as one stage of a small classifier
@@ -38,7 +38,7 @@ def clocked(name: str | None) -> Target:
     if not chosen.runtime or chosen.device == "cuda":
         raise UsageError(
             f"latencies for {name} cannot be measured here",
-            expected=", ".join(t.name for t in TARGETS.values() if t.runtime and t.device != "cuda"),
+            expected=", ".join(t.name for t in TARGETS.usable() if t.runtime and t.device != "cuda"),
         )
     chosen.need()
     return chosen
@@ -54,7 +54,7 @@ def layer_clock(name: str | None) -> Target:
     if ".onnx" not in chosen.suffixes:
         raise UsageError(
             f"single layers cannot be timed in {chosen.name}",
-            expected=", ".join(t.name for t in TARGETS.values() if t.device == "cpu" and t.runtime),
+            expected=", ".join(t.name for t in TARGETS.usable() if t.device == "cpu" and t.runtime),
             remedy="choose by another measure (--macs, --relative), or by a target of this processor",
         )
     return chosen
@@ -68,9 +68,10 @@ def fastest() -> str:
 
 @cache
 def speeds() -> Mapping[str, float]:
-    """Seconds of one run in each target that runs `.onnx` files on this processor; the others' are not
-    comparable. Measured once per machine and versions, and kept in the user's cache folder."""
-    there = [t for t in TARGETS.values() if t.device == "cpu" and ".onnx" in t.suffixes and _works(t)]
+    """Seconds of one run in each target of ours that runs `.onnx` files on this processor; the others' are
+    not comparable, those of other packages run where they are named. Measured once per machine and versions,
+    and kept in the user's cache folder."""
+    there = [t for t in OURS if t.device == "cpu" and ".onnx" in t.suffixes and _works(t)]
     if len(there) == 1:
         return {there[0].name: 0.0}
     key = {"machine": machine(), "runtimes": {t.name: version(t.runtime) for t in there}}

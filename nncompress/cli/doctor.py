@@ -79,6 +79,7 @@ def extensions() -> list[dict[str, str]]:
         "nncompress.passes": "nncompress.passes:PASSES",
         "nncompress.criteria": "nncompress.analysis.importance:CRITERIA",
         "nncompress.runtimes": "nncompress.runtimes:RUNTIMES",
+        "nncompress.targets": "nncompress.targets:TARGETS",
         "nncompress.data": "nncompress.data.spec:SOURCES",
         "nncompress.metrics": "nncompress.analysis.metrics.registry:METRICS",
     }

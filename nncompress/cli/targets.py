@@ -63,7 +63,7 @@ def described() -> dict[str, Any]:
                 "compiler": each.compiler,
                 "notes": list(each.notes),
             }
-            for each in TARGETS.values()
+            for each in TARGETS.usable()
         ],
     }
 

@@ -38,7 +38,7 @@ def notes(metadata: Mapping[str, str], runtime: str, device: str = "cpu") -> tup
     if written is None:
         return ()
     target, rewrites = written
-    here = next((t.name for t in TARGETS.values() if (t.runtime, t.device) == (runtime, device)), "")
+    here = next((t.name for t in TARGETS.usable() if (t.runtime, t.device) == (runtime, device)), "")
     text = described(rewrites) or "with nothing in it that others run otherwise"
     if target.name != here:
         remedy = f"nncompress export MODEL -o NAME.onnx --target {here}" if here else "export it plain"
@@ -64,7 +64,8 @@ def _read(metadata: Mapping[str, str]) -> tuple[Target, dict[str, int]] | None:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("target"), str):
         return None
-    target, stated = TARGETS.get(content["target"]), content.get("rewrites")
+    target = next((t for t in TARGETS.usable() if t.name == content["target"]), None)
+    stated = content.get("rewrites")
     counts = stated if isinstance(stated, dict) else {}
     known = {name: n for name, n in counts.items() if name in SAID and type(n) is int and n > 0}
     return None if target is None else (target, known)

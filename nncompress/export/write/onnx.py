@@ -22,6 +22,7 @@ from nncompress.devices import processor
 from nncompress.errors import UnsupportedError
 from nncompress.export.check import openvino
 from nncompress.export.check.compare import Comparison
+from nncompress.export.check.compare import compare as compare_outputs
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
@@ -45,6 +46,7 @@ from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
+from nncompress.runtimes import open_artifact
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
@@ -106,8 +108,8 @@ def write_onnx(
         finally:
             exact.unlink(missing_ok=True)
         compare_steps(model, kernels, states)
-        if target is not None and target.runtime == "openvino":
-            found, covered = _in_openvino(model, temporary, states, integers=not cut_off)
+        if target is not None and target.runtime not in ("", "onnxruntime"):
+            found, covered = _in_its_runtime(model, temporary, states, target, integers=not cut_off)
             twin = None  # which is measured in ONNX Runtime
         elif int8 and here:
             covered = int8_coverage(temporary).summary()
@@ -138,16 +140,21 @@ def write_onnx(
     )
 
 
-def _in_openvino(
-    model: Model, file: Path, states: Sequence[State], *, integers: bool
+def _in_its_runtime(
+    model: Model, file: Path, states: Sequence[State], target: Target, *, integers: bool
 ) -> tuple[Comparison, str]:
+    """Compared where the target runs it, and in what precision that ran its layers, where it tells."""
     if states:
         raise UnsupportedError(
-            "OpenVINO makes a constant of what a model keeps from call to call",
+            f"what a model keeps from call to call would be a constant in {target.runtime_name}",
             got=", ".join(state.input for state in states[:5]),
-            remedy="leave --target openvino out",
+            remedy=f"leave --target {target.name} out",
         )
-    return openvino.compare(model, file, integers=integers), openvino.coverage(model, file)
+    if target.runtime == "openvino":
+        return openvino.compare(model, file, integers=integers), openvino.coverage(model, file)
+    runner = open_artifact(file, runtime=target.runtime)
+    found = compare_outputs(model, lambda x: [torch.from_numpy(out) for out in runner.run(*x)], runner.name)
+    return found, ""
 
 
 def _overflows(weights: Sequence[str]) -> str:
