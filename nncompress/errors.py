@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
+# What code that is not ours may raise: its `sys.exit(0)` would be taken for a command's success.
+RAISED_BY_OTHERS = (Exception, SystemExit)
 MOST_SHOWN = 1000  # characters of one part of a message
 
 # Control characters but tab and newline, and what reorders text: a name in a file could rewrite the terminal.

@@ -22,7 +22,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
-from nncompress.errors import ExtensionError
+from nncompress.errors import RAISED_BY_OTHERS, ExtensionError
 
 T = TypeVar("T")
 GROUPS = {
@@ -149,7 +149,7 @@ def _broken(point: EntryPoint, fault: str) -> ExtensionError:
 def _imported(point: EntryPoint) -> Any:
     try:
         return point.load()
-    except (Exception, SystemExit) as error:  # whatever its code does when imported
+    except RAISED_BY_OTHERS as error:  # whatever its code does when imported
         raise _broken(point, f"{type(error).__name__}: {error}"[:300]) from error
 
 

@@ -17,7 +17,7 @@ def imported(location: str) -> ModuleType:
 
     Raises:
         FileNotFoundError: there is no such file.
-        Exception, SystemExit: whatever the user's code raises.
+        RAISED_BY_OTHERS: whatever the user's code raises.
     """
     with import_from_here():
         if not location.endswith(".py"):

@@ -107,9 +107,14 @@ def run(arguments: list[str]) -> int:
             return ExitCode.OK
         reason = getattr(cause, "strerror", None) or str(cause)
         return _fail(f"cannot print the result: {reason.lower()}", ExitCode.OUTPUT, show_traceback)
-    except (BrokenPipeError, SystemExit):  # how `rich` leaves where nobody reads the text of --help
+    except BrokenPipeError:
         give_up(1)
         return ExitCode.OK
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # how `rich` leaves where nobody reads --help
+            give_up(1)
+            return ExitCode.OK
+        return _fail(_left(error), ExitCode.USAGE, show_traceback)
     except MemoryError:
         return _fail(
             "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
@@ -155,6 +160,15 @@ def _termination_unwinds() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _left(error: SystemExit) -> str:
+    """What is said of code of the user's (an architecture's forward, a pickle) that called sys.exit()."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{frame.filename}, line {frame.lineno}, ended the command by exit({error.code!r})\n"
+        "  try:      raise an error there instead, or leave that line out"
+    )
 
 
 def _flush() -> None:

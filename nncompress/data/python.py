@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
-from nncompress.errors import DataError
+from nncompress.errors import RAISED_BY_OTHERS, DataError
 from nncompress.user_code import imported, last_line
 
 MOST_KEPT = 2**32  # bytes of batches of an iterator
@@ -78,7 +78,7 @@ def kept(batches: Iterator[Any]) -> list[Any]:
                 )
     except DataError:
         raise
-    except Exception as problem:
+    except RAISED_BY_OTHERS as problem:
         raise _raised(name, problem) from problem
     return held
 
@@ -135,7 +135,7 @@ class PythonStream:
                 yield _pair(batch, count, self._spec)
         except DataError:
             raise
-        except Exception as problem:
+        except RAISED_BY_OTHERS as problem:
             raise _raised(self._spec, problem) from problem
 
     def _checked(self, batch: Raw, record: int) -> Raw:
@@ -167,7 +167,7 @@ def _import(spec: str) -> Callable[[], Any]:
     module_name, _, function_name = spec.rpartition(":")
     try:
         module = imported(module_name)
-    except (Exception, SystemExit) as problem:
+    except RAISED_BY_OTHERS as problem:
         raise DataError(
             f"the module of {spec} cannot be imported",
             got=last_line(problem),
@@ -185,7 +185,7 @@ def _import(spec: str) -> Callable[[], Any]:
 def _call(function: Callable[[], Any], spec: str) -> Any:
     try:
         returned = function()
-    except Exception as problem:
+    except RAISED_BY_OTHERS as problem:
         raise _raised(spec, problem) from problem
     if isinstance(returned, torch.utils.data.Dataset) and not isinstance(
         returned, torch.utils.data.IterableDataset
@@ -196,9 +196,9 @@ def _call(function: Callable[[], Any], spec: str) -> Any:
     return returned
 
 
-def _raised(spec: str, problem: Exception) -> DataError:
+def _raised(spec: str, problem: BaseException) -> DataError:
     return DataError(
-        f"{spec} raised {type(problem).__name__}: {problem}",
+        f"{spec} raised {last_line(problem)}",
         remedy="run it by itself in Python, or see --traceback",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nncompress.errors import NNCompressError, UsageError
+from nncompress.errors import RAISED_BY_OTHERS, NNCompressError, UsageError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.user_code import imported, last_line, offered
@@ -49,7 +49,7 @@ def build_architecture(arch: str) -> nn.Module:
         )
     try:
         made = factory if isinstance(factory, nn.Module) else factory()
-    except (Exception, SystemExit) as error:  # the user's own code
+    except RAISED_BY_OTHERS as error:  # the user's own code
         wants = isinstance(error, TypeError) and "argument" in str(error)
         raise UsageError(
             f"--arch {arch}: {name} {'cannot be called without arguments' if wants else 'raised an error'}",
@@ -127,7 +127,7 @@ def _import(location: str, arch: str) -> ModuleType:
         if location.endswith(".py") and not os.path.isfile(location):
             raise UsageError(f"--arch {arch}: there is no file {location}", expected=_FORM) from error
         raise _not_imported(location, arch, error) from error
-    except (Exception, SystemExit) as error:  # the user's own code
+    except RAISED_BY_OTHERS as error:  # the user's own code
         raise _not_imported(location, arch, error) from error
 
 

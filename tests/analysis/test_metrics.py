@@ -225,6 +225,45 @@ def test_a_metric_of_the_users_own(tmp_path):
         measured(outputs, labels, "accuracy")
 
 
+MISBEHAVING = {  # the value that a function gives for a batch, or an object for all; what is told of each
+    "sys.exit(0)": ("SystemExit", "SystemExit"),
+    "torch.ones(len(output), dtype=torch.complex64)": ("not real numbers", "not real numbers"),
+    "['good'] * len(output)": ("not real numbers", "not real numbers"),
+    "torch.ones(len(output), 2)": ("one score per sample", "numbers"),
+    "None": ("not real numbers", "not real numbers"),
+    "float('nan') * torch.ones(len(output))": ("NaN or infinity for sample 0", "gives"),
+    "float('nan')": ("one score per sample", "gives NaN"),
+}
+
+
+@pytest.mark.parametrize("value", MISBEHAVING)
+def test_what_is_no_metric_is_told_in_one_line(value, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"import sys, torch\ndef score(output, batch): return {value}\n"
+        "class Whole:\n    def update(self, output, batch): self.output = output\n"
+        f"    def compute(self):\n        output = self.output\n        return {value}\n"
+        "class Never(Whole):\n    def __init__(self): sys.exit(0)\n"
+    )
+    labels, outputs = torch.randint(0, 3, (64,)), torch.randn(64, 3)
+    for name, message in zip(("score", "Whole", "Never"), (*MISBEHAVING[value], "SystemExit")):
+        with pytest.raises(DataError) as problem:
+            measured(outputs, labels, f"{path}:{name}")
+        assert message in str(problem.value)
+
+
+def test_a_metric_that_writes_over_the_answers_is_given_its_own(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "class Mean:\n    total = 0\n    def update(self, output, batch):\n"
+        "        output.sub_(output)\n        self.total += len(output)\n"
+        "    def compute(self): return self.total\n"
+    )
+    outputs = torch.randn(50, 3)
+    before = outputs.clone()
+    measured(outputs, torch.randint(0, 3, (50,)), f"{tmp_path}/own.py:Mean")
+    assert torch.equal(outputs, before)
+
+
 def test_a_metric_chooses_the_output_that_it_can_measure():
     masks, scores = torch.randn(9, 4, 6, 6), torch.randn(9, 4)
     labels = torch.randint(0, 4, (9, 6, 6))

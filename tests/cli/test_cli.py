@@ -255,6 +255,17 @@ def test_terminating_while_writing_leaves_nothing_behind(here, capsys, monkeypat
     assert {p.name for p in here.iterdir()} == before
 
 
+def test_code_of_the_user_that_ends_the_process_is_no_success(here, capsys):
+    """Its exit(0) would be taken for that of the command."""
+    Path("net.py").write_text(
+        "import sys\nfrom torch import nn\nclass Net(nn.Linear):\n"
+        "    def forward(self, x):\n        sys.exit(0)\ndef build(): return Net(2, 2)\n"
+    )
+    torch.save(nn.Linear(2, 2).state_dict(), "weights.pt")
+    assert run(["inspect", "weights.pt", "--arch", "net.py:build", "--input", "1x2"]) == ExitCode.USAGE
+    assert "net.py, line 5, ended the command by exit(0)" in capsys.readouterr().err
+
+
 def test_traceback_on_request(here, capsys):
     assert run(["--traceback", "prune", "nowhere.pt"]) == ExitCode.MODEL_FILE
     assert "Traceback" in capsys.readouterr().err

@@ -26,6 +26,10 @@ def fails(): raise KeyError("nope")
 def fails_later():
     yield X, Y
     raise KeyError("nope")
+def leaves(): raise SystemExit(0)
+def leaves_later():
+    yield X, Y
+    raise SystemExit(0)
 def nothing(): return iter(())
 def number(): return 3
 def changes():
@@ -83,6 +87,7 @@ def test_labels_may_be_missing_and_inputs_several(here, features4):
     ("function", "says"),
     [
         ("fails", "raised KeyError"),
+        ("leaves", "raised SystemExit"),
         ("nothing", "gives no batches"),
         ("number", "does not return data"),
         ("absent", "has no function"),
@@ -100,6 +105,7 @@ def test_refused_at_opening(here, features4, function, says):
     ("function", "says"),
     [
         ("fails_later", "raised KeyError"),
+        ("leaves_later", "raised SystemExit"),
         ("changes", "from sample 10 on differs"),
         ("nan_later", "sample 14 of x holds NaN"),
     ],

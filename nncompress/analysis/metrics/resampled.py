@@ -12,6 +12,7 @@ from torch import Tensor
 from nncompress.analysis.intervals import CONFIDENCE
 from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.data import Batch
+from nncompress.errors import DataError
 from nncompress.results import Estimate
 
 COPIES = 64  # that a spread is told from: to 9 %
@@ -43,18 +44,25 @@ class ResampledScores:
         return self._number(self._whole)
 
     def interval(self) -> Estimate:
-        return _spread(self.value, self.drawn())
+        return self._spread(self.value, self.drawn())
 
     def less(self, other: Scores) -> Estimate:
         check_pair(self, other)
         assert isinstance(other, ResampledScores)
-        return _spread(self.value - other.value, self.drawn() - other.drawn())
+        return self._spread(self.value - other.value, self.drawn() - other.drawn())
 
     def drawn(self) -> np.ndarray:
         """The values of the copies."""
         return np.array([self._number(copy) for copy in self._copies])
 
-
-def _spread(value: float, drawn: np.ndarray) -> Estimate:
-    half = NORMAL_95 * float(np.std(drawn[np.isfinite(drawn)], ddof=1))
-    return Estimate(value, value - half, value + half, CONFIDENCE)
+    def _spread(self, value: float, drawn: np.ndarray) -> Estimate:
+        """A copy may have seen no sample of a class, say, and give no number; most have to."""
+        finite = drawn[np.isfinite(drawn)]
+        if not np.isfinite(value) or 2 * len(finite) < len(drawn):
+            raise DataError(
+                f"--metric {self.metric.name} gives NaN or infinity",
+                got=f"{value:g}; of {len(drawn)} random draws of the samples, {len(finite)} give a number",
+                remedy="more samples, or a number where there is none to compute",
+            )
+        half = NORMAL_95 * float(np.std(finite, ddof=1))
+        return Estimate(value, value - half, value + half, CONFIDENCE)

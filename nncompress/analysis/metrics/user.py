@@ -19,7 +19,7 @@ from nncompress.analysis.metrics.base import Metric, Scores
 from nncompress.analysis.metrics.resampled import ResampledScores
 from nncompress.analysis.metrics.summed import MeanMetric
 from nncompress.data import Batch
-from nncompress.errors import DataError, UsageError
+from nncompress.errors import RAISED_BY_OTHERS, DataError, UsageError
 from nncompress.user_code import imported, last_line, offered
 
 FORM = (
@@ -40,7 +40,12 @@ def user_metric(spec: str) -> Metric:
 def metric_of_code(name: str, code: Any) -> Metric:
     """The metric that a function or class is, under this name."""
     if isinstance(code, type) and issubclass(code, Metric):
-        made: Metric = code()
+        try:
+            made: Metric = code()
+        except RAISED_BY_OTHERS as error:
+            raise UsageError(
+                f"--metric {name} cannot be made", got=last_line(error), expected=FORM
+            ) from error
         return made
     return (_OfClass if isinstance(code, type) else _OfFunction)(name, code)
 
@@ -62,7 +67,7 @@ class _Own(Metric):
         try:
             with torch.inference_mode():
                 return call()
-        except Exception as error:  # the user's own code
+        except RAISED_BY_OTHERS as error:
             raise DataError(f"--metric {self.name} raised an error", got=last_line(error)) from error
 
 
@@ -70,7 +75,7 @@ class _OfFunction(_Own, MeanMetric):
     """The mean over samples of what the user's function gives for each."""
 
     def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        scores = self._run(lambda: np.asarray(self._code(output, batch), np.float64).reshape(-1))
+        scores = self._run(lambda: _real(self._code(output.clone(), batch)).reshape(-1))
         if len(scores) != len(output):
             raise DataError(
                 f"--metric {self.name} does not give one score per sample",
@@ -93,8 +98,16 @@ class _OfClass(_Own):
         return ResampledScores(
             self,
             lambda: _Guarded(self, self._run(self._code)),
-            lambda each: float(self._run(each.compute)),
+            self._number,
         )
+
+    def _number(self, each: _Guarded) -> float:
+        found = self._run(lambda: _real(each.compute()))
+        if found.size != 1:
+            raise DataError(
+                f"--metric {self.name}: compute() gives {found.size} numbers", expected="one number"
+            )
+        return float(found.item())
 
 
 class _Guarded:
@@ -104,17 +117,32 @@ class _Guarded:
         self._metric, self._own = metric, own
 
     def update(self, output: Tensor, batch: Batch) -> None:
-        self._metric._run(lambda: self._own.update(output, batch))
+        self._metric._run(lambda: self._own.update(output.clone(), batch))
 
     def compute(self) -> Any:
         return self._own.compute()
+
+
+def _real(given: Any) -> np.ndarray:
+    """float64 of what the user's code gave.
+
+    Raises:
+        TypeError, ValueError: it is no real numbers.
+    """
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.dtype == torch.bfloat16 else given
+    found = np.asarray(given)
+    if found.dtype.kind not in "biuf":
+        raise TypeError(f"it gives {type(given).__name__} ({found.dtype}), not real numbers")
+    return found.astype(np.float64)
 
 
 def _found(spec: str) -> Any:
     location, _, name = spec.rpartition(":")
     try:
         module = imported(location)
-    except (Exception, SystemExit) as error:  # the user's own code
+    except RAISED_BY_OTHERS as error:
         raise UsageError(
             f"--metric {spec}: {location} cannot be imported", got=last_line(error), expected=FORM
         ) from error
