@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,13 +22,40 @@ _REFUSED = (
 )
 
 
+if sys.platform == "win32":
+
+    class _MemoryStatus(ctypes.Structure):
+        """`MEMORYSTATUSEX` of Windows, whose call asks for its own size first."""
+
+        _fields_ = (
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            ("physical", ctypes.c_uint64),
+            ("others", ctypes.c_uint64 * 6),
+        )
+
+    def installed() -> int:
+        """Bytes of this machine's memory."""
+        status = _MemoryStatus()
+        status.length = ctypes.sizeof(status)
+        if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+            raise ctypes.WinError()
+        return status.physical
+
+else:
+
+    def installed() -> int:
+        """Bytes of this machine's memory."""
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def memory() -> int:
     """Bytes that this process may have: the machine's, or its own limit."""
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        import resource  # which Windows does not have
-    except ImportError:
+    there = installed()
+    if sys.platform == "win32":
         return there
+    import resource
+
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     return min([there, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
 
@@ -69,7 +98,7 @@ _outside: list[int] = []  # what the process might have before each bound that i
 @contextmanager
 def unbounded_memory() -> Iterator[None]:
     """Inside, as outside of `bounded_memory`: what is read there is not of the file."""
-    if not _outside:
+    if sys.platform == "win32" or not _outside:
         yield
         return
     import resource
@@ -84,11 +113,14 @@ def unbounded_memory() -> Iterator[None]:
 
 @contextmanager
 def _limit(beyond: int) -> Iterator[None]:
-    try:
-        import resource
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
 
+    try:
         now = _used()
-    except (ImportError, OSError, StopIteration):
+    except (OSError, StopIteration):
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)

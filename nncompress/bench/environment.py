@@ -9,6 +9,7 @@ from typing import Any
 
 from nncompress.devices import processor
 from nncompress.extras import version
+from nncompress.memory import installed
 
 PACKAGES = ("nncompress", "torch", "numpy", "onnx", "onnxruntime", "executorch")
 # The vector instructions that decide how fast float and int8 kernels are.
@@ -30,7 +31,7 @@ def environment() -> dict[str, Any]:
         "virtual_machine": "hypervisor" in cpu.flags if cpu.flags else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory": installed(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := version(name))},

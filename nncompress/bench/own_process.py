@@ -81,7 +81,8 @@ def in_own_process(
                 check=True,
             )
             seen = json.loads(done.stdout.splitlines()[-1])
-            return OwnProcess(int(seen["peak_memory"]), float(seen["cold_start_s"]))
+            peak = seen["peak_memory"]
+            return OwnProcess(None if peak is None else int(peak), float(seen["cold_start_s"]))
         except (subprocess.SubprocessError, OSError, ValueError, KeyError, IndexError):
             return OwnProcess()
 
@@ -103,7 +104,8 @@ def _measure(
     cold_start = time.perf_counter() - start
     for _ in range(RUNS - 1):
         runner.run(*own)
-    return OwnProcess(max(0, _peak() - before), cold_start)
+    peak = _peak()
+    return OwnProcess(None if peak is None or before is None else max(0, peak - before), cold_start)
 
 
 def _warm_up_torch(folder: Path) -> None:
@@ -114,8 +116,8 @@ def _warm_up_torch(folder: Path) -> None:
     open_artifact(Model.from_exported(torch.export.load(tiny)), 1).run(example[0])
 
 
-def _reset_peak() -> int:
-    """Forget the peak so far; the bytes in memory now."""
+def _reset_peak() -> int | None:
+    """Forget the peak so far; the bytes in memory now. None: not told here."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
@@ -123,12 +125,17 @@ def _reset_peak() -> int:
         return _peak()
 
 
-def _peak() -> int:
-    """VmHWM begins anew with the program; `ru_maxrss` may be the memory of whoever started it."""
+def _peak() -> int | None:
+    """VmHWM begins anew with the program; `ru_maxrss` may be the memory of whoever started it.
+
+    None: not told here.
+    """
     try:
         return _status("VmHWM")
     except (OSError, KeyError):
-        import resource  # which Windows does not have: what cannot be measured there is left out
+        if sys.platform == "win32":
+            return None
+        import resource
 
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

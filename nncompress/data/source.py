@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -13,6 +12,7 @@ import numpy as np
 from nncompress.data.normalization import Normalization
 from nncompress.data.stored_rows import StoredRows
 from nncompress.errors import DataError
+from nncompress.memory import installed
 
 MOST_COMPRESSION = 1032  # deflate cannot do better than 1032 : 1
 PIECE = 2**22  # numbers of an array that are looked at together
@@ -256,7 +256,7 @@ def check_allocation(size: int, what: str) -> None:
     Raises:
         DataError: `size` is more than this machine's memory.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = installed()
     if size > memory:
         raise DataError(
             f"{what} needs more memory than this machine has",
