@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx
 
-from nncompress.errors import UsageError
+from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.shapes import Shapes
@@ -112,14 +112,35 @@ def _floats_behind(node: fx.Node) -> list[fx.Node]:
 
 
 def output_scales(outputs: Iterable[object]) -> list[Tensor]:
-    """By which to divide each output of a model, so that records vary by 1 in the mean."""
+    """By which to divide each output of a model, so that records vary by 1 in the mean; float64.
+
+    An output that does not vary, as a single number does not, is measured by its size: relative to a spread
+    of nothing it alone would count.
+    """
     scales = []
     for output in outputs:
         if isinstance(output, Tensor) and output.is_floating_point():
-            finite = output.detach()[output.isfinite()]  # a class that is masked out by -inf has no spread
-            spread = finite.std(correction=0).clamp_min(1e-12) if finite.numel() else torch.ones(())
+            finite = output.detach()[output.isfinite()].double()  # masked out by -inf: it has no spread
+            size = finite.square().mean().sqrt() if finite.numel() else torch.zeros(())
+            spread = finite.std(correction=0) if finite.numel() else size
+            if spread <= torch.finfo(output.dtype).eps * size:
+                spread = size if size > 0 else torch.ones(())
             records = len(output) if output.dim() else 1
             scales.append(spread * (output.numel() / records) ** 0.5)
         else:
             scales.append(torch.ones(()))
     return scales
+
+
+def finite(gradient: Tensor, where: str) -> Tensor:
+    """The same.
+
+    Raises:
+        UnsupportedError: it is not finite, so nothing that is computed from it would be.
+    """
+    if not gradient.isfinite().all():
+        raise UnsupportedError(
+            f"the gradient at {where} is not finite in {str(gradient.dtype).removeprefix('torch.')}",
+            remedy="use data whose outputs are finite; make a model of 16 bits float32 (module.float())",
+        )
+    return gradient

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.autograd import gradients_wanted, in_chunks, output_scales
+from nncompress.analysis.curvature.autograd import finite, gradients_wanted, in_chunks, output_scales
 from nncompress.analysis.observe.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.formats.qdq import StraightThrough
@@ -33,19 +33,19 @@ def fisher_information(
     progress: Progress | None = None,
     total: int | None = None,
 ) -> dict[str, Tensor]:
-    """Per stored float tensor, the information of each of its values, float32 of its shape.
+    """Per stored float tensor, the information of each of its values, float64 of its shape.
 
     Every output counts relative to its own variance in the first batch: the unit is "share of the outputs'
     variance per square of the weight's unit".
 
     Raises:
-        UnsupportedError: the model cannot be differentiated.
+        UnsupportedError: the model cannot be differentiated, or a gradient is not finite.
     """
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
     tensors = [model.tensor(name) for name in names]
     runner = StraightThrough(model.graph_module)
-    sums = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
+    sums = [torch.zeros(tensor.shape, dtype=torch.float64) for tensor in tensors]
     scales: list[Tensor] = []
     records = 0
     try:
@@ -64,9 +64,9 @@ def fisher_information(
                     if not isinstance(score, Tensor):
                         raise RuntimeError("no output depends on a weight")
                     gradients = torch.autograd.grad(score, tensors, allow_unused=True)
-                    for done, gradient in zip(sums, gradients):
+                    for name, done, gradient in zip(names, sums, gradients):
                         if gradient is not None:
-                            done += gradient.square()
+                            done += finite(gradient, name).double().square()
                     records += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(

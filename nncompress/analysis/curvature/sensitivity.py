@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.autograd import gradients_wanted, in_chunks, output_scales
+from nncompress.analysis.curvature.autograd import finite, gradients_wanted, in_chunks, output_scales
 from nncompress.analysis.observe.statistics import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.formats.qdq import StraightThrough
@@ -42,7 +42,7 @@ def output_gradients(
     Returns: float64 [channels, channels] per node; zero for a node that no output depends on.
 
     Raises:
-        UnsupportedError: the model cannot be differentiated.
+        UnsupportedError: the model cannot be differentiated, or a gradient is not finite.
     """
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def _backward(
     nodes = list(runner.seen)
     values = [runner.seen[n] for n in nodes]
     gradients = torch.autograd.grad(torch.stack(projected).sum(), values, allow_unused=True)
-    return {node: g for node, g in zip(nodes, gradients) if g is not None}
+    return {node: finite(g, node.name) for node, g in zip(nodes, gradients) if g is not None}
 
 
 class _Tape(StraightThrough):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from nncompress.analysis.curvature.autograd import gradient_batch_size, gradients_wanted
+from nncompress.analysis.curvature.autograd import finite, gradient_batch_size, gradients_wanted
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress
@@ -34,6 +34,9 @@ def mean_squared_gradients(
         weights: of the model, by name.
         loss: of a batch, summed over its records.
         label: what the progress is called.
+
+    Raises:
+        UnsupportedError: a gradient is not finite.
     """
     total = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
     seen, planned = 0, data.planned_records(limit)
@@ -44,7 +47,7 @@ def mean_squared_gradients(
                 found = torch.autograd.grad(loss(batch), list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, found):
                 if gradient is not None:
-                    total[name] += gradient.double().square()
+                    total[name] += finite(gradient, name).double().square()
             seen += len(batch)
         progress.step(label, seen, planned)
     return {name: value / max(seen, 1) for name, value in total.items()}

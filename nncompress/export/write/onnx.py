@@ -28,8 +28,9 @@ from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
+from nncompress.export.lower.onnxruntime.exact import write_exact
 from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
-from nncompress.export.lower.onnxruntime.groups import lower_groups, without_rounding
+from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8 import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
@@ -102,8 +103,8 @@ def write_onnx(
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
         write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
         exact = temporary.with_name(f"exact-{temporary.name}")
-        written_so = exact if "nbits" in applied and without_rounding(temporary, exact) else temporary
         try:
+            written_so = exact if int8 and write_exact(temporary, exact) else temporary
             found = compare(model, written_so, write_here, kernels=kernels)
         finally:
             exact.unlink(missing_ok=True)

@@ -58,3 +58,39 @@ def test_a_model_without_gradients_is_refused():
     model = Model.from_module(Undifferentiable(), (torch.randn(2, 4),))
     with pytest.raises(UnsupportedError, match="cannot be differentiated"):
         output_gradients(model, [(next(layers(model)).node, -1)], [(torch.randn(3, 4),)])
+
+
+class WithNumber(nn.Module):
+    def __init__(self, number: bool) -> None:
+        super().__init__()
+        self.layer, self.number = nn.Linear(4, 4), number
+
+    def forward(self, x):
+        y = self.layer(x)
+        return (y, y.square().mean()) if self.number else y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_output_that_does_not_vary_counts_by_its_size_and_not_alone(dtype):
+    traces = []
+    for number in (False, True):
+        torch.manual_seed(0)
+        model = Model.from_module(WithNumber(number).to(dtype), (torch.randn(2, 4).to(dtype),))
+        node = next(layers(model)).node
+        found = output_gradients(model, [(node, -1)], [(torch.randn(32, 4).to(dtype),)])
+        traces.append(float(found[node].trace()))
+    assert traces[0] <= traces[1] <= 3 * traces[0]
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return (self.layer(x) * 0).abs().sqrt()  # its derivative at 0 is infinite
+
+    model = Model.from_module(Overflowing(), (torch.randn(2, 4),))
+    with pytest.raises(UnsupportedError, match="gradient at linear is not finite in float32"):
+        output_gradients(model, [(next(layers(model)).node, -1)], [(torch.randn(3, 4),)])

@@ -12,8 +12,8 @@ from nncompress.devices import Processor
 from nncompress.errors import UnsupportedError
 from nncompress.export import write_onnx
 from nncompress.export.check.compare import Comparison
+from nncompress.export.lower.onnxruntime import exact, tiles
 from nncompress.export.lower.onnxruntime import saturating as lower_saturating
-from nncompress.export.lower.onnxruntime import tiles
 from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
@@ -54,6 +54,26 @@ def test_weights_that_could_overflow_are_unsigned_and_sums_are_right(
     weights = {n: t for n, t in stored.items() if n.startswith("linear.weight") and len(t.dims) == 2}
     assert {onnx.TensorProto.DataType.Name(t.data_type) for t in weights.values()} == {expected}
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.rand(32, 8, 6, 6)
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    wanted = model(x).detach().numpy()
+    assert np.linalg.norm(got - wanted) < 5e-3 * np.linalg.norm(wanted)
+
+
+def test_a_plain_file_with_integer_products_is_compared_by_a_copy_in_floats(tmp_path, monkeypatch):
+    for module in (exact, lower_saturating, writer):
+        monkeypatch.setattr(module, "processor", lambda: OLD)
+    torch.manual_seed(0)
+    model = quantized(Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),)), mode="dynamic")
+    plain, copy = tmp_path / "m.onnx", tmp_path / "copy.onnx"
+    report = write_onnx(model, plain)
+    assert "may overflow on processors without VNNI" in report.int8
+    assert any(node.op_type == "MatMulInteger" for node in onnx.load(plain).graph.node)
+    assert exact.write_exact(plain, copy)
+    assert not any(node.op_type == "MatMulInteger" for node in onnx.load(copy).graph.node)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(copy, options, providers=["CPUExecutionProvider"])
     x = torch.rand(32, 8, 6, 6)
     got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     wanted = model(x).detach().numpy()

@@ -13,11 +13,9 @@ it multiplies to 8 bits, with a scale for each block. Level 1, in floats, took 3
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxscript.version_converter
 
@@ -50,17 +48,6 @@ def lower_groups(model: ir.Model, rewrites: Collection[Rewrite]) -> int:
     if count:
         model.opset_imports[MICROSOFT] = 1
     return count
-
-
-def without_rounding(path: Path, copy: Path) -> bool:
-    """Write the file once more, in the same folder, with MatMulNBits in floats; False where there is none."""
-    model = onnx.load(path, load_external_data=False)
-    levels = [a for n in model.graph.node for a in n.attribute if a.name == "accuracy_level"]
-    for level in levels:
-        level.i = 1
-    if levels:
-        onnx.save(model, copy)
-    return bool(levels)
 
 
 def _grid(dequantize: ir.Node) -> np.ndarray | None:
