@@ -81,7 +81,7 @@ def optimize(
     if join is not None:
         with starting():
             from nncompress.cli.work import optimize as work
-        work.join(Path(join), model, trials, until)
+        work.join(Path(join), model, loading["data"], trials, until)
         return
     drop = None if max_drop is None else max_drop / 100
     asked: dict[str, Any] = {

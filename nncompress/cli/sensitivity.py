@@ -57,7 +57,7 @@ def sensitivity(
     opened = options.open_model(model, **loading)
     from nncompress import api
     from nncompress.search.records import Records
-    from nncompress.search.sensitivity import METHODS, probes
+    from nncompress.search.sensitivity import METHODS, RECORD, probes
     from nncompress.search.sensitivity import sensitivity as measure
 
     methods = tuple(dict.fromkeys(method or METHODS))
@@ -73,7 +73,7 @@ def sensitivity(
     cache = cache_folder()
     if folder is None and cache is None:
         raise UsageError("sensitivity: there is no cache folder for this user", remedy="name a --folder")
-    kept = Records(Path(folder) if folder else Path(str(cache)) / "sensitivity")
+    kept = Records(Path(folder) if folder else Path(str(cache)) / "sensitivity", RECORD)
     with progress() as bar:
         context = Context(data=records, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, methods, context)

@@ -32,6 +32,7 @@ from nncompress.extensions import Registry
 SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: NAME:PLACE
     "nncompress.data", {}, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function"
 )
+_CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
     "a folder of images or .wav files by class, or of images/ and masks/; mnist:DIR, cifar10:DIR, "
@@ -80,6 +81,15 @@ def open_data(
     return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec))
 
 
+def is_code(spec: str) -> bool:
+    """Whether opening it runs code: that of the user, or of a package that adds a kind of data."""
+    path, _ = _split_options(spec)
+    kind = path.partition(":")[0]
+    if kind in ("mnist", "cifar10") or os.path.exists(path):
+        return False
+    return kind in SOURCES or re.fullmatch(_CODE, path) is not None
+
+
 def _open_source(
     spec: str, expected: list[ExpectedInput] | None, names: Sequence[str]
 ) -> Source | StreamSource:
@@ -113,7 +123,7 @@ def _open_source(
         raise DataError(f"{path} is not a kind of data that can be read", expected=FORMS)
     if path.endswith(".npz") and (shards := sorted(glob.glob(path))):
         return open_shards([Path(shard) for shard in shards], expected, names)
-    if re.fullmatch(r"([\w.]+|.+\.py):\w+", path):
+    if is_code(path):
         return open_python(path, expected)
     if os.path.exists(path):
         raise DataError(f"{path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS)

@@ -9,6 +9,7 @@ What a check returns holds only values that some check admitted, never a part of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,6 +59,13 @@ def plain(kind: type, allowed: Callable[[Any], bool] = lambda value: True) -> Ch
         return value
 
     return check
+
+
+def finite(value: Any) -> Any:
+    """A number that is neither NaN nor infinite."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise Rejected(f"{shown(value)} is no finite number")
+    return value
 
 
 def any_json(value: Any) -> Any:

@@ -28,14 +28,16 @@ from nncompress.errors import PromiseError, UsageError
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir import Model
+from nncompress.loading.json_schema import Check, Rejected, listed, plain, record, table_with
 from nncompress.passes import Context
 from nncompress.recipe import make_pass
 from nncompress.results import Result
 from nncompress.runtimes import open_artifact
+from nncompress.search import trial
 from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
 from nncompress.search.promise import CONFIDENCE, largest_drop, records_needed, smallest_drop
 from nncompress.search.records import WAIT, Records, data_key, model_key
-from nncompress.search.sensitivity import Effect, probes, sensitivity
+from nncompress.search.sensitivity import RECORD, Effect, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, drop, hits, upper
 from nncompress.version import __version__
 
@@ -82,7 +84,7 @@ class Search:
         self, folder: Path, original: Model, selection: Dataset, context: Context, bounds: Bounds
     ) -> None:
         self.folder, self.original, self.context, self.bounds = folder, original, context, bounds
-        self.trials = Records(folder / "trials")
+        self.trials = Records(folder / "trials", trial.record)
         wanted = {
             "version": __version__,
             "model": model_key(original),
@@ -92,7 +94,7 @@ class Search:
             "seed": context.seed,
             "bounds": asdict(bounds),
         }
-        known = _read(folder / "started.json")
+        known = read(folder / "started.json", table_with())
         if known is None:
             _write(folder / "started.json", wanted)
         elif known != wanted:
@@ -116,7 +118,7 @@ class Search:
         methods = ("prune-nodes", "factorize")
         wanted = probes(self.original, methods)
         measured = sensitivity(
-            self.original, wanted, self.context, Records(self.folder / "sensitivity"), until
+            self.original, wanted, self.context, Records(self.folder / "sensitivity", RECORD), until
         )
         self.effects = measured.effects
         unit = "params" if self.bounds.goal == "size" else "macs"
@@ -192,7 +194,7 @@ class Search:
         wanted = self.sequence()
         if not wanted:
             raise self._nothing_found()
-        asked = _read(self.folder / "promises.json") or {"sequences": []}
+        asked = read(self.folder / "promises.json", PROMISES) or {"sequences": []}
         if wanted not in asked["sequences"]:
             asked["sequences"].append(wanted)
             _write(self.folder / "promises.json", asked)
@@ -264,12 +266,26 @@ def recipe_of(row: dict[str, Any]) -> Recipe:
     )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(path)
-    except Unreadable:
+PROMISES = record(sequences=listed(listed(plain(str))))
+
+
+def read(path: Path, admit: Check) -> dict[str, Any] | None:
+    """A record of the search's folder; None where there is none.
+
+    Raises:
+        UsageError: it is damaged: begun anew, its search would promise more than it can.
+    """
+    if not path.exists():
         return None
-    return found if isinstance(found, dict) else None
+    try:
+        found: dict[str, Any] = admit(read_json(path))
+    except (Unreadable, Rejected) as error:
+        raise UsageError(
+            f"{path} is no record of a search",
+            got=str(error),
+            remedy="name another --folder, or delete this one",
+        ) from error
+    return found
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -25,27 +25,32 @@ from nncompress.files.folders import make_folder
 from nncompress.files.lock import lock
 from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
+from nncompress.loading.json_schema import Check, Rejected, table_with
 
+_ANY = table_with()
 WAIT = 0.2  # seconds, before looking again at what others measure
 
 
 class Records:
     """The results in a folder.
 
+    Args:
+        admit: checks a result that was read.
+
     Raises:
         OutputError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder)
+    def __init__(self, folder: Path, admit: Check = _ANY) -> None:
+        self.folder, self._admit = make_folder(folder), admit
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A result; None where there is none (a damaged file is none: it is measured anew)."""
         try:
-            found = read_json(self.folder / f"{key}.json")
-        except Unreadable:
+            found: dict[str, Any] = self._admit(read_json(self.folder / f"{key}.json"))
+        except (Unreadable, Rejected):
             return None
-        return found if isinstance(found, dict) else None
+        return found
 
     def put(self, key: str, result: dict[str, Any]) -> None:
         with replacing(self.folder / f"{key}.json") as temporary:

@@ -17,6 +17,7 @@ from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.graph.shapes import Shapes
+from nncompress.loading.json_schema import finite, optional, plain, record
 from nncompress.passes import Context, Factorize, Pass, PruneNodes, Quantize
 from nncompress.passes.factorize.targets import find_targets
 from nncompress.passes.quantize.choose import choose
@@ -29,6 +30,12 @@ METHODS = ("prune-nodes", "factorize", "quantize")
 REMOVED = (0.25, 0.5, 0.75)  # shares of a group's nodes
 KEPT = (0.75, 0.5, 0.25)  # shares of a layer's MACs
 BITS = (8, 4)  # of a weight
+
+
+SAVED = ("macs", "bytes", "parameters")
+RECORD = record(  # what is kept of a probe
+    error=optional(finite), **dict.fromkeys(SAVED, finite), said=plain(str), samples=optional(plain(str))
+)
 
 
 @dataclass(frozen=True)
@@ -147,8 +154,9 @@ def sensitivity(
     for key, probe in zip(keys, wanted):
         if key in found:
             row = found[key]
-            said = row.pop("samples", said)
-            effects.append(Effect(probe.method, probe.where, probe.strength, **row, remedy=_remedy(probe)))
+            said = row["samples"] or said
+            of_it = {name: row[name] for name in ("error", *SAVED, "said")}
+            effects.append(Effect(probe.method, probe.where, probe.strength, **of_it, remedy=_remedy(probe)))
     return Sensitivity(said, tuple(effects), len(found) - known, known)
 
 
@@ -157,11 +165,8 @@ def _measured(model: Model, probe: Probe, context: Context) -> dict[str, Any]:
     try:
         _, (step,) = pipeline.run(model, [probe.applied], quiet)
     except NNCompressError as refused:
-        return {"error": None, "macs": 0.0, "bytes": 0.0, "parameters": 0.0, "said": refused.what}
-    saved = {
-        name: 1 - getattr(step.after, name) / max(getattr(step.before, name), 1)
-        for name in ("macs", "bytes", "parameters")
-    }
+        return {"error": None, **dict.fromkeys(SAVED, 0.0), "said": refused.what, "samples": None}
+    saved = {name: 1 - getattr(step.after, name) / max(getattr(step.before, name), 1) for name in SAVED}
     why = next((change.what for change in step.changes if change.where == probe.where), "nothing changed")
     error = amount(step.drift) if step.changed else None
     return {"error": error, **saved, "said": "" if step.changed else why, "samples": str(step.samples)}

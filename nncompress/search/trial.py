@@ -25,6 +25,17 @@ from nncompress.bench.target_speed import clocked
 from nncompress.data import Dataset
 from nncompress.errors import DataError, NNCompressError
 from nncompress.ir import Model
+from nncompress.loading import json_schema
+from nncompress.loading.json_schema import (
+    Check,
+    Rejected,
+    finite,
+    listed,
+    mapped,
+    optional,
+    plain,
+    table_with,
+)
 from nncompress.passes import Context
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
@@ -34,6 +45,47 @@ from nncompress.search.records import key_of
 FIRST = 4  # of so many samples, one is looked at first
 SURE = 0.99  # confidence with which a recipe is given up on those
 GLANCE = 1.0  # seconds of measuring a latency
+
+
+def record(value: Any) -> dict[str, Any]:
+    """Check what is kept of a trial.
+
+    Raises:
+        Rejected: it is something else.
+    """
+    row = {key: found for key, found in _RECORD(value).items() if found is not None}
+    measured = {"macs", "size", "only_original", "only_changed", "records"} <= set(row)
+    if measured and row["only_original"] + row["only_changed"] > row["records"]:
+        raise Rejected("more samples changed than there are")
+    if not measured and "failed" not in row:
+        raise Rejected("neither measured nor refused")
+    return row
+
+
+def _counted(least: int) -> Check:
+    return optional(plain(int, lambda number: least <= number < 2**40))
+
+
+def _positive(value: Any) -> Any:
+    if finite(value) <= 0:
+        raise Rejected(f"{value} is not positive")
+    return value
+
+
+_RECORD = json_schema.record(
+    recipe=listed(table_with(name=plain(str))),
+    worker=plain(str),
+    macs=optional(finite),
+    size=optional(_positive),
+    only_original=_counted(0),
+    only_changed=_counted(0),
+    records=_counted(1),
+    latency=optional(
+        mapped(plain(str), json_schema.record(share=_positive, low=finite, high=finite, seconds=_positive))
+    ),
+    failed=optional(plain(str)),
+    seconds=finite,
+)
 
 
 @dataclass(frozen=True)

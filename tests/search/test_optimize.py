@@ -14,9 +14,11 @@ from torch import nn
 
 import nncompress
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode
+from nncompress.errors import ExitCode, UsageError
 from nncompress.loading import load_model
 from nncompress.recipe import read_recipe, recipe_text
+from nncompress.search import trial
+from nncompress.search.optimize import PROMISES, read
 from nncompress.search.records import Records
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
@@ -160,6 +162,60 @@ def test_a_folder_of_another_search_is_refused(here, capsys):
     assert code == ExitCode.USAGE
     assert "another bounds" in err
     assert answer(capsys, "optimize", "--join", "elsewhere")[0] == ExitCode.USAGE
+
+
+SETTINGS = {
+    "schema": 1, "kind": "search", "directory": ".", "data": "val.npz", "fit": "val.npz?half=1",
+    "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs"},
+}  # fmt: skip
+TRIAL = {
+    "recipe": [{"name": "prune"}], "worker": "here:1", "macs": 0.5, "size": 100, "only_original": 1,
+    "only_changed": 2, "records": 9, "seconds": 1.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"data": 1}, {"kind": "bench"}, {"bounds": []}, {"limit": 0}, {"x": 1}])
+def test_damaged_settings_of_a_search_are_one_line(change, tmp_path, capsys):
+    (tmp_path / "search.json").write_text(json.dumps({**SETTINGS, **change}))
+    code, _, err = answer(capsys, "optimize", "--join", str(tmp_path))
+    assert (code, "is no record of a search" in err) == (ExitCode.USAGE, True)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"sequences": [[1]]}'])
+def test_looks_at_the_samples_of_the_promise_are_not_forgotten_in_silence(text, tmp_path):
+    (tmp_path / "promises.json").write_text(text)
+    with pytest.raises(UsageError, match="no record of a search"):
+        read(tmp_path / "promises.json", PROMISES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {}},
+        {"records": 0},
+        {"records": 2},
+        {"size": "9"},
+        {"macs": None},
+        {"latency": {"here": {}}},
+    ],
+)
+def test_a_damaged_trial_is_measured_anew(change, tmp_path):
+    records = Records(tmp_path, trial.record)
+    records.put("a", TRIAL)
+    assert records.get("a") == TRIAL
+    records.put("a", {**TRIAL, **change})
+    assert records.get("a") is None
+
+
+def test_a_search_runs_code_for_its_data_only_where_that_is_said_again(here, capsys):
+    (here / "own.py").write_text("open('ran', 'w')\ndef val(): return [1]\n")
+    (here / "search.json").write_text(json.dumps({**SETTINGS, "data": "own.py:val"}))
+    os.link("m.pt2", "original.pt2")
+    code, _, err = answer(capsys, "optimize", "--join", ".")
+    assert (code, (here / "ran").exists()) == (ExitCode.USAGE, False)
+    assert "--data 'own.py:val'" in err
+    answer(capsys, "optimize", "--join", ".", "--data", "own.py:val")
+    assert (here / "ran").exists()
 
 
 def test_three_workers_one_killed_in_the_middle_of_a_trial(here):

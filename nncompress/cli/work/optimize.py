@@ -14,16 +14,18 @@ from nncompress.bench.target_speed import clocked
 from nncompress.cli import options
 from nncompress.cli.compress import written_for
 from nncompress.cli.console import print_json, progress, say, show
+from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.atomic import replacing
-from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
+from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
 from nncompress.recipe import recipe_text
 from nncompress.report import search as report
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
-from nncompress.search.optimize import Bounds, Search, recipe_of
+from nncompress.search.optimize import Bounds, Search, read, recipe_of
+from nncompress.targets import TARGETS
 
 
 def find(
@@ -78,10 +80,9 @@ def find(
     if not (kept / "original.pt2").exists():
         export.write(opened.model, kept / "original.pt2")
         _write(kept / "search.json", settings)
-    say(f"workers that help:  nncompress optimize --join {kept}")
-    say(
-        f"as a SLURM array:   #SBATCH --array=1-8\n                    srun nncompress optimize --join {kept}"
-    )
+    help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
+    say(f"workers that help:  {help_it}")
+    say(f"as a SLURM array:   #SBATCH --array=1-8\n                    srun {help_it}")
     with progress() as bar:
         search = _search(kept, settings, bar)
         stopped = _run(search, trials, until)
@@ -164,27 +165,58 @@ def _run(search: Any, trials: int, until: float) -> bool:
     return clock.monotonic() >= until
 
 
-def join(folder: Path, model: str | None, trials: int, until: float) -> None:
+_SETTINGS = record(
+    schema=one_of(1),
+    kind=one_of("search"),
+    directory=plain(str),
+    data=plain(str),
+    fit=plain(str),
+    normalize=optional(plain(str)),
+    limit=plain(int, lambda limit: limit > 0),
+    seed=plain(int),
+    bounds=record(
+        drop=optional(finite),
+        size=optional(finite),
+        latency=optional(finite),
+        goal=one_of("latency", "macs", "size"),
+        target=optional(one_of(*TARGETS)),
+    ),
+)
+
+
+def join(folder: Path, model: str | None, data: str | None, trials: int, until: float) -> None:
     """Be a worker of a search.
+
+    Args:
+        data: that of the search, which has to be given where it is code: a file runs none by itself.
 
     Raises:
         UsageError: the folder holds none, or a model was given besides.
     """
     if model is not None:
         raise UsageError("optimize --join takes its model from the folder", got=model, remedy="leave it out")
-    try:
-        settings = read_json(folder / "search.json")
-        if settings["kind"] != "search":
-            raise KeyError("kind")
-        directory = settings["directory"]
-    except (Unreadable, KeyError, TypeError) as error:
+    settings = read(folder / "search.json", _SETTINGS)
+    if settings is None:
         raise UsageError(
             f"{folder} holds no search",
-            got=str(error),
             remedy=f"nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder {folder}",
-        ) from error
+        )
+    if data not in (None, settings["data"]):
+        raise UsageError(
+            "optimize --join takes its data from the folder", got=data, expected=settings["data"]
+        )
+    if data is None and (code := [each for each in (settings["data"], settings["fit"]) if is_code(each)]):
+        raise UsageError(
+            f"the search in {folder} takes its data from code, which is not run because a file says so",
+            got=code[0],
+            remedy=f"--data '{settings['data']}', if you trust it",
+        )
     folder = folder.resolve()
-    with chdir(directory), progress() as bar:
+    if not Path(settings["directory"]).is_dir():
+        raise UsageError(
+            f"the search in {folder} was begun in a folder that is not there", got=settings["directory"]
+        )
+    with chdir(settings["directory"]), progress() as bar:
         search = _search(folder, settings, bar)
         _run(search, trials, until)
     say(f"{folder} has {len(search.trials.all())} trials")
