@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.compensation.batch_norms import reestimate
 from nncompress.analysis.cost import cost
+from nncompress.analysis.observe import budget
 from nncompress.analysis.observe.statistics import observe
 from nncompress.data import open_data
 from nncompress.errors import UsageError
@@ -277,7 +278,7 @@ def test_statistics_that_do_not_fit_are_gathered_in_more_passes(monkeypatch, net
     """Same ranks and factors: here every position is seen, whatever the number of passes."""
     want, found = net.copy(), net.copy()
     expected = run(want, images, **options)
-    monkeypatch.setattr(evidence, "MOMENTS_BYTES", 1)
+    monkeypatch.setattr(budget, "BUDGET", 1)
     passes = []
     monkeypatch.setattr(evidence, "observe", lambda *a, **k: (passes.append(1), observe(*a, **k))[1])
     changes = run(found, images, **options)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
-from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs
+from nncompress.analysis.observe.statistics import ChannelStatistics
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import is_affine
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.observe.outputs import Outputs
-from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs
+from nncompress.analysis.observe.statistics import ChannelStatistics
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, count_records, take_records

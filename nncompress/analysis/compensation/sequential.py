@@ -26,8 +26,9 @@ from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.couplings import Couplings, ZeroedReference
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.importance.readings import LARGEST
+from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.layerwise import ByteBudget, Env, LayerwiseRunner
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.patches import (
     as_filters,
     draw_positions,
@@ -36,6 +37,7 @@ from nncompress.analysis.observe.patches import (
     records_of,
 )
 from nncompress.analysis.observe.residual import Branch, sums_over_channels
+from nncompress.analysis.observe.walk import Env
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.layers.geometry import geometry

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx
 
+from nncompress.analysis.observe.budget import BUDGET
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.shapes import Shapes
 
-GRADIENT_BYTES = 2**29  # of the values that a backward pass keeps
-
 
 def gradient_batch_size(model: Model, batch_size: int) -> int:
-    """Records per backward pass: at most `batch_size`, and no more than whose values fit `GRADIENT_BYTES`.
+    """Records per backward pass: at most `batch_size`, and no more than whose values fit in twice the budget.
 
     Autograd keeps values of all layers until it comes back, where a forward pass drops them on its way. Where
     records do not lie along the first dim of every input, one at a time: what is taken of each record would
@@ -30,7 +29,7 @@ def gradient_batch_size(model: Model, batch_size: int) -> int:
         value = node.meta.get("val")
         if node.op != "get_attr" and isinstance(value, Tensor):
             kept += torch.Size(shapes.of(node)).numel() * value.element_size()
-    return max(1, min(batch_size, GRADIENT_BYTES // max(kept, 1)))
+    return max(1, min(batch_size, 2 * BUDGET // max(kept, 1)))
 
 
 def in_chunks(model: Model, inputs: tuple[Tensor, ...], most: int) -> Iterable[tuple[Tensor, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.curvature.autograd import finite, gradients_wanted, in_chunks, output_scales
-from nncompress.analysis.observe.statistics import Inputs
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.graph.model import Model

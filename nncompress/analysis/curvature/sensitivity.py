@@ -8,15 +8,14 @@ Gauss-Newton matrix of every node at once (Martens and Grosse 2015 sample it the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.curvature.autograd import finite, gradients_wanted, in_chunks, output_scales
-from nncompress.analysis.observe.statistics import Inputs
+from nncompress.analysis.curvature.autograd import finite, in_chunks, output_scales
+from nncompress.analysis.observe.taps import Taps
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import UnsupportedError
-from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress
 
@@ -47,22 +46,20 @@ def output_gradients(
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
     dims = dict(nodes)
-    runner = _Tape(model.graph_module, set(dims))
+    taps = Taps(model, {}, dims)
     found: dict[fx.Node, Tensor] = {}
     scales: list[Tensor] = []
     records = 0
-    weights = list(model.graph_module.parameters())
     try:
-        with gradients_wanted(weights, False):  # they would cost as much again
-            for inputs in batches:
-                with torch.no_grad():
-                    scales = scales or output_scales(runner.run(*inputs))
-                for chunk in in_chunks(model, inputs, CHUNK):
-                    progress.step("measuring what the output minds", records, total)
-                    for node, gradient in _backward(runner, chunk, scales, generator).items():
-                        rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
-                        found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
-                    records += len(chunk[0])
+        for inputs in batches:
+            with torch.no_grad():
+                scales = scales or output_scales(taps.outputs(*inputs))
+            for chunk in in_chunks(model, inputs, CHUNK):
+                progress.step("measuring what the output minds", records, total)
+                for node, gradient in _backward(taps, chunk, scales, generator).items():
+                    rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
+                    found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
+                records += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
             "this model cannot be differentiated",
@@ -74,38 +71,15 @@ def output_gradients(
 
 
 def _backward(
-    runner: _Tape, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
+    taps: Taps, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
 ) -> dict[fx.Node, Tensor]:
     with torch.enable_grad():
         projected = [
             (y * torch.randn(y.shape, generator=generator).to(y) / scale).sum()
-            for y, scale in zip(runner.run(*inputs), scales)
+            for y, scale in zip(taps.outputs(*inputs), scales)
             if isinstance(y, Tensor) and y.requires_grad
         ]
-    if not projected:
-        raise RuntimeError("no output depends on a layer")
-    nodes = list(runner.seen)
-    values = [runner.seen[n] for n in nodes]
-    gradients = torch.autograd.grad(torch.stack(projected).sum(), values, allow_unused=True)
-    return {node: finite(g, node.name) for node, g in zip(nodes, gradients) if g is not None}
-
-
-class _Tape(StraightThrough):
-    """Runs the graph and remembers the values of some nodes, differentiable."""
-
-    def __init__(self, module: fx.GraphModule, watched: set[fx.Node]) -> None:
-        super().__init__(module)
-        self._watched = watched
-        self.seen: dict[fx.Node, Tensor] = {}
-
-    def run(self, *args: Tensor, **kwargs: Any) -> Any:
-        self.seen = {}
-        return super().run(*args)
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if n in self._watched and isinstance(value, Tensor):
-            if not value.requires_grad:
-                value = value.detach().requires_grad_(True)
-            self.seen[n] = value
-        return value
+        if not projected:
+            raise RuntimeError("no output depends on a layer")
+        gradients = taps.gradients(torch.stack(projected).sum())[1]
+    return {node: finite(gradient, node.name) for node, gradient in gradients.items()}

@@ -7,20 +7,18 @@ own outputs err most.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.residual import norm_of
+from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.graph.verify import Distances
 from nncompress.ir.layers.weights import Layer, layers
-
-Inputs = tuple[Tensor, ...]
 
 TRIED = 8  # layers whose effect on the outputs is measured
 TOLD = 3  # of these, how many are told
@@ -37,21 +35,22 @@ def contributions(original: Model, changed: Model, names: Sequence[str], inputs:
     original, changed = original.copy(), changed.copy()  # running a model may change its state
     places = dict(_places(original, changed, names))
     ends = {node for place in places.values() for node in (place.start, place.end)}
+    walk, end = Walk(original), original.graph.output_node()
+    known = walk.start(*(x.clone() for x in inputs))
     with torch.no_grad():
-        usual = _Run(original, kept=ends)
-        reference = usual.run(*inputs)
+        usual = walk.run(known, [end, *ends])
         made: dict[str, Tensor] = {}
         errors: dict[str, float] = {}
         for name, place in places.items():
-            value = _new_value(changed, place, usual.values[place.start], inputs)
-            wanted = usual.values[place.end]
+            value = _new_value(changed, place, usual[place.start], inputs)
+            wanted = usual[place.end]
             if value is not None and value.shape == wanted.shape:
                 made[name] = value.to(wanted.dtype)
                 errors[name] = _relative(made[name], wanted)
         effects = {}
         for name in sorted(errors, key=errors.__getitem__, reverse=True)[:TRIED]:
             distances = Distances(original.outputs)
-            distances.add(_Run(original, replaced={places[name].end: made[name]}).run(*inputs), reference)
+            distances.add(walk.run({**known, places[name].end: made[name]}, [end])[end], usual[end])
             effects[name] = max(row.amount for row in distances.rows())
     worst = sorted(effects, key=effects.__getitem__, reverse=True)
     return {name: effects[name] for name in worst[:TOLD]}
@@ -105,51 +104,11 @@ def _unrounded(layer: Layer) -> fx.Node:
 
 def _new_value(changed: Model, place: _Place, start: Tensor, inputs: Inputs) -> Tensor | None:
     """What the changed layer makes of its original input; None where that does not fit it."""
-    placeholders = [n for n in changed.graph.nodes if n.op == "placeholder"]
-    known: dict[fx.Node, Any] = {**dict(zip(placeholders, inputs)), place.new_start: start}
+    walk = Walk(changed)
     try:
-        return _evaluated(changed, place.new_end, known)
+        return walk.run({**walk.start(*inputs), place.new_start: start}, [place.new_end])[place.new_end]
     except RuntimeError:  # fewer channels
         return None
-
-
-def _evaluated(model: Model, wanted: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    needed, waiting = {wanted}, [wanted]
-    while waiting:
-        node = waiting.pop()
-        if node not in known:
-            new = set(node.all_input_nodes) - needed
-            needed |= new
-            waiting += new
-    runner = fx.Interpreter(model.graph_module, garbage_collect_values=False)
-    runner.env = known
-    for node in model.graph.nodes:
-        if node in needed and node not in known:
-            known[node] = runner.run_node(node)
-    return known[wanted]
-
-
-class _Run(fx.Interpreter):
-    """Runs a graph; keeps some values, and puts others in place of what nodes compute."""
-
-    def __init__(
-        self,
-        model: Model,
-        kept: Collection[fx.Node] = (),
-        replaced: Mapping[fx.Node, Tensor] | None = None,
-    ) -> None:
-        super().__init__(model.graph_module)
-        self._kept, self._replaced = kept, replaced or {}
-        self.values: dict[fx.Node, Tensor] = {}
-
-    def run(self, *inputs: Tensor) -> Any:  # type: ignore[override]
-        return super().run(*(x.clone() for x in inputs))
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = self._replaced[n] if n in self._replaced else super().run_node(n)
-        if n in self._kept:
-            self.values[n] = value
-        return value
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

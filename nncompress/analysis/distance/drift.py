@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.observe import budget
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.data import Dataset
 from nncompress.ir import Model
@@ -19,7 +20,6 @@ BOUND = 0.25  # of `Drift.amount`, beyond which a pass warns: docs/compress.md
 RANDOM = 8  # inputs, where there is no data
 FEWEST, MOST = 16, 64  # samples of the data
 MACS = 10**11  # in all samples together, but for the fewest
-OUTPUT_BYTES = 2**28  # of the original's outputs, which are kept
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Reference:
         for inputs in samples.batches:
             self._outputs.append(outputs_checked(original, inputs, what))
             size += sum(y.numel() * y.element_size() for y in self._outputs[-1])
-            if size > OUTPUT_BYTES:
+            if size > budget.BUDGET:
                 break
         kept = len(self._outputs)
         self.samples = Samples(samples.batches[:kept], samples.counts[:kept], samples.origin)

@@ -20,8 +20,8 @@ from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.magnitude import per_unit
 from nncompress.analysis.importance.ranking import Scores
 from nncompress.analysis.importance.records import RecordDims
-from nncompress.analysis.importance.taps import Taps
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.taps import Taps
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress
@@ -105,7 +105,7 @@ def gradient_products(
     for batch in data.batches(size, limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
-            loss = task_loss(taps.run(*batch.inputs)[answer_index(model, data)], batch, data.spec)
+            loss = task_loss(taps.outputs(*batch.inputs)[answer_index(model, data)], batch, data.spec)
         read, value = taps.gradients(loss)
         found = {}
         count = len(batch)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Choice, Consumer, Indices
+from nncompress.analysis.observe.budget import in_runs
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.statistics import Moments
 from nncompress.ir.layers.weights import Layer
 
 POSITIONS = 64  # of a layer, drawn per record
 LARGEST = 6144  # columns of a layer; beyond that, columns of different units are taken as independent
-MOMENTS_BYTES = 2**28  # of the moments that are gathered in one pass
 
 
 @dataclass
@@ -66,17 +66,8 @@ def readings_of(choices: Sequence[Choice]) -> dict[str, Reading]:
 
 
 def in_passes(choices: Sequence[Choice]) -> list[list[Choice]]:
-    """The choices in order, cut into runs whose moments take at most `MOMENTS_BYTES` (or one choice's)."""
-    runs: list[list[Choice]] = [[]]
-    held: dict[str, int] = {}
-    for choice in choices:
-        own = {key(choice, consumer): _bytes(consumer) for consumer in choice.consumers}
-        if runs[-1] and sum((held | own).values()) > MOMENTS_BYTES:
-            runs.append([])
-            held = {}
-        runs[-1].append(choice)
-        held |= own
-    return runs
+    """The choices in order, cut into runs whose moments fit in the budget (or one choice's)."""
+    return in_runs(choices, lambda choice: {key(choice, c): _bytes(c) for c in choice.consumers})
 
 
 def _inputs(layer: Layer) -> int:

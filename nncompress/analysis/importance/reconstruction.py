@@ -28,9 +28,9 @@ from nncompress.analysis.importance.elimination import Quadratic, eliminate, ref
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
 from nncompress.analysis.importance.records import RecordDims
-from nncompress.analysis.importance.taps import Taps
 from nncompress.analysis.observe.residual import Branch
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.taps import Taps
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer
@@ -187,7 +187,7 @@ class Reconstruction:
         for batch in self._data.batches(self._batch_size, self._limit):
             self._progress.step(what, seen, planned)
             with torch.enable_grad():
-                outputs = taps.run(*batch.inputs)
+                outputs = taps.outputs(*batch.inputs)
                 losses = [curvature_loss(outputs, batch, generator, answer) for _ in range(draws)]
             gradients = [taps.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
             with torch.no_grad():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nncompress.analysis.observe.budget import BUDGET
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.shapes import Shapes
 
-BATCH_BYTES = 256 << 20  # of values that a batch holds at a time
-
 
 def largest_batch(model: Model) -> int:
-    """Records whose values, as far as a run holds them at a time, fit in `BATCH_BYTES`; at least one."""
-    return max(1, BATCH_BYTES // max(frontier_bytes(model), 1))
+    """Records whose values, as far as a run holds them at a time, fit in the budget; at least one."""
+    return max(1, BUDGET // max(frontier_bytes(model), 1))
 
 
 def frontier_bytes(model: Model) -> int:

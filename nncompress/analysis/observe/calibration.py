@@ -1,7 +1,7 @@
 """The range of values that each activation takes on calibration data, and which part of it int8 should cover.
 
 Every activation keeps one histogram that grows with the data, so that nothing but counts is held, whatever
-the number of records. A range is then chosen from the counts:
+the number of samples. A range is then chosen from the counts:
 
 | method     | range                                                                                        |
 |------------|----------------------------------------------------------------------------------------------|
@@ -14,14 +14,17 @@ the number of records. A range is then chosen from the counts:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.batch_size import largest_batch
+from nncompress.analysis.observe.statistics import observe
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir.graph.model import Model
 from nncompress.ir.layers.places import place
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from nncompress.data import Dataset
 
 BINS = 4096  # on each side of zero
-FEW = 16  # records below which ranges are a guess
+FEW = 16  # samples below which ranges are a guess
 
 
 class Histogram:
@@ -87,7 +90,7 @@ def _merged(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(quarter, np.int64), half, np.zeros(quarter, np.int64)])
 
 
-def observe(
+def histograms(
     model: Model,
     nodes: Sequence[fx.Node],
     data: Dataset,
@@ -100,29 +103,31 @@ def observe(
     """Run `data` through the model and count the values of `nodes`.
 
     Args:
-        limit: at most this many records.
+        limit: at most this many samples.
         notes: told where there is so little data that the ranges are a guess.
 
     Raises:
-        DataError: there are no records, all are the same, or one holds NaN or infinity.
+        DataError: there are no samples, all are the same, or one holds NaN or infinity.
         UnsupportedError: an activation is not finite although the inputs are; the message names it.
     """
     watched = {node: Histogram() for node in nodes}
     inputs = {node: Histogram() for node in model.graph.nodes if node.op == "placeholder" and _is_float(node)}
-    observer = _Observer(model, watched, inputs)
-    batch_size = min(batch_size, largest_batch(model))
-    records = 0
-    first: tuple[Tensor, ...] = ()
-    alike = True  # every record is the first again: constant also where channels are normalised differently
-    total = limit
-    with torch.inference_mode():
-        for batch in data.batches(batch_size, limit=limit):
-            observer.run(*batch.inputs)
+    watches = {node: [partial(_count, node, inputs[node], node not in watched)] for node in inputs}
+    for node, histogram in watched.items():
+        watches.setdefault(node, []).append(partial(_count, node, histogram, False))
+    first: Inputs = ()
+    alike = True  # every sample is the first again: constant also where channels are normalised differently
+
+    def batches() -> Iterator[Inputs]:
+        nonlocal first, alike
+        for batch in data.batches(min(batch_size, largest_batch(model)), limit=limit):
             first = first or batch.part(slice(0, 1)).inputs
             alike = alike and all(torch.equal(x, y.expand_as(x)) for x, y in zip(batch.inputs, first))
-            records += len(batch)
-            progress.step("calibrating activations", records, total)
-    if not records:
+            yield batch.inputs
+
+    said = "calibrating activations"
+    samples = observe(model, batches(), watches, progress=progress, total=limit, description=said)
+    if not samples:
         raise DataError("the calibration data is empty", expected="at least one sample")
     constant = [n for n, histogram in inputs.items() if histogram.low == histogram.high]
     if constant and len(constant) == sum(
@@ -133,13 +138,13 @@ def observe(
             f"{inputs[constant[0]].low:g} everywhere",
             expected="samples like those the model will see",
         )
-    if alike and records > 1:
+    if alike and samples > 1:
         raise DataError(
-            f"the calibration data is constant: all {records} samples are the same",
+            f"the calibration data is constant: all {samples} samples are the same",
             expected="samples like those the model will see",
         )
-    if records < FEW and notes is not None:
-        what = "a single sample" if records == 1 else f"{records} samples"
+    if samples < FEW and notes is not None:
+        what = "a single sample" if samples == 1 else f"{samples} samples"
         notes.append(f"calibrated on {what}: ranges may be far too narrow, give a hundred or more")
     return watched
 
@@ -149,26 +154,12 @@ def _is_float(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
-class _Observer(fx.Interpreter):
-    def __init__(
-        self,
-        model: Model,
-        watched: dict[fx.Node, Histogram],
-        inputs: dict[fx.Node, Histogram],
-    ) -> None:
-        super().__init__(model.graph_module)
-        self.watched, self.inputs = watched, inputs
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        for histograms in (self.inputs, self.watched):
-            if n in histograms:
-                try:
-                    masks = histograms is self.inputs and n not in self.watched  # -inf means: not this one
-                    histograms[n].add(value[value != -math.inf] if masks else value)
-                except FloatingPointError:
-                    raise _not_finite(n) from None
-        return value
+def _count(node: fx.Node, histogram: Histogram, masks: bool, value: Tensor) -> None:
+    """Take in the value of a node; with `masks`, −inf in it means: not this one."""
+    try:
+        histogram.add(value[value != -math.inf] if masks else value)
+    except FloatingPointError:
+        raise _not_finite(node) from None
 
 
 def _not_finite(node: fx.Node) -> Exception:

@@ -13,42 +13,27 @@ not grow with the data, where there is room nothing is computed twice, and the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.ir.graph.model import Model
 
-BUDGET = 256 << 20  # bytes of activations that are kept to save computing them again
 
-Env = dict[fx.Node, Any]
-Inputs = tuple[Tensor, ...]
-
-
-@dataclass
-class ByteBudget:
-    """Bytes that checkpoints may take, and do take; runs that go side by side share one."""
-
-    limit: float = field(default_factory=lambda: BUDGET)
-    taken: int = 0
-
-
-class LayerwiseRunner:
+class LayerwiseRunner(Walk):
     """A model in the middle of its work.
+
+    A weight, stored or standing in, must not change any more once a value that depends on it was reached.
 
     Args:
         model: or an interpreter of its graph that computes some nodes otherwise.
         batches: the model's inputs, batch by batch. A batch for which there is no room is asked for again.
         budget: what checkpoints may take.
-
-    Attributes:
-        weights: tensor name -> value that stands in for the stored one. A weight, stored or standing in, must
-            not change any more once a value that depends on it has been reached.
-        instead: node -> what computes it instead, from the environment of a batch.
     """
 
     def __init__(
@@ -57,18 +42,12 @@ class LayerwiseRunner:
         batches: Sequence[Inputs],
         budget: ByteBudget | None = None,
     ) -> None:
-        if isinstance(model, Model):
-            model = fx.Interpreter(model.graph_module, garbage_collect_values=False)
-        self._interpreter = model
-        assert isinstance(model.module, fx.GraphModule)
-        self._inputs = [node for node in model.module.graph.nodes if node.op == "placeholder"]
+        super().__init__(model)
         self._batches = batches
         self._points: list[Env | None] = [None] * len(batches)  # None: its inputs, to be read again
         self._budget = budget or ByteBudget()
         self._done = set(self._inputs)
-        self._waiting = {node: len(node.users) for node in model.module.graph.nodes}
-        self.weights: dict[str, Tensor] = {}
-        self.instead: dict[fx.Node, Callable[[Env], Tensor]] = {}
+        self._waiting = {node: len(node.users) for node in self._order}
 
     # -- what the walk has reached -------------------------------------------------------------------------
 
@@ -119,60 +98,19 @@ class LayerwiseRunner:
     def _stream(self, nodes: tuple[fx.Node, ...]) -> Iterator[tuple[Any, ...]]:
         alive = {node for node in self._done if self._alive(node)}
         for number, point in enumerate(self._points):
-            start = dict(zip(self._inputs, self._batches[number])) if point is None else point
-            env = self._run(start, nodes, alive)
+            start = self.start(*self._batches[number]) if point is None else point
+            with torch.no_grad():
+                env = self.run(start, nodes, {*nodes, *alive})
             yield tuple(env[node] for node in nodes)
             self._move(number, start, env, alive)
-
-    def _run(self, point: Env, nodes: tuple[fx.Node, ...], alive: set[fx.Node]) -> Env:
-        """The environment in which `nodes` have been computed: them, and of the rest what is alive."""
-        path, _ = _between(point, nodes)
-        last = {source: node for node in path for source in node.all_input_nodes}
-        env = dict(point)
-        with torch.no_grad():
-            for node in path:
-                env[node] = self._one(node, env)
-                for source in node.all_input_nodes:
-                    if last[source] is node and source not in nodes and source not in alive:
-                        del env[source]
-        return env
-
-    def _one(self, node: fx.Node, env: Env) -> Any:
-        if node in self.instead:
-            return self.instead[node](env)
-        if node.op == "get_attr" and str(node.target) in self.weights:
-            return self.weights[str(node.target)]
-        self._interpreter.env = env
-        return self._interpreter.run_node(node)
 
     def _move(self, number: int, start: Env, env: Env, alive: set[fx.Node]) -> None:
         """Move a batch's checkpoint to what is alive in `env`, if there is room."""
         new = {node: env[node] for node in alive if node in env}
-        _, starts = _between({**start, **new}, alive - set(new))
+        _, starts = self.between({**start, **new}, alive - set(new))
         new.update((node, start[node]) for node in starts if node in start)
-        added = _bytes(new) - _bytes(self._points[number] or {})
-        if added <= 0 or self._budget.taken + added <= self._budget.limit:
+        if self._budget.fits(_bytes(new) - _bytes(self._points[number] or {})):
             self._points[number] = new
-            self._budget.taken += added
-
-
-def _between(known: Container[fx.Node], wanted: Iterable[fx.Node]) -> tuple[list[fx.Node], set[fx.Node]]:
-    """What to compute, in order, to get from `known` values to `wanted` ones; which of `known` that takes."""
-    path: list[fx.Node] = []
-    starts: set[fx.Node] = set()
-    seen: set[fx.Node] = set()
-    stack = [(node, False) for node in wanted]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            path.append(node)
-        elif node in known:
-            starts.add(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack += [(n, False) for n in node.all_input_nodes]
-    return path, starts
 
 
 def _bytes(env: Env) -> int:

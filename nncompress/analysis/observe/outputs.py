@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nncompress.analysis.observe.layerwise import ByteBudget, Inputs
+from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir.graph.model import Model
 
 Values = tuple[Tensor, ...]
@@ -30,8 +31,6 @@ class Outputs:
             if outputs is None:
                 with torch.no_grad():
                     outputs = tuple(self._model.outputs_of(*inputs))
-                size = sum(y.nbytes for y in outputs)
-                if self._budget.taken + size <= self._budget.limit:
+                if self._budget.fits(sum(y.nbytes for y in outputs)):
                     self._held[number] = outputs
-                    self._budget.taken += size
             yield inputs, outputs

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.layerwise import Inputs, LayerwiseRunner
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.ridge import FEW, HELD_OUT, held_out_ridge, with_ridge
 from nncompress.analysis.observe.statistics import Moments
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.layers.weights import Layer

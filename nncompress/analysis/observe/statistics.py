@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.graph.model import Model
 from nncompress.ir.layers.weights import Layer
 from nncompress.progress import NullProgress, Progress
 
-Inputs = tuple[Tensor, ...]
 ROWS = 8192  # positions of a layer that are drawn from every batch
 
 
@@ -130,7 +130,7 @@ def observe(
 ) -> int:
     """Run `model` on every batch and show the values of some nodes to their watches, in graph order.
 
-    Each batch is run up to the last watched node only, and a value is dropped as soon as nothing needs it.
+    Of each batch only what the watched nodes depend on is computed.
 
     Args:
         batches: the model's positional inputs.
@@ -139,12 +139,13 @@ def observe(
     Returns: the number of records seen.
     """
     progress = progress or NullProgress()
-    runner = _Observer(model.graph_module, watches)
+    walk = Walk(model)
+    walk.hooks.update(watches)
     seen = 0
     with torch.no_grad():
         for inputs in batches:
             progress.step(description, seen, total)
-            runner.watch(*inputs)
+            walk.run(walk.start(*inputs), list(watches), kept=())
             seen += count_records(model.inputs, inputs)
     progress.step(description, seen, total)
     return seen
@@ -177,35 +178,3 @@ def input_moments(
         watches.setdefault(layer.data, []).append(take)
     observe(model, batches, watches, progress=progress, total=total)
     return found
-
-
-class _Enough(Exception):
-    """The last watched node has been seen."""
-
-
-class _Observer(fx.Interpreter):
-    def __init__(
-        self, module: fx.GraphModule, watches: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]
-    ) -> None:
-        super().__init__(module)
-        self._watches = watches
-        order = [node for node in module.graph.nodes if node in watches]
-        if len(order) != len(watches):
-            raise ValueError("a watched node is not in this model's graph")
-        self._last = order[-1] if order else None
-
-    def watch(self, *inputs: Tensor) -> None:
-        if self._last is None:
-            return
-        try:
-            self.run(*inputs)
-        except _Enough:
-            self.env.clear()
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        for watch in self._watches.get(n, ()):
-            watch(value)
-        if n is self._last:
-            raise _Enough
-        return value

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
+from nncompress.analysis.observe.budget import in_runs
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.ridge import with_ridge
@@ -20,7 +21,6 @@ from nncompress.ir.layers.weights import Layer, argument
 from nncompress.passes.base import Context
 from nncompress.passes.factorize.targets import Target
 
-MOMENTS_BYTES = 2**29  # of second moments that are held at a time
 NEGLIGIBLE = 1e-30  # sensitivity where there is none
 
 
@@ -39,7 +39,7 @@ class Evidence:
 
 class Evidences:
     """Evidence of all targets: from one backward pass over the data (with `outputs`), and as many forward
-    passes as it takes to hold at most `MOMENTS_BYTES` of second moments at a time; ask in the order given.
+    passes as it takes for the second moments that are held to fit in the budget; ask in the order given.
 
     Args:
         outputs: measure errors in the model's output instead of the layer's own.
@@ -114,18 +114,13 @@ class Evidences:
 
 
 def _runs(targets: Sequence[Target]) -> list[list[Target]]:
-    """The targets in order, cut into runs whose moments take at most `MOMENTS_BYTES` (or one target's)."""
-    runs: list[list[Target]] = [[]]
-    held = 0
-    for target in targets:
+    """The targets in order, cut into runs whose moments fit in the budget (or one target's)."""
+
+    def needs(target: Target) -> dict[str, int]:
         groups, _, inputs = target.matrices(target.weight.value()).shape
-        own = 8 * groups * inputs * (1 if target.layers[0].kind == "embedding" else inputs)
-        if runs[-1] and held + own > MOMENTS_BYTES:
-            runs.append([])
-            held = 0
-        runs[-1].append(target)
-        held += own
-    return runs
+        return {target.name: 8 * groups * inputs * (1 if target.layers[0].kind == "embedding" else inputs)}
+
+    return in_runs(targets, needs)
 
 
 def takes_mean(target: Target) -> bool:

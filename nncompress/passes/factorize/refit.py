@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.compensation.regression import Regression
+from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, records_of
-from nncompress.analysis.observe.statistics import ROWS, Inputs
+from nncompress.analysis.observe.statistics import ROWS
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import affine, is_affine
 from nncompress.ir.graph.inputs import count_records

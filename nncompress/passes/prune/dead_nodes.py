@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from nncompress.analysis.couplings import Group, Member, find_couplings, remove_units
+from nncompress.analysis.observe.statistics import observe
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.normalize import op_name
@@ -116,19 +117,10 @@ def _is_normalised_over(model: Model, member: Member) -> bool:
 def _observe(model: Model, groups: Sequence[Group]) -> dict[fx.Node, list[Any]]:
     """What every consumer layer reads, on two batches of random inputs: layer node -> tensors."""
     wanted = {m.tensor for group in groups for m in group.consumers}
-    sources = {layer.data: layer.node for layer in layers(model) if layer.weight.name in wanted}
-    values: dict[fx.Node, list[Any]] = {}
-
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if n in sources:
-                values.setdefault(n, []).append(result)
-            return result
-
-    with torch.no_grad():
-        for seed in (0, 1):
-            Watch(model.graph_module).run(*model.example_inputs(batch=2, seed=seed))
+    sources = {layer.data for layer in layers(model) if layer.weight.name in wanted}
+    values: dict[fx.Node, list[Any]] = {node: [] for node in sources}
+    batches = [model.example_inputs(batch=2, seed=seed) for seed in (0, 1)]
+    observe(model, batches, {node: [found.append] for node, found in values.items()})
     return values
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings.labels import PIN, Factor, Labels
-from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs, observe
+from nncompress.analysis.observe.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.graph.op_kinds import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL

@@ -7,7 +7,8 @@ a later layer is corrected for what is left of the errors before it (Nagel et al
 from __future__ import annotations
 
 from nncompress.analysis.observe.batch_size import largest_batch
-from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.statistics import ChannelStatistics
 from nncompress.data import Dataset
 from nncompress.ir import Model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import plan_activations
-from nncompress.analysis.observe.calibration import choose_range, observe
+from nncompress.analysis.observe.calibration import choose_range, histograms
 from nncompress.analysis.observe.enough import Rows, too_few
 from nncompress.analysis.observe.statistics import Moments, input_moments
 from nncompress.data import Dataset
@@ -99,7 +99,7 @@ def _choose_grids(
     plan = plan_activations(model, integer)
     if not plan.points:
         return
-    seen = observe(
+    seen = histograms(
         model,
         [node for node in plan.points if node not in plan.same_grid],
         need_data(context, "quantize", "it sets the range of every activation"),

@@ -7,7 +7,8 @@ rounded model as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.batch_size import largest_batch
+from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -31,8 +33,6 @@ from nncompress.passes.quantize.options import Quantize
 
 RECORDS = 64  # on which the damage of every layer is measured
 RANDOM = 8  # inputs, where there is no data
-
-Inputs = tuple[Tensor, ...]
 
 
 def damages(
@@ -49,51 +49,32 @@ def damages(
             axis = scale_axis(sharing)
             stored, scales = rounded(sharing, axis, evidence.bits[name], grids, evidence)
             shape = [-1 if d == axis else 1 for d in range(stored.dim())]
-            runner = _OneRounded(
-                model,
-                sharing,
-                {layer.node for layer in sharing if layer in integer},
-                stored * scales.reshape(shape),
-                grids,
-            )
-            outputs = [y.double() for y in runner.run(*inputs) if y.is_floating_point()]
+            walk = Walk(model)
+            for layer in sharing:
+                given = grids if layer in integer else None
+                walk.instead[layer.node] = partial(_one_rounded, layer, stored * scales.reshape(shape), given)
+            outputs = [y.double() for y in walk.outputs(*inputs) if y.is_floating_point()]
             # Scores of -inf are masked, whatever the weights.
             moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
             found[name] = moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
     return found
 
 
-class _OneRounded(fx.Interpreter):
-    """Runs a float model with one weight rounded, and what the layers that read it read."""
+def _one_rounded(layer: Layer, weight: Tensor, grids: Mapping[fx.Node, Affine] | None, env: Env) -> Tensor:
+    """What a layer gives with its weight rounded and, where there are grids, what it reads."""
+    given: list[Any] = list(fx.map_arg(layer.node.args, env.__getitem__))
+    kwargs: Any = fx.map_arg(layer.node.kwargs, env.__getitem__)
+    given[layer.roles.weight] = weight
+    if grids is not None:
+        given[layer.roles.data] = _rounded(given[layer.roles.data], grids.get(layer.data))
+    assert callable(layer.node.target)
+    return layer.node.target(*given, **kwargs)
 
-    def __init__(
-        self,
-        model: Model,
-        sharing: list[Layer],
-        integer: set[fx.Node],
-        weight: Tensor,
-        grids: dict[fx.Node, Affine],
-    ) -> None:
-        super().__init__(model.graph_module)
-        self._layers = {layer.node: layer for layer in sharing}
-        self._integer, self._weight, self._grids = integer, weight, grids
 
-    def run_node(self, n: fx.Node) -> Any:
-        layer = self._layers.get(n)
-        if layer is None:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        given = list(args)
-        given[layer.roles.weight] = self._weight
-        if n in self._integer:
-            given[layer.roles.data] = self._round(layer.data, given[layer.roles.data])
-        return self.call_function(n.target, tuple(given), kwargs)
-
-    def _round(self, node: fx.Node, value: Tensor) -> Tensor:
-        grid = self._grids.get(node)
-        if grid is None:  # a range of its own
-            grid = Affine.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
-        return torch.fake_quantize_per_tensor_affine(value, grid.scale, grid.zero_point, 0, LEVELS)
+def _rounded(value: Tensor, grid: Affine | None) -> Tensor:
+    if grid is None:  # a range of its own
+        grid = Affine.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
+    return torch.fake_quantize_per_tensor_affine(value, grid.scale, grid.zero_point, 0, LEVELS)
 
 
 def keep_worst(

@@ -8,7 +8,8 @@ from fnmatch import fnmatch
 from torch import Tensor, fx
 
 from nncompress.analysis.cost import cost
-from nncompress.analysis.observe.statistics import ChannelStatistics, Inputs, observe
+from nncompress.analysis.observe.statistics import ChannelStatistics, observe
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.convolution import CONVOLUTIONS

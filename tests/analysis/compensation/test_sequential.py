@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from nncompress.analysis.compensation import Cut, compensate, without_data
 from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.couplings import ZeroedReference, find_couplings
-from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.residual import find_branches
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.importance import CRITERIA, Setting, group_choices, readings
 from nncompress.analysis.importance.readings import in_passes
+from nncompress.analysis.observe import budget
 from nncompress.ir import Model
 
 RECORDS = 12
@@ -137,7 +138,7 @@ def test_reconstruction_gathers_what_does_not_fit_in_more_passes(monkeypatch):
     each, data = model("residual"), images(40)
     choices = group_choices(each, find_couplings(each))
     want = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
-    monkeypatch.setattr(readings, "MOMENTS_BYTES", 1)
+    monkeypatch.setattr(budget, "BUDGET", 1)
     assert len(in_passes(choices)) == len(choices) > 2
     found = CRITERIA["reconstruction"].rank(Setting(each, choices, data))
     for name, ranking in found.items():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.analysis.observe.calibration import BINS, Histogram, choose_range, observe
+from nncompress.analysis.observe.calibration import BINS, Histogram, choose_range, histograms
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir import Model
@@ -93,7 +93,7 @@ def network(weight: float = 1.0) -> Model:
 
 def watch(model: Model, records: Records):
     node = model.graph.output_node().args[0][0]
-    found = observe(model, [node], records, limit=None, batch_size=4, progress=NullProgress())
+    found = histograms(model, [node], records, limit=None, batch_size=4, progress=NullProgress())
     return found[node]
 
 
@@ -129,4 +129,4 @@ def test_records_that_are_all_the_same_are_refused_whatever_their_channels_hold(
             yield from (Batch((record.expand(4, -1, -1, -1),), None) for _ in range(3))
 
     with pytest.raises(DataError, match="all 12 samples are the same"):
-        observe(model, [], Same(), limit=None, batch_size=4, progress=NullProgress())
+        histograms(model, [], Same(), limit=None, batch_size=4, progress=NullProgress())

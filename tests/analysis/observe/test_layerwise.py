@@ -8,8 +8,9 @@ import torch
 from networks import inputs, model
 from torch import nn
 
-from nncompress.analysis.observe import layerwise
-from nncompress.analysis.observe.layerwise import ByteBudget, LayerwiseRunner
+from nncompress.analysis.observe import budget
+from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.outputs import Outputs
 from nncompress.data import open_data
 from nncompress.ir import Model
@@ -82,8 +83,8 @@ def test_a_pass_gives_the_same_bits_whatever_the_budget(text, tmp_path, monkeypa
     np.savez(tmp_path / "d.npz", x=inputs("residual", 96, seed=3)[0].numpy())
     data = open_data(str(tmp_path / "d.npz"), each.inputs)
     found = []
-    for budget in (0, 2**30):
-        monkeypatch.setattr(layerwise, "BUDGET", budget)
+    for most in (0, 2**30):
+        monkeypatch.setattr(budget, "BUDGET", most)
         result, _ = run(each, [parse_pass(text)], Context(data=data, batch_size=16))
         found.append(result.state_dict())
     assert found[0].keys() == found[1].keys()

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.ir import Model
+from nncompress.analysis.observe.walk import Env, Walk
 from nncompress.ir.formats.qdq import StraightThrough
+from nncompress.ir.graph.model import Model
 
 
-class Taps(StraightThrough):
+class Taps(Walk):
     """Runs a model and keeps chosen values with their gradients.
 
     Args:
@@ -24,7 +25,7 @@ class Taps(StraightThrough):
         values: nodes whose result is wanted, with its gradient.
         watched: nodes whose result is wanted without.
 
-    Attributes (after `run`):
+    Attributes (after `outputs`):
         read: node -> what it read; value: node -> its result.
     """
 
@@ -35,30 +36,35 @@ class Taps(StraightThrough):
         values: Iterable[fx.Node],
         watched: Iterable[fx.Node] = (),
     ) -> None:
-        super().__init__(model.graph_module)
+        super().__init__(StraightThrough(model.graph_module, garbage_collect_values=False))
         self._reads, self._values = reads, set(values)
         self._watched = set(watched) - self._values
         self.read: dict[fx.Node, Tensor] = {}
         self.value: dict[fx.Node, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "get_attr":
-            found = super().run_node(n)
-            return found.detach() if isinstance(found, Tensor) else found
-        operand = self._reads.get(n)
-        whole = self.env.get(operand) if operand is not None else None
-        if operand is not None and isinstance(whole, Tensor):
+    def start(self, *inputs: Tensor) -> Env:
+        self.read, self.value = {}, {}
+        return {node: self._kept(node, value) for node, value in super().start(*inputs).items()}
+
+    def compute(self, node: fx.Node, env: Env) -> Any:
+        operand = self._reads.get(node)
+        if operand is not None and isinstance(env[operand], Tensor):
+            whole = env[operand]
             alias = whole.clone() if whole.requires_grad else whole.detach().clone().requires_grad_()
-            self.read[n] = self.env[operand] = alias
-        result = super().run_node(n)
-        if operand is not None and operand in self.env:
-            self.env[operand] = whole
-        if n in self._values and isinstance(result, Tensor) and result.is_floating_point():
+            self.read[node] = alias
+            env = {**env, operand: alias}
+        result = super().compute(node, env)
+        if node.op == "get_attr" and isinstance(result, Tensor):
+            return result.detach()  # gradients of weights would cost as much again
+        return self._kept(node, result)
+
+    def _kept(self, node: fx.Node, result: Any) -> Any:
+        if node in self._values and isinstance(result, Tensor) and result.is_floating_point():
             if not result.requires_grad:
-                result.requires_grad_()
-            self.value[n] = result
-        elif n in self._watched:
-            self.value[n] = result
+                result = result.detach().requires_grad_()
+            self.value[node] = result
+        elif node in self._watched:
+            self.value[node] = result
         return result
 
     def gradients(self, loss: Tensor, *, again: bool = False) -> tuple[dict[fx.Node, Tensor], ...]:
