@@ -92,7 +92,7 @@ def _latency(path: Path) -> None:
 
 
 def _idx(path: Path) -> None:
-    from nncompress.data.mnist import read_idx
+    from nncompress.data.sources.mnist import read_idx
 
     read_idx(path, 3)
 
@@ -102,7 +102,7 @@ def _tar(path: Path) -> None:
 
 
 def _batches(path: Path) -> None:
-    from nncompress.data.cifar10 import read_batch
+    from nncompress.data.sources.cifar10 import read_batch
 
     read_batch(path)
 

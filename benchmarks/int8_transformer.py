@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.data.input_batches import InputBatches
-from nncompress.data.mnist import read_idx
+from nncompress.data.sources.mnist import read_idx
 from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model

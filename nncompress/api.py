@@ -30,7 +30,7 @@ from nncompress.analysis.cost import Cost, cost
 from nncompress.bench import Arm
 from nncompress.bench import benchmark as measure
 from nncompress.data import Dataset, open_data
-from nncompress.data.python import kept, name_of
+from nncompress.data.sources.python import kept, name_of
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.export import ExportReport

@@ -78,7 +78,7 @@ def test_data_in_memory(classifier, given):
 
 
 def test_an_iterator_too_large_to_keep_is_refused(classifier, monkeypatch):
-    monkeypatch.setattr("nncompress.data.python.MOST_KEPT", 1000)
+    monkeypatch.setattr("nncompress.data.sources.python.MOST_KEPT", 1000)
     with pytest.raises(DataError, match="only once"):
         nncompress.compress(classifier, "quantize", data=iter([records()]))
 

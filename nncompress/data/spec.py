@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nncompress.data.cifar10 import open_cifar10
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import ExpectedInput, fit_inputs
 from nncompress.data.held_out import half_of
-from nncompress.data.images import open_image_folder
-from nncompress.data.masks import is_mask_folder, open_mask_folder
-from nncompress.data.mnist import open_mnist
 from nncompress.data.normalization import parse_normalization
-from nncompress.data.npz import open_npz
-from nncompress.data.python import name_of, open_memory, open_python
-from nncompress.data.shards import open_shards
-from nncompress.data.sounds import has_sounds, open_sound_folder
 from nncompress.data.source import Source, StreamSource
-from nncompress.data.tables import SUFFIXES as TABLES
-from nncompress.data.tables import open_table
-from nncompress.data.tensors import open_tensors
-from nncompress.data.texts import open_texts
+from nncompress.data.sources.cifar10 import open_cifar10
+from nncompress.data.sources.images import open_image_folder
+from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
+from nncompress.data.sources.mnist import open_mnist
+from nncompress.data.sources.npz import open_npz
+from nncompress.data.sources.python import name_of, open_memory, open_python
+from nncompress.data.sources.shards import open_shards
+from nncompress.data.sources.sounds import has_sounds, open_sound_folder
+from nncompress.data.sources.tables import SUFFIXES as TABLES
+from nncompress.data.sources.tables import open_table
+from nncompress.data.sources.tensors import open_tensors
+from nncompress.data.sources.texts import open_texts
 from nncompress.errors import DataError
 from nncompress.extensions import Registry
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from nncompress.data import open_data
-from nncompress.data.cifar10 import read_batch
+from nncompress.data.sources.cifar10 import read_batch
 from nncompress.errors import DataError
 
 NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]

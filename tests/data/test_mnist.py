@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nncompress.data import open_data
-from nncompress.data.mnist import read_idx
+from nncompress.data.sources.mnist import read_idx
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nncompress.data import open_data, source, stored_rows
-from nncompress.data.npz import open_npz
+from nncompress.data.sources.npz import open_npz
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
 

@@ -8,7 +8,7 @@ import torch
 
 from nncompress import extras
 from nncompress.data import open_data
-from nncompress.data import tables as tables_module
+from nncompress.data.sources import tables as tables_module
 from nncompress.errors import DataError, MissingExtraError
 from nncompress.ir import InputSpec
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.npz import LABEL_NAMES, input_names
-from nncompress.data.python import PythonStream, open_memory
 from nncompress.data.source import ArraySource
+from nncompress.data.sources.npz import LABEL_NAMES, input_names
+from nncompress.data.sources.python import PythonStream, open_memory
 from nncompress.errors import DataError
 from nncompress.files.pickle_scan import scan_file
 

@@ -3,7 +3,7 @@
     table.csv?x=a,b,c&y=kind                three numbers a sample, and its class
     table.jsonl?x=tokens&y=kind             a list a sample
     table.parquet?ids=tokens&mask=seen      the columns of two inputs, called ids and mask
-    table.csv?text=review&tokenizer=DIR     token ids: `nncompress.data.texts`
+    table.csv?text=review&tokenizer=DIR     token ids: `nncompress.data.sources.texts`
 
 Without `y` the labels are the column y, label, labels, target or targets; without inputs they are the columns
 of their names, else x is all other columns. Labels that are text are numbered in alphabetical order.
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.npz import LABEL_NAMES
 from nncompress.data.source import ArraySource, check_allocation
+from nncompress.data.sources.npz import LABEL_NAMES
 from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.npz import open_npz
 from nncompress.data.source import ArraySource, Raw
+from nncompress.data.sources.npz import open_npz
 from nncompress.errors import DataError
 
 

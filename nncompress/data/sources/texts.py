@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.npz import LABEL_NAMES
 from nncompress.data.source import ArraySource
-from nncompress.data.tables import Column, check_named, open_rows
+from nncompress.data.sources.npz import LABEL_NAMES
+from nncompress.data.sources.tables import Column, check_named, open_rows
 from nncompress.errors import DataError
 from nncompress.extras import need
 
