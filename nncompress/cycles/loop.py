@@ -33,7 +33,7 @@ from nncompress.passes import Context, Grow, Pass, Prune, PruneNodes
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import Result
 from nncompress.train import TrainResult, TrainSettings, checkpoint, train
-from nncompress.train.validation import first_task, validate
+from nncompress.train.loss.validation import first_task, validate
 
 FORMAT = 3  # of the folder: 2 counts prunings for max_cycles, where 1 counted trainings; 3 has a ledger
 

@@ -26,7 +26,7 @@ from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
 from nncompress.studies.study import Request, Row, Study, StudyResult, Trial
 from nncompress.train import TrainSettings, train
-from nncompress.train.validation import first_task, validate
+from nncompress.train.loss.validation import first_task, validate
 from nncompress.zoo.small_nets import summation
 
 SAMPLES = 1_000_000

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nncompress.train.growth_settings import GrowSettings
+from nncompress.train.growth.settings import GrowSettings
 from nncompress.train.settings import TrainSettings
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from nncompress.files.bounded_text import Unreadable, check_regular, parse_json
 from nncompress.ir import Model
 from nncompress.progress import NullProgress, Progress
 from nncompress.train import checkpoint as checkpoints
-from nncompress.train.growth_settings import GrowSettings
+from nncompress.train.growth.settings import GrowSettings
 from nncompress.train.run import Run
 from nncompress.train.settings import TrainSettings
 from nncompress.train.state import TrainResult

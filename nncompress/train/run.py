@@ -33,9 +33,11 @@ from nncompress.train.graph import (
     widened_masks,
     zero_masks,
 )
-from nncompress.train.growth import Growing, Grown, Held
-from nncompress.train.growth_settings import GrowSettings
-from nncompress.train.objective import Objective, Penalty, Task
+from nncompress.train.growth.grow import Growing, Grown, Held
+from nncompress.train.growth.settings import GrowSettings
+from nncompress.train.loss.objective import Objective, Penalty, Task
+from nncompress.train.loss.teacher import Teacher
+from nncompress.train.loss.validation import validate
 from nncompress.train.optimizer import carry_over, make_optimizer
 from nncompress.train.precision import Precision
 from nncompress.train.quantized import (
@@ -47,8 +49,6 @@ from nncompress.train.quantized import (
 from nncompress.train.schedule import learning_rate
 from nncompress.train.settings import TrainSettings
 from nncompress.train.state import State, TrainResult
-from nncompress.train.teacher import Teacher
-from nncompress.train.validation import validate
 from nncompress.version import __version__
 
 

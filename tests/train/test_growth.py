@@ -17,7 +17,7 @@ from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
 from nncompress.train import GrowSettings, TrainSettings, train
-from nncompress.train.growth import Plateau
+from nncompress.train.growth.grow import Plateau
 from nncompress.train.run import Run
 
 TASK = {"task": "regression", "batch": 16, "schedule": "constant"}

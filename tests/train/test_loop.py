@@ -260,7 +260,7 @@ def test_early_stopping_keeps_the_best_epoch(data):
 
 def test_rmse_has_the_gradient_of_the_root():
     from nncompress.train import Group
-    from nncompress.train.objective import root
+    from nncompress.train.loss.objective import root
 
     x = torch.randn(20, dtype=torch.float64, requires_grad=True)
     value = root(x.square().mean(), 1.0, Group())

@@ -15,7 +15,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.train import TrainSettings, train
-from nncompress.train.teacher import imitation
+from nncompress.train.loss.teacher import imitation
 
 
 def perceptron(*widths: int, seed: int = 0) -> Model:

@@ -17,8 +17,8 @@ from nncompress.analysis.labels import class_labels, target_like, task_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError
 from nncompress.train.distributed import Group
+from nncompress.train.loss.teacher import Teacher
 from nncompress.train.settings import TrainSettings
-from nncompress.train.teacher import Teacher
 
 
 @dataclass(frozen=True)

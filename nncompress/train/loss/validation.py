@@ -14,7 +14,7 @@ from nncompress.data import Dataset
 from nncompress.errors import DataError, VerificationError
 from nncompress.ir import Model
 from nncompress.progress import Progress
-from nncompress.train.objective import Task
+from nncompress.train.loss.objective import Task
 from nncompress.train.settings import TrainSettings
 
 

@@ -36,7 +36,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers
 from nncompress.progress import Progress
 from nncompress.train.distributed import Group
-from nncompress.train.growth_settings import AMOUNTS, DEFAULT_BY, GrowSettings
+from nncompress.train.growth.settings import AMOUNTS, DEFAULT_BY, GrowSettings
 from nncompress.train.optimizer import Parameters, new_places
 from nncompress.train.settings import TrainSettings
 

@@ -1,0 +1,1 @@
+"""Growth while training."""

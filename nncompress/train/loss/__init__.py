@@ -1,0 +1,1 @@
+"""What a run minimises, and how well it does on held-out samples."""
