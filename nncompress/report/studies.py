@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nncompress.results import Result
     from nncompress.studies import StudyResult
     from nncompress.studies.comparison import ComparisonResult, Measured
-    from nncompress.studies.growth import GrowthResult
+    from nncompress.studies.growth.trainings import GrowthResult
     from nncompress.studies.sharesnet import SharingResult
 
 

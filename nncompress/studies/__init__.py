@@ -2,12 +2,12 @@
 
 from nncompress.studies.approximation import APPROXIMATION
 from nncompress.studies.autoencoder import AUTOENCODER
-from nncompress.studies.cifar100_growth import CIFAR100_GROWTH
 from nncompress.studies.convolution_alternatives import CONVOLUTION_ALTERNATIVES
-from nncompress.studies.mnist_growth import MNIST_GROWTH
+from nncompress.studies.growth.cifar100 import CIFAR100_GROWTH
+from nncompress.studies.growth.mnist import MNIST_GROWTH
+from nncompress.studies.growth.sine import SINE
 from nncompress.studies.quantization import QUANTIZATION
 from nncompress.studies.sharesnet import SHARESNET
-from nncompress.studies.sine import SINE
 from nncompress.studies.small_model import SMALL_MODEL
 from nncompress.studies.study import Request, Row, Study, StudyResult, Trial, check_plot, plot
 from nncompress.studies.summation import SUMMATION

@@ -12,7 +12,7 @@ from torch import nn
 
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, OutputError
-from nncompress.studies import sine
+from nncompress.studies.growth import sine
 from nncompress.studies.study import Request
 
 SECOND = """

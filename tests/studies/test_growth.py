@@ -14,10 +14,13 @@ from nncompress.analysis.couplings import find_couplings
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.results import Estimate
-from nncompress.studies import STUDIES, Request, classifier_growth, growth, plot, sine
-from nncompress.studies.cifar100_growth import PLAN as CIFAR100
-from nncompress.studies.growth import GrowthResult, GrowthRow, GrowthTrial, Point, Ratio, difference
-from nncompress.studies.mnist_growth import PLAN as MNIST
+from nncompress.studies import STUDIES, Request, plot
+from nncompress.studies.growth import classifier as classifier_growth
+from nncompress.studies.growth import sine
+from nncompress.studies.growth import trainings as growth
+from nncompress.studies.growth.cifar100 import PLAN as CIFAR100
+from nncompress.studies.growth.mnist import PLAN as MNIST
+from nncompress.studies.growth.trainings import GrowthResult, GrowthRow, GrowthTrial, Point, Ratio, difference
 from nncompress.zoo.cifar_resnet import CifarResNet
 
 

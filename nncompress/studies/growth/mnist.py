@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nncompress.studies.classifier_growth import Plan, study
+from nncompress.studies.growth.classifier import Plan, study
 from nncompress.zoo.small_nets import mnist_classifier
 
 NODES = (32, 64, 128)

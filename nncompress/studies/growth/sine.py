@@ -15,7 +15,7 @@ import torch
 
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
-from nncompress.studies.growth import GrowthResult, GrowthRow, difference, trial
+from nncompress.studies.growth.trainings import GrowthResult, GrowthRow, difference, trial
 from nncompress.studies.study import Request, Study
 from nncompress.train import GrowSettings, TrainSettings
 from nncompress.zoo.small_nets import sine

@@ -24,7 +24,7 @@ from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.cost import cost
 from nncompress.data import Dataset
 from nncompress.ir import Model
-from nncompress.studies.growth import (
+from nncompress.studies.growth.trainings import (
     GrowthResult,
     GrowthRow,
     GrowthTrial,
