@@ -240,7 +240,7 @@ def test_an_unknown_op_pins_what_it_touches_and_nothing_else():
 
 
 def test_a_rule_that_fails_pins_like_an_unknown_op(monkeypatch):
-    from nncompress.analysis.couplings import rules
+    from nncompress.analysis.couplings.rules import table as rules
 
     def broken(*_):
         raise IndexError("unforeseen")
@@ -379,7 +379,9 @@ def test_what_cannot_be_proven_stays_whole(monkeypatch):
 
 def test_all_groups_at_fault_are_found_in_one_comparison(monkeypatch):
     """Some groups pass a softmax whose rule is broken, some a slice whose literals are not rewritten."""
-    from nncompress.analysis.couplings import pointwise, proven, rules
+    from nncompress.analysis.couplings import proven
+    from nncompress.analysis.couplings.rules import pointwise
+    from nncompress.analysis.couplings.rules import table as rules
     from nncompress.ir.edit import resize
 
     class Chain(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nncompress.analysis.couplings import find_couplings, prove, remove_units
-from nncompress.analysis.couplings.rules import RULES
+from nncompress.analysis.couplings.rules.table import RULES
 from nncompress.ir import Model
 from nncompress.ir.graph.decompose import WHOLE
 

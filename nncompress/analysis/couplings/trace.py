@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings.labels import Factor, Labels, Option, shrink, varying
-from nncompress.analysis.couplings.rules import TRANSPARENT, rule_of
+from nncompress.analysis.couplings.rules.table import TRANSPARENT, rule_of
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Result, Value, arguments, flat
 from nncompress.ir import Model

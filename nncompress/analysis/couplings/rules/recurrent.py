@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.contraction import contract
 from nncompress.analysis.couplings.labels import PIN, Factor
+from nncompress.analysis.couplings.rules.contraction import contract
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
 

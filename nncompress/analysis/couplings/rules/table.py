@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from nncompress.analysis.couplings import contraction as c
-from nncompress.analysis.couplings import indexing as i
-from nncompress.analysis.couplings import movement as m
-from nncompress.analysis.couplings import pointwise as p
-from nncompress.analysis.couplings import recurrent as r
+from nncompress.analysis.couplings.rules import contraction as c
+from nncompress.analysis.couplings.rules import indexing as i
+from nncompress.analysis.couplings.rules import movement as m
+from nncompress.analysis.couplings.rules import pointwise as p
+from nncompress.analysis.couplings.rules import recurrent as r
 from nncompress.ir.graph.normalize import op_name
 
 Rule = Callable[..., Any]

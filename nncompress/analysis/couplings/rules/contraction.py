@@ -14,7 +14,7 @@ import numpy as np
 from torch import fx
 
 from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
-from nncompress.analysis.couplings.pointwise import per_channel
+from nncompress.analysis.couplings.rules.pointwise import per_channel
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
 from nncompress.ir.graph.normalize import op_name
