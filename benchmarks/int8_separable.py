@@ -26,7 +26,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fold import norm_names
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.quantize import condition
+from nncompress.passes.quantize.equalization import condition
 from nncompress.passes.quantize.options import Quantize
 from nncompress.runtimes import open_artifact
 from nncompress.studies.images import Crops, open_images

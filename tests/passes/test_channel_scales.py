@@ -10,9 +10,9 @@ from nncompress.ir import Model
 from nncompress.ir.graph.normalize import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
-from nncompress.passes.quantize import condition
-from nncompress.passes.quantize.channel_scales import scale_channels
-from nncompress.passes.quantize.equalize import pairs
+from nncompress.passes.quantize.equalization import condition
+from nncompress.passes.quantize.equalization.channel_scales import scale_channels
+from nncompress.passes.quantize.equalization.cross_layer import pairs
 from nncompress.progress import NullProgress
 
 

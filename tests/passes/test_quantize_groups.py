@@ -19,7 +19,7 @@ from nncompress.ir.formats.groups import Groups
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, PruneNodes, Quantize
-from nncompress.passes.quantize.norm_scales import NormScales
+from nncompress.passes.quantize.equalization.norm_scales import NormScales
 from nncompress.recipe import parse_pass
 from nncompress.train.quantized import round_per_group
 
@@ -166,7 +166,7 @@ def test_scales_of_inputs_are_taken_back_in_the_norm(data):
 def test_scales_of_inputs_lower_the_error(data, monkeypatch):
     model = outlying()
     scaled = moved(rounded(model, data, size=32)[0], model, data)
-    monkeypatch.setattr("nncompress.passes.quantize.norm_scales.POWERS", (0.0,))
+    monkeypatch.setattr("nncompress.passes.quantize.equalization.norm_scales.POWERS", (0.0,))
     assert scaled < 0.97 * moved(rounded(model, data, size=32)[0], model, data)
 
 

@@ -22,7 +22,7 @@ from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, Quantize
 from nncompress.passes.base import NEAR
-from nncompress.passes.quantize.equalize import equalize, pairs
+from nncompress.passes.quantize.equalization.cross_layer import equalize, pairs
 from nncompress.targets import TARGETS
 from tests.export.networks import convolutional, language
 from tests.passes.test_quantize import Records, relative_error, run

@@ -20,8 +20,8 @@ from nncompress.ir.layers.weights import layers
 from nncompress.passes.base import Change, Context, Pass, need_data
 from nncompress.passes.quantize.carry_out import carry_out
 from nncompress.passes.quantize.choose import choose, integer_layers
-from nncompress.passes.quantize.condition import condition
 from nncompress.passes.quantize.correct_bias import correct_biases
+from nncompress.passes.quantize.equalization.condition import condition
 from nncompress.passes.quantize.evidence import gather
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.options import SAMPLE, Quantize

@@ -31,7 +31,7 @@ from nncompress.ir.formats.groups import Groups, store_groups
 from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
-from nncompress.passes.quantize.norm_scales import NormScales
+from nncompress.passes.quantize.equalization.norm_scales import NormScales
 
 aten = torch.ops.aten
 

@@ -8,9 +8,9 @@ from nncompress.analysis.int8_plan import norms_between
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import convolve_norm, fold_batch_norms, norm_name
 from nncompress.passes.base import Context
-from nncompress.passes.quantize.channel_scales import scale_channels
 from nncompress.passes.quantize.choose import choose, integer_layers
-from nncompress.passes.quantize.equalize import equalize
+from nncompress.passes.quantize.equalization.channel_scales import scale_channels
+from nncompress.passes.quantize.equalization.cross_layer import equalize
 from nncompress.passes.quantize.options import Quantize
 
 

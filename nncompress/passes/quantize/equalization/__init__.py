@@ -1,0 +1,1 @@
+"""The same function with other scales per channel, which rounding hurts less."""
