@@ -23,7 +23,7 @@ from int8_latency import NETWORKS, prepare
 
 from nncompress.export.check.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
 from nncompress.export.int8_speed import profile
-from nncompress.export.lower.onnxruntime.tiles import LONG_CACHED, LONG_POINTWISE
+from nncompress.export.lower.onnxruntime.int8.tiles import LONG_CACHED, LONG_POINTWISE
 
 KINDS = {  # and what bounds them
     "first convolution": "gathering 3 channels",

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 
 from nncompress.export.check.onnxruntime import open_session
-from nncompress.export.lower.onnxruntime.pools import is_pool
+from nncompress.export.lower.onnxruntime.int8.pools import is_pool
 from nncompress.export.lower.onnxruntime.weights import WEIGHT_OPS
 
 INT8_KERNELS = {

@@ -31,7 +31,7 @@ from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
 from nncompress.export.lower.onnxruntime.exact import write_exact
 from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
 from nncompress.export.lower.onnxruntime.groups import lower_groups
-from nncompress.export.lower.onnxruntime.int8 import lower_int8
+from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nncompress import export
 from nncompress.export.check.int8_coverage import int8_coverage
-from nncompress.export.lower.onnxruntime import int8 as lower_int8
+from nncompress.export.lower.onnxruntime.int8 import rewrite as lower_int8
 from nncompress.ir import Model
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized

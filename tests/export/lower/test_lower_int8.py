@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nncompress import export
 from nncompress.data import Batch
 from nncompress.export.check.int8_coverage import int8_coverage
-from nncompress.export.lower.onnxruntime.stem import block_pads, spread_kernel
+from nncompress.export.lower.onnxruntime.int8.stem import block_pads, spread_kernel
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.targets import TARGETS

@@ -12,8 +12,9 @@ from nncompress.devices import Processor
 from nncompress.errors import UnsupportedError
 from nncompress.export import write_onnx
 from nncompress.export.check.compare import Comparison
-from nncompress.export.lower.onnxruntime import exact, tiles
-from nncompress.export.lower.onnxruntime import saturating as lower_saturating
+from nncompress.export.lower.onnxruntime import exact
+from nncompress.export.lower.onnxruntime.int8 import saturating as lower_saturating
+from nncompress.export.lower.onnxruntime.int8 import tiles
 from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize

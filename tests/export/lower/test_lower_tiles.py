@@ -7,7 +7,7 @@ from torch import nn
 from nncompress.devices import Processor
 from nncompress.export import write_onnx
 from nncompress.export.check.int8_coverage import int8_coverage
-from nncompress.export.lower.onnxruntime import tiles as lower_tiles
+from nncompress.export.lower.onnxruntime.int8 import tiles as lower_tiles
 from nncompress.ir import Model
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized

@@ -36,15 +36,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from nncompress.export.lower.onnxruntime.channels import lower_channels
 from nncompress.export.lower.onnxruntime.dynamic import lower_dynamic
 from nncompress.export.lower.onnxruntime.edit import array, insert, producer, replace, store, turned
-from nncompress.export.lower.onnxruntime.pools import lower_pools
-from nncompress.export.lower.onnxruntime.products import gemm_over_rows
-from nncompress.export.lower.onnxruntime.protect_floats import protect_floats
-from nncompress.export.lower.onnxruntime.saturating import lower_saturating
-from nncompress.export.lower.onnxruntime.stem import block_pads, fits, spread_kernel
-from nncompress.export.lower.onnxruntime.tiles import lower_tiles
+from nncompress.export.lower.onnxruntime.int8.channels import lower_channels
+from nncompress.export.lower.onnxruntime.int8.pools import lower_pools
+from nncompress.export.lower.onnxruntime.int8.products import gemm_over_rows
+from nncompress.export.lower.onnxruntime.int8.protect_floats import protect_floats
+from nncompress.export.lower.onnxruntime.int8.saturating import lower_saturating
+from nncompress.export.lower.onnxruntime.int8.stem import block_pads, fits, spread_kernel
+from nncompress.export.lower.onnxruntime.int8.tiles import lower_tiles
 from nncompress.export.lower.onnxruntime.weights import lower_weights
 from nncompress.targets import Rewrite
 
