@@ -83,7 +83,7 @@ def _ledger(path: Path) -> None:
 
 
 def _latency(path: Path) -> None:
-    from nncompress.bench.latency_table import LatencyTable
+    from nncompress.bench.latency.table import LatencyTable
     from nncompress.targets import TARGETS
 
     table = LatencyTable(TARGETS["ort-cpu"], path.parent)

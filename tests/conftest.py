@@ -14,7 +14,9 @@ import hypothesis
 import pytest
 import torch
 
-from nncompress.bench import measure, model_latency, target_speed
+from nncompress.bench import measure
+from nncompress.bench.latency import model as model_latency
+from nncompress.bench.latency import target as target_speed
 
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # a trace makes objects by the ten thousand: a tenth of the time was this

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncompress.bench import layer_latency, measure, sessions
+from nncompress.bench import measure, sessions
+from nncompress.bench.latency import layer as layer_latency
 from nncompress.bench.sessions import Arm
 from nncompress.ir import Model
 from nncompress.runtimes import Runner

@@ -42,7 +42,7 @@ def targets(json: options.Json = False) -> None:
 
 def described() -> dict[str, Any]:
     """Everything that `targets` says, as JSON holds it."""
-    from nncompress.bench.target_speed import fastest, speeds
+    from nncompress.bench.latency.target import fastest, speeds
 
     seconds = speeds()
     return {

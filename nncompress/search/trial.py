@@ -19,9 +19,9 @@ from nncompress import pipeline
 from nncompress.analysis.answer import Answers, Predict, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.analysis.labels import chosen_classes, class_labels
-from nncompress.bench.model_latency import ModelLatency
-from nncompress.bench.remembered import machine
-from nncompress.bench.target_speed import clocked
+from nncompress.bench.latency.model import ModelLatency
+from nncompress.bench.latency.remembered import machine
+from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.errors import DataError, NNCompressError
 from nncompress.ir import Model

@@ -3,9 +3,9 @@ import json
 import pytest
 from scripted_machine import script
 
-from nncompress.bench import layer_latency
-from nncompress.bench.latency_table import LatencyTable
-from nncompress.bench.layer_latency import Latencies, LayerShape, measure
+from nncompress.bench.latency import layer as layer_latency
+from nncompress.bench.latency.layer import Latencies, LayerShape, measure
+from nncompress.bench.latency.table import LatencyTable
 from nncompress.targets import TARGETS
 
 ORT = TARGETS["ort-cpu"]
@@ -49,7 +49,7 @@ def asked(monkeypatch):
         calls.append((reference, list(chains), shape))
         return Latencies(2e-3, tuple(chain[0].weight[1] / 10 for chain in chains))
 
-    monkeypatch.setattr("nncompress.bench.latency_table.measure", fake)
+    monkeypatch.setattr("nncompress.bench.latency.table.measure", fake)
     return calls
 
 
@@ -74,7 +74,7 @@ def test_the_file_says_what_it_holds_for(tmp_path, asked):
 
 def test_another_machine_or_runtime_measures_anew(tmp_path, asked, monkeypatch):
     LatencyTable(ORT, tmp_path).latencies(A, [B], (1, 8))
-    monkeypatch.setattr("nncompress.bench.latency_table.version", lambda _: "0.0")
+    monkeypatch.setattr("nncompress.bench.latency.table.version", lambda _: "0.0")
     LatencyTable(ORT, tmp_path).latencies(A, [B], (1, 8))
     LatencyTable(TARGETS["openvino"], tmp_path).latencies(A, [B], (1, 8))
     assert len(asked) == 3

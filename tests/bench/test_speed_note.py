@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from nncompress import pipeline
-from nncompress.bench import model_latency
-from nncompress.bench.model_latency import ModelLatency, speed_note
+from nncompress.bench.latency import model as model_latency
+from nncompress.bench.latency.model import ModelLatency, speed_note
 from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.progress import NullProgress

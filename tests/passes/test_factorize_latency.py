@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
-from nncompress.bench import latency_table, layer_latency
-from nncompress.bench.layer_latency import Latencies
+from nncompress.bench.latency import layer as layer_latency
+from nncompress.bench.latency import table as latency_table
+from nncompress.bench.latency.layer import Latencies
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes

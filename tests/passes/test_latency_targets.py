@@ -11,9 +11,10 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
-from nncompress.bench import layer_latency, target_speed
-from nncompress.bench.layer_latency import LayerShape, measure
-from nncompress.bench.model_latency import ModelLatency
+from nncompress.bench.latency import layer as layer_latency
+from nncompress.bench.latency import target as target_speed
+from nncompress.bench.latency.layer import LayerShape, measure
+from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, PruneNodes

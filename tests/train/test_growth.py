@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nncompress.analysis.cost import cost
-from nncompress.bench.model_latency import ModelLatency
+from nncompress.bench.latency.model import ModelLatency
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.ir import Model

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress import api, export
-from nncompress.bench.target_speed import clocked
+from nncompress.bench.latency.target import clocked
 from nncompress.cli import options
 from nncompress.cli.compress import written_for
 from nncompress.cli.console import print_json, progress, say, show

@@ -13,7 +13,7 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.randomized import Wanted
 from nncompress.analysis.observe.enough import too_few
-from nncompress.bench.target_speed import layer_clock
+from nncompress.bench.latency.target import layer_clock
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes

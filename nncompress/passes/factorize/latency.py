@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nncompress import targets
-from nncompress.bench.latency_table import LatencyTable
-from nncompress.bench.layer_latency import Chain, Latencies, LayerShape, measure
+from nncompress.bench.latency.layer import Chain, Latencies, LayerShape, measure
+from nncompress.bench.latency.table import LatencyTable
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
 from nncompress.passes.factorize.forms import ConvolutionForm, Form, Ranks

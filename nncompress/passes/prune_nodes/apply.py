@@ -15,7 +15,7 @@ from nncompress.analysis.couplings import Couplings, find_couplings, fold_weight
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
 from nncompress.analysis.observe.enough import too_few
-from nncompress.bench.target_speed import clocked
+from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from nncompress.bench.model_latency import ModelLatency
+from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context

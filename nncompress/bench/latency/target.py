@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
 from nncompress.bench import Arm, benchmark
-from nncompress.bench.remembered import Remembered, machine, version
+from nncompress.bench.latency.remembered import Remembered, machine, version
 from nncompress.errors import NNCompressError, UsageError
 from nncompress.targets import OURS, TARGETS, Target, target
 

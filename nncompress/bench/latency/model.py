@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nncompress.analysis.cost import cost
 from nncompress.bench import Arm, benchmark
-from nncompress.bench.target_speed import clocked
+from nncompress.bench.latency.target import clocked
 from nncompress.errors import NNCompressError
 from nncompress.export import write
 from nncompress.ir import Model
