@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from nncompress.ir.edit.fold import is_affine
 from nncompress.ir.formats.qdq import is_dequantized, is_quantized
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.normal_form.normalize import op_name
 from nncompress.ir.graph.op_kinds import CLAMPS, DROPOUTS, MOVES, PRODUCTS
 from nncompress.ir.layers.weights import Layer, argument
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nncompress.analysis.couplings import find_couplings, prove, remove_units
 from nncompress.analysis.couplings.rules.table import RULES
 from nncompress.ir import Model
-from nncompress.ir.graph.decompose import WHOLE
+from nncompress.ir.graph.normal_form.decompose import WHOLE
 
 
 class Between(nn.Module):
@@ -136,6 +136,6 @@ def test_all_units_are_prunable_whatever_the_name(name):
 
 
 def test_composites_that_stay_whole_have_a_rule():
-    """All others are taken apart (`nncompress.ir.graph.decompose`); sizes and numbers carry no labels."""
+    """All others are taken apart (`nncompress.ir.graph.normal_form.decompose`); sizes and numbers carry no labels."""
     no_tensors = {"sym_size", "sym_stride", "size", "item"}
     assert {name for name in WHOLE - no_tensors if name not in RULES} == {"stft", "istft"}

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.normal_form.normalize import op_name
 from nncompress.ir.graph.op_kinds import MOVES
 from nncompress.ir.graph.tracing import MAX_BATCH
 

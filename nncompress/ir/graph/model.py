@@ -15,7 +15,7 @@ from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.graph.form import form_of
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
 from nncompress.ir.graph.network import Network
-from nncompress.ir.graph.normalize import normalize, remove_dead_code
+from nncompress.ir.graph.normal_form.normalize import normalize, remove_dead_code
 from nncompress.ir.graph.state import as_writes, changed_tensors
 from nncompress.ir.graph.tracing import (
     at_least_two,
@@ -34,7 +34,7 @@ class Model:
     """A trained network as a flat graph of ATen ops.
 
     Attributes:
-        graph_module: the graph (`nncompress.ir.graph.normalize` says in which form) with its parameters and
+        graph_module: the graph (`nncompress.ir.graph.normal_form.normalize` says in which form) with its parameters and
             buffers under their dotted names. `node.meta["val"]` holds a fake tensor with the symbolic shape.
         inputs: the positional tensor inputs.
         outputs: a name per tensor of the output tuple.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from nncompress.ir.graph.normalize import op_name
+from nncompress.ir.graph.normal_form.normalize import op_name
 from nncompress.ir.graph.op_kinds import DROPOUTS, RECURRENT
 
 # op -> the position of its training flag

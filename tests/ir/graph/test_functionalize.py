@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.graph.functionalize import is_write
+from nncompress.ir.graph.normal_form.functionalize import is_write
 from nncompress.ir.graph.state import changed_tensors
 
 F = nn.functional

@@ -4,7 +4,7 @@
 |-------------------------------------------------------|----------------------------------------|
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
-| in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.functionalize`) |
+| in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.normal_form.functionalize`) |
 | arguments by name                                     | by position, where they have one       |
 | `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
 | a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
@@ -12,7 +12,7 @@
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
-| norms spelled out by `run_decompositions`             | one op (`nncompress.ir.graph.recompose`)     |
+| norms spelled out by `run_decompositions`             | one op (`nncompress.ir.graph.normal_form.recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
 
@@ -24,9 +24,9 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
-from nncompress.ir.graph.decompose import decompose_composites
-from nncompress.ir.graph.functionalize import functionalize, is_write
-from nncompress.ir.graph.recompose import recompose
+from nncompress.ir.graph.normal_form.decompose import decompose_composites
+from nncompress.ir.graph.normal_form.functionalize import functionalize, is_write
+from nncompress.ir.graph.normal_form.recompose import recompose
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
 _PARTS = {  # the unsafe ones know no symbolic sizes, and fix the batch where anything is asked of them

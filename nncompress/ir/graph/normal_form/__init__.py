@@ -1,0 +1,1 @@
+"""What `torch.export` emits, brought into the one form that every pass may rely on."""
