@@ -55,7 +55,7 @@ from nncompress.data import Batch  # noqa: E402
 from nncompress.data.input_batches import InputBatches  # noqa: E402
 from nncompress.export import write  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
-from nncompress.ir.graph.normal_form.normalize import op_name  # noqa: E402
+from nncompress.ir.graph.ops import op_name  # noqa: E402
 from nncompress.ir.layers.weights import Layer, layers  # noqa: E402
 from nncompress.loading import load_model  # noqa: E402
 from nncompress.passes import Change, Context, Pass, Share, Substitute  # noqa: E402

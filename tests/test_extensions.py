@@ -155,7 +155,7 @@ def test_a_target_of_another_package_is_quantized_for_checked_in_its_runtime(
     (note,) = notes(kept, "onnxruntime")
     assert "it was written for reference-cpu" in note
     assert from_targets("ort-cpu,reference-cpu", "cpu", "onnxruntime") == ("cpu", "onnxruntime,reference")
-    monkeypatch.setattr("nncompress.bench.target_speed.speeds", lambda: {"ort-cpu": 1e-3})
+    monkeypatch.setattr("nncompress.bench.latency.target.speeds", lambda: {"ort-cpu": 1e-3})
     assert run("targets", "--json") == 0
     assert "reference-cpu" in [each["name"] for each in json.loads(capsys.readouterr().out)["targets"]]
 

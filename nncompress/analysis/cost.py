@@ -17,8 +17,7 @@ from torch import fx
 
 from nncompress.ir.formats.packed import bits_for
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import RECURRENT
+from nncompress.ir.graph.ops import RECURRENT, op_name
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
 

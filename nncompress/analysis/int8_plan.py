@@ -22,8 +22,7 @@ from torch import Tensor, fx
 from nncompress.ir.edit.fold import is_affine
 from nncompress.ir.formats.qdq import is_dequantized, is_quantized
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import CLAMPS, DROPOUTS, MOVES, PRODUCTS
+from nncompress.ir.graph.ops import CLAMPS, DROPOUTS, MOVES, PRODUCTS, op_name
 from nncompress.ir.layers.weights import Layer, argument
 
 # in 8 bits the same values, on the same grid

@@ -27,7 +27,7 @@ from torch.sparse import (
 
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import is_dequantized
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, argument, layers, readers
 
 INT8_ROWS = 32  # `_int_mm` wants more than 16

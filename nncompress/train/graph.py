@@ -16,7 +16,7 @@ from nncompress.analysis.answer import answer_index
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers, gathered
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.train.optimizer import new_places
 from nncompress.train.quantized import Copy, read_float_copies, round_biases_where_read

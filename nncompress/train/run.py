@@ -18,7 +18,7 @@ from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.progress import Progress
 from nncompress.train import checkpoint as checkpoints
 from nncompress.train.augment import Augmentation

@@ -136,6 +136,6 @@ def test_all_units_are_prunable_whatever_the_name(name):
 
 
 def test_composites_that_stay_whole_have_a_rule():
-    """All others are taken apart (`nncompress.ir.graph.normal_form.decompose`); sizes and numbers carry no labels."""
+    """All others are taken apart (`normal_form.decompose`); sizes and numbers carry no labels."""
     no_tensors = {"sym_size", "sym_stride", "size", "item"}
     assert {name for name in WHOLE - no_tensors if name not in RULES} == {"stft", "istft"}

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.int8_plan import norms_between, plan_activations
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from nncompress.data import Batch
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
 from nncompress.passes.quantize.equalization import condition

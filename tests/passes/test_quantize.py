@@ -16,7 +16,7 @@ from nncompress.export import write_pt2
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine, round_weight
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
 from nncompress.targets import TARGETS

@@ -17,7 +17,7 @@ from nncompress.errors import UnsupportedError, UsageError
 from nncompress.export import write_pt2
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.passes import Context, Prune, Quantize

@@ -13,7 +13,7 @@ from nncompress import export, pipeline
 from nncompress.data import open_data
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Prune, Quantize
 from nncompress.train import TrainSettings, train

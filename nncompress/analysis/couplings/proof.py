@@ -19,7 +19,7 @@ from nncompress.analysis.couplings.value import EXAMPLE_BATCH, arguments
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.resize import Kept
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import in_double
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from nncompress.analysis.observe.residual import norm_of
 from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import Distances
 from nncompress.ir.layers.weights import Layer, layers
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 # Allowed ‖difference‖₂ / ‖output‖₂, and median |difference| / root mean square of the output, since an
 # error that all values share may be small in the first. In float32 both runtimes add in different order: 1e-6

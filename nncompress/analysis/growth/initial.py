@@ -26,8 +26,7 @@ from nncompress.analysis.couplings.groups import Group
 from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gather, Gathers, anywhere
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import NORMS
+from nncompress.ir.graph.ops import NORMS, op_name
 from nncompress.ir.layers.weights import layers
 
 SILENT = 1e-20

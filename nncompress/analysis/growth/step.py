@@ -16,7 +16,7 @@ from nncompress.data import Dataset
 from nncompress.errors import DataError
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.progress import Progress
 
 

@@ -12,7 +12,7 @@ from nncompress.analysis.growth.new_units import NewUnits
 from nncompress.ir import Model
 from nncompress.ir.edit.resize import Survivors, read
 from nncompress.ir.edit.widen import Gathers, repeat_runs, widen
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def grow_units(model: Model, new: NewUnits, couplings: Couplings | None = None) -> dict[str, Gathers]:

@@ -25,7 +25,7 @@ from nncompress.analysis.observe.residual import (
     sums_over_channels,
 )
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, layer_name, layers
 
 Indices = NDArray[np.int64]

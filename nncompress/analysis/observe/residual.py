@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, layers
 
 

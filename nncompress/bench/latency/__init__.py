@@ -1,1 +1,1 @@
-"""Latencies that decide: of layers, of whole models and of targets on this machine, measured once and remembered."""
+"""Latencies that passes and targets decide by: measured once on this machine, and remembered."""

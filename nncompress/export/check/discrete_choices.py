@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from nncompress.errors import VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument
 
 ORDERS = {"topk", "sort", "max", "min", "kthvalue", "median", "nanmedian", "mode", "cummax", "cummin"}

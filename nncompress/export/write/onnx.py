@@ -44,7 +44,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
 from nncompress.runtimes import open_artifact

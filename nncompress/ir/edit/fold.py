@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, argument, layers, owns_tensors, readers, reads, weight_at
 
 aten = torch.ops.aten

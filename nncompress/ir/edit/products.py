@@ -18,7 +18,7 @@ from torch import fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten

@@ -21,7 +21,8 @@ from torch import Tensor, fx
 from nncompress.ir.edit.nodes import add_tensor, inserting_before, names_of, read_tensor, tie_tensors
 from nncompress.ir.formats.packed import PARTS, Parts, bits_for, restore, smallest
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name, remove_dead_code
+from nncompress.ir.graph.normal_form.normalize import remove_dead_code
+from nncompress.ir.graph.ops import op_name
 
 aten = torch.ops.aten
 

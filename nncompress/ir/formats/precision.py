@@ -16,7 +16,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 

@@ -14,8 +14,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import MOVES
+from nncompress.ir.graph.ops import MOVES, op_name
 from nncompress.ir.graph.tracing import MAX_BATCH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one

@@ -34,7 +34,7 @@ class Model:
     """A trained network as a flat graph of ATen ops.
 
     Attributes:
-        graph_module: the graph (`nncompress.ir.graph.normal_form.normalize` says in which form) with its parameters and
+        graph_module: the graph (`nncompress.ir.graph.normal_form` says in which form) with its parameters and
             buffers under their dotted names. `node.meta["val"]` holds a fake tensor with the symbolic shape.
         inputs: the positional tensor inputs.
         outputs: a name per tensor of the output tuple.

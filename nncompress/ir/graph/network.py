@@ -18,7 +18,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
 from nncompress.ir.graph.inputs import InputSpec
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import as_writes
 from nncompress.ir.graph.training_flag import training_flag
 

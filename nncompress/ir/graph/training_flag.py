@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import DROPOUTS, RECURRENT
+from nncompress.ir.graph.ops import DROPOUTS, RECURRENT, op_name
 
 # op -> the position of its training flag
 TRAINING_FLAG = {

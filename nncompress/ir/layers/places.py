@@ -8,7 +8,7 @@ import re
 from torch import fx
 
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layer_name
 
 _WORDS = {

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import RECURRENT
+from nncompress.ir.graph.ops import RECURRENT, op_name
 
 
 @dataclass(frozen=True)

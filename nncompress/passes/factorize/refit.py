@@ -25,7 +25,7 @@ from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import affine, is_affine
 from nncompress.ir.graph.inputs import count_records
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.cost import node_macs
 from nncompress.ir import Model
-from nncompress.ir.graph.op_kinds import PRODUCTS
+from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry, geometry
 from nncompress.ir.layers.weights import Layer, Weight, argument, layers, readers

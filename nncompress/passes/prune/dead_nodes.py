@@ -22,8 +22,7 @@ from nncompress.analysis.couplings import Group, Member, find_couplings, remove_
 from nncompress.analysis.observe.statistics import observe
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import NORMS, PRODUCTS
+from nncompress.ir.graph.ops import NORMS, PRODUCTS, op_name
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change

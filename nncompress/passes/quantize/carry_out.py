@@ -19,7 +19,7 @@ from nncompress.ir.formats.qdq import (
     round_weight,
     store_int8,
 )
-from nncompress.ir.graph.op_kinds import PRODUCTS
+from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
 from nncompress.passes.quantize.choose import by_weight, integer_layers, one_scale, scale_axis

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 
 from nncompress.ir import Model
-from nncompress.ir.graph.op_kinds import PRODUCTS
+from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change
 

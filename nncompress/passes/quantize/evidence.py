@@ -14,7 +14,7 @@ from nncompress.analysis.observe.statistics import Moments, input_moments
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine
-from nncompress.ir.graph.op_kinds import PRODUCTS
+from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data

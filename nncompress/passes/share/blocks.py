@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer, layers
 

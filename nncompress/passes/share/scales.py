@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, Weight, argument, readers, weight_at
 
 

@@ -20,7 +20,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import ops as ops_of
 from nncompress.ir.formats.qdq import round_weight, store_int8
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact

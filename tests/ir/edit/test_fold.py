@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import convolve_norm, fold_batch_norms, is_affine, norm_names
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def settle(module: nn.Module, *shape: int) -> nn.Module:

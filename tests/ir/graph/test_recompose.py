@@ -9,7 +9,7 @@ from torch import nn
 import nncompress
 from nncompress.analysis.couplings import find_couplings
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def network(norm: str) -> nn.Module:

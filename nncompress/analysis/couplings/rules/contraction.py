@@ -17,7 +17,7 @@ from nncompress.analysis.couplings.labels import PIN, Factor, Labels, varying
 from nncompress.analysis.couplings.rules.pointwise import per_channel
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def contract(

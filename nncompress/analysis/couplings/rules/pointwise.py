@@ -14,7 +14,7 @@ from torch import fx
 from nncompress.analysis.couplings.labels import Factor, Labels, varying
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value, as_dims
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def pointwise(t: Tracer, node: fx.Node, a: Arguments) -> Result:

@@ -13,7 +13,7 @@ from nncompress.analysis.couplings.rules import indexing as i
 from nncompress.analysis.couplings.rules import movement as m
 from nncompress.analysis.couplings.rules import pointwise as p
 from nncompress.analysis.couplings.rules import recurrent as r
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 Rule = Callable[..., Any]
 

@@ -19,7 +19,7 @@ from torch import fx
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument, recurrent_name
 
 Call = Callable[..., fx.Node]

@@ -12,7 +12,7 @@ from torch import fx
 
 from nncompress.analysis.int8_plan import SAME_VALUES
 from nncompress.ir.formats.qdq import LEVELS, Affine, is_dequantized, is_dynamic
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 
 
 def share_grids(graph: fx.Graph) -> None:

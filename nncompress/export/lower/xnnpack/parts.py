@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten

@@ -32,7 +32,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.formats.qdq import Affine, is_dequantized, make_signed, ops
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, argument, layers
 
 aten = torch.ops.aten

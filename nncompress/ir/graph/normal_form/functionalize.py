@@ -1,7 +1,7 @@
 """In-place ops out of a graph: a write becomes a new value, and whoever shares memory reads the new one.
 
-Which values share memory is seen by running the ops on stand-ins (`nncompress.ir.graph.normal_form.stand_ins`). Every
-value knows the window it is on its parent's memory (`nncompress.ir.graph.normal_form.views`). A write to it is carried
+Which values share memory is seen by running the ops on stand-ins (`stand_ins`). Every
+value knows the window it is on its parent's memory (`views`). A write to it is carried
 back to the parent, and from there to the root: an op's result, an input, a stored tensor. Whatever else looks
 at that memory is viewed anew when it is read next. What remains of
 

@@ -4,7 +4,7 @@
 |-------------------------------------------------------|----------------------------------------|
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
 | `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
-| in-place ops (`relu_`, `add_`), views beside them     | no writes (`nncompress.ir.graph.normal_form.functionalize`) |
+| in-place ops (`relu_`, `add_`), views beside them     | no writes (`functionalize`) |
 | arguments by name                                     | by position, where they have one       |
 | `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
 | a tensor that is neither parameter nor buffer         | a buffer that no state_dict holds      |
@@ -12,7 +12,7 @@
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
-| norms spelled out by `run_decompositions`             | one op (`nncompress.ir.graph.normal_form.recompose`)     |
+| norms spelled out by `run_decompositions`             | one op (`recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
 
@@ -27,6 +27,7 @@ from torch.fx.graph import CodeGen
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
 from nncompress.ir.graph.normal_form.functionalize import functionalize, is_write
 from nncompress.ir.graph.normal_form.recompose import recompose
+from nncompress.ir.graph.ops import op_name
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
 _PARTS = {  # the unsafe ones know no symbolic sizes, and fix the batch where anything is asked of them
@@ -41,21 +42,6 @@ _ASSERTIONS = {
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 }
-
-
-def op_name(node: fx.Node) -> str:
-    """The op's name without namespace and overload: `aten.add_.Tensor` -> "add_"; "" of what is no op.
-
-    An input or a buffer may be called "mean" or "cat".
-    """
-    target = node.target
-    if node.op != "call_function":
-        return ""
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return target.name()
-    return getattr(target, "__name__", str(target))
 
 
 def normalize(module: fx.GraphModule) -> bool:

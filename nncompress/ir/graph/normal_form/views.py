@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.op_kinds import DROPOUTS
+from nncompress.ir.graph.ops import DROPOUTS
 
 aten = torch.ops.aten
 

@@ -22,8 +22,7 @@ from nncompress.analysis.couplings.labels import PIN, Factor, Labels
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL
+from nncompress.ir.graph.ops import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL, op_name
 from nncompress.ir.layers.weights import Layer, argument, layers, owns_tensors
 from nncompress.progress import Progress
 

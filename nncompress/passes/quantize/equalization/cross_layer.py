@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir import Model
-from nncompress.ir.graph.normal_form.normalize import op_name
-from nncompress.ir.graph.op_kinds import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL
+from nncompress.ir.graph.ops import HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL, op_name
 from nncompress.ir.layers.weights import Layer, layers, owns_tensors
 
 ROUNDS = 20

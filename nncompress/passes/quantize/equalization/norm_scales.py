@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import Groups
-from nncompress.ir.graph.normal_form.normalize import op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, argument, reads
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size

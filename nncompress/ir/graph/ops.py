@@ -1,9 +1,12 @@
-"""Which ops are of one kind, by `op_name`: said here once, for whoever asks.
+"""What an op is called, and which ops are of one kind: said here once, for whoever asks.
 
 In evaluation, that is: what `training_flag` is about does nothing then.
 """
 
 from __future__ import annotations
+
+import torch
+from torch import fx
 
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 MOVES = frozenset(  # every value of the result is one of the operand's, none is computed
@@ -21,3 +24,18 @@ HOMOGENEOUS_PER_CHANNEL = frozenset(
 PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul"})  # with a weight
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 NORMS = frozenset({"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"})
+
+
+def op_name(node: fx.Node) -> str:
+    """The op's name without namespace and overload: `aten.add_.Tensor` -> "add_"; "" of what is no op.
+
+    An input or a buffer may be called "mean" or "cat".
+    """
+    target = node.target
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.name()
+    return getattr(target, "__name__", str(target))

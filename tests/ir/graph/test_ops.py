@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nncompress.ir.graph.op_kinds import DROPOUTS, HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL, MOVES
+from nncompress.ir.graph.ops import DROPOUTS, HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL, MOVES
 
 aten = torch.ops.aten
 CALLS = dict.fromkeys(DROPOUTS, (0.5, False))
