@@ -17,7 +17,7 @@ from importlib import import_module
 import typer
 
 from nncompress.cli import pass_commands
-from nncompress.cli.commands import COMMANDS, added_commands
+from nncompress.cli.commands import COMMANDS, COMPLETION, added_commands
 from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
@@ -114,6 +114,8 @@ def run(arguments: list[str]) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # how `rich` leaves where nobody reads --help
             give_up(1)
             return ExitCode.OK
+        if COMPLETION in os.environ:  # the parser has answered the shell
+            return int(error.code or 0)
         return _fail(_left(error), ExitCode.USAGE, show_traceback)
     except MemoryError:
         return _fail(
