@@ -1,12 +1,13 @@
 # make demo   compress a real trained classifier and see what it was worth
 # make test   everything that CI runs: lint, format, types, import contract, tests
-# Both set up .venv from nothing.
+# make docs   the documentation as a site, in site/; what leads nowhere in it is an error
+# All set up .venv from nothing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint clean readme
+.PHONY: demo test lint docs clean readme
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh fixtures/demo.sh
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
@@ -25,8 +26,11 @@ lint: $(INSTALLED)
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 & other=$$!; $(BIN)/mypy && wait $$other
 	$(BIN)/lint-imports --no-cache
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 readme: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python fixtures/readme.py

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import typer
+from documents import ROOT, arguments_of, lines_of
 
 from nncompress.cli.app import build
 from nncompress.cli.commands import COMMANDS
 from nncompress.passes import PASSES
-from nncompress.recipe import parse_pass
+from nncompress.recipe import parse_pass, read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 KNOWN = {name for group in COMMANDS.values() for name in group}
-PLACEHOLDER = re.compile(r"\b[A-Z]+\b|…")  # `--max-macs N` stands for a line
 OWN_TEST = ("extending.md",)  # its package is installed and run by tests/test_extensions.py
-
-
-def lines_of(text: str) -> list[str]:
-    """Those that begin a line (indented, in a session, in a block), and those in a sentence with options."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    shown = re.findall(r"^(?: {4,}|\$ )?(nncompress [a-z].*)$", joined, re.M)
-    inline = re.findall(r"`(nncompress [a-z][^`\n]* [^`\n]*)`", text)
-    return shown + [line for line in inline if not PLACEHOLDER.search(line)]
-
-
-def arguments_of(line: str) -> list[str]:
-    """Without the explanation beside it, which two spaces, a # or a pipe begin."""
-    return shlex.split(re.split(r" {2,}| #| \| ", line)[0])[1:]
 
 
 LINES = [
@@ -59,6 +43,17 @@ def test_it_parses(page, line, commands):
         kind(**{f.name: given[f.name] for f in fields(kind) if given.get(f.name) not in (None, (), [])})
     for text in given.get("passes") or ():
         parse_pass(text)
+
+
+def test_recipes_that_the_docs_show_are_read(tmp_path):
+    shown = [
+        text for page in PAGES for text in re.findall(r"^```toml\n(.+?)```", page.read_text(), re.M | re.S)
+    ]
+    recipes = [text for text in shown if not text.startswith("[project")]
+    assert recipes
+    for text in recipes:
+        (tmp_path / "r.toml").write_text(text)
+        assert read_recipe(tmp_path / "r.toml")
 
 
 def test_a_line_with_a_wrong_option_would_be_found(commands):

@@ -15,10 +15,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import typer
+from documents import arguments_of, lines_of
 
 import nncompress
 from nncompress.analysis.importance import CRITERIA
 from nncompress.cli import main
+from nncompress.cli.app import build
 from nncompress.cli.commands import help_text
 from nncompress.cli.work.bench_arms import from_targets
 from nncompress.errors import ExitCode, ExtensionError, UsageError
@@ -85,6 +88,15 @@ def test_a_pass_of_another_package_is_a_command(shrink_tools, model, capsys):
     bound = 1.5 * float(original.std())
     torch.testing.assert_close(weight, original.clamp(-bound, bound))
     assert not torch.equal(weight, original)
+
+
+def test_every_line_that_the_page_shows_is_one_that_the_commands_take(shrink_tools):
+    commands = typer.main.get_command(build()).commands
+    lines = lines_of(PAGE)
+    assert len(lines) > 5
+    for name, *arguments in map(arguments_of, lines):
+        for text in commands[name].make_context(name, arguments).params.get("passes") or ():
+            parse_pass(text)
 
 
 def test_it_is_in_the_help_and_in_its_own(shrink_tools, capsys):
@@ -338,3 +350,11 @@ def test_a_shell_that_asks_for_completions_gets_them_and_not_the_help(shrink_too
     monkeypatch.setenv("COMP_CWORD", "1")
     assert run() == 0
     assert capsys.readouterr().out.split() == ["cluster", "clip"]
+
+
+def test_a_shell_gets_the_script_that_completes(monkeypatch, capsys):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the option then names the shell
+    assert run("--show-completion", "bash") == 0
+    said = capsys.readouterr()
+    assert "_NNCOMPRESS_COMPLETE=complete_bash" in said.out
+    assert said.err == ""

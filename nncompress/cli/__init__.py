@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 
-from nncompress.cli.commands import COMPLETION, help_text
+from nncompress.cli.commands import help_text
 from nncompress.cli.streams import give_up, open_closed, warn
 from nncompress.version import __version__
+
+COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on
 
 
 def main(arguments: list[str] | None = None) -> None:

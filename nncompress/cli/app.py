@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
 from nncompress.cli import pass_commands
-from nncompress.cli.commands import COMMANDS, COMPLETION, added_commands
+from nncompress.cli.commands import COMMANDS, added_commands
 from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
@@ -114,9 +115,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(error.__context__, BrokenPipeError):  # how `rich` leaves where nobody reads --help
             give_up(1)
             return ExitCode.OK
-        if COMPLETION in os.environ:  # the parser has answered the shell
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(frame.filename).is_relative_to(Path(typer.__file__).parent):  # completion, used or set up
             return int(error.code or 0)
-        return _fail(_left(error), ExitCode.USAGE, show_traceback)
+        return _fail(_left(error, frame), ExitCode.USAGE, show_traceback)
     except MemoryError:
         return _fail(
             "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
@@ -164,9 +166,8 @@ def _termination_unwinds() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _left(error: SystemExit) -> str:
+def _left(error: SystemExit, frame: traceback.FrameSummary) -> str:
     """What is said of code of the user's (an architecture's forward, a pickle) that called sys.exit()."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"{frame.filename}, line {frame.lineno}, ended the command by exit({error.code!r})\n"
         "  try:      raise an error there instead, or leave that line out"

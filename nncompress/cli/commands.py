@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on
 # command -> one line. The commands of passes repeat their pass's `summary` (a test compares them).
 COMMANDS = {
     "look at a model": {
