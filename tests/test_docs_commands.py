@@ -10,7 +10,7 @@ import typer
 from documents import ROOT, arguments_of, lines_of
 
 from nncompress.cli.app import build
-from nncompress.cli.commands import COMMANDS
+from nncompress.cli.table import COMMANDS
 from nncompress.passes import PASSES
 from nncompress.recipe import parse_pass, read_recipe
 

@@ -22,7 +22,7 @@ import nncompress
 from nncompress.analysis.importance import CRITERIA
 from nncompress.cli import main
 from nncompress.cli.app import build
-from nncompress.cli.commands import help_text
+from nncompress.cli.table import help_text
 from nncompress.cli.work.bench_arms import from_targets
 from nncompress.errors import ExitCode, ExtensionError, UsageError
 from nncompress.passes import PASSES

@@ -15,7 +15,12 @@ SLOW = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir"}  # seconds to i
 # read for every --help, and for every line that is typed wrong
 QUICK = sorted(
     ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__")
-    for path in (*HOUSE.glob("cli/*.py"), *HOUSE.glob("passes/*/options.py"), HOUSE / "recipe.py")
+    for path in (
+        *HOUSE.glob("cli/*.py"),
+        *HOUSE.glob("cli/commands/*.py"),
+        *HOUSE.glob("passes/*/options.py"),
+        HOUSE / "recipe.py",
+    )
 )
 
 

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 
-from nncompress.cli.commands import help_text
 from nncompress.cli.streams import give_up, open_closed, warn
+from nncompress.cli.table import help_text
 from nncompress.version import __version__
 
 COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import typer
 
-from nncompress.cli import pass_commands
-from nncompress.cli.commands import COMMANDS, added_commands
+from nncompress.cli.commands import passes
 from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
+from nncompress.cli.table import COMMANDS, added_commands
 from nncompress.errors import ExitCode, ExtensionError, NNCompressError
 from nncompress.extensions import culprit
 from nncompress.passes import PASSES
 
-MODULES = {  # command -> the module of `nncompress.cli` that registers it; the others are passes
+MODULES = {  # command -> the module of `nncompress.cli.table` that registers it; the others are passes
     "inspect": "inspect",
     "sensitivity": "sensitivity",
     "train": "train",
@@ -65,10 +65,10 @@ def build(command: str | None = None) -> typer.Typer:
     every = dict.fromkeys((*MODULES, *PASSES))
     for name in [command] if command in every else every:
         if name in MODULES:
-            import_module(f"nncompress.cli.{MODULES[name]}").register(app)
+            import_module(f"nncompress.cli.table.{MODULES[name]}").register(app)
             continue
         try:
-            pass_commands.register(app, name)
+            passes.register(app, name)
         except ExtensionError:  # told where it is named; the other commands go on
             if name == command:
                 raise

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nncompress.cli import options
-from nncompress.cli.compress import check_suffix
+from nncompress.cli import model_files, options
 from nncompress.cli.console import print_json, say, show
 from nncompress.cli.declared import Parameters
+from nncompress.cli.output_format import check_suffix
 from nncompress.errors import UsageError
 from nncompress.report.tables import written
 
@@ -60,7 +60,7 @@ class Job:
         sources: what is read, which nothing must overwrite.
     """
 
-    opened: options.Opened
+    opened: model_files.Opened
     data: Dataset
     validation: Dataset | None
     teacher: Model | None
@@ -92,11 +92,11 @@ class Job:
         if data is None:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
         own, of_teacher = _loading_of(model, teacher, teacher_arch, loading)
-        opened = options.open_model(model, data=data, **own)
+        opened = model_files.open_model(model, data=data, **own)
         from nncompress import api
 
-        sources = options.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
-        target = options.output_for(output, options.default_output(opened, command), sources)
+        sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
+        target = model_files.output_for(output, model_files.default_output(opened, command), sources)
         records = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
@@ -118,7 +118,7 @@ class Job:
 
         progress.step(f"writing {self.target.name}", 0, None)
         file = export.write(trained, self.target, protect=self.sources)
-        options.remember(self.opened, self.target, self.opened.model, trained)
+        model_files.remember(self.opened, self.target, self.opened.model, trained)
         if spent is not None:
             spent.unlink(missing_ok=True)
         if self.json:

@@ -1,6 +1,6 @@
 """The passes. One word names a pass everywhere: command, recipe entry, folder and class.
 
-Adding a pass: its folder, a line here, one in the table of `nncompress.cli.commands`, its test file. The
+Adding a pass: its folder, a line here, one in the table of `nncompress.cli.table`, its test file. The
 command, the recipe entry, the JSON record and the conformance tests follow from the dataclass. A pass of
 another package needs an entry point only (docs/extending.md).
 """

@@ -16,8 +16,8 @@ from torch import nn
 
 from nncompress.cli import main
 from nncompress.cli.app import run
-from nncompress.cli.commands import COMMANDS, help_text
 from nncompress.cli.console import print_json
+from nncompress.cli.table import COMMANDS, help_text
 from nncompress.errors import ExitCode
 from nncompress.passes import PASSES, Prune
 

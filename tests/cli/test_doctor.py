@@ -26,7 +26,7 @@ def test_one_command_adds_what_is_missing(monkeypatch, capsys):
 
 def test_loads_no_runtime():
     code = (
-        "import sys; from nncompress.cli.doctor import examination; examination();"
+        "import sys; from nncompress.cli.commands.doctor import examination; examination();"
         "print([m for m in ('torch', 'onnxruntime', 'executorch', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from typing import Any
 from nncompress.analysis.answer import PROBED, Answers, index_of
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench.inputs import guessed_sizes
-from nncompress.cli import options, session
+from nncompress.cli import model_files, session
 from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
 from nncompress.errors import UsageError
@@ -128,7 +128,7 @@ def _made_by(path: str) -> str:
 
 def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
     if not _in_runtime(path):
-        model = options.open_model(path, **loading).model
+        model = model_files.open_model(path, **loading).model
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
         return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
     runner = open_artifact(path)
@@ -137,7 +137,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         stated, sizes, _ = restated(inputs, parse_input(loading["input"]), path)
         inputs = tuple(stated)
     if loading["data"] is None:
-        options.say_guessed_sizes(path, inputs, guessed_sizes(inputs, sizes))
+        model_files.say_guessed_sizes(path, inputs, guessed_sizes(inputs, sizes))
     remembered = _remembered(runner)
     normalize = loading["normalize"] or remembered.get("normalize")
     answer = remembered.get("answer")

@@ -6,13 +6,13 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.couplings.summary import summarize
 from nncompress.analysis.lowrank.spectrum import spectra
-from nncompress.cli import options
+from nncompress.cli import model_files
 from nncompress.cli.console import print_json, show
 from nncompress.report import tables
 from nncompress.report.groups import groups
 
 
-def show_layers(opened: options.Opened, json: bool) -> None:
+def show_layers(opened: model_files.Opened, json: bool) -> None:
     """Every layer with its costs."""
     costs = cost(opened.model)
     if json:
@@ -33,7 +33,7 @@ def show_layers(opened: options.Opened, json: bool) -> None:
     show(tables.layers(opened.model, costs, opened.path))
 
 
-def show_units(opened: options.Opened, json: bool) -> None:
+def show_units(opened: model_files.Opened, json: bool) -> None:
     couplings = find_couplings(opened.model)
     rows = summarize(couplings)
     if json:
@@ -54,7 +54,7 @@ def show_units(opened: options.Opened, json: bool) -> None:
         show(groups(rows, couplings.prunable_share(), couplings.pinned))
 
 
-def show_spectra(opened: options.Opened, json: bool) -> None:
+def show_spectra(opened: model_files.Opened, json: bool) -> None:
     found = spectra(opened.model)
     if json:
         rows = [row.to_json() for row in found]

@@ -11,9 +11,9 @@ from typing import Any
 
 from nncompress import api, export
 from nncompress.bench.latency.target import clocked
-from nncompress.cli import options
-from nncompress.cli.compress import written_for
+from nncompress.cli import model_files
 from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.output_format import written_for
 from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.atomic import replacing
@@ -29,7 +29,7 @@ from nncompress.targets import TARGETS
 
 
 def find(
-    opened: options.Opened,
+    opened: model_files.Opened,
     asked: dict[str, Any],
     *,
     clock_in: bool,
@@ -55,10 +55,10 @@ def find(
         PromiseError: the promise is not kept.
     """
     data = loading["data"]
-    reads = options.read_by(opened, data, fit, loading["arch"])
-    result = options.output_for(output, options.default_output(opened, "optimize"), reads)
+    reads = model_files.read_by(opened, data, fit, loading["arch"])
+    result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
     recipe_file = result.with_suffix(".toml")
-    options.output_for(str(recipe_file), recipe_file, reads)
+    model_files.output_for(str(recipe_file), recipe_file, reads)
     api.dataset(data, opened.model, loading["normalize"], say).require_labels("optimize")
     if clock_in:
         where = clocked(target)
@@ -106,7 +106,7 @@ def find(
             f"--limit {limit} --seed {seed}{for_target} -o {result}"
         )
         _write_text(recipe_file, f"# {command}\n\n{recipe_text(recipe)}", reads)
-        options.remember(opened, result, opened.model, made)
+        model_files.remember(opened, result, opened.model, made)
 
         if result.suffix.lower() in OPENERS:  # what is promised is what was written
             said = search.promised(result, unseen, said.looks)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nncompress.cli import options
+from nncompress.cli import model_files, options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import seconds
@@ -54,7 +54,7 @@ def sensitivity(
     **loading: Any,
 ) -> None:
     until = clock.monotonic() + seconds(time, "--time") if time else float("inf")
-    opened = options.open_model(model, **loading)
+    opened = model_files.open_model(model, **loading)
     from nncompress import api
     from nncompress.search.records import Records
     from nncompress.search.sensitivity import METHODS, RECORD, probes

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from nncompress.cli import options
+from nncompress.cli import model_files, options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
 from nncompress.files.folders import make_folder
@@ -66,7 +66,7 @@ def reproduce(
     values = {"plot": plot, "data": data, "runs": runs, "epochs": epochs, "keep": keep, "model": model}
     study.refuse_unused([*(k for k, v in values.items() if v is not None), *(["seed"] if seed else [])])
     if plot is not None:
-        check_plot(Path(plot), options.read_by(None, data, model))
+        check_plot(Path(plot), model_files.read_by(None, data, model))
     with _folder(keep) as folder, progress() as bar:
         request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
         result = study.run(request)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import options, quantities
+from nncompress.cli import model_files, options, quantities
 from nncompress.cli.console import progress, starting
 from nncompress.cli.declared import taking
 from nncompress.errors import UsageError
@@ -149,7 +149,7 @@ def bench(
     batches = None if batch is None else quantities.counts(batch, "--batch")
 
     # What could fail after the measurement is tried before it.
-    reads = options.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
+    reads = model_files.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
     files.check_files(output or [], protect=reads)
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)

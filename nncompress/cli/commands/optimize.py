@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import options
-from nncompress.cli.compress import check_output
+from nncompress.cli import model_files, options
 from nncompress.cli.console import starting
 from nncompress.cli.declared import taking
+from nncompress.cli.output_format import check_output
 from nncompress.cli.quantities import bytes_, seconds
 from nncompress.errors import UsageError
 
@@ -99,7 +99,7 @@ def optimize(
     if data is None:
         raise UsageError("optimize needs labelled data", remedy="add --data FILE.npz (or a folder of images)")
     check_output(output, target)
-    opened = options.open_model(model, **loading)
+    opened = model_files.open_model(model, **loading)
     from nncompress.cli.work import optimize as work
 
     work.find(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nncompress.cli import options
+from nncompress.cli import model_files, options
 from nncompress.cli.declared import taking
 from nncompress.errors import UsageError
 
@@ -37,7 +37,7 @@ def inspect(
 ) -> None:
     if units and spectrum:
         raise UsageError("inspect: give one of --units and --spectrum", got="both")
-    opened = options.open_model(model, **loading)
+    opened = model_files.open_model(model, **loading)
     from nncompress.cli.work import inspect as work
 
     show = work.show_units if units else work.show_spectra if spectrum else work.show_layers

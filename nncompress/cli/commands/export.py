@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import options
-from nncompress.cli.compress import check_suffix, suffix_for
+from nncompress.cli import model_files, options
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
+from nncompress.cli.output_format import check_suffix, suffix_for
 from nncompress.report import tables
 
 _HELP = """Write MODEL as .onnx, .ort, .xml, .pte, .pt2 or .safetensors.
@@ -48,15 +48,15 @@ def export(
     **loading: Any,
 ) -> None:
     check_suffix(output, target)
-    opened = options.open_model(model, **loading)
+    opened = model_files.open_model(model, **loading)
     from nncompress.export import write
 
-    reads = options.read_by(opened, loading["data"], loading["arch"])
-    file = options.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)
+    reads = model_files.read_by(opened, loading["data"], loading["arch"])
+    file = model_files.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)
     with progress() as bar:
         bar.step(f"writing {file.name}", 0, None)
         report = write(opened.model, file, protect=reads, storage=storage, target=target)
-        options.remember(opened, file, opened.model, opened.model)
+        model_files.remember(opened, file, opened.model, opened.model)
     if json:
         print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:

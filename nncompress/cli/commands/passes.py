@@ -10,9 +10,9 @@ from typing import Any
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.compress import run_passes
 from nncompress.cli.console import say
 from nncompress.cli.declared import declared, with_parameters
+from nncompress.cli.run_passes import run_passes
 from nncompress.options import flag_of
 from nncompress.passes import PASSES, Pass
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from nncompress.cli import options
-from nncompress.cli.compress import check_suffix
+from nncompress.cli import model_files, options
 from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.output_format import check_suffix
 from nncompress.errors import UsageError
 from nncompress.report import tables
 from nncompress.zoo.registry import ARCHITECTURES, architecture
@@ -47,7 +47,7 @@ def new(
         raise UsageError("new: no NAME was given", remedy="nncompress new --list shows them")
     check_suffix(output)
     chosen = architecture(name)
-    target = options.output_for(output, Path(f"{chosen.name}.pt2"), ())
+    target = model_files.output_for(output, Path(f"{chosen.name}.pt2"), ())
     with progress() as bar:
         bar.step(f"building {chosen.name}", 0, None)
         from nncompress import export
@@ -66,7 +66,7 @@ def new(
         model = chosen.build(classes=classes, shape=shape, seed=seed)
         report = export.write(model, target)
     if target.suffix.lower() == ".pt2":
-        options.begin_session(target)
+        model_files.begin_session(target)
     if json:
         print_json({"schema": 1, "kind": "export", **report.to_json()})
     else:

@@ -1,0 +1,58 @@
+"""The format of a result, by the suffix of its file and by --target: refused before any work is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nncompress import targets
+from nncompress.errors import UsageError
+from nncompress.extras import need
+
+OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
+SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
+RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file
+
+
+def suffix_for(target: str | None) -> str:
+    """Of a file whose name the user left to us.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    return ".onnx" if target is None else targets.target(target).suffixes[0]
+
+
+def check_suffix(output: str | None, target: str | None = None) -> None:
+    """Refuse an output name we cannot write before any work is done.
+
+    Raises:
+        UsageError: its suffix names no format, or none that the target reads.
+        MissingExtraError: the runtime of that format, or of the target, is not installed.
+    """
+    if output is not None and Path(output).suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"--output {output}: cannot tell the format",
+            got=Path(output).suffix or "no suffix",
+            expected=", ".join(SUFFIXES),
+        )
+    if output is not None and Path(output).suffix.lower() in RUN_BY:
+        need(RUN_BY[Path(output).suffix.lower()], Path(output).name)
+    if target is not None:
+        targets.for_file(Path(output).suffix.lower() if output is not None else suffix_for(target), target)
+
+
+def check_output(output: str | None, target: str | None) -> None:
+    """As `check_suffix`, for commands whose result may also be a model of ours, which is for every target.
+
+    Raises:
+        UsageError, MissingExtraError: as there.
+    """
+    ours = output is None or Path(output).suffix.lower() in OURS
+    check_suffix(output, None if ours else target)
+    if ours and target is not None:
+        targets.target(target)
+
+
+def written_for(file: Path, target: str | None) -> str | None:
+    """The target that a file is written for; None for a model of ours."""
+    return None if file.suffix.lower() in OURS else target
