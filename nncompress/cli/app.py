@@ -26,7 +26,7 @@ from nncompress.errors import ExitCode, ExtensionError, NNCompressError
 from nncompress.extensions import culprit
 from nncompress.passes import PASSES
 
-MODULES = {  # command -> the module of `nncompress.cli.table` that registers it; the others are passes
+MODULES = {  # command -> the module of `nncompress.cli.commands` that registers it; the others are passes
     "inspect": "inspect",
     "sensitivity": "sensitivity",
     "train": "train",
@@ -65,7 +65,7 @@ def build(command: str | None = None) -> typer.Typer:
     every = dict.fromkeys((*MODULES, *PASSES))
     for name in [command] if command in every else every:
         if name in MODULES:
-            import_module(f"nncompress.cli.table.{MODULES[name]}").register(app)
+            import_module(f"nncompress.cli.commands.{MODULES[name]}").register(app)
             continue
         try:
             passes.register(app, name)
