@@ -28,27 +28,27 @@ from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
-from nncompress.loading.architecture import build_architecture
-from nncompress.loading.checkpoint import find_weights, refuse_index
 from nncompress.loading.compare import (
     AsExported,
     check_graph_runs,
     compare_with_source,
 )
-from nncompress.loading.dry_run import MOST_REPEATED, repeated_bytes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
-from nncompress.loading.from_network import model_of
-from nncompress.loading.from_state_dict import fill, read_safetensors, without_constants
 from nncompress.loading.huggingface import read_huggingface
-from nncompress.loading.infer_input import infer_input, stated_form
+from nncompress.loading.module.from_network import model_of
+from nncompress.loading.module.infer_input import infer_input, stated_form
+from nncompress.loading.module.traced import Examples, marked, parsed, scripted, traced
+from nncompress.loading.module.wrappers import held
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
+from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
+from nncompress.loading.state_dict.architecture import build_architecture
+from nncompress.loading.state_dict.checkpoint import find_weights, refuse_index
+from nncompress.loading.state_dict.fill import fill, read_safetensors, without_constants
 from nncompress.loading.torchscript import read_torchscript
-from nncompress.loading.traced import Examples, marked, parsed, scripted, traced
-from nncompress.loading.wrappers import held
 from nncompress.memory import bounded_memory
 from nncompress.runtimes.external_data import stored_bytes
 

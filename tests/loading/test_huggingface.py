@@ -17,7 +17,8 @@ from nncompress.errors import (
     UnsupportedError,
     UsageError,
 )
-from nncompress.loading import architecture, load_model
+from nncompress.loading import load_model
+from nncompress.loading.state_dict import architecture
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "max_position_embeddings": 8}
 BERT = {**SIZES, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 3}

@@ -15,7 +15,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
-from nncompress.loading.from_state_dict import read_safetensors
+from nncompress.loading.state_dict.fill import read_safetensors
 
 Read = TypeVar("Read")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import InputShape, parse_input
-from nncompress.loading.infer_input import example_from_shapes, infer_input
+from nncompress.loading.module.infer_input import example_from_shapes, infer_input
 
 # --- parsing ------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from torch import nn
 import nncompress
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.loading import load_model
-from nncompress.loading.architecture import build_architecture
-from nncompress.loading.checkpoint import find_weights
-from nncompress.loading.from_state_dict import fill, read_safetensors
+from nncompress.loading.state_dict.architecture import build_architecture
+from nncompress.loading.state_dict.checkpoint import find_weights
+from nncompress.loading.state_dict.fill import fill, read_safetensors
 
 PATH = Path("weights.pt")
 

@@ -16,11 +16,16 @@ from nncompress.ir.graph.inputs import with_batch_dims
 from nncompress.ir.graph.records import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.loading.compare import compare_with_source, run_source, unchanged
-from nncompress.loading.dry_run import dry_run
-from nncompress.loading.infer_input import argument_names, example_from_shapes, infer_input, required_inputs
+from nncompress.loading.module.dry_run import dry_run
+from nncompress.loading.module.infer_input import (
+    argument_names,
+    example_from_shapes,
+    infer_input,
+    required_inputs,
+)
+from nncompress.loading.module.wrappers import take_out_wrappers
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.torchscript import AsScripted, GraphModule
-from nncompress.loading.wrappers import take_out_wrappers
 from nncompress.memory import most_bytes
 
 # tensors, or what gives those of the data that inputs of these names take

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
-from nncompress.loading.computed_weights import computed
 from nncompress.loading.json_schema import Rejected
-from nncompress.loading.packed_tensors import restore_tensors
+from nncompress.loading.state_dict.computed_weights import computed
+from nncompress.loading.state_dict.packed_tensors import restore_tensors
 
 # what wrappers put before each name
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")

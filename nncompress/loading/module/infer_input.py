@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import FORM, InputShape
-from nncompress.loading.dry_run import MOST_GUESSED, TooLarge, dry_run, refuse_size
+from nncompress.loading.module.dry_run import MOST_GUESSED, TooLarge, dry_run, refuse_size
 from nncompress.memory import most_bytes
 
 _BATCH = 2  # torch.export keeps a batch dynamic only from two on

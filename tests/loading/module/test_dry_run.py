@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from nncompress.errors import UsageError
-from nncompress.loading.dry_run import TooLarge, dry_run
-from nncompress.loading.infer_input import infer_input
+from nncompress.loading.module.dry_run import TooLarge, dry_run
+from nncompress.loading.module.infer_input import infer_input
 
 MOST = 200_000
 
@@ -72,6 +72,6 @@ def test_weights_and_views_of_them_take_nothing():
 
 
 def test_no_guess_of_an_input_takes_more_in_all(monkeypatch):
-    monkeypatch.setattr(import_module("nncompress.loading.infer_input"), "MOST_GUESSED", MOST)
+    monkeypatch.setattr(import_module("nncompress.loading.module.infer_input"), "MOST_GUESSED", MOST)
     with pytest.raises(UsageError, match=r"where all may have 0\.0002 GB"):
         infer_input(Copies(asks=True, keeps=True))

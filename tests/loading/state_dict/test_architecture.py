@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nncompress.errors import UsageError
-from nncompress.loading.architecture import build_architecture
+from nncompress.loading.state_dict.architecture import build_architecture
 
 SOURCE = """
 from __future__ import annotations

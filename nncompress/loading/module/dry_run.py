@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -22,7 +22,6 @@ from nncompress.ir.graph.torch_logs import unlogged
 from nncompress.loading.compare import unchanged
 
 MOST_GUESSED = 2**30  # bytes that a run has at a time, where nobody stated the input
-MOST_REPEATED = 2**27  # bytes that weights may take beyond those stored, by strides of 0
 
 
 class TooLarge(ValueError):
@@ -149,18 +148,3 @@ def refuse_size(shape: Sequence[int], dtype: torch.dtype, most: int, beside: int
             f"a tensor of {'×'.join(map(str, shape))[:200]} takes {taken / 1e9:.3g} GB{others}, "
             f"where all may have {most / 1e9:.3g} GB"
         )
-
-
-def repeated_bytes(tensors: Iterable[Tensor]) -> int:
-    """The bytes that these take as copies beyond those stored: strides of 0, views that overlap."""
-    distinct = {}
-    for tensor in tensors:
-        if tensor.layout == torch.strided:
-            storage = tensor.untyped_storage()
-            view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
-            distinct[storage._cdata, view] = (tensor.numel() * tensor.element_size(), storage.nbytes())
-    taken: dict[int, int] = {}
-    for (storage, _), (size, _) in distinct.items():
-        taken[storage] = taken.get(storage, 0) + size
-    stored = {storage: nbytes for (storage, _), (_, nbytes) in distinct.items()}
-    return sum(max(0, size - stored[storage]) for storage, size in taken.items())

@@ -1,0 +1,1 @@
+"""An `nn.Module`, of a pickle or in memory, traced to a graph."""

@@ -1,0 +1,1 @@
+"""Weights without a graph, put into the architecture that they belong to."""
