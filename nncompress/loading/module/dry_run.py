@@ -1,4 +1,4 @@
-"""A module run on tensors without memory before it is run on real ones, and what its weights take.
+"""A module run on tensors without memory before it is run on real ones.
 
 A short file can hold layers that ask for terabytes, at once (a padding of 2^40, an upsampling by 10^9) or one
 after the other. So shapes are asked first.

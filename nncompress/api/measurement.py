@@ -1,0 +1,128 @@
+"""How good models are on data, and how fast, in the runtimes that own their files."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+import torch
+
+from nncompress import export
+from nncompress.analysis import accuracy
+from nncompress.analysis.answer import known_answer
+from nncompress.analysis.cost import cost
+from nncompress.api.opening import Input, dataset, load, taken
+from nncompress.bench import Arm
+from nncompress.bench import benchmark as measure
+from nncompress.data import Dataset, open_data
+from nncompress.data.sources.python import kept
+from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.progress import Progress
+from nncompress.results import BenchResult, EvalResult
+from nncompress.runtimes import OPENERS, open_artifact
+
+
+def evaluate(
+    model: Model | torch.nn.Module | str | Path,
+    data: Any,
+    *,
+    task: str = "auto",
+    metric: str | None = None,
+    input: Input | None = None,
+    batch_size: int = 64,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> EvalResult:
+    """Top-1 and top-5, RMSE, or reconstruction error on labelled data; an `.onnx` runs in ONNX Runtime.
+
+    Args:
+        task: see `nncompress.analysis.accuracy.measure`.
+        metric: another measure: a name, or "file.py:function" of your own (docs/eval.md).
+        input: what a module takes, where `data` does not say it (see `load`).
+        limit: use this many records, spread over the data.
+
+    Raises:
+        DataError: labels are missing or do not fit the outputs.
+        NNCompressError: the model cannot be opened.
+    """
+    if isinstance(data, Iterator):
+        data = kept(data)
+    if _is_artifact(model):
+        runner = open_artifact(model)
+        records = data if isinstance(data, Dataset) else open_data(data, runner.inputs)
+        return accuracy.evaluate(
+            runner.run,
+            records,
+            task,
+            metric=metric,
+            batch_size=batch_size,
+            limit=limit,
+            progress=progress,
+        )
+    if isinstance(model, str | Path):
+        given = load(model, data=data, notice=warnings.warn)
+    else:
+        given = taken(model, input, data, warnings.warn)
+    return accuracy.evaluate(
+        open_artifact(given).run,
+        dataset(data, given),
+        task,
+        metric=metric,
+        batch_size=batch_size,
+        limit=limit,
+        output=known_answer(given),
+        progress=progress,
+    )
+
+
+def benchmark(
+    models: Mapping[str, Model | torch.nn.Module | str | Path],
+    *,
+    input: Input | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    seconds: float = 10.0,
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime",
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure models against the first one, by name, in one interleaved run on random inputs.
+
+    Args:
+        models: loaded, in memory, or files (`.onnx`, `.ort`, `.pte` in their own runtime).
+        input: what modules take (see `load`).
+        seconds: of measuring.
+        runtime: "onnxruntime": what is no file of a runtime is exported for the measurement.
+
+    Raises:
+        NNCompressError: one cannot be opened, exported or run.
+    """
+    if runtime not in ("onnxruntime", "torch"):
+        raise UsageError("unknown runtime", got=runtime, expected="onnxruntime, torch")
+    with tempfile.TemporaryDirectory() as folder:
+        arms = []
+        for position, (name, model) in enumerate(models.items()):
+            if _is_artifact(model):
+                arms.append(Arm(name, model))
+                continue
+            if isinstance(model, str | Path):
+                given = load(model, input=input)
+            else:
+                given = taken(model, input, None, warnings.warn)
+            costs = cost(given)
+            arm = Arm(name, given, parameters=costs.parameters, macs=costs.macs)
+            if runtime == "onnxruntime":
+                file = Path(folder) / f"{position}.onnx"
+                export.write(given, file, target="ort-cpu")  # measured here, and then gone
+                arm = replace(arm, artifact=file)
+            arms.append(arm)
+        return measure(arms, batch=batch, threads=threads, time_budget=seconds, progress=progress)
+
+
+def _is_artifact(model: Any) -> TypeGuard[str | Path]:
+    """A file that a runtime owns."""
+    return isinstance(model, str | Path) and Path(model).suffix.lower() in OPENERS

@@ -1,0 +1,179 @@
+"""Models and data as callers give them: opened, or taken as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.analysis.answer import ANSWER, settle_answer
+from nncompress.data import Dataset, open_data
+from nncompress.data.sources.python import name_of
+from nncompress.dtypes import dtype_name
+from nncompress.errors import DataError, UsageError
+from nncompress.ir import Model
+from nncompress.ir.graph.inputs import sizes_of
+from nncompress.loading import Examples, load_model, load_module, stated_form
+from nncompress.memory import unbounded_memory
+
+Notice = Callable[[str], None]
+Input = str | Tensor | Sequence[Tensor]
+GIVEN = "a path, or a torch.nn.Module"
+
+
+def load(
+    model: str | Path | torch.nn.Module,
+    *,
+    arch: str | None = None,
+    weights_key: str | None = None,
+    strict: bool = True,
+    input: Input | None = None,
+    data: Any = None,
+    normalize: str | None = None,
+    trust_pickle: bool = False,
+    notice: Notice | None = None,
+) -> Model:
+    """Load a saved model (`.pt2`, `.onnx`, a pickled `nn.Module`, a state_dict with its architecture), or
+    take a module in memory, which stays as it is.
+
+    Args:
+        arch: "file.py:factory" or "package.module:factory", called without arguments, for a state_dict.
+        weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
+        strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
+        input: what it takes, where the model does not carry it: shapes such as "1x3x32x32", or example
+            tensors, records along the first dim.
+        data: records to take the input's shape from, where neither model nor `input` says it.
+        normalize: how its images are normalised ("imagenet", "m1,m2,m3/s1,s2,s3"); kept with the model.
+        trust_pickle: allow a pickle to run code.
+        notice: called with sentences that the user should read (a guessed input shape).
+
+    Raises:
+        NNCompressError: see `nncompress.loading`.
+    """
+    say = notice or (lambda sentence: None)
+    module = model if isinstance(model, torch.nn.Module) else None
+    if module is not None and (arch is not None or weights_key is not None or trust_pickle):
+        raise UsageError("arch, weights_key and trust_pickle are for files", got=f"a {type(model).__name__}")
+    if module is None and not isinstance(model, str | Path):
+        raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN)
+    path = Path() if isinstance(model, torch.nn.Module) else Path(model)
+    shapes = input if isinstance(input, str) else None
+    examples: Examples | None = _examples(input)
+    drawn: list[Tensor] = []
+
+    def records(names: Sequence[str]) -> tuple[Tensor, ...]:
+        with unbounded_memory():
+            drawn[:] = _records_as_examples(data, normalize, names, _spec(model))
+        return tuple(drawn)
+
+    if input is None and data is not None:
+        examples = records
+    try:
+        if module is not None:
+            loaded = load_module(module, input_shapes=shapes, example_inputs=examples, notice=say)
+        else:
+            loaded = load_model(
+                path,
+                arch=arch,
+                weights_key=weights_key,
+                strict=strict,
+                input_shapes=shapes,
+                trust_pickle=trust_pickle,
+                example_inputs=examples,
+                notice=say,
+            )
+    except UsageError as error:
+        if not drawn or "does not run on an input" not in error.what:
+            raise
+        of = ", ".join(f"{dtype_name(t.dtype)}{list(t.shape[1:])}" for t in drawn)
+        raise DataError(
+            f"the samples of {_spec(data)} do not fit {_spec(model)}",
+            got=f"samples of {of}: {error.got}",
+            remedy="data the model takes; or --input 1x3x32x32, which says what it takes",
+        ) from error
+    if normalize is not None:
+        loaded.metadata["normalize"] = normalize
+    return loaded
+
+
+def dataset(
+    spec: Any,
+    model: Model,
+    normalize: str | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Open data for `model`, normalised as the model remembers unless `normalize` says otherwise.
+
+    The model remembers which of several outputs its labels fit, and the sizes of the records where its own
+    dims are dynamic.
+
+    Args:
+        notice: told which output that is.
+    Raises:
+        DataError: it cannot be read or does not fit the model's inputs.
+    """
+    if isinstance(spec, Dataset):
+        found = spec
+    else:
+        found = open_data(spec, model.inputs, normalize or model.metadata.get("normalize"))
+    model.sizes.update(sizes_of(model.inputs, [field.shape for field in found.inputs]))
+    if settle_answer(model, found) and notice is not None:
+        index = model.metadata[ANSWER]
+        name = model.outputs[index]
+        notice(f"labels fit output {index} of {len(model.outputs)} ({name}); --output-index says another")
+    return found
+
+
+def taken(model: Any, input: Input | None, data: Any, notice: Notice) -> Model:
+    """The model of what was given: itself, or that of a module."""
+    if isinstance(model, Model):
+        if input is not None:
+            raise UsageError("a loaded model knows its inputs", remedy="leave input out")
+        return model
+    if isinstance(model, str | Path):
+        raise UsageError(
+            "this takes a loaded model", got=str(model), remedy=f"nncompress.load({str(model)!r})"
+        )
+    known = data if isinstance(data, Dataset) else None
+    return load(model, input=input, data=None if known else data, notice=notice)
+
+
+def _examples(input: Input | None) -> tuple[Tensor, ...] | None:
+    if input is None or isinstance(input, str):
+        return None
+    tensors = (input,) if isinstance(input, Tensor) else tuple(input)
+    if not tensors or not all(isinstance(each, Tensor) and each.dim() for each in tensors):
+        raise UsageError(
+            "input is no shape and no tensors",
+            got=str([type(each).__name__ for each in tensors]),
+            expected='"1x3x32x32", or a tensor per argument, samples along the first dim',
+        )
+    return tuple(each.detach().cpu() for each in tensors)
+
+
+def _spec(given: Any) -> str:
+    return str(given) if isinstance(given, str | Path) else name_of(given)
+
+
+def _records_as_examples(
+    data: Any, normalize: str | None, names: Sequence[str], model: str
+) -> tuple[Tensor, ...]:
+    """Two samples of the data, an input of the model each of these names.
+
+    Raises:
+        DataError: the data has no samples, or not these inputs.
+    """
+    found = open_data(data, None, normalize, names)
+    if len(names) > 1 and len(found.inputs) != len(names):
+        raise DataError(
+            f"{found.spec} does not hold the {len(names)} inputs that {model} takes",
+            got=", ".join(field.name for field in found.inputs),
+            expected=", ".join(names),
+            remedy=f"name its arrays so, or say what the model takes: --input {stated_form(names)}",
+        )
+    for batch in found.batches(2, limit=2):
+        return batch.inputs
+    raise DataError(f"{found.spec} has no samples")
