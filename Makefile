@@ -1,13 +1,14 @@
-# make demo   compress a real trained classifier and see what it was worth
-# make test   everything that CI runs: lint, format, types, import contract, tests
-# make docs   the documentation as a site, in site/; what leads nowhere in it is an error
+# make demo      compress a real trained classifier and see what it was worth
+# make test      everything that CI runs: lint, format, types, import contract, docs, tests
+# make coverage  which lines of the package the tests run, at up to twice their time
+# make docs      the documentation as a site, in site/; what leads nowhere in it is an error
 # All set up .venv from nothing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint docs clean readme
+.PHONY: demo test coverage lint docs clean readme
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +20,9 @@ demo: $(INSTALLED)
 
 test: lint docs
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov=nncompress --cov-report=term:skip-covered
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
