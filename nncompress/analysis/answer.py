@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.labels import task_of
+from nncompress.analysis.labels import MEASURES, task_of
 from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import TASK_METRICS, metric_of
 from nncompress.data import Batch, Dataset
@@ -181,7 +181,7 @@ class Answers:
             f"{self._dataset.spec}: the labels fit {which}",
             got=f"outputs {shapes} for {len(batch)} samples",
             expected="one output that they fit",
-            remedy=f"name it: --output-index {fitting[0] if fitting else 0}",
+            remedy=f"name it: --output-index {fitting[0]}" if fitting else MEASURES,
         )
 
 

@@ -8,6 +8,8 @@ from nncompress.data import Batch
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
+MEASURES = "another --metric: rmse (numbers), miou (pixels), perplexity or wer (sequences), FILE.py:NAME"
+
 
 def chosen_classes(result: Tensor) -> Tensor:
     """Class numbers [N] of scores [N, C], or as the model gives them, [N] or [N, 1]."""
@@ -37,8 +39,13 @@ def task_of(result: Tensor, batch: Batch, origin: str) -> str:
     return "reconstruction" if like_input and result.dim() > 2 else "classification"
 
 
-def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_record: int) -> Tensor:
+def class_labels(
+    result: Tensor, labels: Tensor | None, origin: str, first_record: int, remedy: str = MEASURES
+) -> Tensor:
     """Labels [N] that name columns of result [N, C], or numbers like those of an integer result [N].
+
+    Args:
+        remedy: what else than class numbers can be measured or trained, and how.
 
     Raises:
         DataError: they are none, or name a class that the result has no column for.
@@ -46,7 +53,10 @@ def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_recor
     if labels is None or labels.is_floating_point() or labels.dim() != 1:
         got = "none" if labels is None else f"{dtype_name(labels.dtype)} {list(labels.shape)}"
         raise DataError(
-            f"{origin}: classification needs one class number per sample", got=got, expected="int64 [N]"
+            f"{origin}: classification needs one class number per sample",
+            got=got,
+            expected="int64 [N]",
+            remedy=remedy,
         )
     if not result.is_floating_point() and result.numel() == len(result):
         return labels
@@ -55,7 +65,7 @@ def class_labels(result: Tensor, labels: Tensor | None, origin: str, first_recor
             "the model's output is not one score per class",
             got=f"an output of shape {list(result.shape)}",
             expected="float [N, C] with C at least 2, or class numbers [N]",
-            remedy="name the task (--task), or another output (--output-index)",
+            remedy=f"another output of several (--output-index); or {remedy}",
         )
     if int(labels.max()) >= result.shape[1]:
         record = first_record + int(labels.argmax())

@@ -16,6 +16,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
+from nncompress.ir.graph.table_rows import table_rows
 from nncompress.loading import Examples, load_model, load_module, stated_form
 from nncompress.memory import unbounded_memory
 
@@ -111,7 +112,7 @@ def dataset(
     dims are dynamic.
 
     Args:
-        notice: told which output that is.
+        notice: told which output that is, and what the data was taken for where it could be another thing.
     Raises:
         DataError: it cannot be read or does not fit the model's inputs.
     """
@@ -119,6 +120,10 @@ def dataset(
         found = spec
     else:
         found = open_data(spec, model.inputs, normalize or model.metadata.get("normalize"))
+    found.bound(table_rows(model))
+    if notice is not None:
+        for assumption in found.assumptions():
+            notice(assumption)
     model.sizes.update(sizes_of(model.inputs, [field.shape for field in found.inputs]))
     if settle_answer(model, found) and notice is not None:
         index = model.metadata[ANSWER]

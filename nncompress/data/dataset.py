@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.data.assumed import assumptions
 from nncompress.data.fit import Conversion
 from nncompress.data.held_out import hold_out
 from nncompress.data.input_batches import InputBatches, Inputs
@@ -77,8 +78,9 @@ class Dataset:
         source: Source | StreamSource,
         conversions: tuple[Conversion, ...],
         fixed_batch: int | None = None,
+        asked: bool = True,
     ) -> None:
-        self.spec = spec
+        self.spec, self._asked = spec, asked
         self._source, self._conversions = source, conversions
         self.inputs = tuple(Field(c.field.name, dtype_name(c.dtype), c.shape) for c in conversions)
         self.class_names = source.class_names
@@ -96,6 +98,16 @@ class Dataset:
         if self._length is None:
             self._length = sum(self._count(inputs) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
         return self._length
+
+    def assumptions(self) -> list[str]:
+        """What it was taken for where it could be another thing; of a stream nothing is read for that."""
+        if not isinstance(self._source, Source):
+            return []
+        return assumptions(self.spec, self._source, self._conversions, self.fixed_batch, self._asked)
+
+    def bound(self, rows: Sequence[int | None]) -> None:
+        """From now on refuse whole numbers that a table of so many rows, per input, has none for."""
+        self._conversions = tuple(replace(c, rows=count) for c, count in zip(self._conversions, rows))
 
     def measuring_batch(self, batch_size: int) -> int:
         """At most `batch_size` records, and no more than fit in `INPUT_BYTES`: for who runs a model on them

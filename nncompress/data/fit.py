@@ -52,6 +52,7 @@ class Conversion:
         shape: of one record, after conversion.
         dtype: of the tensor.
         batch_dim: where the model wants the records to lie; None: they share one tensor of `shape`.
+        rows: of the table that its numbers are looked up in, where there is one.
     """
 
     field: Field
@@ -62,6 +63,7 @@ class Conversion:
     shape: tuple[int, ...]
     dtype: torch.dtype
     batch_dim: int | None = 0
+    rows: int | None = None
 
     def __call__(self, array: np.ndarray) -> Tensor:
         """array [N, *field.shape] → tensor [N, *shape], its records along `batch_dim`."""
@@ -107,6 +109,13 @@ class Conversion:
                 got=f"{low} to {high} ({self.field.dtype})",
                 expected=f"the range of {self.dtype}",
             )
+        if self.rows is not None and not 0 <= low <= high < self.rows:
+            raise DataError(
+                f"{self.field.name} holds numbers that the model has no row for",
+                got=f"{low} to {high}",
+                expected=f"0 to {self.rows - 1}: it looks them up in a table of {self.rows} rows",
+                remedy="number the tokens as the model's own tokenizer does",
+            )
         dtype = dtype_name(self.dtype)
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
@@ -130,9 +139,9 @@ def fit_inputs(
     if expected is not None and len(expected) != len(fields):
         raise DataError(
             f"{origin} does not hold as many inputs as the model takes",
-            got=", ".join(field.name for field in fields),
-            expected=", ".join(f"{e.name} {list(e.shape)}" for e in expected),
-            remedy="name the arrays as the model's inputs, or x0, x1, ...",
+            got=f"{len(fields)}: {', '.join(field.name for field in fields)}",
+            expected=f"{len(expected)}: " + ", ".join(f"{e.name} {list(e.shape)}" for e in expected),
+            remedy=f"name the arrays {', '.join(e.name for e in expected)}; or x0, x1, ... in this order",
         )
     images = [field.dtype == "uint8" and len(field.shape) in (2, 3) for field in fields]
     conversions = []

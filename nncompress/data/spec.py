@@ -78,7 +78,7 @@ def open_data(
     asked = normalize is not None
     normalization = parse_normalization(normalize) if normalize is not None else source.normalization
     conversions = fit_inputs(source.fields, expected, normalization, asked=asked, origin=spec)
-    return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec))
+    return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec), asked)
 
 
 def is_code(spec: str) -> bool:

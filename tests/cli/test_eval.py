@@ -205,3 +205,21 @@ def test_any_metric_is_measured_compared_and_kept(here, capsys):
     assert "perplexity" in capsys.readouterr().err
     assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "miou"]) == ExitCode.DATA
     assert "does not fit this output" in " ".join(capsys.readouterr().err.split())
+
+
+def test_models_of_other_inputs_are_told_apart_by_name(here, capsys):
+    exported("a.pt2", nn.Linear(8, 5))
+    records("d.npz", 5)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(8, 5)), "c.pt")
+    assert run(["export", "c.pt", "--input", "1x2x4", "-o", "c.pt2"]) == 0
+    capsys.readouterr()
+    assert run(["eval", "a.pt2", "c.pt2", "--data", "d.npz"]) == ExitCode.DATA
+    assert "c.pt2 takes other inputs than a.pt2" in capsys.readouterr().err
+
+
+def test_labels_that_fit_no_output_name_the_measures_there_are(here, capsys):
+    exported("m.pt2", BoxThenScores())
+    x, _ = records("d.npz", 10)
+    np.savez("d.npz", x=x.numpy(), y=np.zeros((len(x), 3), np.int64))
+    assert run(["eval", "m.pt2", "--data", "d.npz"]) == ExitCode.DATA
+    assert "another --metric: rmse" in capsys.readouterr().err

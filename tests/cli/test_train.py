@@ -227,3 +227,25 @@ def test_a_teacher_may_be_weights_alone(here, capsys):
     capsys.readouterr()
     assert run(["train", "model.pt", *rest[:2], "--teacher-arch", "net.py:wide"]) == ExitCode.USAGE
     assert "--teacher-arch is for a teacher" in capsys.readouterr().err
+
+
+def test_an_output_without_a_gradient_is_refused(here, capsys):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.scores(x).argmax(-1)
+
+    torch.export.save(torch.export.export(Chosen().eval(), (torch.randn(2, 4),)), "chosen.pt2")
+    assert run(["train", "chosen.pt2", "--data", "data.npz", "--epochs", "1"]) == ExitCode.UNSUPPORTED
+    assert "the output has no gradient" in capsys.readouterr().err
+
+
+def test_a_label_that_does_not_fit_is_told_of_the_file_it_is_in(here, capsys):
+    x = np.zeros((30, 4), np.float32)
+    np.savez("val.npz", x=x, y=np.where(np.arange(30) == 25, 7, 0))
+    train = ["train", "model.pt", "--data", "data.npz", "--val", "val.npz", "--batch", "10", "--epochs", "1"]
+    assert run(train) == ExitCode.DATA
+    assert "val.npz: sample 25 has a label" in capsys.readouterr().err

@@ -13,10 +13,11 @@ from nncompress.bench.inputs import guessed_sizes
 from nncompress.cli import model_files, session
 from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
-from nncompress.errors import UsageError
+from nncompress.errors import DataError, UsageError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.stated_input import parse_input, restated
+from nncompress.ir.graph.table_rows import table_rows
 from nncompress.loading import holds_weights_only
 from nncompress.runtimes import OPENERS, Runner, open_artifact
 
@@ -168,10 +169,40 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     """The data, opened for the first artifact.
 
     Raises:
-        DataError: it cannot be read, or does not fit the first artifact's inputs.
+        DataError: it cannot be read, or does not fit the first artifact's inputs, or another one takes other
+            inputs.
     """
+    for each in artifacts[1:]:
+        _check_alike(each, artifacts[0])
     how = normalize or next((a.normalize for a in artifacts if a.normalize), None)
-    return open_data(data, artifacts[0].inputs, how)
+    found = open_data(data, artifacts[0].inputs, how)
+    if artifacts[0].model is not None:
+        found.bound(table_rows(artifacts[0].model))
+    for assumption in found.assumptions():
+        say(assumption)
+    return found
+
+
+def _check_alike(artifact: Artifact, first: Artifact) -> None:
+    def taken(spec: InputSpec) -> tuple[object, ...]:
+        return spec.dtype, len(spec.shape), spec.batch_dim
+
+    def sizes(spec: InputSpec) -> list[int | str]:
+        return [size for dim, size in enumerate(spec.shape) if dim != spec.batch_dim]
+
+    mine, its = artifact.inputs, first.inputs
+    alike = list(map(taken, mine)) == list(map(taken, its)) and all(
+        a == b or isinstance(a, str) or isinstance(b, str)
+        for one, other in zip(mine, its)
+        for a, b in zip(sizes(one), sizes(other))
+    )
+    if mine and its and not alike:
+        raise DataError(
+            f"{artifact.name} takes other inputs than {first.name}, so the same data does not fit both",
+            got=", ".join(map(str, mine)),
+            expected=", ".join(map(str, its)),
+            remedy="each by itself; or --input NAME:SHAPE with a B on the dim along which samples lie",
+        )
 
 
 def answers(

@@ -90,7 +90,7 @@ def settle_batch(
             "--input marks a dim as the batch along which samples are not independent",
             got=f"along {_places(model)} they change each other's outputs{_by(found)}",
             expected="samples together give what each gives alone",
-            remedy="mark another dim with the B, as in --input 25xBx40; or none, and it is looked for",
+            remedy=f"mark another dim with the B, as in --input {_example(model)}; or none: it is looked for",
         )
     for make in (*map(_with_batch, others), *_other_names(model)):
         try:
@@ -101,13 +101,14 @@ def settle_batch(
         if now is None or now < INDEPENDENT:
             say(
                 f"samples lie along {_places(other)}; along {_places(model)} they would change each other's "
-                f"outputs{_by(found)}. --input can say it, with a B in that place: 25xBx40"
+                f"outputs{_by(found)}. --input can say it, with a B there: {_example(other, marked=True)}"
             )
             other.agreement = model.agreement
             return other
     say(
         f"samples in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
-        "depend on how many there are. If samples lie along another dim, mark it with a B: --input 25xBx40"
+        "depend on how many there are. If samples lie along another dim, mark it with a B: --input "
+        f"{_example(model)}"
     )
     return model
 
@@ -123,12 +124,12 @@ def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[C
         if found is not None and found < INDEPENDENT:
             say(
                 f"samples lie along {_places(other)}: along {_places(model)} the network takes one size. "
-                "--input can say it, with a B in that place: 25xBx40"
+                f"--input can say it, with a B there: {_example(other, marked=True)}"
             )
             return other
     say(
         f"the network takes one size only along {_places(model)}: the batch is fixed there. If samples lie "
-        "along another dim, mark it with a B: --input 25xBx40"
+        f"along another dim, mark it with a B: --input {_example(model)}"
     )
     return model
 
@@ -173,6 +174,19 @@ def _dependence(model: Model) -> float | None:
 def _places(model: Model) -> str:
     places = [(spec.name, spec.batch_dim) for spec in model.inputs]
     return ", ".join(f"dim {dim} of {name}" for name, dim in places if dim is not None) or "no dim"
+
+
+def _example(model: Model, *, marked: bool = False) -> str:
+    """What `--input` takes for this model, the B on its batch (`marked`), else on another dim."""
+    parts = []
+    for spec in model.inputs:
+        sizes = list(map(str, model.concrete_shape(spec, 2)))
+        others = [d for d in range(len(sizes)) if d != spec.batch_dim]
+        place = spec.batch_dim if marked else next(iter(others), None)
+        if place is not None:
+            sizes[place] = "B"
+        parts.append("x".join(sizes) if len(model.inputs) == 1 else f"{spec.name}:{'x'.join(sizes)}")
+    return ",".join(parts)
 
 
 def _by(found: float) -> str:

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 
 from nncompress.analysis.labels import class_labels, target_like, task_of
 from nncompress.data import Batch, Dataset
-from nncompress.errors import DataError
+from nncompress.errors import DataError, UnsupportedError
 from nncompress.train.distributed import Group
 from nncompress.train.loss.teacher import Teacher
 from nncompress.train.settings import TrainSettings
+
+TAUGHT = "one class number per sample, or floats shaped as the output (--task regression)"
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,15 @@ class Task:
             )
         return cls(kind, loss, origin, settings.label_smoothing)
 
-    def target(self, output: Tensor, batch: Batch) -> Tensor:
+    def target(self, output: Tensor, batch: Batch, first_record: int = 0) -> Tensor:
         """Classes [N], or targets shaped as `output`.
 
         Raises:
-            DataError: there are none, or they do not fit the output.
+            DataError: there are none, or they do not fit the output; names the record, the batch's first
+                being `first_record`.
         """
         if self.kind == "classification":
-            return class_labels(output, batch.labels, self.origin, 0)
+            return class_labels(output, batch.labels, self.origin, first_record, TAUGHT)
         given = batch.inputs[0] if self.kind == "reconstruction" else batch.labels
         return target_like(output, given, self.origin, self.kind).to(output.dtype)
 
@@ -124,6 +127,7 @@ class Objective:
 
         Raises:
             DataError: labels are missing or do not fit the outputs; names the record.
+            UnsupportedError: the outputs do not depend on the weights smoothly: nothing could be learnt.
         """
         output = outputs[0].float()
         weight = 0.0 if self.teacher is None else self.settings.teacher_weight
@@ -141,7 +145,15 @@ class Objective:
             parts.append(weight * imitated * share)
             if matched is not None:
                 parts.append(self.settings.match_weight * matched * share)
-        return torch.stack(parts).sum()
+        total = torch.stack(parts).sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            raise UnsupportedError(
+                "train: the output has no gradient, so no weight can learn from it",
+                got="whole numbers, as arg-max gives them, or nothing that a trained weight leads to",
+                remedy="the scores that it is chosen from: --output-index of another output, or a model "
+                "that ends in them",
+            )
+        return total
 
     def task_for(self, output: Tensor, batch: Batch) -> Task:
         """The task; "auto" is resolved by the first batch."""
@@ -167,6 +179,6 @@ class Objective:
             for part in self.dataset.batches(self.batch_size):
                 if task.kind == "classification" and part.labels is not None:
                     checkable = output[:1].expand(len(part), *output.shape[1:])
-                    class_labels(checkable, part.labels, self.dataset.spec, first)
+                    class_labels(checkable, part.labels, self.dataset.spec, first, TAUGHT)
                 first += len(part)
             raise

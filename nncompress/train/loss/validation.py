@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,13 +37,14 @@ def validate(
         DataError: labels do not fit.
         VerificationError: the loss is not finite.
     """
+    task = replace(task, origin=dataset.spec)
     total = right = 0.0
     records = elements = 0
     for batch in dataset.batches(dataset.measuring_batch(batch_size), limit):
         progress.step("validating", records, dataset.planned_records(limit))
         with torch.inference_mode():
             output = predict(*(x.to(device) for x in batch.inputs))[0].float().cpu()
-            target = task.target(output, batch)
+            target = task.target(output, batch, records)
             if task.loss == "cross-entropy":
                 total += float(F.cross_entropy(output, target, reduction="sum"))
                 right += int((output.argmax(1) == target).sum())
