@@ -24,7 +24,7 @@ from trained_resnet import trained_resnet
 import nncompress
 from nncompress import pipeline
 from nncompress.analysis.distance.drift import Reference, Samples, amount
-from nncompress.analysis.observe import ridge, seen_inputs
+from nncompress.analysis.observe import moments, seen_inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.passes import Context
@@ -90,14 +90,14 @@ def digits() -> tuple[Model, Dataset, Dataset]:
 @contextmanager
 def always(value: float | None) -> Iterator[None]:
     """Every ridge is `value`; None leaves them as they are."""
-    chosen, usual = seen_inputs.held_out_ridge, ridge.with_ridge.__defaults__
+    chosen, usual = seen_inputs.held_out_ridge, moments.with_ridge.__defaults__
     if value is not None:
         seen_inputs.held_out_ridge = lambda fitted, held: value
-        ridge.with_ridge.__defaults__ = (value,)
+        moments.with_ridge.__defaults__ = (value,)
     try:
         yield
     finally:
-        seen_inputs.held_out_ridge, ridge.with_ridge.__defaults__ = chosen, usual
+        seen_inputs.held_out_ridge, moments.with_ridge.__defaults__ = chosen, usual
 
 
 if __name__ == "__main__":

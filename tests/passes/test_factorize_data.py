@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from nncompress.analysis.compensation.batch_norms import reestimate
 from nncompress.analysis.cost import cost
-from nncompress.analysis.observe import budget
+from nncompress.analysis.observe import budget, moments
 from nncompress.analysis.observe.statistics import observe
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context
-from nncompress.passes.factorize import evidence, repair
+from nncompress.passes.factorize import repair
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.factorize.refit import refit
 from nncompress.progress import NullProgress
@@ -280,7 +280,7 @@ def test_statistics_that_do_not_fit_are_gathered_in_more_passes(monkeypatch, net
     expected = run(want, images, **options)
     monkeypatch.setattr(budget, "BUDGET", 1)
     passes = []
-    monkeypatch.setattr(evidence, "observe", lambda *a, **k: (passes.append(1), observe(*a, **k))[1])
+    monkeypatch.setattr(moments, "observe", lambda *a, **k: (passes.append(1), observe(*a, **k))[1])
     changes = run(found, images, **options)
     assert [(c.where, c.what) for c in changes] == [(c.where, c.what) for c in expected]
     assert sum(c.applied for c in changes) >= 3

@@ -11,7 +11,7 @@ from torch import nn
 
 from nncompress import export, pipeline
 from nncompress.analysis.cost import cost
-from nncompress.analysis.observe.statistics import input_moments
+from nncompress.analysis.observe.moments import InputMoments
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -151,7 +151,7 @@ def test_scales_of_inputs_are_taken_back_in_the_norm(data):
     products = [layer for layer in layers(model) if layer.kind == "linear" and layer.name != "embed#2"]
     original = model.copy()
     norms = NormScales(model, products, 16, asymmetric=False)
-    moments = input_moments(model, products, data.input_batches(64, None))
+    moments = InputMoments(model, {each.name: [each] for each in products}, data.input_batches(64, None))
     scales = {each.name: norms.of(each, moments[each.name].second[0]) for each in products}
     assert scales["qkv"] is not None
     assert scales["out"] is scales["down"] is None  # behind no norm

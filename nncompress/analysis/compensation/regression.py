@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.ridge import HELD_OUT, RIDGES, solve_towards
+from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, solve_towards
 
 PULL = 1e-3  # where there are too few records to hold any out
 

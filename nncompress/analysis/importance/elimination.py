@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 PENDING = 256  # columns of steps that wait before the inverse is brought up to date
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Choice, Consumer, Indices
 from nncompress.analysis.observe.budget import in_runs
+from nncompress.analysis.observe.moments import Moments
 from nncompress.analysis.observe.patches import input_rows
-from nncompress.analysis.observe.statistics import Moments
 from nncompress.ir.layers.weights import Layer
 
 POSITIONS = 64  # of a layer, drawn per record
@@ -24,14 +25,16 @@ class Reading:
 
     Attributes:
         columns: None for all moments [in, in]; or `[units, k]`: only those within the columns of a unit.
+        generator: draws positions; its own, so that passes may be cut anywhere.
     """
 
     layer: Layer
     columns: Indices | None
+    generator: torch.Generator
     moments: Moments = field(default_factory=Moments)
 
-    def add(self, read: Tensor, generator: torch.Generator) -> None:
-        rows = input_rows(self.layer, read.detach(), POSITIONS * len(read), generator)
+    def add(self, read: Tensor) -> None:
+        rows = input_rows(self.layer, read.detach(), POSITIONS * len(read), self.generator)
         self.moments.add(rows if self.columns is None else rows[0][:, self.columns].transpose(0, 1))
 
     @property
@@ -54,13 +57,14 @@ def key(choice: Choice, consumer: Consumer) -> str:
     return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
 
 
-def readings_of(choices: Sequence[Choice]) -> dict[str, Reading]:
+def readings_of(choices: Sequence[Choice], seed: int) -> dict[str, Reading]:
     """Empty readings of all that the consumers of these choices read."""
     found: dict[str, Reading] = {}
     for choice in choices:
         for consumer in choice.consumers:
             whole = _inputs(consumer.layer) <= LARGEST
-            reading = Reading(consumer.layer, None if whole else consumer.columns)
+            generator = torch.Generator().manual_seed(seed + crc32(consumer.layer.name.encode()))
+            reading = Reading(consumer.layer, None if whole else consumer.columns, generator)
             found.setdefault(key(choice, consumer), reading)
     return found
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -113,7 +112,7 @@ class Reconstruction:
         """
         changes = {}
         passes = in_passes(self._choices)
-        readings = readings_of(passes[0])
+        readings = readings_of(passes[0], self._seed)
         responses = self._measure(readings)
         done = 0
         for number, choices in enumerate(passes):
@@ -134,7 +133,6 @@ class Reconstruction:
             name: Response(layer, ChannelStatistics(layer.channel_dim) if name in writers else None)
             for name, layer in self._layers.items()
         }
-        generator = torch.Generator().manual_seed(self._seed)
         totals: list[Tensor | None] = [None] * len(self._branches)
         counts = [0] * len(self._branches)
 
@@ -145,7 +143,7 @@ class Reconstruction:
                     response.add(taps.value[node].detach(), gradients[0][node], len(batch))
             for reading in readings.values():
                 if reading.layer.node in taps.value:
-                    reading.add(taps.value[reading.layer.data], generator)
+                    reading.add(taps.value[reading.layer.data])
             for number, branch in enumerate(self._branches):
                 value = taps.value[branch.value].detach().double()
                 total = value.movedim(branch_dim(branch), -1).flatten(0, -2).sum(0)
@@ -161,11 +159,10 @@ class Reconstruction:
 
     def _read(self, choices: Sequence[Choice]) -> dict[str, Reading]:
         """One pass without gradients: the readings of some choices."""
-        generator = torch.Generator().manual_seed(self._seed)
-        readings = readings_of(choices)
+        readings = readings_of(choices, self._seed)
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for reading in readings.values():
-            watches.setdefault(reading.layer.data, []).append(partial(reading.add, generator=generator))
+            watches.setdefault(reading.layer.data, []).append(reading.add)
         batches = (b.inputs for b in self._data.batches(self._batch_size, self._limit))
         planned = self._data.planned_records(self._limit)
         observe(self._model, batches, watches, progress=self._progress, total=planned, description="moments")

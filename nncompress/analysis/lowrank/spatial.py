@@ -18,7 +18,7 @@ from torch import Tensor
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 SWEEPS = 3  # turns of step 3: the first takes most of what there is
 STEPS = 12  # conjugate gradients per turn

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nncompress.analysis.curvature.metric import Metric, roots
 from nncompress.analysis.lowrank.decompose import decompose
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 GRID = 32  # ranks that are tried per side
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
+from nncompress.analysis.observe.moments import FEW, HELD_OUT, Moments, held_out_ridge, with_ridge
 from nncompress.analysis.observe.patches import input_rows
-from nncompress.analysis.observe.ridge import FEW, HELD_OUT, held_out_ridge, with_ridge
-from nncompress.analysis.observe.statistics import Moments
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
@@ -44,10 +43,10 @@ class SeenInputs:
         """
         seen = self._run.values(layer.data)
         if layer.kind == "embedding":
-            counts = torch.zeros(len(layer.weight.value()), dtype=torch.float64)
+            lookups = Moments()
             for (value,) in seen:
-                counts += torch.bincount(value.flatten(), minlength=len(counts))
-            return with_ridge(counts, UNSEEN).unsqueeze(0)
+                lookups.add_lookups(value, len(layer.weight.value()))
+            return with_ridge(lookups.total[0], UNSEEN).unsqueeze(0)
         fitted, held = Moments(), Moments()
         first = 0
         for (value,), records in zip(seen, self._records, strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, uint8
 
 from nncompress.analysis.curvature.diagonal import fisher_diagonal
 from nncompress.analysis.observe.enough import too_few
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.observe.seen_inputs import UNSEEN, SeenInputs
 from nncompress.analysis.rounding.gptq import round_compensated
 from nncompress.errors import ModelFileError, UsageError, VerificationError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +10,11 @@ from torch import Tensor, fx
 
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
-from nncompress.analysis.observe.budget import in_runs
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.patches import input_rows
-from nncompress.analysis.observe.ridge import with_ridge
-from nncompress.analysis.observe.statistics import ROWS, Moments, observe
+from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
 from nncompress.data import Dataset
 from nncompress.ir import Model
-from nncompress.ir.layers.weights import Layer, argument
+from nncompress.ir.layers.weights import argument
 from nncompress.passes.base import Context
 from nncompress.passes.factorize.targets import Target
 
@@ -54,13 +51,17 @@ class Evidences:
     def __init__(
         self, model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
     ) -> None:
-        self._model, self._data, self._context = model, data, context
         usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
-        self._runs = _runs(usable)
-        self._run_of = {target.name: run for run in self._runs for target in run}
-        self._held: dict[str, Moments | Tensor] = {}
+        batches = data.input_batches(context.batch_size, context.limit)
+        self._moments = InputMoments(
+            model,
+            {target.name: target.layers for target in usable},
+            batches,
+            seed=context.seed,
+            progress=context.progress,
+            total=context.limit,
+        )
         self._last: tuple[str, Evidence] | None = None
-        self._rows: dict[str, Rows] = {}
         self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
             nodes = [
@@ -71,7 +72,7 @@ class Evidences:
             self._gradients = output_gradients(
                 model,
                 nodes,
-                data.input_batches(context.batch_size, context.limit),
+                batches,
                 seed=context.seed,
                 progress=context.progress,
                 total=context.limit,
@@ -79,22 +80,15 @@ class Evidences:
 
     @property
     def passes(self) -> int:
-        return len(self._runs)
+        return self._moments.passes
 
     def of(self, target: Target) -> Evidence | None:
         """Evidence of one target; None where its layers are of different kinds."""
-        if target.name not in self._run_of:
+        if target.name not in self._moments:
             return None
         if self._last is None or self._last[0] != target.name:
             self._last = None
-            if target.name not in self._held:
-                self._held = {}  # before the next ones are gathered
-                run = self._run_of[target.name]
-                self._held = _input_moments(self._model, run, self._data, self._context)
-            moments = self._held[target.name]
-            if isinstance(moments, Moments):
-                records = self._data.planned_records(self._context.limit) or 1
-                self._rows[target.name] = Rows(target.name, moments.count, moments.total.shape[1], records)
+            moments = self._moments[target.name]
             sensitivity = None
             if self._gradients is not None:
                 zero = torch.zeros(())
@@ -104,23 +98,13 @@ class Evidences:
 
     def rows(self, targets: Sequence[Target]) -> list[Rows]:
         """What was seen of the inputs of these targets."""
-        return [self._rows[target.name] for target in targets if target.name in self._rows]
+        return [self._moments.rows[target.name] for target in targets if target.name in self._moments.rows]
 
     def metrics(self, target: Target) -> Sequence[Metric]:
         """Of a target with evidence."""
         evidence = self.of(target)
         assert evidence is not None
         return evidence.metrics
-
-
-def _runs(targets: Sequence[Target]) -> list[list[Target]]:
-    """The targets in order, cut into runs whose moments fit in the budget (or one target's)."""
-
-    def needs(target: Target) -> dict[str, int]:
-        groups, _, inputs = target.matrices(target.weight.value()).shape
-        return {target.name: 8 * groups * inputs * (1 if target.layers[0].kind == "embedding" else inputs)}
-
-    return in_runs(targets, needs)
 
 
 def takes_mean(target: Target) -> bool:
@@ -133,10 +117,10 @@ def takes_mean(target: Target) -> bool:
     return layer.bias is not None and not layer.bias.quantized and layer.bias.value().dim() == 1
 
 
-def _evidence(target: Target, moments: Moments | Tensor, sensitivity: object) -> Evidence:
+def _evidence(target: Target, moments: Moments, sensitivity: object) -> Evidence:
     mean = None
-    if isinstance(moments, Tensor):  # of an embedding: how often each row is looked up
-        inputs = with_ridge(moments / moments.sum()).unsqueeze(0)
+    if target.layers[0].kind == "embedding":  # how often each row is looked up
+        inputs = with_ridge(moments.mean[0]).unsqueeze(0)
     elif takes_mean(target):
         mean, inputs = moments.mean, with_ridge(moments.covariance)
     else:
@@ -155,37 +139,3 @@ def _evidence(target: Target, moments: Moments | Tensor, sensitivity: object) ->
             for g in range(target.groups)
         ]
     return Evidence([Metric(s, g) for s, g in zip(inputs, outputs)], mean)
-
-
-def _input_moments(
-    model: Model, targets: Sequence[Target], data: Dataset, context: Context
-) -> dict[str, Moments | Tensor]:
-    generator = torch.Generator().manual_seed(context.seed)
-    found: dict[str, Moments | Tensor] = {}
-    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
-    for target in targets:
-        if target.layers[0].kind == "embedding":
-            rows = torch.zeros(target.weight.value().shape[0], dtype=torch.float64)
-            found[target.name] = rows
-
-            def count(value: Tensor, rows: Tensor = rows) -> None:
-                rows += torch.bincount(value.flatten(), minlength=len(rows))
-
-            for layer in target.layers:
-                watches.setdefault(layer.data, []).append(count)
-            continue
-        moments = found[target.name] = Moments()
-        for layer in target.layers:
-
-            def take(value: Tensor, layer: Layer = layer, moments: Moments = moments) -> None:
-                moments.add(input_rows(layer, value, ROWS, generator))
-
-            watches.setdefault(layer.data, []).append(take)
-    observe(
-        model,
-        data.input_batches(context.batch_size, context.limit),
-        watches,
-        progress=context.progress,
-        total=context.limit,
-    )
-    return found

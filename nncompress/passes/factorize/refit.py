@@ -19,8 +19,8 @@ from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
+from nncompress.analysis.observe.moments import ROWS
 from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, records_of
-from nncompress.analysis.observe.statistics import ROWS
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import affine, is_affine

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.analysis.observe.enough import too_few
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
@@ -130,6 +131,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
         if extra:
             model.graph_module = reference.copy().graph_module
             changes = rounded(model, extra)
+    context.warn(too_few("quantize", evidence.rows()))
     if context.data is not None:  # what it was calibrated on is what exported files are compared on
         sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
         model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))

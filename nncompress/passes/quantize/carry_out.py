@@ -70,10 +70,13 @@ def rounded(
         return flat.reshape(weight.shape), scale.repeat(weight.shape[axis])
     fitting = [each for each in least if isinstance(each, float) or len(each) == weight.shape[axis]]
     stored, scales = round_weight(weight, axis, bits, sum(fitting))
-    moments = [evidence.moments[each.name] for each in sharing if each.name in evidence.moments]
-    if not moments or len(moments) < len(sharing):
+    names = tuple(each.name for each in sharing)
+    if evidence.moments is None or not all(name in evidence.moments for name in names):
         return stored, scales
-    second = sum((m.second for m in moments[1:]), moments[0].second)
+    known = evidence.adaptive.get(names)
+    if known is not None and torch.equal(known[0], scales):
+        return known[1], scales
+    second: Any = sum(evidence.moments[name].second for name in names)
     groups = sharing[0].groups
     transposed = sharing[0].kind in PRODUCTS and axis == 1
     rows, start = (weight.T, stored.T) if transposed else (weight.flatten(1), stored.flatten(1))
@@ -86,7 +89,9 @@ def rounded(
         )
     ]
     found = torch.cat(parts)
-    return (found.T.contiguous() if transposed else found.reshape(stored.shape)), scales
+    found = found.T.contiguous() if transposed else found.reshape(stored.shape)
+    evidence.adaptive[names] = scales, found
+    return found, scales
 
 
 def _numbers(weight: Tensor, stored: Tensor, scales: Tensor, axis: int, bits: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.observe.calibration import choose_range, histograms
-from nncompress.analysis.observe.enough import Rows, too_few
-from nncompress.analysis.observe.statistics import Moments, input_moments
+from nncompress.analysis.observe.enough import Rows
+from nncompress.analysis.observe.moments import InputMoments
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import Affine
@@ -36,12 +36,18 @@ class Evidence:
     Attributes:
         grids: of each activation that may be rounded.
         moments: of what each layer multiplies, where rounding looks at it.
+        adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
         bits: of each weight.
     """
 
     grids: dict[str, Affine] = field(default_factory=dict)
-    moments: dict[str, Moments] = field(default_factory=dict)
+    moments: InputMoments | None = None
     bits: dict[str, int] = field(default_factory=dict)
+    adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rows(self) -> list[Rows]:
+        """What was seen of the layers that were rounded so."""
+        return [] if self.moments is None else list(self.moments.rows.values())
 
 
 def gather(model: Model, chosen: list[Layer], options: Quantize, original: int, context: Context) -> Evidence:
@@ -72,17 +78,14 @@ def gather(model: Model, chosen: list[Layer], options: Quantize, original: int, 
         if options.rounding == "adaptive" or (below and evidence.bits[layer.weight.name] < 8)
     ]
     if adaptively and context.data is not None:
-        evidence.moments = input_moments(
+        evidence.moments = InputMoments(
             model,
-            [layer for layer in adaptively if can_round_adaptively(layer)],
-            _inputs(context.data, context.batch_size, context),
+            {layer.name: [layer] for layer in adaptively if can_round_adaptively(layer)},
+            context.data.input_batches(context.batch_size, context.limit),
             seed=context.seed,
             progress=context.progress,
             total=context.limit,
         )
-        records = context.data.planned_records(context.limit) or 1
-        seen = [Rows(n, m.count, m.total.shape[1], records) for n, m in evidence.moments.items()]
-        context.warn(too_few("quantize", seen))
     return evidence
 
 

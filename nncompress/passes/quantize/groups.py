@@ -12,16 +12,15 @@ looked up has the second moment 1, and both moments count alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.enough import too_few
-from nncompress.analysis.observe.ridge import FEW, with_ridge
+from nncompress.analysis.observe.moments import FEW, InputMoments, Moments, with_ridge
 from nncompress.analysis.observe.seen_inputs import SeenInputs
-from nncompress.analysis.observe.statistics import input_moments
 from nncompress.analysis.rounding.coordinate_descent import descend
 from nncompress.analysis.rounding.gptq import round_compensated
 from nncompress.errors import UsageError
@@ -77,14 +76,15 @@ def round_by_groups(
     """
     _turn_products(model, keep)
     chosen, changes = choose(model, keep)
-    seen, tied = None, {}
+    seen = None
+    tied: Mapping[str, Moments] = {}
     if context.data is not None and not nearest:
         batches = context.data.input_batches(context.batch_size, context.limit)
         several = [each for each in by_weight(chosen).values() if len(each) > 1]
         products = [layer for each in several for layer in each if layer.kind in PRODUCTS]
         if products:
-            found = input_moments(model, products, batches, seed=context.seed, progress=context.progress)
-            tied = {name: with_ridge(moments.second[0], FEW) for name, moments in found.items()}
+            readers = {layer.name: [layer] for layer in products}
+            tied = InputMoments(model, readers, batches, seed=context.seed, progress=context.progress)
         seen = SeenInputs(model, batches, context.seed)
     stored: dict[str, tuple[Tensor, Groups]] = {}
     matrices = by_weight(chosen)
@@ -124,14 +124,14 @@ def round_by_groups(
     return changes
 
 
-def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: dict[str, Tensor]) -> Tensor | None:
+def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str, Moments]) -> Tensor | None:
     """E[x xᵀ] of what a matrix multiplies, float64 [in, in]; None of a table that is only looked up."""
     products = [layer for layer in layers_ if layer.kind in PRODUCTS]
     if not products:
         return None
     if len(layers_) == 1:
         return seen.second_moments(products[0])[0]
-    moments = [tied[layer.name] for layer in products]
+    moments = [with_ridge(tied[layer.name].second[0], FEW) for layer in products]
     alike = torch.stack([moment / moment.diagonal().mean() for moment in moments]).mean(0)
     return alike if len(products) == len(layers_) else with_ridge(alike, 1.0)
 

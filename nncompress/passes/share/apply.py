@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from nncompress.analysis.compensation.batch_norms import reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
-from nncompress.analysis.observe.ridge import with_ridge
-from nncompress.analysis.observe.statistics import input_moments
+from nncompress.analysis.observe.moments import InputMoments, with_ridge
+from nncompress.analysis.observe.shelf import Shelf
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.nodes import tie_tensors
@@ -73,16 +75,18 @@ def _problems(
     options: Share, model: Model, groups: list[list[Layer]], context: Context
 ) -> list[list[Problem]]:
     """What the fit knows of every layer: its weight, its inputs' moments, which sides may be scaled."""
-    moments = {}
+    moments: dict[str, Callable[[], Tensor]] = {}
     if context.data is not None:
-        moments = input_moments(
+        seen = InputMoments(
             model,
-            [layer for group in groups for layer in group],
+            {layer.name: [layer] for group in groups for layer in group},
             context.data.input_batches(context.batch_size, context.limit),
             seed=context.seed,
             progress=context.progress,
             total=context.limit,
         )
+        shelf = Shelf()
+        moments = {name: shelf.keep(with_ridge(seen[name].second)) for name in seen}
 
     def scaled(layer: Layer) -> Literal["outputs", "inputs", ""]:
         if not options.rescale or context.data is None:
@@ -93,11 +97,10 @@ def _problems(
 
     def problem(layer: Layer) -> Problem:
         weight = layer.weight.value().to(torch.float64)
-        seen = moments.get(layer.name)
         return Problem(
             weight=weight.flatten(1).unflatten(0, (layer.groups, -1)),
             kernel=weight[0, 0].numel(),
-            moment=None if seen is None else with_ridge(seen.second),
+            moment=moments.get(layer.name),
             scaled=scaled(layer),
         )
 

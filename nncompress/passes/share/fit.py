@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 TURNS = 5
 STEPS = 50  # of conjugate gradients, in every turn
@@ -33,18 +33,18 @@ class Problem:
     Attributes:
         weight: W_k, float64 [groups, out, in], in = channels · kernel size.
         kernel: elements of the kernel: inputs are scaled channel by channel.
-        moment: S_k, float64 [groups, in, in]; None without data.
+        moment: gives S_k, float64 [groups, in, in]; None without data.
         scaled: with data, whose scale is free: that of its "outputs" or "inputs", or of neither ("").
     """
 
     weight: Tensor
     kernel: int
-    moment: Tensor | None = None
+    moment: Callable[[], Tensor] | None = None
     scaled: Literal["outputs", "inputs", ""] = ""
 
     def seen(self, delta: Tensor) -> Tensor:
         """Δ S, [groups, out, in]."""
-        return delta if self.moment is None else delta @ self.moment
+        return delta if self.moment is None else delta @ self.moment()
 
     def power(self, delta: Tensor) -> float:
         """The mean square of Δx."""
@@ -145,7 +145,7 @@ def _output_scale(problem: Problem, weight: Tensor) -> Tensor:
 def _input_scale(problem: Problem, weight: Tensor, now: Tensor) -> Tensor:
     """E_k given W, above 0 because a ReLU lies before it; kept as it was where that is no better."""
     assert problem.moment is not None
-    gram = weight.transpose(1, 2) @ weight * problem.moment
+    gram = weight.transpose(1, 2) @ weight * problem.moment()
     cross = weight.transpose(1, 2) @ problem.seen(problem.weight)
     blocks = gram.unflatten(2, (-1, problem.kernel)).unflatten(1, (-1, problem.kernel)).sum((2, 4))
     sums = cross.diagonal(dim1=1, dim2=2).unflatten(1, (-1, problem.kernel)).sum(2)

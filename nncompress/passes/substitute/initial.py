@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 ROUNDS = 30  # of alternating least squares
 STEPS = 20  # of conjugate gradients in each, for a kernel within the stack

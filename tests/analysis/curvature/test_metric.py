@@ -9,7 +9,7 @@ from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
 from nncompress.analysis.lowrank.spatial import SpatialDecomposition
 from nncompress.analysis.lowrank.tucker import TuckerDecomposition
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 
 def positive(size: int, seed: int, rank: int | None = None) -> torch.Tensor:

@@ -155,7 +155,7 @@ def test_reconstruction_of_layers_too_wide_for_all_moments(monkeypatch):
     each, data = Model.from_module(module, (torch.randn(2, 3, 8, 8),)), images(200)
     choices = group_choices(each, find_couplings(each))
     monkeypatch.setattr(readings, "LARGEST", 100)
-    (found,) = readings.readings_of(choices).values()
+    (found,) = readings.readings_of(choices, 0).values()
     assert found.columns.shape == (9, 36)
     ranking = CRITERIA["reconstruction"].rank(Setting(each, choices, data))["0"]
     assert set(ranking.order[:2]) == {4, 2}

@@ -9,7 +9,7 @@ from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.randomized import LARGE, Wanted
 from nncompress.analysis.lowrank.ranks import tails
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 
 SIDE = LARGE
 

@@ -72,6 +72,7 @@ PASSES = [
     "factorize:rank=2",
     "cluster:codebook=8",
     "quantize:mode=static",
+    "quantize:rounding=adaptive",
     "prune-nodes:ratio=0.3",
     "share",
 ]

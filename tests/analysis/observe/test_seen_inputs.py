@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nncompress.analysis.observe.ridge import FEW, RIDGES
+from nncompress.analysis.observe.moments import FEW, RIDGES
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nncompress.analysis.observe.moments import InputMoments, Moments
 from nncompress.analysis.observe.patches import (
     as_filters,
     filter_rows,
@@ -11,7 +12,7 @@ from nncompress.analysis.observe.patches import (
     output_rows,
     records_of,
 )
-from nncompress.analysis.observe.statistics import ChannelStatistics, Moments, input_moments, observe
+from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 
@@ -115,7 +116,9 @@ def test_input_moments_of_a_model():
     module = Net().eval()
     model = Model.from_module(module, (torch.randn(2, 3, 6, 6),))
     data = [torch.randn(n, 3, 6, 6) for n in (3, 5)]
-    found = input_moments(model, list(layers(model)), [(x,) for x in data], rows=None)
+    found = InputMoments(
+        model, {each.name: [each] for each in layers(model)}, [(x,) for x in data], rows=None
+    )
     with torch.no_grad():
         x = F.relu(module.a(torch.cat(data)))
         features = F.relu(module.b(x)).mean((2, 3))

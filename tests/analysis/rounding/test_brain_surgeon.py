@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.analysis.observe.ridge import with_ridge
+from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.rounding.sparsegpt import pruned
 
 

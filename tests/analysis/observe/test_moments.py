@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import inputs, model
 
-from nncompress.analysis.observe.ridge import RIDGES, held_out_ridge, solve_towards, with_ridge
+from nncompress.analysis.observe import budget
+from nncompress.analysis.observe.moments import (
+    RIDGES,
+    InputMoments,
+    held_out_ridge,
+    solve_towards,
+    with_ridge,
+)
+from nncompress.ir.layers.weights import layers
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples
     fitted, held = moment(draw(50)), moment(draw(50))
     both = torch.stack([fitted, fitted]), torch.stack([held, held])
     assert held_out_ridge(*both) == held_out_ridge(fitted, held)
-    monkeypatch.setattr("nncompress.analysis.observe.ridge.TOLD", 10)
+    monkeypatch.setattr("nncompress.analysis.observe.moments.TOLD", 10)
     assert held_out_ridge(*both) in RIDGES
 
 
@@ -92,3 +101,21 @@ def test_small_moments_stay_small_beside_others():
         [1.0333, 0.0333, 0.0333], rel=1e-2
     )
     assert with_ridge(torch.zeros(3, 3), of_nothing=1e-9).trace() == pytest.approx(3e-9)
+
+
+def test_moments_over_the_budget_are_gathered_again_to_the_same_bits(monkeypatch):
+    each, batches = model("residual"), [inputs("residual", 4, seed=s) for s in range(3)]
+    readers = {layer.name: [layer] for layer in layers(each)}
+    whole = InputMoments(each, readers, batches, rows=20, seed=5)
+    monkeypatch.setattr(budget, "BUDGET", 1)
+    parts = InputMoments(each, readers, batches, rows=20, seed=5)
+    assert whole.passes == 1
+    assert parts.passes == len(readers)
+    names = list(readers)
+    wanted = {name: whole[name].second for name in names}
+    with torch.no_grad():
+        each.tensor(next(layers(each)).weight.name).zero_()  # which is what passes do meanwhile
+    for name in (*names, names[0]):
+        assert torch.equal(parts[name].second, wanted[name])
+        assert len(parts._held) == 1
+    assert {row.count for row in parts.rows.values()} == {60, 12}

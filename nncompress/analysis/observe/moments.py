@@ -1,0 +1,238 @@
+"""Moments of what layers multiply, and how much of one is safe to invert.
+
+    moments = InputMoments(model, {layer.name: [layer] for layer in layers(model)}, batches)
+    moments["layer1.0.conv1"].covariance                             # float64 [groups, d, d]
+
+A ridge, in shares of a moment's mean eigenvalue: moments of few samples, or of samples that are alike, claim
+correlations that others do not show. A ridge takes them back; how much follows from samples that are held
+out, where there are some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from zlib import crc32
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.analysis.observe.budget import in_runs
+from nncompress.analysis.observe.enough import Rows
+from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.statistics import observe
+from nncompress.analysis.observe.walk import Inputs
+from nncompress.ir.graph.model import Model
+from nncompress.ir.layers.geometry import geometry
+from nncompress.ir.layers.weights import Layer, layers
+from nncompress.progress import Progress
+
+ROWS = 8192  # positions of a layer that are drawn from every batch
+
+# So that inverses exist. As a constant in the metrics of `factorize`, where weights are cut by rank, it is as
+# good as any (benchmarks/ridges.py): a ResNet-20's outputs move by 11.24 % with 32 images and 9.70 % with
+# 512, with 1e-6 as with 1e-4, and farther with 1e-2 and more.
+RIDGE = 1e-4
+FEW = 1e-2  # where no sample could be held out
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; the last leaves nothing of correlations
+HELD_OUT = 4  # every fourth sample decides
+TOLD = 256  # inputs, spread evenly, that a ridge is judged on
+
+
+class Moments:
+    """Streamed first and second moments of vectors in groups.
+
+    Attributes:
+        count: vectors seen (per group).
+        total: their sum, float64 [groups, d].
+        products: the sum of their outer products, float64 [groups, d, d].
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.products = torch.zeros(0)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows [groups, n, d]."""
+        rows = rows.detach().to(torch.float64)
+        total, products = rows.sum(1), rows.transpose(1, 2) @ rows
+        if self.count == 0:
+            self.total, self.products = total, products
+        else:
+            self.total += total
+            self.products += products
+        self.count += rows.shape[1]
+
+    def add_lookups(self, indices: Tensor, size: int) -> None:
+        """Take in vectors that are 1 at an index and 0 elsewhere; their mean is the diagonal of E[x xᵀ], of
+        which nothing else is kept."""
+        total = torch.bincount(indices.flatten(), minlength=size).to(torch.float64).unsqueeze(0)
+        self.total = self.total + total if self.count else total
+        self.count += indices.numel()
+
+    def join(self, other: Moments) -> None:
+        """Take in what another has seen, which is not to be used any more."""
+        if self.count == 0:
+            self.count, self.total, self.products = other.count, other.total, other.products
+        elif other.count:
+            self.count += other.count
+            self.total += other.total
+            self.products += other.products
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], float64 [groups, d]."""
+        return self.total / self.count
+
+    @property
+    def second(self) -> Tensor:
+        """E[x xᵀ], float64 [groups, d, d]."""
+        return self.products / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x xᵀ] − E[x] E[x]ᵀ, float64 [groups, d, d]."""
+        mean = self.mean
+        return self.second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)  # a large matrix: in place
+
+
+class InputMoments(Mapping[str, Moments]):
+    """Moments of the vectors that layers multiply (see `input_rows`), as many at a time as fit in the budget.
+
+    Others than the last ones asked for are gathered by a further pass over the data: ask in the order given.
+    What is drawn does not depend on how many passes there are. `model` may be edited meanwhile.
+
+    Args:
+        readers: name -> layers whose inputs are taken together.
+        rows: draw at most this many positions per batch and layer; None takes all.
+
+    Attributes:
+        rows: name -> what was seen; of embeddings nothing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        readers: Mapping[str, Sequence[Layer]],
+        batches: Sequence[Inputs],
+        *,
+        rows: int | None = ROWS,
+        seed: int = 0,
+        progress: Progress | None = None,
+        total: int | None = None,
+    ) -> None:
+        self._batches, self._most, self._seed = batches, rows, seed
+        self._progress, self._total = progress, total
+        self._runs = in_runs(readers, lambda name: {name: max(map(_moment_bytes, readers[name]))})
+        self._model = model.copy() if len(self._runs) > 1 else model
+        ours = {layer.name: layer for layer in layers(self._model)}
+        self._readers = {name: [ours[layer.name] for layer in several] for name, several in readers.items()}
+        self.rows: dict[str, Rows] = {}
+        self._held = self._gather(self._runs[0])  # at once: the model is as it was
+
+    @property
+    def passes(self) -> int:
+        """Over the data, for one round through all names."""
+        return len(self._runs)
+
+    def __getitem__(self, name: str) -> Moments:
+        if name not in self._held:
+            self._held = {}  # before the next ones are gathered
+            self._held = self._gather(next(run for run in self._runs if name in run))
+        return self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def _gather(self, run: Sequence[str]) -> dict[str, Moments]:
+        found = {name: Moments() for name in run}
+        watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+        for name, moments in found.items():
+            generator = torch.Generator().manual_seed(self._seed + crc32(name.encode()))
+            for layer in self._readers[name]:
+                take = partial(_take, layer, moments, self._most, generator)
+                watches.setdefault(layer.data, []).append(take)
+        seen = observe(self._model, self._batches, watches, progress=self._progress, total=self._total)
+        for name, moments in found.items():
+            if self._readers[name][0].kind != "embedding":
+                self.rows[name] = Rows(name, moments.count, moments.total.shape[1], seen)
+        return found
+
+
+def _take(
+    layer: Layer, moments: Moments, most: int | None, generator: torch.Generator, value: Tensor
+) -> None:
+    if layer.kind == "embedding":
+        moments.add_lookups(value, len(layer.weight.value()))
+    else:
+        moments.add(input_rows(layer, value, most, generator))
+
+
+def _moment_bytes(layer: Layer) -> int:
+    weight = layer.weight.value()
+    if layer.kind == "embedding":
+        return 8 * len(weight)
+    place = geometry(layer) if layer.roles.groups is not None else None
+    if place is None:
+        return 8 * int(layer.data.meta["val"].shape[-1]) ** 2
+    inputs = len(weight) // place.groups if place.transposed else weight[0].numel()
+    return 8 * place.groups * inputs**2
+
+
+def with_ridge(
+    moment: Tensor, ridge: float = RIDGE, *, of_nothing: float = 1.0, together: bool = False
+) -> Tensor:
+    """A second moment [..., d, d] (or its diagonal, 1-dim) made safe to invert.
+
+    Args:
+        of_nothing: what is added to one that is all zero.
+        together: moments [n, d, d] that are held against each other have their mean eigenvalue in common, so
+            that one that is small stays so.
+    """
+    lifted = moment.clone()
+    diagonal = lifted if moment.dim() == 1 else lifted.diagonal(dim1=-2, dim2=-1)
+    diagonal += _lift(diagonal, ridge, of_nothing, together=together)
+    return lifted
+
+
+def _lift(diagonal: Tensor, ridge: float, of_nothing: float = 1.0, *, together: bool = False) -> Tensor:
+    mean = diagonal.mean() if together else diagonal.mean(-1, keepdim=True)
+    return torch.where(mean > 0, ridge * mean, torch.full_like(mean, of_nothing))
+
+
+def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """W [..., out, d] that minimises tr(W S Wᵀ) − 2 tr(W Cᵀ) + λ|W − start|², λ the ridge.
+
+    Args:
+        second: S, float64 [..., d, d].
+        cross: C, [..., out, d].
+    """
+    lift = _lift(second.diagonal(dim1=-2, dim2=-1), ridge)[..., None]
+    return torch.linalg.solve(with_ridge(second, ridge), (cross + start * lift).mT).mT
+
+
+def held_out_ridge(fitted: Tensor, held: Tensor) -> float:
+    """The ridge with which inputs make up best for each other, on samples that were held out.
+
+    With P = (S + λ)⁻¹, the others tell an input to within (P x)_j / P_jj, which is what an output loses with
+    it (Hassibi and Stork 1993): on samples of moment H, (P H P)_jj / P_jj² in the mean of squares.
+
+    Args:
+        fitted: S, second moments of samples, float64 [..., d, d].
+        held: H, of other samples.
+    """
+    width = fitted.shape[-1]
+    inputs = torch.linspace(0, width - 1, min(width, TOLD)).round().long()
+    wanted = torch.eye(width, dtype=fitted.dtype)[:, inputs].expand(*fitted.shape[:-1], -1).contiguous()
+    best, least = RIDGES[-1], float("inf")
+    for ridge in RIDGES:
+        columns = torch.cholesky_solve(wanted, torch.linalg.cholesky(with_ridge(fitted, ridge)))  # P_:j
+        left = (columns * (held @ columns)).sum(-2) / (columns * wanted).sum(-2).square()
+        error = float(left.sum())
+        if error >= least:
+            break
+        best, least = ridge, error
+    return best
