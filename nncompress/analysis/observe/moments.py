@@ -138,8 +138,11 @@ class InputMoments(Mapping[str, Moments]):
     def __getitem__(self, name: str) -> Moments:
         if name not in self._held:
             self._held = {}  # before the next ones are gathered
-            self._held = self._gather(next(run for run in self._runs if name in run))
+            self._held = self._gather(next((run for run in self._runs if name in run), []))
         return self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -148,6 +151,8 @@ class InputMoments(Mapping[str, Moments]):
         return len(self._readers)
 
     def _gather(self, run: Sequence[str]) -> dict[str, Moments]:
+        if not run:
+            return {}
         found = {name: Moments() for name in run}
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for name, moments in found.items():

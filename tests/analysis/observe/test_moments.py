@@ -118,4 +118,7 @@ def test_moments_over_the_budget_are_gathered_again_to_the_same_bits(monkeypatch
     for name in (*names, names[0]):
         assert torch.equal(parts[name].second, wanted[name])
         assert len(parts._held) == 1
+    assert "another" not in parts
+    with pytest.raises(KeyError):
+        parts["another"]
     assert {row.count for row in parts.rows.values()} == {60, 12}
