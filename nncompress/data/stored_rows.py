@@ -8,7 +8,12 @@ from __future__ import annotations
 import struct
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from shutil import copyfileobj, disk_usage
+from tempfile import TemporaryFile, gettempdir
+from typing import IO
+from weakref import finalize
 
 import numpy as np
 
@@ -50,20 +55,54 @@ class StoredRows:
             raise DataError(f"{self._path} was written to while it was read", remedy="run the command again")
         return found
 
+    def _opened(self) -> AbstractContextManager[IO[bytes]]:
+        return self._path.open("rb", buffering=0)
+
     def _fill(self, content: memoryview, numbers: np.ndarray) -> bool:
         """Read these rows; False where the file ends before."""
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with self._opened() as file:
                 for start, stop in _runs(numbers):
                     file.seek(self._offset + int(numbers[start]) * self._row)
                     part = content[start * self._row : stop * self._row]
-                    while part and (got := file.readinto(part)):
+                    while part and (got := file.readinto(part)):  # type: ignore[attr-defined]
                         part = part[got:]
                     if part:
                         return False
         except OSError as problem:
             raise DataError(f"{self._path} cannot be read", got=str(problem)) from problem
         return True
+
+
+class UnpackedRows(StoredRows):
+    """The rows of an array that is compressed, unpacked into a temporary file without a name.
+
+    Args:
+        path: of the archive.
+        member: of it, at the array's first byte.
+
+    Raises:
+        DataError: there is no room for it.
+        zipfile.BadZipFile: its checksum is another.
+    """
+
+    def __init__(self, path: Path, member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+        super().__init__(path, 0, shape, dtype)
+        folder, size = gettempdir(), len(self) * self._row
+        if size > disk_usage(folder).free // 2:
+            raise DataError(
+                f"{path} has no room to be unpacked in {folder}",
+                got=f"{disk_usage(folder).free / 2**30:.1f} GiB free",
+                expected=f"twice the {size / 2**30:.1f} GiB of its array",
+                remedy="write it with numpy.savez, which is read where it lies; or name another folder: "
+                "TMPDIR=FOLDER nncompress ...",
+            )
+        self._unpacked = TemporaryFile(buffering=0)  # noqa: SIM115
+        finalize(self, self._unpacked.close)
+        copyfileobj(member, self._unpacked, CHUNK)
+
+    def _opened(self) -> AbstractContextManager[IO[bytes]]:
+        return nullcontext(self._unpacked)
 
 
 def member_offset(path: Path, info: zipfile.ZipInfo) -> int:

@@ -6,12 +6,14 @@ import os
 import pickle
 import tracemalloc
 import zipfile
+from shutil import disk_usage
 
 import numpy as np
 import pytest
 import torch
 
 from nncompress.data import open_data, source, stored_rows
+from nncompress.data.sources import npz
 from nncompress.data.sources.npz import open_npz
 from nncompress.errors import DataError
 from nncompress.ir import InputSpec
@@ -236,7 +238,11 @@ def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path, features4, seed):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64, np.int32, np.bool_, ">f4", "F order"])
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_records_read_from_the_file_are_those_of_the_array(tmp_path, rng, dtype, write):
+@pytest.mark.parametrize("in_memory", [0, 2**28])
+def test_records_read_from_the_file_are_those_of_the_array(
+    tmp_path, rng, dtype, write, in_memory, monkeypatch
+):
+    monkeypatch.setattr(npz, "UNPACKED", in_memory)
     x = rng.integers(0, 2, (50, 3, 5))
     x = np.asfortranarray(x.astype(np.float32)) if dtype == "F order" else x.astype(dtype)
     write(tmp_path / "d.npz", y=np.arange(50), x=x)
@@ -247,20 +253,39 @@ def test_records_read_from_the_file_are_those_of_the_array(tmp_path, rng, dtype,
         assert labels.tolist() == rows.tolist()
 
 
-def test_opening_and_reading_takes_the_memory_of_a_batch(tmp_path):
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_opening_and_reading_takes_the_memory_of_a_batch(tmp_path, write, monkeypatch):
+    monkeypatch.setattr(npz, "UNPACKED", 2**20)
+    monkeypatch.setattr(stored_rows, "CHUNK", 2**20)
     x = np.zeros((4000, 32, 32, 3), np.uint8)  # 12.3 MB
-    np.savez(tmp_path / "d.npz", x=x)
+    write(tmp_path / "d.npz", x=x)
     del x
     tracemalloc.start()  # numpy's arrays are among what it counts
     try:
         dataset = open_data(str(tmp_path / "d.npz"))
-        assert tracemalloc.get_traced_memory()[1] < 2**20 + stored_rows.CHUNK
+        assert tracemalloc.get_traced_memory()[1] < 2**22
         tracemalloc.reset_peak()
         for batch in dataset.batches(16):
             assert batch.inputs[0].shape == (16, 3, 32, 32)
         assert tracemalloc.get_traced_memory()[1] < 2**21
     finally:
         tracemalloc.stop()
+
+
+def test_a_compressed_array_that_is_damaged_or_has_no_room_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "UNPACKED", 0)
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).standard_normal((500, 4)).astype(np.float32))
+    content = bytearray(path.read_bytes())
+    content[4000] ^= 255
+    (tmp_path / "e.npz").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_data(str(tmp_path / "e.npz"))
+    full = disk_usage(tmp_path)._replace(free=9000)
+    monkeypatch.setattr(stored_rows, "disk_usage", lambda folder: full)
+    with pytest.raises(DataError, match="no room to be unpacked") as refused:
+        open_data(str(path))
+    assert "TMPDIR=" in str(refused.value)
 
 
 def test_damage_that_leaves_numbers_is_seen_by_the_checksum(tmp_path):

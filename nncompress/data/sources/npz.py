@@ -2,7 +2,8 @@
 
 Array headers are read and checked against the archive before memory is given to the arrays, and pickled
 objects are never read. Inputs that are not compressed stay in the file, and their records are read as they
-are asked for, labels too; compressed ones (`numpy.savez_compressed`) are unpacked as a whole.
+are asked for, labels too; compressed ones (`numpy.savez_compressed`) are unpacked: in memory up to `UNPACKED`
+bytes each, beyond into a temporary file, of which records are read as they are asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import MOST_COMPRESSION, ArraySource, check_allocation, native
-from nncompress.data.stored_rows import StoredRows, check_content, member_offset
+from nncompress.data.stored_rows import StoredRows, UnpackedRows, check_content, member_offset
 from nncompress.errors import DataError
 
+UNPACKED = 2**28  # bytes of a compressed array that are held in memory
 INPUT_NAMES = ("x", "X", "images", "inputs", "data")
 LABEL_NAMES = ("y", "Y", "labels", "targets", "label")
 
@@ -128,11 +130,16 @@ def _read_array(archive: zipfile.ZipFile, name: str, path: Path, *, by_row: bool
                 expected=f"{size} bytes for {dtype} {list(shape)}",
                 remedy="the file is damaged: write it again",
             )
-    stored = info.compress_type == zipfile.ZIP_STORED and not by_column and min(shape, default=-1) >= 0
-    if by_row and stored and dtype.isnative and dtype.kind in "biuf" and dtype.itemsize <= 8:
-        rows = StoredRows(path, member_offset(path, info) + start, shape, dtype)
-        check_content(archive, info)
-        return rows
+    in_rows = by_row and not by_column and min(shape, default=-1) >= 0
+    if in_rows and dtype.isnative and dtype.kind in "biuf" and dtype.itemsize <= 8:
+        if info.compress_type == zipfile.ZIP_STORED:
+            rows = StoredRows(path, member_offset(path, info) + start, shape, dtype)
+            check_content(archive, info)
+            return rows
+        if size > UNPACKED:
+            with archive.open(info) as member:
+                member.read(start)
+                return UnpackedRows(path, member, shape, dtype)
     check_allocation(size, f"{path}: {name}")
     with archive.open(info) as member:
         return native(np.lib.format.read_array(member, allow_pickle=False))
