@@ -19,6 +19,7 @@ from nncompress.ir.graph.inputs import sizes_of
 from nncompress.ir.graph.table_rows import table_rows
 from nncompress.loading import Examples, load_model, load_module, stated_form
 from nncompress.memory import unbounded_memory
+from nncompress.runtimes.free_sizes import guess_told
 
 Notice = Callable[[str], None]
 Input = str | Tensor | Sequence[Tensor]
@@ -97,6 +98,11 @@ def load(
         ) from error
     if normalize is not None:
         loaded.metadata["normalize"] = normalize
+    if module is None and input is None and data is None:
+        sizes = {d: n for s in loaded.inputs for d, n in zip(s.shape, loaded.concrete_shape(s, 1))}
+        told = guess_told(path, loaded.inputs, {str(d): n for d, n in sizes.items()})
+        if told is not None:
+            say(told)
     return loaded
 
 
@@ -124,7 +130,7 @@ def dataset(
     if notice is not None:
         for assumption in found.assumptions():
             notice(assumption)
-    model.sizes.update(sizes_of(model.inputs, [field.shape for field in found.inputs]))
+    model.sizes = {**model.sizes, **sizes_of(model.inputs, [field.shape for field in found.inputs])}
     if settle_answer(model, found) and notice is not None:
         index = model.metadata[ANSWER]
         name = model.outputs[index]

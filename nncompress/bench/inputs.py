@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from nncompress.errors import UsageError
+from nncompress.errors import DataError, UsageError
 from nncompress.ir import InputSpec
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE
 from nncompress.runtimes import Runner
 from nncompress.runtimes.base import Array, check_inputs
+from nncompress.runtimes.free_sizes import free_dims, usual_sizes
 
 Inputs = tuple[np.ndarray, ...]
 
@@ -40,10 +42,31 @@ def random_inputs(
     return tuple(inputs)
 
 
-def guessed_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The dynamic dims, batch apart, whose size nothing says, with the size that they get."""
-    named = [d for spec in specs for d in spec.shape if isinstance(d, str) and d != BATCH]
-    return {d: USUAL_SIZE for d in named if d not in sizes and d.isidentifier()}
+def sizes_that_run(runner: Runner, remembered: Mapping[str, int]) -> dict[str, int]:
+    """Of the dynamic dims, batch apart: the likeliest with which the file runs; none where it has none.
+
+    Args:
+        remembered: what the file itself says of them.
+    """
+    names = free_dims([spec.shape for spec in runner.inputs])
+    follow = {name for name in names if _follows(name, names)}
+    shapes = [tuple(1 if d in follow else d for d in spec.shape) for spec in runner.inputs]
+    for sizes in usual_sizes(shapes, BATCH, remembered):
+        others = {dim: size for dim, size in sizes.items() if dim != BATCH}
+        if not others:
+            break
+        try:
+            runner.run(*random_inputs(runner.inputs, 1, 0, others))
+        except DataError:
+            continue
+        return others
+    return {}
+
+
+def _follows(name: str, names: Sequence[str]) -> bool:
+    """It is an expression of others ("2*seq + 1"), whatever a file calls its dims ("length-1", "p.2")."""
+    words = re.findall(r"[^\W\d]\w*", name)
+    return not name.isidentifier() and bool(words) and all(word in names for word in words)
 
 
 def _size(name: str, known: Mapping[str, int]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from nncompress.files.ledger import Ledger
 from nncompress.files.targets import check_chosen, check_target
 
 if TYPE_CHECKING:
-    from nncompress.ir import InputSpec, Model
+    from nncompress.ir import Model
 
 
 @dataclass(frozen=True)
@@ -78,25 +77,7 @@ def open_model(
         from nncompress.analysis.answer import ANSWER, index_of
 
         model.metadata[ANSWER] = index_of(model.outputs, output_index)
-    if data is None:
-        dims = ((d, n) for s in model.inputs for d, n in zip(s.shape, model.concrete_shape(s, 1)))
-        guessed = {d: n for d, n in dims if isinstance(d, str) and d not in ("batch", *model.sizes)}
-        say_guessed_sizes(path, model.inputs, guessed)
     return Opened(model, Path(path), _ancestors(previous, str(Path(path))))
-
-
-def say_guessed_sizes(path: str, inputs: Sequence[InputSpec], guessed: Mapping[str, int]) -> None:
-    """Where neither file, --input nor --data tell a size, say with which one figures are made."""
-    if guessed:
-        said = ", ".join(f"{name} = {size}" for name, size in guessed.items())
-        sizes = {"batch": "B", **guessed}
-        example = ",".join(
-            f"{spec.name}:" + "x".join(str(sizes.get(str(d), d)) for d in spec.shape) for spec in inputs
-        )
-        say(
-            f"{path} leaves sizes open, figures are made with {said}: --data decides, or --input {example} "
-            "with other numbers"
-        )
 
 
 def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from nncompress.loading.compare import (
     AsExported,
     check_graph_runs,
     compare_with_source,
+    settle_sizes,
 )
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header, read_record
@@ -264,6 +265,7 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
     refuse_random_numbers(model, path)
+    settle_sizes(model)
     if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
         check_graph_runs(model, path)
     try:

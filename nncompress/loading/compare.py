@@ -19,8 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.verify import drift
 from nncompress.loading.random_numbers import changing_answers
+from nncompress.runtimes.free_sizes import usual_sizes
 
 # Allowed ‖difference‖₂ / ‖output‖₂. The same ops run in the same order on both sides; only fused kernels
 # that the module takes and the graph does not (attention, in eval mode) round differently.
@@ -94,6 +96,39 @@ def check_graph_runs(model: Model, path: object) -> None:
         got=reasons[0][:300],
         remedy="export and save the model again",
     )
+
+
+def settle_sizes(model: Model) -> None:
+    """Remember sizes of its free dims at which the model runs, where it does not run at the usual ones."""
+    if not model.dynamic.keys() - {BATCH, *model.sizes} or _runs(model):
+        return
+    before = model.sizes
+    for sizes in usual_sizes([spec.shape for spec in model.inputs], BATCH, _traced_sizes(model) | before):
+        model.sizes = {dim: size for dim, size in sizes.items() if dim != BATCH}
+        if _runs(model):
+            return
+    model.sizes = before
+
+
+def _traced_sizes(model: Model) -> dict[str, int]:
+    """The sizes of its free dims that it was exported with, where the file tells."""
+    found = {}
+    placeholders = (node for node in model.graph.nodes if node.op == "placeholder")
+    for node, spec in zip(placeholders, model.inputs):
+        for size, name in zip(node.meta["val"].shape, spec.shape):
+            hint = size.node.hint if isinstance(size, torch.SymInt) else None
+            if isinstance(name, str) and isinstance(hint, int):
+                found[name] = hint
+    return found
+
+
+def _runs(model: Model) -> bool:
+    try:
+        with torch.no_grad():
+            model.outputs_of(*model.example_inputs())
+    except Exception:  # whatever an operator raises
+        return False
+    return True
 
 
 class AsExported(nn.Module):

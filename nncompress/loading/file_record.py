@@ -13,7 +13,7 @@ from nncompress.dtypes import INPUTS
 from nncompress.errors import DataError, ModelFileError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.ir.graph.inputs import SHARED
+from nncompress.ir.graph.inputs import SHARED, is_dim_name
 from nncompress.loading.json_schema import (
     Check,
     Rejected,
@@ -29,12 +29,13 @@ from nncompress.loading.json_schema import (
 )
 
 _NAME = plain(str, str.isidentifier)
+_DIM = plain(str, is_dim_name)
 _INTEGER = plain(int, lambda value: -(2**31) <= value <= 2**31)
 _FINITE = plain(float, isfinite)
 
 
 def _size(value: Any) -> int | str:
-    return _NAME(value) if type(value) is str else _INTEGER(value)
+    return _DIM(value) if type(value) is str else _INTEGER(value)
 
 
 _INPUT = record(
@@ -77,6 +78,7 @@ _RECORD = record(
             normalize=optional(_normalization),
             input_names=mapped(plain(str), plain(str)),
             constants=optional(listed(plain(str)), []),
+            sizes=mapped(plain(str), plain(int, lambda size: 0 < size < 2**31)),
         ),
         {},
     ),

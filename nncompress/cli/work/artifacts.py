@@ -9,7 +9,7 @@ from typing import Any
 
 from nncompress.analysis.answer import PROBED, Answers, index_of
 from nncompress.analysis.metrics.registry import named_metric
-from nncompress.bench.inputs import guessed_sizes
+from nncompress.bench.inputs import sizes_that_run
 from nncompress.cli import model_files, session
 from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
@@ -20,6 +20,7 @@ from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import table_rows
 from nncompress.loading import holds_weights_only
 from nncompress.runtimes import OPENERS, Runner, open_artifact
+from nncompress.runtimes.free_sizes import guess_told
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,15 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
         return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
     runner = open_artifact(path)
-    inputs, sizes = runner.inputs, runner.sizes
+    inputs, sizes, remembered = runner.inputs, runner.sizes, _remembered(runner)
     if loading["input"] is not None:
         stated, sizes, _ = restated(inputs, parse_input(loading["input"]), path)
         inputs = tuple(stated)
-    if loading["data"] is None:
-        model_files.say_guessed_sizes(path, inputs, guessed_sizes(inputs, sizes))
-    remembered = _remembered(runner)
+    elif loading["data"] is None:
+        sizes = sizes_that_run(runner, _whole_numbers(remembered.get("sizes")))
+        told = guess_told(path, inputs, sizes)
+        if told is not None:
+            say(told)
     normalize = loading["normalize"] or remembered.get("normalize")
     answer = remembered.get("answer")
     if loading["output_index"] is not None:
@@ -163,6 +166,12 @@ def _remembered(runner: Runner) -> dict[str, Any]:
     except Unreadable:
         return {}
     return stored if isinstance(stored, dict) else {}
+
+
+def _whole_numbers(stored: Any) -> dict[str, int]:
+    """The entries of a table that are positive whole numbers; anyone may have written it."""
+    items = stored.items() if isinstance(stored, dict) else ()
+    return {key: value for key, value in items if type(value) is int and 0 < value < 2**31}
 
 
 def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None) -> Dataset:

@@ -38,9 +38,9 @@ def _exists(module: torch.nn.Module, name: str) -> bool:
 
 def add_tensor(model: Model, name: str, value: Tensor, *, trainable: bool = True) -> str:
     """Store a new parameter (or buffer) under a free dotted name close to `name`; returns the name it got."""
-    name = fresh_name(model, name)
-    *path, leaf = name.split(".")
     module: torch.nn.Module = model.graph_module
+    name = fresh_name(model, _outside_tensors(module, name))
+    *path, leaf = name.split(".")
     for part in path:
         if not hasattr(module, part):
             module.add_module(part, torch.nn.Module())
@@ -49,6 +49,20 @@ def add_tensor(model: Model, name: str, value: Tensor, *, trainable: bool = True
         module.register_parameter(leaf, torch.nn.Parameter(value.detach().clone().contiguous()))
     else:
         module.register_buffer(leaf, value.detach().clone().contiguous())
+    return name
+
+
+def _outside_tensors(module: torch.nn.Module, name: str) -> str:
+    """The dotted name, `conv.w_0_bias` for `conv.w_0.bias` where `conv.w_0` is no module (a layer of an .onnx
+    is called as its weight is)."""
+    parts = name.split(".")
+    for depth, part in enumerate(parts[:-1], start=1):
+        held: Any = getattr(module, part, None)
+        if held is None:
+            break
+        if not isinstance(held, torch.nn.Module):
+            return ".".join([*parts[: depth - 1], "_".join(parts[depth - 1 :])])
+        module = held
     return name
 
 

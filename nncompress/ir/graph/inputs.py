@@ -136,6 +136,11 @@ def input_specs(
     return specs if known else with_batch_dims(specs), dynamic
 
 
+def is_dim_name(text: str) -> bool:
+    """It may name a dynamic dim: a word of any file, "p2o.DynamicDimension.1", that fits into a message."""
+    return text.isprintable() and len(text) <= 200 and any(letter.isalnum() for letter in text)
+
+
 def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
     """How many records `inputs` hold; 1 where they share all of them."""
     sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.ndim)

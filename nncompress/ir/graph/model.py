@@ -40,11 +40,10 @@ class Model:
         outputs: a name per tensor of the output tuple.
         dynamic: bounds (min, max) of every dynamic dim by name.
         history: what was done to it, oldest first; JSON objects.
-        sizes: of dynamic dims by name, what to run them at where nothing else says it; not kept in files.
         agreement: the largest relative distance of an output from that of the file or module that it was read
             from, as found on loading; None: not compared; not kept in files.
         metadata: JSON object kept with the model: `normalize` (how its images are normalised), `constants`
-            (stored tensors that the state_dict of where it came from does not hold), …
+            (stored tensors that the state_dict of where it came from does not hold), `sizes`, …
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Model:
         self.dynamic = dict(dynamic)
         self.history = list(history)
         self.metadata = dict(metadata or {})
-        self.sizes: dict[str, int] = {}
         self.agreement: float | None = None
         self._traced_form: Hashable | None = None  # for which the shapes in the graph are right
 
@@ -151,6 +149,17 @@ class Model:
     @property
     def graph(self) -> fx.Graph:
         return self.graph_module.graph
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of dynamic dims by name, what to run them at where nothing else says it; kept in files."""
+        return dict(self.metadata.get("sizes", {}))
+
+    @sizes.setter
+    def sizes(self, sizes: Mapping[str, int]) -> None:
+        self.metadata.pop("sizes", None)
+        if sizes:
+            self.metadata["sizes"] = dict(sizes)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run it: a tensor if it has one output, else a tuple."""
@@ -261,7 +270,6 @@ class Model:
             copy.deepcopy(self.history),
             copy.deepcopy(self.metadata),
         )
-        copied.sizes = dict(self.sizes)
         copied._traced_form = self._traced_form
         return copied
 
@@ -280,11 +288,9 @@ class Model:
         Weights that are stored as int8 are buffers, which do not train: train first, then quantize, or use
         `nncompress train`. `nncompress.load` takes the module back.
         """
-        network = Network(
+        return Network(
             self.graph_module, self.inputs, self.outputs, self.dynamic, self.history, self.metadata
         )
-        network.sizes = dict(self.sizes)
-        return network
 
     def refresh(self) -> None:
         """After an edit: drop dead code and derive every node's shape anew by exporting again.
@@ -330,11 +336,19 @@ class Model:
         except UnsupportedError:
             if not dims:
                 raise
-            # A relation between dims that plain named dims cannot state: let torch infer it.
+        # A relation between dims that plain named dims cannot state: let torch infer it. Of the batch's own
+        # only where it must: it would take away batches of 1.
+        for own in ((BATCH,), ()):
             automatic = tuple(
-                {i: Dim.AUTO for i, d in enumerate(s.shape) if isinstance(d, str)} for s in self.inputs
+                {i: dims[d] if d in own else Dim.AUTO for i, d in enumerate(s.shape) if isinstance(d, str)}
+                for s in self.inputs
             )
-            return trace(module, examples, {}, automatic)
+            try:
+                return trace(module, examples, {}, automatic)
+            except UnsupportedError:
+                if not own or BATCH not in dims:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
 
 def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:

@@ -32,7 +32,7 @@ class Network(nn.Module):
     compiled, wrapped, and given to `nncompress.load` and `nncompress.compress`.
 
     Attributes:
-        inputs, dynamic, outputs, history, sizes, metadata: as in `Model`.
+        inputs, dynamic, outputs, history, metadata: as in `Model`.
         source: the forward as Python code.
     """
 
@@ -53,7 +53,6 @@ class Network(nn.Module):
             self.__dict__[table] = tensors.__dict__[table]
         self.inputs, self.outputs, self.dynamic = tuple(inputs), tuple(outputs), dict(dynamic)
         self.history, self.metadata = copy.deepcopy(list(history)), copy.deepcopy(dict(metadata))
-        self.sizes: dict[str, int] = {}
         code = _trainable(tensors.graph).python_code("self")
         self.source = _format_import_block(code.globals, sys_importer) + code.src
         self._compile()

@@ -2,7 +2,7 @@
 
 Inputs are separated by commas, in the model's order or by name. Sizes are joined by x; a B stands for the dim
 along which records lie, an input without one beside others that have one is shared by all records. Without
-any B, records lie along the first dims. A dtype may follow.
+any B, records lie along the first dims. A dtype may follow. An input without dims is `name:`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def _parse_one(part: str, text: str, batch: int) -> InputShape:
     dtype = parts.pop() if len(parts) > 1 and not _SIZES.fullmatch(parts[-1]) else None
     sizes = parts.pop()
     name = parts.pop() if parts else None
+    if name and not sizes:  # a number
+        return InputShape((), dtype, name)
     if dtype is not None and dtype not in INPUTS:
         raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(INPUTS)}")
     marks = re.split("[x×]", sizes).count(MARK)

@@ -22,7 +22,7 @@ def model_of(network: Network) -> Model:
     """
     held = copy.deepcopy(network).cpu().eval()
     shell = Model(fx.GraphModule({}, fx.Graph()), held.inputs, held.outputs, held.dynamic)
-    shell.sizes = held.sizes
+    shell.metadata = held.metadata  # the sizes that it runs at
     dims = named_dims(held.dynamic)
     shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in held.inputs)
     model = Model.from_exported(
@@ -40,5 +40,5 @@ def model_of(network: Network) -> Model:
         )
     model.inputs = tuple(replace(spec, name=old.name) for spec, old in zip(model.inputs, held.inputs))
     name_placeholders(model.graph_module, model.inputs)
-    model.outputs, model.sizes = held.outputs, dict(held.sizes)
+    model.outputs = held.outputs
     return model

@@ -18,6 +18,7 @@ from torch.export import Dim
 from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import Model
+from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, trace
 from nncompress.loading.file_record import read_header
@@ -70,7 +71,8 @@ def read_onnx(
     runner = open_onnx(path, 1)  # which refuses most of what does not fit together
     module = _module(proto, path, states)
     inputs = [input_of(value, path) for value in module.inputs]
-    sizes = choose_sizes(inputs, runner, input_shapes, path, notice)
+    remembered = record.metadata.pop("sizes", {})
+    sizes = choose_sizes(inputs, runner, input_shapes, path, remembered)
     module.eval()
     outputs = [output.name for output in proto.graph.output]
     kept = [position for position, name in enumerate(outputs) if name not in states]
@@ -90,6 +92,8 @@ def read_onnx(
     told = ", ".join(f"{d} = {n}" for d, n in fixed.items() if isinstance(d, str) and isinstance(n, int))
     if told:
         notice(f"sizes that the graph cannot leave free are fixed: {told}")
+    free = model.dynamic.keys() - {BATCH}
+    model.sizes = {dim: size for dim, size in sizes.items() if dim in free}
     model.agreement = compared
     model.history = list(record.history)
     model.metadata = {**record.metadata, **model.metadata}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +13,11 @@ from torch import Tensor
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.ir import InputSpec
-from nncompress.ir.graph.inputs import random_input
+from nncompress.ir.graph.inputs import is_dim_name, random_input
 from nncompress.ir.graph.stated_input import InputShape, matched
 from nncompress.loading.onnx.values import DTYPES
 from nncompress.runtimes import Runner
-
-# sizes of free dims, the likeliest first: of images, and of anything else (tokens, samples, channels)
-IMAGE_SIZES = (224, 64, 32, 320, 640, 96, 28, 299, 512)
-LENGTHS = (16, 64, 8, 128, 256, 1024, 16000, 4, 2)
-BATCH = 2
+from nncompress.runtimes.free_sizes import BATCH, usual_sizes
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,7 @@ def input_of(value: onnx.ValueInfoProto, path: Path) -> Input:
         )
     shape: list[int | str] = []
     for axis, dim in enumerate(kind.shape.dim):
-        named = (
-            dim.dim_param if re.search(r"[^\W_]", dim.dim_param) else f"{value.name}_{axis}"
-        )  # "?" is no name
+        named = dim.dim_param if is_dim_name(dim.dim_param) else f"{value.name}_{axis}"  # "?" is no name
         shape.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else named)
     return Input(value.name, DTYPES[kind.elem_type], tuple(shape))
 
@@ -58,27 +50,22 @@ def choose_sizes(
     runner: Runner,
     given: Sequence[InputShape] | None,
     path: Path,
-    notice: Callable[[str], None],
+    remembered: Mapping[str, int],
 ) -> dict[str, int]:
-    """A number for every free dim, with which ONNX Runtime runs the file."""
-    free = list(dict.fromkeys(dim for each in inputs for dim in each.shape if isinstance(dim, str)))
+    """A number for every free dim, with which ONNX Runtime runs the file.
+
+    Args:
+        remembered: what the file says of them, if nncompress wrote it.
+    """
     if given is not None:
         return _stated(inputs, given, path)
-    candidates = [_candidates(dim, inputs) for dim in free]
     failure = ""
-    most = max((len(each) for each in candidates), default=1)
-    trials = [tuple(each[min(i, len(each) - 1)] for each in candidates) for i in range(most)]
-    for sizes in dict.fromkeys((*trials, *itertools.islice(itertools.product(*candidates), 200))):
-        chosen = dict(zip(free, sizes))
+    for chosen in usual_sizes([each.shape for each in inputs], batch_dim(inputs), remembered):
         try:
             runner.run(*examples(inputs, chosen, seed=0))
         except DataError as error:
             failure = str(error.got)
             continue
-        guessed = {dim: size for dim, size in chosen.items() if dim != batch_dim(inputs)}
-        if guessed:
-            told = ", ".join(f"{dim} = {size}" for dim, size in guessed.items())
-            notice(f"sizes that {path.name} leaves free were guessed: {told}; --input states others")
         return chosen
     shapes = ", ".join(f"{each.name} [{', '.join(map(str, each.shape))}]" for each in inputs)
     raise UsageError(
@@ -115,13 +102,6 @@ def batch_dim(inputs: list[Input]) -> str | None:
     first = {each.shape[0] if each.shape else None for each in inputs}
     (only,) = first if len(first) == 1 else (None,)
     return only if isinstance(only, str) else None
-
-
-def _candidates(dim: str, inputs: list[Input]) -> tuple[int, ...]:
-    if dim == batch_dim(inputs) or any(each.shape[:1] == (dim,) and len(each.shape) > 1 for each in inputs):
-        return (BATCH,)
-    spatial = any(len(each.shape) == 4 and dim in each.shape[1:] for each in inputs)
-    return IMAGE_SIZES if spatial else LENGTHS
 
 
 def examples(inputs: list[Input], sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:

@@ -64,7 +64,8 @@ TEXT = plain(str, lambda value: len(value) < 10_000)
 NAME = plain(str, is_identifier)
 NAME_OR_EMPTY = plain(str, lambda value: value == "" or is_identifier(value))
 DOTTED = plain(str, is_parameter_name)
-SYMBOL = plain(str, lambda value: re.fullmatch(r"[a-z]{1,8}[0-9]{1,10}", value) is not None)
+_SYMBOL = re.compile(r"[a-z]{1,8}[0-9]{1,10}")
+SYMBOL = plain(str, lambda value: _SYMBOL.fullmatch(value) is not None)
 NONE = dropped(True)
 
 
@@ -95,6 +96,18 @@ def EXPRESSION(value: Any) -> str:
 
 
 SYM_EXPR = record(expr_str=EXPRESSION, hint=optional(union(as_int=INT, as_bool=BOOL, as_float=FLOAT)))
+_DERIVED = re.compile(r"([0-9]{1,10}\*)?[a-z]{1,8}[0-9]{1,10}( [+-] [0-9]{1,10})?")  # 2*s60 + 1
+_BY_SYMBOL = mapped(SYMBOL, record(min_val=optional(INT), max_val=optional(INT)))
+
+
+def BOUNDS(value: Any) -> dict[str, Any]:
+    """Of symbols. Those of expressions (`3*s60`, a dim that was exported as a multiple) follow from them;
+    torch writes and does not read them."""
+    derived = [key for key in value if _DERIVED.fullmatch(key)] if type(value) is dict else []
+    left_out = {key for key in derived if not _SYMBOL.fullmatch(key)}
+    return _BY_SYMBOL({key: value[key] for key in value if key not in left_out} if left_out else value)
+
+
 SYM_INT = union(as_expr=SYM_EXPR, as_int=INT)
 SYM_FLOAT = union(as_expr=SYM_EXPR, as_float=FLOAT)
 SYM_BOOL = union(as_expr=SYM_EXPR, as_bool=BOOL)
@@ -247,7 +260,7 @@ EXPORTED_PROGRAM = record(
         treespec_namedtuple_fields=dropped({}),
     ),
     opset_version=mapped(TEXT, INT),
-    range_constraints=mapped(SYMBOL, record(min_val=optional(INT), max_val=optional(INT))),
+    range_constraints=BOUNDS,
     schema_version=record(major=one_of(SCHEMA_MAJOR), minor=INT),
     verifiers=listed(one_of("ATEN", "TRAINING", "")),
     torch_version=optional(TEXT, "<=2.4"),
