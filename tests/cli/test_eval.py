@@ -91,7 +91,7 @@ def test_free_sizes_of_an_onnx_are_said_stated_or_of_the_data(here, capsys, dims
     assert run(["eval", "m.onnx", "m.onnx"]) == 0
     said = capsys.readouterr().err
     assert "= 224" in said
-    assert "--input x:Bx3x16x16" in said
+    assert "--input x:Bx3x224x224" in said
     for arguments in (["--data", "d.npz"], ["--input", "x:Bx3x24x40"], ["--input", "1x3x24x40"]):
         assert run(["eval", "m.onnx", "m.onnx", *arguments]) == 0
         assert "leaves sizes open" not in capsys.readouterr().err
