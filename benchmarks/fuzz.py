@@ -44,6 +44,7 @@ def run(kinds: list[str], seconds: float, seed: int, counts: Counts, folder: Pat
     """Fuzz the `kinds` in turn for so long."""
     os.chdir(folder)
     good = good_files(folder)
+    check_good(good, kinds, folder)
     end, number = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         target = TARGETS[kinds[number % len(kinds)]]
@@ -51,10 +52,23 @@ def run(kinds: list[str], seconds: float, seed: int, counts: Counts, folder: Pat
         def make(index: int, target: Target = target, number: int = number) -> bytes:
             return case(good[target.kind], target, seed * 1_000_003 + number, index)
 
-        for outcome in batch(target.kind, make, target.read, folder / f"{number}", target.place, BATCH):
+        where = folder / f"{number}"
+        for outcome in batch(target.kind, make, target.read, where, target.place, BATCH, target.prepare):
             executed = counts.executions[target.kind] + 1
             counts.add(target.kind, f"{target.kind}-{seed}-{number}-{executed}", outcome)
         number += 1
+
+
+def check_good(good: dict[str, list[bytes]], kinds: list[str], folder: Path) -> None:
+    """Every file is read as it is: damaged from something that is refused anyhow, it would try little."""
+    for kind in kinds:
+        target, count = TARGETS[kind], len(good[kind])
+        found = batch(
+            kind, good[kind].__getitem__, target.read, folder / "good", target.place, count, target.prepare
+        )
+        for index, outcome in enumerate(found):
+            if outcome.what != "read":
+                raise SystemExit(f"the good file {index} of {kind} is not read: {outcome.what}")
 
 
 def case(good: list[bytes], target: Target, seed: int, index: int) -> bytes:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fuzz_good_data import BESIDE
+
+from nncompress.extras import installed
 
 
 def _use(model: Any) -> None:
@@ -107,6 +113,75 @@ def _batches(path: Path) -> None:
     read_batch(path)
 
 
+def _table(path: Path) -> None:
+    from nncompress.data import open_data
+
+    next(iter(open_data(str(path)).batches(2, limit=2)))
+
+
+def _sounds(path: Path) -> None:
+    from nncompress.data import open_data
+
+    next(iter(open_data(str(path.parent.parent)).batches(2, limit=2)))
+
+
+def _texts(path: Path) -> None:
+    from nncompress.data import open_data
+
+    table = f"{path.with_name('texts.csv')}?text=text&y=y&tokenizer={path.parent}&length=8"
+    next(iter(open_data(table).batches(2, limit=2)))
+
+
+def _search(path: Path) -> None:
+    from nncompress.cli.work.optimize import SETTINGS
+    from nncompress.search.optimize import read
+
+    read(path, SETTINGS)
+
+
+def _trial(path: Path) -> None:
+    from nncompress.report import search as report
+    from nncompress.search import trial
+    from nncompress.search.optimize import recipe_of
+    from nncompress.search.records import Records
+
+    row = Records(path.parent, trial.record).get(path.stem)
+    if row is not None:
+        report.trial(row, 1)
+        recipe_of(row)
+
+
+def _effect(path: Path) -> None:
+    from nncompress.search.records import Records
+    from nncompress.search.sensitivity import RECORD
+
+    Records(path.parent, RECORD).get(path.stem)
+
+
+def _cycles(path: Path) -> None:
+    from nncompress.cycles import loop
+
+    run = object.__new__(loop._Cycles)
+    run.folder, run.identity = path.parent, {"model": "a"}
+    run._stored()
+
+
+def _directory(path: Path) -> None:
+    _load(path.parent)
+
+
+def _runs(path: Path) -> None:
+    """Opened, and run: OpenVINO compiles for the sizes of its inputs."""
+    import numpy as np
+
+    from nncompress.runtimes import open_artifact
+
+    runner = open_artifact(str(path))
+    sizes = [[s if isinstance(s, int) else 2 for s in spec.shape] for spec in runner.inputs]
+    if sum(map(math.prod, sizes)) < 2**20:
+        runner.run(*(np.zeros(s, spec.dtype) for s, spec in zip(sizes, runner.inputs)))
+
+
 def _input(path: Path) -> None:
     from nncompress.ir.graph.stated_input import parse_input
 
@@ -121,7 +196,20 @@ class Target:
     place: str
     read: Callable[[Path], None]
 
+    def prepare(self, folder: Path) -> None:
+        """Make `folder`, with what belongs beside the file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if (BESIDE / self.kind).is_dir():
+            shutil.copytree(BESIDE / self.kind, folder, dirs_exist_ok=True)
+        (folder / self.place).parent.mkdir(parents=True, exist_ok=True)
 
+
+NEEDS = {  # kinds that can be read where an extra is installed
+    "parquet": "parquet",
+    "tokenizer": "text",
+    "openvino": "openvino",
+    **dict.fromkeys(("config", "index", "shard"), "huggingface"),
+}
 TARGETS = {
     target.kind: target
     for target in (
@@ -145,5 +233,23 @@ TARGETS = {
         Target("tar", "cifar/test.tar", _tar),
         Target("batches", "data_batch_1", _batches),
         Target("input", "input.txt", _input),
+        Target("torchscript", "a.pt", functools.partial(_load, input_shapes="1x3x8x8")),
+        Target("csv", "a.csv", _table),
+        Target("tsv", "a.tsv", _table),
+        Target("jsonl", "a.jsonl", _table),
+        Target("parquet", "a.parquet", _table),
+        Target("tensors", "a.pt", _table),
+        Target("wav", "a/a.wav", _sounds),
+        Target("mask", "masks/x.png", _images),
+        Target("tokenizer", "tokenizer.json", _texts),
+        Target("openvino", "a.xml", _runs),
+        Target("config", "config.json", _directory),
+        Target("index", "model.safetensors.index.json", _directory),
+        Target("shard", "model-00001-of-00002.safetensors", _directory),
+        Target("search", "search.json", _search),
+        Target("trial", "ab12.json", _trial),
+        Target("effect", "ab12.json", _effect),
+        Target("cycles", "state.json", _cycles),
     )
+    if target.kind not in NEEDS or installed(NEEDS[target.kind])
 }

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import pickle
+import re
 import zipfile
 from random import Random
 from typing import Any
@@ -27,6 +28,40 @@ STRANGE = [
     ),
     *([], {}, [[]], {"as_int": 2**40}, {"as_none": True}, {"as_tensor": {"name": "x"}}, [1] * 50),
     *({"as_expr": {"expr_str": "Max(s0, s1) * FloorDiv(s0, 2)", "hint": {"as_int": 2**40}}},),
+]
+DOCUMENTS = (
+    *("session", "bench", "ledger", "latency", "jsonl", "tokenizer", "config", "index"),
+    *("search", "trial", "effect", "cycles"),
+)
+TEXTS = ("csv", "tsv", "openvino")
+STRANGE_WORDS = [
+    *("", "nan", "-inf", "1e999", "-1", "0", "2147483648", "18446744073709551616", "9" * 400, "1_0", "0x10"),
+    *(
+        '"',
+        "'",
+        ",",
+        "\t",
+        "\0",
+        "é" * 200,
+        "../../etc/passwd",
+        "__import__",
+        "self",
+        "x",
+        "[]",
+        "None",
+        "int",
+    ),
+    *(
+        "torch.cat",
+        "torch.conv2d",
+        "torch.embedding",
+        "prim.While",
+        "annotate",
+        "return",
+        "for _0 in range(",
+        "&lt;",
+    ),
+    *("f32", "i64", "boolean", "dynamic", "Const", "Convolution", "Gather", "Reshape", "TensorIterator"),
 ]
 BYTES = [
     b"\0",
@@ -50,10 +85,12 @@ def mutated(content: bytes, kind: str, random: Random) -> bytes:
         try:
             if content[:2] == b"PK" and random.random() < 0.85:
                 content = _archive(content, random)
-            elif kind == "safetensors" and random.random() < 0.6:
+            elif kind in ("safetensors", "shard") and random.random() < 0.6:
                 content = _header(content, random)
-            elif kind in ("session", "bench", "ledger", "latency") and random.random() < 0.7:
+            elif kind in DOCUMENTS and random.random() < 0.8:
                 content = _document(content, random)
+            elif kind in TEXTS and random.random() < 0.8:
+                content = _words(content, random)
             elif kind in ("legacy", "batches") and random.random() < 0.5:
                 content = _opcodes(content, random)
             elif kind in ("source", "onnx") and random.random() < 0.8:
@@ -94,7 +131,7 @@ def _archive(content: bytes, random: Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as old:
         members = [(info.filename, old.read(info)) for info in old.infolist()]
     index = random.randrange(len(members))
-    structured = [i for i, (name, _) in enumerate(members) if name.endswith((".json", ".pkl", ".npy"))]
+    structured = [i for i, (name, _) in enumerate(members) if name.endswith((".json", ".pkl", ".npy", ".py"))]
     if structured and random.random() < 0.8:
         index = random.choice(structured)
     name, inside = members[index]
@@ -105,6 +142,8 @@ def _archive(content: bytes, random: Random) -> bytes:
         members[index] = (random.choice(["archive/data/weights/weight_7", name + "x", "../" + name]), inside)
     elif name.endswith(".json"):
         members[index] = (name, _document(inside, random))
+    elif name.endswith(".py") and random.random() < 0.9:
+        members[index] = (name, _words(inside, random))
     elif name.endswith(".pkl") and random.random() < 0.8:
         members[index] = (name, _opcodes(inside, random))
     else:
@@ -117,8 +156,31 @@ def _archive(content: bytes, random: Random) -> bytes:
     return buffer.getvalue()
 
 
+def _words(content: bytes, random: Random) -> bytes:
+    """A number or a name of a text replaced by another of it, or by a strange one; or a line moved."""
+    text = content.decode("utf-8")
+    lines = text.splitlines(keepends=True)
+    if len(lines) > 1 and random.random() < 0.15:
+        lines.insert(random.randrange(len(lines)), lines.pop(random.randrange(len(lines))))
+        return "".join(lines).encode()
+    found = list(re.finditer(r"[\w.+-]+", text))
+    if not found:
+        return _flip(content, random)
+    chosen = random.choice(found)
+    fresh = random.choice(STRANGE_WORDS) if random.random() < 0.5 else random.choice(found)[0]
+    return (text[: chosen.start()] + fresh + text[chosen.end() :]).encode()
+
+
 def _document(content: bytes, random: Random) -> bytes:
-    """One value of a JSON document replaced by another of it, by a strange one, or nested a thousand deep."""
+    """One value of a JSON document replaced by another of it, by a strange one, or nested a thousand deep.
+
+    Of several documents, a line each, one is changed.
+    """
+    if content.endswith(b"}\n") and content.count(b"\n") > 1 and content.startswith(b'{"'):
+        lines = content.splitlines(keepends=True)
+        index = random.randrange(len(lines))
+        lines[index] = _document(lines[index].rstrip(), random) + b"\n"
+        return b"".join(lines)
     document = json.loads(content)
     places = _places(document)
     if not places:

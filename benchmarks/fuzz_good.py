@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fuzz_good_data import data_files
 from torch import nn
 
 _NET = """
@@ -61,6 +62,7 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
     from nncompress.passes.base import Context
     from nncompress.pipeline import run
     from nncompress.recipe import parse_pass
+    from nncompress.train.checkpoint import SCHEMA
 
     torch.manual_seed(0)
     (folder / "net.py").write_text(_NET)
@@ -99,9 +101,8 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
         nn.Conv2d(3, 4, 3, groups=1), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=2), nn.MaxPool2d(2)
     )
     modules = [net, layers, nn.Sequential(nn.Flatten(1, 2), nn.LSTM(8, 4), nn.Identity())]
-    modules.append(nn.Sequential(nn.Flatten(2), nn.MultiheadAttention(64, 2), nn.Flatten()))
     modules.append(nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8), nn.PReLU(3)))
-    step = {"pass": "prune", "settings": {"std": 1.0}, "before": {"macs": 1}, "after": {"macs": 1}}
+    more = data_files(folder, model, net, _stored)
     return {
         "pt2": [
             exported(net, x),
@@ -121,11 +122,12 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
         "image": [_png()],
         "session": [json.dumps({"chain": ["a.pt2", "b.pt2"]}).encode()],
         "checkpoint": [
-            _stored(lambda b: torch.save({"schema": 1, "identity": {"model": "a"}, "state": {"w": x}}, b))
+            _stored(
+                lambda b: torch.save({"schema": SCHEMA, "identity": {"model": "a"}, "state": {"w": x}}, b)
+            )
         ],
         "bench": [
-            json.dumps({"schema": 1, "kind": "bench", "arms": [{"name": "a", "history": [step]}]}).encode(),
-            *_records(),
+            json.dumps(_suite().to_json()).encode(),
         ],
         "source": [ours[1], ours[5], ours[6]],
         "ort": [ours[7]],
@@ -136,7 +138,8 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
         "idx": [bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4)) + bytes(24)],
         "tar": [_tar()],
         "batches": [pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 2]}, 2)],
-        "input": [b"x:Bx3x8x8,state=2xBx128", b"1x3x32x32", b"float32[batch,3,8,8]"],
+        **more,
+        "input": [b"x:Bx3x8x8,state:2xBx128", b"1x3x32x32", b"25xBx40,Bx16:int64"],
     }
 
 
@@ -156,7 +159,12 @@ def _png() -> bytes:
     return _stored(lambda buffer: Image.new("RGB", (8, 8)).save(buffer, "PNG"))
 
 
-def _records() -> list[bytes]:
-    """A record of `bench --json`, beside this file."""
-    path = Path(__file__).with_name("fuzz_bench_record.json")
-    return [path.read_bytes()] if path.exists() else []
+def _suite() -> Any:
+    """What `bench -o` writes, of two models in two sessions of two rounds."""
+    from nncompress.bench.stats import latency
+    from nncompress.results import ArmResult, BenchResult, BenchSuite, Samples
+
+    times = (1000, 1100, 900, 1000)
+    arms = [ArmResult(n, "torch", latency(times), None, None, None, Samples(times), sha256=n) for n in "ab"]
+    machine = {"cpu": "A CPU", "cores": 2, "versions": {"torch": "2.13"}}
+    return BenchSuite((BenchResult(tuple(arms), 1, 1, "wall", (2, 2), 0, 0, environment=machine),))

@@ -115,15 +115,17 @@ def batch(
     folder: Path,
     place: str,
     count: int,
+    prepare: Callable[[Path], None] = Path.mkdir,
 ) -> Iterator[Outcome]:
     """What becomes of `count` files, each written at `place` in `folder` and read, in processes of their own.
 
     Args:
         make: the content of a file, by its number; called in the process that reads it.
         folder: which nothing else is in; it is removed.
+        prepare: makes it.
     """
     path, first = folder / place, 0
-    path.parent.mkdir(parents=True)
+    prepare(folder)
     while first < count:
         reader, writer = os.pipe()
         child = os.fork()

@@ -22,7 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import UsageError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.files.bounded_text import Unreadable, bounded, read_text
 from nncompress.options import key_of, shown
 from nncompress.passes import PASSES, Pass
@@ -73,6 +73,23 @@ def recipe_text(passes: Sequence[Pass]) -> str:
         lines += [f"{key} = {_toml(value)}" for key, value in each.settings().items()]
         entries.append("\n".join(lines))
     return "\n\n".join(entries) + "\n"
+
+
+def write_recipe(file: Path, passes: Sequence[Pass], comment: str) -> None:
+    """Write a new recipe file, and read it back.
+
+    Args:
+        comment: lines of TOML that come first.
+
+    Raises:
+        VerificationError: it is not read back as these passes.
+    """
+    file.write_text(comment + recipe_text(passes), encoding="utf-8")
+    if read_recipe(file) != list(passes):
+        raise VerificationError(
+            f"{file.name} is not kept: read back, it holds other passes",
+            remedy="this is a defect of nncompress; please report it",
+        )
 
 
 def _toml(value: Any) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from nncompress.bench import baseline
 from nncompress.errors import OutputError, UsageError
 from nncompress.files.atomic import replacing
+from nncompress.files.json_file import write_json
 from nncompress.files.targets import check_target
 from nncompress.results import SCHEMA, BenchSuite
 
@@ -53,8 +54,7 @@ def write_file(suite: BenchSuite, path: str | Path) -> None:
     Raises:
         OutputError: it cannot be written; `path` is what it was.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        WRITERS[Path(path).suffix.lower()](suite, file)
+    WRITERS[Path(path).suffix.lower()](suite, Path(path))
 
 
 def rows(suite: BenchSuite) -> list[dict[str, Any]]:
@@ -102,16 +102,16 @@ def rows(suite: BenchSuite) -> list[dict[str, Any]]:
     return found
 
 
-def _write_json(suite: BenchSuite, file: TextIO) -> None:
-    json.dump(suite.to_json(), file)
-    file.write("\n")
+def _write_json(suite: BenchSuite, path: Path) -> None:
+    write_json(path, suite.to_json(), indent=None, most_bytes=baseline.LARGEST)
 
 
-def _write_csv(suite: BenchSuite, file: TextIO) -> None:
+def _write_csv(suite: BenchSuite, path: Path) -> None:
     table = rows(suite)
-    writer = csv.DictWriter(file, fieldnames=list(table[0]))
-    writer.writeheader()
-    writer.writerows(table)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
 
 
-WRITERS: dict[str, Callable[[BenchSuite, TextIO], None]] = {".json": _write_json, ".csv": _write_csv}
+WRITERS: dict[str, Callable[[BenchSuite, Path], None]] = {".json": _write_json, ".csv": _write_csv}

@@ -7,16 +7,15 @@ that needed options to load (an architecture, an input shape) is kept beside it 
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nncompress.cli.console import say
 from nncompress.errors import OutputError
-from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, check_regular, read_json
 from nncompress.files.folders import make_folder
+from nncompress.files.json_file import write_json
 
 FOLDER = Path(".nncompress")
 RECORD = FOLDER / "session.json"
@@ -68,8 +67,7 @@ def write(session: Session) -> None:
     except Unreadable as error:
         raise OutputError(f"{RECORD} is damaged; it is not overwritten", got=str(error)) from error
     make_folder(FOLDER)
-    with replacing(RECORD) as temporary:
-        temporary.write_text(json.dumps(asdict(session), indent=1) + "\n", encoding="utf-8")
+    write_json(RECORD, asdict(session))
 
 
 def _stored() -> Session | None:

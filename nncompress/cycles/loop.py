@@ -22,12 +22,21 @@ from nncompress.export.write.pt2 import write_pt2
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
+from nncompress.files.json_file import put_json
 from nncompress.files.ledger import Ledger
 from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
-from nncompress.loading.json_schema import Rejected, listed, optional, plain, record, shown, table_with
+from nncompress.loading.json_schema import (
+    Rejected,
+    listed,
+    number,
+    optional,
+    plain,
+    record,
+    table_with,
+)
 from nncompress.options import Options
 from nncompress.passes import Context, Grow, Pass, Prune, PruneNodes
 from nncompress.progress import NullProgress, Progress
@@ -122,12 +131,6 @@ class _State:
     stopped: str = ""
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or value != value:
-        raise Rejected(f"{shown(value)} is no number")
-    return float(value)
-
-
 _FILE_NAME = plain(str, lambda name: len(name) < 256 and "/" not in name and "\0" not in name)
 _RECORD = record(
     identity=table_with(),
@@ -135,8 +138,8 @@ _RECORD = record(
         rows=listed(table_with()),
         current=_FILE_NAME,
         best=_FILE_NAME,
-        best_loss=_number,
-        ratio=optional(_number),
+        best_loss=number,
+        ratio=optional(number),
         retried=plain(int, lambda count: 0 <= count < 2**31),
         stopped=plain(str),
     ),
@@ -392,7 +395,7 @@ class _Cycles:
         lines = "".join(json.dumps(row) + "\n" for row in self.state.rows)
         # The folder was found to hold a run of ours only, so what is there of this name is, too.
         with replacing(self.folder / "state.json", is_ours=lambda path: True) as temporary:
-            temporary.write_text(json.dumps({"identity": self.identity, "state": vars(self.state)}))
+            put_json(temporary, {"identity": self.identity, "state": vars(self.state)})
             (temporary.parent / "cycles.jsonl").write_text(lines, encoding="utf-8")
 
     def _keep_model(self, name: str, model: Model) -> None:

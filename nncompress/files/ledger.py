@@ -10,7 +10,6 @@ would take for somebody else's.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 from nncompress.errors import OutputError
 from nncompress.files.atomic import PREFIX, SUFFIX, replacing
 from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.json_file import write_json
 from nncompress.files.lock import alone_in
 
 NAME = ".nncompress.json"
@@ -128,8 +128,7 @@ class Ledger:
         if not digests:
             changed.pop(name, None)
         if changed != self._files:
-            with replacing(self.folder / NAME) as temporary:
-                temporary.write_text(json.dumps({"files": changed}), encoding="utf-8")
+            write_json(self.folder / NAME, {"files": changed})
             self._files = changed
 
 

@@ -61,6 +61,13 @@ def plain(kind: type, allowed: Callable[[Any], bool] = lambda value: True) -> Ch
     return check
 
 
+def number(value: Any) -> Any:
+    """Any but NaN."""
+    if type(value) not in (int, float) or value != value:
+        raise Rejected(f"{shown(value)} is no number")
+    return value
+
+
 def finite(value: Any) -> Any:
     """A number that is neither NaN nor infinite."""
     if type(value) not in (int, float) or not math.isfinite(value):

@@ -13,7 +13,6 @@ been seen by nobody, so that it holds however many recipes were tried.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,8 +24,8 @@ from torch import Tensor
 from nncompress.analysis.answer import known_answer
 from nncompress.data import Dataset
 from nncompress.errors import PromiseError, UsageError
-from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.json_file import write_json
 from nncompress.ir import Model
 from nncompress.loading.json_schema import Check, Rejected, listed, plain, record, table_with
 from nncompress.passes import Context
@@ -96,7 +95,7 @@ class Search:
         }
         known = read(folder / "started.json", table_with())
         if known is None:
-            _write(folder / "started.json", wanted)
+            write_json(folder / "started.json", wanted)
         elif known != wanted:
             other = next(key for key in wanted if known.get(key) != wanted[key])
             raise UsageError(
@@ -197,7 +196,7 @@ class Search:
         asked = read(self.folder / "promises.json", PROMISES) or {"sequences": []}
         if wanted not in asked["sequences"]:
             asked["sequences"].append(wanted)
-            _write(self.folder / "promises.json", asked)
+            write_json(self.folder / "promises.json", asked)
         looks = asked["sequences"].index(wanted) + 1
         taken: tuple[str, Model, Promise] | None = None
         for key in wanted:
@@ -286,8 +285,3 @@ def read(path: Path, admit: Check) -> dict[str, Any] | None:
             remedy="name another --folder, or delete this one",
         ) from error
     return found
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.data import Dataset
-from nncompress.files.atomic import replacing
+from nncompress.errors import VerificationError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
+from nncompress.files.json_file import write_json
 from nncompress.files.lock import lock
 from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
@@ -53,8 +54,20 @@ class Records:
         return found
 
     def put(self, key: str, result: dict[str, Any]) -> None:
-        with replacing(self.folder / f"{key}.json") as temporary:
-            temporary.write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
+        """Keep a result.
+
+        Raises:
+            VerificationError: it would not be admitted, so that it would be measured again for ever.
+        """
+        try:
+            self._admit(result)
+        except Rejected as error:
+            raise VerificationError(
+                f"{key} in {self.folder} is not kept: it would not be read again",
+                got=str(error),
+                remedy="this is a defect of nncompress; please report it",
+            ) from error
+        write_json(self.folder / f"{key}.json", result)
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Every result by its key."""

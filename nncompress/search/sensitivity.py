@@ -17,7 +17,7 @@ from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.loading.json_schema import finite, optional, plain, record
+from nncompress.loading.json_schema import finite, number, optional, plain, record
 from nncompress.passes import Context, Factorize, Pass, PruneNodes, Quantize
 from nncompress.passes.factorize.targets import find_targets
 from nncompress.passes.quantize.choose import choose
@@ -34,7 +34,7 @@ BITS = (8, 4)  # of a weight
 
 SAVED = ("macs", "bytes", "parameters")
 RECORD = record(  # what is kept of a probe
-    error=optional(finite), **dict.fromkeys(SAVED, finite), said=plain(str), samples=optional(plain(str))
+    error=optional(number), **dict.fromkeys(SAVED, finite), said=plain(str), samples=optional(plain(str))
 )
 
 

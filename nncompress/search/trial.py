@@ -23,7 +23,7 @@ from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
-from nncompress.errors import DataError, NNCompressError
+from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.loading import json_schema
 from nncompress.loading.json_schema import (
@@ -37,6 +37,7 @@ from nncompress.loading.json_schema import (
     table_with,
 )
 from nncompress.passes import Context
+from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
 from nncompress.search.promise import largest_drop, smallest_drop
@@ -62,6 +63,15 @@ def record(value: Any) -> dict[str, Any]:
     return row
 
 
+def _pass(value: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = table_with(name=plain(str))(value)
+    try:
+        make_pass(entry.get("name", ""), {k: v for k, v in entry.items() if k != "name"}, "a trial")
+    except UsageError as error:
+        raise Rejected(error.what) from error
+    return entry
+
+
 def _counted(least: int) -> Check:
     return optional(plain(int, lambda number: least <= number < 2**40))
 
@@ -73,7 +83,7 @@ def _positive(value: Any) -> Any:
 
 
 _RECORD = json_schema.record(
-    recipe=listed(table_with(name=plain(str))),
+    recipe=listed(_pass),
     worker=plain(str),
     macs=optional(finite),
     size=optional(_positive),

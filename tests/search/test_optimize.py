@@ -14,7 +14,7 @@ from torch import nn
 
 import nncompress
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode, UsageError
+from nncompress.errors import ExitCode, UsageError, VerificationError
 from nncompress.loading import load_model
 from nncompress.recipe import read_recipe, recipe_text
 from nncompress.search import trial
@@ -203,7 +203,10 @@ def test_a_damaged_trial_is_measured_anew(change, tmp_path):
     records = Records(tmp_path, trial.record)
     records.put("a", TRIAL)
     assert records.get("a") == TRIAL
-    records.put("a", {**TRIAL, **change})
+    with pytest.raises(VerificationError, match="would not be read again"):
+        records.put("a", {**TRIAL, **change})
+    assert records.get("a") == TRIAL
+    (tmp_path / "a.json").write_text(json.dumps({**TRIAL, **change}))
     assert records.get("a") is None
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from nncompress.bench.environment import environment
 from nncompress.errors import OutputError
-from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import cache_folder, make_folder
+from nncompress.files.json_file import write_json
 from nncompress.runtimes import RUNTIMES
 
 MACHINE = ("cpu", "architecture", "cores", "instruction_sets")  # of `environment`: what latency depends on
@@ -73,10 +73,8 @@ class Remembered:
         """The key and this, whole."""
         if self.path is None:
             return
-        text = json.dumps({**self.key, **content}, indent=1)
         try:
             make_folder(self.path.parent)
-            with replacing(self.path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_json(self.path, {**self.key, **content})
         except OutputError as error:  # a read-only home: it is measured anew next time
             self.unkept = f"{error.what} ({error.got})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import time as clock
 from contextlib import chdir
@@ -18,9 +17,10 @@ from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.atomic import replacing
 from nncompress.files.folders import make_folder
+from nncompress.files.json_file import write_json
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
-from nncompress.recipe import recipe_text
+from nncompress.recipe import write_recipe
 from nncompress.report import search as report
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
@@ -79,7 +79,7 @@ def find(
     }
     if not (kept / "original.pt2").exists():
         export.write(opened.model, kept / "original.pt2")
-        _write(kept / "search.json", settings)
+        write_json(kept / "search.json", settings)
     help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
     say(f"workers that help:  {help_it}")
     say(f"as a SLURM array:   #SBATCH --array=1-8\n                    srun {help_it}")
@@ -105,7 +105,8 @@ def find(
             f"nncompress compress {opened.path} --recipe {recipe_file} --data '{settings['fit']}'{said_how} "
             f"--limit {limit} --seed {seed}{for_target} -o {result}"
         )
-        _write_text(recipe_file, f"# {command}\n\n{recipe_text(recipe)}", reads)
+        with replacing(recipe_file, reads) as temporary:
+            write_recipe(temporary, recipe, f"# {command}\n\n")
         model_files.remember(opened, result, opened.model, made)
 
         if result.suffix.lower() in OPENERS:  # what is promised is what was written
@@ -165,7 +166,7 @@ def _run(search: Any, trials: int, until: float) -> bool:
     return clock.monotonic() >= until
 
 
-_SETTINGS = record(
+SETTINGS = record(
     schema=one_of(1),
     kind=one_of("search"),
     directory=plain(str),
@@ -195,7 +196,7 @@ def join(folder: Path, model: str | None, data: str | None, trials: int, until: 
     """
     if model is not None:
         raise UsageError("optimize --join takes its model from the folder", got=model, remedy="leave it out")
-    settings = read(folder / "search.json", _SETTINGS)
+    settings = read(folder / "search.json", SETTINGS)
     if settings is None:
         raise UsageError(
             f"{folder} holds no search",
@@ -220,12 +221,3 @@ def join(folder: Path, model: str | None, data: str | None, trials: int, until: 
         search = _search(folder, settings, bar)
         _run(search, trials, until)
     say(f"{folder} has {len(search.trials.all())} trials")
-
-
-def _write(path: Path, value: Any) -> None:
-    _write_text(path, json_format.dumps(value, indent=1), ())
-
-
-def _write_text(path: Path, text: str, protect: tuple[Path, ...]) -> None:
-    with replacing(path, protect) as temporary:
-        temporary.write_text(text, encoding="utf-8")

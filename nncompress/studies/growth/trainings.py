@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -18,8 +17,8 @@ from nncompress.bench.measure import Measurement, undisturbed
 from nncompress.bench.stats import speedup
 from nncompress.data import Batch, Dataset
 from nncompress.errors import UsageError
-from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.json_file import write_json
 from nncompress.ir import Model
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate, Result
@@ -179,8 +178,7 @@ def trial(
     parameters = sum(p.numel() for p in trained.graph_module.parameters())
     value = curve[-1].measure if final is None else final(trained)
     found = GrowthTrial(settings.seed, parameters, sum(p.grown for p in curve), value, seconds, curve)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"of": made, "trial": asdict(found)}), encoding="utf-8")
+    write_json(path, {"of": made, "trial": asdict(found)})
     return found
 
 
