@@ -2,13 +2,14 @@
 # make test      everything that CI runs: lint, format, types, import contract, docs, tests
 # make coverage  which lines of the package the tests run, at up to twice their time
 # make docs      the documentation as a site, in site/; what leads nowhere in it is an error
-# All set up .venv from nothing.
+# make lowest    the tool from a wheel on the lowest versions that pyproject.toml allows, in a folder of its own
+# All but the last set up .venv from nothing.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test coverage lint docs clean readme
+.PHONY: demo test coverage lint docs lowest clean readme
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +33,15 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+LOWEST = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*(need.replace(">=", "==") for need in project["dependencies"]))
+
+lowest:
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(PYTHON) -m venv "$$folder/venv" && mkdir "$$folder/work" && \
+	"$$folder/venv/bin/pip" install --quiet --disable-pip-version-check $$($(PYTHON) -c '$(LOWEST)') . && \
+	PATH="$$folder/venv/bin:$$PATH" sh fixtures/smoke.sh "$$folder/work"
 
 clean:
 	rm -rf .venv demo site
