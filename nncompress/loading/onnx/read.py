@@ -22,16 +22,40 @@ from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, trace
 from nncompress.loading.file_record import read_header
-from nncompress.loading.onnx import control, layers, movement, pointwise, quantized, recurrent, reductions
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
 from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
+from nncompress.loading.onnx.rules import (
+    control,
+    convolution,
+    indexing,
+    movement,
+    norms,
+    pointwise,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    resize,
+)
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import open_onnx
 
 # imported: they register
-RULE_MODULES = (control, layers, movement, pointwise, quantized, recurrent, reductions)
+RULE_MODULES = (
+    control,
+    convolution,
+    indexing,
+    movement,
+    norms,
+    pointwise,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    resize,
+)
 OURS = "nncompress."  # what our own files say of themselves begins with this
 
 

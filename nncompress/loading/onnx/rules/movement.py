@@ -165,59 +165,6 @@ def _backwards(call: Call, value: Tensor, axis: int, start: Any, end: Any, step:
     return torch.ops.aten.slice.Tensor(turned, axis, 0, count, step)
 
 
-@rule("Gather")
-def gather(call: Call) -> Value:
-    value, index, axis = call.value(0), call.value(1), call.get("axis", 0)
-    if isinstance(value, np.ndarray) and isinstance(index, np.ndarray) and not is_symbolic(index):
-        return simplified(np.asarray(np.take(value, simplified(index).astype(np.int64), axis)))
-    x = as_tensor(value)
-    axis %= x.dim()
-    if isinstance(index, np.ndarray):
-        if index.ndim == 0:
-            return x.select(axis, scalar(index))
-        index = as_tensor(index)
-    elif axis == 0 and x.dim() == 2 and x.is_floating_point() and index.dim():
-        return F.embedding(index, x)
-    wrapped = torch.where(index < 0, index + x.shape[axis], index)
-    picked = torch.index_select(x, axis, wrapped.reshape(-1))
-    return picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
-
-
-@rule("GatherElements")
-def gather_elements(call: Call) -> Value:
-    x, index, axis = call.tensor(0), call.tensor(1), call.get("axis", 0)
-    return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index))
-
-
-@rule("GatherND")
-def gather_nd(call: Call) -> Value:
-    x, index, batch = call.tensor(0), call.tensor(1), call.get("batch_dims", 0)
-    if batch:
-        raise call.refusal("batch_dims other than 0")
-    return x[tuple(index[..., i] for i in range(index.shape[-1]))]
-
-
-@rule("ScatterND")
-def scatter_nd(call: Call) -> Value:
-    x, index, updates = call.tensor(0), call.tensor(1), call.tensor(2)
-    reduction = call.get("reduction", "none")
-    if reduction not in ("none", "add"):
-        raise call.refusal(f"the reduction {reduction}")
-    place = tuple(index[..., i] for i in range(index.shape[-1]))
-    return torch.index_put(x, place, updates, accumulate=reduction == "add")
-
-
-@rule("ScatterElements", "Scatter")
-def scatter_elements(call: Call) -> Value:
-    x, index, updates = call.tensor(0), call.tensor(1), call.tensor(2)
-    axis, reduction = call.get("axis", 0), call.get("reduction", "none")
-    index = torch.where(index < 0, index + x.shape[axis], index)
-    if reduction == "none":
-        return torch.scatter(x, axis, index, updates)
-    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
-    return torch.scatter_reduce(x, axis, index, updates, names[reduction])
-
-
 @rule("Expand")
 def expand(call: Call) -> Value:
     value, wanted = call.value(0), items(call.array(1, "the shape"))
@@ -311,26 +258,12 @@ def triangle(call: Call) -> Value:
     return torch.triu(x, offset) if call.get("upper", 1) else torch.tril(x, offset)
 
 
-@rule("OneHot")
-def one_hot(call: Call) -> Value:
-    index, depth, values = call.tensor(0), int(scalar(call.array(1, "the depth"))), call.tensor(2)
-    index = torch.where(index < 0, index + depth, index).to(torch.int64)
-    axis = call.get("axis", -1) % (index.dim() + 1)
-    places = torch.arange(depth).reshape([depth if i == axis else 1 for i in range(index.dim() + 1)])
-    return torch.where(index.unsqueeze(axis) == places, values[1], values[0])
-
-
 @rule("EyeLike")
 def eye_like(call: Call) -> Value:
     x, offset = call.tensor(0), call.get("k", 0)
     rows, columns = torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1])[None]
 
     return (columns - rows == offset).to(DTYPES[call.get("dtype")] if call.get("dtype") else x.dtype)
-
-
-@rule("NonZero")
-def nonzero(call: Call) -> Value:
-    return np.array(np.nonzero(call.array(0, "which are not zero")), np.int64)
 
 
 @rule("ReverseSequence")

@@ -1,0 +1,1 @@
+"""What every op of an ONNX graph computes, in ATen calls."""
