@@ -23,7 +23,8 @@ from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.factorize import choose
 from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
 from nncompress.passes.factorize.evidence import Evidences
-from nncompress.passes.factorize.forms import Form, forms_of
+from nncompress.passes.factorize.forms.base import Form
+from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import STEPS, LatencyOracle
 from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize

@@ -10,7 +10,8 @@ from nncompress.bench.latency.layer import Chain, Latencies, LayerShape, measure
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
-from nncompress.passes.factorize.forms import ConvolutionForm, Form, Ranks
+from nncompress.passes.factorize.forms.base import Form, Ranks
+from nncompress.passes.factorize.forms.convolution import ConvolutionForm
 from nncompress.passes.factorize.targets import Target
 
 # Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,

@@ -17,7 +17,7 @@ from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.base import Change, Context
 from nncompress.passes.factorize.choose import Choice, Option, by_budget
-from nncompress.passes.factorize.forms import forms_of
+from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import LatencyOracle, Timing
 from nncompress.passes.factorize.replace import replace_layer
 from nncompress.passes.factorize.targets import find_targets
