@@ -1,50 +1,32 @@
-"""The cycles themselves, and the files that let a killed run go on."""
+"""The cycles themselves: train, judge, prune, and again."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
+from nncompress.cycles.folder import FORMAT, Folder, State
+from nncompress.cycles.result import Cycle, CycleResult
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
-from nncompress.errors import UsageError
-from nncompress.export.write.pt2 import write_pt2
-from nncompress.files.atomic import replacing
-from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
-from nncompress.files.json_file import put_json
-from nncompress.files.ledger import Ledger
 from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
-from nncompress.loading import load_model
-from nncompress.loading.json_schema import (
-    Rejected,
-    listed,
-    number,
-    optional,
-    plain,
-    record,
-    table_with,
-)
 from nncompress.options import Options
 from nncompress.passes import Context, Grow, Pass, Prune, PruneNodes
 from nncompress.progress import NullProgress, Progress
-from nncompress.results import Result
 from nncompress.train import TrainResult, TrainSettings, checkpoint, train
 from nncompress.train.loss.validation import first_task, validate
-
-FORMAT = 3  # of the folder: 2 counts prunings for max_cycles, where 1 counted trainings; 3 has a ledger
 
 
 def cubic_sparsity(final: float, cycle: int, cycles: int) -> float:
@@ -74,76 +56,6 @@ def distort(model: Model, seed: int) -> None:
 def nodes(model: Model, names: Iterable[str] = ()) -> dict[str, int]:
     """How many nodes each group of removable nodes has; groups of `names` that are no more have one left."""
     return dict.fromkeys(names, 1) | {group.name: group.size for group in find_couplings(model).groups}
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """One training and what was pruned after it.
-
-    Attributes:
-        nodes: per group, as trained; loss: of the kept epoch; validation: the same held out.
-        pruned: nodes (connections, with `sparsity`) removed after this training; grown: nodes added then.
-        accepted: False where the loss was above `max_loss` and the pruning before it was taken back.
-    """
-
-    cycle: int
-    nodes: dict[str, int]
-    loss: float
-    validation: dict[str, float]
-    epochs: int
-    pruned: int
-    accepted: bool
-    seconds: float
-    grown: int = 0
-
-
-@dataclass(frozen=True)
-class CycleResult(Result):
-    """All cycles, and the last training, after which nothing is pruned.
-
-    Attributes:
-        stopped: "nothing left to prune", "max cycles", or "the loss allows no fewer nodes".
-    """
-
-    kind: ClassVar[str] = "cycle"
-
-    cycles: tuple[Cycle, ...]
-    nodes: dict[str, int]
-    loss: float
-    stopped: str
-
-    @property
-    def prunings(self) -> int:
-        """How often something was removed or added."""
-        return sum(cycle.pruned + cycle.grown > 0 for cycle in self.cycles)
-
-
-@dataclass
-class _State:
-    """What a killed run needs besides the models, which lie in files of these names."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    current: str = ""  # to be trained next
-    best: str = ""  # trained, and good enough
-    best_loss: float = float("inf")
-    ratio: float | None = None  # of nodes to remove, once the criterion's own number was too many
-    retried: int = 0
-    stopped: str = ""
-
-
-_FILE_NAME = plain(str, lambda name: len(name) < 256 and "/" not in name and "\0" not in name)
-_RECORD = record(
-    identity=table_with(),
-    state=record(
-        rows=listed(table_with()),
-        current=_FILE_NAME,
-        best=_FILE_NAME,
-        best_loss=number,
-        ratio=optional(number),
-        retried=plain(int, lambda count: 0 <= count < 2**31),
-        stopped=plain(str),
-    ),
-)
 
 
 def run_cycles(
@@ -194,7 +106,7 @@ class _Cycles:
         progress: Progress | None,
     ) -> None:
         self.dataset, self.validation, self.teacher = dataset, validation, teacher
-        self.training, self.settings, self.folder = training, settings, folder
+        self.training, self.settings = training, settings
         self.done, self.progress = done, progress or NullProgress()
         self.history, self.groups = list(model.history), list(nodes(model))
         self.identity = {
@@ -206,20 +118,20 @@ class _Cycles:
             "model": checkpoint.weights_digest(model),
             "teacher": None if teacher is None else checkpoint.weights_digest(teacher),
         }
-        self.ledger = Ledger(folder)
-        self.state = self._stored() if resume else _State()
+        self.folder = Folder(folder)
+        self.state = self.folder.stored(self.identity) if resume else State()
         if not self.state.current:
-            self._check_folder()
-        self._tidy()  # a run may have been killed before it did
+            self.folder.check()
+        self.folder.tidy(self.state)  # a run may have been killed before it did
         if not self.state.current:
-            self._keep_model("start.pt2", model)
+            self.folder.keep_model("start.pt2", model)
             self.state.current = "start.pt2"
-            self._keep_state()
+            self.folder.keep_state(self.identity, self.state)
 
     def run(self) -> tuple[Model, CycleResult]:
         while not self.state.stopped:
             self._cycle()
-        model = self._model(self.state.best or self.state.current)
+        model = self.folder.model(self.state.best or self.state.current)
         cycles = tuple(Cycle(**row) for row in self.state.rows)
         result = CycleResult(cycles, nodes(model, self.groups), self.state.best_loss, self.state.stopped)
         record: dict[str, Any] = {
@@ -239,22 +151,22 @@ class _Cycles:
         started = time.monotonic()
         kept = f"train-{number}.checkpoint"
         trained, result = train(
-            self._model(state.current),
+            self.folder.model(state.current),
             self.dataset,
             replace(self.training, seed=self.training.seed + number),
             validation=self.validation,
             teacher=self.teacher,
-            checkpoint=self.folder / kept,
+            checkpoint=self.folder.path / kept,
             resume=True,
             progress=self.progress,
         )
-        self.ledger.adopt(kept)
+        self.folder.ledger.adopt(kept)
         loss, held_out = self._measure(trained, result)
         good = settings.max_loss is None or loss <= settings.max_loss or not state.best
         better = loss < state.best_loss if state.retried else good
         if better:
             name = f"trained-{number}.pt2"
-            self._keep_model(name, trained)
+            self.folder.keep_model(name, trained)
             state.best, state.best_loss = name, loss
         removed, added = self._next(trained, number, good)
         row = Cycle(
@@ -269,8 +181,8 @@ class _Cycles:
             added,
         )
         state.rows.append(asdict(row))
-        self._keep_state()
-        self._tidy()
+        self.folder.keep_state(self.identity, self.state)
+        self.folder.tidy(self.state)
         if self.done is not None:
             self.done(row)
 
@@ -283,7 +195,7 @@ class _Cycles:
             if not good:  # back to the last good model, and half as far
                 before = sum(state.rows[-1]["nodes"].values())
                 state.ratio = (state.ratio or state.rows[-1]["pruned"] / before) / 2
-                trained = self._model(state.best)
+                trained = self.folder.model(state.best)
             pruned, removed = self._prune(trained, number)
             if settings.grow != "never":
                 pruned, added = self._grow(pruned, number)
@@ -291,7 +203,7 @@ class _Cycles:
             self._begin(pruned, number, distorted=settings.distort)
         elif state.retried < settings.retries:
             state.retried += 1
-            self._begin(self._model(state.best), number, distorted=True)
+            self._begin(self.folder.model(state.best), number, distorted=True)
         else:
             ended = "the loss allows no fewer nodes" if state.ratio else "nothing left to prune"
             state.stopped = "max cycles" if last else ended
@@ -300,7 +212,7 @@ class _Cycles:
     def _begin(self, model: Model, number: int, *, distorted: bool) -> None:
         if distorted:
             distort(model, self.training.seed + number)
-        self._keep_model(f"pruned-{number}.pt2", model)
+        self.folder.keep_model(f"pruned-{number}.pt2", model)
         self.state.current = f"pruned-{number}.pt2"
 
     def _prune(self, model: Model, number: int) -> tuple[Model, int]:
@@ -360,70 +272,6 @@ class _Cycles:
         return validate(
             trained.outputs_of, self.dataset, task, batch, torch.device("cpu"), self.progress, limit
         )["loss"], {}
-
-    # -- files -------------------------------------------------------------------------------------------
-
-    def _stored(self) -> _State:
-        """The state of the killed run in this folder; a new one where there is none.
-
-        Raises:
-            UsageError: it is of another run.
-        """
-        path = self.folder / "state.json"
-        if not path.exists():
-            return _State()
-        try:
-            stored = read_json(path)
-            admitted = _RECORD(stored)
-            found, state = admitted["identity"], _State(**admitted["state"])
-        except (Unreadable, Rejected) as error:
-            raise UsageError(
-                f"{path} cannot be read",
-                got=str(error),
-                remedy="another --folder, or leave --resume away and move this one elsewhere",
-            ) from error
-        differing = [k for k, v in self.identity.items() if found.get(k) != v]
-        if differing:
-            raise UsageError(
-                f"{self.folder} is of another run, which would not be continued",
-                got="different " + ", ".join(differing),
-                remedy="repeat the first command's options, or delete the folder",
-            )
-        return state
-
-    def _keep_state(self) -> None:
-        lines = "".join(json.dumps(row) + "\n" for row in self.state.rows)
-        # The folder was found to hold a run of ours only, so what is there of this name is, too.
-        with replacing(self.folder / "state.json", is_ours=lambda path: True) as temporary:
-            put_json(temporary, {"identity": self.identity, "state": vars(self.state)})
-            (temporary.parent / "cycles.jsonl").write_text(lines, encoding="utf-8")
-
-    def _keep_model(self, name: str, model: Model) -> None:
-        with self.ledger.writing(name) as temporary:
-            write_pt2(model, temporary)
-
-    def _model(self, name: str) -> Model:
-        return load_model(self.folder / name)
-
-    def _check_folder(self) -> None:
-        """A run begins in a folder of its own.
-
-        Raises:
-            UsageError: there is something in it that no run of ours left.
-        """
-        others = self.ledger.others()
-        if others:
-            raise UsageError(
-                f"{self.folder} holds files that are not of cycles, and might be overwritten",
-                got=", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else ""),
-                remedy="--folder with a new or empty folder",
-            )
-
-    def _tidy(self) -> None:
-        """Remove files of ours that no state refers to any more."""
-        for name in self.ledger.names:
-            if name not in (self.state.current, self.state.best):
-                self.ledger.remove(name)
 
 
 def _plain(options: Options) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Mixed precision: matrix products in 16 bits, weights and sums in 32 (Micikevicius et al. 2018)."""
+"""Where and how precisely a run computes. Mixed precision: matrix products in 16 bits, weights and sums in 32 (Micikevicius et al. 2018)."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ class Precision:
     def forward(self) -> torch.autocast:
         """The context of a forward pass."""
         return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that --device names.
+
+    Raises:
+        DeviceError: it is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("train: there is no CUDA device here", remedy="--device cpu")
+    return torch.device(name)

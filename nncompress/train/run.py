@@ -15,7 +15,7 @@ from torch import Tensor
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.cost import cost
 from nncompress.data import Batch, Dataset
-from nncompress.errors import DataError, DeviceError, UsageError, VerificationError
+from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.widen import Gathers
 from nncompress.ir.graph.ops import op_name
@@ -39,7 +39,7 @@ from nncompress.train.loss.objective import Objective, Penalty, Task
 from nncompress.train.loss.teacher import Teacher
 from nncompress.train.loss.validation import validate
 from nncompress.train.optimizer import carry_over, make_optimizer
-from nncompress.train.precision import Precision
+from nncompress.train.precision import Precision, device_of
 from nncompress.train.quantized import (
     add_float_copies,
     refuse_other_rounding,
@@ -72,7 +72,7 @@ class Run:
             raise UsageError("train: --match needs a teacher", remedy="--teacher original.pt2")
         self.original, self.settings, self.progress = model, settings, progress
         self.dataset, self.validation = dataset, validation
-        self.group, self.device = Group.current(), _device(settings.device)
+        self.group, self.device = Group.current(), device_of(settings.device)
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
 
@@ -201,7 +201,7 @@ class Run:
             self.held = None
             self._rebuild(step.gathers)
             self.masks = widened_masks(self.masks, self.model, step.gathers)
-            self._restart_best(loss)
+            self._keep_best(loss)  # as good as the last one was, with all its patience before it
             sizes = {name: step.sizes[name] + units for name, units in step.added.items()}
             told = {"grown": sizes, "macs": cost(self.model).macs}
             return told if math.isnan(fit.share) else told | {"latency": round(fit.share, 3)}
@@ -209,13 +209,6 @@ class Run:
             self._rebuild({})
         self._hold({})
         return {}
-
-    def _restart_best(self, loss: float) -> None:
-        """The grown model is as good as the last one was, and has all its patience before it."""
-        state = self.state
-        state.best_loss, state.best_epoch, state.waited = loss, self.epoch, 0
-        if self.settings.patience is not None:
-            state.best_tensors = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
 
     # -- one epoch ---------------------------------------------------------------------------------------
 
@@ -303,17 +296,22 @@ class Run:
                 self.evaluated, self.validation, task, self.batch_size, self.device, self.progress
             )
         loss = row["validation"]["loss"] if self.validation is not None else row["loss"]
-        if loss < state.best_loss * (1 - settings.min_improvement) or not math.isfinite(state.best_loss):
-            state.best_loss, state.best_epoch, state.waited = loss, self.epoch + 1, 0
-            if settings.patience is not None:
-                state.best_tensors = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
-        else:
-            state.waited += 1
         row["seconds"] = round(state.seconds, 3)
         state.rows.append(row)
+        if loss < state.best_loss * (1 - settings.min_improvement) or not math.isfinite(state.best_loss):
+            self._keep_best(loss)
+        else:
+            state.waited += 1
         state.loss_sum, state.records = 0.0, 0
         row |= self._adapt(loss)
         return row
+
+    def _keep_best(self, loss: float) -> None:
+        """The model as it is after the last epoch is the one to beat."""
+        state = self.state
+        state.best_loss, state.best_epoch, state.waited = loss, self.epoch, 0
+        if self.settings.patience is not None:
+            state.best_tensors = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
 
     def _first_task(self, dataset: Dataset) -> Task:
         """The task where only a teacher was imitated, or a finished run was resumed."""
@@ -351,14 +349,6 @@ class Run:
             record |= {"growth": self.growing.settings.settings(), "steps": len(self.growing.state.steps)}
         self.model.history.append({**record, "validation": result.validation, "version": __version__})
         return self.model, result
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("train: there is no CUDA device here", remedy="--device cpu")
-    return torch.device(name)
 
 
 def _derived(*numbers: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from nncompress.analysis.couplings.rules import blocks
 from nncompress.analysis.couplings.rules import contraction as c
 from nncompress.analysis.couplings.rules import indexing as i
 from nncompress.analysis.couplings.rules import movement as m
@@ -36,12 +37,12 @@ _TABLE: list[tuple[Rule, str]] = [
     (m.rot90, "rot90"),
     (m.block_diag, "block_diag"),
     (m.diagonal, "diagonal diag_embed"),
-    (m.pixel_shuffle, "pixel_shuffle"),
-    (m.pixel_unshuffle, "pixel_unshuffle"),
-    (m.channel_shuffle, "channel_shuffle native_channel_shuffle"),
-    (m.unfold_patches, "im2col"),
-    (m.fold_patches, "col2im"),
-    (m.windows, "unfold"),
+    (blocks.pixel_shuffle, "pixel_shuffle"),
+    (blocks.pixel_unshuffle, "pixel_unshuffle"),
+    (blocks.channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    (blocks.unfold_patches, "im2col"),
+    (blocks.fold_patches, "col2im"),
+    (blocks.windows, "unfold"),
     # -- reading and writing by index
     (i.index, "index"),
     (i.index_put, "index_put"),

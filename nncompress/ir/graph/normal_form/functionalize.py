@@ -24,6 +24,7 @@ from torch._ops import OpOverload
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normal_form.stand_ins import StandIns, shared
 from nncompress.ir.graph.normal_form.views import NEEDS_LAYOUT, View, sizes_of
+from nncompress.ir.graph.normal_form.writes import functional_form, hands_on, is_write, written_by
 from nncompress.ir.graph.state import NEXT_STATE
 from nncompress.ir.graph.torch_logs import unlogged
 
@@ -71,12 +72,6 @@ def functionalize(module: fx.GraphModule) -> bool:
     with unlogged():  # a shape that cannot be told here is told by an export anew, or refused by it
         rewriter.run()
     return rewriter.complete
-
-
-def is_write(node: fx.Node) -> bool:
-    """It changes one of its arguments."""
-    target = node.target
-    return isinstance(target, OpOverload) and target._schema.is_mutable and target is not NEXT_STATE
 
 
 class _Rewriter:
@@ -214,7 +209,7 @@ class _Rewriter:
     def _change_shape(self, node: fx.Node) -> None:
         """`squeeze_` and its like: the name's window is another one from here on; the memory stays."""
         source: Any = node.args[0]
-        target, value = _functional(node.target), self.values[source]
+        target, value = functional(node.target), self.values[source]
         if target is None:
             raise UnsupportedError(f"{node.target} has no form that leaves its argument alone")
         stand_in = self.stand_ins.run(target, node)
@@ -232,7 +227,7 @@ class _Rewriter:
         self.gone.append(node)
 
     def _change_contents(self, node: fx.Node) -> None:
-        written = [source for source in _written(node) if source in self.values]
+        written = [source for source in written_by(node) if source in self.values]
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._read)
         contents = self._new_contents(node, args, kwargs, written[0]) if len(written) == 1 else None
         if contents is not None:
@@ -244,7 +239,7 @@ class _Rewriter:
             node.args, node.kwargs = fx.map_arg((args, kwargs), lambda each: copies.get(each, each))
             for source, now in zip(written, before):
                 self._write(self.values[source], copies[now])
-        if len(written) == 1 and _hands_on(node.target):
+        if len(written) == 1 and hands_on(node.target):
             self.values[node], self.stand_ins.of[node] = (
                 self.values[written[0]],
                 self.stand_ins.of[written[0]],
@@ -264,7 +259,7 @@ class _Rewriter:
                 return (
                     self._emit(aten.full_like.default, now, args[1]) if number else self._fitted(args[1], now)
                 )
-        functional = _functional(target)
+        functional = functional_form(target)
         if functional is None:
             return None
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
@@ -313,42 +308,3 @@ def _fake_modes(given: Any) -> Iterator[Any]:
     for value in torch.utils._pytree.tree_leaves(given):
         if isinstance(value, torch._subclasses.FakeTensor):
             yield value.fake_mode
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """The arguments that the op changes."""
-    found: list[fx.Node] = []
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.is_write:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            fx.map_arg(given, found.append)
-    return found
-
-
-def _hands_on(target: Any) -> bool:
-    """What it returns, if anything, is what it has written to, not a tensor of its own (rrelu's noise)."""
-    returns = target._schema.returns
-    return len(returns) < 2 and all(r.alias_info is not None and r.alias_info.is_write for r in returns)
-
-
-def _functional(target: Any) -> OpOverload | None:
-    """The op that returns what `target` writes: `relu_` -> `relu`, `add.out` -> `add.Tensor`."""
-    namespace, name = target._schema.name.split("::")
-    stem = name[2:-2].removeprefix("i").join(("__", "__")) if name.endswith("__") else name.rstrip("_")
-
-    def form(op: OpOverload) -> list[tuple[str, str]]:  # the first is "self" here, "input" there
-        taken = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
-        return [("", kind) if at == 0 else (name, kind) for at, (name, kind) in enumerate(taken)]
-
-    for each in (stem, f"{stem}_functional"):
-        packet = getattr(getattr(torch.ops, namespace), each, None)
-        names = packet.overloads() if packet is not None else []
-        for overload in sorted(names, key=lambda overload: overload != target._overloadname):
-            found = getattr(packet, overload)
-            if (
-                not found._schema.is_mutable
-                and form(found) == form(target)
-                and len(found._schema.returns) == 1
-            ):
-                return found
-    return None

@@ -25,8 +25,9 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
-from nncompress.ir.graph.normal_form.functionalize import functionalize, is_write
+from nncompress.ir.graph.normal_form.functionalize import functionalize
 from nncompress.ir.graph.normal_form.recompose import recompose
+from nncompress.ir.graph.normal_form.writes import is_write
 from nncompress.ir.graph.ops import op_name
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
