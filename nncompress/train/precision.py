@@ -1,4 +1,7 @@
-"""Where and how precisely a run computes. Mixed precision: matrix products in 16 bits, weights and sums in 32 (Micikevicius et al. 2018)."""
+"""Where a run computes, and how precisely.
+
+Mixed precision: matrix products in 16 bits, weights and sums in 32 (Micikevicius et al. 2018).
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +46,7 @@ from nncompress.train.quantized import (
     round_copies,
 )
 from nncompress.train.schedule import learning_rate
+from nncompress.train.seeds import derived_seed
 from nncompress.train.settings import TrainSettings
 from nncompress.train.state import State, TrainResult
 from nncompress.version import __version__
@@ -214,7 +214,7 @@ class Run:
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of this epoch that were not taken yet, in the order that seed and epoch give."""
-        order = _derived(self.settings.seed, self.epoch)
+        order = derived_seed(self.settings.seed, self.epoch)
         batches = self.dataset.batches(self.batch_size, self.settings.limit, order)
         yield from itertools.islice(batches, self.state.step - self.epoch * self.steps_per_epoch, None)
 
@@ -227,7 +227,7 @@ class Run:
         done = state.step - self.epoch * self.steps_per_epoch
         self.progress.step(description, done, self.steps_per_epoch)
         rate = learning_rate(settings, state.step, self.steps_per_epoch)
-        torch.manual_seed(_derived(settings.seed, state.step, self.group.rank + 1))
+        torch.manual_seed(derived_seed(settings.seed, state.step, self.group.rank + 1))
         state.step += 1
         part = self.group.part(batch, self.least)
         if part is None:
@@ -349,8 +349,3 @@ class Run:
             record |= {"growth": self.growing.settings.settings(), "steps": len(self.growing.state.steps)}
         self.model.history.append({**record, "validation": result.validation, "version": __version__})
         return self.model, result
-
-
-def _derived(*numbers: int) -> int:
-    """A seed of its own for every combination of numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

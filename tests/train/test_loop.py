@@ -57,10 +57,10 @@ def test_matches_a_hand_written_loop(data, optimizer):
     }
     reference = module.train()
     step = made[optimizer](reference.parameters())
-    from nncompress.train.run import _derived
+    from nncompress.train.seeds import derived_seed
 
     for epoch in range(2):
-        for batch in dataset.batches(8, shuffle_seed=_derived(3, epoch)):
+        for batch in dataset.batches(8, shuffle_seed=derived_seed(3, epoch)):
             loss = F.cross_entropy(reference(*batch.inputs), batch.labels)
             loss = loss + 0.05 * sum(w.square().sum() for w in (reference.conv.weight, reference.head.weight))
             step.zero_grad()

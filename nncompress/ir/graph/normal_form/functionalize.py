@@ -209,7 +209,7 @@ class _Rewriter:
     def _change_shape(self, node: fx.Node) -> None:
         """`squeeze_` and its like: the name's window is another one from here on; the memory stays."""
         source: Any = node.args[0]
-        target, value = functional(node.target), self.values[source]
+        target, value = functional_form(node.target), self.values[source]
         if target is None:
             raise UnsupportedError(f"{node.target} has no form that leaves its argument alone")
         stand_in = self.stand_ins.run(target, node)
