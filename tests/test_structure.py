@@ -71,3 +71,48 @@ def _named_at_the_top(module: str) -> list[str]:
 
 def test_torch_would_be_found_out():
     assert "torch" in imported_at_once("nncompress.passes.prune.apply")
+
+
+def test_a_room_has_no_more_files_than_one_can_keep_in_mind():
+    rooms = {path.parent.relative_to(HOUSE): 0 for path in HOUSE.rglob("*.py")}
+    for path in HOUSE.rglob("*.py"):
+        rooms[path.parent.relative_to(HOUSE)] += 1
+    assert not {str(room): count for room, count in rooms.items() if count > 15}
+
+
+def test_a_file_is_read_in_one_sitting():
+    lines = {str(path.relative_to(HOUSE)): path.read_text().count("\n") for path in HOUSE.rglob("*.py")}
+    assert not {name: count for name, count in lines.items() if count > 350}
+
+
+@pytest.mark.parametrize("folder", ["nncompress", "tests", "benchmarks", "fixtures"])
+def test_what_a_function_imports_of_ours_exists(folder):
+    """Imports at the top fail at once; those in functions would fail when somebody needs them."""
+    wrong = []
+    for path in HOUSE.with_name(folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("nncompress."):
+                wrong += [
+                    f"{path.name}:{node.lineno} {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not _exists(node.module, alias.name)
+                ]
+    assert not wrong
+
+
+@cache
+def _exists(module: str, name: str) -> bool:
+    path = HOUSE.parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists():
+        return False
+    if (path / f"{name}.py").exists() or (path / name).is_dir():
+        return True
+    tree = ast.parse(file.read_text())
+    known = {found.id for found in ast.walk(tree) if isinstance(found, ast.Name)}
+    for found in ast.walk(tree):
+        if isinstance(found, ast.FunctionDef | ast.ClassDef):
+            known.add(found.name)
+        elif isinstance(found, ast.alias):
+            known.add(found.asname or found.name)
+    return name in known or "__getattr__" in known

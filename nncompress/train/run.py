@@ -78,7 +78,6 @@ class Run:
 
         self.growing = Growing.of(growth, model, dataset, settings, self.group, progress)
         self.held: Held | None = None  # what stays as it was after a growth, for a while
-
         settle_answer(model, dataset)
         self.model = model.copy()
         self.copies = add_float_copies(self.model)  # of int8 weights
@@ -331,8 +330,7 @@ class Run:
             kept = state.best_epoch
         round_copies(self.model, self.copies)
         remove_copies(self.model, self.copies)
-        self.model.graph_module.to("cpu")
-        lay_out(self.model, Tensor.contiguous)
+        self._to_cpu()
         for parameter in self.model.graph_module.parameters():
             parameter.grad = None
             if parameter.is_floating_point():
