@@ -16,6 +16,8 @@ MOST_SHOWN = 1000  # characters of one part of a message
 # Control characters but tab and newline, and what reorders text: a name in a file could rewrite the terminal.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
+_NESTED = re.compile(r"\n  (got|expected|try): +")  # the further lines of a message
+
 
 class ExitCode(IntEnum):
     """The process exit codes, one per kind of outcome."""
@@ -44,9 +46,14 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def on_one_line(text: str) -> str:
+    """`text` as part of a line: a name may hold a newline, and a message be quoted in another."""
+    return printable(_NESTED.sub(r"; \1: ", text)).replace("\n", "\\n")
+
+
 def _shown(part: str) -> str:
     """A part of a message, which may quote what a file holds, however long."""
-    part = printable(part)
+    part = on_one_line(part)
     if len(part) > MOST_SHOWN:
         return f"{part[: MOST_SHOWN - 200]} […{len(part)} characters…] {part[-150:]}"
     return part

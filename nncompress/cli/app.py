@@ -22,7 +22,7 @@ from nncompress.cli.console import Unwritable
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
-from nncompress.errors import ExitCode, ExtensionError, NNCompressError
+from nncompress.errors import ExitCode, ExtensionError, NNCompressError, on_one_line
 from nncompress.extensions import culprit
 from nncompress.passes import PASSES
 
@@ -125,11 +125,11 @@ def run(arguments: list[str]) -> int:
         )
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _fail(f"cannot write: {error}", ExitCode.OUTPUT, show_traceback)
+            return _fail(f"cannot write: {on_one_line(str(error))}", ExitCode.OUTPUT, show_traceback)
         return _defect(error)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
-            said = error.format_message().replace("Value error, ", "")  # pydantic's, of a choice
+            said = on_one_line(error.format_message()).replace("Value error, ", "")  # pydantic's, of a choice
             return _fail(f"{said}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
         return _defect(error)
 

@@ -29,7 +29,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from nncompress.cli.streams import give_up
-from nncompress.errors import printable
+from nncompress.errors import on_one_line, printable
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
 from nncompress.results import plain
@@ -58,9 +58,9 @@ class _WithoutControls:
             yield Segment(text if control else printable(text), style, control)
 
 
-# Names in brackets are names, not markup: a layer may be called "[/red]".
-out = _Results(highlight=False, soft_wrap=False, markup=False)
-err = _Results(stderr=True, highlight=False, markup=False)
+# Names in brackets or colons are names, not markup or pictures: a layer may be called "[/red]" or ":key:".
+out = _Results(highlight=False, soft_wrap=False, markup=False, emoji=False)
+err = _Results(stderr=True, highlight=False, markup=False, emoji=False)
 for console in (out, err):
     console.push_render_hook(_Printable())
 
@@ -72,7 +72,7 @@ class Unwritable(Exception):
 def say(sentence: str) -> None:
     """A sentence for the user, on stderr so that it never mixes with --json."""
     try:
-        err.print(sentence, soft_wrap=True)
+        err.print(on_one_line(sentence), soft_wrap=True)
     except OSError:  # closed or full: no reason to lose the result
         give_up(2)
 
@@ -92,7 +92,7 @@ def show(renderable: RenderableType) -> None:
     if bar is not None:
         bar.stop()
     try:
-        out.print(renderable)
+        out.print(on_one_line(renderable) if isinstance(renderable, str) else renderable)
         out.file.flush()
     except OSError as error:
         raise Unwritable from error
@@ -117,7 +117,7 @@ class _Bar:
         self._tasks: dict[str, Any] = {}
 
     def step(self, description: str, done: int, total: int | None) -> None:
-        description = printable(description)
+        description = on_one_line(description)
         if description not in self._tasks:
             for task in self._tasks.values():
                 self._progress.remove_task(task)

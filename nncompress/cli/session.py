@@ -46,7 +46,7 @@ def read() -> Session | None:
     try:
         session = _stored()
     except Unreadable as error:
-        say(f"{RECORD} is not used: it is damaged ({error})\n  try:      rm {RECORD}")
+        say(f"{RECORD} is not used: it is damaged ({error}); try: rm {RECORD}")
         return None
     try:
         if session is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from nncompress.report.line import line
 from nncompress.report.tables import plain
 from nncompress.report.units import duration, share
 
@@ -26,10 +27,10 @@ def profiles(arms: Sequence[ArmResult]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for arm in arms:
         if arm.profile is None:
-            parts += [Text(), Text(f"{arm.name}: {arm.runtime} tells no time per operator", style="dim")]
+            parts += [Text(), line(f"{arm.name}: {arm.runtime} tells no time per operator", style="dim")]
         else:
-            parts += [Text(), Text(f"operators of {arm.name}", style="bold"), _profile(arm.profile)]
-    return [*parts, Text("shares hold; profiling makes a run itself slower", style="dim")]
+            parts += [Text(), line(f"operators of {arm.name}", style="bold"), _profile(arm.profile)]
+    return [*parts, line("shares hold; profiling makes a run itself slower", style="dim")]
 
 
 def _profile(rows: Sequence[OperatorTime]) -> RenderableType:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.report.bench_profile import profiles
+from nncompress.report.line import line
 from nncompress.report.tables import plain
 from nncompress.report.units import count, duration, energy, size
 
@@ -38,13 +39,13 @@ def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
     arms = result.arms
     lines: list[RenderableType] = [
         _again(result) if again else _first(result),
-        Text(_how(result), style="dim"),
+        line(_how(result), style="dim"),
     ]
     lines += [Text(), _costs(result)]
-    lines += [Text(line, style="dim") for line in _legend(result)]
+    lines += [line(each, style="dim") for each in _legend(result)]
     if not again:
-        lines += [Text(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
-    lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
+        lines += [line(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
+    lines += [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
     return Group(*lines, *profiles(arms))
 
 
@@ -70,8 +71,8 @@ def baseline(result: BaselineResult) -> RenderableType:
     text = f"regression: the whole 95 % interval lies above {1 + result.tolerance:.2f}"
     if controls:
         text += f"; ratio: to {', '.join(controls)}, which cancels the machine's state"
-    notes = [Text(f"note: {note}", style="yellow") for note in result.notes]
-    return Group(table, Text(text, style="dim"), *notes)
+    notes = [line(f"note: {note}", style="yellow") for note in result.notes]
+    return Group(table, line(text, style="dim"), *notes)
 
 
 def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None) -> str:

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from nncompress.errors import on_one_line
+from nncompress.report.line import line
 from nncompress.report.tables import broken, plain
 from nncompress.report.units import count
 
@@ -25,9 +27,15 @@ def groups(rows: Sequence[GroupSummary], share_prunable: float, pinned: Pinned) 
     table.columns[1].justify = "right"
     for row in rows:
         spans = some(_shortened(row.layers))
-        table.add_row(broken(row.name, 24), str(row.units), spans, count(row.parameters), count(row.macs))
-    lines: list[RenderableType] = [table, Text("params, MACs: what removing one node saves", style="dim")]
-    lines.append(Text(f"{100 * share_prunable:.1f} % of the parameters lie in nodes that can be removed"))
+        table.add_row(
+            Text(broken(on_one_line(row.name), 24)),
+            str(row.units),
+            spans,
+            count(row.parameters),
+            count(row.macs),
+        )
+    lines: list[RenderableType] = [table, line("params, MACs: what removing one node saves", style="dim")]
+    lines.append(line(f"{100 * share_prunable:.1f} % of the parameters lie in nodes that can be removed"))
     return Group(*lines, *_fixed(pinned))
 
 
@@ -45,9 +53,9 @@ def _fixed(pinned: Pinned) -> list[RenderableType]:
         tensors.setdefault(reason, []).append(f"{tensor} dim {dim}")
     lines: list[RenderableType] = []
     for reason, names in tensors.items():
-        met = Text(f" (at {some(where[reason])})" if where[reason] else "", style="dim")
+        met = line(f" (at {some(where[reason])})" if where[reason] else "", style="dim")
         lines += [Text(), Text.assemble("fixed, because: ", (reason, "bold"), met)]
-        lines.append(Padding(Text(some(names)), (0, 0, 0, 4)))
+        lines.append(Padding(line(some(names)), (0, 0, 0, 4)))
     return lines
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from nncompress.report.line import line
 from nncompress.report.tables import Name, plain
 from nncompress.report.units import size
 
@@ -40,10 +41,10 @@ def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
                 continue
             numbers = (f"{effect.error:.2%}", _change(effect.macs), _change(effect.bytes))
             table.add_row(Name(effect.where), what, *numbers)
-        lines += [Text(method, style="bold"), table, Text(_worst(shown)), Text()]
+        lines += [line(method, style="bold"), table, line(_worst(shown)), Text()]
     known = f", {result.known} known from before" if result.known else ""
     lines.append(
-        Text(
+        line(
             f"error: distance of the outputs (relative L2 norm), {result.samples}; MACs, bytes: of the whole "
             f"model's; {result.measured} measured{known}"
         )

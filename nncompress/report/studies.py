@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from nncompress.report.line import line
 from nncompress.report.tables import plain
 from nncompress.report.units import count, size
 
@@ -39,7 +39,7 @@ def study(result: StudyResult) -> RenderableType:
         mean = sum(row.losses) / len(row.losses)
         loss = f"{mean:.2g} ± {row.loss_spread():.1g}" if len(row.trials) > 1 else f"{mean:.2g}"
         table.add_row(row.name, row.paper or "–", str(len(row.trials)), nodes, f"{cycles:.3g}", loss)
-    return Group(table, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
+    return Group(table, line(f"{result.verdict} ({result.seconds:.0f} s)"))
 
 
 def growth(result: GrowthResult) -> RenderableType:
@@ -59,8 +59,8 @@ def growth(result: GrowthResult) -> RenderableType:
             interval = f"{ratio.value.low:.3f} to {ratio.value.high:.3f}"
             timed.add_row(ratio.name, ratio.paper or "–", f"{ratio.value.value:.3f}x", interval)
         lines.append(timed)
-    lines.append(Text(f"ours: {result.budget}", style="dim"))
-    return Group(*lines, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
+    lines.append(line(f"ours: {result.budget}", style="dim"))
+    return Group(*lines, line(f"{result.verdict} ({result.seconds:.0f} s)"))
 
 
 HEADINGS = {
@@ -83,9 +83,9 @@ def comparison(result: ComparisonResult) -> RenderableType:
         if row.paper:
             said = (row.paper.get(column, "") for column in result.columns)
             table.add_row("  paper", *said, style="dim")
-    lines: list[RenderableType] = [table, Text(f"ours: {result.budget}", style="dim")]
-    lines += [Text(note, style="dim") for note in result.notes]
-    return Group(*lines, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
+    lines: list[RenderableType] = [table, line(f"ours: {result.budget}", style="dim")]
+    lines += [line(note, style="dim") for note in result.notes]
+    return Group(*lines, line(f"{result.verdict} ({result.seconds:.0f} s)"))
 
 
 def _cell(row: Measured, column: str) -> str:
@@ -132,7 +132,7 @@ def sharing(result: SharingResult) -> RenderableType:
         "took part; its parameter counts follow only where strided 3×3 (bottleneck networks) and first "
         "blocks (wide networks) keep their own weight. So do ours."
     )
-    lines: list[RenderableType] = [table, Text(why, style="dim")]
+    lines: list[RenderableType] = [table, line(why, style="dim")]
     if result.accuracy is not None:
         lines.append(comparison(result.accuracy))
-    return Group(*lines, Text(f"{result.verdict} ({result.seconds:.0f} s)"))
+    return Group(*lines, line(f"{result.verdict} ({result.seconds:.0f} s)"))

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.errors import on_one_line
+from nncompress.report.line import line
 from nncompress.report.units import count, share, size, times
 
 if TYPE_CHECKING:
@@ -29,9 +32,16 @@ if TYPE_CHECKING:
 SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
 
 
+class _Rows(Table):
+    """Text in a cell is on one line before it is folded."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, **kept: Any) -> None:
+        super().add_row(*(on_one_line(c) if isinstance(c, str) else c for c in cells), style=style, **kept)
+
+
 def plain(*headers: str, right: int = 1) -> Table:
     """A table without frame whose columns from `right` on are right-aligned numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = _Rows(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, header in enumerate(headers):
         number = position >= right
         table.add_column(header, justify="right" if number else "left", overflow="fold", no_wrap=number)
@@ -44,7 +54,7 @@ class Name:
     NARROWEST = 13  # columns that it asks for
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = on_one_line(text)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(self.NARROWEST, len(self.text)), len(self.text))
@@ -80,16 +90,16 @@ def layers(model: Model, cost: Cost, path: Path) -> RenderableType:
         )
     table.add_section()
     table.add_row("total", "", "", count(cost.parameters), "", count(cost.macs), "", size(cost.bytes))
-    lines = [Text(f"{path}: {'; '.join(map(str, model.inputs))} -> {', '.join(model.outputs)}", style="bold")]
+    lines = [line(f"{path}: {'; '.join(map(str, model.inputs))} -> {', '.join(model.outputs)}", style="bold")]
     if model.agreement is not None:
         exactly = "exactly" if model.agreement == 0 else f"to {model.agreement:.1e}"
-        lines.append(Text(f"on random inputs its outputs are those of what the file holds, {exactly}"))
+        lines.append(line(f"on random inputs its outputs are those of what the file holds, {exactly}"))
     if cost.nonzero < cost.parameters:
         lines.append(
-            Text(f"{share(cost.parameters - cost.nonzero, cost.parameters)} % of the parameters are zero")
+            line(f"{share(cost.parameters - cost.nonzero, cost.parameters)} % of the parameters are zero")
         )
     if model.history:
-        lines.append(Text("history: " + " → ".join(str(record["pass"]) for record in model.history)))
+        lines.append(line("history: " + " → ".join(str(record["pass"]) for record in model.history)))
     return Group(*lines, table)
 
 
@@ -114,7 +124,7 @@ def spectra(rows: list[LayerSpectrum]) -> RenderableType:
         ranks = [str(row.rank_for(share_kept)) for share_kept in (0.9, 0.99)]
         table.add_row(Name(row.name), shape, _sparkline(row.values), *ranks, str(len(row.values)))
     note = "90 %, 99 %: the rank that keeps this share of the squared singular values"
-    return Group(table, Text(note, style="dim"))
+    return Group(table, line(note, style="dim"))
 
 
 def _sparkline(values: Sequence[float]) -> str:
@@ -127,7 +137,7 @@ def _sparkline(values: Sequence[float]) -> str:
 def step(result: Step) -> RenderableType:
     """What one pass did, layer by layer, and what it changed in sum."""
     options = ", ".join(_setting(name, value) for name, value in result.settings.items())
-    title = Text(f"{result.name}", style="bold")
+    title = line(f"{result.name}", style="bold")
     title.append(f" ({options})" if options else "", style="not bold")
     applied = [c for c in result.changes if c.applied]
     left = [c for c in result.changes if not c.applied]
@@ -150,9 +160,9 @@ def step(result: Step) -> RenderableType:
     lines.append(sums)
     worst = max(result.drift, key=lambda d: d.amount, default=None)
     if worst is not None:
-        lines.append(Text(f"{_distance(worst)}, {result.samples}"))
-    lines += [Text(note) for note in result.notes]
-    lines += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
+        lines.append(line(f"{_distance(worst)}, {result.samples}"))
+    lines += [line(note) for note in result.notes]
+    lines += [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
     return Group(*lines, Text())
 
 
@@ -193,7 +203,7 @@ def written(report: ExportReport) -> RenderableType:
         text += f"; {path} is left of another export, {report.path.name} does not use it"
     if report.portable:
         text += f"; outside the delegate, slower: {', '.join(report.portable)}"
-    return Text(text, style="bold")
+    return line(text, style="bold")
 
 
 @dataclass
@@ -241,7 +251,7 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
         where = f"{results[0].records} samples of {results[0].data}; " + (
             "; ".join(ran) if len(runtimes) > 1 else f"in {runtimes[0]}"
         )
-        parts += [table, Text(where, style="dim")]
+        parts += [table, line(where, style="dim")]
     compared = [(row.name, row.difference) for row in rows if row.difference is not None]
     if compared:
         answers = any(each.agreement is not None for _, difference in compared for each in difference.outputs)

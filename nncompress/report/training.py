@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from nncompress.report.line import line
 from nncompress.report.tables import plain
 from nncompress.report.units import count
 
@@ -39,8 +39,8 @@ def epochs(result: TrainResult) -> RenderableType:
         table.add_row(*cells, style="bold" if row["epoch"] == result.kept_epoch else None)
     lines: list[RenderableType] = [table]
     if len(rows) > SHOWN:
-        lines.insert(0, Text(f"the last {SHOWN} of {len(rows)} epochs (the log has all)"))
-    lines.append(Text(f"stopped after {result.stopped}; the weights are those of epoch {result.kept_epoch}"))
+        lines.insert(0, line(f"the last {SHOWN} of {len(rows)} epochs (the log has all)"))
+    lines.append(line(f"stopped after {result.stopped}; the weights are those of epoch {result.kept_epoch}"))
     return Group(*lines)
 
 
@@ -74,4 +74,4 @@ def cycles(result: CycleResult) -> RenderableType:
         cells += [str(cycle.pruned), *([str(cycle.grown)] if added else []), f"{cycle.seconds:.1f}"]
         table.add_row(*cells, style=None if cycle.accepted else "dim")
     left = ", ".join(f"{name}: {count}" for name, count in result.nodes.items())
-    return Group(table, Text(f"stopped: {result.stopped}. Nodes left: {left}; loss {result.loss:.4g}"))
+    return Group(table, line(f"stopped: {result.stopped}. Nodes left: {left}; loss {result.loss:.4g}"))

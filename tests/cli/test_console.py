@@ -82,3 +82,36 @@ def test_names_that_are_too_long_are_missing_files(
     given = [each.format("y" * 300) for each in option]
     assert run(["eval", *model, *given, "--input", "1x4"]) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_name_with_a_newline_or_colons_stays_in_its_line(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential()
+    for name in ("a\nFAKE b", ":key:", "[red]c"):
+        net.add_module(name, nn.Linear(4, 4))
+    torch.save(net, "m\nFAKE n.pt")
+    trusted = ["--input", "1x4", "--trust-pickle"]
+    for command in (
+        ["inspect", "m\nFAKE n.pt", *trusted],
+        ["inspect", "m\nFAKE n.pt", *trusted, "--units"],
+        ["prune", "m\nFAKE n.pt", *trusted, "--sparsity", "0.5", "-o", "p\nFAKE q.pt2"],
+        ["eval", "p\nFAKE q.pt2", "--data", "no\nFAKE d.npz"],
+        ["inspect", "no\nFAKE n.pt"],
+        ["inspect", "odd\n.pt", "--no\nFAKE x"],
+    ):
+        run(command)
+    said = capsys.readouterr()
+    lines = [each.strip() for each in (said.out + said.err).splitlines()]
+    assert not any(each.startswith("FAKE") for each in lines)
+    assert ":key:" in said.out
+    assert "_red_c" in said.out  # what no file of ours could be read with
+
+
+def test_a_message_quoted_in_another_goes_on_in_its_line() -> None:
+    inner = ModelFileError("x\ny is bad", got="1\n2", remedy="z")
+    assert str(ModelFileError("no", got=str(inner))).splitlines() == [
+        "no",
+        r"  got:      x\ny is bad; got: 1\n2; try: z",
+    ]

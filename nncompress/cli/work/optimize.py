@@ -82,7 +82,8 @@ def find(
         write_json(kept / "search.json", settings)
     help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
     say(f"workers that help:  {help_it}")
-    say(f"as a SLURM array:   #SBATCH --array=1-8\n                    srun {help_it}")
+    say("as a SLURM array:   #SBATCH --array=1-8")
+    say(f"                    srun {help_it}")
     with progress() as bar:
         search = _search(kept, settings, bar)
         stopped = _run(search, trials, until)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,26 +101,35 @@ def marked_dims(module: torch.nn.Module, args: tuple[Any, ...], dims: Sequence[i
         return None
 
 
+_STRANGE = re.compile(r"[^A-Za-z0-9_ :/+\-.]")  # what a `.pt2` of ours is not read with
+
+
 def without_clashes(program: ExportedProgram) -> ExportedProgram:
     """The program with those modules renamed ("code" -> "code_") that `fx.GraphModule` has no place for.
 
-    It has attributes of its own, such as `code` and `graph`, which would hide them.
+    It has attributes of its own, such as `code` and `graph`, which would hide them; and it writes code with
+    the names of the others, which so may not hold quotes, newlines and their like ("a\"b" -> "a_b").
     """
     own = set(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
     signature = program.graph_signature
-    targets = [s.target for s in signature.input_specs if s.target]
+    targets = dict.fromkeys(s.target for s in signature.input_specs if s.target)
     tops = {target.split(".")[0] for target in targets}
-    clashing = tops & own
-    if not clashing:
+    if not tops & own and not any(_STRANGE.search(target) for target in targets):
         return program
-    fresh = {name: name + "_" for name in clashing}
-    for name in clashing:
-        while fresh[name] in tops | own:
-            fresh[name] += "_"
+    fresh: dict[str, str] = {}
+    for top in tops & own:
+        fresh[top] = top + "_"
+        while fresh[top] in tops | own:
+            fresh[top] += "_"
+    names: dict[str, str] = {}
+    for target in targets:
+        top, dot, rest = target.partition(".")
+        names[target] = _STRANGE.sub("_", fresh.get(top, top) + dot + rest)
+        while names[target] != target and names[target] in {*targets, *list(names.values())[:-1]}:
+            names[target] += "_"
 
     def renamed(target: str) -> str:
-        top, dot, rest = target.partition(".")
-        return fresh.get(top, top) + dot + rest
+        return names.get(target, target)
 
     def specs(old: list[Any]) -> list[Any]:
         return [replace(s, target=renamed(s.target)) if s.target else s for s in old]
