@@ -25,7 +25,8 @@ from nncompress.pipeline import Step
 from nncompress.recipe import parse_pass
 
 STEPS = (
-    "prune:sparsity=0.5", "prune:std=0.7", "prune:pattern=1:2", "prune:sparsity=0.8,remove-dead=true",
+    "prune:sparsity=0.5", "prune:std=0.7", "prune:pattern=1:2", "prune:pattern=2:4",
+    "prune:sparsity=0.8,remove-dead=true",
     "prune-nodes:ratio=0.3", "prune-nodes:macs=0.7", "prune-nodes:ratio=0.4,round-to=2",
     "prune-nodes:params=0.8,scope=global",
     "cluster:codebook=8", "cluster:decimals=1", "cluster:codebook=4,per=channel",

@@ -111,7 +111,12 @@ def distance(
     if not torch.equal(finite, torch.isfinite(result)) or not torch.equal(
         reference[~finite].nan_to_num(), result[~finite].nan_to_num()
     ):
-        raise VerificationError(where, got="infinities or NaN in different places")
+        raise VerificationError(
+            where,
+            got="infinities or NaN in different places",
+            remedy="a large finite number in the place of an infinity (ONNX Runtime's max pools make one of "
+            "it), or keep the model as .pt2",
+        )
     reference, result = reference[finite], result[finite]
     if not reference.numel():
         return 0.0, 0.0

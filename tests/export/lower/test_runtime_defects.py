@@ -52,3 +52,20 @@ def test_the_optimised_file_computes_the_same(tmp_path):
         zip(session.run(None, {"x": x.numpy()}), module(x), strict=True)
     ):
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-5, err_msg=str(number))
+
+
+class ClampsInfinities(nn.Module):
+    def forward(self, x):
+        x = x.masked_fill(x > 1, float("inf")).masked_fill(x < -1, float("-inf"))
+        return x.clamp(max=0.5), x.clamp(min=-0.5), x.clamp(min=0), x.clamp(-0.5, 0.5)
+
+
+def test_an_infinity_beyond_one_bound_stays_one(tmp_path):
+    module, x = ClampsInfinities(), torch.linspace(-2, 2, 24).reshape(3, 8)
+    for dtype in (torch.float32, torch.float16):
+        write_onnx(Model.from_module(module.eval(), (x[:2].to(dtype),)), tmp_path / "m.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+        for got, expected in zip(
+            session.run(None, {"x": x.to(dtype).numpy()}), module(x.to(dtype)), strict=True
+        ):
+            np.testing.assert_array_equal(got, expected.numpy())

@@ -7,6 +7,8 @@
   A Pad that names its axes is not fused.
 - a layer norm, spelled out, of a Cast: it makes a LayerNormalization of what was cast, whatever its type, and
   refuses it. Its square is written as a product, not a Pow.
+- Clip with one bound: the other is the greatest finite number, as ONNX says too, so that an infinity (a class
+  that is masked out) becomes 3.4e38. It is written as a Relu, a Max or a Min.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ def avoid_runtime_defects(graph: ir.Graph) -> None:
             _name_axes(graph, node)
         elif node.op_type == "Pow":
             _multiply_cast(graph, node)
+        elif node.op_type == "Clip":
+            _bound_one_side(graph, node)
 
 
 def _name_axes(graph: ir.Graph, pad: ir.Node) -> None:
@@ -50,3 +54,19 @@ def _multiply_cast(graph: ir.Graph, power: ir.Node) -> None:
         square = insert(graph, power, ir.node("Mul", [base, base]), power.outputs[0])
         replace(power.outputs[0], square)
         graph.remove(power, safe=True)
+
+
+def _bound_one_side(graph: ir.Graph, clip: ir.Node) -> None:
+    data, low, high = (*clip.inputs, None, None)[:3]
+    bound = high if low is None else low
+    if data is None or bound is None or (low is not None and high is not None):
+        return
+    if data.dtype is None or not data.dtype.is_floating_point():
+        return
+    stored = array(bound)
+    if low is not None and stored is not None and stored.size == 1 and stored.item() == 0:
+        node = ir.node("Relu", [data])
+    else:
+        node = ir.node("Min" if low is None else "Max", [data, bound])
+    replace(clip.outputs[0], insert(graph, clip, node, clip.outputs[0]))
+    graph.remove(clip, safe=True)
