@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
     nncompress.save(nncompress.load(net.eval(), input="1x20"), folder / "model.pt2")
+    nncompress.save(nncompress.load(net, input="1x20"), folder / "weights.safetensors")
     x = np.random.default_rng(0).normal(size=(64, 20)).astype(np.float32)
     np.savez(folder / "data.npz", x=x, y=x[:, :3].argmax(1))
     np.savez(folder / "targets.npz", x=x, y=x[:, :3])
@@ -70,6 +71,7 @@ COMMANDS = {
     "a pass": "prune model.pt2 --std 0.5 -o a.pt2",
     "passes": "compress model.pt2 --pass prune:sparsity=0.2 --pass prune-nodes:ratio=0.2 --pass quantize "
     "--data data.npz -o a.onnx",
+    "stream": "quantize weights.safetensors --stream --mode weights -o streamed",
     "plan": "compress model.pt2 --pass prune:sparsity=0.2 --pass quantize --data data.npz --dry-run",
     "nothing changed": "prune model.pt2 --sparsity 0 -o a.pt2",
     "export": "export model.pt2 -o b.onnx",

@@ -112,6 +112,15 @@ TargetOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="MODEL is safetensors of any size, the architecture is not needed: one weight at a time, to "
+        "shards in the folder -o",
+        rich_help_panel=_PANEL,
+    ),
+]
 Timing = Annotated[
     bool,
     typer.Option(help="measure what a budget of MACs or parameters is worth here", rich_help_panel=_PANEL),

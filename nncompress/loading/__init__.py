@@ -3,6 +3,7 @@
     load_model("model.pt2")                                     a graph, with its history
     load_model("model.pt")                                      a pickled module of torch.nn classes
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
+    load_model("model.safetensors.index.json", arch=…)          the same in several files
     load_model("bert/")                                         a directory of transformers
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
     load_model("scripted.pt")                                   TorchScript, traced or scripted
@@ -47,8 +48,9 @@ from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
 from nncompress.loading.state_dict.architecture import build_architecture
-from nncompress.loading.state_dict.checkpoint import find_weights, refuse_index
-from nncompress.loading.state_dict.fill import fill, read_safetensors, without_constants
+from nncompress.loading.state_dict.checkpoint import find_weights
+from nncompress.loading.state_dict.fill import fill, read_safetensors, read_shards, without_constants
+from nncompress.loading.state_dict.shards import open_checkpoint
 from nncompress.loading.torchscript import read_torchscript
 from nncompress.memory import bounded_memory
 from nncompress.runtimes.external_data import stored_bytes
@@ -96,16 +98,24 @@ def load_model(
             model is not read.
     """
     path = Path(path)
-    refuse_index(path)
     kind = file_kind(path)
-    if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS):
+    if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS):
         raise UsageError(
             f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
         )
-    with bounded_memory(path, stored_bytes(path) if kind is FileKind.ONNX else path.stat().st_size):
+    with bounded_memory(path, _bytes(path, kind)):
         return _loaded(
             path, kind, arch, weights_key, strict, input_shapes, trust_pickle, example_inputs, notice
         )
+
+
+def _bytes(path: Path, kind: FileKind) -> int:
+    """How many there are in the file, and in those that belong to it."""
+    if kind is FileKind.ONNX:
+        return stored_bytes(path)
+    if kind is FileKind.SHARDS:
+        return sum(file.stat().st_size for file in open_checkpoint(path).files)
+    return path.stat().st_size
 
 
 def _loaded(
@@ -228,8 +238,8 @@ def holds_weights_only(path: str | Path, *, trust_pickle: bool = False) -> bool:
     path = Path(path)
     try:
         kind = file_kind(path)
-        if kind in (FileKind.PT2, FileKind.SAFETENSORS):
-            return kind is FileKind.SAFETENSORS
+        if kind in (FileKind.PT2, FileKind.SAFETENSORS, FileKind.SHARDS):
+            return kind is not FileKind.PT2
         return not isinstance(read_pickle(path, trust_pickle=trust_pickle), nn.Module)
     except NNCompressError:
         return False  # such as a pickled module that needs --trust-pickle
@@ -293,6 +303,9 @@ def _module(
     record = FileRecord()
     if kind is FileKind.SAFETENSORS:
         found, header = read_safetensors(path)
+        record = read_header(header, path)
+    elif kind is FileKind.SHARDS:
+        found, header = read_shards(path)
         record = read_header(header, path)
     else:
         found = read_pickle(path, trust_pickle=trust_pickle)

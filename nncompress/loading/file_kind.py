@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, check_regular
+from nncompress.loading.state_dict.shards import INDEX
 
 
 class FileKind(Enum):
@@ -17,6 +18,7 @@ class FileKind(Enum):
     PT2 = "a torch.export archive"
     PICKLE = "a file of torch.save"
     SAFETENSORS = "a safetensors file"
+    SHARDS = "safetensors files that are listed in an index"
     ONNX = "an ONNX model"
     TORCHSCRIPT = "a TorchScript archive"
     HUGGINGFACE = "a directory of transformers"
@@ -52,6 +54,14 @@ def file_kind(path: str | Path) -> FileKind:
     path = Path(path)
     if os.path.isfile(path / "config.json"):  # which no name, however odd, makes raise
         return FileKind.HUGGINGFACE
+    if os.path.isfile(path / INDEX) or path.name.endswith(INDEX.partition(".")[2]):
+        return FileKind.SHARDS
+    if path.name.endswith(".bin.index.json"):
+        raise _not_a_model(
+            path,
+            "an index of pickled shards",
+            "where the model is: model.save_pretrained('folder'), which writes safetensors",
+        )
     head, size = _head(path)
     if _ends_as_zip(path):
         return _zip_kind(path)

@@ -19,6 +19,8 @@ from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError,
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir.graph.stated_input import InputShape
+from nncompress.loading.state_dict.fill import read_shards
+from nncompress.loading.state_dict.shards import read_header
 
 CONFIG = "config.json"
 EXTRA = "huggingface"
@@ -142,13 +144,19 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
             got=", ".join(sorted(path.name for path in folder.iterdir()))[:300],
             remedy=f"{name}.from_pretrained(…).save_pretrained('folder'), where it can be trusted",
         )
+    packed = _packed(folder)
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     made: Any = known
     try:
         model, info = made.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            None if packed else str(folder),
+            config=made.config_class.from_pretrained(str(folder), local_files_only=True),
+            state_dict=packed,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises all kinds for weights that do not fit its config
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -170,6 +178,14 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
     if differing:
         notice(f"{folder}: {told}")
     return model.eval()
+
+
+def _packed(folder: Path) -> dict[str, Tensor] | None:
+    """The weights, where nncompress has packed them; None where transformers reads them itself."""
+    headers = [read_header(file)[1] for file in sorted(folder.glob("*.safetensors"))]
+    if not any("packed" in header or "deflated" in header for header in headers):
+        return None
+    return read_shards(folder)[0]
 
 
 _DIFFERENCES = (

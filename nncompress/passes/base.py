@@ -107,6 +107,8 @@ class Pass(Options):
         amounts: the options that say how much is to change. Where none is given, `relative`, which is one of
             them, is chosen. Empty for a pass that does not ask.
         more: what to type for more than that.
+        tensorwise: the options with which it can treat one weight after the other, each as a network of its
+            own (`nncompress.streaming`); None where it looks at the network as a whole.
     """
 
     summary: ClassVar[str]
@@ -117,6 +119,7 @@ class Pass(Options):
     afterwards: ClassVar[str] = ""
     amounts: ClassVar[tuple[str, ...]] = ()
     more: ClassVar[str] = ""
+    tensorwise: ClassVar[tuple[str, ...] | None] = None
 
     def strengths(self) -> list[Self]:
         """What to try in turn until the outputs stay near; empty where it was said how much is to change."""
@@ -134,6 +137,21 @@ class Pass(Options):
     def has_budget(self) -> bool:
         """A share of the MACs or of the parameters was asked for."""
         return any(getattr(self, name, None) is not None for name in ("macs", "params"))
+
+    def treats(self, kind: str) -> bool:
+        """Whether it changes weights of this kind of layer: "linear", "embedding" or "convolution"."""
+        return True
+
+    def needs_network(self) -> str:
+        """Why these options do not fit one weight after the other; "" where they do."""
+        return ""
+
+    def check_shape(self, layer: str, shape: tuple[int, ...]) -> None:
+        """Refuse, before any weight is read, one whose shape the options do not fit.
+
+        Raises:
+            UsageError
+        """
 
     def requires(self, model: Model, context: Context) -> None:
         """Refuse before work starts.

@@ -42,15 +42,24 @@ def register(app: typer.Typer, name: str) -> None:
 def command_of(pass_class: type[Pass]) -> Callable[..., None]:
     """A function with one parameter per option of the pass and the shared ones, which runs the pass."""
     own = [f.name for f in fields(pass_class)]
-    taken = [flag_of(name) for name in own if name in ("model", *options.RUNNING)]
+    taken = [flag_of(name) for name in own if name in ("model", "stream", *options.RUNNING)]
     if taken:
         raise TypeError(f"every pass has {', '.join(taken)}: it cannot be an option of its own")
 
     def command(**values: Any) -> None:
         settings = {name: values.pop(name) for name in own}
-        run_passes([pass_class(**settings)], values.pop("model"), **values)
+        stream, model = values.pop("stream", False), values.pop("model")
+        if stream:
+            from nncompress.cli.work.stream import run_streamed  # which imports torch
+
+            defaults = {name: default for name, (_, default) in options.RUNNING.items()}
+            run_streamed(pass_class(**settings), model, values, defaults)
+        else:
+            run_passes([pass_class(**settings)], model, **values)
 
     parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **options.RUNNING}
+    if pass_class.tensorwise is not None:
+        parameters["stream"] = (options.Stream, False)
     return with_parameters(command, parameters, pass_class.name)
 
 

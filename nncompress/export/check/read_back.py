@@ -15,7 +15,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
-from nncompress.loading.state_dict.fill import read_safetensors
+from nncompress.loading.state_dict.fill import read_safetensors, read_stored
 
 Read = TypeVar("Read")
 
@@ -66,6 +66,17 @@ def read_back_safetensors(model: Model, file: Path) -> None:
     _compare_tensors(model.state_dict(), tensors, file)
     _compare_json("history", model.history, record.history, file)
     _compare_json("metadata", model.metadata, record.metadata, file)
+
+
+def read_back_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, str], file: Path) -> None:
+    """Compare a `.safetensors` with the tensors as they are stored, bit for bit, and what goes with them.
+
+    Raises:
+        VerificationError: the file cannot be read, holds something else, or does not unpack.
+    """
+    found, metadata = _read(read_stored, file)
+    _compare_tensors(tensors, found, file)
+    _compare_json("header", dict(header), metadata, file)
 
 
 def _read(reader: Callable[[Path], Read], file: Path) -> Read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save
@@ -64,13 +64,14 @@ def write_safetensors(
         **({"deflated": json.dumps(coded)} if coded else {}),
     }
     with replacing(path, protect) as temporary:
-        _write(save(tensors, metadata=header), temporary)
+        write_tensors(tensors, header, temporary)
         read_back_safetensors(model, temporary)
     return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
 
 
-def _write(content: bytes, file: Path) -> None:
-    """The same bytes for the same model: safetensors gives the header's metadata in an order of chance."""
+def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
+    """The same bytes for the same tensors: safetensors gives the header's metadata in an order of chance."""
+    content = save(dict(tensors), metadata=dict(metadata))
     data = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:data])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -22,6 +22,7 @@ from nncompress.ir.graph.model import Model
 from nncompress.ir.layers.weights import readers
 
 LOW, HIGH = -8, 7
+_BLOCK = 2**17  # weights that are computed with at a time, in float64: that stays in the cache
 SHARES = tuple(0.5 + 0.025 * step for step in range(25))  # up to 1.1
 
 
@@ -56,21 +57,14 @@ class Groups:
             importance: how much the squared error of each input's weights counts, [in].
             shares: those tried, of the scale that covers all of a group.
         """
-        rows = weight.detach().double().reshape(len(weight), -1, size)
-        counts = torch.ones(1) if importance is None else importance.double().reshape(-1, size)
-        full, zeros = _covering(rows, asymmetric)
-        best, least = full.float(), torch.full_like(full, torch.inf)
-        kept = zeros
-        for share in shares:
-            scales = (full * share).float()
-            if asymmetric:
-                zeros = _zero_point(rows.amin(-1).clamp_max(0) * share, scales)
-            error = (_rounded(rows, scales[..., None], zeros[..., None]) - rows).square()
-            lost = (error * counts).sum(-1)
-            better = lost < least
-            best, kept = torch.where(better, scales, best), torch.where(better, zeros, kept)
-            least = torch.minimum(lost, least)
-        return cls(size, best, kept.to(torch.int8) if asymmetric else None)
+        counts = None if importance is None else importance.double().reshape(-1, size)
+        height = _height(weight)
+        fitted = [
+            _fitted(rows.double().reshape(len(rows), -1, size), counts, asymmetric, shares)
+            for rows in weight.detach().split(height)
+        ]
+        scales, zeros = (torch.cat(each) for each in zip(*fitted, strict=True))
+        return cls(size, scales, zeros.to(torch.int8) if asymmetric else None)
 
     def at(self, column: Tensor | int) -> tuple[Tensor, Tensor | float]:
         """(scales, zero points), float64 [out], of one input's weights."""
@@ -84,16 +78,49 @@ class Groups:
 
     def codes(self, weight: Tensor) -> Tensor:
         """int8 [out, in]: the nearest codes."""
-        rows = weight.detach().double().reshape(*self.scales.shape, self.size)
-        zeros = 0.0 if self.zeros is None else self.zeros.double()[..., None]
-        codes = torch.round(rows / self.scales.double()[..., None]) + zeros
-        return codes.clamp(LOW, HIGH).to(torch.int8).reshape(weight.shape)
+        weight = weight.detach()
+        codes = torch.empty(weight.shape, dtype=torch.int8)
+        height = _height(weight)
+        for start in range(0, len(weight), height):
+            part = slice(start, start + height)
+            rows = weight[part].double().reshape(-1, self.scales.shape[1], self.size)
+            found = rows.div_(self.scales[part].double()[..., None]).round_()
+            if self.zeros is not None:
+                found.add_(self.zeros[part].double()[..., None])
+            codes[part] = found.clamp_(LOW, HIGH).flatten(1)
+        return codes
 
     def values(self, codes: Tensor) -> Tensor:
         """float32 [out, in]: what the codes mean, to the bit."""
         rows = codes.reshape(*self.scales.shape, self.size)
         zeros = 0 if self.zeros is None else self.zeros[..., None]
         return ((rows - zeros) * self.scales[..., None]).reshape(codes.shape)
+
+
+def _height(weight: Tensor) -> int:
+    """Rows that are computed with at a time."""
+    return max(1, _BLOCK // max(1, weight.shape[1]))
+
+
+def _fitted(
+    rows: Tensor, counts: Tensor | None, asymmetric: bool, shares: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """(scales, zero points) of the best grids of weights [out, groups, size]; see `Groups.fit`."""
+    full, zeros = _covering(rows, asymmetric)
+    best, least = full.float(), torch.full_like(full, torch.inf)
+    kept = zeros
+    low = rows.amin(-1).clamp_max(0) if asymmetric else None
+    for share in shares:
+        scales = (full * share).float()
+        if low is not None:
+            zeros = _zero_point(low * share, scales)
+        error = _rounded(rows, scales[..., None], zeros[..., None] if asymmetric else 0.0)
+        error = error.sub_(rows).square_()
+        lost = (error if counts is None else error.mul_(counts)).sum(-1)
+        better = lost < least
+        best, kept = torch.where(better, scales, best), torch.where(better, zeros, kept)
+        least = torch.minimum(lost, least)
+    return best, kept
 
 
 def _covering(rows: Tensor, asymmetric: bool) -> tuple[Tensor, Tensor]:
@@ -115,7 +142,10 @@ def _zero_point(low: Tensor, scales: Tensor) -> Tensor:
 
 def _rounded(values: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
     scales = scales.double()
-    return ((torch.round(values / scales) + zeros).clamp(LOW, HIGH) - zeros) * scales
+    codes = torch.div(values, scales).round_()
+    if isinstance(zeros, float) and not zeros:
+        return codes.clamp_(LOW, HIGH).mul_(scales)
+    return codes.add_(zeros).clamp_(LOW, HIGH).sub_(zeros).mul_(scales)
 
 
 def stored_by_groups(model: Model) -> set[str]:

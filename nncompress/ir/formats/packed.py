@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,7 +73,7 @@ def smallest(tensor: Tensor, overhead: int = 0, per_op: int = 0) -> Parts | None
         assert values is not None
         return _shortened(_coded(flat, values), dtype, per_op)
     mask = flat != 0
-    kept = torch.cat([flat.new_zeros(1), flat[mask]])
+    kept = torch.cat([flat.new_zeros(1), flat.masked_select(mask)])
     bitmap = {"bitmap": to_bits(mask, 1)}
     if best == "bitmap":
         return bitmap | {"values": kept.view(dtype)}
@@ -89,7 +90,7 @@ def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     bitmap, codes, book = parts.get("bitmap"), parts.get("codes"), _book(parts)
     entries = count
     if bitmap is not None:
-        mask = from_bits(bitmap, 1, count)
+        mask = _from_bitmap(bitmap, count)
         entries = 1 + int(mask.sum())
     if codes is None or book is None:
         values = parts.get("values")
@@ -109,7 +110,8 @@ def restore(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     if bitmap is not None:
         if values.numel() != entries:
             raise ValueError(f"{values.numel()} values where the bitmap has {entries - 1}")
-        values = values.flatten()[mask.cumsum(0) * mask]
+        values = values.flatten()
+        values = values[:1].expand(count).clone().masked_scatter_(mask, values[1:])
     return values.reshape(shape)
 
 
@@ -191,6 +193,18 @@ def from_bits(stored: Tensor, bits: int, count: int) -> Tensor:
         )
     places = torch.arange(0, 8, bits)
     return ((stored.flatten().to(torch.int64)[:, None] >> places) & (2**bits - 1)).flatten()[:count]
+
+
+def _from_bitmap(stored: Tensor, count: int) -> Tensor:
+    """The bits [count] as truth values.
+
+    Raises:
+        ValueError: so many are not stored.
+    """
+    if stored.dtype != torch.uint8 or stored.numel() != -(-count // 8):
+        raise ValueError(f"{stored.numel()} bytes of {stored.dtype} where {count} bits belong")
+    bits = np.unpackbits(stored.flatten().numpy(), count=count, bitorder="little")
+    return torch.from_numpy(bits).to(torch.bool)
 
 
 def _coded(flat: Tensor, values: Tensor) -> Parts:

@@ -51,6 +51,8 @@ WEIGHTED_OPS: dict[str, Roles] = {
     "embedding": Roles("embedding", 1, 0, None, 1, 0),
 }
 
+_PART = 2**20  # values that are looked at together
+
 # what makes floats of a stored int8 tensor
 DEQUANTIZE = ("dequantize_per_channel", "dequantize_per_tensor", "dequantize_per_channel_group")
 
@@ -110,7 +112,13 @@ class Weight:
         if not self.quantized:
             return stored
         scale, zero = self._scales(stored)
-        return (stored.to(torch.float32) - zero) * scale
+        shape = (len(stored), -1, self.group_size) if self.group_size is not None else stored.shape
+        return (stored.to(torch.float32).reshape(shape) - zero).mul_(scale).reshape(stored.shape)
+
+    @property
+    def finite(self) -> bool:
+        """No value is NaN or infinite."""
+        return all(bool(part.isfinite().all()) for part in self.value().flatten().split(_PART))
 
     def assign(self, value: Tensor) -> None:
         """Store `value` (same shape) in place for every reader; if quantized, rounded to its scales."""
@@ -122,7 +130,9 @@ class Weight:
                 scale, zero = self._scales(stored)
                 start = 4 if op_name(self.source) == DEQUANTIZE[0] else 3
                 bounds: Any = self.source.args[start : start + 2]
-                value = torch.clamp(torch.round(value / scale) + zero, int(bounds[0]), int(bounds[1]))
+                shape = (len(stored), -1, self.group_size) if self.group_size is not None else stored.shape
+                codes = torch.round(value.reshape(shape) / scale) + zero
+                value = codes.clamp(int(bounds[0]), int(bounds[1])).reshape(stored.shape)
             stored.copy_(value.to(stored.dtype))
 
     def _scales(self, stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +145,7 @@ class Weight:
 
         scale, zero = read(self.source.args[1]), read(self.source.args[2])
         if self.group_size is not None:
-            scale, zero = (t.repeat_interleave(self.group_size, 1) if t.dim() else t for t in (scale, zero))
+            scale, zero = (t[..., None] if t.dim() else t for t in (scale, zero))
         if op_name(self.source) != DEQUANTIZE[0]:
             return scale, zero
         axis = int(self.source.args[3])  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from nncompress.loading.pickle.read import WEIGHT_KEYS, describe
 
 _MOST_DEEP = 3
 _MOST_KEYS = 1000  # of one table that is searched
-_BYTES_OF_INDEX = 100_000_000
 
 Found = dict[str, Tensor] | nn.Module
 
@@ -99,24 +97,3 @@ def _under(tables: Mapping[str, Found], key: str, path: Path) -> Found:
 
 def _shown(at: str) -> str:
     return repr(at)[:80]
-
-
-def refuse_index(path: Path) -> None:
-    """Refuse the list of a sharded checkpoint (`model.safetensors.index.json`), which is no file of weights.
-
-    Raises:
-        ModelFileError: it is one.
-    """
-    try:
-        if not path.name.endswith(".json") or path.stat().st_size > _BYTES_OF_INDEX:
-            return
-        listed = json.loads(path.read_bytes()).get("weight_map")
-        shards = sorted(set(map(str, listed.values())))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return
-    raise ModelFileError(
-        f"{path} is the index of a sharded checkpoint, whose weights lie in {len(shards)} other files",
-        got=", ".join(shards[:4])[:300] + (", …" if len(shards) > 4 else ""),
-        expected="one file with all weights",
-        remedy="where the model is: torch.save(model.state_dict(), 'weights.pt'); then give that and --arch",
-    )

@@ -17,6 +17,7 @@ from nncompress.errors import ModelFileError
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.state_dict.computed_weights import computed
 from nncompress.loading.state_dict.packed_tensors import restore_tensors
+from nncompress.loading.state_dict.shards import open_checkpoint
 
 # what wrappers put before each name
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
@@ -29,17 +30,52 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ModelFileError: it is damaged.
     """
+    stored, metadata = read_stored(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tensors = restore_tensors(stored, metadata)
-    except (safetensors.SafetensorError, OSError, ValueError, Rejected) as error:
-        raise ModelFileError(
-            f"{path} is damaged", got=str(error)[:300], expected="a .safetensors file", remedy="copy it again"
-        ) from error
+    except (ValueError, Rejected) as error:
+        raise _damaged(path, error) from error
     # tied tensors are stored once; the header maps their other names to the stored one
     return tensors | {name: tensors[first] for name, first in metadata.items() if first in tensors}, metadata
+
+
+def read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_safetensors`, of all shards that an index lists, with the metadata of the first.
+
+    Args:
+        path: the index, or its folder.
+
+    Raises:
+        ModelFileError: a shard is missing or damaged, or the index does not tell the truth.
+    """
+    tensors: dict[str, Tensor] = {}
+    files = open_checkpoint(path).files
+    headers = []
+    for file in files:
+        found, header = read_safetensors(file)
+        tensors |= found
+        headers.append(header)
+    return tensors, headers[0]
+
+
+def read_stored(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `read_safetensors`, with the tensors as they lie in the file.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(
+        f"{path} is damaged", got=str(error)[:300], expected="a .safetensors file", remedy="copy it again"
+    )
 
 
 def fill(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nncompress.ir.formats import packed, reduced
 from nncompress.ir.formats.deflate import decode
-from nncompress.ir.formats.packed import PARTS, restore
 from nncompress.loading.json_schema import Check, admit, listed, mapped, one_of, plain
 
+_PARTS = sorted({*packed.PARTS, *reduced.PARTS})
 _SHAPE = listed(plain(int, lambda size: 0 <= size < 2**40))
 _DTYPE = one_of(
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
@@ -42,9 +43,19 @@ def restore_tensors(tensors: dict[str, Tensor], header: Mapping[str, str]) -> di
             torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
         )
     for name, shape in _entry(header, "packed", _SHAPE).items():
-        parts = {part: found.pop(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in found}
-        found[name] = restore(parts, tuple(shape))
+        parts = {part: found.pop(f"{name}.{part}") for part in _PARTS if f"{name}.{part}" in found}
+        found[name] = restored(parts, tuple(shape))
     return found
+
+
+def restored(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The tensor that the parts stand for, in whichever form.
+
+    Raises:
+        ValueError: they do not fit each other or the shape.
+    """
+    read = reduced.restore_reduced if reduced.is_reduced(parts) else packed.restore
+    return read(parts, shape)
 
 
 def _entry(header: Mapping[str, str], key: str, check: Check) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def requires(options: Cluster, model: Model, context: Context) -> None:
                 expected=", ".join(layer.name for layer in chosen[:5]) + (", …" if chosen[5:] else ""),
             )
     for layer in chosen:
-        if not layer.weight.value().isfinite().all():
+        if not layer.weight.finite:
             raise ModelFileError(f"cluster: the weight of {layer.name} has NaN or infinite values")
     if options.weighting in ("inputs", "fisher"):
         need_data(context, "cluster", f"--weighting {options.weighting} is measured on it")

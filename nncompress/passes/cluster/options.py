@@ -36,6 +36,7 @@ class Cluster(Pass):
     example = "nncompress cluster model.pt2 --codebook 16 --data calibration.npz"
     amounts = AMOUNTS
     more = "--codebook 16, best with --data"
+    tensorwise = (*AMOUNTS, "per", "exclude")
 
     relative: float | None = option(
         None,

@@ -42,7 +42,7 @@ def requires(options: Factorize, model: Model, context: Context) -> None:
             remedy="nncompress inspect shows the layers",
         )
     for layer in found:
-        if not layer.weight.value().isfinite().all():
+        if not layer.weight.finite:
             raise ModelFileError(f"factorize: the weight of {layer.name} has NaN or infinite values")
     if options.minimize in ("layer", "model"):
         need_data(context, f"factorize --minimize {options.minimize}", "it measures what the layers compute")

@@ -32,6 +32,7 @@ class Factorize(Pass):
     example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
     amounts = SELECTORS
     more = "--macs 0.7, best with --data"
+    tensorwise = ("err", "relative", "energy", "rank", "ratio", "round_to", "exclude")
 
     err: float | None = option(
         None,
@@ -91,6 +92,9 @@ class Factorize(Pass):
             raise UsageError(
                 "factorize: give one way to choose the ranks", got=" and ".join(f"--{name}" for name in given)
             )
+
+    def treats(self, kind: str) -> bool:
+        return kind == "linear"
 
     requires = step("nncompress.passes.factorize.apply:requires")
     apply = step("nncompress.passes.factorize.apply:apply")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatch
 
 import torch
@@ -19,6 +20,8 @@ from nncompress.passes.base import Change, Context
 from nncompress.passes.prune.dead_nodes import remove_dead_nodes
 from nncompress.passes.prune.options import Prune, parse_pattern
 
+_PART = 2**20  # weights whose squares are summed up at a time, in float64
+
 
 def requires(options: Prune, model: Model, context: Context) -> None:
     chosen = list(_chosen(options, model))
@@ -30,7 +33,7 @@ def requires(options: Prune, model: Model, context: Context) -> None:
             remedy="nncompress inspect shows the layers",
         )
     for layer in chosen:
-        if not layer.weight.value().isfinite().all():
+        if not layer.weight.finite:
             raise ModelFileError(f"prune: the weight of {layer.name} has NaN or infinite values")
 
 
@@ -107,7 +110,7 @@ def _prune(options: Prune, layer: Layer, keep: Tensor | None) -> Change:
         bound = _threshold(options, weight)
         numbers["threshold"] = bound
         keep = weight.abs() >= bound
-    return _assigned(layer, torch.where(keep, weight, torch.zeros_like(weight)), numbers)
+    return _assigned(layer, weight.masked_fill(~keep, 0), numbers)
 
 
 def _threshold(options: Prune, weight: Tensor) -> float:
@@ -115,11 +118,23 @@ def _threshold(options: Prune, weight: Tensor) -> float:
     if options.threshold is not None:
         return options.threshold
     if options.std is not None:
-        return options.std * float(weight.double().square().mean().sqrt())
-    ordered = weight.double().abs().flatten().sort().values
-    lost = ordered.square().cumsum(0)
-    going = int((lost <= (options.share_lost or 0.0) * lost[-1]).sum())
-    return float(ordered[going]) if going < len(ordered) else 0.0
+        return options.std * math.sqrt(_squares(weight) / weight.numel())
+    wide = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    magnitudes = weight.abs().flatten().to(wide).numpy()
+    magnitudes.sort()  # in place: torch would give the order, too, of eight bytes a weight
+    ordered = torch.from_numpy(magnitudes)
+    room = (options.share_lost or 0.0) * _squares(ordered)
+    for part in ordered.split(_PART):  # in float64 all of a large matrix would take much memory
+        lost = part.double().square().cumsum(0)
+        going = int((lost <= room).sum())
+        if going < len(part):
+            return float(part[going])
+        room -= float(lost[-1])
+    return 0.0
+
+
+def _squares(weight: Tensor) -> float:
+    return sum(float(part.double().square().sum()) for part in weight.flatten().split(_PART))
 
 
 def _kept_of_all(options: Prune, chosen: list[Layer]) -> dict[str, Tensor]:

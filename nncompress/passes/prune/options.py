@@ -33,6 +33,7 @@ class Prune(Pass):
     example = "nncompress prune model.pt --std 0.5"
     amounts = AMOUNTS
     more = "--std 0.5, or --sparsity 0.5"
+    tensorwise = (*AMOUNTS, "scope", "exclude")
 
     relative: float | None = option(
         None,
@@ -66,6 +67,14 @@ class Prune(Pass):
             )
         if self.pattern is not None:
             parse_pattern(self.pattern)
+
+    def treats(self, kind: str) -> bool:
+        return kind != "embedding"
+
+    def needs_network(self) -> str:
+        if self.sparsity is not None and self.scope == "global":
+            return "--sparsity compares the weights of all layers; add --scope layer"
+        return ""
 
     requires = step("nncompress.passes.prune.apply:requires")
     apply = step("nncompress.passes.prune.apply:apply")

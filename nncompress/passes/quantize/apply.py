@@ -56,7 +56,7 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
                 f"quantize works on float32, and {layer.name} is {dtype}",
                 remedy=f"quantize the float32 model, or leave that layer as it is: --keep {layer.name}",
             )
-        if not weight.isfinite().all():
+        if not layer.weight.finite:
             raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
     if options.mode == "float16":
         for layer in found:

@@ -31,8 +31,10 @@ from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
 from nncompress.passes.quantize.equalization.norm_scales import NormScales
+from nncompress.passes.quantize.options import check_divides
 
 aten = torch.ops.aten
+_ROWS = 64  # of a matrix that are summed up at a time, in float64
 
 
 def check_groups(model: Model, keep: Collection[str], size: int) -> None:
@@ -53,14 +55,7 @@ def check_groups(model: Model, keep: Collection[str], size: int) -> None:
         )
     for layer in fitting:
         width = layer.weight.value().shape[0 if _is_turned(layer) else 1]
-        if width % size:
-            fits = [each for each in (128, 64, 32, 16) if width % each == 0]
-            other = f"--group-size {fits[0]}, or " if fits else ""
-            raise UsageError(
-                f"quantize: --group-size {size} does not divide the inputs of {layer.name}",
-                got=f"{width} inputs",
-                remedy=f"{other}--keep {layer.name} leaves it in float",
-            )
+        check_divides(size, layer.name, width)
 
 
 def round_by_groups(
@@ -97,7 +92,7 @@ def round_by_groups(
         if reason:
             changes += [Change(each.name, f"skipped: {reason}", applied=False) for each in layers_]
             continue
-        weight = layers_[0].weight.value().clone()
+        weight = layers_[0].weight.value()
         second = None if seen is None else _second_moment(layers_, seen, tied)
         scales = None if second is None else norms.of(layers_[0], second)
         if scales is not None and second is not None:
@@ -108,13 +103,13 @@ def round_by_groups(
         )
         codes = _codes(weight, groups, second)
         value = groups.values(codes)
+        first = _numbers(weight, value, codes, groups)
         layers_[0].weight.assign(value if scales is None else value / scales)  # what comes after sees it so
         stored[name] = codes, groups
         for layer in layers_:
             what = f"weights of 4 bits in groups of {size}, float arithmetic"
             what += "" if layer is layers_[0] else f", shared with {layers_[0].name}"
-            numbers = _numbers(weight, layer, codes, groups) if layer is layers_[0] else {}
-            changes.append(Change(layer.name, what, numbers))
+            changes.append(Change(layer.name, what, first if layer is layers_[0] else {}))
     context.progress.step("rounding", len(matrices), len(matrices))
     if seen is not None:
         context.warn(too_few("quantize", seen.rows))
@@ -143,9 +138,10 @@ def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
     return groups.codes(descend(weight.double(), start, second, groups.nearest))
 
 
-def _numbers(weight: Tensor, layer: Layer, codes: Tensor, groups: Groups) -> dict[str, Any]:
-    noise = float((weight - groups.values(codes)).double().square().sum())
-    power = float(weight.double().square().sum())
+def _numbers(weight: Tensor, value: Tensor, codes: Tensor, groups: Groups) -> dict[str, Any]:
+    parts = list(zip(weight.split(_ROWS), value.split(_ROWS)))
+    noise = sum(float((a - b).double().square().sum()) for a, b in parts)
+    power = sum(float(a.double().square().sum()) for a, _ in parts)
     points = 0 if groups.zeros is None else groups.zeros.numel()
     return {
         "bits": 4,

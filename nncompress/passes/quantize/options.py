@@ -18,6 +18,22 @@ from nncompress.passes.base import NEAR, Pass, option, step
 SAMPLE = 64  # records whose moments are kept
 
 
+def check_divides(size: int, layer: str, width: int) -> None:
+    """Refuse groups of inputs that do not fill a layer's rows.
+
+    Raises:
+        UsageError
+    """
+    if width % size:
+        fits = [each for each in (128, 64, 32, 16) if width % each == 0]
+        other = f"--group-size {fits[0]}, or " if fits else ""
+        raise UsageError(
+            f"quantize: --group-size {size} does not divide the inputs of {layer}",
+            got=f"{width} inputs",
+            remedy=f"{other}--keep {layer} leaves it in float",
+        )
+
+
 @dataclass(frozen=True)
 class Quantize(Pass):
     """Round weights, and with them the activations of convolutions and linear layers, to 8 bits.
@@ -31,6 +47,7 @@ class Quantize(Pass):
     example = "nncompress quantize model.pt2 --data calibration.npz"
     stored_weights = False
     protects = "keep"
+    tensorwise = ("mode", "weight_bits", "group_size", "asymmetric", "keep")
 
     mode: Literal["static", "dynamic", "weights", "float16"] = option(
         "static", help="what is rounded, and how"
@@ -149,6 +166,18 @@ class Quantize(Pass):
         asked = self.size is not None or self.max_drop is not None or self.weight_bits != 8
         bounded = self.mode in ("weights", "dynamic") and not asked
         return NEAR if self.max_drift is None and bounded else self.max_drift
+
+    def treats(self, kind: str) -> bool:
+        return self.group_size is None or kind != "convolution"
+
+    def needs_network(self) -> str:
+        if self.mode == "weights":
+            return ""
+        return f"--mode {self.mode} is about activations; add --mode weights (or --group-size 64)"
+
+    def check_shape(self, layer: str, shape: tuple[int, ...]) -> None:
+        if self.group_size is not None and len(shape) == 2:
+            check_divides(self.group_size, layer, shape[1])
 
     requires = step("nncompress.passes.quantize.apply:requires")
     apply = step("nncompress.passes.quantize.apply:apply")

@@ -263,13 +263,12 @@ def test_a_whole_module_inside_a_checkpoint(trust_pickle, arch, tmp_path):
     assert any("'model'" in sentence for sentence in said)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
-def test_the_index_of_a_sharded_checkpoint(name, arch, tmp_path):
+def test_the_index_of_pickled_shards(arch, tmp_path):
+    index = tmp_path / "pytorch_model.bin.index.json"
     shards = {"0.weight": "model-00001-of-00002.bin", "0.bias": "model-00002-of-00002.bin"}
-    (tmp_path / name).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
-    with pytest.raises(ModelFileError, match="index of a sharded") as caught:
-        load_model(tmp_path / name, arch=arch)
-    assert "model-00001-of-00002.bin, model-00002-of-00002.bin" in str(caught.value)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    with pytest.raises(ModelFileError, match="index of pickled shards"):
+        load_model(index, arch=arch)
     torch.save({"0.weight": built()[0].weight.data}, tmp_path / "model-00001-of-00002.bin")
     with pytest.raises(ModelFileError, match="one shard of several"):
         load_model(tmp_path / "model-00001-of-00002.bin", arch=arch)
