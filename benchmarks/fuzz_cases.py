@@ -6,7 +6,8 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,22 +141,33 @@ def _search(path: Path) -> None:
 
 
 def _trial(path: Path) -> None:
+    from nncompress.files.bounded_text import read_json
     from nncompress.report import search as report
     from nncompress.search import trial
     from nncompress.search.optimize import recipe_of
-    from nncompress.search.records import Records
 
-    row = Records(path.parent, trial.record).get(path.stem)
-    if row is not None:
+    with _measured_anew():
+        row = trial.record(read_json(path))
         report.trial(row, 1)
         recipe_of(row)
 
 
 def _effect(path: Path) -> None:
-    from nncompress.search.records import Records
+    from nncompress.files.bounded_text import read_json
     from nncompress.search.sensitivity import RECORD
 
-    Records(path.parent, RECORD).get(path.stem)
+    with _measured_anew():
+        RECORD(read_json(path))
+
+
+@contextmanager
+def _measured_anew() -> Iterator[None]:
+    """As `nncompress.search.records` takes what it cannot read."""
+    from nncompress.files.bounded_text import Unreadable
+    from nncompress.loading.json_schema import Rejected
+
+    with suppress(Unreadable, Rejected):
+        yield
 
 
 def _cycles(path: Path) -> None:

@@ -117,7 +117,7 @@ def benchmark(
             arm = Arm(name, given, parameters=costs.parameters, macs=costs.macs)
             if runtime == "onnxruntime":
                 file = Path(folder) / f"{position}.onnx"
-                export.write(given, file, target="ort-cpu")  # measured here, and then gone
+                export.write(given, file, target="ort-cpu", read_back=False)  # measured here, and then gone
                 arm = replace(arm, artifact=file)
             arms.append(arm)
         return measure(arms, batch=batch, threads=threads, time_budget=seconds, progress=progress)

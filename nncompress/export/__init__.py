@@ -3,7 +3,7 @@
 | suffix         | holds                                            | checked before it is kept            |
 |----------------|--------------------------------------------------|--------------------------------------|
 | `.pt2`         | graph, weights, inputs, history; it loads again  | read back: same tensors and outputs  |
-| `.onnx`        | graph, weights, history                          | same outputs as ours in ONNX Runtime |
+| `.onnx`        | graph, weights, history                          | the same, and read back by our own   |
 | `.ort`         | the same for ONNX Runtime Mobile                 | same outputs as ours in ONNX Runtime |
 | `.xml`         | the same for OpenVINO, weights in a `.bin`       | same outputs as ours in OpenVINO     |
 | `.pte`         | the same for ExecuTorch, heavy ops in XNNPACK    | same outputs as ours in ExecuTorch   |
@@ -68,6 +68,7 @@ def write(
     protect: Iterable[str | Path] = (),
     storage: Storage = "packed",
     target: str | None = None,
+    read_back: bool = True,
 ) -> ExportReport:
     """Write `model` in the format that the suffix of `path` names.
 
@@ -76,6 +77,7 @@ def write(
         storage: how weights of few values or many zeros are stored (`nncompress.export.storage`).
         target: where it will run (`nncompress.targets`); None: plain, the same whatever processor wrote it,
             but for formats that one runtime alone reads.
+        read_back: of an `.onnx`, which is compared in its runtime, say whether it loads again here, too.
 
     Raises:
         UsageError: the suffix names no format we write, the format has no such storage, or the target does
@@ -93,7 +95,7 @@ def write(
             expected=", ".join(WRITERS),
         )
     chosen = for_file(suffix, target)
-    given = {"target": chosen} if suffix == ".onnx" else {}
+    given = {"target": chosen, "read_back": read_back} if suffix == ".onnx" else {}
     if storage == "packed":  # which every format means as far as it can
         return WRITERS[suffix](model, path, protect=protect, **given)
     if storage not in STORAGES.get(suffix, ()):

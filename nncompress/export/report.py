@@ -33,6 +33,7 @@ class ExportReport:
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
         target: what it was written for (`nncompress.targets`), "any" for a plain `.onnx`, "" for a file that
             no runtime opens.
+        not_read: of an `.onnx`, why nncompress itself cannot read it again; "" where it can.
         not_compared: of a file that was read back, why its outputs were not compared; "" where they were.
     """
 
@@ -50,6 +51,7 @@ class ExportReport:
     left: tuple[str, ...] = ()
     state: tuple[tuple[str, str], ...] = ()
     not_compared: str = ""
+    not_read: str = ""
     target: str = ""
 
     def to_json(self) -> dict[str, Any]:

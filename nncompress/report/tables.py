@@ -193,6 +193,8 @@ def written(report: ExportReport) -> RenderableType:
         text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
     if report.not_compared:
         text += f"; read back, its tensors are equal, its outputs were not compared: {report.not_compared}"
+    if report.not_read:
+        text += f"; nncompress cannot read it again: {report.not_read}"
     for given, taken in report.state:
         text += f"; state: hand {taken} to the next call's {given}"
     if report.choices:

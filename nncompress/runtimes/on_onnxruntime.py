@@ -36,6 +36,9 @@ class OnnxRuntimeRunner(Runner):
     Args:
         path: the `.onnx` or `.ort` file.
         threads: of one run. With 1, the runtime works in the calling thread.
+        optimised: False: each node is computed as it is written, those between quantize and dequantize nodes
+            in floats.
+
     Raises:
         ModelFileError: not an ONNX file that ONNX Runtime reads.
         UnsafeFileError: its external data lies outside its folder.
@@ -44,8 +47,10 @@ class OnnxRuntimeRunner(Runner):
 
     runtime = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, optimised: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -64,7 +69,9 @@ class OnnxRuntimeRunner(Runner):
             raise _explained(path, problem) from problem
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = FATAL
-        self.name = f"ONNX Runtime {onnxruntime.__version__} CPU"
+        self.name = (
+            f"ONNX Runtime {onnxruntime.__version__} CPU{'' if optimised else ' without optimisations'}"
+        )
         try:
             self.inputs = with_named_dims([_spec(node, path) for node in self._session.get_inputs()])
             outputs = tuple(_spec(node, path).name for node in self._session.get_outputs())

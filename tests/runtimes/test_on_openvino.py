@@ -1,5 +1,9 @@
 """Files in OpenVINO: the same outputs as elsewhere, precisions as asked, one line where it cannot be."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -80,3 +84,15 @@ def test_wrong_files_and_inputs_end_in_one_line(exported, tmp_path):
         open_artifact(tmp_path / "nothing.xml")
     with pytest.raises(NNCompressError, match="runtime"):
         open_artifact(exported[1], runtime="tensorflow")
+
+
+def test_opening_openvino_counts_nothing_in_the_home_of_the_user(tmp_path):
+    """Its package does, when it is imported, and tells its makers; CI is where it would not anyway."""
+    script = (
+        "import sys\nfrom nncompress.runtimes.on_openvino import core\ncore()\n"
+        "assert 'openvino_telemetry.main' not in sys.modules\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -25,10 +25,10 @@ from nncompress.export.check.compare import Comparison
 from nncompress.export.check.compare import compare as compare_outputs
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
+from nncompress.export.check.read_back import read_back_onnx
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
-from nncompress.export.lower.onnxruntime.exact import write_exact
 from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
 from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
@@ -48,6 +48,7 @@ from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.places import first_place
 from nncompress.runtimes import open_artifact
+from nncompress.runtimes.exact_copy import write_exact
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
@@ -68,6 +69,7 @@ def write_onnx(
     protect: Iterable[str | Path] = (),
     storage: Storage = "packed",
     target: Target | None = None,
+    read_back: bool = False,
 ) -> ExportReport:
     """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
 
@@ -76,6 +78,8 @@ def write_onnx(
 
     Args:
         target: what it is written for; None: plain, the same on every machine.
+        read_back: say whether our own reader takes the file for the model.
+
     Raises:
         UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
         VerificationError: ONNX Runtime computes something else; nothing is written.
@@ -84,6 +88,7 @@ def write_onnx(
     start = time.perf_counter()
     place = Path(path)
     _refuse_types(model)
+    given = model
     model, states = state_as_inputs(model)
     signed = _signed(model, target) if target is not None and target.symmetric else model
     # An unwritable target is refused before the work starts.
@@ -121,6 +126,7 @@ def write_onnx(
                 told.append(speed.summary())
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
+        not_read = read_back_onnx(given, temporary) if read_back else ""
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
         replaced = external_data.named_by(place, external_data.beside(place))
     left = external_data.remove_replaced(place, replaced)
@@ -138,6 +144,7 @@ def write_onnx(
         left=tuple(str(path) for path in left),
         state=tuple((state.input, state.output) for state in states),
         target=target.name if target is not None else ANY,
+        not_read=not_read,
     )
 
 

@@ -115,6 +115,10 @@ class Call:
     def optional(self, position: int) -> Tensor | None:
         return self.tensor(position) if self.has(position) else None
 
+    def depends(self, position: int) -> bool:
+        """Do the numbers of that operand depend on the model's input?"""
+        return self.has(position) and self.walk.known(self._node.input[position]) is None
+
     def array(self, position: int, what: str = "an operand") -> np.ndarray:
         """An operand whose numbers must be known.
 

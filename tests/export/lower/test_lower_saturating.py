@@ -12,13 +12,12 @@ from nncompress.devices import Processor
 from nncompress.errors import UnsupportedError
 from nncompress.export import write_onnx
 from nncompress.export.check.compare import Comparison
-from nncompress.export.lower.onnxruntime import exact
 from nncompress.export.lower.onnxruntime.int8 import saturating as lower_saturating
 from nncompress.export.lower.onnxruntime.int8 import tiles
 from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
-from nncompress.runtimes import on_onnxruntime, open_artifact
+from nncompress.runtimes import exact_copy, on_onnxruntime, open_artifact
 from nncompress.runtimes.saturation import overflows, saturating_weights
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized
@@ -62,7 +61,7 @@ def test_weights_that_could_overflow_are_unsigned_and_sums_are_right(
 
 
 def test_a_plain_file_with_integer_products_is_compared_by_a_copy_in_floats(tmp_path, monkeypatch):
-    for module in (exact, lower_saturating, writer):
+    for module in (exact_copy, lower_saturating, writer):
         monkeypatch.setattr(module, "processor", lambda: OLD)
     torch.manual_seed(0)
     model = quantized(Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),)), mode="dynamic")
@@ -70,7 +69,7 @@ def test_a_plain_file_with_integer_products_is_compared_by_a_copy_in_floats(tmp_
     report = write_onnx(model, plain)
     assert "may overflow on processors without VNNI" in report.int8
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(plain).graph.node)
-    assert exact.write_exact(plain, copy)
+    assert exact_copy.write_exact(plain, copy)
     assert not any(node.op_type == "MatMulInteger" for node in onnx.load(copy).graph.node)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -35,7 +35,12 @@ def quantize(call: Call) -> Value:
 
 @rule("DequantizeLinear")
 def dequantize(call: Call) -> Value:
-    x, (scale, zero) = call.tensor(0), _grid(call)
+    x = call.tensor(0)
+    if call.depends(1):  # on the range of a batch
+        low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
+        call.get("axis"), call.get("block_size")
+        return ops.dequantize_per_tensor.tensor(x, call.tensor(1), call.tensor(2), low, high, x.dtype)
+    scale, zero = _grid(call)
     if x.dtype == torch.int32:  # a bias
         factor = call.tensor(1)
         axis = call.get("axis", 1) % max(x.dim(), 1)
