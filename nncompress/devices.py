@@ -142,7 +142,10 @@ def need_cuda(runtime: str, what: str) -> None:
         MissingExtraError: the runtime is not installed, or not built for CUDA.
     """
     if not gpus():
-        raise DeviceError(f"{what}: there is no NVIDIA GPU on this machine, or no driver for it")
+        raise DeviceError(
+            f"{what}: there is no NVIDIA GPU on this machine, or no driver for it",
+            remedy="--device cpu",
+        )
     if runtime == "onnxruntime" and not installed("cuda"):
         raise MissingExtraError(f"{what} needs {EXTRAS['cuda'].package}: {command('cuda')}")
     if not torch_has_cuda():

@@ -130,6 +130,15 @@ def _unwrap(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
     return hint, None, optional
 
 
+_A = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list of texts",
+}
+
+
 def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
     kind, choices, optional = _type_of(f, hint)
     where = f"{name}: {flag_of(f.name)}"
@@ -145,7 +154,7 @@ def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
     try:
         value = convert[kind](value)
     except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{where} is not a {kind.__name__}", got=shown(value)) from None
+        raise UsageError(f"{where} is not {_A[kind]}", got=shown(value)) from None
     if choices is not None and value not in choices:
         raise UsageError(f"{where} has no such choice", got=shown(value), expected=", ".join(choices))
     bounds = f.metadata.get("bounds", {})

@@ -24,7 +24,7 @@ from typing import Any
 
 from nncompress.errors import UsageError, VerificationError
 from nncompress.files.bounded_text import Unreadable, bounded, read_text
-from nncompress.options import key_of, shown
+from nncompress.options import key_of, option_types, shown
 from nncompress.passes import PASSES, Pass
 
 MOST_BYTES = 2**15  # the longest in practice have a few hundred
@@ -109,7 +109,12 @@ def parse_pass(text: str) -> Pass:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         options[key.strip()] = value.strip() if equals else True  # a flag, as `remove-dead`
-    return make_pass(name.strip(), options, f"--pass {text}")
+    name = name.strip()
+    types = option_types(PASSES[name]) if name in PASSES else {}
+    for key, value in options.items():
+        if value is True and types.get(key.replace("-", "_"), (bool,))[0] is not bool:
+            raise UsageError(f"--pass {text}: {key} has no value", remedy=f"{name}:{key}=VALUE")
+    return make_pass(name, options, f"--pass {text}")
 
 
 def make_pass(name: str, options: Mapping[str, Any], where: str) -> Pass:

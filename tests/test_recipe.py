@@ -25,7 +25,8 @@ def test_a_pass_prints_as_the_text_that_makes_it():
     [
         ("prun:std=1", "no pass is called 'prun'"),
         ("prune:stdd=1", "has no option 'stdd'"),
-        ("prune:std=lots", "--std is not a float"),
+        ("prune:std=lots", "--std is not a number"),
+        ("prune:std", "std has no value"),
         ("prune:std=-1", "out of range"),
     ],
 )

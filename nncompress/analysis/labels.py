@@ -8,7 +8,10 @@ from nncompress.data import Batch
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
-MEASURES = "another --metric: rmse (numbers), miou (pixels), perplexity or wer (sequences), FILE.py:NAME"
+MEASURES = (
+    "eval, bench and quantize --max-drop take another --metric: rmse (numbers), miou (pixels), perplexity or "
+    "wer (sequences), FILE.py:NAME"
+)
 
 
 def chosen_classes(result: Tensor) -> Tensor:

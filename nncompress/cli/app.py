@@ -24,6 +24,7 @@ from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
 from nncompress.errors import ExitCode, ExtensionError, NNCompressError, on_one_line
 from nncompress.extensions import culprit
+from nncompress.options import shown
 from nncompress.passes import PASSES
 
 MODULES = {  # command -> the module of `nncompress.cli.commands` that registers it; the others are passes
@@ -130,7 +131,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser
             said = on_one_line(error.format_message()).replace("Value error, ", "")  # pydantic's, of a choice
-            return _fail(f"{said}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback)
+            return _fail(
+                f"{said}{_given(error, arguments)}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback
+            )
         return _defect(error)
 
 
@@ -179,6 +182,17 @@ def _flush() -> None:
         sys.stdout.flush()
     except OSError as error:
         raise Unwritable from error
+
+
+def _given(error: Exception, arguments: list[str]) -> str:
+    """What was typed for the option that the parser refuses, where its own message has it not."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    for argument, following in zip(arguments, [*arguments[1:], None]):
+        option, equals, value = argument.partition("=")
+        given = value if equals else following
+        if option in names and given is not None and f"'{given}'" not in str(error):
+            return f"\n  got:      {shown(given)}"
+    return ""
 
 
 def _suggestion(arguments: list[str]) -> str:

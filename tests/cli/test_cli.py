@@ -353,3 +353,21 @@ def test_bench_of_the_session_and_of_named_files(here, capsys):
     assert run(["bench", "a.pt2", "--time", "0.2"]) == ExitCode.OK
     assert "a.pt2" in capsys.readouterr().out
     assert run(["bench", "a.pt2", "--device", "cuda"]) == ExitCode.NO_DEVICE
+
+
+@pytest.mark.parametrize("typed", [["--sparsity", "30%"], ["--sparsity=30%"]])
+def test_a_value_that_the_parser_refuses_is_shown(here, capsys, typed):
+    assert run(["prune", "model.pt", *typed]) == ExitCode.USAGE
+    assert "got:      '30%'" in capsys.readouterr().err
+
+
+def test_labels_that_do_not_fit_are_told_before_a_search_or_a_measurement_begins(here, capsys, monkeypatch):
+    assert run(["export", "model.pt", "--input", "1x3x8x8", "-o", "m.pt2"]) == ExitCode.OK
+    x = np.zeros((20, 3, 8, 8), np.float32)
+    np.savez("wrong.npz", x=x, y=np.where(np.arange(20) == 15, 9, 0))
+    assert run(["optimize", "m.pt2", "--data", "wrong.npz", "--max-drop", "1"]) == ExitCode.DATA
+    assert "label 9" in capsys.readouterr().err
+    assert not Path("m.optimize").exists()
+    monkeypatch.setattr("nncompress.cli.work.bench.benchmark", None)  # it is not reached
+    assert run(["bench", "m.pt2", "--data", "wrong.npz"]) == ExitCode.DATA
+    assert "label 9" in capsys.readouterr().err

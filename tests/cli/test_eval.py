@@ -222,4 +222,4 @@ def test_labels_that_fit_no_output_name_the_measures_there_are(here, capsys):
     x, _ = records("d.npz", 10)
     np.savez("d.npz", x=x.numpy(), y=np.zeros((len(x), 3), np.int64))
     assert run(["eval", "m.pt2", "--data", "d.npz"]) == ExitCode.DATA
-    assert "another --metric: rmse" in capsys.readouterr().err
+    assert "take another --metric: rmse" in capsys.readouterr().err

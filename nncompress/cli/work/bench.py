@@ -19,7 +19,7 @@ from nncompress.data import Dataset
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.progress import Progress
 from nncompress.report import bench_table
-from nncompress.results import BenchResult, BenchSuite
+from nncompress.results import BenchResult, BenchSuite, EvalResult
 
 
 def check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
@@ -53,6 +53,9 @@ def measure(
 
     calls = [(_one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)) for batch in batches]
     runs: list[BenchResult] = []
+    reached = _accuracies(
+        arms, records, answers, metric, bar
+    )  # labels that do not fit are told before the wait
     try:
         for batch, (inputs, parity_inputs) in zip(batches, calls):
             runs.append(
@@ -61,13 +64,19 @@ def measure(
                 )
             )
             if runs[-1].interrupted:
-                return BenchSuite(tuple(runs))
-        runs = _with_accuracy(runs, arms, records, answers, metric, bar)
+                break
     except KeyboardInterrupt:
         if not runs:
             raise
         runs[-1] = replace(runs[-1], interrupted=True)
-    return BenchSuite(tuple(runs))
+    return BenchSuite(
+        tuple(
+            replace(run, arms=tuple(replace(arm, accuracy=found) for arm, found in zip(run.arms, reached)))
+            for run in runs
+        )
+        if reached
+        else tuple(runs)
+    )
 
 
 def report(suite: BenchSuite, output: list[str], json: bool) -> None:
@@ -132,25 +141,18 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
     return None
 
 
-def _with_accuracy(
-    runs: list[BenchResult],
+def _accuracies(
     arms: list[Arm],
     records: Dataset | None,
     answers: list[int | None],
     metric: str | None,
     bar: Progress,
-) -> list[BenchResult]:
-    """The results with each arm's accuracy, where the data has labels (or the metric needs none)."""
-
+) -> list[EvalResult]:
+    """Each arm's accuracy, where the data has labels (or the metric needs none)."""
     unlabelled = metric is not None and not named_metric(metric).needs_labels
     if records is None or not (records.has_labels or unlabelled):
-        return runs
-
-    reached = [
+        return []
+    return [
         evaluate(arm.open(threads=1).run, records, metric=metric, output=answer, progress=bar)
         for arm, answer in zip(arms, answers)
-    ]
-    return [
-        replace(run, arms=tuple(replace(arm, accuracy=each) for arm, each in zip(run.arms, reached)))
-        for run in runs
     ]

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from nncompress import api, export
+from nncompress.analysis.answer import PROBED, Answers
+from nncompress.analysis.labels import class_labels
 from nncompress.bench.latency.target import clocked
 from nncompress.cli import model_files
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
+from nncompress.data import Dataset
 from nncompress.data.spec import is_code
-from nncompress.errors import PromiseError, UsageError
+from nncompress.errors import DataError, PromiseError, UsageError
 from nncompress.files.atomic import replacing
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
+from nncompress.ir import Model
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
 from nncompress.recipe import write_recipe
@@ -59,7 +63,7 @@ def find(
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
     recipe_file = result.with_suffix(".toml")
     model_files.output_for(str(recipe_file), recipe_file, reads)
-    api.dataset(data, opened.model, loading["normalize"], say).require_labels("optimize")
+    _check_labels(opened.model, api.dataset(data, opened.model, loading["normalize"], say))
     if clock_in:
         where = clocked(target)
         asked["target"] = where.name
@@ -149,6 +153,28 @@ def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
     selection = api.dataset(_half(settings["data"], 1), original, normalize)
     context = Context(data=fitted, seed=settings["seed"], limit=settings["limit"], progress=bar)
     return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
+
+
+def _check_labels(model: Model, records: Dataset) -> None:
+    """Refuse labels that no promise could be made of, before anything is written.
+
+    Raises:
+        DataError: there are none, or they are no class numbers that the model has scores for.
+    """
+    records.require_labels("optimize")
+    answers = Answers(model, records, "classification")
+    for batch in records.batches(PROBED, limit=records.fixed_batch or PROBED):
+        result, classes = answers.of(batch, 0), records.classes or 0
+        class_labels(
+            result, batch.labels, records.spec, 0, "optimize promises top-1: one class number per sample"
+        )
+        if result.is_floating_point() and classes > result.shape[1]:
+            raise DataError(
+                f"{records.spec}: there is a label that the model has no output for",
+                got=f"label {classes - 1}",
+                expected=f"0 to {result.shape[1] - 1}",
+                remedy="use data with the classes the model was trained on",
+            )
 
 
 def _run(search: Any, trials: int, until: float) -> bool:

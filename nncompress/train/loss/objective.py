@@ -45,7 +45,12 @@ class Task:
             loss = "cross-entropy" if kind == "classification" else "mse"
         if (kind == "classification") != (loss == "cross-entropy"):
             raise DataError(
-                f"{origin}: the loss does not fit the task", got=f"--loss {loss}", expected=f"one for {kind}"
+                f"{origin}: the loss does not fit the task",
+                got=f"--loss {loss}",
+                expected=f"one for {kind}",
+                remedy="leave --loss out"
+                if kind == "classification"
+                else "--task classification, with one class number per sample",
             )
         return cls(kind, loss, origin, settings.label_smoothing)
 
