@@ -79,6 +79,21 @@ COMMANDS = (
         ("out.json", "out.csv"),
     ),
     Command(
+        "sensitivity",
+        ("sensitivity", "m.pt2", "--method", "prune-nodes", "--folder", "kept"),
+        ("kept",),
+        fresh=True,
+    ),
+    Command(
+        "optimize",
+        (
+            *("optimize", "m.pt2", "--data", "data.npz", "--max-drop", "90", "--goal", "macs"),
+            *("--trials", "2", "--folder", "kept", "-o", "out.pt2"),
+        ),
+        ("kept", "out.pt2", "out.toml", *SESSION),
+        fresh=True,
+    ),
+    Command(
         "latency table",
         ("factorize", "m.pt2", "--latency", "0.9", "-o", "out.pt2"),
         ("out.pt2", "cache", *SESSION),

@@ -174,6 +174,47 @@ def test_refusals_name_what_to_do(classifier, tmp_path):
         nncompress.load(torch.jit.script(torch.nn.functional.relu))
 
 
+class TwoAnswers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.scores = nn.Linear(6, 2), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.place(x), self.scores(x)
+
+
+def test_a_loaded_model_does_not_learn_from_the_data_that_it_is_measured_on():
+    torch.manual_seed(0)
+    loaded = nncompress.load(TwoAnswers(), input="1x6")
+    before = copy.deepcopy(loaded.metadata), dict(loaded.sizes)
+    with pytest.warns(UserWarning, match="labels fit output 1 of 2"):
+        nncompress.evaluate(loaded, (torch.randn(9, 6), torch.arange(9) % 3))
+    with pytest.warns(UserWarning, match="labels fit output 1 of 2"):
+        smaller = nncompress.compress(
+            loaded, "prune:sparsity=0.1", data=(torch.randn(9, 6), torch.arange(9) % 3)
+        )
+    with pytest.raises(UsageError, match="no output 2"):
+        nncompress.evaluate(loaded, (torch.randn(9, 6), torch.arange(9) % 3), output_index=2)
+    assert (loaded.metadata, dict(loaded.sizes)) == before
+    assert smaller.metadata["answer"] == 1
+
+
+def test_a_file_is_measured_as_its_model_was(tmp_path):
+    """Its images normalised, its answer the one that labels fit."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    loaded = nncompress.load(net, input="1x3x8x8", normalize="0.9,0.1,0.5/0.1,0.2,0.3")
+    nncompress.save(loaded, tmp_path / "m.onnx")
+    chance = np.random.default_rng(0)
+    images = chance.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    scaled = (images / 255 - [0.9, 0.1, 0.5]) / [0.1, 0.2, 0.3]  # by hand
+    answers = net.eval()(torch.from_numpy(scaled).float().permute(0, 3, 1, 2)).argmax(1).numpy()
+    assert len(set(answers.tolist())) > 1
+    np.savez(tmp_path / "d.npz", x=images, y=answers)
+    for measured in (loaded, tmp_path / "m.onnx"):
+        assert nncompress.evaluate(measured, str(tmp_path / "d.npz")).top1 == 1
+
+
 def test_measured_by_name(classifier):
     wide = nncompress.load(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), input="1x8")
     result = nncompress.benchmark({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")

@@ -53,7 +53,7 @@ def compress(
         data = kept(data)
     given = taken(model, input, data, notice)
     context = Context(
-        data=None if data is None else dataset(data, given),
+        data=None if data is None else dataset(data, given, notice=notice),
         seed=seed,
         progress=progress or NullProgress(),
         limit=limit,

@@ -13,7 +13,7 @@ import torch
 
 from nncompress import export
 from nncompress.analysis import accuracy
-from nncompress.analysis.answer import known_answer
+from nncompress.analysis.answer import index_of, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.api.opening import Input, dataset, load, taken
 from nncompress.bench import Arm
@@ -34,6 +34,7 @@ def evaluate(
     task: str = "auto",
     metric: str | None = None,
     input: Input | None = None,
+    output_index: int | str | None = None,
     batch_size: int = 64,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -44,6 +45,8 @@ def evaluate(
         task: see `nncompress.analysis.accuracy.measure`.
         metric: another measure: a name, or "file.py:function" of your own (docs/eval.md).
         input: what a module takes, where `data` does not say it (see `load`).
+        output_index: number or name of the output that the labels are held against; None: the one that they
+            fit.
         limit: use this many records, spread over the data.
 
     Raises:
@@ -54,7 +57,12 @@ def evaluate(
         data = kept(data)
     if _is_artifact(model):
         runner = open_artifact(model)
-        records = data if isinstance(data, Dataset) else open_data(data, runner.inputs)
+        if isinstance(data, Dataset):
+            records = data
+        else:
+            records = open_data(data, runner.inputs, runner.remembered_normalization())
+        for assumption in records.assumptions():
+            warnings.warn(assumption, stacklevel=2)
         return accuracy.evaluate(
             runner.run,
             records,
@@ -62,6 +70,9 @@ def evaluate(
             metric=metric,
             batch_size=batch_size,
             limit=limit,
+            output=runner.remembered_answer()
+            if output_index is None
+            else index_of(runner.outputs, str(output_index)),
             progress=progress,
         )
     if isinstance(model, str | Path):
@@ -70,12 +81,12 @@ def evaluate(
         given = taken(model, input, data, warnings.warn)
     return accuracy.evaluate(
         open_artifact(given).run,
-        dataset(data, given),
+        dataset(data, given, notice=warnings.warn),
         task,
         metric=metric,
         batch_size=batch_size,
         limit=limit,
-        output=known_answer(given),
+        output=known_answer(given) if output_index is None else index_of(given.outputs, str(output_index)),
         progress=progress,
     )
 
@@ -110,7 +121,7 @@ def benchmark(
                 arms.append(Arm(name, model))
                 continue
             if isinstance(model, str | Path):
-                given = load(model, input=input)
+                given = load(model, input=input, notice=warnings.warn)
             else:
                 given = taken(model, input, None, warnings.warn)
             costs = cost(given)

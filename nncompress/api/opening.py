@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,13 @@ def dataset(
 
 
 def taken(model: Any, input: Input | None, data: Any, notice: Notice) -> Model:
-    """The model of what was given: itself, or that of a module."""
+    """The model of what was given: one with its graph and weights, or that of a module."""
     if isinstance(model, Model):
         if input is not None:
             raise UsageError("a loaded model knows its inputs", remedy="leave input out")
-        return model
+        shared = copy.copy(model)  # what data says of it is not written into the caller's own
+        shared.metadata = dict(model.metadata)
+        return shared
     if isinstance(model, str | Path):
         raise UsageError(
             "this takes a loaded model", got=str(model), remedy=f"nncompress.load({str(model)!r})"

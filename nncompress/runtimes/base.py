@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
+from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
 from nncompress.memory import bounded_memory
 
@@ -46,6 +48,24 @@ class Runner(ABC):
     notes: tuple[str, ...] = ()
     sizes: Mapping[str, int] = MappingProxyType({})
     _reuses_outputs = False  # the next call overwrites what this one returned
+
+    def remembered(self) -> dict[str, Any]:
+        """The metadata of the model that the file was exported from; empty for a file from elsewhere."""
+        try:
+            stored = parse_json(self.metadata.get("nncompress.metadata", "{}"))
+        except Unreadable:
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+    def remembered_normalization(self) -> str | None:
+        """How its images are normalised, as --normalize takes it; None where the file does not say."""
+        said = self.remembered().get("normalize")
+        return said if isinstance(said, str) else None
+
+    def remembered_answer(self) -> int | None:
+        """Which of its outputs labels fit; None where the file does not say."""
+        said = self.remembered().get("answer")
+        return said if type(said) is int and 0 <= said < len(self.outputs) else None
 
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:

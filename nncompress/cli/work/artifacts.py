@@ -14,7 +14,6 @@ from nncompress.cli import model_files, session
 from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, UsageError
-from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import table_rows
@@ -134,7 +133,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
         return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
     runner = open_artifact(path)
-    inputs, sizes, remembered = runner.inputs, runner.sizes, _remembered(runner)
+    inputs, sizes, remembered = runner.inputs, runner.sizes, runner.remembered()
     if loading["input"] is not None:
         stated, sizes, _ = restated(inputs, parse_input(loading["input"]), path)
         inputs = tuple(stated)
@@ -143,29 +142,19 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         told = guess_told(path, inputs, sizes)
         if told is not None:
             say(told)
-    normalize = loading["normalize"] or remembered.get("normalize")
-    answer = remembered.get("answer")
+    answer = runner.remembered_answer()
     if loading["output_index"] is not None:
         answer = index_of(runner.outputs, loading["output_index"])
     return Artifact(
         Path(path),
         None,
-        normalize if isinstance(normalize, str) else None,
+        loading["normalize"] or runner.remembered_normalization(),
         name,
         inputs,
         sizes,
         runner.outputs,
-        answer if isinstance(answer, int) and 0 <= answer < len(runner.outputs) else None,
+        answer,
     )
-
-
-def _remembered(runner: Runner) -> dict[str, Any]:
-    """The metadata of the model that the file was exported from; empty for a file from elsewhere."""
-    try:
-        stored = parse_json(getattr(runner, "metadata", {}).get("nncompress.metadata", "{}"))
-    except Unreadable:
-        return {}
-    return stored if isinstance(stored, dict) else {}
 
 
 def _whole_numbers(stored: Any) -> dict[str, int]:
