@@ -95,7 +95,7 @@ Metric = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="top1, top5, f1, miou, rmse, mae, mse, cosine, perplexity or wer [default: by the labels]",
+        help="top1, top5, f1, miou, map, rmse, mae, mse, cosine, perplexity or wer [default: by the labels]",
         rich_help_panel=_PANEL,
     ),
 ]

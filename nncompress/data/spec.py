@@ -14,6 +14,12 @@ from nncompress.data.fit import ExpectedInput, fit_inputs
 from nncompress.data.held_out import half_of
 from nncompress.data.normalization import parse_normalization
 from nncompress.data.source import Source, StreamSource
+from nncompress.data.sources.boxes import (
+    annotations_of,
+    is_yolo_folder,
+    open_coco_folder,
+    open_yolo_folder,
+)
 from nncompress.data.sources.cifar10 import open_cifar10
 from nncompress.data.sources.images import open_image_folder
 from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
@@ -35,8 +41,8 @@ SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: 
 _CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
-    "a folder of images or .wav files by class, or of images/ and masks/; mnist:DIR, cifar10:DIR, "
-    "package.module:function or file.py:function"
+    "a folder of images or .wav files by class, of images/ and masks/, of images/ and labels/ (YOLO), of "
+    "images and COCO's annotations; mnist:DIR, cifar10:DIR, package.module:function or file.py:function"
 )
 
 
@@ -131,10 +137,14 @@ def _open_source(
 
 
 def _open_folder(folder: Path, expected: list[ExpectedInput] | None, names: Sequence[str]) -> Source:
-    """What is in it decides: masks beside images, sounds, .npz files, else images."""
+    """What is in it decides: masks or boxes beside images, sounds, .npz files, else images."""
     try:
         if is_mask_folder(folder):
             return open_mask_folder(folder, expected)
+        if is_yolo_folder(folder):
+            return open_yolo_folder(folder, expected)
+        if (annotations := annotations_of(folder)) is not None:
+            return open_coco_folder(folder, annotations, expected)
         if has_sounds(folder):
             return open_sound_folder(folder, expected)
         shards = sorted(path for path in folder.glob("*.npz") if path.is_file())

@@ -14,6 +14,7 @@ _OWN = {
     "top5": "nncompress.analysis.metrics.classification:Top5",
     "f1": "nncompress.analysis.metrics.classification:F1",
     "miou": "nncompress.analysis.metrics.classification:MeanIoU",
+    "map": "nncompress.analysis.metrics.detection:MeanAveragePrecision",
     "rmse": "nncompress.analysis.metrics.continuous:Rmse",
     "mae": "nncompress.analysis.metrics.continuous:Mae",
     "mse": "nncompress.analysis.metrics.continuous:Mse",

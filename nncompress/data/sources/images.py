@@ -127,7 +127,11 @@ class ImageSource:
                 else str(problem),
                 remedy="remove or replace the file",
             ) from problem
-        return np.asarray(picture if self._size is None else resized(picture, self._size))
+        return np.asarray(self._resized(picture))
+
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        """As large as the model takes it."""
+        return picture if self._size is None else resized(picture, self._size)
 
 
 def resized(
