@@ -4,9 +4,9 @@
 
 Two hidden layers of 256 that tell digits apart are trained on the fly; with --cifar (see `trained_resnet.py`)
 a ResNet-20 follows. Each line is a pass and how far the outputs are then from the original's on samples that
-nothing saw, by the ridge in shares of the mean eigenvalue. "as it is" is what passes do: for codebooks and
-patterns the ridge of each layer that is best on every fourth sample; for the metrics of `factorize`, `share`
-and `prune-nodes` a constant (`RIDGE`).
+nothing saw, by the ridge in shares of the mean eigenvalue. "as it is" is what passes do: for codebooks the
+ridge with which inputs tell each other best on every fourth sample, for patterns the one whose weight errs
+least there, layer by layer; for the metrics of `factorize`, `share` and `prune-nodes` a constant (`RIDGE`).
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def digits() -> tuple[Model, Dataset, Dataset]:
 @contextmanager
 def always(value: float | None) -> Iterator[None]:
     """Every ridge is `value`; None leaves them as they are."""
-    chosen, usual = seen_inputs.held_out_ridge, moments.with_ridge.__defaults__
+    chosen, usual = (seen_inputs.held_out_ridge, seen_inputs.RIDGES), moments.with_ridge.__defaults__
     if value is not None:
-        seen_inputs.held_out_ridge = lambda fitted, held: value
+        seen_inputs.held_out_ridge, seen_inputs.RIDGES = (lambda fitted, held: value), (value,)
         moments.with_ridge.__defaults__ = (value,)
     try:
         yield
     finally:
-        seen_inputs.held_out_ridge, moments.with_ridge.__defaults__ = chosen, usual
+        (seen_inputs.held_out_ridge, seen_inputs.RIDGES), moments.with_ridge.__defaults__ = chosen, usual
 
 
 if __name__ == "__main__":

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
-from nncompress.analysis.observe.moments import FEW, HELD_OUT, Moments, held_out_ridge, with_ridge
-from nncompress.analysis.observe.patches import input_rows
+from nncompress.analysis.observe.moments import FEW, HELD_OUT, RIDGES, Moments, held_out_ridge, with_ridge
+from nncompress.analysis.observe.patches import as_filters, input_rows
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
 from nncompress.ir.layers.weights import Layer
 
+CLEARLY = 1.1  # worse than the best ridge: stronger ones are not tried
 ROWS = 2048  # positions of a layer that are drawn from every batch
 UNSEEN = 1e-2  # what a row that is never looked up counts, of what they count in the mean
 
@@ -47,22 +49,67 @@ class SeenInputs:
             for (value,) in seen:
                 lookups.add_lookups(value, len(layer.weight.value()))
             return with_ridge(lookups.total[0], UNSEEN).unsqueeze(0)
-        fitted, held = Moments(), Moments()
-        first = 0
-        for (value,), records in zip(seen, self._records, strict=True):
-            # of which sample each entry of the first dim is; a value without that dim is of the first
-            numbers = first + torch.arange(len(value)) * records // len(value) if value.dim() > 1 else None
-            held_out = (
-                torch.zeros(1, dtype=torch.bool) if numbers is None else numbers % HELD_OUT == HELD_OUT - 1
-            )
-            first += records
-            for moments, mine in ((fitted, ~held_out), (held, held_out)):
-                if mine.any():
-                    part = value if mine.all() else value[mine]
-                    most = max(1, ROWS * int(mine.sum()) // len(mine))
-                    moments.add(input_rows(layer, part, most, self._generator))
+        fitted, held, _ = self._seen(layer, seen)
         ridge = held_out_ridge(fitted.second, held.second) if fitted.count and held.count else FEW
+        return self._lifted(layer, fitted, held, ridge)
+
+    def solved(self, layer: Layer, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer's weight as `solve` makes it of second moments [groups, in, in], with the ridge that
+        leaves the least error on every fourth sample, held out for that.
+
+        An error counts as a share of the output, by rows and by the mean row of each sample: what all
+        positions of a sample have in common adds up in the layers to come, the rest averages out.
+
+        Layers must be asked for in graph order.
+        """
+        fitted, held, means = self._seen(layer, self._run.values(layer.data))
+        ridge = FEW
+        if fitted.count and held.count:
+            before = _rows_of(layer, layer.weight.value())
+            judges = [(moments.second, _power(before, moments.second)) for moments in (held, means)]
+            least = inf
+            for each in RIDGES:
+                moved = _rows_of(layer, solve(with_ridge(fitted.second, each))) - before
+                error = sum(_power(moved, second) / (power or 1.0) for second, power in judges)
+                if error < least:
+                    ridge, least = each, error
+                elif error > CLEARLY * least:
+                    break
+        return solve(self._lifted(layer, fitted, held, ridge))
+
+    def _lifted(self, layer: Layer, fitted: Moments, held: Moments, ridge: float) -> Tensor:
         fitted.join(held)
         self.ridges[layer.name] = ridge
         self.rows.append(Rows(layer.name, fitted.count, fitted.total.shape[1], sum(self._records)))
         return with_ridge(fitted.second, ridge)
+
+    def _seen(self, layer: Layer, values: Iterable[tuple[Tensor]]) -> tuple[Moments, Moments, Moments]:
+        """Of the rows of three quarters of the samples, of those of the others, of the others' mean rows."""
+        fitted, held, means = Moments(), Moments(), Moments()
+        first = 0
+        for (value,), records in zip(values, self._records, strict=True):
+            # of which sample each entry of the first dim is; a value without that dim is of the first
+            whole = value if value.dim() > 1 else value.unsqueeze(0)
+            numbers = first + torch.arange(len(whole)) * records // len(whole)
+            own = numbers % HELD_OUT != HELD_OUT - 1
+            own |= value.dim() < 2
+            first += records
+            if own.any():
+                most = max(1, ROWS * int(own.sum()) // len(own))
+                fitted.add(input_rows(layer, whole[own], most, self._generator))
+            for number in numbers[~own].unique():
+                most = max(1, ROWS // records)
+                rows = input_rows(layer, whole[numbers == number], most, self._generator)
+                held.add(rows)
+                means.add(rows.mean(1, keepdim=True))
+        return fitted, held, means
+
+
+def _rows_of(layer: Layer, weight: Tensor) -> Tensor:
+    """The weight that goes with `input_rows`: float64 [groups, outputs, in]."""
+    return as_filters(layer, weight).flatten(1).unflatten(0, (layer.groups, -1)).double()
+
+
+def _power(weight: Tensor, second: Tensor) -> float:
+    """E|W x|²."""
+    return float(((weight @ second) * weight).sum())

@@ -165,8 +165,8 @@ def _patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | No
         return Change(layer.name, f"skipped: {inputs} inputs are no multiple of {m}", applied=False)
     if seen is None or "transpose" in layer.kind or why_not_fitted(model, layer) is not None:
         return _assigned(layer, _largest_of(weight, layer.roles.inputs, n, m), {})
-    second = seen.second_moments(layer)
-    return _assigned(layer, _compensated(layer, weight, second, n, m), {}, ", the others make up for it")
+    left = seen.solved(layer, lambda second: _compensated(layer, weight, second, n, m))
+    return _assigned(layer, left, {}, ", the others make up for it")
 
 
 def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:

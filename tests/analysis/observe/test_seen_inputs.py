@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from nncompress.analysis.observe.moments import FEW, RIDGES
+from nncompress.analysis.observe.moments import FEW, RIDGES, with_ridge
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -47,3 +48,34 @@ def test_batches_of_one_sample_are_held_out_as_a_whole():
     assert seen.rows[1].count == 8
     alone, _, _ = seen_by_second(3, batches=1)
     assert set(alone.ridges.values()) == {FEW}  # too few to hold any out
+
+
+@pytest.mark.parametrize("count", [12, 400])
+def test_a_solution_gets_the_ridge_that_is_best_for_it_on_held_out_samples(count):
+    """Least squares for half of the inputs of a layer with five positions to a sample."""
+    net = nn.Linear(24, 3).eval()
+    model = Model.from_module(net, (torch.zeros(2, 5, 24),))
+    x = torch.randn(count, 1, 4) @ torch.randn(4, 24) + torch.randn(count, 5, 24)
+    (layer,) = layers(model)
+    weight = net.weight.detach().double()
+
+    def solve(second):
+        left = torch.zeros_like(weight)
+        left[:, :12] = torch.linalg.solve(second[0][:12, :12], second[0][:12] @ weight.T).T
+        return left
+
+    def error(rows, moved):
+        return float((rows @ moved.T).square().sum() / (rows @ weight.T).square().sum())
+
+    seen = SeenInputs(model, [(part,) for part in x.chunk(2)], seed=0)
+    found = seen.solved(layer, solve)
+    held = torch.arange(count) % 4 == 3
+    own, others = x[~held].flatten(0, 1).double(), x[held].double()
+    errors = {}
+    for ridge in RIDGES:
+        moved = solve(with_ridge((own.T @ own / len(own))[None], ridge)) - weight
+        errors[ridge] = error(others.flatten(0, 1), moved) + error(others.mean(1), moved)
+    assert seen.ridges[layer.name] == min(errors, key=errors.__getitem__)
+    every = x.flatten(0, 1).double()
+    second = with_ridge((every.T @ every / len(every))[None], seen.ridges[layer.name])
+    torch.testing.assert_close(found, solve(second))
