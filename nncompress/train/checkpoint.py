@@ -8,6 +8,8 @@ replaced as a whole, and read without running code.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nncompress.data import Dataset
-from nncompress.errors import ModelFileError, UsageError
+from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.export.write.pt2 import Sink
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import check_regular
@@ -52,11 +54,18 @@ def save(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
 
     Raises:
         OutputError: it cannot be written.
+        VerificationError: read back, it holds something else.
     """
-    with replacing(path) as temporary, held_back(), temporary.open("wb") as file:
-        sink = Sink(file)
-        torch.save({"schema": SCHEMA, "identity": identity, "state": state}, cast(IO[bytes], sink))
-        sink.close()
+    with replacing(path) as temporary:
+        with held_back(), temporary.open("wb") as file:
+            sink = Sink(file)
+            torch.save({"schema": SCHEMA, "identity": identity, "state": state}, cast(IO[bytes], sink))
+            sink.close()
+        if not _same(load(temporary, identity), state):
+            raise VerificationError(
+                f"{path.name} is not kept: read back, it holds another state",
+                remedy="this is a defect of nncompress; please report it",
+            )
 
 
 def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +107,42 @@ def restore_tensors(model: Model, tensors: dict[str, Tensor]) -> None:
     """Copy the values into the model's own tensors: what shares them keeps sharing them."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            if tensor.shape != tensors[name].shape:  # which would be repeated
+                raise ValueError(f"{name} has another shape")
             tensor.copy_(tensors[name])
+
+
+def _same(read: Any, written: Any) -> bool:
+    """Whether two states are equal, their tensors bit for bit, wherever they lie."""
+    if isinstance(written, Tensor):
+        return (
+            isinstance(read, Tensor)
+            and read.dtype == written.dtype
+            and read.shape == written.shape
+            and torch.equal(raw_bytes(read), raw_bytes(written.detach().cpu()))
+        )
+    if isinstance(written, dict):
+        return read.keys() == written.keys() and all(_same(read[key], written[key]) for key in written)
+    if isinstance(written, list | tuple):
+        return len(read) == len(written) and all(map(_same, read, written))
+    return bool(read == written or written != written)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Meanwhile a state is put in place; what does not fit there was damaged.
+
+    Raises:
+        ModelFileError: it is of this run by its identity, and not by what it holds.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ModelFileError(
+            f"{path} is damaged",
+            got=f"{type(error).__name__}: {error}"[:300],
+            remedy="delete it and train from the start",
+        ) from error
 
 
 def _short(value: Any) -> str:

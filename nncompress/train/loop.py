@@ -60,9 +60,10 @@ def train(
     identity = run.identity()
     if resume and checkpoint is not None:
         kept = checkpoints.load(checkpoint, identity) if checkpoint.exists() else None
-        kept = run.group.furthest(kept, -1 if kept is None else kept["step"])
-        if kept is not None:
-            run.restore(kept)
+        with checkpoints.readable(checkpoint):
+            kept = run.group.furthest(kept, -1 if kept is None else kept["step"])
+            if kept is not None:
+                run.restore(kept)
     if log is not None and run.group.main and (run.state.rows or log.exists()):
         with replacing(log) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in run.state.rows), encoding="utf-8")

@@ -45,3 +45,16 @@ class State:
     best_tensors: dict[str, Tensor] | None = None
     waited: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no run has: a checkpoint may be damaged.
+
+        Raises:
+            TypeError: a field is of another kind.
+        """
+        counts = (self.step, self.records, self.best_epoch, self.waited)
+        numbers = (self.loss_sum, self.best_loss, self.seconds)
+        fits = all(type(count) is int and count >= 0 for count in counts)
+        fits &= all(type(number) in (int, float) for number in numbers)
+        if not fits or type(self.rows) is not list or not all(type(row) is dict for row in self.rows):
+            raise TypeError("counts, sums or rows of another kind")

@@ -98,6 +98,10 @@ def test_random_numbers_come_back_as_they_were_written(tmp_path):
         ("t.jsonl", '{"x": [1, 2]}\n{"x": [1]}', "", "another shape"),
         ("t.jsonl", '{"x": [1]}\n{"z": [1]}', "", "x is no number in line 2"),
         ("t.jsonl", '{"x": 9007199254740993}', "", "beyond"),
+        ("t.jsonl", '{"x": -9223372036854775808}', "", "beyond"),
+        ("t.csv", "a,y\n9007199254740993,1\n", "", "beyond"),
+        ("t.csv", "a,y\n1,inf\n", "", "the labels holds infinity"),
+        ("t.jsonl", '{"x": 1e300, "y": 1}', "", "x holds infinity"),
         ("t.jsonl", '{"a": [1], "b": [2]}', "?x=a,b", "several columns of lists"),
     ],
 )
@@ -135,6 +139,14 @@ def test_parquet_is_read_by_pyarrow_or_names_its_extra(tmp_path, monkeypatch):
     parquet.write_table(table, tmp_path / "u.parquet")
     with pytest.raises(DataError, match="another text"):
         open_data(f"{tmp_path / 'u.parquet'}?x=x&y=y")
+    many = pyarrow.chunked_array([pyarrow.array(np.zeros(2**20))] * 64)  # one number, which takes no bytes
+    parquet.write_table(pyarrow.table({"x": many}), tmp_path / "v.parquet")
+    monkeypatch.setattr(tables_module, "check_allocation", lambda size, what: sizes.append(size))
+    sizes: list[int] = []
+    open_data(f"{tmp_path / 'u.parquet'}?x=x&y=z")
+    tables_module.open_rows(tmp_path / "v.parquet")
+    assert sizes[-1] == 8 * 64 * 2**20
+    monkeypatch.undo()
     batch = whole(open_data(f"{tmp_path / 'u.parquet'}?x=x&y=z"))
     assert batch.inputs[0].tolist() == [[1.5, 2], [3, 4]]
     assert batch.labels.tolist() == [0, 0]

@@ -99,6 +99,45 @@ def test_a_killed_run_continues_bit_for_bit(data, tmp_path, optimizer):
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
+DAMAGES = {  # to the state in a checkpoint of this very run
+    "no optimizer": lambda state: state.pop("optimizer"),
+    "a count that is text": lambda state: state.update(step="1"),
+    "rows that are none": lambda state: state.update(rows=[1]),
+    "more than it has": lambda state: state.update(more=1),
+    "tensors of another shape": lambda state: state.update(
+        tensors={name: tensor.reshape(-1)[:1] for name, tensor in state["tensors"].items()}
+    ),
+}
+
+
+def test_a_damaged_checkpoint_of_this_very_run_is_one_message(data, tmp_path):
+    _, model = small()
+    dataset = open_data(str(data), model.inputs)
+    settings = TrainSettings(epochs=1, batch=40, lr=0.05)
+    file = tmp_path / "run.checkpoint"
+    train(model, dataset, settings, checkpoint=file)
+    stored = torch.load(file, weights_only=True)
+    for damage in DAMAGES.values():
+        damaged = {**stored, "state": dict(stored["state"])}
+        damage(damaged["state"])
+        torch.save(damaged, file)
+        with pytest.raises(ModelFileError, match="is damaged"):
+            train(model, dataset, settings, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_that_would_not_be_read_again_is_not_kept(tmp_path, monkeypatch):
+    state = {"tensors": {"w": torch.randn(3)}, "best_loss": float("nan"), "rows": [{"a": (1, 2)}]}
+    checkpoints.save(tmp_path / "c", {"model": "a"}, state)
+    before = (tmp_path / "c").read_bytes()
+    save = torch.save
+    monkeypatch.setattr(
+        checkpoints.torch, "save", lambda value, file: save({**value, "state": {**state, "rows": []}}, file)
+    )
+    with pytest.raises(VerificationError, match="holds another state"):
+        checkpoints.save(tmp_path / "c", {"model": "a"}, state)
+    assert (tmp_path / "c").read_bytes() == before
+
+
 def test_a_kill_while_the_checkpoint_is_written_leaves_the_one_before(data, tmp_path, monkeypatch):
     _, model = small()
     dataset = open_data(str(data), model.inputs)

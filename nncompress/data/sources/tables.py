@@ -27,6 +27,7 @@ from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json
 
+EXACT = 2**53  # up to which a number of eight bytes holds every integer
 MOST_LINE = 2**24  # bytes of one line
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 Rows = Iterator[tuple[int, dict[str, Any]]]  # where the sample stands, for messages, and its values by column
@@ -174,8 +175,12 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
     try:
         file = parquet.ParquetFile(path)
         names = list(file.schema_arrow.names)
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
     except Exception as problem:  # pyarrow's own
         raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
+
+    check_allocation(8 * values, str(path))  # a value that is repeated takes no bytes in the file
 
     def rows() -> Rows:
         sample = 0
@@ -214,18 +219,24 @@ class Column:
             self._words.append(value)
             return
         try:
-            found = np.asarray(float(value) if isinstance(value, str) else value)
+            found = np.asarray(_parsed(value) if isinstance(value, str) else value)
             if found.dtype.kind not in "biuf":
                 raise ValueError
         except (TypeError, ValueError):
             raise self._wrong(place, "is no number", repr(value)[:80]) from None
-        if found.dtype.kind in "iu" and found.size and np.abs(found).max() > 2**53:
+        if (
+            found.dtype.kind in "iu"
+            and found.size
+            and not -EXACT <= int(found.min()) <= int(found.max()) <= EXACT
+        ):
             raise self._wrong(place, "is beyond 2^53", repr(value)[:80])
         if self.shape is None:
             self.shape = found.shape
         if found.shape != self.shape:
             raise self._wrong(place, "has another shape than before", f"{found.shape}, {self.shape} before")
-        self.whole &= found.dtype.kind != "f" or bool((found == np.trunc(found)).all())
+        self.whole &= found.dtype.kind != "f" or bool(
+            ((found == np.trunc(found)) & (np.abs(found) <= EXACT)).all()  # else it would be another integer
+        )
         self.whole &= not (isinstance(value, str) and "." in value)
         self._values.extend(found.ravel().tolist())
 
@@ -284,7 +295,13 @@ def _input(columns: Sequence[Column], expected: ExpectedInput | None, path: Path
     integers = all(column.whole for column in columns) and (
         not expected.dtype.startswith(("float", "bfloat")) if expected is not None else listed
     )
-    return found.astype(np.int64 if integers else np.float32)
+    with np.errstate(over="ignore"):  # infinity is told of the sample
+        return found.astype(np.int64 if integers else np.float32)
+
+
+def _parsed(text: str) -> float | int:
+    """An integer as one, so that it is not rounded unseen."""
+    return int(text) if len(text) < 32 and text.strip().lstrip("+-").isdecimal() else float(text)
 
 
 def _is_number(text: str) -> bool:

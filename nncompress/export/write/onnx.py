@@ -107,7 +107,7 @@ def write_onnx(
             kernels = Path(folder) / temporary.name
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
         write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
-        exact = temporary.with_name(f"exact-{temporary.name}")
+        exact = temporary.parent / ("exact" if temporary.name != "exact" else "copy")  # of a short name
         try:
             written_so = exact if int8 and write_exact(temporary, exact) else temporary
             found = compare(model, written_so, write_here, kernels=kernels)
