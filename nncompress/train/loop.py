@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 
+from nncompress.analysis.answer import PROBED
 from nncompress.data import Dataset
+from nncompress.errors import VerificationError
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, check_regular, parse_json
 from nncompress.ir import Model
+from nncompress.ir.graph.verify import outputs_checked
 from nncompress.progress import NullProgress, Progress
 from nncompress.train import checkpoint as checkpoints
 from nncompress.train.growth.settings import GrowSettings
@@ -53,7 +56,7 @@ def train(
         UnsupportedError: the model is quantized with grids that are found while it runs.
         DataError: labels are missing or do not fit the outputs; names the record.
         UsageError: settings that do not fit the model, or a checkpoint of another run.
-        VerificationError: the loss is not finite.
+        VerificationError: the loss, or an output of the trained model, is not finite.
         DeviceError: the device is not there.
     """
     run = Run(model, dataset, settings, validation, teacher, progress or NullProgress(), growth)
@@ -87,7 +90,29 @@ def train(
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             keep()
-    return run.result()
+    trained, result = run.result()
+    _check_outputs(trained, model, dataset, settings)
+    return trained, result
+
+
+def _check_outputs(trained: Model, original: Model, dataset: Dataset, settings: TrainSettings) -> None:
+    """The loss of an epoch says nothing of the weights that its last step left.
+
+    Raises:
+        VerificationError: an output has NaN or an infinity, where the original's has none.
+    """
+    for batch in dataset.batches(PROBED, limit=dataset.fixed_batch or PROBED):
+        with torch.no_grad():
+            before = original.outputs_of(*(x.clone() for x in batch.inputs))
+        try:
+            outputs_checked(trained, batch.inputs, "train", before)
+        except VerificationError as error:
+            raise VerificationError(
+                "training diverged in its last steps",
+                got=error.what,
+                remedy=f"a smaller --lr than {settings.lr:g}, --warmup 1, or --clip 1",
+            ) from error
+        return
 
 
 def is_log(path: Path) -> bool:

@@ -249,3 +249,10 @@ def test_a_label_that_does_not_fit_is_told_of_the_file_it_is_in(here, capsys):
     train = ["train", "model.pt", "--data", "data.npz", "--val", "val.npz", "--batch", "10", "--epochs", "1"]
     assert run(train) == ExitCode.DATA
     assert "val.npz: sample 25 has a label" in capsys.readouterr().err
+
+
+def test_a_last_step_that_diverges_is_told_and_nothing_is_written(here, capsys):
+    train = ["train", "model.pt", "--data", "data.npz", "--batch", "90", "--epochs", "1", "--lr", "1e30"]
+    assert run([*train, "-o", "wrecked.pt2"]) == ExitCode.VERIFICATION
+    assert "training diverged in its last steps" in capsys.readouterr().err
+    assert not Path("wrecked.pt2").exists()
