@@ -34,6 +34,7 @@ from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
+from nncompress.export.lower.onnxruntime.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport
@@ -41,6 +42,7 @@ from nncompress.export.storage import Storage
 from nncompress.export.write import exporter_cost, external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
@@ -185,7 +187,17 @@ def _write(
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
-    program = _convert(model, packed.exported_program(), optimize=packed is model)
+    try:
+        program = _convert(model, packed.exported_program(), optimize=packed is model)
+    except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
+        model = packed = model.copy()
+        stored, spelled = store_constants(model), spell_out(model)
+        if not stored and not spelled:
+            raise
+        try:
+            program = _convert(model, model.exported_program(), optimize=True)
+        except UnsupportedError:
+            raise refused  # which names the layer as the user does
     if packed is not model:
         try:
             _optimize_but_lookups(program)

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
 
@@ -58,6 +59,30 @@ def store_computed_weights(model: Model) -> list[str]:
     return stored
 
 
+def store_constants(model: Model) -> list[str]:
+    """Store, in place, whatever is computed from stored tensors alone, and return the names.
+
+    For a writer whose format lacks an op that only makes such a value. What stands for the weights of a
+    quantized model stays computed.
+    """
+    constant = {node for node in _constants(model) if "quantize" not in op_name(node)}
+    values: dict[fx.Node, Any] = {}
+    stored = []
+    for node in list(model.graph.nodes):
+        if node.op == "get_attr" or node not in constant or constant.issuperset(node.users):
+            continue
+        value = _value(model, node, values)
+        if isinstance(value, Tensor):
+            read = next((n for n in model.graph.nodes if n.op == "get_attr" and n in _behind(node)), None)
+            behind = "" if read is None else f"{layer_name(str(read.target))}."
+            name = edit.add_tensor(model, f"{behind}{op_name(node)}", value, trainable=False)
+            edit.replace_node(node, edit.read_tensor(model, name, node))
+            stored.append(name)
+    if stored:
+        model.refresh()
+    return stored
+
+
 def _constants(model: Model) -> set[fx.Node]:
     """Nodes whose value depends on stored tensors alone and is the same in every call."""
     found: set[fx.Node] = set()
@@ -69,9 +94,7 @@ def _constants(model: Model) -> set[fx.Node]:
         schema = getattr(node.target, "_schema", None)
         same = node.target is getitem or (schema is not None and not schema.is_mutable)
         computed = node.op == "call_function" and same and torch.Tag.nondeterministic_seeded not in tags
-        if node.op == "get_attr" or (
-            computed and node.all_input_nodes and found.issuperset(node.all_input_nodes)
-        ):
+        if node.op == "get_attr" or (computed and found.issuperset(node.all_input_nodes)):
             found.add(node)
     return found
 

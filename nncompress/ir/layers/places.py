@@ -11,6 +11,7 @@ from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layer_name
 
+_LITERAL = re.compile(r"_*(lifted_tensor|tensor_constant)_?\d")
 _WORDS = {
     "scaled_dot_product_attention": "attention",
     "lift_fresh_copy": "a constant",
@@ -38,10 +39,9 @@ def place(node: fx.Node) -> str:
     ahead, inputs = [node], []
     while ahead:
         each = ahead.pop(0)
-        stored = [n for n in each.all_input_nodes if n.op == "get_attr"]
+        stored = _layers(each)
         if stored:
-            name = layer_name(str(stored[-1].target))
-            return f"{words(node)} {'in' if each is node else 'behind'} {name}"
+            return f"{words(node)} {'in' if each is node else 'behind'} {stored[-1]}"
         inputs += [str(n.target) for n in each.all_input_nodes if n.op == "placeholder"]
         ahead += [n for n in each.all_input_nodes if n not in seen]
         seen.update(each.all_input_nodes)
@@ -54,12 +54,18 @@ def _before(node: fx.Node) -> str:
     ahead = list(node.users)
     while ahead:
         each = ahead.pop(0)
-        stored = [n for n in each.all_input_nodes if n.op == "get_attr"]
+        stored = _layers(each)
         if stored:
-            return f" before {layer_name(str(stored[-1].target))}"
+            return f" before {stored[-1]}"
         ahead += [n for n in each.users if n not in seen]
         seen.update(each.users)
     return ""
+
+
+def _layers(node: fx.Node) -> list[str]:
+    """The layers whose tensors it reads; literals in the model's code (`lifted_tensor_0`) lie in none."""
+    stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    return [layer_name(name) for name in stored if not _LITERAL.match(name)]
 
 
 def words(node: fx.Node) -> str:
@@ -78,7 +84,10 @@ def first_place(model: Model, op: str) -> str:
     """
     plain = re.sub(r"^(aten|prims|quantized_decomposed)\.", "", op.replace("::", "."))
     wanted = plain.partition(".")[0].strip("_").removesuffix("_forward")
-    node = next(
-        (n for n in model.graph.nodes if n.op == "call_function" and op_name(n).strip("_") == wanted), None
-    )
+    calls = [n for n in model.graph.nodes if n.op == "call_function"]
+    node = next((n for n in calls if op_name(n).strip("_") == wanted), None)
+    if node is None:  # what an op was taken apart to is called like it: "linalg_inv_ex", "prod" of a cumprod
+        letters = wanted.replace("_", "")
+        names = [(n, op_name(n).replace("_", "")) for n in calls]
+        node = next((n for n, name in names if len(name) > 2 and (name in letters or letters in name)), None)
     return wanted.replace("_", " ") if node is None else place(node)

@@ -11,6 +11,7 @@ depend on a size that is not known: writing them down would fix the size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,12 +94,16 @@ def is_composite(target: Any) -> bool:
     )
 
 
-def take_apart(graph: fx.Graph, node: fx.Node) -> bool:
-    """Replace one composite op by its steps, in place; False where that is not possible for all sizes."""
+def take_apart(graph: fx.Graph, node: fx.Node, by: Callable[..., Any] | None = None) -> bool:
+    """Replace one op by its steps, in place; False where that is not possible for all sizes.
+
+    Args:
+        by: takes the op's arguments and computes its result in those steps; without it the op is a composite.
+    """
     operands: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), operands.append)
     operands = list(dict.fromkeys(operands))
-    steps = _steps(node, operands)
+    steps = _steps(node, operands, by or node.target.decompose)  # type: ignore[union-attr]
     if steps is None:
         return False
     made: dict[fx.Node, Any] = {}
@@ -123,7 +128,7 @@ def take_apart(graph: fx.Graph, node: fx.Node) -> bool:
     return True
 
 
-def _steps(node: fx.Node, operands: list[fx.Node]) -> fx.GraphModule | None:
+def _steps(node: fx.Node, operands: list[fx.Node], by: Callable[..., Any]) -> fx.GraphModule | None:
     """The op traced on the shapes of its operands; None where that is not possible for all sizes."""
     target: Any = node.target
     values = [operand.meta.get("val") for operand in operands]
@@ -134,7 +139,7 @@ def _steps(node: fx.Node, operands: list[fx.Node]) -> fx.GraphModule | None:
     def call(*given: Any) -> Any:
         known = dict(zip(operands, given))
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        return target.decompose(*args, **kwargs)
+        return by(*args, **kwargs)
 
     environment = getattr(tensors[0].fake_mode, "shape_env", None)  # type: ignore[attr-defined]
     try:

@@ -1,0 +1,104 @@
+"""Ops that ONNX has no word for, said in ops that it has; once an export has failed without.
+
+| op                   | becomes                                                          |
+|----------------------|------------------------------------------------------------------|
+| hypot                | √(a² + b²)                                                       |
+| cumprod              | products with itself shifted by 1, 2, 4, … (Hillis & Steele 1986) |
+| cummax, cummin       | the same of maxima, where nobody asks for the places              |
+| median, kthvalue     | sorted, and taken                                                |
+| searchsorted         | how many bounds are smaller, for one row of bounds               |
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir import Model
+from nncompress.ir.graph.normal_form.decompose import take_apart
+
+aten = torch.ops.aten
+
+
+def spell_out(model: Model) -> bool:
+    """Do it, in place; False if there was nothing."""
+    changed = False
+    for node in list(model.graph.nodes):
+        steps = _STEPS.get(node.target)
+        if steps is None or (node.target in _WITH_PLACES and _places_are_read(node)):
+            continue
+        changed |= take_apart(model.graph, node, steps)
+    if changed:
+        model.refresh()
+    return changed
+
+
+def _places_are_read(node: fx.Node) -> bool:
+    return any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * a + b * b).sqrt()
+
+
+def _scan(x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], neutral: float) -> Tensor:
+    size, shift = x.shape[dim], 1
+    while shift < size:
+        before = torch.full_like(x.narrow(dim, 0, shift), neutral)
+        x = join(x, torch.cat([before, x.narrow(dim, 0, size - shift)], dim))
+        shift *= 2
+    return x
+
+
+def _cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _scan(x if dtype is None else x.to(dtype), dim, torch.mul, 1)
+
+
+def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    values = _scan(x, dim, torch.maximum, -torch.inf)
+    return values, values
+
+
+def _cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    values = _scan(x, dim, torch.minimum, torch.inf)
+    return values, values
+
+
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, ...]:
+    taken = (each.narrow(dim, k - 1, 1) for each in torch.sort(x, dim))
+    return tuple(each if keepdim else each.squeeze(dim) for each in taken)
+
+
+def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
+    return _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def _searchsorted(
+    bounds: Tensor,
+    x: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: Any = None,
+    sorter: Any = None,
+) -> Tensor:
+    if bounds.dim() != 1 or sorter is not None:
+        raise NotImplementedError
+    smaller = bounds <= x[..., None] if right or side == "right" else bounds < x[..., None]
+    return smaller.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+_WITH_PLACES = (aten.cummax.default, aten.cummin.default)
+_STEPS: dict[Any, Callable[..., Any]] = {
+    aten.hypot.default: _hypot,
+    aten.cumprod.default: _cumprod,
+    aten.cummax.default: _cummax,
+    aten.cummin.default: _cummin,
+    aten.kthvalue.default: _kthvalue,
+    aten.median.dim: _median,
+    aten.searchsorted.Tensor: _searchsorted,
+}

@@ -1,0 +1,61 @@
+"""Ops that ONNX lacks: computed before it is written, said in others, or refused with op and layer."""
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import nncompress
+from nncompress.errors import UnsupportedError
+
+
+class Rare(nn.Module):
+    """x [n, 5, 6] -> [n, 5, 6] by ops without an ONNX name on data, and weights that such ops compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map="matrix_exp")
+        self.b = parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map="householder")
+        self.w = nn.Parameter(torch.randn(6, 6))
+        self.register_buffer("bounds", torch.tensor([-0.5, 0.1, 0.9]))
+
+    def forward(self, x):
+        h = self.a(x) @ torch.linalg.qr(self.w)[0] * torch.linalg.det(self.w + 3 * torch.eye(6))
+        h = torch.hypot(h, x) + h.sigmoid().cumprod(1) + h.cummax(1)[0] + h.cummin(-1)[0]
+        values, _ = h.kthvalue(2, 1, keepdim=True)
+        h = h + values + h.median(-1, keepdim=True)[0]
+        return self.b(h) + torch.searchsorted(self.bounds, x) + torch.searchsorted(self.bounds, h, right=True)
+
+
+def test_ops_without_an_onnx_name_are_computed_or_said_in_others(tmp_path):
+    torch.manual_seed(0)
+    net = Rare().eval()
+    nncompress.save(nncompress.load(net, input="Bx5x6"), tmp_path / "m.onnx")
+    x = torch.randn(7, 5, 6)
+    (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "op"),
+    [
+        ("inv", lambda h: torch.linalg.inv(h + 9 * torch.eye(4))),
+        ("cummax", lambda h: h.cummax(1)[1].float()),
+        ("erfinv", lambda h: h.tanh().erfinv()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_op_on_data_that_onnx_lacks_is_refused_with_its_layer(words, op, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return op(self.inner(x))
+
+    model = nncompress.load(Net(), input=torch.randn(2, 4, 4))
+    with pytest.raises(UnsupportedError, match=rf"{words}.* (behind|in) inner"):
+        nncompress.save(model, tmp_path / "m.onnx")
