@@ -197,7 +197,7 @@ def _write(
         try:
             program = _convert(model, model.exported_program(), optimize=True)
         except UnsupportedError:
-            raise refused  # which names the layer as the user does
+            raise refused from None  # which names the layer as the user does
     if packed is not model:
         try:
             _optimize_but_lookups(program)
