@@ -6,8 +6,9 @@ What belongs beside a file of a kind is written to `BESIDE/KIND`, and lies aroun
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import subprocess
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -126,11 +127,10 @@ def _parquet(folder: Path) -> list[bytes]:
 def _openvino(model: Any, folder: Path) -> list[bytes]:
     from nncompress.export import write
 
-    child = os.fork()  # its threads would not live on in the processes that read
-    if child == 0:
-        write(model, folder / "a.xml")
-        os._exit(0)
-    os.waitpid(child, 0)
+    write(model, folder / "a.pt2")
+    # Its threads would not live on in a fork, nor does it run in a fork of a process that has them.
+    command = [sys.executable, "-m", "nncompress", "export", "a.pt2", "-o", "a.xml"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     (BESIDE / "openvino").mkdir(parents=True)
     shutil.copy(folder / "a.bin", BESIDE / "openvino/a.bin")
     return [(folder / "a.xml").read_bytes()]
