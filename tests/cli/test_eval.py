@@ -223,3 +223,13 @@ def test_labels_that_fit_no_output_name_the_measures_there_are(here, capsys):
     np.savez("d.npz", x=x.numpy(), y=np.zeros((len(x), 3), np.int64))
     assert run(["eval", "m.pt2", "--data", "d.npz"]) == ExitCode.DATA
     assert "take another --metric: rmse" in capsys.readouterr().err
+
+
+def test_a_refusal_names_the_model_that_it_is_of(here, capsys):
+    exported("a.pt2", nn.Linear(8, 5))
+    wrecked = nn.Linear(8, 5)
+    nn.init.constant_(wrecked.bias, float("nan"))
+    exported("b.pt2", wrecked)
+    records("d.npz", 5)
+    assert run(["eval", "a.pt2", "b.pt2", "--data", "d.npz"]) == ExitCode.VERIFICATION
+    assert "error: b.pt2: the model's output for sample 0 is NaN" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nncompress.bench.inputs import sizes_that_run
 from nncompress.cli import model_files, session
 from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
-from nncompress.errors import DataError, UsageError
+from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import table_rows
@@ -121,6 +122,17 @@ def names(opened: Sequence[Artifact]) -> list[str]:
     ]
 
 
+@contextmanager
+def told_of(name: str, opened: Sequence[Artifact]) -> Iterator[None]:
+    """Where several are open, a refusal says of which it is."""
+    try:
+        yield
+    except NNCompressError as error:
+        if len(opened) > 1:
+            error.what = f"{name}: {error.what}"
+        raise
+
+
 def _made_by(path: str) -> str:
     """The last word of the stem: "original", or the pass that wrote it; an exported file keeps its name."""
     stem, _, made_by = Path(path).stem.rpartition(".")
@@ -221,7 +233,8 @@ def answers(
         choice = Answers(each.open(1).run, records, task, each.answer, wanted)
         size = records.fixed_batch or PROBED
         for first in records.batches(size, limit=size):
-            choice.of(first, 0)
+            with told_of(each.name, opened):
+                choice.of(first, 0)
             break
         found.append(choice.output)
         if choice.output is not None and len(each.outputs) > 1:

@@ -67,18 +67,19 @@ def evaluate(
         for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
             row = tables.EvalRow(name, runner.name)
             if records is not None and labelled:
-                measured.append(
-                    accuracy.measure(
-                        runner.run,
-                        records,
-                        task,
-                        metric=metric,
-                        batch_size=batch,
-                        limit=limit,
-                        output=answers[position],
-                        progress=bar,
+                with artifacts.told_of(name, opened):
+                    measured.append(
+                        accuracy.measure(
+                            runner.run,
+                            records,
+                            task,
+                            metric=metric,
+                            batch_size=batch,
+                            limit=limit,
+                            output=answers[position],
+                            progress=bar,
+                        )
                     )
-                )
                 row.result = measured[-1].result
                 if position:
                     row.paired = measured[-1].against(measured[0])
