@@ -40,12 +40,12 @@ class Plan:
 
     Attributes:
         points: nodes whose value is to be rounded.
-        same_grid: for those that only move values, the node whose grid they keep.
+        same_qparams: for those that only move values, the node whose grid they keep.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
     """
 
     points: list[fx.Node] = field(default_factory=list)
-    same_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    same_qparams: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         int8 = node in computed_by_layer or _stays_int8(node, possible)
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
         if op_name(node) in SAME_VALUES and _stays_int8(node, possible):
-            plan.same_grid[node] = node.args[0]
+            plan.same_qparams[node] = node.args[0]
     return plan
 
 

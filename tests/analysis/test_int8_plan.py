@@ -30,7 +30,7 @@ def test_residual_stays_in_int8_and_clamps_are_absorbed():
     points, plan = planned(Residual(), 4, 8, 8)
     assert points == ["placeholder", "relu", "conv2d", "relu", "max_pool2d", "conv2d"]
     (pool,) = [n for n in plan.points if op_name(n) == "max_pool2d"]
-    assert plan.same_grid == {pool: pool.args[0]}
+    assert plan.same_qparams == {pool: pool.args[0]}
 
 
 def test_an_addition_of_something_float_stays_float():
@@ -87,7 +87,7 @@ def test_padding_with_another_value_than_zero_gets_its_own_grid():
     points, plan = planned(Unpadded(), 3, 6, 6)
     assert points == ["placeholder", "conv2d", "pad", "conv2d"]
     (pad,) = [n for n in plan.points if op_name(n) == "pad"]
-    assert pad not in plan.same_grid
+    assert pad not in plan.same_qparams
 
 
 def test_a_clamp_to_a_range_without_zero_is_an_op_of_its_own():

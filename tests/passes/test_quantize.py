@@ -15,7 +15,7 @@ from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.export import write_pt2
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
-from nncompress.ir.formats.qdq import Affine, round_weight
+from nncompress.ir.formats.qdq import QParams, round_weight
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
@@ -85,11 +85,11 @@ def test_weights_are_rounded_to_the_nearest_step_per_channel():
 
 def test_activation_grids():
     for low, high in ((0.0, 6.0), (-1.3, 2.9), (-5.0, 0.0), (0.0, 1e-6)):
-        grid = Affine.covering(low, high)
+        grid = QParams.covering(low, high)
         values = np.random.default_rng(0).uniform(low, high, 1000)
         stored = np.clip(np.rint(values / grid.scale) + grid.zero_point, 0, 255)
         assert np.abs((stored - grid.zero_point) * grid.scale - values).max() <= grid.scale * 1.001
-    relu6 = Affine.covering(0.0, 6.0)
+    relu6 = QParams.covering(0.0, 6.0)
     assert relu6.zero_point == 0
     assert np.float32(relu6.scale) * np.float32(255) <= 6.0  # so that a runtime may drop the clip
 
@@ -303,7 +303,7 @@ def test_biases_are_what_an_integer_kernel_stores(tmp_path):
     for layer in layers(result):
         scales = result.tensor(str(layer.weight.source.args[1].target)).double()
         assert layer.bias is not None
-        counts = layer.bias.value().double() / (scales * Affine.of(layer.data).scale)
+        counts = layer.bias.value().double() / (scales * QParams.of(layer.data).scale)
         torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-4)
         assert not torch.equal(layer.bias.value(), model.tensor(layer.bias.name))
     export.write(result, tmp_path / "m.onnx")

@@ -35,14 +35,14 @@ SHRINK = np.linspace(0.4, 1.0, 31)  # of a weight's range, tried where few bits 
 
 
 @dataclass(frozen=True)
-class Affine:
+class QParams:
     """real = (stored − zero_point) · scale, stored in 0 ... 255."""
 
     scale: float
     zero_point: int
 
     @classmethod
-    def covering(cls, low: float, high: float) -> Affine:
+    def covering(cls, low: float, high: float) -> QParams:
         """The finest grid over [low, high] (low <= 0 <= high) on which 0 is exact.
 
         The top of the grid never exceeds `high`, nor its bottom `low`, where the other end is 0: after
@@ -58,7 +58,7 @@ class Affine:
         return cls(float(scale), zero_point)
 
     @classmethod
-    def symmetric(cls, low: float, high: float) -> Affine:
+    def symmetric(cls, low: float, high: float) -> QParams:
         """The finest grid over [low, high] with the zero in its middle: 0 as a signed byte.
 
         As in `covering`, its top never exceeds `high` where that is the farther end.
@@ -73,7 +73,7 @@ class Affine:
         return cls(float(scale), MIDDLE)
 
     @classmethod
-    def of(cls, node: fx.Node) -> Affine:
+    def of(cls, node: fx.Node) -> QParams:
         """Read off a static `quantize_per_tensor` or `dequantize_per_tensor` node."""
         return cls(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ class StraightThrough(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def insert_pair(node: fx.Node, grid: Affine, readers: Collection[fx.Node]) -> None:
+def insert_pair(node: fx.Node, grid: QParams, readers: Collection[fx.Node]) -> None:
     """`readers` of `node` read it rounded to `grid`."""
     behind = node.next
     while behind.op == "placeholder":
@@ -218,7 +218,7 @@ def bias_units(model: Model) -> list[tuple[Layer, float, str]]:
         scales = str(source.args[1].target)
         fits = layer.bias.value().shape == model.tensor(scales).shape and is_dequantized(layer.data)
         if fits and reads(model, layer.bias.name) == 1:
-            found.append((layer, Affine.of(layer.data).scale, scales))
+            found.append((layer, QParams.of(layer.data).scale, scales))
     return found
 
 

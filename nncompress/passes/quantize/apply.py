@@ -17,18 +17,23 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, norm_names
 from nncompress.ir.formats.precision import convert
 from nncompress.ir.formats.qdq import round_biases
-from nncompress.ir.layers.weights import layers
+from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
-from nncompress.passes.quantize.carry_out import carry_out
+from nncompress.passes.quantize.calibrate import (
+    CalibrationStatistics,
+    activation_qparams,
+    bits_by_fisher,
+    input_moments,
+)
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.correct_bias import correct_biases
 from nncompress.passes.quantize.equalization.condition import condition
-from nncompress.passes.quantize.evidence import gather
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
+from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
 from nncompress.passes.quantize.prepare import prepare
+from nncompress.passes.quantize.round import round_layers
 from nncompress.passes.quantize.small import too_small
-from nncompress.passes.quantize.worst import keep_near, keep_worst
 
 
 def requires(options: Quantize, model: Model, context: Context) -> None:
@@ -86,7 +91,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     if not chosen:
         return left
     original = cost(model).bytes
-    condition(model, options, context)
+    condition(model, options.mode, options.keep, options.equalize, context)
     if options.group_size is not None:
         return round_by_groups(
             model,
@@ -97,7 +102,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             context=context,
         )
     chosen, left = choose(model, options.keep)
-    evidence = gather(model, chosen, options, original, context)
+    statistics = calibrate(options, model, chosen, original, context)
     note = too_small(model, integer_layers(chosen, options.mode))
     if note is not None:
         context.notes.append(note)
@@ -108,7 +113,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:
         chosen, left = choose(each, options.keep)
         wanted = [layer for layer in chosen if layer.name not in extra]
-        changes = carry_out(each, wanted, options, evidence) if wanted else []
+        changes = round_layers(each, wanted, options.mode, statistics) if wanted else []
         each.refresh()
         if options.correct_bias and context.data is not None:
             correct_biases(each, reference, context.data, context.limit)
@@ -124,18 +129,45 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
 
     extra: tuple[str, ...] = ()
     if options.max_drop is not None:
-        extra = keep_worst(model, chosen, options, evidence, context, rounded_copy)
+        extra = within_drop(
+            model, chosen, options.mode, statistics, context, options.max_drop, options.metric, rounded_copy
+        )
     changes = rounded(model, extra)
     if bound is not None:
-        extra = keep_near(reference, model, options, evidence, context, bound, rounded_copy)
+        extra = within_drift(
+            reference, model, options.keep, options.mode, statistics, context, bound, rounded_copy
+        )
         if extra:
             model.graph_module = reference.copy().graph_module
             changes = rounded(model, extra)
-    context.warn(too_few("quantize", evidence.rows()))
+    context.warn(too_few("quantize", statistics.rows()))
     if context.data is not None:  # what it was calibrated on is what exported files are compared on
         sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
         model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))
     return changes
+
+
+def calibrate(
+    options: Quantize, model: Model, chosen: list[Layer], original: int, context: Context
+) -> CalibrationStatistics:
+    """Run the data through the model as often as the options need: not at all, or up to three times.
+
+    Args:
+        original: bytes of the model that `--size` is a share of.
+    """
+    found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
+    if options.mode == "static":
+        integer = integer_layers(chosen, "static")
+        ranges = options.calibration, options.percentile, options.symmetric_activations
+        found.qparams = activation_qparams(model, integer, *ranges, context)
+    if options.size is not None:
+        found.bits = bits_by_fisher(model, chosen, options.size, original, context)
+    if options.rounding == "adaptive":
+        found.moments = input_moments(model, chosen, context)
+    elif options.rounding == "auto":  # nearest is as good at 8 bits
+        few = [layer for layer in chosen if found.bits[layer.weight.name] < 8]
+        found.moments = input_moments(model, few, context)
+    return found
 
 
 def contributions(
@@ -149,7 +181,7 @@ def contributions(
     reference = before.copy()  # as it was when its layers were rounded
     prepare(reference)
     if options.mode != "float16":
-        condition(reference, options, replace(context, notes=[]))
+        condition(reference, options.mode, options.keep, options.equalize, replace(context, notes=[]))
     return Pass.contributions(options, reference, after, changes, inputs, context)
 
 

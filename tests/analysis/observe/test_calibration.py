@@ -7,7 +7,7 @@ from nncompress.analysis.observe.calibration import BINS, Histogram, choose_rang
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.formats.qdq import Affine
+from nncompress.ir.formats.qdq import QParams
 from nncompress.progress import NullProgress
 
 
@@ -31,7 +31,7 @@ def filled(*parts: torch.Tensor) -> Histogram:
 
 
 def rounding_error(values: torch.Tensor, low: float, high: float) -> float:
-    grid = Affine.covering(low, high)
+    grid = QParams.covering(low, high)
     stored = (values / grid.scale).round().add(grid.zero_point).clamp(0, 255)
     return float(((stored - grid.zero_point) * grid.scale - values).double().square().mean())
 

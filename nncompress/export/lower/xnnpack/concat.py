@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from nncompress.analysis.int8_plan import SAME_VALUES
-from nncompress.ir.formats.qdq import LEVELS, Affine, is_dequantized, is_dynamic
+from nncompress.ir.formats.qdq import LEVELS, QParams, is_dequantized, is_dynamic
 from nncompress.ir.graph.ops import op_name
 
 
@@ -30,23 +30,23 @@ def share_grids(graph: fx.Graph) -> None:
         written = [n for n in node.users if op_name(n) == "quantize_per_tensor" and not is_dynamic(n)]
         if not written or not all(is_dequantized(source) for source in sources):
             continue
-        if cat or (op_name(node) in SAME_VALUES and Affine.of(written[0]) == Affine.of(sources[0])):
+        if cat or (op_name(node) in SAME_VALUES and QParams.of(written[0]) == QParams.of(sources[0])):
             for other in [source.args[0] for source in sources] + written[1:]:
                 leader[first(other)] = first(written[0])
     for group in {first(each): [n for n in leader if first(n) is first(each)] for each in leader}.values():
-        grids = [Affine.of(quantize) for quantize in group]
+        grids = [QParams.of(quantize) for quantize in group]
         if len(set(grids)) > 1:
             _set(group, _covering(grids))
 
 
-def _covering(grids: list[Affine]) -> Affine:
+def _covering(grids: list[QParams]) -> QParams:
     lows = [-grid.zero_point * grid.scale for grid in grids]
-    return Affine.covering(
+    return QParams.covering(
         min(lows), max(low + LEVELS * grid.scale for low, grid in zip(lows, grids, strict=True))
     )
 
 
-def _set(group: list[fx.Node], grid: Affine) -> None:
+def _set(group: list[fx.Node], grid: QParams) -> None:
     for quantize in group:
         for node in (quantize, *quantize.users):
             node.args = (node.args[0], grid.scale, grid.zero_point, *node.args[3:])

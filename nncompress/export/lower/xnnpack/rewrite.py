@@ -31,7 +31,7 @@ from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.fold import fold_batch_norms
-from nncompress.ir.formats.qdq import Affine, is_dequantized, make_signed, ops
+from nncompress.ir.formats.qdq import QParams, is_dequantized, make_signed, ops
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, argument, layers
 
@@ -84,7 +84,7 @@ def _round_once(dequantize: fx.Node) -> None:
     origin = source
     while op_name(origin) == "slice":
         origin = origin.args[0]
-    again = origin is not source and is_dequantized(origin) and Affine.of(origin) == Affine.of(dequantize)
+    again = origin is not source and is_dequantized(origin) and QParams.of(origin) == QParams.of(dequantize)
     if again and all(op_name(user) in PADS | {"slice"} for user in dequantize.users):
         edit.replace_node(dequantize, source)
         if not quantize.users:

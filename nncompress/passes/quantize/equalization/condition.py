@@ -11,24 +11,23 @@ from nncompress.passes.base import Context
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.equalization.channel_scales import scale_channels
 from nncompress.passes.quantize.equalization.cross_layer import equalize
-from nncompress.passes.quantize.options import Quantize
 
 
-def condition(model: Model, options: Quantize, context: Context) -> None:
-    """Fold and convolve batch norms, then scale channels, in place."""
+def condition(model: Model, mode: str, keep: tuple[str, ...], cross_layer: bool, context: Context) -> None:
+    """Fold and convolve batch norms, then scale channels, in place; `cross_layer`: equalize layers first."""
     fold_batch_norms(model)
-    if options.equalize:
+    if cross_layer:
         equalized = equalize(model)
         context.notes.append(f"channels equalized between {len(equalized)} pairs of layers")
-    if options.mode != "static":
+    if mode != "static":
         return
-    norms = _convolve_norms(model, options.keep)
+    norms = _convolve_norms(model, keep)
     if norms:
         context.notes.append(f"{norms} batch norms run in int8, as 1×1 convolutions of single channels")
     if context.data is not None:
         batches = context.data.batches(context.batch_size, limit=context.limit)
-        records = (batch.inputs for batch in batches)
-        scale_channels(model, records, context.progress, context.limit)
+        samples = (batch.inputs for batch in batches)
+        scale_channels(model, samples, context.progress, context.limit)
 
 
 def _convolve_norms(model: Model, keep: tuple[str, ...]) -> int:

@@ -12,7 +12,7 @@ from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.rounding.coordinate_descent import round_adaptively
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import (
-    Affine,
+    QParams,
     insert_dynamic,
     insert_pair,
     is_dequantized,
@@ -22,34 +22,35 @@ from nncompress.ir.formats.qdq import (
 from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
+from nncompress.passes.quantize.calibrate import CalibrationStatistics
 from nncompress.passes.quantize.choose import by_weight, integer_layers, one_scale, scale_axis
-from nncompress.passes.quantize.evidence import Evidence
-from nncompress.passes.quantize.options import Quantize
 
 
-def carry_out(model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence) -> list[Change]:
+def round_layers(
+    model: Model, chosen: list[Layer], mode: str, statistics: CalibrationStatistics
+) -> list[Change]:
     """Quantize `chosen`; the model still has to be refreshed."""
-    integer = integer_layers(chosen, options.mode)
-    grids: dict[fx.Node, Affine] = {}
-    plan = plan_activations(model, integer) if options.mode == "static" else None
+    integer = integer_layers(chosen, mode)
+    qparams: dict[fx.Node, QParams] = {}
+    plan = plan_activations(model, integer) if mode == "static" else None
     if plan is not None:
-        grids = {node: evidence.grids[node.name] for node in plan.points}
+        qparams = {node: statistics.qparams[node.name] for node in plan.points}
     changes = []
     for name, sharing in by_weight(chosen).items():
-        axis, bits = scale_axis(sharing), evidence.bits[name]
-        stored, scales = rounded(sharing, axis, bits, grids, evidence)
+        axis, bits = scale_axis(sharing), statistics.bits[name]
+        stored, scales = rounded(sharing, axis, bits, qparams, statistics)
         numbers = _numbers(sharing[0].weight.value(), stored, scales, axis, bits)
         for layer in sharing:
             what = "int8 weights" if bits == 8 else f"weights of {bits} bits"
-            what += _ACTIVATIONS[options.mode] if layer in integer else ", float arithmetic"
+            what += _ACTIVATIONS[mode] if layer in integer else ", float arithmetic"
             if layer is not sharing[0]:
                 what += f", shared with {sharing[0].name}"
             changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
         store_int8(model, name, stored, scales, axis, bits)
     if plan is not None:
         for node in plan.points:
-            insert_pair(node, grids[node], plan.readers[node])
-    elif options.mode == "dynamic":
+            insert_pair(node, qparams[node], plan.readers[node])
+    elif mode == "dynamic":
         for data in dict.fromkeys(layer.data for layer in integer):
             insert_dynamic(data, [layer.node for layer in integer if layer.data is data])
     return changes
@@ -59,11 +60,15 @@ _ACTIVATIONS = {"static": " and activations", "dynamic": ", activations on the r
 
 
 def rounded(
-    sharing: list[Layer], axis: int, bits: int, grids: dict[fx.Node, Affine], evidence: Evidence
+    sharing: list[Layer],
+    axis: int,
+    bits: int,
+    qparams: dict[fx.Node, QParams],
+    statistics: CalibrationStatistics,
 ) -> tuple[Tensor, Tensor]:
     """(int8 weight, scales) of the weight that these layers share."""
     weight = sharing[0].weight.value()
-    least = [_least_scale(layer, grids) for layer in sharing]
+    least = [_least_scale(layer, qparams) for layer in sharing]
     if one_scale(sharing):
         highest = max(float(torch.as_tensor(each).max()) for each in least)
         flat, scale = round_weight(weight.reshape(1, -1), 0, bits, highest)
@@ -71,12 +76,12 @@ def rounded(
     fitting = [each for each in least if isinstance(each, float) or len(each) == weight.shape[axis]]
     stored, scales = round_weight(weight, axis, bits, sum(fitting))
     names = tuple(each.name for each in sharing)
-    if evidence.moments is None or not all(name in evidence.moments for name in names):
+    if statistics.moments is None or not all(name in statistics.moments for name in names):
         return stored, scales
-    known = evidence.adaptive.get(names)
+    known = statistics.adaptive.get(names)
     if known is not None and torch.equal(known[0], scales):
         return known[1], scales
-    second: Any = sum(evidence.moments[name].second for name in names)
+    second: Any = sum(statistics.moments[name].second for name in names)
     groups = sharing[0].groups
     transposed = sharing[0].kind in PRODUCTS and axis == 1
     rows, start = (weight.T, stored.T) if transposed else (weight.flatten(1), stored.flatten(1))
@@ -90,7 +95,7 @@ def rounded(
     ]
     found = torch.cat(parts)
     found = found.T.contiguous() if transposed else found.reshape(stored.shape)
-    evidence.adaptive[names] = scales, found
+    statistics.adaptive[names] = scales, found
     return found, scales
 
 
@@ -106,9 +111,9 @@ def _numbers(weight: Tensor, stored: Tensor, scales: Tensor, axis: int, bits: in
     }
 
 
-def _least_scale(layer: Layer, grids: dict[fx.Node, Affine]) -> Tensor | float:
+def _least_scale(layer: Layer, qparams: dict[fx.Node, QParams]) -> Tensor | float:
     """Weight scales, per output, from which on the layer's bias fits 32 bits."""
-    grid = grids.get(layer.data) or (Affine.of(layer.data) if is_dequantized(layer.data) else None)
-    if layer.bias is None or grid is None or layer.bias.value().dim() != 1:
+    given = qparams.get(layer.data) or (QParams.of(layer.data) if is_dequantized(layer.data) else None)
+    if layer.bias is None or given is None or layer.bias.value().dim() != 1:
         return 0.0
-    return layer.bias.value().abs().double() / (grid.scale * 2**30)
+    return layer.bias.value().abs().double() / (given.scale * 2**30)

@@ -1,4 +1,4 @@
-"""`--max-drop`, `--max-drift`: the layers that int8 hurts most stay in float, as few as the bound allows.
+"""Mixed precision (`--max-drop`, `--max-drift`): layers that int8 hurts most stay float, as few as can be.
 
 Each layer's damage is measured by itself: how far the outputs move when it alone is rounded. The accuracy, or
 how far the outputs have moved, then says how many of the worst must stay in float; it is measured on the
@@ -22,36 +22,35 @@ from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.formats.qdq import LEVELS, Affine
+from nncompress.ir.formats.qdq import LEVELS, QParams
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
-from nncompress.passes.quantize.carry_out import rounded
+from nncompress.passes.quantize.calibrate import CalibrationStatistics
 from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, scale_axis
-from nncompress.passes.quantize.evidence import Evidence
-from nncompress.passes.quantize.options import Quantize
+from nncompress.passes.quantize.round import rounded
 
-RECORDS = 64  # on which the damage of every layer is measured
+SAMPLES = 64  # on which the damage of every layer is measured
 RANDOM = 8  # inputs, where there is no data
 
 
 def damages(
-    model: Model, chosen: list[Layer], options: Quantize, evidence: Evidence, inputs: Inputs
+    model: Model, chosen: list[Layer], mode: str, statistics: CalibrationStatistics, inputs: Inputs
 ) -> dict[str, float]:
     """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
-    integer = integer_layers(chosen, options.mode)
-    plan = plan_activations(model, integer) if options.mode == "static" else None
-    grids = {node: evidence.grids[node.name] for node in plan.points} if plan is not None else {}
+    integer = integer_layers(chosen, mode)
+    plan = plan_activations(model, integer) if mode == "static" else None
+    qparams = {node: statistics.qparams[node.name] for node in plan.points} if plan is not None else {}
     found = {}
     with torch.no_grad():
         reference = [y.double() for y in model.outputs_of(*inputs) if y.is_floating_point()]
         for name, sharing in by_weight(chosen).items():
             axis = scale_axis(sharing)
-            stored, scales = rounded(sharing, axis, evidence.bits[name], grids, evidence)
+            stored, scales = rounded(sharing, axis, statistics.bits[name], qparams, statistics)
             shape = [-1 if d == axis else 1 for d in range(stored.dim())]
             walk = Walk(model)
             for layer in sharing:
-                given = grids if layer in integer else None
+                given = qparams if layer in integer else None
                 walk.instead[layer.node] = partial(_one_rounded, layer, stored * scales.reshape(shape), given)
             outputs = [y.double() for y in walk.outputs(*inputs) if y.is_floating_point()]
             # Scores of -inf are masked, whatever the weights.
@@ -60,49 +59,47 @@ def damages(
     return found
 
 
-def _one_rounded(layer: Layer, weight: Tensor, grids: Mapping[fx.Node, Affine] | None, env: Env) -> Tensor:
-    """What a layer gives with its weight rounded and, where there are grids, what it reads."""
+def _one_rounded(layer: Layer, weight: Tensor, qparams: Mapping[fx.Node, QParams] | None, env: Env) -> Tensor:
+    """What a layer gives with its weight rounded and, where there are qparams, what it reads."""
     given: list[Any] = list(fx.map_arg(layer.node.args, env.__getitem__))
     kwargs: Any = fx.map_arg(layer.node.kwargs, env.__getitem__)
     given[layer.roles.weight] = weight
-    if grids is not None:
-        given[layer.roles.data] = _rounded(given[layer.roles.data], grids.get(layer.data))
+    if qparams is not None:
+        given[layer.roles.data] = _rounded(given[layer.roles.data], qparams.get(layer.data))
     assert callable(layer.node.target)
     return layer.node.target(*given, **kwargs)
 
 
-def _rounded(value: Tensor, grid: Affine | None) -> Tensor:
-    if grid is None:  # a range of its own
-        grid = Affine.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
-    return torch.fake_quantize_per_tensor_affine(value, grid.scale, grid.zero_point, 0, LEVELS)
+def _rounded(value: Tensor, known: QParams | None) -> Tensor:
+    if known is None:  # a range of its own
+        known = QParams.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
+    return torch.fake_quantize_per_tensor_affine(value, known.scale, known.zero_point, 0, LEVELS)
 
 
-def keep_worst(
+def within_drop(
     model: Model,
     chosen: list[Layer],
-    options: Quantize,
-    evidence: Evidence,
+    mode: str,
+    statistics: CalibrationStatistics,
     context: Context,
+    most: float,
+    metric_name: str,
     quantized: Callable[[tuple[str, ...]], Model],
 ) -> tuple[str, ...]:
-    """Names of the layers to leave in float so that the metric falls by at most `--max-drop`: points of a
+    """Names of the layers to leave in float so that the metric falls by at most `most`: points of a
     share, else in its own unit.
 
     Args:
         quantized: a rounded copy of the model without these layers.
     """
-    assert options.max_drop is not None
-    most = options.max_drop
     data = context.data
     if data is None:
         raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
 
-    metric = named_metric(options.metric)
+    metric = named_metric(metric_name)
 
     def reached_by(each: Model) -> float:
-        result = evaluate(
-            each, data, metric=options.metric, batch_size=context.batch_size, limit=context.limit
-        )
+        result = evaluate(each, data, metric=metric_name, batch_size=context.batch_size, limit=context.limit)
         records.append(result.records)
         assert result.value is not None
         return result.value
@@ -111,14 +108,14 @@ def keep_worst(
     original = reached_by(model)
     whole = reached_by(quantized(()))
     on = f"of {records[0]} samples"
-    if options.metric == "top1":
+    if metric_name == "top1":
         on += f" (one is {100 / records[0]:.2g} points)"
     fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"
     if metric.lost(original, whole) <= most:
         context.notes.append(f"{fell}, {on}")
         return ()
     inputs, _ = _inputs(model, data, context.seed)
-    worst = _Worst(chosen, damages(model, chosen, options, evidence, inputs), context)
+    search = _Search(chosen, damages(model, chosen, mode, statistics, inputs), context)
     reached = original
 
     def good(names: tuple[str, ...]) -> bool:
@@ -129,18 +126,19 @@ def keep_worst(
         reached = found
         return True
 
-    names, count = worst.fewest(good)
+    names, count = search.fewest(good)
     context.notes.append(
-        f"{fell}, {metric.text(reached)} with the worst {count} of {len(worst)} in float, {on}"
+        f"{fell}, {metric.text(reached)} with the worst {count} of {len(search)} in float, {on}"
     )
     return names
 
 
-def keep_near(
+def within_drift(
     model: Model,
     whole: Model,
-    options: Quantize,
-    evidence: Evidence,
+    keep: tuple[str, ...],
+    mode: str,
+    statistics: CalibrationStatistics,
     context: Context,
     bound: float,
     quantized: Callable[[tuple[str, ...]], Model],
@@ -163,12 +161,12 @@ def keep_near(
     at_first = moved(whole)
     if at_first <= bound:
         return ()
-    chosen, _ = choose(model, options.keep)
-    worst = _Worst(chosen, damages(model, chosen, options, evidence, inputs), context)
-    names, count = worst.fewest(lambda names: moved(quantized(names)) <= bound)
+    chosen, _ = choose(model, keep)
+    search = _Search(chosen, damages(model, chosen, mode, statistics, inputs), context)
+    names, count = search.fewest(lambda names: moved(quantized(names)) <= bound)
     context.notes.append(
         f"quantize: with every layer rounded the outputs would be {at_first:.0%} away {origin}, more than "
-        f"{bound:.0%}: the worst {count} of {len(worst)} weights stay in float ({', '.join(names)}); "
+        f"{bound:.0%}: the worst {count} of {len(search)} weights stay in float ({', '.join(names)}); "
         "--max-drift sets another bound"
     )
     return names
@@ -176,13 +174,13 @@ def keep_near(
 
 def _inputs(model: Model, data: Dataset | None, seed: int) -> tuple[Inputs, str]:
     """What damage is measured on, and what that is."""
-    size = min(RECORDS, largest_batch(model))
+    size = min(SAMPLES, largest_batch(model))
     if data is not None:
         return next(iter(data.batches(size, limit=size))).inputs, "on the data"
     return model.example_inputs(min(RANDOM, size), seed), "on random inputs"
 
 
-class _Worst:
+class _Search:
     """Layers by their damage, those together that read one weight."""
 
     def __init__(self, chosen: list[Layer], damage: dict[str, float], context: Context) -> None:

@@ -1,0 +1,124 @@
+"""What the calibration data says about a float model, gathered once however often the model is rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nncompress.analysis.curvature.fisher import fisher_information
+from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.observe.calibration import choose_range, histograms
+from nncompress.analysis.observe.enough import Rows
+from nncompress.analysis.observe.moments import InputMoments
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import QParams
+from nncompress.ir.graph.ops import PRODUCTS
+from nncompress.ir.layers.geometry import geometry
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.base import Context, need_data
+from nncompress.passes.quantize.bits import bits_within
+from nncompress.passes.quantize.choose import by_weight
+from nncompress.targets import TARGETS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FISHER_BATCH = 16  # samples per sample of the gradient
+
+
+@dataclass
+class CalibrationStatistics:
+    """Figures by the names of nodes, layers and weights, which a copy of the model has too.
+
+    Attributes:
+        bits: of each weight.
+        qparams: of each activation that may be rounded.
+        moments: of what each layer multiplies, where rounding looks at it.
+        adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
+    """
+
+    bits: dict[str, int]
+    qparams: dict[str, QParams] = field(default_factory=dict)
+    moments: InputMoments | None = None
+    adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rows(self) -> list[Rows]:
+        """What was seen of the layers that were rounded so."""
+        return [] if self.moments is None else list(self.moments.rows.values())
+
+
+def bits_by_fisher(
+    model: Model, chosen: list[Layer], share: float, original: int, context: Context
+) -> dict[str, int]:
+    """Bits of each weight, so that the model takes `share` of its `original` bytes.
+
+    Raises:
+        UsageError: 4 bits everywhere are still too many.
+    """
+    data = need_data(context, "quantize --size", "it shows which weights matter")
+    sharing = by_weight(chosen)
+    information = fisher_information(
+        model,
+        list(sharing),
+        data.input_batches(FISHER_BATCH, context.limit),
+        seed=context.seed,
+        progress=context.progress,
+        total=context.limit,
+    )
+    return bits_within(model, sharing, information, share, original)
+
+
+def input_moments(model: Model, chosen: list[Layer], context: Context) -> InputMoments | None:
+    """Second moments of what those of `chosen` multiply that can be rounded by them; None without data."""
+    if not chosen or context.data is None:
+        return None
+    return InputMoments(
+        model,
+        {layer.name: [layer] for layer in chosen if can_round_adaptively(layer)},
+        context.data.input_batches(context.batch_size, context.limit),
+        seed=context.seed,
+        progress=context.progress,
+        total=context.limit,
+    )
+
+
+def can_round_adaptively(layer: Layer) -> bool:
+    """Rows of what it multiplies can be had: a matrix product, or a convolution that is not transposed."""
+    if layer.kind in PRODUCTS:
+        return layer.weight.value().dim() == 2
+    return layer.kind.startswith("conv") and "transpose" not in layer.kind and geometry(layer) is not None
+
+
+def activation_qparams(
+    model: Model, integer: list[Layer], calibration: str, percentile: float, symmetric: bool, context: Context
+) -> dict[str, QParams]:
+    """Of every activation that is rounded for the layers `integer`, by its node's name."""
+    plan = plan_activations(model, integer)
+    if not plan.points:
+        return {}
+    seen = histograms(
+        model,
+        [node for node in plan.points if node not in plan.same_qparams],
+        need_data(context, "quantize", "it sets the range of every activation"),
+        limit=context.limit,
+        batch_size=context.batch_size,
+        progress=context.progress,
+        notes=context.notes,
+    )
+    spanning = QParams.symmetric if symmetric or _target_is_symmetric(context) else QParams.covering
+    found = {}
+    for done, (node, histogram) in enumerate(seen.items()):
+        context.progress.step("choosing ranges", done, len(seen))
+        found[node.name] = spanning(*choose_range(histogram, calibration, percentile))
+    for node, source in plan.same_qparams.items():
+        found[node.name] = found.get(source.name) or QParams.of(source)
+    return found
+
+
+def _target_is_symmetric(context: Context) -> bool:
+    """Symmetric ranges are all that the target takes, which is said."""
+    where = TARGETS.get(context.target or "")
+    if where is None or not where.symmetric:
+        return False
+    context.notes.append(f"--symmetric-activations: {where.runtime_name} takes no others")
+    return True
