@@ -9,7 +9,7 @@ else is rounded:
 - A batch norm that cannot be folded runs in int8, as a 1×1 convolution of each channel alone, where what it
   reads is int8 and what it writes is wanted so; a convolution would read it rounded in any case.
 - Additions, concatenations, pools and data movement between them run in int8 when all they read is rounded
-  and what they write is wanted in int8 downstream. Data movement keeps the grid of what it moves.
+  and what they write is wanted in int8 downstream. Data movement keeps the qparams of what it moves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import CLAMPS, DROPOUTS, MOVES, PRODUCTS, op_name
 from nncompress.ir.layers.weights import Layer, argument
 
-# in 8 bits the same values, on the same grid
+# in 8 bits the same values, with the same qparams
 SAME_VALUES = MOVES | {
     "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d", "upsample_nearest2d", "pixel_shuffle",
     "channel_shuffle",
@@ -40,7 +40,7 @@ class Plan:
 
     Attributes:
         points: nodes whose value is to be rounded.
-        same_qparams: for those that only move values, the node whose grid they keep.
+        same_qparams: for those that only move values, the node whose qparams they keep.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
     """
 

@@ -122,12 +122,12 @@ class StraightThrough(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def insert_pair(node: fx.Node, grid: QParams, readers: Collection[fx.Node]) -> None:
-    """`readers` of `node` read it rounded to `grid`."""
+def insert_pair(node: fx.Node, qparams: QParams, readers: Collection[fx.Node]) -> None:
+    """`readers` of `node` read it rounded to `qparams`."""
     behind = node.next
     while behind.op == "placeholder":
         behind = behind.next
-    bounds = (grid.scale, grid.zero_point, 0, LEVELS, torch.uint8)
+    bounds = (qparams.scale, qparams.zero_point, 0, LEVELS, torch.uint8)
     with edit.inserting_before(behind) as call:
         quantized = call(ops.quantize_per_tensor.default, node, *bounds)
         dequantized = call(ops.dequantize_per_tensor.default, quantized, *bounds)

@@ -11,7 +11,7 @@ from nncompress.analysis.compensation import Fitted, compensate, without_data
 from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
 from nncompress.analysis.cost import cost
-from nncompress.analysis.couplings import Couplings, find_couplings, fold_weights
+from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
 from nncompress.analysis.observe.enough import too_few
@@ -21,12 +21,13 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import not_finite
+from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.prune_nodes.blame import group_contributions
-from nncompress.passes.prune_nodes.carry_out import carry_out, proven_cut
+from nncompress.passes.prune_nodes.cut import apply_cut, proven_cut
 from nncompress.passes.prune_nodes.latency_budget import by_latency
 from nncompress.passes.prune_nodes.options import BUDGET_TOLERANCE, PruneNodes
-from nncompress.passes.prune_nodes.plan import Plan, Ranked, ranked
+from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked, ranked
 
 
 def requires(options: PruneNodes, model: Model, context: Context) -> None:
@@ -87,7 +88,18 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     context.progress.step("finding what is tied together", 0, 1)
     fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
     couplings = find_couplings(model)
-    plan, reached = _planned(options, ranked(options, model, couplings, context), couplings, context)
+    ranks = ranked(
+        model,
+        couplings,
+        context,
+        options.chosen(context),
+        separate=options.blocks == "separate",
+        exclude=options.exclude,
+        drop_blocks=options.drop_blocks,
+        selects=options.selects,
+        only=shares_of(options.name, "ratios", options.ratios),
+    )
+    plan, reached = _planned(options, ranks, context)
     if not plan.cut:
         return []
     context.progress.step("removing nodes", 0, 1)
@@ -108,7 +120,7 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
         settings = {"seed": context.seed, "progress": context.progress}
         fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
         context.warn(too_few(options.name, fitted.layers))
-    pruned, proof = carry_out(model, cut, fitted, proven, verify=options.verify)
+    pruned, proof = apply_cut(model, cut, fitted, proven, verify=options.verify)
     if batches and context.data is not None and not fitted.layers and batch_norms(pruned):
         fit, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
         share, before, after = reestimate(pruned, fit, output_error(model, pruned, held))
@@ -127,18 +139,27 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     return changes
 
 
-def _planned(
-    options: PruneNodes, ranks: Ranked, couplings: Couplings, context: Context
-) -> tuple[Plan, list[Change]]:
+def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan, list[Change]]:
     """What goes, and what was measured for that."""
+    amount = Amount(
+        ratio=options.ratio,
+        ratios=shares_of(options.name, "ratios", options.ratios),
+        share_lost=options.share_lost,
+        threshold=options.threshold,
+        outliers=options.outliers,
+        macs=options.macs,
+        params=options.params,
+        scope=options.scope,
+        round_to=options.round_to,
+    )
     if options.latency is None:
-        return ranks.plan(options), []
+        return ranks.plan(amount), []
 
     def cut(plan: Plan) -> Model:
         fitted = without_data(ranks.model, plan.cut)
-        return carry_out(ranks.model, plan.cut, fitted, None, verify=False)[0]
+        return apply_cut(ranks.model, plan.cut, fitted, None, verify=False)[0]
 
-    plan, reached = by_latency(options, ranks, cut, clocked(context.target), context)
+    plan, reached = by_latency(options.latency, amount, ranks, cut, clocked(context.target), context)
     return plan, [reached]
 
 

@@ -14,8 +14,7 @@ from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
-from nncompress.passes.prune_nodes.options import PruneNodes
-from nncompress.passes.prune_nodes.plan import Plan, Ranked
+from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked
 from nncompress.results import Estimate
 from nncompress.targets import Target
 
@@ -26,15 +25,17 @@ STEP = 8  # channels: kernels of today's CPUs work on blocks of 8 or 16
 
 
 def by_latency(
-    options: PruneNodes,
+    share: float,
+    amount: Amount,
     ranks: Ranked,
     cut: Callable[[Plan], Model],
     where: Target,
     context: Context,
 ) -> tuple[Plan, Change]:
-    """The most nodes with which the model takes no more than `options.latency` of its time.
+    """The most nodes with which the model takes no more than `share` of its time.
 
     Args:
+        amount: how nodes are compared and rounded.
         cut: the model without what a plan removes.
 
     Returns: the plan, and what was measured.
@@ -42,9 +43,7 @@ def by_latency(
     Raises:
         UsageError: out of reach; says what is within.
     """
-    share = options.latency
-    assert share is not None
-    step = max(options.round_to, STEP)
+    step = max(amount.round_to, STEP)
     tried: list[tuple[float, Plan, Estimate]] = []
     with ModelLatency(ranks.model, context.progress, where) as clock:
         before = clock.seconds()
@@ -56,7 +55,7 @@ def by_latency(
         for done in range(TRIES):
             context.progress.step(f"choosing by latency in {where.runtime_name}", done, TRIES)
             try:
-                plan = ranks.plan(replace(options, latency=None, macs=asked, round_to=step))
+                plan = ranks.plan(replace(amount, macs=asked, round_to=step))
             except UsageError:  # fewer MACs than can be left
                 if slow - asked <= LEAST:
                     break

@@ -1,9 +1,10 @@
-"""From the options of `prune-nodes` to what is removed."""
+"""Which nodes go: ranked once, chosen from by an amount."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from nncompress.analysis.compensation import Cut
 from nncompress.analysis.couplings import Couplings
@@ -32,9 +33,30 @@ from nncompress.analysis.importance.selection import (
 from nncompress.analysis.observe.residual import Branch, find_branches, names
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.options import shares_of
 from nncompress.passes.base import Context
-from nncompress.passes.prune_nodes.options import PruneNodes
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many nodes go: one of the first seven says it.
+
+    Attributes:
+        ratio: share of the nodes; ratios: of each group; share_lost: of what a group's nodes are worth.
+        threshold: nodes worth less than that; outliers: worth that many standard deviations less than others.
+        macs, params: share of them that may be left.
+        scope: nodes are compared within each group, everywhere, or ("auto") everywhere where that can be.
+        round_to: a multiple of this many is left.
+    """
+
+    ratio: float | None = None
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    share_lost: float | None = None
+    threshold: float | None = None
+    outliers: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    scope: Literal["auto", "group", "global"] = "auto"
+    round_to: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ class Ranked:
     dropped: dict[str, Branch]
     dropped_losses: dict[str, float]
 
-    def plan(self, options: PruneNodes) -> Plan:
+    def plan(self, amount: Amount) -> Plan:
         """Choose.
 
         Raises:
@@ -85,7 +107,7 @@ class Ranked:
         """
         gone = {layer.name for branch in self.dropped.values() for layer in branch.layers}
         removed = (
-            _select(options, self.model, self.comparable, self.choices, self.rankings, gone)
+            _select(amount, self.model, self.comparable, self.choices, self.rankings, gone)
             if self.choices
             else {}
         )
@@ -96,78 +118,91 @@ class Ranked:
         return Plan(self.choices, removed, self.branches, self.dropped, losses)
 
 
-def ranked(options: PruneNodes, model: Model, couplings: Couplings, context: Context) -> Ranked:
+def ranked(
+    model: Model,
+    couplings: Couplings,
+    context: Context,
+    criterion: str,
+    *,
+    separate: bool = False,
+    exclude: tuple[str, ...] = (),
+    drop_blocks: int = 0,
+    selects: bool = True,
+    only: Collection[str] = (),
+) -> Ranked:
     """Rank what may go.
+
+    Args:
+        separate: residual blocks are cut one by one, not the stream that they share.
+        exclude: patterns of layers whose nodes stay.
+        drop_blocks: how many residual blocks are left out.
+        selects: nodes are to go, not whole blocks only.
+        only: names of the groups that nodes may go from; empty: from all.
 
     Raises:
         UsageError: nothing can be removed.
     """
-    if options.blocks == "separate":
+    if separate:
         choices, branches = separate_choices(model, couplings)
     else:
         choices, branches = group_choices(model, couplings), find_branches(model)
-    dropped, losses = _drop(options, model, branches, context)
+    dropped, losses = _drop(drop_blocks, exclude, model, branches, context)
     gone = {layer.name for branch in dropped.values() for layer in branch.layers}
-    choices = [c for c in choices if not c.excluded(options.exclude) and not (set(c.layers) & gone)]
-    if not options.selects:
+    choices = [c for c in choices if not c.excluded(exclude) and not (set(c.layers) & gone)]
+    if not selects:
         return Ranked(model, False, (), {}, tuple(branches), dropped, losses)
     if not choices:
         tied = " or tied to a residual block that is left out" if dropped else ""
         raise UsageError(
             "prune-nodes: no nodes can be removed",
-            got="every node is fixed" + (" or excluded" if options.exclude else "") + tied,
+            got="every node is fixed" + (" or excluded" if exclude else "") + tied,
             remedy="leave out --ratio and the like, and run prune-nodes again on the result"
             if dropped
             else "nncompress inspect --units shows why",
         )
-    ratios = shares_of(options.name, "ratios", options.ratios)
-    choices = _named(choices, ratios) if ratios else choices
-    chosen = options.chosen(context)
-    criterion = CRITERIA[chosen]
+    choices = _named(choices, only) if only else choices
+    comparable = CRITERIA[criterion].comparable
     setting = Setting(
         model, choices, context.data, context.limit, context.batch_size, context.seed, context.progress
     )
-    if criterion.comparable:  # by how the outputs change
+    if comparable:  # by how the outputs change
         with differentiable_outputs(model) as discrete:
-            rankings = rank(chosen, setting)
+            rankings = rank(criterion, setting)
         if discrete:
             context.notes.append(
                 f"prune-nodes: {', '.join(discrete)}: discrete, so nodes are judged by what it is chosen from"
             )
     else:
-        rankings = rank(chosen, setting)
-    return Ranked(model, criterion.comparable, tuple(choices), rankings, tuple(branches), dropped, losses)
+        rankings = rank(criterion, setting)
+    return Ranked(model, comparable, tuple(choices), rankings, tuple(branches), dropped, losses)
 
 
-def _named(choices: Sequence[Choice], ratios: Mapping[str, float]) -> list[Choice]:
+def _named(choices: Sequence[Choice], only: Collection[str]) -> list[Choice]:
     """The choices that `--ratios` names.
 
     Raises:
         UsageError: a name is not that of a choice: the user meant to remove nodes there.
     """
     known = {c.name: c for c in choices}
-    for name in ratios:
+    for name in only:
         if name not in known:
             raise UsageError(
                 f"prune-nodes: --ratios {name} names no group whose nodes can be removed",
                 expected=", ".join(list(known)[:5]) + (", …" if len(known) > 5 else ""),
                 remedy="nncompress inspect --units shows the groups",
             )
-    return [known[name] for name in known if name in ratios]
+    return [known[name] for name in known if name in only]
 
 
 def _drop(
-    options: PruneNodes, model: Model, branches: Sequence[Branch], context: Context
+    count: int, exclude: tuple[str, ...], model: Model, branches: Sequence[Branch], context: Context
 ) -> tuple[dict[str, Branch], dict[str, float]]:
     """The residual branches that contribute least."""
-    count = options.drop_blocks
     if not count:
         return {}, {}
     named = dict(zip(names(branches), branches))
     named = {
-        name: b
-        for name, b in named.items()
-        if not any(matches(layer.name, options.exclude) for layer in b.layers)
+        name: b for name, b in named.items() if not any(matches(layer.name, exclude) for layer in b.layers)
     }
     if count > len(named):
         raise UsageError(
@@ -192,56 +227,55 @@ def _drop(
 
 
 def _select(
-    options: PruneNodes,
+    amount: Amount,
     model: Model,
     comparable: bool,
     choices: Sequence[Choice],
     rankings: Rankings,
     gone: set[str],
 ) -> dict[str, list[int]]:
-    if options.outliers is not None:
-        found = {c.name: outliers(rankings[c.name].scores, options.outliers) for c in choices}
+    if amount.outliers is not None:
+        found = {c.name: outliers(rankings[c.name].scores, amount.outliers) for c in choices}
         return {name: sorted(units) for name, units in found.items() if units}
-    counts = _counts(options, model, comparable, choices, rankings, gone)
+    counts = _counts(amount, model, comparable, choices, rankings, gone)
     return {name: rankings[name].removed(count) for name, count in counts.items() if count}
 
 
 def _counts(
-    options: PruneNodes,
+    amount: Amount,
     model: Model,
     comparable: bool,
     choices: Sequence[Choice],
     rankings: Rankings,
     gone: set[str],
 ) -> dict[str, int]:
-    everywhere = options.scope == "global" or (options.scope == "auto" and comparable)
+    everywhere = amount.scope == "global" or (amount.scope == "auto" and comparable)
     if everywhere and not comparable:
         rankings = normalized(rankings)
-    if options.threshold is not None:
-        return by_threshold(choices, rankings, options.threshold, options.round_to)
-    for unit, share in (("macs", options.macs), ("params", options.params)):
+    if amount.threshold is not None:
+        return by_threshold(choices, rankings, amount.threshold, amount.round_to)
+    for unit, share in (("macs", amount.macs), ("params", amount.params)):
         if share is None:
             continue
         costs = Costs(model, choices, unit, gone)
         method = within_budget if everywhere else uniform_budget
-        counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+        counts = method(choices, rankings, costs, share, amount.round_to, f"--{unit}")
         if unit == "params":  # what selecting channels stores counts too
             share -= _stored(choices, counts) / costs.total
-            counts = method(choices, rankings, costs, share, options.round_to, f"--{unit}")
+            counts = method(choices, rankings, costs, share, amount.round_to, f"--{unit}")
         return counts
-    if options.ratios:
-        shares = shares_of(options.name, "ratios", options.ratios)
+    if amount.ratios:
         return {
             name: count
             for c in choices
             for name, count in by_ratio(
-                [c], rankings, shares[c.name], options.round_to, everywhere=False
+                [c], rankings, amount.ratios[c.name], amount.round_to, everywhere=False
             ).items()
         }
-    if options.ratio is None:
-        return by_share(choices, rankings, options.share_lost or 0.0, options.round_to)
-    everywhere = options.scope == "global"
-    return by_ratio(choices, rankings, options.ratio, options.round_to, everywhere=everywhere)
+    if amount.ratio is None:
+        return by_share(choices, rankings, amount.share_lost or 0.0, amount.round_to)
+    everywhere = amount.scope == "global"
+    return by_ratio(choices, rankings, amount.ratio, amount.round_to, everywhere=everywhere)
 
 
 def _stored(choices: Sequence[Choice], counts: dict[str, int]) -> int:

@@ -24,7 +24,7 @@ from nncompress.analysis.importance.selection import (
 )
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.passes.prune_nodes.carry_out import carry_out
+from nncompress.passes.prune_nodes.cut import apply_cut
 
 
 def choice(name: str, size: int) -> Choice:
@@ -106,7 +106,7 @@ def test_narrowed_branches_are_predicted_too(name):
         return {c.layer.name if c.layer else c.name: units[c.name] for c in choices if c.kind == kind}
 
     cut = Cut(of("group"), of("reads"), of("writes"), ())
-    smaller, _ = carry_out(each, cut, without_data(each, cut), None, verify=True)
+    smaller, _ = apply_cut(each, cut, without_data(each, cut), None, verify=True)
     assert costs.left(kept) == cost(smaller).macs
 
 

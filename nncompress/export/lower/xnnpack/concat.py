@@ -1,7 +1,7 @@
-"""Concatenations for XNNPACK, which joins 8-bit values of one grid only.
+"""Concatenations for XNNPACK, which joins 8-bit values of one scale and zero point.
 
-Every value that is joined, what it is joined to, and whatever only moves values between these get the grid
-that covers all of their ranges. ExecuTorch would otherwise write a program that it cannot load.
+Every value that is joined, what it is joined to, and whatever only moves values between these get the qparams
+that cover all of their ranges. ExecuTorch would otherwise write a program that it cannot load.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nncompress.ir.graph.ops import op_name
 
 
 def share_grids(graph: fx.Graph) -> None:
-    """Give the inputs and the output of every 8-bit concatenation one grid, in place."""
+    """Give the inputs and the output of every 8-bit concatenation the same qparams, in place."""
     leader: dict[fx.Node, fx.Node] = {}
 
     def first(quantize: fx.Node) -> fx.Node:
@@ -34,19 +34,19 @@ def share_grids(graph: fx.Graph) -> None:
             for other in [source.args[0] for source in sources] + written[1:]:
                 leader[first(other)] = first(written[0])
     for group in {first(each): [n for n in leader if first(n) is first(each)] for each in leader}.values():
-        grids = [QParams.of(quantize) for quantize in group]
-        if len(set(grids)) > 1:
-            _set(group, _covering(grids))
+        every = [QParams.of(quantize) for quantize in group]
+        if len(set(every)) > 1:
+            _set(group, _covering(every))
 
 
-def _covering(grids: list[QParams]) -> QParams:
-    lows = [-grid.zero_point * grid.scale for grid in grids]
+def _covering(every: list[QParams]) -> QParams:
+    lows = [-each.zero_point * each.scale for each in every]
     return QParams.covering(
-        min(lows), max(low + LEVELS * grid.scale for low, grid in zip(lows, grids, strict=True))
+        min(lows), max(low + LEVELS * each.scale for low, each in zip(lows, every, strict=True))
     )
 
 
-def _set(group: list[fx.Node], grid: QParams) -> None:
+def _set(group: list[fx.Node], qparams: QParams) -> None:
     for quantize in group:
         for node in (quantize, *quantize.users):
-            node.args = (node.args[0], grid.scale, grid.zero_point, *node.args[3:])
+            node.args = (node.args[0], qparams.scale, qparams.zero_point, *node.args[3:])

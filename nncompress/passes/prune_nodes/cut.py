@@ -32,7 +32,7 @@ def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:
     return replace(cut, units={n: u for n, u in cut.units.items() if n not in proven.refused}), proven
 
 
-def carry_out(
+def apply_cut(
     model: Model, cut: Cut, fitted: Fitted, proven: Proven | None, *, verify: bool
 ) -> tuple[Model, Proof | None]:
     """A smaller model that computes what `model` with the `fitted` weights computes.
