@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.patches import as_filters, from_filters
 from nncompress.analysis.observe.residual import norm_of
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer, argument, readers
@@ -81,7 +80,7 @@ class Affine:
 
     def matrix(self) -> Tensor:
         """W: [out, in/groups · K…], float64, for rows as `filter_rows` gives them."""
-        weight = as_filters(self.layer, self.layer.weight.value().double()).flatten(1)
+        weight = self.layer.matrix().double()
         if self.norm is None:
             return weight
         own = self._model.tensor(self.norm.weight).detach().double() / self.norm.deviation(self._model)
@@ -89,7 +88,7 @@ class Affine:
 
     def offset(self) -> Tensor:
         """b: [out], float64."""
-        bias = torch.zeros(len(as_filters(self.layer, self.layer.weight.value())), dtype=torch.float64)
+        bias = torch.zeros(len(self.layer.matrix()), dtype=torch.float64)
         if self.layer.bias is not None:
             bias = self.layer.bias.value().double()
         if self.norm is None:
@@ -109,10 +108,9 @@ class Affine:
         """
         layer = self.layer
         old = layer.weight.value()
-        shape = as_filters(layer, old).shape
 
         def as_weight(value: Tensor) -> Tensor:
-            return from_filters(layer, value.reshape(shape)).to(old.dtype).contiguous()
+            return layer.from_matrix(value).to(old.dtype).contiguous()
 
         if self.norm is None:
             found = {layer.weight.name: as_weight(matrix)}

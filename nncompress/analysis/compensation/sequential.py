@@ -30,7 +30,6 @@ from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.patches import (
-    as_filters,
     draw_positions,
     filter_rows,
     output_rows,
@@ -305,6 +304,6 @@ def why_not_fitted(model: Model, layer: Layer) -> str | None:
     for each in (layer.weight, layer.bias):
         if each is not None and sum(len(n.users) for n in readers(model, each.name)) > 1:
             return f"{each.name} serves several layers, whose inputs depend on it: no closed form"
-    if as_filters(layer, weight)[0].numel() > LARGEST:
+    if layer.matrix(weight).shape[1] > LARGEST:
         return f"more than {LARGEST} weights per output"
     return None

@@ -204,7 +204,7 @@ class Reconstruction:
             return Ranking.from_scores(np.ones(choice.size))  # calibration gives the scores
         problems = [
             Quadratic(
-                matrix(c.layer),
+                c.layer.matrix(),
                 readings[key(choice, c)].covariance,
                 responses[c.layer.name].gradient_moment(),
                 c.columns,
@@ -292,15 +292,14 @@ class Reconstruction:
 def _without(reading: Reading, gone: Indices) -> Change:
     """How the output changes without the columns `gone`, the others and the bias at their best."""
     layer, second = reading.layer, reading.covariance
-    weight = matrix(layer).double()
+    weight = layer.matrix().double()
     if second.dim() == 2:
         change = refit(weight, second, np.setdiff1d(np.arange(weight.shape[1]), gone)) - weight
     else:  # nothing makes up for them
         change = torch.zeros_like(weight)
         change[:, gone] = -weight[:, gone]
-    shape, dtype = layer.weight.value().shape, layer.weight.value().dtype
-    moved = [shape[layer.roles.outputs], *(s for d, s in enumerate(shape) if d != layer.roles.outputs)]
-    kernel = change.to(dtype).reshape(moved).movedim(0, layer.roles.outputs)
+    dtype = layer.weight.value().dtype
+    kernel = layer.from_matrix(change.to(dtype))
     offset = -(change @ reading.mean()).to(dtype)
 
     def run(taps: Taps) -> Tensor:
@@ -343,11 +342,6 @@ def apply_layer(layer: Layer, value: Tensor, weight: Tensor, bias: Tensor | None
     return layer.node.target(*arguments, **kwargs)
 
 
-def matrix(layer: Layer) -> Tensor:
-    """The weight as `[out, in · K…]`."""
-    return layer.weight.value().movedim(layer.roles.outputs, 0).flatten(1)
-
-
 def half(choice: Choice) -> int:
     return max(1, choice.size // 2)
 
@@ -356,4 +350,4 @@ def branch_dim(branch: Branch) -> int:
     return branch.layers[-1].channel_dim
 
 
-__all__ = ["Reconstruction", "apply_layer", "branch_dim", "matrix"]
+__all__ = ["Reconstruction", "apply_layer", "branch_dim"]

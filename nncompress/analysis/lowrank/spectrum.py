@@ -51,7 +51,7 @@ def spectra(model: Model) -> list[LayerSpectrum]:
         if tensor.dim() < 2 or layer.depthwise or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        matrix = layer.weight.value().double().movedim(layer.roles.outputs, 0).flatten(1)
+        matrix = layer.matrix().double()
         if not matrix.isfinite().all():
             raise ModelFileError(f"the weight of {layer.name} has NaN or infinite values")
         values = singular_values(matrix)

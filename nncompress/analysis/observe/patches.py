@@ -84,7 +84,7 @@ def filter_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) ->
 
     A transposed convolution is an ordinary one, with its filters turned round, of an input with zeros between
     its pixels (Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", §4.6): rows
-    [groups, positions, in/groups · K…] go with the weight as `as_filters` gives it.
+    [groups, positions, in/groups · K…] go with `Layer.matrix`.
     """
     place = geometry(layer) if layer.roles.groups is not None else None
     if place is None or not place.transposed:
@@ -98,22 +98,6 @@ def filter_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) ->
     spread = F.pad(spread, [p for pair in reversed(pads) for p in pair])
     ordinary = replace(place, stride=(1,) * place.dims, transposed=False)
     return _patches(spread, ordinary, lambda count: torch.arange(count) if positions is None else positions)
-
-
-def as_filters(layer: Layer, weight: Tensor) -> Tensor:
-    """The layer's weight as the `[out, in/groups, K…]` that `filter_rows` are multiplied with."""
-    if "transpose" not in layer.kind:
-        return weight.movedim(layer.roles.outputs, 0)
-    grouped = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2)  # [groups, out/groups, in/groups, K…]
-    return grouped.flatten(0, 1).flip([*range(2, weight.dim())])
-
-
-def from_filters(layer: Layer, filters: Tensor) -> Tensor:
-    """The inverse of `as_filters`."""
-    if "transpose" not in layer.kind:
-        return filters.movedim(0, layer.roles.outputs)
-    grouped = filters.flip([*range(2, filters.dim())]).unflatten(0, (layer.groups, -1))
-    return grouped.transpose(1, 2).flatten(0, 1)
 
 
 def _padded(value: Tensor, place: Geometry) -> Tensor:

@@ -206,6 +206,29 @@ class Layer:
         """
         return -1 if self.roles.groups is None else 1 - self.weight.value().dim()
 
+    def matrix(self, value: Tensor | None = None) -> Tensor:
+        """The weight, or a tensor of its shape, as W [out, in/groups · K…], for rows of inputs as
+        `nncompress.analysis.observe.patches.filter_rows` gives them.
+
+        A transposed convolution is an ordinary one with its filters turned round (Dumoulin and Visin 2016, "A
+        guide to convolution arithmetic for deep learning", §4.6).
+        """
+        value = self.weight.value() if value is None else value
+        if "transpose" not in self.kind:
+            return value.movedim(self.roles.outputs, 0).flatten(1)
+        grouped = value.unflatten(0, (self.groups, -1)).transpose(1, 2)  # [groups, out/groups, in/groups, K…]
+        return grouped.flatten(0, 1).flip([*range(2, value.dim())]).flatten(1)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """The inverse of `matrix`: a tensor of the weight's shape."""
+        shape = self.weight.value().shape
+        if "transpose" not in self.kind:
+            dim = range(len(shape))[self.roles.outputs]
+            return matrix.reshape(-1, *shape[:dim], *shape[dim + 1 :]).movedim(0, dim)
+        inputs = shape[0] // self.groups
+        grouped = matrix.reshape(self.groups, -1, inputs, *shape[2:])
+        return grouped.flip([*range(3, len(shape) + 1)]).transpose(1, 2).flatten(0, 1)
+
     @property
     def data(self) -> fx.Node:
         node = argument(self.node, self.roles.data)

@@ -89,14 +89,10 @@ def _linear(layer: Layer) -> bool:
 
 def _solve(layer: Layer, regression: Regression) -> None:
     """Regression towards the present weight; the bias, where there is one, takes the means."""
-    weight = layer.weight.value()
-    transposed = layer.roles.outputs != 0  # matrix products store [in, out]
-    present = weight.T if transposed else weight
-    solved, bias = regression.solve(present.reshape(layer.groups, len(present) // layer.groups, -1))
+    solved, bias = regression.solve(layer.matrix().unflatten(0, (layer.groups, -1)))
     if layer.bias is not None and bias is not None:
         layer.bias.assign(bias.flatten())
-    flat = solved.reshape(-1, solved.shape[2])
-    layer.weight.assign((flat.T if transposed else flat).reshape(weight.shape))
+    layer.weight.assign(layer.from_matrix(solved.flatten(0, 1)))
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,9 @@ class Target:
         """
         if self.is_matrix:
             return (weight if self.outputs_first else weight.T).unsqueeze(0)
-        rows = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-        return rows.transpose(1, 2) if "transpose" in self.layers[0].kind else rows
+        if "transpose" in self.layers[0].kind:
+            return weight.unflatten(0, (self.groups, -1)).flatten(2).transpose(1, 2)
+        return self.layers[0].matrix(weight).unflatten(0, (self.groups, -1))
 
 
 def find_targets(

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nncompress.analysis.compensation.sequential import why_not_fitted
 from nncompress.analysis.observe.enough import too_few
-from nncompress.analysis.observe.patches import as_filters, from_filters
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.rounding.sparsegpt import largest, pruned
 from nncompress.errors import ModelFileError, UsageError, VerificationError
@@ -178,15 +177,15 @@ def _largest_of(weight: Tensor, dim: int, n: int, m: int) -> Tensor:
 
 def _compensated(layer: Layer, weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     """The weight that gives the least error of the layer's output on what it was seen to multiply."""
-    filters = as_filters(layer, weight)  # [outputs, inputs of a group, K…]
-    outputs, inputs = filters.shape[:2]
+    filters = layer.matrix(weight)
+    inputs = filters.shape[1] // weight[0, 0].numel()  # of a group
     # The inputs last, so that neighbours stand side by side; the moments have them first.
-    matrix = filters.reshape(outputs, inputs, -1).transpose(1, 2).flatten(1)
+    matrix = filters.unflatten(1, (inputs, -1)).transpose(1, 2).flatten(1)
     order = torch.arange(matrix.shape[1]).reshape(inputs, -1).T.flatten()
     second = second[:, order[:, None], order]
     left = torch.cat([pruned(part, h, n, m) for part, h in zip(matrix.chunk(len(second)), second)])
-    left = left.reshape(outputs, -1, inputs).transpose(1, 2).reshape(filters.shape)
-    return from_filters(layer, left.to(weight.dtype))
+    left = left.unflatten(1, (-1, inputs)).transpose(1, 2).reshape(filters.shape)
+    return layer.from_matrix(left.to(weight.dtype))
 
 
 def _all_but_smallest(magnitudes: Tensor, share: float) -> Tensor:

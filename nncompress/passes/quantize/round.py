@@ -19,7 +19,6 @@ from nncompress.ir.formats.qdq import (
     round_weight,
     store_int8,
 )
-from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
@@ -83,18 +82,17 @@ def rounded(
         return known[1], scales
     second: Any = sum(statistics.moments[name].second for name in names)
     groups = sharing[0].groups
-    transposed = sharing[0].kind in PRODUCTS and axis == 1
-    rows, start = (weight.T, stored.T) if transposed else (weight.flatten(1), stored.flatten(1))
-    if axis != (1 if transposed else 0):
+    layer = sharing[0]
+    if axis != range(weight.dim())[layer.roles.outputs]:
         return stored, scales
+    rows, start = layer.matrix(weight), layer.matrix(stored)
     parts = [
         round_adaptively(w, s, q, second[g], 2 ** (bits - 1) - 1)
         for g, (w, s, q) in enumerate(
             zip(rows.chunk(groups), scales.chunk(groups), start.chunk(groups), strict=True)
         )
     ]
-    found = torch.cat(parts)
-    found = found.T.contiguous() if transposed else found.reshape(stored.shape)
+    found = layer.from_matrix(torch.cat(parts)).contiguous()
     statistics.adaptive[names] = scales, found
     return found, scales
 

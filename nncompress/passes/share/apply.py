@@ -98,7 +98,7 @@ def _problems(
     def problem(layer: Layer) -> Problem:
         weight = layer.weight.value().to(torch.float64)
         return Problem(
-            weight=weight.flatten(1).unflatten(0, (layer.groups, -1)),
+            weight=layer.matrix(weight).unflatten(0, (layer.groups, -1)),
             kernel=weight[0, 0].numel(),
             moment=moments.get(layer.name),
             scaled=scaled(layer),
@@ -138,7 +138,7 @@ def _tie(model: Model, group: list[Layer], problems: list[Problem]) -> list[Chan
     """Store the fitted weight in the first layer; every layer's scale goes to its batch norm."""
     found = fit(problems)
     first = group[0]
-    shared = found.weight.reshape(first.weight.value().shape)
+    shared = first.from_matrix(found.weight)
     changes = []
     own = {id(model.tensor(first.weight.name))}
     for k, (layer, problem, error) in enumerate(zip(group, problems, found.errors)):

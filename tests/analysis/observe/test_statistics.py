@@ -5,9 +5,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.observe.moments import InputMoments, Moments
 from nncompress.analysis.observe.patches import (
-    as_filters,
     filter_rows,
-    from_filters,
     input_rows,
     output_rows,
     records_of,
@@ -51,13 +49,13 @@ def test_filter_rows_times_filters_is_the_layer_and_filters_become_the_weight_ag
     module, shape = {**LAYERS, **TRANSPOSED}[kind]
     x = torch.randn(shape)
     layer = next(layers(Model.from_module(module.eval(), (x,))))
-    rows, filters = filter_rows(layer, x), as_filters(layer, module.weight)
+    rows, filters = filter_rows(layer, x), layer.matrix(module.weight)
     weight = filters.reshape(rows.shape[0], -1, rows.shape[2])
     ours = (rows @ weight.transpose(1, 2)).transpose(0, 1).reshape(rows.shape[1], -1) + module.bias
     theirs = module(x)
     theirs = theirs if isinstance(module, nn.Linear) else theirs.movedim(1, -1)
     torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-5)
-    assert torch.equal(from_filters(layer, filters), module.weight)
+    assert torch.equal(layer.from_matrix(filters), module.weight)
 
 
 def test_rows_of_a_transposed_convolution_are_its_pixels():
