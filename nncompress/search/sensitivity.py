@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from nncompress import pipeline
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.distance.drift import amount
+from nncompress.analysis.weight_targets import find_targets
 from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.loading.json_schema import finite, number, optional, plain, record
 from nncompress.passes import Context, Factorize, Pass, PruneNodes, Quantize
-from nncompress.passes.factorize.targets import find_targets
 from nncompress.passes.quantize.choose import choose
 from nncompress.passes.quantize.prepare import prepare
 from nncompress.results import Result

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
+from nncompress.analysis.weight_targets import find_targets
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
@@ -17,7 +18,6 @@ from nncompress.passes import Context
 from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.factorize.replace import replace_layer
-from nncompress.passes.factorize.targets import find_targets
 from nncompress.passes.quantize.options import Quantize
 
 

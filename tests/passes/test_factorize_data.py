@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.compensation.batch_norms import reestimate
+from nncompress.analysis.compensation.refit import refit
 from nncompress.analysis.cost import cost
 from nncompress.analysis.observe import budget, moments
 from nncompress.analysis.observe.statistics import observe
@@ -15,10 +16,8 @@ from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
-from nncompress.passes import Context
-from nncompress.passes.factorize import repair
+from nncompress.passes import Context, repair
 from nncompress.passes.factorize.options import Factorize
-from nncompress.passes.factorize.refit import refit
 from nncompress.progress import NullProgress
 
 

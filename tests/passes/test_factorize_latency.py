@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.weight_targets import find_targets
 from nncompress.bench.latency import layer as layer_latency
 from nncompress.bench.latency import table as latency_table
 from nncompress.bench.latency.layer import Latencies
@@ -19,7 +20,6 @@ from nncompress.passes import Context
 from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import grid
 from nncompress.passes.factorize.options import Factorize
-from nncompress.passes.factorize.targets import find_targets
 from nncompress.results import Estimate
 
 

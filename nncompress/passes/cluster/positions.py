@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nncompress.analysis.weight_targets import MATRIX_KINDS, Target
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
-from nncompress.passes.factorize.targets import MATRIX_KINDS, Target
 
 
 @dataclass(frozen=True)

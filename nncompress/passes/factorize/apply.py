@@ -13,6 +13,7 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.randomized import Wanted
 from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.bench.latency.target import layer_clock
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
@@ -28,9 +29,8 @@ from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import STEPS, LatencyOracle
 from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize
-from nncompress.passes.factorize.repair import repair
 from nncompress.passes.factorize.replace import replace_layer
-from nncompress.passes.factorize.targets import Target, find_targets
+from nncompress.passes.repair import repair
 
 
 def requires(options: Factorize, model: Model, context: Context) -> None:

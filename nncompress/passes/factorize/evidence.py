@@ -12,11 +12,11 @@ from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
+from nncompress.analysis.weight_targets import Target
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import argument
 from nncompress.passes.base import Context
-from nncompress.passes.factorize.targets import Target
 
 NEGLIGIBLE = 1e-30  # sensitivity where there is none
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nncompress import targets
+from nncompress.analysis.weight_targets import Target
 from nncompress.bench.latency.layer import Chain, Latencies, LayerShape, measure
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
 from nncompress.passes.factorize.forms.base import Form, Ranks
 from nncompress.passes.factorize.forms.convolution import ConvolutionForm
-from nncompress.passes.factorize.targets import Target
 
 # Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,
 # and a rank just above a step costs as much as one just below the next.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from nncompress.analysis.weight_targets import find_targets
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -20,7 +21,6 @@ from nncompress.passes.factorize.choose import Choice, Option, by_budget
 from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import LatencyOracle, Timing
 from nncompress.passes.factorize.replace import replace_layer
-from nncompress.passes.factorize.targets import find_targets
 from nncompress.results import Estimate
 
 TRIES = 4

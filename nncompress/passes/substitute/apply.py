@@ -10,14 +10,14 @@ from torch import Tensor, fx
 from nncompress.analysis.cost import cost
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.analysis.observe.walk import Inputs
+from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.convolution import CONVOLUTIONS
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import layers
 from nncompress.passes.base import Change, Context
-from nncompress.passes.factorize.repair import repair
-from nncompress.passes.factorize.targets import Target, find_targets
+from nncompress.passes.repair import repair
 from nncompress.passes.substitute.insert import insert
 from nncompress.passes.substitute.operations import Plan, make_plan
 from nncompress.passes.substitute.options import RATIO, Substitute

@@ -18,9 +18,9 @@ from math import prod
 
 from torch import Tensor
 
+from nncompress.analysis.weight_targets import Target
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
-from nncompress.passes.factorize.targets import Target
 from nncompress.passes.substitute import initial
 
 OPERATIONS = ("separable", "nonlinear-separable", "kernel-composing", "stacked-3x3")

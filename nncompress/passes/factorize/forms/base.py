@@ -14,10 +14,10 @@ from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.randomized import Wanted
 from nncompress.analysis.lowrank.ranks import Candidate, tails
+from nncompress.analysis.weight_targets import Target
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer
-from nncompress.passes.factorize.targets import Target
 
 Ranks = tuple[int, ...]
 Metrics = Callable[[], Sequence[Metric]]

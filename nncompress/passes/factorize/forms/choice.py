@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from nncompress.analysis.lowrank.randomized import Wanted
+from nncompress.analysis.weight_targets import Target
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factorize.forms.base import Form, Metrics
 from nncompress.passes.factorize.forms.convolution import ChannelForm, ConvolutionForm, TransposedForm
 from nncompress.passes.factorize.forms.linear import LinearForm
 from nncompress.passes.factorize.forms.spatial import SpatialForm
 from nncompress.passes.factorize.forms.tucker import TuckerForm
-from nncompress.passes.factorize.targets import Target
 
 
 def forms_of(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.lowrank.randomized import Wanted
+from nncompress.analysis.weight_targets import Target
 from nncompress.ir import Model
 from nncompress.ir.edit.convolution import insert_convolution
 from nncompress.ir.edit.nodes import read_tensor
@@ -19,7 +20,6 @@ from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.factorize.forms.base import Form, MatrixForm, Metrics, Ranks, Stage
-from nncompress.passes.factorize.targets import Target
 
 
 class ConvolutionForm(Form):

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
+from nncompress.analysis.compensation.refit import refit
 from nncompress.analysis.observe.enough import too_few
+from nncompress.analysis.weight_targets import Target
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layer_name
 from nncompress.passes.base import Change, Context
-from nncompress.passes.factorize.refit import refit
-from nncompress.passes.factorize.targets import Target
 
 
 def repair(

@@ -1,4 +1,4 @@
-"""Which weights can be factorized: every stored weight once, with all layers that read it."""
+"""Weights that other ones can stand for: every stored weight once, with all layers that read it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Target:
 def find_targets(
     model: Model, shapes: Shapes, exclude: tuple[str, ...] = ()
 ) -> tuple[list[Target], dict[str, str]]:
-    """The weights that may be factorized, in graph order, and by layer name why the others may not.
+    """The weights that factors may stand for, in graph order, and by layer name why the others may not.
 
     Args:
         exclude: patterns of layer names to skip, "head*".
