@@ -18,8 +18,6 @@ from nncompress.results import Estimate, Result
 from nncompress.runtimes import open_artifact
 from nncompress.studies.study import Request
 
-PAIRED_FROM = 2  # networks
-
 
 @dataclass(frozen=True)
 class Entry:

@@ -19,7 +19,7 @@ from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer, readers
-from nncompress.passes.share.blocks import Block, find_blocks, passes_sum_on
+from nncompress.passes.share.blocks import find_blocks, passes_sum_on
 
 
 def find_groups(
@@ -61,12 +61,6 @@ def find_groups(
         elif own:
             left[own[0].name] = "no other layer of its stage has its shape, padding and dilation"
     return found, left
-
-
-def count_blocks(model: Model, shapes: Shapes) -> tuple[int, int]:
-    """Residual blocks and stages."""
-    blocks: list[Block] = find_blocks(model, shapes)
-    return len(blocks), len({block.stage for block in blocks})
 
 
 def _is_3x3(layer: Layer) -> bool:

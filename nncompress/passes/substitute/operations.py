@@ -23,8 +23,6 @@ from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
 from nncompress.passes.substitute import initial
 
-OPERATIONS = ("separable", "nonlinear-separable", "kernel-composing", "stacked-3x3")
-
 
 @dataclass(frozen=True)
 class Plan:
