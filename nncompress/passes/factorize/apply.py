@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
-from math import lcm
 
 import torch
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
-from nncompress.analysis.curvature.metric import Metric
-from nncompress.analysis.lowrank.randomized import Wanted
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.bench.latency.target import layer_clock
@@ -22,11 +19,11 @@ from nncompress.ir.layers.weights import layers
 from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.factorize import choose
+from nncompress.passes.factorize.calibrate import CalibrationStatistics
+from nncompress.passes.factorize.candidates import option_of
 from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
-from nncompress.passes.factorize.evidence import Evidences
 from nncompress.passes.factorize.forms.base import Form
-from nncompress.passes.factorize.forms.choice import forms_of
-from nncompress.passes.factorize.latency import STEPS, LatencyOracle
+from nncompress.passes.factorize.latency import LatencyOracle
 from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.factorize.replace import replace_layer
@@ -52,21 +49,34 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     shapes = Shapes(model)
     targets, left = find_targets(model, shapes, options.exclude)
     if options.ratios:
-        targets, left = _named(options, targets, left)
+        targets, left = _named(shares_of(options.name, "ratios", options.ratios), targets, left)
     if not targets and all(layer.weight.quantized for layer in layers(model)):
         context.notes.append(
             "factorize left the model as it was: all its weights are quantized already, and factors are "
             "floats. Factorize the float model, then quantize."
         )
     changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
-    evidence, whose = _evidence(options, model, targets, context)
+    statistics, whose = _calibrate(options, model, targets, context)
     oracle = None
     if options.faster or options.latency is not None:
         oracle = LatencyOracle(shapes, layer_clock(context.target))
     per_layer = []
     for done, target in enumerate(targets):
         context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
-        per_layer.append(_option(options, target, shapes, evidence, whose, oracle))
+        per_layer.append(
+            option_of(
+                target,
+                shapes,
+                form="channel" if options.rank is not None and options.form == "auto" else options.form,
+                rank=options.rank,
+                round_to=options.round_to,
+                unit=_unit(options, target),
+                limit=partial(_limit, options, whose=whose),
+                statistics=statistics,
+                per_weight=whose == "weight",
+                oracle=oracle,
+            )
+        )
     context.progress.step("decomposing", len(targets), len(targets))
     if oracle is not None and oracle.unkept:
         context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
@@ -79,13 +89,13 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     factors = []
     for done, choice in enumerate(chosen):  # all of them before the first layer changes
         context.progress.step("factorizing", done, len(chosen))
-        factors.append(_factors(choice, evidence))
+        factors.append(_factors(choice, statistics))
     context.progress.step("factorizing", len(chosen), len(chosen))
-    if evidence is not None:
-        context.warn(too_few(options.name, evidence.rows([choice.option.target for choice in chosen])))
+    if statistics is not None:
+        context.warn(too_few(options.name, statistics.rows([choice.option.target for choice in chosen])))
     stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
     changes += [_change(choice, whose) for choice in choices]
-    del evidence, per_layer, choices, chosen, factors  # statistics and decompositions
+    del statistics, per_layer, choices, chosen, factors  # statistics and decompositions
     model.refresh()
     if original is not None:
         changes += repair(original, model, stages, context)
@@ -93,14 +103,13 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
 
 
 def _named(
-    options: Factorize, targets: list[Target], left: dict[str, str]
+    shares: Mapping[str, float], targets: list[Target], left: dict[str, str]
 ) -> tuple[list[Target], dict[str, str]]:
     """The layers that `--ratios` names, and why each other one is skipped.
 
     Raises:
         UsageError: a name is not that of a layer that can be factorized: the user meant it to be.
     """
-    shares = shares_of(options.name, "ratios", options.ratios)
     known = [target.name for target in targets]
     for name in shares:
         if name not in known:
@@ -114,9 +123,9 @@ def _named(
     return [target for target in targets if target.name in shares], {**left, **others}
 
 
-def _evidence(
+def _calibrate(
     options: Factorize, model: Model, targets: list[Target], context: Context
-) -> tuple[Evidences | None, str]:
+) -> tuple[CalibrationStatistics | None, str]:
     """What is minimised ("weight", "layer" or "model") and what the data says about it."""
     whose = options.minimize
     if whose == "auto":
@@ -124,52 +133,12 @@ def _evidence(
     if whose == "weight" or context.data is None:
         return None, "weight"
     try:
-        return Evidences(model, targets, context.data, context, outputs=whose == "model"), whose
+        return CalibrationStatistics(model, targets, context.data, context, outputs=whose == "model"), whose
     except UnsupportedError as error:
         if options.minimize == "model":
             raise
         context.notes.append(f"{error.what}: minimised the error of each layer's own output")
-        return Evidences(model, targets, context.data, context, outputs=False), "layer"
-
-
-def _option(
-    options: Factorize,
-    target: Target,
-    shapes: object,
-    evidence: Evidences | None,
-    whose: str,
-    oracle: LatencyOracle | None,
-) -> Option:
-    weight = target.weight.value()
-    unit = _unit(options, target)
-    name = "channel" if options.rank is not None and options.form == "auto" else options.form
-    said = evidence.of(target) if evidence is not None else None
-    metrics = partial(evidence.metrics, target) if evidence is not None and said is not None else None
-    matrices = target.matrices(weight)
-    each = said.metrics if said is not None else [Metric()] * len(matrices)
-    total = sum(m.energy(w) for m, w in zip(each, matrices))
-    elements = weight.numel() if whose == "weight" else matrices.shape[0] * matrices.shape[1]
-    wanted = Wanted(
-        options.rank,
-        _limit(options, total, elements, whose),
-        lcm(options.round_to, STEPS[0] if oracle else 1),
-    )
-    forms = {f.name: f for f in forms_of(target, shapes, name, metrics, wanted)}  # type: ignore[arg-type]
-    if evidence is not None and evidence.passes > 1:  # the statistics of all layers would not fit
-        for form in forms.values():
-            form.keeps_parts = False
-    dense = target.macs if unit == "macs" else weight.numel()
-    if oracle is None:
-        candidates = [c for f in forms.values() for c in f.candidates(unit, options.round_to)]
-        return Option(target, forms, candidates, unit, dense, total, elements)
-    timings = oracle.timings(target, forms, options.round_to, options.rank)
-    known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
-    timings = {place: timing for place, timing in timings.items() if place in known}
-    if unit == "latency":
-        dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)
-        known |= {p: replace(known[p], cost=round(t.factored * 1e9)) for p, t in timings.items()}
-    faster, slower = ([known[p] for p, t in timings.items() if t.pays == pays] for pays in (True, False))
-    return Option(target, forms, faster, unit, dense, total, elements, timings, slower)
+        return CalibrationStatistics(model, targets, context.data, context, outputs=False), "layer"
 
 
 def _unit(options: Factorize, target: Target) -> str:
@@ -231,13 +200,15 @@ def _limit(options: Factorize, total: float, elements: int, whose: str) -> float
     return None if share is None else share * total
 
 
-def _factors(choice: Choice, evidence: Evidences | None) -> tuple[Form, list[Tensor], Tensor | None]:
+def _factors(
+    choice: Choice, statistics: CalibrationStatistics | None
+) -> tuple[Form, list[Tensor], Tensor | None]:
     """The form, its stages' weights, and the bias that takes up the mean of their error."""
     assert choice.candidate is not None
     target = choice.option.target
     form = choice.option.forms[choice.candidate.form]
     weights = form.weights(choice.candidate.ranks)
-    known = evidence.of(target) if evidence is not None else None
+    known = statistics.of(target) if statistics is not None else None
     if known is None or known.mean is None:
         return form, weights, None
     error = target.matrices(target.weight.value().to(torch.float64) - form.compose(weights))

@@ -22,7 +22,7 @@ NEGLIGIBLE = 1e-30  # sensitivity where there is none
 
 
 @dataclass(frozen=True)
-class Evidence:
+class TargetStatistics:
     """Of one target.
 
     Attributes:
@@ -34,8 +34,8 @@ class Evidence:
     mean: Tensor | None = None
 
 
-class Evidences:
-    """Evidence of all targets: from one backward pass over the data (with `outputs`), and as many forward
+class CalibrationStatistics:
+    """Statistics of all targets: from one backward pass over the data (with `outputs`), and as many forward
     passes as it takes for the second moments that are held to fit in the budget; ask in the order given.
 
     Args:
@@ -61,7 +61,7 @@ class Evidences:
             progress=context.progress,
             total=context.limit,
         )
-        self._last: tuple[str, Evidence] | None = None
+        self._last: tuple[str, TargetStatistics] | None = None
         self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
             nodes = [
@@ -82,8 +82,8 @@ class Evidences:
     def passes(self) -> int:
         return self._moments.passes
 
-    def of(self, target: Target) -> Evidence | None:
-        """Evidence of one target; None where its layers are of different kinds."""
+    def of(self, target: Target) -> TargetStatistics | None:
+        """Those of one target; None where its layers are of different kinds."""
         if target.name not in self._moments:
             return None
         if self._last is None or self._last[0] != target.name:
@@ -93,7 +93,7 @@ class Evidences:
             if self._gradients is not None:
                 zero = torch.zeros(())
                 sensitivity = sum(self._gradients.get(layer.node, zero) for layer in target.layers)
-            self._last = target.name, _evidence(target, moments, sensitivity)
+            self._last = target.name, _statistics(target, moments, sensitivity)
         return self._last[1]
 
     def rows(self, targets: Sequence[Target]) -> list[Rows]:
@@ -101,10 +101,10 @@ class Evidences:
         return [self._moments.rows[target.name] for target in targets if target.name in self._moments.rows]
 
     def metrics(self, target: Target) -> Sequence[Metric]:
-        """Of a target with evidence."""
-        evidence = self.of(target)
-        assert evidence is not None
-        return evidence.metrics
+        """Of a target that has statistics."""
+        found = self.of(target)
+        assert found is not None
+        return found.metrics
 
 
 def takes_mean(target: Target) -> bool:
@@ -117,7 +117,7 @@ def takes_mean(target: Target) -> bool:
     return layer.bias is not None and not layer.bias.quantized and layer.bias.value().dim() == 1
 
 
-def _evidence(target: Target, moments: Moments, sensitivity: object) -> Evidence:
+def _statistics(target: Target, moments: Moments, sensitivity: object) -> TargetStatistics:
     mean = None
     if target.layers[0].kind == "embedding":  # how often each row is looked up
         inputs = with_ridge(moments.mean[0]).unsqueeze(0)
@@ -138,4 +138,4 @@ def _evidence(target: Target, moments: Moments, sensitivity: object) -> Evidence
             with_ridge(sensitivity[g * size : (g + 1) * size, g * size : (g + 1) * size])
             for g in range(target.groups)
         ]
-    return Evidence([Metric(s, g) for s, g in zip(inputs, outputs)], mean)
+    return TargetStatistics([Metric(s, g) for s, g in zip(inputs, outputs)], mean)

@@ -1,0 +1,71 @@
+"""What each weight could become: its forms, and every rank's cost and error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import lcm
+
+from nncompress.analysis.curvature.metric import Metric
+from nncompress.analysis.lowrank.randomized import Wanted
+from nncompress.analysis.weight_targets import Target
+from nncompress.ir.graph.shapes import Shapes
+from nncompress.passes.factorize.calibrate import CalibrationStatistics
+from nncompress.passes.factorize.choose import Option
+from nncompress.passes.factorize.forms.choice import forms_of
+from nncompress.passes.factorize.latency import STEPS, LatencyOracle
+
+
+def option_of(
+    target: Target,
+    shapes: Shapes,
+    *,
+    form: str,
+    rank: int | None,
+    round_to: int,
+    unit: str,
+    limit: Callable[[float, int], float | None],
+    statistics: CalibrationStatistics | None,
+    per_weight: bool,
+    oracle: LatencyOracle | None,
+) -> Option:
+    """A target's forms with every candidate's rank, cost and error.
+
+    Args:
+        form: its name, or "auto" for all that fit.
+        rank: the only one of interest, if there is one.
+        unit: what candidates cost: "macs", "parameters", or "latency" (then `oracle` measures it).
+        limit: from a target's total squared error and its number of elements to the error that it must stay
+            below; None where something else decides.
+        statistics: how errors are measured; None: of the weight.
+        per_weight: elements are those of the weight, not of the layer's output.
+    """
+    weight = target.weight.value()
+    said = statistics.of(target) if statistics is not None else None
+    metrics = partial(statistics.metrics, target) if statistics is not None and said is not None else None
+    matrices = target.matrices(weight)
+    known_metrics = said.metrics if said is not None else [Metric()] * len(matrices)
+    total = sum(m.energy(w) for m, w in zip(known_metrics, matrices))
+    elements = weight.numel() if per_weight else matrices.shape[0] * matrices.shape[1]
+    wanted = Wanted(
+        rank,
+        limit(total, elements),
+        lcm(round_to, STEPS[0] if oracle else 1),
+    )
+    forms = {f.name: f for f in forms_of(target, shapes, form, metrics, wanted)}
+    if statistics is not None and statistics.passes > 1:  # the statistics of all layers would not fit
+        for each in forms.values():
+            each.keeps_parts = False
+    dense = target.macs if unit == "macs" else weight.numel()
+    if oracle is None:
+        candidates = [c for f in forms.values() for c in f.candidates(unit, round_to)]
+        return Option(target, forms, candidates, unit, dense, total, elements)
+    timings = oracle.timings(target, forms, round_to, rank)
+    known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
+    timings = {place: timing for place, timing in timings.items() if place in known}
+    if unit == "latency":
+        dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)
+        known |= {p: replace(known[p], cost=round(t.factored * 1e9)) for p, t in timings.items()}
+    faster, slower = ([known[p] for p, t in timings.items() if t.pays == pays] for pays in (True, False))
+    return Option(target, forms, faster, unit, dense, total, elements, timings, slower)
