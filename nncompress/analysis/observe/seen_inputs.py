@@ -11,7 +11,7 @@ from torch import Tensor
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.moments import FEW, HELD_OUT, RIDGES, Moments, held_out_ridge, with_ridge
-from nncompress.analysis.observe.patches import as_filters, input_rows
+from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import count_records
@@ -107,7 +107,7 @@ class SeenInputs:
 
 def _rows_of(layer: Layer, weight: Tensor) -> Tensor:
     """The weight that goes with `input_rows`: float64 [groups, outputs, in]."""
-    return as_filters(layer, weight).flatten(1).unflatten(0, (layer.groups, -1)).double()
+    return layer.matrix(weight).unflatten(0, (layer.groups, -1)).double()
 
 
 def _power(weight: Tensor, second: Tensor) -> float:
