@@ -9,6 +9,7 @@ from records import Whole
 from torch import nn
 from torch.nn import functional as F
 
+import nncompress
 from nncompress import export, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
@@ -283,6 +284,21 @@ def test_a_tiny_channel_with_a_large_bias_does_not_overflow_in_the_runtime(tmp_p
     result, _ = run(model, Quantize())
     assert relative_error(result, model) < 0.05
     assert write_onnx(result, tmp_path / "m.onnx").relative_error < 0.02
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("size", [1e-30, 3e-44])
+@pytest.mark.filterwarnings("error:divide by zero")
+def test_activations_next_to_nothing_are_zeros_and_not_a_division_by_zero(size, symmetric, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        net[0].weight *= size
+        net[0].bias *= size
+    model = nncompress.load(net, input="1x8")
+    result, _ = run(model, Quantize(symmetric_activations=symmetric))
+    assert relative_error(result, model) < 0.02  # what its last bias says
+    write_onnx(result, tmp_path / "m.onnx")
 
 
 def test_biases_are_what_an_integer_kernel_stores(tmp_path):

@@ -30,6 +30,7 @@ from nncompress.ir.layers.weights import Layer, layers, readers, reads
 ops = torch.ops.quantized_decomposed
 LEVELS = 255  # an unsigned 8-bit activation takes 0 ... 255
 MIDDLE = 128  # which is 0 as a signed byte
+FINEST = 2.0**-60  # scale of an activation whose range is fixed: times a weight's, it is no subnormal number
 LEAST_SCALE = 1e-12  # of an activation with a range of its own, which may be all zeros
 SHRINK = np.linspace(0.4, 1.0, 31)  # of a weight's range, tried where few bits make clipping worth it
 
@@ -54,6 +55,7 @@ class QParams:
         scale = np.float32(span / LEVELS)
         while np.float32(scale * np.float32(LEVELS)) > span:
             scale = np.nextafter(scale, np.float32(0))
+        scale = max(scale, np.float32(FINEST))
         zero_point = int(np.clip(np.rint(-low / float(scale)), 0, LEVELS))
         return cls(float(scale), zero_point)
 
@@ -70,7 +72,7 @@ class QParams:
         scale = np.float32(reach / most)
         while np.float32(scale * most) > reach:
             scale = np.nextafter(scale, np.float32(0))
-        return cls(float(scale), MIDDLE)
+        return cls(max(float(scale), FINEST), MIDDLE)
 
     @classmethod
     def of(cls, node: fx.Node) -> QParams:
