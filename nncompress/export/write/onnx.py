@@ -99,8 +99,10 @@ def write_onnx(
         int8 = precision_of(model) in ("int8", "int4")
         here = target is None or target.device != "cuda"  # else how this machine runs it tells nothing
         measured = int8 and here and 5 * size < PROTOBUF_LIMIT
-        twin, applied = _write(signed, temporary, storage, states, target, measured=measured)
+        twin, applied, offered = _write(signed, temporary, storage, states, target, measured=measured)
         covered, told = "", [described(applied)]
+        if offered:
+            told.append(f"--target ort-cpu would write {described(offered)}")
         cut_off = saturating_weights(temporary) if int8 and processor().saturates else ()
         kernels = temporary
         if cut_off:
@@ -182,8 +184,14 @@ def _write(
     target: Target | None = None,
     *,
     measured: bool = False,
-) -> tuple[bytes | None, dict[str, int]]:
-    """Convert, lower, save: the float twin of an int8 graph, if it is wanted, and the target's rewrites."""
+) -> tuple[bytes | None, dict[str, int], dict[str, int]]:
+    """Convert, lower, save.
+
+    Args:
+        measured: the float twin of an int8 graph is wanted.
+    Returns:
+        that twin; the rewrites of the target; and, of a plain graph, those that ONNX Runtime would like here.
+    """
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
@@ -209,6 +217,9 @@ def _write(
         twin = float_twin(program.model) if measured else None
     rewrites = () if target is None else target.rewrites
     nbits = lower_groups(program.model, rewrites)
+    offered = {}
+    if measured and target is None:
+        offered = lower_int8(program.model.clone(), TARGETS["ort-cpu"].rewrites)
     applied = lower_int8(program.model, rewrites) | ({"nbits": nbits} if nbits else {})
     avoid_runtime_defects(program.model.graph)
     tidy(program.model, model)
@@ -218,7 +229,7 @@ def _write(
         external_data.save(program.model, file)
     else:
         program.save(str(file))
-    return twin, applied
+    return twin, applied, offered
 
 
 def _signed(model: Model, target: Target) -> Model:

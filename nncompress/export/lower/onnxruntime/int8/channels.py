@@ -28,20 +28,25 @@ MOST_DIAGONAL_ODD = 96  # … where there are channels left over
 MOST_PADDED = 8  # channels of an input: beyond, the copy costs more than it saves
 
 
-def lower_channels(graph: ir.Graph) -> None:
-    """Rewrite in place; the values stay the same."""
+def lower_channels(graph: ir.Graph) -> int:
+    """Rewrite in place, how many activations and convolutions; the values stay the same."""
+    count = 0
     between = _values(graph)
     for values in _chains(between):
         channels = values[0].channels
         step = DEPTHWISE if any(_depthwise(conv) for value in values for conv in value.readers) else DENSE
         if channels % step and all(value.source is not None for value in values):
             _widen(graph, values, -channels % step)
+            count += len(values)
     for value in _values(graph):
         if value.source is None and value.channels % DENSE and value.channels <= MOST_PADDED:
             _pad(graph, value)
+            count += 1
     for node in list(graph):
         if node.op_type == "Conv" and _pointwise(node) and _diagonal_pays(node):
             _make_diagonal(graph, node)
+            count += 1
+    return count
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from nncompress.export.lower.onnxruntime.edit import insert, producer, store
 SUFFIX = " as a convolution"  # in the name of such a node, which is no layer
 
 
-def lower_pools(graph: ir.Graph) -> None:
-    """Rewrite in place; the values stay the same."""
-    for node in list(graph):
-        if node.op_type == "AveragePool" and _fits(node):
-            _convolve(graph, node)
+def lower_pools(graph: ir.Graph) -> int:
+    """Rewrite in place, how many; the values stay the same."""
+    pools = [node for node in graph if node.op_type == "AveragePool" and _fits(node)]
+    for pool in pools:
+        _convolve(graph, pool)
+    return len(pools)
 
 
 def is_pool(name: str) -> bool:

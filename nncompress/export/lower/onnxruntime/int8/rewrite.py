@@ -10,20 +10,20 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | Transpose(DequantizeLinear(weight))             | DequantizeLinear(transposed weight)                     |
 | ReduceMean over all spatial axes                | GlobalAveragePool                                       |
 | AveragePool that counts a padding of 0          | one that does not count it                              |
-| stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`lower_stem`)            |
 | AveragePool whose last window sticks out        | its float kernel (the 8-bit one divides by whole ones)  |
-| AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
-| channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | DequantizeLinear, Slice or Pad, QuantizeLinear  | Slice or Pad of the 8-bit values                        |
 | a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
 | float weights and bias between 8-bit values     | the bias in integers (`protect_floats`)                 |
 
-And for a target whose `rewrites` have them, since they make the file slow in other runtimes or machines:
+And for a target whose `rewrites` have them, since other kernels, or other machines, gain nothing by them:
 
 | exported                                        | looked for                                              |
 |-------------------------------------------------|---------------------------------------------------------|
+| stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`stem`)                  |
+| AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
+| channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
 | signed weights, where the CPU has no VNNI       | unsigned ones, where sums overflow (`lower_saturating`) |
 """
@@ -84,15 +84,12 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
-    for node in list(graph):
-        if node.op_type == "Conv":
-            _gather_blocks(graph, node)
-    lower_pools(graph)
-    lower_channels(graph)
+    own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels}
+    applied = {name: lower(graph) for name, lower in own.items() if name in rewrites}
     lower_weights(graph)
     protect_floats(graph)
-    lowering = {"amx-tiles": lower_tiles, "unsigned-weights": lower_saturating}
-    applied = {name: lower(graph) for name, lower in lowering.items() if name in rewrites}
+    machine = {"amx-tiles": lower_tiles, "unsigned-weights": lower_saturating}
+    applied |= {name: lower(graph) for name, lower in machine.items() if name in rewrites}
     RemoveUnusedNodesPass()(model)
     return {name: count for name, count in applied.items() if count}
 
@@ -235,14 +232,19 @@ def _move_8_bit(graph: ir.Graph, move: ir.Node) -> None:
     graph.remove([quantize, move], safe=True)
 
 
-def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
+def _gather_blocks(graph: ir.Graph) -> int:
+    """How many convolutions now go over blocks of pixels."""
+    return sum(_go_over_blocks(graph, node) for node in list(graph) if node.op_type == "Conv")
+
+
+def _go_over_blocks(graph: ir.Graph, conv: ir.Node) -> bool:
     source, kernel = _dequantize(conv.inputs[0]), _dequantize(conv.inputs[1])
     weight = array(kernel.inputs[0]) if kernel is not None else None
     if source is None or kernel is None or weight is None:
-        return
+        return False
     shape = conv.inputs[0].shape  # type: ignore[union-attr]
     if not fits(conv, weight, shape):
-        return
+        return False
     assert shape is not None
     pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0, 0, 0, 0]
     stored = store(graph, f"{kernel.inputs[0].name}_blocks", spread_kernel(weight, (pads[0], pads[1])))  # type: ignore[union-attr]
@@ -257,6 +259,7 @@ def _gather_blocks(graph: ir.Graph, conv: ir.Node) -> None:
     conv.attributes["strides"] = ir.AttrInt64s("strides", [1, 1])
     conv.attributes["pads"] = ir.AttrInt64s("pads", [s[0] for s in sides] + [s[1] for s in sides])
     conv.attributes.pop("kernel_shape", None)
+    return True
 
 
 def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
