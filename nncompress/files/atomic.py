@@ -10,6 +10,7 @@ lock that nobody holds any more.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -196,9 +197,9 @@ def _mode(target: Path) -> int:
 
 def _failure(target: Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return OutputError(
-        f"cannot write {target}", got=reason, remedy="check the folder's permissions and free space"
-    )
+    too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG  # of a file beside it, mostly
+    remedy = "give a shorter name" if too_long else "check the folder's permissions and free space"
+    return OutputError(f"cannot write {target}", got=reason, remedy=remedy)
 
 
 def _sync(path: Path) -> None:

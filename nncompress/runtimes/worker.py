@@ -56,7 +56,8 @@ def run_apart(path: Path, inputs: Sequence[Tensor], threads: int = 1) -> list[np
 
 
 @cache
-def _worker() -> subprocess.Popen[str]:
+def _worker(owner: int) -> subprocess.Popen[str]:
+    """The process that answers the process `owner`: one that was forked from it would take its answers."""
     # -P and PYTHONPATH: the process imports what this one would, and nothing that lies in the directory.
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__],
@@ -66,7 +67,7 @@ def _worker() -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    atexit.register(worker.kill)
+    atexit.register(lambda: worker.kill() if os.getpid() == owner else None)
     return worker
 
 
@@ -75,7 +76,7 @@ _last: list[int | None] = []
 
 def _ask(request: dict[str, Any]) -> dict[str, Any] | None:
     """The answer, {} for success; None where the worker is gone."""
-    worker = _worker()
+    worker = _worker(os.getpid())
     assert worker.stdin is not None
     assert worker.stdout is not None
     try:

@@ -189,6 +189,13 @@ def test_a_system_call_that_fails_is_one_error_and_leaves_the_old_file(tmp_path,
     assert not leftovers(tmp_path)
 
 
+def test_a_name_that_is_too_long_is_one_error_that_says_so(tmp_path):
+    with pytest.raises(OutputError) as problem, replacing(tmp_path / "a.ort") as path:
+        path.with_name("n" * 256).write_text("beside it")
+    assert problem.value.remedy == "give a shorter name"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_was_deleted_meanwhile_is_one_error(tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
