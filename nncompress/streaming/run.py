@@ -34,6 +34,7 @@ from nncompress.streaming.layer import kind_of, layer_name, one_layer, stored
 from nncompress.version import __version__
 
 SHARD = 256 * 2**20  # bytes of the source that become one shard, unless a single tensor has more
+LARGE = 2**22  # bytes of a tensor, from which on a copy that is kept too long counts
 _HALF = (torch.float16, torch.bfloat16)
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".md")  # beside the weights: configuration, tokenizer
 _MOST_COMPANION = 64 * 2**20
@@ -275,9 +276,9 @@ def _treated(each: Pass, tensor: StoredTensor, spared: Sequence[str]) -> tuple[R
         return Row(tensor.name, reason, tensor.bytes, tensor.bytes, 0.0, False), {tensor.name: value}
     model = one_layer(tensor.name, _float(value), kind)
     context = Context()
-    gc.collect()  # what traced it, and below the copy that was asked, hold each other, and a weight each
+    _let_go(tensor)  # what traced it holds itself, and a weight
     each.requires(model, context)
-    gc.collect()
+    _let_go(tensor)  # the copy that was asked
     changes = each.apply(model, context)
     if not any(change.applied for change in changes):
         what = "; ".join(change.what for change in changes) or "nothing to change"
@@ -297,6 +298,12 @@ def _treated(each: Pass, tensor: StoredTensor, spared: Sequence[str]) -> tuple[R
     error = float(torch.linalg.vector_norm(original.sub_(result))) / length if length else 0.0
     what = "; ".join(change.what.partition(",")[0] for change in changes if change.applied)
     return Row(tensor.name, what, tensor.bytes, size, error, True), named
+
+
+def _let_go(tensor: StoredTensor) -> None:
+    """Free what refers to itself before a large tensor is worked on; of small ones Python does so in time."""
+    if tensor.bytes >= LARGE:
+        gc.collect()
 
 
 def _float(value: Tensor) -> Tensor:

@@ -74,9 +74,7 @@ def streamed(text, folder, out):
 @pytest.mark.parametrize(
     "text",
     [
-        "quantize:weight_bits=4,group_size=32",
         "quantize:weight_bits=4,group_size=32,asymmetric=true,keep=up",
-        "quantize:mode=weights",
         "quantize:mode=weights,weight_bits=3",
         "prune:std=0.7",
         "prune:pattern=2:4",
