@@ -19,8 +19,9 @@ from nncompress.bench.latency.model import speed_note
 from nncompress.errors import UsageError
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
-from nncompress.ir.layers.weights import layer_name, layers, recurrent_layers
+from nncompress.ir.layers.weights import layers, recurrent_layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass
 from nncompress.passes.base import NEAR

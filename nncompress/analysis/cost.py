@@ -18,8 +18,9 @@ from torch import fx
 from nncompress.ir.formats.packed import bits_for
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import RECURRENT, op_name
+from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
+from nncompress.ir.layers.weights import argument, roles_of, weight_at
 
 
 @dataclass(frozen=True)

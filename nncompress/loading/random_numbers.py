@@ -13,7 +13,7 @@ from torch import fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.layers.places import place
+from nncompress.ir.graph.places import place
 
 _REMEDY = (
     "take it out of forward() where self.training is false (F.dropout: training=self.training), or make the "

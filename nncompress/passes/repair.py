@@ -10,7 +10,7 @@ from nncompress.analysis.compensation.refit import refit
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target
 from nncompress.ir import Model
-from nncompress.ir.layers.weights import layer_name
+from nncompress.ir.graph.places import layer_name
 from nncompress.passes.base import Change, Context
 
 

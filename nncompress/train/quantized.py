@@ -22,8 +22,8 @@ from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import bias_units, in_units, ops, round_biases
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.places import place
-from nncompress.ir.layers.weights import Weight, argument, float_name, weight_at
+from nncompress.ir.graph.places import float_name, place
+from nncompress.ir.layers.weights import Weight, argument, weight_at
 
 DEQUANTIZE = (
     ops.dequantize_per_channel.default,

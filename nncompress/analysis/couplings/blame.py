@@ -21,8 +21,8 @@ from nncompress.analysis.couplings.removal import find_couplings, fold_weights
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.errors import NNCompressError
 from nncompress.ir.edit.resize import Survivors, rewrite_literal, take
+from nncompress.ir.graph.places import place
 from nncompress.ir.graph.verify import in_double
-from nncompress.ir.layers.places import place
 
 TOLERANCE = 1e-3  # relative to the largest value read or made: one op in float32 stays within 1e-6
 

@@ -13,9 +13,9 @@ from nncompress.analysis.couplings.rules.table import TRANSPARENT, rule_of
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Result, Value, arguments, flat
 from nncompress.ir import Model
+from nncompress.ir.graph.places import place
 from nncompress.ir.graph.shapes import fed_by_inputs
 from nncompress.ir.graph.state import NEXT_STATE
-from nncompress.ir.layers.places import place
 
 
 class Trace(Tracer):

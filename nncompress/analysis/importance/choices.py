@@ -26,7 +26,8 @@ from nncompress.analysis.observe.residual import (
 )
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.weights import Layer, layer_name, layers
+from nncompress.ir.graph.places import layer_name
+from nncompress.ir.layers.weights import Layer, layers
 
 Indices = NDArray[np.int64]
 

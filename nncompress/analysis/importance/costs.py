@@ -17,8 +17,9 @@ from torch import fx
 from nncompress.analysis.cost import counted_tensors, node_macs
 from nncompress.analysis.importance.choices import Choice
 from nncompress.ir import Model
+from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
+from nncompress.ir.layers.weights import argument, roles_of, weight_at
 
 Place = tuple[object, int]  # a node or the name of a stored tensor, and a dim
 Indices = tuple[int, int, dict[str, int]]  # how many in all, those that stay, and per unit of each choice

@@ -27,7 +27,7 @@ from nncompress.analysis.observe.statistics import observe
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.ir.graph.model import Model
-from nncompress.ir.layers.places import place
+from nncompress.ir.graph.places import place
 from nncompress.progress import Progress
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import first_place
 from nncompress.ir.graph.tracing import without_stack_traces
-from nncompress.ir.layers.places import first_place
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.exact_copy import write_exact
 from nncompress.runtimes.saturation import saturating_weights
@@ -352,7 +352,7 @@ def _unsupported(error: Exception, model: Model) -> UnsupportedError:
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return UnsupportedError(
-        f"ONNX cannot express this op: {first_place(model, named)}"
+        f"ONNX cannot express this op: {first_place(model.graph, named)}"
         if named
         else "the ONNX exporter cannot translate this model",
         got=reason[:300],

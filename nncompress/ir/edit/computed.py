@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.state import changed_tensors
-from nncompress.ir.layers.weights import argument, layer_name, roles_of, weight_at
+from nncompress.ir.layers.weights import argument, roles_of, weight_at
 
 GROWTH = 4  # times as many numbers as it is computed from: in 8 bits no larger than those were in float
 

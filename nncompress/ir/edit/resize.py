@@ -20,7 +20,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.edit.nodes import replace_tensor
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.places import place
+from nncompress.ir.graph.places import place
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten

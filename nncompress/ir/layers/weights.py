@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import RECURRENT, op_name
+from nncompress.ir.graph.places import layer_name
 
 
 @dataclass(frozen=True)
@@ -265,18 +266,6 @@ def recurrent_name(node: fx.Node) -> str:
     """The name of such a layer."""
     stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
     return layer_name(next((n for n in stored if "weight" in n), node.name))
-
-
-def layer_name(tensor_name: str) -> str:
-    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, quantized too."""
-    tensor_name = float_name(tensor_name)
-    prefix, _, leaf = tensor_name.rpartition(".")
-    return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
-
-
-def float_name(tensor_name: str) -> str:
-    """What a weight was called before it was quantized."""
-    return tensor_name.removesuffix("_int8").removesuffix("_int4")
 
 
 def readers(model: Model, name: str) -> list[fx.Node]:

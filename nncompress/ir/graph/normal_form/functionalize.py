@@ -25,6 +25,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normal_form.stand_ins import StandIns, shared
 from nncompress.ir.graph.normal_form.views import NEEDS_LAYOUT, View, sizes_of
 from nncompress.ir.graph.normal_form.writes import functional_form, hands_on, is_write, written_by
+from nncompress.ir.graph.places import place
 from nncompress.ir.graph.state import NEXT_STATE
 from nncompress.ir.graph.torch_logs import unlogged
 
@@ -211,12 +212,12 @@ class _Rewriter:
         source: Any = node.args[0]
         target, value = functional_form(node.target), self.values[source]
         if target is None:
-            raise UnsupportedError(f"{node.target} has no form that leaves its argument alone")
+            raise UnsupportedError(f"no form that leaves its argument alone is known here of {place(node)}")
         stand_in = self.stand_ins.run(target, node)
         for stored, root in self.roots.values():
             if root is value and stand_in.shape != value.stand_in.shape:
                 raise UnsupportedError(
-                    f"the model changes the shape of {stored.target} whenever it runs", got=str(node.target)
+                    f"the model changes the shape of {stored.target} whenever it runs", got=place(node)
                 )
         call = _Call(target, node.args, node.kwargs, {source: value}, {source: value.memory.version})
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._read)

@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.ops import DROPOUTS
+from nncompress.ir.graph.places import place
 
 aten = torch.ops.aten
 
@@ -179,5 +180,5 @@ def sizes_of(emit: Emit, node: fx.Node) -> Sequence[int | fx.Node]:
 
 def _value(node: fx.Node) -> Any:
     if "val" not in node.meta:
-        raise UnsupportedError(f"a write to a window on memory cannot be followed, at {node.target}")
+        raise UnsupportedError(f"a write to a view cannot be followed: {place(node)}")
     return node.meta["val"]

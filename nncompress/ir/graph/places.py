@@ -7,9 +7,7 @@ import re
 
 from torch import fx
 
-from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.weights import layer_name
 
 _LITERAL = re.compile(r"_*(lifted_tensor|tensor_constant)_?\d")
 _WORDS = {
@@ -62,6 +60,18 @@ def _before(node: fx.Node) -> str:
     return ""
 
 
+def layer_name(tensor_name: str) -> str:
+    """ "layer1.0.conv1.weight" -> "layer1.0.conv1"; a bare parameter keeps its own name, quantized too."""
+    tensor_name = float_name(tensor_name)
+    prefix, _, leaf = tensor_name.rpartition(".")
+    return prefix if prefix and leaf.startswith(("weight", "bias", "running_")) else tensor_name
+
+
+def float_name(tensor_name: str) -> str:
+    """What a weight was called before it was quantized."""
+    return tensor_name.removesuffix("_int8").removesuffix("_int4")
+
+
 def _layers(node: fx.Node) -> list[str]:
     """The layers whose tensors it reads; literals in the model's code (`lifted_tensor_0`) lie in none."""
     stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
@@ -75,8 +85,8 @@ def words(node: fx.Node) -> str:
     return _WORDS.get(name, plain)
 
 
-def first_place(model: Model, op: str) -> str:
-    """`place` of the first such op; the op itself where the model has none (what it was taken apart to).
+def first_place(graph: fx.Graph, op: str) -> str:
+    """`place` of the first such op; the op itself where the graph has none (what it was taken apart to).
 
     Args:
         op: the op's name, as in "aten.linalg_qr.default" or "aten::linalg_qr"; or of the kernel of one, as in
@@ -84,7 +94,7 @@ def first_place(model: Model, op: str) -> str:
     """
     plain = re.sub(r"^(aten|prims|quantized_decomposed)\.", "", op.replace("::", "."))
     wanted = plain.partition(".")[0].strip("_").removesuffix("_forward")
-    calls = [n for n in model.graph.nodes if n.op == "call_function"]
+    calls = [n for n in graph.nodes if n.op == "call_function"]
     node = next((n for n in calls if op_name(n).strip("_") == wanted), None)
     if node is None:  # what an op was taken apart to is called like it: "linalg_inv_ex", "prod" of a cumprod
         letters = wanted.replace("_", "")
