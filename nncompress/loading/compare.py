@@ -56,8 +56,15 @@ def compare_with_source(
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
             notice(f"not compared with {path} at batch {batch}: it does not run on random inputs ({reason})")
             continue
-        with torch.no_grad():
-            got = model.outputs_of(*inputs)
+        try:
+            with torch.no_grad():
+                got = model.outputs_of(*inputs)
+        except Exception as error:  # whatever an operator raises
+            raise VerificationError(
+                f"{path} was loaded as a graph that does not run",
+                got=f"{next(iter(str(error).splitlines()), type(error).__name__)[:200]}, at batch {batch}",
+                remedy="this is a defect of the import; please report it",
+            ) from error
         found = _beyond(model, expected, got)
         if found is None:
             worst = max([worst or 0.0, *(row.relative for row in drift(model, got, expected))])

@@ -161,3 +161,13 @@ def test_inspect_says_how_far_the_graph_is_from_its_source(tmp_path: Path, capsy
     assert "its outputs are those of what the file holds, exactly" in capsys.readouterr().out
     assert run(["inspect", str(tmp_path / "net.pt"), "--input", "1x4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["agreement"] == 0.0
+
+
+def test_a_graph_that_does_not_run_is_refused_in_a_message(monkeypatch):
+    def broken(*inputs):
+        raise RuntimeError("shape '[4, 8]' is invalid for input of size 128")
+
+    model = Model.from_module(nn.Linear(3, 2).eval(), (torch.randn(2, 3),))
+    monkeypatch.setattr(model, "outputs_of", broken)
+    with pytest.raises(VerificationError, match="does not run"):
+        compare_with_source(model, nn.Linear(3, 2), "m.pt", print)
