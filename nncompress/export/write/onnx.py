@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Sequence
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,9 +22,6 @@ from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.check.read_back import read_back_onnx
 from nncompress.export.int8_speed import Speed, float_twin, int8_speed
-from nncompress.export.lower.onnxruntime import attention as attention_onnx
-from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
-from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
 from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
@@ -39,7 +31,7 @@ from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs,
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport
 from nncompress.export.storage import Storage
-from nncompress.export.write import exporter_cost, external_data
+from nncompress.export.write import external_data
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
@@ -47,8 +39,6 @@ from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.graph.places import first_place
-from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.exact_copy import write_exact
 from nncompress.runtimes.saturation import saturating_weights
@@ -57,8 +47,8 @@ from nncompress.targets.written_for import described, record
 from nncompress.version import __version__
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-    from torch.onnx import ONNXProgram
+    pass
+from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
 
 PER_OP = 120  # bytes of an op in the file, about
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
@@ -196,21 +186,21 @@ def _write(
     model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
     try:
-        program = _convert(model, packed.exported_program(), optimize=packed is model)
+        program = convert(model, packed.exported_program(), optimize=packed is model)
     except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
         model = packed = model.copy()
         stored, spelled = store_constants(model), spell_out(model)
         if not stored and not spelled:
             raise
         try:
-            program = _convert(model, model.exported_program(), optimize=True)
+            program = convert(model, model.exported_program(), optimize=True)
         except UnsupportedError:
             raise refused from None  # which names the layer as the user does
     if packed is not model:
         try:
-            _optimize_but_lookups(program)
+            optimize_but_lookups(program)
         except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
-            raise _unsupported(error, model) from error
+            raise unsupported(error, model) from error
     twin = None
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
@@ -264,12 +254,6 @@ def _speed(twin: bytes, path: Path, model: Model) -> Speed:
     return int8_speed(twin, path, {name: x.contiguous().numpy() for name, x in zip(names, inputs)})
 
 
-def input_names(model: Model) -> list[str]:
-    """Names of the inputs in the file: those that it had in the `.onnx` that it was read from."""
-    stated = model.metadata.get("input_names", {})
-    return [stated.get(spec.name, spec.name) for spec in model.inputs]
-
-
 def _refuse_types(model: Model) -> None:
     """What ONNX Runtime's CPU kernels cannot take or give, so that an export could not be checked."""
     stored = {name: tensor.dtype for name, tensor in model.graph_module.state_dict().items()}
@@ -298,76 +282,3 @@ def _record(model: Model, states: Sequence[State]) -> dict[str, str]:
         "nncompress.history": json.dumps(model.history),
         "nncompress.metadata": json.dumps(model.metadata),
     }
-
-
-def _convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
-    dodge_defects(program)
-    try:
-        with quiet(), exporter_cost.kept(), without_stack_traces():
-            converted = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                optimize=optimize,
-                input_names=input_names(model),
-                output_names=list(model.outputs),
-                custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
-            )
-    except Exception as error:  # the exporter wraps whatever a translation raises
-        raise _unsupported(error, model) from error
-    assert converted is not None
-    return converted
-
-
-def _optimize_but_lookups(program: ONNXProgram) -> None:
-    """What the exporter does by default, but without computing codebook lookups: the file is to be small.
-
-    A lookup starts with the casts of its stored bytes and halves; while these stay, all of it does.
-    """
-    import onnx_ir
-    import onnxscript.optimizer
-    import onnxscript.rewriter.onnx_fusions
-
-    def should_fold(node: onnx_ir.Node) -> bool | None:
-        source = node.inputs[0] if node.inputs else None
-        short = (onnx_ir.DataType.UINT8, onnx_ir.DataType.FLOAT16)
-        stored = node.op_type == "Cast" and source is not None and source.dtype in short
-        return False if stored else None
-
-    with quiet():
-        onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
-        onnxscript.rewriter.onnx_fusions.fuse(program.model)
-
-
-def _unsupported(error: Exception, model: Model) -> UnsupportedError:
-    chain: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(str(cause))
-        cause = cause.__cause__
-    text = "\n".join(reversed(chain))
-    op = re.search(r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?", text) or re.search(
-        r"for ([a-z_]+[.:]+[a-z_0-9.]+)", text
-    )
-    named = op.group(1) if op else None
-    reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
-    return UnsupportedError(
-        f"ONNX cannot express this op: {first_place(model.graph, named)}"
-        if named
-        else "the ONNX exporter cannot translate this model",
-        got=reason[:300],
-        remedy="keep the model as .pt2, or replace the op in the model",
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing that the exporter says reaches the user's screen: no print, log record or warning."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -1,0 +1,105 @@
+"""torch's ONNX exporter, called and read: what it converts, how its refusals are told."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import torch
+
+from nncompress.errors import UnsupportedError
+from nncompress.export.lower.onnxruntime import attention as attention_onnx
+from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
+from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
+from nncompress.export.write import exporter_cost
+from nncompress.ir import Model
+from nncompress.ir.graph.places import first_place
+from nncompress.ir.graph.tracing import without_stack_traces
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
+
+
+def input_names(model: Model) -> list[str]:
+    """Names of the inputs in the file: those that it had in the `.onnx` that it was read from."""
+    stated = model.metadata.get("input_names", {})
+    return [stated.get(spec.name, spec.name) for spec in model.inputs]
+
+
+def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
+    dodge_defects(program)
+    try:
+        with quiet(), exporter_cost.kept(), without_stack_traces():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=optimize,
+                input_names=input_names(model),
+                output_names=list(model.outputs),
+                custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
+            )
+    except Exception as error:  # the exporter wraps whatever a translation raises
+        raise unsupported(error, model) from error
+    assert converted is not None
+    return converted
+
+
+def optimize_but_lookups(program: ONNXProgram) -> None:
+    """What the exporter does by default, but without computing codebook lookups: the file is to be small.
+
+    A lookup starts with the casts of its stored bytes and halves; while these stay, all of it does.
+    """
+    import onnx_ir
+    import onnxscript.optimizer
+    import onnxscript.rewriter.onnx_fusions
+
+    def should_fold(node: onnx_ir.Node) -> bool | None:
+        source = node.inputs[0] if node.inputs else None
+        short = (onnx_ir.DataType.UINT8, onnx_ir.DataType.FLOAT16)
+        stored = node.op_type == "Cast" and source is not None and source.dtype in short
+        return False if stored else None
+
+    with quiet():
+        onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
+        onnxscript.rewriter.onnx_fusions.fuse(program.model)
+
+
+def unsupported(error: Exception, model: Model) -> UnsupportedError:
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(str(cause))
+        cause = cause.__cause__
+    text = "\n".join(reversed(chain))
+    op = re.search(r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?", text) or re.search(
+        r"for ([a-z_]+[.:]+[a-z_0-9.]+)", text
+    )
+    named = op.group(1) if op else None
+    reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
+    return UnsupportedError(
+        f"ONNX cannot express this op: {first_place(model, named)}"
+        if named
+        else "the ONNX exporter cannot translate this model",
+        got=reason[:300],
+        remedy="keep the model as .pt2, or replace the op in the model",
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that the exporter says reaches the user's screen: no print, log record or warning."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
