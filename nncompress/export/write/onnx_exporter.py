@@ -84,7 +84,7 @@ def unsupported(error: Exception, model: Model) -> UnsupportedError:
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return UnsupportedError(
-        f"ONNX cannot express this op: {first_place(model, named)}"
+        f"ONNX cannot express this op: {first_place(model.graph, named)}"
         if named
         else "the ONNX exporter cannot translate this model",
         got=reason[:300],
