@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -32,6 +32,7 @@ from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
+from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
@@ -45,10 +46,6 @@ from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
 from nncompress.version import __version__
-
-if TYPE_CHECKING:
-    pass
-from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
 
 PER_OP = 120  # bytes of an op in the file, about
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
