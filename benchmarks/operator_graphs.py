@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 
 _KINDS = ("user_input", "parameter", "buffer", "tensor_constant")
 _STRINGS = ("sum", "mean", "reflect", "floor", "none", "ij", "linear", "bilinear", "", "x" * 2000)

@@ -17,7 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 
 MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
 

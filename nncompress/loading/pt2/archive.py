@@ -31,7 +31,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
 from nncompress.ir.formats.deflate import MOST_RATIO
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 from nncompress.loading.json_schema import Check, Rejected, admit, plain, without_empty_keys
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
 from nncompress.loading.pt2.shapes import Unfit, check_shapes

@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 from nncompress.memory import most_bytes
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 
 aten = torch.ops.aten
 

@@ -27,7 +27,7 @@ from nncompress.ir.graph.normal_form.views import NEEDS_LAYOUT, View, sizes_of
 from nncompress.ir.graph.normal_form.writes import functional_form, hands_on, is_write, written_by
 from nncompress.ir.graph.places import place
 from nncompress.ir.graph.state import NEXT_STATE
-from nncompress.ir.graph.torch_logs import unlogged
+from nncompress.ir.torch_logs import unlogged
 
 aten = torch.ops.aten
 
