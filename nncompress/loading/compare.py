@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.tracing import without_clashes
 from nncompress.ir.graph.verify import drift
 from nncompress.loading.random_numbers import changing_answers
 from nncompress.runtimes.free_sizes import usual_sizes
@@ -144,7 +145,7 @@ class AsExported(nn.Module):
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
         self.spec = program.call_spec.in_spec
-        self.module = program.module(check_guards=False)
+        self.module = without_clashes(program).module(check_guards=False)
 
     def forward(self, *inputs: Tensor) -> Any:
         args, kwargs = pytree.tree_unflatten(inputs, self.spec)  # a ValueError where numbers are among them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -284,3 +285,33 @@ def test_a_dim_whose_size_is_fixed_is_not_taken_for_the_batch(tmp_path):
     assert model.dynamic.keys() == {"batch"}
     assert told[-1].startswith("samples in one batch, along dim 0 of x, change each other's outputs")
     nncompress.save(model, tmp_path / "m.onnx")  # the counter is an input of no dims
+
+
+class NamedAsGraphsDo(nn.Module):
+    """Modules whose names are attributes of torch's own graphs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.graph = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.print_readable = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.print_readable(self.graph(self.code(x).relu()).relu())
+
+
+def test_names_that_graphs_have_themselves(tmp_path):
+    net = NamedAsGraphsDo().eval()
+    x = torch.randn(2, 6)
+    torch.export.save(torch.export.export(net, (x,)), tmp_path / "a.pt2")
+    model = load_model(tmp_path / "a.pt2")
+    write_safetensors(model, tmp_path / "a.safetensors")
+    (tmp_path / "net.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"from {Path(__file__).stem} import NamedAsGraphsDo\n"
+    )
+    again = load_model(
+        tmp_path / "a.safetensors", arch=f"{tmp_path / 'net.py'}:NamedAsGraphsDo", input_shapes="1x6"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), net(x))
+        torch.testing.assert_close(again(x), net(x))

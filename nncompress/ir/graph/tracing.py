@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -104,13 +104,26 @@ def marked_dims(module: torch.nn.Module, args: tuple[Any, ...], dims: Sequence[i
 _STRANGE = re.compile(r"[^A-Za-z0-9_ :/+\-.]")  # what a `.pt2` of ours is not read with
 
 
+def taken_names() -> set[str]:
+    """The attributes of a `fx.GraphModule`, for whose names a module of the user's has no place in it."""
+    return set(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
+
+
+def original_name(name: str, known: Collection[str]) -> str:
+    """What a tensor of a graph is called among the `known`: `without_clashes` may have renamed it."""
+    top, dot, rest = name.partition(".")
+    plain = top.rstrip("_")
+    called = plain + dot + rest
+    return called if name not in known and called in known and plain in taken_names() else name
+
+
 def without_clashes(program: ExportedProgram) -> ExportedProgram:
     """The program with those modules renamed ("code" -> "code_") that `fx.GraphModule` has no place for.
 
     It has attributes of its own, such as `code` and `graph`, which would hide them; and it writes code with
     the names of the others, which so may not hold quotes, newlines and their like ("a\"b" -> "a_b").
     """
-    own = set(dir(fx.GraphModule(torch.nn.Module(), fx.Graph())))
+    own = taken_names()
     signature = program.graph_signature
     targets = dict.fromkeys(s.target for s in signature.input_specs if s.target)
     tops = {target.split(".")[0] for target in targets}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError
+from nncompress.ir.graph.tracing import original_name
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.state_dict.computed_weights import computed
 from nncompress.loading.state_dict.packed_tensors import restore_tensors
@@ -102,6 +103,7 @@ def fill(
         ModelFileError: names or shapes do not fit; one message with the first few of each kind.
     """
     wanted = module.state_dict(keep_vars=True)
+    weights = {original_name(name, wanted): tensor for name, tensor in weights.items()}
     named, weights = weights, _without_prefix(weights, wanted, module)
     given = {id(wanted[name]) for name in weights if name in wanted}
     missing = [
