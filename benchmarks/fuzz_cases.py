@@ -171,11 +171,9 @@ def _measured_anew() -> Iterator[None]:
 
 
 def _cycles(path: Path) -> None:
-    from nncompress.cycles import loop
+    from nncompress.cycles.folder import Folder
 
-    run = object.__new__(loop._Cycles)
-    run.folder, run.identity = path.parent, {"model": "a"}
-    run._stored()
+    Folder(path.parent).stored({"model": "a"})
 
 
 def _directory(path: Path) -> None:

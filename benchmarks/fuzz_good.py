@@ -54,7 +54,7 @@ def _stored(write: Callable[[Any], None]) -> bytes:
     return buffer.getvalue()
 
 
-def good_files(folder: Path) -> dict[str, list[bytes]]:
+def good_files(folder: Path, apart: bool = True) -> dict[str, list[bytes]]:
     """By kind; `folder` is where what a reader needs beside its file is written."""
     from nncompress.data import open_data
     from nncompress.export import write
@@ -102,7 +102,7 @@ def good_files(folder: Path) -> dict[str, list[bytes]]:
     )
     modules = [net, layers, nn.Sequential(nn.Flatten(1, 2), nn.LSTM(8, 4), nn.Identity())]
     modules.append(nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8), nn.PReLU(3)))
-    more = data_files(folder, model, net, _stored)
+    more = data_files(folder, model, net, _stored, apart)
     return {
         "pt2": [
             exported(net, x),

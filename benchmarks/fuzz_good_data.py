@@ -39,13 +39,14 @@ class _Scripted(nn.Module):
 
 
 def data_files(
-    folder: Path, model: Any, net: nn.Module, stored: Callable[..., bytes]
+    folder: Path, model: Any, net: nn.Module, stored: Callable[..., bytes], apart: bool
 ) -> dict[str, list[bytes]]:
     """By kind; as `good_files`.
 
     Args:
         model, net: one network, loaded and as a module, of images 3x8x8.
         stored: what a function writes to a file.
+        apart: OpenVINO is not used in this process: its threads do not live on in the forks of it that read.
     """
     x = torch.randn(2, 3, 8, 8)
     traced, scripted = torch.jit.trace(net, x), torch.jit.script(_Scripted().eval())
@@ -73,7 +74,7 @@ def data_files(
     if installed("parquet"):
         found["parquet"] = _parquet(folder)
     if installed("openvino"):
-        found["openvino"] = _openvino(model, folder)
+        found["openvino"] = _openvino(model, folder, apart)
     if installed("text"):
         found["tokenizer"] = _tokenizer(folder)
     if installed("huggingface"):
@@ -124,13 +125,15 @@ def _parquet(folder: Path) -> list[bytes]:
     return [(folder / f"{number}.parquet").read_bytes() for number in range(2)]
 
 
-def _openvino(model: Any, folder: Path) -> list[bytes]:
+def _openvino(model: Any, folder: Path, apart: bool) -> list[bytes]:
     from nncompress.export import write
 
-    write(model, folder / "a.pt2")
-    # Its threads would not live on in a fork, nor does it run in a fork of a process that has them.
-    command = [sys.executable, "-m", "nncompress", "export", "a.pt2", "-o", "a.xml"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    if apart:
+        write(model, folder / "a.pt2")
+        command = [sys.executable, "-m", "nncompress", "export", "a.pt2", "-o", "a.xml"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    else:
+        write(model, folder / "a.xml")
     (BESIDE / "openvino").mkdir(parents=True)
     shutil.copy(folder / "a.bin", BESIDE / "openvino/a.bin")
     return [(folder / "a.xml").read_bytes()]

@@ -23,7 +23,7 @@ CORPUS = Path(__file__).with_name("fuzz_corpus")
 def good(tmp_path_factory):
     before, folder = os.getcwd(), tmp_path_factory.mktemp("fuzz")
     os.chdir(folder)
-    yield good_files(folder)
+    yield good_files(folder, apart=False)
     os.chdir(before)
 
 

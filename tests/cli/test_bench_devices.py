@@ -22,7 +22,7 @@ def with_gpu(monkeypatch):
     monkeypatch.setattr(devices, "installed", lambda extra: True)
 
 
-def test_without_a_gpu_one_line_and_nothing_else(tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_one_message_and_nothing_else(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(devices, "gpus", lambda: ())
     assert run(["bench", "there-is-no-such.pt2", "--device", "cuda"]) == ExitCode.NO_DEVICE
@@ -30,6 +30,7 @@ def test_without_a_gpu_one_line_and_nothing_else(tmp_path, monkeypatch, capsys):
     assert out == ""
     assert err == (
         "error: bench --device cuda: there is no NVIDIA GPU on this machine, or no driver for it\n"
+        "  try:      --device cpu\n"
     )
     assert list(tmp_path.iterdir()) == []
 

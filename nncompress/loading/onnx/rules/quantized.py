@@ -39,6 +39,8 @@ def dequantize(call: Call) -> Value:
     if call.depends(1):  # on the range of a batch
         low, high = torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max
         call.get("axis"), call.get("block_size")
+        if call.tensor(1).numel() != 1 or not call.has(2):
+            raise call.refusal("with scales per channel, or without a zero point, that are computed")
         return ops.dequantize_per_tensor.tensor(x, call.tensor(1), call.tensor(2), low, high, x.dtype)
     scale, zero = _grid(call)
     if x.dtype == torch.int32:  # a bias
