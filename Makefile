@@ -42,9 +42,9 @@ LOWEST = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["p
 
 lowest:
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	$(PYTHON) -m venv "$$folder/venv" && mkdir "$$folder/work" && \
+	$(PYTHON) -m venv "$$folder/venv" && mkdir "$$folder/run" && \
 	"$$folder/venv/bin/pip" install --quiet --disable-pip-version-check $$($(PYTHON) -c '$(LOWEST)') . && \
-	PATH="$$folder/venv/bin:$$PATH" sh fixtures/smoke.sh "$$folder/work"
+	PATH="$$folder/venv/bin:$$PATH" sh fixtures/smoke.sh "$$folder/run"
 
 clean:
 	rm -rf .venv demo site
