@@ -267,6 +267,12 @@ def test_what_needs_the_network_is_refused_before_anything_is_written(text, told
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):
+    with pytest.raises(ModelFileError, match="cannot be read") as caught:
+        open_checkpoint(tmp_path / "a.safetensors")
+    assert "no such file" in str(caught.value)
+
+
 def test_a_folder_with_other_files_is_left_alone(folder, tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(OutputError, match="did not write"):

@@ -132,6 +132,11 @@ def read_header(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
     """
     try:
         size = check_regular(file)
+    except Unreadable as error:
+        raise ModelFileError(
+            f"{file} cannot be read", got=str(error), expected="a .safetensors file, or its index"
+        ) from error
+    try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if not 2 <= length <= min(MOST_HEADER, size - 8):
