@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
@@ -24,6 +26,25 @@ def make_folder(path: str | Path) -> Path:
             remedy="name another, or check its parent's permissions",
         ) from error
     return Path(path)
+
+
+@contextmanager
+def folder_to_fill(path: str | Path) -> Iterator[Path]:
+    """As `make_folder`; what was made is taken away again where the work inside fails and has put nothing there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    folder = Path(path)
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    make_folder(folder)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # from where on one is not empty
+            for each in missing:
+                each.rmdir()
+        raise
 
 
 def cache_folder() -> Path | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from nncompress.errors import OutputError, UsageError
 from nncompress.export.check.read_back import read_back_tensors
 from nncompress.export.write.safetensors import write_tensors
-from nncompress.files.folders import make_folder
+from nncompress.files.folders import folder_to_fill
 from nncompress.files.ledger import Ledger
 from nncompress.loading.state_dict.shards import INDEX, Checkpoint, StoredTensor, open_checkpoint
 from nncompress.options import flag_of
@@ -114,9 +114,14 @@ def run(
         OutputError: the folder holds files that are not ours, or cannot be written.
         ModelFileError, UnsupportedError: a tensor cannot be read, or the pass refuses it.
     """
-    folder, progress = Path(folder), progress or NullProgress()
     each, spared = _by_itself(each, source)
-    make_folder(folder)
+    with folder_to_fill(folder) as made:
+        return _into(made, each, spared, source, progress or NullProgress(), shard)
+
+
+def _into(
+    folder: Path, each: Pass, spared: tuple[str, ...], source: Checkpoint, progress: Progress, shard: int
+) -> Streamed:
     ledger = Ledger(folder)
     others = ledger.others()
     if others:

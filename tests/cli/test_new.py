@@ -49,6 +49,7 @@ def test_input_and_classes(capsys):
     ("arguments", "message"),
     [
         (["new"], "no NAME"),
+        (["new", "--list", "resnet20"], "nncompress new resnet20"),
         (["new", "resnet2"], "did you mean"),
         (["new", "sine", "--input", "1x1,1x1"], "one input"),
         (["new", "sine", "-o", "a.txt"], "format"),

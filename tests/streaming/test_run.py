@@ -13,7 +13,7 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.cli import main
-from nncompress.errors import ModelFileError, OutputError, UsageError
+from nncompress.errors import ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
@@ -265,6 +265,14 @@ def test_what_needs_the_network_is_refused_before_anything_is_written(text, told
     with pytest.raises(UsageError, match=told):
         streamed(text, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_is_refused_leaves_no_empty_folder(tmp_path):
+    weight = torch.full((8, 8), torch.nan)
+    save_file({"up.weight": weight}, tmp_path / "a.safetensors")
+    with pytest.raises(NNCompressError, match="up"):
+        streamed("quantize:mode=weights", tmp_path / "a.safetensors", tmp_path / "made" / "out")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):

@@ -41,6 +41,10 @@ def new(
     json: options.Json = False,
 ) -> None:
     if list_all:
+        if name is not None:
+            raise UsageError(
+                "new --list shows all architectures and takes no NAME", got=name, remedy=f"nncompress new {name}"
+            )
         _list(json)
         return
     if name is None:
