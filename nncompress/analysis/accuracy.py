@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.answer import TASKS, Answers, Predict, check_finite, output_dims, outputs_of
+from nncompress.analysis.intervals import paired_difference
 from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.analysis.metrics.registry import metric_of, named_metric
 from nncompress.analysis.metrics.summed import SummedScores
@@ -24,7 +25,6 @@ from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import (
     CompareResult,
-    Estimate,
     EvalResult,
     MetricDifference,
     OutputDifference,
@@ -32,7 +32,6 @@ from nncompress.results import (
 )
 
 TOP = 5
-Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -271,18 +270,6 @@ class _Difference:
             sqnr_db=sqnr,
             max_abs=self.max_abs,
         )
-
-
-def paired_difference(only_original: int, only_changed: int, records: int) -> Estimate:
-    """changed - original of two paired shares with its 95 % interval.
-
-    The adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence interval for a difference
-    of binomial proportions based on paired data": one record is added to each discordant count.
-    """
-    p, q = (only_changed + 1) / (records + 2), (only_original + 1) / (records + 2)
-    half = Z_95 * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (records + 2))
-    low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
-    return Estimate((only_changed - only_original) / records, low, high)
 
 
 def mcnemar_p_value(only_original: int, only_changed: int) -> float:

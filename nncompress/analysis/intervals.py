@@ -1,4 +1,4 @@
-"""How certain a number is: Student's t, and the bootstrap over samples."""
+"""How certain a number is: Student's t, intervals of shares, and the bootstrap over samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from nncompress.results import Estimate
 
 CONFIDENCE = 0.95
+Z_95 = 1.959963984540054
 RESAMPLES = 2000
 _CELLS = 1 << 24  # of resampling weights that are held at once
 
@@ -45,6 +46,30 @@ def mean_interval(values: np.ndarray) -> Estimate:
         return Estimate(mean, -math.inf, math.inf, CONFIDENCE)
     half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half, CONFIDENCE)
+
+
+def share_interval(right: int, count: int) -> Estimate:
+    """A share of independent samples, at least one, with its score interval.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference"; unlike the Wald and t
+    intervals it has a width where all samples are right, or none, and stays within 0 … 1.
+    """
+    share, spread = right / count, Z_95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), CONFIDENCE)
+
+
+def paired_difference(only_original: int, only_changed: int, records: int) -> Estimate:
+    """changed - original of two paired shares with its 95 % interval.
+
+    The adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence interval for a difference
+    of binomial proportions based on paired data": one record is added to each discordant count.
+    """
+    p, q = (only_changed + 1) / (records + 2), (only_original + 1) / (records + 2)
+    half = Z_95 * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (records + 2))
+    low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
+    return Estimate((only_changed - only_original) / records, low, high)
 
 
 def bootstrap_interval(

@@ -294,8 +294,8 @@ def _accuracy(result: EvalResult, column: str) -> str:
     value = value_of(result, column)
     if value is None:
         return ""
-    if column == "top1":
-        return f"{100 * value:.2f} ± {100 * (result.top1_standard_error or 0):.2f}"
+    if column == "top1" and result.top1_standard_error:  # 0 where all are right, or none, which tells nothing
+        return f"{100 * value:.2f} ± {100 * result.top1_standard_error:.2f}"
     metric = named_metric(column)
     shown = f"{100 * value:.2f}" if metric.share else f"{value:.4g}"
     if column != result.metric or result.interval is None:

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from nncompress.analysis.accuracy import measure
-from nncompress.analysis.intervals import bootstrap_interval, mean_interval
+from nncompress.analysis.intervals import bootstrap_interval, mean_interval, share_interval
 from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import METRICS, named_metric
 from nncompress.analysis.metrics.sequences import edits
@@ -191,6 +191,22 @@ class Half:
     def update(self, output, batch):
         pass
 """
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (0, 3), (7, 7), (3, 11), (700, 846)])
+def test_the_interval_of_a_share_is_wilsons(right, count):
+    found = share_interval(right, count)
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["top1", "top5"])
+def test_models_that_are_always_right_are_not_certain(metric):
+    outputs = torch.eye(12)[:4]
+    both = [measured(outputs, torch.arange(4), metric) for _ in range(2)]
+    assert both[0].result.value == 1
+    assert both[0].result.interval.low == pytest.approx(0.51, abs=0.01)
+    assert both[1].against(both[0]).difference.low < -0.1
 
 
 def test_a_metric_of_the_users_own(tmp_path):

@@ -56,6 +56,25 @@ def test_the_output_that_labels_fit_in_every_format(here, capsys):
     assert err.count("held against output 1 of 2") == 2
 
 
+def test_few_samples_do_not_claim_certainty(here, capsys):
+    exported("m.pt2", nn.Linear(8, 3))
+    x, _ = records("d.npz", 3, count=2)
+    answers = torch.export.load("m.pt2").module()(x).argmax(1)
+    np.savez("d.npz", x=x, y=(answers.numpy() + 1) % 3)
+    assert run(["eval", "m.pt2", "--data", "d.npz"]) == 0
+    assert "0.00 [0.00, 65.76]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))])
+def test_whole_numbers_for_one_output_are_said_to_be_quantities(here, capsys, module):
+    exported("m.pt2", module)
+    records("d.npz", 2)
+    assert run(["eval", "m.pt2", "--data", "d.npz"]) == 0
+    assert "RMSE" in capsys.readouterr().out
+    assert run(["train", "m.pt2", "--epochs", "1", "--data", "d.npz"]) == 0
+    assert "taken for quantities" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_output_is_asked_for_and_remembered(here, capsys):
     exported("m.pt2", BoxThenScores(second=4))
     records("d.npz", 4)

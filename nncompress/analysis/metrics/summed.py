@@ -13,7 +13,12 @@ from abc import abstractmethod
 import numpy as np
 from torch import Tensor
 
-from nncompress.analysis.intervals import bootstrap_interval, mean_interval
+from nncompress.analysis.intervals import (
+    bootstrap_interval,
+    mean_interval,
+    paired_difference,
+    share_interval,
+)
 from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.data import Batch
 from nncompress.errors import DataError
@@ -100,7 +105,8 @@ class SummedScores:
 
     def interval(self) -> Estimate:
         if self._per_sample:
-            return mean_interval(self.rows[:, 0])
+            scores = self.rows[:, 0]
+            return share_interval(int(scores.sum()), len(scores)) if _is_share(scores) else mean_interval(scores)
         return bootstrap_interval(self._summed.value, self.rows)
 
     def less(self, other: Scores) -> Estimate:
@@ -110,7 +116,10 @@ class SummedScores:
         width = max(mine.shape[1], its.shape[1])
         mine, its = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (mine, its))
         if self._per_sample and other._per_sample:
-            return mean_interval(mine[:, 0] - its[:, 0])
+            after, before = mine[:, 0], its[:, 0]
+            if _is_share(after) and _is_share(before):
+                return paired_difference(int((before > after).sum()), int((after > before).sum()), len(after))
+            return mean_interval(after - before)
         value = self._summed.value
         return bootstrap_interval(
             lambda sums: value(sums[..., :width]) - value(sums[..., width:]), np.hstack([mine, its])
@@ -120,3 +129,8 @@ class SummedScores:
     def _per_sample(self) -> bool:
         """One score per sample, all of weight 1: its mean has a t interval."""
         return type(self._summed).value is MeanMetric.value and bool((self.rows[:, 1] == 1).all())
+
+
+def _is_share(scores: np.ndarray) -> bool:
+    """Each sample is right (1) or wrong (0)."""
+    return bool(((scores == 0) | (scores == 1)).all())
