@@ -51,8 +51,8 @@ def mean_interval(values: np.ndarray) -> Estimate:
 def share_interval(right: int, count: int) -> Estimate:
     """A share of independent samples, at least one, with its score interval.
 
-    Wilson (1927), "Probable inference, the law of succession, and statistical inference"; unlike the Wald and t
-    intervals it has a width where all samples are right, or none, and stays within 0 … 1.
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference"; unlike the
+    Wald and t intervals it has a width where all samples are right, or none, and stays within 0 … 1.
     """
     share, spread = right / count, Z_95**2 / count
     middle = (share + spread / 2) / (1 + spread)

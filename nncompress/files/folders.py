@@ -30,7 +30,7 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def folder_to_fill(path: str | Path) -> Iterator[Path]:
-    """As `make_folder`; what was made is taken away again where the work inside fails and has put nothing there.
+    """As `make_folder`; it is taken away again where the work inside fails and has put nothing there.
 
     Raises:
         OutputError: it cannot be made.

@@ -106,7 +106,9 @@ class SummedScores:
     def interval(self) -> Estimate:
         if self._per_sample:
             scores = self.rows[:, 0]
-            return share_interval(int(scores.sum()), len(scores)) if _is_share(scores) else mean_interval(scores)
+            if _is_share(scores):
+                return share_interval(int(scores.sum()), len(scores))
+            return mean_interval(scores)
         return bootstrap_interval(self._summed.value, self.rows)
 
     def less(self, other: Scores) -> Estimate:

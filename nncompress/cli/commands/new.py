@@ -43,7 +43,9 @@ def new(
     if list_all:
         if name is not None:
             raise UsageError(
-                "new --list shows all architectures and takes no NAME", got=name, remedy=f"nncompress new {name}"
+                "new --list shows all architectures and takes no NAME",
+                got=name,
+                remedy=f"nncompress new {name}",
             )
         _list(json)
         return
