@@ -100,13 +100,13 @@ def counted_numbers(model: Model, dataset: Dataset) -> str | None:
         return None
     results: Any = model.graph.output_node().args[0]
     value = results[0].meta.get("val")
-    if value is None or not (value.is_floating_point() and list(value.shape[1:]) in ([], [1])):
+    if value is None or not (value.is_floating_point() and value.dim() and value.shape[1:] in ((), (1,))):
         return None
     for batch in dataset.batches(dataset.fixed_batch or 1, limit=dataset.fixed_batch or 1):
         if batch.labels is not None and not batch.labels.is_floating_point() and batch.labels.dim() == 1:
             return (
                 f"{dataset.spec}: labels are whole numbers and the model gives one number for each, so they "
-                "are taken for quantities (RMSE, trained by mse); for classes it would need one output per class"
+                "are taken for quantities (RMSE, trained by mse); classes would need an output each"
             )
         break
     return None
