@@ -1,18 +1,18 @@
-"""ONNX files of torch's two exporters, read, pruned by 30 %, exported and run again; print the table.
+"""ONNX files of torch's two exporters, read, pruned or factorized, exported and run again; print the table.
 
-    python benchmarks/onnx_architectures.py [NAME ...] [--own] [--all]
+    python benchmarks/onnx_architectures.py [PATTERN ...]      e.g. 'torchvision-*' 'timm-*' 'hf-*'
 
-Every architecture is written once, the exporters and opsets 13 to 20 in turn (`--all`: by every one of them),
-with a free batch where the exporter keeps it. `read`: the file against ONNX Runtime, as the loader compares;
-`after`: parameters left; `written`: the pruned model in ONNX Runtime, as the export compares it. What torch
-itself cannot export is said and not counted. Needs `transformers` for the second half of the list.
+Every architecture is written by each exporter once, at opsets 13 to 20 (18 to 20) in turn, with a free batch
+where the exporter keeps it. Of the two files one is pruned by 30 %, the other factorized to 80 % of its
+parameters, in turn. `read`: the file against ONNX Runtime, as the loader compares; `after`: parameters left;
+`written`: the result in ONNX Runtime, as the export compares it. What torch itself cannot export is said and
+not counted. Needs `torchvision`, `timm` and `transformers` for those of these packages.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import logging
 import os
 import sys
@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -29,15 +30,15 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
 from architectures import Architecture, everything, settle  # noqa: E402
+from architectures.published import published  # noqa: E402
 
 import nncompress  # noqa: E402
 from nncompress.export import write  # noqa: E402
 
-WAYS = [
-    *((False, opset) for opset in range(13, 21)),  # the exporter by tracing
-    *((True, opset) for opset in range(18, 21)),  # and the one by torch.export, which writes no older ones
-]
-COLUMNS = "architecture exporter opset read after written CPU"
+TRACING = range(13, 21)  # opsets of the exporter by tracing
+EXPORTING = range(18, 21)  # and of the one by torch.export, which writes no older ones
+PASSES = ("prune-nodes:ratio=0.3", "factorize:params=0.8")
+COLUMNS = "architecture exporter opset pass read after written CPU"
 
 
 @contextlib.contextmanager
@@ -71,12 +72,14 @@ def exported(
     return False
 
 
-def row(name: str, architecture: Architecture, dynamo: bool, opset: int) -> tuple[list[str], bool | None]:
+def row(
+    name: str, architecture: Architecture, dynamo: bool, opset: int, step: str
+) -> tuple[list[str], bool | None]:
     """The cells, and whether it went well; None where torch could not write the file."""
     begun = time.process_time()
     torch.manual_seed(0)
     module = settle(architecture.make(), architecture.draw)
-    cells = [name, "torch.export" if dynamo else "tracing", str(opset)]
+    cells = [name, "torch.export" if dynamo else "tracing", str(opset), step.partition(":")[0]]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         if not exported(module, architecture.draw(2), dynamo, opset, path):
@@ -85,7 +88,7 @@ def row(name: str, architecture: Architecture, dynamo: bool, opset: int) -> tupl
         try:
             model = nncompress.load(path, notice=said.append)
             read = next((s.rsplit(" ", 1)[1] for s in said if "agrees with" in s), "?")
-            smaller = nncompress.compress(model, ["prune-nodes:ratio=0.3"])
+            smaller = nncompress.compress(model, [step])
             error = write(smaller, Path(folder) / "pruned.onnx").relative_error
         except Exception as problem:  # a refusal, or a defect, which ends this row and no other
             return [*cells, f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]], False
@@ -99,23 +102,21 @@ def row(name: str, architecture: Architecture, dynamo: bool, opset: int) -> tupl
     ], True
 
 
-def cases(names: list[str], own: bool, every: bool) -> Iterator[tuple[str, Architecture, bool, int]]:
-    turn = itertools.cycle(WAYS)
-    for name, architecture in everything(own=own).items():
-        ways = WAYS if every else [next(turn)]
-        if not names or name in names:
-            yield from ((name, architecture, *way) for way in ways)
+def cases(patterns: list[str]) -> Iterator[tuple[str, Architecture, bool, int, str]]:
+    for place, (name, architecture) in enumerate((published() | everything()).items()):
+        if not patterns or any(fnmatch(name, pattern) for pattern in patterns):
+            steps = PASSES[place % 2], PASSES[1 - place % 2]
+            yield name, architecture, False, TRACING[place % len(TRACING)], steps[0]
+            yield name, architecture, True, EXPORTING[place % len(EXPORTING)], steps[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--own", action="store_true")
-    parser.add_argument("--all", action="store_true")
+    parser.add_argument("patterns", nargs="*")
     options = parser.parse_args()
     print("\t".join(COLUMNS.split()), flush=True)
     good = bad = unwritten = 0
-    for case in cases(options.names, options.own, options.all):
+    for case in cases(options.patterns):
         cells, went = row(*case)
         good, bad, unwritten = good + (went is True), bad + (went is False), unwritten + (went is None)
         print("\t".join(cells), flush=True)

@@ -9,8 +9,8 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
 MEASURES = (
-    "eval, bench and quantize --max-drop take another --metric: rmse (numbers), miou (pixels), perplexity or "
-    "wer (sequences), FILE.py:NAME"
+    "eval, bench, train --val and quantize --max-drop take another --metric: rmse (numbers), miou (pixels), "
+    "map (boxes), perplexity or wer (sequences), FILE.py:NAME"
 )
 
 
@@ -88,10 +88,13 @@ def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -
         target = target.reshape(result.shape)
     if target is None or target.shape != result.shape:
         wanted = "input" if task == "reconstruction" else "targets"
+        boxes = target is not None and target.dim() == 3 and target.shape[2] == 6
         raise DataError(
             f"{origin}: the {wanted} and the model's output differ in shape",
             got="none" if target is None else str(list(target.shape)),
             expected=str(list(result.shape)),
-            remedy="save class numbers as integers, or choose another --task",
+            remedy="boxes are measured by --metric map"
+            if boxes
+            else "save class numbers as integers, or choose another --task",
         )
     return target.double()

@@ -70,6 +70,7 @@ def run_cycles(
     resume: bool = False,
     done: Callable[[Cycle], None] | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> tuple[Model, CycleResult]:
     """Train and prune a copy of `model` in cycles, and return it trained.
 
@@ -79,6 +80,7 @@ def run_cycles(
         validation: its loss is what `max_loss` bounds, where given.
         teacher: imitated in every cycle, e.g. the original.
         done: called after every cycle.
+        notice: called with which loss is minimised, and why.
 
     Raises:
         UsageError: `folder` holds other files, or the cycles of another run.
@@ -87,7 +89,7 @@ def run_cycles(
     """
     with alone_in(make_folder(folder)):
         return _Cycles(
-            model, dataset, training, settings, folder, validation, teacher, resume, done, progress
+            model, dataset, training, settings, folder, validation, teacher, resume, done, progress, notice
         ).run()
 
 
@@ -104,10 +106,11 @@ class _Cycles:
         resume: bool,
         done: Callable[[Cycle], None] | None,
         progress: Progress | None,
+        notice: Callable[[str], None] | None,
     ) -> None:
         self.dataset, self.validation, self.teacher = dataset, validation, teacher
         self.training, self.settings = training, settings
-        self.done, self.progress = done, progress or NullProgress()
+        self.done, self.progress, self.notice = done, progress or NullProgress(), notice
         self.history, self.groups = list(model.history), list(nodes(model))
         self.identity = {
             "format": FORMAT,
@@ -159,6 +162,7 @@ class _Cycles:
             checkpoint=self.folder.path / kept,
             resume=True,
             progress=self.progress,
+            notice=self.notice if number == 1 else None,
         )
         self.folder.ledger.adopt(kept)
         loss, held_out = self._measure(trained, result)
@@ -264,9 +268,10 @@ class _Cycles:
         )
 
     def _measure(self, trained: Model, result: TrainResult) -> tuple[float, dict[str, float]]:
-        """The task's loss without penalties, on the held-out data where there is any."""
+        """The task's loss without penalties, on the held-out data where there is any; where labels have no
+        share in it and --metric is all that is measured there, the loss of the training."""
         if result.validation:
-            return result.validation["loss"], result.validation
+            return result.validation.get("loss", result.loss), result.validation
         task = first_task(trained, self.dataset, self.training)
         limit, batch = self.settings.records, self.training.batch
         return validate(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 
+from nncompress.analysis.metrics.registry import named_metric
 from nncompress.report.line import line
 from nncompress.report.tables import plain
 from nncompress.report.units import count
 
 if TYPE_CHECKING:
+    from nncompress.analysis.metrics.base import Metric
     from nncompress.cycles import Cycle, CycleResult
     from nncompress.train import TrainResult
 
@@ -21,10 +23,10 @@ SHOWN = 12  # the last epochs of a long run
 def epochs(result: TrainResult) -> RenderableType:
     """One row per epoch, the kept one marked."""
     rows: Sequence[dict[str, Any]] = result.epochs
-    accuracy = any("top1" in row.get("validation", {}) for row in rows)
-    held_out = any("validation" in row for row in rows)
+    held_out = any("loss" in row.get("validation", {}) for row in rows)
+    metrics = _metrics([row.get("validation", {}) for row in rows])
     grown = any("grown" in row for row in rows)
-    headers = ["epoch", "rate", "loss", *(["val loss"] if held_out else []), *(["top-1"] if accuracy else [])]
+    headers = ["epoch", "rate", "loss", *(["val loss"] if held_out else []), *(m.title for m in metrics)]
     headers += ["grown to"] if grown else []
     table = plain(*headers, right=0)
     for row in rows[-SHOWN:]:
@@ -32,8 +34,7 @@ def epochs(result: TrainResult) -> RenderableType:
         cells = [str(row["epoch"]), f"{row['lr']:.3g}", f"{row['loss']:.4g}"]
         if held_out:
             cells.append(f"{validation['loss']:.4g}")
-        if accuracy:
-            cells.append(f"{100 * validation['top1']:.2f} %")
+        cells += [metric.text(validation[metric.name]) for metric in metrics]
         if grown:
             cells.append(_growth(row) if "grown" in row else "")
         table.add_row(*cells, style="bold" if row["epoch"] == result.kept_epoch else None)
@@ -42,6 +43,12 @@ def epochs(result: TrainResult) -> RenderableType:
         lines.insert(0, line(f"the last {SHOWN} of {len(rows)} epochs (the log has all)"))
     lines.append(line(f"stopped after {result.stopped}; the weights are those of epoch {result.kept_epoch}"))
     return Group(*lines)
+
+
+def _metrics(validations: Iterable[dict[str, float]]) -> list[Metric]:
+    """What was measured beside the loss."""
+    names = dict.fromkeys(name for found in validations for name in found if name != "loss")
+    return [named_metric(name) for name in names]
 
 
 def _growth(row: dict[str, Any]) -> str:
@@ -62,15 +69,14 @@ def cycle_line(cycle: Cycle) -> str:
 
 def cycles(result: CycleResult) -> RenderableType:
     """One row per cycle, and what is left."""
-    accuracy = any("top1" in cycle.validation for cycle in result.cycles)
-    top1 = ["top-1"] if accuracy else []
+    metrics = _metrics([cycle.validation for cycle in result.cycles])
+    titles = [metric.title for metric in metrics]
     added = ["added"] if any(cycle.grown for cycle in result.cycles) else []
-    table = plain("cycle", "nodes", "epochs", "loss", *top1, "pruned", *added, "s", right=0)
+    table = plain("cycle", "nodes", "epochs", "loss", *titles, "pruned", *added, "s", right=0)
     for cycle in result.cycles:
         cells = [str(cycle.cycle), "-".join(map(str, cycle.nodes.values())), str(cycle.epochs)]
         cells.append(f"{cycle.loss:.4g}")
-        if accuracy:
-            cells.append(f"{100 * cycle.validation['top1']:.2f} %")
+        cells += [metric.text(cycle.validation[metric.name]) for metric in metrics]
         cells += [str(cycle.pruned), *([str(cycle.grown)] if added else []), f"{cycle.seconds:.1f}"]
         table.add_row(*cells, style=None if cycle.accepted else "dim")
     left = ", ".join(f"{name}: {count}" for name, count in result.nodes.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def train(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     log: Path | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> tuple[Model, TrainResult]:
     """Train a copy of `model` and return it; of a quantized one, quantized on the same grids.
 
@@ -51,6 +52,7 @@ def train(
         resume: continue from `checkpoint` if it is there; the result is bit for bit that of a run that was
             never interrupted, on the same number of threads and processes.
         log: JSON lines, one per epoch.
+        notice: called with which loss is minimised, and why.
 
     Raises:
         UnsupportedError: the model is quantized with grids that are found while it runs.
@@ -76,6 +78,9 @@ def train(
             checkpoints.save(checkpoint, identity, run.snapshot())
 
     with private_randomness(run.device):
+        chosen = run.begin()
+        if notice is not None and run.group.main:
+            notice(chosen)
         saved = started = time.monotonic()
         before = run.state.seconds
         while not run.finished():

@@ -34,9 +34,9 @@ from nncompress.train.graph import (
 )
 from nncompress.train.growth.grow import Growing, Grown, Held
 from nncompress.train.growth.settings import GrowSettings
-from nncompress.train.loss.objective import Objective, Penalty, Task
+from nncompress.train.loss.objective import Objective, Penalty
 from nncompress.train.loss.teacher import Teacher
-from nncompress.train.loss.validation import validate
+from nncompress.train.loss.validation import HeldOut
 from nncompress.train.optimizer import carry_over, make_optimizer
 from nncompress.train.precision import Precision, device_of
 from nncompress.train.quantized import (
@@ -71,7 +71,7 @@ class Run:
         if settings.match and teacher is None:
             raise UsageError("train: --match needs a teacher", remedy="--teacher original.pt2")
         self.original, self.settings, self.progress = model, settings, progress
-        self.dataset, self.validation = dataset, validation
+        self.dataset, self.held_out = dataset, HeldOut(validation, settings)
         self.group, self.device = Group.current(), device_of(settings.device)
         self.precision = Precision(settings.precision, self.device)
         self.state = State()
@@ -131,7 +131,7 @@ class Run:
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.settings).items()},
             **checkpoints.data_identity("data", self.dataset),
-            **checkpoints.data_identity("validation", self.validation),
+            **checkpoints.data_identity("validation", self.held_out.dataset),
             "model": checkpoints.weights_digest(self.original),
             "teacher": self.teacher,
             "processes": self.group.size,
@@ -165,6 +165,21 @@ class Run:
         self.masks = {name: mask.to(self.model.tensor(name)) for name, mask in masks.items()}
         self._hold(gathers)
 
+    def begin(self) -> str:
+        """Which loss is minimised, and why. A few samples of both data are looked at: what does not fit is
+        told before an epoch is spent.
+
+        Raises:
+            DataError: labels do not fit the outputs.
+        """
+        held_out = self.held_out.dataset
+        if not self.objective.imitates_only:
+            self.objective.settle(self.evaluated, self.dataset, self.device)
+        elif held_out is not None and self.settings.metric is None:
+            self.objective.settle(self.evaluated, held_out, self.device)
+        self.held_out.check(self.evaluated, self.objective.task, self.device)
+        return self.objective.sentence()
+
     # -- a model that changes ----------------------------------------------------------------------------
 
     def _to_cpu(self) -> None:
@@ -183,7 +198,7 @@ class Run:
         holds = self.growing is not None and self.growing.holds(self.epoch)
         self.held = (self.held or Held(self.trained, gathers)) if holds else None
 
-    def _adapt(self, loss: float) -> dict[str, Any]:
+    def _adapt(self, loss: float, score: float) -> dict[str, Any]:
         """Between epochs: grow where the loss has stopped falling, train what is not frozen any more.
 
         Returns:
@@ -200,7 +215,7 @@ class Run:
             self.held = None
             self._rebuild(step.gathers)
             self.masks = widened_masks(self.masks, self.model, step.gathers)
-            self._keep_best(loss)  # as good as the last one was, with all its patience before it
+            self._keep_best(score)  # as good as the last one was, with all its patience before it
             sizes = {name: step.sizes[name] + units for name, units in step.added.items()}
             told = {"grown": sizes, "macs": cost(self.model).macs}
             return told if math.isnan(fit.share) else told | {"latency": round(fit.share, 3)}
@@ -288,37 +303,32 @@ class Run:
             "loss": state.loss_sum / state.records,
         }
         round_copies(self.model, self.copies)
-        if self.validation is not None:
+        if self.held_out.dataset is not None:
             self.group.share_buffers(self.model.graph_module)
-            task = self.objective.task or self._first_task(self.validation)
-            row["validation"] = validate(
-                self.evaluated, self.validation, task, self.batch_size, self.device, self.progress
-            )
-        loss = row["validation"]["loss"] if self.validation is not None else row["loss"]
+        metric_alone = self.objective.imitates_only and settings.metric is not None
+        task = None if metric_alone else self.objective.task
+        found = self.held_out.measured(self.evaluated, task, self.batch_size, self.device, self.progress)
+        if found:
+            row["validation"] = found
+        loss = found.get("loss", row["loss"])
         row["seconds"] = round(state.seconds, 3)
         state.rows.append(row)
-        if loss < state.best_loss * (1 - settings.min_improvement) or not math.isfinite(state.best_loss):
-            self._keep_best(loss)
+        score = self.held_out.score(row)
+        least = settings.min_improvement * abs(state.best_loss)
+        if score < state.best_loss - least or not math.isfinite(state.best_loss):
+            self._keep_best(score)
         else:
             state.waited += 1
         state.loss_sum, state.records = 0.0, 0
-        row |= self._adapt(loss)
+        row |= self._adapt(loss, score)
         return row
 
-    def _keep_best(self, loss: float) -> None:
+    def _keep_best(self, score: float) -> None:
         """The model as it is after the last epoch is the one to beat."""
         state = self.state
-        state.best_loss, state.best_epoch, state.waited = loss, self.epoch, 0
+        state.best_loss, state.best_epoch, state.waited = score, self.epoch, 0
         if self.settings.patience is not None:
             state.best_tensors = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
-
-    def _first_task(self, dataset: Dataset) -> Task:
-        """The task where only a teacher was imitated, or a finished run was resumed."""
-        for batch in dataset.batches(self.batch_size, limit=self.batch_size):
-            with torch.no_grad():
-                output = self.evaluated(*(x.to(self.device) for x in batch.inputs))[0]
-            return self.objective.task_for(output, batch)
-        raise DataError(f"{dataset.spec} has no samples")
 
     def result(self) -> tuple[Model, TrainResult]:
         """The trained model, in evaluation mode on the CPU, with the run in its history."""

@@ -28,6 +28,11 @@ class TrainSettings(Options):
     loss: Literal["auto", "cross-entropy", "mse", "rmse"] = option(
         "auto", help="auto: cross-entropy for classification, else mse"
     )
+    metric: str | None = option(
+        None,
+        metavar="NAME",
+        help="also measured on --val, decides --patience: f1, miou, map, FILE.py:NAME … (see eval)",
+    )
     label_smoothing: float = option(0.0, least=0, below=1, help="share of cross-entropy given to all classes")
 
     optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", help="sgd has momentum")

@@ -40,7 +40,7 @@ class State:
     loss_sum: float = 0.0
     records: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # or the metric that epochs are judged by, lower is better
     best_epoch: int = 0
     best_tensors: dict[str, Tensor] | None = None
     waited: int = 0

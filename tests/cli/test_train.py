@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
 
 import nncompress
+from nncompress import api
 from nncompress.analysis.cost import cost
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
@@ -256,3 +258,104 @@ def test_a_last_step_that_diverges_is_told_and_nothing_is_written(here, capsys):
     assert run([*train, "-o", "wrecked.pt2"]) == ExitCode.VERIFICATION
     assert "training diverged in its last steps" in capsys.readouterr().err
     assert not Path("wrecked.pt2").exists()
+
+
+def test_a_metric_is_measured_after_every_epoch_and_decides_which_is_kept(here, capsys):
+    """Against scikit-learn on the model that was kept; its rate is so high that epochs go up and down."""
+    data = ["--data", "data.npz", "--val", "data.npz?half=1", "--batch", "10", "--epochs", "6"]
+    command = ["train", "model.pt", *data, "--lr", "0.5", "--metric", "f1", "--patience", "6", "-o", "t.pt2"]
+    assert run(command) == ExitCode.OK
+    assert "F1" in capsys.readouterr().out.splitlines()[0]
+    rows = [json.loads(line)["validation"] for line in Path("t.pt2.jsonl").read_text().splitlines()]
+    best = max(row["f1"] for row in rows)
+    trained = nncompress.load("t.pt2")
+    assert trained.history[-1]["validation"]["f1"] == best
+    assert len({row["f1"] for row in rows}) > 1
+    held_out = api.dataset("data.npz?half=1", trained)
+    (batch,) = held_out.batches(90)
+    answers = trained.outputs_of(*batch.inputs)[0].argmax(1)
+    assert best == pytest.approx(f1_score(batch.labels, answers, average="macro"))
+
+
+def test_epochs_are_judged_by_the_metric_and_not_by_the_loss(here):
+    """A metric that falls while the loss falls too: the first epoch is the best one."""
+    Path("own.py").write_text(
+        "seen = []\n"
+        "def falling(output, batch):\n"
+        "    seen.append(0)\n"
+        "    return output.new_full((len(output),), -float(len(seen)))\n"
+    )
+    own = ["--metric", "own.py:falling", "--patience", "2", "--epochs", "9", "--lr", "0.05"]
+    assert run(["train", "model.pt", "--data", "data.npz", "--val", "data.npz", *own, "-o", "t.pt2"]) == 0
+    rows = [json.loads(line)["validation"] for line in Path("t.pt2.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert rows[2]["loss"] < rows[0]["loss"]
+    assert nncompress.load("t.pt2").history[-1]["validation"] == rows[0]
+
+
+def test_with_the_teacher_alone_the_held_out_data_needs_the_labels_of_its_metric_only(here):
+    """Labels that are no classes of this model: what is learnt are the teacher's answers."""
+    x = np.load("data.npz")["x"]
+    np.savez("targets.npz", x=x, y=x[:, :3])
+    teach = ["--teacher", "model.pt", "--teacher-weight", "1", "--data", "data.npz", "--epochs", "1"]
+    assert run(["train", "model.pt", *teach, "--val", "targets.npz", "--metric", "rmse", "-o", "t.pt2"]) == 0
+    (row,) = map(json.loads, Path("t.pt2.jsonl").read_text().splitlines())
+    assert set(row["validation"]) == {"rmse"}
+    answers = nncompress.load("t.pt2").outputs_of(torch.from_numpy(x))[0].detach().numpy()
+    assert row["validation"]["rmse"] == pytest.approx(np.sqrt(np.square(answers - x[:, :3]).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--metric", "f1"], ExitCode.USAGE, "add --val DATA"),
+        (["--metric", "f2", "--val", "data.npz"], ExitCode.USAGE, "unknown metric"),
+        (["--metric", "f1", "--val", "unlabelled.npz"], ExitCode.DATA, "--metric f1"),
+        (["--metric", "miou", "--val", "data.npz"], ExitCode.DATA, "--metric miou does not fit"),
+        (["--val", "other.npz"], ExitCode.DATA, "sample 0 has a label that the model has no output for"),
+    ],
+)
+def test_held_out_data_that_does_not_fit_is_told_before_an_epoch_is_spent(here, capsys, options, code, text):
+    x = np.zeros((4, 4), np.float32)
+    np.savez("unlabelled.npz", x=x)
+    np.savez("other.npz", x=x, y=np.full(4, 7))
+    assert run(["train", "model.pt", "--data", "data.npz", *options, "-o", "t.pt2"]) == code
+    assert text in capsys.readouterr().err
+    assert not Path("t.pt2.checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "options", "said"),
+    [
+        (
+            3,
+            "classes",
+            [],
+            "cross-entropy (labels are class numbers, and the output has 3 scores",
+        ),
+        (
+            1,
+            "classes",
+            [],
+            "squared error (labels are whole numbers, and the output is one number per",
+        ),
+        (3, "numbers", [], "the mean squared error (labels are numbers with a point"),
+        (4, "none", [], "the mean squared error (there are no labels, and the output is shaped as the input"),
+        (3, "numbers", ["--loss", "rmse"], "the root of the mean squared error (labels are numbers"),
+        (3, "classes", ["--task", "classification"], "cross-entropy (--task classification)"),
+        (
+            3,
+            "classes",
+            ["--teacher", "net.pt"],
+            "90% the distance to the teacher's answers, 10% cross-entropy",
+        ),
+        (3, "none", ["--teacher", "net.pt", "--teacher-weight", "1"], "answers; labels are not used"),
+    ],
+)
+def test_the_loss_that_was_chosen_is_said_with_its_reason(here, capsys, outputs, labels, options, said):
+    torch.save(nn.Sequential(nn.Linear(4, outputs)), "net.pt")
+    x = np.load("data.npz")["x"][:8]
+    y = {"classes": {"y": x[:, :3].argmax(1)}, "numbers": {"y": x[:, :3]}, "none": {}}[labels]
+    np.savez("some.npz", x=x, **y)
+    assert run(["train", "net.pt", "--data", "some.npz", "--epochs", "1", *options]) == ExitCode.OK
+    assert said in capsys.readouterr().err

@@ -88,5 +88,6 @@ def run(
             resume=resume,
             done=done,
             progress=bar,
+            notice=say,
         )
         job.finish(pruned, result, report.cycles(result), bar)

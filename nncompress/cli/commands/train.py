@@ -81,6 +81,7 @@ def run(
             resume=resume,
             log=epochs_file,
             progress=bar,
+            notice=say,
         )
         if group.main:
             job.finish(trained, result, epochs(result), bar, spent=checkpoint)

@@ -6,13 +6,14 @@ weighs its part by the share of records it has, and a root is taken of the sum o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.analysis.answer import PROBED
 from nncompress.analysis.labels import class_labels, target_like, task_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UnsupportedError
@@ -25,12 +26,17 @@ TAUGHT = "one class number per sample, or floats shaped as the output (--task re
 
 @dataclass(frozen=True)
 class Task:
-    """What the outputs are held against, and with which loss."""
+    """What the outputs are held against, and with which loss.
+
+    Attributes:
+        why: what made it this loss, as a user reads it.
+    """
 
     kind: str
     loss: str
     origin: str
     label_smoothing: float = 0.0
+    why: str = ""
 
     @classmethod
     def choose(cls, settings: TrainSettings, output: Tensor, batch: Batch, origin: str) -> Task:
@@ -39,7 +45,8 @@ class Task:
         Raises:
             DataError: the data has no labels for the task.
         """
-        kind = task_of(output, batch, origin) if settings.task == "auto" else settings.task
+        told = settings.task != "auto"
+        kind = settings.task if told else task_of(output, batch, origin)
         loss = settings.loss
         if loss == "auto":
             loss = "cross-entropy" if kind == "classification" else "mse"
@@ -52,7 +59,8 @@ class Task:
                 if kind == "classification"
                 else "--task classification, with one class number per sample",
             )
-        return cls(kind, loss, origin, settings.label_smoothing)
+        why = f"--task {kind}" if told else _reason(kind, output, batch)
+        return cls(kind, loss, origin, settings.label_smoothing, why)
 
     def target(self, output: Tensor, batch: Batch, first_record: int = 0) -> Tensor:
         """Classes [N], or targets shaped as `output`.
@@ -71,6 +79,22 @@ class Task:
         if self.loss == "cross-entropy":
             return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
         return F.mse_loss(output, target)
+
+
+def _reason(kind: str, output: Tensor, batch: Batch) -> str:
+    """What made this the task."""
+    if kind == "classification":
+        return f"labels are class numbers, and the output has {output.shape[1:].numel()} scores per sample"
+    if kind == "reconstruction":
+        labels = "there are no labels" if batch.labels is None else "labels are whole numbers"
+        return f"{labels}, and the output is shaped as the input, which it is to meet"
+    assert batch.labels is not None
+    if batch.labels.is_floating_point():
+        return "labels are numbers with a point, which the output is to meet"
+    return (
+        "labels are whole numbers, and the output is one number per sample, which is to meet them; "
+        "classes need a score each, two of them two"
+    )
 
 
 def root(mean: Tensor, share: float, group: Group) -> Tensor:
@@ -159,6 +183,38 @@ class Objective:
                 "that ends in them",
             )
         return total
+
+    @property
+    def imitates_only(self) -> bool:
+        """Whether labels have no share in the loss."""
+        return self.teacher is not None and self.settings.teacher_weight == 1
+
+    def sentence(self) -> str:
+        """Which loss is minimised, and why."""
+        share = 0.0 if self.teacher is None else self.settings.teacher_weight
+        if self.task is None or self.imitates_only:
+            return "the loss is the distance to the teacher's answers; labels are not used"
+        names = {"mse": "the mean squared error", "rmse": "the root of the mean squared error"}
+        own = f"{names.get(self.task.loss, self.task.loss)} ({self.task.why})"
+        if not share:
+            return f"the loss is {own}"
+        return f"the loss is {share:.0%} the distance to the teacher's answers, {1 - share:.0%} {own}"
+
+    def settle(
+        self, predict: Callable[..., tuple[Tensor, ...]], dataset: Dataset, device: torch.device
+    ) -> None:
+        """Choose the task by the first samples.
+
+        Raises:
+            DataError: there are none, or they have no labels for it.
+        """
+        probed = dataset.fixed_batch or PROBED
+        for batch in dataset.batches(probed, limit=probed):
+            with torch.no_grad():
+                output = predict(*(x.to(device) for x in batch.inputs))[0].float()
+            self.task_for(output, batch)
+            return
+        raise DataError(f"{dataset.spec} has no samples")
 
     def task_for(self, output: Tensor, batch: Batch) -> Task:
         """The task; "auto" is resolved by the first batch."""
