@@ -84,11 +84,12 @@ def data_files(
 
 _SETTINGS = {
     "schema": 1, "kind": "search", "directory": ".", "data": "data.npz", "fit": "data.npz?half=1",
-    "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs", "target": None},
+    "normalize": None, "limit": 9, "seed": 0,
+    "bounds": {"drop": 0.1, "goal": "macs", "target": None, "metric": "top1"},
 }  # fmt: skip
 _TRIAL = {
     "recipe": [{"name": "prune", "std": 0.5}, {"name": "prune-nodes", "ratios": ["a=0.5"]}], "worker": "a:1",
-    "macs": 0.5, "size": 100, "only_original": 1, "only_changed": 2, "records": 9, "seconds": 1.5,
+    "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2, "records": 9, "seconds": 1.5,
     "latency": {"ab12": {"share": 0.5, "low": 0.4, "high": 0.6, "seconds": 1e-4}},
 }  # fmt: skip
 _STATE = {

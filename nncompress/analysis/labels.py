@@ -9,8 +9,8 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 
 MEASURES = (
-    "eval, bench, train --val and quantize --max-drop take another --metric: rmse (numbers), miou (pixels), "
-    "map (boxes), perplexity or wer (sequences), FILE.py:NAME"
+    "eval, bench, optimize, train --val and quantize --max-drop take another --metric: rmse (numbers), miou "
+    "(pixels), map (boxes), perplexity or wer (sequences), FILE.py:NAME"
 )
 
 

@@ -12,7 +12,8 @@ from nncompress.report.tables import Name, plain
 from nncompress.report.units import size
 
 if TYPE_CHECKING:
-    from nncompress.search.optimize import Promise
+    from nncompress.analysis.metrics.base import Metric
+    from nncompress.search.promise import Promise
     from nncompress.search.sensitivity import Effect, Sensitivity
 
 DONE = {
@@ -39,7 +40,7 @@ def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
             if effect.error is None:
                 table.add_row(Name(effect.where), effect.said, "", "", "", style="dim")
                 continue
-            numbers = (f"{effect.error:.2%}", _change(effect.macs), _change(effect.bytes))
+            numbers = (f"{effect.error:.2%}", _saved(effect.macs), _saved(effect.bytes))
             table.add_row(Name(effect.where), what, *numbers)
         lines += [line(method, style="bold"), table, line(_worst(shown)), Text()]
     known = f", {result.known} known from before" if result.known else ""
@@ -52,7 +53,7 @@ def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
     return Group(*lines)
 
 
-def _change(saved: float) -> str:
+def _saved(saved: float) -> str:
     return f"{-saved:+.1%}" if saved else "0"
 
 
@@ -70,16 +71,22 @@ def _worst(effects: list[Effect]) -> str:
     return f"{text}; to leave it as it is: {worst.remedy}"
 
 
-def trial(row: dict[str, Any], number: int) -> str:
+def trial(row: dict[str, Any], number: int, metric: Metric) -> str:
     """One line about a trial."""
     recipe = " → ".join(_short(entry) for entry in row["recipe"])
     if "failed" in row:
         return f"{number}: {recipe}: {row['failed']}"
-    lost = 100 * (row["only_original"] - row["only_changed"]) / row["records"]
-    text = f"{number}: {recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}, {lost:+.2f} points lost"
+    text = f"{number}: {recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}"
+    text += f", {_change(row['lost'], metric)}"
     for measured in row.get("latency", {}).values():
         text += f", {1 / measured['share']:.2f}x as fast"
     return text
+
+
+def _change(loss: float, metric: Metric) -> str:
+    """By how much the metric rose or fell."""
+    rose = (loss < 0) == metric.higher_is_better and loss != 0
+    return f"{metric.title} {'+' if rose else '-'}{metric.unit(abs(loss))}"
 
 
 def _short(entry: dict[str, Any]) -> str:
@@ -90,17 +97,19 @@ def _short(entry: dict[str, Any]) -> str:
     return f"{entry['name']} ({text})" if text else str(entry["name"])
 
 
-def promise(made: Promise) -> str:
+def promise(made: Promise, metric: Metric) -> str:
     """The promise, or why it cannot be made."""
     at_most = (
-        f"{100 * made.drop:+.2f} points of top-1 lost on {made.records} samples that the search has not seen,"
-        f" at most {100 * made.high:.2f} with {made.confidence:.0%} confidence"
+        f"{_change(made.drop, metric)} ({metric.text(made.original)} -> {metric.text(made.changed)}) on "
+        f"{made.records} samples that the search has not seen; at most {metric.unit(made.high)} are lost "
+        f"with {made.confidence:.0%} confidence ({made.interval})"
     )
     if made.looks > 1:
         at_most += f" (search {made.looks} of this folder on these samples: the confidence makes up for that)"
     if made.bound is None:
         return at_most
+    asked = f"asked for: at most {metric.unit(made.bound)}"
     if made.kept:
-        return f"kept: {at_most}; asked for: at most {100 * made.bound:g}"
+        return f"kept: {at_most}; {asked}"
     needed = f"about {made.needed} such samples would do" if made.needed else "no number of samples would do"
-    return f"not promised: {at_most}; asked for: at most {100 * made.bound:g}; {needed}"
+    return f"not promised: {at_most}; {asked}; {needed}"

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import Any
 
 from nncompress.analysis.answer import known_answer
+from nncompress.analysis.metrics.base import Scores
 from nncompress.data import Dataset
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.bounded_text import Unreadable, read_json
@@ -30,49 +29,22 @@ from nncompress.ir import Model
 from nncompress.loading.json_schema import Check, Rejected, listed, plain, record, table_with
 from nncompress.passes import Context
 from nncompress.recipe import make_pass
-from nncompress.results import Result
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
 from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
-from nncompress.search.promise import CONFIDENCE, largest_drop, records_needed, smallest_drop
+from nncompress.search.loss import lost
+from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
 from nncompress.search.sensitivity import RECORD, Effect, probes, sensitivity
-from nncompress.search.trial import Bounds, Judge, drop, hits, upper
+from nncompress.search.trial import Bounds, Judge, upper
 from nncompress.version import __version__
-
-
-@dataclass(frozen=True)
-class Promise(Result):
-    """What is said of top-1, from samples that nothing was chosen by.
-
-    Attributes:
-        drop: measured, 0 … 1; low, high: each a one-sided bound with `confidence`.
-        bound: what was asked for; None: nothing was.
-        kept: high is not above the bound.
-        needed: how many such samples it would take; None where no number would do.
-        looks: how many searches of this folder were held against these samples, this one included.
-    """
-
-    kind: ClassVar[str] = "promise"
-
-    records: int
-    only_original: int
-    only_changed: int
-    drop: float
-    low: float
-    high: float
-    confidence: float
-    bound: float | None
-    kept: bool
-    needed: int | None
-    looks: int
 
 
 class Search:
     """One worker's view of a search.
 
     Args:
-        selection: labelled samples to choose by.
+        selection: samples to choose by.
         context: data to fit to, seed, limit.
 
     Raises:
@@ -105,7 +77,7 @@ class Search:
             )
         self.judge = Judge(original, selection, context, bounds)
         self.effects: tuple[Effect, ...] = ()
-        self._unseen: Tensor | None = None  # what the original has right of the unseen samples
+        self._unseen: Scores | None = None  # of the original on the unseen samples
 
     def run(self, most: int, until: float, told: Callable[[dict[str, Any]], None]) -> None:
         """Try recipes until so many trials are there, the time is over, or nothing is left to try.
@@ -213,23 +185,25 @@ class Search:
         """One result against samples that nothing was chosen by, its confidence made up for `looks`."""
         # so that the errors of all later looks together are no more than half of the first one's
         confidence = CONFIDENCE if looks == 1 else 1 - (1 - CONFIDENCE) / 2**looks
-        output = known_answer(self.original)
+        output, measure = known_answer(self.original), self.judge.measure
         if self._unseen is None:
-            self._unseen = hits(open_artifact(self.original).run, unseen, output)
-        before, after = self._unseen, hits(open_artifact(artifact).run, unseen, output)
-        counts = int((before & ~after).sum()), int((after & ~before).sum()), len(before)
-        bound, high = self.bounds.drop, largest_drop(*counts, confidence)
+            self._unseen = measure.scores(open_artifact(self.original).run, unseen, output)
+        after = measure.scores(open_artifact(artifact).run, unseen, output)
+        loss = lost(self._unseen, after)
+        bound, high = self.bounds.drop, loss.at_most(confidence)
         return Promise(
-            records=counts[2],
-            only_original=counts[0],
-            only_changed=counts[1],
-            drop=(counts[0] - counts[1]) / counts[2],
-            low=smallest_drop(*counts, confidence),
+            metric=measure.name,
+            records=loss.records,
+            original=self._unseen.value,
+            changed=after.value,
+            drop=loss.value,
+            low=loss.at_least(confidence),
             high=high,
+            interval=loss.how,
             confidence=confidence,
             bound=bound,
             kept=bound is None or high <= bound,
-            needed=None if bound is None else records_needed(*counts, bound),
+            needed=None if bound is None else loss.needed(bound, confidence),
             looks=looks,
         )
 
@@ -246,13 +220,12 @@ class Search:
                 got=f"{min(row['size'] for row in rows)} bytes at the least",
                 remedy="more --trials, or a larger bound",
             )
-        counts = closest["only_original"], closest["only_changed"], closest["records"]
-        needed = records_needed(*counts, asked)
+        needed, metric = closest.get("needed"), self.judge.measure.metric
         more = f"about {2 * needed} samples in --data would do" if needed else "no number of samples would do"
         return PromiseError(
-            f"optimize: of no recipe tried can it be said that it loses at most {100 * asked:g} points",
-            got=f"the closest loses {100 * drop(closest):.2f} points on {counts[2]} samples, at most "
-            f"{100 * upper(closest):.2f} with 95 % confidence; {more}",
+            f"optimize: of no recipe tried can it be said that it loses at most {metric.unit(asked)}",
+            got=f"the closest loses {metric.unit(closest['lost'])} on {closest['records']} samples, at most "
+            f"{metric.unit(upper(closest))} with 95 % confidence; {more}",
             remedy="more samples in --data, more --trials, or a larger --max-drop",
         )
 

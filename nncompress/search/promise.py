@@ -1,13 +1,48 @@
-"""How much top-1 is lost at most, with what confidence, and how many samples it takes to say so."""
+"""The promise; and how much of a share of right answers is lost at most, with what confidence."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import ClassVar
+
+from nncompress.results import Result
 
 CONFIDENCE = 0.95  # one-sided
-MOST_RECORDS = 10**9
 _STEPS = 60  # of bisection: beyond the precision of a float
+
+
+@dataclass(frozen=True)
+class Promise(Result):
+    """What is said of a metric, from samples that nothing was chosen by.
+
+    Attributes:
+        metric: its name.
+        original, changed: its values, shares as 0 … 1.
+        drop: what is lost, below 0 where it is won; low, high: each a one-sided bound with `confidence`.
+        interval: what the bounds are, in words.
+        bound: what was asked for; None: nothing was.
+        kept: high is not above the bound.
+        needed: how many such samples it would take; None where no number would do.
+        looks: how many searches of this folder were held against these samples, this one included.
+    """
+
+    kind: ClassVar[str] = "promise"
+
+    metric: str
+    records: int
+    original: float
+    changed: float
+    drop: float
+    low: float
+    high: float
+    interval: str
+    confidence: float
+    bound: float | None
+    kept: bool
+    needed: int | None
+    looks: int
 
 
 def largest_drop(
@@ -37,29 +72,6 @@ def smallest_drop(
 ) -> float:
     """The lower end, one-sided."""
     return -largest_drop(only_changed, only_original, records, confidence)
-
-
-def records_needed(only_original: int, only_changed: int, records: int, bound: float) -> int | None:
-    """How many samples it would take to promise `bound`, were the two models as unlike as they were on these.
-
-    Returns: None where no number would do: the drop itself is not below the bound.
-    """
-    rates = only_original / records, only_changed / records
-    if rates[0] - rates[1] >= bound:
-        return None
-
-    def enough(count: int) -> bool:
-        return largest_drop(rates[0] * count, rates[1] * count, count) <= bound
-
-    low, high = 1, 1
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > MOST_RECORDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def _score(drop: float, only_original: float, only_changed: float, records: float) -> float:

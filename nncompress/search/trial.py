@@ -1,29 +1,27 @@
 """One trial: a recipe carried out, and as much evidence about it as it deserves.
 
-Accuracy on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
+The metric on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
 the original, only of those that hold the bound.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from nncompress import pipeline
-from nncompress.analysis.answer import Answers, Predict, known_answer
+from nncompress.analysis.answer import Predict, known_answer
 from nncompress.analysis.cost import cost
-from nncompress.analysis.labels import chosen_classes, class_labels
+from nncompress.analysis.metrics.base import Scores
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
-from nncompress.errors import DataError, NNCompressError, UsageError
+from nncompress.errors import NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.loading import json_schema
 from nncompress.loading.json_schema import (
@@ -40,7 +38,8 @@ from nncompress.passes import Context
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
-from nncompress.search.promise import largest_drop, smallest_drop
+from nncompress.search.loss import lost
+from nncompress.search.measure import Measure
 from nncompress.search.records import key_of
 
 FIRST = 4  # of so many samples, one is looked at first
@@ -55,9 +54,9 @@ def record(value: Any) -> dict[str, Any]:
         Rejected: it is something else.
     """
     row = {key: found for key, found in _RECORD(value).items() if found is not None}
-    measured = {"macs", "size", "only_original", "only_changed", "records"} <= set(row)
-    if measured and row["only_original"] + row["only_changed"] > row["records"]:
-        raise Rejected("more samples changed than there are")
+    measured = {"macs", "size", "lost", "records"} <= set(row)
+    if measured and row["lost"] > row.get("at_most", math.inf):
+        raise Rejected("more was lost than is said at most")
     if not measured and "failed" not in row:
         raise Rejected("neither measured nor refused")
     return row
@@ -87,8 +86,9 @@ _RECORD = json_schema.record(
     worker=plain(str),
     macs=optional(finite),
     size=optional(_positive),
-    only_original=_counted(0),
-    only_changed=_counted(0),
+    lost=optional(finite),
+    at_most=optional(finite),
+    needed=_counted(1),
     records=_counted(1),
     latency=optional(
         mapped(plain(str), json_schema.record(share=_positive, low=finite, high=finite, seconds=_positive))
@@ -103,11 +103,12 @@ class Bounds:
     """What a result has to hold.
 
     Attributes:
-        drop: of top-1, 0 … 1; None where the drop is what is minimised.
+        drop: of the metric, a share as 0 … 1; None where it is what is minimised.
         size: bytes of weights.
         latency: seconds per sample, in the target with one thread.
         goal: what is minimised under these: "latency", "macs" or "size".
         target: where latencies are measured (`nncompress.targets`); None where none is.
+        metric: see `Measure`.
     """
 
     drop: float | None
@@ -115,6 +116,7 @@ class Bounds:
     latency: float | None
     goal: str
     target: str | None = None
+    metric: str = "top1"
 
     @property
     def timed(self) -> bool:
@@ -122,27 +124,11 @@ class Bounds:
         return self.latency is not None or (self.drop is not None and self.goal == "latency")
 
 
-def hits(predict: Predict, data: Dataset, output: int | None, limit: int | None = None) -> Tensor:
-    """Which samples have their label as answer, bool [N].
-
-    Raises:
-        DataError: there are none, or their labels do not fit.
-    """
-    answers, found, seen = Answers(predict, data, "classification", output), [], 0
-    for batch in data.batches(64, limit):
-        result = answers.of(batch, seen)
-        found.append(chosen_classes(result) == class_labels(result, batch.labels, data.spec, seen))
-        seen += len(batch)
-    if not found:
-        raise DataError(f"{data.spec} gave no samples")
-    return torch.cat(found)
-
-
 class Judge:
     """Tries recipes on one original.
 
     Args:
-        selection: labelled samples to choose by. Passes fit to them too, unless `context` has other data.
+        selection: samples to choose by. Passes fit to them too, unless `context` has other data.
     """
 
     def __init__(self, original: Model, selection: Dataset, context: Context, bounds: Bounds) -> None:
@@ -150,8 +136,9 @@ class Judge:
         self._selection, self._context = selection, context
         count = selection.planned_records() or len(selection)
         self._limits = (max(count // FIRST, 1), None)
+        self.measure = Measure(original, bounds.metric)
         predict = open_artifact(original).run
-        self._right = [hits(predict, selection, known_answer(original), limit) for limit in self._limits]
+        self._original = [self._scores(predict, known_answer(original), limit) for limit in self._limits]
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
         self.machine = key_of(machine())  # latencies are compared within one
@@ -183,19 +170,20 @@ class Judge:
 
     def _accuracy(self, model: Model) -> dict[str, Any]:
         predict, output = open_artifact(model).run, known_answer(model)
-        counts: dict[str, int] = {}
-        for limit, right in zip(self._limits, self._right):
-            now = hits(predict, self._selection, output, limit)
-            counts = {
-                "only_original": int((right & ~now).sum()),
-                "only_changed": int((now & ~right).sum()),
-                "records": len(right),
-            }
-            bound = self.bounds.drop
-            surely = smallest_drop(counts["only_original"], counts["only_changed"], counts["records"], SURE)
-            if bound is not None and surely > bound:
+        bound, row = self.bounds.drop, {}
+        for limit, before in zip(self._limits, self._original):
+            loss = lost(before, self._scores(predict, output, limit))
+            row = {"lost": loss.value, "records": loss.records}
+            if math.isfinite(loss.at_most()):
+                row["at_most"] = loss.at_most()
+            if bound is not None and (needed := loss.needed(bound)) is not None:
+                row["needed"] = needed
+            if bound is not None and loss.at_least(SURE) > bound:
                 break
-        return counts
+        return row
+
+    def _scores(self, predict: Predict, output: int | None, limit: int | None) -> Scores:
+        return self.measure.scores(predict, self._selection, output, limit)
 
     def latency(self, model: Model) -> dict[str, float]:
         """Of the model, in turns with the original.
@@ -216,8 +204,8 @@ class Judge:
         }
 
     def holds(self, row: dict[str, Any]) -> bool:
-        """By the samples to choose by, with the confidence that the promise is to have: the bound on top-1.
-        Where there is none, the bounds on size and latency."""
+        """By the samples to choose by, with the confidence that the promise is to have: the bound on the
+        metric. Where there is none, the bounds on size and latency."""
         if "records" not in row:
             return False
         if self.bounds.drop is None:
@@ -234,7 +222,7 @@ class Judge:
     def goal(self, row: dict[str, Any]) -> float:
         """What is minimised."""
         if self.bounds.drop is None:
-            return drop(row)
+            return row["lost"]
         if self.bounds.goal == "latency":
             here = row.get("latency", {}).get(self.machine)
             return float("inf") if here is None else here["share"]
@@ -245,10 +233,6 @@ class Judge:
             self._latency.close()
 
 
-def drop(row: dict[str, Any]) -> float:
-    return (row["only_original"] - row["only_changed"]) / row["records"]
-
-
 def upper(row: dict[str, Any]) -> float:
-    """The one-sided 95 % bound of the drop."""
-    return largest_drop(row["only_original"], row["only_changed"], row["records"])
+    """The one-sided 95 % bound of what is lost; infinite where there is none."""
+    return row.get("at_most", math.inf)

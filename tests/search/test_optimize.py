@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import nncompress
+from nncompress.api import dataset
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError, VerificationError
+from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.recipe import read_recipe, recipe_text
 from nncompress.search import trial
@@ -135,16 +137,14 @@ def test_the_smallest_drop_within_a_size(here, capsys):
     assert found["best"]["size"] <= limit
     fitting = [r for r in found["trials"].values() if "records" in r and r["size"] <= limit]
     assert len(fitting) > 1
-    assert found["best"]["only_original"] - found["best"]["only_changed"] == min(
-        r["only_original"] - r["only_changed"] for r in fitting
-    )
+    assert found["best"]["lost"] == min(r["lost"] for r in fitting)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "nothing is asked for"),
-        (["--max-drop", "1"], "needs labelled data"),
+        (["--max-drop", "1"], "needs data"),
         (["--max-size", "small"], "no size"),
         (["--join", "missing"], "leave it out"),
     ],
@@ -166,11 +166,11 @@ def test_a_folder_of_another_search_is_refused(here, capsys):
 
 SETTINGS = {
     "schema": 1, "kind": "search", "directory": ".", "data": "val.npz", "fit": "val.npz?half=1",
-    "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs"},
+    "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs", "metric": "top1"},
 }  # fmt: skip
 TRIAL = {
-    "recipe": [{"name": "prune"}], "worker": "here:1", "macs": 0.5, "size": 100, "only_original": 1,
-    "only_changed": 2, "records": 9, "seconds": 1.5,
+    "recipe": [{"name": "prune"}], "worker": "here:1", "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2,
+    "records": 9, "seconds": 1.5,
 }  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_looks_at_the_samples_of_the_promise_are_not_forgotten_in_silence(text, 
     [
         {"recipe": {}},
         {"records": 0},
-        {"records": 2},
+        {"at_most": -0.2},
         {"size": "9"},
         {"macs": None},
         {"latency": {"here": {}}},
@@ -273,3 +273,47 @@ def test_an_interrupt_before_the_first_trial_is_an_interrupt(here, capsys, monke
     assert (code, out) == (ExitCode.INTERRUPTED, "")
     assert "best so far" not in err
     assert not (here / "small.pt2").exists()
+
+
+def test_a_search_has_code_for_its_metric_only_where_that_is_said_again(here, capsys):
+    bounds = {**SETTINGS["bounds"], "metric": "own.py:score"}
+    (here / "own.py").write_text("open('ran', 'w')\ndef score(output, batch): return output[:, 0]\n")
+    (here / "search.json").write_text(json.dumps({**SETTINGS, "bounds": bounds}))
+    code, _, err = answer(capsys, "optimize", "--join", ".")
+    assert (code, (here / "ran").exists()) == (ExitCode.USAGE, False)
+    assert "--metric 'own.py:score'" in err
+    code, _, err = answer(capsys, "optimize", "--join", ".", "--metric", "rmse")
+    assert (code, "from the folder" in err) == (ExitCode.USAGE, True)
+
+
+def test_without_labels_the_original_is_what_results_are_held_against(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = nn.Linear(16, 12)
+    with torch.no_grad():  # nearly of rank 2
+        net.weight.copy_(torch.randn(12, 2) @ torch.randn(2, 16) + 0.02 * torch.randn(12, 16))
+    x = torch.randn(400, 16)
+    nncompress.save(Model.from_module(net, (x[:2],)), "m.pt2")
+    np.savez("x.npz", x=x.numpy())
+    code, out, err = answer(
+        capsys, "optimize", "m.pt2", "--data", "x.npz", "--max-drop", "12", "--goal", "macs", "--trials", "1",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "measured by agreement" in err
+    assert "x.npz has no labels" in err
+    made = json.loads(out)["promise"]
+    assert (made["metric"], made["kept"], made["records"]) == ("agreement", True, 200)
+    (batch,) = dataset("x.npz?half=2", load_model("m.pt2"), None).batches(200)
+    before, after = (load_model(name).outputs_of(*batch.inputs)[0] for name in ("m.pt2", "m.optimize.pt2"))
+    assert made["drop"] == pytest.approx(float((before.argmax(1) != after.argmax(1)).double().mean()))
+    assert made["drop"] < made["high"] <= 0.12
+
+
+def test_more_points_than_there_are_and_metrics_that_do_not_fit(here, capsys):
+    code, _, err = answer(capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "101")
+    assert (code, "0 to 100" in err) == (ExitCode.USAGE, True)
+    common = ["optimize", "m.pt2", "--data", "val.npz", "--max-drop", "1", "--metric"]
+    assert answer(capsys, *common, "miou")[0] == ExitCode.DATA
+    assert answer(capsys, *common, "nothing")[0] == ExitCode.USAGE
+    assert not (here / "m.optimize").exists()

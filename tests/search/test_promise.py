@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from nncompress.search.promise import largest_drop, records_needed, smallest_drop
+from nncompress.search.loss import shares
+from nncompress.search.promise import largest_drop, smallest_drop
 
 
 def test_where_the_models_answer_alike_it_is_the_score_bound_of_a_share():
@@ -49,9 +50,9 @@ def test_both_ends_mirror_each_other():
 
 
 def test_how_many_samples_it_takes():
-    assert records_needed(0, 0, 50, 0.005) == 539  # z² (1 / 0.005 - 1) = 538.4
-    needed = records_needed(12, 8, 1000, 0.01)
+    assert shares(0, 0, 50).needed(0.005) == 539  # z² (1 / 0.005 - 1) = 538.4
+    needed = shares(12, 8, 1000).needed(0.01)
     assert needed is not None
     assert largest_drop(0.012 * needed, 0.008 * needed, needed) <= 0.01
     assert largest_drop(0.012 * (needed - 1), 0.008 * (needed - 1), needed - 1) > 0.01
-    assert records_needed(12, 2, 1000, 0.01) is None  # the drop itself is as large
+    assert shares(12, 2, 1000).needed(0.01) is None  # the drop itself is as large

@@ -91,6 +91,10 @@ class Metric(ABC):
         """`value` as users read it."""
         return f"{100 * value:.2f} %" if self.share else f"{value:.4g}"
 
+    def unit(self, difference: float) -> str:
+        """A difference of two values as users read it, in the unit that `--max-drop` is given in."""
+        return f"{100 * difference:.2f} points" if self.share else f"{difference:.4g}"
+
     def lost(self, before: float, after: float) -> float:
         """How much worse `after` is, in the unit that users read; negative where it is better."""
         change = self.shown(before) - self.shown(after)

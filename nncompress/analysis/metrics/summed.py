@@ -104,7 +104,7 @@ class SummedScores:
         return float(self._summed.value(self.rows.sum(0)))
 
     def interval(self) -> Estimate:
-        if self._per_sample:
+        if self.per_sample:
             scores = self.rows[:, 0]
             if _is_share(scores):
                 return share_interval(int(scores.sum()), len(scores))
@@ -117,7 +117,7 @@ class SummedScores:
         mine, its = self.rows, other.rows
         width = max(mine.shape[1], its.shape[1])
         mine, its = (np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (mine, its))
-        if self._per_sample and other._per_sample:
+        if self.per_sample and other.per_sample:
             after, before = mine[:, 0], its[:, 0]
             if _is_share(after) and _is_share(before):
                 return paired_difference(int((before > after).sum()), int((after > before).sum()), len(after))
@@ -127,8 +127,12 @@ class SummedScores:
             lambda sums: value(sums[..., :width]) - value(sums[..., width:]), np.hstack([mine, its])
         )
 
+    def of(self, sums: np.ndarray) -> np.ndarray:
+        """The metric of sums [..., K], [...]."""
+        return self._summed.value(sums)
+
     @property
-    def _per_sample(self) -> bool:
+    def per_sample(self) -> bool:
         """One score per sample, all of weight 1: its mean has a t interval."""
         return type(self._summed).value is MeanMetric.value and bool((self.rows[:, 1] == 1).all())
 

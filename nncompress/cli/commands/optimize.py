@@ -15,12 +15,12 @@ from nncompress.cli.output_format import check_output
 from nncompress.cli.quantities import bytes_, seconds
 from nncompress.errors import UsageError
 
-_HELP = """Find the pipeline that makes the model fastest (or smallest) and loses at most --max-drop points.
+_HELP = """Find the pipeline that makes the model fastest (or smallest) and loses at most --max-drop.
 
 prune-nodes, factorize and quantize, alone, together and with strengths per layer, measured on one half of
---data. What is promised of the result is measured on the other half, which the search has not seen: top-1
-drops by at most --max-drop points with 95 % confidence. Where the samples are too few to say so, the exit
-code is 13, and it is said how many it would take.
+--data. What is promised of the result is measured on the other half, which the search has not seen: the
+metric loses at most --max-drop with 95 % confidence. Where the samples are too few to say so, the exit code
+is 13, and it is said how many it would take. Without labels it is how often the original answers alike.
 
 Ctrl-C or --time end the search with the best so far; the same command goes on. Any number of workers help:
 nncompress optimize --join FOLDER.
@@ -30,7 +30,19 @@ Example:  nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --time 20m
 
 _Drop = Annotated[
     float | None,
-    typer.Option(min=0, max=100, metavar="POINTS", help="top-1 to lose at most, with 95 % confidence"),
+    typer.Option(
+        min=0,
+        metavar="POINTS",
+        help="of the metric to lose at most, with 95 % confidence: points of a share, else its own unit",
+    ),
+]
+_Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="as in eval; or agreement (the original's answers) or error (of the outputs): they need no "
+        "labels [default: the labels': top1, rmse]",
+    ),
 ]
 _Latency = Annotated[
     str | None,
@@ -62,6 +74,7 @@ def register(app: typer.Typer) -> None:
 def optimize(
     model: options.ModelArgument = None,
     max_drop: _Drop = None,
+    metric: _Metric = None,
     max_latency: _Latency = None,
     max_size: _Size = None,
     goal: _Goal = "latency",
@@ -81,23 +94,21 @@ def optimize(
     if join is not None:
         with starting():
             from nncompress.cli.work import optimize as work
-        work.join(Path(join), model, loading["data"], trials, until)
+        work.join(Path(join), model, loading["data"], metric, trials, until)
         return
-    drop = None if max_drop is None else max_drop / 100
     asked: dict[str, Any] = {
-        "drop": drop,
         "size": None if max_size is None else bytes_(max_size, "--max-size"),
         "latency": None if max_latency is None else seconds(max_latency, "--max-latency"),
         "goal": goal,
     }
-    if drop is None and asked["size"] is None and asked["latency"] is None:
+    if max_drop is None and asked["size"] is None and asked["latency"] is None:
         raise UsageError(
             "optimize: nothing is asked for", remedy="--max-drop 0.5, --max-size or --max-latency"
         )
-    clock_in = asked["latency"] is not None or (drop is not None and goal == "latency")
+    clock_in = asked["latency"] is not None or (max_drop is not None and goal == "latency")
     data = loading["data"]
     if data is None:
-        raise UsageError("optimize needs labelled data", remedy="add --data FILE.npz (or a folder of images)")
+        raise UsageError("optimize needs data", remedy="add --data FILE.npz (or a folder of images)")
     check_output(output, target)
     opened = model_files.open_model(model, **loading)
     from nncompress.cli.work import optimize as work
@@ -105,6 +116,8 @@ def optimize(
     work.find(
         opened,
         asked,
+        metric=metric,
+        max_drop=max_drop,
         clock_in=clock_in,
         fit=fit,
         trials=trials,

@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from nncompress import api, export
-from nncompress.analysis.answer import PROBED, Answers
-from nncompress.analysis.labels import class_labels
+from nncompress.analysis.answer import settle_answer
+from nncompress.analysis.metrics.base import Metric
 from nncompress.bench.latency.target import clocked
 from nncompress.cli import model_files
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
-from nncompress.data import Dataset
 from nncompress.data.spec import is_code
-from nncompress.errors import DataError, PromiseError, UsageError
+from nncompress.errors import PromiseError, UsageError
 from nncompress.files.atomic import replacing
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
-from nncompress.ir import Model
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
 from nncompress.recipe import write_recipe
 from nncompress.report import search as report
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
+from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search, read, recipe_of
 from nncompress.targets import TARGETS
 
@@ -36,6 +35,8 @@ def find(
     opened: model_files.Opened,
     asked: dict[str, Any],
     *,
+    metric: str | None,
+    max_drop: float | None,
     clock_in: bool,
     fit: str | None,
     trials: int,
@@ -51,7 +52,8 @@ def find(
     """Search, write the best and say what is promised of it.
 
     Args:
-        asked: the bounds and the goal.
+        asked: the other bounds and the goal.
+        max_drop: in the unit of `metric` that users read.
         clock_in: latencies are measured.
         until: of the clock, when no further trial begins.
 
@@ -63,7 +65,15 @@ def find(
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
     recipe_file = result.with_suffix(".toml")
     model_files.output_for(str(recipe_file), recipe_file, reads)
-    _check_labels(opened.model, api.dataset(data, opened.model, loading["normalize"], say))
+    whole = api.dataset(data, opened.model, loading["normalize"], say)
+    if whole.has_labels:
+        settle_answer(opened.model, whole)
+    asked["metric"] = settled(opened.model, whole, metric)
+    measure = Measure(opened.model, asked["metric"])
+    if metric is None and asked["metric"] != "top1":
+        why = "the labels ask for it" if whole.has_labels else f"{data} has no labels"
+        say(f"measured by {asked['metric']} ({measure.metric.title}): {why}; --metric names another")
+    asked["drop"] = _drop(max_drop, measure.metric)
     if clock_in:
         where = clocked(target)
         asked["target"] = where.name
@@ -85,6 +95,7 @@ def find(
         export.write(opened.model, kept / "original.pt2")
         write_json(kept / "search.json", settings)
     help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
+    help_it += f" --metric '{metric}'" if metric and ":" in metric else ""
     say(f"workers that help:  {help_it}")
     say("as a SLURM array:   #SBATCH --array=1-8")
     say(f"                    srun {help_it}")
@@ -132,13 +143,16 @@ def find(
             }
         )
     else:
-        show(f"best of {count} trials{' so far' if stopped else ''}: {report.trial(row, count)}")
+        found = report.trial(row, count, measure.metric)
+        show(f"best of {count} trials{' so far' if stopped else ''}: {found}")
         show(written(file))
         show(f"wrote {recipe_file}: {command}")
         if said.kept:
-            show(report.promise(said))
+            show(report.promise(said, measure.metric))
     if not said.kept:
-        raise PromiseError(f"optimize: {report.promise(said)}", remedy="more samples, or a larger --max-drop")
+        raise PromiseError(
+            f"optimize: {report.promise(said, measure.metric)}", remedy="more samples, or a larger --max-drop"
+        )
 
 
 def _half(data: str, number: int) -> str:
@@ -155,33 +169,24 @@ def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
     return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
 
 
-def _check_labels(model: Model, records: Dataset) -> None:
-    """Refuse labels that no promise could be made of, before anything is written.
+def _drop(given: float | None, metric: Metric) -> float | None:
+    """`--max-drop` in the metric's own unit: a share is 0 … 1.
 
     Raises:
-        DataError: there are none, or they are no class numbers that the model has scores for.
+        UsageError: more points than there are.
     """
-    records.require_labels("optimize")
-    answers = Answers(model, records, "classification")
-    for batch in records.batches(PROBED, limit=records.fixed_batch or PROBED):
-        result, classes = answers.of(batch, 0), records.classes or 0
-        class_labels(
-            result, batch.labels, records.spec, 0, "optimize promises top-1: one class number per sample"
-        )
-        if result.is_floating_point() and classes > result.shape[1]:
-            raise DataError(
-                f"{records.spec}: there is a label that the model has no output for",
-                got=f"label {classes - 1}",
-                expected=f"0 to {result.shape[1] - 1}",
-                remedy="use data with the classes the model was trained on",
-            )
+    if given is None or not metric.share:
+        return given
+    if given > 100:
+        raise UsageError("--max-drop is in points of a share", got=f"{given:g}", expected="0 to 100")
+    return given / 100
 
 
 def _run(search: Any, trials: int, until: float) -> bool:
     """Search; True where it was stopped before all was tried."""
 
     def told(row: dict[str, Any]) -> None:
-        say(report.trial(row, len(search.trials.all())))
+        say(report.trial(row, len(search.trials.all()), search.judge.measure.metric))
 
     try:
         search.run(trials, until, told)
@@ -208,15 +213,19 @@ SETTINGS = record(
         latency=optional(finite),
         goal=one_of("latency", "macs", "size"),
         target=optional(one_of(*TARGETS)),
+        metric=plain(str),
     ),
 )
 
 
-def join(folder: Path, model: str | None, data: str | None, trials: int, until: float) -> None:
+def join(
+    folder: Path, model: str | None, data: str | None, metric: str | None, trials: int, until: float
+) -> None:
     """Be a worker of a search.
 
     Args:
-        data: that of the search, which has to be given where it is code: a file runs none by itself.
+        data, metric: those of the search, which have to be given where they are code: a file runs none by
+            itself.
 
     Raises:
         UsageError: the folder holds none, or a model was given besides.
@@ -229,9 +238,15 @@ def join(folder: Path, model: str | None, data: str | None, trials: int, until: 
             f"{folder} holds no search",
             remedy=f"nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder {folder}",
         )
-    if data not in (None, settings["data"]):
+    measured_by = settings["bounds"]["metric"]
+    for what, given, known in (("data", data, settings["data"]), ("metric", metric, measured_by)):
+        if given not in (None, known):
+            raise UsageError(f"optimize --join takes its {what} from the folder", got=given, expected=known)
+    if metric is None and ":" in measured_by:
         raise UsageError(
-            "optimize --join takes its data from the folder", got=data, expected=settings["data"]
+            f"the search in {folder} has a metric that is code, which is not run because a file says so",
+            got=measured_by,
+            remedy=f"--metric '{measured_by}', if you trust it",
         )
     if data is None and (code := [each for each in (settings["data"], settings["fit"]) if is_code(each)]):
         raise UsageError(
