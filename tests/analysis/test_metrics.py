@@ -82,7 +82,10 @@ def test_numbers_are_held_against_targets():
     off = (outputs.double() - labels.double()).numpy()
     assert measured(outputs, labels, "rmse").result.value == pytest.approx(math.sqrt((off**2).mean()))
     assert measured(outputs, labels, "mae").result.value == pytest.approx(np.abs(off).mean())
-    cosines = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(outputs.double(), labels)]
+    cosines = [
+        np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+        for a, b in zip(outputs.double(), labels.double())
+    ]
     assert measured(outputs, labels, "cosine").result.value == pytest.approx(np.mean(cosines), rel=1e-6)
 
 
