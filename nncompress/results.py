@@ -246,6 +246,23 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What a call of a language model does.
+
+    Attributes:
+        name: "prompt": reads tokens at once; "decode": writes the next one.
+        tokens: that a call reads or writes, of each sample.
+        context: tokens before them: in the cache, or computed again.
+        cached: the model has a cache.
+    """
+
+    name: str
+    tokens: int
+    context: int
+    cached: bool
+
+
+@dataclass(frozen=True)
 class BenchResult(Result):
     """Artifacts measured against each other in one interleaved run.
 
@@ -259,6 +276,7 @@ class BenchResult(Result):
         energy_source: where energy was read, or why it is not reported.
         interrupted: Ctrl-C ended it early; what was measured until then is here.
         warnings: what was seen that makes the numbers doubtful, the likely cause, what to try.
+        phase: of a language model, with `--tokens`.
     """
 
     kind: ClassVar[str] = "bench"
@@ -274,6 +292,11 @@ class BenchResult(Result):
     energy_source: str = ""
     interrupted: bool = False
     warnings: tuple[str, ...] = ()
+    phase: Phase | None = None
+
+    def tokens_per_second(self, arm: ArmResult) -> float | None:
+        """Of all samples of a call together, at the median; None where no tokens are counted."""
+        return None if self.phase is None else self.batch * self.phase.tokens / arm.latency.median
 
     def per_sample(self, arm: ArmResult) -> float:
         """Median seconds per sample."""

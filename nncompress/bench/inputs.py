@@ -1,4 +1,15 @@
-"""Inputs to time artifacts on: the same numbers for every arm, in the dtypes each of them takes."""
+"""Inputs to time artifacts on: the same numbers for every arm, in the dtypes each of them takes.
+
+Of a language model, two phases are timed: reading a prompt at once, then a token at a time.
+
+| phase  | inputs                                     |                                                 |
+|--------|--------------------------------------------|-------------------------------------------------|
+| prompt | ids [batch, N], an empty cache             | N tokens a call                                 |
+| decode | ids [batch, 1], N tokens in the cache      | 1 token a call                                  |
+| decode | ids [batch, N] where there is no cache     | 1 token a call: all of them are computed again  |
+
+A cache is any float input of three dims or more: past keys and values, or state.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +17,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +25,7 @@ import torch
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import InputSpec
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE
+from nncompress.results import Phase
 from nncompress.runtimes import Runner
 from nncompress.runtimes.base import Array, check_inputs
 from nncompress.runtimes.free_sizes import free_dims, usual_sizes
@@ -132,3 +145,80 @@ def _cast(array: np.ndarray, dtype: str) -> Array:
     if dtype == "bfloat16":  # numpy has none
         return torch.from_numpy(array).to(torch.bfloat16)
     return array.astype(dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the inputs of a language model are.
+
+    Attributes:
+        length: of the tokens of a call; a name where it is free.
+        past: names of the free dims of caches.
+    """
+
+    specs: Sequence[InputSpec]
+    length: int | str
+    past: tuple[str, ...]
+    cached: bool
+
+
+def phases(specs: Sequence[InputSpec], tokens: int, name: str) -> list[Phase]:
+    """What is measured of a model with these inputs, with prompts of so many tokens.
+
+    Raises:
+        UsageError: it has no input of tokens, or takes another number of them.
+    """
+    known = _read(specs, name)
+    if known.length == 1:
+        return [Phase("decode", 1, tokens, cached=known.cached)]
+    if isinstance(known.length, int) and known.length != tokens:
+        raise UsageError(
+            f"{name} takes {known.length} tokens, no more and no fewer",
+            got=f"--tokens {tokens}",
+            remedy=f"--tokens {known.length}, or export it with a free length",
+        )
+    prompt = Phase("prompt", tokens, 0, cached=known.cached)
+    if known.cached and isinstance(known.length, int):
+        return [prompt]  # the graph that fills the cache
+    return [prompt, Phase("decode", 1, tokens, cached=known.cached)]
+
+
+def inputs_of(phase: Phase, specs: Sequence[InputSpec], batch: int, seed: int, name: str) -> Inputs:
+    """Random ones of this phase; masks are open, positions follow the cache."""
+    known = _read(specs, name)
+    length = phase.tokens if phase.cached or phase.name == "prompt" else phase.context
+    past = phase.context if phase.cached else 0
+    sizes = dict.fromkeys(known.past, past)
+    if isinstance(known.length, str):
+        sizes[known.length] = length
+    for dim in free_dims([spec.shape for spec in specs]):
+        if dim.isidentifier():  # else it is an expression of the others
+            sizes.setdefault(dim, past + length)
+    made = random_inputs(specs, batch, seed, sizes)
+    return tuple(_sensible(spec, each, past) for spec, each in zip(specs, made, strict=True))
+
+
+def _sensible(spec: InputSpec, drawn: np.ndarray, past: int) -> np.ndarray:
+    if drawn.dtype.kind not in "iu":
+        return drawn
+    if "mask" in spec.name:
+        return np.ones_like(drawn)
+    if "position" in spec.name:
+        return np.broadcast_to(np.arange(past, past + drawn.shape[-1], dtype=drawn.dtype), drawn.shape).copy()
+    return drawn
+
+
+def _read(specs: Sequence[InputSpec], name: str) -> _Inputs:
+    rows = [spec for spec in specs if spec.dtype.startswith("int") and len(spec.shape) == 2]
+    tokens = next((spec for spec in rows if "mask" not in spec.name and "position" not in spec.name), None)
+    if tokens is None:
+        raise UsageError(
+            f"bench --tokens: {name} has no input of tokens",
+            got=", ".join(map(str, specs)),
+            expected="whole numbers [batch, tokens]",
+            remedy="leave --tokens out",
+        )
+    length = tokens.shape[1 - (tokens.batch_dim or 0)]
+    caches = [spec for spec in specs if spec.dtype.startswith(("float", "bfloat")) and len(spec.shape) > 2]
+    past = {dim for dim in free_dims([spec.shape for spec in caches]) if dim not in (BATCH, length)}
+    return _Inputs(specs, length, tuple(past), bool(caches))

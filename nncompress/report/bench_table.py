@@ -15,7 +15,7 @@ from nncompress.report.tables import plain
 from nncompress.report.units import count, duration, energy, size
 
 if TYPE_CHECKING:
-    from nncompress.results import ArmResult, BaselineResult, BenchResult, BenchSuite
+    from nncompress.results import ArmResult, BaselineResult, BenchResult, BenchSuite, Phase
 
 
 def suite(result: BenchSuite) -> RenderableType:
@@ -38,12 +38,12 @@ def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
     """
     arms = result.arms
     lines: list[RenderableType] = [
-        _again(result) if again else _first(result),
+        _again(result) if again and result.phase is None else _first(result),
         line(_how(result), style="dim"),
     ]
     lines += [Text(), _costs(result)]
     lines += [line(each, style="dim") for each in _legend(result)]
-    if not again:
+    if not again or result.phase is not None:
         lines += [line(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
     lines += [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
     return Group(*lines, *profiles(arms))
@@ -116,7 +116,8 @@ def shortened(name: str, width: int = 24) -> str:
 def _first(result: BenchResult) -> RenderableType:
     compares = len(result.arms) > 1
     measures_accuracy = any(arm.accuracy is not None for arm in result.arms)
-    further = [*(["speed-up"] if compares else []), *(["accuracy"] if measures_accuracy else [])]
+    further = ["tokens/s"] if result.phase is not None else []
+    further += [*(["speed-up"] if compares else []), *(["accuracy"] if measures_accuracy else [])]
     table = plain("model", "size", "MACs", "latency", *further)
     for arm in result.arms:
         table.add_row(
@@ -124,6 +125,7 @@ def _first(result: BenchResult) -> RenderableType:
             _or_blank(arm.file_size, size),
             _or_blank(arm.macs, count),
             duration(arm.latency.median),
+            *([f"{rate:.4g}"] if (rate := result.tokens_per_second(arm)) is not None else []),
             *([_speedup(arm)] if compares else []),
             *([_accuracy(arm)] if measures_accuracy else []),
         )
@@ -162,8 +164,8 @@ def _how(result: BenchResult) -> str:
     clock = {"cpu": "CPU"}.get(result.clock, result.clock)
     runtimes = ", ".join(dict.fromkeys(arm.runtime for arm in result.arms))
     text = (
-        f"batch {result.batch}, threads {result.threads}, {runtimes}; medians of {rounds} "
-        f"interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
+        f"{_phase(result.phase)}batch {result.batch}, threads {result.threads}, {runtimes}; medians of "
+        f"{rounds} interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
     )
     told = result.environment.get("gpu", {})
     gpu = [told.get("after", {}), *told.get("sessions", ())][-1]  # idle afterwards, its clock is another
@@ -172,6 +174,16 @@ def _how(result: BenchResult) -> str:
     elif gpu:
         text += "; the GPU's clocks are unknown"
     return f"{text}; speed-up with its 95 % interval" if len(result.arms) > 1 else text
+
+
+def _phase(phase: Phase | None) -> str:
+    if phase is None:
+        return ""
+    if phase.name == "prompt":
+        return f"prompt: {phase.tokens} tokens a call; "
+    if phase.cached:
+        return f"decode: one token a call, {phase.context} in the cache; "
+    return f"decode: no cache, so all {phase.context} tokens are computed for each; "
 
 
 def _legend(result: BenchResult) -> list[str]:

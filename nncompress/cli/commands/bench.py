@@ -38,6 +38,9 @@ On a phone's runtime, on a GPU?
 nncompress bench model.pt2 --device mobile
 nncompress bench model.pt2 --device cuda --precision float32,float16
 
+How many tokens a second, reading a prompt and writing?
+nncompress bench gpt.pt2 gpt.onnx --tokens 128
+
 Where does the time go?
 nncompress bench model.onnx --profile
 
@@ -96,6 +99,12 @@ def bench(
         str | None,
         typer.Option(metavar="1,8,32", help="samples per call; several are measured one after the other"),
     ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="of a language model: a prompt of N tokens, then one at a time"
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="per call")] = 1,
     time: Annotated[str, typer.Option(metavar="10s", help="how long to measure, per batch")] = "10s",
     target_error: Annotated[
@@ -138,6 +147,8 @@ def bench(
             got="--device cuda",
             remedy="NVIDIA's nsys profile, around the same command",
         )
+    if tokens is not None and compare is not None:
+        raise UsageError("bench: --compare knows no phases of --tokens", remedy="leave one of them out")
     settings: dict[str, Any] = {
         "threads": threads,
         "time_budget": quantities.seconds(time, "--time"),
@@ -169,7 +180,7 @@ def bench(
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
             work.check_plan(old, arms, batches, threads, str(compare))
-        suite = work.measure(arms, batches, records, answers, metric, settings, bar)
+        suite = work.measure(arms, batches, records, answers, metric, settings, bar, tokens)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
     work.report(suite, output or [], json)

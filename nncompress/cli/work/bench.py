@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
@@ -11,7 +12,7 @@ from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench import PARITY_RECORDS, Arm, baseline, benchmark, files
 from nncompress.bench.environment import environment
-from nncompress.bench.inputs import Inputs
+from nncompress.bench.inputs import Inputs, inputs_of, phases
 from nncompress.bench.sessions import clock_of
 from nncompress.cli.console import print_json, show
 from nncompress.cli.work import artifacts
@@ -19,7 +20,7 @@ from nncompress.data import Dataset
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.progress import Progress
 from nncompress.report import bench_table
-from nncompress.results import BenchResult, BenchSuite, EvalResult
+from nncompress.results import BenchResult, BenchSuite, EvalResult, Phase
 
 
 def check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
@@ -44,25 +45,29 @@ def measure(
     metric: str | None,
     settings: dict[str, Any],
     bar: Progress,
+    tokens: int | None = None,
 ) -> BenchSuite:
-    """One benchmark per batch size; Ctrl-C ends the series and keeps what there is.
+    """One benchmark per batch size, with `tokens` per phase; Ctrl-C ends the series and keeps what there is.
 
     Raises:
         KeyboardInterrupt: before anything was measured.
     """
 
-    calls = [(_one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)) for batch in batches]
+    calls: list[_Call] = []
+    for batch in batches:
+        if tokens is not None:
+            calls += _phases(arms[0], batch, tokens, settings["seed"])
+        else:
+            inputs, parity = _one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)
+            calls.append(_Call(batch, inputs, parity))
     runs: list[BenchResult] = []
     reached = _accuracies(
         arms, records, answers, metric, bar
     )  # labels that do not fit are told before the wait
     try:
-        for batch, (inputs, parity_inputs) in zip(batches, calls):
-            runs.append(
-                benchmark(
-                    arms, inputs=inputs, parity_inputs=parity_inputs, batch=batch, progress=bar, **settings
-                )
-            )
+        for call in calls:
+            given: dict[str, Any] = {"inputs": call.inputs, "parity_inputs": call.parity, "batch": call.batch}
+            runs.append(replace(benchmark(arms, progress=bar, **given, **settings), phase=call.phase))
             if runs[-1].interrupted:
                 break
     except KeyboardInterrupt:
@@ -77,6 +82,23 @@ def measure(
         if reached
         else tuple(runs)
     )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is measured: a batch size, maybe of data, or a phase of a language model."""
+
+    batch: int
+    inputs: Inputs | None
+    parity: Inputs | None
+    phase: Phase | None = None
+
+
+def _phases(first: Arm, batch: int, tokens: int, seed: int) -> Iterator[_Call]:
+    specs = first.open(threads=1).inputs
+    for phase in phases(specs, tokens, first.name):
+        inputs = inputs_of(phase, specs, batch, seed, first.name)
+        yield _Call(batch, inputs, inputs, phase)
 
 
 def report(suite: BenchSuite, output: list[str], json: bool) -> None:

@@ -24,10 +24,12 @@ from nncompress.passes.quantize.calibrate import (
     activation_qparams,
     bits_by_fisher,
     input_moments,
+    target_is_symmetric,
 )
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.correct_bias import correct_biases
 from nncompress.passes.quantize.equalization.condition import condition
+from nncompress.passes.quantize.equalization.smoothing import smooth, spanning
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
@@ -91,7 +93,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     if not chosen:
         return left
     original = cost(model).bytes
-    condition(model, options.mode, options.keep, options.equalize, context)
+    _condition(options, model, context)
     if options.group_size is not None:
         return round_by_groups(
             model,
@@ -147,6 +149,21 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     return changes
 
 
+def _condition(options: Quantize, model: Model, context: Context) -> None:
+    """The same function with other scales per channel, in place."""
+    condition(model, options.mode, options.keep, options.equalize, context)
+    if not options.smooth or options.mode not in ("static", "dynamic"):
+        return
+    static = options.mode == "static"
+    method = options.calibration if static else "min-max"
+    symmetric = static and (options.symmetric_activations or target_is_symmetric(context))
+    chosen, _ = choose(model, options.keep)
+    ranges = spanning(method, options.percentile, symmetric)
+    smoothed = smooth(model, integer_layers(chosen, options.mode), ranges, options.weight_bits, context)
+    if smoothed is not None:
+        context.notes.append(f"quantize: {smoothed}")
+
+
 def calibrate(
     options: Quantize, model: Model, chosen: list[Layer], original: int, context: Context
 ) -> CalibrationStatistics:
@@ -181,7 +198,7 @@ def contributions(
     reference = before.copy()  # as it was when its layers were rounded
     prepare(reference)
     if options.mode != "float16":
-        condition(reference, options.mode, options.keep, options.equalize, replace(context, notes=[]))
+        _condition(options, reference, replace(context, notes=[]))
     return Pass.contributions(options, reference, after, changes, inputs, context)
 
 

@@ -105,7 +105,11 @@ def activation_qparams(
         progress=context.progress,
         notes=context.notes,
     )
-    spanning = QParams.symmetric if symmetric or _target_is_symmetric(context) else QParams.covering
+    if not symmetric and target_is_symmetric(context):
+        runtime = TARGETS[context.target or ""].runtime_name
+        context.notes.append(f"--symmetric-activations: {runtime} takes no others")
+        symmetric = True
+    spanning = QParams.symmetric if symmetric else QParams.covering
     found = {}
     for done, (node, histogram) in enumerate(seen.items()):
         context.progress.step("choosing ranges", done, len(seen))
@@ -115,10 +119,7 @@ def activation_qparams(
     return found
 
 
-def _target_is_symmetric(context: Context) -> bool:
-    """Symmetric ranges are all that the target takes, which is said."""
+def target_is_symmetric(context: Context) -> bool:
+    """Symmetric ranges are all that the target takes."""
     where = TARGETS.get(context.target or "")
-    if where is None or not where.symmetric:
-        return False
-    context.notes.append(f"--symmetric-activations: {where.runtime_name} takes no others")
-    return True
+    return where is not None and where.symmetric

@@ -106,6 +106,9 @@ class Quantize(Pass):
         "auto", help="adaptive: up or down, so that the layer's output errs least; auto: so below 8 bits"
     )
     equalize: bool = option(False, help="make the channels of neighbouring layers alike in range first")
+    smooth: bool = option(
+        True, help="with data, scale channels before matrix products where rounding then errs less"
+    )
     correct_bias: bool = option(False, help="take back how far rounding moved the mean of each channel")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import Groups
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.weights import Layer, argument, reads
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.quantize.equalization.sources import norm_vectors
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
 MOVES = (
@@ -66,7 +67,7 @@ class NormScales:
             if bool((scales == 1).all()):
                 continue
             changed += 1
-            for name in _vectors(self._model, norm) or ():
+            for name in norm_vectors(self._model, norm) or ():
                 tensor = self._model.tensor(name)
                 with torch.no_grad():
                     tensor.copy_((tensor.double() / scales).to(tensor.dtype))
@@ -101,7 +102,7 @@ def _behind_norms(
     """Norms that nothing but such products reads, and these."""
     by_node = {layer.node: layer for layer in products}
     for node in model.graph.nodes:
-        if node.op == "call_function" and _vectors(model, node) is not None:
+        if node.op == "call_function" and norm_vectors(model, node):
             readers = _readers(node, by_node)
             if readers:
                 yield node, readers
@@ -121,31 +122,3 @@ def _readers(node: fx.Node, products: dict[fx.Node, Layer]) -> dict[fx.Node, Lay
         else:
             return None
     return found
-
-
-def _vectors(model: Model, node: fx.Node) -> list[str] | None:
-    """The stored vectors [width] with which a norm scales and shifts its outputs; None where it has none."""
-    name = op_name(node)
-    if name in ("layer_norm", "rms_norm"):
-        given = [argument(node, position) for position in ((2, 3) if name == "layer_norm" else (2,))]
-        if given[0] is None or len(argument(node, 1)) != 1:  # type: ignore[arg-type]
-            return None
-    elif name == "mul":  # an RMS norm that is spelt out
-        given = [each for each in node.args[:2] if isinstance(each, fx.Node) and each.op == "get_attr"]
-        if len(given) != 1:
-            return None
-    else:
-        return None
-    names = []
-    for each in given:
-        if each is None:
-            continue
-        if not isinstance(each, fx.Node) or each.op != "get_attr" or len(each.users) > 1:
-            return None
-        tensor = model.tensor(str(each.target))
-        if tensor.shape != node.meta["val"].shape[-1:] or tensor.dtype != torch.float32:
-            return None
-        if reads(model, str(each.target)) > 1:
-            return None
-        names.append(str(each.target))
-    return names
