@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nncompress.bench import Arm, baseline, benchmark
+from nncompress.bench import Candidate, baseline, benchmark
 from nncompress.results import BenchResult, BenchSuite
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.model or small_network(Path(folder) / "small.onnx")
-        arms = [Arm("A", path), Arm("A again", path)]
+        arms = [Candidate("A", path), Candidate("A again", path)]
         covered = 0
         alarms = {"with a control": 0, "without": 0}
         previous: BenchResult | None = None
@@ -40,10 +40,10 @@ def main() -> int:
             result = benchmark(
                 arms, batch=arguments.batch, time_budget=arguments.time, memory=False, seed=run
             )
-            ratio = result.arms[1].speedup
+            ratio = result.candidates[1].speedup
             covered += 1.0 in ratio
             print(
-                f"{run + 1:3d}  {1e3 * result.arms[0].latency.median:7.3f} ms  ratio {ratio.value:.4f} "
+                f"{run + 1:3d}  {1e3 * result.candidates[0].latency.median:7.3f} ms  ratio {ratio.value:.4f} "
                 f"[{ratio.low:.4f}, {ratio.high:.4f}]  {'covers 1' if 1.0 in ratio else 'MISSES 1'}"
                 f"{'  (warned)' if result.warnings else ''}",
                 flush=True,
@@ -66,7 +66,7 @@ def false_alarm(then: BenchResult, now: BenchResult) -> bool:
 
 def alone(result: BenchResult) -> BenchResult:
     """As if the second model had been measured without the first."""
-    return replace(result, arms=result.arms[1:])
+    return replace(result, arms=result.candidates[1:])
 
 
 def small_network(path: Path) -> Path:

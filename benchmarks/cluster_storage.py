@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import nncompress
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
@@ -62,7 +62,7 @@ def main() -> None:
         loading(Path(work))
 
 
-def storage(original: Model, folder: Path) -> list[Arm]:
+def storage(original: Model, folder: Path) -> list[Candidate]:
     print(
         "| passes | weights | entropy | packed | entropy-coded | .onnx | .pt2, coded | .safetensors, coded |"
     )
@@ -87,7 +87,7 @@ def storage(original: Model, folder: Path) -> list[Arm]:
             write(model, folder / "m.pt2", storage="entropy").bytes,
             write(model, folder / "m.safetensors", storage="entropy").bytes,
         ]
-        arms.append(Arm(name, onnx))
+        arms.append(Candidate(name, onnx))
         print(
             f"| {name} | {dense:,.0f} | {entropy:,.0f} | {packed:,.0f} ({packed / entropy:.2f}) "
             f"| {coded:,.0f} ({coded / entropy:.2f}) | " + " | ".join(f"{f:,}" for f in files) + " |",
@@ -96,11 +96,11 @@ def storage(original: Model, folder: Path) -> list[Arm]:
     return arms
 
 
-def latency(arms: list[Arm]) -> None:
+def latency(arms: list[Candidate]) -> None:
     result = benchmark(arms, batch=1, time_budget=20, memory=False)
     print("| passes | time of the original [95 %] |")
     print("|---|---|")
-    for arm in result.arms[1:]:
+    for arm in result.candidates[1:]:
         assert arm.speedup is not None
         low, value, high = 1 / arm.speedup.high, 1 / arm.speedup.value, 1 / arm.speedup.low
         print(f"| {arm.name} | {value:.2f} [{low:.2f}, {high:.2f}] |")

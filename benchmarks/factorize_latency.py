@@ -20,7 +20,7 @@ from trained_resnet import trained_resnet
 import nncompress
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.errors import UsageError
 from nncompress.runtimes import open_artifact
 
@@ -65,14 +65,14 @@ def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, kee
                 nncompress.save(model, kept)
             path = Path(work) / f"{text}.onnx"
             nncompress.save(model, path)
-            arms.append(Arm(text, path, macs=cost(model).macs))
+            arms.append(Candidate(text, path, macs=cost(model).macs))
             print(f"made {name} {text}", file=sys.stderr, flush=True)
         results = [benchmark(arms, batch=batch, time_budget=15, memory=False) for batch in (1, 16)]
         first = open_artifact(arms[0].artifact).run
         print(f"| {name} | top-1 % | difference [95 %] | MACs | time at batch 1 [95 %] | at batch 16 |")
         print("|---|---|---|---|---|---|")
         best: tuple[float, str] | None = None
-        for arm, again in zip(*(result.arms for result in results)):
+        for arm, again in zip(*(result.candidates for result in results)):
             run = open_artifact(Path(work) / f"{arm.name}.onnx").run
             top1 = 100 * (evaluate(run, test).top1 or 0)
             share = f"{(arm.macs or 0) / (arms[0].macs or 1):.2f}"

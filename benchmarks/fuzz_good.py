@@ -162,9 +162,11 @@ def _png() -> bytes:
 def _suite() -> Any:
     """What `bench -o` writes, of two models in two sessions of two rounds."""
     from nncompress.bench.stats import latency
-    from nncompress.results import ArmResult, BenchResult, BenchSuite, Samples
+    from nncompress.results import BenchResult, BenchSuite, CandidateResult, Samples
 
     times = (1000, 1100, 900, 1000)
-    arms = [ArmResult(n, "torch", latency(times), None, None, None, Samples(times), sha256=n) for n in "ab"]
+    arms = [
+        CandidateResult(n, "torch", latency(times), None, None, None, Samples(times), sha256=n) for n in "ab"
+    ]
     machine = {"cpu": "A CPU", "cores": 2, "versions": {"torch": "2.13"}}
     return BenchSuite((BenchResult(tuple(arms), 1, 1, "wall", (2, 2), 0, 0, environment=machine),))

@@ -89,7 +89,7 @@ _SETTINGS = {
 }  # fmt: skip
 _TRIAL = {
     "recipe": [{"name": "prune", "std": 0.5}, {"name": "prune-nodes", "ratios": ["a=0.5"]}], "worker": "a:1",
-    "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2, "records": 9, "seconds": 1.5,
+    "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2, "samples": 9, "seconds": 1.5,
     "latency": {"ab12": {"share": 0.5, "low": 0.4, "high": 0.6, "seconds": 1e-4}},
 }  # fmt: skip
 _STATE = {

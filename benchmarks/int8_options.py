@@ -1,6 +1,6 @@
 """What each option of `quantize` is worth in accuracy: a CIFAR ResNet, its rounded graph run in torch.
 
-    python benchmarks/int8_options.py DIR [--network resnet20] [--records 2000]
+    python benchmarks/int8_options.py DIR [--network resnet20] [--samples 2000]
 
 DIR holds `resnet20-jpeg.safetensors` and the images (`cifar10:DIR`). 512 training images calibrate. "bytes"
 is the share of float32's.
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--records", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -49,11 +49,11 @@ def main() -> None:
     model = Model.from_module(network.eval(), (torch.randn(2, 3, 32, 32),))
     test = open_data(f"cifar10:{options.folder}", model.inputs, "imagenet")
     train = open_data(f"cifar10:{options.folder}?split=train", model.inputs, "imagenet")
-    print(f"{'float32':32}{evaluate(model, test, limit=options.records).top1:9.2%}", flush=True)
+    print(f"{'float32':32}{evaluate(model, test, limit=options.samples).top1:9.2%}", flush=True)
     for row in options.rows:
         small = model.copy()
         Quantize(**ROWS[row]).apply(small, Context(data=train))
-        top1 = evaluate(small, test, limit=options.records).top1
+        top1 = evaluate(small, test, limit=options.samples).top1
         print(f"{row:32}{top1:9.2%}{cost(small).bytes / cost(model).bytes:8.3f}", flush=True)
 
 

@@ -16,7 +16,7 @@ import torch
 from int8_latency import NETWORKS, Noise
 from int8_networks import settled
 
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.passes import Context
@@ -26,7 +26,7 @@ BARS = {"resnet20": 1.9}  # of int8 in ExecuTorch
 SUFFIXES = (".onnx", ".pte")
 
 
-def prepare(name: str, folder: Path) -> tuple[list[Arm], str]:
+def prepare(name: str, folder: Path) -> tuple[list[Candidate], str]:
     """A file per precision and format, float32 in ONNX Runtime first; what ExecuTorch runs in int8."""
     make, size, _ = NETWORKS[name]
     model = Model.from_module(settled(make(), size), (torch.randn(2, 3, size, size),))
@@ -37,7 +37,7 @@ def prepare(name: str, folder: Path) -> tuple[list[Arm], str]:
         for suffix in SUFFIXES:
             path = folder / f"{name}.{precision}{suffix}"
             coverage = write(each, path).int8
-            arms.append(Arm(f"{precision} {suffix}", path))
+            arms.append(Candidate(f"{precision} {suffix}", path))
     return arms, coverage
 
 
@@ -53,7 +53,7 @@ def main() -> None:
             arms, coverage = prepare(name, Path(folder))
             result = benchmark(arms, time_budget=options.seconds, memory=False)
         print(f"{name}, {NETWORKS[name][1]}², batch 1, 1 thread; int8 in ExecuTorch: {coverage}")
-        for arm in result.arms:
+        for arm in result.candidates:
             s = arm.speedup
             ratio = "1" if s is None else f"{s.value:.2f}x [{s.low:.2f}, {s.high:.2f}]"
             bar = f"  bar {BARS[name]}x" if arm.name == "int8 .pte" and name in BARS else ""

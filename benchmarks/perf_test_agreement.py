@@ -26,7 +26,7 @@ import numpy as np
 import onnxruntime
 from aa_control import small_network
 
-from nncompress.bench import Arm, benchmark, stats
+from nncompress.bench import Candidate, benchmark, stats
 
 AGREE = 0.02
 
@@ -45,7 +45,9 @@ def main() -> int:
         path = arguments.model or small_network(Path(folder) / "small.onnx")
         pairs = []
         for pair in range(arguments.pairs):
-            ours = benchmark([Arm("a", path)], time_budget=arguments.seconds, memory=False, seed=pair).arms[0]
+            ours = benchmark(
+                [Candidate("a", path)], time_budget=arguments.seconds, memory=False, seed=pair
+            ).candidates[0]
             tool = in_own_process(path, arguments.seconds)
             pairs.append([(ours.wall.median, tool["wall_s"]), (ours.cpu.median, tool["cpu_s"])])
             print(

@@ -18,7 +18,7 @@ from trained_resnet import trained_resnet
 import nncompress
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.runtimes import open_artifact
 
 CHAINS = {
@@ -41,13 +41,13 @@ def main() -> None:
             model = nncompress.compress(original, passes, data=train) if passes else original
             path = Path(work) / f"{name}.onnx"
             nncompress.save(model, path)
-            arms.append(Arm(name, path, macs=cost(model).macs))
+            arms.append(Candidate(name, path, macs=cost(model).macs))
             print(f"made {name}", file=sys.stderr)
         result = benchmark(arms, batch=1, time_budget=30)
         first = open_artifact(arms[0].artifact).run
         print("| pass | top-1 % | difference [95 %] | MACs | ONNX file | speed-up [95 %] |")
         print("|---|---|---|---|---|---|")
-        for arm in result.arms:
+        for arm in result.candidates:
             run = open_artifact(Path(work) / f"{arm.name}.onnx").run
             top1 = 100 * (evaluate(run, test).top1 or 0)
             d = evaluate_paired(first, run, test).difference

@@ -15,7 +15,7 @@
 | `evaluate`  | a `Model`, module or file, and data with labels | how good it is                     |
 | `benchmark` | several of these, by name                       | how fast each is, with intervals   |
 | `save`      | a `Model` and a path                            | a file, verified                   |
-| `dataset`   | what `data` is, and a `Model`                   | its records, as the model takes them |
+| `dataset`   | what `data` is, and a `Model`                   | its samples, as the model takes them |
 
 Importing this package does not import torch; the first attribute used does.
 """

@@ -1,6 +1,6 @@
 """What measurements return: plain records, the same for the screen, for JSON and for a caller.
 
-Every record has `to_json()`: plain dictionaries, lists, numbers and text, with the version of the schema.
+Every sample has `to_json()`: plain dictionaries, lists, numbers and text, with the version of the schema.
 Numbers that JSON cannot hold (NaN, infinity) become null.
 """
 
@@ -32,7 +32,7 @@ class Result:
     kind: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The record with its schema version and kind."""
+        """The sample with its schema version and kind."""
         return {"schema": SCHEMA, "kind": self.kind, **plain(self)}
 
 
@@ -57,10 +57,10 @@ class EvalResult(Result):
     """How well a model does on labelled data.
 
     Attributes:
-        data: where the records are from.
+        data: where the samples are from.
         task: classification, regression or reconstruction.
-        records: how many were used.
-        top1, top5: share of records, 0 … 1; top5 where there are more than five classes.
+        samples: how many were used.
+        top1, top5: share of samples, 0 … 1; top5 where there are more than five classes.
         top1_standard_error: of top1 as an estimate of the whole population's.
         rmse: root of the mean squared error over all targets (regression).
         mse: mean squared error over all elements of the input (reconstruction).
@@ -73,7 +73,7 @@ class EvalResult(Result):
 
     data: str
     task: str
-    records: int
+    samples: int
     top1: float | None = None
     top5: float | None = None
     top1_standard_error: float | None = None
@@ -86,11 +86,11 @@ class EvalResult(Result):
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """One output of a changed model against the original's, over all records.
+    """One output of a changed model against the original's, over all samples.
 
     Attributes:
-        agreement: share of argmaxes that are the same, 0 … 1; None where there is one number per record.
-        cosine: mean over records of the cosine of the two output vectors.
+        agreement: share of argmaxes that are the same, 0 … 1; None where there is one number per sample.
+        cosine: mean over samples of the cosine of the two output vectors.
         sqnr_db: 10 log10 of the original's energy over the difference's; infinite where they are equal.
         max_abs: largest absolute difference.
     """
@@ -108,24 +108,24 @@ class CompareResult(Result):
 
     kind: ClassVar[str] = "compare"
 
-    records: int
+    samples: int
     outputs: tuple[OutputDifference, ...]
 
 
 @dataclass(frozen=True)
 class PairedResult(Result):
-    """Two classifiers on the same records.
+    """Two classifiers on the same samples.
 
     Attributes:
-        top1_original, top1_changed: share of records, 0 … 1.
-        only_original, only_changed: records that only one of them has right.
+        top1_original, top1_changed: share of samples, 0 … 1.
+        only_original, only_changed: samples that only one of them has right.
         difference: top1_changed - top1_original with its paired interval (Bonett & Price 2012).
         p_value: exact McNemar test that neither is better.
     """
 
     kind: ClassVar[str] = "paired"
 
-    records: int
+    samples: int
     top1_original: float
     top1_changed: float
     only_original: int
@@ -146,7 +146,7 @@ class MetricDifference(Result):
     kind: ClassVar[str] = "metric-difference"
 
     metric: str
-    records: int
+    samples: int
     original: float
     changed: float
     difference: Estimate
@@ -171,10 +171,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw times of a call, nanoseconds, session after session; entry i of every arm is of one round.
+    """Raw times of a call, nanoseconds, session after session; entry i of every candidate is of one round.
 
     Attributes:
-        place: at which place of its round the arm was called, 0 the first.
+        place: at which place of its round the candidate was called, 0 the first.
     """
 
     wall_ns: tuple[int, ...]
@@ -200,15 +200,15 @@ class OperatorTime:
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class CandidateResult:
     """One artifact in a benchmark.
 
     Attributes:
         runtime: "ONNX Runtime 1.31.1 CPU".
         wall: by the clock on the wall.
         cpu: of the calling thread's CPU time; None where a run uses other threads too.
-        speedup: the first arm's time over this one's: above 1 is faster. None for the first arm.
-        parity: this arm's outputs against the first arm's on the same input. None for the first arm.
+        speedup: the first candidate's time over this one's: above 1 is faster. None for the first candidate.
+        parity: this candidate's outputs against the first candidate's on the same input. None for the first candidate.
         load_s: seconds to open the file, the fastest of all sessions.
         cold_start_s: seconds to open the file and run once, in a new process that has imported the runtime.
         peak_memory: bytes that loading and running take beyond the runtime itself, in a process of its own.
@@ -270,7 +270,7 @@ class BenchResult(Result):
         batch: samples per call.
         threads: per call.
         clock: which clock the ratios are taken from: "cpu", "wall", or "GPU" (its events).
-        rounds_per_session: how often every arm was measured; all artifacts were opened anew in each session.
+        rounds_per_session: how often every candidate was measured; all artifacts were opened anew in each session.
         warmup: rounds that were not kept.
         environment: CPU, instruction sets, versions, governor.
         energy_source: where energy was read, or why it is not reported.
@@ -281,7 +281,7 @@ class BenchResult(Result):
 
     kind: ClassVar[str] = "bench"
 
-    arms: tuple[ArmResult, ...]
+    candidates: tuple[CandidateResult, ...]
     batch: int
     threads: int
     clock: str
@@ -294,13 +294,13 @@ class BenchResult(Result):
     warnings: tuple[str, ...] = ()
     phase: Phase | None = None
 
-    def tokens_per_second(self, arm: ArmResult) -> float | None:
+    def tokens_per_second(self, candidate: CandidateResult) -> float | None:
         """Of all samples of a call together, at the median; None where no tokens are counted."""
-        return None if self.phase is None else self.batch * self.phase.tokens / arm.latency.median
+        return None if self.phase is None else self.batch * self.phase.tokens / candidate.latency.median
 
-    def per_sample(self, arm: ArmResult) -> float:
+    def per_sample(self, candidate: CandidateResult) -> float:
         """Median seconds per sample."""
-        return arm.latency.median / self.batch
+        return candidate.latency.median / self.batch
 
 
 @dataclass(frozen=True)

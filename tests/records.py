@@ -17,7 +17,7 @@ class Whole:
     def split(self) -> tuple[Whole, None]:
         return self, None
 
-    def planned_records(self, limit: int | None = None) -> int | None:
+    def planned_samples(self, limit: int | None = None) -> int | None:
         return limit
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -44,13 +44,13 @@ class Records(Whole):
     def require_labels(self, purpose: str) -> None:
         assert self.has_labels, purpose
 
-    def planned_records(self, limit: int | None = None) -> int:
+    def planned_samples(self, limit: int | None = None) -> int:
         return len(self._inputs[0]) if limit is None else min(limit, len(self._inputs[0]))
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None
     ) -> Iterator[Batch]:
-        total = self.planned_records(limit)
+        total = self.planned_samples(limit)
         for start in range(0, total, batch_size):
             part = slice(start, min(start + batch_size, total))
             labels = None if self._labels is None else self._labels[part]

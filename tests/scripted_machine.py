@@ -13,7 +13,7 @@ import pytest
 
 from nncompress.bench import measure, sessions
 from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.sessions import Arm
+from nncompress.bench.sessions import Candidate
 from nncompress.ir import Model
 from nncompress.runtimes import Runner
 
@@ -47,15 +47,15 @@ class ScriptedMachine:
         return timed
 
 
-def artifact_bytes(arm: Arm, runner: Runner) -> float:
+def artifact_bytes(candidate: Candidate, runner: Runner) -> float:
     """10 ns for each byte of a file or a model: a matrix product reads each weight once."""
-    if isinstance(arm.artifact, Model):
-        return 10.0 * sum(t.numel() * t.element_size() for t in arm.artifact.state_dict().values())
+    if isinstance(candidate.artifact, Model):
+        return 10.0 * sum(t.numel() * t.element_size() for t in candidate.artifact.state_dict().values())
     return 10.0 * (runner.file_size or 0)
 
 
 def script(
-    patch: pytest.MonkeyPatch, cost: Callable[[Arm, Runner], float] = artifact_bytes
+    patch: pytest.MonkeyPatch, cost: Callable[[Candidate, Runner], float] = artifact_bytes
 ) -> ScriptedMachine:
     """From now on, `bench` and the latencies of whole models and of layers are of such a machine.
 
@@ -63,19 +63,19 @@ def script(
         cost: nanoseconds of one call of an artifact. A chain of layers takes 10 ns per weight.
     """
     machine = ScriptedMachine()
-    really_open, really_call = Arm.open, layer_latency._call
+    really_open, really_call = Candidate.open, layer_latency._call
 
-    def opened(arm: Arm, threads: int, *, anew: bool = False) -> Runner:
-        runner = really_open(arm, threads, anew=anew)
+    def opened(candidate: Candidate, threads: int, *, anew: bool = False) -> Runner:
+        runner = really_open(candidate, threads, anew=anew)
         bind = runner.bind
-        runner.bind = lambda *inputs: machine.taking(cost(arm, runner), bind(*inputs))  # type: ignore[method-assign]
+        runner.bind = lambda *inputs: machine.taking(cost(candidate, runner), bind(*inputs))  # type: ignore[method-assign]
         machine.now += OPENING_NS
         return runner
 
     def call_of(chain: layer_latency.Chain, *how: Any) -> Callable[[], Any]:
         return machine.taking(10 * layer_latency._weights(chain), really_call(chain, *how))
 
-    patch.setattr(Arm, "open", opened)
+    patch.setattr(Candidate, "open", opened)
     patch.setattr(layer_latency, "_call", call_of)
     patch.setattr(measure, "SystemClock", lambda: machine)
     patch.setattr(sessions, "time", machine)

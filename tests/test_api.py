@@ -218,7 +218,7 @@ def test_a_file_is_measured_as_its_model_was(tmp_path):
 def test_measured_by_name(classifier):
     wide = nncompress.load(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), input="1x8")
     result = nncompress.benchmark({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")
-    assert [arm.name for arm in result.arms] == ["a", "b"]
+    assert [arm.name for arm in result.candidates] == ["a", "b"]
 
 
 def test_the_face_is_typed_and_complete():
@@ -242,7 +242,7 @@ def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
     np.savez(tmp_path / "both.npz", **arrays, y=np.arange(5) % 2)
     model = nncompress.load(Masked(), data=tmp_path / "both.npz")
     assert [spec.name for spec in model.inputs] == ["x", "mask"]
-    assert nncompress.evaluate(model, tmp_path / "both.npz").records == 5
+    assert nncompress.evaluate(model, tmp_path / "both.npz").samples == 5
     np.savez(tmp_path / "one.npz", x=arrays["x"])
     with pytest.raises(DataError, match="does not hold the 2 inputs") as refused:
         nncompress.load(Masked(), data=tmp_path / "one.npz")

@@ -41,7 +41,7 @@ class Records(Whole):
     def __len__(self) -> int:
         return 64
 
-    def planned_records(self, limit: int | None = None) -> int:
+    def planned_samples(self, limit: int | None = None) -> int:
         return min(limit or 64, 64)
 
     def batches(

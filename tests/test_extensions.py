@@ -23,7 +23,7 @@ from nncompress.analysis.importance import CRITERIA
 from nncompress.cli import main
 from nncompress.cli.app import build
 from nncompress.cli.table import help_text
-from nncompress.cli.work.bench_arms import from_targets
+from nncompress.cli.work.bench_candidates import from_targets
 from nncompress.errors import ExitCode, ExtensionError, UsageError
 from nncompress.passes import PASSES
 from nncompress.passes.prune_nodes import options as prune_nodes
@@ -147,7 +147,7 @@ def test_data_and_a_metric_of_another_package(shrink_tools, model, capsys):
 def test_a_runtime_of_another_package_is_measured(shrink_tools, model, capsys):
     arguments = ("--runtime", "onnxruntime,reference", "--time", "0.2", "--json")
     assert run("bench", model, *arguments) == 0
-    arms = json.loads(capsys.readouterr().out)["runs"][0]["arms"]
+    arms = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
     assert [arm["runtime"].split()[0] for arm in arms] == ["ONNX", "onnx"]
     assert arms[1]["runtime"] == f"onnx {onnx.__version__} reference"
 

@@ -11,7 +11,7 @@ from nncompress.results import SCHEMA, CompareResult, Estimate, OutputDifference
 def test_json_is_plain_and_versioned():
     result = CompareResult(3, (OutputDifference("y", None, 1.0, math.inf, 0.0),))
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert (content["schema"], content["kind"], content["records"]) == (SCHEMA, "compare", 3)
+    assert (content["schema"], content["kind"], content["samples"]) == (SCHEMA, "compare", 3)
     assert content["outputs"][0] == {
         "name": "y",
         "agreement": None,

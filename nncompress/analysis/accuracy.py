@@ -1,8 +1,8 @@
 """Is the smaller model still right? Streamed over data, with the uncertainty of the answer.
 
-A share measured on n records has a standard error: 0.9 points on 846 records at 92 %. Two models measured on
-the same records differ by less than that would suggest, because they mostly err on the same ones: compare
-them paired (`evaluate_paired`), which looks only at the records where they differ.
+A share measured on n samples has a standard error: 0.9 points on 846 samples at 92 %. Two models measured on
+the same samples differ by less than that would suggest, because they mostly err on the same ones: compare
+them paired (`evaluate_paired`), which looks only at the samples where they differ.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Measured:
             return _paired_shares(first.scores, self.scores)
         return MetricDifference(
             metric=self.scores.metric.name,
-            records=self.scores.samples,
+            samples=self.scores.samples,
             original=first.scores.value,
             changed=self.scores.value,
             difference=self.scores.less(first.scores),
@@ -80,7 +80,7 @@ def measure(
             `auto`: regression for floating targets or one output number, reconstruction where there are no
             labels or the output is an image like the input, else classification.
         metric: another measure than the task's own (`nncompress.analysis.metrics`).
-        limit: use this many records, spread over the data.
+        limit: use this many samples, spread over the data.
         output: which output of a model with several; None: the one that the labels fit.
     Raises:
         DataError: labels are missing or do not fit the outputs, or fit several.
@@ -93,17 +93,17 @@ def measure(
         dataset.require_labels(task if chosen is None else f"--metric {metric}")
     answers = Answers(predict, dataset, task, output, chosen)
     measured: list[Scores] = []
-    records = 0
+    samples = 0
     for batch in _reported(dataset, batch_size, limit, "evaluating", progress):
-        result = answers.of(batch, records)
+        result = answers.of(batch, samples)
         if not measured:
             if chosen is not None:
                 chosen.check(result, batch, dataset.spec)
             measured = [each.begin() for each in _metrics(chosen, answers.task, result)]
         for scores in measured:
             scores.add(result, batch, dataset.spec)
-        records += len(batch)
-    if records == 0:
+        samples += len(batch)
+    if samples == 0:
         raise DataError(f"{dataset.spec} gave no samples to evaluate on")
     first = measured[0]
     values = {scores.metric.name: scores.value for scores in measured}
@@ -112,9 +112,9 @@ def measure(
         EvalResult(
             dataset.spec,
             answers.task if chosen is None else chosen.name,
-            records,
+            samples,
             **{name: values[name] for name in ("top1", "top5", "rmse", "mse") if name in values},
-            top1_standard_error=None if top1 is None else math.sqrt(top1 * (1 - top1) / records),
+            top1_standard_error=None if top1 is None else math.sqrt(top1 * (1 - top1) / samples),
             metric=first.metric.name,
             value=first.value,
             interval=first.interval(),
@@ -146,7 +146,7 @@ def evaluate_paired(
     outputs: tuple[int | None, int | None] = (None, None),
     **options: Any,
 ) -> PairedResult:
-    """Top-1 of two classifiers on the same records, with the interval of their difference.
+    """Top-1 of two classifiers on the same samples, with the interval of their difference.
 
     Args:
         options: see `measure`.
@@ -166,15 +166,15 @@ def evaluate_paired(
 
 def _paired_shares(original: SummedScores, changed: SummedScores) -> PairedResult:
     before, after = original.rows[:, 0], changed.rows[:, 0]
-    records = len(before)
+    samples = len(before)
     only_original, only_changed = int((before > after).sum()), int((after > before).sum())
     return PairedResult(
-        records=records,
+        samples=samples,
         top1_original=original.value,
         top1_changed=changed.value,
         only_original=only_original,
         only_changed=only_changed,
-        difference=paired_difference(only_original, only_changed, records),
+        difference=paired_difference(only_original, only_changed, samples),
         p_value=mcnemar_p_value(only_original, only_changed),
     )
 
@@ -193,14 +193,14 @@ def compare(
     Args:
         inputs: batches, or tuples of input tensors.
         names: of the outputs.
-        total: records to come, for the progress bar.
+        total: samples to come, for the progress bar.
     Raises:
         DataError: there are no inputs.
         VerificationError: the outputs differ in number or shape, or are NaN or infinite.
     """
     progress = progress or NullProgress()
     sums: list[_Difference] = []
-    records = 0
+    samples = 0
     places: tuple[int | None, ...] | None = None
     for given in inputs:
         batch = given if isinstance(given, Batch) else Batch(tuple(given), None)
@@ -215,26 +215,26 @@ def compare(
         count = len(batch)
         places = places if places is not None else output_dims(original, batch, first)
         for total_of_output, a, b, dim in zip(sums, first, second, places):
-            # what all records share is one record
+            # what all samples share is one sample
             a, b = (x[None] if dim is None else x.movedim(dim, 0) for x in (a, b))
-            total_of_output.add(*_comparable(a, b, records))
-        records += count
-        progress.step("comparing outputs", records, total)
-    if records == 0:
+            total_of_output.add(*_comparable(a, b, samples))
+        samples += count
+        progress.step("comparing outputs", samples, total)
+    if samples == 0:
         raise DataError("there is nothing to compare the models on", expected="at least one input")
     names = names if len(names) == len(sums) else tuple(f"output_{i}" for i in range(len(sums)))
-    return CompareResult(records, tuple(s.result(name) for s, name in zip(sums, names)))
+    return CompareResult(samples, tuple(s.result(name) for s, name in zip(sums, names)))
 
 
 class _Difference:
     """Running sums over the batches of one output, in float64."""
 
     def __init__(self) -> None:
-        self.same = self.choices = self.records = 0
+        self.same = self.choices = self.samples = 0
         self.cosines = self.energy = self.error = self.max_abs = 0.0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        """Records first, [N, ...]."""
+        """Samples first, [N, ...]."""
         axis = 2 if a.dim() == 3 else 1  # [N, T, C] token scores; else [N, C, ...]
         same = None
         if not a.is_floating_point():
@@ -252,7 +252,7 @@ class _Difference:
         norms = norm_a * norm_b
         cosine = torch.where(norms > 0, (flat_a * flat_b).sum(1) / norms.clamp(min=1e-300), both_zero)
         self.cosines += float(cosine.sum())
-        self.records += len(a)
+        self.samples += len(a)
         self.energy += float(a.square().sum())
         self.error += float((a - b).square().sum())
         if a.numel():
@@ -266,7 +266,7 @@ class _Difference:
         return OutputDifference(
             name=name,
             agreement=self.same / self.choices if self.choices else None,
-            cosine=self.cosines / self.records,
+            cosine=self.cosines / self.samples,
             sqnr_db=sqnr,
             max_abs=self.max_abs,
         )
@@ -285,14 +285,14 @@ def _reported(
     dataset: Dataset, batch_size: int, limit: int | None, description: str, progress: Progress | None
 ) -> Iterator[Batch]:
     progress = progress or NullProgress()
-    total, done = dataset.planned_records(limit), 0
+    total, done = dataset.planned_samples(limit), 0
     for batch in dataset.batches(dataset.measuring_batch(batch_size), limit):
         yield batch
         done += len(batch)
         progress.step(description, done, total)
 
 
-def _comparable(a: Tensor, b: Tensor, first_record: int) -> tuple[Tensor, Tensor]:
+def _comparable(a: Tensor, b: Tensor, first_sample: int) -> tuple[Tensor, Tensor]:
     """Two outputs [N, ...]; where both are the same infinity (a mask), both are 0.
 
     Raises:
@@ -303,5 +303,5 @@ def _comparable(a: Tensor, b: Tensor, first_record: int) -> tuple[Tensor, Tensor
     masked = (a == b) & torch.isinf(a)
     a, b = a.masked_fill(masked, 0), b.masked_fill(masked, 0)
     for each in (a, b):
-        check_finite(each, first_record)
+        check_finite(each, first_sample)
     return a, b

@@ -1,4 +1,4 @@
-"""Which output of a model is its answer, along which dim its records lie, and what labels ask of it.
+"""Which output of a model is its answer, along which dim its samples lie, and what labels ask of it.
 
 | labels              | an output that fits                                       | task           |
 |---------------------|-----------------------------------------------------------|----------------|
@@ -30,7 +30,7 @@ from nncompress.ir import Model
 Predict = Callable[..., Any]  # input tensors → a tensor or array, or a tuple of them: a Model, or Runner.run
 TASKS = ("auto", *TASK_METRICS)
 ANSWER = "answer"  # the key in a model's metadata: the number of the output that labels belong to
-PROBED = 2  # records that tell which output is the answer
+PROBED = 2  # samples that tell which output is the answer
 
 
 # -- which output ------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def settle_answer(model: Model, dataset: Dataset) -> bool:
 
 
 def counted_numbers(model: Model, dataset: Dataset) -> str | None:
-    """A sentence where labels are whole numbers, and the only output is one number per record."""
+    """A sentence where labels are whole numbers, and the only output is one number per sample."""
     if len(model.outputs) != 1 or not dataset.has_labels:
         return None
     results: Any = model.graph.output_node().args[0]
@@ -113,7 +113,7 @@ def counted_numbers(model: Model, dataset: Dataset) -> str | None:
 
 
 class Answers:
-    """What a model answers, record by record.
+    """What a model answers, sample by sample.
 
     Args:
         task: one of `TASKS`; "auto" is resolved by the first batch.
@@ -138,12 +138,12 @@ class Answers:
         self.task, self.output = task, output
         self._dim: int | None = None
 
-    def of(self, batch: Batch, first_record: int) -> Tensor:
+    def of(self, batch: Batch, first_sample: int) -> Tensor:
         """The answers [N, ...] on the CPU.
 
         Raises:
             DataError: no output fits the labels, or several do.
-            VerificationError: an answer is NaN or infinite (scores may be -inf), or not one per record.
+            VerificationError: an answer is NaN or infinite (scores may be -inf), or not one per sample.
         """
         outputs = outputs_of(self._predict, batch.inputs)
         if self.output is None:
@@ -163,7 +163,7 @@ class Answers:
             if self.task == "auto":
                 self.task = task_of(result, batch, self._dataset.spec)
             self._metric = metric_of(self.task)
-        check_finite(result, first_record, masked=self._metric.masked)
+        check_finite(result, first_sample, masked=self._metric.masked)
         return result
 
     def fitting(self, batch: Batch) -> list[int]:
@@ -203,7 +203,7 @@ class Answers:
         )
 
 
-# -- where its records lie -----------------------------------------------------------------------------------
+# -- where its samples lie -----------------------------------------------------------------------------------
 
 
 def outputs_of(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -224,17 +224,17 @@ def outputs_of(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 
 def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tuple[int | None, ...]:
-    """Per output the dim along which the records of `batch` lie, None where it has no such dim.
+    """Per output the dim along which the samples of `batch` lie, None where it has no such dim.
 
     Unless it is the first dim of all inputs and of all outputs that have one of that size, a run of fewer
-    records tells which dim shrinks.
+    samples tells which dim shrinks.
     """
     count = len(batch)
     possible = [[d for d, size in enumerate(x.shape) if size == count] for x in outputs]
-    records_first = (
+    samples_first = (
         not any(batch.dims) and None not in batch.dims and all(not p or p[0] == 0 for p in possible)
     )
-    if any(possible) and not records_first and count > 1:
+    if any(possible) and not samples_first and count > 1:
         try:
             fewer = outputs_of(predict, batch.part(slice(0, count - 1)).inputs)
         except (DataError, UsageError):  # of a fixed batch
@@ -246,13 +246,13 @@ def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tu
     return tuple(p[0] if p else None for p in possible)
 
 
-def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> None:
-    """Refuse NaN and infinity in outputs [N, ...], naming the record.
+def check_finite(result: Tensor, first_sample: int, *, masked: bool = False) -> None:
+    """Refuse NaN and infinity in outputs [N, ...], naming the sample.
 
     Args:
-        masked: scores of classes, of which some may be -inf, but not all of a record.
+        masked: scores of classes, of which some may be -inf, but not all of a sample.
     Raises:
-        VerificationError: naming the first such record, counted from `first_record`.
+        VerificationError: naming the first such record, counted from `first_sample`.
     """
     if not (result.is_floating_point() or result.is_complex()) or not result.numel():
         return
@@ -262,6 +262,6 @@ def check_finite(result: Tensor, first_record: int, *, masked: bool = False) -> 
     good = finite.reshape(len(result), -1).all(1)
     if not good.all():
         raise VerificationError(
-            f"the model's output for sample {first_record + int(good.int().argmin())} is NaN or infinite",
+            f"the model's output for sample {first_sample + int(good.int().argmin())} is NaN or infinite",
             remedy="look at what was done to the model last: nncompress inspect",
         )

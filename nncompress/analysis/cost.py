@@ -1,6 +1,6 @@
 """What a model costs: parameters, multiply-accumulates and stored bytes of every layer.
 
-A MAC is one multiplication with its addition, counted for one record (batch 1), in contractions only:
+A MAC is one multiplication with its addition, counted for one sample (batch 1), in contractions only:
 convolutions, linear layers, matrix products, attention, recurrent cells. Pointwise work is not counted, as in
 the papers. A parameter that several layers share is counted where it is first read.
 """
@@ -85,13 +85,13 @@ class Cost:
 
 
 def cost(model: Model) -> Cost:
-    """Cost of every layer of `model` for one record, also where its batch is fixed at more."""
+    """Cost of every layer of `model` for one sample, also where its batch is fixed at more."""
     shapes = Shapes(model)
-    records = model.fixed_batch or 1
+    samples = model.fixed_batch or 1
     bits, zeros = _stored_bits(model), _zero_points(model)
     rows = []
     for node, stored, fresh, scales in counted_tensors(model):
-        macs = node_macs(node, shapes) // records
+        macs = node_macs(node, shapes) // samples
         if not stored and not macs:
             continue
         values = [(name, tensor) for name, tensor in fresh if name not in scales]
@@ -159,7 +159,7 @@ def _bytes(tensor: torch.Tensor, bits: int) -> int:
 
 def node_macs(node: fx.Node, shapes: Shapes) -> int:
     """Multiply-accumulates of one node, 0 for an op that is no contraction, or one of weights alone (a
-    spectral norm): that is not done per record.
+    spectral norm): that is not done per sample.
 
     Convolution: positions of the output (of the input, where it is transposed) times the weight. Linear and
     products: output elements times the length of the sum. Recurrent layers: steps times their matrices.

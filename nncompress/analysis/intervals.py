@@ -60,16 +60,16 @@ def share_interval(right: int, count: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), CONFIDENCE)
 
 
-def paired_difference(only_original: int, only_changed: int, records: int) -> Estimate:
+def paired_difference(only_original: int, only_changed: int, samples: int) -> Estimate:
     """changed - original of two paired shares with its 95 % interval.
 
     The adjusted Wald interval of Bonett & Price (2012), "Adjusted Wald confidence interval for a difference
-    of binomial proportions based on paired data": one record is added to each discordant count.
+    of binomial proportions based on paired data": one sample is added to each discordant count.
     """
-    p, q = (only_changed + 1) / (records + 2), (only_original + 1) / (records + 2)
-    half = Z_95 * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (records + 2))
+    p, q = (only_changed + 1) / (samples + 2), (only_original + 1) / (samples + 2)
+    half = Z_95 * math.sqrt(max(0.0, p + q - (p - q) ** 2) / (samples + 2))
     low, high = max(-1.0, p - q - half), min(1.0, p - q + half)
-    return Estimate((only_changed - only_original) / records, low, high)
+    return Estimate((only_changed - only_original) / samples, low, high)
 
 
 def bootstrap_interval(

@@ -25,7 +25,7 @@ def task_of(result: Tensor, batch: Batch, origin: str) -> str:
     Raises:
         DataError: there are no labels, and the result is not shaped as the input.
     """
-    like_input = result.shape == batch.records_first()[0].shape
+    like_input = result.shape == batch.samples_first()[0].shape
     if batch.labels is None:
         if like_input and batch.inputs[0].is_floating_point():
             return "reconstruction"
@@ -43,7 +43,7 @@ def task_of(result: Tensor, batch: Batch, origin: str) -> str:
 
 
 def class_labels(
-    result: Tensor, labels: Tensor | None, origin: str, first_record: int, remedy: str = MEASURES
+    result: Tensor, labels: Tensor | None, origin: str, first_sample: int, remedy: str = MEASURES
 ) -> Tensor:
     """Labels [N] that name columns of result [N, C], or numbers like those of an integer result [N].
 
@@ -71,9 +71,9 @@ def class_labels(
             remedy=f"another output of several (--output-index); or {remedy}",
         )
     if int(labels.max()) >= result.shape[1]:
-        record = first_record + int(labels.argmax())
+        sample = first_sample + int(labels.argmax())
         raise DataError(
-            f"{origin}: sample {record} has a label that the model has no output for",
+            f"{origin}: sample {sample} has a label that the model has no output for",
             got=f"label {int(labels.max())}",
             expected=f"0 to {result.shape[1] - 1} (the model has {result.shape[1]} outputs)",
             remedy="use data with the classes the model was trained on",
@@ -82,7 +82,7 @@ def class_labels(
 
 
 def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -> Tensor:
-    """The target shaped as the result; one number per record may be [N] or [N, 1] on either side."""
+    """The target shaped as the result; one number per sample may be [N] or [N, 1] on either side."""
     one_each = target is not None and target.numel() == result.numel() == len(result)
     if target is not None and task == "regression" and one_each:
         target = target.reshape(result.shape)

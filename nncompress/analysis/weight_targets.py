@@ -22,7 +22,7 @@ class Target:
     """A weight and the layers that read it: several where it is tied; they will share the factors too.
 
     Attributes:
-        macs: multiply-accumulates of all its layers for one record.
+        macs: multiply-accumulates of all its layers for one sample.
     """
 
     layers: tuple[Layer, ...]

@@ -38,7 +38,7 @@ def compress(
     Args:
         model: what `load` returned, or a module in memory; it stays as it is.
         passes: pass objects, texts like "prune:std=0.5", one such text, or the path of a .toml recipe.
-        data: calibration records for the passes that need them.
+        data: calibration samples for the passes that need them.
         input: what a module takes, where `data` does not say it (see `load`).
         limit: fit to at most this many of them.
         target: where the result will run (`nncompress targets` lists them): passes that choose by the clock

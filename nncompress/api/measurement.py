@@ -16,7 +16,7 @@ from nncompress.analysis import accuracy
 from nncompress.analysis.answer import index_of, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.api.opening import Input, dataset, load, taken
-from nncompress.bench import Arm
+from nncompress.bench import Candidate
 from nncompress.bench import benchmark as measure
 from nncompress.data import Dataset, open_data
 from nncompress.data.sources.python import kept
@@ -47,7 +47,7 @@ def evaluate(
         input: what a module takes, where `data` does not say it (see `load`).
         output_index: number or name of the output that the labels are held against; None: the one that they
             fit.
-        limit: use this many records, spread over the data.
+        limit: use this many samples, spread over the data.
 
     Raises:
         DataError: labels are missing or do not fit the outputs.
@@ -58,14 +58,14 @@ def evaluate(
     if _is_artifact(model):
         runner = open_artifact(model)
         if isinstance(data, Dataset):
-            records = data
+            samples = data
         else:
-            records = open_data(data, runner.inputs, runner.remembered_normalization())
-        for assumption in records.assumptions():
+            samples = open_data(data, runner.inputs, runner.remembered_normalization())
+        for assumption in samples.assumptions():
             warnings.warn(assumption, stacklevel=2)
         return accuracy.evaluate(
             runner.run,
-            records,
+            samples,
             task,
             metric=metric,
             batch_size=batch_size,
@@ -115,23 +115,23 @@ def benchmark(
     if runtime not in ("onnxruntime", "torch"):
         raise UsageError("unknown runtime", got=runtime, expected="onnxruntime, torch")
     with tempfile.TemporaryDirectory() as folder:
-        arms = []
+        candidates = []
         for position, (name, model) in enumerate(models.items()):
             if _is_artifact(model):
-                arms.append(Arm(name, model))
+                candidates.append(Candidate(name, model))
                 continue
             if isinstance(model, str | Path):
                 given = load(model, input=input, notice=warnings.warn)
             else:
                 given = taken(model, input, None, warnings.warn)
             costs = cost(given)
-            arm = Arm(name, given, parameters=costs.parameters, macs=costs.macs)
+            candidate = Candidate(name, given, parameters=costs.parameters, macs=costs.macs)
             if runtime == "onnxruntime":
                 file = Path(folder) / f"{position}.onnx"
                 export.write(given, file, target="ort-cpu", read_back=False)  # measured here, and then gone
-                arm = replace(arm, artifact=file)
-            arms.append(arm)
-        return measure(arms, batch=batch, threads=threads, time_budget=seconds, progress=progress)
+                candidate = replace(candidate, artifact=file)
+            candidates.append(candidate)
+        return measure(candidates, batch=batch, threads=threads, time_budget=seconds, progress=progress)
 
 
 def _is_artifact(model: Any) -> TypeGuard[str | Path]:

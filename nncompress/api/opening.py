@@ -47,8 +47,8 @@ def load(
         weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
         strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
         input: what it takes, where the model does not carry it: shapes such as "1x3x32x32", or example
-            tensors, records along the first dim.
-        data: records to take the input's shape from, where neither model nor `input` says it.
+            tensors, samples along the first dim.
+        data: samples to take the input's shape from, where neither model nor `input` says it.
         normalize: how its images are normalised ("imagenet", "m1,m2,m3/s1,s2,s3"); kept with the model.
         trust_pickle: allow a pickle to run code.
         notice: called with sentences that the user should read (a guessed input shape).
@@ -67,13 +67,13 @@ def load(
     examples: Examples | None = _examples(input)
     drawn: list[Tensor] = []
 
-    def records(names: Sequence[str]) -> tuple[Tensor, ...]:
+    def samples(names: Sequence[str]) -> tuple[Tensor, ...]:
         with unbounded_memory():
-            drawn[:] = _records_as_examples(data, normalize, names, _spec(model))
+            drawn[:] = _samples_as_examples(data, normalize, names, _spec(model))
         return tuple(drawn)
 
     if input is None and data is not None:
-        examples = records
+        examples = samples
     try:
         if module is not None:
             loaded = load_module(module, input_shapes=shapes, example_inputs=examples, notice=say)
@@ -115,7 +115,7 @@ def dataset(
 ) -> Dataset:
     """Open data for `model`, normalised as the model remembers unless `normalize` says otherwise.
 
-    The model remembers which of several outputs its labels fit, and the sizes of the records where its own
+    The model remembers which of several outputs its labels fit, and the sizes of the samples where its own
     dims are dynamic.
 
     Args:
@@ -174,7 +174,7 @@ def _spec(given: Any) -> str:
     return str(given) if isinstance(given, str | Path) else name_of(given)
 
 
-def _records_as_examples(
+def _samples_as_examples(
     data: Any, normalize: str | None, names: Sequence[str], model: str
 ) -> tuple[Tensor, ...]:
     """Two samples of the data, an input of the model each of these names.

@@ -1,7 +1,7 @@
 """Artifacts measured against each other, so that the ratio can be believed.
 
-    result = benchmark([Arm("original", model), Arm("int8", "model.onnx")], batch=1)
-    result.arms[1].speedup          # Estimate(value=1.61, low=1.58, high=1.64, confidence=0.95)
+    result = benchmark([Candidate("original", model), Candidate("int8", "model.onnx")], batch=1)
+    result.candidates[1].speedup          # Estimate(value=1.61, low=1.58, high=1.64, confidence=0.95)
 
 | module        |                                                                     |
 |---------------|---------------------------------------------------------------------|
@@ -28,27 +28,27 @@ from nncompress.bench.environment import environment
 from nncompress.bench.gpu import gpu_environment, gpu_state, waiting
 from nncompress.bench.inputs import Inputs, inputs_for, random_inputs
 from nncompress.bench.machine import activity, between
-from nncompress.bench.measure import ArmTimes
+from nncompress.bench.measure import CandidateTimes
 from nncompress.bench.own_process import in_own_process
 from nncompress.bench.parity import compare_outputs
 from nncompress.bench.profile import profile
-from nncompress.bench.sessions import Arm, Measured, Plan, clock_of, measure_sessions
+from nncompress.bench.sessions import Candidate, Measured, Plan, clock_of, measure_sessions
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import BATCH, count_records
+from nncompress.ir.graph.inputs import BATCH, count_samples
 from nncompress.progress import NullProgress, Progress
-from nncompress.results import ArmResult, BenchResult, Estimate, OperatorTime, Samples
+from nncompress.results import BenchResult, CandidateResult, Estimate, OperatorTime, Samples
 from nncompress.runtimes import Runner
 from nncompress.targets.written_for import notes as written_for
 
-__all__ = ["Arm", "benchmark"]
+__all__ = ["Candidate", "benchmark"]
 
 SESSIONS = 8
-PARITY_RECORDS = 16
+PARITY_SAMPLES = 16
 
 
 def benchmark(
-    arms: Sequence[Arm],
+    candidates: Sequence[Candidate],
     *,
     inputs: Inputs | None = None,
     parity_inputs: Inputs | None = None,
@@ -64,35 +64,35 @@ def benchmark(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> BenchResult:
-    """Measure all arms in one interleaved run.
+    """Measure all candidates in one interleaved run.
 
     Ctrl-C ends it early: what was measured is returned, `interrupted`, with a warning.
 
     Args:
-        arms: the first one is what the others are compared with.
+        candidates: the first one is what the others are compared with.
         inputs: arrays of one call; None: random ones of this `batch`.
-        parity_inputs: what outputs are compared on; None: `inputs`, or random ones of more records.
+        parity_inputs: what outputs are compared on; None: `inputs`, or random ones of more samples.
         threads: per call. With 1, ratios are taken from the thread's CPU time, else from the wall clock; on a
             GPU, from events there.
         time_budget: seconds of measuring, without opening and warming up. Where these take more than twice
             as long, there are fewer sessions, but at least 3 of 5 rounds.
         rounds: measure this many rounds instead, spread over the sessions.
         sessions: how often every artifact is opened anew (see `stats`).
-        target_error: add sessions until every ratio (with one arm: its latency) is known to within this,
+        target_error: add sessions until every ratio (with one candidate: its latency) is known to within this,
             0.01 is 1 %, for at most ten times the budget.
         memory: also measure each artifact's peak memory and cold start, which takes a process of its own and
             some seconds.
-        energy: also measure energy per call, where the machine counts it; 1.5 s per arm.
+        energy: also measure energy per call, where the machine counts it; 1.5 s per candidate.
         profiled: also take each artifact's time per operator.
-        seed: of the inputs and of the order of the arms.
+        seed: of the inputs and of the order of the candidates.
     Raises:
-        UsageError: no arms, an option below its minimum, or an artifact that takes other inputs.
+        UsageError: no candidates, an option below its minimum, or an artifact that takes other inputs.
         ModelFileError, UnsupportedError: an artifact cannot be opened.
         DataError: an artifact does not run on the inputs.
         KeyboardInterrupt: before the first session ended.
     """
     _check_options(
-        arms,
+        candidates,
         rounds=rounds,
         seconds=time_budget,
         target_error=target_error,
@@ -101,22 +101,24 @@ def benchmark(
         sessions=sessions,
     )
     progress = progress or NullProgress()
-    progress.step("opening", 0, len(arms))
-    runners = [arm.open(threads) for arm in arms]
-    clock = clock_of(arms, threads)
+    progress.step("opening", 0, len(candidates))
+    runners = [candidate.open(threads) for candidate in candidates]
+    clock = clock_of(candidates, threads)
     free = all(BATCH in spec.shape or spec.batch_dim is None for r in runners for spec in r.inputs)
-    records = max(batch, PARITY_RECORDS) if free else batch
+    compared = max(batch, PARITY_SAMPLES) if free else batch
     if parity_inputs is None:
-        parity_inputs = inputs if inputs is not None else _example(arms, runners, records, seed + 1)
+        parity_inputs = inputs if inputs is not None else _example(candidates, runners, compared, seed + 1)
     if inputs is None:
-        inputs = _example(arms, runners, batch, seed)
-        _check_batch(arms[0].name, runners[0], inputs, batch)
-    batch = count_records(runners[0].inputs, inputs)
-    parity, parity_warnings = compare_outputs([arm.name for arm in arms], runners, parity_inputs)
+        inputs = _example(candidates, runners, batch, seed)
+        _check_batch(candidates[0].name, runners[0], inputs, batch)
+    batch = count_samples(runners[0].inputs, inputs)
+    parity, parity_warnings = compare_outputs(
+        [candidate.name for candidate in candidates], runners, parity_inputs
+    )
     names, sizes = [runner.name for runner in runners], [runner.file_size for runner in runners]
     notes = tuple(
-        f"{arm.name}: {note}."
-        for arm, runner in zip(arms, runners)
+        f"{candidate.name}: {note}."
+        for candidate, runner in zip(candidates, runners)
         for note in (*runner.notes, *written_for(runner.metadata, runner.runtime, runner.device))
     )
     del runners  # the sessions open their own
@@ -125,18 +127,18 @@ def benchmark(
     before = activity()
     gpu_before = gpu_state() if clock == "GPU" else {}
     plan = Plan(time_budget, rounds, sessions, target_error)
-    measured = measure_sessions(arms, inputs, threads, plan, seed=seed, progress=progress)
+    measured = measure_sessions(candidates, inputs, threads, plan, seed=seed, progress=progress)
     meanwhile = between(before, activity())
     gpu = gpu_environment([gpu_before, *measured.gpu, gpu_state()]) if clock == "GPU" else {}
 
     results = []
     wall_speedups: list[Estimate | None] = []
-    for i, arm in enumerate(arms):
+    for i, candidate in enumerate(candidates):
         wall_speedups.append(_speedup(measured.times, i, "wall_ns", seed))
         samples = _samples(measured, i, with_cpu=clock == "cpu")
         results.append(
-            ArmResult(
-                name=arm.name,
+            CandidateResult(
+                name=candidate.name,
                 runtime=names[i],
                 wall=stats.latency(samples.wall_ns),
                 cpu=stats.latency(samples.cpu_ns) if samples.cpu_ns else None,
@@ -144,10 +146,10 @@ def benchmark(
                 parity=parity[i],
                 samples=samples,
                 load_s=min(measured.load_s[i]) if sizes[i] is not None else None,
-                parameters=arm.parameters,
-                macs=arm.macs,
+                parameters=candidate.parameters,
+                macs=candidate.macs,
                 file_size=sizes[i],
-                sha256=arm.sha256,
+                sha256=candidate.sha256,
             )
         )
     rounds_per_session = tuple(len(session[0].wall_ns) for session in measured.times)
@@ -161,7 +163,7 @@ def benchmark(
         gpu_throttled=bool(gpu.get("throttled")),
     )
     result = BenchResult(
-        arms=tuple(results),
+        candidates=tuple(results),
         batch=batch,
         threads=threads,
         clock=clock,
@@ -185,81 +187,89 @@ def benchmark(
     for step in steps:
         if not result.interrupted:
             try:
-                result = step(result, arms, inputs, threads, progress)
+                result = step(result, candidates, inputs, threads, progress)
             except KeyboardInterrupt:
                 result = replace(result, interrupted=True)
     return result
 
 
-Step = Callable[[BenchResult, Sequence[Arm], Inputs, int, Progress], BenchResult]
+Step = Callable[[BenchResult, Sequence[Candidate], Inputs, int, Progress], BenchResult]
 
 
 def _with_memory(
-    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+    result: BenchResult, candidates: Sequence[Candidate], inputs: Inputs, threads: int, progress: Progress
 ) -> BenchResult:
     """The result with each artifact's peak memory and cold start."""
     found = []
-    for i, arm in enumerate(arms):
-        progress.step("measuring peak memory and cold start", i, len(arms))
-        own = in_own_process(arm.artifact, inputs, threads, runtime=arm.runtime, precision=arm.precision)
-        found.append(replace(result.arms[i], peak_memory=own.peak_memory, cold_start_s=own.cold_start_s))
-    return replace(result, arms=tuple(found))
+    for i, candidate in enumerate(candidates):
+        progress.step("measuring peak memory and cold start", i, len(candidates))
+        own = in_own_process(
+            candidate.artifact, inputs, threads, runtime=candidate.runtime, precision=candidate.precision
+        )
+        found.append(
+            replace(result.candidates[i], peak_memory=own.peak_memory, cold_start_s=own.cold_start_s)
+        )
+    return replace(result, candidates=tuple(found))
 
 
 def _with_energy(
-    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+    result: BenchResult, candidates: Sequence[Candidate], inputs: Inputs, threads: int, progress: Progress
 ) -> BenchResult:
     """The result with joules per call, or why there are none."""
-    counters, source = meters(gpu=any("CUDA" in arm.runtime for arm in result.arms))
+    counters, source = meters(gpu=any("CUDA" in candidate.runtime for candidate in result.candidates))
     if not counters:
         return replace(result, energy_source=source)
     progress.step("measuring energy", 0, None)
     calls = []
-    for arm in arms:
-        runner = arm.open(threads)
-        call = runner.bind(*inputs_for(runner, inputs, arm.name))
-        calls.append(call if arm.cuda is None else waiting(call))
+    for candidate in candidates:
+        runner = candidate.open(threads)
+        call = runner.bind(*inputs_for(runner, inputs, candidate.name))
+        calls.append(call if candidate.cuda is None else waiting(call))
         calls[-1]()
     spent = energy_per_call(calls, counters)
-    found = tuple(replace(arm, energy=each) for arm, each in zip(result.arms, spent))
-    return replace(result, arms=found, energy_source=source)
+    found = tuple(replace(candidate, energy=each) for candidate, each in zip(result.candidates, spent))
+    return replace(result, candidates=found, energy_source=source)
 
 
 def _with_profiles(
-    result: BenchResult, arms: Sequence[Arm], inputs: Inputs, threads: int, progress: Progress
+    result: BenchResult, candidates: Sequence[Candidate], inputs: Inputs, threads: int, progress: Progress
 ) -> BenchResult:
     """The result with each artifact's time per operator."""
     found = []
-    for i, arm in enumerate(arms):
-        progress.step("profiling", i, len(arms))
-        found.append(replace(result.arms[i], profile=_profile(arm, inputs, threads)))
-    return replace(result, arms=tuple(found))
+    for i, candidate in enumerate(candidates):
+        progress.step("profiling", i, len(candidates))
+        found.append(replace(result.candidates[i], profile=_profile(candidate, inputs, threads)))
+    return replace(result, candidates=tuple(found))
 
 
-def _profile(arm: Arm, inputs: Inputs, threads: int) -> tuple[OperatorTime, ...] | None:
-    return profile(arm.artifact, inputs, threads, runtime=arm.runtime, precision=arm.precision)
+def _profile(candidate: Candidate, inputs: Inputs, threads: int) -> tuple[OperatorTime, ...] | None:
+    return profile(
+        candidate.artifact, inputs, threads, runtime=candidate.runtime, precision=candidate.precision
+    )
 
 
-def _speedup(times: list[list[ArmTimes]], arm: int, clock: str, seed: int) -> Estimate | None:
-    if arm == 0:
+def _speedup(times: list[list[CandidateTimes]], candidate: int, clock: str, seed: int) -> Estimate | None:
+    if candidate == 0:
         return None
-    first, other = ([getattr(session[i], clock) for session in times] for i in (0, arm))
+    first, other = ([getattr(session[i], clock) for session in times] for i in (0, candidate))
     return stats.speedup(first, other, seed=seed)
 
 
-def _example(arms: Sequence[Arm], runners: Sequence[Runner], batch: int, seed: int) -> Inputs:
+def _example(candidates: Sequence[Candidate], runners: Sequence[Runner], batch: int, seed: int) -> Inputs:
     """Random inputs of this batch. A loaded model knows the bounds of its dynamic dims, a file does not."""
-    model = next((arm.artifact for arm in arms if isinstance(arm.artifact, Model)), None)
+    model = next(
+        (candidate.artifact for candidate in candidates if isinstance(candidate.artifact, Model)), None
+    )
     if model is None:
         return random_inputs(runners[0].inputs, batch, seed, runners[0].sizes)
     tensors = model.example_inputs(batch, seed)
     return tuple((x.float() if x.is_floating_point() else x).numpy() for x in tensors)
 
 
-def _samples(measured: Measured, arm: int, *, with_cpu: bool) -> Samples:
-    """Of one arm, all sessions one after the other."""
+def _samples(measured: Measured, candidate: int, *, with_cpu: bool) -> Samples:
+    """Of one candidate, all sessions one after the other."""
     wall, cpu, place = (
-        tuple(value for session in measured.times for value in getattr(session[arm], name))
+        tuple(value for session in measured.times for value in getattr(session[candidate], name))
         for name in ("wall_ns", "cpu_ns", "place")
     )
     return Samples(wall, cpu if with_cpu else None, place)
@@ -267,7 +277,7 @@ def _samples(measured: Measured, arm: int, *, with_cpu: bool) -> Samples:
 
 def _check_batch(first: str, runner: Runner, inputs: Inputs, batch: int) -> None:
     """Refuse a model whose inputs are of another, fixed batch."""
-    fixed = count_records(runner.inputs, inputs)
+    fixed = count_samples(runner.inputs, inputs)
     if fixed != batch:
         raise UsageError(
             f"{first} takes batches of {fixed} only",
@@ -277,14 +287,14 @@ def _check_batch(first: str, runner: Runner, inputs: Inputs, batch: int) -> None
 
 
 def _check_options(
-    arms: Sequence[Arm],
+    candidates: Sequence[Candidate],
     *,
     rounds: int | None,
     seconds: float,
     target_error: float | None,
     **at_least_one: int,
 ) -> None:
-    if not arms:
+    if not candidates:
         raise UsageError("there is nothing to benchmark", expected="at least one artifact")
     for name, value in {**at_least_one, **({} if rounds is None else {"rounds": rounds})}.items():
         if value < 1:

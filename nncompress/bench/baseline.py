@@ -31,7 +31,7 @@ NOTED = ("cores_usable", "governor", "memory", "system", "python")
 
 @dataclass(frozen=True)
 class Run:
-    """What is compared of one batch size: per arm and session the times of each round, nanoseconds."""
+    """What is compared of one batch size: per candidate and session the times of each round, nanoseconds."""
 
     batch: int
     threads: int
@@ -146,13 +146,13 @@ def _run(content: Mapping[str, Any]) -> Run:
     lengths = [int(length) for length in content["rounds_per_session"]]
     if any(length < 1 for length in lengths):
         raise ValueError("a session without rounds")
-    arms = {str(arm["name"]): arm for arm in content["arms"]}
+    candidates = {str(candidate["name"]): candidate for candidate in content["candidates"]}
     clock = content["clock"]
     if clock not in ("cpu", "wall", "GPU"):
         raise ValueError("another clock")
     times = {}
-    for name, arm in arms.items():
-        samples = np.asarray(arm["samples"]["cpu_ns" if clock == "cpu" else "wall_ns"], np.float64)
+    for name, candidate in candidates.items():
+        samples = np.asarray(candidate["samples"]["cpu_ns" if clock == "cpu" else "wall_ns"], np.float64)
         if (
             samples.shape != (sum(lengths),)
             or not lengths
@@ -170,8 +170,8 @@ def _run(content: Mapping[str, Any]) -> Run:
         clock=str(clock),
         environment=dict(content["environment"]),
         gpu=str(content["environment"].get("gpu", {"before": {}})["before"].get("name", "")),
-        runtimes={name: str(arm["runtime"]) for name, arm in arms.items()},
-        digests={name: arm.get("sha256") for name, arm in arms.items()},
+        runtimes={name: str(candidate["runtime"]) for name, candidate in candidates.items()},
+        digests={name: candidate.get("sha256") for name, candidate in candidates.items()},
         times=times,
     )
 
@@ -250,30 +250,30 @@ def _changes(then: Run, now: Run, name: str, tolerance: float, notes: list[str])
     elif len(now.times) == 1:
         control = ""
     changes = []
-    for arm in now.times:
-        if arm not in then.times:
-            notes.append(f"{arm} is not in {name}")
+    for candidate in now.times:
+        if candidate not in then.times:
+            notes.append(f"{candidate} is not in {name}")
             continue
-        if _runtime(then.runtimes[arm]) != _runtime(now.runtimes[arm]):
+        if _runtime(then.runtimes[candidate]) != _runtime(now.runtimes[candidate]):
             raise UsageError(
-                f"{arm} was measured in another runtime",
-                got=now.runtimes[arm],
-                expected=then.runtimes[arm],
+                f"{candidate} was measured in another runtime",
+                got=now.runtimes[candidate],
+                expected=then.runtimes[candidate],
                 remedy=_MAKE_ONE,
             )
-        before, after = _medians(then, arm, control), _medians(now, arm, control)
+        before, after = _medians(then, candidate, control), _medians(now, candidate, control)
         slowdown = stats.slowdown(before, after)
-        if arm == control:
+        if candidate == control:
             away = max(slowdown.value, 1 / slowdown.value) - 1
             if away > tolerance:
                 notes.append(
-                    f"{arm}, the same file as then, takes {slowdown.value:.2f} times as long: the machine or "
+                    f"{candidate}, the same file as then, takes {slowdown.value:.2f} times as long: the machine or "
                     "its software is in another state. Ratios to it are compared, which are free of that"
                 )
             continue
         changes.append(
             Change(
-                name=arm,
+                name=candidate,
                 batch=now.batch,
                 measure=f"ratio to {control}" if control else "latency",
                 slowdown=slowdown,
@@ -288,9 +288,9 @@ def _runtime(name: str) -> str:
     return " ".join(word for word in name.split() if not word[0].isdigit())
 
 
-def _medians(run: Run, arm: str, control: str) -> list[float]:
-    """Per session the median time of the arm, of its ratio to the control where there is one."""
-    if not control or control == arm:
-        return [float(np.median(session)) for session in run.times[arm]]
-    pairs = zip(run.times[arm], run.times[control])
+def _medians(run: Run, candidate: str, control: str) -> list[float]:
+    """Per session the median time of the candidate, of its ratio to the control where there is one."""
+    if not control or control == candidate:
+        return [float(np.median(session)) for session in run.times[candidate]]
+    pairs = zip(run.times[candidate], run.times[control])
     return [float(np.median(mine / other)) for mine, other in pairs]

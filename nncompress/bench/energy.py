@@ -5,7 +5,7 @@
 | "CPU package" | RAPL, `/sys/class/powercap/intel-rapl:N/energy_uj`     | all cores and their caches |
 | "GPU"         | NVML, `nvmlDeviceGetTotalEnergyConsumption`            | the whole board            |
 Neither knows whose work it was: idle power and other programs are in it. The counters advance once in about
-a millisecond, so an arm runs in blocks of `BLOCK_S`, and the arms take turns.
+a millisecond, so a candidate runs in blocks of `BLOCK_S`, and the candidates take turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nncompress.bench.measure import Call
 
 POWERCAP = Path("/sys/class/powercap")
 BLOCK_S = 0.5
-BLOCKS = 3  # per arm
+BLOCKS = 3  # per candidate
 
 
 class Meter(Protocol):
@@ -95,7 +95,7 @@ def meters(*, gpu: bool, powercap: Path = POWERCAP) -> tuple[list[Meter], str]:
     """What can be read here, and a sentence on it.
 
     Args:
-        gpu: also look for GPUs; for arms that run there.
+        gpu: also look for GPUs; for candidates that run there.
     """
     found: list[Meter] = []
     missing = []
@@ -128,10 +128,10 @@ def energy_per_call(
     block_s: float = BLOCK_S,
     blocks: int = BLOCKS,
 ) -> list[dict[str, float]]:
-    """Joules per call of every arm, by source.
+    """Joules per call of every candidate, by source.
 
     Args:
-        calls: one per arm; each runs `blocks` times for `block_s` seconds, in turns.
+        calls: one per candidate; each runs `blocks` times for `block_s` seconds, in turns.
     """
     spent = [dict.fromkeys((m.source for m in counters), 0.0) for _ in calls]
     made = [0] * len(calls)

@@ -1,4 +1,4 @@
-"""Inputs to time artifacts on: the same numbers for every arm, in the dtypes each of them takes.
+"""Inputs to time artifacts on: the same numbers for every candidate, in the dtypes each of them takes.
 
 Of a language model, two phases are timed: reading a prompt at once, then a token at a time.
 

@@ -2,8 +2,8 @@
 
 On a busy machine the median of a loop over A, then a loop over B, compares two moments of the machine and not
 A and B: int8 once showed 2.85x this way and was really 1.6x. Therefore
-- the arms take turns: every round visits every arm once, in an order drawn anew for each round;
-- each visit first calls once unmeasured, so that an arm finds its weights in the cache as it would alone;
+- the candidates take turns: every round visits every candidate once, in an order drawn anew for each round;
+- each visit first calls once unmeasured, so that a candidate finds its weights in the cache as it would alone;
 - both clocks are read: the wall's, which includes the time that the scheduler gave to others, and the
   thread's own CPU time, which does not (but misses other threads: it counts only with one).
 """
@@ -57,8 +57,8 @@ class SystemClock:
 
 
 @dataclass
-class ArmTimes:
-    """Of one arm, entry i from round i: nanoseconds per call, and its place in the round (0 the first)."""
+class CandidateTimes:
+    """Of one candidate, entry i from round i: nanoseconds per call, and its place in the round (0 the first)."""
 
     wall_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)
@@ -69,8 +69,8 @@ class Measurement:
     """An interleaved measurement that can go on for as long as wanted.
 
     Args:
-        calls: one per arm: does the arm's work once and returns when it is done.
-        seed: of the order of the arms.
+        calls: one per candidate: does the candidate's work once and returns when it is done.
+        seed: of the order of the candidates.
         by_cpu: warm up until the CPU times settle, not the wall's; for calls of one thread.
         clock: replaced in tests.
     """
@@ -84,7 +84,7 @@ class Measurement:
         self._random = np.random.default_rng(seed)
         self._repeats = [1] * len(self._calls)
         self._rewarm = [False] * len(self._calls)
-        self.times = [ArmTimes() for _ in self._calls]
+        self.times = [CandidateTimes() for _ in self._calls]
 
     @property
     def rounds(self) -> int:
@@ -92,10 +92,10 @@ class Measurement:
         return len(self.times[0].wall_ns)
 
     def warm_up(self) -> tuple[int, bool]:
-        """Call every arm in turn until its times settle.
+        """Call every candidate in turn until its times settle.
 
         Returns:
-            the number of rounds, and whether all arms settled within `LONGEST_WARM_UP_NS`.
+            the number of rounds, and whether all candidates settled within `LONGEST_WARM_UP_NS`.
         """
         history: list[list[int]] = [[] for _ in self._calls]
         begin = self._clock.wall()
@@ -115,7 +115,7 @@ class Measurement:
         return len(history[0]), settled
 
     def round(self) -> None:
-        """Visit every arm once, in random order, and keep the times; of an interrupted round, none."""
+        """Visit every candidate once, in random order, and keep the times; of an interrupted round, none."""
         order = self._order()
         measured = []
         for i in order:
@@ -130,9 +130,9 @@ class Measurement:
     def _order(self) -> list[int]:
         return self._random.permutation(len(self._calls)).tolist()
 
-    def _time(self, arm: int, repeats: int) -> tuple[int, int]:
+    def _time(self, candidate: int, repeats: int) -> tuple[int, int]:
         """Wall and CPU nanoseconds per call."""
-        call, clock = self._calls[arm], self._clock
+        call, clock = self._calls[candidate], self._clock
         wall, cpu = clock.wall(), clock.cpu()
         for _ in range(repeats):
             call()

@@ -1,4 +1,4 @@
-"""Do the arms compute the same?"""
+"""Do the candidates compute the same?"""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nncompress.runtimes import Runner
 def compare_outputs(
     names: Sequence[str], runners: Sequence[Runner], inputs: Inputs
 ) -> tuple[list[CompareResult | None], tuple[str, ...]]:
-    """Every arm's outputs against the first arm's.
+    """Every candidate's outputs against the first candidate's.
 
     Returns:
-        per arm the comparison (None for the first, and where outputs cannot be compared), and warnings.
+        per candidate the comparison (None for the first, and where outputs cannot be compared), and warnings.
     """
     dims = tuple(spec.batch_dim for spec in runners[0].inputs)
     batch = Batch(tuple(torch.from_numpy(array) for array in inputs), None, dims)

@@ -14,7 +14,7 @@ import numpy as np
 from nncompress.bench import stats
 from nncompress.bench.gpu import event_clock, gpu_state
 from nncompress.bench.inputs import Inputs, inputs_for
-from nncompress.bench.measure import ArmTimes, Call, Measurement, undisturbed
+from nncompress.bench.measure import Call, CandidateTimes, Measurement, undisturbed
 from nncompress.ir import InputSpec, Model
 from nncompress.progress import Progress
 from nncompress.runtimes import Runner, open_artifact
@@ -27,7 +27,7 @@ LONGEST_TO_TARGET = 10  # the same where an interval must become narrow
 
 
 @dataclass(frozen=True)
-class Arm:
+class Candidate:
     """One artifact to measure.
 
     Attributes:
@@ -63,22 +63,22 @@ class Arm:
         return opened
 
 
-def clock_of(arms: Sequence[Arm], threads: int) -> str:
+def clock_of(candidates: Sequence[Candidate], threads: int) -> str:
     """The clock that ratios are taken from: "GPU" (events), else "cpu" with one thread, else "wall"."""
-    if any(arm.cuda is not None for arm in arms):
+    if any(candidate.cuda is not None for candidate in candidates):
         return "GPU"
     return "cpu" if threads == 1 else "wall"
 
 
 @dataclass
 class Measured:
-    """What `measure_sessions` returns: times[session][arm], load_s[arm][session].
+    """What `measure_sessions` returns: times[session][candidate], load_s[candidate][session].
 
     Attributes:
-        gpu: its state at the end of each session, where there were arms on one.
+        gpu: its state at the end of each session, where there were candidates on one.
     """
 
-    times: list[list[ArmTimes]]
+    times: list[list[CandidateTimes]]
     load_s: list[list[float]]
     warm_up_rounds: int = 0
     interrupted: bool = False
@@ -93,7 +93,7 @@ class Plan:
     Attributes:
         time_budget: seconds of measuring, shared by the sessions.
         rounds: so many rounds instead, shared by the sessions.
-        target_error: measure further sessions until every ratio (of a single arm: its latency) is known to
+        target_error: measure further sessions until every ratio (of a single candidate: its latency) is known to
             within this, 0.01 is 1 %; at most `LONGEST_TO_TARGET` times the budget.
     """
 
@@ -104,7 +104,7 @@ class Plan:
 
 
 def measure_sessions(
-    arms: Sequence[Arm],
+    candidates: Sequence[Candidate],
     inputs: Inputs,
     threads: int,
     plan: Plan,
@@ -112,14 +112,14 @@ def measure_sessions(
     seed: int,
     progress: Progress,
 ) -> Measured:
-    """Measure all arms in turns; see `benchmark` for the arguments.
+    """Measure all candidates in turns; see `benchmark` for the arguments.
 
     Raises:
         KeyboardInterrupt: before there was anything to keep. Later it ends the measurement early.
     """
-    measured = Measured([], [[] for _ in arms])
-    by_cpu = clock_of(arms, threads) == "cpu"
-    clock = event_clock() if clock_of(arms, threads) == "GPU" else None
+    measured = Measured([], [[] for _ in candidates])
+    by_cpu = clock_of(candidates, threads) == "cpu"
+    clock = event_clock() if clock_of(candidates, threads) == "GPU" else None
     generator = np.random.default_rng(seed)
     unsettled = 0
     order: list[int] = []
@@ -127,11 +127,11 @@ def measure_sessions(
     try:
         with undisturbed():
             while not _enough(measured.times, plan, time.perf_counter() - begin, by_cpu):
-                # The order of opening decides where the weights lie in memory, so it must not favour an arm:
+                # The order of opening decides where the weights lie in memory, so it must not favour a candidate:
                 # every order is followed by its reverse.
                 odd = len(measured.times) % 2
-                order = order[::-1] if odd else generator.permutation(len(arms)).tolist()
-                calls = _open(arms, order, inputs, threads, measured.load_s)
+                order = order[::-1] if odd else generator.permutation(len(candidates)).tolist()
+                calls = _open(candidates, order, inputs, threads, measured.load_s)
                 seed_here = int(generator.integers(2**32))
                 measurement = Measurement(calls, seed=seed_here, by_cpu=by_cpu, clock=clock)
                 count, settled = measurement.warm_up()
@@ -155,15 +155,17 @@ def measure_sessions(
     return measured
 
 
-def widest(times: list[list[ArmTimes]], by_cpu: bool) -> float:
-    """To within what the least certain ratio is known: 0.01 is 1 %. Of a single arm: its latency."""
+def widest(times: list[list[CandidateTimes]], by_cpu: bool) -> float:
+    """To within what the least certain ratio is known: 0.01 is 1 %. Of a single candidate: its latency."""
     clock = "cpu_ns" if by_cpu else "wall_ns"
-    arms = [[getattr(session[i], clock) for session in times] for i in range(len(times[0]))]
-    estimates = [stats.speedup(arms[0], other) for other in arms[1:]] or [stats.typical(arms[0])]
+    candidates = [[getattr(session[i], clock) for session in times] for i in range(len(times[0]))]
+    estimates = [stats.speedup(candidates[0], other) for other in candidates[1:]] or [
+        stats.typical(candidates[0])
+    ]
     return max(stats.precision(estimate) for estimate in estimates)
 
 
-def _enough(times: list[list[ArmTimes]], plan: Plan, elapsed: float, by_cpu: bool) -> bool:
+def _enough(times: list[list[CandidateTimes]], plan: Plan, elapsed: float, by_cpu: bool) -> bool:
     sessions = len(times)
     if plan.rounds is not None:
         return sessions >= plan.sessions
@@ -199,16 +201,16 @@ def _notices(measured: Measured, plan: Plan, unsettled: int, by_cpu: bool) -> tu
 
 
 def _open(
-    arms: Sequence[Arm], order: list[int], inputs: Inputs, threads: int, load_s: list[list[float]]
+    candidates: Sequence[Candidate], order: list[int], inputs: Inputs, threads: int, load_s: list[list[float]]
 ) -> list[Call]:
-    """One call per arm, each artifact opened in new memory. What opening took is added to `load_s`."""
+    """One call per candidate, each artifact opened in new memory. What opening took is added to `load_s`."""
     calls: dict[int, Call] = {}
     for i in order:
         started = time.perf_counter()
-        runner = arms[i].open(threads, anew=True)
+        runner = candidates[i].open(threads, anew=True)
         load_s[i].append(time.perf_counter() - started)
-        calls[i] = runner.bind(*inputs_for(runner, inputs, arms[i].name))
-    return [calls[i] for i in range(len(arms))]
+        calls[i] = runner.bind(*inputs_for(runner, inputs, candidates[i].name))
+    return [calls[i] for i in range(len(candidates))]
 
 
 def _measure(measurement: Measurement, plan: Plan, session: int, progress: Progress) -> None:

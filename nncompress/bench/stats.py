@@ -4,7 +4,7 @@ Two things make the times of one artifact differ: the machine from moment to mom
 opening to the next (where its weights happen to lie in memory: up to some percent, constant until it is
 closed). The first averages out within a session; the second does not, however long the session is. So every
 artifact is opened anew in several sessions, and the interval comes from the spread between sessions
-(Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"). Within a session, arms are compared
+(Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"). Within a session, candidates are compared
 round by round, so that what slows a whole round (drift, throttling, a neighbour) cancels.
 """
 
@@ -35,7 +35,7 @@ def latency(times_ns: Times) -> Latency:
 
 
 def speedup(first: Sequence[Times], other: Sequence[Times], *, seed: int = 0) -> Estimate:
-    """How many times as fast as the first arm the other one is, with its 95 % interval.
+    """How many times as fast as the first candidate the other one is, with its 95 % interval.
 
     Args:
         first, other: per session the times of each round; round i of both was measured together.
@@ -65,7 +65,7 @@ def slowdown(then: Sequence[float], now: Sequence[float]) -> Estimate:
     """How many times as slow it is now as in an earlier run, with its 95 % interval (Welch 1947).
 
     Args:
-        then, now: per session, at least two of each: the median time, or the median ratio to another arm.
+        then, now: per session, at least two of each: the median time, or the median ratio to another candidate.
     """
     before, after = np.log(then), np.log(now)
     a, b = _squared_error(before), _squared_error(after)

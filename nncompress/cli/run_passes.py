@@ -39,9 +39,9 @@ def run_passes(
     data = loading["data"]
     reads = model_files.read_by(opened, data, loading["arch"], recipe)
     file = model_files.output_for(output, model_files.default_output(opened, label), reads)
-    records = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
+    samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
-        pipeline.check(opened.model, passes, Context(data=records, seed=seed, limit=limit, target=target))
+        pipeline.check(opened.model, passes, Context(data=samples, seed=seed, limit=limit, target=target))
         _show_plan(passes, str(opened.path), str(file), json)
         return
     original = opened.model
@@ -49,7 +49,7 @@ def run_passes(
         original = model_files.open_model(str(opened.original), data=data).model
     steps: list[pipeline.Step] = []
     with progress() as bar:
-        context = Context(data=records, seed=seed, limit=limit, progress=bar, target=target)
+        context = Context(data=samples, seed=seed, limit=limit, progress=bar, target=target)
 
         def done(step: pipeline.Step, model: object) -> None:
             if not json:

@@ -97,13 +97,13 @@ class Job:
 
         sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = model_files.output_for(output, model_files.default_output(opened, command), sources)
-        records = api.dataset(data, opened.model, loading["normalize"], say)
+        samples = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
         if teacher is not None:
             how = {key: of_teacher[key] for key in ("arch", "weights_key", "strict", "trust_pickle")}
             imitated = api.load(teacher, data=data, notice=say, **how)
-        return cls(opened, records, held_out, imitated, target, sources, json)
+        return cls(opened, samples, held_out, imitated, target, sources, json)
 
     def finish(
         self,

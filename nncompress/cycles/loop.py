@@ -233,7 +233,7 @@ class _Cycles:
             data=self.dataset,
             seed=self.training.seed + number,
             progress=self.progress,
-            limit=self.settings.records,
+            limit=self.settings.samples,
             batch_size=self.training.batch,
         )
 
@@ -273,7 +273,7 @@ class _Cycles:
         if result.validation:
             return result.validation.get("loss", result.loss), result.validation
         task = first_task(trained, self.dataset, self.training)
-        limit, batch = self.settings.records, self.training.batch
+        limit, batch = self.settings.samples, self.training.batch
         return validate(
             trained.outputs_of, self.dataset, task, batch, torch.device("cpu"), self.progress, limit
         )["loss"], {}

@@ -54,7 +54,7 @@ class CycleSettings(Options):
     )
     max_macs: float | None = option(None, above=0, help="--grow: so many multiply-accumulates")
     max_params: float | None = option(None, above=0, help="--grow: so many parameters")
-    records: int | None = option(None, least=1, help="samples that statistics are taken over [default: all]")
+    samples: int | None = option(None, least=1, help="samples that statistics are taken over [default: all]")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from nncompress.data.source import Field, Raw, Source, StreamSource
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 
-SHUFFLE_WINDOW = 4096  # records of a stream that are held at once to shuffle them
+SHUFFLE_WINDOW = 4096  # samples of a stream that are held at once to shuffle them
 INPUT_BYTES = 2**22  # of a batch's inputs, where nobody knows what a model makes of them: up to 60 times that
 STREAM_BYTES = 2**31  # of a stream's inputs that are held where they are needed more than once
 
@@ -31,7 +31,7 @@ class Batch:
     Attributes:
         inputs: one tensor per input of the model, in its order and dtypes.
         labels: int64 [N] classes, float32 [N, ...] targets, or None.
-        dims: per input the dim along which its N records lie, None where they share it; empty: 0 for all.
+        dims: per input the dim along which its N samples lie, None where they share it; empty: 0 for all.
     """
 
     inputs: tuple[Tensor, ...]
@@ -42,33 +42,33 @@ class Batch:
         for tensor, dim in zip(self.inputs, self.dims or (0,)):
             if dim is not None:
                 return tensor.shape[dim]
-        return 1  # all records share all inputs
+        return 1  # all samples share all inputs
 
-    def records_first(self) -> tuple[Tensor, ...]:
-        """The inputs with their records along dim 0; what all share as it is."""
+    def samples_first(self) -> tuple[Tensor, ...]:
+        """The inputs with their samples along dim 0; what all share as it is."""
         dims = self.dims or (0,) * len(self.inputs)
         return tuple(x if d is None else x.movedim(d, 0) for x, d in zip(self.inputs, dims))
 
-    def part(self, records: slice | Tensor) -> Batch:
-        """Some of its records."""
+    def part(self, samples: slice | Tensor) -> Batch:
+        """Some of its samples."""
         inputs = tuple(
-            tensor if dim is None else tensor[(*[slice(None)] * dim, records)]
+            tensor if dim is None else tensor[(*[slice(None)] * dim, samples)]
             for tensor, dim in zip(self.inputs, self.dims or (0,) * len(self.inputs))
         )
-        return Batch(inputs, None if self.labels is None else self.labels[records], self.dims)
+        return Batch(inputs, None if self.labels is None else self.labels[samples], self.dims)
 
 
 class Dataset:
-    """Records that fit a model.
+    """Samples that fit a model.
 
     Attributes:
         spec: the text it was opened from.
-        inputs: name, dtype and shape of one record, as the model receives them.
+        inputs: name, dtype and shape of one sample, as the model receives them.
         class_names: where the source knows them.
         has_labels: every batch has labels; otherwise none does.
         normalization: what is applied to the pixels, or None.
         fixed_batch: the batch size, where the model has a fixed one.
-        dims: per input the dim along which a batch's records lie, None where they share it.
+        dims: per input the dim along which a batch's samples lie, None where they share it.
         classes: one more than the greatest class number, where the source knows it.
     """
 
@@ -94,7 +94,7 @@ class Dataset:
         self._length = len(source) if isinstance(source, Source) else None
 
     def __len__(self) -> int:
-        """The number of records; of a stream it is counted once, by going through it."""
+        """The number of samples; of a stream it is counted once, by going through it."""
         if self._length is None:
             self._length = sum(self._count(inputs) for inputs, _ in self._raw(SHUFFLE_WINDOW, None, None))
         return self._length
@@ -110,7 +110,7 @@ class Dataset:
         self._conversions = tuple(replace(c, rows=count) for c, count in zip(self._conversions, rows))
 
     def measuring_batch(self, batch_size: int) -> int:
-        """At most `batch_size` records, and no more than fit in `INPUT_BYTES`: for who runs a model on them
+        """At most `batch_size` samples, and no more than fit in `INPUT_BYTES`: for who runs a model on them
         whose activations are not known, and the results do not depend on it."""
         sizes = [
             math.prod(field.shape) * conversion.dtype.itemsize
@@ -119,28 +119,28 @@ class Dataset:
         ]
         return measuring_batch(sum(sizes), batch_size)
 
-    def planned_records(self, limit: int | None = None) -> int | None:
-        """How many records `batches` will give; None for a stream that nobody has counted yet."""
+    def planned_samples(self, limit: int | None = None) -> int | None:
+        """How many samples `batches` will give; None for a stream that nobody has counted yet."""
         if self._length is None:
             return limit
-        records = self._length if limit is None else min(limit, self._length)
-        return records // self.fixed_batch * self.fixed_batch if self.fixed_batch else records
+        samples = self._length if limit is None else min(limit, self._length)
+        return samples // self.fixed_batch * self.fixed_batch if self.fixed_batch else samples
 
     def batches(
         self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None
     ) -> Iterator[Batch]:
-        """Stream the records as batches [batch_size, ...]; the last one may be smaller.
+        """Stream the samples as batches [batch_size, ...]; the last one may be smaller.
 
         Args:
-            limit: use only this many records, spread evenly over the data (which is often ordered by
+            limit: use only this many samples, spread evenly over the data (which is often ordered by
                 class); of a stream, its first ones.
-            shuffle_seed: shuffle with this seed: all records, or those of a stream within a window of
+            shuffle_seed: shuffle with this seed: all samples, or those of a stream within a window of
                 `SHUFFLE_WINDOW`. The same seed gives the same order. None keeps the order.
 
-        A model with a fixed batch size gets batches of that size only; records left over are dropped.
+        A model with a fixed batch size gets batches of that size only; samples left over are dropped.
 
         Raises:
-            DataError: a record cannot be read, or differs from the others in shape, or holds NaN.
+            DataError: a sample cannot be read, or differs from the others in shape, or holds NaN.
             UsageError: a size below 1.
         """
         _check_sizes(batch_size, limit)
@@ -157,7 +157,7 @@ class Dataset:
     def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:
         """The inputs of `batches`, for who needs them more than once.
 
-        Records that are read by index are read anew each time, and none is held. A stream may come in another
+        Samples that are read by index are read anew each time, and none is held. A stream may come in another
         order the next time, so its inputs are.
 
         Raises:
@@ -203,9 +203,9 @@ class Dataset:
             yield source.read(order[start : start + size])
 
     def split(self) -> tuple[Dataset, Dataset | None]:
-        """The records to fit to, and those held out to measure on: the same two parts at every call.
+        """The samples to fit to, and those held out to measure on: the same two parts at every call.
 
-        Returns: None for the second where there are too few records (see `nncompress.data.held_out`).
+        Returns: None for the second where there are too few samples (see `nncompress.data.held_out`).
         """
         fitted, held = hold_out(self._source, self.fixed_batch)
         parts = [
@@ -228,9 +228,9 @@ class Dataset:
             )
 
 
-def measuring_batch(record_bytes: int, most: int) -> int:
-    """At most `most` records of so many bytes, and no more than fit in `INPUT_BYTES`; at least one."""
-    return max(1, min(most, INPUT_BYTES // max(record_bytes, 1)))
+def measuring_batch(sample_bytes: int, most: int) -> int:
+    """At most `most` samples of so many bytes, and no more than fit in `INPUT_BYTES`; at least one."""
+    return max(1, min(most, INPUT_BYTES // max(sample_bytes, 1)))
 
 
 def _check_sizes(batch_size: int, limit: int | None) -> None:
@@ -240,7 +240,7 @@ def _check_sizes(batch_size: int, limit: int | None) -> None:
 
 
 def _spread(count: int, limit: int | None) -> np.ndarray:
-    """Numbers of the records to use, spread evenly over `count`: int64."""
+    """Numbers of the samples to use, spread evenly over `count`: int64."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.linspace(0, count, limit, endpoint=False).astype(np.int64)
@@ -251,18 +251,18 @@ def _recut(stream: Iterator[Raw], size: int, limit: int | None, seed: int | None
     generator = None if seed is None else np.random.default_rng(seed)
     window = size if generator is None else max(size, SHUFFLE_WINDOW // size * size)
     held: list[Raw] = []
-    waiting = records = 0
+    waiting = samples = 0
     for inputs, labels in stream:
-        if limit is not None and records + len(inputs[0]) > limit:
-            keep = limit - records
+        if limit is not None and samples + len(inputs[0]) > limit:
+            keep = limit - samples
             inputs, labels = tuple(x[:keep] for x in inputs), None if labels is None else labels[:keep]
         held.append((inputs, labels))
-        records += len(inputs[0])
+        samples += len(inputs[0])
         waiting += len(inputs[0])
         if waiting >= window:
             yield from _cut(held, size, generator, keep_rest=True)
             waiting %= size
-        if records == limit:
+        if samples == limit:
             break
     yield from _cut(held, size, generator, keep_rest=False)
 

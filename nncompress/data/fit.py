@@ -49,9 +49,9 @@ class Conversion:
         layout: "hwc", "hw" or "chw" for images, "as is" for the rest.
         scale: divide by 255.
         pixels: floats that are to be normalised like pixels must be on their scale, 0 … 1.
-        shape: of one record, after conversion.
+        shape: of one sample, after conversion.
         dtype: of the tensor.
-        batch_dim: where the model wants the records to lie; None: they share one tensor of `shape`.
+        batch_dim: where the model wants the samples to lie; None: they share one tensor of `shape`.
         rows: of the table that its numbers are looked up in, where there is one.
     """
 
@@ -66,13 +66,13 @@ class Conversion:
     rows: int | None = None
 
     def __call__(self, array: np.ndarray) -> Tensor:
-        """array [N, *field.shape] → tensor [N, *shape], its records along `batch_dim`."""
+        """array [N, *field.shape] → tensor [N, *shape], its samples along `batch_dim`."""
         if self.batch_dim is None:
-            return self._records_first(array[None])[0]
-        converted = self._records_first(array)
+            return self._samples_first(array[None])[0]
+        converted = self._samples_first(array)
         return converted.movedim(0, self.batch_dim).contiguous() if self.batch_dim else converted
 
-    def _records_first(self, array: np.ndarray) -> Tensor:
+    def _samples_first(self, array: np.ndarray) -> Tensor:
         if self.layout == "hwc":
             array = array.transpose(0, 3, 1, 2)
         elif self.layout == "hw":
@@ -162,7 +162,7 @@ def fit_inputs(
 
 def _fit(field: Field, expected: ExpectedInput | None, norm: Normalization | None, origin: str) -> Conversion:
     dtype = _model_dtype(field, expected, origin)
-    wanted = None if expected is None else _record_shape(expected)
+    wanted = None if expected is None else _sample_shape(expected)
     image = dtype.is_floating_point and field.dtype == "uint8" and len(field.shape) in (2, 3)
     layouts = _layouts(field.shape) if image else {"as is": field.shape}
     # The first layout that fits; where none does, the likeliest one is what the error speaks of.
@@ -196,7 +196,7 @@ def _fit(field: Field, expected: ExpectedInput | None, norm: Normalization | Non
 
 
 def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """How a uint8 record of this shape may be read as an image: layout → [C, H, W], likeliest first."""
+    """How a uint8 sample of this shape may be read as an image: layout → [C, H, W], likeliest first."""
     if len(shape) == 2:
         return {"hw": (1, *shape)}
     hwc = {"hwc": (shape[2], shape[0], shape[1])}
@@ -210,8 +210,8 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     return len(shape) == len(wanted) and all(isinstance(w, str) or s == w for s, w in zip(shape, wanted))
 
 
-def _record_shape(expected: ExpectedInput) -> tuple[int | str, ...]:
-    """The shape of one record, or of what all records share."""
+def _sample_shape(expected: ExpectedInput) -> tuple[int | str, ...]:
+    """The shape of one sample, or of what all samples share."""
     dim = expected.batch_dim
     return expected.shape if dim is None else (*expected.shape[:dim], *expected.shape[dim + 1 :])
 

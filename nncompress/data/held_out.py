@@ -1,8 +1,8 @@
-"""Records held out from fitting, so that what is measured on them was not learnt from them.
+"""Samples held out from fitting, so that what is measured on them was not learnt from them.
 
 Both parts are the same at every call and for every model: a second pass, or a second command, does not fit
-to what the first one was measured on. Records readable by index are held out evenly over the data, which is
-often ordered by class; those of a stream by a checksum of the record, since a stream may shuffle.
+to what the first one was measured on. Samples readable by index are held out evenly over the data, which is
+often ordered by class; those of a stream by a checksum of the sample, since a stream may shuffle.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from nncompress.data.source import Raw, Source, StreamSource
 from nncompress.errors import DataError
 
-MOST = 64  # records held out; a relative distance of outputs is then known to a few percent of itself
+MOST = 64  # samples held out; a relative distance of outputs is then known to a few percent of itself
 ONE_IN = 5  # at most this share
-FEWEST = 8  # up to so many records, all are needed for fitting
+FEWEST = 8  # up to so many samples, all are needed for fitting
 HALVES = 20261129  # seed of the halves: never to be changed, recipes refer to them
 LOOK = 256  # batches of a stream that are looked at for some of either part
 
@@ -25,7 +25,7 @@ LOOK = 256  # batches of a stream that are looked at for some of either part
 def hold_out(
     source: Source | StreamSource, fixed_batch: int | None
 ) -> tuple[Source | StreamSource, Source | StreamSource | None]:
-    """The records to fit to, and those held out, or None where there are at most `FEWEST` (or, of a model
+    """The samples to fit to, and those held out, or None where there are at most `FEWEST` (or, of a model
     with a fixed batch, less than two batches)."""
     if not isinstance(source, Source):
         return _split_stream(source, fixed_batch or 1)
@@ -36,8 +36,8 @@ def hold_out(
     count = max(1, min(MOST // unit, units // ONE_IN))
     step = units / count
     held = ((np.arange(count) + 0.5) * step).astype(np.int64)
-    records = (held[:, None] * unit + np.arange(unit)).ravel()
-    return Selection(source, np.setdiff1d(np.arange(len(source)), records)), Selection(source, records)
+    samples = (held[:, None] * unit + np.arange(unit)).ravel()
+    return Selection(source, np.setdiff1d(np.arange(len(source)), samples)), Selection(source, samples)
 
 
 def half_of(source: Source | StreamSource, half: str, spec: str) -> Selection:
@@ -47,7 +47,7 @@ def half_of(source: Source | StreamSource, half: str, spec: str) -> Selection:
         half: "1" or "2".
 
     Raises:
-        DataError: there is no such half, there are not two records, or they cannot be read by index.
+        DataError: there is no such half, there are not two samples, or they cannot be read by index.
     """
     if half not in ("1", "2"):
         raise DataError(f"{spec}: there is no such half", got=f"half={half}", expected="half=1 or half=2")
@@ -65,7 +65,7 @@ def half_of(source: Source | StreamSource, half: str, spec: str) -> Selection:
 
 
 class Selection:
-    """Some records of a source.
+    """Some samples of a source.
 
     Args:
         indices: int64 [N], which.
@@ -81,16 +81,16 @@ class Selection:
         return len(self._indices)
 
     def read(self, indices: np.ndarray) -> Raw:
-        """The records at these positions of the selection."""
+        """The samples at these positions of the selection."""
         return self._source.read(self._indices[indices])
 
 
 class StreamSelection:
-    """The records of a stream that are held out, or all others.
+    """The samples of a stream that are held out, or all others.
 
     Args:
         held: which of the two.
-        most: end after so many records.
+        most: end after so many samples.
     """
 
     def __init__(self, source: StreamSource, *, held: bool, most: int | None = None) -> None:
@@ -100,7 +100,7 @@ class StreamSelection:
         self.classes = getattr(source, "classes", None)
 
     def stream(self) -> Iterator[Raw]:
-        """Its batches, without the records that are not selected."""
+        """Its batches, without the samples that are not selected."""
         left = self._most
         for inputs, labels in self._source.stream():
             chosen = np.flatnonzero(_held(inputs) == self._held)[:left]
@@ -113,7 +113,7 @@ class StreamSelection:
 
 
 def _held(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Which records of a batch are held out, bool [N]."""
+    """Which samples of a batch are held out, bool [N]."""
     sums = np.zeros(len(inputs[0]), dtype=np.int64)
     for x in inputs:
         sums = np.array([crc32(np.ascontiguousarray(row).tobytes(), int(seed)) for row, seed in zip(x, sums)])
@@ -123,7 +123,7 @@ def _held(inputs: tuple[np.ndarray, ...]) -> np.ndarray:
 def _split_stream(
     source: StreamSource, unit: int
 ) -> tuple[Source | StreamSource, Source | StreamSource | None]:
-    """By a look at its first records: does each part get a batch?"""
+    """By a look at its first samples: does each part get a batch?"""
     fitted = held = 0
     for inputs, _ in source.stream():
         which = _held(inputs)

@@ -1,4 +1,4 @@
-"""What a data source is: records that can be read by index, or a stream of batches."""
+"""What a data source is: samples that can be read by index, or a stream of batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Raw = tuple[tuple[np.ndarray, ...], np.ndarray | None]  # inputs [N, ...] each, 
 
 @dataclass(frozen=True)
 class Field:
-    """One input as the source holds it: its name, dtype, and the shape of one record."""
+    """One input as the source holds it: its name, dtype, and the shape of one sample."""
 
     name: str
     dtype: str
@@ -31,7 +31,7 @@ class Field:
 
 @runtime_checkable
 class Source(Protocol):
-    """Records readable by index."""
+    """Samples readable by index."""
 
     fields: tuple[Field, ...]
     has_labels: bool
@@ -41,7 +41,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> Raw:
-        """The records at `indices`, in that order."""
+        """The samples at `indices`, in that order."""
         ...
 
 
@@ -58,15 +58,15 @@ class StreamSource(Protocol):
 
 
 class ArraySource:
-    """Records held as arrays, or in a file, one row each.
+    """Samples held as arrays, or in a file, one row each.
 
     Args:
         inputs: name → array [N, ...].
         labels: class indices [N] (any integer dtype), targets [N, ...] (floating), or None.
-        shared: names of inputs that all records share: one array, without a dim for records.
+        shared: names of inputs that all samples share: one array, without a dim for samples.
         origin: what to call the source in errors.
     Raises:
-        DataError: no records, lengths that differ, negative labels, NaN or infinity in a record.
+        DataError: no samples, lengths that differ, negative labels, NaN or infinity in a sample.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class ArraySource:
         normalization: Normalization | None = None,
         shared: Collection[str] = (),
     ) -> None:
-        of_records = {name: array for name, array in inputs.items() if name not in shared}
-        for name, array in of_records.items():
+        of_samples = {name: array for name, array in inputs.items() if name not in shared}
+        for name, array in of_samples.items():
             if array.ndim == 0:
                 raise DataError(
                     f"{origin}: {name} is a single number",
@@ -90,7 +90,7 @@ class ArraySource:
                 raise DataError(
                     f"{origin}: the samples of {name} are empty", got=f"{name} of shape {list(array.shape)}"
                 )
-        lengths = {name: len(array) for name, array in of_records.items()}
+        lengths = {name: len(array) for name, array in of_samples.items()}
         first = next(iter(lengths))
         for name, length in lengths.items():
             if length != lengths[first]:
@@ -102,19 +102,19 @@ class ArraySource:
         if lengths[first] == 0:
             raise DataError(f"{origin} holds no samples", got=f"{first} of shape {inputs[first].shape}")
         for name, array in inputs.items():
-            check_finite(array if name in of_records else np.asarray(array)[None], name, origin, mask=True)
+            check_finite(array if name in of_samples else np.asarray(array)[None], name, origin, mask=True)
         self._labels = None if labels is None else _Labels(labels, lengths[first], origin)
         self.classes = None if self._labels is None else self._labels.classes
         if self._labels is not None and class_names is not None and (self.classes or 0) > len(class_names):
             raise DataError(
-                f"{origin}: sample {self._labels.record_of_last_class} has a label that names no class",
+                f"{origin}: sample {self._labels.sample_of_last_class} has a label that names no class",
                 got=f"label {(self.classes or 0) - 1}",
                 expected=f"0 to {len(class_names) - 1} ({len(class_names)} classes)",
             )
         self._inputs, self._length = inputs, lengths[first]
         self._shared = frozenset(shared)
         self.fields = tuple(
-            Field(name, str(a.dtype), a.shape[1:] if name in of_records else a.shape)
+            Field(name, str(a.dtype), a.shape[1:] if name in of_samples else a.shape)
             for name, a in inputs.items()
         )
         self.has_labels = labels is not None
@@ -131,22 +131,22 @@ class ArraySource:
 
 
 class _Labels:
-    """Labels in memory or, one array per record, in a file; checked, as `check_labels` gives them.
+    """Labels in memory or, one array per sample, in a file; checked, as `check_labels` gives them.
 
     Attributes:
         classes: one more than the greatest class; None for targets.
-        record_of_last_class: the first that has it.
+        sample_of_last_class: the first that has it.
 
     Raises:
         DataError: as `check_labels`.
     """
 
-    def __init__(self, labels: np.ndarray | StoredRows, records: int, origin: str) -> None:
+    def __init__(self, labels: np.ndarray | StoredRows, samples: int, origin: str) -> None:
         self._origin = origin
         self.classes: int | None = None
-        self.record_of_last_class = 0
-        if isinstance(labels, np.ndarray) or len(labels) != records:
-            labels = check_labels(labels[:] if isinstance(labels, StoredRows) else labels, records, origin)
+        self.sample_of_last_class = 0
+        if isinstance(labels, np.ndarray) or len(labels) != samples:
+            labels = check_labels(labels[:] if isinstance(labels, StoredRows) else labels, samples, origin)
         self._labels = labels
         for start, piece in _pieces(labels):
             piece = self._checked(piece, start)
@@ -155,36 +155,36 @@ class _Labels:
             classes = int(piece.max(initial=-1)) + 1
             if self.classes is None or classes > self.classes:
                 self.classes = classes
-                self.record_of_last_class = start + int(np.argmax(piece == classes - 1)) // (
+                self.sample_of_last_class = start + int(np.argmax(piece == classes - 1)) // (
                     piece[:1].size or 1
                 )
 
-    def __getitem__(self, records: np.ndarray) -> np.ndarray:
-        return self._checked(self._labels[records], 0)
+    def __getitem__(self, samples: np.ndarray) -> np.ndarray:
+        return self._checked(self._labels[samples], 0)
 
-    def _checked(self, labels: np.ndarray, first_record: int) -> np.ndarray:
+    def _checked(self, labels: np.ndarray, first_sample: int) -> np.ndarray:
         if isinstance(self._labels, np.ndarray):  # checked already
             return labels
-        return check_labels(labels, len(labels), self._origin, first_record)
+        return check_labels(labels, len(labels), self._origin, first_sample)
 
 
 def _pieces(array: np.ndarray | StoredRows) -> Iterator[tuple[int, np.ndarray]]:
-    """An array [N, ...] in pieces of bounded size, each with the number of its first record."""
+    """An array [N, ...] in pieces of bounded size, each with the number of its first sample."""
     rows = max(1, PIECE // max(1, math.prod(array.shape[1:])))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
 
 
 def check_finite(
-    array: np.ndarray | StoredRows, name: str, origin: str, first_record: int = 0, *, mask: bool = False
+    array: np.ndarray | StoredRows, name: str, origin: str, first_sample: int = 0, *, mask: bool = False
 ) -> None:
-    """Refuse NaN and infinity in array [N, ...], naming the record.
+    """Refuse NaN and infinity in array [N, ...], naming the sample.
 
     Args:
         mask: it may hold -inf, as masks that are added to scores do.
 
     Raises:
-        DataError: naming the first such record, counted from `first_record`.
+        DataError: naming the first such record, counted from `first_sample`.
     """
     if array.dtype.kind != "f":
         return
@@ -194,22 +194,22 @@ def check_finite(
             row = int(np.argmin(finite.reshape(len(piece), -1).all(axis=1)))
             kind = "NaN" if np.isnan(piece[row]).any() else "infinity"
             raise DataError(
-                f"{origin}: sample {first_record + start + row} of {name} holds {kind}",
+                f"{origin}: sample {first_sample + start + row} of {name} holds {kind}",
                 expected="finite numbers",
                 remedy="remove or repair that sample",
             )
 
 
-def check_labels(labels: np.ndarray, records: int, origin: str, first_record: int = 0) -> np.ndarray:
+def check_labels(labels: np.ndarray, samples: int, origin: str, first_sample: int = 0) -> np.ndarray:
     """Labels as int64 classes [N], or float32 targets [N, ...].
 
     Raises:
         DataError: their number, dtype or values make no sense.
     """
-    if labels.ndim == 0 or len(labels) != records:
+    if labels.ndim == 0 or len(labels) != samples:
         raise DataError(
             f"{origin}: the number of labels differs from the number of samples",
-            got=f"{labels.size if labels.ndim == 0 else len(labels)} labels for {records} samples",
+            got=f"{labels.size if labels.ndim == 0 else len(labels)} labels for {samples} samples",
             expected="one label per sample",
         )
     if labels.dtype.kind in "bui":
@@ -221,18 +221,18 @@ def check_labels(labels: np.ndarray, records: int, origin: str, first_record: in
             negative = int(labels.min()) < least
             wrong = labels < 0 if negative else labels >= np.uint64(2**63)
             fault = "a negative" if negative else "too large a"
-            record = int(np.argmax(wrong.reshape(records, -1).any(axis=1)))
+            sample = int(np.argmax(wrong.reshape(samples, -1).any(axis=1)))
             raise DataError(
-                f"{origin}: sample {first_record + record} has {fault} label",
+                f"{origin}: sample {first_sample + sample} has {fault} label",
                 got=str(labels.min() if negative else labels.max()),
                 expected="class indices from 0, below 2^63",
             )
         return labels.astype(np.int64)
     if labels.dtype.kind == "f":
-        check_finite(labels, "the labels", origin, first_record)
+        check_finite(labels, "the labels", origin, first_sample)
         with np.errstate(over="ignore"):
             targets = labels.astype(np.float32)
-        check_finite(targets, "the labels, as float32,", origin, first_record)
+        check_finite(targets, "the labels, as float32,", origin, first_sample)
         return targets
     raise DataError(
         f"{origin}: the labels are neither classes nor targets",

@@ -52,7 +52,7 @@ def open_data(
     normalize: str | None = None,
     names: Sequence[str] = (),
 ) -> Dataset:
-    """Open `spec` and check that its records fit the model's inputs.
+    """Open `spec` and check that its samples fit the model's inputs.
 
     Args:
         spec: `file.npz` or several, a table (`.csv`, `.jsonl`, `.parquet`), a `.pt` of tensors, a folder of
@@ -60,7 +60,7 @@ def open_data(
             `?split=train`), `package.module:function`, or `NAME:PLACE` of a source that another package
             adds (docs/extending.md); or data in memory: see `open_memory`. `?half=1` and `?half=2` are two
             parts of the same size, drawn at random and always the same.
-        inputs: the model's inputs. None: the records are taken for what they most likely are (uint8
+        inputs: the model's inputs. None: the samples are taken for what they most likely are (uint8
             [H, W, C] is an image), which tells a model's input shape from its data.
         normalize: `imagenet`, `none`, or `means/standard deviations`, on pixels scaled to 0 … 1.
             None: what the file holds (`mean` and `std` in a `.npz`), else none.

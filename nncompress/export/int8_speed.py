@@ -112,25 +112,25 @@ def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
     """Measure both, interleaved in random order; where int8 is not faster, profile both.
 
     Args:
-        inputs: one record.
+        inputs: one sample.
     """
     sources: dict[str, bytes | str] = {"float": twin, "int8": str(path)}
-    sessions = {arm: _session(source) for arm, source in sources.items()}
-    samples: dict[str, list[float]] = {arm: [] for arm in sessions}
+    sessions = {candidate: _session(source) for candidate, source in sources.items()}
+    samples: dict[str, list[float]] = {candidate: [] for candidate in sessions}
     for each in sessions.values():
         each.run(None, inputs)
     end = time.monotonic() + SECONDS
     order = random.Random(0)
     while len(samples["int8"]) < CALLS[1] and (len(samples["int8"]) < CALLS[0] or time.monotonic() < end):
-        for arm in order.sample(list(sessions), 2):
+        for candidate in order.sample(list(sessions), 2):
             start = time.thread_time_ns()
-            sessions[arm].run(None, inputs)
-            samples[arm].append(time.thread_time_ns() - start)
-    medians = {arm: statistics.median(values) for arm, values in samples.items()}
+            sessions[candidate].run(None, inputs)
+            samples[candidate].append(time.thread_time_ns() - start)
+    medians = {candidate: statistics.median(values) for candidate, values in samples.items()}
     ratio = medians["float"] / max(medians["int8"], 1)
     if ratio >= 1.05:
         return Speed(ratio)
-    profiles = {arm: profile(source, inputs) for arm, source in sources.items()}
+    profiles = {candidate: profile(source, inputs) for candidate, source in sources.items()}
     slower = slower_in_int8(profiles)
     total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
     lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)
@@ -145,11 +145,11 @@ def slower_in_int8(profiles: dict[str, list[tuple[str, str, float]]]) -> tuple[t
     Args:
         profiles: of "float" and "int8", as `profile` returns them.
     """
-    times: dict[str, dict[str, float]] = {arm: defaultdict(float) for arm in profiles}
-    for arm, rows in profiles.items():
+    times: dict[str, dict[str, float]] = {candidate: defaultdict(float) for candidate in profiles}
+    for candidate, rows in profiles.items():
         for name, op, micros in rows:
             if op in FLOAT_KERNELS | INT8_KERNELS:
-                times[arm][layer_of(name)] += micros
+                times[candidate][layer_of(name)] += micros
     integer = {layer_of(name) for name, op, _ in profiles["int8"] if op in INT8_KERNELS}
     ratios = {n: times["float"][n] / micros for n, micros in times["int8"].items() if n in integer and micros}
     return tuple(sorted(((n, r) for n, r in ratios.items() if 0 < r < 1), key=lambda row: row[1]))

@@ -26,7 +26,7 @@ from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import unpack
 from nncompress.ir.graph.network import Network
-from nncompress.ir.graph.records import settle_batch
+from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.compare import (

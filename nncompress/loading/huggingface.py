@@ -216,7 +216,7 @@ def _tensors(value: Any) -> bool:
 
 
 def _default_inputs(model: Any, folder: Path) -> dict[str, Tensor]:
-    """Two records of what it takes, as its configuration says."""
+    """Two samples of what it takes, as its configuration says."""
     config = getattr(model.config, "text_config", model.config)
     generator = torch.Generator().manual_seed(0)
     main = model.main_input_name
@@ -229,7 +229,7 @@ def _default_inputs(model: Any, folder: Path) -> dict[str, Tensor]:
         longest = getattr(config, "max_position_embeddings", None) or _TOKENS
         length = min(_TOKENS, longest)
         mask = torch.ones(2, length, dtype=torch.int64)
-        mask[0, length // 2 + 1 :] = 0  # the first record is shorter
+        mask[0, length // 2 + 1 :] = 0  # the first sample is shorter
         found, two = {main: tokens(length)}, model.config.is_encoder_decoder
         if "attention_mask" in parameters and (two or not model.can_generate()):
             found["attention_mask"] = mask

@@ -55,11 +55,11 @@ class Context:
     """What a pass may use besides the model.
 
     Attributes:
-        data: calibration records, None where the user gave none.
+        data: calibration samples, None where the user gave none.
         seed: every random choice derives from it.
         progress: told what is being done; never printed to.
-        limit: at most this many records of `data` are used for statistics; None uses all.
-        batch_size: records per forward pass.
+        limit: at most this many samples of `data` are used for statistics; None uses all.
+        batch_size: samples per forward pass.
         target: where the result will run (`nncompress.targets`): what is timed is timed there. None: in the
             one that is fastest on this machine.
         notes: sentences that the user should read after the pass.

@@ -1,4 +1,4 @@
-"""After the factors are in: closed-form repairs on data, each kept only if it helps on held-out records."""
+"""After the factors are in: closed-form repairs on data, each kept only if it helps on held-out samples."""
 
 from __future__ import annotations
 

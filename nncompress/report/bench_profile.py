@@ -14,22 +14,29 @@ from nncompress.report.tables import plain
 from nncompress.report.units import duration, share
 
 if TYPE_CHECKING:
-    from nncompress.results import ArmResult, OperatorTime
+    from nncompress.results import CandidateResult, OperatorTime
 
 SHOWN = 8  # kinds of operators per model
 NODE_WIDTH = 30
 
 
-def profiles(arms: Sequence[ArmResult]) -> list[RenderableType]:
+def profiles(candidates: Sequence[CandidateResult]) -> list[RenderableType]:
     """A table per model that has a profile; a line for one that has none where others have."""
-    if all(arm.profile is None for arm in arms):
+    if all(candidate.profile is None for candidate in candidates):
         return []
     parts: list[RenderableType] = []
-    for arm in arms:
-        if arm.profile is None:
-            parts += [Text(), line(f"{arm.name}: {arm.runtime} tells no time per operator", style="dim")]
+    for candidate in candidates:
+        if candidate.profile is None:
+            parts += [
+                Text(),
+                line(f"{candidate.name}: {candidate.runtime} tells no time per operator", style="dim"),
+            ]
         else:
-            parts += [Text(), line(f"operators of {arm.name}", style="bold"), _profile(arm.profile)]
+            parts += [
+                Text(),
+                line(f"operators of {candidate.name}", style="bold"),
+                _profile(candidate.profile),
+            ]
     return [*parts, line("shares hold; profiling makes a run itself slower", style="dim")]
 
 

@@ -15,7 +15,7 @@ from nncompress.report.tables import plain
 from nncompress.report.units import count, duration, energy, size
 
 if TYPE_CHECKING:
-    from nncompress.results import ArmResult, BaselineResult, BenchResult, BenchSuite, Phase
+    from nncompress.results import BaselineResult, BenchResult, BenchSuite, CandidateResult, Phase
 
 
 def suite(result: BenchSuite) -> RenderableType:
@@ -36,7 +36,7 @@ def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
     Args:
         again: the models' sizes and verdicts were shown before, at another batch size.
     """
-    arms = result.arms
+    candidates = result.candidates
     lines: list[RenderableType] = [
         _again(result) if again and result.phase is None else _first(result),
         line(_how(result), style="dim"),
@@ -44,9 +44,11 @@ def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
     lines += [Text(), _costs(result)]
     lines += [line(each, style="dim") for each in _legend(result)]
     if not again or result.phase is not None:
-        lines += [line(verdict(arms[0], arm, previous)) for previous, arm in pairwise(arms)]
+        lines += [
+            line(verdict(candidates[0], candidate, previous)) for previous, candidate in pairwise(candidates)
+        ]
     lines += [line(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    return Group(*lines, *profiles(arms))
+    return Group(*lines, *profiles(candidates))
 
 
 def baseline(result: BaselineResult) -> RenderableType:
@@ -75,10 +77,12 @@ def baseline(result: BaselineResult) -> RenderableType:
     return Group(table, line(text, style="dim"), *notes)
 
 
-def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None) -> str:
+def verdict(
+    first: CandidateResult, candidate: CandidateResult, previous: CandidateResult | None = None
+) -> str:
     """What a model was worth against the first, and whether it lost speed to the one before: a sentence."""
-    assert arm.speedup is not None
-    s = arm.speedup
+    assert candidate.speedup is not None
+    s = candidate.speedup
     if s.low > 1:
         speed = f"{s.value:.2f}x faster"
     elif s.high < 1:
@@ -86,13 +90,13 @@ def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None)
     else:
         speed = "no measurable difference in speed"
     parts = [speed]
-    if first.file_size and arm.file_size:
-        ratio = first.file_size / arm.file_size
+    if first.file_size and candidate.file_size:
+        ratio = first.file_size / candidate.file_size
         same = 0.995 < ratio < 1.005
         parts.append(
             "same size" if same else f"{max(ratio, 1 / ratio):.2f}x {'smaller' if ratio > 1 else 'larger'}"
         )
-    a, b = first.accuracy, arm.accuracy
+    a, b = first.accuracy, candidate.accuracy
     if a is not None and b is not None and a.top1 is not None and b.top1 is not None:
         parts.append(f"{100 * (b.top1 - a.top1):+.2f} points of top-1")
     elif a is not None and b is not None and a.metric == b.metric and a.metric is not None:
@@ -102,10 +106,12 @@ def verdict(first: ArmResult, arm: ArmResult, previous: ArmResult | None = None)
         change = metric.shown(b.value) - metric.shown(a.value)
         unit = f"points of {metric.title}" if metric.share else metric.title
         parts.append(f"{change:{'+.2f' if metric.share else '+.3g'}} {unit}")
-    paid = s.low > 1 or bool(first.file_size and arm.file_size and arm.file_size < 0.99 * first.file_size)
+    paid = s.low > 1 or bool(
+        first.file_size and candidate.file_size and candidate.file_size < 0.99 * first.file_size
+    )
     if previous is not None and previous.speedup is not None and s.high < previous.speedup.low:
         parts.append(f"slower than {previous.name}")
-    return f"{arm.name}: {', '.join(parts)}{'' if paid else ': did not pay'}"
+    return f"{candidate.name}: {', '.join(parts)}{'' if paid else ': did not pay'}"
 
 
 def shortened(name: str, width: int = 24) -> str:
@@ -114,32 +120,32 @@ def shortened(name: str, width: int = 24) -> str:
 
 
 def _first(result: BenchResult) -> RenderableType:
-    compares = len(result.arms) > 1
-    measures_accuracy = any(arm.accuracy is not None for arm in result.arms)
+    compares = len(result.candidates) > 1
+    measures_accuracy = any(candidate.accuracy is not None for candidate in result.candidates)
     further = ["tokens/s"] if result.phase is not None else []
     further += [*(["speed-up"] if compares else []), *(["accuracy"] if measures_accuracy else [])]
     table = plain("model", "size", "MACs", "latency", *further)
-    for arm in result.arms:
+    for candidate in result.candidates:
         table.add_row(
-            shortened(arm.name),
-            _or_blank(arm.file_size, size),
-            _or_blank(arm.macs, count),
-            duration(arm.latency.median),
-            *([f"{rate:.4g}"] if (rate := result.tokens_per_second(arm)) is not None else []),
-            *([_speedup(arm)] if compares else []),
-            *([_accuracy(arm)] if measures_accuracy else []),
+            shortened(candidate.name),
+            _or_blank(candidate.file_size, size),
+            _or_blank(candidate.macs, count),
+            duration(candidate.latency.median),
+            *([f"{rate:.4g}"] if (rate := result.tokens_per_second(candidate)) is not None else []),
+            *([_speedup(candidate)] if compares else []),
+            *([_accuracy(candidate)] if measures_accuracy else []),
         )
     return table
 
 
 def _again(result: BenchResult) -> RenderableType:
     table = plain(f"batch {result.batch}", "latency", "per sample", "speed-up")
-    for arm in result.arms:
+    for candidate in result.candidates:
         table.add_row(
-            shortened(arm.name),
-            duration(arm.latency.median),
-            duration(result.per_sample(arm)),
-            _speedup(arm),
+            shortened(candidate.name),
+            duration(candidate.latency.median),
+            duration(result.per_sample(candidate)),
+            _speedup(candidate),
         )
     return table
 
@@ -147,14 +153,14 @@ def _again(result: BenchResult) -> RenderableType:
 def _costs(result: BenchResult) -> RenderableType:
     """The slower calls, the beginning, and memory."""
     table = plain("", "p90", "p99", "load", "cold start", "memory")
-    for arm in result.arms:
+    for candidate in result.candidates:
         table.add_row(
-            shortened(arm.name),
-            duration(arm.latency.p90),
-            duration(arm.latency.p99),
-            _or_blank(arm.load_s, duration),
-            _or_blank(arm.cold_start_s, duration),
-            _or_blank(arm.peak_memory, size),
+            shortened(candidate.name),
+            duration(candidate.latency.p90),
+            duration(candidate.latency.p99),
+            _or_blank(candidate.load_s, duration),
+            _or_blank(candidate.cold_start_s, duration),
+            _or_blank(candidate.peak_memory, size),
         )
     return table
 
@@ -162,7 +168,7 @@ def _costs(result: BenchResult) -> RenderableType:
 def _how(result: BenchResult) -> str:
     rounds, sessions = sum(result.rounds_per_session), len(result.rounds_per_session)
     clock = {"cpu": "CPU"}.get(result.clock, result.clock)
-    runtimes = ", ".join(dict.fromkeys(arm.runtime for arm in result.arms))
+    runtimes = ", ".join(dict.fromkeys(candidate.runtime for candidate in result.candidates))
     text = (
         f"{_phase(result.phase)}batch {result.batch}, threads {result.threads}, {runtimes}; medians of "
         f"{rounds} interleaved rounds in {sessions} session{'s' * (sessions != 1)}, {clock} time"
@@ -173,7 +179,7 @@ def _how(result: BenchResult) -> str:
         text += f"; GPU at {gpu['clock']} of {gpu['highest_clock']} MHz"
     elif gpu:
         text += "; the GPU's clocks are unknown"
-    return f"{text}; speed-up with its 95 % interval" if len(result.arms) > 1 else text
+    return f"{text}; speed-up with its 95 % interval" if len(result.candidates) > 1 else text
 
 
 def _phase(phase: Phase | None) -> str:
@@ -188,14 +194,14 @@ def _phase(phase: Phase | None) -> str:
 
 def _legend(result: BenchResult) -> list[str]:
     lines = []
-    if any(arm.peak_memory is not None for arm in result.arms):
+    if any(candidate.peak_memory is not None for candidate in result.candidates):
         lines.append(
             "cold start: open and run once in a new process; memory: its peak, beyond the runtime's own"
         )
     spent = [
-        f"{arm.name} {', '.join(f'{energy(joules)} {source}' for source, joules in arm.energy.items())}"
-        for arm in result.arms
-        if arm.energy is not None
+        f"{candidate.name} {', '.join(f'{energy(joules)} {source}' for source, joules in candidate.energy.items())}"
+        for candidate in result.candidates
+        if candidate.energy is not None
     ]
     if spent:
         lines.append(f"energy per call ({result.energy_source}): {'; '.join(spent)}")
@@ -208,16 +214,16 @@ def _or_blank(value: float | None, form: object) -> str:
     return "" if value is None else form(value)  # type: ignore[operator]
 
 
-def _speedup(arm: ArmResult) -> str:
-    if arm.speedup is None:
+def _speedup(candidate: CandidateResult) -> str:
+    if candidate.speedup is None:
         return "1"
-    return f"{arm.speedup.value:.2f} [{arm.speedup.low:.2f}, {arm.speedup.high:.2f}]"
+    return f"{candidate.speedup.value:.2f} [{candidate.speedup.low:.2f}, {candidate.speedup.high:.2f}]"
 
 
-def _accuracy(arm: ArmResult) -> str:
-    if arm.accuracy is None:
+def _accuracy(candidate: CandidateResult) -> str:
+    if candidate.accuracy is None:
         return ""
-    a = arm.accuracy
+    a = candidate.accuracy
     if a.top1 is not None:
         return f"{100 * a.top1:.2f} %"
     if a.metric is not None and a.value is not None:

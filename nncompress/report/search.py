@@ -101,7 +101,7 @@ def promise(made: Promise, metric: Metric) -> str:
     """The promise, or why it cannot be made."""
     at_most = (
         f"{_change(made.drop, metric)} ({metric.text(made.original)} -> {metric.text(made.changed)}) on "
-        f"{made.records} samples that the search has not seen; at most {metric.unit(made.high)} are lost "
+        f"{made.samples} samples that the search has not seen; at most {metric.unit(made.high)} are lost "
         f"with {made.confidence:.0%} confidence ({made.interval})"
     )
     if made.looks > 1:

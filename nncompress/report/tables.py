@@ -250,7 +250,7 @@ def evaluation(rows: list[EvalRow]) -> RenderableType:
         ran = [
             f"{runtime}: {', '.join(r.name for r in rows if r.runtime == runtime)}" for runtime in runtimes
         ]
-        where = f"{results[0].records} samples of {results[0].data}; " + (
+        where = f"{results[0].samples} samples of {results[0].data}; " + (
             "; ".join(ran) if len(runtimes) > 1 else f"in {runtimes[0]}"
         )
         parts += [table, line(where, style="dim")]

@@ -40,23 +40,23 @@ class Loss:
 
     Attributes:
         value: in the metric's own unit; a share is 0 … 1.
-        records: samples it was measured on.
+        samples: samples it was measured on.
         how: what the bounds are, in words.
     """
 
     value: float
-    records: int
+    samples: int
     how: str
     _above: _Bound = field(repr=False)
     _below: _Bound = field(repr=False)
 
     def at_most(self, confidence: float = CONFIDENCE) -> float:
         """The upper bound, one-sided; infinite where these samples give none."""
-        return self._above(self.records, confidence)
+        return self._above(self.samples, confidence)
 
     def at_least(self, confidence: float = CONFIDENCE) -> float:
         """The lower bound, one-sided."""
-        return -self._below(self.records, confidence)
+        return -self._below(self.samples, confidence)
 
     def needed(self, bound: float, confidence: float = CONFIDENCE) -> int | None:
         """How many samples it would take to promise `bound`, were they all like these.
@@ -96,24 +96,24 @@ def lost(original: Scores, changed: Scores) -> Loss:
     return drawn(sign * spread.value, error, original.samples)
 
 
-def shares(only_original: float, only_changed: float, records: int) -> Loss:
+def shares(only_original: float, only_changed: float, samples: int) -> Loss:
     """Of scores of 0 and 1, by the samples that only one of the two has right."""
 
     def bound(worse: float, better: float) -> _Bound:
         return lambda count, confidence: largest_drop(
-            worse * count / records, better * count / records, count, confidence
+            worse * count / samples, better * count / samples, count, confidence
         )
 
     return Loss(
-        (only_original - only_changed) / records,
-        records,
+        (only_original - only_changed) / samples,
+        samples,
         "score interval of paired samples",
         bound(only_original, only_changed),
         bound(only_changed, only_original),
     )
 
 
-def means(value: float, parts: np.ndarray, largest: float, records: int) -> Loss:
+def means(value: float, parts: np.ndarray, largest: float, samples: int) -> Loss:
     """Of sums over samples.
 
     Args:
@@ -129,7 +129,7 @@ def means(value: float, parts: np.ndarray, largest: float, records: int) -> Loss
         worse, better = (float(np.clip(side * parts, 0, None).sum()) for side in (sign, -sign))
 
         def of(wanted: float, confidence: float) -> float:
-            n = count * wanted / records
+            n = count * wanted / samples
             found = -math.inf
             if n > 1 and differing:
                 t = student_t(min(max(1, round(n) - 1), MOST_FREEDOM), 2 * confidence - 1)
@@ -143,10 +143,10 @@ def means(value: float, parts: np.ndarray, largest: float, records: int) -> Loss
 
         return of
 
-    return Loss(value, records, "Student's t with Hall's correction, paired", bound(1.0), bound(-1.0))
+    return Loss(value, samples, "Student's t with Hall's correction, paired", bound(1.0), bound(-1.0))
 
 
-def drawn(value: float, error: float, records: int) -> Loss:
+def drawn(value: float, error: float, samples: int) -> Loss:
     """Of what is no sum over samples.
 
     Args:
@@ -157,11 +157,11 @@ def drawn(value: float, error: float, records: int) -> Loss:
         def of(wanted: float, confidence: float) -> float:
             if not error:
                 return math.inf  # no draw tells the models apart, which says nothing of other samples
-            return center + student_t(COPIES - 1, 2 * confidence - 1) * error * math.sqrt(records / wanted)
+            return center + student_t(COPIES - 1, 2 * confidence - 1) * error * math.sqrt(samples / wanted)
 
         return of
 
-    return Loss(value, records, f"{COPIES} random draws of the samples, paired", bound(value), bound(-value))
+    return Loss(value, samples, f"{COPIES} random draws of the samples, paired", bound(value), bound(-value))
 
 
 def _pseudo_values(original: SummedScores, changed: SummedScores) -> tuple[float, np.ndarray, float]:

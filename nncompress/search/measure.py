@@ -30,7 +30,7 @@ class Agreement(MeanMetric):
             return False
         return not output.is_floating_point() or (output.dim() > 1 and output.shape[_axis(output)] > 1)
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         labels = batch.labels
         assert labels is not None
         axis = _axis(output)
@@ -51,7 +51,7 @@ class OutputError(SummedMetric):
         labels = batch.labels
         return labels is not None and labels.shape == output.shape and output.is_floating_point()
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         assert batch.labels is not None
         wanted = batch.labels.double().flatten(1)
         off = (output.double().flatten(1) - wanted).square().sum(1)
@@ -133,7 +133,7 @@ def settled(model: Model, data: Dataset, name: str | None) -> str:
             name = TASK_METRICS[task_of(answers.of(batch, 0), batch, data.spec)]
         else:
             scores = Answers(model, data, "auto", answers.output, Agreement()).of(batch, 0)
-            like_input = scores.shape == batch.records_first()[0].shape and scores.is_floating_point()
+            like_input = scores.shape == batch.samples_first()[0].shape and scores.is_floating_point()
             given = replace(batch, labels=scores)
             agrees = Agreement().fits(scores, given, None)
             name = "mse" if like_input else "agreement" if agrees else "error"

@@ -193,7 +193,7 @@ class Search:
         bound, high = self.bounds.drop, loss.at_most(confidence)
         return Promise(
             metric=measure.name,
-            records=loss.records,
+            samples=loss.samples,
             original=self._unseen.value,
             changed=after.value,
             drop=loss.value,
@@ -209,7 +209,7 @@ class Search:
 
     def _nothing_found(self) -> PromiseError:
         """Why no trial could be taken, and what would help."""
-        rows = [row for row in self.trials.all().values() if "records" in row]
+        rows = [row for row in self.trials.all().values() if "samples" in row]
         if not rows:
             return PromiseError("optimize: no recipe could be carried out in the time given")
         closest = min(rows, key=upper)
@@ -224,7 +224,7 @@ class Search:
         more = f"about {2 * needed} samples in --data would do" if needed else "no number of samples would do"
         return PromiseError(
             f"optimize: of no recipe tried can it be said that it loses at most {metric.unit(asked)}",
-            got=f"the closest loses {metric.unit(closest['lost'])} on {closest['records']} samples, at most "
+            got=f"the closest loses {metric.unit(closest['lost'])} on {closest['samples']} samples, at most "
             f"{metric.unit(upper(closest))} with 95 % confidence; {more}",
             remedy="more samples in --data, more --trials, or a larger --max-drop",
         )

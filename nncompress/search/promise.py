@@ -31,7 +31,7 @@ class Promise(Result):
     kind: ClassVar[str] = "promise"
 
     metric: str
-    records: int
+    samples: int
     original: float
     changed: float
     drop: float
@@ -46,7 +46,7 @@ class Promise(Result):
 
 
 def largest_drop(
-    only_original: float, only_changed: float, records: float, confidence: float = CONFIDENCE
+    only_original: float, only_changed: float, samples: float, confidence: float = CONFIDENCE
 ) -> float:
     """The upper end of the one-sided interval of a paired drop in top-1, 0 … 1.
 
@@ -56,32 +56,32 @@ def largest_drop(
 
     Args:
         only_original, only_changed: samples that only this one has right.
-        records: all samples.
+        samples: all samples.
     """
     z = NormalDist().inv_cdf(confidence)
-    low, high = (only_original - only_changed) / records, 1.0
+    low, high = (only_original - only_changed) / samples, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        inside = _score(middle, only_original, only_changed, records) > -z
+        inside = _score(middle, only_original, only_changed, samples) > -z
         low, high = (middle, high) if inside else (low, middle)
     return high
 
 
 def smallest_drop(
-    only_original: float, only_changed: float, records: float, confidence: float = CONFIDENCE
+    only_original: float, only_changed: float, samples: float, confidence: float = CONFIDENCE
 ) -> float:
     """The lower end, one-sided."""
-    return -largest_drop(only_changed, only_original, records, confidence)
+    return -largest_drop(only_changed, only_original, samples, confidence)
 
 
-def _score(drop: float, only_original: float, only_changed: float, records: float) -> float:
+def _score(drop: float, only_original: float, only_changed: float, samples: float) -> float:
     """Standard errors by which the counts lie above what `drop` would give."""
-    a = 2 * records
-    b = -only_original - only_changed + (2 * records - only_original + only_changed) * drop
+    a = 2 * samples
+    b = -only_original - only_changed + (2 * samples - only_original + only_changed) * drop
     c = -only_changed * drop * (1 - drop)
     rate = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)  # of only_changed, at its likeliest
-    variance = records * (2 * rate + drop * (1 - drop))
-    distance = only_original - only_changed - records * drop
+    variance = samples * (2 * rate + drop * (1 - drop))
+    distance = only_original - only_changed - samples * drop
     if variance <= 0:
         return 0.0 if distance == 0 else math.copysign(math.inf, distance)
     return distance / math.sqrt(variance)

@@ -54,7 +54,7 @@ def record(value: Any) -> dict[str, Any]:
         Rejected: it is something else.
     """
     row = {key: found for key, found in _RECORD(value).items() if found is not None}
-    measured = {"macs", "size", "lost", "records"} <= set(row)
+    measured = {"macs", "size", "lost", "samples"} <= set(row)
     if measured and row["lost"] > row.get("at_most", math.inf):
         raise Rejected("more was lost than is said at most")
     if not measured and "failed" not in row:
@@ -89,7 +89,7 @@ _RECORD = json_schema.record(
     lost=optional(finite),
     at_most=optional(finite),
     needed=_counted(1),
-    records=_counted(1),
+    samples=_counted(1),
     latency=optional(
         mapped(plain(str), json_schema.record(share=_positive, low=finite, high=finite, seconds=_positive))
     ),
@@ -134,7 +134,7 @@ class Judge:
     def __init__(self, original: Model, selection: Dataset, context: Context, bounds: Bounds) -> None:
         self.original, self.bounds = original, bounds
         self._selection, self._context = selection, context
-        count = selection.planned_records() or len(selection)
+        count = selection.planned_samples() or len(selection)
         self._limits = (max(count // FIRST, 1), None)
         self.measure = Measure(original, bounds.metric)
         predict = open_artifact(original).run
@@ -173,7 +173,7 @@ class Judge:
         bound, row = self.bounds.drop, {}
         for limit, before in zip(self._limits, self._original):
             loss = lost(before, self._scores(predict, output, limit))
-            row = {"lost": loss.value, "records": loss.records}
+            row = {"lost": loss.value, "samples": loss.samples}
             if math.isfinite(loss.at_most()):
                 row["at_most"] = loss.at_most()
             if bound is not None and (needed := loss.needed(bound)) is not None:
@@ -206,7 +206,7 @@ class Judge:
     def holds(self, row: dict[str, Any]) -> bool:
         """By the samples to choose by, with the confidence that the promise is to have: the bound on the
         metric. Where there is none, the bounds on size and latency."""
-        if "records" not in row:
+        if "samples" not in row:
             return False
         if self.bounds.drop is None:
             return self.within(row)

@@ -42,7 +42,7 @@ def run(request: Request) -> ComparisonResult:
     started = time.monotonic()
     train, test = images(request, "approximation")
     model, origin = subject(request, train)
-    held_out, calibration = records(test, model), records(train.spread(CALIBRATION), model)
+    held_out, calibration = samples(test, model), samples(train.spread(CALIBRATION), model)
     chains: dict[str, tuple[str, ...]] = {"original": ()} | {
         f"{'… → ' if n else ''}{CHAIN[n]}": CHAIN[: n + 1] for n in range(len(CHAIN))
     }
@@ -70,7 +70,7 @@ def run(request: Request) -> ComparisonResult:
     )
 
 
-def records(images: Images, model: Model) -> Crops:
+def samples(images: Images, model: Model) -> Crops:
     """The images, normalised as the model remembers."""
     return Crops(images, model.inputs, model.metadata.get("normalize"))
 

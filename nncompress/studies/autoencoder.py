@@ -100,9 +100,9 @@ def _plans(quick: bool) -> list[Plan]:
     start, halvings, most = ((8, 16, 8), 1, 2) if quick else ((32, 64, 32), 3, 13)
 
     def halving(criterion: str) -> CycleSettings:
-        return CycleSettings(criterion=criterion, ratio=0.5, max_cycles=halvings, records=1000)
+        return CycleSettings(criterion=criterion, ratio=0.5, max_cycles=halvings, samples=1000)
 
-    bounds = CycleSettings(criterion=VARIANCE, outliers=2.0, max_cycles=most, records=1000)
+    bounds = CycleSettings(criterion=VARIANCE, outliers=2.0, max_cycles=most, samples=1000)
     said = "1-2-4-3-1, near 0"
     return [
         Plan("lossless reference", "1-4-16-4-1, near 0", LOSSLESS),

@@ -59,7 +59,7 @@ def trained(
     model.metadata["normalize"] = PER_IMAGE
     settings = replace(settings, seed=seed)
     path = request.folder / f"{name}-{seed}.pt2"
-    made = {"trained on": images.spec, "records": len(images), "settings": settings.settings()}
+    made = {"trained on": images.spec, "samples": len(images), "settings": settings.settings()}
     if path.exists():
         found = load_model(path)
         if found.metadata.get("study") != made:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.data import Dataset
 from nncompress.export import write
 from nncompress.ir import Model
@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
         models: one per seed; sizes and times are those of the first.
-        test: records that fit it.
+        test: samples that fit it.
         paper: column (as in `Measured`) → the paper's figure in its own words.
         timed: what is timed instead of the first model, so that all take the same input.
         suffix: of the file that is measured; its runtime runs it, torch a `.pt2`.
@@ -48,7 +48,7 @@ class Measured:
         difference: top1 of the first seed less the first network's, paired; None for networks that were not
             asked to be compared so.
         file_size: bytes.
-        seconds: median of one call with one record, one thread.
+        seconds: median of one call with one sample, one thread.
         speedup: the first network's time over this one's.
     """
 
@@ -96,10 +96,10 @@ def measure(
     """Write, evaluate and time every network; the second value is the benchmark's warnings.
 
     Args:
-        paired: all networks take the same records: also give the paired difference to the first.
+        paired: all networks take the same samples: also give the paired difference to the first.
         time_budget: seconds of measuring time for all.
     """
-    arms, scores, differences, costs = [], [], [], []
+    candidates, scores, differences, costs = [], [], [], []
     first: Any = None
     for position, entry in enumerate(entries):
         path = request.folder / f"{position}{entry.suffix}"
@@ -126,11 +126,11 @@ def measure(
         measured: Path | Model = path if entry.timed is not None else path.with_stem(f"{position}-0")
         if entry.suffix == ".pt2":
             measured = entry.timed or entry.models[0]
-        arms.append(Arm(entry.name, measured))
+        candidates.append(Candidate(entry.name, measured))
         request.say(f"{entry.name}: top-1 {100 * statistics.fmean(tops):.2f} %")
-    result = benchmark(arms, time_budget=time_budget, memory=False, progress=request.progress)
+    result = benchmark(candidates, time_budget=time_budget, memory=False, progress=request.progress)
     rows = []
-    for position, (entry, arm) in enumerate(zip(entries, result.arms)):
+    for position, (entry, candidate) in enumerate(zip(entries, result.candidates)):
         rows.append(
             Measured(
                 name=entry.name,
@@ -141,9 +141,9 @@ def measure(
                 top1=scores[position],
                 difference=differences[position],
                 file_size=_size(request.folder / f"{position}-0{entry.suffix}"),
-                seconds=arm.latency.median,
-                speedup=arm.speedup,
-                runtime=arm.runtime,
+                seconds=candidate.latency.median,
+                speedup=candidate.speedup,
+                runtime=candidate.runtime,
             )
         )
     return tuple(rows), result.warnings

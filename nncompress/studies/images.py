@@ -47,7 +47,7 @@ class Images:
 
 
 class Crops(Dataset):
-    """Windows of the size the model takes: where the records are shuffled, random ones, else the centre.
+    """Windows of the size the model takes: where the samples are shuffled, random ones, else the centre.
 
     The shuffle's seed draws the windows too, so that a resumed run sees the very same ones. `normalize` is as
     for `--normalize`.

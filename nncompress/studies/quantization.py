@@ -10,7 +10,7 @@ import time
 from importlib.util import find_spec
 
 from nncompress.export import WRITERS
-from nncompress.studies.approximation import CALIBRATION, compressed, records, subject
+from nncompress.studies.approximation import CALIBRATION, compressed, samples, subject
 from nncompress.studies.classifiers import QUICK_TEST
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure
 from nncompress.studies.images import open_images
@@ -34,8 +34,8 @@ def run(request: Request) -> ComparisonResult:
             request.data, "quantization", (CALIBRATION, QUICK_TEST if request.quick else None)
         )
     model, origin = subject(request, train)
-    held_out = records(test, model)
-    quantized = compressed(request, model, ("quantize",), records(train.spread(CALIBRATION), model))
+    held_out = samples(test, model)
+    quantized = compressed(request, model, ("quantize",), samples(train.spread(CALIBRATION), model))
     mobile = ".pte" in WRITERS and find_spec("executorch") is not None
     suffixes = [suffix for suffix in RUNTIMES if suffix != ".pte" or mobile]
     entries = [

@@ -32,7 +32,7 @@ from nncompress.zoo.small_nets import summation
 SAMPLES = 1_000_000
 GOOD = 0.01  # RMSE that counts as almost zero: 1.2 % of the sum's standard deviation
 TRAINING: dict[str, Any] = {"batch": 1000, "lr": 0.01, "momentum": 0.9, "task": "regression", "loss": "rmse"}
-OURS = CycleSettings(criterion="activation-variance", ratio=0.75, max_loss=0.1, records=50_000)
+OURS = CycleSettings(criterion="activation-variance", ratio=0.75, max_loss=0.1, samples=50_000)
 
 
 RANDOM = replace(OURS, criterion="random")
@@ -82,7 +82,7 @@ def _plans(request: Request) -> list[Plan]:
     ]
     for criterion in ("activation-count", "activation-variance"):
         for distorted in (True, False):
-            cycling = CycleSettings(criterion=criterion, distort=distorted, max_cycles=cycles, records=20_000)
+            cycling = CycleSettings(criterion=criterion, distort=distorted, max_cycles=cycles, samples=20_000)
             for penalty, values in PENALTIES.items():
                 if penalty and request.quick:
                     continue

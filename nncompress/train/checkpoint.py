@@ -39,12 +39,12 @@ def weights_digest(model: Model) -> str:
 
 
 def data_identity(name: str, dataset: Dataset | None) -> dict[str, Any]:
-    """What tells one data set from another: its spec, how many records it has, how they are normalised."""
+    """What tells one data set from another: its spec, how many samples it has, how they are normalised."""
     if dataset is None:
         return {name: None}
     return {
         name: dataset.spec,
-        f"{name} records": len(dataset),
+        f"{name} samples": len(dataset),
         f"{name} normalization": str(dataset.normalization),
     }
 

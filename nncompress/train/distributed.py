@@ -62,9 +62,9 @@ class Group:
         return values[0]
 
     def part(self, batch: Batch, least: int = 1) -> tuple[Batch, float] | None:
-        """This process's records of a step, and their weight: records here · processes / records in all.
+        """This process's samples of a step, and their weight: samples here · processes / samples in all.
 
-        None where some process would get fewer than `least` records: all of them skip the step.
+        None where some process would get fewer than `least` samples: all of them skip the step.
         """
         if len(batch) < self.size * least:
             return None

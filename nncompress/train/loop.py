@@ -56,7 +56,7 @@ def train(
 
     Raises:
         UnsupportedError: the model is quantized with grids that are found while it runs.
-        DataError: labels are missing or do not fit the outputs; names the record.
+        DataError: labels are missing or do not fit the outputs; names the sample.
         UsageError: settings that do not fit the model, or a checkpoint of another run.
         VerificationError: the loss, or an output of the trained model, is not finite.
         DeviceError: the device is not there.

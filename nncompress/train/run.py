@@ -85,13 +85,13 @@ class Run:
         self._build()
         self.masks = {} if settings.dense else zero_masks(self.model, self.copies)
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
-        self.least = 2 if norms else 1  # one record has no variance to normalise by
+        self.least = 2 if norms else 1  # one sample has no variance to normalise by
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
 
         self.batch_size = dataset.fixed_batch or settings.batch
-        records = dataset.planned_records(settings.limit)
-        records = len(dataset) if records is None else records
-        self.steps_per_epoch = math.ceil(records / self.batch_size)
+        samples = dataset.planned_samples(settings.limit)
+        samples = len(dataset) if samples is None else samples
+        self.steps_per_epoch = math.ceil(samples / self.batch_size)
         if not self.steps_per_epoch:
             raise DataError(f"{dataset.spec} has no samples to train on")
         taught_by = None
@@ -236,8 +236,8 @@ class Run:
         """One update of the weights."""
         settings, state = self.settings, self.state
         description = f"epoch {self.epoch + 1} of {settings.epochs}"
-        if state.records:
-            description += f", loss {state.loss_sum / state.records:.4g}"
+        if state.samples:
+            description += f", loss {state.loss_sum / state.samples:.4g}"
         done = state.step - self.epoch * self.steps_per_epoch
         self.progress.step(description, done, self.steps_per_epoch)
         rate = learning_rate(settings, state.step, self.steps_per_epoch)
@@ -276,10 +276,10 @@ class Run:
                 remedy=f"a smaller --lr than {settings.lr:g}, --warmup 1, or --clip 1",
             )
         state.loss_sum += value * len(batch)
-        state.records += len(batch)
+        state.samples += len(batch)
 
     def _loss(self, batch: Batch, share: float) -> Tensor:
-        """What is minimised, on the records `batch` of this process, weighted by `share`."""
+        """What is minimised, on the samples `batch` of this process, weighted by `share`."""
         inputs = tuple(channels_last(x.to(self.device)) for x in batch.inputs)
         labels = None if batch.labels is None else batch.labels.to(self.device)
         with self.precision.forward():
@@ -292,7 +292,7 @@ class Run:
         state, settings = self.state, self.settings
         state.step = (self.epoch + 1) * self.steps_per_epoch
         rate = learning_rate(settings, state.step - 1, self.steps_per_epoch)
-        if not state.records:
+        if not state.samples:
             raise DataError(
                 f"{self.dataset.spec} has too few samples to train on", expected="2, better many more"
             )
@@ -300,7 +300,7 @@ class Run:
             "epoch": self.epoch + 1,
             "step": state.step,
             "lr": rate,
-            "loss": state.loss_sum / state.records,
+            "loss": state.loss_sum / state.samples,
         }
         round_copies(self.model, self.copies)
         if self.held_out.dataset is not None:
@@ -319,7 +319,7 @@ class Run:
             self._keep_best(score)
         else:
             state.waited += 1
-        state.loss_sum, state.records = 0.0, 0
+        state.loss_sum, state.samples = 0.0, 0
         row |= self._adapt(loss, score)
         return row
 

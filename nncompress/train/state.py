@@ -38,7 +38,7 @@ class State:
 
     step: int = 0
     loss_sum: float = 0.0
-    records: int = 0
+    samples: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     best_loss: float = math.inf  # or the metric that epochs are judged by, lower is better
     best_epoch: int = 0
@@ -52,7 +52,7 @@ class State:
         Raises:
             TypeError: a field is of another kind.
         """
-        counts = (self.step, self.records, self.best_epoch, self.waited)
+        counts = (self.step, self.samples, self.best_epoch, self.waited)
         numbers = (self.loss_sum, self.best_loss, self.seconds)
         fits = all(type(count) is int and count >= 0 for count in counts)
         fits &= all(type(number) in (int, float) for number in numbers)

@@ -20,7 +20,7 @@ class Architecture:
     Attributes:
         name: as in the papers, "wrn-28-10"; its factory is `nncompress.zoo.wrn_28_10`.
         module: the file that it is written in.
-        shape: of one input record.
+        shape: of one input sample.
         parameters, macs: trained values, and multiply-accumulates of one such record.
         summary: one line.
         classes: of its outputs by default; None where it is no classifier.
@@ -45,7 +45,7 @@ class Architecture:
 
         Args:
             classes: instead of its own number.
-            shape: of one input record, instead of its own: other sizes, or other image channels.
+            shape: of one input sample, instead of its own: other sizes, or other image channels.
             seed: of the weights.
 
         Raises:

@@ -42,7 +42,7 @@ def test_top1_top5_and_standard_error(data):
     result = evaluate(linear(w), data(x, y), batch_size=64)
     order = np.argsort(-(np.float32(x) @ np.float32(w)), axis=1)
     top1 = np.mean(order[:, 0] == y)
-    assert (result.task, result.records) == ("classification", 301)
+    assert (result.task, result.samples) == ("classification", 301)
     assert result.top1 == pytest.approx(top1, abs=1e-12)
     assert result.top5 == pytest.approx(np.mean((order[:, :5] == y[:, None]).any(1)), abs=1e-12)
     assert result.top1_standard_error == pytest.approx(math.sqrt(top1 * (1 - top1) / 301))
@@ -55,7 +55,7 @@ def test_the_size_of_the_batch_does_not_matter(data):
     dataset = data(rng.standard_normal((50, 4)), rng.integers(0, 3, 50))
     model = linear(rng.standard_normal((4, 3)))
     assert len({evaluate(model, dataset, batch_size=b) for b in (1, 7, 50, 64)}) == 1
-    assert evaluate(model, dataset, limit=20).records == 20
+    assert evaluate(model, dataset, limit=20).samples == 20
 
 
 def test_regression_and_reconstruction(data):
@@ -132,7 +132,7 @@ def test_compare_against_float64_reference():
     result = compare(linear(a), linear(b), batches, names=("logits",))
     ya, yb = x @ a, x @ b
     (output,) = result.outputs
-    assert (output.name, result.records) == ("logits", 33)
+    assert (output.name, result.samples) == ("logits", 33)
     assert output.agreement == pytest.approx(np.mean(ya.argmax(1) == yb.argmax(1)), abs=1e-9)
     cosines = (ya * yb).sum(1) / np.linalg.norm(ya, axis=1) / np.linalg.norm(yb, axis=1)
     assert output.cosine == pytest.approx(cosines.mean(), abs=1e-6)

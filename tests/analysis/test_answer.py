@@ -12,7 +12,7 @@ from nncompress.analysis.answer import ANSWER, answer_index, index_of, settle_an
 from nncompress.data import Batch, open_data
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.graph.records import dependence
+from nncompress.ir.graph.sample_dims import dependence
 
 FREE = [InputSpec("x", "float32", ("batch", 8))]
 
@@ -54,7 +54,7 @@ def test_the_output_that_the_labels_fit(data):
 
 def test_labels_that_begin_low_do_not_mislead(data):
     """Sorted by class, the first batch fits the box too; what counts are the labels of all records."""
-    assert evaluate(heads(box=4, scores=10), data(np.arange(100) // 10), batch_size=8).records == 100
+    assert evaluate(heads(box=4, scores=10), data(np.arange(100) // 10), batch_size=8).samples == 100
 
 
 def test_where_several_fit_the_user_is_asked(data):
@@ -64,7 +64,7 @@ def test_where_several_fit_the_user_is_asked(data):
     assert "--output-index" in error.value.remedy
     with pytest.raises(DataError, match="labels may belong to any"):
         answer_index(model, dataset)
-    assert evaluate(model, dataset, output=1).records == 40
+    assert evaluate(model, dataset, output=1).samples == 40
     with pytest.raises(DataError, match="fit none"):
         evaluate(heads(a=4, b=5), dataset)
 
@@ -92,7 +92,7 @@ def test_classes_that_are_ruled_out(data):
     dataset, off = data(np.arange(40) % 4), torch.tensor([False, False, True, False])
     weight = torch.randn(8, 4)
     masked = lambda x: (x @ weight).masked_fill(off, -torch.inf)  # noqa: E731
-    assert evaluate(masked, dataset).records == 40
+    assert evaluate(masked, dataset).samples == 40
     assert compare(masked, masked, dataset.batches(16)).outputs[0].max_abs == 0
     with pytest.raises(VerificationError, match="sample 0 is NaN or infinite"):
         evaluate(lambda x: masked(x).fill_(-torch.inf), dataset)
@@ -118,7 +118,7 @@ def test_records_along_other_dims_are_fed_and_scored_one_by_one(tmp_path, time_f
     x, state = torch.randn(30, 7, 8), torch.randn(30, 2, 6)
     dims = [1 if time_first else 0, 1]
     examples = (x[:2].movedim(0, dims[0]).contiguous(), state[:2].movedim(0, 1).contiguous())
-    model = Model.from_module(module, examples, record_dims=dims)
+    model = Model.from_module(module, examples, sample_dims=dims)
     assert [spec.batch_dim for spec in model.inputs] == dims
     assert dependence(model.outputs_of, model.inputs, model.example_inputs(3), alone=True) < 1e-5
     alone = []
@@ -142,7 +142,7 @@ def test_a_table_that_all_records_share(data):
     assert torch.equal(batch.inputs[1], torch.from_numpy(table))
     part = batch.part(slice(2, 5))
     assert (part.inputs[0].shape, part.inputs[1].shape, len(part.labels)) == ((3, 8), (8, 3), 3)
-    assert evaluate(lambda x, t: x @ t, dataset).records == 10
+    assert evaluate(lambda x, t: x @ t, dataset).samples == 10
 
 
 def test_dependence_sees_time_and_mixing():

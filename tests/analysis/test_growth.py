@@ -247,7 +247,7 @@ class Labelled:
     def __init__(self, name: str, labels: bool) -> None:
         self.name, self.has_labels = name, labels
 
-    def planned_records(self, limit=None):
+    def planned_samples(self, limit=None):
         return 64
 
     def batches(self, batch_size, limit=None, shuffle_seed=None):

@@ -11,7 +11,7 @@ import pytest
 from nncompress.bench import baseline
 from nncompress.bench.stats import latency
 from nncompress.errors import DataError, UsageError
-from nncompress.results import ArmResult, BenchResult, BenchSuite, Samples
+from nncompress.results import BenchResult, BenchSuite, CandidateResult, Samples
 
 MACHINE = {
     "cpu": "A CPU", "architecture": "x86_64", "cores": 2, "instruction_sets": ["avx2"], "cores_usable": 2,
@@ -22,19 +22,23 @@ SESSIONS, ROUNDS = 8, 30
 
 def measured(rng, times, *, machine=1.0, environment=MACHINE, batch=1, threads=1, clock="wall", digests=None):
     """A suite of one run: `times` in ms per name; `machine` slows all of it, openings differ by 1 %."""
-    state = machine * np.exp(rng.normal(0, 0.02, SESSIONS * ROUNDS))  # of the moment, the same for all arms
-    arms = []
+    state = machine * np.exp(
+        rng.normal(0, 0.02, SESSIONS * ROUNDS)
+    )  # of the moment, the same for all candidates
+    candidates = []
     for name, milliseconds in times.items():
         opening = np.repeat(np.exp(rng.normal(0, 0.01, SESSIONS)), ROUNDS)
         noise = 1 + rng.exponential(0.02, SESSIONS * ROUNDS)
         ns = tuple((milliseconds * 1e6 * state * opening * noise).astype(int).tolist())
         digest = (digests or {}).get(name, f"digest of {name}")
-        arms.append(
-            ArmResult(
+        candidates.append(
+            CandidateResult(
                 name, "ONNX Runtime 1.31 CPU", latency(ns), None, None, None, Samples(ns), sha256=digest
             )
         )
-    run = BenchResult(tuple(arms), batch, threads, clock, (ROUNDS,) * SESSIONS, 0, 0, environment=environment)
+    run = BenchResult(
+        tuple(candidates), batch, threads, clock, (ROUNDS,) * SESSIONS, 0, 0, environment=environment
+    )
     return BenchSuite((run,))
 
 
@@ -157,7 +161,9 @@ def test_another_runtime_and_a_single_session_are_refused(tmp_path):
     rng = np.random.default_rng(7)
     then = measured(rng, BOTH)
     now = measured(rng, BOTH).runs[0]
-    other = replace(now, arms=tuple(replace(arm, runtime="torch 2.13 CPU") for arm in now.arms))
+    other = replace(
+        now, candidates=tuple(replace(candidate, runtime="torch 2.13 CPU") for candidate in now.candidates)
+    )
     with pytest.raises(UsageError, match="another runtime"):
         compare(then, BenchSuite((other,)), tmp_path)
     single = replace(now, rounds_per_session=(SESSIONS * ROUNDS,))
@@ -197,8 +203,8 @@ def test_a_file_that_is_no_baseline(content, message, tmp_path):
         {"batch": "many"},
         {"threads": None},
         {"clock": 7},
-        {"arms": {"a": 1}},
-        {"arms": [3]},
+        {"candidates": {"a": 1}},
+        {"candidates": [3]},
     ],
 )
 def test_fields_of_another_type_are_damage(wrong, tmp_path):
@@ -211,7 +217,7 @@ def test_fields_of_another_type_are_damage(wrong, tmp_path):
 
 def test_samples_that_do_not_fill_the_sessions_are_damage(tmp_path):
     content = measured(np.random.default_rng(8), BOTH).to_json()
-    content["runs"][0]["arms"][1]["samples"]["wall_ns"].pop()
+    content["runs"][0]["candidates"][1]["samples"]["wall_ns"].pop()
     (tmp_path / "base.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="damaged"):
         baseline.read(tmp_path / "base.json")

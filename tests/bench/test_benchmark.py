@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import random_inputs
 from nncompress.errors import DataError, ModelFileError, UsageError
@@ -21,12 +21,16 @@ def test_everything_is_reported(tmp_path, linear_onnx, weight, model):
         def step(self, description, done, total):
             steps.append((description, done, total))
 
-    arms = [Arm("torch", model, parameters=640, macs=640), Arm("onnx", path), Arm("wrong", wrong)]
-    result = benchmark(arms, batch=4, rounds=12, sessions=3, memory=False, progress=Listener())
-    first, same, other = result.arms
+    candidates = [
+        Candidate("torch", model, parameters=640, macs=640),
+        Candidate("onnx", path),
+        Candidate("wrong", wrong),
+    ]
+    result = benchmark(candidates, batch=4, rounds=12, sessions=3, memory=False, progress=Listener())
+    first, same, other = result.candidates
     assert (result.batch, result.threads, result.clock) == (4, 1, "cpu")
     assert result.rounds_per_session == (4, 4, 4)
-    assert all(len(a.samples.wall_ns) == len(a.samples.cpu_ns) == 12 for a in result.arms)
+    assert all(len(a.samples.wall_ns) == len(a.samples.cpu_ns) == 12 for a in result.candidates)
     assert first.speedup is None
     assert first.parity is None
     assert first.parameters == 640
@@ -35,27 +39,27 @@ def test_everything_is_reported(tmp_path, linear_onnx, weight, model):
     assert same.speedup.low <= same.speedup.value <= same.speedup.high
     assert same.parity.outputs[0].agreement == 1
     assert same.parity.outputs[0].max_abs < 1e-4
-    assert same.parity.records == 16
+    assert same.parity.samples == 16
     assert other.parity.outputs[0].cosine == pytest.approx(-1)
     assert {d for d, _, _ in steps} == {"opening", "benchmarking"}
     assert steps[-1][1:] == (100, 100)
     content = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert content["kind"] == "bench"
-    assert len(content["arms"][1]["samples"]["wall_ns"]) == 12
+    assert len(content["candidates"][1]["samples"]["wall_ns"]) == 12
     assert content["environment"]["cpu"]
 
 
 def test_threads_choose_the_clock(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
-    result = benchmark([Arm("a", path)], rounds=3, sessions=1, threads=2, memory=False)
+    result = benchmark([Candidate("a", path)], rounds=3, sessions=1, threads=2, memory=False)
     assert result.clock == "wall"
-    assert result.arms[0].cpu is None
-    assert result.arms[0].latency == result.arms[0].wall
+    assert result.candidates[0].cpu is None
+    assert result.candidates[0].latency == result.candidates[0].wall
 
 
 def test_a_time_budget_ends_the_run(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
-    result = benchmark([Arm("a", path), Arm("b", path)], time_budget=0.2, memory=False)
+    result = benchmark([Candidate("a", path), Candidate("b", path)], time_budget=0.2, memory=False)
     assert 3 <= len(result.rounds_per_session) <= 8
     assert min(result.rounds_per_session) >= 5
 
@@ -63,15 +67,17 @@ def test_a_time_budget_ends_the_run(tmp_path, linear_onnx, weight):
 def test_given_inputs_are_used(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     x = np.ones((3, 64), np.float32)
-    result = benchmark([Arm("a", path), Arm("b", path)], inputs=(x,), rounds=1, sessions=1, memory=False)
+    result = benchmark(
+        [Candidate("a", path), Candidate("b", path)], inputs=(x,), rounds=1, sessions=1, memory=False
+    )
     assert result.batch == 3
-    assert result.arms[1].parity.records == 3
+    assert result.candidates[1].parity.samples == 3
 
 
 def test_outputs_that_cannot_be_compared_are_a_warning(tmp_path, linear_onnx, weight):
     a, b = linear_onnx(tmp_path / "a.onnx", weight), linear_onnx(tmp_path / "b.onnx", weight[:, :5])
-    result = benchmark([Arm("a", a), Arm("b", b)], rounds=1, sessions=1, memory=False)
-    assert result.arms[1].parity is None
+    result = benchmark([Candidate("a", a), Candidate("b", b)], rounds=1, sessions=1, memory=False)
+    assert result.candidates[1].parity is None
     assert "b cannot be compared with a" in result.warnings[0]
 
 
@@ -83,15 +89,15 @@ def test_bad_requests(tmp_path, linear_onnx, weight):
         benchmark([])
     for option in ("batch", "threads", "rounds", "sessions"):
         with pytest.raises(UsageError, match=f"{option} must be at least 1"):
-            benchmark([Arm("a", path)], **{option: 0})
+            benchmark([Candidate("a", path)], **{option: 0})
     with pytest.raises(UsageError, match="above 0 seconds"):
-        benchmark([Arm("a", path)], time_budget=float("nan"))
+        benchmark([Candidate("a", path)], time_budget=float("nan"))
     with pytest.raises(UsageError, match="fixed takes batches of 2 only"):
-        benchmark([Arm("a", path), Arm("fixed", fixed)], rounds=1, memory=False)
+        benchmark([Candidate("a", path), Candidate("fixed", fixed)], rounds=1, memory=False)
     with pytest.raises(DataError, match="other: input x does not fit"):
-        benchmark([Arm("a", path), Arm("other", other)], rounds=1, memory=False)
+        benchmark([Candidate("a", path), Candidate("other", other)], rounds=1, memory=False)
     with pytest.raises(ModelFileError):
-        benchmark([Arm("a", tmp_path / "none.onnx")])
+        benchmark([Candidate("a", tmp_path / "none.onnx")])
 
 
 def test_random_inputs_fit_their_specs():

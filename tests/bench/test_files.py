@@ -7,20 +7,20 @@ import pytest
 
 from nncompress.bench import files
 from nncompress.errors import OutputError, UsageError
-from nncompress.results import SCHEMA, ArmResult, BenchResult, BenchSuite, Estimate, Latency, Samples
+from nncompress.results import SCHEMA, BenchResult, BenchSuite, CandidateResult, Estimate, Latency, Samples
 
 
 @pytest.fixture
 def suite():
-    def arm(name, speedup):
+    def candidate(name, speedup):
         wall = Latency(2e-3, 3e-3, 4e-3, 1e-4)
-        return ArmResult(
+        return CandidateResult(
             name, "r", wall, Latency(1e-3, 2e-3, 3e-3, 1e-4), speedup, None, Samples((2, 3), (1, 1), (0, 1)),
             energy={"CPU package": 0.5, "GPU": 0.25}, peak_memory=7, file_size=9,
         )  # fmt: skip
 
-    arms = (arm("a, with a comma", None), arm("b", Estimate(2.0, 1.9, 2.1)))
-    runs = tuple(BenchResult(arms, batch, 1, "cpu", (2,), 0, 0, {"cpu": "C"}) for batch in (1, 8))
+    candidates = (candidate("a, with a comma", None), candidate("b", Estimate(2.0, 1.9, 2.1)))
+    runs = tuple(BenchResult(candidates, batch, 1, "cpu", (2,), 0, 0, {"cpu": "C"}) for batch in (1, 8))
     return BenchSuite(runs)
 
 
@@ -29,7 +29,11 @@ def test_json_holds_everything(suite, tmp_path):
     content = json.loads((tmp_path / "r.json").read_text())
     assert content == json.loads(json.dumps(suite.to_json()))
     assert (content["schema"], content["kind"]) == (SCHEMA, "bench-suite")
-    assert content["runs"][1]["arms"][0]["samples"] == {"wall_ns": [2, 3], "cpu_ns": [1, 1], "place": [0, 1]}
+    assert content["runs"][1]["candidates"][0]["samples"] == {
+        "wall_ns": [2, 3],
+        "cpu_ns": [1, 1],
+        "place": [0, 1],
+    }
     assert content["runs"][0]["environment"] == {"cpu": "C"}
 
 

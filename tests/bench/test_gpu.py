@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.bench import gpu as gpu_module
 from nncompress.bench.gpu import EventClock, gpu_environment, gpu_state
 from nncompress.bench.measure import Measurement
@@ -59,7 +59,9 @@ def test_the_loop_of_the_benchmark_measures_by_events(gpu):
     measurement.warm_up()
     for _ in range(5):
         measurement.round()
-    assert [np.median(arm.wall_ns) for arm in measurement.times] == pytest.approx([1e6, 3e6], rel=1e-6)
+    assert [np.median(candidate.wall_ns) for candidate in measurement.times] == pytest.approx(
+        [1e6, 3e6], rel=1e-6
+    )
 
 
 def test_waiting_is_in_no_interval(gpu):
@@ -156,9 +158,9 @@ def test_without_the_library_the_command_tells(visible, monkeypatch):
 
 
 def test_ratios_on_a_gpu_are_by_its_clock():
-    assert clock_of([Arm("a", "a.onnx")], 1) == "cpu"
-    assert clock_of([Arm("a", "a.onnx")], 2) == "wall"
-    assert clock_of([Arm("a", "a.onnx", cuda=Cuda("onnxruntime"))], 1) == "GPU"
+    assert clock_of([Candidate("a", "a.onnx")], 1) == "cpu"
+    assert clock_of([Candidate("a", "a.onnx")], 2) == "wall"
+    assert clock_of([Candidate("a", "a.onnx", cuda=Cuda("onnxruntime"))], 1) == "GPU"
 
 
 def test_clocks_that_nobody_tells_are_said_to_be_unknown():
@@ -179,8 +181,8 @@ def test_torch_on_the_gpu_computes_the_same(mode):
 @needs_gpu
 def test_a_benchmark_on_the_gpu():
     model = networks.model("residual")
-    arms = [Arm(mode, model, cuda=Cuda("torch", mode)) for mode in ("eager", "graphs")]
-    result = benchmark(arms, time_budget=1.0, sessions=3)
+    candidates = [Candidate(mode, model, cuda=Cuda("torch", mode)) for mode in ("eager", "graphs")]
+    result = benchmark(candidates, time_budget=1.0, sessions=3)
     assert result.clock == "GPU"
-    assert result.arms[1].speedup.value > 1
+    assert result.candidates[1].speedup.value > 1
     assert result.environment["gpu"]["after"]

@@ -7,16 +7,16 @@ from nncompress.bench.machine import Meanwhile
 from nncompress.bench.measure import Measurement
 from nncompress.bench.noise import warnings
 from nncompress.bench.stats import latency, speedup
-from nncompress.results import ArmResult, Estimate, Samples
+from nncompress.results import CandidateResult, Estimate, Samples
 
 CALM = Estimate(1.3, 1.29, 1.31)
 
 
-def arm(name="a", *, wall=None, cpu=None, speedup=None, place=()):
+def candidate(name="a", *, wall=None, cpu=None, speedup=None, place=()):
     rng = np.random.default_rng(0)
     cpu = (rng.normal(1e6, 1e4, 300) if cpu is None else np.asarray(cpu)).astype(int)
     wall = cpu if wall is None else np.asarray(wall).astype(int)
-    return ArmResult(
+    return CandidateResult(
         name=name,
         runtime="r",
         wall=latency(wall),
@@ -28,39 +28,39 @@ def arm(name="a", *, wall=None, cpu=None, speedup=None, place=()):
 
 
 def of(other, wall_speedup=CALM, first=None):
-    return warnings([first or arm(), other], [None, wall_speedup])
+    return warnings([first or candidate(), other], [None, wall_speedup])
 
 
 def test_a_quiet_run_has_no_warnings():
-    assert of(arm("b", speedup=CALM)) == ()
+    assert of(candidate("b", speedup=CALM)) == ()
 
 
 def test_too_noisy_to_tell():
-    (text,) = of(arm("b", speedup=Estimate(1.05, 0.9, 1.2)), Estimate(1.05, 0.9, 1.2))
+    (text,) = of(candidate("b", speedup=Estimate(1.05, 0.9, 1.2)), Estimate(1.05, 0.9, 1.2))
     assert "too noisy to tell whether b is faster than a" in text
     assert "between 0.90 and 1.20" in text
     assert "--time" in text
-    (text,) = of(arm("b", speedup=Estimate(2, 1.5, 2.5)), Estimate(2, 1.5, 2.5))
+    (text,) = of(candidate("b", speedup=Estimate(2, 1.5, 2.5)), Estimate(2, 1.5, 2.5))
     assert "noisy" in text
     assert "to tell" not in text
 
 
 def test_clocks_that_disagree():
-    (text,) = of(arm("b", speedup=Estimate(1.6, 1.58, 1.62)), Estimate(2.85, 2.8, 2.9))
+    (text,) = of(candidate("b", speedup=Estimate(1.6, 1.58, 1.62)), Estimate(2.85, 2.8, 2.9))
     assert "clocks disagree on b: 1.60x" in text
     assert "2.85x by the wall" in text
 
 
 def test_time_that_others_took():
     calls = np.full(300, 1e6)
-    (text,) = of(arm("b", cpu=calls, wall=calls * 1.5, speedup=CALM))
+    (text,) = of(candidate("b", cpu=calls, wall=calls * 1.5, speedup=CALM))
     assert "a call of b took 50 % longer by the wall clock" in text
 
 
 @pytest.mark.parametrize(("end", "word"), [(1.3, "slower"), (0.7, "faster")])
 def test_drift(end, word):
     drift = 1e6 * np.linspace(1, end, 300)
-    (text,) = of(arm("b", cpu=drift, speedup=CALM), first=arm("a", cpu=drift))
+    (text,) = of(candidate("b", cpu=drift, speedup=CALM), first=candidate("a", cpu=drift))
     assert word in text
     assert "throttled" in text
 
@@ -68,7 +68,7 @@ def test_drift(end, word):
 def test_heavy_tail():
     calls = np.full(300, 1e6)
     calls[::30] = 9e6
-    (text,) = of(arm("b", cpu=calls, speedup=CALM))
+    (text,) = of(candidate("b", cpu=calls, speedup=CALM))
     assert "1 % of the calls of b" in text
 
 
@@ -92,7 +92,7 @@ class Waking:
 
 
 def two_sessions_on(machine):
-    """The same work twice, as two arms, measured as `bench` does."""
+    """The same work twice, as two candidates, measured as `bench` does."""
     sessions = []
     for seed in range(8):
         measurement = Measurement([machine.call, machine.call], clock=machine, seed=seed)
@@ -101,7 +101,9 @@ def two_sessions_on(machine):
         sessions.append(measurement.times)
     a, b = ([session[i].wall_ns for session in sessions] for i in (0, 1))
     return [
-        arm(name, cpu=np.concatenate(times), speedup=ratio, place=[p for s in sessions for p in s[i].place])
+        candidate(
+            name, cpu=np.concatenate(times), speedup=ratio, place=[p for s in sessions for p in s[i].place]
+        )
         for i, (name, times, ratio) in enumerate((("a", a, None), ("b", b, speedup(a, b))))
     ]
 
@@ -125,18 +127,21 @@ def test_an_arm_that_was_slow_in_the_first_session_only():
     steady, early = (rng.normal(1e6, 1e4, 240) for _ in range(2))
     early[:30] *= 1.4
     sessions = {"rounds_per_session": [30] * 8}
-    arms = [arm("a", cpu=steady), arm("b", cpu=early, speedup=CALM)]
-    (text,) = warnings(arms, [None, CALM], **sessions)
+    candidates = [candidate("a", cpu=steady), candidate("b", cpu=early, speedup=CALM)]
+    (text,) = warnings(candidates, [None, CALM], **sessions)
     assert "b was at least" in text
     assert "slower for being early" in text
-    everyone = [arm("a", cpu=early), arm("b", cpu=early, speedup=CALM)]  # the machine's start, not an arm's
+    everyone = [
+        candidate("a", cpu=early),
+        candidate("b", cpu=early, speedup=CALM),
+    ]  # the machine's start, not a candidate's
     assert warnings(everyone, [None, CALM], **sessions) == ()
-    spread = [arm("a", cpu=steady), arm("b", cpu=early[::-1], speedup=CALM)]  # the last session
+    spread = [candidate("a", cpu=steady), candidate("b", cpu=early[::-1], speedup=CALM)]  # the last session
     assert warnings(spread, [None, CALM], **sessions) == ()
 
 
 def test_what_the_machine_counted():
-    quiet, other = arm("a"), arm("b", speedup=CALM)
+    quiet, other = candidate("a"), candidate("b", speedup=CALM)
 
     def said(meanwhile, **more):
         return warnings([quiet, other], [None, CALM], meanwhile=meanwhile, **more)

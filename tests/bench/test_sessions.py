@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nncompress.bench import sessions
-from nncompress.bench.measure import ArmTimes, Measurement
-from nncompress.bench.sessions import Arm, Plan, measure_sessions, widest
+from nncompress.bench.measure import CandidateTimes, Measurement
+from nncompress.bench.sessions import Candidate, Plan, measure_sessions, widest
 from nncompress.progress import NullProgress
 
 ROUNDS = Plan(1.0, rounds=12, sessions=4)
@@ -38,9 +38,9 @@ def opened(monkeypatch):
     return log
 
 
-def run(plan, arms="ab"):
+def run(plan, candidates="ab"):
     return measure_sessions(
-        [Arm(a, a) for a in arms], (np.zeros(1),), 1, plan, seed=0, progress=NullProgress()
+        [Candidate(a, a) for a in candidates], (np.zeros(1),), 1, plan, seed=0, progress=NullProgress()
     )
 
 
@@ -54,9 +54,9 @@ def test_every_order_of_opening_is_followed_by_its_reverse(opened):
 
 
 def test_an_interrupt_keeps_whole_rounds(opened):
-    """Wherever it strikes, all arms have the same rounds, or there is nothing and it is passed on."""
+    """Wherever it strikes, all candidates have the same rounds, or there is nothing and it is passed on."""
     run(ROUNDS)
-    assert opened["calls"] == 24  # 4 sessions of 3 rounds of 2 arms
+    assert opened["calls"] == 24  # 4 sessions of 3 rounds of 2 candidates
     for at in range(1, 25, 3):
         opened.update(calls=0, interrupt_at=at)
         whole = (at - 1) // 2
@@ -67,9 +67,9 @@ def test_an_interrupt_keeps_whole_rounds(opened):
         measured = run(ROUNDS)
         assert measured.interrupted
         assert "interrupted after" in measured.warnings[0]
-        for arm in (0, 1):
+        for candidate in (0, 1):
             for kept in ("wall_ns", "cpu_ns", "place"):
-                assert sum(len(getattr(session[arm], kept)) for session in measured.times) == whole
+                assert sum(len(getattr(session[candidate], kept)) for session in measured.times) == whole
 
 
 def test_without_an_interrupt_nothing_is_said_of_one(opened):
@@ -79,12 +79,14 @@ def test_without_an_interrupt_nothing_is_said_of_one(opened):
 
 
 def times(spread, count):
-    """Sessions of two arms whose ratio differs by `spread` from session to session."""
+    """Sessions of two candidates whose ratio differs by `spread` from session to session."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(count):
         away = np.exp(rng.normal(0, spread))
-        made.append([ArmTimes([10**6] * 9, [10**6] * 9), ArmTimes([int(10**6 * away)] * 9, [0] * 9)])
+        made.append(
+            [CandidateTimes([10**6] * 9, [10**6] * 9), CandidateTimes([int(10**6 * away)] * 9, [0] * 9)]
+        )
     return made
 
 

@@ -16,7 +16,7 @@ MS = 1e6
 
 
 def timings(rng, *, ratio=1.0, sessions=8, rounds=60, session_spread=0.01, drift=0.0, neighbour=0.0):
-    """Two arms' times per session [ns]: the second `ratio` times as fast as the first.
+    """Two candidates' times per session [ns]: the second `ratio` times as fast as the first.
 
     Args:
         session_spread: standard deviation of what each opening does to an artifact's speed for good.
@@ -28,12 +28,14 @@ def timings(rng, *, ratio=1.0, sessions=8, rounds=60, session_spread=0.01, drift
         progress = (s + np.linspace(0, 1, rounds)) / sessions
         common = 10 * MS * (1 + drift * progress)
         phase = rng.uniform(0, 7)
-        for arm, speed in ((first, 1.0), (other, ratio)):
+        for candidate, speed in ((first, 1.0), (other, ratio)):
             moment = np.arange(rounds) * 2 + rng.integers(0, 2, rounds)  # the random order within a round
             met = ((moment + phase) % 7) < 2
             noise = rng.normal(0, 0.02, rounds) + rng.exponential(0.02, rounds)
             opening = math.exp(rng.normal(0, session_spread))
-            arm.append((common * opening * (1 + noise) * (1 + neighbour * met) / speed).astype(np.int64))
+            candidate.append(
+                (common * opening * (1 + noise) * (1 + neighbour * met) / speed).astype(np.int64)
+            )
     return first, other
 
 

@@ -58,7 +58,7 @@ def test_several_batches_files_and_profiles(here, capsys):
     assert "light.onnx" in shown
     content = json.loads(Path("r.json").read_text())
     assert [r["batch"] for r in content["runs"]] == [1, 4]
-    heavy, light = content["runs"][0]["arms"]
+    heavy, light = content["runs"][0]["candidates"]
     assert light["speedup"]["value"] == pytest.approx(24, rel=0.02)
     assert (heavy["cold_start_s"], heavy["peak_memory"]) == (0.5, 1000)
     assert len(heavy["sha256"]) == 64
@@ -133,5 +133,9 @@ def test_models_of_one_name_are_told_apart(here, capsys):
     Path("other").mkdir()
     Path("other/light.onnx").write_bytes(Path("light.onnx").read_bytes())
     assert run(["bench", "light.onnx", "other/light.onnx", "light.onnx", "--json", *SHORT]) == ExitCode.OK
-    arms = json.loads(capsys.readouterr().out)["runs"][0]["arms"]
-    assert [arm["name"] for arm in arms] == ["light.onnx", "other/light.onnx", "light.onnx (2)"]
+    candidates = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
+    assert [candidate["name"] for candidate in candidates] == [
+        "light.onnx",
+        "other/light.onnx",
+        "light.onnx (2)",
+    ]

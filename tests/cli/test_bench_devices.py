@@ -5,7 +5,7 @@ import pytest
 
 from nncompress import devices, extras
 from nncompress.cli.app import run
-from nncompress.cli.work import bench_arms
+from nncompress.cli.work import bench_candidates
 from nncompress.cli.work.artifacts import Artifact
 from nncompress.errors import ExitCode, UsageError
 from nncompress.export import write_pt2
@@ -60,35 +60,37 @@ def test_without_the_extra_one_line_and_its_own_exit_code(with_gpu, monkeypatch,
 )
 def test_options_that_do_not_go_together(with_gpu, options):
     with pytest.raises(UsageError):
-        bench_arms.target(*options)
+        bench_candidates.target(*options)
 
 
-def arms_of(model, to, tmp_path, name="m"):
+def candidates_of(model, to, tmp_path, name="m"):
     path = tmp_path / f"{name}.pt2"
     write_pt2(model, path)
-    return bench_arms.arms_of(Artifact(path, model, None, name), name, to, tmp_path / name, NullProgress())
+    return bench_candidates.candidates_of(
+        Artifact(path, model, None, name), name, to, tmp_path / name, NullProgress()
+    )
 
 
 def test_2_of_4_is_one_more_precision_of_models_that_are(with_gpu, tmp_path, capsys):
-    to = bench_arms.target("cuda", "torch", "float16,float16-2:4", "eager,graphs")
+    to = bench_candidates.target("cuda", "torch", "float16,float16-2:4", "eager,graphs")
     model = networks.model("attention")
-    names = [arm.name for arm in arms_of(model, to, tmp_path)]
+    names = [candidate.name for candidate in candidates_of(model, to, tmp_path)]
     assert names == ["m float16 eager", "m float16 graphs"]
     assert "no linear layer that is 2:4" in capsys.readouterr().err
     Prune(pattern="2:4").apply(model, Context())
-    arms = arms_of(model, to, tmp_path)
-    assert [arm.name for arm in arms[2:]] == ["m float16-2:4 eager", "m float16-2:4 graphs"]
-    assert [arm.cuda.sparse for arm in arms] == [False, False, True, True]
-    assert {arm.artifact.inputs[0].dtype for arm in arms} == {"float16"}
+    candidates = candidates_of(model, to, tmp_path)
+    assert [candidate.name for candidate in candidates[2:]] == ["m float16-2:4 eager", "m float16-2:4 graphs"]
+    assert [candidate.cuda.sparse for candidate in candidates] == [False, False, True, True]
+    assert {candidate.artifact.inputs[0].dtype for candidate in candidates} == {"float16"}
 
 
 def test_a_quantized_model_has_the_precision_it_has(with_gpu, tmp_path):
     model = networks.model("residual")
     Quantize(mode="weights").apply(model, Context())
-    to = bench_arms.target("cuda", "torch", "float32,float16", None)
-    (arm,) = arms_of(model, to, tmp_path)
-    assert arm.name == "m int8"
-    assert arm.artifact is model
+    to = bench_candidates.target("cuda", "torch", "float32,float16", None)
+    (candidate,) = candidates_of(model, to, tmp_path)
+    assert candidate.name == "m int8"
+    assert candidate.artifact is model
 
 
 def test_a_profile_of_the_gpu_is_refused_at_once(with_gpu, capsys):
@@ -100,16 +102,27 @@ def test_every_model_in_every_precision_and_mode(with_gpu, tmp_path):
     model = networks.model("residual")
     path = tmp_path / "m.pt2"
     write_pt2(model, path)
-    to = bench_arms.target("cuda", "torch", "float32,float16", "eager,graphs")
-    arms = bench_arms.arms_of(Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress())
-    assert [arm.name for arm in arms] == [
+    to = bench_candidates.target("cuda", "torch", "float32,float16", "eager,graphs")
+    candidates = bench_candidates.candidates_of(
+        Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress()
+    )
+    assert [candidate.name for candidate in candidates] == [
         "m float32 eager", "m float32 graphs", "m float16 eager", "m float16 graphs"
     ]  # fmt: skip
-    assert [arm.artifact.inputs[0].dtype for arm in arms] == ["float32", "float32", "float16", "float16"]
-    assert {arm.cuda.runtime for arm in arms} == {"torch"}
-    to = bench_arms.target("cuda", "onnxruntime", "float16", None)
-    (arm,) = bench_arms.arms_of(Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress())
-    assert arm.artifact.name == "0.float16.onnx"
-    assert arm.artifact.is_file()
+    assert [candidate.artifact.inputs[0].dtype for candidate in candidates] == [
+        "float32",
+        "float32",
+        "float16",
+        "float16",
+    ]
+    assert {candidate.cuda.runtime for candidate in candidates} == {"torch"}
+    to = bench_candidates.target("cuda", "onnxruntime", "float16", None)
+    (candidate,) = bench_candidates.candidates_of(
+        Artifact(path, model, None, "m"), "m", to, tmp_path / "0", NullProgress()
+    )
+    assert candidate.artifact.name == "0.float16.onnx"
+    assert candidate.artifact.is_file()
     with pytest.raises(UsageError, match="does not run"):
-        bench_arms.arms_of(Artifact(path, None, None, "m"), "m", to, tmp_path / "0", NullProgress())
+        bench_candidates.candidates_of(
+            Artifact(path, None, None, "m"), "m", to, tmp_path / "0", NullProgress()
+        )

@@ -27,25 +27,31 @@ def here(tmp_path, monkeypatch):
 
 def bench(capsys, *arguments):
     assert run(["bench", *arguments, "--time", "0.1", "--json"]) == 0
-    return json.loads(capsys.readouterr().out)["runs"][0]["arms"]
+    return json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
 
 
 def test_each_model_is_measured_in_each_runtime_and_says_which(here, capsys):
-    arms = bench(capsys, "m.pt2", "m.onnx", "--runtime", "onnxruntime,openvino", "--precision", "float32")
-    assert [arm["name"] for arm in arms] == [
+    candidates = bench(
+        capsys, "m.pt2", "m.onnx", "--runtime", "onnxruntime,openvino", "--precision", "float32"
+    )
+    assert [candidate["name"] for candidate in candidates] == [
         "m.pt2 onnxruntime",
         "m.pt2 openvino float32",
         "m.onnx onnxruntime",
         "m.onnx openvino float32",
     ]
-    assert [arm["runtime"].split()[0] for arm in arms] == ["ONNX", "OpenVINO"] * 2
-    assert all(arm["peak_memory"] and arm["cold_start_s"] for arm in arms)  # opened in their own runtime
-    assert all(each["max_abs"] < 1e-4 for arm in arms[1:] for each in arm["parity"]["outputs"])
+    assert [candidate["runtime"].split()[0] for candidate in candidates] == ["ONNX", "OpenVINO"] * 2
+    assert all(
+        candidate["peak_memory"] and candidate["cold_start_s"] for candidate in candidates
+    )  # opened in their own runtime
+    assert all(
+        each["max_abs"] < 1e-4 for candidate in candidates[1:] for each in candidate["parity"]["outputs"]
+    )
 
 
 def test_the_profile_says_in_what_each_layer_ran(here, capsys):
-    (arm,) = bench(capsys, "m.onnx", "--runtime", "openvino", "--precision", "float32", "--profile")
-    assert {row["op"] for row in arm["profile"]} >= {"Convolution float32", "FullyConnected float32"}
+    (candidate,) = bench(capsys, "m.onnx", "--runtime", "openvino", "--precision", "float32", "--profile")
+    assert {row["op"] for row in candidate["profile"]} >= {"Convolution float32", "FullyConnected float32"}
 
 
 def test_what_cannot_be_is_one_line(here, capsys, monkeypatch):

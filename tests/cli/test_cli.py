@@ -54,7 +54,7 @@ def test_a_session_without_naming_the_model(here, capsys):
     assert (found["schema"], found["kind"]) == (1, "evaluation")
     original, newest = found["models"]
     assert (original["name"], newest["name"]) == ("original", "factorize")
-    assert newest["paired"]["records"] == 40
+    assert newest["paired"]["samples"] == 40
     assert newest["difference"]["outputs"][0]["cosine"] < 1
 
 
@@ -346,10 +346,10 @@ def test_bench_of_the_session_and_of_named_files(here, capsys):
     assert run(["prune", "model.pt", "--input", "1x3x8x8", "-o", "a.pt2"]) == ExitCode.OK
     capsys.readouterr()
     assert run(["bench", "--time", "0.2", "--data", "data.npz", "--json"]) == ExitCode.OK
-    original, pruned = read_json(capsys)["runs"][0]["arms"]
+    original, pruned = read_json(capsys)["runs"][0]["candidates"]
     assert original["speedup"] is None
     assert pruned["speedup"]["low"] <= pruned["speedup"]["value"] <= pruned["speedup"]["high"]
-    assert original["accuracy"]["records"] == 40
+    assert original["accuracy"]["samples"] == 40
     assert run(["bench", "a.pt2", "--time", "0.2"]) == ExitCode.OK
     assert "a.pt2" in capsys.readouterr().out
     assert run(["bench", "a.pt2", "--device", "cuda"]) == ExitCode.NO_DEVICE

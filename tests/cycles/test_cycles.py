@@ -267,7 +267,7 @@ def test_nodes_move_to_where_they_are_needed_under_one_budget(sums, tmp_path):
     layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 1)
     model = Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(2, 3),))
     budget = cost(model).parameters
-    settings = CycleSettings(ratio=0.25, grow="gradient", max_params=budget, max_cycles=2, records=200)
+    settings = CycleSettings(ratio=0.25, grow="gradient", max_params=budget, max_cycles=2, samples=200)
     training = TrainSettings(epochs=2, batch=50, lr=0.01)
     folder = tmp_path / "c"
     found, result = run_cycles(model, sums, training, settings, folder=folder)

@@ -12,12 +12,12 @@ class Shuffled:
     fields, has_labels, class_names, normalization = (Field("x", "float32", (2,)),), True, None, None
 
     def __init__(self, records: int) -> None:
-        self.records, self.calls = records, 0
+        self.samples, self.calls = records, 0
 
     def stream(self):
         self.calls += 1
-        order = np.random.default_rng(self.calls).permutation(self.records)
-        for start in range(0, self.records, 7):
+        order = np.random.default_rng(self.calls).permutation(self.samples)
+        for start in range(0, self.samples, 7):
             part = order[start : start + 7]
             yield (np.stack([part, -part], 1).astype(np.float32),), part
 

@@ -8,7 +8,7 @@ from networks import inputs, model
 from test_conformance import context
 
 from nncompress import pipeline
-from nncompress.analysis.observe.taps import Taps
+from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Pass
@@ -27,7 +27,7 @@ def test_gradients_pass_the_rounding(name):
     found = []
     for each in (model(name), quantized(name)):
         reads = {layer.node: layer.data for layer in layers(each) if layer.kind != "embedding"}
-        taps = Taps(each, reads, ())
+        taps = GradientHooks(each, reads, ())
         outputs = taps.outputs(*inputs(name, 8))
         assert all(torch.equal(a, b) for a, b in zip(outputs, each.outputs_of(*inputs(name, 8))))
         found.append(list(taps.gradients(outputs[0].square().sum())[0].values()))

@@ -10,7 +10,7 @@ from records import Records
 from torch import nn
 
 from nncompress import pipeline
-from nncompress.analysis.importance.records import RecordDims
+from nncompress.analysis.importance.sample_dims import SampleDims
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.prune_nodes.options import PruneNodes
@@ -54,7 +54,7 @@ def test_state_stays_state_and_is_narrowed_with_what_writes_it(criterion):
 
 def test_record_dims_are_those_that_grow_with_the_batch():
     given = Model.from_module(Cache().eval(), (torch.randn(2, 1, 8),))
-    dims = RecordDims(given)
+    dims = SampleDims(given)
     nodes = {node.name: node for node in given.graph.nodes}
     q, scatter = (
         next(n for name, n in nodes.items() if name.startswith(s)) for s in ("linear", "slice_scatter")

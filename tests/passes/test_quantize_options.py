@@ -44,7 +44,7 @@ class Labelled(Records):
     def require_labels(self, purpose):
         pass
 
-    def planned_records(self, limit=None):
+    def planned_samples(self, limit=None):
         return min(self.count, limit or self.count)
 
     def batches(self, batch_size, limit=None, shuffle_seed=None):

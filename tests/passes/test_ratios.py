@@ -70,16 +70,16 @@ def test_contradictions_are_refused(net, kind):
         pipeline.run(net, [kind(ratios=("missing=0.5",))], Context())
 
 
-def records_of(spec: object) -> set[float]:
+def samples_of(spec: object) -> set[float]:
     return {float(x) for batch in open_data(spec).batches(8) for x in batch.inputs[0][:, 0]}
 
 
 def test_halves_are_two_parts_and_stay_what_they_are(tmp_path):
     file = tmp_path / "d.npz"
     np.savez(file, x=np.arange(31, dtype=np.float32)[:, None], y=np.arange(31) % 3)
-    first, second = records_of(f"{file}?half=1"), records_of(f"{file}?half=2")
+    first, second = samples_of(f"{file}?half=1"), samples_of(f"{file}?half=2")
     assert (len(first), len(second), len(first | second)) == (15, 16, 31)
-    assert first == records_of(f"{file}?half=1")
+    assert first == samples_of(f"{file}?half=1")
     assert sorted(first) != [float(i) for i in range(15)]
     with pytest.raises(DataError, match="no such half"):
         open_data(f"{file}?half=3")

@@ -4,10 +4,10 @@ from rich.console import Console
 
 from nncompress.report.bench_table import shortened, suite, verdict
 from nncompress.results import (
-    ArmResult,
     BaselineResult,
     BenchResult,
     BenchSuite,
+    CandidateResult,
     Change,
     Estimate,
     EvalResult,
@@ -17,41 +17,44 @@ from nncompress.results import (
 )
 
 
-def arm(
+def candidate(
     name: str, speedup: tuple[float, float, float] | None, size: int = 1000, top1: float | None = None
-) -> ArmResult:
+) -> CandidateResult:
     accuracy = None if top1 is None else EvalResult("d", "classification", 100, top1=top1)
     estimate = None if speedup is None else Estimate(*speedup)
     latency = Latency(1e-3, 1e-3, 1e-3, 0.0)
-    return ArmResult(name, "r", latency, None, estimate, None, Samples(()), file_size=size, accuracy=accuracy)
+    return CandidateResult(
+        name, "r", latency, None, estimate, None, Samples(()), file_size=size, accuracy=accuracy
+    )
 
 
-FIRST = arm("original", None, top1=0.9)
+FIRST = candidate("original", None, top1=0.9)
 
 
 def test_faster_smaller_and_as_good():
-    text = verdict(FIRST, arm("int8", (2.0, 1.9, 2.1), size=250, top1=0.895))
+    text = verdict(FIRST, candidate("int8", (2.0, 1.9, 2.1), size=250, top1=0.895))
     assert text == "int8: 2.00x faster, 4.00x smaller, -0.50 points of top-1"
 
 
 def test_a_pass_that_gained_nothing_did_not_pay():
     assert (
-        verdict(FIRST, arm("x", (1.0, 0.99, 1.01)))
+        verdict(FIRST, candidate("x", (1.0, 0.99, 1.01)))
         == "x: no measurable difference in speed, same size: did not pay"
     )
     assert (
-        verdict(FIRST, arm("x", (0.5, 0.4, 0.6), size=2000)) == "x: 2.00x slower, 2.00x larger: did not pay"
+        verdict(FIRST, candidate("x", (0.5, 0.4, 0.6), size=2000))
+        == "x: 2.00x slower, 2.00x larger: did not pay"
     )
 
 
 def test_slower_but_smaller_paid_in_size():
-    assert verdict(FIRST, arm("x", (0.8, 0.7, 0.9), size=500)) == "x: 1.25x slower, 2.00x smaller"
+    assert verdict(FIRST, candidate("x", (0.8, 0.7, 0.9), size=500)) == "x: 1.25x slower, 2.00x smaller"
 
 
 def test_losing_speed_to_the_step_before_is_said():
-    before = arm("prune-nodes", (1.4, 1.39, 1.41))
-    assert "slower than prune-nodes" in verdict(FIRST, arm("x", (1.3, 1.29, 1.31), size=500), before)
-    assert "slower than" not in verdict(FIRST, arm("x", (1.38, 1.3, 1.45), size=500), before)
+    before = candidate("prune-nodes", (1.4, 1.39, 1.41))
+    assert "slower than prune-nodes" in verdict(FIRST, candidate("x", (1.3, 1.29, 1.31), size=500), before)
+    assert "slower than" not in verdict(FIRST, candidate("x", (1.38, 1.3, 1.45), size=500), before)
 
 
 def test_long_names_keep_their_end():
@@ -72,8 +75,8 @@ def test_everything_fits_80_columns() -> None:
     rows = tuple(
         OperatorTime(f"Operator{i}", f"node_of_a_long_name/{'x' * 40}", 1, 1e-3 / (i + 1)) for i in range(12)
     )
-    arms = tuple(
-        ArmResult(
+    candidates = tuple(
+        CandidateResult(
             name, "ONNX Runtime 1.31.1 CPU", Latency(1.23456, 2.34567, 3.45678, 0.1), None,
             Estimate(12.3456, 11.2345, 13.4567) if i else None, None, Samples((1,)), load_s=0.12345,
             cold_start_s=1.2345, peak_memory=123_456_789, energy={"CPU package": 0.0123},
@@ -83,7 +86,9 @@ def test_everything_fits_80_columns() -> None:
         for i, name in enumerate(names)
     )  # fmt: skip
     runs = tuple(
-        BenchResult(arms, batch, 1, "cpu", (2, 2), 0, 0, energy_source="CPU package", warnings=("w " * 90,))
+        BenchResult(
+            candidates, batch, 1, "cpu", (2, 2), 0, 0, energy_source="CPU package", warnings=("w " * 90,)
+        )
         for batch in (1, 8)
     )
     change = Change(names[1], 8, f"ratio to {names[0]}", Estimate(1.234, 1.2, 1.3), True)

@@ -94,7 +94,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, capsys
     assert code == 0, err
     found = json.loads(out)
     assert found["promise"]["kept"]
-    assert found["promise"]["records"] == 1500
+    assert found["promise"]["samples"] == 1500
     best = found["best"]
     assert best["macs"] < 0.9
     kept = [row["macs"] for row in found["trials"].values() if "records" in row and held(row)]
@@ -170,7 +170,7 @@ SETTINGS = {
 }  # fmt: skip
 TRIAL = {
     "recipe": [{"name": "prune"}], "worker": "here:1", "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2,
-    "records": 9, "seconds": 1.5,
+    "samples": 9, "seconds": 1.5,
 }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def test_looks_at_the_samples_of_the_promise_are_not_forgotten_in_silence(text, 
     "change",
     [
         {"recipe": {}},
-        {"records": 0},
+        {"samples": 0},
         {"at_most": -0.2},
         {"size": "9"},
         {"macs": None},
@@ -303,7 +303,7 @@ def test_without_labels_the_original_is_what_results_are_held_against(tmp_path, 
     assert "measured by agreement" in err
     assert "x.npz has no labels" in err
     made = json.loads(out)["promise"]
-    assert (made["metric"], made["kept"], made["records"]) == ("agreement", True, 200)
+    assert (made["metric"], made["kept"], made["samples"]) == ("agreement", True, 200)
     (batch,) = dataset("x.npz?half=2", load_model("m.pt2"), None).batches(200)
     before, after = (load_model(name).outputs_of(*batch.inputs)[0] for name in ("m.pt2", "m.optimize.pt2"))
     assert made["drop"] == pytest.approx(float((before.argmax(1) != after.argmax(1)).double().mean()))

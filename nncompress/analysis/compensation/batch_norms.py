@@ -1,8 +1,8 @@
 """Batch-norm statistics of a compressed network: measured anew, and kept only as far as that helps.
 
 Re-estimation repairs large damage and costs accuracy where the damage is small, because a few hundred
-records know the statistics less well than the training did. So the new ones are blended into the old, and
-the blend is chosen by the error on records that were held out; nothing is the default.
+samples know the statistics less well than the training did. So the new ones are blended into the old, and
+the blend is chosen by the error on samples that were held out; nothing is the default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def reestimate(
     Each norm is measured with the ones before it already renewed.
 
     Args:
-        error: of the model as it is now, on held-out records.
+        error: of the model as it is now, on held-out samples.
 
     Returns: the share of the new statistics that was kept (0: unchanged), the error before and after.
     """

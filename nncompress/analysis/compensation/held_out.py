@@ -1,4 +1,4 @@
-"""Records to fit a repair to, others to decide on it, and what decides: the error of the outputs."""
+"""Samples to fit a repair to, others to decide on it, and what decides: the error of the outputs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nncompress.analysis.observe.statistics import ChannelStatistics
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.data import Dataset
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import BATCH, count_records, take_records
+from nncompress.ir.graph.inputs import BATCH, count_samples, take_samples
 
-HELD_OUT = 4  # every fourth record decides, the others are fitted to
+HELD_OUT = 4  # every fourth sample decides, the others are fitted to
 
 
 def fit_and_decide(
     model: Model, data: Dataset, batch_size: int, limit: int | None
 ) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
-    """The calibration records to fit to, and those to decide on.
+    """The calibration samples to fit to, and those to decide on.
 
     A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
     """
@@ -32,11 +32,11 @@ def fit_and_decide(
     batches = data.input_batches(size, limit)
 
     def decides(inputs: Inputs) -> Tensor:
-        return torch.arange(count_records(specs, inputs)) % HELD_OUT == HELD_OUT - 1
+        return torch.arange(count_samples(specs, inputs)) % HELD_OUT == HELD_OUT - 1
 
-    fit = batches.each(lambda inputs: take_records(specs, inputs, ~decides(inputs)))
-    held = batches.each(lambda inputs: take_records(specs, inputs, decides(inputs)))
-    if not count_records(specs, held[-1]):
+    fit = batches.each(lambda inputs: take_samples(specs, inputs, ~decides(inputs)))
+    held = batches.each(lambda inputs: take_samples(specs, inputs, decides(inputs)))
+    if not count_samples(specs, held[-1]):
         held = held[:-1]  # the last batch is too small
     return fit, held or fit
 
@@ -59,9 +59,9 @@ def output_error(original: Model, model: Model, batches: Sequence[Inputs]) -> Ca
             for inputs, old in wanted:
                 new = model.outputs_of(*inputs)
                 shares = [_share(a, b, v) for a, b, v in zip(new, old, variances)]
-                records = count_records(model.inputs, inputs)
-                total += sum(shares) * records / max(len(shares), 1)
-                count += records
+                samples = count_samples(model.inputs, inputs)
+                total += sum(shares) * samples / max(len(shares), 1)
+                count += samples
         return total / count
 
     return error

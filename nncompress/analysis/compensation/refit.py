@@ -20,11 +20,11 @@ from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.moments import ROWS
-from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, records_of
+from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, samples_of
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import affine, is_affine
-from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
@@ -51,7 +51,7 @@ def refit(
     budget = ByteBudget()
     reference = LayerwiseRunner(original, batches, budget)
     running = LayerwiseRunner(compressed, batches, budget)
-    counts = [count_records(original.inputs, inputs) for inputs in batches]
+    counts = [count_samples(original.inputs, inputs) for inputs in batches]
     order = {node: i for i, node in enumerate(compressed.graph.nodes)}
     pairs = [pair for pair in pairs if _linear(new[pair[1]])]
     pairs.sort(key=lambda pair: order[new[pair[1]].node])
@@ -66,14 +66,14 @@ def refit(
         now = running.values(fitted.data, *([branch.new] if branch else []))
         before = reference.values(layer.node, *([branch.old] if branch else []))
         regression, seen = Regression(centred=fitted.bias is not None), 0
-        for (read, *added), (wanted, *was), records in zip(now, before, counts, strict=True):
+        for (read, *added), (wanted, *was), samples in zip(now, before, counts, strict=True):
             if branch is not None:
                 wanted = wanted + branch.error(was[0], added[0])
             positions = draw_positions(fitted, wanted, ROWS, generator)
             inputs = input_rows(fitted, read, positions=positions).double()
-            numbers = seen + records_of(fitted, wanted, records, positions)
+            numbers = seen + samples_of(fitted, wanted, samples, positions)
             regression.add(inputs, output_rows(fitted, wanted, positions).double(), numbers)
-            seen += records
+            seen += samples
         reference.release([layer.node])
         _solve(fitted, regression)
         rows.append(Rows(name, regression.count, inputs.shape[2], seen))

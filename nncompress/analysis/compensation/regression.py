@@ -1,7 +1,7 @@
 """Least squares from streamed moments: W x + b ≈ t, with W held near where it was where data say nothing.
 
-How strongly it is held follows from the data: every fourth record is held out at first, the pull with the
-least error on those is taken, and then all records are solved for. Few records, or alike, ask for a strong
+How strongly it is held follows from the data: every fourth sample is held out at first, the pull with the
+least error on those is taken, and then all samples are solved for. Few samples, or alike, ask for a strong
 one: with fewer rows than inputs there are weights that fit all of them and are right about nothing else.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, solve_towards
 
-PULL = 1e-3  # where there are too few records to hold any out
+PULL = 1e-3  # where there are too few samples to hold any out
 
 
 class _Sums:
@@ -72,14 +72,14 @@ class Regression:
         self._fit: _Sums | None = None
         self._held: _Sums | None = None
 
-    def add(self, rows: Tensor, targets: Tensor, records: Tensor) -> None:
+    def add(self, rows: Tensor, targets: Tensor, samples: Tensor) -> None:
         """Take in rows [groups, n, d] and targets [groups, n, out]; products are made in their precision.
 
         Args:
-            records: the number of the record that each row is of, int64 [n]; every fourth is held out.
+            samples: the number of the sample that each row is of, int64 [n]; every fourth is held out.
         """
         self.count += rows.shape[1]
-        held = records % HELD_OUT == HELD_OUT - 1
+        held = samples % HELD_OUT == HELD_OUT - 1
         if self._fit is None or self._held is None:
             sizes = (len(rows), rows.shape[2], targets.shape[2])
             self._fit, self._held = _Sums(*sizes), _Sums(*sizes)
@@ -128,7 +128,7 @@ class Regression:
             start: W before, [groups, out, d]: the ridge pulls towards it.
             kept: None for all columns.
             ridge: weight of that pull, relative to the mean second moment; None takes what is best on the
-                records held out.
+                samples held out.
         """
         columns = torch.arange(start.shape[2]) if kept is None else torch.from_numpy(np.asarray(kept))
         start = start.double()
@@ -141,10 +141,10 @@ class Regression:
         return weight, self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
 
     def _best(self, start: Tensor, columns: Tensor) -> float:
-        """The pull with the least error on the records held out, from the weakest on until none is better."""
+        """The pull with the least error on the samples held out, from the weakest on until none is better."""
         if not (self._fit and self._held and self._fit.count and self._held.count):
             return PULL
-        centre = self._centre(self._fit)  # b is from the records fitted to
+        centre = self._centre(self._fit)  # b is from the samples fitted to
         second, cross = (moment[..., columns] for moment in self._fit.about(*centre))
         unseen, wanted = (moment[..., columns] for moment in self._held.about(*centre))
         best, least = PULL, float("inf")

@@ -25,7 +25,7 @@ from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.couplings import Couplings, ZeroedReference
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.importance.readings import LARGEST
+from nncompress.analysis.importance.input_moments import LARGEST
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
@@ -33,17 +33,17 @@ from nncompress.analysis.observe.patches import (
     draw_positions,
     filter_rows,
     output_rows,
-    records_of,
+    samples_of,
 )
 from nncompress.analysis.observe.residual import Branch, sums_over_channels
 from nncompress.analysis.observe.walk import Env
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
-POSITIONS = 64  # of a layer, drawn per record
+POSITIONS = 64  # of a layer, drawn per sample
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def compensate(
         branches: the residual branches of `model`: their last layers fit the sums.
         batches: calibration inputs.
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
-            None: in each layer what is best on records held out.
+            None: in each layer what is best on samples held out.
         budget: what activations that are kept may take; the rest is computed again, to the same result.
     """
     return _Walk(
@@ -156,7 +156,7 @@ class _Walk:
         self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
         self._now.weights.update(without_data(model, cut).weights)
         self._generator = torch.Generator().manual_seed(seed)
-        self._records = [count_records(model.inputs, batch) for batch in batches]
+        self._records = [count_samples(model.inputs, batch) for batch in batches]
         self._sums = {b.writer.node: b for b in branches if b.writer is not None}
         self._dropped = {b.add: number for number, b in enumerate(cut.branches)}
         self._skipped = {layer.name for b in cut.branches for layer in b.layers}
@@ -225,12 +225,12 @@ class _Walk:
         layer = affine.layer
         regression = Regression(centred=affine.intercept)
         seen = 0
-        for (read, target), records in zip(self._examples(affine), self._records, strict=True):
-            positions = draw_positions(layer, target, POSITIONS * records, self._generator)
+        for (read, target), samples in zip(self._examples(affine), self._records, strict=True):
+            positions = draw_positions(layer, target, POSITIONS * samples, self._generator)
             rows = filter_rows(layer, read, positions)
-            numbers = seen + records_of(layer, target, records, positions)
+            numbers = seen + samples_of(layer, target, samples, positions)
             regression.add(rows, output_rows(layer, target, positions), numbers)
-            seen += records
+            seen += samples
         start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
         columns = self._columns(layer, rows.shape[2])
         matrix, offset = regression.solve(start, columns, ridge=self._ridge)

@@ -320,11 +320,11 @@ class Couplings:
         return {n: v.shape for n, v in tensors.items() if n in parameters or n in folded}
 
     def macs(self, removal: Removal | None = None) -> int:
-        """Multiply-accumulates for one record after a removal, without carrying it out."""
+        """Multiply-accumulates for one sample after a removal, without carrying it out."""
         return self._macs(self.survivors(removal or {}))
 
     def grown_macs(self, growth: Growth) -> int:
-        """Multiply-accumulates for one record after a growth, without carrying it out."""
+        """Multiply-accumulates for one sample after a growth, without carrying it out."""
         return self._macs(self.widened(growth))
 
     def _macs(self, survivors: Survivors) -> int:

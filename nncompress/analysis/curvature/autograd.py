@@ -1,4 +1,4 @@
-"""What a backward pass needs: so few records that their values fit, and weights that ask for gradients."""
+"""What a backward pass needs: so few samples that their values fit, and weights that ask for gradients."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nncompress.ir.graph.shapes import Shapes
 
 
 def gradient_batch_size(model: Model, batch_size: int) -> int:
-    """Records per backward pass: at most `batch_size`, and no more than whose values fit in twice the budget.
+    """Samples per backward pass: at most `batch_size`, and no more than whose values fit in twice the budget.
 
     Autograd keeps values of all layers until it comes back, where a forward pass drops them on its way. Where
-    records do not lie along the first dim of every input, one at a time: what is taken of each record would
+    samples do not lie along the first dim of every input, one at a time: what is taken of each sample would
     have to be looked for in every layer's values.
     """
     if any(spec.batch_dim != 0 for spec in model.inputs):
@@ -33,7 +33,7 @@ def gradient_batch_size(model: Model, batch_size: int) -> int:
 
 
 def in_chunks(model: Model, inputs: tuple[Tensor, ...], most: int) -> Iterable[tuple[Tensor, ...]]:
-    """A batch in pieces of at most `most` records whose values fit; a model of fixed batch takes it whole."""
+    """A batch in pieces of at most `most` samples whose values fit; a model of fixed batch takes it whole."""
     dims = [spec.batch_dim for spec in model.inputs]
     if BATCH not in model.dynamic:
         return [inputs]
@@ -111,7 +111,7 @@ def _floats_behind(node: fx.Node) -> list[fx.Node]:
 
 
 def output_scales(outputs: Iterable[object]) -> list[Tensor]:
-    """By which to divide each output of a model, so that records vary by 1 in the mean; float64.
+    """By which to divide each output of a model, so that samples vary by 1 in the mean; float64.
 
     An output that does not vary, as a single number does not, is measured by its size: relative to a spread
     of nothing it alone would count.
@@ -124,8 +124,8 @@ def output_scales(outputs: Iterable[object]) -> list[Tensor]:
             spread = finite.std(correction=0) if finite.numel() else size
             if spread <= torch.finfo(output.dtype).eps * size:
                 spread = size if size > 0 else torch.ones(())
-            records = len(output) if output.dim() else 1
-            scales.append(spread * (output.numel() / records) ** 0.5)
+            samples = len(output) if output.dim() else 1
+            scales.append(spread * (output.numel() / samples) ** 0.5)
         else:
             scales.append(torch.ones(()))
     return scales

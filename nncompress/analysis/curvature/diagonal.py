@@ -28,7 +28,7 @@ def fisher_diagonal(
     """E (∂L/∂w)² of stored weights, by name: float64, each of its weight's shape.
 
     Labels are drawn from the model's own predictions, so that this is the Fisher information and not the
-    empirical one (Kunstner et al. 2019); records are then independent, so one backward pass serves a batch.
+    empirical one (Kunstner et al. 2019); samples are then independent, so one backward pass serves a batch.
     """
     answer = known_answer(model)
     generator = torch.Generator().manual_seed(seed)

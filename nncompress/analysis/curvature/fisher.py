@@ -4,7 +4,7 @@ With outputs taken as the mean of a normal distribution of unit variance, the di
 information is F_i = E[Σ_k (∂y_k / ∂w_i)²], and an error Δ moves the outputs by Σ F_i Δ_i² in the mean, where
 errors are independent (Tu et al. 2016, "Reducing the model order of deep neural networks using information
 theory", who give each weight its bits by it). With random signs ε, (∂ Σ ε_k y_k / ∂w_i)² has F_i as its
-expectation, over the outputs of a batch as over those of one record: one backward pass per batch is a sample.
+expectation, over the outputs of a batch as over those of one sample: one backward pass per batch is a sample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress
 
-CHUNK = 64  # records per backward pass, at most
+CHUNK = 64  # samples per backward pass, at most
 
 
 def fisher_information(
@@ -47,14 +47,14 @@ def fisher_information(
     runner = StraightThrough(model.graph_module)
     sums = [torch.zeros(tensor.shape, dtype=torch.float64) for tensor in tensors]
     scales: list[Tensor] = []
-    records = 0
+    samples = 0
     try:
         with gradients_wanted(tensors):
             for inputs in batches:
                 with torch.no_grad():
                     scales = scales or output_scales(runner.run(*inputs))
                 for chunk in in_chunks(model, inputs, CHUNK):
-                    progress.step("measuring what the output minds", records, total)
+                    progress.step("measuring what the output minds", samples, total)
                     with torch.enable_grad():
                         score = sum(
                             (y * _signs(y, generator) / scale).sum()
@@ -67,15 +67,15 @@ def fisher_information(
                     for name, done, gradient in zip(names, sums, gradients):
                         if gradient is not None:
                             done += finite(gradient, name).double().square()
-                    records += len(chunk[0])
+                    samples += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
             "this model cannot be differentiated, so nobody knows which weights matter",
             got=str(error).splitlines()[0],
             remedy="give every weight the same bits: --weight-bits 4",
         ) from error
-    progress.step("measuring what the output minds", records, total)
-    return {name: total_ / max(records, 1) for name, total_ in zip(names, sums)}
+    progress.step("measuring what the output minds", samples, total)
+    return {name: total_ / max(samples, 1) for name, total_ in zip(names, sums)}
 
 
 def _signs(output: Tensor, generator: torch.Generator) -> Tensor:

@@ -50,7 +50,7 @@ def check_labels(first: Tensor, labels: Tensor | None, spec: str) -> Tensor:
 
 
 def task_loss(answer: Tensor, batch: Batch, spec: str) -> Tensor:
-    """The sum over records of cross entropy (class numbers) or half the squared error (other targets).
+    """The sum over samples of cross entropy (class numbers) or half the squared error (other targets).
 
     Raises:
         DataError: the labels do not fit the answer.

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.curvature.autograd import finite, in_chunks, output_scales
-from nncompress.analysis.observe.taps import Taps
+from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress
 
-CHUNK = 16  # records per backward pass, at most
+CHUNK = 16  # samples per backward pass, at most
 
 
 def output_gradients(
@@ -31,7 +31,7 @@ def output_gradients(
     progress: Progress | None = None,
     total: int | None = None,
 ) -> dict[fx.Node, Tensor]:
-    """The Gauss-Newton matrix of each node's channels, summed over positions, mean over records.
+    """The Gauss-Newton matrix of each node's channels, summed over positions, mean over samples.
 
     Every output counts relative to its own variance, so the unit is "share of the outputs' variance".
 
@@ -46,32 +46,32 @@ def output_gradients(
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
     dims = dict(nodes)
-    taps = Taps(model, {}, dims)
+    taps = GradientHooks(model, {}, dims)
     found: dict[fx.Node, Tensor] = {}
     scales: list[Tensor] = []
-    records = 0
+    samples = 0
     try:
         for inputs in batches:
             with torch.no_grad():
                 scales = scales or output_scales(taps.outputs(*inputs))
             for chunk in in_chunks(model, inputs, CHUNK):
-                progress.step("measuring what the output minds", records, total)
+                progress.step("measuring what the output minds", samples, total)
                 for node, gradient in _backward(taps, chunk, scales, generator).items():
                     rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
                     found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
-                records += len(chunk[0])
+                samples += len(chunk[0])
     except RuntimeError as error:
         raise UnsupportedError(
             "this model cannot be differentiated",
             got=str(error).splitlines()[0],
             remedy="minimise the error of each layer instead: --minimize layer",
         ) from error
-    progress.step("measuring what the output minds", records, total)
-    return {node: moment / max(records, 1) for node, moment in found.items()}
+    progress.step("measuring what the output minds", samples, total)
+    return {node: moment / max(samples, 1) for node, moment in found.items()}
 
 
 def _backward(
-    taps: Taps, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
+    taps: GradientHooks, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
 ) -> dict[fx.Node, Tensor]:
     with torch.enable_grad():
         projected = [

@@ -1,4 +1,4 @@
-"""Squares of a loss's gradients at stored weights, averaged over records."""
+"""Squares of a loss's gradients at stored weights, averaged over samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress
 
-BATCH = 16  # records per backward pass, at most: each pass is one sample of the square
+BATCH = 16  # samples per backward pass, at most: each pass is one sample of the square
 
 
 def mean_squared_gradients(
@@ -26,20 +26,20 @@ def mean_squared_gradients(
     progress: Progress,
     label: str,
 ) -> dict[str, Tensor]:
-    """Σ (∂L/∂w)² over batches, divided by the records: float64, each of its weight's shape.
+    """Σ (∂L/∂w)² over batches, divided by the samples: float64, each of its weight's shape.
 
-    Where the cross terms between the records of a batch vanish in expectation, this is E (∂L_n/∂w)².
+    Where the cross terms between the samples of a batch vanish in expectation, this is E (∂L_n/∂w)².
 
     Args:
         weights: of the model, by name.
-        loss: of a batch, summed over its records.
+        loss: of a batch, summed over its samples.
         label: what the progress is called.
 
     Raises:
         UnsupportedError: a gradient is not finite.
     """
     total = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
-    seen, planned = 0, data.planned_records(limit)
+    seen, planned = 0, data.planned_samples(limit)
     with gradients_wanted(weights.values()):
         for batch in data.batches(gradient_batch_size(model, min(batch_size, BATCH)), limit):
             progress.step(label, seen, planned)

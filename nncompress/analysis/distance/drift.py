@@ -41,7 +41,7 @@ class Samples:
 
     @classmethod
     def draw(cls, model: Model, data: Dataset | None, held: Dataset | None, seed: int) -> Samples:
-        """Of the held-out records, else of the data, else at random.
+        """Of the held-out samples, else of the data, else at random.
 
         Args:
             data, held: the two parts of the data, see `Dataset.split`.

@@ -67,7 +67,7 @@ def need(
 
 
 def require_fitting_labels(model: Model, data: Dataset) -> None:
-    """A gradient can be taken: the labels of the first records fit the model's answer.
+    """A gradient can be taken: the labels of the first samples fit the model's answer.
 
     Raises:
         DataError: they do not, or there are none.
@@ -94,9 +94,9 @@ def _gradients(
     total = {n: torch.zeros_like(p) for n, p in parameters.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    records, planned = 0, data.planned_records(limit)
+    samples, planned = 0, data.planned_samples(limit)
     for batch in data.batches(gradient_batch_size(model, batch_size), limit):
-        progress.step("gradients of candidate nodes", records, planned)
+        progress.step("gradients of candidate nodes", samples, planned)
         with torch.enable_grad():
             outputs = grown.model.outputs_of(*batch.inputs)
             loss = task_loss(outputs[answer_index(model, data)], batch, data.spec)
@@ -105,7 +105,7 @@ def _gradients(
         ):
             if gradient is not None:
                 total[name] += gradient
-        records += len(batch)
+        samples += len(batch)
     scores = {}
     for name in wanted:
         if name in grown.refused:
@@ -117,6 +117,6 @@ def _gradients(
                 new = anywhere({member.dim: gather.chosen(owned([group], member.tensor, member.dim, gather))},
                                total[member.tensor].dim())  # fmt: skip
                 squares += float((total[member.tensor] * new).double().square().sum())
-        scores[name] = (squares / CANDIDATES) ** 0.5 / max(records, 1)
+        scores[name] = (squares / CANDIDATES) ** 0.5 / max(samples, 1)
     usual = sum(scores.values()) / len(scores) if scores else 1.0
     return {group.name: scores.get(group.name, usual) for group in couplings.groups}

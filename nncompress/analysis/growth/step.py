@@ -107,7 +107,7 @@ def grow_step(
     """Grow a copy of `model` (float, on the CPU).
 
     Args:
-        limit, batch_size: of the records that need is measured on.
+        limit, batch_size: of the samples that need is measured on.
 
     Raises:
         DataError: the labels do not fit the model's first output (by gradient).

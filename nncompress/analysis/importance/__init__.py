@@ -37,8 +37,8 @@ class Setting:
     """What a criterion may look at.
 
     Attributes:
-        data: calibration records; None only for criteria that need none.
-        limit, batch_size: how many records, and how many at a time.
+        data: calibration samples; None only for criteria that need none.
+        limit, batch_size: how many samples, and how many at a time.
     """
 
     model: Model
@@ -50,7 +50,7 @@ class Setting:
     progress: Progress = field(default_factory=NullProgress)
 
     @property
-    def records(self) -> Dataset:
+    def samples(self) -> Dataset:
         assert self.data is not None  # the pass refuses before
         return self.data
 
@@ -89,28 +89,28 @@ def _random(s: Setting) -> dict[str, Scores]:
 
 
 def _count(s: Setting) -> dict[str, Scores]:
-    return activation_statistics(s.model, s.choices, s.records, s.limit, s.batch_size, activity, s.progress)
+    return activation_statistics(s.model, s.choices, s.samples, s.limit, s.batch_size, activity, s.progress)
 
 
 def _variance(s: Setting) -> dict[str, Scores]:
-    return activation_statistics(s.model, s.choices, s.records, s.limit, s.batch_size, variance, s.progress)
+    return activation_statistics(s.model, s.choices, s.samples, s.limit, s.batch_size, variance, s.progress)
 
 
 def _taylor(s: Setting) -> dict[str, Scores]:
-    return taylor(gradient_products(s.model, s.choices, s.records, s.limit, s.batch_size, s.progress))
+    return taylor(gradient_products(s.model, s.choices, s.samples, s.limit, s.batch_size, s.progress))
 
 
 def _fisher(s: Setting) -> dict[str, Scores]:
-    return fisher(gradient_products(s.model, s.choices, s.records, s.limit, s.batch_size, s.progress))
+    return fisher(gradient_products(s.model, s.choices, s.samples, s.limit, s.batch_size, s.progress))
 
 
 def _damage(s: Setting) -> dict[str, Scores]:
-    return optimal_brain_damage(s.model, s.choices, s.records, s.limit, s.batch_size, s.seed, s.progress)
+    return optimal_brain_damage(s.model, s.choices, s.samples, s.limit, s.batch_size, s.seed, s.progress)
 
 
 def _reconstruction(s: Setting) -> Rankings:
     return Reconstruction(
-        s.model, s.choices, (), s.records, limit=s.limit, batch_size=s.batch_size, seed=s.seed,
+        s.model, s.choices, (), s.samples, limit=s.limit, batch_size=s.batch_size, seed=s.seed,
         progress=s.progress,
     ).rankings  # fmt: skip
 

@@ -19,9 +19,9 @@ from nncompress.analysis.curvature.squared_gradients import mean_squared_gradien
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.magnitude import per_unit
 from nncompress.analysis.importance.ranking import Scores
-from nncompress.analysis.importance.records import RecordDims
+from nncompress.analysis.importance.sample_dims import SampleDims
+from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
-from nncompress.analysis.observe.taps import Taps
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.progress import Progress
@@ -62,7 +62,7 @@ def activation_statistics(
         for site, statistics in pairs:
             watches.setdefault(site.node, []).append(statistics.add)
     batches = (b.inputs for b in data.batches(batch_size, limit))
-    observe(model, batches, watches, progress=progress, total=data.planned_records(limit))
+    observe(model, batches, watches, progress=progress, total=data.planned_samples(limit))
     scores = {}
     for choice in choices:
         total = torch.zeros(choice.size, dtype=torch.float64)
@@ -92,16 +92,16 @@ def gradient_products(
     batch_size: int,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    """Per batch: choice name -> `[records, units]`: the first-order change of each record's loss (negated) if
+    """Per batch: choice name -> `[samples, units]`: the first-order change of each sample's loss (negated) if
     the unit were silent: sum of activation × gradient over everything that reads the unit."""
     reads = {c.layer.node: c.layer.data for choice in choices for c in choice.consumers}
     bare = {choice.name: read_sites(choice) for choice in choices if not choice.consumers}
-    taps = Taps(model, reads, [site.node for sites in bare.values() for site in sites])
-    planned, seen = data.planned_records(limit), 0
-    dims, watched = RecordDims(model), [*reads.values(), *(s.node for sites in bare.values() for s in sites)]
+    taps = GradientHooks(model, reads, [site.node for sites in bare.values() for site in sites])
+    planned, seen = data.planned_samples(limit), 0
+    dims, watched = SampleDims(model), [*reads.values(), *(s.node for sites in bare.values() for s in sites)]
     size = gradient_batch_size(model, batch_size)
     if any(dims.of(node, size) is None for node in watched):
-        size = 1  # what a record's loss owes to a value that all records share shows in a batch of its own
+        size = 1  # what a sample's loss owes to a value that all samples share shows in a batch of its own
     for batch in data.batches(size, limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
@@ -140,13 +140,13 @@ def fisher(products: Iterator[dict[str, Tensor]]) -> dict[str, Scores]:
 
 def _mean(products: Iterator[dict[str, Tensor]], function: Callable[[Tensor], Tensor]) -> dict[str, Scores]:
     total: dict[str, Tensor] = {}
-    records = 0
+    samples = 0
     for batch in products:
         for name, product in batch.items():
             added = function(product).sum(0)
             total[name] = total[name] + added if name in total else added
-        records += len(next(iter(batch.values())))
-    return {name: (value / max(records, 1)).numpy() for name, value in total.items()}
+        samples += len(next(iter(batch.values())))
+    return {name: (value / max(samples, 1)).numpy() for name, value in total.items()}
 
 
 def optimal_brain_damage(
@@ -160,8 +160,8 @@ def optimal_brain_damage(
 ) -> dict[str, Scores]:
     """½ Σ h w² over every weight that the unit touches (LeCun et al. 1990, "Optimal Brain Damage", eq. 5).
 
-    h is the diagonal of the loss's second derivative as Σ_n (∂L_n/∂w)². With a random sign per record one
-    backward pass per batch estimates it: the cross terms between records vanish in expectation.
+    h is the diagonal of the loss's second derivative as Σ_n (∂L_n/∂w)². With a random sign per sample one
+    backward pass per batch estimates it: the cross terms between samples vanish in expectation.
     """
     touched = sorted({m.tensor for c in choices for m in c.members})
     weights = {n: model.tensor(n) for n in touched if isinstance(model.tensor(n), torch.nn.Parameter)}

@@ -29,7 +29,7 @@ class Costs:
     """Cost under a removal: `Costs(model, choices, "macs").left({"conv1": 12})`.
 
     Args:
-        unit: "macs" (for one record) or "params" (as `inspect` counts them).
+        unit: "macs" (for one sample) or "params" (as `inspect` counts them).
         gone: layers that are left out altogether; they count in `total` only.
 
     Attributes:
@@ -69,14 +69,14 @@ class Costs:
 
     def _add_macs(self, model: Model, places: Mapping[Place, Indices]) -> None:
         shapes = _SurvivingShapes(model, places)
-        records = model.fixed_batch or 1
+        samples = model.fixed_batch or 1
         for node in model.graph.nodes:
             if node.op != "call_function" or not node_macs(node, shapes):
                 continue
 
             def count(kept: Mapping[str, int], node: fx.Node = node) -> float:
                 shapes.kept = kept
-                return node_macs(node, shapes) // records
+                return node_macs(node, shapes) // samples
 
             roles = roles_of(node)
             weight = weight_at(model, argument(node, roles.weight)) if roles is not None else None

@@ -24,12 +24,12 @@ from nncompress.analysis.curvature.losses import curvature_loss
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
+from nncompress.analysis.importance.input_moments import InputMoments, in_passes, input_moments_of, key
 from nncompress.analysis.importance.ranking import Ranking
-from nncompress.analysis.importance.readings import Reading, in_passes, key, readings_of
-from nncompress.analysis.importance.records import RecordDims
+from nncompress.analysis.importance.sample_dims import SampleDims
+from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.analysis.observe.residual import Branch
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
-from nncompress.analysis.observe.taps import Taps
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer
@@ -37,7 +37,7 @@ from nncompress.progress import Progress
 
 DRAWS = 2  # random scalars per batch in calibration
 
-Change = Callable[[Taps], Tensor]
+Change = Callable[[GradientHooks], Tensor]
 
 
 @dataclass
@@ -52,17 +52,17 @@ class Response:
     layer: Layer
     outputs: ChannelStatistics | None = None
     metric: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    records: int = 0
+    samples: int = 0
 
-    def add(self, result: Tensor, gradient: Tensor, records: int) -> None:
+    def add(self, result: Tensor, gradient: Tensor, samples: int) -> None:
         if self.outputs is not None:
             self.outputs.add(result)
         rows = gradient.movedim(self.layer.channel_dim, -1).flatten(0, -2)
         self.metric = self.metric + (rows.T @ rows).double()
-        self.records += records
+        self.samples += samples
 
     def gradient_moment(self) -> Tensor:
-        return self.metric / max(self.records, 1)
+        return self.metric / max(self.samples, 1)
 
 
 class Reconstruction:
@@ -89,7 +89,7 @@ class Reconstruction:
         self._data, self._limit, self._progress = data, limit, progress
         self._batch_size = gradient_batch_size(model, batch_size)
         self._seed = seed
-        self._records = RecordDims(model)
+        self._records = SampleDims(model)
         self.rankings: dict[str, Ranking] = {}
         self.branch_losses = [0.0] * len(branches)
         self._branch_means: list[Tensor] = [torch.zeros(0)] * len(branches)
@@ -112,7 +112,7 @@ class Reconstruction:
         """
         changes = {}
         passes = in_passes(self._choices)
-        readings = readings_of(passes[0], self._seed)
+        readings = input_moments_of(passes[0], self._seed)
         responses = self._measure(readings)
         done = 0
         for number, choices in enumerate(passes):
@@ -126,7 +126,7 @@ class Reconstruction:
                 done += 1
         return changes
 
-    def _measure(self, readings: dict[str, Reading]) -> dict[str, Response]:
+    def _measure(self, readings: dict[str, InputMoments]) -> dict[str, Response]:
         """One pass with gradients: the responses of all layers, and the readings given."""
         writers = {c.layer.name for c in self._choices if c.kind == "writes" and c.layer is not None}
         responses = {
@@ -136,7 +136,7 @@ class Reconstruction:
         totals: list[Tensor | None] = [None] * len(self._branches)
         counts = [0] * len(self._branches)
 
-        def take(taps: Taps, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
+        def take(taps: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
             for response in responses.values():
                 node = response.layer.node
                 if node in taps.value:
@@ -157,14 +157,14 @@ class Reconstruction:
                 self._branch_means[number] = found / counts[number]
         return responses
 
-    def _read(self, choices: Sequence[Choice]) -> dict[str, Reading]:
+    def _read(self, choices: Sequence[Choice]) -> dict[str, InputMoments]:
         """One pass without gradients: the readings of some choices."""
-        readings = readings_of(choices, self._seed)
+        readings = input_moments_of(choices, self._seed)
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for reading in readings.values():
             watches.setdefault(reading.layer.data, []).append(reading.add)
         batches = (b.inputs for b in self._data.batches(self._batch_size, self._limit))
-        planned = self._data.planned_records(self._limit)
+        planned = self._data.planned_samples(self._limit)
         observe(self._model, batches, watches, progress=self._progress, total=planned, description="moments")
         return readings
 
@@ -172,14 +172,14 @@ class Reconstruction:
         self,
         what: str,
         draws: int,
-        take: Callable[[Taps, Sequence[dict[fx.Node, Tensor]], Batch], None],
+        take: Callable[[GradientHooks, Sequence[dict[fx.Node, Tensor]], Batch], None],
     ) -> int:
         layers = self._layers.values()
         bare = [site.node for c in self._choices if not c.consumers for site in read_sites(c)]
         values = [layer.node for layer in layers] + [b.value for b in self._branches] + bare
-        taps = Taps(self._model, {}, values, [layer.data for layer in layers])
+        taps = GradientHooks(self._model, {}, values, [layer.data for layer in layers])
         generator = torch.Generator().manual_seed(self._seed + 1)
-        seen, planned = 0, self._data.planned_records(self._limit)
+        seen, planned = 0, self._data.planned_samples(self._limit)
         answer = known_answer(self._model)
         for batch in self._data.batches(self._batch_size, self._limit):
             self._progress.step(what, seen, planned)
@@ -193,7 +193,9 @@ class Reconstruction:
         self._progress.step(what, seen, planned)
         return seen
 
-    def _rank(self, choice: Choice, readings: dict[str, Reading], responses: dict[str, Response]) -> Ranking:
+    def _rank(
+        self, choice: Choice, readings: dict[str, InputMoments], responses: dict[str, Response]
+    ) -> Ranking:
         if choice.kind == "writes":
             assert choice.layer is not None
             response = responses[choice.layer.name]
@@ -210,12 +212,12 @@ class Reconstruction:
                 c.columns,
             )
             for c in choice.consumers
-            if responses[c.layer.name].records
+            if responses[c.layer.name].samples
         ]
         return Ranking.from_elimination(*eliminate(problems, choice.size), choice.size)
 
     def _half(
-        self, choice: Choice, readings: dict[str, Reading], responses: dict[str, Response]
+        self, choice: Choice, readings: dict[str, InputMoments], responses: dict[str, Response]
     ) -> list[tuple[fx.Node, Change]]:
         """How the outputs of the layers at hand change once the first half of the choice's units is gone."""
         gone = self.rankings[choice.name].removed(half(choice))
@@ -225,7 +227,7 @@ class Reconstruction:
         return [
             (c.layer.node, _without(readings[key(choice, c)], c.columns[gone].ravel()))
             for c in choice.consumers
-            if responses[c.layer.name].records
+            if responses[c.layer.name].samples
         ]
 
     # -- second pass ---------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ class Reconstruction:
             c.name: torch.zeros(c.size, dtype=torch.float64) for c in self._choices if c.name not in changes
         }
 
-        def take(taps: Taps, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
+        def take(taps: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
             for choice in self._choices:
                 if choice.name not in changes:
                     for site in read_sites(choice):
@@ -273,23 +275,23 @@ class Reconstruction:
         self,
         changes: Sequence[tuple[fx.Node, Tensor]],
         gradients: Sequence[dict[fx.Node, Tensor]],
-        records: int,
+        samples: int,
     ) -> float:
-        """Σ over records of (Σ g·δ)², averaged over the random scalars.
+        """Σ over samples of (Σ g·δ)², averaged over the random scalars.
 
-        Where all records share a value that changes, it is (Σ over records of Σ g·δ)²: the same in
-        expectation, as the random scalars of different records are independent and of mean zero.
+        Where all samples share a value that changes, it is (Σ over samples of Σ g·δ)²: the same in
+        expectation, as the random scalars of different samples are independent and of mean zero.
         """
         total = 0.0
         for g in gradients:
-            parts = [self._records.total(node, g[node] * change, records) for node, change in changes]
+            parts = [self._records.total(node, g[node] * change, samples) for node, change in changes]
             if len({len(part) for part in parts}) > 1:
                 parts = [part.sum(0, keepdim=True) for part in parts]
             total += float(torch.stack(parts).sum(0).double().square().sum()) / len(gradients)
         return total
 
 
-def _without(reading: Reading, gone: Indices) -> Change:
+def _without(reading: InputMoments, gone: Indices) -> Change:
     """How the output changes without the columns `gone`, the others and the bias at their best."""
     layer, second = reading.layer, reading.covariance
     weight = layer.matrix().double()
@@ -302,7 +304,7 @@ def _without(reading: Reading, gone: Indices) -> Change:
     kernel = layer.from_matrix(change.to(dtype))
     offset = -(change @ reading.mean()).to(dtype)
 
-    def run(taps: Taps) -> Tensor:
+    def run(taps: GradientHooks) -> Tensor:
         return apply_layer(layer, taps.value[layer.data].detach(), kernel, offset)
 
     return run
@@ -317,7 +319,7 @@ def _silence(response: Response, gone: Sequence[int]) -> Change:
     mask[list(gone)] = 1
     mean = response.outputs.mean.to(dtype)
 
-    def run(taps: Taps) -> Tensor:
+    def run(taps: GradientHooks) -> Tensor:
         value = taps.value[layer.node].detach()
         shape = [1] * value.dim()
         shape[layer.channel_dim] = -1

@@ -1,4 +1,4 @@
-"""Classes: of a record, or of each of its pixels or tokens."""
+"""Classes: of a sample, or of each of its pixels or tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_CLASSES = 1 << 16  # of metrics that count every class by itself
 
 
 class Top(MeanMetric):
-    """Share of records whose label is among the `count` highest scores [N, C]."""
+    """Share of samples whose label is among the `count` highest scores [N, C]."""
 
     masked = True
     count: int
@@ -26,8 +26,8 @@ class Top(MeanMetric):
     def check(self, output: Tensor, batch: Batch, origin: str) -> None:
         class_labels(output, batch.labels, origin, 0)
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        labels = class_labels(output, batch.labels, origin, first_record)
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
+        labels = class_labels(output, batch.labels, origin, first_sample)
         if self.count == 1:
             right = chosen_classes(output) == labels
         else:
@@ -37,13 +37,13 @@ class Top(MeanMetric):
 
 
 class Top1(Top):
-    """Share of records whose label has the highest score."""
+    """Share of samples whose label has the highest score."""
 
     name, title, count = "top1", "top-1", 1
 
 
 class Top5(Top):
-    """Share of records whose label is among the five highest scores."""
+    """Share of samples whose label is among the five highest scores."""
 
     name, title, count = "top5", "top-5", 5
 
@@ -61,15 +61,15 @@ class F1(SummedMetric):
     def check(self, output: Tensor, batch: Batch, origin: str) -> None:
         class_labels(output, batch.labels, origin, 0)
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        labels = class_labels(output, batch.labels, origin, first_record)
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
+        labels = class_labels(output, batch.labels, origin, first_sample)
         answers = chosen_classes(output)
         classes = _classes(output, answers, labels, origin)
         counts = np.zeros((len(output), classes, 3))  # right, answered, labelled
-        record = np.arange(len(output))
-        counts[record, labels.numpy(), 2] = 1
+        sample = np.arange(len(output))
+        counts[sample, labels.numpy(), 2] = 1
         named = answers.numpy() >= 0
-        counts[record[named], answers.numpy()[named], 1] = 1
+        counts[sample[named], answers.numpy()[named], 1] = 1
         counts[:, :, 0] = counts[:, :, 1] * counts[:, :, 2]
         return counts.reshape(len(output), -1)
 
@@ -102,7 +102,7 @@ class MeanIoU(SummedMetric):
             return False
         return output.shape[1] > most or (output.shape[1] == 1 and most <= 1)
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         assert batch.labels is not None
         labels = batch.labels
         answers = output.long()

@@ -21,9 +21,9 @@ class _Distance(MeanMetric):
         one_each = output.numel() == batch.labels.numel() == len(batch)
         return one_each or output.shape == batch.labels.shape
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         off = output.double() - target_like(output, batch.labels, origin, "regression")
-        return _per_record(self.distance(off))
+        return _per_sample(self.distance(off))
 
     def distance(self, off: Tensor) -> Tensor:
         return off.square()
@@ -54,15 +54,15 @@ class Mse(_Distance):
     needs_labels = False
 
     def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
-        return output.is_floating_point() and output.shape == batch.records_first()[0].shape
+        return output.is_floating_point() and output.shape == batch.samples_first()[0].shape
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
-        target = target_like(output, batch.records_first()[0], origin, "reconstruction")
-        return _per_record((output.double() - target).square())
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
+        target = target_like(output, batch.samples_first()[0], origin, "reconstruction")
+        return _per_sample((output.double() - target).square())
 
 
 class Cosine(MeanMetric):
-    """Mean over records of the cosine between answer and target: embeddings."""
+    """Mean over samples of the cosine between answer and target: embeddings."""
 
     name, title = "cosine", "cosine"
     share = False
@@ -73,7 +73,7 @@ class Cosine(MeanMetric):
             return False
         return output.shape == labels.shape and output.dim() > 1
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         target = target_like(output, batch.labels, origin, "regression")
         cosine = torch.nn.functional.cosine_similarity(
             output.double().flatten(1), target.flatten(1), dim=1, eps=1e-300
@@ -81,7 +81,7 @@ class Cosine(MeanMetric):
         return np.stack([cosine.numpy(), np.ones(len(output))], axis=1)
 
 
-def _per_record(errors: Tensor) -> np.ndarray:
-    """Errors [N, ...] → [sum, count] per record."""
+def _per_sample(errors: Tensor) -> np.ndarray:
+    """Errors [N, ...] → [sum, count] per sample."""
     each = errors.reshape(len(errors), -1)
     return np.stack([each.sum(1).numpy(), np.full(len(each), float(each.shape[1]))], axis=1)

@@ -31,7 +31,7 @@ class Perplexity(MeanMetric):
         tokens = batch.labels if batch.labels is not None else _tokens(batch)
         return tokens is not None and tokens.shape == output.shape[:2] and not tokens.is_floating_point()
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         tokens = _tokens(batch)
         labels = batch.labels
         if labels is None or (tokens is not None and _same(labels, tokens)):
@@ -74,7 +74,7 @@ class ErrorRate(MeanMetric):
             return False
         return output.dim() == (3 if output.is_floating_point() else 2)
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         assert batch.labels is not None
         if output.is_floating_point():
             answers = [
@@ -98,8 +98,8 @@ def edits(answer: list[int], wanted: list[int]) -> int:
 
 
 def _tokens(batch: Batch) -> Tensor | None:
-    """The first input of integers [N, T], records first."""
-    return next((x for x in batch.records_first() if not x.is_floating_point() and x.dim() == 2), None)
+    """The first input of integers [N, T], samples first."""
+    return next((x for x in batch.samples_first() if not x.is_floating_point() and x.dim() == 2), None)
 
 
 def _same(labels: Tensor, tokens: Tensor) -> bool:

@@ -31,13 +31,13 @@ class SummedMetric(Metric):
     """A function of sums over samples."""
 
     @abstractmethod
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         """What each of N samples adds, float64 [N, K]; K may grow, the new sums have been 0 before.
 
         Args:
             output: the answers [N, ...], on the CPU.
             origin: of the data, for messages.
-            first_record: the number of the batch's first sample, for messages.
+            first_sample: the number of the batch's first sample, for messages.
         Raises:
             DataError: labels do not fit the answers.
         """

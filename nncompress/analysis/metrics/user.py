@@ -74,7 +74,7 @@ class _Own(Metric):
 class _OfFunction(_Own, MeanMetric):
     """The mean over samples of what the user's function gives for each."""
 
-    def sums(self, output: Tensor, batch: Batch, origin: str, first_record: int) -> np.ndarray:
+    def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         scores = self._run(lambda: _real(self._code(output.clone(), batch)).reshape(-1))
         if len(scores) != len(output):
             raise DataError(
@@ -83,8 +83,8 @@ class _OfFunction(_Own, MeanMetric):
                 expected=FORM,
             )
         if not np.isfinite(scores).all():
-            record = first_record + int(np.argmin(np.isfinite(scores)))
-            raise DataError(f"--metric {self.name} gives NaN or infinity for sample {record}")
+            sample = first_sample + int(np.argmin(np.isfinite(scores)))
+            raise DataError(f"--metric {self.name} gives NaN or infinity for sample {sample}")
         return np.stack([scores, np.ones(len(scores))], axis=1)
 
 

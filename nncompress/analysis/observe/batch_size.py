@@ -1,4 +1,4 @@
-"""How many records may run through a model together."""
+"""How many samples may run through a model together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nncompress.ir.graph.shapes import Shapes
 
 
 def largest_batch(model: Model) -> int:
-    """Records whose values, as far as a run holds them at a time, fit in the budget; at least one."""
+    """Samples whose values, as far as a run holds them at a time, fit in the budget; at least one."""
     return max(1, BUDGET // max(frontier_bytes(model), 1))
 
 
 def frontier_bytes(model: Model) -> int:
-    """The most bytes per record that a walk through the graph holds at a time."""
+    """The most bytes per sample that a walk through the graph holds at a time."""
     shapes = Shapes(model)
     waiting = {node: len(node.users) for node in model.graph.nodes}
     held = peak = 0

@@ -1,4 +1,4 @@
-"""Are there enough records for what is fitted to them?"""
+"""Are there enough samples for what is fitted to them?"""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class Rows:
 
     Attributes:
         layer: its name.
-        count: vectors seen of its input: records times the positions of each that were taken.
+        count: vectors seen of its input: samples times the positions of each that were taken.
         inputs: how long these vectors are; with fewer of them, many weights fit them all.
-        records: they came from.
+        samples: they came from.
     """
 
     layer: str
     count: int
     inputs: int
-    records: int
+    samples: int
 
     @property
     def enough(self) -> int:
-        """Records that give as many rows as there are inputs."""
-        return ceil(self.inputs * self.records / self.count)
+        """Samples that give as many rows as there are inputs."""
+        return ceil(self.inputs * self.samples / self.count)
 
 
 def too_few(name: str, fitted: Sequence[Rows]) -> str | None:
@@ -43,5 +43,5 @@ def too_few(name: str, fitted: Sequence[Rows]) -> str | None:
     return (
         f"{name}: {len(short)} of {len(fitted)} fitted layers saw fewer rows (samples × positions) than they"
         f" have inputs, {worst.layer} the fewest: {worst.count} for {worst.inputs}. Give at least {need}"
-        f" samples to fit to, instead of {worst.records}: more in --data, a higher --limit."
+        f" samples to fit to, instead of {worst.samples}: more in --data, a higher --limit."
     )

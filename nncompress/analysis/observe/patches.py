@@ -24,10 +24,10 @@ def draw_positions(
     return torch.randperm(count, generator=generator)[:limit].to(output.device)
 
 
-def records_of(layer: Layer, output: Tensor, records: int, positions: Tensor | None = None) -> Tensor:
-    """Which of a batch's `records` each row of `output_rows` is of: int64 [positions]."""
+def samples_of(layer: Layer, output: Tensor, samples: int, positions: Tensor | None = None) -> Tensor:
+    """Which of a batch's `samples` each row of `output_rows` is of: int64 [positions]."""
     count = output.numel() // output.shape[layer.channel_dim]
-    return (torch.arange(count) if positions is None else positions.cpu()) * records // count
+    return (torch.arange(count) if positions is None else positions.cpu()) * samples // count
 
 
 def output_rows(layer: Layer, value: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from nncompress.analysis.observe.moments import FEW, HELD_OUT, RIDGES, Moments, 
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.layers.weights import Layer
 
 CLEARLY = 1.1  # worse than the best ridge: stronger ones are not tried
@@ -33,7 +33,7 @@ class SeenInputs:
     def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
         self._run = LayerwiseRunner(model, batches)
         self._generator = torch.Generator().manual_seed(seed)
-        self._records = [count_records(model.inputs, inputs) for inputs in batches]
+        self._records = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []
         self.ridges: dict[str, float] = {}
 
@@ -87,18 +87,18 @@ class SeenInputs:
         """Of the rows of three quarters of the samples, of those of the others, of the others' mean rows."""
         fitted, held, means = Moments(), Moments(), Moments()
         first = 0
-        for (value,), records in zip(values, self._records, strict=True):
+        for (value,), samples in zip(values, self._records, strict=True):
             # of which sample each entry of the first dim is; a value without that dim is of the first
             whole = value if value.dim() > 1 else value.unsqueeze(0)
-            numbers = first + torch.arange(len(whole)) * records // len(whole)
+            numbers = first + torch.arange(len(whole)) * samples // len(whole)
             own = numbers % HELD_OUT != HELD_OUT - 1
             own |= value.dim() < 2
-            first += records
+            first += samples
             if own.any():
                 most = max(1, ROWS * int(own.sum()) // len(own))
                 fitted.add(input_rows(layer, whole[own], most, self._generator))
             for number in numbers[~own].unique():
-                most = max(1, ROWS // records)
+                most = max(1, ROWS // samples)
                 rows = input_rows(layer, whole[numbers == number], most, self._generator)
                 held.add(rows)
                 means.add(rows.mean(1, keepdim=True))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.walk import Inputs, Walk
-from nncompress.ir.graph.inputs import count_records
+from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.graph.model import Model
 from nncompress.progress import NullProgress, Progress
 
@@ -77,9 +77,9 @@ def observe(
 
     Args:
         batches: the model's positional inputs.
-        total: number of records to come, for the progress display.
+        total: number of samples to come, for the progress display.
 
-    Returns: the number of records seen.
+    Returns: the number of samples seen.
     """
     progress = progress or NullProgress()
     walk = Walk(model)
@@ -89,6 +89,6 @@ def observe(
         for inputs in batches:
             progress.step(description, seen, total)
             walk.run(walk.start(*inputs), list(watches), kept=())
-            seen += count_records(model.inputs, inputs)
+            seen += count_samples(model.inputs, inputs)
     progress.step(description, seen, total)
     return seen

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from nncompress.analysis.cost import cost
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.bench.latency.target import clocked
 from nncompress.errors import NNCompressError
 from nncompress.export import write
@@ -21,7 +21,7 @@ LARGEST = 1e9  # MACs of a model that a report times: a larger one takes longer 
 
 
 class ModelLatency:
-    """Exports the original once; one thread, one record, CPU time of the thread, in turns.
+    """Exports the original once; one thread, one sample, CPU time of the thread, in turns.
 
     Args:
         target: where they run; the files are written for it.
@@ -37,11 +37,11 @@ class ModelLatency:
         self._original = self._export(original, "original")
 
     def seconds(self) -> float:
-        """Of the original, for one record."""
+        """Of the original, for one sample."""
         result = benchmark([self._arm("original", self._original)], time_budget=SECONDS, memory=False)
         if result.interrupted:
             raise KeyboardInterrupt
-        return (result.arms[0].cpu or result.arms[0].wall).median
+        return (result.candidates[0].cpu or result.candidates[0].wall).median
 
     def share(self, other: Model, seconds: float = SECONDS) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
@@ -49,7 +49,7 @@ class ModelLatency:
         result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
         if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
             raise KeyboardInterrupt
-        speedup = result.arms[1].speedup
+        speedup = result.candidates[1].speedup
         assert speedup is not None
         return Estimate(1 / speedup.value, 1 / speedup.high, 1 / speedup.low, speedup.confidence)
 
@@ -67,8 +67,8 @@ class ModelLatency:
         write(model, path, target=self.target.name)
         return path
 
-    def _arm(self, name: str, path: Path) -> Arm:
-        return Arm(name, path, runtime=self.target.runtime)
+    def _arm(self, name: str, path: Path) -> Candidate:
+        return Candidate(name, path, runtime=self.target.runtime)
 
 
 def speed_note(before: Model, after: Model, progress: Progress, target: str | None = None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
-from nncompress.bench import Arm, benchmark
+from nncompress.bench import Candidate, benchmark
 from nncompress.bench.latency.remembered import Remembered, machine, version
 from nncompress.errors import NNCompressError, UsageError
 from nncompress.targets import OURS, TARGETS, Target, target
@@ -100,14 +100,14 @@ def _measured(there: list[Target]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="nncompress-") as folder:
         path = Path(folder) / "network.onnx"
         save(_network(), path)
-        arms = [Arm(t.name, path, runtime=t.runtime) for t in there]
+        arms = [Candidate(t.name, path, runtime=t.runtime) for t in there]
         try:
             result = benchmark(arms, time_budget=SECONDS, memory=False, energy=False)
         except NNCompressError:  # one that is installed and does not work: the one that always does
             return {"ort-cpu": 0.0}
     if result.interrupted:  # half a measurement is not to be remembered
         raise KeyboardInterrupt
-    return {arm.name: (arm.cpu or arm.wall).median for arm in result.arms}
+    return {arm.name: (arm.cpu or arm.wall).median for arm in result.candidates}
 
 
 def _network() -> Any:

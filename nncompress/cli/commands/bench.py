@@ -135,12 +135,12 @@ def bench(
 ) -> None:
     with starting():
         from nncompress.bench import baseline, files
-        from nncompress.cli.work import artifacts, bench_arms
+        from nncompress.cli.work import artifacts, bench_candidates
         from nncompress.cli.work import bench as work
     if target is not None:
-        to = bench_arms.target(*bench_arms.from_targets(target, device, runtime), precision, mode)
+        to = bench_candidates.target(*bench_candidates.from_targets(target, device, runtime), precision, mode)
     else:
-        to = bench_arms.target(device, runtime, precision, mode)
+        to = bench_candidates.target(device, runtime, precision, mode)
     if profile and device == "cuda":
         raise UsageError(
             "--profile tells the operators of the processor only",
@@ -167,20 +167,20 @@ def bench(
     names = artifacts.names(opened)
     batches = batches or (work.fixed_batch(opened[0]) or 1,)
     data = loading["data"]
-    records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
+    samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     with progress() as bar, tempfile.TemporaryDirectory() as folder:
         made = [
-            bench_arms.arms_of(each, name, to, Path(folder) / f"{position}", bar)
+            bench_candidates.candidates_of(each, name, to, Path(folder) / f"{position}", bar)
             for position, (each, name) in enumerate(zip(opened, names))
         ]
-        arms = [arm for each in made for arm in each]
-        settled = artifacts.answers(opened, records, metric=metric)
+        candidates = [candidate for each in made for candidate in each]
+        settled = artifacts.answers(opened, samples, metric=metric)
         answers = [answer for each, answer in zip(made, settled) for _ in each]
-        if not arms:
+        if not candidates:
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
         if old is not None:
-            work.check_plan(old, arms, batches, threads, str(compare))
-        suite = work.measure(arms, batches, records, answers, metric, settings, bar, tokens)
+            work.check_plan(old, candidates, batches, threads, str(compare))
+        suite = work.measure(candidates, batches, samples, answers, metric, settings, bar, tokens)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
     work.report(suite, output or [], json)

@@ -67,15 +67,15 @@ def sensitivity(
                 "sensitivity: --method names no pass it knows", got=each, expected=", ".join(METHODS)
             )
     data = loading["data"]
-    records = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
-    if records is None:
+    samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
+    if samples is None:
         say("no --data: errors are those on random inputs, and quantize rounds weights only")
     cache = cache_folder()
     if folder is None and cache is None:
         raise UsageError("sensitivity: there is no cache folder for this user", remedy="name a --folder")
     kept = Records(Path(folder) if folder else Path(str(cache)) / "sensitivity", RECORD)
     with progress() as bar:
-        context = Context(data=records, seed=seed, limit=limit, progress=bar)
+        context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, methods, context)
         result = measure(opened.model, wanted, context, kept, until)
     missing = len(wanted) - len(result.effects)

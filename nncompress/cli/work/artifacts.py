@@ -216,7 +216,7 @@ def _check_alike(artifact: Artifact, first: Artifact) -> None:
 
 
 def answers(
-    opened: Sequence[Artifact], records: Dataset | None, task: str = "auto", metric: str | None = None
+    opened: Sequence[Artifact], samples: Dataset | None, task: str = "auto", metric: str | None = None
 ) -> list[int | None]:
     """Per model the output that labels belong to: as stated or remembered, else the one that they fit.
 
@@ -225,14 +225,14 @@ def answers(
     """
     wanted = None if metric is None else named_metric(metric)
     unlabelled = task == "reconstruction" or (wanted is not None and not wanted.needs_labels)
-    if records is None or not (records.has_labels or unlabelled):
+    if samples is None or not (samples.has_labels or unlabelled):
         return [None] * len(opened)
 
     found = []
     for each in opened:
-        choice = Answers(each.open(1).run, records, task, each.answer, wanted)
-        size = records.fixed_batch or PROBED
-        for first in records.batches(size, limit=size):
+        choice = Answers(each.open(1).run, samples, task, each.answer, wanted)
+        size = samples.fixed_batch or PROBED
+        for first in samples.batches(size, limit=size):
             with told_of(each.name, opened):
                 choice.of(first, 0)
             break

@@ -10,7 +10,7 @@ import typer
 
 from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.metrics.registry import named_metric
-from nncompress.bench import PARITY_RECORDS, Arm, baseline, benchmark, files
+from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, files
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import Inputs, inputs_of, phases
 from nncompress.bench.sessions import clock_of
@@ -23,7 +23,9 @@ from nncompress.report import bench_table
 from nncompress.results import BenchResult, BenchSuite, EvalResult, Phase
 
 
-def check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int, compare: str) -> None:
+def check_plan(
+    old: Any, candidates: list[Candidate], batches: tuple[int, ...], threads: int, compare: str
+) -> None:
     """Refuse what could not be compared with the baseline, before the measurement."""
 
     baseline.check_plan(
@@ -31,16 +33,16 @@ def check_plan(old: Any, arms: list[Arm], batches: tuple[int, ...], threads: int
         environment(),
         batches=batches,
         threads=threads,
-        clock=clock_of(arms, threads),
-        names=[arm.name for arm in arms],
+        clock=clock_of(candidates, threads),
+        names=[candidate.name for candidate in candidates],
         name=compare,
     )
 
 
 def measure(
-    arms: list[Arm],
+    candidates: list[Candidate],
     batches: tuple[int, ...],
-    records: Dataset | None,
+    samples: Dataset | None,
     answers: list[int | None],
     metric: str | None,
     settings: dict[str, Any],
@@ -56,18 +58,18 @@ def measure(
     calls: list[_Call] = []
     for batch in batches:
         if tokens is not None:
-            calls += _phases(arms[0], batch, tokens, settings["seed"])
+            calls += _phases(candidates[0], batch, tokens, settings["seed"])
         else:
-            inputs, parity = _one_call(records, batch), _one_call(records, PARITY_RECORDS, batch)
+            inputs, parity = _one_call(samples, batch), _one_call(samples, PARITY_SAMPLES, batch)
             calls.append(_Call(batch, inputs, parity))
     runs: list[BenchResult] = []
     reached = _accuracies(
-        arms, records, answers, metric, bar
+        candidates, samples, answers, metric, bar
     )  # labels that do not fit are told before the wait
     try:
         for call in calls:
             given: dict[str, Any] = {"inputs": call.inputs, "parity_inputs": call.parity, "batch": call.batch}
-            runs.append(replace(benchmark(arms, progress=bar, **given, **settings), phase=call.phase))
+            runs.append(replace(benchmark(candidates, progress=bar, **given, **settings), phase=call.phase))
             if runs[-1].interrupted:
                 break
     except KeyboardInterrupt:
@@ -76,7 +78,12 @@ def measure(
         runs[-1] = replace(runs[-1], interrupted=True)
     return BenchSuite(
         tuple(
-            replace(run, arms=tuple(replace(arm, accuracy=found) for arm, found in zip(run.arms, reached)))
+            replace(
+                run,
+                candidates=tuple(
+                    replace(candidate, accuracy=found) for candidate, found in zip(run.candidates, reached)
+                ),
+            )
             for run in runs
         )
         if reached
@@ -94,7 +101,7 @@ class _Call:
     phase: Phase | None = None
 
 
-def _phases(first: Arm, batch: int, tokens: int, seed: int) -> Iterator[_Call]:
+def _phases(first: Candidate, batch: int, tokens: int, seed: int) -> Iterator[_Call]:
     specs = first.open(threads=1).inputs
     for phase in phases(specs, tokens, first.name):
         inputs = inputs_of(phase, specs, batch, seed, first.name)
@@ -133,7 +140,7 @@ def fixed_batch(artifact: artifacts.Artifact) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
+def _one_call(samples: Dataset | None, wanted: int, at_least: int = 0) -> Inputs | None:
     """Samples of the data as one call.
 
     Args:
@@ -142,19 +149,19 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
         UsageError: the model is bound to another batch.
         DataError: the data has fewer samples.
     """
-    if records is None:
+    if samples is None:
         return None
     size = max(wanted, at_least)
-    fixed = records.fixed_batch
+    fixed = samples.fixed_batch
     if fixed is not None and not at_least and fixed != size:
         raise UsageError(
             f"the first model takes batches of {fixed} only", got=f"--batch {size}", remedy=f"--batch {fixed}"
         )
-    for each in records.batches(fixed or size, limit=fixed or size):
+    for each in samples.batches(fixed or size, limit=fixed or size):
         inputs = tuple(tensor.numpy() for tensor in each.inputs)
         if not at_least and len(each) < size:
             raise DataError(
-                f"{records.spec} has fewer samples than one call takes",
+                f"{samples.spec} has fewer samples than one call takes",
                 got=str(len(each)),
                 expected=f"--batch {size}",
                 remedy="a smaller --batch, or leave --data out to measure on random inputs",
@@ -164,17 +171,17 @@ def _one_call(records: Dataset | None, wanted: int, at_least: int = 0) -> Inputs
 
 
 def _accuracies(
-    arms: list[Arm],
-    records: Dataset | None,
+    candidates: list[Candidate],
+    samples: Dataset | None,
     answers: list[int | None],
     metric: str | None,
     bar: Progress,
 ) -> list[EvalResult]:
-    """Each arm's accuracy, where the data has labels (or the metric needs none)."""
+    """Each candidate's accuracy, where the data has labels (or the metric needs none)."""
     unlabelled = metric is not None and not named_metric(metric).needs_labels
-    if records is None or not (records.has_labels or unlabelled):
+    if samples is None or not (samples.has_labels or unlabelled):
         return []
     return [
-        evaluate(arm.open(threads=1).run, records, metric=metric, output=answer, progress=bar)
-        for arm, answer in zip(arms, answers)
+        evaluate(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
+        for candidate, answer in zip(candidates, answers)
     ]

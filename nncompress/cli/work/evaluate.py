@@ -41,11 +41,11 @@ def evaluate(
     wanted = None if metric is None else named_metric(metric)
     if data is None and len(opened) < 2:
         raise UsageError("eval needs data, or two models to compare", remedy="add --data FILE.npz")
-    records = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
+    samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     if (
         len(opened) < 2
-        and records is not None
-        and not records.has_labels
+        and samples is not None
+        and not samples.has_labels
         and task != "reconstruction"
         and (wanted is None or wanted.needs_labels)
     ):
@@ -58,20 +58,20 @@ def evaluate(
         for note in (*runner.notes, *written_for.notes(runner.metadata, runner.runtime, runner.device)):
             say(f"{name}: {note}")
     first = runners[0].run
-    answers = artifacts.answers(opened, records, task, metric)
-    labelled = records is not None and (
-        records.has_labels or task == "reconstruction" or not (wanted is None or wanted.needs_labels)
+    answers = artifacts.answers(opened, samples, task, metric)
+    labelled = samples is not None and (
+        samples.has_labels or task == "reconstruction" or not (wanted is None or wanted.needs_labels)
     )
     rows, measured = [], []
     with progress() as bar:
         for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
             row = tables.EvalRow(name, runner.name)
-            if records is not None and labelled:
+            if samples is not None and labelled:
                 with artifacts.told_of(name, opened):
                     measured.append(
                         accuracy.measure(
                             runner.run,
-                            records,
+                            samples,
                             task,
                             metric=metric,
                             batch_size=batch,
@@ -85,8 +85,8 @@ def evaluate(
                     row.paired = measured[-1].against(measured[0])
             if position:
                 inputs: Iterable[Any] = (
-                    records.batches(records.measuring_batch(batch), limit or 512)
-                    if records
+                    samples.batches(samples.measuring_batch(batch), limit or 512)
+                    if samples
                     else _random(runners[0])
                 )
                 row.difference = accuracy.compare(

@@ -4,7 +4,7 @@
                                                       size as shares of the image; no file: no object
     FOLDER/instances.json, FOLDER/*.jpg or images/    COCO: images, annotations, categories
 
-A record's label is a float32 table [most, 6]: class, left, top, right, bottom in pixels of the model's input,
+A sample's label is a float32 table [most, 6]: class, left, top, right, bottom in pixels of the model's input,
 and 1 where a box is a crowd, which no answer is held against; rows beyond its objects have class -1. Classes
 of COCO are numbered from 0 in the order of their ids. Images are scaled to fit and padded with grey on both
 sides, as detectors are trained ("letterbox"), and boxes with them.
@@ -39,7 +39,7 @@ class Boxes:
     """The objects of one image.
 
     Attributes:
-        rows: float64 [objects, 6], as a record's label, but in the image's own pixels.
+        rows: float64 [objects, 6], as a sample's label, but in the image's own pixels.
     """
 
     rows: np.ndarray

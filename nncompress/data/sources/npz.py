@@ -1,9 +1,9 @@
 """`file.npz`: arrays x and y, or x0, x1, ... and y, or named as the model's inputs; optional mean, std.
 
 Array headers are read and checked against the archive before memory is given to the arrays, and pickled
-objects are never read. Inputs that are not compressed stay in the file, and their records are read as they
+objects are never read. Inputs that are not compressed stay in the file, and their samples are read as they
 are asked for, labels too; compressed ones (`numpy.savez_compressed`) are unpacked: in memory up to `UNPACKED`
-bytes each, beyond into a temporary file, of which records are read as they are asked for.
+bytes each, beyond into a temporary file, of which samples are read as they are asked for.
 """
 
 from __future__ import annotations

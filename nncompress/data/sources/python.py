@@ -3,7 +3,7 @@
 From Python, an object in memory does.
 
 The function takes no arguments and returns (and what is given in memory is)
-- `(x, y)`, arrays or tensors with one row per record (`((x0, x1), y)` for several inputs; y may be None), or
+- `(x, y)`, arrays or tensors with one row per sample (`((x0, x1), y)` for several inputs; y may be None), or
 - an iterable of such batches: a list, a generator, a `DataLoader`. It is called again for every pass over
   the data, and never held as a whole.
 """
@@ -122,11 +122,11 @@ class PythonStream:
         self._checked(first, 0)
 
     def stream(self) -> Iterator[Raw]:
-        record = 0
+        sample = 0
         for batch in self._batches(_call(self._function, self._spec)):
-            inputs, labels = self._checked(batch, record)
+            inputs, labels = self._checked(batch, sample)
             yield inputs, labels
-            record += len(inputs[0])
+            sample += len(inputs[0])
 
     def _batches(self, iterable: Iterable[Any]) -> Iterator[Raw]:
         count = None if self._names is None else len(self._names)
@@ -138,10 +138,10 @@ class PythonStream:
         except RAISED_BY_OTHERS as problem:
             raise _raised(self._spec, problem) from problem
 
-    def _checked(self, batch: Raw, record: int) -> Raw:
-        """The batch, if it is made as the first one was; `record` is the number of its first record."""
+    def _checked(self, batch: Raw, sample: int) -> Raw:
+        """The batch, if it is made as the first one was; `sample` is the number of its first sample."""
         inputs, labels = batch
-        where = f"{self._spec}: the batch from sample {record} on"
+        where = f"{self._spec}: the batch from sample {sample} on"
         if len(inputs) != len(self.fields) or (labels is not None) != self.has_labels:
             raise DataError(
                 f"{where} is made of other parts than the first one",
@@ -159,8 +159,8 @@ class PythonStream:
                 raise DataError(
                     f"{where} has inputs of different lengths", got=f"{len(array)}, {len(inputs[0])}"
                 )
-            check_finite(array, field.name, self._spec, record, mask=True)
-        return inputs, None if labels is None else check_labels(labels, len(inputs[0]), self._spec, record)
+            check_finite(array, field.name, self._spec, sample, mask=True)
+        return inputs, None if labels is None else check_labels(labels, len(inputs[0]), self._spec, sample)
 
 
 def _import(spec: str) -> Callable[[], Any]:

@@ -1,7 +1,7 @@
 """Discrete choices inside a quantized model: top-k, arg-max, comparisons, rounding to whole numbers.
 
 Rounded values tie, and runtimes break ties in their own way; integer kernels round a value on a boundary to
-the other side than floats do. Both are small errors, until a choice hangs on them: then another record, box
+the other side than floats do. Both are small errors, until a choice hangs on them: then another sample, box
 or token is taken, and what follows is no longer comparable. What choices are made from is.
 """
 
@@ -120,7 +120,7 @@ def compare_choices(
         with torch.no_grad():
             ours = model.outputs_of(*(each.clone() for each in inputs))
         pairs = list(zip(ours, run(inputs), strict=True))
-        agreeing += sum(all(_near(*pair, record, batch) for pair in pairs) for record in range(batch))
+        agreeing += sum(all(_near(*pair, sample, batch) for pair in pairs) for sample in range(batch))
         total += batch
     told = (
         f"{', '.join(choices.ops)} inside, from values that agree: {agreeing} of {total} samples come out as "
@@ -129,10 +129,10 @@ def compare_choices(
     return replace(found, choices=told)
 
 
-def _near(expected: Tensor, got: Tensor, record: int, batch: int) -> bool:
-    """Is the output the same for this record of the batch, up to rounding?"""
+def _near(expected: Tensor, got: Tensor, sample: int, batch: int) -> bool:
+    """Is the output the same for this sample of the batch, up to rounding?"""
     if expected.shape == got.shape and expected.dim() and len(expected) == batch:
-        expected, got = expected[record], got[record]
+        expected, got = expected[sample], got[sample]
     try:
         verify.distance("", expected, got, "int8")
     except VerificationError:

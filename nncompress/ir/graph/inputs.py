@@ -20,7 +20,7 @@ from nncompress.ir.graph.tracing import MAX_BATCH
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
 USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
-BATCH = "batch"  # the name of the dim along which records lie, at whatever position
+BATCH = "batch"  # the name of the dim along which samples lie, at whatever position
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class InputSpec:
         low, high: for integers, example values are drawn from [low, high).
         like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
             floats are drawn like these. Empty: standard normal.
-        fixed_dim: where no dim is named "batch", the one along which records lie; None: the input is shared
-            by all records (a table), or nobody can tell.
+        fixed_dim: where no dim is named "batch", the one along which samples lie; None: the input is shared
+            by all samples (a table), or nobody can tell.
     """
 
     name: str
@@ -52,7 +52,7 @@ class InputSpec:
 
     @property
     def batch_dim(self) -> int | None:
-        """The dim along which records lie, None where all records share the input."""
+        """The dim along which samples lie, None where all samples share the input."""
         if BATCH in self.shape:
             return self.shape.index(BATCH)
         return self.fixed_dim if self.fixed_dim is not None and self.fixed_dim < len(self.shape) else None
@@ -141,25 +141,25 @@ def is_dim_name(text: str) -> bool:
     return text.isprintable() and len(text) <= 200 and any(letter.isalnum() for letter in text)
 
 
-def count_records(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
-    """How many records `inputs` hold; 1 where they share all of them."""
+def count_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:
+    """How many samples `inputs` hold; 1 where they share all of them."""
     sizes = (x.shape[s.batch_dim] for s, x in zip(specs, inputs) if s.batch_dim is not None and x.ndim)
     return next(sizes, 1)
 
 
-def sizes_of(specs: Sequence[InputSpec], records: Sequence[tuple[int, ...]]) -> dict[str, int]:
-    """The sizes of the dynamic dims, batch apart, that records of these shapes have."""
+def sizes_of(specs: Sequence[InputSpec], samples: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dynamic dims, batch apart, that samples of these shapes have."""
     sizes = {}
-    for spec, record in zip(specs, records):
+    for spec, sample in zip(specs, samples):
         dims = [d for axis, d in enumerate(spec.shape) if axis != spec.batch_dim]
-        sizes.update({d: size for d, size in zip(dims, record) if isinstance(d, str)})
+        sizes.update({d: size for d, size in zip(dims, sample) if isinstance(d, str)})
     return sizes
 
 
-def take_records(
+def take_samples(
     specs: Sequence[InputSpec], inputs: Sequence[Tensor], index: slice | Tensor
 ) -> tuple[Tensor, ...]:
-    """The inputs of some of the records; what all records share stays."""
+    """The inputs of some of the samples; what all samples share stays."""
     return tuple(
         x if spec.batch_dim is None or not x.dim() else x[(*[slice(None)] * spec.batch_dim, index)]
         for spec, x in zip(specs, inputs)
@@ -182,10 +182,10 @@ def _batch_symbol(placeholders: Sequence[fx.Node]) -> str | None:
 
 
 def with_batch_dims(specs: Sequence[InputSpec]) -> list[InputSpec]:
-    """The specs, each with the dim along which its records lie.
+    """The specs, each with the dim along which its samples lie.
 
-    With a dim named "batch" somewhere, inputs without it are shared by all records. Where all sizes are
-    numbers, records lie along the first dims if these are equal; else along those of the one size that every
+    With a dim named "batch" somewhere, inputs without it are shared by all samples. Where all sizes are
+    numbers, samples lie along the first dims if these are equal; else along those of the one size that every
     input has exactly once (a state [2, 1, 128] beside [1, 40]); else nobody can tell.
     """
     if any(BATCH in spec.shape for spec in specs):

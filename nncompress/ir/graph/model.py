@@ -73,7 +73,7 @@ class Model:
         example_inputs: tuple[Any, ...],
         *,
         kwargs: Mapping[str, Any] | None = None,
-        record_dims: Sequence[int | None] | None = None,
+        sample_dims: Sequence[int | None] | None = None,
         dynamic_batch: bool = True,
         dynamic_shapes: Any = None,
         metadata: Mapping[str, Any] | None = None,
@@ -83,7 +83,7 @@ class Model:
         Args:
             example_inputs: positional arguments; tensors that share their first size (>= 2) get a dynamic
                 batch. A batch of 1 is doubled for the export, unless the network fixes it.
-            record_dims: per positional argument, each a tensor, the dim along which records lie, None where
+            sample_dims: per positional argument, each a tensor, the dim along which samples lie, None where
                 all share it; instead of the first of all.
             dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
             dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims.
@@ -93,13 +93,13 @@ class Model:
         """
         given, named = example_inputs, dict(kwargs or {})
         if dynamic_shapes is None and dynamic_batch:
-            if record_dims is None:
+            if sample_dims is None:
                 example_inputs = pytree.tree_map(at_least_two, example_inputs)
                 named = pytree.tree_map(at_least_two, named)
                 dynamic_shapes = batch_dims(module, example_inputs, named)
             else:
-                example_inputs = tuple(map(at_least_two, example_inputs, record_dims))
-                dynamic_shapes = marked_dims(module, example_inputs, record_dims)
+                example_inputs = tuple(map(at_least_two, example_inputs, sample_dims))
+                dynamic_shapes = marked_dims(module, example_inputs, sample_dims)
         try:
             program = trace(module, example_inputs, named, dynamic_shapes)
         except UnsupportedError:
@@ -186,7 +186,7 @@ class Model:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The number of records that it takes at a time: the size that all inputs have where records lie, and
+        """The number of samples that it takes at a time: the size that all inputs have where samples lie, and
         all outputs somewhere, if that is a number and no dynamic dim."""
         sizes = {spec.shape[d] for spec in self.inputs if (d := spec.batch_dim) is not None}
         fixed = sizes.pop() if len(sizes) == 1 else None

@@ -1,8 +1,8 @@
 """What `--input` says: `1x3x32x32`, `Bx16,ids:Bx12:int64`, `25xBx40`, `x:Bx40,state:2xBx128`.
 
 Inputs are separated by commas, in the model's order or by name. Sizes are joined by x; a B stands for the dim
-along which records lie, an input without one beside others that have one is shared by all records. Without
-any B, records lie along the first dims. A dtype may follow. An input without dims is `name:`.
+along which samples lie, an input without one beside others that have one is shared by all samples. Without
+any B, samples lie along the first dims. A dtype may follow. An input without dims is `name:`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import with_batch_dims
-from nncompress.ir.graph.records import settle_batch
+from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.loading.compare import compare_with_source, run_source, unchanged
 from nncompress.loading.module.dry_run import dry_run
@@ -53,17 +53,17 @@ def traced(
         inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
     _check_runs(module, inputs, path)
 
-    def exported(record_dims: Sequence[int | None] | None) -> Model:
+    def exported(sample_dims: Sequence[int | None] | None) -> Model:
         laid = inputs
-        if example_inputs is not None and record_dims is not None:  # data has its records first
-            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, record_dims) if d is not None)
+        if example_inputs is not None and sample_dims is not None:  # data has its samples first
+            laid = tuple(x.movedim(0, d) for x, d in zip(inputs, sample_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Model.from_module(module, laid, record_dims=record_dims)
+            model = Model.from_module(module, laid, sample_dims=sample_dims)
         refuse_random_numbers(model, path)
         return model
 
-    # time first: another dim that all inputs have, where the first turns out to be none of records
+    # time first: another dim that all inputs have, where the first turns out to be none of samples
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
     model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes), traced=True)
@@ -111,7 +111,7 @@ def _example_inputs(
     notice: Callable[[str], None],
     limits: Mapping[str, int] | None,
 ) -> tuple[tuple[Tensor, ...], list[int | None] | None]:
-    """Inputs that run, and along which dims their records lie; None: along the first of all."""
+    """Inputs that run, and along which dims their samples lie; None: along the first of all."""
     if stated is None:
         if examples is not None:
             return examples, None
@@ -140,7 +140,7 @@ def _example_inputs(
 
 
 def marked(shapes: str | Sequence[InputShape] | None) -> bool:
-    """A B says along which dims records lie."""
+    """A B says along which dims samples lie."""
     return shapes is not None and any(shape.batch_dim is not None for shape in parsed(shapes))
 
 

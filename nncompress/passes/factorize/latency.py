@@ -26,7 +26,7 @@ Place = tuple[str, Ranks]  # a form's name and its ranks
 
 @dataclass(frozen=True)
 class Timing:
-    """CPU seconds of a target's layers, as they are and as factors, for one record and one thread."""
+    """CPU seconds of a target's layers, as they are and as factors, for one sample and one thread."""
 
     dense: float
     factored: float

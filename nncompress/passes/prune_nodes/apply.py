@@ -65,12 +65,12 @@ def _refuse_16_bits(model: Model) -> None:
 
 
 def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> None:
-    """Go through the records once, so that one that does not fit stops the work before it begins.
+    """Go through the samples once, so that one that does not fit stops the work before it begins.
 
     Raises:
-        DataError: naming the record, or what does not fit about the labels.
+        DataError: naming the sample, or what does not fit about the labels.
     """
-    seen, planned = 0, data.planned_records(context.limit)
+    seen, planned = 0, data.planned_samples(context.limit)
     for batch in data.batches(context.batch_size, context.limit):
         context.progress.step("reading the data", seen, planned)
         if labels:

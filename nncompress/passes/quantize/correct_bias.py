@@ -14,7 +14,7 @@ from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 
-MOST = 512  # records; means of channels are known well enough
+MOST = 512  # samples; means of channels are known well enough
 
 
 def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int | None) -> list[str]:
@@ -22,7 +22,7 @@ def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int |
 
     Args:
         reference: the float model, with layers of the same names.
-        limit: at most this many records.
+        limit: at most this many samples.
     """
     limit = min(limit or MOST, MOST)
     batches = data.input_batches(min(limit, largest_batch(reference)), limit)

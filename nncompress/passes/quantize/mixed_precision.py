@@ -100,16 +100,16 @@ def within_drop(
 
     def reached_by(each: Model) -> float:
         result = evaluate(each, data, metric=metric_name, batch_size=context.batch_size, limit=context.limit)
-        records.append(result.records)
+        samples.append(result.samples)
         assert result.value is not None
         return result.value
 
-    records: list[int] = []
+    samples: list[int] = []
     original = reached_by(model)
     whole = reached_by(quantized(()))
-    on = f"of {records[0]} samples"
+    on = f"of {samples[0]} samples"
     if metric_name == "top1":
-        on += f" (one is {100 / records[0]:.2g} points)"
+        on += f" (one is {100 / samples[0]:.2g} points)"
     fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"
     if metric.lost(original, whole) <= most:
         context.notes.append(f"{fell}, {on}")

@@ -15,7 +15,7 @@ from nncompress.errors import UsageError
 from nncompress.options import flag_of
 from nncompress.passes.base import NEAR, Pass, option, step
 
-SAMPLE = 64  # records whose moments are kept
+SAMPLE = 64  # samples whose moments are kept
 
 
 def check_divides(size: int, layer: str, width: int) -> None:

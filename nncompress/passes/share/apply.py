@@ -170,7 +170,7 @@ def _tied_clusters(model: Model, group: list[Layer]) -> list[tuple[int, ...]]:
 
 
 def _renew_statistics(original: Model, model: Model, context: Context) -> list[Change]:
-    """Batch-norm statistics for the shared weights, as far as they help on held-out records."""
+    """Batch-norm statistics for the shared weights, as far as they help on held-out samples."""
     assert context.data is not None
     fitted, held = fit_and_decide(model, context.data, context.batch_size, context.limit)
     share, before, after = reestimate(model, fitted, output_error(original, model, held))

@@ -30,7 +30,7 @@ class Plan:
 
     Attributes:
         chain: geometry and weight shape of each convolution, in order.
-        macs: of all layers of the target, for one record.
+        macs: of all layers of the target, for one sample.
         weights: computes the initial weights.
     """
 

@@ -45,7 +45,7 @@ class GrowthTrial:
 
     Attributes:
         parameters: in the end; growths: how often it grew.
-        measure: of the trained network, on records that decided nothing.
+        measure: of the trained network, on samples that decided nothing.
         seconds: of the processor (all threads) for training, validation and growth; on a GPU, of the wall.
     """
 
@@ -252,7 +252,7 @@ def _steps(
         run.step(next(stream))
         run.state.step = 0  # the rate of the first step, again and again
         if run.growing is not None:
-            run.growing.due(run.state.loss_sum / run.state.records)
+            run.growing.due(run.state.loss_sum / run.state.samples)
 
     return step
 

@@ -1,7 +1,7 @@
 """What is minimised: the task's loss, with the teacher's, and the penalties on weights.
 
-All data terms are means over the records of the whole step, also when several processes share it: each
-weighs its part by the share of records it has, and a root is taken of the sum over all processes.
+All data terms are means over the samples of the whole step, also when several processes share it: each
+weighs its part by the share of samples it has, and a root is taken of the sum over all processes.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class Task:
         why = f"--task {kind}" if told else _reason(kind, output, batch)
         return cls(kind, loss, origin, settings.label_smoothing, why)
 
-    def target(self, output: Tensor, batch: Batch, first_record: int = 0) -> Tensor:
+    def target(self, output: Tensor, batch: Batch, first_sample: int = 0) -> Tensor:
         """Classes [N], or targets shaped as `output`.
 
         Raises:
-            DataError: there are none, or they do not fit the output; names the record, the batch's first
-                being `first_record`.
+            DataError: there are none, or they do not fit the output; names the sample, the batch's first
+                being `first_sample`.
         """
         if self.kind == "classification":
-            return class_labels(output, batch.labels, self.origin, first_record, TAUGHT)
+            return class_labels(output, batch.labels, self.origin, first_sample, TAUGHT)
         given = batch.inputs[0] if self.kind == "reconstruction" else batch.labels
         return target_like(output, given, self.origin, self.kind).to(output.dtype)
 
     def mean(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean over records, before any root."""
+        """The mean over samples, before any root."""
         if self.loss == "cross-entropy":
             return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
         return F.mse_loss(output, target)
@@ -100,7 +100,7 @@ def _reason(kind: str, output: Tensor, batch: Batch) -> str:
 def root(mean: Tensor, share: float, group: Group) -> Tensor:
     """sqrt of the mean over all processes, with its exact gradient for this process's part.
 
-    `mean` is of this process's records, `share` weighs it so that the average over processes is the mean over
+    `mean` is of this process's samples, `share` weighs it so that the average over processes is the mean over
     all. d sqrt(m) = dm / (2 sqrt(m)); at zero the gradient is taken as zero.
     """
     value = group.average(mean.detach() * share).sqrt()
@@ -133,7 +133,7 @@ class Objective:
     """What the data asks of the outputs: the task's loss, the teacher's, or shares of both.
 
     Attributes:
-        task: None until the first records tell.
+        task: None until the first samples tell.
     """
 
     def __init__(
@@ -149,13 +149,13 @@ class Objective:
         self.task: Task | None = None
 
     def __call__(self, outputs: Sequence[Tensor], batch: Batch, share: float) -> Tensor:
-        """The loss of the records `batch` of this process, weighted by `share`.
+        """The loss of the samples `batch` of this process, weighted by `share`.
 
         Args:
             outputs: of the model, then of the layers in `match`; `batch` lies on their device.
 
         Raises:
-            DataError: labels are missing or do not fit the outputs; names the record.
+            DataError: labels are missing or do not fit the outputs; names the sample.
             UnsupportedError: the outputs do not depend on the weights smoothly: nothing could be learnt.
         """
         output = outputs[0].float()
@@ -232,7 +232,7 @@ class Objective:
         return not told or self.task_for(output, batch).kind == "classification"
 
     def _target(self, task: Task, output: Tensor, batch: Batch) -> Tensor:
-        """The target; a label that does not fit is looked up in the data's own order, to name its record."""
+        """The target; a label that does not fit is looked up in the data's own order, to name its sample."""
         try:
             return task.target(output, batch)
         except DataError:

@@ -88,7 +88,7 @@ def _refuse_other_shapes(teacher: Model, student: Model) -> None:
         if len(here) != len(there) or not all(map(_alike, here, there)):
             raise UsageError(
                 f"train: the teacher {what} than the model",
-                got=f"{_of_one_record(there)} there, {_of_one_record(here)} here",
+                got=f"{_of_one_sample(there)} there, {_of_one_sample(here)} here",
                 expected="two models for one task, e.g. a pruned one and its original",
             )
 
@@ -104,7 +104,7 @@ def _alike(one: Shape, other: Shape) -> bool:
     )
 
 
-def _of_one_record(shapes: Sequence[Shape]) -> str:
+def _of_one_sample(shapes: Sequence[Shape]) -> str:
     return ", ".join("×".join(map(str, shape[1:])) for shape in shapes)
 
 

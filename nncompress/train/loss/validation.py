@@ -1,4 +1,4 @@
-"""How a model does on held-out records, in one pass: the loss, the task's own measure, a metric."""
+"""How a model does on held-out samples, in one pass: the loss, the task's own measure, a metric."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def validate(
     limit: int | None = None,
     metric: Metric | None = None,
 ) -> dict[str, float]:
-    """`loss`, `top1` for classification, and `metric` under its name, over all (or `limit`) records.
+    """`loss`, `top1` for classification, and `metric` under its name, over all (or `limit`) samples.
 
     Args:
         task: None: the metric alone is measured.
@@ -45,7 +45,7 @@ def validate(
     """
     found = _Sums(predict, dataset, task, metric, device)
     for batch in dataset.batches(dataset.measuring_batch(batch_size), limit):
-        progress.step("validating", found.records, dataset.planned_records(limit))
+        progress.step("validating", found.samples, dataset.planned_samples(limit))
         found.add(batch)
     values = found.values()
     for name, value in values.items():
@@ -56,7 +56,7 @@ def validate(
 
 
 class _Sums:
-    """What held-out records add up to."""
+    """What held-out samples add up to."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class _Sums:
         self._predict, self._origin, self._device = predict, dataset.spec, device
         self._task = None if task is None else replace(task, origin=dataset.spec)
         self._metric, self._scores = metric, None if metric is None else metric.begin()
-        self.records = 0
+        self.samples = 0
         self._loss, self._elements, self._right = 0.0, 0, 0
 
     def add(self, batch: Batch) -> None:
@@ -77,7 +77,7 @@ class _Sums:
         with torch.inference_mode():
             output = self._predict(*(x.to(self._device) for x in batch.inputs))[0].float().cpu()
         if self._task is not None:
-            target = self._task.target(output, batch, self.records)
+            target = self._task.target(output, batch, self.samples)
             if self._task.loss == "cross-entropy":
                 self._loss += float(F.cross_entropy(output, target, reduction="sum"))
                 self._right += int((output.argmax(1) == target).sum())
@@ -86,10 +86,10 @@ class _Sums:
                 self._loss += float((output.double() - target.double()).square().sum())
                 self._elements += output.numel()
         if self._metric is not None and self._scores is not None:
-            if not self.records:
+            if not self.samples:
                 self._metric.check(output, batch, self._origin)
             self._scores.add(output, batch, self._origin)
-        self.records += len(batch)
+        self.samples += len(batch)
 
     def values(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -97,7 +97,7 @@ class _Sums:
             mean = self._loss / max(1, self._elements)
             found["loss"] = math.sqrt(mean) if self._task.loss == "rmse" else mean
             if self._task.loss == "cross-entropy":
-                found["top1"] = self._right / self.records
+                found["top1"] = self._right / self.samples
         if self._scores is not None:
             found[self._scores.metric.name] = self._scores.value
         return found
@@ -156,10 +156,10 @@ class HeldOut:
 
 
 def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
-    """The task, "auto" resolved by the first records. The model is on the CPU.
+    """The task, "auto" resolved by the first samples. The model is on the CPU.
 
     Raises:
-        DataError: the data has no records, or no labels for the task.
+        DataError: the data has no samples, or no labels for the task.
     """
     probed = dataset.fixed_batch or PROBED
     for batch in dataset.batches(probed, limit=probed):

@@ -33,7 +33,7 @@ def test_moments_are_of_all_samples_after_the_layers_before_have_changed():
     expected = x.T @ x / len(x)
     expected += seen.ridges["1"] * expected.diagonal().mean() * torch.eye(24)
     np.testing.assert_allclose(moment, expected, rtol=1e-5, atol=1e-6)
-    assert [(rows.layer, rows.count, rows.records) for rows in seen.rows] == [("0", 60, 60), ("1", 60, 60)]
+    assert [(rows.layer, rows.count, rows.samples) for rows in seen.rows] == [("0", 60, 60), ("1", 60, 60)]
 
 
 def test_few_samples_get_a_stronger_ridge_than_many():

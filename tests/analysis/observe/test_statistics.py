@@ -8,7 +8,7 @@ from nncompress.analysis.observe.patches import (
     filter_rows,
     input_rows,
     output_rows,
-    records_of,
+    samples_of,
 )
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.ir import Model
@@ -81,7 +81,7 @@ def test_every_row_is_of_the_record_that_it_was_computed_from(name):
     x = torch.arange(shape[0]).float().reshape(-1, *[1] * (len(shape) - 1)).expand(shape) + 1
     found = next(layers(Model.from_module(layer, (x,))))
     rows = output_rows(found, layer(x))
-    numbers = records_of(found, layer(x), len(x))
+    numbers = samples_of(found, layer(x), len(x))
     expected = torch.arange(len(x)).repeat_interleave(rows.shape[1] // len(x))
     assert numbers.tolist() == expected.tolist()
     patches = input_rows(found, x)

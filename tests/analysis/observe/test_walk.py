@@ -9,7 +9,7 @@ import torch
 from networks import inputs, model
 
 from nncompress.analysis.observe import budget
-from nncompress.analysis.observe.taps import Taps
+from nncompress.analysis.observe.gradient_hooks import GradientHooks
 from nncompress.analysis.observe.walk import Walk
 
 
@@ -57,7 +57,7 @@ def test_puts_other_values_in_place():
 def test_gradients_at_an_input_and_nothing_of_the_last_batch():
     each = model("residual")
     first = next(n for n in each.graph.nodes if n.op == "placeholder")
-    taps = Taps(each, {}, [first])
+    taps = GradientHooks(each, {}, [first])
     for size in (3, 2):
         x = inputs("residual", size)[0]
         with torch.enable_grad():

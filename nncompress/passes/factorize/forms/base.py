@@ -117,7 +117,7 @@ class Form(ABC):
         return self._made[ranks]
 
     def cost(self, ranks: Ranks, unit: str) -> int:
-        """MACs of one record, or parameters."""
+        """MACs of one sample, or parameters."""
         return sum(s.macs if unit == "macs" else prod(s.shape) for s in self.stages(ranks))
 
     def candidates(self, unit: str, round_to: int = 1) -> Iterator[Candidate]:

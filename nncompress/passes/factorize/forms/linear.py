@@ -37,7 +37,7 @@ class LinearForm(MatrixForm):
 
     @cached_property
     def _vectors(self) -> tuple[int, int]:
-        """How many vectors of one record the left and the right factor multiply."""
+        """How many vectors of one sample the left and the right factor multiply."""
         each = [(prod(self._shapes.of(layer.node)[:-1]), layer.kind) for layer in self.target.layers]
         return sum(n for n, kind in each if kind != "embedding"), sum(n for n, _ in each)
 

@@ -35,7 +35,7 @@ def scale_channels(model: Model, batches: Iterable[Inputs], progress: Progress, 
     The model computes the same function up to rounding.
 
     Args:
-        batches: calibration records; not looked at where there is no such channel.
+        batches: calibration samples; not looked at where there is no such channel.
     """
     streams = _Streams(model)
     read = [layer.data for layer in streams.scalable if layer.depthwise and streams.free(layer.data).any()]

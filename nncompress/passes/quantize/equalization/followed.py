@@ -43,7 +43,7 @@ _MOVES = frozenset(
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputMoments:
     """A product that reads channels.
 
     Attributes:
@@ -74,7 +74,7 @@ class Followed:
         order: Mapping[fx.Node, int],
         shapes: Shapes,
     ) -> None:
-        self.readings: list[Reading] = []
+        self.readings: list[InputMoments] = []
         self._shapes, self._products = shapes, products
         shape = shapes.of(source)
         self.free = torch.ones(shape[-1], dtype=torch.bool)
@@ -100,7 +100,7 @@ class Followed:
         layer = self._products.get(node)
         if layer is not None and labelled == [layer.data]:
             numbers = self._constant(self._labels[layer.data], range(len(self._shapes.of(layer.data)) - 1))
-            self.readings.append(Reading(layer, numbers.flatten()))
+            self.readings.append(InputMoments(layer, numbers.flatten()))
             return None
         moved = None
         if node.op == "call_function":

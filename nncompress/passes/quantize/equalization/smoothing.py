@@ -31,7 +31,7 @@ from nncompress.ir.formats.qdq import LEVELS, QParams, round_weight
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer, layers, reads
 from nncompress.passes.base import Context
-from nncompress.passes.quantize.equalization.followed import OTHER, Followed, Reading, example_shapes
+from nncompress.passes.quantize.equalization.followed import OTHER, Followed, InputMoments, example_shapes
 from nncompress.passes.quantize.equalization.sources import is_matrix, sources
 
 SAMPLES, BATCH = 128, 16  # whose values are looked at; every other batch is held out
@@ -109,7 +109,7 @@ class _Site:
 
     divide: Callable[[Tensor], None]
     free: Tensor
-    readings: Sequence[Reading]
+    readings: Sequence[InputMoments]
     costs: bool = False
 
 
@@ -187,12 +187,12 @@ def _sites(model: Model, wanted: Collection[fx.Node]) -> list[_Site]:
     for data in sorted(left, key=order.__getitem__):
         width = shapes.of(data)[-1]
         every = torch.arange(width)
-        readings = [Reading(layer, every) for layer in left[data]]
+        readings = [InputMoments(layer, every) for layer in left[data]]
         found.append(_Site(_multiplication(model, readings), torch.ones(width).bool(), readings, costs=True))
     return found
 
 
-def _multiplication(model: Model, readings: Sequence[Reading]) -> Callable[[Tensor], None]:
+def _multiplication(model: Model, readings: Sequence[InputMoments]) -> Callable[[Tensor], None]:
     def divide(scales: Tensor) -> None:
         first = min((each.layer for each in readings), key=lambda each: _place(model, each.node))
         name = edit.add_tensor(model, f"{first.name}.input_scales", (1 / scales).float())
@@ -277,7 +277,7 @@ def _best(
 class _Case:
     """One product, and rows of what it reads."""
 
-    def __init__(self, reading: Reading, seen: _Seen) -> None:
+    def __init__(self, reading: InputMoments, seen: _Seen) -> None:
         weight = reading.layer.weight.value()
         self.weight = weight if reading.layer.roles.inputs % 2 else weight.T
         self.channels, self.largest = reading.channels, seen.largest

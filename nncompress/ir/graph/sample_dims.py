@@ -1,4 +1,4 @@
-"""Along which dims do records lie? Asked of the model: records together must give what each gives alone."""
+"""Along which dims do samples lie? Asked of the model: samples together must give what each gives alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nncompress.errors import NNCompressError, UnsupportedError, UsageError
-from nncompress.ir.graph.inputs import BATCH, InputSpec, count_records, take_records
+from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, take_samples
 from nncompress.ir.graph.model import Model
 
 INDEPENDENT = (
@@ -21,16 +21,16 @@ Run = Callable[..., Any]
 
 
 def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], alone: bool) -> float | None:
-    """How far a record's outputs move with the other records of its batch, relative to their size.
+    """How far a sample's outputs move with the other samples of its batch, relative to their size.
 
-    The first and the last record are looked at: in a causal model, records along time leave the first alone.
-    0 for independent records, up to rounding; infinite where no output has one row per record.
+    The first and the last sample are looked at: in a causal model, samples along time leave the first alone.
+    0 for independent samples, up to rounding; infinite where no output has one row per sample.
 
     Args:
-        alone: the model takes a single record, so each is run by itself; else among its copies.
+        alone: the model takes a single sample, so each is run by itself; else among its copies.
     Returns: None where that cannot be told: a batch of 1 that is fixed, or a run that fails.
     """
-    count = count_records(specs, inputs)
+    count = count_samples(specs, inputs)
     if count < 2:
         return None
     found: list[float | None] = []
@@ -38,19 +38,19 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
         with torch.no_grad():
             together = _tuple(run(*_fresh(inputs)))
             for place in (0, count - 1):
-                # among copies of itself; another order alone would not show in a sum over all records
+                # among copies of itself; another order alone would not show in a sum over all samples
                 index, now = torch.full((1 if alone else count,), place), 0 if alone else place
-                apart = _tuple(run(*_fresh(take_records(specs, inputs, index))))
+                apart = _tuple(run(*_fresh(take_samples(specs, inputs, index))))
                 found += [
-                    _record_distance(a, place, b, now, count, len(index)) for a, b in zip(together, apart)
+                    _sample_distance(a, place, b, now, count, len(index)) for a, b in zip(together, apart)
                 ]
     except (NNCompressError, RuntimeError, IndexError, ValueError):
         return None
     return max((each for each in found if each is not None), default=math.inf)
 
 
-def _record_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, others: int) -> float | None:
-    """Of one record: `place` of `count` in a, `now` of `others` in b; None where there are no such rows.
+def _sample_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, others: int) -> float | None:
+    """Of one sample: `place` of `count` in a, `now` of `others` in b; None where there are no such rows.
 
     Where several dims have these sizes, the one along which they agree best is it.
     """
@@ -69,16 +69,16 @@ def settle_batch(
     stated: bool = False,
     traced: bool = False,
 ) -> Model:
-    """The model, with its records along dims of which it was asked; what is found, or cannot be, is said.
+    """The model, with its samples along dims of which it was asked; what is found, or cannot be, is said.
 
     Args:
-        others: make the same model with its records along other dims, the likeliest first; tried where they
+        others: make the same model with its samples along other dims, the likeliest first; tried where they
             depend on each other along those that it has (time).
         stated: the user said along which dims they lie.
         traced: the graph was made here, so that a batch which came out fixed is the network's doing.
 
     Raises:
-        UsageError: they were stated, and records along them depend on each other.
+        UsageError: they were stated, and samples along them depend on each other.
     """
     found = _dependence(model)
     if found is None and traced and BATCH not in model.dynamic:
@@ -114,7 +114,7 @@ def settle_batch(
 
 
 def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[Callable[[], Model]]) -> Model:
-    """The model with its records along another dim, where there is one along which they are independent."""
+    """The model with its samples along another dim, where there is one along which they are independent."""
     for make in map(_with_batch, others):
         try:
             other = make()
@@ -135,7 +135,7 @@ def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[C
 
 
 def _with_batch(make: Callable[[], Model]) -> Callable[[], Model]:
-    """One whose batch came out fixed has its records nowhere, and cannot be asked."""
+    """One whose batch came out fixed has its samples nowhere, and cannot be asked."""
 
     def made() -> Model:
         model = make()
@@ -167,8 +167,8 @@ def renamed(model: Model, names: dict[str, str]) -> Model:
 
 def _dependence(model: Model) -> float | None:
     low, high = model.dynamic.get(BATCH, (2, 2))
-    records = min(max(2 if low < 2 else 3, low), high or 3)
-    return dependence(model.outputs_of, model.inputs, model.example_inputs(records), alone=low < 2)
+    samples = min(max(2 if low < 2 else 3, low), high or 3)
+    return dependence(model.outputs_of, model.inputs, model.example_inputs(samples), alone=low < 2)
 
 
 def _places(model: Model) -> str:

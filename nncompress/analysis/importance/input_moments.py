@@ -15,12 +15,12 @@ from nncompress.analysis.observe.moments import Moments
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.ir.layers.weights import Layer
 
-POSITIONS = 64  # of a layer, drawn per record
+POSITIONS = 64  # of a layer, drawn per sample
 LARGEST = 6144  # columns of a layer; beyond that, columns of different units are taken as independent
 
 
 @dataclass
-class Reading:
+class InputMoments:
     """Moments at one layer.
 
     Attributes:
@@ -57,14 +57,14 @@ def key(choice: Choice, consumer: Consumer) -> str:
     return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
 
 
-def readings_of(choices: Sequence[Choice], seed: int) -> dict[str, Reading]:
+def input_moments_of(choices: Sequence[Choice], seed: int) -> dict[str, InputMoments]:
     """Empty readings of all that the consumers of these choices read."""
-    found: dict[str, Reading] = {}
+    found: dict[str, InputMoments] = {}
     for choice in choices:
         for consumer in choice.consumers:
             whole = _inputs(consumer.layer) <= LARGEST
             generator = torch.Generator().manual_seed(seed + crc32(consumer.layer.name.encode()))
-            reading = Reading(consumer.layer, None if whole else consumer.columns, generator)
+            reading = InputMoments(consumer.layer, None if whole else consumer.columns, generator)
             found.setdefault(key(choice, consumer), reading)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nncompress import targets
 from nncompress.analysis.cost import cost
-from nncompress.bench import Arm
+from nncompress.bench import Candidate
 from nncompress.cli.console import say
 from nncompress.cli.work import artifacts
 from nncompress.devices import need_cuda
@@ -138,7 +138,9 @@ def _listed(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
     return named
 
 
-def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar: Progress) -> list[Arm]:
+def candidates_of(
+    artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar: Progress
+) -> list[Candidate]:
     """The artifact as it is to be measured, with its cost where its graph is known.
 
     Args:
@@ -146,84 +148,98 @@ def arms_of(artifact: artifacts.Artifact, name: str, to: Target, base: Path, bar
     """
     with artifact.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    arm = Arm(name, artifact.path, sha256=digest, inputs=artifact.inputs, sizes=artifact.sizes)
+    candidate = Candidate(name, artifact.path, sha256=digest, inputs=artifact.inputs, sizes=artifact.sizes)
     if artifact.model is not None:
         costs = cost(artifact.model)
-        arm = replace(
-            arm, artifact=artifact.model, parameters=costs.parameters, macs=costs.macs, inputs=(), sizes={}
+        candidate = replace(
+            candidate,
+            artifact=artifact.model,
+            parameters=costs.parameters,
+            macs=costs.macs,
+            inputs=(),
+            sizes={},
         )
     if to.device == "cuda":
-        return _on_gpu(arm, to, base, bar)
+        return _on_gpu(candidate, to, base, bar)
     if to.device == "cpu" and to.runtimes != ("onnxruntime",):
-        return _on_cpu(arm, to, base, bar)
+        return _on_cpu(candidate, to, base, bar)
     if artifact.model is None:
-        return [arm]
+        return [candidate]
     suffix, target = (".pte", None) if to.device == "mobile" else (".onnx", "ort-cpu")
-    return [replace(arm, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar, target))]
+    return [
+        replace(candidate, artifact=_exported(artifact.model, base.with_suffix(suffix), name, bar, target))
+    ]
 
 
-def _on_cpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
-    """One arm per runtime, and per precision in OpenVINO; a float model is exported once for all."""
-    arms = []
-    model = arm.artifact if isinstance(arm.artifact, Model) else None
-    file: Path | None = None if model is not None else Path(arm.artifact)  # type: ignore[arg-type]
+def _on_cpu(candidate: Candidate, to: Target, base: Path, bar: Progress) -> list[Candidate]:
+    """One candidate per runtime, and per precision in OpenVINO; a float model is exported once for all."""
+    candidates = []
+    model = candidate.artifact if isinstance(candidate.artifact, Model) else None
+    file: Path | None = None if model is not None else Path(candidate.artifact)  # type: ignore[arg-type]
     for runtime in to.runtimes:
         if runtime == "torch":
-            arms.append(replace(arm, name=f"{arm.name} torch" if len(to.runtimes) > 1 else arm.name))
+            candidates.append(
+                replace(candidate, name=f"{candidate.name} torch" if len(to.runtimes) > 1 else candidate.name)
+            )
             continue
         if model is not None and (file is None or is_quantized(model)):
             file = _exported(
                 model,
                 base.with_suffix(f".{runtime}.onnx"),
-                arm.name,
+                candidate.name,
                 bar,
                 target="ort-cpu" if runtime == "onnxruntime" else None,
             )
         assert file is not None
         if file.suffix.lower() not in KNOWN[runtime].suffixes:
             raise UsageError(
-                f"{runtime} does not run {arm.name}",
+                f"{runtime} does not run {candidate.name}",
                 got=file.suffix,
                 expected=", ".join(KNOWN[runtime].suffixes),
                 remedy="export the model to .onnx, which both run",
             )
-        own = replace(arm, artifact=file, runtime=runtime)
+        own = replace(candidate, artifact=file, runtime=runtime)
         if not KNOWN[runtime].precisions:
-            name = f"{arm.name} {runtime}" if len(to.runtimes) > 1 else arm.name
-            arms.append(replace(own, name=name))
+            name = f"{candidate.name} {runtime}" if len(to.runtimes) > 1 else candidate.name
+            candidates.append(replace(own, name=name))
             continue
         for precision in to.precisions:
-            words = (arm.name, runtime if len(to.runtimes) > 1 else "", precision)
-            arms.append(replace(own, name=" ".join(filter(None, words)), precision=precision or None))
-    return arms
+            words = (candidate.name, runtime if len(to.runtimes) > 1 else "", precision)
+            candidates.append(replace(own, name=" ".join(filter(None, words)), precision=precision or None))
+    return candidates
 
 
-def _on_gpu(arm: Arm, to: Target, base: Path, bar: Progress) -> list[Arm]:
-    """One arm per precision and mode; an `.onnx` and a quantized model have the precision they have."""
-    if not isinstance(arm.artifact, Model):
-        if to.runtime != "onnxruntime" or Path(arm.artifact).suffix.lower() != ".onnx":
+def _on_gpu(candidate: Candidate, to: Target, base: Path, bar: Progress) -> list[Candidate]:
+    """One candidate per precision and mode; an `.onnx` and a quantized model have the precision they have."""
+    if not isinstance(candidate.artifact, Model):
+        if to.runtime != "onnxruntime" or Path(candidate.artifact).suffix.lower() != ".onnx":
             raise UsageError(
-                f"{arm.name} does not run in {to.runtime} on a GPU", expected="an .onnx, or a loadable model"
+                f"{candidate.name} does not run in {to.runtime} on a GPU",
+                expected="an .onnx, or a loadable model",
             )
-        return [replace(arm, cuda=Cuda("onnxruntime"))]
-    arms = []
-    quantized = is_quantized(arm.artifact)
+        return [replace(candidate, cuda=Cuda("onnxruntime"))]
+    candidates = []
+    quantized = is_quantized(candidate.artifact)
     for precision in ("int8",) if quantized else to.precisions:
-        model = arm.artifact if quantized else in_precision(arm.artifact, precision.removesuffix(SPARSE))
+        model = (
+            candidate.artifact
+            if quantized
+            else in_precision(candidate.artifact, precision.removesuffix(SPARSE))
+        )
         sparse = precision.endswith(SPARSE)
         if sparse and not any(is_semi_structured(layer.weight.value()) for layer in _linear(model)):
-            say(f"{arm.name} has no linear layer that is 2:4: not in {precision} (prune --pattern 2:4)")
+            say(f"{candidate.name} has no linear layer that is 2:4: not in {precision} (prune --pattern 2:4)")
             continue
-        name = f"{arm.name} {precision}" if len(to.precisions) > 1 else arm.name
+        name = f"{candidate.name} {precision}" if len(to.precisions) > 1 else candidate.name
         if to.runtime == "onnxruntime":
             file = _exported(model, base.with_suffix(f".{precision}.onnx"), name, bar)
-            arms.append(replace(arm, name=name, artifact=file, cuda=Cuda("onnxruntime")))
+            candidates.append(replace(candidate, name=name, artifact=file, cuda=Cuda("onnxruntime")))
             continue
         for mode in to.modes:
             full = f"{name} {mode}" if len(to.modes) > 1 else name
             cuda = Cuda("torch", mode, sparse)  # type: ignore[arg-type]
-            arms.append(replace(arm, name=full, artifact=model, cuda=cuda))
-    return arms
+            candidates.append(replace(candidate, name=full, artifact=model, cuda=cuda))
+    return candidates
 
 
 def _linear(model: Model) -> list[Layer]:

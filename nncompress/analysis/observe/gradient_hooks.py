@@ -17,7 +17,7 @@ from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.graph.model import Model
 
 
-class Taps(Walk):
+class GradientHooks(Walk):
     """Runs a model and keeps chosen values with their gradients.
 
     Args:
