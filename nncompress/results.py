@@ -207,8 +207,8 @@ class CandidateResult:
         runtime: "ONNX Runtime 1.31.1 CPU".
         wall: by the clock on the wall.
         cpu: of the calling thread's CPU time; None where a run uses other threads too.
-        speedup: the first candidate's time over this one's: above 1 is faster. None for the first candidate.
-        parity: this candidate's outputs against the first candidate's on the same input. None for the first candidate.
+        speedup: the first candidate's time over this one's: above 1 is faster. None for the first.
+        parity: its outputs against the first candidate's on the same input. None for the first.
         load_s: seconds to open the file, the fastest of all sessions.
         cold_start_s: seconds to open the file and run once, in a new process that has imported the runtime.
         peak_memory: bytes that loading and running take beyond the runtime itself, in a process of its own.
@@ -270,7 +270,7 @@ class BenchResult(Result):
         batch: samples per call.
         threads: per call.
         clock: which clock the ratios are taken from: "cpu", "wall", or "GPU" (its events).
-        rounds_per_session: how often every candidate was measured; all artifacts were opened anew in each session.
+        rounds_per_session: how often each was measured; all artifacts were opened anew in each session.
         warmup: rounds that were not kept.
         environment: CPU, instruction sets, versions, governor.
         energy_source: where energy was read, or why it is not reported.

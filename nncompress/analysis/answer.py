@@ -252,7 +252,7 @@ def check_finite(result: Tensor, first_sample: int, *, masked: bool = False) -> 
     Args:
         masked: scores of classes, of which some may be -inf, but not all of a sample.
     Raises:
-        VerificationError: naming the first such record, counted from `first_sample`.
+        VerificationError: naming the first such sample, counted from `first_sample`.
     """
     if not (result.is_floating_point() or result.is_complex()) or not result.numel():
         return

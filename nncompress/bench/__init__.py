@@ -78,8 +78,8 @@ def benchmark(
             as long, there are fewer sessions, but at least 3 of 5 rounds.
         rounds: measure this many rounds instead, spread over the sessions.
         sessions: how often every artifact is opened anew (see `stats`).
-        target_error: add sessions until every ratio (with one candidate: its latency) is known to within this,
-            0.01 is 1 %, for at most ten times the budget.
+        target_error: add sessions until every ratio (of a single candidate: its latency) is known to
+            within this, 0.01 is 1 %, for at most ten times the budget.
         memory: also measure each artifact's peak memory and cold start, which takes a process of its own and
             some seconds.
         energy: also measure energy per call, where the machine counts it; 1.5 s per candidate.

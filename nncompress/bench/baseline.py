@@ -267,8 +267,9 @@ def _changes(then: Run, now: Run, name: str, tolerance: float, notes: list[str])
             away = max(slowdown.value, 1 / slowdown.value) - 1
             if away > tolerance:
                 notes.append(
-                    f"{candidate}, the same file as then, takes {slowdown.value:.2f} times as long: the machine or "
-                    "its software is in another state. Ratios to it are compared, which are free of that"
+                    f"{candidate}, the same file as then, takes {slowdown.value:.2f} times as long: "
+                    "the machine or its software is in another state. Ratios to it are compared, "
+                    "which are free of that"
                 )
             continue
         changes.append(

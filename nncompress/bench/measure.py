@@ -2,8 +2,8 @@
 
 On a busy machine the median of a loop over A, then a loop over B, compares two moments of the machine and not
 A and B: int8 once showed 2.85x this way and was really 1.6x. Therefore
-- the candidates take turns: every round visits every candidate once, in an order drawn anew for each round;
-- each visit first calls once unmeasured, so that a candidate finds its weights in the cache as it would alone;
+- candidates take turns: every round visits each once, in an order drawn anew for each round;
+- each visit first calls once unmeasured, so that it finds its weights in the cache as it would alone;
 - both clocks are read: the wall's, which includes the time that the scheduler gave to others, and the
   thread's own CPU time, which does not (but misses other threads: it counts only with one).
 """
@@ -58,7 +58,7 @@ class SystemClock:
 
 @dataclass
 class CandidateTimes:
-    """Of one candidate, entry i from round i: nanoseconds per call, and its place in the round (0 the first)."""
+    """Of one candidate, entry i from round i: nanoseconds per call, its place in the round (0 the first)."""
 
     wall_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)

@@ -78,8 +78,9 @@ def _clocks_of_ratio(candidate: CandidateResult, wall: Estimate | None) -> str:
     if overlap or apart < CLOCKS_DISAGREE:
         return ""
     return (
-        f"the clocks disagree on {candidate.name}: {ratio.value:.2f}x by the thread's CPU time, {wall.value:.2f}x "
-        "by the wall clock. The scheduler gave time to other programs; the CPU time is the one to believe."
+        f"the clocks disagree on {candidate.name}: {ratio.value:.2f}x by the thread's CPU time, "
+        f"{wall.value:.2f}x by the wall clock. The scheduler gave time to other programs; "
+        "the CPU time is the one to believe."
     )
 
 
@@ -161,9 +162,9 @@ def _first_session(candidates: Sequence[CandidateResult], rounds_per_session: Se
         rest = max(0.0, max(excess[:i] + excess[i + 1 :]))
         if excess[i] - rest > np.log(FIRST_SESSION):
             return (
-                f"{candidate.name} was at least {100 * (np.exp(excess[i]) - 1):.0f} % slower in the first session "
-                "than in every later one. It was slower for being early, not for what it is; measure again, "
-                "or longer (--time 60s)."
+                f"{candidate.name} was at least {100 * (np.exp(excess[i]) - 1):.0f} % slower in "
+                "the first session than in every later one. It was slower for being early, not for what "
+                "it is; measure again, or longer (--time 60s)."
             )
     return ""
 

@@ -93,8 +93,8 @@ class Plan:
     Attributes:
         time_budget: seconds of measuring, shared by the sessions.
         rounds: so many rounds instead, shared by the sessions.
-        target_error: measure further sessions until every ratio (of a single candidate: its latency) is known to
-            within this, 0.01 is 1 %; at most `LONGEST_TO_TARGET` times the budget.
+        target_error: measure further sessions until every ratio (of a single candidate: its latency) is
+            known to within this, 0.01 is 1 %; at most `LONGEST_TO_TARGET` times the budget.
     """
 
     time_budget: float
@@ -127,7 +127,7 @@ def measure_sessions(
     try:
         with undisturbed():
             while not _enough(measured.times, plan, time.perf_counter() - begin, by_cpu):
-                # The order of opening decides where the weights lie in memory, so it must not favour a candidate:
+                # The order of opening decides where the weights lie in memory, and must favour none:
                 # every order is followed by its reverse.
                 odd = len(measured.times) % 2
                 order = order[::-1] if odd else generator.permutation(len(candidates)).tolist()

@@ -65,7 +65,7 @@ def slowdown(then: Sequence[float], now: Sequence[float]) -> Estimate:
     """How many times as slow it is now as in an earlier run, with its 95 % interval (Welch 1947).
 
     Args:
-        then, now: per session, at least two of each: the median time, or the median ratio to another candidate.
+        then, now: per session, at least two of each: the median time, or the median ratio to another one.
     """
     before, after = np.log(then), np.log(now)
     a, b = _squared_error(before), _squared_error(after)

@@ -184,7 +184,7 @@ def check_finite(
         mask: it may hold -inf, as masks that are added to scores do.
 
     Raises:
-        DataError: naming the first such record, counted from `first_sample`.
+        DataError: naming the first such sample, counted from `first_sample`.
     """
     if array.dtype.kind != "f":
         return

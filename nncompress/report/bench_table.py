@@ -199,9 +199,9 @@ def _legend(result: BenchResult) -> list[str]:
             "cold start: open and run once in a new process; memory: its peak, beyond the runtime's own"
         )
     spent = [
-        f"{candidate.name} {', '.join(f'{energy(joules)} {source}' for source, joules in candidate.energy.items())}"
-        for candidate in result.candidates
-        if candidate.energy is not None
+        f"{each.name} {', '.join(f'{energy(joules)} {source}' for source, joules in each.energy.items())}"
+        for each in result.candidates
+        if each.energy is not None
     ]
     if spent:
         lines.append(f"energy per call ({result.energy_source}): {'; '.join(spent)}")

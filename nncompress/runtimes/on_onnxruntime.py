@@ -56,7 +56,7 @@ class OnnxRuntimeRunner(Runner):
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = FATAL
         # Idle worker threads spin for a while after a run; in an interleaved benchmark they would burn the
-        # time of the next arm.
+        # time of the next candidate.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(

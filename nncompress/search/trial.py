@@ -1,4 +1,4 @@
-"""One trial: a recipe carried out, and as much evidence about it as it deserves.
+"""One trial: a recipe applied, and measured as far as it deserves.
 
 The metric on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
 the original, only of those that hold the bound.

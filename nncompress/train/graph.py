@@ -29,10 +29,10 @@ def training_graph(
     *,
     training: bool = True,
     frozen: Sequence[str] = (),
-    taps: Sequence[str] = (),
+    matched: Sequence[str] = (),
     copies: Mapping[str, Copy] | None = None,
 ) -> fx.GraphModule:
-    """A copy of the graph over the same tensors: inputs -> the answer, then the outputs of layers in `taps`.
+    """A copy of the graph over the same tensors: inputs -> the answer, then the outputs of those in `matched`.
 
     Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient. Biases
     of integer layers are read as a kernel stores them.
@@ -40,7 +40,7 @@ def training_graph(
     Batch norms whose weight or statistics match a pattern of `frozen` keep using, and do not update, their
     running statistics. A view becomes a reshape, since images may lie in memory channels last.
     """
-    nodes = [layer_output(model, name) for name in taps]
+    nodes = [layer_output(model, name) for name in matched]
     graph = fx.Graph()
     same: dict[fx.Node, fx.Node] = {}
     outputs: Any = graph.graph_copy(model.graph, same)

@@ -108,7 +108,7 @@ class Run:
         lay_out(self.model, channels_last)
         self.trained = trainable(self.model, frozen)
         self.evaluated = training_graph(self.model, training=False)
-        graph = training_graph(self.model, frozen=frozen, taps=settings.match, copies=self.copies)
+        graph = training_graph(self.model, frozen=frozen, matched=settings.match, copies=self.copies)
         self.module = self.group.wrap(graph)
         weights = layer_weights(self.model, self.copies)
         self.penalty = Penalty(

@@ -156,7 +156,7 @@ class _Walk:
         self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
         self._now.weights.update(without_data(model, cut).weights)
         self._generator = torch.Generator().manual_seed(seed)
-        self._records = [count_samples(model.inputs, batch) for batch in batches]
+        self._samples = [count_samples(model.inputs, batch) for batch in batches]
         self._sums = {b.writer.node: b for b in branches if b.writer is not None}
         self._dropped = {b.add: number for number, b in enumerate(cut.branches)}
         self._skipped = {layer.name for b in cut.branches for layer in b.layers}
@@ -225,7 +225,7 @@ class _Walk:
         layer = affine.layer
         regression = Regression(centred=affine.intercept)
         seen = 0
-        for (read, target), samples in zip(self._examples(affine), self._records, strict=True):
+        for (read, target), samples in zip(self._examples(affine), self._samples, strict=True):
             positions = draw_positions(layer, target, POSITIONS * samples, self._generator)
             rows = filter_rows(layer, read, positions)
             numbers = seen + samples_of(layer, target, samples, positions)

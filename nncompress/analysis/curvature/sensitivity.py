@@ -46,17 +46,17 @@ def output_gradients(
     progress = progress or NullProgress()
     generator = torch.Generator().manual_seed(seed)
     dims = dict(nodes)
-    taps = GradientHooks(model, {}, dims)
+    hooks = GradientHooks(model, {}, dims)
     found: dict[fx.Node, Tensor] = {}
     scales: list[Tensor] = []
     samples = 0
     try:
         for inputs in batches:
             with torch.no_grad():
-                scales = scales or output_scales(taps.outputs(*inputs))
+                scales = scales or output_scales(hooks.outputs(*inputs))
             for chunk in in_chunks(model, inputs, CHUNK):
                 progress.step("measuring what the output minds", samples, total)
-                for node, gradient in _backward(taps, chunk, scales, generator).items():
+                for node, gradient in _backward(hooks, chunk, scales, generator).items():
                     rows = gradient.movedim(dims[node], -1).flatten(0, -2).to(torch.float64)
                     found[node] = found.get(node, torch.zeros((), dtype=torch.float64)) + rows.T @ rows
                 samples += len(chunk[0])
@@ -71,15 +71,15 @@ def output_gradients(
 
 
 def _backward(
-    taps: GradientHooks, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
+    hooks: GradientHooks, inputs: Inputs, scales: list[Tensor], generator: torch.Generator
 ) -> dict[fx.Node, Tensor]:
     with torch.enable_grad():
         projected = [
             (y * torch.randn(y.shape, generator=generator).to(y) / scale).sum()
-            for y, scale in zip(taps.outputs(*inputs), scales)
+            for y, scale in zip(hooks.outputs(*inputs), scales)
             if isinstance(y, Tensor) and y.requires_grad
         ]
         if not projected:
             raise RuntimeError("no output depends on a layer")
-        gradients = taps.gradients(torch.stack(projected).sum())[1]
+        gradients = hooks.gradients(torch.stack(projected).sum())[1]
     return {node: finite(gradient, node.name) for node, gradient in gradients.items()}

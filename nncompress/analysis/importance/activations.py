@@ -96,7 +96,7 @@ def gradient_products(
     the unit were silent: sum of activation × gradient over everything that reads the unit."""
     reads = {c.layer.node: c.layer.data for choice in choices for c in choice.consumers}
     bare = {choice.name: read_sites(choice) for choice in choices if not choice.consumers}
-    taps = GradientHooks(model, reads, [site.node for sites in bare.values() for site in sites])
+    hooks = GradientHooks(model, reads, [site.node for sites in bare.values() for site in sites])
     planned, seen = data.planned_samples(limit), 0
     dims, watched = SampleDims(model), [*reads.values(), *(s.node for sites in bare.values() for s in sites)]
     size = gradient_batch_size(model, batch_size)
@@ -105,8 +105,8 @@ def gradient_products(
     for batch in data.batches(size, limit):
         progress.step("gradients of the loss", seen, planned)
         with torch.enable_grad():
-            loss = task_loss(taps.outputs(*batch.inputs)[answer_index(model, data)], batch, data.spec)
-        read, value = taps.gradients(loss)
+            loss = task_loss(hooks.outputs(*batch.inputs)[answer_index(model, data)], batch, data.spec)
+        read, value = hooks.gradients(loss)
         found = {}
         count = len(batch)
         for choice in choices:
@@ -114,11 +114,11 @@ def gradient_products(
             for c in choice.consumers:
                 site = next((s for s in choice.sites if s.node is c.layer.data), None)
                 if site is not None and c.layer.node in read:
-                    products = (taps.read[c.layer.node].detach() * read[c.layer.node]).double()
+                    products = (hooks.read[c.layer.node].detach() * read[c.layer.node]).double()
                     total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             for site in bare.get(choice.name, ()):
                 if site.node in value:
-                    products = (taps.value[site.node].detach() * value[site.node]).double()
+                    products = (hooks.value[site.node].detach() * value[site.node]).double()
                     total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             found[choice.name] = total
         seen += len(batch)

@@ -52,20 +52,20 @@ class InputMoments:
 
 
 def key(choice: Choice, consumer: Consumer) -> str:
-    """What a choice's consumer shares a reading by: its layer, unless blocks by unit are all that is kept."""
+    """What a choice's consumer shares moments by: its layer, unless blocks by unit are all that is kept."""
     layer = consumer.layer
     return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
 
 
 def input_moments_of(choices: Sequence[Choice], seed: int) -> dict[str, InputMoments]:
-    """Empty readings of all that the consumers of these choices read."""
+    """No moments yet, of all that the consumers of these choices read."""
     found: dict[str, InputMoments] = {}
     for choice in choices:
         for consumer in choice.consumers:
             whole = _inputs(consumer.layer) <= LARGEST
             generator = torch.Generator().manual_seed(seed + crc32(consumer.layer.name.encode()))
-            reading = InputMoments(consumer.layer, None if whole else consumer.columns, generator)
-            found.setdefault(key(choice, consumer), reading)
+            moments = InputMoments(consumer.layer, None if whole else consumer.columns, generator)
+            found.setdefault(key(choice, consumer), moments)
     return found
 
 

@@ -89,7 +89,7 @@ class Reconstruction:
         self._data, self._limit, self._progress = data, limit, progress
         self._batch_size = gradient_batch_size(model, batch_size)
         self._seed = seed
-        self._records = SampleDims(model)
+        self._sample_dims = SampleDims(model)
         self.rankings: dict[str, Ranking] = {}
         self.branch_losses = [0.0] * len(branches)
         self._branch_means: list[Tensor] = [torch.zeros(0)] * len(branches)
@@ -112,22 +112,22 @@ class Reconstruction:
         """
         changes = {}
         passes = in_passes(self._choices)
-        readings = input_moments_of(passes[0], self._seed)
-        responses = self._measure(readings)
+        moments = input_moments_of(passes[0], self._seed)
+        responses = self._measure(moments)
         done = 0
         for number, choices in enumerate(passes):
             if number:
-                readings = self._read(choices)
+                moments = self._read(choices)
             for choice in choices:
                 self._progress.step("ranking nodes", done, len(self._choices))
-                self.rankings[choice.name] = self._rank(choice, readings, responses)
+                self.rankings[choice.name] = self._rank(choice, moments, responses)
                 if choice.consumers or choice.kind == "writes":
-                    changes[choice.name] = self._half(choice, readings, responses)
+                    changes[choice.name] = self._half(choice, moments, responses)
                 done += 1
         return changes
 
-    def _measure(self, readings: dict[str, InputMoments]) -> dict[str, Response]:
-        """One pass with gradients: the responses of all layers, and the readings given."""
+    def _measure(self, moments: dict[str, InputMoments]) -> dict[str, Response]:
+        """One pass with gradients: the responses of all layers, and the moments given."""
         writers = {c.layer.name for c in self._choices if c.kind == "writes" and c.layer is not None}
         responses = {
             name: Response(layer, ChannelStatistics(layer.channel_dim) if name in writers else None)
@@ -136,16 +136,16 @@ class Reconstruction:
         totals: list[Tensor | None] = [None] * len(self._branches)
         counts = [0] * len(self._branches)
 
-        def take(taps: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
+        def take(hooks: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
             for response in responses.values():
                 node = response.layer.node
-                if node in taps.value:
-                    response.add(taps.value[node].detach(), gradients[0][node], len(batch))
-            for reading in readings.values():
-                if reading.layer.node in taps.value:
-                    reading.add(taps.value[reading.layer.data])
+                if node in hooks.value:
+                    response.add(hooks.value[node].detach(), gradients[0][node], len(batch))
+            for inputs in moments.values():
+                if inputs.layer.node in hooks.value:
+                    inputs.add(hooks.value[inputs.layer.data])
             for number, branch in enumerate(self._branches):
-                value = taps.value[branch.value].detach().double()
+                value = hooks.value[branch.value].detach().double()
                 total = value.movedim(branch_dim(branch), -1).flatten(0, -2).sum(0)
                 before = totals[number]
                 totals[number] = total if before is None else before + total
@@ -158,15 +158,15 @@ class Reconstruction:
         return responses
 
     def _read(self, choices: Sequence[Choice]) -> dict[str, InputMoments]:
-        """One pass without gradients: the readings of some choices."""
-        readings = input_moments_of(choices, self._seed)
+        """One pass without gradients: the moments of some choices."""
+        moments = input_moments_of(choices, self._seed)
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
-        for reading in readings.values():
-            watches.setdefault(reading.layer.data, []).append(reading.add)
+        for inputs in moments.values():
+            watches.setdefault(inputs.layer.data, []).append(inputs.add)
         batches = (b.inputs for b in self._data.batches(self._batch_size, self._limit))
         planned = self._data.planned_samples(self._limit)
         observe(self._model, batches, watches, progress=self._progress, total=planned, description="moments")
-        return readings
+        return moments
 
     def _stream(
         self,
@@ -177,24 +177,24 @@ class Reconstruction:
         layers = self._layers.values()
         bare = [site.node for c in self._choices if not c.consumers for site in read_sites(c)]
         values = [layer.node for layer in layers] + [b.value for b in self._branches] + bare
-        taps = GradientHooks(self._model, {}, values, [layer.data for layer in layers])
+        hooks = GradientHooks(self._model, {}, values, [layer.data for layer in layers])
         generator = torch.Generator().manual_seed(self._seed + 1)
         seen, planned = 0, self._data.planned_samples(self._limit)
         answer = known_answer(self._model)
         for batch in self._data.batches(self._batch_size, self._limit):
             self._progress.step(what, seen, planned)
             with torch.enable_grad():
-                outputs = taps.outputs(*batch.inputs)
+                outputs = hooks.outputs(*batch.inputs)
                 losses = [curvature_loss(outputs, batch, generator, answer) for _ in range(draws)]
-            gradients = [taps.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
+            gradients = [hooks.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
             with torch.no_grad():
-                take(taps, gradients, batch)
+                take(hooks, gradients, batch)
             seen += len(batch)
         self._progress.step(what, seen, planned)
         return seen
 
     def _rank(
-        self, choice: Choice, readings: dict[str, InputMoments], responses: dict[str, Response]
+        self, choice: Choice, moments: dict[str, InputMoments], responses: dict[str, Response]
     ) -> Ranking:
         if choice.kind == "writes":
             assert choice.layer is not None
@@ -207,7 +207,7 @@ class Reconstruction:
         problems = [
             Quadratic(
                 c.layer.matrix(),
-                readings[key(choice, c)].covariance,
+                moments[key(choice, c)].covariance,
                 responses[c.layer.name].gradient_moment(),
                 c.columns,
             )
@@ -217,7 +217,7 @@ class Reconstruction:
         return Ranking.from_elimination(*eliminate(problems, choice.size), choice.size)
 
     def _half(
-        self, choice: Choice, readings: dict[str, InputMoments], responses: dict[str, Response]
+        self, choice: Choice, moments: dict[str, InputMoments], responses: dict[str, Response]
     ) -> list[tuple[fx.Node, Change]]:
         """How the outputs of the layers at hand change once the first half of the choice's units is gone."""
         gone = self.rankings[choice.name].removed(half(choice))
@@ -225,7 +225,7 @@ class Reconstruction:
             assert choice.layer is not None
             return [(choice.layer.node, _silence(responses[choice.layer.name], gone))]
         return [
-            (c.layer.node, _without(readings[key(choice, c)], c.columns[gone].ravel()))
+            (c.layer.node, _without(moments[key(choice, c)], c.columns[gone].ravel()))
             for c in choice.consumers
             if responses[c.layer.name].samples
         ]
@@ -239,20 +239,20 @@ class Reconstruction:
             c.name: torch.zeros(c.size, dtype=torch.float64) for c in self._choices if c.name not in changes
         }
 
-        def take(taps: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
+        def take(hooks: GradientHooks, gradients: Sequence[dict[fx.Node, Tensor]], batch: Batch) -> None:
             for choice in self._choices:
                 if choice.name not in changes:
                     for site in read_sites(choice):
                         for g in gradients:
-                            products = (taps.value[site.node].detach() * g[site.node]).double()
-                            rows = self._records.total(site.node, products, len(batch), site.dim)
+                            products = (hooks.value[site.node].detach() * g[site.node]).double()
+                            rows = self._sample_dims.total(site.node, products, len(batch), site.dim)
                             bare[choice.name] += sum_by_unit(site, rows, choice.size).square().sum(0) / DRAWS
                     continue
                 totals[choice.name] += self._curvature(
-                    [(node, change(taps)) for node, change in changes[choice.name]], gradients, len(batch)
+                    [(node, change(hooks)) for node, change in changes[choice.name]], gradients, len(batch)
                 )
             for number, branch in enumerate(self._branches):
-                value = taps.value[branch.value].detach()
+                value = hooks.value[branch.value].detach()
                 shape = [1] * value.dim()
                 shape[branch_dim(branch)] = -1
                 mean = self._branch_means[number].to(value.dtype).reshape(shape)
@@ -284,16 +284,16 @@ class Reconstruction:
         """
         total = 0.0
         for g in gradients:
-            parts = [self._records.total(node, g[node] * change, samples) for node, change in changes]
+            parts = [self._sample_dims.total(node, g[node] * change, samples) for node, change in changes]
             if len({len(part) for part in parts}) > 1:
                 parts = [part.sum(0, keepdim=True) for part in parts]
             total += float(torch.stack(parts).sum(0).double().square().sum()) / len(gradients)
         return total
 
 
-def _without(reading: InputMoments, gone: Indices) -> Change:
+def _without(inputs: InputMoments, gone: Indices) -> Change:
     """How the output changes without the columns `gone`, the others and the bias at their best."""
-    layer, second = reading.layer, reading.covariance
+    layer, second = inputs.layer, inputs.covariance
     weight = layer.matrix().double()
     if second.dim() == 2:
         change = refit(weight, second, np.setdiff1d(np.arange(weight.shape[1]), gone)) - weight
@@ -302,10 +302,10 @@ def _without(reading: InputMoments, gone: Indices) -> Change:
         change[:, gone] = -weight[:, gone]
     dtype = layer.weight.value().dtype
     kernel = layer.from_matrix(change.to(dtype))
-    offset = -(change @ reading.mean()).to(dtype)
+    offset = -(change @ inputs.mean()).to(dtype)
 
-    def run(taps: GradientHooks) -> Tensor:
-        return apply_layer(layer, taps.value[layer.data].detach(), kernel, offset)
+    def run(hooks: GradientHooks) -> Tensor:
+        return apply_layer(layer, hooks.value[layer.data].detach(), kernel, offset)
 
     return run
 
@@ -319,8 +319,8 @@ def _silence(response: Response, gone: Sequence[int]) -> Change:
     mask[list(gone)] = 1
     mean = response.outputs.mean.to(dtype)
 
-    def run(taps: GradientHooks) -> Tensor:
-        value = taps.value[layer.node].detach()
+    def run(hooks: GradientHooks) -> Tensor:
+        value = hooks.value[layer.node].detach()
         shape = [1] * value.dim()
         shape[layer.channel_dim] = -1
         return (mean.reshape(shape) - value) * mask.reshape(shape)

@@ -33,7 +33,7 @@ class SeenInputs:
     def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
         self._run = LayerwiseRunner(model, batches)
         self._generator = torch.Generator().manual_seed(seed)
-        self._records = [count_samples(model.inputs, inputs) for inputs in batches]
+        self._samples = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []
         self.ridges: dict[str, float] = {}
 
@@ -80,14 +80,14 @@ class SeenInputs:
     def _lifted(self, layer: Layer, fitted: Moments, held: Moments, ridge: float) -> Tensor:
         fitted.join(held)
         self.ridges[layer.name] = ridge
-        self.rows.append(Rows(layer.name, fitted.count, fitted.total.shape[1], sum(self._records)))
+        self.rows.append(Rows(layer.name, fitted.count, fitted.total.shape[1], sum(self._samples)))
         return with_ridge(fitted.second, ridge)
 
     def _seen(self, layer: Layer, values: Iterable[tuple[Tensor]]) -> tuple[Moments, Moments, Moments]:
         """Of the rows of three quarters of the samples, of those of the others, of the others' mean rows."""
         fitted, held, means = Moments(), Moments(), Moments()
         first = 0
-        for (value,), samples in zip(values, self._records, strict=True):
+        for (value,), samples in zip(values, self._samples, strict=True):
             # of which sample each entry of the first dim is; a value without that dim is of the first
             whole = value if value.dim() > 1 else value.unsqueeze(0)
             numbers = first + torch.arange(len(whole)) * samples // len(whole)

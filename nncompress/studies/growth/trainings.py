@@ -230,8 +230,8 @@ def step_time(
                 measured.warm_up()
                 for _ in range(rounds):
                     measured.round()
-            for kept, arm in zip(times, measured.times):
-                kept.append(arm.cpu_ns)
+            for kept, candidate in zip(times, measured.times):
+                kept.append(candidate.cpu_ns)
     finally:
         torch.set_num_threads(threads)
     return speedup(times[1], times[0])

@@ -38,10 +38,10 @@ class Teacher:
         _refuse_other_shapes(model, student)
         _refuse_other_pixels(model, student)
         _refuse_other_layers(model, student, settings.match)
-        self.temperature, self.taps, self.precision = settings.temperature, len(settings.match), precision
+        self.temperature, self.matched, self.precision = settings.temperature, len(settings.match), precision
         copied = model.copy()
         lay_out(copied, channels_last)
-        self.graph = training_graph(copied, training=False, taps=settings.match).to(device)
+        self.graph = training_graph(copied, training=False, matched=settings.match).to(device)
 
     def losses(
         self, inputs: Sequence[Tensor], output: Tensor, features: Sequence[Tensor], scores: bool
@@ -54,7 +54,7 @@ class Teacher:
         with torch.no_grad(), self.precision.forward():
             answers = self.graph(*inputs)
         imitated = imitation(output, answers[0].float(), self.temperature, scores)
-        return imitated, feature_distance(features, answers[-self.taps :]) if self.taps else None
+        return imitated, feature_distance(features, answers[-self.matched :]) if self.matched else None
 
 
 def imitation(student: Tensor, teacher: Tensor, temperature: float, classification: bool) -> Tensor:
