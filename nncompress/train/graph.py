@@ -32,7 +32,7 @@ def training_graph(
     matched: Sequence[str] = (),
     copies: Mapping[str, Copy] | None = None,
 ) -> fx.GraphModule:
-    """A copy of the graph over the same tensors: inputs -> the answer, then the outputs of those in `matched`.
+    """A copy of the graph over the same tensors: inputs -> the answer, then the outputs of `matched`.
 
     Where float `copies` of int8 weights are given, the graph reads them, and rounds with a gradient. Biases
     of integer layers are read as a kernel stores them.
