@@ -73,7 +73,12 @@ def _worst(effects: list[Effect]) -> str:
 
 def trial(row: dict[str, Any], number: int, metric: Metric) -> str:
     """One line about a trial."""
-    recipe = " → ".join(_short(entry) for entry in row["recipe"])
+    steps = [_short(entry) for entry in row["recipe"]]
+    if (how := row.get("trained")) is not None:
+        told = f"{how['limit']} samples" if "limit" in how else f"{how['epochs']} epochs"
+        after = next((i for i, each in enumerate(row["recipe"]) if each["name"] == "quantize"), len(steps))
+        steps.insert(after, f"train ({told})")
+    recipe = " → ".join(steps)
     if "failed" in row:
         return f"{number}: {recipe}: {row['failed']}"
     text = f"{number}: {recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}"

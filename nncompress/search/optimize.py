@@ -5,6 +5,7 @@
     FOLDER/started.json           what is searched for; a worker refuses a folder of another search
     FOLDER/sensitivity/KEY.json   what each layer bears
     FOLDER/trials/KEY.json        a recipe and what was measured of it; KEY is the hash of the recipe
+    FOLDER/trained/               models of trials that were trained
     FOLDER/promises.json          which trials were held against the samples of the promise, in what order
 
 One half of the data chooses, the other half promises: by the time the promise is made, its samples have
@@ -32,6 +33,7 @@ from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
 from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
+from nncompress.search.finetune import ROUNDS, Trainer, bisected, trained_key
 from nncompress.search.loss import lost
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
@@ -76,6 +78,7 @@ class Search:
                 remedy="name another --folder, or delete this one",
             )
         self.judge = Judge(original, selection, context, bounds)
+        self.trainer = Trainer(folder, original, bounds.metric, context)
         self.effects: tuple[Effect, ...] = ()
         self._unseen: Scores | None = None  # of the original on the unseen samples
 
@@ -96,7 +99,7 @@ class Search:
         quantizes = bool(probes(self.original, ("quantize",)))
         searched = families(self.effects, unit, quantizes)
         while time.monotonic() < until:
-            rows = self.trials.all()
+            rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:
                 return
 
@@ -132,23 +135,65 @@ class Search:
         held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
         return min(held, key=lambda k: (self.judge.goal(rows[k]), upper(rows[k]), k), default=None)
 
+    def finetune(self, seconds: float, told: Callable[[dict[str, Any]], None]) -> None:
+        """Train cuts that are too strong without it, and keep them as trials; see `finetune`."""
+        each = seconds / ROUNDS
+
+        def holds(key: str) -> bool:
+            recipe = recipe_of(self.trials.get(key) or {})
+            name = trained_key(recipe, each)
+            with self.trials.claimed(name) as ours:
+                if ours:
+                    row = self.judge.run(recipe, lambda: self.trainer.trained(name, recipe, each))
+                    self.trials.put(name, row)
+                    told(row)
+            return self.judge.holds(self.trials.get(name) or {})
+
+        bisected(self._too_strong(), holds)
+
+    def _too_strong(self) -> list[str]:
+        """Trials that are better by the goal than the best and lose too much, none both better and safer than
+        another, the weakest first."""
+        rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
+        best = self.best(rows)
+        least = float("inf") if best is None else self.judge.goal(rows[best])
+        missed = [key for key, row in rows.items() if "lost" in row and not self.judge.holds(row)]
+        near = sorted(missed, key=lambda key: (rows[key]["lost"], key))[: 2**ROUNDS]
+        for key in near if self.bounds.timed else ():  # of what loses too much, none was measured
+            if self.judge.machine not in rows[key].get("latency", {}):
+                timed = self.judge.latency(self._model(key, rows[key]))
+                rows[key]["latency"] = {**rows[key].get("latency", {}), self.judge.machine: timed}
+                self.trials.put(key, rows[key])
+        found: list[str] = []
+        for key in near:
+            goal = self.judge.goal(rows[key])
+            if goal < least:
+                found, least = [*found, key], goal
+        return found
+
+    def _model(self, key: str, row: dict[str, Any]) -> Model:
+        recipe = recipe_of(row)
+        return self.trainer.model(key, recipe) if "trained" in row else self.judge.compressed(recipe)
+
     def measure_here(self) -> None:
         """Latencies of trials that hold the bound and were measured on other machines only."""
         if not self.bounds.timed:
             return
         for key, row in self.trials.all().items():
             if self.judge.machine not in row.get("latency", {self.judge.machine: None}):
-                model = self.judge.compressed(recipe_of(row))
+                model = self._model(key, row)
                 row["latency"][self.judge.machine] = self.judge.latency(model)
                 self.trials.put(key, row)
 
     def sequence(self) -> list[str]:
         """The trials to hold against unseen samples, in order: the safest first, then every one that is
-        better and less safe."""
+        better and less safe; trained ones last, since they may have learnt the samples to choose by."""
         rows = self.trials.all()
         held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
         found: list[str] = []
-        for key in sorted(held, key=lambda k: (upper(rows[k]), self.judge.goal(rows[k]), k)):
+        for key in sorted(
+            held, key=lambda k: ("trained" in rows[k], upper(rows[k]), self.judge.goal(rows[k]), k)
+        ):
             if not found or self.judge.goal(rows[key]) < self.judge.goal(rows[found[-1]]):
                 found.append(key)
         return found if self.bounds.drop is not None else found[:1]
@@ -172,7 +217,7 @@ class Search:
         looks = asked["sequences"].index(wanted) + 1
         taken: tuple[str, Model, Promise] | None = None
         for key in wanted:
-            model = self.judge.compressed(recipe_of(self.trials.get(key) or {}))
+            model = self._model(key, self.trials.get(key) or {})
             made = self.promised(model, unseen, looks)
             if taken is None or made.kept:
                 taken = key, model, made

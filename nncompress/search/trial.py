@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,7 @@ from nncompress.passes import Context
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
+from nncompress.search.finetune import TRAINED
 from nncompress.search.loss import lost
 from nncompress.search.measure import Measure
 from nncompress.search.records import key_of
@@ -94,6 +96,7 @@ _RECORD = json_schema.record(
         mapped(plain(str), json_schema.record(share=_positive, low=finite, high=finite, seconds=_positive))
     ),
     failed=optional(plain(str)),
+    trained=optional(TRAINED),
     seconds=finite,
 )
 
@@ -147,15 +150,22 @@ class Judge:
         """As `compress --recipe` makes it."""
         return pipeline.run(self.original, recipe, replace(self._context, notes=[], warnings=[]))[0]
 
-    def run(self, recipe: Recipe) -> dict[str, Any]:
-        """Carry out and measure; a pass that refuses is a result too."""
+    def run(
+        self, recipe: Recipe, make: Callable[[], tuple[Model, dict[str, Any]]] | None = None
+    ) -> dict[str, Any]:
+        """Carry out and measure; a pass that refuses is a result too.
+
+        Args:
+            make: another way to the model, and what the row has to say of it.
+        """
         started = time.monotonic()
         row: dict[str, Any] = {
             "recipe": [{"name": each.name, **each.settings()} for each in recipe],
             "worker": f"{socket.gethostname()}:{os.getpid()}",
         }
         try:
-            model = self.compressed(recipe)
+            model, said = (self.compressed(recipe), {}) if make is None else make()
+            row |= said
             costs, before = cost(model), cost(self.original)
             row |= {"macs": costs.macs / max(before.macs, 1), "size": costs.bytes}
             row |= self._accuracy(model)

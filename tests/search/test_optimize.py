@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 
 import numpy as np
 import pytest
@@ -15,43 +12,13 @@ from torch import nn
 import nncompress
 from nncompress.api import dataset
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode, UsageError, VerificationError
+from nncompress.errors import ExitCode, UsageError
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.recipe import read_recipe, recipe_text
-from nncompress.search import trial
 from nncompress.search.optimize import PROMISES, read
-from nncompress.search.records import Records
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a model that is right on nearly all of 3,000 samples, and these."""
-    folder = tmp_path_factory.mktemp("trained")
-    torch.manual_seed(0)
-    x = torch.randn(3000, 12)
-    y = (x[:, :4] + 0.3 * x[:, 4:8]).argmax(1)
-    net = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4))
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    dim = torch.export.Dim("batch", min=1, max=4096)
-    torch.export.save(torch.export.export(net.eval(), (x[:2],), dynamic_shapes=({0: dim},)), folder / "m.pt2")
-    np.savez(folder / "val.npz", x=x.numpy(), y=y.numpy())
-    np.savez(folder / "few.npz", x=x[:60].numpy(), y=y[:60].numpy())
-    return folder
-
-
-@pytest.fixture
-def here(trained, tmp_path, monkeypatch):
-    for name in ("m.pt2", "val.npz", "few.npz"):
-        os.link(trained / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def answer(capsys, *arguments):
@@ -89,7 +56,8 @@ def test_sensitivity_without_data_says_so(here, capsys):
     assert "random inputs" in " ".join(out.split())
 
 
-def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, capsys):
+def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effects, capsys):
+    shutil.copytree(effects, "m.optimize/sensitivity")
     code, out, err = answer(capsys, "optimize", "m.pt2", *SEARCH, "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -102,7 +70,8 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, capsys
     paired = nncompress.evaluate("m.optimize.pt2", "val.npz?half=2").top1
     original = nncompress.evaluate("m.pt2", "val.npz?half=2").top1
     assert original - paired == pytest.approx(found["promise"]["drop"])
-    command = found["command"].replace("'", "").replace("-o m.optimize.pt2", "-o again.pt2").split()[1:]
+    (command,) = found["commands"]
+    command = command.replace("'", "").replace("-o m.optimize.pt2", "-o again.pt2").split()[1:]
     assert answer(capsys, *command, "--no-timing")[0] == 0
     made, again = (load_model(name).state_dict() for name in ("m.optimize.pt2", "again.pt2"))
     assert made.keys() == again.keys()
@@ -126,7 +95,8 @@ def test_too_few_samples_promise_nothing_and_how_many_would_is_said(here, capsys
     assert not (here / "m.optimize.pt2").exists()
 
 
-def test_the_smallest_drop_within_a_size(here, capsys):
+def test_the_smallest_drop_within_a_size(here, effects, capsys):
+    shutil.copytree(effects, "m.optimize/sensitivity")
     limit = nncompress.inspect(nncompress.load("m.pt2")).bytes // 2
     code, out, err = answer(
         capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-size", str(limit), "--goal", "size",
@@ -168,10 +138,6 @@ SETTINGS = {
     "schema": 1, "kind": "search", "directory": ".", "data": "val.npz", "fit": "val.npz?half=1",
     "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs", "metric": "top1"},
 }  # fmt: skip
-TRIAL = {
-    "recipe": [{"name": "prune"}], "worker": "here:1", "macs": 0.5, "size": 100, "lost": -0.1, "at_most": 0.2,
-    "samples": 9, "seconds": 1.5,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("change", [{"data": 1}, {"kind": "bench"}, {"bounds": []}, {"limit": 0}, {"x": 1}])
@@ -188,28 +154,6 @@ def test_looks_at_the_samples_of_the_promise_are_not_forgotten_in_silence(text, 
         read(tmp_path / "promises.json", PROMISES)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"recipe": {}},
-        {"samples": 0},
-        {"at_most": -0.2},
-        {"size": "9"},
-        {"macs": None},
-        {"latency": {"here": {}}},
-    ],
-)
-def test_a_damaged_trial_is_measured_anew(change, tmp_path):
-    records = Records(tmp_path, trial.record)
-    records.put("a", TRIAL)
-    assert records.get("a") == TRIAL
-    with pytest.raises(VerificationError, match="would not be read again"):
-        records.put("a", {**TRIAL, **change})
-    assert records.get("a") == TRIAL
-    (tmp_path / "a.json").write_text(json.dumps({**TRIAL, **change}))
-    assert records.get("a") is None
-
-
 def test_a_search_runs_code_for_its_data_only_where_that_is_said_again(here, capsys):
     (here / "own.py").write_text("open('ran', 'w')\ndef val(): return [1]\n")
     (here / "search.json").write_text(json.dumps({**SETTINGS, "data": "own.py:val"}))
@@ -219,38 +163,6 @@ def test_a_search_runs_code_for_its_data_only_where_that_is_said_again(here, cap
     assert "--data 'own.py:val'" in err
     answer(capsys, "optimize", "--join", ".", "--data", "own.py:val")
     assert (here / "ran").exists()
-
-
-def test_three_workers_one_killed_in_the_middle_of_a_trial(here):
-    """Each result is there once, and none is missing."""
-    script = here / "worker.py"
-    script.write_text(
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from nncompress.search.records import Records\n"
-        "def measure(key):\n"
-        "    with open('begun', 'a') as file: file.write(f'{key} {os.getpid()}\\n')\n"
-        "    time.sleep(0.05 if sys.argv[1] == 'sound' else 3600)\n"
-        "    return {'worker': os.getpid()}\n"
-        "keys = [f'trial{i}' for i in range(12)]\n"
-        "Records(Path('folder')).fill([(k, lambda k=k: measure(k)) for k in keys], lambda *_: None)\n"
-    )
-    doomed = subprocess.Popen([sys.executable, str(script), "doomed"])
-    while not (here / "begun").exists():
-        time.sleep(0.05)
-        assert doomed.poll() is None
-    sound = [subprocess.Popen([sys.executable, str(script), "sound"]) for _ in range(2)]
-    records = Records(here / "folder")
-    while len(records.all()) < 11:
-        time.sleep(0.05)
-        assert all(each.poll() is None for each in sound)
-    assert "trial0" not in records.all()  # claimed by the one that hangs
-    doomed.send_signal(signal.SIGKILL)
-    doomed.wait()
-    assert [each.wait() for each in sound] == [0, 0]
-    assert len(records.all()) == 12
-    begun = [line.split() for line in (here / "begun").read_text().splitlines()]
-    assert sorted(key for key, pid in begun if pid != str(doomed.pid)) == sorted(records.all())
 
 
 def test_a_recipe_is_read_back_as_it_was_written(tmp_path):

@@ -58,6 +58,14 @@ _Fit = Annotated[
     str | None,
     typer.Option(metavar="DATA", help="what passes are fitted to [default: the half that chooses]"),
 ]
+_Finetune = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MIN",
+        help="then train cuts that are too strong without it for so many minutes (or 90s, 2h): distillation "
+        "from the original, on --fit",
+    ),
+]
 _Folder = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="where the search is kept [default: MODEL.optimize]")
 ]
@@ -81,6 +89,7 @@ def optimize(
     trials: _Trials = 60,
     time: _Time = "30m",
     fit: _Fit = None,
+    finetune: _Finetune = None,
     folder: _Folder = None,
     join: _Join = None,
     target: options.TargetOption = None,
@@ -96,6 +105,9 @@ def optimize(
             from nncompress.cli.work import optimize as work
         work.join(Path(join), model, loading["data"], metric, trials, until)
         return
+    training = None if finetune is None else _minutes(finetune)
+    if training is not None and max_drop is None:
+        raise UsageError("--finetune trains what loses more than --max-drop", remedy="add --max-drop 0.5")
     asked: dict[str, Any] = {
         "size": None if max_size is None else bytes_(max_size, "--max-size"),
         "latency": None if max_latency is None else seconds(max_latency, "--max-latency"),
@@ -122,6 +134,7 @@ def optimize(
         fit=fit,
         trials=trials,
         until=until,
+        training=training,
         folder=folder,
         target=target,
         output=output,
@@ -130,3 +143,13 @@ def optimize(
         json=json,
         loading=loading,
     )
+
+
+def _minutes(text: str) -> float:
+    """Seconds; a bare number is minutes.
+
+    Raises:
+        UsageError: it is no duration.
+    """
+    bare = text.strip().replace(".", "", 1).isdecimal()
+    return seconds(f"{text.strip()}m" if bare else text, "--finetune")

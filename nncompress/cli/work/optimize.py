@@ -15,14 +15,13 @@ from nncompress.bench.latency.target import clocked
 from nncompress.cli import model_files
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
+from nncompress.cli.work import made_again
 from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
-from nncompress.files.atomic import replacing
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
-from nncompress.recipe import write_recipe
 from nncompress.report import search as report
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
@@ -41,6 +40,7 @@ def find(
     fit: str | None,
     trials: int,
     until: float,
+    training: float | None,
     folder: str | None,
     target: str | None,
     output: str | None,
@@ -56,6 +56,7 @@ def find(
         max_drop: in the unit of `metric` that users read.
         clock_in: latencies are measured.
         until: of the clock, when no further trial begins.
+        training: seconds to fine-tune for; None: not at all.
 
     Raises:
         PromiseError: the promise is not kept.
@@ -63,8 +64,8 @@ def find(
     data = loading["data"]
     reads = model_files.read_by(opened, data, fit, loading["arch"])
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
-    recipe_file = result.with_suffix(".toml")
-    model_files.output_for(str(recipe_file), recipe_file, reads)
+    for file in made_again.recipe_files(result):
+        model_files.output_for(str(file), file, reads)
     whole = api.dataset(data, opened.model, loading["normalize"], say)
     if whole.has_labels:
         settle_answer(opened.model, whole)
@@ -96,33 +97,35 @@ def find(
         write_json(kept / "search.json", settings)
     help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
     help_it += f" --metric '{metric}'" if metric and ":" in metric else ""
+    if training is not None and fit is None:
+        say(
+            "--finetune learns the half of --data that chooses, so what is said of trained trials meanwhile "
+            "is too good; the promise is not. --fit DATA names other samples"
+        )
     say(f"workers that help:  {help_it}")
     say("as a SLURM array:   #SBATCH --array=1-8")
     say(f"                    srun {help_it}")
     with progress() as bar:
         search = _search(kept, settings, bar)
-        stopped = _run(search, trials, until)
+        stopped = _run(search, trials, until, training)
         search.measure_here()
         unseen = api.dataset(_half(data, 2), search.original, loading["normalize"])
         best, made, said = search.promise(unseen)
 
         row = search.trials.get(best) or {}
-        recipe = recipe_of(row)
         bar.step(f"writing {result.name}", 0, None)
-        file = export.write(made, result, protect=reads, target=written_for(result, target))
-        how = {
-            f"--{key.replace('_', '-')}": loading[key]
-            for key in ("normalize", "arch", "weights_key", "input")
-        }
-        said_how = "".join(f" {flag} '{value}'" for flag, value in how.items() if value)
-        said_how += " --trust-pickle" if loading["trust_pickle"] else ""
-        for_target = f" --target {target}" if target else ""
-        command = (
-            f"nncompress compress {opened.path} --recipe {recipe_file} --data '{settings['fit']}'{said_how} "
-            f"--limit {limit} --seed {seed}{for_target} -o {result}"
+        output_file = export.write(made, result, protect=reads, target=written_for(result, target))
+        files, commands = made_again.write(
+            result,
+            recipe_of(row),
+            row.get("trained"),
+            original=opened.path,
+            fit=settings["fit"],
+            loading=loading,
+            settings=settings,
+            target=target,
+            reads=reads,
         )
-        with replacing(recipe_file, reads) as temporary:
-            write_recipe(temporary, recipe, f"# {command}\n\n")
         model_files.remember(opened, result, opened.model, made)
 
         if result.suffix.lower() in OPENERS:  # what is promised is what was written
@@ -136,17 +139,19 @@ def find(
                 "best": row,
                 "trials": search.trials.all(),
                 "promise": said.to_json(),
-                "output": file.to_json(),
-                "recipe": str(recipe_file),
-                "command": command,
+                "output": output_file.to_json(),
+                "recipe": str(files[0]),
+                "commands": commands,
                 "stopped": stopped,
             }
         )
     else:
         found = report.trial(row, count, measure.metric)
         show(f"best of {count} trials{' so far' if stopped else ''}: {found}")
-        show(written(file))
-        show(f"wrote {recipe_file}: {command}")
+        show(written(output_file))
+        show(f"wrote {' and '.join(map(str, files))}; the result is made again by")
+        for command in commands:
+            show(f"  {command}")
         if said.kept:
             show(report.promise(said, measure.metric))
     if not said.kept:
@@ -182,7 +187,7 @@ def _drop(given: float | None, metric: Metric) -> float | None:
     return given / 100
 
 
-def _run(search: Any, trials: int, until: float) -> bool:
+def _run(search: Any, trials: int, until: float, training: float | None = None) -> bool:
     """Search; True where it was stopped before all was tried."""
 
     def told(row: dict[str, Any]) -> None:
@@ -190,12 +195,15 @@ def _run(search: Any, trials: int, until: float) -> bool:
 
     try:
         search.run(trials, until, told)
+        stopped = clock.monotonic() >= until
+        if training is not None:
+            search.finetune(training, told)
     except KeyboardInterrupt:
         if not search.trials.all():  # nothing to take: an interrupt like any other
             raise
         say("interrupted: the best so far is taken; the same command goes on searching")
         return True
-    return clock.monotonic() >= until
+    return stopped
 
 
 SETTINGS = record(

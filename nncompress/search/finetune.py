@@ -1,0 +1,158 @@
+"""A budget of training spent on cuts that are too strong without it: distillation from the original.
+
+    FOLDER/trained/KEY.json         how a trial is trained: settled by the speed of this machine, once
+    FOLDER/trained/KEY.checkpoint   as far as the training came
+    FOLDER/trained/KEY.pt2          the trained model, in float
+
+Trials that miss the bound by least and are better by the goal are put in a row, weakest cut first; which of
+them training saves is found by bisection, so `ROUNDS` trainings tell 2^ROUNDS − 1 candidates apart. A trained
+trial is a trial like any other. What quantizes comes after the training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nncompress import export, pipeline
+from nncompress.data import Dataset
+from nncompress.errors import UsageError
+from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.folders import make_folder
+from nncompress.files.json_file import write_json
+from nncompress.ir import Model
+from nncompress.loading import load_model
+from nncompress.loading.json_schema import Check, Rejected, optional, plain, record
+from nncompress.passes import Context, Quantize
+from nncompress.search.candidates import Recipe
+from nncompress.search.records import key_of
+from nncompress.train import TrainSettings, train
+
+ROUNDS = 3  # trainings that the budget is spent on, at most
+TIMED = 4  # steps by which the speed is told
+LABELLED = ("top1", "top5", "f1")  # metrics whose labels are in the loss, too
+MOST_EPOCHS = 1000
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    positive: Check = plain(int, lambda number: 0 < number < 2**31)
+    entry = record(epochs=positive, limit=optional(positive), teacher_weight=plain(float))(value)
+    if not 0 <= entry["teacher_weight"] <= 1:
+        raise Rejected("a share of the teacher beyond 0 … 1")
+    found: dict[str, Any] = {key: given for key, given in entry.items() if given is not None}
+    return found
+
+
+TRAINED = _settings
+
+
+def trained_key(recipe: Recipe, seconds: float) -> str:
+    """The name of the trial that trains this recipe for so long."""
+    return key_of([[each.name, each.settings()] for each in recipe], "trained", seconds)
+
+
+def in_two(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """What comes before the training, and what after."""
+    first = next((i for i, each in enumerate(recipe) if isinstance(each, Quantize)), len(recipe))
+    return recipe[:first], recipe[first:]
+
+
+class Trainer:
+    """Trains recipes of one search.
+
+    Args:
+        metric: what the search measures by.
+        context: the data to train on, the seed.
+    """
+
+    def __init__(self, folder: Path, original: Model, metric: str, context: Context) -> None:
+        self.folder = folder / "trained"
+        self._original, self._context = original, context
+        self._teacher_weight = 0.9 if metric in LABELLED else 1.0
+
+    def settings(self, key: str, cut: Model, seconds: float) -> dict[str, Any]:
+        """How the trial `key` is trained: as it was settled before, else as many steps as `seconds` allow."""
+        file = make_folder(self.folder) / f"{key}.json"
+        if not file.exists():
+            write_json(file, {**self._affordable(cut, seconds), "teacher_weight": self._teacher_weight})
+        try:
+            return TRAINED(read_json(file))
+        except (Unreadable, Rejected) as error:
+            raise UsageError(
+                f"{file} does not say how to train", got=str(error), remedy="delete it"
+            ) from error
+
+    def trained(self, key: str, recipe: Recipe, seconds: float) -> tuple[Model, dict[str, Any]]:
+        """The model of a recipe, trained in between, and what its trial says of it; goes on where a killed
+        one stopped.
+
+        Raises:
+            VerificationError: the training diverged.
+        """
+        before, _ = in_two(recipe)
+        cut = self._run(self._original, before)
+        settings = self.settings(key, cut, seconds)
+        checkpoint = self.folder / f"{key}.checkpoint"
+        model, _ = train(
+            cut,
+            self._data(),
+            TrainSettings(**settings, seed=self._context.seed),
+            teacher=self._original,
+            checkpoint=checkpoint,
+            resume=True,
+            progress=self._context.progress,
+        )
+        export.write(model, self.folder / f"{key}.pt2")
+        checkpoint.unlink(missing_ok=True)
+        return self.model(key, recipe), {"trained": settings}
+
+    def model(self, key: str, recipe: Recipe) -> Model:
+        """Of a trial that was trained.
+
+        Raises:
+            ModelFileError: it is not there any more, or damaged.
+        """
+        return self._run(load_model(self.folder / f"{key}.pt2"), in_two(recipe)[1])
+
+    def _run(self, model: Model, recipe: Recipe) -> Model:
+        return pipeline.run(model, recipe, replace(self._context, notes=[], warnings=[]))[0]
+
+    def _affordable(self, cut: Model, seconds: float) -> dict[str, Any]:
+        """Epochs, and where one is too much the samples of one, by the time of a few steps."""
+        data = self._data()
+        batch = data.fixed_batch or TrainSettings().batch
+        records = data.planned_samples() or len(data)
+        few, more = min(records, batch), min(records, (1 + TIMED) * batch)
+        taken = [self._timed(cut, limit) for limit in (few, few, more)]  # the first one warms up
+        per_record = max(taken[2] - taken[1], 1e-9) / (more - few) if more > few else taken[1] / few
+        affordable = int(seconds / per_record)
+        if affordable < records:
+            return {"epochs": 1, "limit": max(affordable // batch, 1) * batch}
+        return {"epochs": min(affordable // records, MOST_EPOCHS)}
+
+    def _timed(self, cut: Model, limit: int) -> float:
+        started = time.monotonic()
+        settings = TrainSettings(epochs=1, limit=limit, teacher_weight=self._teacher_weight)
+        train(cut, self._data(), settings, teacher=self._original)
+        return time.monotonic() - started
+
+    def _data(self) -> Dataset:
+        assert self._context.data is not None
+        return self._context.data
+
+
+def bisected(candidates: list[str], holds: Callable[[str], bool]) -> None:
+    """Try candidates, weakest first, until the strongest that holds is known, or `ROUNDS` are over.
+
+    Args:
+        holds: carries one out; True where it keeps the bound.
+    """
+    low, high = 0, len(candidates)
+    for _ in range(ROUNDS):
+        if low >= high:
+            return
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if holds(candidates[middle]) else (low, middle)
