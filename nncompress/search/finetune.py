@@ -124,14 +124,14 @@ class Trainer:
         """Epochs, and where one is too much the samples of one, by the time of a few steps."""
         data = self._data()
         batch = data.fixed_batch or TrainSettings().batch
-        records = data.planned_samples() or len(data)
-        few, more = min(records, batch), min(records, (1 + TIMED) * batch)
+        count = data.planned_samples() or len(data)
+        few, more = min(count, batch), min(count, (1 + TIMED) * batch)
         taken = [self._timed(cut, limit) for limit in (few, few, more)]  # the first one warms up
         per_record = max(taken[2] - taken[1], 1e-9) / (more - few) if more > few else taken[1] / few
         affordable = int(seconds / per_record)
-        if affordable < records:
+        if affordable < count:
             return {"epochs": 1, "limit": max(affordable // batch, 1) * batch}
-        return {"epochs": min(affordable // records, MOST_EPOCHS)}
+        return {"epochs": min(affordable // count, MOST_EPOCHS)}
 
     def _timed(self, cut: Model, limit: int) -> float:
         started = time.monotonic()
