@@ -299,6 +299,24 @@ class NamedAsGraphsDo(nn.Module):
         return self.print_readable(self.graph(self.code(x).relu()).relu())
 
 
+def test_layers_called_by_words_of_python(tmp_path):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleDict({"class": nn.Linear(6, 4), "from": nn.Linear(6, 2)})
+
+        def forward(self, x):
+            return self.heads["class"](x), self.heads["from"](x.relu())
+
+    net, x = Heads().eval(), torch.randn(2, 6)
+    torch.export.save(torch.export.export(net, (x,)), tmp_path / "a.pt2")
+    model = load_model(tmp_path / "a.pt2")
+    assert model.state_dict().keys() == net.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), net(x))
+        torch.testing.assert_close(model.to_module()(x), net(x))
+
+
 def test_names_that_graphs_have_themselves(tmp_path):
     net = NamedAsGraphsDo().eval()
     x = torch.randn(2, 6)

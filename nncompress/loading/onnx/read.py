@@ -23,6 +23,7 @@ from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, trace
+from nncompress.ir.python_names import is_argument_name
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
@@ -255,7 +256,7 @@ def _rename(model: Model, inputs: list[Input], outputs: list[str]) -> None:
     specs, stated = [], {}
     for spec, each in zip(model.inputs, inputs):
         name = re.sub(r"\W", "_", each.name)
-        name = name if name.isidentifier() and name not in taken else f"input_{len(taken)}"
+        name = name if is_argument_name(name) and name not in taken else f"input_{len(taken)}"
         taken.add(name)
         if name != each.name:
             stated[name] = each.name

@@ -119,20 +119,29 @@ def tensor(name, shape, kind=TensorProto.FLOAT):
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def test_names_that_python_does_not_take_come_back_in_the_written_file(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "stored", "kept"),
+    [
+        ("in:0", "dense/kernel:0", "dense.kernel_0"),
+        ("from", "class", "class"),
+        ("torch", "lambda.in", "lambda.in"),
+        ("self", "getattr", "getattr"),
+    ],
+)
+def test_names_that_python_does_not_take_come_back_in_the_written_file(given, stored, kept, tmp_path):
     weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     model = model_of(
-        helper.make_node("MatMul", ["in:0", "dense/kernel:0"], ["out/logits"]),
-        inputs=[tensor("in:0", ["N", 8])],
+        helper.make_node("MatMul", [given, stored], ["out/logits"]),
+        inputs=[tensor(given, ["N", 8])],
         outputs=[tensor("out/logits", ["N", 4])],
-        stored=[("dense/kernel:0", weight)],
+        stored=[(stored, weight)],
     )
     onnx.save(model, tmp_path / "m.onnx")
     read = load_model(tmp_path / "m.onnx")
-    assert [name for name, _ in read.graph_module.named_parameters()] == ["dense.kernel_0"]
+    assert [name for name, _ in read.graph_module.named_parameters()] == [kept]
     nncompress.save(read, tmp_path / "again.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "again.onnx")
-    assert [i.name for i in session.get_inputs()] == ["in:0"]
+    assert [i.name for i in session.get_inputs()] == [given]
     assert [o.name for o in session.get_outputs()] == ["out/logits"]
 
 
