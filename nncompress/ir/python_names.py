@@ -1,8 +1,8 @@
 """Layers and inputs whose names are words of Python.
 
-`torch.nn.ModuleDict({"class": …, "box": …})` is a usual way to name heads. torch.fx writes the code of a graph
-with `self.heads.class.weight` in it, which does not parse, so that no such model could be loaded; here it is
-`getattr(self.heads, 'class').weight`.
+`torch.nn.ModuleDict({"class": …, "box": …})` is a usual way to name heads. torch.fx writes the code of a
+graph with `self.heads.class.weight` in it, which does not parse, so that no such model could be loaded; here
+it is `getattr(self.heads, 'class').weight`.
 """
 
 from __future__ import annotations

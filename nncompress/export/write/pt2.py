@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch import fx
 
+from nncompress.errors import UnsupportedError
 from nncompress.export.check.read_back import read_back_pt2
 from nncompress.export.deflated_zip import deflate_members
 from nncompress.export.report import ExportReport
@@ -20,6 +22,9 @@ from nncompress.files.atomic import replacing
 from nncompress.files.interrupts import held_back
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.graph.places import place
+from nncompress.loading.json_schema import Rejected
+from nncompress.loading.pt2.operators import operator_name
 
 SCHEMA = 1
 PER_OP = {"packed": 900, "entropy": 100}  # bytes of an op in the graph's JSON, about
@@ -36,13 +41,14 @@ def write_pt2(
     says what inputs fit. The file is read back and compared before it is kept.
 
     Raises:
-        UnsupportedError: the graph does not trace.
+        UnsupportedError: the graph does not trace, or holds an op that no file may hold.
         VerificationError: what was written does not load as this model.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
     packed = model if storage == "plain" else pack(model, PER_OP[storage])
     program = packed.exported_program()
+    _refuse_unreadable(program.graph)
     program._example_inputs = None  # loading them means unpickling
     for node in program.graph.nodes:  # where a node came from: paths of this machine, longer at every tracing
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
@@ -60,6 +66,24 @@ def write_pt2(
     return ExportReport(
         Path(path), Path(path).stat().st_size, time.perf_counter() - start, not_compared=unlike
     )
+
+
+def _refuse_unreadable(graph: fx.Graph) -> None:
+    """Ops that the reader admits in no file, because they might come from anyone.
+
+    Raises:
+        UnsupportedError: naming one, and the layer.
+    """
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            try:
+                operator_name(f"torch.ops.{node.target}")
+            except Rejected as error:
+                raise UnsupportedError(
+                    f".pt2 files may not hold this op: {place(node)}",
+                    got=str(node.target),
+                    remedy="write it in forward() with usual tensor operations, or write an .onnx",
+                ) from error
 
 
 class Sink(io.RawIOBase):

@@ -3,7 +3,7 @@
 | what export emits                                     | what passes see                        |
 |-------------------------------------------------------|----------------------------------------|
 | pytree inputs and outputs, constants among the inputs | positional tensors in, flat tuple out  |
-| `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined                    |
+| `wrap_with_set_grad_enabled`, `wrap_with_autocast`    | their body, inlined, with its casts    |
 | in-place ops (`relu_`, `add_`), views beside them     | no writes (`functionalize`) |
 | arguments by name                                     | by position, where they have one       |
 | `unsafe_chunk`, `unsafe_split`                        | `chunk`, `split`, whose sizes stay free |
@@ -24,6 +24,7 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from nncompress.ir.graph.normal_form.autocast import write_casts
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
 from nncompress.ir.graph.normal_form.functionalize import functionalize
 from nncompress.ir.graph.normal_form.recompose import recompose
@@ -180,6 +181,7 @@ def _inline_wrappers(module: fx.GraphModule) -> bool:
         skip = _WRAPPERS[op_name(node)]
         body: Any = module.get_submodule(node.args[skip].target)
         operands = node.args[skip + 1 :]
+        autocast = _enabled_autocast(node)
         names: dict[fx.Node, fx.Node] = {}
         with module.graph.inserting_before(node):
             for inner, outer in zip([n for n in body.graph.nodes if n.op == "placeholder"], operands):
@@ -194,13 +196,23 @@ def _inline_wrappers(module: fx.GraphModule) -> bool:
                     name = f"{node.args[skip].target}.{inner.target}"
                     names[inner] = module.graph.get_attr(name)
                 else:
-                    names[inner] = module.graph.node_copy(inner, names.__getitem__)
+                    names[inner] = copy = module.graph.node_copy(inner, names.__getitem__)
+                    if autocast is not None:
+                        write_casts(module.graph, copy, *autocast)
         results = results if isinstance(results, list | tuple) else (results,)
         for user in list(node.users):  # each reads one result by operator.getitem
             user.replace_all_uses_with(results[user.args[1]])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
     return found
+
+
+def _enabled_autocast(node: fx.Node) -> tuple[str, torch.dtype | None] | None:
+    """The device and type of a region that casts."""
+    if op_name(node) != "wrap_with_autocast":
+        return None
+    device, dtype, enabled, _ = node.args[:4]
+    return (device, dtype) if enabled else None  # type: ignore[return-value]
 
 
 def _drop_constant_inputs(graph: fx.Graph) -> None:
