@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.graph.tracing import without_clashes
 from nncompress.ir.graph.verify import drift
 from nncompress.loading.random_numbers import changing_answers
@@ -68,6 +69,9 @@ def compare_with_source(
             ) from error
         found = _beyond(model, expected, got)
         if found is None:
+            attributes = not isinstance(source, AsExported)  # of Python, which a graph has none of
+            if attributes and batch == batches[0] and not changed_tensors(model.graph):
+                _say_if_calls_differ(model, source, inputs, expected, path, notice)
             worst = max([worst or 0.0, *(row.relative for row in drift(model, got, expected))])
             continue
         if _beyond(model, run_source(source, inputs, seed=1), run_source(source, inputs, seed=2)):
@@ -80,6 +84,28 @@ def compare_with_source(
         )
     model.agreement = worst
     return worst
+
+
+def _say_if_calls_differ(
+    model: Model,
+    source: nn.Module,
+    inputs: Sequence[Tensor],
+    first: Sequence[Tensor],
+    path: object,
+    notice: Callable[[str], None],
+) -> None:
+    """What a call leaves in attributes that are no buffers (numbers, lists, other tensors) is in no graph."""
+    try:
+        second = run_source(source, inputs, calls=2)
+    except Exception as error:  # whatever the user's forward raises
+        found = f"it raises {type(error).__name__}"
+    else:
+        found = _beyond(model, first, second) or ""
+    if found:
+        notice(
+            f"{path} keeps something of a call in attributes that are no buffers: the same input again, and "
+            f"{found}. What was loaded does what its first call does; register what it keeps as buffers"
+        )
 
 
 def check_graph_runs(model: Model, path: object) -> None:
@@ -152,12 +178,14 @@ class AsExported(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
-    """The tensors among its outputs; its state, the inputs and torch's random numbers stay as they are."""
+def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0, calls: int = 1) -> list[Tensor]:
+    """The tensors among the outputs of the last of so many calls; its state, the inputs and torch's random
+    numbers stay as they are."""
     with unchanged(source), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        results = source(*(tensor.clone() for tensor in inputs))
+        for _ in range(calls):
+            results = source(*(tensor.clone() for tensor in inputs))
     return [leaf.clone() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
 
 

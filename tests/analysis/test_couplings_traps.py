@@ -153,3 +153,19 @@ def test_the_proof_is_as_sharp_in_every_precision(dtype):
 def test_distance_sees_imaginary_parts():
     a = torch.tensor([1 + 1j, 2 - 1j])
     assert distance((a.conj().resolve_conj(),), (a,)) == pytest.approx(2 / 5**0.5)
+
+
+@pytest.mark.parametrize("bits", [torch.int32, torch.int16])
+def test_bytes_read_as_another_type_are_no_sizes(bits):
+    class Absolute(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = (self.a(x).view(bits) & torch.iinfo(bits).max).view(torch.float32)
+            return self.c(self.b(x).relu())
+
+    model, couplings = analysed(Absolute(), torch.randn(2, 5))
+    assert sizes(couplings) == {"b": 6}
+    proven(model, couplings, {"b": [0, 3]})

@@ -51,6 +51,35 @@ def test_a_run_of_the_source_leaves_its_state_and_the_inputs() -> None:
     assert net.log == []
 
 
+class Counts(nn.Module):
+    """Keeps a number, a list or a plain tensor from call to call."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.linear, self.kept = nn.Linear(4, 3), kept
+        self.number, self.log, self.plain = 1, [], torch.ones(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.kept == "number":
+            self.number += 1
+            return y * self.number
+        if self.kept == "list":
+            self.log.append(1)
+            return y * len(self.log)
+        self.plain = self.plain + 1
+        return y * self.plain
+
+
+@pytest.mark.parametrize("kept", ["number", "list", "tensor"])
+def test_what_a_call_leaves_in_plain_attributes_is_said(kept: str) -> None:
+    net, x, said = Counts(kept).eval(), torch.randn(2, 4), []
+    model = nncompress.load(net, input="1x4", notice=said.append)
+    assert "attributes that are no buffers" in " ".join(said)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), run_source(net, (x,))[0])
+
+
 def test_a_graph_that_computes_something_else_is_refused() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     model = Model.from_module(net, (torch.randn(2, 4),))

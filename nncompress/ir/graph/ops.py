@@ -35,6 +35,10 @@ def op_name(node: fx.Node) -> str:
     if node.op != "call_function":
         return ""
     if isinstance(target, torch._ops.OpOverload):
+        if (
+            target is torch.ops.aten.view.dtype
+        ):  # the same bytes as another type, where a view has other sizes
+            return "view_dtype"
         return target._schema.name.split("::")[-1]
     if isinstance(target, torch._ops.HigherOrderOperator):
         return target.name()
