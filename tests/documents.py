@@ -19,5 +19,5 @@ def lines_of(text: str) -> list[str]:
 
 
 def arguments_of(line: str) -> list[str]:
-    """Without the explanation beside it, which two spaces, a # or a pipe begin."""
-    return shlex.split(re.split(r" {2,}| #| \| ", line)[0])[1:]
+    """Without the explanation beside it, which two spaces, a # or a pipe begin, or where it goes."""
+    return shlex.split(re.split(r" {2,}| #| \| | > ", line)[0])[1:]

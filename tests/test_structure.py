@@ -17,7 +17,7 @@ QUICK = sorted(
     ".".join(path.relative_to(HOUSE.parent).with_suffix("").parts).removesuffix(".__init__")
     for path in (
         *HOUSE.glob("cli/*.py"),
-        *HOUSE.glob("cli/commands/*.py"),
+        *HOUSE.glob("cli/commands/**/*.py"),
         *HOUSE.glob("passes/*/options.py"),
         HOUSE / "recipe.py",
     )

@@ -30,8 +30,8 @@ from nncompress.passes import PASSES
 MODULES = {  # command -> the module of `nncompress.cli.commands` that registers it; the others are passes
     "inspect": "inspect",
     "sensitivity": "sensitivity",
-    "train": "train",
-    "cycle": "cycle",
+    "train": "training.train",
+    "cycle": "training.cycle",
     "reproduce": "reproduce",
     "compress": "compress",
     "optimize": "optimize",
@@ -40,6 +40,7 @@ MODULES = {  # command -> the module of `nncompress.cli.commands` that registers
     "bench": "bench",
     "doctor": "doctor",
     "targets": "targets",
+    "report": "report",
     "new": "new",
 }
 

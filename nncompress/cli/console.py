@@ -79,9 +79,13 @@ def say(sentence: str) -> None:
 
 def print_json(value: Any) -> None:
     """The machine's form of a result, on stdout."""
-    text = json.dumps(plain(value), indent=2, default=str, allow_nan=False)
+    print_text(json.dumps(plain(value), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """A whole document, on stdout."""
     try:
-        print(text, flush=True)
+        print(text, end="", flush=True)
     except OSError as error:
         raise Unwritable from error
 

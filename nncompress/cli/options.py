@@ -126,6 +126,16 @@ Timing = Annotated[
     typer.Option(help="measure what a budget of MACs or parameters is worth here", rich_help_panel=_PANEL),
 ]
 
+Report = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="also write a report of this run: .html, .md or .json (nncompress report)",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 LOADING: Parameters = {  # how a model file is opened: the keywords of `open_model`
     "data": (Data, None),
     "normalize": (Normalize, None),
@@ -143,5 +153,6 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `run_passe
     "seed": (Seed, 0),
     "timing": (Timing, True),
     "target": (TargetOption, None),
+    "report": (Report, None),
     "json": (Json, False),
 }

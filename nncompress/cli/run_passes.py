@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from nncompress.cli import model_files
+from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import check_output, written_for
 from nncompress.passes import Context, Pass
@@ -21,6 +23,7 @@ def run_passes(
     seed: int,
     timing: bool,
     target: str | None,
+    report: str | None,
     json: bool,
     recipe: str | None = None,
     dry_run: bool = False,
@@ -34,11 +37,13 @@ def run_passes(
     check_output(output, target)
     opened = model_files.open_model(path, **loading)
     from nncompress import api, export, pipeline
+    from nncompress.bench.environment import environment
 
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
     reads = model_files.read_by(opened, data, loading["arch"], recipe)
     file = model_files.output_for(output, model_files.default_output(opened, label), reads)
+    report_file.check_report(report, reads, file)
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
         pipeline.check(opened.model, passes, Context(data=samples, seed=seed, limit=limit, target=target))
@@ -59,21 +64,45 @@ def run_passes(
             opened.model, passes, context, original=original, done=done, timing=timing
         )
         bar.step(f"writing {file.name}", 0, None)
-        report = export.write(result, file, protect=reads, target=written_for(file, target))
+        written = export.write(result, file, protect=reads, target=written_for(file, target))
         model_files.remember(opened, file, opened.model, result)
+    document = {
+        "schema": 1,
+        "kind": "passes",
+        "model": str(opened.path),
+        "command": _command(opened.path, file, loading, limit=limit, seed=seed, target=target),
+        "steps": [step.to_json() for step in steps],
+        "layers": {
+            "before": [row.to_json() for row in steps[0].before.layers],
+            "after": [row.to_json() for row in steps[-1].after.layers],
+        },
+        "output": written.to_json(),
+        "environment": environment(),
+    }
     if json:
-        print_json(
-            {
-                "schema": 1,
-                "kind": "passes",
-                "steps": [step.to_json() for step in steps],
-                "output": report.to_json(),
-            }
-        )
+        print_json(document)
     else:
-        show(tables.written(report))
+        show(tables.written(written))
         if not any(step.changed for step in steps):
             say("no pass changed anything: the result is the model as it was")
+    report_file.write(report, document, (*reads, file))
+
+
+def _command(
+    model: Path, output: Path, loading: dict[str, Any], *, limit: int, seed: int, target: str | None
+) -> str:
+    """What makes the result again, from its recipe as recipe.toml."""
+    words = ["nncompress", "compress", str(model), "--recipe", "recipe.toml"]
+    for name, value in {**loading, "limit": limit, "seed": seed, "target": target}.items():
+        default = {**options.LOADING, **options.RUNNING}[name][1]
+        if value == default:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, str(value)]
+    return shlex.join([*words, "-o", str(output)])
 
 
 def _show_plan(passes: Sequence[Pass], model: str, output: str, json: bool) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "whole pipelines": {
         "compress": "an ordered pipeline of passes, from a recipe or --pass",
         "optimize": "find the pipeline under a bound on accuracy, size or latency, with a promise",
+        "report": "one page of what runs have left behind: gains, losses, plots, the recipe",
         "export": "write .onnx, .ort, .xml, .pte (run in their runtimes), .pt2, .safetensors",
         "doctor": "what is installed, what each device can run, how to add the rest",
         "targets": "the runtimes that --target names, and which is fastest here",

@@ -39,7 +39,7 @@ def benchmark(result: BenchResult, *, again: bool = False) -> RenderableType:
     candidates = result.candidates
     lines: list[RenderableType] = [
         _again(result) if again and result.phase is None else _first(result),
-        line(_how(result), style="dim"),
+        line(how(result), style="dim"),
     ]
     lines += [Text(), _costs(result)]
     lines += [line(each, style="dim") for each in _legend(result)]
@@ -165,7 +165,8 @@ def _costs(result: BenchResult) -> RenderableType:
     return table
 
 
-def _how(result: BenchResult) -> str:
+def how(result: BenchResult) -> str:
+    """How it was measured, in a line."""
     rounds, sessions = sum(result.rounds_per_session), len(result.rounds_per_session)
     clock = {"cpu": "CPU"}.get(result.clock, result.clock)
     runtimes = ", ".join(dict.fromkeys(candidate.runtime for candidate in result.candidates))

@@ -42,7 +42,7 @@ def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
                 continue
             numbers = (f"{effect.error:.2%}", _saved(effect.macs), _saved(effect.bytes))
             table.add_row(Name(effect.where), what, *numbers)
-        lines += [line(method, style="bold"), table, line(_worst(shown)), Text()]
+        lines += [line(method, style="bold"), table, line(worst(shown)), Text()]
     known = f", {result.known} known from before" if result.known else ""
     lines.append(
         line(
@@ -57,7 +57,7 @@ def _saved(saved: float) -> str:
     return f"{-saved:+.1%}" if saved else "0"
 
 
-def _worst(effects: list[Effect]) -> str:
+def worst(effects: list[Effect]) -> str:
     """Which layer hurts most, how much more than the middle one, and what leaves it alone."""
     found = sorted((e for e in effects if e.error is not None), key=lambda e: e.error or 0.0)
     if not found:

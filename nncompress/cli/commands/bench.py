@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import model_files, options, quantities
+from nncompress.cli import model_files, options, quantities, report_file
 from nncompress.cli.console import progress, starting
 from nncompress.cli.declared import taking
 from nncompress.errors import UsageError
@@ -130,6 +130,7 @@ def bench(
     ] = "5%",
     seed: options.Seed = 0,
     metric: options.Metric = None,
+    report: options.Report = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
@@ -162,6 +163,7 @@ def bench(
     # What could fail after the measurement is tried before it.
     reads = model_files.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
     files.check_files(output or [], protect=reads)
+    report_file.check_report(report, reads, *(output or []))
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)
     names = artifacts.names(opened)
@@ -183,4 +185,4 @@ def bench(
         suite = work.measure(candidates, batches, samples, answers, metric, settings, bar, tokens)
     if old is not None and not suite.interrupted:
         suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
-    work.report(suite, output or [], json)
+    work.tell(suite, output or [], report, json, reads)

@@ -36,9 +36,10 @@ def evaluate(
     metric: options.Metric = None,
     batch: Annotated[int, typer.Option(min=1, help="samples per call")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="use this many samples [default: all]")] = None,
+    report: options.Report = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
     with starting():
         from nncompress.cli.work.evaluate import evaluate as work
-    work(models, task, metric, batch=batch, limit=limit, json=json, loading=loading)
+    work(models, task, metric, batch=batch, limit=limit, report=report, json=json, loading=loading)

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nncompress.cli import model_files, options
+from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import seconds
 from nncompress.errors import UsageError
 from nncompress.files.folders import cache_folder
 from nncompress.passes import Context
-from nncompress.report import search as report
+from nncompress.report import search as tables
 
 _HELP = """Measure each layer by itself: how far one pass on it moves the outputs, and what it saves.
 
@@ -50,10 +50,13 @@ def sensitivity(
     time: _Time = None,
     limit: options.Limit = 512,
     seed: options.Seed = 0,
+    report: options.Report = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
     until = clock.monotonic() + seconds(time, "--time") if time else float("inf")
+    reads = model_files.read_by(None, model, loading["data"], loading["arch"])
+    report_file.check_report(report, reads)
     opened = model_files.open_model(model, **loading)
     from nncompress import api
     from nncompress.search.records import Records
@@ -84,4 +87,5 @@ def sensitivity(
     if json:
         print_json(result.to_json())
     else:
-        show(report.sensitivity(result, every=all_strengths))
+        show(tables.sensitivity(result, every=all_strengths))
+    report_file.write(report, result.to_json(), reads)

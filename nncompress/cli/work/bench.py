@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +15,7 @@ from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, fil
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import Inputs, inputs_of, phases
 from nncompress.bench.sessions import clock_of
+from nncompress.cli import report_file
 from nncompress.cli.console import print_json, show
 from nncompress.cli.work import artifacts
 from nncompress.data import Dataset
@@ -108,7 +110,9 @@ def _phases(first: Candidate, batch: int, tokens: int, seed: int) -> Iterator[_C
         yield _Call(batch, inputs, inputs, phase)
 
 
-def report(suite: BenchSuite, output: list[str], json: bool) -> None:
+def tell(
+    suite: BenchSuite, output: list[str], report: str | None, json: bool, reads: tuple[Path, ...]
+) -> None:
     """Show it, write it, and end with the exit code that it deserves.
 
     Raises:
@@ -122,6 +126,7 @@ def report(suite: BenchSuite, output: list[str], json: bool) -> None:
         show(bench_table.suite(suite))
     for path in output:
         files.write_file(suite, path)
+    report_file.write(report, suite.to_json(), reads)
     if suite.interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if suite.baseline is not None and suite.baseline.regressions:

@@ -10,6 +10,7 @@ import torch
 from nncompress.analysis import accuracy
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench.inputs import random_inputs
+from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.work import artifacts
 from nncompress.data import Batch
@@ -28,6 +29,7 @@ def evaluate(
     *,
     batch: int,
     limit: int | None,
+    report: str | None,
     json: bool,
     loading: dict[str, Any],
 ) -> None:
@@ -36,6 +38,8 @@ def evaluate(
     Raises:
         UsageError: one model alone, and nothing to measure it by.
     """
+    reads = model_files.read_by(None, *(models or []), loading["data"], loading["arch"])
+    report_file.check_report(report, reads)
     opened = artifacts.open_all(models, **loading)
     data = loading["data"]
     wanted = None if metric is None else named_metric(metric)
@@ -93,10 +97,12 @@ def evaluate(
                     first, runner.run, inputs, names=runners[0].outputs, progress=bar
                 )
             rows.append(row)
+    document = {"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]}
     if json:
-        print_json({"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]})
+        print_json(document)
     else:
         show(tables.evaluation(rows))
+    report_file.write(report, document, reads)
 
 
 def _random(first: Runner) -> list[Batch]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.bench.latency.target import layer_clock
@@ -28,6 +29,8 @@ from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.factorize.replace import replace_layer
 from nncompress.passes.repair import repair
+
+SPECTRUM = 32  # ranks of one layer whose error is recorded, and the chosen one
 
 
 def requires(options: Factorize, model: Model, context: Context) -> None:
@@ -232,6 +235,7 @@ def _change(choice: Choice, whose: str) -> Change:
         "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
         "minimized": whose,
         "relative_error": lost,
+        "spectrum": _spectrum(option, candidate),
     }
     what = f"{candidate.form}: {describe(option, candidate)}, loses {lost:.2%}"
     what += f", {NAMES[counted]} ×{after / before:.2f}"
@@ -247,6 +251,15 @@ def _change(choice: Choice, whose: str) -> Change:
     if whose != "model":
         numbers["mse"] = candidate.error / option.elements
     return Change(option.target.name, what, numbers)
+
+
+def _spectrum(option: Option, candidate: Candidate) -> list[tuple[int, float]]:
+    """Rank and share lost there, ascending, the chosen one among them; of two ranks, the second as chosen."""
+    errors = option.forms[candidate.form].squared_errors()
+    along = sorted(ranks for ranks in errors if ranks[1:] == candidate.ranks[1:])
+    step = max(1, -(-len(along) // SPECTRUM))
+    kept = sorted({*along[::step], *along[-1:], *({candidate.ranks} & errors.keys())})
+    return [(ranks[0], errors[ranks] / option.total if option.total else 0.0) for ranks in kept]
 
 
 def ensures(options: Factorize, model: Model, changes: list[Change]) -> None:

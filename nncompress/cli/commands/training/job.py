@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nncompress.cli import model_files, options
+from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, say, show
 from nncompress.cli.declared import Parameters
 from nncompress.cli.output_format import check_suffix
@@ -48,6 +48,7 @@ AFTER: Parameters = {
     "resume": (Resume, False),
     "output": (options.Output, None),
     **{name: pair for name, pair in options.LOADING.items() if name != "data"},
+    "report": (options.Report, None),
     "json": (options.Json, False),
 }
 
@@ -66,6 +67,7 @@ class Job:
     teacher: Model | None
     target: Path
     sources: tuple[Path, ...]
+    report: str | None
     json: bool
 
     @classmethod
@@ -79,6 +81,7 @@ class Job:
         teacher: str | None,
         teacher_arch: str | None,
         output: str | None,
+        report: str | None,
         json: bool,
         **loading: Any,
     ) -> Job:
@@ -97,13 +100,14 @@ class Job:
 
         sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = model_files.output_for(output, model_files.default_output(opened, command), sources)
+        report_file.check_report(report, sources, target)
         samples = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
         if teacher is not None:
             how = {key: of_teacher[key] for key in ("arch", "weights_key", "strict", "trust_pickle")}
             imitated = api.load(teacher, data=data, notice=say, **how)
-        return cls(opened, samples, held_out, imitated, target, sources, json)
+        return cls(opened, samples, held_out, imitated, target, sources, report, json)
 
     def finish(
         self,
@@ -121,11 +125,13 @@ class Job:
         model_files.remember(self.opened, self.target, self.opened.model, trained)
         if spent is not None:
             spent.unlink(missing_ok=True)
+        document = {**result.to_json(), "output": file.to_json()}
         if self.json:
-            print_json({**result.to_json(), "output": file.to_json()})
+            print_json(document)
         else:
             show(table)
             show(written(file))
+        report_file.write(self.report, document, (*self.sources, self.target))
 
 
 def _loading_of(

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from nncompress.cli import options
+from nncompress.cli.commands.training.job import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.cli.training import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.errors import UsageError
 from nncompress.files.targets import check_chosen, check_target
 from nncompress.report.training import epochs

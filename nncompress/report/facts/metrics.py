@@ -1,0 +1,42 @@
+"""The names that metrics go by in a record.
+
+A record is only text: a metric in it that is code of the user's (`file.py:function`), or another package's,
+is not imported to show its number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nncompress.analysis.metrics.registry import METRICS, named_metric
+from nncompress.report.facts.content import Number, Unit
+from nncompress.results import Estimate
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a metric's numbers are read.
+
+    Attributes:
+        unit: of its values; of_change: of differences between two of them.
+    """
+
+    title: str
+    unit: Unit
+    of_change: Unit
+
+    def change(self, value: Number) -> Number:
+        """A difference in the unit that people read: points for shares."""
+        if value is None or self.of_change != "points":
+            return value
+        if isinstance(value, Estimate):
+            return Estimate(100 * value.value, 100 * value.low, 100 * value.high, value.confidence)
+        return 100 * value
+
+
+def metric_named(name: str | None) -> Shown:
+    """Of a metric that a record names; one that is not ours by its name alone."""
+    if name is None or name not in METRICS or METRICS.origin(name):
+        return Shown(name or "metric", "number", "signed")
+    known = named_metric(name)
+    return Shown(known.title, "share", "points") if known.share else Shown(known.title, "number", "signed")

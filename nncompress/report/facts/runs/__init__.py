@@ -1,0 +1,1 @@
+"""What each kind of run says, a file per command."""

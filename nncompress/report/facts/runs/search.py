@@ -1,0 +1,351 @@
+"""What `sensitivity` and `optimize` print with --json, and what `optimize` keeps in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nncompress.errors import UsageError
+from nncompress.recipe import make_pass, recipe_text
+from nncompress.report.facts.content import (
+    Axis,
+    Bar,
+    Bars,
+    Code,
+    Column,
+    Outcome,
+    Part,
+    Plot,
+    Point,
+    Section,
+    Series,
+    Table,
+)
+from nncompress.report.facts.limits import MOST_CODE, SHOWN, clipped, first
+from nncompress.report.facts.shown import shown
+from nncompress.report.facts.typed import rebuilt
+from nncompress.report.search import DONE, worst
+from nncompress.results import Estimate
+from nncompress.search.sensitivity import Effect, Sensitivity
+
+
+def sensitivity(document: dict[str, Any], source: str) -> Section:
+    """The section of a sensitivity analysis.
+
+    Raises:
+        Rejected: it is no such document.
+    """
+    found = rebuilt(Sensitivity, document)
+    methods = list(dict.fromkeys(effect.method for effect in found.effects))
+    parts: list[Part] = []
+    told = []
+    for method in methods:
+        mine = [effect for effect in found.effects if effect.method == method]
+        parts += [*_errors(method, mine), _effects(method, mine)]
+        told.append(f"{clipped(method)}: {clipped(worst(mine))}")
+    summary = "; ".join(told) or "nothing was measured"
+    return Section(source, "sensitivity", f"{summary} (error of the outputs {found.samples}).", tuple(parts))
+
+
+def _done(method: str, strength: float) -> str:
+    return DONE[method].format(strength) if method in DONE else f"strength {strength:g}"
+
+
+def _errors(method: str, effects: Sequence[Effect]) -> list[Part]:
+    strengths = sorted({effect.strength for effect in effects if effect.error is not None})[:6]
+    errors = {(e.where, e.strength): e.error for e in effects if e.error is not None}
+    places = sorted(
+        {where for where, _ in errors},
+        key=lambda where: -max(error for (name, _), error in errors.items() if name == where),
+    )
+    rows, left = first(places, SHOWN)
+    if not rows:
+        return []
+    bars = tuple(Bar(clipped(where), tuple(errors.get((where, s)) for s in strengths)) for where in rows)
+    return [
+        Bars(
+            f"{clipped(method)}: error by layer and strength",
+            "How far the outputs move when this pass is applied to one layer alone, at each strength; the "
+            "layer that moves them most is first.",
+            Axis("distance of the outputs", "share", log=True),
+            tuple(_done(method, strength) for strength in strengths),
+            bars,
+            dots=True,
+            left_out=left,
+        )
+    ]
+
+
+def _effects(method: str, effects: Sequence[Effect]) -> Table:
+    ordered = sorted(effects, key=lambda e: (e.error is None, -(e.error or 0.0), e.where, e.strength))
+    rows, left = first(
+        [
+            (
+                clipped(e.where),
+                _done(method, e.strength) if e.error is not None else clipped(e.said),
+                e.error,
+                e.macs,
+                e.bytes,
+                clipped(e.remedy),
+            )
+            for e in ordered
+        ],
+        SHOWN,
+    )
+    columns = (
+        Column("layer"),
+        Column("what"),
+        Column("error", "share"),
+        Column("MACs saved", "share"),
+        Column("bytes saved", "share"),
+        Column("to leave it as it is"),
+    )
+    note = "Of the whole model's MACs and bytes."
+    return Table(f"{clipped(method)}: every measurement", columns, tuple(rows), note, left)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A latency, as a share of the original's."""
+
+    share: float
+    low: float
+    high: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe and what was measured of it."""
+
+    recipe: tuple[dict[str, Any], ...]
+    macs: float | None = None
+    size: float | None = None
+    only_original: int | None = None
+    only_changed: int | None = None
+    records: int | None = None
+    latency: dict[str, Measured] | None = None
+    failed: str | None = None
+
+    @property
+    def lost(self) -> float | None:
+        """Points lost on the samples that choose."""
+        if self.only_original is None or self.only_changed is None or not self.records:
+            return None
+        return 100 * (self.only_original - self.only_changed) / self.records
+
+    @property
+    def fastest(self) -> Measured | None:
+        """On the first machine that it was measured on."""
+        return next(iter((self.latency or {}).values()), None)
+
+    @property
+    def title(self) -> str:
+        """Its passes."""
+        return " → ".join(_pass_title(entry) for entry in self.recipe) or "nothing"
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What is said of the result, on samples that nothing was chosen by."""
+
+    records: int
+    drop: float
+    low: float
+    high: float
+    confidence: float
+    kept: bool
+    bound: float | None = None
+    metric: str = "top-1"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The file that was written."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The document of `optimize`."""
+
+    best: Trial
+    trials: dict[str, Trial]
+    promise: Promised | None = None
+    output: Best | None = None
+    command: str = ""
+    stopped: bool = False
+    model: str = "the original"
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def optimize(document: dict[str, Any], source: str) -> Section:
+    """The section of a search that has ended.
+
+    Raises:
+        Rejected: it is no such document.
+    """
+    found = rebuilt(Found, document)
+    name = found.output.path.rpartition("/")[2] if found.output else "the best trial"
+    text = f"{clipped(name)}, the best of {len(found.trials)} trials: {_told(found.best)}"
+    if found.promise is not None:
+        text += f"; {_promise(found.promise)}"
+    text += ". The search was stopped: the same command goes on" if found.stopped else ""
+    warnings = () if found.promise is None or found.promise.kept else (_promise(found.promise),)
+    parts: list[Part] = [*_pareto(found.trials, found.best), _trials(found.trials)]
+    recipe = _recipe(found.best)
+    parts += [*recipe, *([Code("Command", "sh", clipped(found.command))] if found.command else [])]
+    return Section(source, "optimize", f"{text}.", tuple(parts), (_outcome(found, name),), warnings)
+
+
+def trials(rows: Mapping[str, Any], source: str) -> Section:
+    """The section of a folder of `optimize`: of a search that may be going on.
+
+    Raises:
+        Rejected: a trial is none.
+    """
+    found = rebuilt(dict[str, Trial], dict(rows))
+    measured = [trial for trial in found.values() if trial.lost is not None]
+    text = f"{len(found)} trials so far, {len(found) - len(measured)} of them refused or not measured"
+    return Section(source, "optimize", f"{text}.", (*_pareto(found, None), _trials(found)))
+
+
+def _promise(made: Promised) -> str:
+    text = (
+        f"{100 * made.drop:+.2f} points of {clipped(made.metric)} lost on {made.records} samples that the "
+        f"search has not seen, at most {100 * made.high:.2f} with {made.confidence:.0%} confidence"
+    )
+    if made.bound is None:
+        return text
+    asked = f"asked for: at most {100 * made.bound:g}"
+    return f"{text} ({asked})" if made.kept else f"not promised: {text} ({asked})"
+
+
+def _told(trial: Trial) -> str:
+    parts = [trial.title]
+    if trial.fastest is not None:
+        speed = _speedup(trial.fastest)
+        parts.append(f"{shown(speed, 'times')} as fast")
+    if trial.macs is not None:
+        parts.append(f"{trial.macs:.0%} of the MACs")
+    if trial.size is not None:
+        parts.append(shown(trial.size, "bytes"))
+    if trial.lost is not None:
+        parts.append(f"{trial.lost:+.2f} points lost on the samples that choose")
+    if trial.failed:
+        parts.append(clipped(trial.failed))
+    return clipped(", ".join(parts))
+
+
+def _speedup(measured: Measured) -> Estimate | None:
+    if min(measured.share, measured.low, measured.high) <= 0:
+        return None
+    return Estimate(1 / measured.share, 1 / measured.high, 1 / measured.low)
+
+
+def _pass_title(entry: Mapping[str, Any]) -> str:
+    options = {key: value for key, value in entry.items() if key != "name"}
+    ratios = options.pop("ratios", None)
+    told = [f"of {len(ratios)} layers"] if isinstance(ratios, list) else []
+    told += [f"{key} {value}" for key, value in options.items()]
+    name = str(entry.get("name", "?"))
+    return clipped(f"{name} ({', '.join(told)})" if told else name)
+
+
+def _pareto(found: Mapping[str, Trial], best: Trial | None) -> list[Part]:
+    """What every trial loses against what it gains."""
+    measured = [trial for trial in found.values() if trial.lost is not None]
+    plots: list[Part] = []
+    for title, unit, gain in (
+        ("latency, as a share of the original's", "share", lambda t: t.fastest.share if t.fastest else None),
+        ("size of the weights", "bytes", lambda t: t.size),
+        ("MACs, as a share of the original's", "share", lambda t: t.macs),
+    ):
+        places = [(gain(trial), trial) for trial in measured]
+        points = [
+            Point(x, trial.lost or 0.0, _told(trial), chosen=trial == best)
+            for x, trial in places
+            if x is not None
+        ]
+        if len(points) < 2:
+            continue
+        front = _front(points)
+        others = [point for point in points if point not in front]
+        plots.append(
+            Plot(
+                f"Points lost against {title}",
+                "Every trial on the samples that choose; the curve joins those that no other trial beats in "
+                "both. Marked: the one that was taken.",
+                Axis(title, unit),  # type: ignore[arg-type]
+                Axis("points lost", "number"),
+                (Series("not beaten", tuple(front), joined=True), Series("other trials", tuple(others))),
+            )
+        )
+    return plots
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, p.y)):
+        if not front or point.y < front[-1].y:
+            front.append(point)
+    return front
+
+
+def _trials(found: Mapping[str, Trial]) -> Table:
+    ordered = sorted(found.values(), key=lambda t: (t.lost is None, t.macs or 0.0, t.title))
+    rows, left = first(
+        [
+            (
+                trial.title,
+                trial.macs,
+                trial.size,
+                _speedup(trial.fastest) if trial.fastest else None,
+                trial.lost,
+                trial.records,
+                clipped(trial.failed or ""),
+            )
+            for trial in ordered
+        ],
+        SHOWN,
+    )
+    columns = (
+        Column("recipe"),
+        Column("MACs left", "share"),
+        Column("weights", "bytes"),
+        Column("speed-up", "times"),
+        Column("points lost", "points"),
+        Column("samples", "count"),
+        Column("refused"),
+    )
+    return Table("Trials", columns, tuple(rows), left_out=left)
+
+
+def _recipe(trial: Trial) -> list[Part]:
+    try:
+        passes = [
+            make_pass(str(entry.get("name")), {k: v for k, v in entry.items() if k != "name"}, "a trial")
+            for entry in trial.recipe
+        ]
+    except UsageError:
+        return []
+    text = recipe_text(passes)
+    return [Code("Recipe", "toml", text)] if passes and len(text) <= MOST_CODE else []
+
+
+def _outcome(found: Found, name: str) -> Outcome:
+    change = None
+    if found.promise is not None:
+        p = found.promise
+        change = Estimate(-100 * p.drop, -100 * p.high, -100 * p.low, p.confidence)
+    return Outcome(
+        clipped(name),
+        clipped(found.model),
+        speedup=_speedup(found.best.fastest) if found.best.fastest else None,
+        macs=found.best.macs,
+        metric=clipped(found.promise.metric) if found.promise else "",
+        change=change,
+    )

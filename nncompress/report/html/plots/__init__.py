@@ -1,0 +1,1 @@
+"""Plots as geometry: where every line, mark and word is. The templates draw them."""
