@@ -26,6 +26,7 @@ from nncompress.results import (
     plain,
 )
 from nncompress.results import Samples as Times
+from nncompress.search.promise import Promise
 from nncompress.search.sensitivity import Effect, Sensitivity
 from nncompress.train.state import TrainResult
 
@@ -147,38 +148,19 @@ def sensitivity(layer: str = "conv1") -> dict[str, Any]:
 
 def optimize(recipe: str = "small.toml") -> dict[str, Any]:
     """Three trials, one of which was refused."""
-    rows = {
-        f"{i}": {
-            "recipe": [{"name": "prune-nodes", "macs": share}],
-            "worker": "w",
-            "macs": share,
-            "size": 1000 * share,
-        }
-        | {"only_original": lost, "only_changed": 1, "samples": 400, "seconds": 1.0}
-        | {"latency": {"here": {"share": share, "low": share - 0.01, "high": share + 0.01, "seconds": 1e-4}}}
-        for i, (share, lost) in enumerate([(0.5, 6), (0.7, 2)])
+    rows: dict[str, Any] = {
+        f"{i}": {"recipe": [{"name": "prune-nodes", "macs": share}], "worker": "w", "macs": share}
+        | {"size": 1000 * share, "lost": lost, "at_most": 2 * lost, "samples": 400, "seconds": 1.0}
+        | {"latency": {"here": {"share": share, "low": share - 0.1, "high": share + 0.1, "seconds": 1e-4}}}
+        for i, (share, lost) in enumerate([(0.5, 0.015), (0.7, 0.005)])
     }
     rows["2"] = {"recipe": [{"name": "quantize"}], "worker": "w", "failed": "no", "seconds": 0.1}
-    promise = {
-        "kind": "promise",
-        "samples": 400,
-        "only_original": 3,
-        "only_changed": 1,
-        "drop": 0.005,
-        "low": -0.002,
-    }
-    promise |= {"high": 0.012, "confidence": 0.95, "bound": 0.02, "kept": True, "needed": 300, "looks": 1}
+    kept = Promise("top1", 400, 0.9, 0.895, 0.005, -0.002, 0.012, "in words", 0.95, 0.02, True, 300, 1)
     return plain(
-        {
-            "schema": 1,
-            "kind": "optimize",
-            "best": rows["0"],
-            "trials": rows,
-            "promise": promise,
-            "stopped": False,
-        }
-        | {"output": ExportReport(Path("best.onnx"), 1234, 0.5).to_json(), "recipe": recipe}
-        | {"command": f"nncompress compress net.pt2 --recipe {recipe}"}
+        {"schema": 1, "kind": "optimize", "model": "net.pt2", "best": rows["0"], "trials": rows}
+        | {"promise": kept.to_json(), "output": ExportReport(Path("best.onnx"), 1234, 0.5).to_json()}
+        | {"recipe": recipe, "command": f"nncompress compress net.pt2 --recipe {recipe}", "stopped": False}
+        | {"environment": {"cpu": "a processor"}}
     )
 
 

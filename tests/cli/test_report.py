@@ -34,6 +34,11 @@ def test_the_name_of_the_file_says_its_format(suffix, run, tmp_path, capsys):
     assert text.startswith({"html": "<!doctype html>", "md": "### small.onnx", "json": "{"}[suffix])
 
 
+def test_documents_here_are_as_their_schemas_say():
+    for make in runs.EVERY.values():
+        check(make())
+
+
 def test_what_it_prints_is_as_its_schema_says(tmp_path, capsys):
     files = []
     for kind, make in runs.EVERY.items():

@@ -96,6 +96,7 @@ def optimize(
     output: options.Output = None,
     limit: options.Limit = 512,
     seed: options.Seed = 0,
+    report: options.Report = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
@@ -140,6 +141,7 @@ def optimize(
         output=output,
         limit=limit,
         seed=seed,
+        report=report,
         json=json,
         loading=loading,
     )

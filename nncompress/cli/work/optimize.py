@@ -11,8 +11,9 @@ from typing import Any
 from nncompress import api, export
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.metrics.base import Metric
+from nncompress.bench.environment import environment
 from nncompress.bench.latency.target import clocked
-from nncompress.cli import model_files
+from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
 from nncompress.cli.work import made_again
@@ -22,7 +23,7 @@ from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
-from nncompress.report import search as report
+from nncompress.report import search as tables
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
 from nncompress.search.measure import Measure, settled
@@ -46,6 +47,7 @@ def find(
     output: str | None,
     limit: int,
     seed: int,
+    report: str | None,
     json: bool,
     loading: dict[str, Any],
 ) -> None:
@@ -66,6 +68,7 @@ def find(
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
     for file in made_again.recipe_files(result):
         model_files.output_for(str(file), file, reads)
+    report_file.check_report(report, reads, result, *made_again.recipe_files(result))
     whole = api.dataset(data, opened.model, loading["normalize"], say)
     if whole.has_labels:
         settle_answer(opened.model, whole)
@@ -131,32 +134,34 @@ def find(
         if result.suffix.lower() in OPENERS:  # what is promised is what was written
             said = search.promised(result, unseen, said.looks)
     count = len(search.trials.all())
+    document = {
+        "schema": 1,
+        "kind": "optimize",
+        "model": str(opened.path),
+        "best": row,
+        "trials": search.trials.all(),
+        "promise": said.to_json(),
+        "output": output_file.to_json(),
+        "recipe": str(files[0]),
+        "commands": commands,
+        "stopped": stopped,
+        "environment": environment(),
+    }
     if json:
-        print_json(
-            {
-                "schema": 1,
-                "kind": "optimize",
-                "best": row,
-                "trials": search.trials.all(),
-                "promise": said.to_json(),
-                "output": output_file.to_json(),
-                "recipe": str(files[0]),
-                "commands": commands,
-                "stopped": stopped,
-            }
-        )
+        print_json(document)
     else:
-        found = report.trial(row, count, measure.metric)
+        found = tables.trial(row, count, measure.metric)
         show(f"best of {count} trials{' so far' if stopped else ''}: {found}")
         show(written(output_file))
         show(f"wrote {' and '.join(map(str, files))}; the result is made again by")
         for command in commands:
             show(f"  {command}")
         if said.kept:
-            show(report.promise(said, measure.metric))
+            show(tables.promise(said, measure.metric))
+    report_file.write(report, document, (*reads, result, *files))
     if not said.kept:
         raise PromiseError(
-            f"optimize: {report.promise(said, measure.metric)}", remedy="more samples, or a larger --max-drop"
+            f"optimize: {tables.promise(said, measure.metric)}", remedy="more samples, or a larger --max-drop"
         )
 
 
@@ -191,7 +196,7 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
     """Search; True where it was stopped before all was tried."""
 
     def told(row: dict[str, Any]) -> None:
-        say(report.trial(row, len(search.trials.all()), search.judge.measure.metric))
+        say(tables.trial(row, len(search.trials.all()), search.judge.measure.metric))
 
     try:
         search.run(trials, until, told)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import METRICS, named_metric
 from nncompress.report.facts.content import Number, Unit
+from nncompress.report.facts.limits import clipped
+from nncompress.report.facts.shown import number
 from nncompress.results import Estimate
+from nncompress.search.measure import BY_ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,14 @@ class Shown:
     unit: Unit
     of_change: Unit
 
+    def text(self, value: float) -> str:
+        """A value as people read it."""
+        return number(value, self.unit)
+
+    def loss(self, value: float) -> str:
+        """What is lost, above 0 where something is: "0.50 points"."""
+        return f"{100 * value:.2f} points" if self.of_change == "points" else f"{value:.3g}"
+
     def change(self, value: Number) -> Number:
         """A difference in the unit that people read: points for shares."""
         if value is None or self.of_change != "points":
@@ -36,7 +48,10 @@ class Shown:
 
 def metric_named(name: str | None) -> Shown:
     """Of a metric that a record names; one that is not ours by its name alone."""
-    if name is None or name not in METRICS or METRICS.origin(name):
-        return Shown(name or "metric", "number", "signed")
-    known = named_metric(name)
+    if name in BY_ORIGINAL:
+        known: Metric = BY_ORIGINAL[name]()
+    elif name is None or name not in METRICS or METRICS.origin(name):
+        return Shown(clipped(name or "metric"), "number", "signed")
+    else:
+        known = named_metric(name)
     return Shown(known.title, "share", "points") if known.share else Shown(known.title, "number", "signed")

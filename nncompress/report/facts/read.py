@@ -137,7 +137,8 @@ def _folder(folder: Path, name: str) -> Section:
             if len(files) > MOST_TRIALS:
                 raise Unreadable(f"more than {MOST_TRIALS} trials")
             rows = {file.stem: read_json(file) for file in files}
-            return _admitted(lambda: search.trials(rows, name), name)
+            metric = _metric(read_json(folder / "search.json"))
+            return _admitted(lambda: search.trials(rows, metric, name), name)
         if (folder / "cycles.jsonl").is_file():
             lines = _lines(read_text(folder / "cycles.jsonl", MOST_BYTES))
             if lines is None:
@@ -150,3 +151,11 @@ def _folder(folder: Path, name: str) -> Section:
         got="neither search.json nor cycles.jsonl in it",
         remedy=_MAKE_ONE,
     )
+
+
+def _metric(settings: Any) -> str | None:
+    """By which a search measures, where its `search.json` says so."""
+    match settings:
+        case {"bounds": {"metric": str(name)}}:
+            return name
+    return None

@@ -49,7 +49,7 @@ def test_the_summary_is_that_of_the_best_evidence():
         "of top-1."
     )
     promised = report([*found, section_in(runs.optimize(), "o")]).summary
-    assert "at most 1.20 with 95% confidence (asked for: at most 2)" in promised
+    assert "at most 1.20 points lost with 95% confidence (asked for: at most 2.00 points)" in promised
 
 
 def test_no_difference_in_speed_is_said_as_that():

@@ -49,7 +49,7 @@ def section(document: dict[str, Any], source: str) -> Section:
     warnings: list[str] = []
     for run in suite.runs:
         if len(suite.runs) > 1:
-            warnings += [f"batch {run.batch}: {clipped(text)}" for text in run.warnings]
+            warnings += [f"{_where(run)}: {clipped(text)}" for text in run.warnings]
         else:
             warnings += map(clipped, run.warnings)
         parts += [_table(run), *_speedups(run)]
@@ -88,6 +88,7 @@ def _table(run: BenchResult) -> Table:
         Column("file", "bytes"),
         Column("MACs", "count"),
         Column("latency", "seconds"),
+        *((Column("tokens/s", "number"),) if run.phase else ()),
         Column("speed-up", "times"),
         *((Column(title, "number"),) if judged else ()),
         Column("p90", "seconds"),
@@ -102,6 +103,7 @@ def _table(run: BenchResult) -> Table:
             arm.file_size,
             arm.macs,
             arm.latency.median,
+            *((run.tokens_per_second(arm),) if run.phase else ()),
             arm.speedup,
             *((_accuracy(arm.accuracy),) if judged else ()),
             arm.latency.p90,
@@ -112,7 +114,13 @@ def _table(run: BenchResult) -> Table:
         )
         for arm in run.candidates
     ]
-    return Table(f"Measured at batch {run.batch}", columns, tuple(rows), f"{_sentence(how(run))}.")
+    return Table(f"Measured at {_where(run)}", columns, tuple(rows), f"{_sentence(how(run))}.")
+
+
+def _where(run: BenchResult) -> str:
+    """Which of several measurements it is."""
+    phase = f", {clipped(run.phase.name)} of {run.phase.tokens}" if run.phase else ""
+    return f"batch {run.batch}{phase}"
 
 
 def _accuracy(result: EvalResult | None) -> Cell:
@@ -131,7 +139,7 @@ def _speedups(run: BenchResult) -> list[Part]:
     if not rows:
         return []
     description = f"How many times as fast as {run.candidates[0].name} each model is, with the 95 % interval."
-    title = f"Speed-up over {clipped(run.candidates[0].name)} at batch {run.batch}"
+    title = f"Speed-up over {clipped(run.candidates[0].name)} at {_where(run)}"
     return [Bars(title, description, Axis("times as fast", "times"), ("speed-up",), tuple(rows))]
 
 

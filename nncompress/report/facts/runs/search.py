@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nncompress.errors import UsageError
@@ -21,12 +22,16 @@ from nncompress.report.facts.content import (
     Section,
     Series,
     Table,
+    Unit,
 )
 from nncompress.report.facts.limits import MOST_CODE, SHOWN, clipped, first
+from nncompress.report.facts.metrics import Shown, metric_named
+from nncompress.report.facts.runs.environment import environment
 from nncompress.report.facts.shown import shown
 from nncompress.report.facts.typed import rebuilt
 from nncompress.report.search import DONE, worst
 from nncompress.results import Estimate
+from nncompress.search.promise import Promise
 from nncompress.search.sensitivity import Effect, Sensitivity
 
 
@@ -117,23 +122,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe and what was measured of it."""
+    """A recipe and what was measured of it, on the samples that choose.
+
+    Attributes:
+        lost: of the metric, shares as 0 … 1; at_most: so much, with 95 % confidence.
+    """
 
     recipe: tuple[dict[str, Any], ...]
     macs: float | None = None
     size: float | None = None
-    only_original: int | None = None
-    only_changed: int | None = None
+    lost: float | None = None
+    at_most: float | None = None
     records: int | None = None
     latency: dict[str, Measured] | None = None
     failed: str | None = None
-
-    @property
-    def lost(self) -> float | None:
-        """Points lost on the samples that choose."""
-        if self.only_original is None or self.only_changed is None or not self.records:
-            return None
-        return 100 * (self.only_original - self.only_changed) / self.records
 
     @property
     def fastest(self) -> Measured | None:
@@ -144,20 +146,6 @@ class Trial:
     def title(self) -> str:
         """Its passes."""
         return " → ".join(_pass_title(entry) for entry in self.recipe) or "nothing"
-
-
-@dataclass(frozen=True)
-class Promised:
-    """What is said of the result, on samples that nothing was chosen by."""
-
-    records: int
-    drop: float
-    low: float
-    high: float
-    confidence: float
-    kept: bool
-    bound: float | None = None
-    metric: str = "top-1"
 
 
 @dataclass(frozen=True)
@@ -174,9 +162,9 @@ class Found:
 
     best: Trial
     trials: dict[str, Trial]
-    promise: Promised | None = None
-    output: Best | None = None
-    command: str = ""
+    promise: Promise
+    output: Best
+    command: str
     stopped: bool = False
     model: str = "the original"
     environment: dict[str, Any] = field(default_factory=dict)
@@ -189,54 +177,65 @@ def optimize(document: dict[str, Any], source: str) -> Section:
         Rejected: it is no such document.
     """
     found = rebuilt(Found, document)
-    name = found.output.path.rpartition("/")[2] if found.output else "the best trial"
-    text = f"{clipped(name)}, the best of {len(found.trials)} trials: {_told(found.best)}"
-    if found.promise is not None:
-        text += f"; {_promise(found.promise)}"
-    text += ". The search was stopped: the same command goes on" if found.stopped else ""
-    warnings = () if found.promise is None or found.promise.kept else (_promise(found.promise),)
-    parts: list[Part] = [*_pareto(found.trials, found.best), _trials(found.trials)]
-    recipe = _recipe(found.best)
-    parts += [*recipe, *([Code("Command", "sh", clipped(found.command))] if found.command else [])]
-    return Section(source, "optimize", f"{text}.", tuple(parts), (_outcome(found, name),), warnings)
+    made, name = found.promise, clipped(Path(found.output.path).name)
+    metric = metric_named(made.metric)
+    promised = _promise(made, metric)
+    text = f"{name}, the best of {len(found.trials)} trials: {_told(found.best, metric)}; {promised}."
+    if found.stopped:
+        text += " The search was stopped: the same command goes on."
+    parts: list[Part] = [*_pareto(found.trials, found.best, metric), _trials(found.trials, metric)]
+    parts += [
+        *_recipe(found.best),
+        *([Code("Command", "sh", clipped(found.command))] if found.command else []),
+    ]
+    return Section(
+        source,
+        "optimize",
+        text,
+        tuple(parts),
+        (_outcome(found, name, metric),),
+        () if made.kept else (f"Not promised: {promised}.",),
+        environment(found.environment),
+    )
 
 
-def trials(rows: Mapping[str, Any], source: str) -> Section:
+def trials(rows: Mapping[str, Any], metric_name: str | None, source: str) -> Section:
     """The section of a folder of `optimize`: of a search that may be going on.
 
     Raises:
         Rejected: a trial is none.
     """
-    found = rebuilt(dict[str, Trial], dict(rows))
+    found, metric = rebuilt(dict[str, Trial], dict(rows)), metric_named(metric_name)
     measured = [trial for trial in found.values() if trial.lost is not None]
     text = f"{len(found)} trials so far, {len(found) - len(measured)} of them refused or not measured"
-    return Section(source, "optimize", f"{text}.", (*_pareto(found, None), _trials(found)))
+    return Section(source, "optimize", f"{text}.", (*_pareto(found, None, metric), _trials(found, metric)))
 
 
-def _promise(made: Promised) -> str:
+def _promise(made: Promise, metric: Shown) -> str:
     text = (
-        f"{100 * made.drop:+.2f} points of {clipped(made.metric)} lost on {made.records} samples that the "
-        f"search has not seen, at most {100 * made.high:.2f} with {made.confidence:.0%} confidence"
+        f"{metric.title} {metric.text(made.original)} -> {metric.text(made.changed)} on {made.records} "
+        f"samples that the search has not seen, at most {metric.loss(made.high)} lost with {made.confidence:.0%} "
+        "confidence"
     )
     if made.bound is None:
         return text
-    asked = f"asked for: at most {100 * made.bound:g}"
-    return f"{text} ({asked})" if made.kept else f"not promised: {text} ({asked})"
+    asked = f"{text} (asked for: at most {metric.loss(made.bound)})"
+    needed = f"; about {made.needed} such samples would do" if made.needed and not made.kept else ""
+    return f"{asked}{needed}"
 
 
-def _told(trial: Trial) -> str:
+def _told(trial: Trial, metric: Shown) -> str:
     parts = [trial.title]
     if trial.fastest is not None:
-        speed = _speedup(trial.fastest)
-        parts.append(f"{shown(speed, 'times')} as fast")
+        parts.append(f"{shown(_speedup(trial.fastest), 'times')} as fast")
     if trial.macs is not None:
         parts.append(f"{trial.macs:.0%} of the MACs")
     if trial.size is not None:
         parts.append(shown(trial.size, "bytes"))
     if trial.lost is not None:
-        parts.append(f"{trial.lost:+.2f} points lost on the samples that choose")
+        parts.append(f"{metric.loss(trial.lost)} of {metric.title} lost on the samples that choose")
     if trial.failed:
-        parts.append(clipped(trial.failed))
+        parts.append(trial.failed)
     return clipped(", ".join(parts))
 
 
@@ -255,20 +254,16 @@ def _pass_title(entry: Mapping[str, Any]) -> str:
     return clipped(f"{name} ({', '.join(told)})" if told else name)
 
 
-def _pareto(found: Mapping[str, Trial], best: Trial | None) -> list[Part]:
+def _pareto(found: Mapping[str, Trial], best: Trial | None, metric: Shown) -> list[Part]:
     """What every trial loses against what it gains."""
-    measured = [trial for trial in found.values() if trial.lost is not None]
+    lost = {key: metric.change(trial.lost) for key, trial in found.items() if trial.lost is not None}
+    unit = "points lost" if metric.of_change == "points" else f"{metric.title} lost"
     plots: list[Part] = []
-    for title, unit, gain in (
-        ("latency, as a share of the original's", "share", lambda t: t.fastest.share if t.fastest else None),
-        ("size of the weights", "bytes", lambda t: t.size),
-        ("MACs, as a share of the original's", "share", lambda t: t.macs),
-    ):
-        places = [(gain(trial), trial) for trial in measured]
+    for title, form, gain in GAINS:
         points = [
-            Point(x, trial.lost or 0.0, _told(trial), chosen=trial == best)
-            for x, trial in places
-            if x is not None
+            Point(x, float(y), _told(found[key], metric), chosen=found[key] == best)  # type: ignore[arg-type]
+            for key, y in lost.items()
+            if (x := gain(found[key])) is not None
         ]
         if len(points) < 2:
             continue
@@ -276,15 +271,22 @@ def _pareto(found: Mapping[str, Trial], best: Trial | None) -> list[Part]:
         others = [point for point in points if point not in front]
         plots.append(
             Plot(
-                f"Points lost against {title}",
+                f"{metric.title} lost against {title}",
                 "Every trial on the samples that choose; the curve joins those that no other trial beats in "
                 "both. Marked: the one that was taken.",
-                Axis(title, unit),  # type: ignore[arg-type]
-                Axis("points lost", "number"),
+                Axis(title, form),
+                Axis(unit, "number"),
                 (Series("not beaten", tuple(front), joined=True), Series("other trials", tuple(others))),
             )
         )
     return plots
+
+
+GAINS: tuple[tuple[str, Unit, Callable[[Trial], float | None]], ...] = (
+    ("latency, as a share of the original's", "share", lambda t: t.fastest.share if t.fastest else None),
+    ("size of the weights", "bytes", lambda t: t.size),
+    ("MACs, as a share of the original's", "share", lambda t: t.macs),
+)
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -295,7 +297,7 @@ def _front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def _trials(found: Mapping[str, Trial]) -> Table:
+def _trials(found: Mapping[str, Trial], metric: Shown) -> Table:
     ordered = sorted(found.values(), key=lambda t: (t.lost is None, t.macs or 0.0, t.title))
     rows, left = first(
         [
@@ -304,7 +306,8 @@ def _trials(found: Mapping[str, Trial]) -> Table:
                 trial.macs,
                 trial.size,
                 _speedup(trial.fastest) if trial.fastest else None,
-                trial.lost,
+                None if trial.lost is None else metric.loss(trial.lost),
+                None if trial.at_most is None else metric.loss(trial.at_most),
                 trial.records,
                 clipped(trial.failed or ""),
             )
@@ -317,11 +320,13 @@ def _trials(found: Mapping[str, Trial]) -> Table:
         Column("MACs left", "share"),
         Column("weights", "bytes"),
         Column("speed-up", "times"),
-        Column("points lost", "points"),
+        Column(f"{metric.title} lost", "number"),
+        Column("at most", "number"),
         Column("samples", "count"),
         Column("refused"),
     )
-    return Table("Trials", columns, tuple(rows), left_out=left)
+    note = "Lost on the samples that choose, at most with 95 % confidence."
+    return Table("Trials", columns, tuple(rows), note, left)
 
 
 def _recipe(trial: Trial) -> list[Part]:
@@ -336,16 +341,17 @@ def _recipe(trial: Trial) -> list[Part]:
     return [Code("Recipe", "toml", text)] if passes and len(text) <= MOST_CODE else []
 
 
-def _outcome(found: Found, name: str) -> Outcome:
-    change = None
-    if found.promise is not None:
-        p = found.promise
-        change = Estimate(-100 * p.drop, -100 * p.high, -100 * p.low, p.confidence)
+def _outcome(found: Found, name: str, metric: Shown) -> Outcome:
+    made = found.promise
+    sign = 1 if (made.changed < made.original) == (made.drop > 0) else -1  # of a metric where less is better
+    low, high = sorted((-sign * made.high, -sign * made.low))
+    change = Estimate(-sign * made.drop, low, high, made.confidence)
     return Outcome(
-        clipped(name),
+        name,
         clipped(found.model),
         speedup=_speedup(found.best.fastest) if found.best.fastest else None,
         macs=found.best.macs,
-        metric=clipped(found.promise.metric) if found.promise else "",
-        change=change,
+        metric=metric.title,
+        change=metric.change(change),
+        unit=metric.of_change,
     )
