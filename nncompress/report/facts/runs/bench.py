@@ -58,30 +58,31 @@ def section(document: dict[str, Any], source: str) -> Section:
     if not suite.runs or not suite.runs[0].candidates:
         return Section(source, "bench", "Nothing was measured.")
     first = suite.runs[0]
-    parts += [*_pareto(first), *(part for arm in first.candidates for part in _profile(arm))]
+    parts += [*_pareto(first), *(part for candidate in first.candidates for part in _profile(candidate))]
     if suite.baseline is not None:
         parts.append(_baseline(suite.baseline))
         warnings += map(clipped, suite.baseline.notes)
     verdicts = [
-        verdict(first.candidates[0], arm, previous)
-        for previous, arm in pairwise(first.candidates)
-        if arm.speedup
+        verdict(first.candidates[0], candidate, previous)
+        for previous, candidate in pairwise(first.candidates)
+        if candidate.speedup
     ]
     return Section(
         source,
         "bench",
         f"{'; '.join(verdicts) or f'{first.candidates[0].name} was measured'}.",
         tuple(parts),
-        tuple(_outcome(first.candidates[0], arm) for arm in first.candidates[1:]),
+        tuple(_outcome(first.candidates[0], candidate) for candidate in first.candidates[1:]),
         tuple(warnings),
         environment(first.environment),
     )
 
 
 def _table(run: BenchResult) -> Table:
-    judged = any(arm.accuracy for arm in run.candidates)
+    judged = any(candidate.accuracy for candidate in run.candidates)
     title = next(
-        (metric_named(arm.accuracy.metric).title for arm in run.candidates if arm.accuracy), "accuracy"
+        (metric_named(candidate.accuracy.metric).title for candidate in run.candidates if candidate.accuracy),
+        "accuracy",
     )
     columns = (
         Column("model"),
@@ -99,20 +100,20 @@ def _table(run: BenchResult) -> Table:
     )
     rows = [
         (
-            clipped(arm.name),
-            arm.file_size,
-            arm.macs,
-            arm.latency.median,
-            *((run.tokens_per_second(arm),) if run.phase else ()),
-            arm.speedup,
-            *((_accuracy(arm.accuracy),) if judged else ()),
-            arm.latency.p90,
-            arm.latency.p99,
-            arm.load_s,
-            arm.cold_start_s,
-            arm.peak_memory,
+            clipped(candidate.name),
+            candidate.file_size,
+            candidate.macs,
+            candidate.latency.median,
+            *((run.tokens_per_second(candidate),) if run.phase else ()),
+            candidate.speedup,
+            *((_accuracy(candidate.accuracy),) if judged else ()),
+            candidate.latency.p90,
+            candidate.latency.p99,
+            candidate.load_s,
+            candidate.cold_start_s,
+            candidate.peak_memory,
         )
-        for arm in run.candidates
+        for candidate in run.candidates
     ]
     return Table(f"Measured at {_where(run)}", columns, tuple(rows), f"{_sentence(how(run))}.")
 
@@ -135,7 +136,11 @@ def _value(result: EvalResult) -> float | None:
 
 
 def _speedups(run: BenchResult) -> list[Part]:
-    rows = [Bar(clipped(arm.name), (arm.speedup,)) for arm in run.candidates if arm.speedup is not None]
+    rows = [
+        Bar(clipped(candidate.name), (candidate.speedup,))
+        for candidate in run.candidates
+        if candidate.speedup is not None
+    ]
     if not rows:
         return []
     description = f"How many times as fast as {run.candidates[0].name} each model is, with the 95 % interval."
@@ -146,19 +151,23 @@ def _speedups(run: BenchResult) -> list[Part]:
 def _pareto(run: BenchResult) -> list[Part]:
     """How good each model is against how long it takes."""
     judged = [
-        (arm, arm.accuracy) for arm in run.candidates if arm.accuracy and _value(arm.accuracy) is not None
+        (candidate, candidate.accuracy)
+        for candidate in run.candidates
+        if candidate.accuracy and _value(candidate.accuracy) is not None
     ]
     if len(judged) < 2:
         return []
     metric = metric_named(judged[0][1].metric)
     points = []
-    for arm, result in judged:
+    for candidate, result in judged:
         value = _value(result)
         assert value is not None
-        told = f"{arm.name}: {number(value, metric.unit)}, {shown(run.per_sample(arm), 'seconds')} a sample"
-        if arm.file_size:
-            told += f", {shown(arm.file_size, 'bytes')}"
-        points.append(Point(run.per_sample(arm), value, clipped(told), chosen=arm is run.candidates[-1]))
+        told = f"{candidate.name}: {number(value, metric.unit)}, {shown(run.per_sample(candidate), 'seconds')} a sample"
+        if candidate.file_size:
+            told += f", {shown(candidate.file_size, 'bytes')}"
+        points.append(
+            Point(run.per_sample(candidate), value, clipped(told), chosen=candidate is run.candidates[-1])
+        )
     return [
         Plot(
             f"{metric.title} against latency",
@@ -170,11 +179,11 @@ def _pareto(run: BenchResult) -> list[Part]:
     ]
 
 
-def _profile(arm: CandidateResult) -> list[Part]:
-    if not arm.profile:
+def _profile(candidate: CandidateResult) -> list[Part]:
+    if not candidate.profile:
         return []
     kinds: dict[tuple[str, str], list[OperatorTime]] = defaultdict(list)
-    for row in arm.profile:
+    for row in candidate.profile:
         kinds[row.op, row.node].append(row)
     ordered = sorted(kinds.items(), key=lambda item: -sum(row.seconds for row in item[1]))
     rows = []
@@ -183,8 +192,8 @@ def _profile(arm: CandidateResult) -> list[Part]:
         rows.append(Bar(clipped(f"{node} ({op})" if node else op), (seconds,)))
     return [
         Bars(
-            f"Where the time of {clipped(arm.name)} goes",
-            f"The operators of {arm.name} in {arm.runtime} that take longest; their kind says in which "
+            f"Where the time of {clipped(candidate.name)} goes",
+            f"The operators of {candidate.name} in {candidate.runtime} that take longest; their kind says in which "
             "precision they run. Profiling makes a run itself slower: the shares hold.",
             Axis("time", "seconds"),
             ("time per run",),
@@ -216,20 +225,20 @@ def _baseline(result: BaselineResult) -> Table:
     return Table(f"Against {clipped(result.baseline)}", columns, rows, note)
 
 
-def _outcome(first: CandidateResult, arm: CandidateResult) -> Outcome:
+def _outcome(first: CandidateResult, candidate: CandidateResult) -> Outcome:
     metric, change = metric_named(None), None
-    before, after = first.accuracy, arm.accuracy
+    before, after = first.accuracy, candidate.accuracy
     if before is not None and after is not None and before.metric == after.metric:
         metric = metric_named(after.metric)
         one, other = _value(before), _value(after)
         change = None if one is None or other is None else metric.change(other - one)
     return Outcome(
-        clipped(arm.name),
+        clipped(candidate.name),
         clipped(first.name),
-        speedup=arm.speedup,
-        smaller=_over(first.file_size, arm.file_size),
-        macs=_over(arm.macs, first.macs),
-        parameters=_over(arm.parameters, first.parameters),
+        speedup=candidate.speedup,
+        smaller=_over(first.file_size, candidate.file_size),
+        macs=_over(candidate.macs, first.macs),
+        parameters=_over(candidate.parameters, first.parameters),
         metric="" if change is None else metric.title,
         change=change,
         unit=metric.of_change,

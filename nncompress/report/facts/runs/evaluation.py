@@ -84,7 +84,7 @@ def _told(model: Judged, first: Judged) -> str:
         change = shown(metric.change(model.paired.difference), metric.of_change)
         return (
             f"{clipped(model.name)}: {change} of {metric.title} against {clipped(first.name)}, on "
-            f"{model.paired.records} samples"
+            f"{model.paired.samples} samples"
         )
     if model.difference is not None and model.difference.outputs:
         worst = min(model.difference.outputs, key=lambda each: each.cosine)
@@ -123,7 +123,7 @@ def _accuracies(models: list[Judged]) -> Table:
         if against:
             cells += _paired(model)
         rows.append(tuple(cells))
-    note = f"{results[0].records} samples of {clipped(results[0].data)}; 95 % intervals, differences paired."
+    note = f"{results[0].samples} samples of {clipped(results[0].data)}; 95 % intervals, differences paired."
     return Table("How good the models are", tuple(columns), tuple(rows), note)
 
 

@@ -133,7 +133,7 @@ class Trial:
     size: float | None = None
     lost: float | None = None
     at_most: float | None = None
-    records: int | None = None
+    samples: int | None = None
     latency: dict[str, Measured] | None = None
     failed: str | None = None
 
@@ -213,9 +213,9 @@ def trials(rows: Mapping[str, Any], metric_name: str | None, source: str) -> Sec
 
 def _promise(made: Promise, metric: Shown) -> str:
     text = (
-        f"{metric.title} {metric.text(made.original)} -> {metric.text(made.changed)} on {made.records} "
-        f"samples that the search has not seen, at most {metric.loss(made.high)} lost with {made.confidence:.0%} "
-        "confidence"
+        f"{metric.title} {metric.text(made.original)} -> {metric.text(made.changed)} on {made.samples} "
+        f"samples that the search has not seen, at most {metric.loss(made.high)} lost with "
+        f"{made.confidence:.0%} confidence"
     )
     if made.bound is None:
         return text
@@ -308,7 +308,7 @@ def _trials(found: Mapping[str, Trial], metric: Shown) -> Table:
                 _speedup(trial.fastest) if trial.fastest else None,
                 None if trial.lost is None else metric.loss(trial.lost),
                 None if trial.at_most is None else metric.loss(trial.at_most),
-                trial.records,
+                trial.samples,
                 clipped(trial.failed or ""),
             )
             for trial in ordered
