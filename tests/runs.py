@@ -159,7 +159,7 @@ def optimize(recipe: str = "small.toml") -> dict[str, Any]:
     return plain(
         {"schema": 1, "kind": "optimize", "model": "net.pt2", "best": rows["0"], "trials": rows}
         | {"promise": kept.to_json(), "output": ExportReport(Path("best.onnx"), 1234, 0.5).to_json()}
-        | {"recipe": recipe, "command": f"nncompress compress net.pt2 --recipe {recipe}", "stopped": False}
+        | {"recipe": recipe, "commands": [f"nncompress compress net.pt2 --recipe {recipe}"], "stopped": False}
         | {"environment": {"cpu": "a processor"}}
     )
 

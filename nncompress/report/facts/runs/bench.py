@@ -162,7 +162,8 @@ def _pareto(run: BenchResult) -> list[Part]:
     for candidate, result in judged:
         value = _value(result)
         assert value is not None
-        told = f"{candidate.name}: {number(value, metric.unit)}, {shown(run.per_sample(candidate), 'seconds')} a sample"
+        told = f"{candidate.name}: {number(value, metric.unit)}"
+        told += f", {shown(run.per_sample(candidate), 'seconds')} a sample"
         if candidate.file_size:
             told += f", {shown(candidate.file_size, 'bytes')}"
         points.append(
@@ -193,8 +194,8 @@ def _profile(candidate: CandidateResult) -> list[Part]:
     return [
         Bars(
             f"Where the time of {clipped(candidate.name)} goes",
-            f"The operators of {candidate.name} in {candidate.runtime} that take longest; their kind says in which "
-            "precision they run. Profiling makes a run itself slower: the shares hold.",
+            f"The operators of {candidate.name} in {candidate.runtime} that take longest; their kind says in "
+            "which precision they run. Profiling makes a run itself slower: the shares hold.",
             Axis("time", "seconds"),
             ("time per run",),
             tuple(rows),

@@ -227,7 +227,7 @@ def _recipe(record: PassesRecord) -> tuple[list[Part], list[str]]:
         return [], [f"The recipe is not shown: it has {len(text)} characters"]
     parts: list[Part] = [Code("Recipe", "toml", text)]
     command = record.command or f"nncompress compress {shlex.quote(record.model)} --recipe recipe.toml"
-    return [*parts, Code("Command", "sh", clipped(command))], []
+    return [*parts, *([Code("Command", "sh", command)] if len(command) <= MOST_CODE else [])], []
 
 
 def _option(value: Any) -> str:

@@ -136,6 +136,7 @@ class Trial:
     samples: int | None = None
     latency: dict[str, Measured] | None = None
     failed: str | None = None
+    trained: dict[str, Any] | None = None
 
     @property
     def fastest(self) -> Measured | None:
@@ -145,7 +146,8 @@ class Trial:
     @property
     def title(self) -> str:
         """Its passes."""
-        return " → ".join(_pass_title(entry) for entry in self.recipe) or "nothing"
+        trained = ["train"] if self.trained else []
+        return " → ".join([*(_pass_title(entry) for entry in self.recipe), *trained]) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Found:
     trials: dict[str, Trial]
     promise: Promise
     output: Best
-    command: str
+    commands: tuple[str, ...]
     stopped: bool = False
     model: str = "the original"
     environment: dict[str, Any] = field(default_factory=dict)
@@ -184,9 +186,10 @@ def optimize(document: dict[str, Any], source: str) -> Section:
     if found.stopped:
         text += " The search was stopped: the same command goes on."
     parts: list[Part] = [*_pareto(found.trials, found.best, metric), _trials(found.trials, metric)]
+    commands = "\n".join(found.commands)
     parts += [
         *_recipe(found.best),
-        *([Code("Command", "sh", clipped(found.command))] if found.command else []),
+        *([Code("Commands", "sh", commands)] if len(commands) <= MOST_CODE else []),
     ]
     return Section(
         source,
