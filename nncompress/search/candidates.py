@@ -2,14 +2,15 @@
 
 A family of recipes has one number, the share of the model that it is to leave. The smallest share that holds
 the bound is found by bisection, in all families side by side: the two passes by themselves, both uniformly,
-both with strengths per layer; each in float and in int8. Then strengths of the best recipe are varied one by
-one.
+both with strengths per layer; each in float and in int8, of which the layers that bear it worst may stay in
+float; for a size, widths, ranks and bits of each layer together. Then strengths of the best recipe are varied
+one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize
@@ -39,8 +40,9 @@ def recipe_key(recipe: Recipe) -> str:
 def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Family]:
     """Args:
     unit: "macs" or "params": what the shares are of.
-    quantizes: some layer can be.
+    quantizes: some layer can be, and that serves the goal.
     """
+    counted = {"params": "parameters"}.get(unit, unit)
 
     def prune(share: float) -> Recipe:
         return (PruneNodes(**{unit: share}),)  # type: ignore[arg-type]
@@ -52,13 +54,7 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
         return prune(sqrt(share)) + factorize(sqrt(share))
 
     def layered(share: float) -> Recipe:
-        ratios = per_layer(effects, share, {"params": "parameters"}.get(unit, unit))
-        kinds: tuple[type[PruneNodes] | type[Factorize], ...] = (PruneNodes, Factorize)
-        return tuple(
-            kind(ratios=tuple(f"{name}={strength:g}" for name, strength in found.items()))
-            for kind, found in zip(kinds, ratios)
-            if found
-        )
+        return _by_ratios(per_layer(effects, share, counted))
 
     found = []
     if any(e.method == "prune-nodes" and e.error is not None for e in effects):
@@ -69,14 +65,80 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
         found.append(Family("prune-nodes and factorize", both))
     if found:
         found.append(Family("per layer", layered))
-    if quantizes:
-        found += [Family(f"{f.name}, int8", _then_quantized(f)) for f in found]
-        found.append(Family("int8", lambda share: (Quantize(),)))
+    if not quantizes:
+        return found
+    bits = Bits.of(effects)
+    found += [Family(f"{f.name}, int8", _then(f, lambda recipe: (Quantize(),))) for f in found]
+    if len(bits.worst) > 1:
+        found.append(Family("int8, the worst in float", lambda share: (Quantize(keep=bits.kept(share)),)))
+        if any(each.name == "per layer" for each in found):
+            quarter = _then(
+                Family("per layer", layered), lambda recipe: (Quantize(keep=bits.kept(0.25, recipe)),)
+            )
+            found.append(Family("per layer, int8, the worst quarter in float", quarter))
+    found.append(Family("int8", lambda share: (Quantize(),)))
+    if unit == "params" and bits.worst:
+        found.append(Family("widths, ranks and bits per layer", lambda share: bits.jointly(effects, share)))
     return found
 
 
-def _then_quantized(family: Family) -> Callable[[float], Recipe]:
-    return lambda share: (*family.recipe(share), Quantize())
+def _then(family: Family, after: Callable[[Recipe], Recipe]) -> Callable[[float], Recipe]:
+    def recipe(share: float) -> Recipe:
+        first = family.recipe(share)
+        return (*first, *after(first))
+
+    return recipe
+
+
+def _by_ratios(chosen: Mapping[str, Mapping[str, float]]) -> Recipe:
+    kinds: tuple[type[PruneNodes] | type[Factorize], ...] = (PruneNodes, Factorize)
+    return tuple(
+        kind(ratios=tuple(f"{name}={strength:g}" for name, strength in chosen[kind.name].items()))
+        for kind in kinds
+        if chosen[kind.name]
+    )
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of each layer's weights.
+
+    Attributes:
+        worst: the layers by what rounding them to 8 bits costs per byte that it saves, the most first.
+    """
+
+    worst: tuple[str, ...]
+
+    @classmethod
+    def of(cls, effects: Sequence[Effect]) -> Bits:
+        rounded = [e for e in effects if e.method == "quantize" and e.strength == 8 and e.error is not None]
+        rounded.sort(key=lambda e: (-((e.error or 0.0) ** 2) / max(e.bytes, 1e-9), e.where))
+        return cls(tuple(e.where for e in rounded))
+
+    def kept(self, share: float, recipe: Recipe = ()) -> tuple[str, ...]:
+        """Patterns of the worst layers, that share of all, at most all but one."""
+        return self._patterns(self.worst[: min(round(share * len(self.worst)), len(self.worst) - 1)], recipe)
+
+    def jointly(self, effects: Sequence[Effect], share: float) -> Recipe:
+        """Widths, ranks and bits together, by error per byte; each layer has 32, 8 or 4 bits."""
+        chosen = per_layer(effects, share, "bytes", ("prune-nodes", "factorize", "quantize"))
+        recipe = _by_ratios(chosen)
+        for bits, wanted in ((4, {4}), (8, {4, 8})):
+            others = [name for name in self.worst if chosen["quantize"].get(name) not in wanted]
+            if any(strength == bits for strength in chosen["quantize"].values()):
+                recipe += (Quantize(weight_bits=bits, keep=self._patterns(others, recipe)),)
+        return recipe
+
+    def _patterns(self, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+        """Of layers, and of the factors that `recipe` makes of them (`NAME.0`)."""
+        factored = {
+            pair.rpartition("=")[0] for each in recipe if isinstance(each, Factorize) for pair in each.ratios
+        }
+        found = []
+        for name in names:
+            alone = not any(other != name and other.startswith(name) for other in self.worst)
+            found.append(f"{name}*" if alone else f"{name}.*" if name in factored else name)
+        return tuple(found)
 
 
 def untried(searched: Sequence[Family], verdict: Verdict) -> list[Recipe]:
@@ -97,12 +159,21 @@ def untried(searched: Sequence[Family], verdict: Verdict) -> list[Recipe]:
 
 
 def varied(recipe: Recipe, effects: Sequence[Effect]) -> Iterator[Recipe]:
-    """The recipe with one strength more: of the layers first of which it costs least, by the effects."""
+    """The recipe with one strength more, or one layer less in float: of the layers first of which it costs
+    least, by the effects."""
     prices: Mapping[tuple[str, str], float] = {
-        (e.method, e.where): (e.error or 0.0) ** 2 / max(e.macs, 1e-6) for e in effects if e.error is not None
+        (e.method, e.where): (e.error or 0.0) ** 2 / max(e.macs, e.bytes, 1e-6)
+        for e in effects
+        if e.error is not None
     }
     moves = []
     for position, each in enumerate(recipe):
+        if isinstance(each, Quantize) and each.keep:
+            for index, name in enumerate(each.keep):
+                fewer = replace(each, keep=(*each.keep[:index], *each.keep[index + 1 :]))
+                price = prices.get((each.name, name.rstrip("*.")), 0.0)
+                moves.append((price, position, index, (*recipe[:position], fewer, *recipe[position + 1 :])))
+            continue
         if not isinstance(each, PruneNodes | Factorize) or not each.ratios:
             continue
         more = VARIED if isinstance(each, PruneNodes) else -VARIED

@@ -37,7 +37,7 @@ from nncompress.search.finetune import ROUNDS, Trainer, bisected, trained_key
 from nncompress.search.loss import lost
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
-from nncompress.search.sensitivity import RECORD, Effect, probes, sensitivity
+from nncompress.search.sensitivity import METHODS, RECORD, Effect, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, upper
 from nncompress.version import __version__
 
@@ -89,15 +89,19 @@ class Search:
             until: `time.monotonic()` from which on no trial is begun.
             told: called with each trial of this worker.
         """
-        methods = ("prune-nodes", "factorize")
-        wanted = probes(self.original, methods)
+        by_size = self.bounds.goal == "size"
+        rounds = by_size or self.bounds.timed or self.bounds.size is not None  # else it gains nothing
+        wanted = [
+            probe
+            for probe in probes(self.original, METHODS if rounds else METHODS[:2], self.context)
+            if probe.method != "quantize" or probe.strength == 8 or by_size
+        ]
         measured = sensitivity(
             self.original, wanted, self.context, Records(self.folder / "sensitivity", RECORD), until
         )
         self.effects = measured.effects
-        unit = "params" if self.bounds.goal == "size" else "macs"
-        quantizes = bool(probes(self.original, ("quantize",)))
-        searched = families(self.effects, unit, quantizes)
+        quantizes = any(effect.method == "quantize" for effect in self.effects)
+        searched = families(self.effects, "params" if by_size else "macs", quantizes)
         while time.monotonic() < until:
             rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:

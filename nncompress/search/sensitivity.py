@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, ClassVar
 
 from nncompress import pipeline
@@ -177,28 +178,31 @@ def _remedy(probe: Probe) -> str:
 
 
 def per_layer(
-    effects: Sequence[Effect], share: float, unit: str = "macs"
-) -> tuple[dict[str, float], dict[str, float]]:
+    effects: Sequence[Effect],
+    share: float,
+    unit: str = "macs",
+    methods: Sequence[str] = ("prune-nodes", "factorize"),
+) -> dict[str, dict[str, float]]:
     """Which strengths together leave about `share` of the model, at the least error by these effects.
 
-    Squared errors of different layers add up, nearly; what two methods save of one layer multiplies, and is
-    taken to add up here: the trial itself counts. One step after the other is taken that costs least error
-    per saved MAC (or byte).
+    Squared errors of different layers add up, nearly. What one method saves in different layers adds up; what
+    different methods leave is multiplied, as if each were spread evenly: the trial itself counts. One step
+    after the other is taken that costs least error per saved MAC (or byte).
 
     Args:
         unit: "macs", "bytes" or "parameters".
 
-    Returns: ratios of `prune-nodes` by group, ratios of `factorize` by layer.
+    Returns: per method, strengths by layer or group.
     """
     ladders: dict[tuple[str, str], list[Effect]] = {}
     for effect in effects:
-        if effect.method in ("prune-nodes", "factorize") and effect.error is not None:
+        if effect.method in methods and effect.error is not None:
             ladders.setdefault((effect.method, effect.where), []).append(effect)
     for ladder in ladders.values():
         ladder.sort(key=lambda e: getattr(e, unit))
     taken: dict[tuple[str, str], Effect] = {}
-    left = 1.0
-    while left > share:
+    saved = dict.fromkeys(methods, 0.0)
+    while prod(1 - each for each in saved.values()) > share:
         steps = []
         for place, ladder in ladders.items():
             now = taken.get(place)
@@ -210,10 +214,10 @@ def per_layer(
                     steps.append((price, -more, place, effect))
         if not steps:
             break
-        _, more, place, effect = min(steps, key=lambda step: step[:3])
+        _, less, place, effect = min(steps, key=lambda step: step[:3])
         taken[place] = effect
-        left += more
-    chosen: dict[str, dict[str, float]] = {"prune-nodes": {}, "factorize": {}}
+        saved[place[0]] -= less
+    chosen: dict[str, dict[str, float]] = {method: {} for method in methods}
     for (method, where), effect in taken.items():
         chosen[method][where] = effect.strength
-    return chosen["prune-nodes"], chosen["factorize"]
+    return chosen

@@ -65,7 +65,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
     assert found["promise"]["samples"] == 1500
     best = found["best"]
     assert best["macs"] < 0.9
-    kept = [row["macs"] for row in found["trials"].values() if "records" in row and held(row)]
+    kept = [row["macs"] for row in found["trials"].values() if "samples" in row and held(row)]
     assert sorted(kept).index(best["macs"]) <= 2  # the very edge may fail on unseen samples
     paired = nncompress.evaluate("m.optimize.pt2", "val.npz?half=2").top1
     original = nncompress.evaluate("m.pt2", "val.npz?half=2").top1
@@ -105,7 +105,7 @@ def test_the_smallest_drop_within_a_size(here, effects, capsys):
     assert code == 0, err
     found = json.loads(out)
     assert found["best"]["size"] <= limit
-    fitting = [r for r in found["trials"].values() if "records" in r and r["size"] <= limit]
+    fitting = [r for r in found["trials"].values() if "samples" in r and r["size"] <= limit]
     assert len(fitting) > 1
     assert found["best"]["lost"] == min(r["lost"] for r in fitting)
 

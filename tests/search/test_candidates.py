@@ -1,0 +1,72 @@
+"""What is tried: strengths and bits per layer by what they cost for what they save."""
+
+from nncompress.api import dataset
+from nncompress.loading import load_model
+from nncompress.passes import Context, Factorize, PruneNodes, Quantize
+from nncompress.pipeline import run
+from nncompress.search.candidates import Bits, families, varied
+from nncompress.search.sensitivity import Effect, per_layer
+
+
+def effect(method, where, strength, error, saved):
+    return Effect(method, where, strength, error, saved, saved, saved, "", "")
+
+
+def test_steps_are_taken_by_error_per_saving_over_all_methods_together():
+    effects = [
+        effect("prune-nodes", "a", 0.5, 0.1, 0.2),
+        effect("factorize", "b", 0.5, 0.3, 0.2),
+        effect("quantize", "a", 8, 0.01, 0.3),
+        effect("quantize", "a", 4, 0.02, 0.35),
+        effect("quantize", "b", 8, 0.5, 0.3),
+        effect("quantize", "c", 8, None, 0.3),  # could not be done
+    ]
+    methods = ("prune-nodes", "factorize", "quantize")
+    assert per_layer(effects, 0.71, "bytes", methods)["quantize"] == {"a": 8}
+    assert per_layer(effects, 0.66, "bytes", methods)["quantize"] == {"a": 4}
+    chosen = per_layer(effects, 0.53, "bytes", methods)  # 0.65 · 0.8 are left
+    assert chosen == {"prune-nodes": {"a": 0.5}, "factorize": {}, "quantize": {"a": 4}}
+    assert per_layer(effects, 0.1, "bytes", methods)["quantize"] == {"a": 4, "b": 8}
+    assert per_layer(effects, 0.9, "macs") == {"prune-nodes": {"a": 0.5}, "factorize": {}}
+
+
+def test_layers_stay_in_float_under_the_names_of_their_factors():
+    effects = [effect("quantize", name, 8, error, 0.2) for name, error in
+               (("conv", 0.5), ("conv1", 0.4), ("head", 0.3), ("stem", 0.0))]  # fmt: skip
+    bits = Bits.of(effects)
+    assert bits.worst == ("conv", "conv1", "head", "stem")
+    assert bits.kept(0.5) == ("conv", "conv1*")  # "conv*" would be both
+    assert bits.kept(0.5, (Factorize(ratios=("conv=0.5",)),)) == ("conv.*", "conv1*")
+    assert bits.kept(1.0) == ("conv", "conv1*", "head*")  # one is quantized
+    recipe = (PruneNodes(ratios=("g=0.5",)), Quantize(keep=("conv1*", "head*")))
+    assert [next_ for next_ in varied(recipe, effects) if next_[0] == recipe[0]] == [
+        (recipe[0], Quantize(keep=("conv1*",))),  # the head loses less
+        (recipe[0], Quantize(keep=("head*",))),
+    ]
+
+
+def test_int8_is_tried_where_it_serves_the_goal_only():
+    effects = [effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("factorize", "a", 0.5, 0.1, 0.3)]
+    assert not any("int8" in family.name for family in families(effects, "macs", False))
+    with_bits = [*effects, effect("quantize", "a", 8, 0.1, 0.3), effect("quantize", "b", 8, 0.2, 0.3)]
+    by_size = {family.name for family in families(with_bits, "params", True)}
+    assert {"int8", "int8, the worst in float", "widths, ranks and bits per layer"} <= by_size
+    assert "widths, ranks and bits per layer" not in {f.name for f in families(with_bits, "macs", True)}
+
+
+def test_widths_ranks_and_bits_together_can_be_carried_out(here):
+    original = load_model("m.pt2")
+    context = Context(data=dataset("val.npz", original), limit=128)
+    effects = [
+        effect("factorize", "0", 0.5, 0.01, 0.3),
+        effect("quantize", "0", 8, 0.02, 0.5),
+        effect("quantize", "2", 8, 0.03, 0.2),
+        effect("quantize", "2", 4, 0.04, 0.25),
+    ]
+    recipe = Bits.of(effects).jointly(effects, 0.2)
+    assert [each.name for each in recipe] == ["factorize", "quantize", "quantize"]
+    _, steps = run(original, recipe, context)
+    done = {change.where: change.what for step in steps for change in step.changes if change.applied}
+    assert done["0.0"] == "int8 weights and activations"
+    assert done["2"] == "weights of 4 bits and activations"
+    assert all(step.changed for step in steps)
