@@ -55,9 +55,9 @@ def main() -> None:
         input="1x3x32x32",
     )
     with tempfile.TemporaryDirectory() as work:
-        arms = storage(original, Path(work))
+        candidates = storage(original, Path(work))
         print()
-        latency(arms)
+        latency(candidates)
         print()
         loading(Path(work))
 
@@ -67,7 +67,7 @@ def storage(original: Model, folder: Path) -> list[Candidate]:
         "| passes | weights | entropy | packed | entropy-coded | .onnx | .pt2, coded | .safetensors, coded |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    arms = []
+    candidates = []
     for number, (name, passes) in enumerate(PASSES.items()):
         model = nncompress.compress(original, passes) if passes else original
         dense = packed = coded = entropy = 0.0
@@ -87,23 +87,23 @@ def storage(original: Model, folder: Path) -> list[Candidate]:
             write(model, folder / "m.pt2", storage="entropy").bytes,
             write(model, folder / "m.safetensors", storage="entropy").bytes,
         ]
-        arms.append(Candidate(name, onnx))
+        candidates.append(Candidate(name, onnx))
         print(
             f"| {name} | {dense:,.0f} | {entropy:,.0f} | {packed:,.0f} ({packed / entropy:.2f}) "
             f"| {coded:,.0f} ({coded / entropy:.2f}) | " + " | ".join(f"{f:,}" for f in files) + " |",
             flush=True,
         )
-    return arms
+    return candidates
 
 
-def latency(arms: list[Candidate]) -> None:
-    result = benchmark(arms, batch=1, time_budget=20, memory=False)
+def latency(candidates: list[Candidate]) -> None:
+    result = benchmark(candidates, batch=1, time_budget=20, memory=False)
     print("| passes | time of the original [95 %] |")
     print("|---|---|")
-    for arm in result.candidates[1:]:
-        assert arm.speedup is not None
-        low, value, high = 1 / arm.speedup.high, 1 / arm.speedup.value, 1 / arm.speedup.low
-        print(f"| {arm.name} | {value:.2f} [{low:.2f}, {high:.2f}] |")
+    for candidate in result.candidates[1:]:
+        assert candidate.speedup is not None
+        low, value, high = 1 / candidate.speedup.high, 1 / candidate.speedup.value, 1 / candidate.speedup.low
+        print(f"| {candidate.name} | {value:.2f} [{low:.2f}, {high:.2f}] |")
     for warning in result.warnings:
         print("warning:", warning)
 

@@ -48,7 +48,7 @@ def main() -> None:
 def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, keep: Path | None) -> None:
     original, train, test = trained_resnet(name, folder)
     with tempfile.TemporaryDirectory() as work:
-        arms = []
+        candidates = []
         for text, passes in made.items():
             kept = keep and keep / f"{name}-{text}.pt2"
             try:
@@ -65,29 +65,29 @@ def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, kee
                 nncompress.save(model, kept)
             path = Path(work) / f"{text}.onnx"
             nncompress.save(model, path)
-            arms.append(Candidate(text, path, macs=cost(model).macs))
+            candidates.append(Candidate(text, path, macs=cost(model).macs))
             print(f"made {name} {text}", file=sys.stderr, flush=True)
-        results = [benchmark(arms, batch=batch, time_budget=15, memory=False) for batch in (1, 16)]
-        first = open_artifact(arms[0].artifact).run
+        results = [benchmark(candidates, batch=batch, time_budget=15, memory=False) for batch in (1, 16)]
+        first = open_artifact(candidates[0].artifact).run
         print(f"| {name} | top-1 % | difference [95 %] | MACs | time at batch 1 [95 %] | at batch 16 |")
         print("|---|---|---|---|---|---|")
         best: tuple[float, str] | None = None
-        for arm, again in zip(*(result.candidates for result in results)):
-            run = open_artifact(Path(work) / f"{arm.name}.onnx").run
+        for candidate, again in zip(*(result.candidates for result in results)):
+            run = open_artifact(Path(work) / f"{candidate.name}.onnx").run
             top1 = 100 * (evaluate(run, test).top1 or 0)
-            share = f"{(arm.macs or 0) / (arms[0].macs or 1):.2f}"
-            if arm.speedup is None or again.speedup is None:
-                median = (arm.cpu or arm.wall).median
-                print(f"| {arm.name} | {top1:.2f} | | {share} | {median * 1e3:.3f} ms | |")
+            share = f"{(candidate.macs or 0) / (candidates[0].macs or 1):.2f}"
+            if candidate.speedup is None or again.speedup is None:
+                median = (candidate.cpu or candidate.wall).median
+                print(f"| {candidate.name} | {top1:.2f} | | {share} | {median * 1e3:.3f} ms | |")
                 continue
-            d, s = evaluate_paired(first, run, test).difference, arm.speedup
+            d, s = evaluate_paired(first, run, test).difference, candidate.speedup
             lost = f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
             took = f"{1 / s.value:.2f} [{1 / s.high:.2f}, {1 / s.low:.2f}]"
             print(
-                f"| `{arm.name}` | {top1:.2f} | {lost} | {share} | {took} | {1 / again.speedup.value:.2f} |"
+                f"| `{candidate.name}` | {top1:.2f} | {lost} | {share} | {took} | {1 / again.speedup.value:.2f} |"
             )
             if 100 * d.value >= -MOST_LOST and s.low > 1 and (best is None or s.value > best[0]):
-                best = (s.value, arm.name)
+                best = (s.value, candidate.name)
         said = f"{best[1]} is {best[0]:.2f} times as fast" if best else "nothing pays"
         print(f"\nAt no more than {MOST_LOST} points lost: {said}.\n", flush=True)
         for warning in (w for result in results for w in result.warnings):

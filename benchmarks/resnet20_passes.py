@@ -36,28 +36,28 @@ def main() -> None:
         sys.exit(__doc__)
     original, train, test = trained_resnet("resnet20", Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as work:
-        arms = []
+        candidates = []
         for name, passes in CHAINS.items():
             model = nncompress.compress(original, passes, data=train) if passes else original
             path = Path(work) / f"{name}.onnx"
             nncompress.save(model, path)
-            arms.append(Candidate(name, path, macs=cost(model).macs))
+            candidates.append(Candidate(name, path, macs=cost(model).macs))
             print(f"made {name}", file=sys.stderr)
-        result = benchmark(arms, batch=1, time_budget=30)
-        first = open_artifact(arms[0].artifact).run
+        result = benchmark(candidates, batch=1, time_budget=30)
+        first = open_artifact(candidates[0].artifact).run
         print("| pass | top-1 % | difference [95 %] | MACs | ONNX file | speed-up [95 %] |")
         print("|---|---|---|---|---|---|")
-        for arm in result.candidates:
-            run = open_artifact(Path(work) / f"{arm.name}.onnx").run
+        for candidate in result.candidates:
+            run = open_artifact(Path(work) / f"{candidate.name}.onnx").run
             top1 = 100 * (evaluate(run, test).top1 or 0)
             d = evaluate_paired(first, run, test).difference
             difference = f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
-            s = arm.speedup
+            s = candidate.speedup
             speed = f"{s.value:.2f} [{s.low:.2f}, {s.high:.2f}]" if s else "1"
-            megabytes = (arm.file_size or 0) / 1e6
-            texts = "; ".join(CHAINS[arm.name]) or "original"
+            megabytes = (candidate.file_size or 0) / 1e6
+            texts = "; ".join(CHAINS[candidate.name]) or "original"
             print(
-                f"| `{texts}` | {top1:.1f} | {difference if s else ''} | {(arm.macs or 0) / 1e6:.1f} M "
+                f"| `{texts}` | {top1:.1f} | {difference if s else ''} | {(candidate.macs or 0) / 1e6:.1f} M "
                 f"| {megabytes:.2f} MB | {speed} |"
             )
         for warning in result.warnings:

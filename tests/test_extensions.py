@@ -147,9 +147,9 @@ def test_data_and_a_metric_of_another_package(shrink_tools, model, capsys):
 def test_a_runtime_of_another_package_is_measured(shrink_tools, model, capsys):
     arguments = ("--runtime", "onnxruntime,reference", "--time", "0.2", "--json")
     assert run("bench", model, *arguments) == 0
-    arms = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
-    assert [arm["runtime"].split()[0] for arm in arms] == ["ONNX", "onnx"]
-    assert arms[1]["runtime"] == f"onnx {onnx.__version__} reference"
+    candidates = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
+    assert [candidate["runtime"].split()[0] for candidate in candidates] == ["ONNX", "onnx"]
+    assert candidates[1]["runtime"] == f"onnx {onnx.__version__} reference"
 
 
 def test_a_target_of_another_package_is_quantized_for_checked_in_its_runtime(

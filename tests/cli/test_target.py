@@ -48,8 +48,8 @@ def test_a_file_for_another_target_is_told_of_by_bench_and_eval(here, capsys):
 def test_bench_takes_targets_for_runtime_and_device(here, capsys):
     pytest.importorskip("openvino")
     assert run(["bench", "m.pt2", "--target", "ort-cpu,openvino", "--time", "0.1", "--json"]) == 0
-    arms = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
-    assert [arm["runtime"].split()[0] for arm in arms] == ["ONNX", "OpenVINO"]
+    candidates = json.loads(capsys.readouterr().out)["runs"][0]["candidates"]
+    assert [candidate["runtime"].split()[0] for candidate in candidates] == ["ONNX", "OpenVINO"]
 
 
 @pytest.mark.parametrize(

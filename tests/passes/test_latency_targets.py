@@ -123,7 +123,7 @@ def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(monkeypatch):
 
 def test_ctrl_c_while_runtimes_are_timed_is_an_interrupt(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured = SimpleNamespace(interrupted=True, arms=())
+    measured = SimpleNamespace(interrupted=True, candidates=())
     monkeypatch.setattr(target_speed, "benchmark", lambda *_, **__: measured)
     target_speed.speeds.cache_clear()
     with pytest.raises(KeyboardInterrupt):

@@ -52,7 +52,7 @@ def test_state_stays_state_and_is_narrowed_with_what_writes_it(criterion):
             torch.testing.assert_close(pruned(x.clone())[0], module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_record_dims_are_those_that_grow_with_the_batch():
+def test_sample_dims_are_those_that_grow_with_the_batch():
     given = Model.from_module(Cache().eval(), (torch.randn(2, 1, 8),))
     dims = SampleDims(given)
     nodes = {node.name: node for node in given.graph.nodes}
