@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import unpack
+from nncompress.ir.formats.samples import from_text, samples_of
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
@@ -36,7 +37,7 @@ from nncompress.loading.compare import (
     settle_sizes,
 )
 from nncompress.loading.file_kind import FileKind, file_kind
-from nncompress.loading.file_record import FileRecord, read_header, read_record
+from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
 from nncompress.loading.huggingface import read_huggingface
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
@@ -44,7 +45,7 @@ from nncompress.loading.module.traced import Examples, marked, parsed, scripted,
 from nncompress.loading.module.wrappers import held
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
-from nncompress.loading.pt2.archive import read_pt2
+from nncompress.loading.pt2.archive import read_pt2, read_samples
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
 from nncompress.loading.state_dict.architecture import build_architecture
@@ -275,8 +276,15 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
         program, history=record.history, metadata=record.metadata, inputs=record.inputs
     )
     refuse_random_numbers(model, path)
+    if record.inputs is not None and (text := read_samples(path)):
+        try:
+            model.inputs = from_text(text, model.inputs, model.dynamic)
+        except ValueError as error:
+            raise damaged(path, str(error)) from error
     settle_sizes(model)
     if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
+        if samples_of(model.inputs):
+            raise damaged(path, "samples on which the model does not run")
         check_graph_runs(model, path)
     try:
         unpack(model)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.graph.tracing import without_clashes
@@ -51,12 +52,13 @@ def compare_with_source(
     """
     worst: float | None = None
     for batch in batches if "batch" in model.dynamic else batches[:1]:
-        inputs = model.example_inputs(batch, seed=batch)
+        inputs = verification_inputs(model, batch, seed=batch)
         try:
             expected = run_source(source, inputs)
         except Exception as error:  # whatever the user's forward raises on random values
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-            notice(f"not compared with {path} at batch {batch}: it does not run on random inputs ({reason})")
+            what = "the samples that it keeps" if samples_of(model.inputs) else "random inputs"
+            notice(f"not compared with {path} at batch {batch}: it does not run on {what} ({reason})")
             continue
         try:
             with torch.no_grad():

@@ -109,9 +109,9 @@ def read_record(
         moments = item["like"]
         channels = spec.shape[1] if len(spec.shape) > 1 else None
         if any(len(pair) != 2 or pair[1] < 0 for pair in moments) or len(moments) not in (0, 1, channels):
-            raise _damaged(path, f"moments of {spec.name} that fit none of its channels")
+            raise damaged(path, f"moments of {spec.name} that fit none of its channels")
     if inputs and shapes is not None and [len(i.shape) for i in inputs] != [len(shape) for shape in shapes]:
-        raise _damaged(path, f"inputs {', '.join(map(str, inputs))}, which the program does not have")
+        raise damaged(path, f"inputs {', '.join(map(str, inputs))}, which the program does not have")
     return FileRecord(
         inputs or None, tuple(plain_record["outputs"]), plain_record["history"], plain_record["metadata"]
     )
@@ -138,10 +138,11 @@ def _checked(check: Check, content: dict[str, Any], path: Path) -> dict[str, Any
     try:
         return check(content)
     except Rejected as rejected:
-        raise _damaged(path, str(rejected)) from rejected
+        raise damaged(path, str(rejected)) from rejected
 
 
-def _damaged(path: Path, what: str) -> ModelFileError:
+def damaged(path: Path, what: str) -> ModelFileError:
+    """For a record, or samples beside it, that nncompress does not write."""
     return ModelFileError(
         f"the record of nncompress in {path} is damaged", got=what, remedy="save the model again"
     )

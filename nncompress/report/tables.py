@@ -197,6 +197,8 @@ def written(report: ExportReport) -> RenderableType:
         text += f"; nncompress cannot read it again: {report.not_read}"
     for given, taken in report.state:
         text += f"; state: hand {taken} to the next call's {given}"
+    if report.rounding:
+        text += f"; {report.rounding}"
     if report.choices:
         text += f"; {report.choices}"
     if report.int8:

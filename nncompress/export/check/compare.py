@@ -17,7 +17,9 @@ from nncompress.analysis.distance.precision import (
     resolutions,
 )
 from nncompress.errors import VerificationError
+from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import verification_inputs
 
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
 
@@ -31,6 +33,7 @@ class Comparison:
     runtime: str
     batches: tuple[int, ...]
     choices: str = ""
+    rounding: str = ""
 
 
 def compare(
@@ -44,7 +47,13 @@ def compare(
 ) -> Comparison:
     """Run the file and the graph on the same inputs, at these batch sizes where the batch is dynamic.
 
-    The inputs are random: like those that the model was calibrated on, where it was, else standard normal.
+    The inputs are samples of what the model was calibrated on, where it keeps some; else random: like those
+    that it was calibrated on, where it was, else standard normal.
+
+    Integer kernels round a value on a boundary to the other side, and deep in a network that takes the outputs
+    as far from the graph's as rounding took these from float. So outputs that are farther from the graph's than
+    the tolerance are compared with those of the same graph without rounding of activations: right is what is
+    about as far from them as the graph's are (`nncompress.export.check.rounding`).
 
     Args:
         run: the file's outputs for positional inputs.
@@ -58,9 +67,11 @@ def compare(
     precision = precision or precision_of(model)
     kernels = resolutions(model)
     worst_diff = worst_relative = 0.0
+    quantized = precision.startswith(("int8", "int4"))
+    rounding = Rounding(model, as_written=precision.endswith("as written")) if quantized else None
     batches = batch_sizes(model, batches)
     for batch in batches:
-        inputs = model.example_inputs(batch=batch, seed=batch)
+        inputs = verification_inputs(model, batch=batch, seed=batch)
         with torch.no_grad():
             ours = model.outputs_of(*(each.clone() for each in inputs))
         for at, (name, expected, got) in enumerate(zip(model.outputs, ours, run(inputs), strict=True)):
@@ -70,11 +81,15 @@ def compare(
             pair = expected.detach().cpu(), got
             try:
                 difference, relative = distance(where, *pair, precision, kernels[at])
-            except VerificationError:
-                factor = amplification(model, inputs, at)
-                difference, relative = distance(where, *pair, precision, kernels[at], factor)
+            except VerificationError as refused:
+                if rounding is not None:
+                    difference, relative = rounding.explains(refused, inputs, at, *pair)
+                else:
+                    factor = amplification(model, inputs, at)
+                    difference, relative = distance(where, *pair, precision, kernels[at], factor)
             worst_diff, worst_relative = max(worst_diff, difference), max(worst_relative, relative)
-    return Comparison(worst_diff, worst_relative, runtime, batches)
+    told = "" if rounding is None else rounding.told
+    return Comparison(worst_diff, worst_relative, runtime, batches, rounding=told)
 
 
 def batch_sizes(model: Model, wanted: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:

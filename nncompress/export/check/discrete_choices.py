@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from nncompress.errors import VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument
 
@@ -116,7 +117,7 @@ def compare_choices(
     )
     agreeing = total = 0
     for batch in found.batches:
-        inputs = model.example_inputs(batch=batch, seed=batch)
+        inputs = verification_inputs(model, batch=batch, seed=batch)
         with torch.no_grad():
             ours = model.outputs_of(*(each.clone() for each in inputs))
         pairs = list(zip(ours, run(inputs), strict=True))

@@ -19,6 +19,7 @@ from nncompress.export.check.compare import Comparison
 from nncompress.export.check.discrete_choices import compare_choices, find_choices
 from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import verification_inputs
 
 
 def compare(
@@ -87,7 +88,7 @@ def compare_steps(model: Model, path: Path, states: Sequence[State], steps: int 
     ours: tuple[Tensor, ...] = tuple(state.initial for state in states)
     theirs: tuple[Tensor, ...] = ()
     for step in range(steps):
-        inputs = model.example_inputs(batch=batch, seed=100 + step)[:own]
+        inputs = verification_inputs(model, batch=batch, seed=100 + step)[:own]
         with torch.no_grad():
             expected = model.outputs_of(*inputs, *ours)
         got = run(session, (*inputs, *theirs))

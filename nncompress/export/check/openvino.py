@@ -18,6 +18,7 @@ from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import Comparison
 from nncompress.extras import version
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import verification_inputs
 from nncompress.runtimes.on_openvino import HEAVY, OpenVinoRunner, by_itself, summary
 
 NAMED = 5  # layers in float that a report names
@@ -63,7 +64,7 @@ def coverage(model: Model, path: Path) -> str:
     "19 of 21 in int8, 2 in bfloat16 (stem, head)".
     """
     low, _ = model.dynamic.get("batch", (1, None))
-    layers = OpenVinoRunner(path, 1).layers(*model.example_inputs(batch=max(low, 1)))
+    layers = OpenVinoRunner(path, 1).layers(*verification_inputs(model, batch=max(low, 1)))
     left = [each.name.partition("/")[0] for each in layers if each.kind in HEAVY and each.precision != "int8"]
     named = ", ".join(left[:NAMED]) + (", …" if left[NAMED:] else "")
     return f"{summary(layers)} in OpenVINO" + (f" ({named})" if left else "")

@@ -15,6 +15,7 @@ from nncompress.errors import NNCompressError, VerificationError
 from nncompress.export.check.compare import compare
 from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
+from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
 from nncompress.loading.state_dict.fill import read_safetensors, read_stored
@@ -43,7 +44,10 @@ def read_back_pt2(model: Model, file: Path) -> str:
         ("metadata", model.metadata, found.metadata),
     ):
         _compare_json(what, ours, read, file)
-    inputs = model.example_inputs()
+    ours, read = samples_of(model.inputs), samples_of(found.inputs)
+    if len(ours) != len(read) or any(map(_differs, ours, read)):
+        raise _other(file, "the samples kept with it differ")
+    inputs = verification_inputs(model)
     try:
         expected = _run(model, inputs)
     except Exception as error:  # random values that it refuses, such as indices of a table

@@ -39,6 +39,7 @@ from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
+from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.exact_copy import write_exact
@@ -132,6 +133,7 @@ def write_onnx(
         "; ".join(filter(None, [covered, *told])) if int8 else "",
         int8_speedup=None if speed is None else round(speed.ratio, 3),
         choices=found.choices,
+        rounding=found.rounding,
         left=tuple(str(path) for path in left),
         state=tuple((state.input, state.output) for state in states),
         target=target.name if target is not None else ANY,
@@ -247,7 +249,7 @@ def _signed(model: Model, target: Target) -> Model:
 def _speed(twin: bytes, path: Path, model: Model) -> Speed:
     names = input_names(model)
     low, _ = model.dynamic.get("batch", (1, None))
-    inputs = model.example_inputs(batch=max(low, 1))
+    inputs = verification_inputs(model, batch=max(low, 1))
     return int8_speed(twin, path, {name: x.contiguous().numpy() for name, x in zip(names, inputs)})
 
 

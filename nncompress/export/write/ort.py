@@ -64,6 +64,7 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         max_abs_diff=found.max_abs_diff,
         relative_error=found.relative_error,
         choices=found.choices,
+        rounding=found.rounding,
     )
 
 

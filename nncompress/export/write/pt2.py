@@ -22,6 +22,7 @@ from nncompress.files.atomic import replacing
 from nncompress.files.interrupts import held_back
 from nncompress.ir import Model
 from nncompress.ir.formats.lookup import pack
+from nncompress.ir.formats.samples import to_text
 from nncompress.ir.graph.places import place
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.pt2.operators import operator_name
@@ -29,6 +30,7 @@ from nncompress.loading.pt2.operators import operator_name
 SCHEMA = 1
 PER_OP = {"packed": 900, "entropy": 100}  # bytes of an op in the graph's JSON, about
 RECORD = "nncompress.json"
+SAMPLES = "nncompress.samples"
 
 
 def write_pt2(
@@ -37,8 +39,9 @@ def write_pt2(
     """Save the model so that it loads as it is: names, dynamic dims, history, metadata.
 
     Tensors of few values or many zeros are stored packed (`nncompress.ir.formats.lookup`); with
-    `storage="entropy"` every member of the archive is deflated, too. No sample inputs are stored; the record
-    says what inputs fit. The file is read back and compared before it is kept.
+    `storage="entropy"` every member of the archive is deflated, too. No inputs of the tracing are stored; the
+    record says what fits, and samples that the model keeps are a member of their own. The file is read back
+    and compared before it is kept.
 
     Raises:
         UnsupportedError: the graph does not trace, or holds an op that no file may hold.
@@ -56,7 +59,10 @@ def write_pt2(
         warnings.simplefilter("ignore")
         with held_back(), temporary.open("wb") as file:
             sink = Sink(file)
-            torch.export.save(program, cast(IO[bytes], sink), extra_files={RECORD: json.dumps(record(model))})
+            extra = {RECORD: json.dumps(record(model))}
+            if text := to_text(model.inputs):
+                extra[SAMPLES] = text
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=extra)
             sink.close()
         if storage == "entropy":
             stored = temporary.rename(temporary.with_name("stored"))  # no longer a name than the target's

@@ -75,6 +75,7 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         int8,
         portable,
         choices=found.choices,
+        rounding=found.rounding,
         target="xnnpack",
     )
 

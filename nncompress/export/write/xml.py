@@ -88,6 +88,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         int8="; ".join(told),
         int8_speedup=None,
         choices="",
+        rounding=found.rounding,
         target="openvino",
     )
 

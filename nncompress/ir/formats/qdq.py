@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normal_form.normalize import remove_dead_code
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import Layer, layers, readers, reads
 
@@ -104,6 +105,19 @@ def make_signed(node: fx.Node) -> None:
         source, scale, zero, low, high, _ = node.args
         zero = zero - MIDDLE if isinstance(zero, int) else zero  # else `choose_qparams` gives it, signed
         node.args = (source, scale, zero, low - MIDDLE, high - MIDDLE, torch.int8)  # type: ignore[operator]
+
+
+def without_rounding(model: Model) -> Model:
+    """A copy whose activations stay the floats that they are; weights as they are stored."""
+    copied = model.copy()
+    for node in list(copied.graph.nodes):
+        if op_name(node) == "quantize_per_tensor":
+            node.replace_all_uses_with(node.args[0])
+        elif op_name(node) == "dequantize_per_tensor" and node.args[0].op != "get_attr":
+            node.replace_all_uses_with(node.args[0])
+    remove_dead_code(copied.graph_module)
+    copied.graph_module.recompile()
+    return copied
 
 
 class StraightThrough(fx.Interpreter):

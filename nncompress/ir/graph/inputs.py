@@ -34,6 +34,8 @@ class InputSpec:
         low, high: for integers, example values are drawn from [low, high).
         like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
             floats are drawn like these. Empty: standard normal.
+        samples: some samples of that data, along `batch_dim`, floats in at most as many bits as `dtype`; None:
+            none are kept (`nncompress.ir.formats.samples`).
         fixed_dim: where no dim is named "batch", the one along which samples lie; None: the input is shared
             by all samples (a table), or nobody can tell.
     """
@@ -45,6 +47,7 @@ class InputSpec:
     high: int = 2
     like: tuple[tuple[float, float], ...] = field(default=(), compare=False)
     fixed_dim: int | None = 0
+    samples: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.like:  # lists, where it was read from JSON
@@ -65,7 +68,8 @@ class InputSpec:
 
     def to_json(self) -> dict[str, Any]:
         fixed_dim = SHARED if self.fixed_dim is None else self.fixed_dim
-        stated = {**asdict(self), "shape": list(self.shape), "fixed_dim": fixed_dim}
+        stated = {**asdict(replace(self, samples=None)), "shape": list(self.shape), "fixed_dim": fixed_dim}
+        del stated["samples"]  # which are no JSON: a member of their own
         if not self.like:
             del stated["like"]
         return stated
@@ -128,7 +132,7 @@ def input_specs(
             shape.append(dims[symbol])
         spec = InputSpec(name, dtype_name(value.dtype), tuple(shape))
         if old is not None:
-            spec = replace(spec, low=old.low, high=old.high, fixed_dim=old.fixed_dim, like=old.like)
+            spec = replace(old, name=spec.name, dtype=spec.dtype, shape=spec.shape)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
             low, high = _integer_range(module, node, examples.get(node))
             spec = replace(spec, low=low, high=high)

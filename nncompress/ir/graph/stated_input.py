@@ -130,7 +130,12 @@ def restated(
             renamed[BATCH] = next(f"dim{i}" for i in range(len(taken) + 1) if f"dim{i}" not in taken)
         renamed.update(dict.fromkeys(marked, BATCH))
         stated = [
-            replace(spec, shape=tuple(renamed.get(str(s), s) for s in spec.shape), fixed_dim=shape.batch_dim)
+            replace(
+                spec,
+                shape=tuple(renamed.get(str(s), s) for s in spec.shape),
+                fixed_dim=shape.batch_dim,
+                samples=None,  # whose samples may lie along another dim
+            )
             for spec, shape in zip(specs, shapes)
         ]
     sizes: dict[str, int] = {}

@@ -31,6 +31,7 @@ from torch.export.pt2_archive import PT2ArchiveWriter
 
 from nncompress.errors import ModelFileError, NNCompressError, UnsafeFileError
 from nncompress.ir.formats.deflate import MOST_RATIO
+from nncompress.ir.formats.samples import MOST_TEXT
 from nncompress.ir.torch_logs import unlogged
 from nncompress.loading.json_schema import Check, Rejected, admit, plain, without_empty_keys
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
@@ -44,12 +45,13 @@ GRAPH = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
 CONSTANTS = "data/constants/model_constants_config.json"
 HISTORY = f"extra/{HISTORY_FILE}"
+SAMPLES = "extra/nncompress.samples"
 
 _MAX_JSON = 512 * 2**20  # bytes
 _MAX_HISTORY = 16 * 2**20
 
 _COPIED = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]{1,9}", re.ASCII)
-_READ = {GRAPH, WEIGHTS, CONSTANTS, HISTORY, "archive_format", "archive_version", "byteorder"}
+_READ = {GRAPH, WEIGHTS, CONSTANTS, HISTORY, SAMPLES, "archive_format", "archive_version", "byteorder"}
 _IGNORED = re.compile(r"data/sample_inputs/model\.pt|extra/.*|\.data/(version|serialization_id)|version")
 _CARRIES_CODE = [
     (re.compile(r"data/aotinductor/.*"), "a compiled library (AOTInductor)"),
@@ -100,6 +102,24 @@ def read_pt2(
             remedy="export and save the model again",
         ) from error
     return program, record
+
+
+def read_samples(path: Path) -> bytes:
+    """The text of the samples that nncompress keeps in a `.pt2` that was read; empty where there are none.
+
+    Raises:
+        ModelFileError: there are more than nncompress writes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _Members(archive)
+            if SAMPLES not in members:
+                return b""
+            if members.size(SAMPLES) > MOST_TEXT:
+                raise Rejected(f"{members.size(SAMPLES)} bytes of samples, of at most {MOST_TEXT}")
+            return members.read(SAMPLES)
+    except (Rejected, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 class _Members:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.cost import cost
+from nncompress.analysis.distance.precision import precision_of
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.enough import too_few
 from nncompress.dtypes import dtype_name
@@ -17,6 +18,8 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, norm_names
 from nncompress.ir.formats.precision import convert
 from nncompress.ir.formats.qdq import round_biases
+from nncompress.ir.formats.samples import samples_of, with_samples
+from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
 from nncompress.passes.quantize.calibrate import (
@@ -86,6 +89,29 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
 
 
 def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
+    changes = _quantized(options, model, context)
+    if context.data is not None and precision_of(model) in ("int8", "int4"):
+        _keep_samples(model, context, options.no_samples)
+    return changes
+
+
+def _keep_samples(model: Model, context: Context, none: bool) -> None:
+    """Of the data, what exported files are compared on: its moments, and samples where they may be kept."""
+    assert context.data is not None
+    given = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
+    specs = [spec.drawn_like(x) for spec, x in zip(model.inputs, given, strict=True)]
+    model.inputs = (
+        tuple(replace(spec, samples=None) for spec in specs) if none else with_samples(specs, given)
+    )
+    kept = samples_of(model.inputs)
+    if kept:
+        context.notes.append(
+            f"{count_samples(model.inputs, kept)} samples of the data ({sum(x.nbytes for x in kept) / 1e3:.3g} kB)"
+            " stay with the model, in its .pt2: exported files are compared on them; --no-samples keeps none"
+        )
+
+
+def _quantized(options: Quantize, model: Model, context: Context) -> list[Change]:
     prepare(model)
     if options.mode == "float16":
         return _halve(model)
@@ -143,9 +169,6 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             model.graph_module = reference.copy().graph_module
             changes = rounded(model, extra)
     context.warn(too_few("quantize", statistics.rows()))
-    if context.data is not None:  # what it was calibrated on is what exported files are compared on
-        sample = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
-        model.inputs = tuple(spec.drawn_like(x) for spec, x in zip(model.inputs, sample, strict=True))
     return changes
 
 

@@ -105,6 +105,9 @@ class Quantize(Pass):
     rounding: Literal["auto", "nearest", "adaptive"] = option(
         "auto", help="adaptive: up or down, so that the layer's output errs least; auto: so below 8 bits"
     )
+    no_samples: bool = option(
+        False, help="keep no samples of --data in the .pt2; exports are then compared on random inputs"
+    )
     equalize: bool = option(False, help="make the channels of neighbouring layers alike in range first")
     smooth: bool = option(
         True, help="with data, scale channels before matrix products where rounding then errs less"
@@ -157,7 +160,7 @@ class Quantize(Pass):
                 got=f"--weight-bits {self.weight_bits}",
                 remedy="add --weight-bits 4",
             )
-        fitting = ("mode", "weight_bits", "group_size", "asymmetric", "keep", "rounding")
+        fitting = ("mode", "weight_bits", "group_size", "asymmetric", "keep", "rounding", "no_samples")
         other = next((name for name in self.settings() if name not in fitting), None)
         if other is not None:
             raise UsageError(f"quantize: --group-size goes without {flag_of(other)}")

@@ -1,0 +1,74 @@
+"""Is a quantized file as far from float as the graph is? For outputs that rounding takes apart.
+
+Two right ways to round differ by what each of them is away from float, which deep networks, and sums that
+cancel, make large. A kernel that is wrong is farther from float than the graph. A file that is run as it is
+written, in floats, meets a boundary here and there only, and differs by little of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nncompress.errors import VerificationError
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import without_rounding
+
+AS_FAR = 1.25  # times what rounding is worth in the graph, that of a right file is at most
+AS_WRITTEN = 0.2  # times that, what a file as it is written may be away from the graph
+MOST = 0.5  # of the outputs: where rounding in the graph moves them farther, it tells nothing of a file
+
+
+class Rounding:
+    """What rounding its activations does to a model.
+
+    Attributes:
+        told: of the outputs that it explained, the one that is farthest from the graph's; "" for none.
+    """
+
+    def __init__(self, model: Model, *, as_written: bool) -> None:
+        self.told = ""
+        self._as_written = as_written
+        self._model = model
+        self._worst = 0.0
+
+    @cached_property
+    def _unrounded(self) -> Model:
+        return without_rounding(self._model)
+
+    def explains(
+        self, refused: VerificationError, inputs: Sequence[Tensor], output: int, graph: Tensor, file: Tensor
+    ) -> tuple[float, float]:
+        """(largest difference, relative error) of a file's output, which is refused for being so far away.
+
+        Raises:
+            VerificationError: it is farther from float than the graph's.
+        """
+        if graph.shape != file.shape or not graph.dtype.is_floating_point:
+            raise refused
+        with torch.no_grad():
+            floats = self._unrounded.outputs_of(*(x.clone() for x in inputs))[output].detach().double().cpu()
+        graph, file = graph.double(), file.double()
+        if not all(x.isfinite().all() for x in (floats, graph, file)):
+            raise refused
+        size = floats.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        of_graph, of_file = (float((x - floats).norm() / size) for x in (graph, file))
+        told = f"{of_file:.2g} from float, where the graph is {of_graph:.2g}"
+        seen, most = (graph, AS_WRITTEN) if self._as_written else (floats, AS_FAR)
+        rounded, found = (graph - floats).abs(), (file - seen).abs()
+        if (
+            of_graph > MOST
+            or found.norm() > most * rounded.norm()
+            or found.median() > most * rounded.median()
+        ):
+            refused.got = f"{refused.got}; {told}"
+            raise refused
+        difference = file - graph
+        relative = float(difference.norm() / graph.norm())
+        if relative > self._worst:
+            self._worst = relative
+            self.told = f"rounded otherwise than the graph, {relative:.2g} from it: {told}"
+        return difference.abs().max().item(), relative

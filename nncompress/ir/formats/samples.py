@@ -1,0 +1,130 @@
+"""A few samples of the calibration data, kept with a quantized model: what its files are compared on.
+
+Integer kernels round values on a boundary to the other side than floats do. How far that takes the outputs
+hangs on the inputs: on noise, of which a network makes nothing, it takes them much farther than on what the
+model was made for.
+
+A `.pt2` keeps them as a member of its own, the text of a safetensors file in base 64; no other format does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, take_samples
+from nncompress.ir.graph.model import Model
+
+MOST_RECORDS = 8
+MOST_BYTES = 2**20  # of all inputs together, as they are kept
+MOST_TEXT = 2 * MOST_BYTES  # in base 64, with names and shapes
+NARROWED = 2.0**-10  # relative error of floats that are kept in 16 bits
+
+
+def with_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> tuple[InputSpec, ...]:
+    """The specs with some of the records of `inputs`, from end to end, as many as there is room for; without
+    any where one record is too large, or where values are not finite."""
+    count = count_samples(specs, inputs)
+    kept = [_narrowed(x) for x in inputs]
+    if any(x.is_floating_point() and not x.isfinite().all() for x in inputs):
+        return tuple(replace(spec, samples=None) for spec in specs)
+    for most in range(min(count, MOST_RECORDS), 0, -1):
+        taken = take_samples(specs, kept, torch.arange(most) * count // most)
+        if sum(x.nbytes for x in taken) <= MOST_BYTES:
+            return tuple(replace(spec, samples=x.clone()) for spec, x in zip(specs, taken, strict=True))
+    return tuple(replace(spec, samples=None) for spec in specs)
+
+
+def samples_of(specs: Sequence[InputSpec]) -> list[Tensor]:
+    """Those that are kept."""
+    return [spec.samples for spec in specs if spec.samples is not None]
+
+
+def verification_inputs(model: Model, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    """What two forms of a model are compared on: samples of its calibration data, over and over where the
+    batch has more records; values as in `Model.example_inputs` where none are kept.
+
+    Args:
+        seed: which is the first of the samples.
+    """
+    drawn = model.example_inputs(batch, seed)
+    return tuple(
+        x if spec.samples is None else _records(spec, spec.samples, batch, seed)
+        for spec, x in zip(model.inputs, drawn, strict=True)
+    )
+
+
+def _records(spec: InputSpec, samples: Tensor, batch: int, seed: int) -> Tensor:
+    samples = samples.to(spec.torch_dtype())
+    dim = spec.batch_dim
+    if dim is None:
+        return samples.clone()
+    size = spec.shape[dim]
+    index = (torch.arange(batch if size == BATCH else int(size)) + seed) % samples.shape[dim]
+    return samples.index_select(dim, index)
+
+
+def _narrowed(x: Tensor) -> Tensor:
+    """Floats in 16 bits, where these hold them."""
+    x = x.detach().cpu()
+    if x.dtype not in (torch.float32, torch.float64):
+        return x
+    half = x.half()
+    return half if (half.to(x.dtype) - x).norm() <= NARROWED * x.norm() else x
+
+
+def to_text(specs: Sequence[InputSpec]) -> str:
+    """For a file; "" where none are kept."""
+    found = {str(i): spec.samples.contiguous() for i, spec in enumerate(specs) if spec.samples is not None}
+    return base64.b64encode(save(found)).decode("ascii") if found else ""
+
+
+def from_text(
+    text: bytes, specs: Sequence[InputSpec], dynamic: dict[str, tuple[int, int | None]]
+) -> tuple[InputSpec, ...]:
+    """The specs with the samples that a file of anyone holds.
+
+    Raises:
+        ValueError: they are not what is written, or fit the inputs in number, type or shape no more.
+    """
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{len(text)} bytes of samples, of at most {MOST_TEXT}")
+    try:
+        found = load(base64.b64decode(text, validate=True))
+    except (binascii.Error, SafetensorError) as error:
+        raise ValueError(f"samples that do not unpack ({str(error)[:100]})") from error
+    if found.keys() != {str(i) for i in range(len(specs))}:
+        raise ValueError(f"samples of {len(found)} inputs, for {len(specs)}")
+    given = [found[str(i)] for i in range(len(specs))]
+    if sum(x.nbytes for x in given) > MOST_BYTES:
+        raise ValueError(f"{sum(x.nbytes for x in given)} bytes of samples, of at most {MOST_BYTES}")
+    sizes: dict[str, int] = {}
+    for spec, x in zip(specs, given):
+        _check(spec, x, sizes)
+    for name, size in sizes.items():
+        low, high = dynamic.get(name, (1, None))
+        most = MOST_RECORDS if name == BATCH else high
+        if not (low if name != BATCH else 1) <= size <= (most or size):
+            raise ValueError(f"samples with {name} = {size}")
+    return tuple(replace(spec, samples=x) for spec, x in zip(specs, given))
+
+
+def _check(spec: InputSpec, x: Tensor, sizes: dict[str, int]) -> None:
+    """Raise ValueError where the samples are none of this input; `sizes` of dims by name are filled in."""
+    dtype = spec.torch_dtype()
+    narrowed = x.dtype == torch.float16 and dtype in (torch.float32, torch.float64)
+    fits = x.dim() == len(spec.shape) and (x.dtype == dtype or narrowed)
+    for dim, (size, stated) in enumerate(zip(x.shape, spec.shape)):
+        name = BATCH if dim == spec.batch_dim else stated
+        fits &= sizes.setdefault(name, size) == size if isinstance(name, str) else size == stated
+    if not fits:
+        raise ValueError(f"samples {x.dtype}{list(x.shape)} for {spec}")
+    if x.is_floating_point() and not x.isfinite().all():
+        raise ValueError(f"samples for {spec.name} that are not finite")

@@ -1,0 +1,83 @@
+"""Outputs that rounding takes far from the graph's are right where they are about as far from float."""
+
+import pytest
+import torch
+from records import Records
+from torch import nn
+
+from nncompress.errors import VerificationError
+from nncompress.export import write_onnx
+from nncompress.export.check.compare import compare
+from nncompress.ir import Model
+from nncompress.ir.formats.samples import samples_of, verification_inputs
+from nncompress.passes import Context, Quantize
+
+ROUNDED = 0.2  # about what rounding is worth below
+
+
+@pytest.fixture(scope="module")
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(64, 16, bias=False)
+
+
+@pytest.fixture(scope="module")
+def quantized(layer):
+    """Inputs near 10, of whose common part the outputs have nothing: steps of a large range on a small rest."""
+    with torch.no_grad():
+        layer.weight -= layer.weight.mean(1, keepdim=True)
+    model = Model.from_module(layer.eval(), (torch.randn(2, 64),))
+    x = 10 + 0.06 * torch.randn(64, 64)
+    Quantize().apply(model, Context(data=Records((x,))))
+    return model
+
+
+@pytest.mark.parametrize(("times", "right"), [(0.9, True), (1.1, True), (1.5, False), (5.0, False)])
+def test_a_kernel_may_be_as_far_from_float_as_the_graph(layer, quantized, times, right):
+    """The reference is the layer itself, with its rounded weights, in torch's own float64."""
+    stored = quantized.tensor("weight_int8").double() * quantized.tensor("weight_scale").double()[:, None]
+
+    def kernel(inputs):
+        exact = inputs[0].double() @ stored.T
+        rounding = (quantized(*inputs) - exact).norm()
+        noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(len(exact)))
+        return [(exact + times * rounding * noise / noise.norm()).float()]
+
+    if right:
+        found = compare(quantized, kernel, "kernels")
+        assert "from float, where the graph is" in found.rounding
+        assert found.relative_error > 0.1
+        return
+    with pytest.raises(VerificationError, match="kernels disagrees") as refused:
+        compare(quantized, kernel, "kernels")
+    assert "from float, where the graph is" in refused.value.got
+
+
+def test_a_file_as_it_is_written_has_no_such_excuse(quantized):
+    wrong = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(VerificationError):
+        compare(
+            quantized,
+            lambda inputs: [quantized(*inputs) * (1 + 0.1 * wrong)],
+            "kernels",
+            precision="int8 as written",
+        )
+
+
+def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):
+    """All zeros are as far from float as an output that rounding has destroyed."""
+    destroyed = quantized.copy()
+    node = next(n for n in destroyed.graph.nodes if "quantize_per_tensor" in str(n.target))
+    for each in (node, next(iter(node.users))):
+        each.args = (each.args[0], 40 * each.args[1], *each.args[2:])
+    destroyed.graph_module.recompile()
+    with pytest.raises(VerificationError, match="kernels disagrees"):
+        compare(destroyed, lambda inputs: [torch.zeros(len(inputs[0]), 16)], "kernels")
+
+
+def test_files_are_compared_on_the_samples_kept(quantized, tmp_path):
+    report = write_onnx(quantized, tmp_path / "m.onnx")
+    assert report.relative_error < 1e-3
+    (kept,) = samples_of(quantized.inputs)
+    (x,) = verification_inputs(quantized, batch=3, seed=7)
+    assert torch.equal(x, kept[[7, 0, 1]].float())
