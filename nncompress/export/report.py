@@ -34,8 +34,8 @@ class ExportReport:
         target: what it was written for (`nncompress.targets`), "any" for a plain `.onnx`, "" for a file that
             no runtime opens.
         not_read: of an `.onnx`, why nncompress itself cannot read it again; "" where it can.
-        rounding: of a quantized model whose outputs are farther from the graph's than kernels usually are: how
-            far both are from float; "" where they are near.
+        rounding: of a quantized model whose outputs are farther from the graph's than kernels usually are:
+            how far both are from float; "" where they are near.
         not_compared: of a file that was read back, why its outputs were not compared; "" where they were.
     """
 

@@ -50,10 +50,10 @@ def compare(
     The inputs are samples of what the model was calibrated on, where it keeps some; else random: like those
     that it was calibrated on, where it was, else standard normal.
 
-    Integer kernels round a value on a boundary to the other side, and deep in a network that takes the outputs
-    as far from the graph's as rounding took these from float. So outputs that are farther from the graph's than
-    the tolerance are compared with those of the same graph without rounding of activations: right is what is
-    about as far from them as the graph's are (`nncompress.export.check.rounding`).
+    Integer kernels round a value on a boundary to the other side, and deep in a network that takes the
+    outputs as far from the graph's as rounding took these from float. So outputs beyond the tolerance are
+    compared with those of the same graph without rounding of activations: right is what is about as far from
+    them as the graph's are (`nncompress.export.check.rounding`).
 
     Args:
         run: the file's outputs for positional inputs.

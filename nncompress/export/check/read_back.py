@@ -44,8 +44,8 @@ def read_back_pt2(model: Model, file: Path) -> str:
         ("metadata", model.metadata, found.metadata),
     ):
         _compare_json(what, ours, read, file)
-    ours, read = samples_of(model.inputs), samples_of(found.inputs)
-    if len(ours) != len(read) or any(map(_differs, ours, read)):
+    samples = samples_of(model.inputs), samples_of(found.inputs)
+    if len(samples[0]) != len(samples[1]) or any(map(_differs, *samples)):
         raise _other(file, "the samples kept with it differ")
     inputs = verification_inputs(model)
     try:

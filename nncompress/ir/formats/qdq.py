@@ -111,9 +111,9 @@ def without_rounding(model: Model) -> Model:
     """A copy whose activations stay the floats that they are; weights as they are stored."""
     copied = model.copy()
     for node in list(copied.graph.nodes):
-        if op_name(node) == "quantize_per_tensor":
-            node.replace_all_uses_with(node.args[0])
-        elif op_name(node) == "dequantize_per_tensor" and node.args[0].op != "get_attr":
+        if op_name(node) == "quantize_per_tensor" or (
+            op_name(node) == "dequantize_per_tensor" and node.args[0].op != "get_attr"
+        ):
             node.replace_all_uses_with(node.args[0])
     remove_dead_code(copied.graph_module)
     copied.graph_module.recompile()

@@ -34,8 +34,8 @@ class InputSpec:
         low, high: for integers, example values are drawn from [low, high).
         like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
             floats are drawn like these. Empty: standard normal.
-        samples: some samples of that data, along `batch_dim`, floats in at most as many bits as `dtype`; None:
-            none are kept (`nncompress.ir.formats.samples`).
+        samples: some samples of that data, along `batch_dim`, floats in at most as many bits as `dtype`;
+            None: none are kept (`nncompress.ir.formats.samples`).
         fixed_dim: where no dim is named "batch", the one along which samples lie; None: the input is shared
             by all samples (a table), or nobody can tell.
     """

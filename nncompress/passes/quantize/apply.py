@@ -106,8 +106,9 @@ def _keep_samples(model: Model, context: Context, none: bool) -> None:
     kept = samples_of(model.inputs)
     if kept:
         context.notes.append(
-            f"{count_samples(model.inputs, kept)} samples of the data ({sum(x.nbytes for x in kept) / 1e3:.3g} kB)"
-            " stay with the model, in its .pt2: exported files are compared on them; --no-samples keeps none"
+            f"{count_samples(model.inputs, kept)} samples of the data "
+            f"({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay with the model, in its .pt2: exported files are "
+            "compared on them; --no-samples keeps none"
         )
 
 

@@ -12,8 +12,6 @@ from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.passes import Context, Quantize
 
-ROUNDED = 0.2  # about what rounding is worth below
-
 
 @pytest.fixture(scope="module")
 def layer():
@@ -23,7 +21,7 @@ def layer():
 
 @pytest.fixture(scope="module")
 def quantized(layer):
-    """Inputs near 10, of whose common part the outputs have nothing: steps of a large range on a small rest."""
+    """Inputs near 10, of whose common part the outputs have nothing: large steps on a small rest."""
     with torch.no_grad():
         layer.weight -= layer.weight.mean(1, keepdim=True)
     model = Model.from_module(layer.eval(), (torch.randn(2, 64),))

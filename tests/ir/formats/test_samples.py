@@ -145,8 +145,6 @@ def test_none_are_kept_where_none_are_wanted(tmp_path):
 @pytest.mark.parametrize("rows", [20, -1])
 def test_a_pt2_with_samples_that_the_model_does_not_take_is_refused(quantized, tmp_path, rows):
     """Numbers of rows that the table does not have."""
-    hostile = quantized.copy()
-    (spec,) = hostile.inputs
     write_pt2(quantized, tmp_path / "good.pt2")
     with zipfile.ZipFile(tmp_path / "good.pt2") as good, zipfile.ZipFile(tmp_path / "m.pt2", "w") as bad:
         for name in good.namelist():
