@@ -107,8 +107,8 @@ def _keep_samples(model: Model, context: Context, none: bool) -> None:
     if kept:
         context.notes.append(
             f"{count_samples(model.inputs, kept)} samples of the data "
-            f"({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay with the model, in its .pt2: exported files are "
-            "compared on them; --no-samples keeps none"
+            f"({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay with the model, in its .pt2: exported files "
+            "are compared on them; --no-samples keeps none"
         )
 
 
