@@ -68,6 +68,7 @@ COMMANDS = {
     "inspect": "inspect model.pt2",
     "units": "inspect model.pt2 --units",
     "spectra": "inspect model.pt2 --spectrum",
+    "forecast": "inspect model.pt2 --target ort-cpu",
     "a pass": "prune model.pt2 --std 0.5 -o a.pt2",
     "passes": "compress model.pt2 --pass prune:sparsity=0.2 --pass prune-nodes:ratio=0.2 --pass quantize "
     "--data data.npz -o a.onnx",

@@ -4,7 +4,8 @@ import pytest
 from scripted_machine import script
 
 from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.latency.layer import Latencies, LayerShape, measure
+from nncompress.bench.latency.layer import Latencies, measure
+from nncompress.bench.latency.layer_file import LayerShape
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.targets import TARGETS
 

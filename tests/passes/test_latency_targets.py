@@ -13,7 +13,8 @@ from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.bench.latency import layer as layer_latency
 from nncompress.bench.latency import target as target_speed
-from nncompress.bench.latency.layer import LayerShape, measure
+from nncompress.bench.latency.layer import measure
+from nncompress.bench.latency.layer_file import LayerShape
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -96,9 +97,9 @@ def test_a_model_is_timed_in_the_runtime_of_its_target(monkeypatch):
 def test_layers_are_timed_in_the_runtime_of_the_target(monkeypatch, net):
     opened = []
 
-    def opening(path, threads, *, runtime):
+    def opening(path, threads, *, runtime, precision):
         opened.append(runtime)
-        return open_artifact(path, threads, runtime=runtime)
+        return open_artifact(path, threads, runtime=runtime, precision=precision)
 
     script(monkeypatch)
     monkeypatch.setattr(layer_latency, "open_artifact", opening)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nncompress.bench.latency.layer import THREADS, Chain, Latencies, measure
+from nncompress.bench.latency.layer import THREADS, Latencies, measure
+from nncompress.bench.latency.layer_file import Chain
 from nncompress.bench.latency.remembered import Remembered, machine, version
 from nncompress.targets import Target
 

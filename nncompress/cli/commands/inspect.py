@@ -17,6 +17,8 @@ A MAC is one multiplication with its addition, counted for one sample.
 --units shows instead what `prune-nodes` can remove: groups of nodes, the layers that one node spans, and
 what removing one saves. --spectrum plots the singular values of every weight, and what rank keeps how much.
 
+--target NAME shows how long every layer takes there, on this machine: now, in int8, and at half the width.
+
 Example:  nncompress inspect model.pt --json | jq .totals
 """
 
@@ -32,13 +34,29 @@ def inspect(
         bool, typer.Option("--units", help="show the nodes that can be removed together")
     ] = False,
     spectrum: Annotated[bool, typer.Option("--spectrum", help="plot the weights' singular values")] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="time every layer there: now, in int8, at half the width"),
+    ] = None,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
-    if units and spectrum:
-        raise UsageError("inspect: give one of --units and --spectrum", got="both")
+    asked = [
+        flag
+        for flag, given in (("--units", units), ("--spectrum", spectrum), ("--target", target is not None))
+        if given
+    ]
+    if len(asked) > 1:
+        raise UsageError("inspect: give one of --units, --spectrum and --target", got=" ".join(asked))
+    if target is not None:
+        from nncompress.bench.latency.target import layer_clock
+
+        layer_clock(target)  # refused before the model is opened
     opened = model_files.open_model(model, **loading)
     from nncompress.cli.work import inspect as work
 
+    if target is not None:
+        work.show_forecast(opened, target, json)
+        return
     show = work.show_units if units else work.show_spectra if spectrum else work.show_layers
     show(opened, json)

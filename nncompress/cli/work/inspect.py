@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.couplings.summary import summarize
 from nncompress.analysis.lowrank.spectrum import spectra
+from nncompress.bench.latency.forecast import forecast
 from nncompress.cli import model_files
-from nncompress.cli.console import print_json, show
+from nncompress.cli.console import print_json, progress, show
 from nncompress.report import tables
+from nncompress.report.forecast import forecast as forecast_table
 from nncompress.report.groups import groups
 
 
@@ -61,3 +65,13 @@ def show_spectra(opened: model_files.Opened, json: bool) -> None:
         print_json({"schema": 1, "kind": "spectra", "model": str(opened.path), "spectra": rows})
     else:
         show(tables.spectra(found))
+
+
+def show_forecast(opened: model_files.Opened, target: str, json: bool) -> None:
+    """Every layer's time in a target: now, in int8, at half the width."""
+    with progress() as bar:
+        found = forecast(opened.model, target, bar)
+    if json:
+        print_json({"schema": 1, "kind": "forecast", "model": str(opened.path), **asdict(found)})
+    else:
+        show(forecast_table(found, opened.path))

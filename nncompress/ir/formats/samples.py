@@ -22,20 +22,20 @@ from torch import Tensor
 from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, take_samples
 from nncompress.ir.graph.model import Model
 
-MOST_RECORDS = 8
+MOST_SAMPLES = 8
 MOST_BYTES = 2**20  # of all inputs together, as they are kept
 MOST_TEXT = 2 * MOST_BYTES  # in base 64, with names and shapes
 NARROWED = 2.0**-10  # relative error of floats that are kept in 16 bits
 
 
 def with_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> tuple[InputSpec, ...]:
-    """The specs with some of the records of `inputs`, from end to end, as many as there is room for; without
-    any where one record is too large, or where values are not finite."""
+    """The specs with some of the samples in `inputs`, from end to end, as many as there is room for; without
+    any where one is too large, or where values are not finite."""
     count = count_samples(specs, inputs)
     kept = [_narrowed(x) for x in inputs]
     if any(x.is_floating_point() and not x.isfinite().all() for x in inputs):
         return tuple(replace(spec, samples=None) for spec in specs)
-    for most in range(min(count, MOST_RECORDS), 0, -1):
+    for most in range(min(count, MOST_SAMPLES), 0, -1):
         taken = take_samples(specs, kept, torch.arange(most) * count // most)
         if sum(x.nbytes for x in taken) <= MOST_BYTES:
             return tuple(replace(spec, samples=x.clone()) for spec, x in zip(specs, taken, strict=True))
@@ -49,19 +49,19 @@ def samples_of(specs: Sequence[InputSpec]) -> list[Tensor]:
 
 def verification_inputs(model: Model, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
     """What two forms of a model are compared on: samples of its calibration data, over and over where the
-    batch has more records; values as in `Model.example_inputs` where none are kept.
+    batch is larger; values as in `Model.example_inputs` where none are kept.
 
     Args:
         seed: which is the first of the samples.
     """
     drawn = model.example_inputs(batch, seed)
     return tuple(
-        x if spec.samples is None else _records(spec, spec.samples, batch, seed)
+        x if spec.samples is None else _at_batch(spec, spec.samples, batch, seed)
         for spec, x in zip(model.inputs, drawn, strict=True)
     )
 
 
-def _records(spec: InputSpec, samples: Tensor, batch: int, seed: int) -> Tensor:
+def _at_batch(spec: InputSpec, samples: Tensor, batch: int, seed: int) -> Tensor:
     samples = samples.to(spec.torch_dtype())
     dim = spec.batch_dim
     if dim is None:
@@ -110,7 +110,7 @@ def from_text(
         _check(spec, x, sizes)
     for name, size in sizes.items():
         low, high = dynamic.get(name, (1, None))
-        most = MOST_RECORDS if name == BATCH else high
+        most = MOST_SAMPLES if name == BATCH else high
         if not (low if name != BATCH else 1) <= size <= (most or size):
             raise ValueError(f"samples with {name} = {size}")
     return tuple(replace(spec, samples=x) for spec, x in zip(specs, given))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from nncompress import targets
 from nncompress.analysis.weight_targets import Target
-from nncompress.bench.latency.layer import Chain, Latencies, LayerShape, measure
+from nncompress.bench.latency.layer import Latencies, measure
+from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.ir.layers.geometry import Geometry
 from nncompress.passes.factorize.forms.base import Form, Ranks
 from nncompress.passes.factorize.forms.convolution import ConvolutionForm
 
@@ -122,26 +122,14 @@ def _dense(target: Target) -> Chain:
     weight = tuple(target.weight.value().shape)
     place = target.geometry
     if place is not None:
-        return (_convolution(place, weight),)
+        return (convolution(place, weight),)
     return (LayerShape("MatMul", weight[::-1] if target.outputs_first else weight),)
 
 
 def _factored(form: Form, ranks: Ranks) -> Chain:
     shapes = [stage.shape for stage in form.stages(ranks)]
     if isinstance(form, ConvolutionForm):
-        return tuple(_convolution(place, shape) for place, shape in zip(form.chain(), shapes))
+        return tuple(convolution(place, shape) for place, shape in zip(form.chain(), shapes))
     return tuple(
         LayerShape("MatMul", shape[::-1] if form.target.outputs_first else shape) for shape in shapes
     )
-
-
-def _convolution(place: Geometry, weight: tuple[int, ...]) -> LayerShape:
-    attributes: list[tuple[str, tuple[int, ...] | int]] = [
-        ("strides", place.stride),
-        ("pads", place.padding * 2),
-        ("dilations", place.dilation),
-        ("group", place.groups),
-    ]
-    if place.transposed:
-        attributes.append(("output_padding", place.output_padding))
-    return LayerShape("ConvTranspose" if place.transposed else "Conv", weight, tuple(attributes))
