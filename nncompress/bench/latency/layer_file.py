@@ -127,7 +127,7 @@ def layer_file(
 
 
 def _qparams(name: str, scale: float, zero: int, kind: Any) -> Iterator[TensorProto]:
-    yield numpy_helper.from_array(np.float32(scale), f"{name}_scale")
+    yield numpy_helper.from_array(np.asarray(scale, np.float32), f"{name}_scale")
     yield numpy_helper.from_array(np.asarray(zero, kind), f"{name}_zero")
 
 
