@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nncompress
+from nncompress.devices import processor
 from nncompress.ir import Model
 
 TIMES, CHANNELS = 100, 4
@@ -70,7 +71,8 @@ def theirs(source: Path, ids: Tensor) -> Path:
     prepared, made = source.with_suffix(".pre.onnx"), source.with_suffix(".ort.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     quantize_static(str(prepared), str(made), Reader(ids), quant_format=QuantFormat.QDQ, per_channel=True,
-                    extra_options={"WeightSymmetric": True})  # fmt: skip
+                    op_types_to_quantize=["MatMul", "Gemm"], extra_options={"WeightSymmetric": True},
+                    reduce_range=not {"avx512_vnni", "avx_vnni"} & processor().flags)  # fmt: skip
     return made
 
 
