@@ -8,6 +8,7 @@ share of the multiply-adds (a row says which). Perplexity is of torch, on text t
 | row        |                                                                                              |
 |------------|----------------------------------------------------------------------------------------------|
 | ours       | prune-nodes --macs                                                                           |
+| factorize  | factorize --macs, also ours                                                                  |
 | random     | prune-nodes --macs --criterion random --no-compensate: the mean of three seeds               |
 | magnitude  | prune-nodes --macs --criterion l2 --no-compensate                                            |
 | FLAP-like  | An et al. 2024: variance of an input times the norm of its column, standardised in each      |
@@ -88,7 +89,7 @@ def flap(net: LanguageModel, ids: Tensor, macs: float) -> float:
         left -= saved
         at = slice(i * together, (i + 1) * together)
         with torch.no_grad():
-            layer.bias += layer.weight[:, at] @ x[:, at].mean(0)
+            layer.bias.add_(layer.weight[:, at] @ x[:, at].mean(0))
             layer.weight[:, at] = 0
     return left / OF_ALL
 
@@ -126,7 +127,7 @@ class Sliced(nn.Module):
         centre = torch.eye(WIDTH) - 1 / WIDTH
         with torch.no_grad():  # norms become RMS norms: the mean goes where it is made, their vectors behind
             for table in (net.embed, net.place):
-                table.weight @= centre
+                table.weight.copy_(table.weight @ centre)
             for block in net.blocks:
                 for layer in (block.out, block.down):
                     layer.weight.copy_(centre @ layer.weight)
@@ -135,8 +136,8 @@ class Sliced(nn.Module):
             behind += [(b.norm2, [b.up]) for b in net.blocks] + [(net.norm, [net.head])]
             for norm, layers in behind:
                 for layer in layers:
-                    layer.bias += layer.weight @ norm.bias
-                    layer.weight *= norm.weight
+                    layer.bias.add_(layer.weight @ norm.bias)
+                    layer.weight.mul_(norm.weight)
         self.axes = [torch.eye(WIDTH)] * (2 * DEPTH + 1)
         self._moments: list[Tensor] | None = [torch.zeros(WIDTH, WIDTH) for _ in self.axes]
         with torch.no_grad():
@@ -204,6 +205,7 @@ def main() -> None:
         plain = f"prune-nodes:macs={macs},compensate=false,renormalize=false,criterion="
         for name, seeds, options in (
             ("ours", (0,), f"prune-nodes:macs={macs}"),
+            ("factorize", (0,), f"factorize:macs={macs}"),
             ("magnitude", (0,), f"{plain}l2"),
             ("random", (0, 1, 2), f"{plain}random"),
         ):
