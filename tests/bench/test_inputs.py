@@ -104,7 +104,9 @@ def test_bench_tokens_as_it_is_typed(tmp_path, monkeypatch, capsys) -> None:
     write_cached("b.onnx")
     options = ["--tokens", "5", "--batch", "2", "--time", "100ms", "-o", "r.json"]
     assert run(["bench", "a.onnx", "b.onnx", *options]) == ExitCode.OK
-    shown = " ".join(capsys.readouterr().out.split())
+    captured = capsys.readouterr()
+    assert "--tokens 5 decides" in captured.err
+    shown = " ".join(captured.out.split())
     assert "prompt: 5 tokens a call; batch 2" in shown
     assert "decode: one token a call, 5 in the cache" in shown
     assert "tokens/s" in shown

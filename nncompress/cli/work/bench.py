@@ -16,13 +16,15 @@ from nncompress.bench.environment import environment
 from nncompress.bench.inputs import Inputs, inputs_of, phases
 from nncompress.bench.sessions import clock_of
 from nncompress.cli import report_file
-from nncompress.cli.console import print_json, show
+from nncompress.cli.console import print_json, say, show
 from nncompress.cli.work import artifacts
 from nncompress.data import Dataset
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
+from nncompress.ir.graph.inputs import BATCH
 from nncompress.progress import Progress
 from nncompress.report import bench_table
 from nncompress.results import BenchResult, BenchSuite, EvalResult, Phase
+from nncompress.runtimes.free_sizes import free_dims
 
 
 def check_plan(
@@ -105,6 +107,8 @@ class _Call:
 
 def _phases(first: Candidate, batch: int, tokens: int, seed: int) -> Iterator[_Call]:
     specs = first.open(threads=1).inputs
+    if free_dims([spec.shape for spec in specs]) not in ([], [BATCH]):
+        say(f"--tokens {tokens} decides the sizes that are measured")
     for phase in phases(specs, tokens, first.name):
         inputs = inputs_of(phase, specs, batch, seed, first.name)
         yield _Call(batch, inputs, inputs, phase)
