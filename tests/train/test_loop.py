@@ -249,7 +249,7 @@ def test_data_that_has_changed_is_another_run(data, tmp_path):
         train(model, open_data(str(data), model.inputs, "0.5/0.5"), TrainSettings(epochs=1, batch=8), **kept)
     arrays = np.load(data)
     np.savez(data, x=arrays["x"][:30], y=arrays["y"][:30])
-    with pytest.raises(UsageError, match="data records 40 there, 30 here"):
+    with pytest.raises(UsageError, match="data samples 40 there, 30 here"):
         train(model, open_data(str(data), model.inputs), TrainSettings(epochs=1, batch=8), **kept)
 
 
