@@ -15,7 +15,7 @@ import torch
 from nncompress.errors import UnsupportedError
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
-from nncompress.export.lower.onnxruntime.exporter_defects import dodge_defects
+from nncompress.export.lower.onnxruntime import exporter_defects
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
 from nncompress.ir.graph.places import first_place
@@ -33,7 +33,7 @@ def input_names(model: Model) -> list[str]:
 
 
 def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
-    dodge_defects(program)
+    exporter_defects.dodge_defects(program)
     try:
         with quiet(), exporter_cost.kept(), without_stack_traces():
             converted = torch.onnx.export(
@@ -43,7 +43,9 @@ def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXPr
                 optimize=optimize,
                 input_names=input_names(model),
                 output_names=list(model.outputs),
-                custom_translation_table=lower_dynamic.translations() | attention_onnx.translations(),
+                custom_translation_table=lower_dynamic.translations()
+                | attention_onnx.translations()
+                | exporter_defects.translations(),
             )
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise unsupported(error, model) from error

@@ -38,6 +38,30 @@ def test_ops_without_an_onnx_name_are_computed_or_said_in_others(tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-3, atol=1e-3)
 
 
+class Matrices(nn.Module):
+    """x [n, 2, 6, 6] -> numbers [n] by ops on small matrices and by windows whose sizes differ."""
+
+    def forward(self, x):
+        square = x[:, :, :3, :3] + 3 * torch.eye(3)
+        pair = square[..., 1:, :-1]
+        h = torch.linalg.det(square).sum(1) + torch.linalg.inv(square).mean((1, 2, 3))
+        h = h + torch.linalg.inv(pair + torch.eye(2)).square().mean((1, 2, 3)).sqrt()
+        wide, low = (
+            nn.functional.adaptive_max_pool2d(x, (4, 5)),
+            nn.functional.adaptive_max_pool1d(x[:, 0], 4),
+        )
+        whole = nn.functional.adaptive_max_pool3d(x, (1, 2, 5)) * 2
+        signed = torch.copysign(x, -x.relu())  # of -0., too
+        return h + (wide.mean((1, 2, 3)) - low.mean((1, 2)) + whole.mean((1, 2, 3)) + signed.mean((1, 2, 3)))
+
+
+def test_small_matrices_and_uneven_windows_are_said_in_others(tmp_path):
+    net, x = Matrices().eval(), torch.randn(5, 2, 6, 6)
+    nncompress.save(nncompress.load(net, input="Bx2x6x6"), tmp_path / "m.onnx")
+    (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("words", "op"),
     [

@@ -7,6 +7,7 @@ is dropped: a factor behind the pool stands in for it. Euclidean distances of ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -19,6 +20,13 @@ from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export`: the determinant, of which it takes the one result for all three of torch's."""
+    from onnxscript import opset20 as op
+
+    return {aten._linalg_det.default: lambda matrix: (op.Det(matrix),)}
 
 
 def dodge_defects(program: ExportedProgram) -> None:

@@ -6,13 +6,16 @@
 | cumprod              | products with itself shifted by 1, 2, 4, … (Hillis & Steele 1986) |
 | cummax, cummin       | the same of maxima, where nobody asks for the places              |
 | median, kthvalue     | sorted, and taken                                                |
+| adaptive max pools   | the maxima of their windows, where nobody asks for the places    |
+| copysign             | one of two magnitudes                                            |
+| inv                  | of matrices up to 3 × 3: cofactors over their determinant        |
 | searchsorted         | how many bounds are smaller, for one row of bounds               |
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,7 +95,39 @@ def _searchsorted(
     return smaller.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
-_WITH_PLACES = (aten.cummax.default, aten.cummin.default)
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    for dim, count in zip(range(-len(size), 0), size):
+        full = x.shape[dim]
+        windows = ((i * full // count, -(-(i + 1) * full // count)) for i in range(count))
+        x = torch.cat([x.narrow(dim, a, b - a).amax(dim, keepdim=True) for a, b in windows], dim)
+    return x, x
+
+
+def _copysign(x: Tensor, sign: Tensor) -> Tensor:
+    negative = (sign < 0) | ((sign == 0) & (1 / sign < 0))  # of a zero, too
+    return torch.where(negative, -x.abs(), x.abs())
+
+
+def _inverse(x: Tensor) -> Tensor:
+    size = x.shape[-1]
+    if size > 3:
+        raise NotImplementedError
+    if size == 1:
+        return 1 / x
+    rows = x.unbind(-2)
+    if size == 2:
+        (a, b), (c, d) = (row.unbind(-1) for row in rows)
+        columns = [torch.stack([d, -c], -1), torch.stack([-b, a], -1)]
+    else:
+        columns = [torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)]
+    adjugate = torch.stack(columns, -1)
+    return adjugate / (rows[0] * adjugate[..., 0]).sum(-1)[..., None, None]
+
+
+_WITH_PLACES = (
+    *(aten.cummax.default, aten.cummin.default),
+    *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
+)
 _STEPS: dict[Any, Callable[..., Any]] = {
     aten.hypot.default: _hypot,
     aten.cumprod.default: _cumprod,
@@ -101,4 +136,10 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.kthvalue.default: _kthvalue,
     aten.median.dim: _median,
     aten.searchsorted.Tensor: _searchsorted,
+    aten.adaptive_max_pool1d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool3d.default: _adaptive_max_pool,
+    aten.copysign.Tensor: _copysign,
+    aten.linalg_inv.default: _inverse,
+    aten.inverse.default: _inverse,
 }
