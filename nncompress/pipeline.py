@@ -23,10 +23,11 @@ from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
 from nncompress.ir.layers.weights import layers, recurrent_layers
 from nncompress.options import flag_of
-from nncompress.passes import Change, Context, Pass
+from nncompress.passes import Change, Context, Pass, Quantize
 from nncompress.passes.base import NEAR
 from nncompress.version import __version__
 
+FEW = 8  # samples that set the ranges of a model that is only timed
 LEFT = "skipped: even the least change would move the outputs too far"
 
 
@@ -105,16 +106,56 @@ def run(
     reference = Reference(original or model, samples, whose)
     before = reference.drift(model, "the model as loaded")
     steps: list[Step] = []
-    for each in passes:
+    for position, each in enumerate(passes):
         given = model
-        model, step = _run_one(given, each, context, reference, amount(before))
+        ending, why = _ending(each, passes[position + 1 :], context)
+        model, step = _run_one(given, each, ending, reference, amount(before))
         before = step.drift
+        if why:
+            step.notes.append(why)
         if timing and step.changed and each.has_budget:
             step.notes.append(speed_note(given, model, context.progress, context.target))
         steps.append(step)
         if done is not None:
             done(step, model)
     return model, steps
+
+
+def chooses_by_clock(each: Pass) -> bool:
+    """Latencies of layers or models decide what it does, in the precision that the pipeline ends in."""
+    timed = getattr(each, "latency", None) is not None or getattr(each, "faster", False)
+    return each.name in ("prune-nodes", "factorize") and timed
+
+
+def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Context, str]:
+    """The context of a pass that chooses by the clock, with the precision in which the pipeline will end; and
+    a sentence where that follows from a `quantize` behind it.
+
+    Raises:
+        UsageError: int8 needs ranges of activations, and there is no data.
+    """
+    if not chooses_by_clock(each):
+        return context, ""
+    quantizing = next((p for p in later if isinstance(p, Quantize) and p.mode in ("static", "dynamic")), None)
+    ends = context.ends_in or ("int8" if quantizing is not None else None)
+    if ends != "int8":
+        return replace(context, ends_in=ends, finish=None), ""
+    kept = Quantize() if quantizing is None else Quantize(mode=quantizing.mode, keep=quantizing.keep)
+    if kept.mode == "static" and context.data is None:
+        raise UsageError(
+            f"{each.name}: what is timed in int8 needs ranges of activations, and there is no data",
+            remedy="add --data FILE.npz, or --for float32",
+        )
+
+    def finish(model: Model) -> Model:
+        small = model.copy()
+        few = Context(data=context.data, seed=context.seed, limit=FEW, target=context.target)
+        kept.apply(small, few)
+        small.refresh()
+        return small
+
+    why = "timed in int8, as quantize comes after it; --for float32 times it as floats"
+    return replace(context, ends_in=ends, finish=finish), "" if context.ends_in else why
 
 
 def check(model: Model, passes: Sequence[Pass], context: Context) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -112,6 +112,15 @@ TargetOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+EndsIn = Annotated[
+    Literal["float32", "bf16", "int8"] | None,
+    typer.Option(
+        "--for",
+        help="the precision in which the result will run: what prune-nodes and factorize --latency time "
+        "[default: int8 before a quantize, else as it is]",
+        rich_help_panel=_PANEL,
+    ),
+]
 Stream = Annotated[
     bool,
     typer.Option(
@@ -153,6 +162,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `run_passe
     "seed": (Seed, 0),
     "timing": (Timing, True),
     "target": (TargetOption, None),
+    "ends_in": (EndsIn, None),
     "report": (Report, None),
     "json": (Json, False),
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import check_output, written_for
+from nncompress.errors import UsageError
 from nncompress.passes import Context, Pass
+from nncompress.passes.base import Precision
 from nncompress.report import tables
 
 
@@ -23,6 +25,7 @@ def run_passes(
     seed: int,
     timing: bool,
     target: str | None,
+    ends_in: Literal["float32", "bf16", "int8"] | None,
     report: str | None,
     json: bool,
     recipe: str | None = None,
@@ -35,6 +38,9 @@ def run_passes(
         dry_run: only check what every pass requires, and say what would be done.
     """
     check_output(output, target)
+    if ends_in is not None:
+        _check_timed(passes)
+    precision: Precision | None = "bfloat16" if ends_in == "bf16" else ends_in
     opened = model_files.open_model(path, **loading)
     from nncompress import api, export, pipeline
     from nncompress.bench.environment import environment
@@ -54,7 +60,9 @@ def run_passes(
         original = model_files.open_model(str(opened.original), data=data).model
     steps: list[pipeline.Step] = []
     with progress() as bar:
-        context = Context(data=samples, seed=seed, limit=limit, progress=bar, target=target)
+        context = Context(
+            data=samples, seed=seed, limit=limit, progress=bar, target=target, ends_in=precision
+        )
 
         def done(step: pipeline.Step, model: object) -> None:
             if not json:
@@ -103,6 +111,18 @@ def _command(
         else:
             words += [flag, str(value)]
     return shlex.join([*words, "-o", str(output)])
+
+
+def _check_timed(passes: Sequence[Pass]) -> None:
+    """--for says what is timed: refuse it where nothing is."""
+    from nncompress.pipeline import chooses_by_clock
+
+    if not any(chooses_by_clock(each) for each in passes):
+        raise UsageError(
+            "--for is the precision that prune-nodes --latency, factorize --latency and --faster time",
+            got=", ".join(each.name for each in passes),
+            remedy="add --latency 0.7 to one of these, or leave --for out",
+        )
 
 
 def _show_plan(passes: Sequence[Pass], model: str, output: str, json: bool) -> None:

@@ -13,8 +13,9 @@ say with `step` where these are; a pass of another package may define them in it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from nncompress.errors import UsageError
 from nncompress.extensions import named
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from nncompress.data import Dataset
     from nncompress.ir import Model
+
+Precision = Literal["float32", "bfloat16", "int8"]
 
 # Where nobody says how much is to change, a layer may lose the first of these shares of what it could lose at
 # which no output moves by more than NEAR. Shares add up alike, whatever the size of a network's weights.
@@ -62,6 +65,9 @@ class Context:
         batch_size: samples per forward pass.
         target: where the result will run (`nncompress.targets`): what is timed is timed there. None: in the
             one that is fastest on this machine.
+        ends_in: the precision in which the result will run, which is the one that is timed; None: as it is,
+            and floats as the target computes them by itself.
+        finish: with "int8", what makes the model int8 that is timed; None else.
         notes: sentences that the user should read after the pass.
         warnings: sentences that say what may be wrong with its result.
     """
@@ -72,8 +78,15 @@ class Context:
     limit: int | None = 512
     batch_size: int = 64
     target: str | None = None
+    ends_in: Precision | None = None
+    finish: Callable[[Model], Model] | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def ending(self) -> str:
+        """ " in int8", behind where something was timed; "" where nobody said in what the result will run."""
+        return f" in {self.ends_in}" if self.ends_in else ""
 
     def warn(self, sentence: str | None) -> None:
         """Add a warning, where there is one."""

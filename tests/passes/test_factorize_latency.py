@@ -132,7 +132,7 @@ class Clocked:
 
     off = 1.0
 
-    def __init__(self, original, progress, target):
+    def __init__(self, original, progress, target, **ending):
         self.before = self._of(original)
 
     def __enter__(self):

@@ -39,7 +39,7 @@ class Clocked:
 
     seen: ClassVar[list[str]] = []
 
-    def __init__(self, original, progress, target):
+    def __init__(self, original, progress, target, **ending):
         self.seen.append(target.name)
         self.before = self.time(original)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from nncompress.analysis.cost import cost
 from nncompress.bench import Candidate, benchmark
-from nncompress.bench.latency.target import clocked
+from nncompress.bench.latency.target import clocked, floats_in
 from nncompress.errors import NNCompressError
 from nncompress.export import write
 from nncompress.ir import Model
@@ -25,13 +26,25 @@ class ModelLatency:
 
     Args:
         target: where they run; the files are written for it.
+        precision: of floats there; None: as the target computes them by itself.
+        finish: what a model becomes before it runs; None: it runs as it is.
 
     Raises:
         UnsupportedError: the original cannot be exported to the target's format.
     """
 
-    def __init__(self, original: Model, progress: Progress, target: Target) -> None:
+    def __init__(
+        self,
+        original: Model,
+        progress: Progress,
+        target: Target,
+        *,
+        precision: str | None = None,
+        finish: Callable[[Model], Model] | None = None,
+    ) -> None:
         self.target = target
+        self._precision = floats_in(target, precision)
+        self._finish = finish
         self._folder = tempfile.TemporaryDirectory(prefix="nncompress-")
         self._progress = progress
         self._original = self._export(original, "original")
@@ -64,11 +77,11 @@ class ModelLatency:
 
     def _export(self, model: Model, name: str) -> Path:
         path = Path(self._folder.name) / f"{name}{self.target.suffixes[0]}"
-        write(model, path, target=self.target.name)
+        write(model if self._finish is None else self._finish(model), path, target=self.target.name)
         return path
 
     def _arm(self, name: str, path: Path) -> Candidate:
-        return Candidate(name, path, runtime=self.target.runtime)
+        return Candidate(name, path, runtime=self.target.runtime, precision=self._precision)
 
 
 def speed_note(before: Model, after: Model, progress: Progress, target: str | None = None) -> str:

@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from nncompress.bench import Candidate, benchmark
 from nncompress.bench.latency.remembered import Remembered, machine, version
-from nncompress.errors import NNCompressError, UsageError
+from nncompress.errors import DeviceError, NNCompressError, UsageError
+from nncompress.runtimes import RUNTIMES
+from nncompress.runtimes.on_openvino import precisions
 from nncompress.targets import OURS, TARGETS, Target, target
 
 SECONDS = 2.0
@@ -58,6 +60,26 @@ def layer_clock(name: str | None) -> Target:
             remedy="choose by another measure (--macs, --relative), or by a target of this processor",
         )
     return chosen
+
+
+def floats_in(where: Target, precision: str | None) -> str | None:
+    """The precision to ask its runtime for; None for one that it has by itself, or int8.
+
+    Raises:
+        UsageError: it computes floats in float32 alone.
+        DeviceError: this processor does not compute in it.
+    """
+    asked = None if precision == "int8" else precision
+    if asked is None or not RUNTIMES[where.runtime].precisions:
+        if asked == "bfloat16":
+            raise UsageError(f"{where.runtime_name} computes floats in float32", got="--for bf16")
+        return None
+    if where.runtime == "openvino" and asked not in precisions():
+        raise DeviceError(
+            f"{where.runtime_name} does not compute in {asked} on this processor",
+            expected=", ".join(precisions()),
+        )
+    return asked
 
 
 def fastest() -> str:

@@ -62,7 +62,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     statistics, whose = _calibrate(options, model, targets, context)
     oracle = None
     if options.faster or options.latency is not None:
-        oracle = LatencyOracle(shapes, layer_clock(context.target))
+        oracle = LatencyOracle(shapes, layer_clock(context.target), context.ends_in)
     per_layer = []
     for done, target in enumerate(targets):
         context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from nncompress import targets
 from nncompress.analysis.weight_targets import Target
 from nncompress.bench.latency.layer import Latencies, measure
-from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution
+from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution, in_precision
 from nncompress.bench.latency.table import LatencyTable
+from nncompress.bench.latency.target import floats_in
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factorize.forms.base import Form, Ranks
 from nncompress.passes.factorize.forms.convolution import ConvolutionForm
@@ -41,10 +42,18 @@ class Timing:
 
 
 class LatencyOracle:
-    """Timings of factors `where` the model will run; what this machine's table does not know is measured."""
+    """Timings of factors `where` the model will run; what this machine's table does not know is measured.
 
-    def __init__(self, shapes: Shapes, where: targets.Target) -> None:
+    Args:
+        precision: in which the layers are timed; None: as the target computes floats by itself.
+
+    Raises:
+        UsageError, DeviceError: the target, or this processor, does not compute in that.
+    """
+
+    def __init__(self, shapes: Shapes, where: targets.Target, precision: str | None = None) -> None:
         self.where = where
+        self._precision = "int8" if precision == "int8" else floats_in(where, precision) or ""
         self._shapes, self._table = shapes, LatencyTable(where)
         self._again: dict[tuple[object, ...], Latencies] = {}
 
@@ -71,17 +80,17 @@ class LatencyOracle:
         ]
         if not places:
             return {}
-        chains = [_factored(forms[name], ranks) for name, ranks in places]
+        chains = [self._timed(_factored(forms[name], ranks)) for name, ranks in places]
         dense, factored = 0.0, [0.0] * len(places)
         for layer in target.layers:
-            found = self._table.latencies(_dense(target), chains, self._shapes.of(layer.data))
+            found = self._table.latencies(self._timed(_dense(target)), chains, self._shapes.of(layer.data))
             dense += found.reference
             factored = [f + found.reference * share for f, share in zip(factored, found.shares)]
         return {place: Timing(dense, each) for place, each in zip(places, factored)}
 
     def again(self, target: Target, form: Form, ranks: Ranks) -> Timing:
         """Measured in this process, whatever the table says; equal layers once."""
-        reference, chain = _dense(target), _factored(form, ranks)
+        reference, chain = self._timed(_dense(target)), self._timed(_factored(form, ranks))
         dense = factored = 0.0
         for layer in target.layers:
             key = (shape := self._shapes.of(layer.data), reference, chain)
@@ -90,6 +99,9 @@ class LatencyOracle:
             found = self._again[key]
             dense, factored = dense + found.reference, factored + found.reference * found.shares[0]
         return Timing(dense, factored)
+
+    def _timed(self, chain: Chain) -> Chain:
+        return in_precision(chain, self._precision)
 
 
 def grid(form: Form, macs: int, round_to: int = 1) -> list[Ranks]:

@@ -49,7 +49,9 @@ def by_latency(
         UsageError: out of reach; says what is within.
     """
     found: list[tuple[list[Choice], float, Estimate]] = []
-    with ModelLatency(model, context.progress, oracle.where) as latency:
+    with ModelLatency(
+        model, context.progress, oracle.where, precision=context.ends_in, finish=context.finish
+    ) as latency:
         before = latency.seconds()
         asked = share
         for done in range(TRIES):
@@ -87,7 +89,9 @@ def by_latency(
         "latency_share_measured": round(measured.value, 4),
         "interval": [round(measured.low, 4), round(measured.high, 4)],
     }
-    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured, {predicted:.1%} predicted"
+    what = (
+        f"{measured.value:.1%} of {before * 1e3:.3g} ms measured{context.ending}, {predicted:.1%} predicted"
+    )
     return choices, Change("latency", what, numbers)
 
 

@@ -45,7 +45,9 @@ def by_latency(
     """
     step = max(amount.round_to, STEP)
     tried: list[tuple[float, Plan, Estimate]] = []
-    with ModelLatency(ranks.model, context.progress, where) as clock:
+    with ModelLatency(
+        ranks.model, context.progress, where, precision=context.ends_in, finish=context.finish
+    ) as clock:
         before = clock.seconds()
         slow, fast = (
             1.0,
@@ -91,7 +93,7 @@ def by_latency(
         "macs_asked": round(macs, 4),
         "tries": len(tried),
     }
-    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.runtime_name}"
+    what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.runtime_name}{context.ending}"
     return plan, Change("latency", what, numbers)
 
 
