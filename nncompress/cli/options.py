@@ -162,7 +162,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `run_passe
     "seed": (Seed, 0),
     "timing": (Timing, True),
     "target": (TargetOption, None),
-    "ends_in": (EndsIn, None),
+    "for_": (EndsIn, None),
     "report": (Report, None),
     "json": (Json, False),
 }

@@ -11,6 +11,7 @@ from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import check_output, written_for
 from nncompress.errors import UsageError
+from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
 from nncompress.passes.base import Precision
 from nncompress.report import tables
@@ -25,7 +26,7 @@ def run_passes(
     seed: int,
     timing: bool,
     target: str | None,
-    ends_in: Literal["float32", "bf16", "int8"] | None,
+    for_: Literal["float32", "bf16", "int8"] | None,
     report: str | None,
     json: bool,
     recipe: str | None = None,
@@ -38,9 +39,9 @@ def run_passes(
         dry_run: only check what every pass requires, and say what would be done.
     """
     check_output(output, target)
-    if ends_in is not None:
+    if for_ is not None:
         _check_timed(passes)
-    precision: Precision | None = "bfloat16" if ends_in == "bf16" else ends_in
+    precision: Precision | None = "bfloat16" if for_ == "bf16" else for_
     opened = model_files.open_model(path, **loading)
     from nncompress import api, export, pipeline
     from nncompress.bench.environment import environment
@@ -78,7 +79,9 @@ def run_passes(
         "schema": 1,
         "kind": "passes",
         "model": str(opened.path),
-        "command": _command(opened.path, file, loading, limit=limit, seed=seed, target=target),
+        "command": _command(
+            opened.path, file, {**loading, "limit": limit, "seed": seed, "target": target, "for_": for_}
+        ),
         "steps": [step.to_json() for step in steps],
         "layers": {
             "before": [row.to_json() for row in steps[0].before.layers],
@@ -96,16 +99,14 @@ def run_passes(
     report_file.write(report, document, (*reads, file))
 
 
-def _command(
-    model: Path, output: Path, loading: dict[str, Any], *, limit: int, seed: int, target: str | None
-) -> str:
+def _command(model: Path, output: Path, given: dict[str, Any]) -> str:
     """What makes the result again, from its recipe as recipe.toml."""
     words = ["nncompress", "compress", str(model), "--recipe", "recipe.toml"]
-    for name, value in {**loading, "limit": limit, "seed": seed, "target": target}.items():
+    for name, value in given.items():
         default = {**options.LOADING, **options.RUNNING}[name][1]
         if value == default:
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:

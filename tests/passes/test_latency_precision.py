@@ -1,5 +1,7 @@
 """What is timed is timed in the precision that the pipeline ends in: `--for`, or what comes after."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from records import images
@@ -12,6 +14,7 @@ from nncompress.bench.latency import target as target_speed
 from nncompress.bench.latency.layer import Latencies
 from nncompress.bench.latency.target import floats_in
 from nncompress.cli import main
+from nncompress.cli.run_passes import _command
 from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize
@@ -129,3 +132,9 @@ def test_for_is_refused_where_nothing_is_timed(net, tmp_path, capsys, command):
         main(command.format(tmp_path / "m.pt2").split())
     assert ended.value.code == 2
     assert "leave --for out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_that_makes_a_result_again_says_it():
+    given = {"data": "train.npz", "target": None, "for_": "bf16"}
+    command = _command(Path("m.pt2"), Path("o.pt2"), given)
+    assert command.endswith("--recipe recipe.toml --data train.npz --for bf16 -o o.pt2")
