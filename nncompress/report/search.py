@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nncompress.search.promise import Promise
     from nncompress.search.sensitivity import Effect, Sensitivity
 
+MOST, MOST_NAMED = 0.8, 3  # of the damage, that so many layers are named for at most
 DONE = {
     "prune-nodes": "{:.0%} of its nodes removed",
     "factorize": "{:.0%} of its MACs kept",
@@ -23,34 +24,59 @@ DONE = {
 }
 
 
-def sensitivity(result: Sensitivity, *, every: bool) -> RenderableType:
+def sensitivity(result: Sensitivity, *, every: bool, metric: Metric | None = None) -> RenderableType:
     """A table per method: the layers that cost most first.
 
     Args:
         every: all strengths; else of each layer the middle one.
+        metric: that of the result, where it has one.
     """
     lines: list[RenderableType] = []
     for method in dict.fromkeys(effect.method for effect in result.effects):
         mine = [effect for effect in result.effects if effect.method == method]
         strengths = sorted({effect.strength for effect in mine})
         shown = mine if every else [e for e in mine if e.strength == strengths[len(strengths) // 2]]
-        table = plain("layer", "what", "error", "MACs", "bytes", right=2)
-        for effect in sorted(shown, key=lambda e: (e.error is None, -(e.error or 0.0), e.where)):
+        asked = [name for name, given in (("lost", result.metric), ("time", result.target)) if given]
+        table = plain("layer", "what", "error", *asked, "MACs", "bytes", right=2)
+        for effect in sorted(shown, key=lambda e: (e.error is None, -_damage(e), e.where)):
             what = DONE[method].format(effect.strength)
             if effect.error is None:
-                table.add_row(Name(effect.where), effect.said, "", "", "", style="dim")
+                table.add_row(Name(effect.where), effect.said, *[""] * (3 + len(asked)), style="dim")
                 continue
-            numbers = (f"{effect.error:.2%}", _saved(effect.macs), _saved(effect.bytes))
+            more = [_lost(effect, metric) if name == "lost" else _time(effect) for name in asked]
+            numbers = (f"{effect.error:.2%}", *more, _saved(effect.macs), _saved(effect.bytes))
             table.add_row(Name(effect.where), what, *numbers)
         lines += [line(method, style="bold"), table, line(worst(shown)), Text()]
     known = f", {result.known} known from before" if result.known else ""
+    lost = f"; lost: of {result.metric} on the data" if result.metric else ""
+    lost += " (points)" if metric is not None and metric.share else ""
+    where = f"; time: in {result.target}, one thread, in turns with the original" if result.target else ""
     lines.append(
         line(
-            f"error: distance of the outputs (relative L2 norm), {result.samples}; MACs, bytes: of the whole "
-            f"model's; {result.measured} measured{known}"
+            f"error: distance of the outputs (relative L2 norm), {result.samples}{lost}{where}; "
+            f"MACs, bytes: of the whole model's; {result.measured} measured{known}"
         )
     )
     return Group(*lines)
+
+
+def _damage(effect: Effect) -> float:
+    """What a layer is judged by: the metric where it was asked for, else the outputs."""
+    return (effect.error if effect.lost is None else effect.lost) or 0.0
+
+
+def _lost(effect: Effect, metric: Metric | None) -> str:
+    if effect.lost is None or metric is None:
+        return ""
+    return f"{metric.shown(effect.lost):+.2f}" if metric.share else f"{effect.lost:+.3g}"
+
+
+def _time(effect: Effect) -> str:
+    """The saved time, in brackets where it may be none."""
+    if effect.time is None:
+        return ""
+    text = _saved(effect.time.value)
+    return text if 0 not in effect.time else f"({text})"
 
 
 def _saved(saved: float) -> str:
@@ -58,17 +84,31 @@ def _saved(saved: float) -> str:
 
 
 def worst(effects: list[Effect]) -> str:
-    """Which layer hurts most, how much more than the middle one, and what leaves it alone."""
-    found = sorted((e for e in effects if e.error is not None), key=lambda e: e.error or 0.0)
+    """Which layers hurt most, how much of the damage is theirs, and what leaves them alone at what price.
+
+    Squared errors of the layers add up, nearly; of a metric, what each loses.
+    """
+    found = sorted((e for e in effects if e.error is not None), key=lambda e: (-_damage(e), e.where))
     if not found:
         return "nothing could be done"
-    worst, middle = found[-1], found[len(found) // 2]
-    if not worst.error:
-        return "no layer moves the outputs"
-    text = f"{worst.where} moves the outputs most"
-    if middle.error and len(found) > 2:
-        text += f", {worst.error / middle.error:.1f} times as far as the middle one"
-    return f"{text}; to leave it as it is: {worst.remedy}"
+    by_metric = any(e.lost is not None for e in found)
+    weights = [max(_damage(e), 0.0) if by_metric else _damage(e) ** 2 for e in found]
+    if not sum(weights):
+        return "no layer loses anything of the metric" if by_metric else "no layer moves the outputs"
+    what = "lose most of the metric" if by_metric else "move the outputs most"
+    count = next((n for n in range(1, MOST_NAMED + 1) if sum(weights[:n]) >= MOST * sum(weights)), 1)
+    named = found[:count]
+    names = ", ".join(e.where for e in named)
+    if count == 1:
+        what = what.replace("lose", "loses", 1).replace("move", "moves", 1)
+    share = sum(weights[:count]) / sum(weights)
+    text = f"{names} {what}"
+    if len(found) > count:
+        text += f", {share:.0%} of what all {len(found)} do one by one"
+    kept = sum(e.bytes for e in named) / (sum(e.bytes for e in found) or 1.0)
+    remedy = " ".join(dict.fromkeys(e.remedy for e in named))
+    text += f"; to leave {'it as it is' if count == 1 else 'them as they are'}: {remedy}"
+    return text + (f", for {kept:.0%} of the saved bytes" if 0 < kept < 1 else "")
 
 
 def trial(row: dict[str, Any], number: int, metric: Metric) -> str:

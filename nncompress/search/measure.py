@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +17,7 @@ from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError
 from nncompress.ir import Model
+from nncompress.user_code import imported
 
 
 class Agreement(MeanMetric):
@@ -113,6 +116,19 @@ class Measure:
         if not seen:
             raise DataError(f"{data.spec} gave no samples")
         return found
+
+
+def metric_key(name: str) -> str:
+    """What scores by it are kept under: of the user's code its text, too.
+
+    Raises:
+        UsageError: the code cannot be imported.
+    """
+    if ":" not in name:
+        return name
+    named_metric(name)
+    file = getattr(imported(name.rpartition(":")[0]), "__file__", None)
+    return f"{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ''}"
 
 
 def settled(model: Model, data: Dataset, name: str | None) -> str:

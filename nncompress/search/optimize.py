@@ -35,6 +35,7 @@ from nncompress.search import trial
 from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
 from nncompress.search.finetune import ROUNDS, Trainer, bisected, trained_key
 from nncompress.search.loss import lost
+from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
 from nncompress.search.sensitivity import METHODS, RECORD, Effect, probes, sensitivity
@@ -66,6 +67,7 @@ class Search:
             "limit": context.limit,
             "seed": context.seed,
             "bounds": asdict(bounds),
+            "metric": metric_key(bounds.metric),
         }
         known = read(folder / "started.json", table_with())
         if known is None:

@@ -7,14 +7,19 @@ settings, the seed and the version.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, prod
 from typing import Any, ClassVar
 
 from nncompress import pipeline
+from nncompress.analysis.answer import known_answer
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.distance.drift import amount
+from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.weight_targets import find_targets
+from nncompress.bench.latency.model import GLANCE, ModelLatency
+from nncompress.bench.latency.remembered import machine
+from nncompress.bench.latency.target import clocked
 from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms
@@ -23,7 +28,10 @@ from nncompress.loading.json_schema import finite, number, optional, plain, reco
 from nncompress.passes import Context, Factorize, Pass, PruneNodes, Quantize
 from nncompress.passes.quantize.choose import choose
 from nncompress.passes.quantize.prepare import prepare
-from nncompress.results import Result
+from nncompress.results import Estimate, Result
+from nncompress.runtimes import open_artifact
+from nncompress.search.loss import lost
+from nncompress.search.measure import Measure, metric_key
 from nncompress.search.records import Records, data_key, key_of, model_key
 from nncompress.version import __version__
 
@@ -34,8 +42,15 @@ BITS = (8, 4)  # of a weight
 
 
 SAVED = ("macs", "bytes", "parameters")
+_TIME = record(value=finite, low=finite, high=finite, confidence=finite)
 RECORD = record(  # what is kept of a probe
-    error=optional(number), **dict.fromkeys(SAVED, finite), said=plain(str), samples=optional(plain(str))
+    error=optional(number),
+    **dict.fromkeys(SAVED, finite),
+    said=plain(str),
+    samples=optional(plain(str)),
+    lost=optional(finite),
+    at_most=optional(finite),
+    time=optional(_TIME),
 )
 
 
@@ -62,6 +77,8 @@ class Effect:
         macs, bytes, parameters: what it saves, as a share of the whole model's.
         said: why it was not done, or "".
         remedy: the options that leave this layer alone.
+        lost: of the metric that was asked for, a share as 0 … 1; at_most: so much, with 95 % confidence.
+        time: saved in the target that was asked for, as a share of the whole model's.
     """
 
     method: str
@@ -73,11 +90,18 @@ class Effect:
     parameters: float
     said: str
     remedy: str
+    lost: float | None = None
+    at_most: float | None = None
+    time: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Sensitivity(Result):
-    """All effects, and on what they were measured."""
+    """All effects, and on what they were measured.
+
+    Attributes:
+        metric, target: what else was asked for.
+    """
 
     kind: ClassVar[str] = "sensitivity"
 
@@ -85,6 +109,8 @@ class Sensitivity(Result):
     effects: tuple[Effect, ...]
     measured: int
     known: int
+    metric: str | None = None
+    target: str | None = None
 
 
 def probes(model: Model, methods: Sequence[str] = METHODS, context: Context | None = None) -> list[Probe]:
@@ -127,50 +153,135 @@ def sensitivity(
     context: Context,
     records: Records,
     until: float = float("inf"),
+    metric: str | None = None,
+    target: str | None = None,
 ) -> Sensitivity:
     """Measure what is not known yet; other processes may do so in the same folder.
 
     Args:
         until: `time.monotonic()` from which on no probe is begun.
+        metric: also what each probe loses of it, on the samples of the data (`Measure`).
+        target: also what time each probe saves there, in turns with the original.
 
     Returns: the effects, those that cost least per saved MAC first within a method.
     """
     fitted = held = None
     if context.data is not None:
         fitted, held = context.data.split()
-    base = [model_key(model), data_key(fitted, context.limit), data_key(held), context.limit, context.seed]
+    base: list[Any] = [
+        model_key(model),
+        data_key(fitted, context.limit),
+        data_key(held),
+        context.limit,
+        context.seed,
+    ]
+    base += [] if metric is None else ["metric", metric_key(metric), data_key(context.data, context.limit)]
+    base += [] if target is None else ["time", target, machine()]
     said = "on random inputs" if context.data is None else "on samples of the data"
     keys = [key_of(*base, __version__, probe.applied.name, probe.applied.settings()) for probe in wanted]
     known = sum(records.get(key) is not None for key in keys)
 
-    def measuring(probe: Probe) -> Any:
-        return lambda: _measured(model, probe, context)
+    with _Besides(model, context, metric, target) as besides:
 
-    found = records.fill(
-        [(key, measuring(probe)) for key, probe in zip(keys, wanted)],
-        lambda done, total: context.progress.step("measuring layers", done, total),
-        until,
-    )
+        def measuring(probe: Probe) -> Any:
+            return lambda: _measured(model, probe, context, besides)
+
+        found = records.fill(
+            [(key, measuring(probe)) for key, probe in zip(keys, wanted)],
+            lambda done, total: context.progress.step("measuring layers", done, total),
+            until,
+        )
     effects = []
     for key, probe in zip(keys, wanted):
         if key in found:
             row = found[key]
             said = row["samples"] or said
-            of_it = {name: row[name] for name in ("error", *SAVED, "said")}
-            effects.append(Effect(probe.method, probe.where, probe.strength, **of_it, remedy=_remedy(probe)))
-    return Sensitivity(said, tuple(effects), len(found) - known, known)
+            of_it: dict[str, Any] = {
+                name: row.get(name) for name in ("error", *SAVED, "said", "lost", "at_most")
+            }
+            time = None if row.get("time") is None else Estimate(**row["time"])
+            effects.append(
+                Effect(probe.method, probe.where, probe.strength, **of_it, remedy=_remedy(probe), time=time)
+            )
+    return Sensitivity(said, tuple(effects), len(found) - known, known, metric, target)
 
 
-def _measured(model: Model, probe: Probe, context: Context) -> dict[str, Any]:
+class _Besides:
+    """What is measured of each changed model besides the error of its outputs; the original once."""
+
+    def __init__(self, model: Model, context: Context, metric: str | None, target: str | None) -> None:
+        self._model, self._context = model, context
+        self._measure = None if metric is None else Measure(model, metric)
+        self._where = None if target is None else clocked(target)
+        self._before: Scores | None = None
+        self._latency: ModelLatency | None = None
+
+    def __enter__(self) -> _Besides:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._latency is not None:
+            self._latency.close()
+
+    def begin(self) -> None:
+        """Measure the original, unless that was done.
+
+        Raises:
+            NNCompressError: it cannot be measured, or not be exported for the target.
+        """
+        if self._measure is not None and self._before is None:
+            self._before = self._scores(self._model)
+        if self._where is not None and self._latency is None:
+            self._latency = ModelLatency(self._model, self._context.progress, self._where)
+
+    def of(self, changed: Model) -> dict[str, Any]:
+        """What is kept of a changed model.
+
+        Raises:
+            NNCompressError: it cannot be measured.
+        """
+        row: dict[str, Any] = {}
+        if self._before is not None:
+            loss = lost(self._before, self._scores(changed))
+            row["lost"] = loss.value
+            if isfinite(loss.at_most()):
+                row["at_most"] = loss.at_most()
+        if self._latency is not None:
+            share = self._latency.share(changed, GLANCE)
+            saved = Estimate(1 - share.value, 1 - share.high, 1 - share.low, share.confidence)
+            row["time"] = asdict(saved)
+        return row
+
+    def _scores(self, model: Model) -> Scores:
+        assert self._measure is not None
+        assert self._context.data is not None
+        output = known_answer(model)
+        return self._measure.scores(open_artifact(model).run, self._context.data, output, self._context.limit)
+
+
+def _measured(model: Model, probe: Probe, context: Context, besides: _Besides) -> dict[str, Any]:
     quiet = replace(context, notes=[], warnings=[])
+    besides.begin()
     try:
-        _, (step,) = pipeline.run(model, [probe.applied], quiet)
+        changed, (step,) = pipeline.run(model, [probe.applied], quiet)
     except NNCompressError as refused:
         return {"error": None, **dict.fromkeys(SAVED, 0.0), "said": refused.what, "samples": None}
     saved = {name: 1 - getattr(step.after, name) / max(getattr(step.before, name), 1) for name in SAVED}
     why = next((change.what for change in step.changes if change.where == probe.where), "nothing changed")
-    error = amount(step.drift) if step.changed else None
-    return {"error": error, **saved, "said": "" if step.changed else why, "samples": str(step.samples)}
+    error, said = (amount(step.drift), "") if step.changed else (None, why)
+    more: dict[str, Any] = {}
+    if step.changed:
+        try:
+            more = besides.of(changed)
+        except NNCompressError as refused:
+            said = refused.what
+    return {
+        "error": error,
+        **saved,
+        "said": said,
+        "samples": str(step.samples),
+        **more,
+    }
 
 
 def _remedy(probe: Probe) -> str:

@@ -37,6 +37,19 @@ _Folder = Annotated[
 _Time = Annotated[str | None, typer.Option(metavar="10m", help="begin no measurement after this long")]
 
 
+_Metric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="also what each loses of it, on --data: as in eval, or agreement, error (they need no labels)",
+    ),
+]
+_Target = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="also what time each saves there, a second of measuring each"),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command("sensitivity", help=_HELP)(sensitivity)
 
@@ -48,6 +61,8 @@ def sensitivity(
     all_strengths: _All = False,
     folder: _Folder = None,
     time: _Time = None,
+    metric: _Metric = None,
+    target: _Target = None,
     limit: options.Limit = 512,
     seed: options.Seed = 0,
     report: options.Report = None,
@@ -73,6 +88,18 @@ def sensitivity(
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if samples is None:
         say("no --data: errors are those on random inputs, and quantize rounds weights only")
+    measured = None
+    if metric is not None:
+        if samples is None:
+            raise UsageError("sensitivity: --metric is measured on data", remedy="add --data FILE.npz")
+        from nncompress.search.measure import Measure, settled
+
+        metric = settled(opened.model, samples, metric)
+        measured = Measure(opened.model, metric).metric
+    if target is not None:
+        from nncompress.bench.latency.target import clocked
+
+        target = clocked(target).name
     cache = cache_folder()
     if folder is None and cache is None:
         raise UsageError("sensitivity: there is no cache folder for this user", remedy="name a --folder")
@@ -80,12 +107,12 @@ def sensitivity(
     with progress() as bar:
         context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, methods, context)
-        result = measure(opened.model, wanted, context, kept, until)
+        result = measure(opened.model, wanted, context, kept, until, metric, target)
     missing = len(wanted) - len(result.effects)
     if missing:
         say(f"{missing} of {len(wanted)} were not measured in the time given: the same command goes on")
     if json:
         print_json(result.to_json())
     else:
-        show(tables.sensitivity(result, every=all_strengths))
+        show(tables.sensitivity(result, every=all_strengths, metric=measured))
     report_file.write(report, result.to_json(), reads)
