@@ -17,7 +17,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
-from nncompress.ir.graph.table_rows import table_rows
+from nncompress.ir.graph.table_rows import check_positions, table_rows
 from nncompress.loading import Examples, load_model, load_module, stated_form
 from nncompress.memory import unbounded_memory
 from nncompress.runtimes.free_sizes import guess_told
@@ -131,7 +131,9 @@ def dataset(
     if notice is not None:
         for assumption in found.assumptions():
             notice(assumption)
-    model.sizes = {**model.sizes, **sizes_of(model.inputs, [field.shape for field in found.inputs])}
+    sizes = sizes_of(model.inputs, [field.shape for field in found.inputs])
+    check_positions(model, sizes, found.spec)
+    model.sizes = {**model.sizes, **sizes}
     if settle_answer(model, found) and notice is not None:
         index = model.metadata[ANSWER]
         name = model.outputs[index]

@@ -166,6 +166,8 @@ def bench(
     report_file.check_report(report, reads, *(output or []))
     old = None if compare is None else baseline.read(compare)
     opened = artifacts.open_all(models, every=every, **loading)
+    if tokens is not None:
+        work.check_tokens(opened, tokens)
     names = artifacts.names(opened)
     batches = batches or (work.fixed_batch(opened[0]) or 1,)
     data = loading["data"]

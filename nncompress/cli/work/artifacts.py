@@ -16,8 +16,9 @@ from nncompress.cli.console import say
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
+from nncompress.ir.graph.inputs import sizes_of
 from nncompress.ir.graph.stated_input import parse_input, restated
-from nncompress.ir.graph.table_rows import table_rows
+from nncompress.ir.graph.table_rows import check_positions, table_rows
 from nncompress.loading import holds_weights_only
 from nncompress.runtimes import OPENERS, Runner, open_artifact
 from nncompress.runtimes.free_sizes import guess_told
@@ -188,6 +189,9 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     found = open_data(data, artifacts[0].inputs, how)
     if artifacts[0].model is not None:
         found.bound(table_rows(artifacts[0].model))
+    for each in artifacts:
+        if each.model is not None:
+            check_positions(each.model, sizes_of(each.inputs, [field.shape for field in found.inputs]), data)
     for assumption in found.assumptions():
         say(assumption)
     return found

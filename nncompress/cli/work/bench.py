@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nncompress.cli.work import artifacts
 from nncompress.data import Dataset
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.table_rows import most_positions
 from nncompress.progress import Progress
 from nncompress.report import bench_table
 from nncompress.results import BenchResult, BenchSuite, EvalResult, Phase
@@ -41,6 +42,23 @@ def check_plan(
         names=[candidate.name for candidate in candidates],
         name=compare,
     )
+
+
+def check_tokens(opened: Sequence[artifacts.Artifact], tokens: int) -> None:
+    """Refuse prompts that are longer than a model has positions for.
+
+    Raises:
+        UsageError
+    """
+    for each in opened:
+        found = {} if each.model is None else most_positions(each.model)
+        for most, table in found.values():
+            if tokens > most:
+                raise UsageError(
+                    f"{each.name} has positions for {most} tokens",
+                    got=f"--tokens {tokens}, and {table} has {most} rows",
+                    remedy=f"--tokens {most}, or fewer",
+                )
 
 
 def measure(
