@@ -109,4 +109,4 @@ def _counts(arange: fx.Node) -> bool:
     """It is 0, 1, 2, …"""
     if arange.target is torch.ops.aten.arange.default:
         return True
-    return arange.args[0] == 0 and (len(arange.args) < 3 or arange.args[2] == 1)
+    return bool(arange.args[0] == 0 and (len(arange.args) < 3 or arange.args[2] == 1))
