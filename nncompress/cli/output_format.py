@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nncompress import targets
@@ -10,6 +11,7 @@ from nncompress.extras import need
 
 OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
 SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
+_SEPARATORS = tuple({"/", os.sep})
 RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file
 
 
@@ -26,10 +28,17 @@ def check_suffix(output: str | None, target: str | None = None) -> None:
     """Refuse an output name we cannot write before any work is done.
 
     Raises:
-        UsageError: its suffix names no format, or none that the target reads.
+        UsageError: it is a folder, or its suffix names no format, or none that the target reads.
         MissingExtraError: the runtime of that format, or of the target, is not installed.
     """
-    if output is not None and Path(output).suffix.lower() not in SUFFIXES:
+    known = output is not None and Path(output).suffix.lower() in SUFFIXES
+    if output and (output.endswith(_SEPARATORS) or (not known and Path(output).is_dir())):
+        raise UsageError(
+            f"--output {output} names a folder",
+            expected=f"a file, whose suffix says the format: {', '.join(SUFFIXES)}",
+            remedy=f"--output {Path(output) / 'model.pt2'}",
+        )
+    if output is not None and not known:
         raise UsageError(
             f"--output {output}: cannot tell the format",
             got=Path(output).suffix or "no suffix",

@@ -46,8 +46,11 @@ def check_target(target: Path, protect: Iterable[str | Path] = ()) -> None:
             raise OutputError(f"cannot write {target}", got=reason, remedy="give another name") from error
         parent = None
     if parent is None or not stat.S_ISDIR(parent.st_mode):
+        file = parent is not None or any(each.is_file() for each in target.parents)
         raise OutputError(
-            f"cannot write {target}", got=f"no folder {target.parent}", remedy="create the folder first"
+            f"cannot write {target}",
+            got=f"{target.parent} is no folder" if file else f"no folder {target.parent}",
+            remedy="name another folder" if file else "create the folder first",
         )
     if found is not None and stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {target}", got="a folder of that name", remedy="name a file")

@@ -57,6 +57,15 @@ def test_what_is_no_place_for_a_file_is_refused(tmp_path, name):
         check_target(tmp_path / name)
 
 
+@pytest.mark.parametrize("below", ["file/m.pt2", "file/deeper/m.pt2"])
+def test_a_file_in_the_place_of_a_folder_is_no_missing_folder(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as refusal:
+        check_target(tmp_path / below)
+    assert refusal.value.got.endswith("is no folder")
+    assert "create" not in refusal.value.remedy
+
+
 def test_a_name_that_we_chose_replaces_only_what_we_wrote(tmp_path):
     check_chosen(tmp_path / "new", lambda path: False)
     (tmp_path / "there").touch()
