@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.analysis.answer import TASKS, Answers, Predict, check_finite, output_dims, outputs_of
+from nncompress.analysis.answer import (
+    TASKS,
+    Answers,
+    Predict,
+    check_finite,
+    has_samples,
+    output_dims,
+    outputs_of,
+    twice,
+)
 from nncompress.analysis.intervals import paired_difference
 from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.analysis.metrics.registry import metric_of, named_metric
@@ -214,6 +223,12 @@ def compare(
         sums = sums or [_Difference() for _ in first]
         count = len(batch)
         places = places if places is not None else output_dims(original, batch, first)
+        if count == 1 and not all(d is None or has_samples(x, d, 1) for x, d in zip(first, places)):
+            doubled = twice(batch).inputs
+            first, second = (
+                tuple(x if d is None else x.narrow(d, 0, 1) for x, d in zip(outputs_of(run, doubled), places))
+                for run in (original, changed)
+            )
         for total_of_output, a, b, dim in zip(sums, first, second, places):
             # what all samples share is one sample
             a, b = (x[None] if dim is None else x.movedim(dim, 0) for x in (a, b))

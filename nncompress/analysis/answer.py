@@ -153,7 +153,9 @@ class Answers:
         output = outputs[self.output]
         if self._dim is None:
             self._dim = output_dims(self._predict, batch, outputs)[self.output]
-        if self._dim is None or output.shape[self._dim] != len(batch):
+        if self._dim is None or not has_samples(output, self._dim, len(batch)):
+            if len(batch) == 1 and self._dataset.fixed_batch is None:
+                return self.of(twice(batch), first_sample)[:1]
             raise VerificationError(
                 "the model does not give one output per sample",
                 got=f"an output of shape {list(output.shape)} for {len(batch)} samples",
@@ -221,6 +223,16 @@ def outputs_of(predict: Predict, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
         ) from problem
     parts = result if isinstance(result, (tuple, list)) else (result,)
     return tuple(torch.from_numpy(np.asarray(p)) if not isinstance(p, Tensor) else p for p in parts)
+
+
+def has_samples(output: Tensor, dim: int, count: int) -> bool:
+    """Whether it has a row for each of so many samples along `dim`."""
+    return output.dim() > dim and output.shape[dim] == count
+
+
+def twice(batch: Batch) -> Batch:
+    """A batch of one sample with it twice: a `squeeze()` takes the dim of a batch of 1, too."""
+    return batch.part(torch.zeros(2, dtype=torch.int64))
 
 
 def output_dims(predict: Predict, batch: Batch, outputs: Sequence[Tensor]) -> tuple[int | None, ...]:

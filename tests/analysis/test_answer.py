@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import nncompress
 from nncompress.analysis.accuracy import compare, evaluate, evaluate_paired
 from nncompress.analysis.answer import ANSWER, answer_index, index_of, settle_answer
 from nncompress.data import Batch, open_data
@@ -67,6 +68,33 @@ def test_where_several_fit_the_user_is_asked(data):
     assert evaluate(model, dataset, output=1).samples == 40
     with pytest.raises(DataError, match="fit none"):
         evaluate(heads(a=4, b=5), dataset)
+
+
+class Squeezed(nn.Sequential):
+    """One number per sample, of a single sample without the dim of its batch."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 1))
+
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+@pytest.mark.parametrize(("count", "batch"), [(5, 2), (1, 64)])
+def test_a_single_sample_that_loses_its_batch_is_measured_as_the_others(count, batch, data):
+    labels = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+    net, said = Squeezed().eval(), []
+    model = nncompress.load(net, input="Bx8", notice=said.append)
+    assert "a squeeze()" in " ".join(said)
+    dataset = data(labels)
+    with torch.no_grad():
+        answers = torch.cat([net(b.inputs[0]).reshape(-1) for b in dataset.batches(64)]).numpy()
+    expected = np.sqrt(np.square(answers - labels).mean())
+    assert evaluate(model, dataset, batch_size=batch).rmse == pytest.approx(expected, rel=1e-5)
+    other = nncompress.load(Squeezed().eval(), input="Bx8", notice=said.append)
+    found = compare(model, other, dataset.batches(batch))
+    assert found.samples == count
+    assert found.outputs[0].max_abs > 0
 
 
 def test_outputs_by_number_and_name():

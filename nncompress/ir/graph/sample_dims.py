@@ -81,6 +81,13 @@ def settle_batch(
         UsageError: they were stated, and samples along them depend on each other.
     """
     found = _dependence(model)
+    several = _dependence(model, alone=False) if found == math.inf else None
+    if several is not None and several < INDEPENDENT:
+        say(
+            f"a single sample along {_places(model)} gives outputs of other shapes than one of several, "
+            "as after a squeeze(), which takes the batch of 1, too; squeeze(1) names the dim"
+        )
+        return model
     if found is None and traced and BATCH not in model.dynamic:
         return _of_fixed_batch(model, say, others)
     if found is None or found < INDEPENDENT:
@@ -165,10 +172,12 @@ def renamed(model: Model, names: dict[str, str]) -> Model:
     return Model(model.graph_module, inputs, model.outputs, dynamic, model.history, model.metadata)
 
 
-def _dependence(model: Model) -> float | None:
+def _dependence(model: Model, *, alone: bool = True) -> float | None:
+    """As `dependence`; `alone`: of samples by themselves, where the model takes a single one."""
     low, high = model.dynamic.get(BATCH, (2, 2))
-    samples = min(max(2 if low < 2 else 3, low), high or 3)
-    return dependence(model.outputs_of, model.inputs, model.example_inputs(samples), alone=low < 2)
+    alone = alone and low < 2
+    samples = min(max(2 if alone else 3, low), high or 3)
+    return dependence(model.outputs_of, model.inputs, model.example_inputs(samples), alone=alone)
 
 
 def _places(model: Model) -> str:
