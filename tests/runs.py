@@ -12,6 +12,9 @@ from nncompress.export.report import ExportReport
 from nncompress.ir.graph.verify import Drift
 from nncompress.passes import Change
 from nncompress.pipeline import Step
+from nncompress.report.facts.content import Report
+from nncompress.report.facts.headline import report
+from nncompress.report.facts.read import section_in
 from nncompress.results import (
     BenchResult,
     BenchSuite,
@@ -200,3 +203,9 @@ EVERY = {
     "cycle": cycle,
     "spectra": spectra,
 }
+
+
+def everything(name: str | None = None) -> Report:
+    """A report of every kind of run, with `name` as the name of layers and files."""
+    make = [(kind, make() if name is None else make(name)) for kind, make in EVERY.items() if kind != "train"]
+    return report([*(section_in(document, kind) for kind, document in make), section_in(train(), "train")])

@@ -45,19 +45,9 @@ class Read(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def everything(name=None):
-    """A report of every kind of run, with `name` as the name of layers and files."""
-    make = [
-        (kind, make() if name is None else make(name)) for kind, make in runs.EVERY.items() if kind != "train"
-    ]
-    return report(
-        [*(section_in(document, kind) for kind, document in make), section_in(runs.train(), "train")]
-    )
-
-
 @pytest.fixture(scope="module")
 def read():
-    return Read(page(everything()))
+    return Read(page(runs.everything()))
 
 
 def test_it_needs_nothing_from_elsewhere(read):
@@ -66,7 +56,7 @@ def test_it_needs_nothing_from_elsewhere(read):
             assert attributes.get(name, "#").startswith("#"), attributes
         assert not [name for name in attributes if name.startswith("on")]
     assert not {"link", "img", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in read.found}
-    text = page(everything())
+    text = page(runs.everything())
     assert "http:" not in text
     assert "https:" not in text
     assert "@import" not in text
@@ -76,7 +66,7 @@ def test_it_needs_nothing_from_elsewhere(read):
 def test_only_its_own_style_and_script_may_run(read):
     (policy,) = [each["content"] for each in read.all("meta") if "http-equiv" in each]
     allowed = set(re.findall(r"'(sha256-[^']+)'", policy))
-    text = page(everything())
+    text = page(runs.everything())
     own = re.findall(r"<style>(.*?)</style>|<script>(.*?)</script>", text, re.S)
     digests = {hashlib.sha256("".join(each).encode()).digest() for each in own}
     assert allowed == {f"sha256-{base64.b64encode(digest).decode()}" for digest in digests}
@@ -85,7 +75,7 @@ def test_only_its_own_style_and_script_may_run(read):
 
 
 def test_names_in_it_stay_names():
-    plain, evil = Read(page(everything("conv1"))), Read(page(everything(runs.EVIL)))
+    plain, evil = Read(page(runs.everything("conv1"))), Read(page(runs.everything(runs.EVIL)))
     assert [tag for tag, _ in evil.found] == [tag for tag, _ in plain.found]
     said = "".join(evil.texts)
     assert '<script>alert("x")</script>&\'"><img src=x onerror=alert(1)>{{7*7}}' in said
@@ -119,7 +109,7 @@ def test_plots_can_be_read_without_seeing_them(read):
 
 
 def test_the_same_runs_make_the_same_bytes():
-    assert page(everything()) == page(everything())
+    assert page(runs.everything()) == page(runs.everything())
 
 
 def test_a_long_run_makes_no_long_page():
@@ -149,7 +139,7 @@ def test_contrast_is_what_the_standard_says():
 
 
 def test_its_colours_can_be_told_apart_light_and_dark_and_printed():
-    style = re.search(r"<style>(.*?)</style>", page(everything()), re.S)[1]
+    style = re.search(r"<style>(.*?)</style>", page(runs.everything()), re.S)[1]
     themes = [
         dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
         for block in re.findall(r":root \{(.*?)\}", style, re.S)
@@ -165,7 +155,7 @@ def test_its_colours_can_be_told_apart_light_and_dark_and_printed():
 
 
 def test_for_a_pull_request():
-    text = re.sub(r"```.*?```", "", written(everything(runs.EVIL), "md"), flags=re.S)  # code stays code
+    text = re.sub(r"```.*?```", "", written(runs.everything(runs.EVIL), "md"), flags=re.S)  # code stays code
     assert "<script>" not in text
     assert "<img" not in text
     assert "](http" not in text
