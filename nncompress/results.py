@@ -218,7 +218,7 @@ class CandidateResult:
         file_size: bytes.
         sha256: of the file that was measured or exported, where the caller knows it.
         parameters, macs: where the caller knows them; MACs per sample.
-        accuracy: where the caller has data.
+        accuracy: where the caller has data; paired: against the first candidate, on the same samples.
     """
 
     name: str
@@ -238,6 +238,7 @@ class CandidateResult:
     parameters: int | None = None
     macs: int | None = None
     accuracy: EvalResult | None = None
+    paired: PairedResult | MetricDifference | None = None
 
     @property
     def latency(self) -> Latency:

@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from nncompress.analysis.accuracy import evaluate
+from nncompress.analysis.accuracy import Measured
+from nncompress.analysis.accuracy import measure as measured
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, files
 from nncompress.bench.environment import environment
@@ -24,7 +25,7 @@ from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.table_rows import most_positions
 from nncompress.progress import Progress
 from nncompress.report import bench_table
-from nncompress.results import BenchResult, BenchSuite, EvalResult, Phase
+from nncompress.results import BenchResult, BenchSuite, Phase
 from nncompress.runtimes.free_sizes import free_dims
 
 
@@ -98,19 +99,18 @@ def measure(
         if not runs:
             raise
         runs[-1] = replace(runs[-1], interrupted=True)
-    return BenchSuite(
-        tuple(
-            replace(
-                run,
-                candidates=tuple(
-                    replace(candidate, accuracy=found) for candidate, found in zip(run.candidates, reached)
-                ),
-            )
-            for run in runs
+    return BenchSuite(tuple(judged(run, reached) for run in runs) if reached else tuple(runs))
+
+
+def judged(run: BenchResult, reached: list[Measured]) -> BenchResult:
+    """The measurement with how good each candidate is, the later ones paired with the first."""
+    candidates = tuple(
+        replace(
+            each, accuracy=found.result, paired=None if found is reached[0] else found.against(reached[0])
         )
-        if reached
-        else tuple(runs)
+        for each, found in zip(run.candidates, reached)
     )
+    return replace(run, candidates=candidates)
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,12 @@ def _accuracies(
     answers: list[int | None],
     metric: str | None,
     bar: Progress,
-) -> list[EvalResult]:
+) -> list[Measured]:
     """Each candidate's accuracy, where the data has labels (or the metric needs none)."""
     unlabelled = metric is not None and not named_metric(metric).needs_labels
     if samples is None or not (samples.has_labels or unlabelled):
         return []
     return [
-        evaluate(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
+        measured(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
         for candidate, answer in zip(candidates, answers)
     ]

@@ -13,6 +13,7 @@ from nncompress.report.facts.content import (
     Bars,
     Cell,
     Column,
+    Number,
     Outcome,
     Part,
     Plot,
@@ -227,11 +228,12 @@ def _baseline(result: BaselineResult) -> Table:
 
 
 def _outcome(first: CandidateResult, candidate: CandidateResult) -> Outcome:
-    metric, change = metric_named(None), None
-    before, after = first.accuracy, candidate.accuracy
-    if before is not None and after is not None and before.metric == after.metric:
-        metric = metric_named(after.metric)
-        one, other = _value(before), _value(after)
+    metric = metric_named(candidate.accuracy.metric if candidate.accuracy else None)
+    change: Number = None
+    if candidate.paired is not None:
+        change = metric.change(candidate.paired.difference)
+    elif first.accuracy and candidate.accuracy and first.accuracy.metric == candidate.accuracy.metric:
+        one, other = _value(first.accuracy), _value(candidate.accuracy)
         change = None if one is None or other is None else metric.change(other - one)
     return Outcome(
         clipped(candidate.name),

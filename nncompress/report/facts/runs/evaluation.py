@@ -149,7 +149,16 @@ def _differences(models: list[Judged]) -> list[Part]:
     ]
     title = f"Change of {metric.title} against {clipped(models[0].name)}"
     description = f"The difference of {metric.title} to the first model, sample by sample, with its interval."
-    return [Bars(title, description, Axis("change", metric.of_change), ("change",), tuple(rows), dots=True)]
+    return [
+        Bars(
+            title,
+            description,
+            Axis("change, points" if metric.of_change == "points" else "change", metric.of_change),
+            ("change",),
+            tuple(rows),
+            dots=True,
+        )
+    ]
 
 
 def _agreement(models: list[Judged]) -> Table:

@@ -182,7 +182,8 @@ def optimize(document: dict[str, Any], source: str) -> Section:
     made, name = found.promise, clipped(Path(found.output.path).name)
     metric = metric_named(made.metric)
     promised = _promise(made, metric)
-    text = f"{name}, the best of {len(found.trials)} trials: {_told(found.best, metric)}; {promised}."
+    text = f"{', '.join((name, *_gains(found.best)))}: {promised}. The best of {len(found.trials)} trials: "
+    text += f"{found.best.title}."
     if found.stopped:
         text += " The search was stopped: the same command goes on."
     parts: list[Part] = [*_pareto(found.trials, found.best, metric), _trials(found.trials, metric)]
@@ -228,18 +229,23 @@ def _promise(made: Promise, metric: Shown) -> str:
 
 
 def _told(trial: Trial, metric: Shown) -> str:
-    parts = [trial.title]
-    if trial.fastest is not None:
-        parts.append(f"{shown(_speedup(trial.fastest), 'times')} as fast")
-    if trial.macs is not None:
-        parts.append(f"{trial.macs:.0%} of the MACs")
-    if trial.size is not None:
-        parts.append(shown(trial.size, "bytes"))
+    parts = [trial.title, *_gains(trial)]
     if trial.lost is not None:
         parts.append(f"{metric.loss(trial.lost)} of {metric.title} lost on the samples that choose")
     if trial.failed:
         parts.append(trial.failed)
     return clipped(", ".join(parts))
+
+
+def _gains(trial: Trial) -> list[str]:
+    parts = []
+    if trial.fastest is not None:
+        parts.append(f"{shown(_speedup(trial.fastest), 'times')} as fast")
+    if trial.macs is not None:
+        parts.append(f"{trial.macs:.0%} of the MACs")
+    if trial.size is not None:
+        parts.append(f"{shown(trial.size, 'bytes')} of weights")
+    return parts
 
 
 def _speedup(measured: Measured) -> Estimate | None:

@@ -11,7 +11,7 @@ from nncompress.report.html.plots.xy import COLOURS, RIGHT, WIDTH, Tick, ticks_o
 from nncompress.results import Estimate
 
 NAMES = 138  # width of the names' column
-LETTERS = 20  # that fit it
+LETTERS = 18  # that fit it
 BAR, GAP, TOP, BOTTOM = 11, 9, 8, 46
 
 

@@ -38,13 +38,21 @@ class Scale:
 
 
 def scale(
-    values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = False, most: int = 5
+    values: Sequence[float],
+    start: float,
+    end: float,
+    *,
+    log: bool = False,
+    zero: bool = False,
+    share: bool = False,
+    most: int = 5,
 ) -> Scale:
     """A scale that holds all values, between round numbers.
 
     Args:
         log: by powers of ten; values that are not positive are put at its low end.
         zero: it begins at zero.
+        share: the numbers are shares: where all are at most 1, no tick is above.
         most: ticks, nearly.
     """
     found = [v for v in values if math.isfinite(v)]
@@ -54,11 +62,12 @@ def scale(
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= abs(high) * 1e-9:
-        margin = abs(high) * 0.1 or 1.0
+        margin = 0.01 if share else abs(high) * 0.1 or 1.0
         low, high = (low if zero and low == 0 else low - margin), high + margin
     step = _step((high - low) / most)
+    whole = share and max(found, default=0.0) <= 1 < high + step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(i * step for i in range(first, last + 1))
+    ticks = tuple(i * step for i in range(first, last + 1) if not whole or i * step <= 1 + 1e-9)
     return Scale(ticks[0], ticks[-1], start, end, False, ticks)
 
 

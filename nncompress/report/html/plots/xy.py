@@ -11,7 +11,7 @@ from nncompress.report.html.plots.scale import Scale, scale
 
 WIDTH, HEIGHT = 460, 300
 SMALL = (300, 190)
-LEFT, RIGHT, TOP, BOTTOM = 66, 16, 12, 52
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 30, 48
 COLOURS = 8  # series that look different
 
 
@@ -68,8 +68,15 @@ def drawing(plot: Plot, most: int) -> Drawing:
     width, height = SMALL if plot.small else (WIDTH, HEIGHT)
     left, right, top, bottom = LEFT, width - RIGHT, TOP, height - BOTTOM
     points = [point for series in plot.series for point in series.points]
-    x = scale([p.x for p in points], left, right, log=plot.x.log, most=4)
-    y = scale([p.y for p in points], bottom, top, log=plot.y.log, most=3 if plot.small else 5)
+    x = scale([p.x for p in points], left, right, log=plot.x.log, share=plot.x.unit == "share", most=4)
+    y = scale(
+        [p.y for p in points],
+        bottom,
+        top,
+        log=plot.y.log,
+        share=plot.y.unit == "share",
+        most=3 if plot.small else 5,
+    )
     curves = []
     for position, series in enumerate(plot.series):
         shown = _thinned(series.points, most)
@@ -89,6 +96,13 @@ def ticks_of(along: Scale, axis: Axis) -> tuple[Tick, ...]:
     texts = [number(value, axis.unit) for value in along.ticks]
     if axis.unit == "count" and len(set(texts)) < len(texts):
         texts = [f"{value:g}" for value in along.ticks]
-    if axis.unit in ("share", "number"):
-        texts = [f"{100 * v:.6g} %" if axis.unit == "share" else f"{v:.6g}" for v in along.ticks]
+    forms = {
+        "share": "{:.6g} %",
+        "number": "{:.6g}",
+        "points": "{:+.6g}",
+        "signed": "{:+.6g}",
+        "times": "{:.6g}x",
+    }
+    if axis.unit in forms:
+        texts = [forms[axis.unit].format(100 * v if axis.unit == "share" else v) for v in along.ticks]
     return tuple(Tick(along.at(value), text) for value, text in zip(along.ticks, texts))

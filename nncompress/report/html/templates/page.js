@@ -1,10 +1,13 @@
 "use strict";
+let first = true; // the plot that says how all are read
 for (const figure of document.querySelectorAll("figure.plot")) {
   const readout = figure.querySelector(".readout");
   const marks = [...figure.querySelectorAll("svg .mark")];
   if (!marks.length) continue;
-  readout.textContent = readout.dataset.hint;
-  let now = Math.max(0, marks.findIndex((mark) => mark.querySelector(".ring")));
+  const chosen = marks.findIndex((mark) => mark.querySelector(".ring"));
+  let now = Math.max(0, chosen);
+  readout.textContent = first ? readout.dataset.hint : chosen < 0 ? "" : marks[now].getAttribute("aria-label");
+  first = false;
   const say = (mark) => {
     figure.querySelector(".mark.now")?.classList.remove("now");
     mark.classList.add("now");
@@ -47,5 +50,5 @@ for (const button of document.querySelectorAll(".copyable button")) {
   });
 }
 addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll("details")) each.open = true;
+  for (const each of document.querySelectorAll("main > section > details")) each.open = true;
 });
