@@ -16,7 +16,8 @@ from nncompress.files.targets import check_target
 _HELP = """One page of what runs have left behind: what was gained at what loss, with plots and the recipe.
 
 RUN is what a command printed with --json (compress and every pass, bench, eval, sensitivity, optimize, train,
-cycle, inspect --spectrum), the folder of optimize or cycle, or a log of train. Several make one page.
+cycle, inspect --spectrum), the folder of optimize or cycle, a log of train, or a model file, which carries
+what was done to it. Several make one page.
 
 The page is one file that needs no network. --format md fits a pull request; --format json has the facts.
 compress, the passes, optimize, bench, eval, sensitivity, train and cycle take --report FILE themselves.

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nncompress.errors import DataError
+from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, parse_json, read_json, read_text
+from nncompress.loading.file_kind import file_kind
 from nncompress.loading.json_schema import Rejected
 from nncompress.report.facts.content import Section
 from nncompress.report.facts.limits import clipped
-from nncompress.report.facts.runs import bench, evaluation, passes, search, spectra, training
+from nncompress.report.facts.runs import bench, evaluation, model, passes, search, spectra, training
 from nncompress.results import SCHEMA
 
 MOST_BYTES = 64 * 2**20  # a benchmark has its raw samples
@@ -41,6 +42,8 @@ def section_of(path: str) -> Section:
     try:
         if os.path.isdir(path):
             return _folder(Path(path), path)
+        if _is_model(path):
+            return _admitted(lambda: model.section(path), path)
         text = read_text(path, MOST_BYTES)
     except Unreadable as problem:
         raise DataError(
@@ -61,6 +64,17 @@ def section_of(path: str) -> Section:
     if isinstance(document, dict) and "kind" not in document:  # a log of one line
         return _log([document], path)
     return section_in(document, path)
+
+
+def _is_model(path: str) -> bool:
+    """Whether it is a model file; a text is none, and what is no file is told of when it is read."""
+    try:
+        file_kind(path)
+    except UnsupportedError:  # a program of a runtime: what loads it says what to do
+        return True
+    except ModelFileError:
+        return False
+    return True
 
 
 def section_in(document: Any, source: str) -> Section:
@@ -90,7 +104,7 @@ def section_in(document: Any, source: str) -> Section:
     return _admitted(lambda: READERS[kind](document, source), source)
 
 
-_EXPECTED = f"a document of kind {', '.join(READERS)}"
+_EXPECTED = f"a model file, or a document of kind {', '.join(READERS)}"
 
 
 def _admitted(make: Callable[[], Section], source: str) -> Section:

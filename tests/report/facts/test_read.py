@@ -6,7 +6,9 @@ import os
 
 import pytest
 import runs
+import torch
 
+import nncompress
 from nncompress.errors import DataError
 from nncompress.report.facts.content import Plot, Table
 from nncompress.report.facts.headline import report
@@ -115,6 +117,17 @@ def test_files_folders_and_logs(tmp_path):
     for key, row in runs.optimize()["trials"].items():
         (search / "trials" / f"{key}.json").write_text(json.dumps(row))
     assert section_of(str(search)).summary == "3 trials so far, 1 of them refused or not measured."
+
+
+def test_a_model_file_tells_what_was_done_to_it(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    small = nncompress.compress(nncompress.load(net.eval(), input="1x20"), ["prune-nodes:ratio=0.5"])
+    nncompress.save(small, tmp_path / "small.pt2")
+    found = section_of(str(tmp_path / "small.pt2"))
+    assert found.summary == "small.pt2 has 2 layers, 387 parameters and 368 MACs; made by prune-nodes."
+    assert found.outcomes[0].macs == 0.5
+    assert [part.title for part in found.parts] == ["What was done to it", "Layers", "Recipe"]
+    assert 'name = "prune-nodes"\nratio = 0.5' in found.parts[-1].text
 
 
 REFUSED = {

@@ -83,13 +83,13 @@ def _row(name: str, before: LayerCost | None, after: Sequence[LayerCost]) -> tup
 
     one = before or after[0]
     cells: list[Cell] = [name, one.kind]
-    cells += [_weight([before]) if before else "–", _weight(after) if after else "–"]
+    cells += [weight_of([before]) if before else "–", weight_of(after) if after else "–"]
     for which in ("parameters", "macs", "bytes"):
         cells += [getattr(before, which) if before else "–", total(which)]
     return tuple(cells)
 
 
-def _weight(rows: Sequence[LayerCost]) -> str:
+def weight_of(rows: Sequence[LayerCost]) -> str:
     """Shapes, and in how many bits: "64×32×3×3 int8"."""
     shapes = " · ".join("×".join(map(str, row.shape)) for row in rows if row.shape)
     bits = max((row.bits for row in rows), default=0)

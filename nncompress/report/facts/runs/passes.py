@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,16 +218,22 @@ def _outcome(record: PassesRecord) -> Outcome:
 
 def _recipe(record: PassesRecord) -> tuple[list[Part], list[str]]:
     """What makes the result again: the recipe, and the command where it is known."""
-    try:
-        passes = [make_pass(step.name, step.settings, "a record") for step in record.steps]
-    except UsageError as error:
-        return [], [f"The recipe cannot be shown: {clipped(error.what)}"]
-    text = recipe_text(passes)
+    text = recipe_of((step.name, step.settings) for step in record.steps)
+    if text is None:
+        return [], ["The recipe is not shown: this version does not know all of its passes and options"]
     if len(text) > MOST_CODE:
         return [], [f"The recipe is not shown: it has {len(text)} characters"]
     parts: list[Part] = [Code("Recipe", "toml", text)]
     command = record.command or f"nncompress compress {shlex.quote(record.model)} --recipe recipe.toml"
     return [*parts, *([Code("Command", "sh", command)] if len(command) <= MOST_CODE else [])], []
+
+
+def recipe_of(steps: Iterable[tuple[str, dict[str, Any]]]) -> str | None:
+    """The recipe of passes with their settings; None where one of them is not known here."""
+    try:
+        return recipe_text([make_pass(name, settings, "a record") for name, settings in steps])
+    except UsageError:
+        return None
 
 
 def _option(value: Any) -> str:
