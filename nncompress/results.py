@@ -216,8 +216,7 @@ class CandidateResult:
             does not report it.
         profile: time per operator, longest first; None where it was not asked for or the runtime tells none.
         file_size: bytes.
-        sha256: of the file that was measured or exported, where the caller knows it.
-        parameters, macs: where the caller knows them; MACs per sample.
+        sha256: of the file that was measured or exported; parameters, macs: per sample. Where they are known.
         accuracy: where the caller has data; paired: against the first candidate, on the same samples.
     """
 

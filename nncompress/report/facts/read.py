@@ -13,7 +13,16 @@ from nncompress.loading.file_kind import file_kind
 from nncompress.loading.json_schema import Rejected
 from nncompress.report.facts.content import Section
 from nncompress.report.facts.limits import clipped
-from nncompress.report.facts.runs import bench, evaluation, model, passes, search, spectra, training
+from nncompress.report.facts.runs import (
+    bench,
+    evaluation,
+    model,
+    optimize,
+    passes,
+    sensitivity,
+    spectra,
+    training,
+)
 from nncompress.results import SCHEMA
 
 MOST_BYTES = 64 * 2**20  # a benchmark has its raw samples
@@ -25,8 +34,8 @@ READERS: Mapping[str, Reader] = {  # by the kind that a document says it is
     "passes": passes.section,
     "bench-suite": bench.section,
     "evaluation": evaluation.section,
-    "sensitivity": search.sensitivity,
-    "optimize": search.optimize,
+    "sensitivity": sensitivity.section,
+    "optimize": optimize.section,
     "train": training.train,
     "cycle": training.cycle,
     "spectra": spectra.section,
@@ -152,7 +161,7 @@ def _folder(folder: Path, name: str) -> Section:
                 raise Unreadable(f"more than {MOST_TRIALS} trials")
             rows = {file.stem: read_json(file) for file in files}
             metric = _metric(read_json(folder / "search.json"))
-            return _admitted(lambda: search.trials(rows, metric, name), name)
+            return _admitted(lambda: optimize.trials(rows, metric, name), name)
         if (folder / "cycles.jsonl").is_file():
             lines = _lines(read_text(folder / "cycles.jsonl", MOST_BYTES))
             if lines is None:

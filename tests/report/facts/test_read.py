@@ -119,6 +119,7 @@ def test_files_folders_and_logs(tmp_path):
     assert section_of(str(search)).summary == "3 trials so far, 1 of them refused or not measured."
 
 
+@pytest.mark.filterwarnings("ignore:prune-nodes")
 def test_a_model_file_tells_what_was_done_to_it(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
     small = nncompress.compress(nncompress.load(net.eval(), input="1x20"), ["prune-nodes:ratio=0.5"])
