@@ -130,7 +130,7 @@ def trial(row: dict[str, Any], number: int, metric: Metric) -> str:
 
 def _change(loss: float, metric: Metric) -> str:
     """By how much the metric rose or fell."""
-    rose = (loss < 0) == metric.higher_is_better and loss != 0
+    rose = loss == 0 or (loss < 0) == metric.higher_is_better
     return f"{metric.title} {'+' if rose else '-'}{metric.unit(abs(loss))}"
 
 

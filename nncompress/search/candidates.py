@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize
 from nncompress.search.records import key_of
@@ -141,20 +141,27 @@ class Bits:
         return tuple(found)
 
 
-def untried(searched: Sequence[Family], verdict: Verdict) -> list[Recipe]:
-    """The next recipe of every family that is not settled, those first of which least is known."""
-    wanted: list[tuple[int, Recipe]] = []
+def untried(searched: Sequence[Family], verdict: Verdict, reached: Callable[[Recipe], float]) -> list[Recipe]:
+    """The next recipe of every family that is not settled: of those first that nothing is known of, then of
+    those that have reached most, so that a short search ends where it is worth most.
+
+    Args:
+        reached: the goal of a recipe that was tried; infinite where it does not hold the bounds.
+    """
+    wanted: list[tuple[bool, float, int, Recipe]] = []
     for family in searched:
         low, high = -1, len(SHARES)  # at low the bound is broken, at high held
+        tried, best = False, inf
         while high - low > 1:
             middle = (low + high) // 2
             recipe = family.recipe(SHARES[middle])
             held = verdict(recipe) if recipe else False
             if held is None:
-                wanted.append((low - high, recipe))
+                wanted.append((tried, best, low - high, recipe))
                 break
+            tried, best = True, min(best, reached(recipe) if recipe else inf)
             low, high = (low, middle) if held else (middle, high)
-    found = {recipe_key(recipe): recipe for _, recipe in sorted(wanted, key=lambda each: each[0])}
+    found = {recipe_key(recipe): recipe for *_, recipe in sorted(wanted, key=lambda each: each[:3])}
     return list(found.values())
 
 

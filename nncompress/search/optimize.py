@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
-from nncompress.search.sensitivity import METHODS, RECORD, Effect, probes, sensitivity
+from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, upper
 from nncompress.version import __version__
 
@@ -92,14 +93,8 @@ class Search:
             told: called with each trial of this worker.
         """
         by_size = self.bounds.goal == "size"
-        rounds = by_size or self.bounds.timed or self.bounds.size is not None  # else it gains nothing
-        wanted = [
-            probe
-            for probe in probes(self.original, METHODS if rounds else METHODS[:2], self.context)
-            if probe.method != "quantize" or probe.strength == 8 or by_size
-        ]
         measured = sensitivity(
-            self.original, wanted, self.context, Records(self.folder / "sensitivity", RECORD), until
+            self.original, self._probes(), self.context, Records(self.folder / "sensitivity", RECORD), until
         )
         self.effects = measured.effects
         quantizes = any(effect.method == "quantize" for effect in self.effects)
@@ -116,7 +111,12 @@ class Search:
                 holds = self.judge.holds(row)
                 return holds if self.bounds.drop is not None or "failed" in row else not holds
 
-            recipes = untried(searched, verdict)
+            def reached(recipe: Recipe, rows: dict[str, Any] = rows) -> float:
+                row = rows.get(recipe_key(recipe), {})
+                kept = self.judge.holds(row) and self.judge.within(row)
+                return self.judge.goal(row) if kept else inf
+
+            recipes = untried(searched, verdict, reached)
             if not recipes and (best := self.best(rows)) is not None:
                 moves = varied(recipe_of(rows[best]), self.effects)
                 recipes = [recipe for recipe in moves if recipe_key(recipe) not in rows]
@@ -134,6 +134,13 @@ class Search:
                 break
             else:
                 time.sleep(WAIT)  # others are at all of them
+
+    def _probes(self) -> list[Probe]:
+        """What is measured of each layer before: of int8 where it serves the goal, of 4 bits for a size."""
+        by_size = self.bounds.goal == "size"
+        rounds = by_size or self.bounds.timed or self.bounds.size is not None
+        found = probes(self.original, METHODS if rounds else METHODS[:2], self.context)
+        return [probe for probe in found if probe.method != "quantize" or probe.strength == 8 or by_size]
 
     def best(self, rows: dict[str, dict[str, Any]] | None = None) -> str | None:
         """The key of the trial to take; None where none holds the bounds."""
@@ -162,7 +169,7 @@ class Search:
         another, the weakest first."""
         rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
         best = self.best(rows)
-        least = float("inf") if best is None else self.judge.goal(rows[best])
+        least = inf if best is None else self.judge.goal(rows[best])
         missed = [key for key, row in rows.items() if "lost" in row and not self.judge.holds(row)]
         near = sorted(missed, key=lambda key: (rows[key]["lost"], key))[: 2**ROUNDS]
         for key in near if self.bounds.timed else ():  # of what loses too much, none was measured

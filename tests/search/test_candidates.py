@@ -1,10 +1,12 @@
 """What is tried: strengths and bits per layer by what they cost for what they save."""
 
+from math import inf
+
 from nncompress.api import dataset
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize
 from nncompress.pipeline import run
-from nncompress.search.candidates import Bits, families, varied
+from nncompress.search.candidates import Bits, Family, families, untried, varied
 from nncompress.search.sensitivity import Effect, per_layer
 
 
@@ -52,6 +54,32 @@ def test_int8_is_tried_where_it_serves_the_goal_only():
     by_size = {family.name for family in families(with_bits, "params", True)}
     assert {"int8", "int8, the worst in float", "widths, ranks and bits per layer"} <= by_size
     assert "widths, ranks and bits per layer" not in {f.name for f in families(with_bits, "macs", True)}
+
+
+def test_families_that_nothing_is_known_of_come_first_and_then_those_that_reached_most():
+    def family(name):
+        return Family(name, lambda share: (PruneNodes(ratios=(f"{name}={share:g}",)),))
+
+    searched, goals = [family(name) for name in "abc"], {}
+
+    def known(recipe):
+        return goals.get(recipe[0].ratios[0].partition("=")[0])
+
+    def asked():
+        found = untried(
+            searched,
+            lambda recipe: (
+                known(recipe) is not None
+                if recipe[0].ratios[0].endswith("=0.525") and known(recipe)
+                else None
+            ),
+            lambda recipe: known(recipe) or inf,
+        )
+        return [recipe[0].ratios[0] for recipe in found]
+
+    assert asked() == ["a=0.525", "b=0.525", "c=0.525"]
+    goals.update(a=0.5, c=0.3)
+    assert asked() == ["b=0.525", "c=0.3", "a=0.3"]
 
 
 def test_widths_ranks_and_bits_together_can_be_carried_out(here):

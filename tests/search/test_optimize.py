@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scripted_machine import artifact_bytes, script
 from torch import nn
 
 import nncompress
@@ -16,7 +17,9 @@ from nncompress.errors import ExitCode, UsageError
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.recipe import read_recipe, recipe_text
-from nncompress.search.optimize import PROMISES, read
+from nncompress.search.optimize import PROMISES, Search, read
+from nncompress.search.sensitivity import probes
+from nncompress.search.trial import Judge
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
 
@@ -229,3 +232,30 @@ def test_more_points_than_there_are_and_metrics_that_do_not_fit(here, capsys):
     assert answer(capsys, *common, "miou")[0] == ExitCode.DATA
     assert answer(capsys, *common, "nothing")[0] == ExitCode.USAGE
     assert not (here / "m.optimize").exists()
+
+
+def test_an_interrupt_within_a_trial_leaves_the_fastest_so_far(here, effects, capsys, monkeypatch):
+    script(monkeypatch, lambda *each: 1000 * artifact_bytes(*each))  # few calls fill a second
+    shutil.copytree(effects, "m.optimize/sensitivity")
+    compressed, begun = Judge.compressed, []
+
+    def interrupted(judge, recipe):
+        begun.append(recipe)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return compressed(judge, recipe)
+
+    monkeypatch.setattr(Judge, "compressed", interrupted)
+    monkeypatch.setattr(Search, "_probes", lambda search: probes(search.original, ("prune-nodes",)))
+    code, out, err = answer(
+        capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "30", "--target", "ort-cpu", "--json"
+    )
+    assert code == 0, err
+    assert "the same command goes on searching" in err
+    assert "the best so far" in err
+    found = json.loads(out)
+    assert found["stopped"]
+    (row,) = found["trials"].values()
+    assert row == found["best"]
+    (measured,) = row["latency"].values()
+    assert 0 < measured["low"] <= measured["share"] <= measured["high"] < 1  # of a machine that counts bytes

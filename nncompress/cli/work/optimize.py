@@ -196,7 +196,10 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
     """Search; True where it was stopped before all was tried."""
 
     def told(row: dict[str, Any]) -> None:
-        say(tables.trial(row, len(search.trials.all()), search.judge.measure.metric))
+        rows = search.trials.all()
+        best = search.best(rows)
+        mark = "; the best so far" if best is not None and rows[best] == row else ""
+        say(tables.trial(row, len(rows), search.judge.measure.metric) + mark)
 
     try:
         search.run(trials, until, told)
