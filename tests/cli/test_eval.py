@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -252,3 +254,37 @@ def test_a_refusal_names_the_model_that_it_is_of(here, capsys):
     records("d.npz", 5)
     assert run(["eval", "a.pt2", "b.pt2", "--data", "d.npz"]) == ExitCode.VERIFICATION
     assert "error: b.pt2: the model's output for sample 0 is NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "runtime"), [("ort-cpu", "ONNX Runtime"), ("openvino", "OpenVINO")])
+def test_target_runs_every_model_there_as_a_file_for_it(here, capsys, target, runtime):
+    exported(here / "a.pt2", nn.Sequential(nn.Linear(8, 10)))
+    nncompress.save(nncompress.load(here / "a.pt2"), here / "a.onnx")
+    records(here / "data.npz", 10)
+    command = ["eval", "a.pt2", "a.onnx", "--data", "data.npz", "--target", target]
+    assert run([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    first, second = json.loads(said.out)["models"]
+    assert first["runtime"].startswith(runtime)
+    assert second["runtime"].startswith(runtime)
+    assert (first["name"], second["name"]) == ("a.pt2", "a.onnx")
+    assert second["paired"]["only_original"] == second["paired"]["only_changed"] == 0
+    assert f"a.pt2: exported for {target}" in said.err
+    assert "a.onnx: exported" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ("nowhere", "there is no such target"),
+        ("tensorrt", "nothing here runs files for tensorrt"),
+        ("ort-cuda", "nothing here runs files for ort-cuda"),
+        ("xnnpack", "xnnpack does not run a.onnx"),
+    ],
+)
+def test_a_target_that_cannot_run_it_is_refused(here, capsys, target, why):
+    exported(here / "a.pt2", nn.Sequential(nn.Linear(8, 10)))
+    nncompress.save(nncompress.load(here / "a.pt2"), here / "a.onnx")
+    records(here / "data.npz", 10)
+    assert run(["eval", "a.onnx", "--data", "data.npz", "--target", target]) == ExitCode.USAGE
+    assert why in capsys.readouterr().err

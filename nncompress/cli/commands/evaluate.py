@@ -34,6 +34,12 @@ def evaluate(
         typer.Option(help="what the labels are; auto tells from their type and shape"),
     ] = "auto",
     metric: options.Metric = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="run every model there, exported for it [default: graphs in torch]"
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="samples per call")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="use this many samples [default: all]")] = None,
     report: options.Report = None,
@@ -42,4 +48,14 @@ def evaluate(
 ) -> None:
     with starting():
         from nncompress.cli.work.evaluate import evaluate as work
-    work(models, task, metric, batch=batch, limit=limit, report=report, json=json, loading=loading)
+    work(
+        models,
+        task,
+        metric,
+        target=target,
+        batch=batch,
+        limit=limit,
+        report=report,
+        json=json,
+        loading=loading,
+    )

@@ -35,6 +35,7 @@ class Artifact:
         inputs, sizes: how a file's inputs are read: which dims are the batch, and what the others are.
         outputs: their names.
         answer: the output that labels belong to, where that was said or is remembered.
+        runtime: that the file is opened in; None: the one that owns its format.
     """
 
     path: Path
@@ -45,10 +46,11 @@ class Artifact:
     sizes: Mapping[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     answer: int | None = None
+    runtime: str | None = None
 
     def open(self, threads: int) -> Runner:
-        """In torch for a graph, else in the runtime that owns the format."""
-        runner = open_artifact(self.path if self.model is None else self.model, threads)
+        """In torch for a graph, else in the runtime of the file."""
+        runner = open_artifact(self.path if self.model is None else self.model, threads, runtime=self.runtime)
         if self.inputs:
             runner.inputs, runner.sizes = self.inputs, self.sizes
         return runner

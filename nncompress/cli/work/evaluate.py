@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from nncompress.bench.inputs import random_inputs
 from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.work import artifacts
-from nncompress.data import Batch
+from nncompress.cli.work.in_target import in_target
+from nncompress.data import Batch, Dataset
 from nncompress.data.dataset import measuring_batch
 from nncompress.errors import UsageError
 from nncompress.report import tables
@@ -27,6 +30,7 @@ def evaluate(
     task: str,
     metric: str | None,
     *,
+    target: str | None,
     batch: int,
     limit: int | None,
     report: str | None,
@@ -34,6 +38,9 @@ def evaluate(
     loading: dict[str, Any],
 ) -> None:
     """See the options of the command.
+
+    Args:
+        target: where every model is run; None: a graph in torch, a file in the runtime that owns its format.
 
     Raises:
         UsageError: one model alone, and nothing to measure it by.
@@ -57,8 +64,32 @@ def evaluate(
             f"{data} has no labels, so one model alone has nothing to be measured by",
             remedy="give a second model to compare with, or --task reconstruction for an autoencoder",
         )
+    names = artifacts.names(opened)
+    with TemporaryDirectory(prefix="nncompress-") as folder:
+        if target is not None:
+            opened = in_target(opened, target, Path(folder))
+        rows = _rows(opened, names, samples, task, metric, batch=batch, limit=limit)
+    document = {"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]}
+    if json:
+        print_json(document)
+    else:
+        show(tables.evaluation(rows))
+    report_file.write(report, document, reads)
+
+
+def _rows(
+    opened: Sequence[artifacts.Artifact],
+    names: Sequence[str],
+    samples: Dataset | None,
+    task: str,
+    metric: str | None,
+    *,
+    batch: int,
+    limit: int | None,
+) -> list[tables.EvalRow]:
+    wanted = None if metric is None else named_metric(metric)
     runners = [each.open(threads=1) for each in opened]
-    for name, runner in zip(artifacts.names(opened), runners):
+    for name, runner in zip(names, runners):
         for note in (*runner.notes, *written_for.notes(runner.metadata, runner.runtime, runner.device)):
             say(f"{name}: {note}")
     first = runners[0].run
@@ -68,7 +99,7 @@ def evaluate(
     )
     rows, measured = [], []
     with progress() as bar:
-        for position, (name, runner) in enumerate(zip(artifacts.names(opened), runners)):
+        for position, (name, runner) in enumerate(zip(names, runners)):
             row = tables.EvalRow(name, runner.name)
             if samples is not None and labelled:
                 with artifacts.told_of(name, opened):
@@ -97,12 +128,7 @@ def evaluate(
                     first, runner.run, inputs, names=runners[0].outputs, progress=bar
                 )
             rows.append(row)
-    document = {"schema": SCHEMA, "kind": "evaluation", "models": [row.to_json() for row in rows]}
-    if json:
-        print_json(document)
-    else:
-        show(tables.evaluation(rows))
-    report_file.write(report, document, reads)
+    return rows
 
 
 def _random(first: Runner) -> list[Batch]:
