@@ -3,13 +3,15 @@
     python benchmarks/targets.py model.pt2 [more.pt2 …] --data calibration.npz [--seconds 20]
 
 Ratios to ONNX Runtime in float32 in one interleaved run, batch 1, one thread, CPU time of the process: above
-1 is faster. A/A is float32 once more. NNCF is no dependency of ours: where it or OpenVINO is missing, its
-columns are.
+1 is faster. A/A is float32 once more. Beside them the signal-to-noise ratio of the outputs against float32's
+(SQNR, dB: more is better) on samples that nothing was calibrated on. With --seconds 0, that alone. NNCF is no
+dependency of ours: where it or OpenVINO is missing, its columns are.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import tempfile
@@ -31,6 +33,7 @@ from nncompress.pipeline import run
 from nncompress.runtimes import open_artifact
 
 LIMIT = 64  # records that each quantizer is calibrated on
+CHECKED = 32  # samples that outputs are compared on
 ARMS = ("ORT float32", "A/A", "ORT int8", "ORT's own int8", "OV as it comes", "OV NNCF int8", "OV on ours")
 
 
@@ -47,7 +50,8 @@ class Records(CalibrationDataReader):
 def files_of(model: Model, data: str, folder: Path) -> dict[str, tuple[Path, str]]:
     """Of each arm the file and the runtime; those that cannot be made are said."""
     records = dataset(data, model)
-    single = [batch.inputs[0].numpy() for batch in records.batches(1, limit=LIMIT)]
+    fitted, _ = records.split()  # as the pipeline does
+    single = [batch.inputs[0].numpy() for batch in fitted.batches(1, limit=LIMIT)]
     small, _ = run(model, [Quantize()], Context(data=records, limit=LIMIT))
     paths = {name: folder / f"{name}.onnx" for name in ("float", "ours", "plain", "own")}
     write(model, paths["float"])
@@ -109,22 +113,37 @@ def measured(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str
     return samples
 
 
-def report(model: str, data: str, seconds: float) -> None:
-    """Measure one network and print its line, with the error of each int8 form and what ran in int8."""
+def sqnr(outputs: list[np.ndarray], reference: list[np.ndarray]) -> float:
+    """dB."""
+    signal = sum(float(np.square(r, dtype=np.float64).sum()) for r in reference)
+    error = sum(float(np.square(o - r, dtype=np.float64).sum()) for o, r in zip(outputs, reference))
+    return 10 * math.log10(signal / error) if error else math.inf
+
+
+def report(model: str, data: str, seconds: float) -> dict[str, str]:
+    """Measure one network and print what each form of it gave and what ran in int8; its row of the table."""
     loaded = nncompress.load(model, data=data)
     with tempfile.TemporaryDirectory() as folder:
         arms = files_of(loaded, data, Path(folder))
-        x = next(iter(dataset(data, loaded).batches(1, limit=1))).inputs[0].numpy()
+        fitted, held = dataset(data, loaded).split()
+        unseen = [b.inputs[0].numpy() for b in (held or fitted).batches(1, limit=CHECKED)]
+        x = unseen[0]
         runners = {name: open_artifact(path, 1, runtime=runtime) for name, (path, runtime) in arms.items()}
-        first = runners["ORT float32"].run(x)[0]
-        errors = {n: np.linalg.norm(r.run(x)[0] - first) / np.linalg.norm(first) for n, r in runners.items()}
-        samples = measured({name: runner.bind(x) for name, runner in runners.items()}, seconds)
-        medians = {name: statistics.median(values) for name, values in samples.items()}
-        print(f"\n{Path(model).name}: {medians['ORT float32'] / 1e6:.3f} ms, {len(samples['A/A'])} rounds")
-        for name in filter(medians.get, ARMS):
-            ratio = medians["ORT float32"] / medians[name]
-            ran = kernels(runners[name], arms[name], x)
-            print(f"  {name:16} {ratio:6.2f}x   error {errors[name]:.4f}   {ran}")
+        outputs = {name: [r.run(each)[0] for each in unseen] for name, r in runners.items()}
+        noise = {name: sqnr(each, outputs["ORT float32"]) for name, each in outputs.items()}
+        medians = {}
+        if seconds:
+            times = measured({name: runner.bind(x) for name, runner in runners.items()}, seconds)
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            print(f"\n{Path(model).name}: {medians['ORT float32'] / 1e6:.3f} ms, {len(times['A/A'])} rounds")
+        else:
+            print(f"\n{Path(model).name}")
+        row = {}
+        for name in (n for n in ARMS if n in runners):
+            ratio = f"{medians['ORT float32'] / medians[name]:.2f}x" if medians else ""
+            row[name] = f"{ratio} {noise[name]:.1f} dB".strip()
+            print(f"  {name:16} {row[name]:18} {kernels(runners[name], arms[name], x)}", flush=True)
+        return row
 
 
 def kernels(runner: object, arm: tuple[Path, str], x: np.ndarray) -> str:
@@ -142,8 +161,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
     given = parser.parse_args()
-    for model in given.models:
-        report(model, given.data, given.seconds)
+    table = {Path(model).stem: report(model, given.data, given.seconds) for model in given.models}
+    arms = [name for name in ARMS if any(name in row for row in table.values())]
+    print("\n" + " | ".join([f"{'':20}", *(f"{name:16}" for name in arms)]))
+    for name, row in table.items():
+        print(" | ".join([f"{name:20}", *(f"{row.get(arm, ''):16}" for arm in arms)]))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ from nncompress import extras
 # blocks:            a strided first convolution as one over 2×2 blocks of pixels
 # pools:             average pools of 8-bit values as convolutions of each channel alone
 # channels:          zero channels up to a multiple of 4 or 16
+# silu:              x · sigmoid(x) of 8-bit values as ONNX Runtime's own QuickGelu
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
-Rewrite = Literal["blocks", "pools", "channels", "amx-tiles", "unsigned-weights", "nbits"]
+Rewrite = Literal["blocks", "pools", "channels", "silu", "amx-tiles", "unsigned-weights", "nbits"]
 SAID: dict[str, str] = {
     "blocks": "convolutions over blocks of pixels",
     "pools": "pools as convolutions",
     "channels": "values with zero channels for its kernels",
+    "silu": "SiLUs as QuickGelu",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
     "nbits": "operators of ONNX Runtime for weights of 4 bits (accuracy level 4: their inputs in 8 bits)",

@@ -23,6 +23,7 @@ And for a target whose `rewrites` have them, since other kernels, or other machi
 |-------------------------------------------------|---------------------------------------------------------|
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`stem`)                  |
 | AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
+| x · sigmoid(x) of 8-bit values                  | QuickGelu, of its own (`lower_silu`)                    |
 | channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
 | signed weights, where the CPU has no VNNI       | unsigned ones, where sums overflow (`lower_saturating`) |
@@ -43,6 +44,7 @@ from nncompress.export.lower.onnxruntime.int8.pools import lower_pools
 from nncompress.export.lower.onnxruntime.int8.products import gemm_over_rows
 from nncompress.export.lower.onnxruntime.int8.protect_floats import protect_floats
 from nncompress.export.lower.onnxruntime.int8.saturating import lower_saturating
+from nncompress.export.lower.onnxruntime.int8.silu import lower_silu
 from nncompress.export.lower.onnxruntime.int8.stem import block_pads, fits, spread_kernel
 from nncompress.export.lower.onnxruntime.int8.tiles import lower_tiles
 from nncompress.export.lower.onnxruntime.weights import lower_weights
@@ -84,7 +86,7 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
     for node in list(graph):  # in order, so that a chain of movements is lowered from its start
         if node.op_type in ("Slice", "Pad"):
             _move_8_bit(graph, node)
-    own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels}
+    own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels, "silu": lower_silu}
     applied = {name: lower(graph) for name, lower in own.items() if name in rewrites}
     lower_weights(graph)
     protect_floats(graph)
