@@ -18,7 +18,7 @@ POLISH = 50  # Lloyd iterations on all values after that
 Array = NDArray[np.float64]
 
 
-def codebook(values: Array, size: int, weights: Array | None = None) -> Array:
+def codebook(values: NDArray[np.floating], size: int, weights: Array | None = None) -> Array:
     """The `size` (or fewer) numbers with the least squared distance to `values` [n], sorted.
 
     Exact for up to 4096 distinct values; beyond, exact on so many narrow groups, then polished on all.
@@ -26,9 +26,12 @@ def codebook(values: Array, size: int, weights: Array | None = None) -> Array:
     Args:
         weights: how much each value counts, [n], not negative: how often it occurs, or the curvature there.
     """
-    weights = np.ones_like(values) if weights is None else weights
-    points, inverse = np.unique(values, return_inverse=True)
-    mass = np.bincount(inverse, weights=weights).astype(np.float64)
+    if weights is None:  # which of them are alike, n indices, is not asked
+        points, counts = np.unique(values, return_counts=True)
+        points, mass = points.astype(np.float64), counts.astype(np.float64)
+    else:
+        points, inverse = np.unique(values, return_inverse=True)
+        points, mass = points.astype(np.float64), np.bincount(inverse, weights=weights).astype(np.float64)
     if (mass > 0).sum() >= size:  # what counts for nothing draws no entry
         points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= size:

@@ -26,6 +26,8 @@ from nncompress.passes.cluster.entropy import counts_of, entropy_bytes, times
 from nncompress.passes.cluster.options import SIZES, Cluster
 from nncompress.passes.cluster.positions import Positions
 
+_PART = 2**20  # weights that are rounded together
+
 
 def requires(options: Cluster, model: Model, context: Context) -> None:
     chosen = _chosen(model)
@@ -169,17 +171,22 @@ def _rounded(
     if isinstance(books, str):
         return books
 
+    before, owners = weight.flatten(), channels.flatten()
+
     def allowed(values: Tensor, at: Tensor) -> Tensor:
         """The nearest allowed values for the weights at these flat positions."""
         if books is None:
             found = torch.round(values.double(), decimals=options.decimals or 0)
         else:
-            found = books.nearest(values, channels.flatten()[at])
-        return torch.where(weight.flatten()[at] == 0, 0.0, found)
+            found = books.nearest(values, owners[at])
+        return torch.where(before[at] == 0, 0.0, found)
 
     if moments is None or positions is None or moments.dim() == 2 or not options.compensate:
-        everywhere = torch.arange(weight.numel()).reshape(weight.shape)
-        return allowed(weight, everywhere).to(weight.dtype)
+        rounded = torch.empty_like(weight).flatten()
+        for start in range(0, weight.numel(), _PART):
+            at = torch.arange(start, min(start + _PART, weight.numel()))
+            rounded[at] = allowed(before[at], at).to(weight.dtype)
+        return rounded.reshape(weight.shape)
     flat = weight.flatten().to(torch.float64)
     for index, moment in zip(positions.index, moments):
         columns = partial(_at_columns, allowed, index)
@@ -208,7 +215,7 @@ def _books(options: Cluster, weight: Tensor, channels: Tensor, importance: Tenso
 def _channels(options: Cluster, layer: Layer, weight: Tensor) -> Tensor:
     """Which codebook each weight has, int64 of its shape: all the same, or its output channel's."""
     if options.per == "tensor" or weight.dim() < 2:
-        return torch.zeros(weight.shape, dtype=torch.int64)
+        return torch.zeros(1, dtype=torch.int64).expand(weight.shape)
     axis = layer.roles.outputs % weight.dim()
     spread = [-1 if dim == axis else 1 for dim in range(weight.dim())]
     return torch.arange(weight.shape[axis]).reshape(spread).expand(weight.shape)

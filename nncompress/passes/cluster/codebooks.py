@@ -31,17 +31,19 @@ class Codebooks:
             importance: what a squared error of each weight costs, of the weight's shape.
         """
         count = int(channels.max()) + 1
-        order = torch.argsort(channels.flatten(), stable=True)
-        per_channel = weight.numel() // count
-        values = weight.detach().to(torch.float64).flatten()[order].reshape(count, per_channel)
-        costs = None if importance is None else importance.flatten()[order].reshape(count, per_channel)
+        values = _by_channel(
+            weight.detach() if weight.dtype == torch.float64 else weight.detach().float(), channels, count
+        )
+        costs = None if importance is None else _by_channel(importance, channels, count)
         books = []
         for channel, row in enumerate(values):
             kept = row != 0
             room = size if bool(kept.all()) else size - 1
             cost = None if costs is None else costs[channel][kept].numpy()
             found = torch.from_numpy(codebook(row[kept].numpy(), room, cost)) if bool(kept.any()) else row[:1]
-            books.append(shortened(found, size).to(weight.dtype).to(torch.float64))  # as it is stored
+            books.append(
+                shortened(found.double(), size).to(weight.dtype).to(torch.float64)
+            )  # as it is stored
         most = max(len(book) for book in books)
         return cls(torch.stack([torch.cat([b, b[-1:].expand(most - len(b))]) for b in books]))
 
@@ -55,6 +57,13 @@ class Codebooks:
             index = torch.searchsorted(middles[owner], flat[:, None])
             found = self.rows[owner].gather(1, index)[:, 0]
         return found.reshape(values.shape)
+
+
+def _by_channel(values: Tensor, channels: Tensor, count: int) -> Tensor:
+    """[channels, values of each]."""
+    if count == 1:  # without a copy
+        return values.reshape(1, -1)
+    return values.flatten()[torch.argsort(channels.flatten(), stable=True)].reshape(count, -1)
 
 
 def shortened(book: Tensor, size: int) -> Tensor:
