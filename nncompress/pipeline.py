@@ -140,7 +140,11 @@ def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Contex
     ends = context.ends_in or ("int8" if quantizing is not None else None)
     if ends != "int8":
         return replace(context, ends_in=ends, finish=None), ""
-    kept = Quantize() if quantizing is None else Quantize(mode=quantizing.mode, keep=quantizing.keep)
+    kept = (
+        Quantize()
+        if quantizing is None
+        else Quantize(mode=quantizing.mode, keep=quantizing.keep, weight_bits=quantizing.weight_bits)
+    )
     if kept.mode == "static" and context.data is None:
         raise UsageError(
             f"{each.name}: what is timed in int8 needs ranges of activations, and there is no data",
@@ -149,7 +153,8 @@ def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Contex
 
     def finish(model: Model) -> Model:
         small = model.copy()
-        few = Context(data=context.data, seed=context.seed, limit=FEW, target=context.target)
+        limit = max(FEW, (context.data and context.data.fixed_batch) or 0)  # a whole batch, where it is fixed
+        few = Context(data=context.data, seed=context.seed, limit=limit, target=context.target)
         kept.apply(small, few)
         small.refresh()
         return small

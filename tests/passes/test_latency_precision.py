@@ -15,6 +15,7 @@ from nncompress.bench.latency.layer import Latencies
 from nncompress.bench.latency.target import floats_in
 from nncompress.cli import main
 from nncompress.cli.run_passes import _command
+from nncompress.data import open_data
 from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize
@@ -138,3 +139,10 @@ def test_the_command_that_makes_a_result_again_says_it():
     given = {"data": "train.npz", "target": None, "for_": "bf16"}
     command = _command(Path("m.pt2"), Path("o.pt2"), given)
     assert command.endswith("--recipe recipe.toml --data train.npz --for bf16 -o o.pt2")
+
+
+def test_a_model_of_a_fixed_batch_is_timed_with_a_whole_one(timed):
+    layers = (nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 10))
+    fixed = Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(16, 3, 8, 8),), dynamic_batch=False)
+    run(fixed, PruneNodes(latency=0.7), Quantize(), data=open_data(torch.randn(64, 3, 8, 8), fixed.inputs))
+    assert set(timed) == {"int8"}

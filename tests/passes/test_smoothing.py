@@ -177,3 +177,29 @@ def test_without_outliers_in_what_is_free_nothing_is_changed() -> None:
     model = original.copy()
     assert smoothed(model, data) is None
     assert all(torch.equal(a, original.state_dict()[name]) for name, a in model.state_dict().items())
+
+
+class OneForAll(nn.Module):
+    """The same node is query, key and value, or both sides of a product."""
+
+    def __init__(self, product: bool) -> None:
+        super().__init__()
+        self.norm, self.out, self.product = nn.LayerNorm(D), nn.Linear(D, D), product
+        with torch.no_grad():
+            self.norm.weight[3] = 60
+
+    def forward(self, x):
+        y = self.norm(x)
+        if self.product:
+            return self.out(torch.matmul(y.transpose(1, 2) @ y / 50, y.transpose(1, 2)).transpose(1, 2))
+        return self.out(F.scaled_dot_product_attention(y, y, y))
+
+
+@pytest.mark.parametrize("product", [False, True])
+def test_what_is_query_and_value_at_once_keeps_its_scale(product) -> None:
+    torch.manual_seed(0)
+    samples = torch.randn(96, T, D)
+    original = Model.from_module(OneForAll(product).eval(), (samples[:2],))
+    model = original.copy()
+    smoothed(model, open_data(samples, model.inputs))
+    assert moved(model, original) < 1e-5

@@ -98,7 +98,7 @@ def from_text(
         raise ValueError(f"{len(text)} bytes of samples, of at most {MOST_TEXT}")
     try:
         found = load(base64.b64decode(text, validate=True))
-    except (binascii.Error, SafetensorError) as error:
+    except (binascii.Error, SafetensorError, KeyError) as error:  # KeyError: a type that torch lacks
         raise ValueError(f"samples that do not unpack ({str(error)[:100]})") from error
     if found.keys() != {str(i) for i in range(len(specs))}:
         raise ValueError(f"samples of {len(found)} inputs, for {len(specs)}")

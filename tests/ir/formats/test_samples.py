@@ -57,6 +57,11 @@ def test_text_comes_back():
         assert torch.equal(ours, read)
 
 
+def of_type(name: str) -> bytes:
+    header = json.dumps({"0": {"dtype": name, "shape": [2, 2], "data_offsets": [0, 2]}}).encode()
+    return base64.b64encode(len(header).to_bytes(8, "little") + header + bytes(2))
+
+
 def text(**tensors):
     """A safetensors file, by its specification, in base 64."""
     header, data = {}, b""
@@ -77,6 +82,7 @@ X, IDS = np.ones((2, 3, 4), np.float32), np.ones((2, 7), np.int64)
     [
         (b"!!!", "do not unpack"),
         (b"AAAA", "do not unpack"),
+        (of_type("F4"), "do not unpack"),  # a type of the format that torch has not
         (text(**{"0": X, "1": IDS})[:-40], "do not unpack"),
         (b"A" * (2 * MOST_BYTES + 4), "bytes of samples"),
         (text(**{"0": X}), "of 1 inputs, for 2"),

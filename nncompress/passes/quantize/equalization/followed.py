@@ -43,7 +43,7 @@ _MOVES = frozenset(
 
 
 @dataclass(frozen=True)
-class InputMoments:
+class ChannelReader:
     """A product that reads channels.
 
     Attributes:
@@ -63,7 +63,7 @@ class Followed:
         order: the place of every node.
 
     Attributes:
-        readings: in graph order.
+        readers: in graph order.
         free: bool [channels]; whether products alone read a channel.
     """
 
@@ -74,7 +74,7 @@ class Followed:
         order: Mapping[fx.Node, int],
         shapes: Shapes,
     ) -> None:
-        self.readings: list[InputMoments] = []
+        self.readers: list[ChannelReader] = []
         self._shapes, self._products = shapes, products
         shape = shapes.of(source)
         self.free = torch.ones(shape[-1], dtype=torch.bool)
@@ -100,7 +100,7 @@ class Followed:
         layer = self._products.get(node)
         if layer is not None and labelled == [layer.data]:
             numbers = self._constant(self._labels[layer.data], range(len(self._shapes.of(layer.data)) - 1))
-            self.readings.append(InputMoments(layer, numbers.flatten()))
+            self.readers.append(ChannelReader(layer, numbers.flatten()))
             return None
         moved = None
         if node.op == "call_function":
@@ -136,8 +136,9 @@ class Followed:
             return self._pointwise(name, *(self._value(each) for each in node.args[:2]))
         place = {"scaled_dot_product_attention": 2, "matmul": 1, "bmm": 1}.get(name)
         if place is not None and node.args[place] in labelled:
-            others = [each for each in labelled if each is not node.args[place]]
-            self._pin(*(self._labels[each] for each in others))
+            # one node may be query and value at once
+            others = [*node.args[:place], *node.args[place + 1 :], *node.kwargs.values()]
+            self._pin(*(self._labels[each] for each in labelled if each in others))
             return self._mixed(self._value(node.args[place]), shape)
         return None
 

@@ -31,7 +31,7 @@ from nncompress.ir.formats.qdq import LEVELS, QParams, round_weight
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer, layers, reads
 from nncompress.passes.base import Context
-from nncompress.passes.quantize.equalization.followed import OTHER, Followed, InputMoments, example_shapes
+from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReader, Followed, example_shapes
 from nncompress.passes.quantize.equalization.sources import is_matrix, sources
 
 SAMPLES, BATCH = 128, 16  # whose values are looked at; every other batch is held out
@@ -109,7 +109,7 @@ class _Site:
 
     divide: Callable[[Tensor], None]
     free: Tensor
-    readings: Sequence[InputMoments]
+    readers: Sequence[ChannelReader]
     costs: bool = False
 
 
@@ -137,7 +137,7 @@ def smooth(
     if not wanted:
         return None
     sites = _sites(model, wanted)
-    seen = _look(model, [each.layer.data for site in sites for each in site.readings], context)
+    seen = _look(model, [each.layer.data for site in sites for each in site.readers], context)
     if seen is None:
         return None
     before, size = _outputs(model, context), len(model.graph.nodes)
@@ -148,11 +148,11 @@ def smooth(
         if scales is None:
             continue
         site.divide(scales)
-        for reading in site.readings:
-            weight = reading.layer.weight.value().double()
-            columns = _along(scales, reading.channels)
-            dim = reading.layer.roles.inputs % 2
-            reading.layer.weight.assign(weight * (columns if dim else columns[:, None]))
+        for reader in site.readers:
+            weight = reader.layer.weight.value().double()
+            columns = _along(scales, reader.channels)
+            dim = reader.layer.roles.inputs % 2
+            reader.layer.weight.assign(weight * (columns if dim else columns[:, None]))
         found.append((site.costs, plain, smoothed))
     if not found:
         return None
@@ -175,31 +175,31 @@ def _sites(model: Model, wanted: Collection[fx.Node]) -> list[_Site]:
     taken: set[fx.Node] = set()
     for source in sources(model):
         followed = Followed(source.node, products, order, shapes)
-        read = {each.layer.node for each in followed.readings}
-        used = [c[c != OTHER] for c in (each.channels for each in followed.readings)]
+        read = {each.layer.node for each in followed.readers}
+        used = [c[c != OTHER] for c in (each.channels for each in followed.readers)]
         if not read & set(wanted) or read & taken or not any(followed.free[c].any() for c in used):
             continue
         taken |= read
-        found.append(_Site(source.divide, followed.free, followed.readings))
+        found.append(_Site(source.divide, followed.free, followed.readers))
     left: dict[fx.Node, list[Layer]] = {}
     for node in (node for node in wanted if node not in taken):
         left.setdefault(products[node].data, []).append(products[node])
     for data in sorted(left, key=order.__getitem__):
         width = shapes.of(data)[-1]
         every = torch.arange(width)
-        readings = [InputMoments(layer, every) for layer in left[data]]
-        found.append(_Site(_multiplication(model, readings), torch.ones(width).bool(), readings, costs=True))
+        readers = [ChannelReader(layer, every) for layer in left[data]]
+        found.append(_Site(_multiplication(model, readers), torch.ones(width).bool(), readers, costs=True))
     return found
 
 
-def _multiplication(model: Model, readings: Sequence[InputMoments]) -> Callable[[Tensor], None]:
+def _multiplication(model: Model, readers: Sequence[ChannelReader]) -> Callable[[Tensor], None]:
     def divide(scales: Tensor) -> None:
-        first = min((each.layer for each in readings), key=lambda each: _place(model, each.node))
+        first = min((each.layer for each in readers), key=lambda each: _place(model, each.node))
         name = edit.add_tensor(model, f"{first.name}.input_scales", (1 / scales).float())
         with edit.inserting_before(first.node) as call:
             data = first.data
             scaled = call(aten.mul.Tensor, data, edit.read_tensor(model, name, first.node))
-        for each in readings:
+        for each in readers:
             edit.set_argument(each.layer.node, each.layer.roles.data, scaled)
 
     return divide
@@ -240,7 +240,7 @@ def _best(
     bits: int,
 ) -> tuple[Tensor | None, float, float]:
     """The scales with the least error, None for none; the squared error without them, and with them."""
-    rounded = [each for each in site.readings if each.layer.node in wanted]
+    rounded = [each for each in site.readers if each.layer.node in wanted]
     cases = [_Case(each, seen[each.layer.data]) for each in rounded]
     width = len(site.free)
 
@@ -277,10 +277,10 @@ def _best(
 class _Case:
     """One product, and rows of what it reads."""
 
-    def __init__(self, reading: InputMoments, seen: _Seen) -> None:
-        weight = reading.layer.weight.value()
-        self.weight = weight if reading.layer.roles.inputs % 2 else weight.T
-        self.channels, self.largest = reading.channels, seen.largest
+    def __init__(self, reader: ChannelReader, seen: _Seen) -> None:
+        weight = reader.layer.weight.value()
+        self.weight = weight if reader.layer.roles.inputs % 2 else weight.T
+        self.channels, self.largest = reader.channels, seen.largest
         self.fitted, self.held = seen.halves()
         self._expected = self.held @ self.weight.T
 
@@ -309,9 +309,10 @@ def spanning(calibration: str, percentile: float, symmetric: bool) -> Callable[[
 
 
 def _outputs(model: Model, context: Context) -> tuple[Tensor, ...]:
-    """Of two samples."""
+    """Of two samples, or as many as the model takes."""
     assert context.data is not None
-    inputs = next(iter(context.data.batches(min(2, largest_batch(model)), limit=2))).inputs
+    count = context.data.fixed_batch or min(2, largest_batch(model))
+    inputs = next(iter(context.data.batches(count, limit=count))).inputs
     with torch.no_grad():
         return model.outputs_of(*(x.clone() for x in inputs))
 
