@@ -36,10 +36,13 @@ def trace(
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises whatever the traced code raises
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        remedy = "keep data-dependent Python control flow out of forward(), and check the input's shape"
+        if "fake tensor in the exported program" in str(error):
+            remedy = "let forward() compute with tensors themselves, not with their .data"
         raise UnsupportedError(
             "torch.export cannot trace this model",
             got=f"{type(error).__name__}: {reason[:300]}",
-            remedy="keep data-dependent Python control flow out of forward(), and check the input's shape",
+            remedy=remedy,
         ) from error
 
 

@@ -49,3 +49,15 @@ class AddsStored(torch.nn.Module):
 def test_a_batch_that_the_network_fixes_at_one_stays_one():
     model = Model.from_module(AddsStored(), (torch.randn(1, 4),))
     assert model.inputs[0].shape == (1, 4)
+
+
+def test_writes_to_data_that_an_export_does_not_see_are_named():
+    class Writes(torch.nn.Linear):
+        def forward(self, x):
+            x = super().forward(x)
+            x.data.mul_(2)
+            return x
+
+    with pytest.raises(UnsupportedError, match="cannot trace") as refusal:
+        Model.from_module(Writes(4, 3).eval(), (torch.randn(2, 4),))
+    assert ".data" in refusal.value.remedy
