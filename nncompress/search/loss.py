@@ -89,7 +89,7 @@ def lost(original: Scores, changed: Scores) -> Loss:
             before, after = sign * original.rows[:, 0], sign * changed.rows[:, 0]
             if all(np.isin(np.abs(scores), (0.0, 1.0)).all() for scores in (before, after)):
                 return shares(int((before > after).sum()), int((after > before).sum()), len(before))
-        value, parts, largest = _pseudo_values(original, changed)
+        value, parts, largest = pseudo_values(original, changed)
         return means(sign * value, sign * parts, largest, original.samples)
     spread = original.less(changed)
     error = (spread.high - spread.value) / NORMAL_95
@@ -164,7 +164,7 @@ def drawn(value: float, error: float, samples: int) -> Loss:
     return Loss(value, samples, f"{COPIES} random draws of the samples, paired", bound(value), bound(-value))
 
 
-def _pseudo_values(original: SummedScores, changed: SummedScores) -> tuple[float, np.ndarray, float]:
+def pseudo_values(original: SummedScores, changed: SummedScores) -> tuple[float, np.ndarray, float]:
     """The original's value less the changed one's, what each sample says that it is, and the range of what
     samples of the original say of its value."""
     before, after = original.rows, changed.rows
