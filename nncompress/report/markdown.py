@@ -46,21 +46,25 @@ def _results(report: Report) -> str:
         )
         for each in report.outcomes[: 3 * ROWS]
     ]
-    return _table([Column(title, "text" if i < 2 else "number") for i, title in enumerate(columns)], rows)
+    table = _table([Column(title, "text" if i < 2 else "number") for i, title in enumerate(columns)], rows)
+    return "\n\n".join(filter(None, (table, _more(len(report.outcomes) - len(rows)))))
 
 
 def _section(section: Section, rows: int, *, many: bool) -> str:
     parts = []
     if many:
         parts += [f"#### {_text(section.command)}: {_text(section.source)}", _text(section.summary)]
-    parts += [f"> **Warning:** {_text(text)}" for text in section.warnings[: ROWS + 1]]
+    parts += [f"> **Warning:** {_text(text)}" for text in section.warnings[:ROWS]]
+    parts.append(_more(len(section.warnings) - ROWS, "warnings"))
     inside = [text for part in section.parts if (text := _part(part, rows))]
     if section.environment:
         pairs = [(name, text) for name, text in section.environment.items()]
         inside.append(_titled("Where it was measured", _table([Column("what"), Column("")], pairs)))
-    if inside and rows:
+    if inside and not rows:
+        parts.append("Details are left out: they do not fit. --format html or json has them.")
+    elif inside:
         parts.append("<details><summary>Details</summary>\n\n" + "\n\n".join(inside) + "\n\n</details>")
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _part(part: Part, rows: int) -> str:
@@ -79,8 +83,8 @@ def _part(part: Part, rows: int) -> str:
     return ""  # what a plot shows, tables say or the page does
 
 
-def _more(left: int) -> str:
-    return f"and {left} more" if left else ""
+def _more(left: int, what: str = "") -> str:
+    return f"and {left} more {what}".rstrip() if left > 0 else ""
 
 
 def _titled(title: str, *texts: str) -> str:

@@ -28,6 +28,7 @@ class Shown:
     title: str
     unit: Unit
     of_change: Unit
+    higher_is_better: bool = True
 
     def text(self, value: float) -> str:
         """A value as people read it."""
@@ -54,4 +55,5 @@ def metric_named(name: str | None) -> Shown:
         return Shown(clipped(name or "metric"), "number", "signed")
     else:
         known = named_metric(name)
-    return Shown(known.title, "share", "points") if known.share else Shown(known.title, "number", "signed")
+    units: tuple[Unit, Unit] = ("share", "points") if known.share else ("number", "signed")
+    return Shown(known.title, *units, known.higher_is_better)

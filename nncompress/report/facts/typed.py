@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from nncompress.loading.json_schema import Rejected, any_json, at, shown
 
 T = TypeVar("T")
+MOST = 1e100  # of a number: nothing that is measured is as large, and sums and axes of it stay finite
 
 
 def rebuilt(kind: type[T], value: Any) -> T:
@@ -98,7 +99,7 @@ def _plain(kind: Any, value: Any) -> Any:
     if kind is float:
         if value is None:  # what NaN and infinity are written as
             return math.nan
-        if type(value) in (int, float):
+        if type(value) in (int, float) and abs(value) <= MOST:  # NaN is not
             return float(value)
     elif kind is Path:
         if type(value) is str:

@@ -9,10 +9,12 @@ import runs
 import torch
 
 import nncompress
+from nncompress.analysis.cost import LayerCost
 from nncompress.errors import DataError
 from nncompress.report.facts.content import Plot, Table
 from nncompress.report.facts.headline import report
 from nncompress.report.facts.read import READERS, section_in, section_of
+from nncompress.report.facts.runs.layers import before_and_after
 
 
 def test_every_kind_has_a_document_here():
@@ -181,3 +183,20 @@ def test_a_damaged_document_is_refused_or_shown_never_a_traceback(kind):
         except DataError:
             count += 1
     assert count > 5
+
+
+def test_numbers_that_nothing_has_are_refused():
+    document = runs.EVERY["bench-suite"]()
+    for value in (float("inf"), float("nan"), 1e308, -1e200):
+        document["runs"][0]["candidates"][0]["load_s"] = value
+        with pytest.raises(DataError, match="load_s"):
+            section_in(copy.deepcopy(document), "r")
+
+
+def test_calls_of_one_layer_are_paired_in_order():
+    def cost(name, bits):
+        return LayerCost(name, "linear", (4, 4), (1, 4), 16, 16, 16, 16 * bits // 8, bits)
+
+    found = before_and_after([cost("a", 32), cost("b", 32), cost("a", 32)], [cost(n, 8) for n in "aba"])
+    (table,) = (part for part in found if isinstance(part, Table))
+    assert [(row[0], row[6], row[7]) for row in table.rows] == [("a", 16, 16), ("b", 16, 16), ("a", 16, 16)]

@@ -44,3 +44,11 @@ def test_by_powers_of_ten():
     assert found.ticks == pytest.approx((1e-3, 1e-2, 1e-1, 1, 10, 100))
     assert found.at(0) == 0
     assert found.at(0.1) == 2
+
+
+@pytest.mark.parametrize("values", [[1e-3, 1e100], [-1e100, 1e100], [0, 5e-324], [1e-320, 1e-310]])
+@pytest.mark.parametrize("log", [False, True])
+def test_numbers_at_the_ends_of_floats_have_a_place(values, log):
+    found = scale(values, 0, 100, log=log)
+    assert all(0 <= found.at(value) <= 100 for value in values)
+    assert len(found.ticks) < 20

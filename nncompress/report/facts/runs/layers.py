@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from nncompress.analysis.cost import LayerCost
@@ -60,8 +61,13 @@ def _paired(
         else:
             found.setdefault(whole, []).append(row)
     pairs: list[tuple[str, LayerCost | None, list[LayerCost]]] = []
-    for row in before:  # a layer that is called several times has a row per call
-        pairs.append((row.name, row, found.pop(row.name, [])))
+    calls = Counter(row.name for row in before)  # a layer that is called several times has a row per call
+    for row in before:
+        now = found.get(row.name, [])
+        share = -(-len(now) // calls[row.name])
+        pairs.append((row.name, row, now[:share]))
+        found[row.name] = now[share:]
+        calls[row.name] -= 1
     return pairs + [(row.name, None, [row]) for row in new]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,9 +140,12 @@ def trials(rows: Mapping[str, Any], metric_name: str | None, source: str) -> Sec
 def _promise(made: Promise, metric: Shown) -> str:
     text = (
         f"{metric.title} {metric.text(made.original)} -> {metric.text(made.changed)} on {made.samples} "
-        f"samples that the search has not seen, at most {metric.loss(made.high)} lost with "
-        f"{made.confidence:.0%} confidence"
+        "samples that the search has not seen, "
     )
+    if not math.isfinite(made.high):
+        text += "too few for any bound of the loss"
+    else:
+        text += f"at most {metric.loss(made.high)} lost with {made.confidence:.0%} confidence"
     if made.bound is None:
         return text
     asked = f"{text} (asked for: at most {metric.loss(made.bound)})"
@@ -273,7 +277,7 @@ def _recipe(trial: Trial) -> list[Part]:
 
 def _outcome(found: Found, name: str, metric: Shown) -> Outcome:
     made = found.promise
-    sign = 1 if (made.changed < made.original) == (made.drop > 0) else -1  # of a metric where less is better
+    sign = 1 if metric.higher_is_better else -1
     low, high = sorted((-sign * made.high, -sign * made.low))
     change = Estimate(-sign * made.drop, low, high, made.confidence)
     return Outcome(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STEPS = (1, 2, 2.5, 5, 10)  # of ticks, times a power of ten
-TINY = 1e-300
+TINY = 1e-100  # nearer to zero is zero
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def scale(
         share: the numbers are shares: where all are at most 1, no tick is above.
         most: ticks, nearly.
     """
-    found = [v for v in values if math.isfinite(v)]
+    found = [v if abs(v) >= TINY else 0.0 for v in values if math.isfinite(v)]
     if log and any(v > 0 for v in found):
         return _log(found, start, end, most)
     low, high = min(found, default=0.0), max(found, default=1.0)
