@@ -2,7 +2,8 @@
 
 Two right ways to round differ by what each of them is away from float, which deep networks, and sums that
 cancel, make large. A kernel that is wrong is farther from float than the graph. A file that is run as it is
-written, in floats, meets a boundary here and there only, and differs by little of that.
+written, in floats, meets a boundary here and there only, and differs by little of that; or by as much, in a
+deep network where one such value changes all that follow, which is taken where it is little of the outputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.qdq import without_rounding
 
 AS_FAR = 1.25  # times what rounding is worth in the graph, that of a right file is at most
+SMALL = 0.05  # of the outputs: where rounding is worth no more, a file as it is written may be as far, too
 AS_WRITTEN = 0.2  # times that, what a file as it is written may be away from the graph
 MOST = 0.5  # of the outputs: where rounding in the graph moves them farther, it tells nothing of a file
 
@@ -51,19 +53,17 @@ class Rounding:
             raise refused
         with torch.no_grad():
             floats = self._unrounded.outputs_of(*(x.clone() for x in inputs))[output].detach().double().cpu()
-        graph, file = graph.double(), file.double()
+        graph, file = graph.detach().double().cpu(), file.double()
         if not all(x.isfinite().all() for x in (floats, graph, file)):
             raise refused
         size = floats.norm().clamp_min(torch.finfo(torch.float64).tiny)
         of_graph, of_file = (float((x - floats).norm() / size) for x in (graph, file))
         told = f"{of_file:.2g} from float, where the graph is {of_graph:.2g}"
-        seen, most = (graph, AS_WRITTEN) if self._as_written else (floats, AS_FAR)
-        rounded, found = (graph - floats).abs(), (file - seen).abs()
-        if (
-            of_graph > MOST
-            or found.norm() > most * rounded.norm()
-            or found.median() > most * rounded.median()
-        ):
+        rounded = (graph - floats).abs()
+        right = of_graph <= MOST and _within(file - floats, rounded, AS_FAR)
+        if self._as_written:
+            right = (right and of_graph <= SMALL) or _within(file - graph, rounded, AS_WRITTEN)
+        if not right:
             refused.got = f"{refused.got}; {told}"
             raise refused
         difference = file - graph
@@ -72,3 +72,9 @@ class Rounding:
             self._worst = relative
             self.told = f"rounded otherwise than the graph, {relative:.2g} from it: {told}"
         return difference.abs().max().item(), relative
+
+
+def _within(difference: Tensor, rounded: Tensor, most: float) -> bool:
+    """In its norm and in its median."""
+    found = difference.abs()
+    return bool(found.norm() <= most * rounded.norm() and found.median() <= most * rounded.median())

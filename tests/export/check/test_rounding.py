@@ -62,6 +62,28 @@ def test_a_file_as_it_is_written_has_no_such_excuse(quantized):
         )
 
 
+@pytest.mark.parametrize(("times", "right"), [(1.0, True), (2.0, False)])
+def test_where_rounding_is_worth_little_a_file_may_be_as_far_as_it_is_written(times, right):
+    """As in a deep network in which one value on a boundary changes all that follow."""
+    torch.manual_seed(0)
+    model = Model.from_module(nn.Linear(64, 200).eval(), (torch.randn(2, 64),))
+    plain, x = model.copy(), torch.randn(64, 64)
+    Quantize().apply(model, Context(data=Records((x,))))
+    stored = model.tensor("weight_int8").float() * model.tensor("weight_scale")[:, None]
+
+    def file(inputs):
+        floats = inputs[0] @ stored.T + plain.tensor("bias")
+        rounding = (model(*inputs) - floats).norm()
+        noise = torch.randn(floats.shape, generator=torch.Generator().manual_seed(1))
+        return [floats + times * rounding * noise / noise.norm()]
+
+    if right:
+        assert "rounded otherwise" in compare(model, file, "kernels", precision="int8 as written").rounding
+        return
+    with pytest.raises(VerificationError):
+        compare(model, file, "kernels", precision="int8 as written")
+
+
 def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):
     """All zeros are as far from float as an output that rounding has destroyed."""
     destroyed = quantized.copy()
