@@ -39,6 +39,11 @@ def test_no_share_is_above_all_of_it():
     assert max(scale([0.2, 1.4], 0, 1, share=True).ticks) > 1
 
 
+def test_counts_have_no_ticks_between_them():
+    assert scale([1, 3], 0, 1, whole=True).ticks == (1, 2, 3)
+    assert scale([0, 6], 0, 1, whole=True).ticks == (0, 2, 4, 6)
+
+
 def test_by_powers_of_ten():
     found = scale([0.002, 30], 0, 5, log=True)
     assert found.ticks == pytest.approx((1e-3, 1e-2, 1e-1, 1, 10, 100))

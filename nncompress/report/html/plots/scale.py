@@ -45,6 +45,7 @@ def scale(
     log: bool = False,
     zero: bool = False,
     share: bool = False,
+    whole: bool = False,
     most: int = 5,
 ) -> Scale:
     """A scale that holds all values, between round numbers.
@@ -52,6 +53,7 @@ def scale(
     Args:
         log: by powers of ten; values that are not positive are put at its low end.
         zero: it begins at zero.
+        whole: the numbers are counts: no tick lies between two.
         share: the numbers are shares: where all are at most 1, no tick is above.
         most: ticks, nearly.
     """
@@ -65,9 +67,11 @@ def scale(
         margin = 0.01 if share else abs(high) * 0.1 or 1.0
         low, high = (low if zero and low == 0 else low - margin), high + margin
     step = _step((high - low) / most)
-    whole = share and max(found, default=0.0) <= 1 < high + step
+    if whole and step < 10:
+        step = float(max(1, math.ceil(step)))
+    bounded = share and max(found, default=0.0) <= 1 < high + step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(i * step for i in range(first, last + 1) if not whole or i * step <= 1 + 1e-9)
+    ticks = tuple(i * step for i in range(first, last + 1) if not bounded or i * step <= 1 + 1e-9)
     return Scale(ticks[0], ticks[-1], start, end, False, ticks)
 
 

@@ -68,15 +68,8 @@ def drawing(plot: Plot, most: int) -> Drawing:
     width, height = SMALL if plot.small else (WIDTH, HEIGHT)
     left, right, top, bottom = LEFT, width - RIGHT, TOP, height - BOTTOM
     points = [point for series in plot.series for point in series.points]
-    x = scale([p.x for p in points], left, right, log=plot.x.log, share=plot.x.unit == "share", most=4)
-    y = scale(
-        [p.y for p in points],
-        bottom,
-        top,
-        log=plot.y.log,
-        share=plot.y.unit == "share",
-        most=3 if plot.small else 5,
-    )
+    x = _scale([p.x for p in points], left, right, plot.x, 4)
+    y = _scale([p.y for p in points], bottom, top, plot.y, 3 if plot.small else 5)
     curves = []
     for position, series in enumerate(plot.series):
         shown = _thinned(series.points, most)
@@ -85,6 +78,11 @@ def drawing(plot: Plot, most: int) -> Drawing:
         curves.append(Curve(series.name, position % COLOURS, line, marks))
     ticks = (ticks_of(x, plot.x), ticks_of(y, plot.y))
     return Drawing(plot, width, height, left, right, top, bottom, *ticks, tuple(curves))
+
+
+def _scale(values: list[float], start: float, end: float, axis: Axis, most: int) -> Scale:
+    share, whole = axis.unit == "share", axis.unit == "count"
+    return scale(values, start, end, log=axis.log, share=share, whole=whole, most=most)
 
 
 def _thinned(points: tuple[Point, ...], most: int) -> list[Point]:
