@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 from nncompress.cli.commands import passes
-from nncompress.cli.console import Unwritable
+from nncompress.cli.console import Unwritable, Volume
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
@@ -43,6 +43,8 @@ MODULES = {  # command -> the module of `nncompress.cli.commands` that registers
     "report": "report",
     "new": "new",
 }
+
+QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")  # of every command
 
 
 def build(command: str | None = None) -> typer.Typer:
@@ -81,12 +83,16 @@ def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     show_traceback = "--traceback" in arguments
     arguments = [a for a in arguments if a != "--traceback"]
+    quiet, verbose = (bool(set(arguments) & set(flags)) for flags in (QUIET, VERBOSE))
+    arguments = [a for a in arguments if a not in (*QUIET, *VERBOSE)]
+    if quiet and verbose:
+        return _fail("-q and -v ask for less and for more", ExitCode.USAGE, show_traceback)
     if not sys.warnoptions:  # deprecations inside the libraries are ours to mend, not the user's to read
         warnings.simplefilter("ignore")
     if _directory_is_gone():  # now: torch's libraries end the process where they find no directory
         return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
     try:
-        with _termination_unwinds():
+        with _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose):
             command = typer.main.get_command(build(arguments[0] if arguments else None))
             make_readable(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)

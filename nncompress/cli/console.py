@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from rich.console import (
@@ -20,6 +22,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
@@ -65,12 +68,31 @@ for console in (out, err):
     console.push_render_hook(_Printable())
 
 
+class Volume:
+    """How much is said along the way: -q, -v."""
+
+    quiet: ClassVar[bool] = False
+    verbose: ClassVar[bool] = False
+
+    @classmethod
+    @contextmanager
+    def of(cls, *, quiet: bool, verbose: bool) -> Iterator[None]:
+        """Meanwhile it is that."""
+        cls.quiet, cls.verbose = quiet, verbose
+        try:
+            yield
+        finally:
+            cls.quiet = cls.verbose = False
+
+
 class Unwritable(Exception):
     """stdout takes no more; `__cause__` says why."""
 
 
 def say(sentence: str) -> None:
-    """A sentence for the user, on stderr so that it never mixes with --json."""
+    """A sentence for the user, on stderr so that it never mixes with --json; with -q, nothing."""
+    if Volume.quiet:
+        return
     try:
         err.print(on_one_line(sentence), soft_wrap=True)
     except OSError:  # closed or full: no reason to lose the result
@@ -111,6 +133,39 @@ class _Count(MofNCompleteColumn):
         return Text("") if task.total is None else super().render(task)
 
 
+class _Left(ProgressColumn):
+    """ "0:01:10 left", or nothing where that is unknown."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.finished or task.time_remaining is None else _left(task.time_remaining))
+
+
+def _left(seconds: float) -> str:
+    return f"{timedelta(seconds=round(seconds))} left"
+
+
+class _Lines:
+    """`step` calls as lines: each piece of work as it begins, and how far it is every so often."""
+
+    EVERY = 10.0  # seconds
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._now, self._begun, self._told = "", 0.0, 0.0
+
+    def step(self, description: str, done: int, total: int | None) -> None:
+        now = self._clock()
+        if description != self._now:
+            self._now, self._begun, self._told = description, now, now
+            say(f"{description}{f': {total} to do' if total else ''}")
+        elif now - self._told >= self.EVERY and done:
+            self._told = now
+            text = f"{description}: {done}"
+            if total:
+                text += f" of {total}, {_left((now - self._begun) / done * (total - done))}"
+            say(text)
+
+
 class _Bar:
     """Draws `step` calls as one bar per description."""
 
@@ -131,12 +186,15 @@ class _Bar:
 
 @contextmanager
 def progress() -> Iterator[ProgressProtocol]:
-    """A progress bar on the terminal; silent where stderr is piped."""
-    if not err.is_terminal:
+    """A progress bar on the terminal; silent where stderr is piped, and with -q; lines with -v."""
+    if Volume.verbose:
+        yield _Lines()
+        return
+    if Volume.quiet or not err.is_terminal:
         yield NullProgress()
         return
     described = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), described, BarColumn(), _Count(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), described, BarColumn(), _Count(), TimeElapsedColumn(), _Left())
     with Progress(*columns, console=err, transient=True) as bar:
         _Bar.active = bar
         try:

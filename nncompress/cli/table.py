@@ -65,6 +65,7 @@ def help_text() -> str:
         "",
         "MODEL left out: what the previous command wrote in this directory.",
         "nncompress COMMAND --help: its options, with examples.",
+        "-q: results and errors only; -v: each step as a line, with the time left.",
         "nncompress --version; --traceback before COMMAND shows where an error arose.",
         "",
         "examples:",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nncompress.cli.app import run
-from nncompress.cli.console import out
+from nncompress.cli.console import _Lines, out
 from nncompress.errors import MOST_SHOWN, ModelFileError, printable
 from nncompress.report.tables import plain
 
@@ -115,3 +115,40 @@ def test_a_message_quoted_in_another_goes_on_in_its_line() -> None:
         "no",
         r"  got:      x\ny is bad; got: 1\n2; try: z",
     ]
+
+
+@pytest.fixture
+def table_file(tmp_path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Sequential(nn.Linear(4, 4)), "m.pt")
+    return "m.pt"
+
+
+def test_less_and_more_is_said_when_asked(table_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["prune", table_file, "--sparsity", "0.5", "--input", "1x4"]
+    assert run(line) == 0
+    usual = capsys.readouterr()
+    assert run([*line, "-q"]) == 0
+    quiet = capsys.readouterr()
+    assert run(["-v", *line]) == 0
+    verbose = capsys.readouterr()
+    assert quiet.err == ""
+    assert "loading m.pt" not in usual.err
+    assert "loading m.pt" in verbose.err
+    assert "verifying prune: 1 to do" in verbose.err
+    assert "prune" in quiet.out
+    assert run([*line, "-q", "--verbose"]) == 2
+    assert "-q and -v" in capsys.readouterr().err
+
+
+def test_an_error_is_said_with_q_too(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(tmp_path / "none.pt"), "--quiet"]) == 3
+    assert "error:" in capsys.readouterr().err
+
+
+def test_lines_tell_how_far_and_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([100.0, 105.0, 130.0, 131.0, 200.0])
+    lines = _Lines(lambda: next(clock))
+    for description, done, total in [("a", 0, 4), ("a", 1, 4), ("a", 2, 4), ("b", 0, None), ("b", 7, None)]:
+        lines.step(description, done, total)
+    assert capsys.readouterr().err.splitlines() == ["a: 4 to do", "a: 2 of 4, 0:00:30 left", "b", "b: 7"]
