@@ -39,6 +39,7 @@ from nncompress.loading.compare import (
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
 from nncompress.loading.huggingface import read_huggingface
+from nncompress.loading.module.detection_head import remember_head
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
 from nncompress.loading.module.traced import Examples, marked, parsed, scripted, traced
@@ -49,7 +50,7 @@ from nncompress.loading.pt2.archive import read_pt2, read_samples
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
 from nncompress.loading.state_dict.architecture import build_architecture
-from nncompress.loading.state_dict.checkpoint import find_weights
+from nncompress.loading.state_dict.checkpoint import find_weights, in_float32
 from nncompress.loading.state_dict.fill import fill, read_safetensors, read_shards, without_constants
 from nncompress.loading.state_dict.shards import open_checkpoint
 from nncompress.loading.torchscript import read_torchscript
@@ -151,7 +152,9 @@ def _loaded(
             )
         return scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
-    model = traced(held(module).cpu().eval(), path, input_shapes, example_inputs, notice)
+    module = held(module).cpu().eval()
+    model = traced(module, path, input_shapes, example_inputs, notice)
+    remember_head(model, module, notice)
     model.metadata.update(record.metadata)
     model.history = list(record.history)
     return model
@@ -193,7 +196,9 @@ def load_module(
         ) from error
     if isinstance(copied, torch.jit.ScriptModule):
         return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
-    return traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+    model = traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+    remember_head(model, copied, notice)
+    return model
 
 
 def _from_huggingface(
@@ -328,7 +333,7 @@ def _module(
         )
     if isinstance(weights, nn.Module):
         if arch is None:
-            return weights, record
+            return (weights if weights is found else in_float32(weights, path, notice)), record
         if weights is found:
             raise UsageError(
                 f"{path} is a whole model, which carries its architecture", remedy="leave --arch out"

@@ -76,6 +76,7 @@ _RECORD = record(
     metadata=optional(
         table_with(
             normalize=optional(_normalization),
+            detection_head=optional(listed(plain(str))),
             input_names=mapped(plain(str), plain(str)),
             constants=optional(listed(plain(str)), []),
             sizes=mapped(plain(str), plain(int, lambda size: 0 < size < 2**31)),

@@ -136,13 +136,13 @@ def probes(model: Model, methods: Sequence[str] = METHODS, context: Context | No
     if "quantize" in methods:
         mode = "static" if context is not None and context.data is not None else "weights"
         prepared = model.copy()
-        prepare(prepared)
+        prepare(prepared, include_head=True)
         fold_batch_norms(prepared)
         names = [layer.name for layer in choose(prepared, ())[0]]
         for name in names:
             for bits in BITS:
                 others = tuple(each for each in names if each != name)
-                applied_ = Quantize(keep=others, weight_bits=bits, mode=mode)  # type: ignore[arg-type]
+                applied_ = Quantize(keep=others, weight_bits=bits, mode=mode, include_head=True)  # type: ignore[arg-type]
                 found.append(Probe("quantize", name, bits, applied_))
     return found
 

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import (
     Couplings,
+    check,
     find_couplings,
     prove,
     remove_proven,
     remove_units,
 )
+from nncompress.analysis.couplings.proof import TOLERANCE
 from nncompress.analysis.couplings.trace import Trace
-from nncompress.errors import UsageError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.ir import Model
 
 
@@ -413,3 +415,32 @@ def test_prunable_share_counts_every_parameter_once():
     assert couplings.prunable_share() == pytest.approx((4 * 6 + 6 + 6 * 3) / (4 * 6 + 6 + 6 * 3 + 3))
     assert isinstance(couplings.trace, Trace)
     assert couplings.parameters() == sum(p.numel() for p in given.graph_module.parameters())
+
+
+class Amplifying(nn.Module):
+    """The order in which a sum is rounded moves its results by a per mille."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 96), nn.Linear(96, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(1e5 * self.b(F.relu(self.a(x))))
+
+
+def test_rounding_that_a_model_amplifies_is_told_from_a_wrong_removal():
+    """float32 cannot: here the unit that was removed instead of another moves as little as rounding does."""
+    net = Amplifying()
+    with torch.no_grad():
+        net.a.bias[7:9] = 5.0
+        net.b.weight[:, 7:9] *= 1e-7
+    given, couplings = analysed(net, torch.randn(2, 16))
+    right, wrong = given.copy(), given.copy()
+    remove_units(right, {"a": [*range(20, 40), 7]})
+    remove_units(wrong, {"a": [*range(20, 40), 8]})
+    asked = {"a": [*range(20, 40), 7]}
+    assert prove(couplings, asked, right).error > TOLERANCE
+    assert check(couplings, asked, right).error < 1e-8
+    assert prove(couplings, asked, wrong).error < 0.1
+    with pytest.raises(VerificationError, match="does not compute what the original computes"):
+        check(couplings, asked, wrong)

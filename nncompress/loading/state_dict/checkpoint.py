@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.loading.pickle.read import WEIGHT_KEYS, describe
 
@@ -55,6 +57,15 @@ def find_weights(
         beside = f"; not those under {others} (--weights-key takes another)" if others else ""
         notice(f"weights of {path} taken from {_shown(chosen)}{beside}")
     return tables[chosen], chosen
+
+
+def in_float32(module: nn.Module, path: Path, notice: Callable[[str], None]) -> nn.Module:
+    """A module that a training script keeps in half precision to save room, as it is run."""
+    halves = {t.dtype for t in module.state_dict().values() if t.is_floating_point()}
+    if len(halves) != 1 or not halves <= {torch.float16, torch.bfloat16}:
+        return module
+    notice(f"{path} keeps its module in {dtype_name(halves.pop())}; it is opened in float32")
+    return module.float()
 
 
 def _tables(value: Any, at: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Found]]:

@@ -43,7 +43,7 @@ from nncompress.passes.quantize.small import too_small
 
 def requires(options: Quantize, model: Model, context: Context) -> None:
     model = model.copy()
-    prepare(model)
+    prepare(model, include_head=options.include_head)
     fold_batch_norms(model)  # those that are left have names to keep
     found = list(layers(model))
     if not found:
@@ -113,7 +113,7 @@ def _keep_samples(model: Model, context: Context, none: bool) -> None:
 
 
 def _quantized(options: Quantize, model: Model, context: Context) -> list[Change]:
-    prepare(model)
+    prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
     chosen, left = choose(model, options.keep)
@@ -220,7 +220,7 @@ def contributions(
     context: Context,
 ) -> dict[str, float]:
     reference = before.copy()  # as it was when its layers were rounded
-    prepare(reference)
+    prepare(reference, include_head=options.include_head)
     if options.mode != "float16":
         _condition(options, reference, replace(context, notes=[]))
     return Pass.contributions(options, reference, after, changes, inputs, context)

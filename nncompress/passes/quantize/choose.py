@@ -13,24 +13,35 @@ from nncompress.passes.base import Change
 # Weights alone are int8: ONNX Runtime has no int8 kernel for these, so rounding their activations only costs.
 WEIGHTS_ONLY = ("embedding", "conv_transpose", "convolution_transposed")
 
+HEAD = "detection_head"  # in a model's metadata: patterns of the names of its layers
+
 
 def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Change]]:
     """Layers to quantize, and a record of each that is skipped with the reason.
 
     Args:
         keep: patterns of layer names; a weight that such a layer shares with others stays in float for all.
+            The model may remember more, those of its detection head.
     """
     found = list(layers(model))
-    kept = {layer.weight.name for layer in found if any(fnmatch(layer.name, pattern) for pattern in keep)}
+    kept = _weights_of(found, keep)
+    head = _weights_of(found, model.metadata.get(HEAD, ()))
     chosen, left = [], []
     for layer in found:
         if layer.weight.quantized:
             left.append(Change(layer.name, "skipped: quantized already", applied=False))
         elif layer.weight.name in kept:
             left.append(Change(layer.name, "left in float by --keep", applied=False))
+        elif layer.weight.name in head:
+            reason = "left in float: of the detection head (--include-head rounds it, too)"
+            left.append(Change(layer.name, reason, applied=False))
         else:
             chosen.append(layer)
     return chosen, left
+
+
+def _weights_of(found: Sequence[Layer], patterns: Collection[str]) -> set[str]:
+    return {layer.weight.name for layer in found if any(fnmatch(layer.name, each) for each in patterns)}
 
 
 def integer_layers(chosen: Sequence[Layer], mode: str) -> list[Layer]:

@@ -102,6 +102,9 @@ class Quantize(Pass):
     keep: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave in float, e.g. 'head*' (repeatable)"
     )
+    include_head: bool = option(
+        False, help="also round the detection head, where the model is known to have one"
+    )
     rounding: Literal["auto", "nearest", "adaptive"] = option(
         "auto", help="adaptive: up or down, so that the layer's output errs least; auto: so below 8 bits"
     )
@@ -160,7 +163,8 @@ class Quantize(Pass):
                 got=f"--weight-bits {self.weight_bits}",
                 remedy="add --weight-bits 4",
             )
-        fitting = ("mode", "weight_bits", "group_size", "asymmetric", "keep", "rounding", "no_samples")
+        fitting = {"mode", "weight_bits", "group_size", "asymmetric", "keep", "include_head"}
+        fitting |= {"rounding", "no_samples"}
         other = next((name for name in self.settings() if name not in fitting), None)
         if other is not None:
             raise UsageError(f"quantize: --group-size goes without {flag_of(other)}")
