@@ -3,6 +3,7 @@
     open_data("val.npz", model.inputs)                     arrays x, y
     open_data("parts/", model.inputs)                      a folder of such files, or part-*.npz
     open_data("table.csv?x=a,b&y=kind", model.inputs)      columns; also .tsv, .jsonl, .parquet
+    open_data("set/?split=train", model.inputs)            a folder that datasets.save_to_disk wrote
     open_data("val.pt", model.inputs)                      tensors that torch.save wrote
     open_data("photos/", model.inputs, "imagenet")         a folder of images by class, or images/ and masks/
     open_data("sounds/", model.inputs)                     a folder of .wav files by class

@@ -26,6 +26,7 @@ from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
 from nncompress.data.sources.mnist import open_mnist
 from nncompress.data.sources.npz import open_npz
 from nncompress.data.sources.python import name_of, open_memory, open_python
+from nncompress.data.sources.saved_datasets import is_saved_dataset, table_of
 from nncompress.data.sources.shards import open_shards
 from nncompress.data.sources.sounds import has_sounds, open_sound_folder
 from nncompress.data.sources.tables import SUFFIXES as TABLES
@@ -41,6 +42,7 @@ SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: 
 _CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
+    "a folder that datasets.save_to_disk wrote, ?split=train&x=a&y=c; "
     "a folder of images or .wav files by class, of images/ and masks/, of images/ and labels/ (YOLO), of "
     "images and COCO's annotations; mnist:DIR, cifar10:DIR, package.module:function or file.py:function"
 )
@@ -55,7 +57,8 @@ def open_data(
     """Open `spec` and check that its samples fit the model's inputs.
 
     Args:
-        spec: `file.npz` or several, a table (`.csv`, `.jsonl`, `.parquet`), a `.pt` of tensors, a folder of
+        spec: `file.npz` or several, a table (`.csv`, `.jsonl`, `.parquet`, a folder that `save_to_disk` of
+            the datasets library wrote, with `?split=train`), a `.pt` of tensors, a folder of
             images or sounds by class or of images and masks, `mnist:DIR`, `cifar10:DIR` (both also with
             `?split=train`), `package.module:function`, or `NAME:PLACE` of a source that another package
             adds (docs/extending.md); or data in memory: see `open_memory`. `?half=1` and `?half=2` are two
@@ -112,9 +115,12 @@ def _open_source(
     if name in SOURCES:
         opener = SOURCES[name]
         return open_memory(lambda: opener(place), expected)
-    if path.endswith(TABLES) and os.path.isfile(path):
+    table = Path(path) if path.endswith(TABLES) and os.path.isfile(path) else None
+    if os.path.isdir(path) and is_saved_dataset(Path(path)):
+        table = table_of(Path(path), options.pop("split", None))
+    if table is not None:
         opener_of = open_texts if {"text", "tokenizer"} & set(options) else open_table
-        return opener_of(Path(path), options, expected)
+        return opener_of(table, options, expected)
     if options:
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"

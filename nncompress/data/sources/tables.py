@@ -23,14 +23,15 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import ArraySource, check_allocation
 from nncompress.data.sources.npz import LABEL_NAMES
+from nncompress.data.sources.saved_datasets import Rows, open_arrow
 from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json
 
 EXACT = 2**53  # up to which a number of eight bytes holds every integer
 MOST_LINE = 2**24  # bytes of one line
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-Rows = Iterator[tuple[int, dict[str, Any]]]  # where the sample stands, for messages, and its values by column
+TEXTS = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (*TEXTS, ".parquet")
 
 
 def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput] | None) -> ArraySource:
@@ -46,7 +47,8 @@ def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput
     names, rows = open_rows(path)
     label, inputs = _chosen(names, options, expected, path)
     wanted = [*dict.fromkeys(c for columns in inputs.values() for c in columns), *([label] if label else [])]
-    check_allocation(8 * path.stat().st_size, str(path))  # "1,1,1": four bytes of text for one of a number
+    if path.suffix in TEXTS:  # "1,1,1": four bytes of text for one of a number
+        check_allocation(8 * path.stat().st_size, str(path))
     columns: dict[str, Column] = {name: Column(name, path, text=name == label) for name in wanted}
     try:
         for place, row in rows:
@@ -102,10 +104,12 @@ def open_rows(path: Path) -> tuple[list[str], Rows]:
 
     Raises:
         DataError: it cannot be read, or holds none.
-        MissingExtraError: pyarrow is not installed, for .parquet.
+        MissingExtraError: pyarrow is not installed, for .parquet and .arrow.
     """
     if path.suffix == ".parquet":
         return _parquet(path)
+    if path.suffix not in TEXTS:
+        return open_arrow(path)
     rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
     try:
         first = next(rows, None)
@@ -169,13 +173,15 @@ def _lines(read: Callable[[int], str], path: Path) -> Iterator[str]:
 
 
 def _parquet(path: Path) -> tuple[list[str], Rows]:
+    """Of one file, or of all that a pattern names."""
     need("parquet", str(path))
     from pyarrow import parquet
 
+    parts = [path] if path.exists() else sorted(path.parent.glob(path.name))
     try:
-        file = parquet.ParquetFile(path)
-        names = list(file.schema_arrow.names)
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        files = [parquet.ParquetFile(part) for part in parts]
+        names = list(files[0].schema_arrow.names)
+        groups = [file.metadata.row_group(at) for file in files for at in range(file.num_row_groups)]
         values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
     except Exception as problem:  # pyarrow's own
         raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
@@ -185,7 +191,7 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
     def rows() -> Rows:
         sample = 0
         try:
-            for batch in file.iter_batches(1024):
+            for batch in (batch for file in files for batch in file.iter_batches(1024)):
                 for row in batch.to_pylist():
                     sample += 1
                     yield sample, row
@@ -241,7 +247,7 @@ class Column:
         self._values.extend(found.ravel().tolist())
 
     def _wrong(self, place: int, what: str, got: str) -> DataError:
-        unit = "sample" if self._path.suffix == ".parquet" else "line"
+        unit = "line" if self._path.suffix in TEXTS else "sample"
         return DataError(
             f"{self._path}: {self._name} {what} in {unit} {place}",
             got=got,

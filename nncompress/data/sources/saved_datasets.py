@@ -1,0 +1,121 @@
+"""Folders of the datasets library as tables: what `save_to_disk` wrote of a `Dataset` or `DatasetDict`, and
+parquet files named after their split, as they lie on the Hub.
+
+    FOLDER?x=tokens&y=label                                 state.json and data-*.arrow
+    FOLDER?split=train&text=review&tokenizer=DIR            dataset_dict.json, and such a folder per split
+    FOLDER?split=validation                                 validation-*.parquet, there or in data/
+
+The Arrow files hold streams of record batches, which pyarrow reads one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nncompress.data.source import check_allocation
+from nncompress.errors import DataError
+from nncompress.extras import need
+from nncompress.files.bounded_text import Unreadable, read_json
+
+STATE, SPLITS = "state.json", "dataset_dict.json"
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    return (folder / STATE).is_file() or (folder / SPLITS).is_file() or bool(_parquet(folder))
+
+
+def table_of(folder: Path, split: str | None) -> Path:
+    """What of the folder holds the samples of a split: a folder with `STATE`, or a pattern of parquet files.
+
+    Raises:
+        DataError: there is no such split, or several and none was named.
+    """
+    if (folder / STATE).is_file():
+        found = {"": folder}
+    elif (folder / SPLITS).is_file():
+        names = _read(folder / SPLITS).get("splits")
+        if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise DataError(f"{folder / SPLITS} names no splits", got=repr(names)[:80])
+        found = {name: folder / name for name in names}
+    else:
+        found = _parquet(folder)
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
+    if split is None or split not in found:
+        named = ", ".join(filter(None, found)) or "no splits"
+        raise DataError(
+            f"{folder} has no split {split}" if split else f"{folder} has several splits",
+            got=named,
+            remedy=f"{folder}?split={next(iter(found))}" if all(found) else "leave ?split out",
+        )
+    return found[split]
+
+
+def _parquet(folder: Path) -> dict[str, Path]:
+    """Per split, the pattern of its files: train.parquet, train-00000-of-00002.parquet."""
+    for place in (folder, folder / "data"):
+        if files := sorted(place.glob("*.parquet")):
+            return {name: place / f"{name}*.parquet" for name in (f.stem.partition("-")[0] for f in files)}
+    return {}
+
+
+def open_arrow(folder: Path) -> tuple[list[str], Rows]:
+    """The names of its columns, and its samples.
+
+    Raises:
+        DataError: it cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    state = _read(folder / STATE)
+    listed = state.get("_data_files")
+    names = [each.get("filename") if isinstance(each, dict) else None for each in listed or ()]
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise DataError(f"{folder / STATE} lists no files beside it", got=repr(listed)[:80])
+    if state.get("_indices_files") or state.get("_indices_data_files"):
+        raise DataError(
+            f"{folder} holds a selection of its rows by their numbers",
+            remedy="dataset.flatten_indices() before save_to_disk()",
+        )
+    need("parquet", str(folder))
+    import pyarrow
+
+    files = [folder / str(name) for name in names]
+
+    def batches() -> Iterator[Any]:
+        for file in files:
+            try:
+                with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
+                    yield reader.schema
+                    for batch in reader:
+                        batch.validate(full=True)
+                        yield from (batch.slice(at, 1024) for at in range(0, len(batch), 1024))
+            except (pyarrow.ArrowException, OSError) as problem:
+                raise DataError(f"{file} cannot be read as Arrow", got=str(problem)[:300]) from problem
+
+    schema = next(batches())
+
+    def rows() -> Rows:
+        sample = held = 0
+        for batch in batches():
+            if not isinstance(batch, pyarrow.RecordBatch):
+                continue  # the schema, at the beginning of each file
+            held += 8 * (batch.nbytes + len(batch) * batch.num_columns)  # or compressed
+            check_allocation(held, str(folder))
+            for row in batch.to_pylist():
+                sample += 1
+                yield sample, row
+
+    return list(schema.names), rows()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (OSError, Unreadable) as problem:
+        raise DataError(f"{path} cannot be read", got=str(problem)[:200]) from problem
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no object", got=repr(found)[:80])
+    return found
