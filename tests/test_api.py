@@ -248,3 +248,28 @@ def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
         nncompress.load(Masked(), data=tmp_path / "one.npz")
     assert refused.value.expected == "x, mask"
     assert "--input x:Bx…,mask:Bx…" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda net, x: nncompress.compress(net, [3], data=x), "these are no passes"),
+        (lambda net, x: nncompress.compress(net, None, data=x), "these are no passes"),
+        (lambda net, x: nncompress.benchmark([net]), "benchmark takes models by name"),
+        (lambda net, x: nncompress.evaluate(net, (x, x), metric=3), "a metric is named by a text"),
+        (lambda net, x: nncompress.save("net.pt", "net.onnx"), "this takes a loaded model"),
+    ],
+)
+def test_what_a_function_does_not_take_is_refused_in_a_sentence(call, what):
+    with pytest.raises(UsageError, match=what):
+        call(nn.Linear(4, 3), torch.randn(8, 4))
+
+
+def test_a_module_that_came_out_is_saved_as_it_is(tmp_path):
+    module = nncompress.load(nn.Linear(4, 3), input="1x4").to_module()
+    with torch.no_grad():
+        module.get_parameter("weight").mul_(2)
+    nncompress.save(module, tmp_path / "net.pt2")
+    again = nncompress.load(tmp_path / "net.pt2")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(again.outputs_of(x)[0], module(x))

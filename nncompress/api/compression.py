@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,14 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
     """
     if isinstance(passes, Path) or (isinstance(passes, str) and passes.endswith(".toml")):
         return read_recipe(passes)
-    if isinstance(passes, str):
+    if isinstance(passes, str | Pass):
         passes = [passes]
+    if not isinstance(passes, Iterable) or not all(isinstance(each, str | Pass) for each in passes):
+        raise UsageError(
+            "these are no passes",
+            got=f"{passes!r:.80}",
+            expected='passes or texts such as ["prune:std=0.5", "quantize"], or the path of a .toml recipe',
+        )
     made = [each if isinstance(each, Pass) else parse_pass(each) for each in passes]
     if not made:
         raise UsageError("no pass was given", remedy="--pass prune:std=0.5, or --recipe FILE.toml")
@@ -87,14 +93,19 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
 
 
 def save(
-    model: Model, path: str | Path, *, protect: Sequence[str | Path] = (), target: str | None = None
+    model: Model | torch.nn.Module,
+    path: str | Path,
+    *,
+    protect: Sequence[str | Path] = (),
+    target: str | None = None,
 ) -> ExportReport:
     """Write `.pt2`, `.onnx` (verified in ONNX Runtime) or `.safetensors`; never onto a file in `protect`.
 
     Args:
+        model: what `load` or `compress` returned, or what its `to_module` gave.
         target: where it will run (`nncompress.targets`); None: a plain `.onnx`, whatever processor wrote it.
     Raises:
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
-    return export.write(model, path, protect=protect, target=target)
+    return export.write(taken(model, None, None, warnings.warn), path, protect=protect, target=target)

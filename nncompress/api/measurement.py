@@ -114,6 +114,12 @@ def benchmark(
     """
     if runtime not in ("onnxruntime", "torch"):
         raise UsageError("unknown runtime", got=runtime, expected="onnxruntime, torch")
+    if not isinstance(models, Mapping):
+        raise UsageError(
+            "benchmark takes models by name",
+            got=type(models).__name__,
+            expected='{"original": model, "small": smaller}',
+        )
     with tempfile.TemporaryDirectory() as folder:
         candidates = []
         for position, (name, model) in enumerate(models.items()):

@@ -82,7 +82,7 @@ def open_data(
         spec = str(spec)
         source = _open_source(spec, expected, names)
     else:
-        source = open_memory(spec, expected)
+        source = open_memory(spec, expected, names)
         spec = name_of(spec)
     asked = normalize is not None
     normalization = parse_normalization(normalize) if normalize is not None else source.normalization

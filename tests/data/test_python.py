@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import collections
+
 import pytest
 import torch
 
@@ -119,3 +121,33 @@ def test_refused_when_reached(here, features4, function, says):
 def test_modules_that_cannot_be_imported():
     with pytest.raises(DataError, match="cannot be imported"):
         open_data("no_such_module_at_all:f")
+
+
+def named(size: int = 8, **more: object) -> list[dict[str, object]]:
+    """Two batches of two inputs and labels, in another order than the model's."""
+    x = torch.arange(4.0 * size).reshape(size, 4)
+    first, second = ({"labels": torch.arange(size), "b": x + added, "a": x} for added in (100, 0))
+    return [first | more, second]
+
+
+@pytest.mark.parametrize("wrap", [dict, collections.UserDict])
+def test_batches_that_are_dictionaries_are_taken_by_the_names_of_the_inputs(wrap):
+    specs = [InputSpec(name, "float32", ("batch", 4)) for name in ("a", "b")]
+    for inputs, names in ((specs, ()), (None, ("a", "b"))):
+        first, second = open_data([wrap(each) for each in named()], inputs, names=names).batches(8)
+        assert torch.equal(first.inputs[1], first.inputs[0] + 100)
+        assert torch.equal(second.inputs[1], second.inputs[0])
+        assert first.labels.tolist() == list(range(8))
+
+
+def test_one_input_may_have_any_name_in_a_dictionary():
+    images = [{"image": torch.zeros(3, 4), "label": torch.arange(3)}]
+    (batch,) = open_data(images, [InputSpec("x", "float32", ("batch", 4))]).batches(3)
+    assert batch.inputs[0].shape == (3, 4)
+
+
+@pytest.mark.parametrize("more", [{"index": torch.arange(8)}, {"c": torch.zeros(8, 4)}])
+def test_a_dictionary_with_other_names_is_refused(more):
+    specs = [InputSpec(name, "float32", ("batch", 4)) for name in ("a", "b")]
+    with pytest.raises(DataError, match=r"other names than the model's inputs[\s\S]*expected: a, b"):
+        open_data(named(**more), specs)

@@ -37,6 +37,8 @@ def named_metric(name: str) -> Metric:
     """
     from nncompress.analysis.metrics.user import metric_of_code, user_metric  # torch: tables need names only
 
+    if not isinstance(name, str):
+        raise UsageError("a metric is named by a text", got=f"{name!r:.80}", expected=", ".join(METRICS))
     if ":" in name:
         return user_metric(name)
     if name not in METRICS:

@@ -5,12 +5,13 @@ From Python, an object in memory does.
 The function takes no arguments and returns (and what is given in memory is)
 - `(x, y)`, arrays or tensors with one row per sample (`((x0, x1), y)` for several inputs; y may be None), or
 - an iterable of such batches: a list, a generator, a `DataLoader`. It is called again for every pass over
-  the data, and never held as a whole.
+  the data, and never held as a whole. A batch may be a dictionary: labels under y, label, labels, target or
+  targets, inputs under the names of the model's (or a single one under any).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from torch.utils._pytree import tree_leaves
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
+from nncompress.data.sources.npz import LABEL_NAMES
 from nncompress.errors import RAISED_BY_OTHERS, DataError
 from nncompress.user_code import imported, last_line
 
 MOST_KEPT = 2**32  # bytes of batches of an iterator
-RETURNS = "(x, y) arrays, or an iterable of (x, y) batches"
+RETURNS = "(x, y) arrays, or an iterable of (x, y) batches or of dictionaries of arrays"
 
 
 def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
@@ -36,9 +38,14 @@ def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource 
     return _opened(_import(spec), spec, expected)
 
 
-def open_memory(given: Any, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
+def open_memory(
+    given: Any, expected: list[ExpectedInput] | None, names: Sequence[str] = ()
+) -> ArraySource | PythonStream:
     """Data in memory: a tensor or array, `(x, y)`, a `Dataset` or `DataLoader` of torch, any iterable of
     batches, or a function that returns one of these.
+
+    Args:
+        names: of the model's inputs, where `expected` is None.
 
     An iterator can be gone through once only: its batches are kept, up to `MOST_KEPT` bytes of them.
 
@@ -49,7 +56,7 @@ def open_memory(given: Any, expected: list[ExpectedInput] | None) -> ArraySource
     if isinstance(given, Iterator):
         given = kept(given)
     gives = callable(given) and not isinstance(given, Iterable)
-    return _opened(given if gives else lambda: given, name, expected)
+    return _opened(given if gives else lambda: given, name, expected, names)
 
 
 def name_of(given: Any) -> str:
@@ -84,7 +91,7 @@ def kept(batches: Iterator[Any]) -> list[Any]:
 
 
 def _opened(
-    function: Callable[[], Any], spec: str, expected: list[ExpectedInput] | None
+    function: Callable[[], Any], spec: str, expected: list[ExpectedInput] | None, order: Sequence[str] = ()
 ) -> ArraySource | PythonStream:
     returned = _call(function, spec)
     count = None if expected is None else len(expected)
@@ -100,7 +107,7 @@ def _opened(
             got=", ".join(e.name for e in expected or () if e.batch_dim is None),
             expected="((x0, x1, ...), y) as arrays, where a shared input has no dim for samples",
         )
-    return PythonStream(function, returned, names, spec)
+    return PythonStream(function, returned, names, spec, order)
 
 
 class PythonStream:
@@ -110,9 +117,15 @@ class PythonStream:
     normalization: Normalization | None = None
 
     def __init__(
-        self, function: Callable[[], Any], returned: Any, names: tuple[str, ...] | None, spec: str
+        self,
+        function: Callable[[], Any],
+        returned: Any,
+        names: tuple[str, ...] | None,
+        spec: str,
+        order: Sequence[str] = (),
     ) -> None:
         self._function, self._names, self._spec = function, names, spec
+        self._order = tuple(order)
         first = next(self._batches(returned), None)
         if first is None:
             raise DataError(f"{spec} gives no batches", expected=RETURNS)
@@ -132,11 +145,30 @@ class PythonStream:
         count = None if self._names is None else len(self._names)
         try:
             for batch in iterable:
-                yield _pair(batch, count, self._spec)
+                if isinstance(batch, Mapping):
+                    yield self._of_names(batch)
+                else:
+                    yield _pair(batch, count, self._spec)
         except DataError:
             raise
         except RAISED_BY_OTHERS as problem:
             raise _raised(self._spec, problem) from problem
+
+    def _of_names(self, batch: Mapping[Any, Any]) -> Raw:
+        """The inputs in the model's order, and the labels, of a batch that is a dictionary."""
+        label = next((name for name in LABEL_NAMES if name in batch), None)
+        given = [name for name in batch if name != label]
+        wanted = list(self._names or [name for name in self._order if name in given])
+        if len(given) == 1 and len(wanted) < 2:
+            wanted = given
+        if not given or set(wanted) != set(given):
+            raise DataError(
+                f"{self._spec} gives dictionaries of other names than the model's inputs",
+                got=", ".join(map(str, given))[:300] + (f", and {label}" if label else ""),
+                expected=", ".join(wanted or self._order)[:300] or "a single input",
+                remedy="make batches with these inputs, and y, alone",
+            )
+        return _pair((tuple(batch[name] for name in wanted), label and batch[label]), None, self._spec)
 
     def _checked(self, batch: Raw, sample: int) -> Raw:
         """The batch, if it is made as the first one was; `sample` is the number of its first sample."""
