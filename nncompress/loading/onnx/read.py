@@ -27,7 +27,7 @@ from nncompress.ir.python_names import is_argument_name
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
-from nncompress.loading.onnx.interpreter import OnnxModule, missing_ops
+from nncompress.loading.onnx.interpreter import Missing, OnnxModule, missing_ops
 from nncompress.loading.onnx.rules import (
     control,
     convolution,
@@ -63,6 +63,7 @@ RULE_MODULES = (
     resize,
 )
 ROUNDING = ("DequantizeLinear", "MatMulInteger", "MatMulNBits", "GatherBlockQuantized")
+INSTEAD = "bench and eval run the file as it is; to compress it, load the model that it came from"
 OURS = "nncompress."  # what our own files say of themselves begins with this
 
 
@@ -97,7 +98,7 @@ def read_onnx(
         raise UnsupportedError(
             f"{path} holds ONNX ops that are not read",
             got=", ".join(f"{op} ({count})" for op, count in sorted(missing.items())),
-            remedy="bench and eval run the file as it is; to compress it, load the model that it came from",
+            remedy=INSTEAD,
         )
     runner = open_onnx(path, 1)  # which refuses most of what does not fit together
     module = _module(proto, path, states)
@@ -113,7 +114,7 @@ def read_onnx(
         return [results[position] for position in kept]
 
     with _as_written(proto, path, runner) as reference:
-        for model in _traced(module, inputs, sizes):
+        for model in _traced(module, inputs, sizes, path):
             _rename(model, inputs, [outputs[position] for position in kept])
             compared = compare(model, run, reference.name, inputs, sizes, path)
             if compared is not None:
@@ -182,7 +183,7 @@ def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxM
 # --- tracing ----------------------------------------------------------------------------------------------
 
 
-def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int]) -> Iterator[Model]:
+def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path: Path) -> Iterator[Model]:
     """Free dims free as they are named; as torch infers them; only the batch; none: what traces of these."""
     given = examples(inputs, sizes, seed=0)
     dims = {name: Dim(re.sub(r"\W", "_", f"d_{name}"), min=1, max=MAX_BATCH) for name in sizes}
@@ -208,7 +209,7 @@ def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int]) -> I
         try:
             program = trace(module, given, {}, dynamic_shapes)
         except UnsupportedError as error:
-            failure = _named(error)
+            failure = _named(error, path)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -232,10 +233,14 @@ def _states(proto: onnx.ModelProto) -> dict[str, str]:
     return pairs if fits else {}
 
 
-def _named(error: UnsupportedError) -> UnsupportedError:
+def _named(error: UnsupportedError, path: Path) -> UnsupportedError:
     """Our own refusal of an op where one is behind what torch.export said."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, Missing):
+            of_input = "depends on the input" in (cause.got or "")
+            constant = f", or an .onnx in which what {cause.op} is told is constant" if of_input else ""
+            return UnsupportedError(f"{path}: {cause.what}", got=cause.got, remedy=INSTEAD + constant)
         if isinstance(cause, UnsupportedError) and cause is not error:
             return cause
         cause = cause.__cause__ or cause.__context__
