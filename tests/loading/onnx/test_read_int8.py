@@ -5,9 +5,11 @@ from __future__ import annotations
 import networks
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import quantization
 from records import Records
 from torch import nn
 
@@ -94,3 +96,59 @@ def test_an_export_says_where_it_could_not_be_read_again(tmp_path, monkeypatch):
     report = write(model, tmp_path / "m.onnx")
     assert "HardSigmoid (1)" in report.not_read
     assert str(tmp_path) not in report.not_read
+
+
+def as_written(path, x):
+    """ONNX Runtime without the int8 kernels, which differ from processor to processor."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options)
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def quantized_by_onnxruntime(folder, form, *, per_channel, activations):
+    """A float file and what ONNX Runtime's own quantizer made of it; its rows of data."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    write(Model.from_module(nn.Sequential(*layers).eval(), (torch.randn(2, 2, 5, 5),)), folder / "float.onnx")
+    x = np.random.default_rng(0).normal(size=(8, 2, 5, 5)).astype(np.float32)
+    (name,) = (value.name for value in onnx.load(folder / "float.onnx").graph.input)
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter([{name: x}])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    quantization.quantize_static(
+        folder / "float.onnx",
+        folder / "int8.onnx",
+        Reader(),
+        quant_format=form,
+        per_channel=per_channel,
+        activation_type=activations,
+        weight_type=quantization.QuantType.QInt8,
+    )
+    return x
+
+
+@pytest.mark.parametrize(("per_channel", "activations"), [(False, "QInt8"), (True, "QUInt8")])
+def test_what_the_quantizer_of_onnxruntime_wrote_goes_through_as_it_is(tmp_path, per_channel, activations):
+    """Signed activations around a zero point of their own up to an output: no weight of a layer."""
+    kind = getattr(quantization.QuantType, activations)
+    form = quantization.QuantFormat.QDQ
+    x = quantized_by_onnxruntime(tmp_path, form, per_channel=per_channel, activations=kind)
+    model = load_model(tmp_path / "int8.onnx")
+    assert precision_of(model) == "int8"
+    write(model, tmp_path / "again.onnx")
+    first, second = (as_written(tmp_path / f"{name}.onnx", x) for name in ("int8", "again"))
+    step = np.diff(np.unique(first)).min()  # answers lie on a grid: none falls to another place of it
+    assert np.abs(first - second).max() < step / 2
+
+
+def test_layers_that_are_one_integer_op_are_refused_by_name(tmp_path):
+    form, kind = quantization.QuantFormat.QOperator, quantization.QuantType.QUInt8
+    quantized_by_onnxruntime(tmp_path, form, per_channel=False, activations=kind)
+    with pytest.raises(UnsupportedError, match=r"QLinearConv \(1\)"):
+        load_model(tmp_path / "int8.onnx")

@@ -31,7 +31,19 @@ def lower_weights(graph: ir.Graph) -> None:
 
 def _of_weight(dequantize: ir.Node) -> bool:
     stored, scale = dequantize.inputs[0], array(dequantize.inputs[1])
-    return stored is not None and stored.dtype == ir.DataType.INT8 and scale is not None and scale.ndim < 2
+    if stored is None or stored.dtype != ir.DataType.INT8 or scale is None or scale.ndim > 1:
+        return False
+    zero = dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
+    around_zero = zero is None or ((points := array(zero)) is not None and not points.any())
+    return around_zero and _is_stored(stored)
+
+
+def _is_stored(value: ir.Value) -> bool:
+    """It is in the file, or computed of what is: no activation, which may be in signed 8 bits, too."""
+    made = value.producer()
+    if made is None:
+        return value.const_value is not None
+    return all(each is None or _is_stored(each) for each in made.inputs)
 
 
 def _read_in_int8(dequantize: ir.Node) -> bool:
@@ -57,7 +69,7 @@ def _multiply_out(graph: ir.Graph, dequantize: ir.Node) -> None:
     cast = insert(graph, dequantize, ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}))
     cast.type, cast.shape = FLOAT, stored.shape
     factor = store(graph, f"{dequantize.inputs[1].name}_of_each", np.ascontiguousarray(scale))  # type: ignore[union-attr]
-    result.replace_all_uses_with(insert(graph, dequantize, ir.node("Mul", [cast, factor]), result))
+    replace(result, insert(graph, dequantize, ir.node("Mul", [cast, factor]), result))
     graph.remove(dequantize, safe=True)
 
 
