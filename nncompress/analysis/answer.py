@@ -94,24 +94,6 @@ def settle_answer(model: Model, dataset: Dataset) -> bool:
     return False
 
 
-def counted_numbers(model: Model, dataset: Dataset) -> str | None:
-    """A sentence where labels are whole numbers, and the only output is one number per sample."""
-    if len(model.outputs) != 1 or not dataset.has_labels:
-        return None
-    results: Any = model.graph.output_node().args[0]
-    value = results[0].meta.get("val")
-    if value is None or not (value.is_floating_point() and value.dim() and value.shape[1:] in ((), (1,))):
-        return None
-    for batch in dataset.batches(dataset.fixed_batch or 1, limit=dataset.fixed_batch or 1):
-        if batch.labels is not None and not batch.labels.is_floating_point() and batch.labels.dim() == 1:
-            return (
-                f"{dataset.spec}: labels are whole numbers and the model gives one number for each, so they "
-                "are taken for quantities (RMSE, trained by mse); classes would need an output each"
-            )
-        break
-    return None
-
-
 class Answers:
     """What a model answers, sample by sample.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nncompress.analysis.answer import ANSWER, counted_numbers, settle_answer
+from nncompress.analysis.answer import ANSWER, settle_answer
 from nncompress.data import Dataset, open_data
 from nncompress.data.sources.python import name_of
 from nncompress.dtypes import dtype_name
@@ -138,8 +138,6 @@ def dataset(
         index = model.metadata[ANSWER]
         name = model.outputs[index]
         notice(f"labels fit output {index} of {len(model.outputs)} ({name}); --output-index says another")
-    if notice is not None and (counted := counted_numbers(model, found)):
-        notice(counted)
     return found
 
 

@@ -74,7 +74,9 @@ def test_whole_numbers_for_one_output_are_said_to_be_quantities(here, capsys, mo
     assert run(["eval", "m.pt2", "--data", "d.npz"]) == 0
     assert "RMSE" in capsys.readouterr().out
     assert run(["train", "m.pt2", "--epochs", "1", "--data", "d.npz"]) == 0
-    assert "taken for quantities" in " ".join(capsys.readouterr().err.split())
+    assert "labels are whole numbers, and the output is one number" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_output_is_asked_for_and_remembered(here, capsys):
