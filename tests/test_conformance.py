@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "prune": {"sparsity": 0.5},
     "factorize": {"err": 1e-2},
     "prune-nodes": {"ratio": 0.3},
+    "reduce": {"macs": 0.9},
     "grow": {"by": 2},
     "cluster": {"codebook": 16},
 }

@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prune": {"sparsity": 0.5, "remove_dead": True},
     "factorize": {"energy": 0.5},
     "prune-nodes": {"ratio": 0.3},
+    "reduce": {"macs": 0.7},
     "grow": {"by": 2},
     "cluster": {"codebook": 4},
 }

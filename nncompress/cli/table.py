@@ -18,6 +18,7 @@ COMMANDS = {
         "prune-nodes": "remove whole nodes (channels, heads, hidden units) with everything tied to them",
         "cluster": "few distinct values per weight, stored as codebook and indices of 1 to 8 bits",
         "factorize": "replace layers by low-rank factors where that multiplies less",
+        "reduce": "remove nodes and lower ranks together under one budget, repaired in one go",
         "substitute": "cheaper operations instead of K×K convolutions",
         "share": "residual blocks of a stage share one 3×3 weight",
         "grow": "add nodes (channels, heads, hidden units) without changing what the model computes",

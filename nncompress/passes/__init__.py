@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nncompress.passes.prune.options import Prune
     from nncompress.passes.prune_nodes.options import PruneNodes
     from nncompress.passes.quantize.options import Quantize
+    from nncompress.passes.reduce.options import Reduce
     from nncompress.passes.share.options import Share
     from nncompress.passes.substitute.options import Substitute
 
@@ -28,6 +29,7 @@ _OWN = {
     "prune-nodes": "nncompress.passes.prune_nodes.options:PruneNodes",
     "cluster": "nncompress.passes.cluster.options:Cluster",
     "factorize": "nncompress.passes.factorize.options:Factorize",
+    "reduce": "nncompress.passes.reduce.options:Reduce",
     "substitute": "nncompress.passes.substitute.options:Substitute",
     "share": "nncompress.passes.share.options:Share",
     "grow": "nncompress.passes.grow.options:Grow",
@@ -61,6 +63,7 @@ __all__ = [
     "Prune",
     "PruneNodes",
     "Quantize",
+    "Reduce",
     "Share",
     "Substitute",
     "need_data",

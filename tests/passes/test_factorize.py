@@ -15,9 +15,9 @@ from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes import Context
-from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.options import Factorize
-from nncompress.passes.factorize.replace import replace_layer
+from nncompress.passes.factors.forms.choice import forms_of
+from nncompress.passes.factors.replace import replace_layer
 from nncompress.passes.quantize.options import Quantize
 
 

@@ -17,9 +17,9 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes import Context
-from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import grid
 from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factors.forms.choice import forms_of
 from nncompress.results import Estimate
 
 

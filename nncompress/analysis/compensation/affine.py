@@ -72,9 +72,10 @@ class Affine:
         norm = self.norm
         return own + ([norm.weight, norm.bias, norm.mean, norm.variance] if norm else [])
 
-    def _scale(self) -> Tensor:
-        """What the norm multiplies each channel with: [out]; where that is next to nothing, 1."""
-        assert self.norm is not None
+    def scale(self) -> Tensor:
+        """What the norm multiplies each channel with: [out]; where that is next to nothing, or no norm, 1."""
+        if self.norm is None:
+            return torch.ones(len(self.layer.matrix()), dtype=torch.float64)
         scale = self._model.tensor(self.norm.weight).detach().double() / self.norm.deviation(self._model)
         return torch.where(scale.abs() > 1e-4 * scale.abs().max().clamp(min=1e-12), scale, 1.0)
 
@@ -118,7 +119,7 @@ class Affine:
                 found[layer.bias.name] = offset.to(layer.bias.value().dtype)
             return found
         assert offset is not None
-        raw = matrix / self._scale()[:, None]
+        raw = matrix / self.scale()[:, None]
         deviation = self.norm.deviation(self._model)
         centre = torch.zeros_like(offset)
         variance = deviation.square() - self.norm.eps
@@ -128,7 +129,7 @@ class Affine:
             variance = torch.einsum("god,gde,goe->go", grouped, second, grouped).flatten().clamp(min=0)
             deviation = (variance + self.norm.eps).sqrt()
         silent = raw.abs().amax(1) == 0
-        scale = torch.where(silent, 0.0, self._scale() * deviation)
+        scale = torch.where(silent, 0.0, self.scale() * deviation)
         shift = offset + (matrix * self._repeat(mean, len(matrix))).sum(1) if mean is not None else offset
         bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.value().double()
         dtype = layer.weight.value().dtype

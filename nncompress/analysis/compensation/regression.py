@@ -136,9 +136,13 @@ class Regression:
         weight = torch.zeros_like(start)
         second, cross = (moment[..., columns] for moment in self._moments)
         weight[:, :, columns] = solve_towards(second[:, columns], cross, start[:, :, columns], self.ridge)
+        return weight, self.offset(weight)
+
+    def offset(self, weight: Tensor) -> Tensor | None:
+        """The best b [groups, out] beside W [groups, out, d], if `centred`."""
         if not self._centred:
-            return weight, None
-        return weight, self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
+            return None
+        return self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
 
     def _best(self, start: Tensor, columns: Tensor) -> float:
         """The pull with the least error on the samples held out, from the weakest on until none is better."""

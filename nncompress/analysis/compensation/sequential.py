@@ -6,13 +6,17 @@ arrive instead of adding up (asymmetric reconstruction: Zhang et al. 2016, "Acce
 Convolutional Networks", §3.3; He et al. 2017, "Channel Pruning", §3.3). The last layer of a residual branch
 y = x + F(x) fits what is missing to the original's *sum*: t = y − x'.
 
+A layer that is to be of low rank gets, of all weights of that rank, the one nearest to the least-squares
+solution in what the layer computes: reduced-rank regression (Izenman 1975, "Reduced-rank regression for the
+multivariate linear model"), on inputs that have lost nodes and ranks alike.
+
 Nothing is resized here. The removed units' columns are zero, and the graph is the original's: the weights
 that come out go into it, and cutting the zeros away changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,6 +33,7 @@ from nncompress.analysis.importance.input_moments import LARGEST
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
+from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.observe.patches import (
     draw_positions,
     filter_rows,
@@ -44,6 +49,10 @@ from nncompress.ir.layers.weights import Layer, layers, readers
 from nncompress.progress import Progress
 
 POSITIONS = 64  # of a layer, drawn per sample
+
+# The nearest weight [out, in] of the form that is wanted, from the weight, the second moments [in, in] of
+# what it reads, and which of the layer's outputs its rows are.
+Projection = Callable[[Tensor, Tensor, Indices], Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ def compensate(
     branches: Sequence[Branch],
     batches: Sequence[tuple[Tensor, ...]],
     *,
+    projections: Mapping[str, Projection] | None = None,
     seed: int = 0,
     ridge: float | None = None,
     budget: ByteBudget | None = None,
@@ -128,12 +138,22 @@ def compensate(
     Args:
         branches: the residual branches of `model`: their last layers fit the sums.
         batches: calibration inputs.
+        projections: layer (ungrouped) -> how its weight becomes of low rank.
         ridge: pull towards the weights before, relative to the mean second moment of a layer's input;
             None: in each layer what is best on samples held out.
         budget: what activations that are kept may take; the rest is computed again, to the same result.
     """
     return _Walk(
-        model, couplings, cut, branches, batches, seed, ridge, budget or ByteBudget(), progress
+        model,
+        couplings,
+        cut,
+        branches,
+        batches,
+        projections or {},
+        seed,
+        ridge,
+        budget or ByteBudget(),
+        progress,
     ).run()
 
 
@@ -145,12 +165,14 @@ class _Walk:
         cut: Cut,
         branches: Sequence[Branch],
         batches: Sequence[tuple[Tensor, ...]],
+        projections: Mapping[str, Projection],
         seed: int,
         ridge: float | None,
         budget: ByteBudget,
         progress: Progress,
     ) -> None:
         self._model, self._cut, self._ridge, self._progress = model, cut, ridge, progress
+        self._projections = projections
         self._survivors = couplings.survivors(cut.units)
         self._original = LayerwiseRunner(model, batches, budget)
         self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
@@ -189,7 +211,8 @@ class _Walk:
     def _reached(self) -> set[fx.Node]:
         """The nodes whose value the cut can change."""
         changed: set[fx.Node] = set(self._dropped)
-        reading = {layer.node for layer in self._all if layer.name in {*self._cut.reads, *self._cut.writes}}
+        touched = {*self._cut.reads, *self._cut.writes, *self._projections}
+        reading = {layer.node for layer in self._all if layer.name in touched}
         for node in self._model.graph.nodes:
             sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
             if node in reading or any(n in changed or self._survivors.of(n) for n in sources):
@@ -234,6 +257,9 @@ class _Walk:
         start = affine.matrix().reshape(layer.groups, -1, rows.shape[2])
         columns = self._columns(layer, rows.shape[2])
         matrix, offset = regression.solve(start, columns, ridge=self._ridge)
+        if layer.name in self._projections:
+            matrix = self._projected(affine, matrix, columns, regression)
+            offset = regression.offset(matrix)
         self._rows.append(Rows(layer.name, regression.count, len(columns), seen))
         gone = list(self._cut.writes.get(layer.name, ()))
         flat = matrix.reshape(-1, matrix.shape[2])
@@ -243,6 +269,22 @@ class _Walk:
             shift = offset.flatten()
             shift[gone] = regression.target_mean.flatten()[gone]
         self._now.weights.update(affine.stored(flat, shift, regression.mean, regression.second))
+
+    def _projected(self, affine: Affine, matrix: Tensor, columns: Indices, regression: Regression) -> Tensor:
+        """The weight [1, out, in] of the wanted form that is nearest to the solution, among what stays."""
+        layer = affine.layer
+        stays = np.ones(matrix.shape[1], bool)
+        left = self._survivors.tensors.get(layer.weight.name, {}).get(layer.roles.outputs)
+        if left is not None:
+            stays &= left
+        stays[list(self._cut.writes.get(layer.name, ()))] = False
+        rows = np.flatnonzero(stays)
+        scale = affine.scale()[rows][:, None]  # the norm does not count: it stands behind the factors
+        second = with_ridge(regression.second[0][np.ix_(columns, columns)], regression.ridge or 0.0)
+        found = self._projections[layer.name](matrix[0][np.ix_(rows, columns)] / scale, second, rows)
+        near = torch.zeros_like(matrix)
+        near[0][np.ix_(rows, columns)] = scale * found
+        return near
 
     def _examples(self, affine: Affine) -> Iterator[tuple[Tensor, Tensor]]:
         """Per batch: what the layer reads now, and what it (with its norm) ought to give."""

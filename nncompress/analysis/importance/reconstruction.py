@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.answer import known_answer
 from nncompress.analysis.curvature.autograd import gradient_batch_size
-from nncompress.analysis.curvature.losses import curvature_loss
+from nncompress.analysis.curvature.stream import curvature_gradients
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
@@ -177,20 +176,21 @@ class Reconstruction:
         layers = self._layers.values()
         bare = [site.node for c in self._choices if not c.consumers for site in read_sites(c)]
         values = [layer.node for layer in layers] + [b.value for b in self._branches] + bare
-        hooks = GradientHooks(self._model, {}, values, [layer.data for layer in layers])
-        generator = torch.Generator().manual_seed(self._seed + 1)
-        seen, planned = 0, self._data.planned_samples(self._limit)
-        answer = known_answer(self._model)
-        for batch in self._data.batches(self._batch_size, self._limit):
-            self._progress.step(what, seen, planned)
-            with torch.enable_grad():
-                outputs = hooks.outputs(*batch.inputs)
-                losses = [curvature_loss(outputs, batch, generator, answer) for _ in range(draws)]
-            gradients = [hooks.gradients(loss, again=i + 1 < draws)[1] for i, loss in enumerate(losses)]
-            with torch.no_grad():
-                take(hooks, gradients, batch)
+        seen = 0
+        for hooks, gradients, batch in curvature_gradients(
+            self._model,
+            values,
+            [layer.data for layer in layers],
+            self._data,
+            limit=self._limit,
+            batch_size=self._batch_size,
+            draws=draws,
+            seed=self._seed + 1,
+            progress=self._progress,
+            what=what,
+        ):
+            take(hooks, gradients, batch)
             seen += len(batch)
-        self._progress.step(what, seen, planned)
         return seen
 
     def _rank(

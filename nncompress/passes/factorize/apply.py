@@ -23,11 +23,11 @@ from nncompress.passes.factorize import choose
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
 from nncompress.passes.factorize.candidates import option_of
 from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
-from nncompress.passes.factorize.forms.base import Form
 from nncompress.passes.factorize.latency import LatencyOracle
 from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize
-from nncompress.passes.factorize.replace import replace_layer
+from nncompress.passes.factors.forms.base import Form
+from nncompress.passes.factors.replace import replace_layer
 from nncompress.passes.repair import repair
 
 SPECTRUM = 32  # ranks of one layer whose error is recorded, and the chosen one

@@ -13,8 +13,8 @@ from nncompress.analysis.weight_targets import Target
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
 from nncompress.passes.factorize.choose import Option
-from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import STEPS, LatencyOracle
+from nncompress.passes.factors.forms.choice import forms_of
 
 
 def option_of(

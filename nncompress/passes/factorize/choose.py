@@ -10,8 +10,8 @@ from nncompress.analysis.cost import Cost
 from nncompress.analysis.lowrank.ranks import Candidate, allocate, cheapest
 from nncompress.analysis.weight_targets import Target
 from nncompress.errors import UsageError
-from nncompress.passes.factorize.forms.base import Form
 from nncompress.passes.factorize.latency import Place, Timing
+from nncompress.passes.factors.forms.base import Form
 
 NAMES = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}  # of the units
 

@@ -12,8 +12,8 @@ from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution, 
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.bench.latency.target import floats_in
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.passes.factorize.forms.base import Form, Ranks
-from nncompress.passes.factorize.forms.convolution import ConvolutionForm
+from nncompress.passes.factors.forms.base import Form, Ranks
+from nncompress.passes.factors.forms.convolution import ConvolutionForm
 
 # Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,
 # and a rank just above a step costs as much as one just below the next.

@@ -18,9 +18,9 @@ from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.base import Change, Context
 from nncompress.passes.factorize.choose import Choice, Option, by_budget
-from nncompress.passes.factorize.forms.choice import forms_of
 from nncompress.passes.factorize.latency import LatencyOracle, Timing
-from nncompress.passes.factorize.replace import replace_layer
+from nncompress.passes.factors.forms.choice import forms_of
+from nncompress.passes.factors.replace import replace_layer
 from nncompress.results import Estimate
 
 TRIES = 4

@@ -23,8 +23,8 @@ from nncompress.ir import Model
 from nncompress.ir.graph.verify import not_finite
 from nncompress.options import shares_of
 from nncompress.passes.base import Change, Context, need_data
+from nncompress.passes.cut import apply_cut, proven_cut
 from nncompress.passes.prune_nodes.blame import group_contributions
-from nncompress.passes.prune_nodes.cut import apply_cut, proven_cut
 from nncompress.passes.prune_nodes.latency_budget import by_latency
 from nncompress.passes.prune_nodes.options import BUDGET_TOLERANCE, PruneNodes
 from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked, ranked

@@ -34,6 +34,7 @@ from nncompress.analysis.observe.residual import Branch, find_branches, names
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes.base import Context
+from nncompress.passes.cut import cut_of
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,7 @@ class Plan:
 
     @property
     def cut(self) -> Cut:
-        def of(kind: str) -> dict[str, list[int]]:
-            return {
-                c.layer.name if c.layer else c.name: self.removed[c.name]
-                for c in self.choices
-                if c.kind == kind and c.name in self.removed
-            }
-
-        return Cut(of("group"), of("reads"), of("writes"), tuple(self.dropped.values()))
+        return cut_of(self.choices, self.removed, tuple(self.dropped.values()))
 
 
 @dataclass(frozen=True)

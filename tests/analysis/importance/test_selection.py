@@ -24,7 +24,7 @@ from nncompress.analysis.importance.selection import (
 )
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.passes.prune_nodes.cut import apply_cut
+from nncompress.passes.cut import apply_cut
 
 
 def choice(name: str, size: int) -> Choice:

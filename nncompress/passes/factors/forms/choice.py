@@ -5,11 +5,11 @@ from __future__ import annotations
 from nncompress.analysis.lowrank.randomized import Wanted
 from nncompress.analysis.weight_targets import Target
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.passes.factorize.forms.base import Form, Metrics
-from nncompress.passes.factorize.forms.convolution import ChannelForm, ConvolutionForm, TransposedForm
-from nncompress.passes.factorize.forms.linear import LinearForm
-from nncompress.passes.factorize.forms.spatial import SpatialForm
-from nncompress.passes.factorize.forms.tucker import TuckerForm
+from nncompress.passes.factors.forms.base import Form, Metrics
+from nncompress.passes.factors.forms.convolution import ChannelForm, ConvolutionForm, TransposedForm
+from nncompress.passes.factors.forms.linear import LinearForm
+from nncompress.passes.factors.forms.spatial import SpatialForm
+from nncompress.passes.factors.forms.tucker import TuckerForm
 
 
 def forms_of(

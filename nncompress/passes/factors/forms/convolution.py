@@ -19,7 +19,7 @@ from nncompress.ir.edit.nodes import read_tensor
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.geometry import Geometry
 from nncompress.ir.layers.weights import Layer
-from nncompress.passes.factorize.forms.base import Form, MatrixForm, Metrics, Ranks, Stage
+from nncompress.passes.factors.forms.base import Form, MatrixForm, Metrics, Ranks, Stage
 
 
 class ConvolutionForm(Form):

@@ -11,8 +11,8 @@ from torch import Tensor
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.spatial import SpatialDecomposition
 from nncompress.ir.layers.geometry import Geometry
-from nncompress.passes.factorize.forms.base import Ranks, Stage
-from nncompress.passes.factorize.forms.convolution import ConvolutionForm
+from nncompress.passes.factors.forms.base import Ranks, Stage
+from nncompress.passes.factors.forms.convolution import ConvolutionForm
 
 
 class SpatialForm(ConvolutionForm):

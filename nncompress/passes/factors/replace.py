@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from nncompress.ir import Model
 from nncompress.ir.edit.nodes import add_tensor, read_tensor, replace_node
 from nncompress.ir.layers.weights import argument
-from nncompress.passes.factorize.forms.base import Form
+from nncompress.passes.factors.forms.base import Form
 
 
 def replace_layer(

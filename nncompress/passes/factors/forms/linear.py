@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from nncompress.ir import Model
 from nncompress.ir.edit.nodes import inserting_before, read_tensor
 from nncompress.ir.layers.weights import Layer
-from nncompress.passes.factorize.forms.base import MatrixForm, Ranks, Stage
+from nncompress.passes.factors.forms.base import MatrixForm, Ranks, Stage
 
 aten = torch.ops.aten
 

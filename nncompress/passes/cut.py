@@ -1,7 +1,8 @@
-"""Removing what the plan says: fit what stays, cut, and prove that the cut changed nothing else."""
+"""Removing what a plan says: fit what stays, cut, and prove that the cut changed nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,11 +20,32 @@ from nncompress.analysis.couplings import (
 )
 from nncompress.analysis.couplings.proof import TOLERANCE, Widened, distance
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
-from nncompress.analysis.observe.residual import find_branches, names
+from nncompress.analysis.importance.choices import Choice
+from nncompress.analysis.observe.residual import Branch, find_branches, names
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.layers.weights import Layer, layers
+
+
+def cut_of(
+    choices: Sequence[Choice], removed: Mapping[str, Sequence[int]], branches: Sequence[Branch] = ()
+) -> Cut:
+    """What is to be removed, by choice, as what is to be done.
+
+    Args:
+        removed: choice -> units.
+        branches: left out altogether.
+    """
+
+    def of(kind: str) -> dict[str, Sequence[int]]:
+        return {
+            c.layer.name if c.layer else c.name: removed[c.name]
+            for c in choices
+            if c.kind == kind and c.name in removed
+        }
+
+    return Cut(of("group"), of("reads"), of("writes"), branches)
 
 
 def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:
@@ -59,7 +81,7 @@ def apply_cut(
         wide = pruned.copy()
         _narrow(pruned, cut)
         if verify:
-            _same(wide, pruned)
+            check_same(wide, pruned, "cutting zeros out of residual branches")
     if cut.branches:
         _drop(pruned, model, cut, fitted)
     return pruned, proof
@@ -87,20 +109,23 @@ def _dim(layer: Layer) -> int:
     return layer.channel_dim % len(layer.node.meta["val"].shape)
 
 
-def _same(wide: Model, narrow: Model) -> None:
-    """Cutting zeros away changes nothing.
+def check_same(wide: Model, narrow: Model, what: str, tolerance: float = TOLERANCE) -> None:
+    """The second model computes what the first does, both in double precision.
+
+    Args:
+        what: it should not have changed.
 
     Raises:
-        VerificationError: it did.
+        VerificationError: it does not.
     """
     inputs = wide.example_inputs(EXAMPLE_BATCH)
     with torch.no_grad():
         error = distance(*(Widened(model.graph_module).run(*inputs) for model in (narrow, wide)))
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         raise VerificationError(
-            "a model with narrowed branches does not compute what it computed with zeros",
+            f"{what} changed what the model computes",
             got=f"relative difference {error:.2g}",
-            expected=f"at most {TOLERANCE:.2g}",
+            expected=f"at most {tolerance:.2g}",
             remedy="this is a defect: please report the model's architecture",
         )
 

@@ -1,0 +1,1 @@
+"""`reduce`: fewer nodes and lower ranks, chosen and repaired together."""
