@@ -34,8 +34,8 @@ class Reduce(Pass):
     macs: float | None = option(None, above=0, below=1, help="leave this share of the MACs")
     params: float | None = option(None, above=0, below=1, help="leave this share of the parameters")
     blocks: Literal["grouped", "separate"] = option(
-        "grouped",
-        help="residual streams: prune channels everywhere at once, or let each block read and write some",
+        "separate",
+        help="residual streams: each block reads and writes some channels, or they go everywhere at once",
     )
     form: Literal["auto", "channel", "spatial", "tucker"] = option(
         "auto",
