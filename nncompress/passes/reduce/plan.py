@@ -7,8 +7,9 @@ every step the savings of those that it touches are counted anew. What is lost i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, inf, prod
 
 import numpy as np
@@ -162,7 +163,31 @@ class Budget:
             for name in near:
                 nodes[name] = self._next_count(name)
             cost = self._cost()
-        return self._made(cost)
+        self._give_back(most)
+        return self._made(self._cost())
+
+    def _give_back(self, most: float) -> None:
+        """The last steps may have gone too far: return what is worth most per cost and still fits."""
+        while moves := [*self._steps_back(most - self._cost())]:
+            max(moves, key=lambda move: move[0])[1]()
+
+    def _steps_back(self, room: float) -> Iterator[tuple[float, Callable[[], None]]]:
+        """What costs no more than `room` and loses less: the gain per cost, and what does it."""
+        for name, counts in self._counts.items():
+            more = min((count for count in counts if count > self._kept[name]), default=None)
+            if more is not None:
+                added, gain = -self._saving(name, more), -self._lost(name, more)
+                if added <= room and gain > 0:
+                    yield gain / max(added, 1e-9), partial(self._take, name, more)
+        for layer in self._layers.values():
+            if layer.now is None:
+                continue
+            cost = layer.cost(layer.now, self._gone)
+            for candidate in (None, *layer.curve.candidates):
+                added = layer.cost(candidate, self._gone) - cost
+                gain = layer.now.error - (candidate.error if candidate else 0.0)
+                if added <= room and gain > 0:
+                    yield gain / max(added, 1e-9), partial(setattr, layer, "now", candidate)
 
     def _cost(self) -> float:
         return self._costs.left(self._kept) - sum(layer.saved(self._gone) for layer in self._layers.values())
@@ -173,22 +198,29 @@ class Budget:
 
     def _next_count(self, name: str) -> tuple[float, int]:
         """How many nodes to leave next for the least loss per cost saved, and that ratio."""
-        now, size, loss = self._kept[name], self._choices[name].size, self._rankings[name].loss
+        now = self._kept[name]
         further = [count for count in self._counts[name] if count < now]
-        layers = [self._layers[layer] for layer in self._of[name]]
-        before = sum(layer.saved(self._gone) for layer in layers)
         best = (inf, now)
         for position in AHEAD:
             if position >= len(further):
                 break
             count = further[position]
-            then = {**self._gone, name: size - count}
-            saved = self._costs.saved(name, count, self._kept)
-            saved -= before - sum(layer.saved(then) for layer in layers)
+            saved = self._saving(name, count)
             if saved > 0:
-                lost = max(float(loss[size - count] - loss[size - now]), 0.0)
-                best = min(best, (lost / saved, count))
+                best = min(best, (max(self._lost(name, count), 0.0) / saved, count))
         return best
+
+    def _lost(self, name: str, count: int) -> float:
+        """What is lost more with so many nodes of a group left."""
+        size, loss = self._choices[name].size, self._rankings[name].loss
+        return float(loss[size - count] - loss[size - self._kept[name]])
+
+    def _saving(self, name: str, count: int) -> float:
+        """What is saved more with so many nodes of a group left, given all ranks as they are."""
+        then = {**self._gone, name: self._choices[name].size - count}
+        layers = [self._layers[layer] for layer in self._of[name]]
+        factored = sum(layer.saved(self._gone) - layer.saved(then) for layer in layers)
+        return self._costs.saved(name, count, self._kept) - factored
 
     def _made(self, cost: float) -> Plan:
         removed = {name: self._rankings[name].removed(count) for name, count in self._gone.items() if count}
