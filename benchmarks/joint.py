@@ -36,7 +36,7 @@ from PIL import Image
 
 import nncompress
 from nncompress import pipeline
-from nncompress.analysis.accuracy import evaluate_paired
+from nncompress.analysis.accuracy import Measured, measure
 from nncompress.analysis.cost import cost
 from nncompress.data import Dataset
 from nncompress.ir import Model
@@ -117,25 +117,34 @@ def network(name: str, folder: Path, work: Path) -> Model:
     return nncompress.load(kept)
 
 
-def row(name: str, method: str, share: float, folder: Path, work: Path, *, test: bool) -> dict[str, object]:
-    """One network, compressed and measured."""
-    model = network(name, folder, work)
-    calibration = nncompress.dataset(str(work / "calibration.npz"), model)
-    started = time.process_time()
-    small = METHODS[method](model, calibration, share)
-    found: dict[str, object] = {
-        "model": name,
-        "method": method,
-        "cut": share,
-        "macs": round(cost(small).macs / cost(model).macs, 4),
-        "cpu_seconds": round(time.process_time() - started),
-    }
-    for part in ("held", "test") if test else ("held",):
-        paired = evaluate_paired(
-            model, small, nncompress.dataset(str(work / f"{part}.npz"), model)
-        ).difference
-        found[part] = [round(100 * each, 2) for each in (paired.value, paired.low, paired.high)]
-    return found
+class Network:
+    """A trained network, and what it answers, which is asked for once."""
+
+    def __init__(self, name: str, folder: Path, work: Path) -> None:
+        self.name, self.model, self._work = name, network(name, folder, work), work
+        self._answers: dict[str, Measured] = {}
+
+    def data(self, part: str) -> Dataset:
+        return nncompress.dataset(str(self._work / f"{part}.npz"), self.model)
+
+    def row(self, method: str, share: float, *, test: bool) -> dict[str, object]:
+        """Compressed and measured."""
+        started = time.process_time()
+        small = METHODS[method](self.model, self.data("calibration"), share)
+        found: dict[str, object] = {
+            "model": self.name,
+            "method": method,
+            "cut": share,
+            "macs": round(cost(small).macs / cost(self.model).macs, 4),
+            "cpu_seconds": round(time.process_time() - started),
+        }
+        for part in ("held", "test") if test else ("held",):
+            images = self.data(part)
+            if part not in self._answers:
+                self._answers[part] = measure(self.model, images, "classification")
+            change = measure(small, images, "classification").against(self._answers[part]).difference
+            found[part] = [round(100 * each, 2) for each in (change.value, change.low, change.high)]
+        return found
 
 
 def table(rows: list[dict[str, object]], part: str) -> str:
@@ -169,11 +178,13 @@ def main() -> None:
     wanted = "test" if arguments.test else "held"
     done = {(r["model"], r["method"], r["cut"]) for r in rows if wanted in r}
     for name in arguments.model or ("resnet20", "resnet56", *SIBLINGS):
+        given: Network | None = None
         for cut in arguments.cut or CUTS:
             for method in arguments.method or METHODS:
                 if (name, method, cut) in done:
                     continue
-                made = row(name, method, cut, arguments.folder, arguments.work, test=arguments.test)
+                given = given or Network(name, arguments.folder, arguments.work)
+                made = given.row(method, cut, test=arguments.test)
                 rows.append(made)
                 print(json.dumps(made), file=sys.stderr, flush=True)
                 with log.open("a") as file:
