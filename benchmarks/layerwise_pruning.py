@@ -2,7 +2,8 @@
 
 Both prune the channels inside residual blocks, the same share of every block, as many as the budget asks for;
 the stream between the blocks stays whole. What reads the pruned channels is changed in closed form, from
-statistics of the original network on calibration data; batch norms stay as they are.
+statistics of the original network on calibration data. The texts say nothing of batch norms: they are measured
+anew, as far as that helps on samples held out.
 
 GRAIL (Tang et al. 2026, arXiv 2602.23795): the channels whose filters have the largest norm stay (the paper
 takes any selector). The hidden channels are reconstructed from those left by ridge regression on their Gram
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.compensation import Cut, Fitted
+from nncompress.analysis.compensation.batch_norms import reestimate
+from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.importance import Choice, separate_choices
@@ -113,7 +116,10 @@ def _pruned(given: Model, data: Dataset, share: float, method: Method) -> Model:
             known = moments[choice.name]
             units[choice.name], matrix = method(maker, reader, known.second[0], count)
             weights[reader.weight.name] = reader.from_matrix(matrix).to(reader.weight.value().dtype)
-    return _cut(model, couplings, units, weights)
+    small = _cut(model, couplings, units, weights)
+    fit, held = fit_and_decide(model, data, 64, None)
+    reestimate(small, fit, output_error(model, small, held))
+    return small
 
 
 def _maker(choice: Choice, by_name: dict[str, Layer]) -> Layer:
