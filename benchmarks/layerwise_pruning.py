@@ -2,8 +2,8 @@
 
 Both prune the channels inside residual blocks, the same share of every block, as many as the budget asks for;
 the stream between the blocks stays whole. What reads the pruned channels is changed in closed form, from
-statistics of the original network on calibration data. The texts say nothing of batch norms: they are measured
-anew, as far as that helps on samples held out.
+statistics of the original network on calibration data. The texts that were at hand leave batch norms open:
+they are measured anew, as far as that helps on samples held out.
 
 GRAIL (Tang et al. 2026, arXiv 2602.23795): the channels whose filters have the largest norm stay (the paper
 takes any selector). The hidden channels are reconstructed from those left by ridge regression on their Gram
