@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,16 @@ def compare(
     precision = precision_of(model)
     quantized = precision in ("int8", "int4")
     kernels = kernels or path
+    told = ""
     try:
         if quantized and write is not None:
             as_written = f"{_runtime()} without optimisations"
             unoptimised = _runner(path, optimised=False)
-            verify.compare(model, unoptimised, as_written, precision=f"{precision} as written")
-        return verify.compare(model, _runner(kernels), _runtime())
+            told = verify.compare(
+                model, unoptimised, as_written, precision=f"{precision} as written"
+            ).rounding
+        found = verify.compare(model, _runner(kernels), _runtime())
+        return replace(found, rounding=found.rounding or told)
     except VerificationError as error:
         choices = find_choices(model) if precision == "int8" else None
         if choices is None:

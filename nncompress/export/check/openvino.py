@@ -7,6 +7,7 @@ OpenVINO runs it by itself, which is in bfloat16 on a processor with AMX.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,12 +38,14 @@ def compare(model: Model, path: Path, *, integers: bool = True) -> Comparison:
     runtime = f"openvino {version('openvino')}"
     own = precision_of(model)
     quantized = own in ("int8", "int4")
-    found = None
+    found, told = None, ""
     if quantized:
         as_written = _run(path, "float32", integers=False)
         found = verify.compare(model, as_written, f"{runtime} in floats", precision=f"{own} as written")
+        told = found.rounding
     if found is None or integers:
         found = verify.compare(model, _run(path, "float32"), runtime)
+        found = replace(found, rounding=found.rounding or told)
     floats = by_itself()
     if floats != "float32" and integers:
         precision = own if quantized else floats

@@ -53,7 +53,7 @@ class Rounding:
             raise refused
         with torch.no_grad():
             floats = self._unrounded.outputs_of(*(x.clone() for x in inputs))[output].detach().double().cpu()
-        graph, file = graph.detach().double().cpu(), file.double()
+        graph, file = graph.detach().double().cpu(), file.detach().double()
         if not all(x.isfinite().all() for x in (floats, graph, file)):
             raise refused
         size = floats.norm().clamp_min(torch.finfo(torch.float64).tiny)

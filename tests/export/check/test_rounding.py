@@ -1,5 +1,7 @@
 """Outputs that rounding takes far from the graph's are right where they are about as far from float."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from records import Records
@@ -7,6 +9,7 @@ from torch import nn
 
 from nncompress.errors import VerificationError
 from nncompress.export import write_onnx
+from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import compare
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
@@ -101,3 +104,14 @@ def test_files_are_compared_on_the_samples_kept(quantized, tmp_path):
     (kept,) = samples_of(quantized.inputs)
     (x,) = verification_inputs(quantized, batch=3, seed=7)
     assert torch.equal(x, kept[[7, 0, 1]].float())
+
+
+def test_the_report_says_where_it_decided_of_a_file_as_it_is_written(quantized, tmp_path, monkeypatch):
+    really = verify.compare
+
+    def told(*given, precision="", **named):
+        found = really(*given, precision=precision, **named)
+        return replace(found, rounding="as far") if precision.endswith("as written") else found
+
+    monkeypatch.setattr(verify, "compare", told)
+    assert write_onnx(quantized, tmp_path / "m.onnx").rounding == "as far"
