@@ -119,3 +119,11 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(words, model
     code, said = typed(capsys, *["bench", "m.pt2", "--data", "d.npz"], *words.split())
     assert code in (ExitCode.USAGE, ExitCode.OUTPUT), said
     assert {path: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
+
+
+def test_a_dry_run_has_no_report(model, monkeypatch, capsys):
+    monkeypatch.chdir(model)
+    code, said = typed(capsys, *["compress", "m.pt2", "--pass", "prune", "--dry-run", "--report", "dry.html"])
+    assert code == ExitCode.USAGE
+    assert "--dry-run" in said.err
+    assert not (model / "dry.html").exists()
