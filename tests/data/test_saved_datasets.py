@@ -62,12 +62,17 @@ def test_parquet_files_are_taken_by_their_split(tmp_path):
 
     (tmp_path / "data").mkdir()
     parts = {"train-00000-of-00002": slice(4), "train-00001-of-00002": slice(4, 7), "test": slice(2)}
+    parts |= {"train_extra": slice(3), "test[x]": slice(1)}
     for name, part in parts.items():
         table = pyarrow.table({"x": list(X[part]), "label": Y[part]})
         parquet.write_table(table, tmp_path / f"data/{name}.parquet")
     batch = whole(open_data(f"{tmp_path}?split=train&x=x"))
     assert (batch.inputs[0].numpy() == X).all()
     assert len(whole(open_data(f"{tmp_path}?split=test"))) == 2
+    assert len(whole(open_data(f"{tmp_path}?split=test[x]"))) == 1
+    (tmp_path / "data/train.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"has train-….parquet and train.parquet"):
+        open_data(f"{tmp_path}?split=train&x=x")
 
 
 def test_memory_is_asked_for_before_rows_are_taken(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ The Arrow files hold streams of record batches, which pyarrow reads one after th
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,23 @@ def table_of(folder: Path, split: str | None) -> Path:
 
 
 def _parquet(folder: Path) -> dict[str, Path]:
-    """Per split, the pattern of its files: train.parquet, train-00000-of-00002.parquet."""
+    """Per split, the pattern of its files: train.parquet, train-00000-of-00002.parquet, not train_2.parquet.
+
+    Raises:
+        DataError: a split is both, one file and several.
+    """
     for place in (folder, folder / "data"):
-        if files := sorted(place.glob("*.parquet")):
-            return {name: place / f"{name}*.parquet" for name in (f.stem.partition("-")[0] for f in files)}
+        found: dict[str, Path] = {}
+        for file in sorted(place.glob("*.parquet")):
+            name, several, _ = file.stem.partition("-")
+            pattern = place / f"{glob.escape(name)}-*.parquet" if several else file
+            if found.setdefault(name, pattern) != pattern:
+                raise DataError(
+                    f"{place} has {name}-….parquet and {name}.parquet",
+                    remedy=f"name the file: --data {place / name}.parquet, or move one of the two away",
+                )
+        if found:
+            return found
     return {}
 
 
