@@ -114,7 +114,10 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
     context.warn(too_few(options.name, fitted.layers))
     small, proof = apply_cut(model, cut, fitted, proven, verify=True)
     factored = split(small, plan.factors, unit)
-    if not refused:
+    if refused:
+        missed = getattr(cost(small), unit) / getattr(cost(model), unit)
+        context.notes.append(f"reduce: so {missed:.1%} of the {unit} are left; {share:.1%} were asked for")
+    else:
         _check_budget(model, small, unit, share)
     numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
     changes = _removals(choices, plan, refused, numbers) + _lowered(plan, found, factored, unit)

@@ -9,6 +9,7 @@ original.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -202,8 +203,6 @@ def _scales(
             for each in gradients:
                 rows = dims.total(node, each[node] * change, len(batch))
                 total[trial.key] += float(rows.double().square().sum()) / DRAWS
-    found = {}
-    for trial in trials:
-        measured = total[trial.key] / max(seen, 1) / 2
-        found[trial.key] = measured / trial.estimated if trial.estimated > 0 and measured > 0 else 1.0
-    return found
+    found = {t.key: total[t.key] / max(seen, 1) / 2 / t.estimated for t in trials if t.estimated > 0}
+    typical = statistics.median(found.values()) if found else 1.0  # for layers of that rank already
+    return {trial.key: found.get(trial.key, typical) for trial in trials}

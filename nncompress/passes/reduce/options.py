@@ -43,7 +43,7 @@ class Reduce(Pass):
     )
     round_to: int = option(1, least=1, help="leave multiples of this many nodes and ranks; 8 suits most CPUs")
     exclude: tuple[str, ...] = option(
-        (), metavar="PATTERN", help="layers that stay as they are, e.g. 'head*' (repeatable)"
+        (), metavar="PATTERN", help="layers whose nodes and rank stay, e.g. 'head*' (repeatable)"
     )
 
     def __post_init__(self) -> None:
