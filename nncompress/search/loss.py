@@ -7,9 +7,14 @@ The bound is one-sided, of any confidence, and made of what each sample adds to 
   which for a mean are the scores themselves, with the transformation of Hall (1992), "On the removal of
   skewness by transformation", J. R. Statist. Soc. B 54: a loss that few samples carry is skewed, and the
   plain interval holds far too rarely then. Where fewer than `FEW` samples tell the models apart there is no
-  distribution to speak of: each difference is taken for the largest by which samples of the original differ,
-  and counted as one of 0 and 1 is;
-- what is no sum (mAP, classes of the user's): Student's t of the spread over random draws of the samples.
+  distribution to speak of: each difference is taken for the largest by which samples of the original differ
+  (of a share, at least the whole of it), and counted as one of 0 and 1 is;
+- what is no sum (mAP, classes of the user's): the spread over random draws of the samples, by Student's t;
+  of a share as in the score interval, with one sample counting 1 / n. How many samples tell the models apart
+  is not known then, so that the confidence is approximate.
+
+Of a share, any sample may lose all of it: the bound is never closer to the loss than what no sample shows may
+add (the score interval at no event), however many lose a little.
 """
 
 from __future__ import annotations
@@ -21,14 +26,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nncompress.analysis.intervals import student_t
-from nncompress.analysis.metrics.base import Scores, check_pair
+from nncompress.analysis.metrics.base import Metric, Scores, check_pair
 from nncompress.analysis.metrics.resampled import COPIES, NORMAL_95
 from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.errors import DataError
 from nncompress.search.promise import CONFIDENCE, largest_drop
 
 FEW = 30  # samples that tell the models apart, from which on their distribution is looked at
-MOST_RECORDS = 10**9
+MOST_SAMPLES = 10**9
 MOST_FREEDOM = 1000  # its t is 0.1 % above that of any number beyond
 
 _Bound = Callable[[float, float], float]  # samples, confidence → the upper end
@@ -68,7 +73,7 @@ class Loss:
         low, high = 1, 2
         while self._above(high, confidence) > bound:
             low, high = high, 2 * high
-            if high > MOST_RECORDS:
+            if high > MOST_SAMPLES:
                 return None
         while high - low > 1:
             middle = (low + high) // 2
@@ -90,10 +95,15 @@ def lost(original: Scores, changed: Scores) -> Loss:
             if all(np.isin(np.abs(scores), (0.0, 1.0)).all() for scores in (before, after)):
                 return shares(int((before > after).sum()), int((after > before).sum()), len(before))
         value, parts, largest = pseudo_values(original, changed)
-        return means(sign * value, sign * parts, largest, original.samples)
+        return means(sign * value, sign * parts, largest, original.samples, _whole(original.metric))
     spread = original.less(changed)
     error = (spread.high - spread.value) / NORMAL_95
-    return drawn(sign * spread.value, error, original.samples)
+    return drawn(sign * spread.value, error, original.samples, _whole(original.metric))
+
+
+def _whole(metric: Metric) -> float:
+    """What a sample may lose at most, where that is known: of a share of what is right, all of it; else 0."""
+    return 1.0 if metric.share and metric.higher_is_better else 0.0
 
 
 def shares(only_original: float, only_changed: float, samples: int) -> Loss:
@@ -113,14 +123,15 @@ def shares(only_original: float, only_changed: float, samples: int) -> Loss:
     )
 
 
-def means(value: float, parts: np.ndarray, largest: float, samples: int) -> Loss:
+def means(value: float, parts: np.ndarray, largest: float, samples: int, whole: float = 0.0) -> Loss:
     """Of sums over samples.
 
     Args:
         parts: what each sample (or group of samples) says that the loss is, [n].
-        largest: by how much one sample may tell the models apart.
+        largest: by how much one sample tells the models apart, as far as these samples show.
+        whole: by how much one sample may, where that is known; else 0.
     """
-    count = len(parts)
+    count, largest = len(parts), max(largest, whole)
     differing = int((np.abs(parts) > 1e-12 * max(largest, float(np.abs(parts).max()))).sum())
     deviation = float(parts.std(ddof=1)) if count > 1 else math.inf
     skewness = float(((parts - parts.mean()) ** 3).mean() / parts.std() ** 3) if parts.std() > 0 else 0.0
@@ -139,29 +150,33 @@ def means(value: float, parts: np.ndarray, largest: float, samples: int) -> Loss
                     return math.inf
                 each = n / count / largest
                 found = max(found, largest * largest_drop(worse * each, better * each, n, confidence))
-            return found
+            return max(found, sign * value + whole * largest_drop(0, 0, n, confidence))
 
         return of
 
     return Loss(value, samples, "Student's t with Hall's correction, paired", bound(1.0), bound(-1.0))
 
 
-def drawn(value: float, error: float, samples: int) -> Loss:
+def drawn(value: float, error: float, samples: int, whole: float = 0.0) -> Loss:
     """Of what is no sum over samples.
 
     Args:
         error: the standard error of `value`, told by `COPIES` draws of the samples.
+        whole: by how much one sample may tell the models apart, where that is known; else 0.
     """
 
     def bound(center: float) -> _Bound:
         def of(wanted: float, confidence: float) -> float:
             if not error:
                 return math.inf  # no draw tells the models apart, which says nothing of other samples
-            return center + student_t(COPIES - 1, 2 * confidence - 1) * error * math.sqrt(samples / wanted)
+            t = student_t(COPIES - 1, 2 * confidence - 1)
+            one = t * whole / wanted / 2
+            return center + t * (one + math.hypot(error * math.sqrt(samples / wanted), one))
 
         return of
 
-    return Loss(value, samples, f"{COPIES} random draws of the samples, paired", bound(value), bound(-value))
+    how = f"{COPIES} random draws of the samples, paired; approximate"
+    return Loss(value, samples, how, bound(value), bound(-value))
 
 
 def pseudo_values(original: SummedScores, changed: SummedScores) -> tuple[float, np.ndarray, float]:

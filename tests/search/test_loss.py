@@ -10,6 +10,7 @@ from nncompress.analysis.metrics.classification import F1, Top1
 from nncompress.analysis.metrics.continuous import Mae, Rmse
 from nncompress.analysis.metrics.resampled import ResampledScores
 from nncompress.analysis.metrics.sequences import Perplexity
+from nncompress.analysis.metrics.summed import MeanMetric
 from nncompress.data import Batch
 from nncompress.errors import DataError
 from nncompress.search.loss import lost, means, shares
@@ -133,3 +134,54 @@ def test_no_number_is_told():
     label, first, second = classes(np.random.default_rng(3), 20)
     with pytest.raises(DataError, match="different numbers of samples"):
         lost(scored(F1(), first, label), scored(F1(), second[:10], label[:10]))
+
+
+class Share(MeanMetric):
+    """A share within each sample, as agreement on tokens is."""
+
+    name, title, needs_labels = "share", "share", False
+
+    def fits(self, output, batch, classes):
+        return True
+
+    def sums(self, output, batch, origin, first_sample):
+        return np.stack([output.numpy(), np.ones(len(output))], axis=1)
+
+
+@pytest.mark.parametrize("little", [0, 1, 10, 100])
+def test_however_many_lose_a_little_of_a_share_a_few_may_lose_all_of_it(little):
+    """Of 200 samples none loses everything in 13 of 100 draws where each hundredth does."""
+    before, after = torch.ones(200).double(), torch.ones(200).double()
+    after[:little] = 0.999
+    found = lost(scored(Share(), before, None), scored(Share(), after, None))
+    assert found.value == pytest.approx(little * 0.001 / 200)
+    assert 0.01 + little * 0.001 / 200 < found.at_most() < 0.02
+    assert found.at_least() < -0.01
+    needed = found.needed(0.001)
+    assert needed is not None
+    assert 2000 < needed < 8000
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 5, 20])
+def test_draws_of_a_share_know_what_one_sample_counts(wrong):
+    """As wide as the score interval of right and wrong, to what 64 draws tell; and it is said to be about."""
+
+    class Right:
+        def __init__(self):
+            self.right, self.count = 0.0, 0
+
+        def update(self, output, batch):
+            self.right, self.count = self.right + float(output.sum()), self.count + len(output)
+
+        def compute(self):
+            return self.right / self.count
+
+    before, after = (ResampledScores(Top1(), Right, lambda each: each.compute()) for _ in range(2))
+    answers = torch.ones(100).double()
+    before.add(answers, Batch((answers,), None), "made up")
+    answers = answers.clone()
+    answers[torch.randperm(100, generator=torch.Generator().manual_seed(0))[:wrong]] = 0
+    after.add(answers, Batch((answers,), None), "made up")
+    found, exact = lost(before, after), shares(wrong, 0, 100)
+    assert found.at_most() - found.value == pytest.approx(exact.at_most() - exact.value, rel=0.25)
+    assert "approximate" in found.how
