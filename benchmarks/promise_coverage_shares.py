@@ -1,4 +1,4 @@
-"""How often the bound of a promise holds for shares (see `promise_coverage` for other sums): losses whose truth is known, drawn many times.
+"""How often the bound of `optimize` holds for shares: losses whose truth is known, drawn many times.
 
     python -m benchmarks.promise_coverage_shares [DRAWS]
 

@@ -1,6 +1,7 @@
 """`optimize --finetune`: which cuts are trained, for how long, and that it can be done again."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -40,7 +41,7 @@ def test_cuts_that_are_too_strong_are_trained_and_made_again_by_the_commands(her
     assert found["best"]["lost"] < untrained["lost"]
     assert found["promise"]["kept"]
     for command in found["commands"]:
-        again = command.replace("'", "").replace("-o m.optimize.pt2", "-o again.pt2").split()[1:]
+        again = shlex.split(command.replace("-o m.optimize.pt2", "-o again.pt2"))[1:]
         assert answer(capsys, *again, *(["--no-timing"] if "compress" in again else []))[0] == 0
     made, again = (load_model(name).state_dict() for name in ("m.optimize.pt2", "again.pt2"))
     assert all(torch.equal(made[name], again[name]) for name in made)

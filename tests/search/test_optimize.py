@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -16,10 +17,12 @@ from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError
 from nncompress.ir import Model
 from nncompress.loading import load_model
+from nncompress.progress import NullProgress
 from nncompress.recipe import read_recipe, recipe_text
 from nncompress.search.optimize import PROMISES, Search, read
 from nncompress.search.sensitivity import probes
 from nncompress.search.trial import Judge
+from nncompress.search.unseen import shared
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
 
@@ -60,8 +63,9 @@ def test_sensitivity_without_data_says_so(here, capsys):
 
 
 def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effects, capsys):
-    shutil.copytree(effects, "m.optimize/sensitivity")
-    code, out, err = answer(capsys, "optimize", "m.pt2", *SEARCH, "--json")
+    os.link("m.pt2", "my m.pt2")
+    shutil.copytree(effects, "my m.optimize/sensitivity")
+    code, out, err = answer(capsys, "optimize", "my m.pt2", *SEARCH, "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["promise"]["kept"]
@@ -70,16 +74,16 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
     assert best["macs"] < 0.9
     kept = [row["macs"] for row in found["trials"].values() if "samples" in row and held(row)]
     assert sorted(kept).index(best["macs"]) <= 2  # the very edge may fail on unseen samples
-    paired = nncompress.evaluate("m.optimize.pt2", "val.npz?half=2").top1
+    paired = nncompress.evaluate("my m.optimize.pt2", "val.npz?half=2").top1
     original = nncompress.evaluate("m.pt2", "val.npz?half=2").top1
     assert original - paired == pytest.approx(found["promise"]["drop"])
     (command,) = found["commands"]
-    command = command.replace("'", "").replace("-o m.optimize.pt2", "-o again.pt2").split()[1:]
+    command = shlex.split(command.replace("-o 'my m.optimize.pt2'", "-o again.pt2"))[1:]
     assert answer(capsys, *command, "--no-timing")[0] == 0
-    made, again = (load_model(name).state_dict() for name in ("m.optimize.pt2", "again.pt2"))
+    made, again = (load_model(name).state_dict() for name in ("my m.optimize.pt2", "again.pt2"))
     assert made.keys() == again.keys()
     assert all(torch.equal(made[name], again[name]) for name in made)
-    code, out, _ = answer(capsys, "optimize", "m.pt2", *SEARCH, "--json")
+    code, out, _ = answer(capsys, "optimize", "my m.pt2", *SEARCH, "--json")
     assert json.loads(out)["trials"] == found["trials"]  # resumed: nothing is tried twice
     assert json.loads(out)["promise"] == found["promise"]
 
@@ -120,6 +124,11 @@ def test_the_smallest_drop_within_a_size(here, effects, capsys):
         (["--max-drop", "1"], "needs data"),
         (["--max-size", "small"], "no size"),
         (["--join", "missing"], "leave it out"),
+        (["--join", "missing", "--finetune", "1"], "goes without --finetune"),
+        (["--join", "missing", "--report", "r.json"], "goes without --report"),
+        (["--join", "missing", "--limit", "512"], "goes without --limit"),
+        (["--join", "missing", "-o", "small.pt2"], "goes without --output"),
+        (["--join", "missing", "--json"], "goes without --json"),
     ],
 )
 def test_mistakes_are_told(here, capsys, arguments, said):
@@ -137,8 +146,39 @@ def test_a_folder_of_another_search_is_refused(here, capsys):
     assert answer(capsys, "optimize", "--join", "elsewhere")[0] == ExitCode.USAGE
 
 
+def test_a_folder_of_another_model_is_refused_and_its_own_is_not_taken_for_it(here, effects, capsys):
+    common = ["--data", "val.npz", "--max-drop", "30", "--goal", "macs", "--trials", "1"]
+    (here / "other").mkdir()
+    model = load_model("m.pt2")
+    with torch.no_grad():
+        next(iter(model.state_dict().values())).mul_(0.5)
+    nncompress.save(model, "other/m.pt2")
+    shutil.copytree(effects, "m.optimize/sensitivity")
+    assert answer(capsys, "optimize", "m.pt2", *common)[0] == 0
+    code, _, err = answer(capsys, "optimize", "other/m.pt2", *common, "-o", "other.pt2")
+    assert (code, "another model than other/m.pt2" in err) == (ExitCode.USAGE, True)
+    assert not (here / "other.pt2").exists()
+
+
+@pytest.mark.parametrize("fit", ["val.npz", "val.npz?half=2", "some.npz"])
+def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
+    model = load_model("m.pt2")
+    unseen = dataset("val.npz?half=2", model, None)
+    x = np.random.default_rng(0).standard_normal((400, 12)).astype(np.float32)
+    np.savez("other.npz", x=x, y=np.zeros(400, np.int64))
+    x[:2] = next(iter(unseen.batches(2))).inputs[0]  # 2 of 1500
+    np.savez("some.npz", x=x, y=np.zeros(400, np.int64))
+    asked = ["--data", "val.npz", "--max-drop", "30", "--goal", "macs", "--trials", "1", "--fit", fit]
+    code, _, err = answer(capsys, "optimize", "m.pt2", *asked)
+    assert code == ExitCode.USAGE
+    assert "half of --data that the promise" in " ".join(err.split())
+    assert not (here / "m.optimize/trials").exists()
+    for fine in ("val.npz?half=1", "other.npz"):
+        assert shared(dataset(fine, model, None), unseen, None, NullProgress()) == (0, 1500)
+
+
 SETTINGS = {
-    "schema": 1, "kind": "search", "directory": ".", "data": "val.npz", "fit": "val.npz?half=1",
+    "schema": 1, "kind": "search", "model": "0", "directory": ".", "data": "val.npz", "fit": "val.npz?half=1",
     "normalize": None, "limit": 9, "seed": 0, "bounds": {"drop": 0.1, "goal": "macs", "metric": "top1"},
 }  # fmt: skip
 

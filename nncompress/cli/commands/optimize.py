@@ -74,12 +74,16 @@ _Join = Annotated[
 ]
 
 
+_HELPING = ("model", "join", "trials", "time", "data", "metric")  # what a worker may be told
+
+
 def register(app: typer.Typer) -> None:
     app.command("optimize", help=_HELP)(optimize)
 
 
 @taking(options.LOADING)
 def optimize(
+    context: typer.Context,
     model: options.ModelArgument = None,
     max_drop: _Drop = None,
     metric: _Metric = None,
@@ -102,6 +106,7 @@ def optimize(
 ) -> None:
     until = clock.monotonic() + seconds(time, "--time")
     if join is not None:
+        _only_helps(context)
         with starting():
             from nncompress.cli.work import optimize as work
         work.join(Path(join), model, loading["data"], metric, trials, until)
@@ -145,6 +150,23 @@ def optimize(
         json=json,
         loading=loading,
     )
+
+
+def _only_helps(context: typer.Context) -> None:
+    """Refuse what --join has from the folder, or what only who began the search does.
+
+    Raises:
+        UsageError: naming one that was given.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in _HELPING:
+            raise UsageError(
+                f"optimize --join goes without {max(parameter.opts, key=len)}",
+                expected="--trials, --time; and --data and --metric where these are code",
+                remedy="leave it out: how is said in the folder, and whoever began the search ends it",
+            )
 
 
 def _minutes(text: str) -> float:

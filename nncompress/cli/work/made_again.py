@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +40,30 @@ def write(
 
     Returns: the recipe files; the commands, in order.
     """
-    how = {
-        f"--{key.replace('_', '-')}": loading[key] for key in ("normalize", "arch", "weights_key", "input")
-    }
-    opened = "".join(f" {flag} '{value}'" for flag, value in how.items() if value)
-    opened += " --trust-pickle" if loading["trust_pickle"] else ""
-    normalized = f" --normalize '{loading['normalize']}'" if loading["normalize"] else ""
-    data, seed = f"--data '{fit}'", f"--seed {settings['seed']}"
-    fitted = f"{data} --limit {settings['limit']} {seed}" + (f" --target {target}" if target else "")
+
+    def opening(*keys: str) -> list[str]:
+        return [word for key in keys if loading[key] for word in (flag_of(key), loading[key])]
+
+    trust = ["--trust-pickle"] if loading["trust_pickle"] else []
+    normalized, opened = opening("normalize"), [*opening("arch", "weights_key", "input"), *trust]
+    data, seed = ["--data", fit], ["--seed", str(settings["seed"])]
+    fitted = [*data, "--limit", str(settings["limit"]), *seed, *(["--target", target] if target else [])]
     parts: tuple[tuple[Pass, ...], ...] = (recipe,) if trained is None else in_two(recipe)
     files = recipe_files(result, len(parts) > 1 and bool(parts[1]))
     cut, done = (str(result.with_suffix(f".{each}.pt2")) for each in ("cut", "trained"))
     first = cut if trained is not None else str(result)
-    commands = [f"nncompress compress {original} --recipe {files[0]} {fitted}{opened} -o {first}"]
+    steps = [["compress", original, "--recipe", files[0], *fitted, *normalized, *opened, "-o", first]]
     if trained is not None:
-        flags = " ".join(f"{flag_of(key)} {value}" for key, value in trained.items())
+        flags = [word for key, value in trained.items() for word in (flag_of(key), value)]
         end = done if parts[1] or target else str(result)
-        teacher = f"--teacher {original}" + opened.replace(normalized, "")
-        commands.append(f"nncompress train {cut} {data} {seed} {flags} {teacher}{normalized} -o {end}")
+        learning = [*data, *seed, *flags, "--teacher", original, *opened, *normalized]
+        steps.append(["train", cut, *learning, "-o", end])
         if parts[1]:
-            commands.append(
-                f"nncompress compress {done} --recipe {files[1]} {fitted}{normalized} -o {result}"
-            )
+            steps.append(["compress", done, "--recipe", files[1], *fitted, *normalized, "-o", result])
         elif target:
-            commands.append(f"nncompress export {done} --target {target} -o {result}")
-    comment = "".join(f"# {command}\n" for command in commands) + "\n"
+            steps.append(["export", done, "--target", target, "-o", result])
+    commands = [shlex.join(["nncompress", *map(str, step)]) for step in steps]
+    comment = "".join(f"# {line}\n" for command in commands for line in command.splitlines()) + "\n"
     for file, part in zip(files, parts):
         with replacing(file, reads) as temporary:
             write_recipe(temporary, part, comment)

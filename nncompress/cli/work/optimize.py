@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time as clock
 from contextlib import chdir
 from pathlib import Path
@@ -21,6 +22,7 @@ from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
+from nncompress.ir import Model
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context
 from nncompress.report import search as tables
@@ -28,6 +30,8 @@ from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
 from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search, read, recipe_of
+from nncompress.search.records import model_key
+from nncompress.search.unseen import shared
 from nncompress.targets import TARGETS
 
 
@@ -69,13 +73,13 @@ def find(
     for file in made_again.recipe_files(result):
         model_files.output_for(str(file), file, reads)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
-    whole = api.dataset(data, opened.model, loading["normalize"], say)
-    if whole.has_labels:
-        settle_answer(opened.model, whole)
-    asked["metric"] = settled(opened.model, whole, metric)
+    chooses = api.dataset(_half(data, 1), opened.model, loading["normalize"], say)
+    if chooses.has_labels:
+        settle_answer(opened.model, chooses)
+    asked["metric"] = settled(opened.model, chooses, metric)
     measure = Measure(opened.model, asked["metric"])
     if metric is None and asked["metric"] != "top1":
-        why = "the labels ask for it" if whole.has_labels else f"{data} has no labels"
+        why = "the labels ask for it" if chooses.has_labels else f"{data} has no labels"
         say(f"measured by {asked['metric']} ({measure.metric.title}): {why}; --metric names another")
     asked["drop"] = _drop(max_drop, measure.metric)
     if clock_in:
@@ -84,9 +88,10 @@ def find(
         chosen = "" if target else ", the fastest here (--target names another)"
         say(f"latencies are measured in {where.runtime_name}{chosen}")
     kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
-    settings = {
+    settings: dict[str, Any] = {
         "schema": 1,
         "kind": "search",
+        "model": model_key(opened.model),
         "directory": os.getcwd(),
         "data": data,
         "fit": fit or _half(data, 1),
@@ -95,11 +100,19 @@ def find(
         "seed": seed,
         "bounds": asked,
     }
-    if not (kept / "original.pt2").exists():
+    begun = read(kept / "search.json", SETTINGS)
+    if begun is not None and begun["model"] != settings["model"]:
+        raise UsageError(
+            f"{kept} holds a search of another model than {opened.path}",
+            remedy=f"name another --folder, or delete this one: rm -r {shlex.quote(str(kept))}",
+        )
+    if fit is not None:
+        _check_fit(settings, opened.model, all_of_it=training is not None)
+    if begun is None:  # the settings last: where they are, the model is
         export.write(opened.model, kept / "original.pt2")
         write_json(kept / "search.json", settings)
-    help_it = f"nncompress optimize --join {kept}" + (f" --data '{data}'" if is_code(data) else "")
-    help_it += f" --metric '{metric}'" if metric and ":" in metric else ""
+    words = ["nncompress", "optimize", "--join", str(kept), *(["--data", data] if is_code(data) else [])]
+    help_it = shlex.join([*words, *(["--metric", metric] if metric and ":" in metric else [])])
     if training is not None and fit is None:
         say(
             "--finetune learns the half of --data that chooses, so what is said of trained trials meanwhile "
@@ -165,6 +178,23 @@ def find(
         )
 
 
+def _check_fit(settings: dict[str, Any], model: Model, all_of_it: bool) -> None:
+    """Refuse --fit with samples that the promise is made on.
+
+    Raises:
+        UsageError: it has some.
+    """
+    names = (settings["fit"], _half(settings["data"], 2))
+    fitted, unseen = (api.dataset(name, model, settings["normalize"]) for name in names)
+    with progress() as bar:
+        both, count = shared(fitted, unseen, None if all_of_it else settings["limit"], bar)
+    if both:
+        say(
+            f"{both} of the {count} samples that the promise is made on are in --fit, too: what is said of "
+            "the loss may be too good by as many"
+        )
+
+
 def _half(data: str, number: int) -> str:
     return f"{data}{'&' if '?' in data else '?'}half={number}"
 
@@ -217,6 +247,7 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
 SETTINGS = record(
     schema=one_of(1),
     kind=one_of("search"),
+    model=plain(str),
     directory=plain(str),
     data=plain(str),
     fit=plain(str),
@@ -252,7 +283,8 @@ def join(
     if settings is None:
         raise UsageError(
             f"{folder} holds no search",
-            remedy=f"nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder {folder}",
+            remedy="nncompress optimize model.pt2 --data val.npz --max-drop 0.5 --folder "
+            + shlex.quote(str(folder)),
         )
     measured_by = settings["bounds"]["metric"]
     for what, given, known in (("data", data, settings["data"]), ("metric", metric, measured_by)):
@@ -262,13 +294,13 @@ def join(
         raise UsageError(
             f"the search in {folder} has a metric that is code, which is not run because a file says so",
             got=measured_by,
-            remedy=f"--metric '{measured_by}', if you trust it",
+            remedy=f"--metric {shlex.quote(measured_by)}, if you trust it",
         )
     if data is None and (code := [each for each in (settings["data"], settings["fit"]) if is_code(each)]):
         raise UsageError(
             f"the search in {folder} takes its data from code, which is not run because a file says so",
             got=code[0],
-            remedy=f"--data '{settings['data']}', if you trust it",
+            remedy=f"--data {shlex.quote(settings['data'])}, if you trust it",
         )
     folder = folder.resolve()
     if not Path(settings["directory"]).is_dir():
