@@ -141,6 +141,7 @@ def _search(path: Path) -> None:
 
 
 def _trial(path: Path) -> None:
+    from nncompress.analysis.metrics.registry import named_metric
     from nncompress.files.bounded_text import read_json
     from nncompress.report import search as report
     from nncompress.search import trial
@@ -148,7 +149,7 @@ def _trial(path: Path) -> None:
 
     with _measured_anew():
         row = trial.record(read_json(path))
-        report.trial(row, 1)
+        report.trial(row, 1, named_metric("top1"))
         recipe_of(row)
 
 

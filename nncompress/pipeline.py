@@ -153,7 +153,7 @@ def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Contex
 
     def finish(model: Model) -> Model:
         small = model.copy()
-        limit = max(FEW, (context.data and context.data.fixed_batch) or 0)  # a whole batch, where it is fixed
+        limit = max(FEW, model.fixed_batch or 0)  # a whole batch, where it is fixed
         few = Context(data=context.data, seed=context.seed, limit=limit, target=context.target)
         kept.apply(small, few)
         small.refresh()

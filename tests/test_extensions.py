@@ -330,7 +330,7 @@ def test_names_alone_import_nothing(shrink_tools):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
-    assert done.stdout.split() == ["9", "False", "False"]
+    assert done.stdout.split() == ["10", "False", "False"]
 
 
 def test_the_criteria_that_the_command_line_knows_are_those_there_are():

@@ -13,7 +13,7 @@ from nncompress import pipeline
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import fit_inputs
 from nncompress.data.source import ArraySource
-from nncompress.errors import VerificationError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.options import option
 from nncompress.passes import PASSES, Change, Context, Pass
@@ -175,7 +175,7 @@ def test_in_a_pipeline_each_default_is_bound_by_what_it_does_itself():
     assert "2" in steps[2].warnings[0]
 
 
-@pytest.mark.parametrize("name", [name for name in PASSES if name not in ("grow", "quantize")])
+@pytest.mark.parametrize("name", [name for name in PASSES if name not in ("grow", "quantize", "reduce")])
 @pytest.mark.parametrize("data", [None, Records((torch.randn(40, 3, 8, 8),))])
 def test_no_default_moves_the_outputs_of_any_network_far(name, data):
     """Weights that are large, small, of few or of outlying values: whose size says nothing."""
@@ -290,7 +290,12 @@ def test_infinite_integer_boolean_and_single_outputs(name, data):
         "prune-nodes": {"ratio": 0.3},
         "cluster": {"codebook": 4},
         "prune": {"sparsity": 0.3},
+        "reduce": {"macs": 0.7},
     }.get(name, {})
+    if name == "reduce" and data is None:
+        with pytest.raises(UsageError, match="reduce"):
+            pipeline.run(model, [PASSES[name](**options)], Context())
+        return
     (step,) = pipeline.run(model, [PASSES[name](**options)], Context(data=data))[1]
     assert step.changed or name in ("substitute", "share")
     assert [row.misplaced for row in step.drift] == [0, 0, 0, 0]

@@ -182,7 +182,11 @@ def test_json_of_a_pass_holds_every_change(here, capsys):
         (["eval", "model.pt"], ExitCode.USAGE, "--data"),
         (["eval"], ExitCode.USAGE, "nncompress eval model.pt2"),
         (["cluster"], ExitCode.USAGE, "nncompress cluster model.pt"),
-        (["inspect", "model.pt", "--units", "--spectrum"], ExitCode.USAGE, "one of --units and --spectrum"),
+        (
+            ["inspect", "model.pt", "--units", "--spectrum"],
+            ExitCode.USAGE,
+            "--units, --spectrum and --target",
+        ),
         (["prune-nodes", "model.pt", "--scope", "all"], ExitCode.USAGE, "--scope': 'all' is not one of"),
     ],
 )

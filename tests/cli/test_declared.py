@@ -30,7 +30,7 @@ def test_a_command_takes_the_shared_options_as_keywords():
 def test_every_command_that_opens_a_model_has_the_same_options_for_it():
     commands = {c.name: inspect.signature(c.callback).parameters for c in build().registered_commands}
     opening = {name: taken for name, taken in commands.items() if "trust_pickle" in taken}
-    assert set(commands) - set(opening) == {"reproduce", "doctor", "targets", "new"}
+    assert set(commands) - set(opening) == {"reproduce", "doctor", "targets", "new", "report"}
     for command, taken in opening.items():
         for name, (annotation, default) in options.LOADING.items():
             if (command, name) != ("inspect", "normalize"):

@@ -17,9 +17,11 @@ from torch import Tensor
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import without_rounding
+from nncompress.ir.graph.ops import op_name
 
 AS_FAR = 1.25  # times what rounding is worth in the graph, that of a right file is at most
 SMALL = 0.05  # of the outputs: where rounding is worth no more, a file as it is written may be as far, too
+DEEP = 32  # roundings one after the other, in a network where that holds: a wrong scale of a few would show
 AS_WRITTEN = 0.2  # times that, what a file as it is written may be away from the graph
 MOST = 0.5  # of the outputs: where rounding in the graph moves them farther, it tells nothing of a file
 
@@ -40,6 +42,10 @@ class Rounding:
     @cached_property
     def _unrounded(self) -> Model:
         return without_rounding(self._model)
+
+    @cached_property
+    def _deep(self) -> bool:
+        return sum(op_name(node) == "quantize_per_tensor" for node in self._model.graph.nodes) >= DEEP
 
     def explains(
         self, refused: VerificationError, inputs: Sequence[Tensor], output: int, graph: Tensor, file: Tensor
@@ -62,7 +68,7 @@ class Rounding:
         rounded = (graph - floats).abs()
         right = of_graph <= MOST and _within(file - floats, rounded, AS_FAR)
         if self._as_written:
-            right = (right and of_graph <= SMALL) or _within(file - graph, rounded, AS_WRITTEN)
+            right = (right and of_graph <= SMALL and self._deep) or _within(file - graph, rounded, AS_WRITTEN)
         if not right:
             refused.got = f"{refused.got}; {told}"
             raise refused

@@ -10,6 +10,7 @@ from torch import nn
 from nncompress.errors import VerificationError
 from nncompress.export import write_onnx
 from nncompress.export.check import compare as verify
+from nncompress.export.check import rounding
 from nncompress.export.check.compare import compare
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
@@ -65,9 +66,10 @@ def test_a_file_as_it_is_written_has_no_such_excuse(quantized):
         )
 
 
-@pytest.mark.parametrize(("times", "right"), [(1.0, True), (2.0, False)])
-def test_where_rounding_is_worth_little_a_file_may_be_as_far_as_it_is_written(times, right):
-    """As in a deep network in which one value on a boundary changes all that follow."""
+@pytest.mark.parametrize(("times", "deep", "right"), [(1.0, 1, True), (2.0, 1, False), (1.0, 2, False)])
+def test_in_a_deep_network_a_file_may_be_as_far_as_it_is_written(times, deep, right, monkeypatch):
+    """One value on a boundary changes all that follow; elsewhere that would hide a wrong scale."""
+    monkeypatch.setattr(rounding, "DEEP", deep)
     torch.manual_seed(0)
     model = Model.from_module(nn.Linear(64, 200).eval(), (torch.randn(2, 64),))
     plain, x = model.copy(), torch.randn(64, 64)

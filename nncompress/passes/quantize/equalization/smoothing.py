@@ -311,7 +311,7 @@ def spanning(calibration: str, percentile: float, symmetric: bool) -> Callable[[
 def _outputs(model: Model, context: Context) -> tuple[Tensor, ...]:
     """Of two samples, or as many as the model takes."""
     assert context.data is not None
-    count = context.data.fixed_batch or min(2, largest_batch(model))
+    count = model.fixed_batch or min(2, largest_batch(model))
     inputs = next(iter(context.data.batches(count, limit=count))).inputs
     with torch.no_grad():
         return model.outputs_of(*(x.clone() for x in inputs))
