@@ -50,6 +50,7 @@ def sensitivity(result: Sensitivity, *, every: bool, metric: Metric | None = Non
     known = f", {result.known} known from before" if result.known else ""
     lost = f"; lost: of {result.metric} on the data" if result.metric else ""
     lost += " (points)" if metric is not None and metric.share else ""
+    lost += ", which passes are fitted to, too" if result.metric else ""
     where = f"; time: in {result.target}, one thread, in turns with the original" if result.target else ""
     lines.append(
         line(

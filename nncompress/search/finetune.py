@@ -1,5 +1,6 @@
 """A budget of training spent on cuts that are too strong without it: distillation from the original.
 
+    FOLDER/trained/data.json        which samples are learnt
     FOLDER/trained/KEY.json         how a trial is trained: settled by the speed of this machine, once
     FOLDER/trained/KEY.checkpoint   as far as the training came
     FOLDER/trained/KEY.pt2          the trained model, in float
@@ -28,7 +29,7 @@ from nncompress.loading import load_model
 from nncompress.loading.json_schema import Check, Rejected, optional, plain, record
 from nncompress.passes import Context, Quantize
 from nncompress.search.candidates import Recipe
-from nncompress.search.records import key_of
+from nncompress.search.records import data_key, key_of
 from nncompress.train import TrainSettings, train
 
 ROUNDS = 3  # trainings that the budget is spent on, at most
@@ -71,7 +72,27 @@ class Trainer:
     def __init__(self, folder: Path, original: Model, metric: str, context: Context) -> None:
         self.folder = folder / "trained"
         self._original, self._context = original, context
-        self._teacher_weight = 0.9 if metric in LABELLED else 1.0
+        labelled = metric in LABELLED and context.data is not None and context.data.has_labels
+        self._teacher_weight = 0.9 if labelled else 1.0
+
+    def check_data(self) -> None:
+        """Refuse other samples than those of earlier trainings: a search knows those only that passes take.
+
+        Raises:
+            UsageError: they are others, or the record of them is damaged.
+        """
+        file, now = make_folder(self.folder) / "data.json", {"samples": data_key(self._data())}
+        if not file.exists():
+            write_json(file, now)
+        try:
+            same = read_json(file) == now
+        except Unreadable:
+            same = False
+        if not same:
+            raise UsageError(
+                f"{self.folder} holds models that were trained on other samples than {self._data().spec}",
+                remedy="name another --folder, or delete this one",
+            )
 
     def settings(self, key: str, cut: Model, seconds: float) -> dict[str, Any]:
         """How the trial `key` is trained: as it was settled before, else as many steps as `seconds` allow."""
@@ -126,16 +147,17 @@ class Trainer:
         batch = data.fixed_batch or TrainSettings().batch
         count = data.planned_samples() or len(data)
         few, more = min(count, batch), min(count, (1 + TIMED) * batch)
-        taken = [self._timed(cut, limit) for limit in (few, few, more)]  # the first one warms up
-        per_record = max(taken[2] - taken[1], 1e-9) / (more - few) if more > few else taken[1] / few
-        affordable = int(seconds / per_record)
+        epochs = 1 + TIMED if more == few else 1  # by steps alone: the start is in both
+        taken = [self._timed(cut, few, 1), self._timed(cut, few, 1), self._timed(cut, more, epochs)]
+        per_sample = max(taken[2] - taken[1], 1e-9) / (TIMED * few if more == few else more - few)
+        affordable = int(seconds / per_sample)
         if affordable < count:
             return {"epochs": 1, "limit": max(affordable // batch, 1) * batch}
         return {"epochs": min(affordable // count, MOST_EPOCHS)}
 
-    def _timed(self, cut: Model, limit: int) -> float:
+    def _timed(self, cut: Model, limit: int, epochs: int) -> float:
         started = time.monotonic()
-        settings = TrainSettings(epochs=1, limit=limit, teacher_weight=self._teacher_weight)
+        settings = TrainSettings(epochs=epochs, limit=limit, teacher_weight=self._teacher_weight)
         train(cut, self._data(), settings, teacher=self._original)
         return time.monotonic() - started
 

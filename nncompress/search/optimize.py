@@ -5,7 +5,7 @@
     FOLDER/started.json           what is searched for; a worker refuses a folder of another search
     FOLDER/sensitivity/KEY.json   what each layer bears
     FOLDER/trials/KEY.json        a recipe and what was measured of it; KEY is the hash of the recipe
-    FOLDER/trained/               models of trials that were trained
+    FOLDER/trained/               models of trials that were trained, and the digest of the data they learnt
     FOLDER/promises.json          which trials were held against the samples of the promise, in what order
 
 One half of the data chooses, the other half promises: by the time the promise is made, its samples have
@@ -34,7 +34,7 @@ from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
 from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
-from nncompress.search.finetune import ROUNDS, Trainer, bisected, trained_key
+from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, trained_key
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
@@ -148,9 +148,16 @@ class Search:
         held = [key for key, row in rows.items() if self.judge.holds(row) and self.judge.within(row)]
         return min(held, key=lambda k: (self.judge.goal(rows[k]), upper(rows[k]), k), default=None)
 
-    def finetune(self, seconds: float, told: Callable[[dict[str, Any]], None]) -> None:
-        """Train cuts that are too strong without it, and keep them as trials; see `finetune`."""
+    def finetune(self, seconds: float, told: Callable[[dict[str, Any]], None]) -> bool:
+        """Train cuts that are too strong without it, and keep them as trials; see `finetune`.
+
+        Returns: whether there was any.
+
+        Raises:
+            UsageError: earlier ones were trained on other data, or it is not known how.
+        """
         each = seconds / ROUNDS
+        self.trainer.check_data()
 
         def holds(key: str) -> bool:
             recipe = recipe_of(self.trials.get(key) or {})
@@ -162,26 +169,34 @@ class Search:
                     told(row)
             return self.judge.holds(self.trials.get(name) or {})
 
-        bisected(self._too_strong(), holds)
+        candidates = self._too_strong()
+        bisected(candidates, holds)
+        return bool(candidates)
 
     def _too_strong(self) -> list[str]:
-        """Trials that are better by the goal than the best and lose too much, none both better and safer than
-        another, the weakest first."""
+        """Cuts that lose too much, hold all other bounds and are better by the goal than the best, those that
+        lose least of them; none both better and safer than another, the weakest first."""
         rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
         best = self.best(rows)
         least = inf if best is None else self.judge.goal(rows[best])
-        missed = [key for key, row in rows.items() if "lost" in row and not self.judge.holds(row)]
-        near = sorted(missed, key=lambda key: (rows[key]["lost"], key))[: 2**ROUNDS]
-        for key in near if self.bounds.timed else ():  # of what loses too much, none was measured
-            if self.judge.machine not in rows[key].get("latency", {}):
-                timed = self.judge.latency(self._model(key, rows[key]))
-                rows[key]["latency"] = {**rows[key].get("latency", {}), self.judge.machine: timed}
-                self.trials.put(key, rows[key])
+        missed = [
+            key
+            for key, row in rows.items()
+            if "lost" in row and not self.judge.holds(row) and in_two(recipe_of(row))[0]
+        ]
         found: list[str] = []
-        for key in near:
-            goal = self.judge.goal(rows[key])
-            if goal < least:
-                found, least = [*found, key], goal
+        for key in sorted(missed, key=lambda key: (rows[key]["lost"], key)):
+            if len(found) == 2**ROUNDS - 1:  # as many as the rounds of bisection tell apart
+                break
+            row = rows[key]
+            if self.bounds.size is not None and row["size"] > self.bounds.size:
+                continue
+            if self.bounds.timed and self.judge.machine not in row.get("latency", {}):
+                timed = self.judge.latency(self._model(key, row))  # of what loses too much, none was measured
+                row["latency"] = {**row.get("latency", {}), self.judge.machine: timed}
+                self.trials.put(key, row)
+            if self.judge.within(row) and self.judge.goal(row) < least:
+                found, least = [*found, key], self.judge.goal(row)
         return found
 
     def _model(self, key: str, row: dict[str, Any]) -> Model:

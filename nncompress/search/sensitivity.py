@@ -77,7 +77,8 @@ class Effect:
         macs, bytes, parameters: what it saves, as a share of the whole model's.
         said: why it was not done, or "".
         remedy: the options that leave this layer alone.
-        lost: of the metric that was asked for, a share as 0 … 1; at_most: so much, with 95 % confidence.
+        lost: of the metric that was asked for, a share as 0 … 1; at_most: so much, with 95 % confidence, were
+            the samples others than those that the pass was fitted to, which they are not: it is too low.
         time: saved in the target that was asked for, as a share of the whole model's.
     """
 

@@ -22,7 +22,7 @@ from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
-from nncompress.errors import NNCompressError, UsageError
+from nncompress.errors import DataError, ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.ir import Model
 from nncompress.loading import json_schema
 from nncompress.loading.json_schema import (
@@ -157,6 +157,10 @@ class Judge:
 
         Args:
             make: another way to the model, and what the row has to say of it.
+
+        Raises:
+            UsageError, ModelFileError, DataError, OutputError: the other way found a file damaged, or data
+                that does not fit: nothing that the recipe is to blame for, and that stays.
         """
         started = time.monotonic()
         row: dict[str, Any] = {
@@ -172,6 +176,8 @@ class Judge:
             if self._latency_matters(row):
                 row["latency"] = {self.machine: self.latency(model)}
         except NNCompressError as error:
+            if make is not None and isinstance(error, UsageError | ModelFileError | DataError | OutputError):
+                raise
             row["failed"] = error.what
         return {**row, "seconds": round(time.monotonic() - started, 2)}
 

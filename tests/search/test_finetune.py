@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from nncompress.loading import load_model
 from nncompress.passes import Context, PruneNodes
 from nncompress.search import finetune
 from nncompress.search.finetune import bisected, trained_key
+from nncompress.search.optimize import Search
+from nncompress.search.trial import Bounds
 
 
 def answer(capsys, *arguments):
@@ -72,9 +76,66 @@ def test_the_time_of_a_few_steps_says_how_much_is_trained(here, monkeypatch):
     assert trainer.settings("a", original, 95.0) == {"epochs": 3, "teacher_weight": 1.0}  # of 3,000 samples
     assert trainer.settings("a", original, 1.0) == {"epochs": 3, "teacher_weight": 1.0}  # settled
     assert trainer.settings("b", original, 6.0) == {"epochs": 1, "limit": 512, "teacher_weight": 1.0}
+    context = replace(context, data=dataset("few.npz", original))  # all 60 samples are one batch
+    monkeypatch.setattr(finetune.Trainer, "_timed", lambda *of: 5.0 + of[2] * of[3] * 0.01)
+    few = finetune.Trainer(here / "few", original, "top1", context)
+    assert few.settings("c", original, 6.1) == {"epochs": 10, "teacher_weight": 0.9}
     (here / "folder/trained/a.json").write_text('{"epochs": 0}')
     with pytest.raises(UsageError, match="does not say how to train"):
         trainer.settings("a", original, 1.0)
+
+
+def judged(here, rows, **bounds):
+    """A search in which these were tried, each with its goal and loss."""
+    original = load_model("m.pt2")
+    data = dataset("few.npz", original)
+    bounds = Bounds(**{"drop": 0.01, "size": None, "latency": None, "goal": "size", **bounds})
+    search = Search(here / "s", original, data, Context(data=data, limit=60), bounds)
+    for number, (size, lost, at_most, recipe) in enumerate(rows):
+        row = {"recipe": recipe, "worker": "w", "macs": 0.5, "size": size, "seconds": 1.0, "samples": 60}
+        search.trials.put(f"{number:02}", {**row, "lost": lost, "at_most": at_most})
+    return search
+
+
+CUT, ROUNDED = [{"name": "prune-nodes", "macs": 0.5}], [{"name": "quantize"}]
+
+
+def test_worse_misses_do_not_hide_a_better_one_and_what_is_too_large_or_uncut_is_not_trained(here):
+    worse = [(900, 0.02 + i / 1000, 0.05, CUT) for i in range(9)]
+    rows = [(500, 0.0, 0.005, CUT), *worse, (400, 0.04, 0.06, CUT), (300, 0.03, 0.06, ROUNDED)]
+    assert judged(here, rows)._too_strong() == ["10"]
+
+
+def test_what_is_larger_than_is_asked_is_not_trained(here):
+    found = judged(here, [(500, 0.02, 0.05, CUT), (90, 0.04, 0.06, CUT)], size=100)
+    assert found._too_strong() == ["01"]
+    assert not judged(here / "none", [(500, 0.02, 0.05, CUT)], size=100).finetune(1.0, lambda row: None)
+
+
+def test_labels_are_learnt_only_where_there_are_some_and_other_samples_are_refused(here):
+    original = load_model("m.pt2")
+    x = np.random.default_rng(0).standard_normal((70, 12)).astype(np.float32)
+    np.savez("bare.npz", x=x)
+    trainer = finetune.Trainer(here / "f", original, "top1", Context(data=dataset("bare.npz", original)))
+    assert trainer._teacher_weight == 1.0
+    trainer.check_data()
+    trainer.check_data()
+    x[69] += 1  # beyond what passes take
+    np.savez("bare.npz", x=x)
+    context = Context(data=dataset("bare.npz", original), limit=8)
+    trainer = finetune.Trainer(here / "f", original, "top1", context)
+    with pytest.raises(UsageError, match=r"other samples than bare\.npz"):
+        trainer.check_data()
+
+
+def test_a_damaged_record_of_a_training_ends_the_search_and_is_no_trial(here):
+    search = judged(here, [(500, 0.02, 0.05, CUT)])
+    (here / "s/trained").mkdir(exist_ok=True)
+    key = trained_key((PruneNodes(macs=0.5),), 1.0)
+    (here / f"s/trained/{key}.json").write_text("{")
+    with pytest.raises(UsageError, match="does not say how to train"):
+        search.finetune(3.0, lambda row: None)
+    assert list(search.trials.all()) == ["00"]
 
 
 @pytest.mark.parametrize(

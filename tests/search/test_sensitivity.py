@@ -39,7 +39,7 @@ def test_what_a_metric_loses_and_a_target_gains(here, monkeypatch):
         console.print(table(result, every=True, metric=Measure(model, "top1").metric))
     told = " ".join(shown.get().split())
     assert f"{100 * effect.lost:+.2f}" in told
-    assert "lost: of top1 on the data (points); time: in ort-cpu" in told
+    assert "lost: of top1 on the data (points), which passes are fitted to, too; time: in ort-cpu" in told
 
 
 def effect(where, error, lost=None):

@@ -234,8 +234,8 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
     try:
         search.run(trials, until, told)
         stopped = clock.monotonic() >= until
-        if training is not None:
-            search.finetune(training, told)
+        if training is not None and not search.finetune(training, told):
+            say("--finetune trains nothing: no cut that loses too much would else be better than the best")
     except KeyboardInterrupt:
         if not search.trials.all():  # nothing to take: an interrupt like any other
             raise
