@@ -37,6 +37,7 @@ EXTRAS = {
     "torchvision": Extra("torchvision", "torchvision", "`--arch torchvision:NAME`, for weights"),
     "timm": Extra("timm", "timm", "`--arch timm:NAME`, for weights"),
     "parquet": Extra("pyarrow", "pyarrow", "`--data table.parquet`"),
+    "search": Extra("optuna", "optuna", "`optimize` varies strengths of several layers at once"),
     "detection": Extra("pycocotools", "pycocotools", "`--metric map`, as COCO defines it"),
     "text": Extra("tokenizers", "tokenizers", "`--data table.csv?text=…&tokenizer=DIR`"),
     "cuda": Extra("onnxruntime-gpu", "onnxruntime", "ONNX Runtime on NVIDIA GPUs"),

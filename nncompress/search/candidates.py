@@ -54,7 +54,7 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
         return prune(sqrt(share)) + factorize(sqrt(share))
 
     def layered(share: float) -> Recipe:
-        return _by_ratios(per_layer(effects, share, counted))
+        return by_ratios(per_layer(effects, share, counted))
 
     found = []
     if any(e.method == "prune-nodes" and e.error is not None for e in effects):
@@ -90,7 +90,8 @@ def _then(family: Family, after: Callable[[Recipe], Recipe]) -> Callable[[float]
     return recipe
 
 
-def _by_ratios(chosen: Mapping[str, Mapping[str, float]]) -> Recipe:
+def by_ratios(chosen: Mapping[str, Mapping[str, float]]) -> Recipe:
+    """The passes that give layers and groups these strengths, by method."""
     kinds: tuple[type[PruneNodes] | type[Factorize], ...] = (PruneNodes, Factorize)
     return tuple(
         kind(ratios=tuple(f"{name}={strength:g}" for name, strength in chosen[kind.name].items()))
@@ -122,12 +123,17 @@ class Bits:
     def jointly(self, effects: Sequence[Effect], share: float) -> Recipe:
         """Widths, ranks and bits together, by error per byte; each layer has 32, 8 or 4 bits."""
         chosen = per_layer(effects, share, "bytes", ("prune-nodes", "factorize", "quantize"))
-        recipe = _by_ratios(chosen)
+        recipe = by_ratios(chosen)
+        return recipe + self.rounding(chosen["quantize"], recipe)
+
+    def rounding(self, chosen: Mapping[str, float], recipe: Recipe) -> Recipe:
+        """What follows `recipe` so that each layer has the bits chosen; those without any stay in float."""
+        found: Recipe = ()
         for bits, wanted in ((4, {4}), (8, {4, 8})):
-            others = [name for name in self.worst if chosen["quantize"].get(name) not in wanted]
-            if any(strength == bits for strength in chosen["quantize"].values()):
-                recipe += (Quantize(weight_bits=bits, keep=self._patterns(others, recipe)),)
-        return recipe
+            others = [name for name in self.worst if chosen.get(name) not in wanted]
+            if bits in chosen.values():
+                found += (Quantize(weight_bits=bits, keep=self._patterns(others, recipe)),)
+        return found
 
     def _patterns(self, names: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
         """Of layers, and of the factors that `recipe` makes of them (`NAME.0`)."""

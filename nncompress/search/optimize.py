@@ -5,6 +5,7 @@
     FOLDER/started.json           what is searched for; a worker refuses a folder of another search
     FOLDER/sensitivity/KEY.json   what each layer bears
     FOLDER/trials/KEY.json        a recipe and what was measured of it; KEY is the hash of the recipe
+    FOLDER/refinement.journal     what was proposed to be tried (`refine`)
     FOLDER/trained/               models of trials that were trained, and the digest of the data they learnt
     FOLDER/promises.json          which trials were held against the samples of the promise, in what order
 
@@ -33,12 +34,13 @@ from nncompress.passes import Context
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
-from nncompress.search.candidates import Recipe, families, recipe_key, untried, varied
+from nncompress.search.candidates import Recipe, families, recipe_key, untried
 from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, trained_key
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.records import WAIT, Records, data_key, model_key
+from nncompress.search.refine import Refinement
 from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, upper
 from nncompress.version import __version__
@@ -85,13 +87,21 @@ class Search:
         self.effects: tuple[Effect, ...] = ()
         self._unseen: Scores | None = None  # of the original on the unseen samples
 
-    def run(self, most: int, until: float, told: Callable[[dict[str, Any]], None]) -> None:
+    def run(
+        self,
+        most: int,
+        until: float,
+        told: Callable[[dict[str, Any]], None],
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         """Try recipes until so many trials are there, the time is over, or nothing is left to try.
 
         Args:
             until: `time.monotonic()` from which on no trial is begun.
             told: called with each trial of this worker.
+            say: told in a sentence how it goes on.
         """
+        refinement: Refinement | None = None
         by_size = self.bounds.goal == "size"
         measured = sensitivity(
             self.original, self._probes(), self.context, Records(self.folder / "sensitivity", RECORD), until
@@ -118,8 +128,11 @@ class Search:
 
             recipes = untried(searched, verdict, reached)
             if not recipes and (best := self.best(rows)) is not None:
-                moves = varied(recipe_of(rows[best]), self.effects)
-                recipes = [recipe for recipe in moves if recipe_key(recipe) not in rows]
+                refinement = refinement or Refinement(
+                    self.folder, self.judge, self.effects, self.context.seed, say
+                )
+                tried = {key: (recipe_of(row), row) for key, row in rows.items()}
+                recipes = refinement.recipes(tried[best][0], tried)
             if not recipes:
                 return
             for recipe in recipes:

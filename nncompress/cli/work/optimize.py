@@ -232,7 +232,7 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
         say(tables.trial(row, len(rows), search.judge.measure.metric) + mark)
 
     try:
-        search.run(trials, until, told)
+        search.run(trials, until, told, say)
         stopped = clock.monotonic() >= until
         if training is not None and not search.finetune(training, told):
             say("--finetune trains nothing: no cut that loses too much would else be better than the best")

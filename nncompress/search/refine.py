@@ -1,0 +1,157 @@
+"""Strengths, ranks and bits around the best recipe: one more or less by itself, and in turns with these many
+at once, proposed by Optuna: tree-structured Parzen estimators of what is good and what is not (Bergstra et al.
+2011), the goal under the bounds as constraints. What single ones did, it learns from.
+
+    FOLDER/refinement.journal     what was proposed, so that several workers do not propose the same
+
+The results in FOLDER/trials remain the only truth: what was measured is told to Optuna from these files, what
+was proposed and has no file is proposed again, and without the journal it is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nncompress import extras
+from nncompress.files.lock import alone_in
+from nncompress.search.candidates import Recipe, varied
+from nncompress.search.neighbourhood import Neighbourhood, settled_key
+from nncompress.search.records import key_of
+from nncompress.search.sensitivity import Effect
+from nncompress.search.trial import Judge
+
+EXTRA = "search"
+JOURNAL = "refinement.journal"
+AGAIN = 32  # proposals in a row that were measured already, before nothing is left to propose
+STARTUP = 8  # trials near the best, before which proposals are random
+WAIT = 120.0  # seconds for another worker to end its proposal
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, AssertionError)  # from a journal that is none
+
+
+class Refinement:
+    """What to try when the families are settled.
+
+    Args:
+        folder: of the search.
+        seed: proposals are the same for the same seed and results.
+        say: told in a sentence how it goes on.
+    """
+
+    def __init__(
+        self, folder: Path, judge: Judge, effects: Sequence[Effect], seed: int, say: Callable[[str], None]
+    ) -> None:
+        self._folder, self._judge, self._effects, self._seed = folder, judge, effects, seed
+        self._say = say
+        self._by_optuna = extras.installed(EXTRA)
+        say(
+            "strengths of the best are varied one by one, and in turns jointly as Optuna proposes"
+            if self._by_optuna
+            else f"strengths of the best are varied one by one; with Optuna ({extras.command(EXTRA)}) jointly"
+        )
+
+    def recipes(self, best: Recipe, rows: Mapping[str, tuple[Recipe, dict[str, Any]]]) -> list[Recipe]:
+        """The next to try, those first that another worker may have left; empty where nothing is left.
+
+        Args:
+            rows: recipe and result of every trial by its key.
+        """
+        known = {settled_key(recipe): row for recipe, row in rows.values()}
+        single = [each for each in varied(best, self._effects) if settled_key(each) not in known]
+        if not self._by_optuna or (single and len(rows) % 2):
+            return single
+        return self._proposed(best, rows, known) or single
+
+    def _proposed(
+        self,
+        best: Recipe,
+        rows: Mapping[str, tuple[Recipe, dict[str, Any]]],
+        known: Mapping[str, dict[str, Any]],
+    ) -> list[Recipe]:
+        near = Neighbourhood(best, self._effects)
+        if not near.values:
+            return []
+        with alone_in(self._folder, "refinement.lock", wait=WAIT):
+            try:
+                return self._asked(near, best, rows, known)
+            except DAMAGED as error:
+                (self._folder / JOURNAL).unlink(missing_ok=True)
+                self._say(f"{self._folder / JOURNAL} is damaged ({error!r}): begun anew from the trials")
+                return self._asked(near, best, rows, known)
+
+    def _asked(
+        self,
+        near: Neighbourhood,
+        best: Recipe,
+        rows: Mapping[str, tuple[Recipe, dict[str, Any]]],
+        known: Mapping[str, dict[str, Any]],
+    ) -> list[Recipe]:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+        from optuna.trial import TrialState
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        space = {
+            name: optuna.distributions.IntDistribution(0, len(values) - 1)
+            for name, values in near.values.items()
+        }
+        file = str(self._folder / JOURNAL)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file))),
+            study_name=key_of(settled_key(best), self._judge.machine if self._judge.bounds.timed else ""),
+            load_if_exists=True,
+            sampler=optuna.samplers.RandomSampler(),
+        )
+        told, pending = set(), []
+        for trial in study.get_trials(deepcopy=False):
+            key = settled_key(near.recipe(trial.params))
+            if trial.state == TrialState.COMPLETE:
+                told.add(key)
+            elif trial.state == TrialState.RUNNING:
+                if key in known:  # what came of it is told below, whoever measured it
+                    study.tell(trial.number, state=TrialState.FAIL)
+                else:
+                    pending.append(near.recipe(trial.params))
+        for recipe, row in rows.values():
+            positions = near.positions(recipe)
+            if positions is None or settled_key(recipe) in told:
+                continue
+            if (result := self._result(row)) is not None:
+                value, constraints = result
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=positions, distributions=space, value=value, constraints=constraints
+                    )
+                )
+        for _ in range(AGAIN):
+            number = len(study.get_trials(deepcopy=False))
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=STARTUP, seed=int(key_of(self._seed, study.study_name, number)[:8], 16)
+            )
+            trial = study.ask(space)
+            recipe = near.recipe(trial.params)
+            if recipe and settled_key(recipe) not in known and recipe not in pending:
+                return [*pending, recipe]
+            study.tell(trial, state=TrialState.FAIL)
+        return pending
+
+    def _result(self, row: Mapping[str, Any]) -> tuple[float, dict[str, float]] | None:
+        """Goal and by how much each bound is broken (0 and less: it holds); None where this machine has not
+        measured it."""
+        bounds = self._judge.bounds
+        if "samples" not in row:
+            return 0.0, {"failed": 1.0}
+        broken = {}
+        if bounds.drop is not None:
+            broken["drop"] = row.get("at_most", row["lost"] + 1) - bounds.drop
+        if bounds.size is not None:
+            broken["size"] = row["size"] / bounds.size - 1
+        here = row.get("latency", {}).get(self._judge.machine)
+        if bounds.latency is not None and here is not None:
+            broken["latency"] = here["seconds"] / bounds.latency - 1
+        if any(value > 0 for value in broken.values()):
+            return 0.0, broken  # by what is broken alone: latency was not measured
+        goal = self._judge.goal(dict(row))
+        return (goal, broken) if goal < float("inf") else None
