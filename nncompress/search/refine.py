@@ -1,6 +1,6 @@
 """Strengths, ranks and bits around the best recipe: one more or less by itself, and in turns with these many
-at once, proposed by Optuna: tree-structured Parzen estimators of what is good and what is not (Bergstra et al.
-2011), the goal under the bounds as constraints. What single ones did, it learns from.
+at once, as Optuna proposes: by tree-structured Parzen estimators of what is good and what is not (Bergstra et
+al. 2011), the goal under the bounds as constraints. What single ones did, it learns from.
 
     FOLDER/refinement.journal     what was proposed, so that several workers do not propose the same
 
@@ -93,7 +93,7 @@ class Refinement:
         from optuna.trial import TrialState
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = {
+        space: dict[str, optuna.distributions.BaseDistribution] = {
             name: optuna.distributions.IntDistribution(0, len(values) - 1)
             for name, values in near.values.items()
         }
@@ -130,11 +130,11 @@ class Refinement:
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=STARTUP, seed=int(key_of(self._seed, study.study_name, number)[:8], 16)
             )
-            trial = study.ask(space)
-            recipe = near.recipe(trial.params)
+            asked = study.ask(space)
+            recipe = near.recipe(asked.params)
             if recipe and settled_key(recipe) not in known and recipe not in pending:
                 return [*pending, recipe]
-            study.tell(trial, state=TrialState.FAIL)
+            study.tell(asked, state=TrialState.FAIL)
         return pending
 
     def _result(self, row: Mapping[str, Any]) -> tuple[float, dict[str, float]] | None:
