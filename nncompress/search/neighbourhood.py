@@ -33,17 +33,18 @@ class Neighbourhood:
     def __init__(self, middle: Recipe, effects: Sequence[Effect]) -> None:
         self._middle, self._bits = middle, Bits.of(effects)
         self._layered = any(getattr(each, "ratios", ()) for each in middle)
-        given = self._strengths(middle)
+        given: dict[Place, float] = self._strengths(middle)
         if self._layered:
             methods = (PruneNodes.name, Factorize.name)
             found = [(e.method, e.where) for e in effects if e.error is not None and e.method in methods]
-            given = {**dict.fromkeys(found), **given}
+            given = {
+                place: given.get(place, UNCHANGED[place[0]]) for place in dict.fromkeys((*given, *found))
+            }
         measured = {e.strength for e in effects if e.method == Quantize.name and e.error is not None}
         levels = {32.0, 8.0, *measured}
         self.values: dict[str, tuple[float, ...]] = {}
         self._places: dict[str, Place] = {}
-        for (method, where), strength in given.items():
-            now = UNCHANGED[method] if strength is None else strength
+        for (method, where), now in given.items():
             if method == Quantize.name:
                 around = tuple(sorted(levels, reverse=True))
             elif where == SEVERAL:
@@ -83,7 +84,7 @@ class Neighbourhood:
                 for each in self._middle
                 if (unit := _budget(each))
             )
-        rounded = tuple(each for each in self._middle if isinstance(each, Quantize))
+        rounded: Recipe = tuple(each for each in self._middle if isinstance(each, Quantize))
         if rounded and self._bits.worst:
             rounded = self._bits.rounding(chosen[Quantize.name], recipe)
         return recipe + rounded
