@@ -39,6 +39,14 @@ Normalize = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+NoSamples = Annotated[
+    bool,
+    typer.Option(
+        "--no-samples",
+        help="keep no samples of the data in the .pt2; exports are then compared on random inputs",
+        rich_help_panel=_PANEL,
+    ),
+]
 Limit = Annotated[
     int, typer.Option(min=1, help="samples of --data used for statistics", rich_help_panel=_PANEL)
 ]

@@ -16,9 +16,12 @@ from nncompress.api import dataset
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import samples_of
 from nncompress.loading import load_model
+from nncompress.passes import Quantize
 from nncompress.progress import NullProgress
 from nncompress.recipe import read_recipe, recipe_text
+from nncompress.search.candidates import recipe_key
 from nncompress.search.optimize import PROMISES, Search, read
 from nncompress.search.sensitivity import probes
 from nncompress.search.trial import Judge
@@ -175,6 +178,25 @@ def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
     assert not (here / "m.optimize/trials").exists()
     for fine in ("val.npz?half=1", "other.npz"):
         assert shared(dataset(fine, model, None), unseen, None, NullProgress()) == (0, 1500)
+
+
+def test_samples_that_stay_with_the_result_are_told_and_need_not_stay(here, capsys, monkeypatch):
+    monkeypatch.setattr(Search, "_probes", lambda search: probes(search.original, ("quantize",))[:1])
+    (here / "m.optimize/trials").mkdir(parents=True)
+    row = {"macs": 1.0, "size": 400, "lost": 0.0, "at_most": 0.001, "samples": 1500}
+    recipe = (Quantize(),)
+    trial = {**row, "worker": "w", "seconds": 1.0, "recipe": [{"name": "quantize"}]}
+    (here / f"m.optimize/trials/{recipe_key(recipe)}.json").write_text(json.dumps(trial))
+    common = ["optimize", "m.pt2", "--data", "val.npz", "--max-drop", "30", "--goal", "size", "--trials", "1"]
+    code, _, err = answer(capsys, *common)
+    assert code == 0, err
+    assert "samples of the data" in err
+    assert samples_of(load_model("m.optimize.pt2").inputs)
+    code, _, err = answer(capsys, *common, "--no-samples")
+    assert code == 0, err
+    assert "samples of the data" not in err
+    assert not samples_of(load_model("m.optimize.pt2").inputs)
+    assert read_recipe(here / "m.optimize.toml") == [Quantize(no_samples=True)]
 
 
 SETTINGS = {

@@ -44,13 +44,17 @@ def export(
         ),
     ] = "packed",
     target: options.TargetOption = None,
+    no_samples: options.NoSamples = False,
     json: options.Json = False,
     **loading: Any,
 ) -> None:
     check_suffix(output, target)
     opened = model_files.open_model(model, **loading)
     from nncompress.export import write
+    from nncompress.ir.formats.samples import without_samples
 
+    if no_samples:
+        opened.model.inputs = without_samples(opened.model.inputs)
     reads = model_files.read_by(opened, loading["data"], loading["arch"])
     file = model_files.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)
     with progress() as bar:

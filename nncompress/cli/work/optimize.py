@@ -6,6 +6,7 @@ import os
 import shlex
 import time as clock
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import said_of, without_samples
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
-from nncompress.passes import Context
+from nncompress.passes import Context, Quantize
 from nncompress.report import search as tables
 from nncompress.report.tables import written
 from nncompress.runtimes import OPENERS
+from nncompress.search.candidates import Recipe
 from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search, read, recipe_of
 from nncompress.search.records import model_key
@@ -49,6 +52,7 @@ def find(
     folder: str | None,
     target: str | None,
     output: str | None,
+    no_samples: bool,
     limit: int,
     seed: int,
     report: str | None,
@@ -129,11 +133,15 @@ def find(
         best, made, said = search.promise(unseen)
 
         row = search.trials.get(best) or {}
+        if no_samples:
+            made.inputs = without_samples(made.inputs)
+        elif result.suffix.lower() == ".pt2" and (note := said_of(made.inputs)) is not None:
+            say(note)
         bar.step(f"writing {result.name}", 0, None)
         output_file = export.write(made, result, protect=reads, target=written_for(result, target))
         files, commands = made_again.write(
             result,
-            recipe_of(row),
+            _without_samples(recipe_of(row)) if no_samples else recipe_of(row),
             row.get("trained"),
             original=opened.path,
             fit=settings["fit"],
@@ -176,6 +184,14 @@ def find(
         raise PromiseError(
             f"optimize: {tables.promise(said, measure.metric)}", remedy="more samples, or a larger --max-drop"
         )
+
+
+def _without_samples(recipe: Recipe) -> Recipe:
+    """The recipe whose result keeps none."""
+    return tuple(
+        replace(each, no_samples=True) if isinstance(each, Quantize) and each.mode != "float16" else each
+        for each in recipe
+    )
 
 
 def _check_fit(settings: dict[str, Any], model: Model, all_of_it: bool) -> None:

@@ -34,12 +34,28 @@ def with_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> tuple[
     count = count_samples(specs, inputs)
     kept = [_narrowed(x) for x in inputs]
     if any(x.is_floating_point() and not x.isfinite().all() for x in inputs):
-        return tuple(replace(spec, samples=None) for spec in specs)
+        return without_samples(specs)
     for most in range(min(count, MOST_SAMPLES), 0, -1):
         taken = take_samples(specs, kept, torch.arange(most) * count // most)
         if sum(x.nbytes for x in taken) <= MOST_BYTES:
             return tuple(replace(spec, samples=x.clone()) for spec, x in zip(specs, taken, strict=True))
+    return without_samples(specs)
+
+
+def without_samples(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    """The specs with none."""
     return tuple(replace(spec, samples=None) for spec in specs)
+
+
+def said_of(specs: Sequence[InputSpec]) -> str | None:
+    """What a user has to know where samples of theirs go into a file; None where none do."""
+    kept = samples_of(specs)
+    if not kept:
+        return None
+    return (
+        f"{count_samples(specs, kept)} samples of the data ({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay "
+        "with the model, in its .pt2: exported files are compared on them; --no-samples keeps none"
+    )
 
 
 def samples_of(specs: Sequence[InputSpec]) -> list[Tensor]:

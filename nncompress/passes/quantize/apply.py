@@ -18,8 +18,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, norm_names
 from nncompress.ir.formats.precision import convert
 from nncompress.ir.formats.qdq import round_biases
-from nncompress.ir.formats.samples import samples_of, with_samples
-from nncompress.ir.graph.inputs import count_samples
+from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
 from nncompress.passes.quantize.calibrate import (
@@ -100,16 +99,10 @@ def _keep_samples(model: Model, context: Context, none: bool) -> None:
     assert context.data is not None
     given = next(iter(context.data.batches(SAMPLE, limit=SAMPLE))).inputs
     specs = [spec.drawn_like(x) for spec, x in zip(model.inputs, given, strict=True)]
-    model.inputs = (
-        tuple(replace(spec, samples=None) for spec in specs) if none else with_samples(specs, given)
-    )
-    kept = samples_of(model.inputs)
-    if kept:
-        context.notes.append(
-            f"{count_samples(model.inputs, kept)} samples of the data "
-            f"({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay with the model, in its .pt2: exported files "
-            "are compared on them; --no-samples keeps none"
-        )
+    model.inputs = without_samples(specs) if none else with_samples(specs, given)
+    said = said_of(model.inputs)
+    if said is not None:
+        context.notes.append(said)
 
 
 def _quantized(options: Quantize, model: Model, context: Context) -> list[Change]:

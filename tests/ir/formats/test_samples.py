@@ -10,6 +10,7 @@ import torch
 from records import Records
 from torch import nn
 
+from nncompress.cli.app import run
 from nncompress.errors import ModelFileError
 from nncompress.export import write_onnx, write_pt2
 from nncompress.ir import InputSpec, Model
@@ -145,6 +146,16 @@ def test_none_are_kept_where_none_are_wanted(tmp_path):
     assert not any("samples of the data" in note for note in context.notes)
     write_pt2(model, tmp_path / "m.pt2")
     with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
+        assert not any(name.endswith("nncompress.samples") for name in archive.namelist())
+
+
+def test_export_takes_them_out_again(quantized, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_pt2(quantized, tmp_path / "m.pt2")
+    assert run(["export", "m.pt2", "--no-samples", "-o", "bare.pt2"]) == 0
+    assert samples_of(load_model(tmp_path / "m.pt2").inputs)
+    assert not samples_of(load_model(tmp_path / "bare.pt2").inputs)
+    with zipfile.ZipFile(tmp_path / "bare.pt2") as archive:
         assert not any(name.endswith("nncompress.samples") for name in archive.namelist())
 
 
