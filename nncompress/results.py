@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
-SCHEMA = 1  # raised whenever a key changes its meaning or goes away
+SCHEMA = 2  # raised whenever a key changes its meaning or goes away; 2: samples, candidates
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from nncompress.report.facts.content import Report
 from nncompress.report.facts.headline import report
 from nncompress.report.facts.read import section_in
 from nncompress.results import (
+    SCHEMA,
     BenchResult,
     BenchSuite,
     CandidateResult,
@@ -70,7 +71,7 @@ def passes(layer: str = "conv1") -> dict[str, Any]:
     ]  # fmt: skip
     return plain(
         {
-            "schema": 1,
+            "schema": SCHEMA,
             "kind": "passes",
             "model": "net.pt2",
             "command": "nncompress compress net.pt2 --recipe recipe.toml --data d.npz -o small.onnx",
@@ -122,7 +123,7 @@ def evaluation(name: str = "small.onnx") -> dict[str, Any]:
         {"name": name, "runtime": "ONNX Runtime", "result": second.to_json()}
         | {"paired": paired.to_json(), "difference": outputs.to_json()},
     ]
-    return plain({"schema": 1, "kind": "evaluation", "models": rows})
+    return plain({"schema": SCHEMA, "kind": "evaluation", "models": rows})
 
 
 def sensitivity(layer: str = "conv1") -> dict[str, Any]:
@@ -160,7 +161,7 @@ def optimize(recipe: str = "small.toml") -> dict[str, Any]:
     rows["2"] = {"recipe": [{"name": "quantize"}], "worker": "w", "failed": "no", "seconds": 0.1}
     kept = Promise("top1", 400, 0.9, 0.895, 0.005, -0.002, 0.012, "in words", 0.95, 0.02, True, 300, 1)
     return plain(
-        {"schema": 1, "kind": "optimize", "model": "net.pt2", "best": rows["0"], "trials": rows}
+        {"schema": SCHEMA, "kind": "optimize", "model": "net.pt2", "best": rows["0"], "trials": rows}
         | {"promise": kept.to_json(), "output": ExportReport(Path("best.onnx"), 1234, 0.5).to_json()}
         | {"recipe": recipe, "commands": [f"nncompress compress net.pt2 --recipe {recipe}"], "stopped": False}
         | {"environment": {"cpu": "a processor"}}
@@ -190,7 +191,7 @@ def cycle(group: str = "conv1") -> dict[str, Any]:
 def spectra(layer: str = "conv1") -> dict[str, Any]:
     """Of one weight."""
     rows = [{"name": layer, "shape": [8, 36], "values": [4.0, 2.0, 1.0, 0.5, 0.0]}]
-    return {"schema": 1, "kind": "spectra", "model": "net.pt2", "spectra": rows}
+    return {"schema": SCHEMA, "kind": "spectra", "model": "net.pt2", "spectra": rows}
 
 
 EVERY = {

@@ -15,6 +15,7 @@ from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
 from nncompress.passes.base import Precision
 from nncompress.report import tables
+from nncompress.results import SCHEMA
 
 
 def run_passes(
@@ -80,7 +81,7 @@ def run_passes(
         written = export.write(result, file, protect=reads, target=written_for(file, target))
         model_files.remember(opened, file, opened.model, result)
     document = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "passes",
         "model": str(opened.path),
         "command": _command(
@@ -133,7 +134,7 @@ def _check_timed(passes: Sequence[Pass]) -> None:
 def _show_plan(passes: Sequence[Pass], model: str, output: str, json: bool) -> None:
     if json:
         rows = [{"pass": each.name, "settings": each.settings()} for each in passes]
-        print_json({"schema": 1, "kind": "plan", "model": model, "passes": rows, "output": output})
+        print_json({"schema": SCHEMA, "kind": "plan", "model": model, "passes": rows, "output": output})
         return
     for number, each in enumerate(passes, 1):
         show(f"{number}. {each}")

@@ -179,9 +179,9 @@ def test_another_runtime_and_a_single_session_are_refused(tmp_path):
         ("[]", "no result of bench"),
         ('{"kind": "eval"}', "no result of bench"),
         ('{"kind": "bench-suite", "schema": 99}', "another version"),
-        ('{"kind": "bench-suite", "schema": 1, "runs": [{}]}', "damaged"),
-        ('{"kind": "bench-suite", "schema": 1, "runs": 3}', "damaged"),
-        ('{"kind": "bench-suite", "schema": 1, "runs": []}', "damaged"),
+        ('{"kind": "bench-suite", "schema": 2, "runs": [{}]}', "damaged"),
+        ('{"kind": "bench-suite", "schema": 2, "runs": 3}', "damaged"),
+        ('{"kind": "bench-suite", "schema": 2, "runs": []}', "damaged"),
     ],
 )
 def test_a_file_that_is_no_baseline(content, message, tmp_path):

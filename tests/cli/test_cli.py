@@ -20,6 +20,7 @@ from nncompress.cli.console import print_json
 from nncompress.cli.table import COMMANDS, help_text
 from nncompress.errors import ExitCode
 from nncompress.passes import PASSES, Prune
+from nncompress.results import SCHEMA
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_session_without_naming_the_model(here, capsys):
     assert [record["pass"] for record in read_json(capsys)["history"]] == ["prune", "factorize"]
     assert run(["eval", "--data", "data.npz", "--json"]) == ExitCode.OK
     found = read_json(capsys)
-    assert (found["schema"], found["kind"]) == (1, "evaluation")
+    assert (found["schema"], found["kind"]) == (SCHEMA, "evaluation")
     original, newest = found["models"]
     assert (original["name"], newest["name"]) == ("original", "factorize")
     assert newest["paired"]["samples"] == 40
@@ -303,6 +304,7 @@ def test_help_fits_80_columns_and_names_every_command():
 )
 def test_help_does_not_import_torch(arguments):
     code = f"""import sys
+from nncompress.results import SCHEMA
 from nncompress.cli import main
 try:
     main({arguments})

@@ -4,12 +4,13 @@ import sys
 
 from nncompress import extras
 from nncompress.cli.app import run
+from nncompress.results import SCHEMA
 
 
 def test_says_what_is_there_and_what_runs(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["schema"] == 1
+    assert found["schema"] == SCHEMA
     assert found["versions"]["torch"] == extras.version("torch")
     assert {row["device"] for row in found["devices"]} >= {"CPU", "mobile"}
     assert run(["doctor"]) == 0

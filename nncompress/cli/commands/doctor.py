@@ -16,6 +16,7 @@ from nncompress.cli.console import print_json, show
 from nncompress.errors import ExtensionError
 from nncompress.extensions import GROUPS, Registry, distribution, named, offered
 from nncompress.report.tables import plain
+from nncompress.results import SCHEMA
 from nncompress.version import __version__
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def examination() -> dict[str, Any]:
     processor = devices.processor()
     missing = [name for name in extras.EXTRAS if not extras.installed(name) and _of_use(name)]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "doctor",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

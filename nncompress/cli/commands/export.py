@@ -12,6 +12,7 @@ from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.declared import taking
 from nncompress.cli.output_format import check_suffix, suffix_for
 from nncompress.report import tables
+from nncompress.results import SCHEMA
 
 _HELP = """Write MODEL as .onnx, .ort, .xml, .pte, .pt2 or .safetensors.
 
@@ -62,6 +63,6 @@ def export(
         report = write(opened.model, file, protect=reads, storage=storage, target=target)
         model_files.remember(opened, file, opened.model, opened.model)
     if json:
-        print_json({"schema": 1, "kind": "export", **report.to_json()})
+        print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})
     else:
         show(tables.written(report))

@@ -12,6 +12,7 @@ from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.output_format import check_suffix
 from nncompress.errors import UsageError
 from nncompress.report import tables
+from nncompress.results import SCHEMA
 from nncompress.zoo.registry import ARCHITECTURES, architecture
 
 _HELP = """Build an architecture of the papers with fresh weights, ready to be trained.
@@ -74,7 +75,7 @@ def new(
     if target.suffix.lower() == ".pt2":
         model_files.begin_session(target)
     if json:
-        print_json({"schema": 1, "kind": "export", **report.to_json()})
+        print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})
     else:
         show(tables.written(report))
 
@@ -83,6 +84,6 @@ def _list(json: bool) -> None:
     if json:
         fields = ("name", "shape", "classes", "parameters", "macs", "summary")
         rows = [{f: getattr(each, f) for f in fields} for each in ARCHITECTURES.values()]
-        print_json({"schema": 1, "kind": "architectures", "architectures": rows})
+        print_json({"schema": SCHEMA, "kind": "architectures", "architectures": rows})
         return
     show(tables.architectures(list(ARCHITECTURES.values())))

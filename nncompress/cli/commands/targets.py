@@ -12,6 +12,7 @@ from nncompress import extras
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, show
 from nncompress.report.tables import plain
+from nncompress.results import SCHEMA
 from nncompress.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def described() -> dict[str, Any]:
 
     seconds = speeds()
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "targets",
         "fastest": fastest(),
         "targets": [

@@ -14,6 +14,7 @@ from nncompress.cli.console import print_json, progress, show
 from nncompress.report import tables
 from nncompress.report.forecast import forecast as forecast_table
 from nncompress.report.groups import groups
+from nncompress.results import SCHEMA
 
 
 def show_layers(opened: model_files.Opened, json: bool) -> None:
@@ -22,7 +23,7 @@ def show_layers(opened: model_files.Opened, json: bool) -> None:
     if json:
         print_json(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "kind": "inspect",
                 "model": str(opened.path),
                 "inputs": [spec.to_json() for spec in opened.model.inputs],
@@ -43,7 +44,7 @@ def show_units(opened: model_files.Opened, json: bool) -> None:
     if json:
         print_json(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "kind": "units",
                 "model": str(opened.path),
                 "groups": [row.to_json() for row in rows],
@@ -62,7 +63,7 @@ def show_spectra(opened: model_files.Opened, json: bool) -> None:
     found = spectra(opened.model)
     if json:
         rows = [row.to_json() for row in found]
-        print_json({"schema": 1, "kind": "spectra", "model": str(opened.path), "spectra": rows})
+        print_json({"schema": SCHEMA, "kind": "spectra", "model": str(opened.path), "spectra": rows})
     else:
         show(tables.spectra(found))
 
@@ -72,6 +73,6 @@ def show_forecast(opened: model_files.Opened, target: str, json: bool) -> None:
     with progress() as bar:
         found = forecast(opened.model, target, bar)
     if json:
-        print_json({"schema": 1, "kind": "forecast", "model": str(opened.path), **asdict(found)})
+        print_json({"schema": SCHEMA, "kind": "forecast", "model": str(opened.path), **asdict(found)})
     else:
         show(forecast_table(found, opened.path))

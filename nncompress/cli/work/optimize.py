@@ -29,6 +29,7 @@ from nncompress.loading.json_schema import finite, one_of, optional, plain, reco
 from nncompress.passes import Context, Quantize
 from nncompress.report import search as tables
 from nncompress.report.tables import written
+from nncompress.results import SCHEMA
 from nncompress.runtimes import OPENERS
 from nncompress.search.candidates import Recipe
 from nncompress.search.measure import Measure, settled
@@ -156,7 +157,7 @@ def find(
             said = search.promised(result, unseen, said.looks)
     count = len(search.trials.all())
     document = {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "optimize",
         "model": str(opened.path),
         "best": row,

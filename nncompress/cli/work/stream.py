@@ -12,6 +12,7 @@ from nncompress.loading.state_dict.shards import open_checkpoint
 from nncompress.options import flag_of
 from nncompress.passes import Pass
 from nncompress.report.streamed import streamed
+from nncompress.results import SCHEMA
 from nncompress.streaming import run
 
 TAKEN = ("output", "json")  # of what commands that run passes share
@@ -51,7 +52,13 @@ def run_streamed(
         done = run(each, source, output, progress=bar)
     if values["json"]:
         print_json(
-            {"schema": 1, "kind": "stream", "pass": each.name, "settings": each.settings(), **done.to_json()}
+            {
+                "schema": SCHEMA,
+                "kind": "stream",
+                "pass": each.name,
+                "settings": each.settings(),
+                **done.to_json(),
+            }
         )
         return
     show(streamed(done))
