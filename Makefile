@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test coverage lint windows docs lowest clean readme
+.PHONY: demo test pytest coverage lint windows docs lowest clean readme
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,7 +19,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh fixtures/demo.sh
 
-test: lint docs
+test: $(INSTALLED)  # side by side: the type checker takes a minute of one core
+	$(MAKE) --no-print-directory --jobs=3 lint docs pytest
+
+pytest: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 coverage: $(INSTALLED)
