@@ -25,7 +25,7 @@ from typing import Any
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
 from nncompress.data import Dataset
-from nncompress.errors import PromiseError, UsageError
+from nncompress.errors import NNCompressError, PromiseError, UsageError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
@@ -182,11 +182,11 @@ class Search:
                     told(row)
             return self.judge.holds(self.trials.get(name) or {})
 
-        candidates = self._too_strong()
+        candidates = self._too_strong(told)
         bisected(candidates, holds)
         return bool(candidates)
 
-    def _too_strong(self) -> list[str]:
+    def _too_strong(self, told: Callable[[dict[str, Any]], None]) -> list[str]:
         """Cuts that lose too much, hold all other bounds and are better by the goal than the best, those that
         lose least of them; none both better and safer than another, the weakest first."""
         rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
@@ -195,7 +195,9 @@ class Search:
         missed = [
             key
             for key, row in rows.items()
-            if "lost" in row and not self.judge.holds(row) and in_two(recipe_of(row))[0]
+            if {"lost", "failed"} & set(row) == {"lost"}
+            and not self.judge.holds(row)
+            and in_two(recipe_of(row))[0]
         ]
         found: list[str] = []
         for key in sorted(missed, key=lambda key: (rows[key]["lost"], key)):
@@ -205,8 +207,12 @@ class Search:
             if self.bounds.size is not None and row["size"] > self.bounds.size:
                 continue
             if self.bounds.timed and self.judge.machine not in row.get("latency", {}):
-                timed = self.judge.latency(self._model(key, row))  # of what loses too much, none was measured
-                row["latency"] = {**row.get("latency", {}), self.judge.machine: timed}
+                try:  # of what loses too much, none was measured
+                    timed = self.judge.latency(self._model(key, row))
+                    row["latency"] = {**row.get("latency", {}), self.judge.machine: timed}
+                except NNCompressError as error:
+                    row["failed"] = error.what
+                    told(row)
                 self.trials.put(key, row)
             if self.judge.within(row) and self.judge.goal(row) < least:
                 found, least = [*found, key], self.judge.goal(row)

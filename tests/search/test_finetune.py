@@ -11,13 +11,13 @@ import torch
 
 from nncompress.api import dataset
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode, UsageError
+from nncompress.errors import ExitCode, UnsupportedError, UsageError
 from nncompress.loading import load_model
 from nncompress.passes import Context, PruneNodes
 from nncompress.search import finetune
 from nncompress.search.finetune import bisected, trained_key
 from nncompress.search.optimize import Search
-from nncompress.search.trial import Bounds
+from nncompress.search.trial import Bounds, Judge
 
 
 def answer(capsys, *arguments):
@@ -103,13 +103,27 @@ CUT, ROUNDED = [{"name": "prune-nodes", "macs": 0.5}], [{"name": "quantize"}]
 def test_worse_misses_do_not_hide_a_better_one_and_what_is_too_large_or_uncut_is_not_trained(here):
     worse = [(900, 0.02 + i / 1000, 0.05, CUT) for i in range(9)]
     rows = [(500, 0.0, 0.005, CUT), *worse, (400, 0.04, 0.06, CUT), (300, 0.03, 0.06, ROUNDED)]
-    assert judged(here, rows)._too_strong() == ["10"]
+    assert judged(here, rows)._too_strong(print) == ["10"]
 
 
 def test_what_is_larger_than_is_asked_is_not_trained(here):
     found = judged(here, [(500, 0.02, 0.05, CUT), (90, 0.04, 0.06, CUT)], size=100)
-    assert found._too_strong() == ["01"]
+    assert found._too_strong(print) == ["01"]
     assert not judged(here / "none", [(500, 0.02, 0.05, CUT)], size=100).finetune(1.0, lambda row: None)
+
+
+def test_a_cut_whose_time_cannot_be_measured_is_told_and_left_out(here, monkeypatch):
+    def latency(judge, model):
+        raise UnsupportedError("no kernel")
+
+    monkeypatch.setattr(Judge, "latency", latency)
+    told = []
+    search = judged(here, [(500, 0.02, 0.05, CUT)], goal="latency", target="ort-cpu")
+    assert search._too_strong(told.append) == []
+    assert [row["failed"] for row in told] == ["no kernel"]
+    assert search.trials.get("00")["failed"] == "no kernel"
+    assert search._too_strong(told.append) == []
+    assert len(told) == 1
 
 
 def test_labels_are_learnt_only_where_there_are_some_and_other_samples_are_refused(here):
