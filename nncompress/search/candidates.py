@@ -2,9 +2,9 @@
 
 A family of recipes has one number, the share of the model that it is to leave. The smallest share that holds
 the bound is found by bisection, in all families side by side: the two passes by themselves, both uniformly,
-both with strengths per layer; each in float and in int8, of which the layers that bear it worst may stay in
-float; for a size, widths, ranks and bits of each layer together. Then strengths of the best recipe are varied
-one by one.
+both with strengths per layer, both chosen and repaired together by `reduce`; each in float and in int8, of
+which the layers that bear it worst may stay in float; for a size, widths, ranks and bits of each layer
+together. Then strengths of the best recipe are varied one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, sqrt
 
-from nncompress.passes import Factorize, Pass, PruneNodes, Quantize
+from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
 from nncompress.search.records import key_of
 from nncompress.search.sensitivity import Effect, per_layer
 
@@ -53,6 +53,9 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
     def both(share: float) -> Recipe:
         return prune(sqrt(share)) + factorize(sqrt(share))
 
+    def reduce(share: float) -> Recipe:
+        return (Reduce(**{unit: share}),)  # type: ignore[arg-type]
+
     def layered(share: float) -> Recipe:
         return by_ratios(per_layer(effects, share, counted))
 
@@ -62,7 +65,7 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
     if any(e.method == "factorize" and e.error is not None for e in effects):
         found.append(Family("factorize", factorize))
     if len(found) == 2:
-        found.append(Family("prune-nodes and factorize", both))
+        found += [Family("prune-nodes and factorize", both), Family("reduce", reduce)]
     if found:
         found.append(Family("per layer", layered))
     if not quantizes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nncompress.passes import Factorize, Pass, PruneNodes, Quantize
+from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
 from nncompress.search.candidates import VARIED, Bits, Recipe, by_ratios, recipe_key
 from nncompress.search.sensitivity import Effect
 
 STEPS = 3  # so far from the middle
 BUDGET = 0.0125  # a step of the share that a pass is to leave: half of what bisection tells apart
-UNCHANGED = {PruneNodes.name: 0.0, Factorize.name: 1.0, Quantize.name: 32.0}
+UNCHANGED = {PruneNodes.name: 0.0, Factorize.name: 1.0, Reduce.name: 1.0, Quantize.name: 32.0}
 LIMITS = {PruneNodes.name: (0.0, 0.95), Factorize.name: (0.05, 1.0)}
 BUDGETS = ("macs", "params")
 SEVERAL = "the whole"  # where a budget applies

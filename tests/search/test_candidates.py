@@ -4,7 +4,7 @@ from math import inf
 
 from nncompress.api import dataset
 from nncompress.loading import load_model
-from nncompress.passes import Context, Factorize, PruneNodes, Quantize
+from nncompress.passes import Context, Factorize, PruneNodes, Quantize, Reduce
 from nncompress.pipeline import run
 from nncompress.search.candidates import Bits, Family, families, untried, varied
 from nncompress.search.sensitivity import Effect, per_layer
@@ -45,6 +45,15 @@ def test_layers_stay_in_float_under_the_names_of_their_factors():
         (recipe[0], Quantize(keep=("conv1*",))),  # the head loses less
         (recipe[0], Quantize(keep=("head*",))),
     ]
+
+
+def test_reduce_is_tried_where_there_are_nodes_and_ranks_to_choose_from():
+    nodes, ranks = effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("factorize", "a", 0.5, 0.1, 0.3)
+    found = {family.name: family for family in families([nodes, ranks], "params", True)}
+    assert found["reduce"].recipe(0.4) == (Reduce(params=0.4),)
+    assert found["reduce, int8"].recipe(0.4) == (Reduce(params=0.4), Quantize())
+    for alone in (nodes, ranks):
+        assert not any("reduce" in family.name for family in families([alone], "macs", False))
 
 
 def test_int8_is_tried_where_it_serves_the_goal_only():

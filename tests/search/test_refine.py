@@ -8,7 +8,7 @@ import pytest
 
 from nncompress import extras
 from nncompress.cli.app import run
-from nncompress.passes import Factorize, PruneNodes, Quantize
+from nncompress.passes import Factorize, PruneNodes, Quantize, Reduce
 from nncompress.search import optimize
 from nncompress.search.candidates import Family, recipe_key
 from nncompress.search.neighbourhood import Neighbourhood
@@ -63,6 +63,10 @@ def test_neighbours_of_budgets_and_of_bits():
     assert set(near.values) == {"prune-nodes the whole", "factorize the whole"}
     assert max(near.values["factorize the whole"]) < 1
     assert near.recipe({**near.middle, "prune-nodes the whole": 0})[0] == PruneNodes(macs=0.6625)
+    reduced = (Reduce(params=0.5), Quantize())
+    near = Neighbourhood(reduced, EFFECTS)
+    assert near.recipe(near.middle) == reduced
+    assert near.recipe({**near.middle, "reduce the whole": 4})[0] == Reduce(params=0.5125)
     rounded = (*PRUNED, Quantize(keep=("a*",)))
     near = Neighbourhood(rounded, EFFECTS)
     assert near.values["quantize a"] == (32, 8, 4)
