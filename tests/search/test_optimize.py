@@ -225,7 +225,7 @@ def test_a_search_runs_code_for_its_data_only_where_that_is_said_again(here, cap
     os.link("m.pt2", "original.pt2")
     code, _, err = answer(capsys, "optimize", "--join", ".")
     assert (code, (here / "ran").exists()) == (ExitCode.USAGE, False)
-    assert "--data 'own.py:val'" in err
+    assert "--data own.py:val" in err
     answer(capsys, "optimize", "--join", ".", "--data", "own.py:val")
     assert (here / "ran").exists()
 
@@ -258,7 +258,7 @@ def test_a_search_has_code_for_its_metric_only_where_that_is_said_again(here, ca
     (here / "search.json").write_text(json.dumps({**SETTINGS, "bounds": bounds}))
     code, _, err = answer(capsys, "optimize", "--join", ".")
     assert (code, (here / "ran").exists()) == (ExitCode.USAGE, False)
-    assert "--metric 'own.py:score'" in err
+    assert "--metric own.py:score" in err
     code, _, err = answer(capsys, "optimize", "--join", ".", "--metric", "rmse")
     assert (code, "from the folder" in err) == (ExitCode.USAGE, True)
 
