@@ -185,6 +185,22 @@ def test_dependence_sees_time_and_mixing():
     assert dependence(torch.relu, [InputSpec("x", "float32", (1, 8))], (torch.randn(1, 8),), False) is None
 
 
+@pytest.mark.parametrize("seed", range(6))  # of three random scores, one in six lies in order already
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda x: x.sort(0).values,
+        lambda x: x.sort(0, descending=True).values,
+        lambda x: x.cummax(0).values,
+        lambda x: x.sum(1, keepdim=True).sort(0).values + x,
+        lambda x: x.roll(2, 0),
+    ],
+)
+def test_dependence_sees_mixing_in_whatever_order_samples_lie(mixing, seed):
+    x = (torch.randn(3, 1, generator=torch.Generator().manual_seed(seed)),)
+    assert dependence(mixing, [InputSpec("x", "float32", ("batch", 1))], x, alone=True) > 0.1
+
+
 def test_a_part_of_a_batch_keeps_its_layout():
     batch = Batch((torch.arange(12).reshape(2, 6),), torch.arange(6), (1,))
     assert len(batch) == 6

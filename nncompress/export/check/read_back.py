@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import NNCompressError, VerificationError
@@ -16,6 +16,7 @@ from nncompress.export.check.compare import compare
 from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.ir.formats.samples import samples_of, verification_inputs
+from nncompress.ir.graph.ops import op_name
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
 from nncompress.loading.state_dict.fill import read_safetensors, read_stored
@@ -34,8 +35,8 @@ def read_back_pt2(model: Model, file: Path) -> str:
     """
     found = _read(load_model, file)
     stored = _tensors(model)
-    named = {str(node.target) for node in model.graph.nodes if node.op == "get_attr"}
-    _compare_tensors({name: stored[name] for name in stored if name in named}, _tensors(found), file)
+    needed = _needed(model.graph)
+    _compare_tensors({name: stored[name] for name in stored if name in needed}, _tensors(found), file)
     for what, ours, read in (
         ("inputs", [spec.to_json() for spec in model.inputs], [spec.to_json() for spec in found.inputs]),
         ("outputs", model.outputs, found.outputs),
@@ -120,6 +121,21 @@ def _tensors(model: Model) -> dict[str, Tensor]:
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),  # those that a state_dict leaves out, too
     }
+
+
+def _needed(graph: fx.Graph) -> set[str]:
+    """Stored tensors whose values reach an output or a state; export drops those read for their sizes."""
+    names: set[str] = set()
+    seen: set[fx.Node] = set()
+    left = [node for node in graph.nodes if not node.users]  # outputs and writes
+    while left:
+        node = left.pop()
+        if node.op == "get_attr":
+            names.add(str(node.target))
+        if node not in seen and op_name(node) != "sym_size":
+            left += node.all_input_nodes
+        seen.add(node)
+    return names
 
 
 def _compare_tensors(ours: Mapping[str, Tensor], read: Mapping[str, Tensor], file: Path) -> None:

@@ -24,7 +24,8 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
     """How far a sample's outputs move with the other samples of its batch, relative to their size.
 
     The first and the last sample are looked at: in a causal model, samples along time leave the first alone.
-    0 for independent samples, up to rounding; infinite where no output has one row per sample.
+    And in both orders: a sort, or a running maximum, leaves alone what lies in its order. 0 for independent
+    samples, up to rounding; infinite where no output has one row per sample.
 
     Args:
         alone: the model takes a single sample, so each is run by itself; else among its copies.
@@ -36,14 +37,18 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
     found: list[float | None] = []
     try:
         with torch.no_grad():
-            together = _tuple(run(*_fresh(inputs)))
+            forth = torch.arange(count)
+            together = [
+                _tuple(run(*_fresh(take_samples(specs, inputs, each)))) for each in (forth, forth.flip(0))
+            ]
             for place in (0, count - 1):
                 # among copies of itself; another order alone would not show in a sum over all samples
                 index, now = torch.full((1 if alone else count,), place), 0 if alone else place
                 apart = _tuple(run(*_fresh(take_samples(specs, inputs, index))))
-                found += [
-                    _sample_distance(a, place, b, now, count, len(index)) for a, b in zip(together, apart)
-                ]
+                for outputs, there in zip(together, (place, count - 1 - place)):
+                    found += [
+                        _sample_distance(a, there, b, now, count, len(index)) for a, b in zip(outputs, apart)
+                    ]
     except (NNCompressError, RuntimeError, IndexError, ValueError):
         return None
     return max((each for each in found if each is not None), default=math.inf)
@@ -176,8 +181,16 @@ def _dependence(model: Model, *, alone: bool = True) -> float | None:
     """As `dependence`; `alone`: of samples by themselves, where the model takes a single one."""
     low, high = model.dynamic.get(BATCH, (2, 2))
     alone = alone and low < 2
-    samples = min(max(2 if alone else 3, low), high or 3)
-    return dependence(model.outputs_of, model.inputs, model.example_inputs(samples), alone=alone)
+    found = None
+    for least in (
+        3,
+        2,
+    ):  # among two, what takes the next but one would take itself; a batch may have to be even
+        samples = min(max(least, low), high or least)
+        found = dependence(model.outputs_of, model.inputs, model.example_inputs(samples), alone=alone)
+        if found is not None:
+            break
+    return found
 
 
 def _places(model: Model) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nncompress import export
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.graph.normal_form.functionalize import is_write
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.loading import load_model
 
 F = nn.functional
 
@@ -240,3 +243,24 @@ def test_two_writes_of_one_operator_to_the_same_memory_are_loaded_or_refused() -
 
     x = torch.randn(6, 4)
     torch.testing.assert_close(Model.from_module(Net(), (x,))(x), Net()(x))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_layer_that_is_overwritten_is_not_kept_for_its_size(tmp_path: Path, flat: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dead, self.head = nn.Linear(4, 4), nn.Linear(2 if flat else 4, 3)
+            self.register_buffer("start", torch.ones(self.head.in_features))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.dead(x)
+            h = h.reshape(-1, 2) if flat else h
+            h.copy_(self.start)
+            return self.head(h).reshape(len(x), -1) + x.sum(1, keepdim=True)
+
+    net, x = Net().eval(), torch.randn(5, 4)
+    model = Model.from_module(net, (x,))
+    assert flat or "dead.weight" not in model.state_dict()  # twice the batch is no input's size
+    export.write(model, tmp_path / "m.pt2")
+    torch.testing.assert_close(load_model(tmp_path / "m.pt2")(x), net(x))

@@ -293,6 +293,8 @@ class _Rewriter:
     # -- new nodes -------------------------------------------------------------------------------------------
 
     def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if target is aten.sym_size.int:
+            args = self._of_an_input(*args)
         name = target._schema.name.split("::")[-1] if isinstance(target, OpOverload) else target.__name__
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         try:
@@ -303,6 +305,15 @@ class _Rewriter:
         except Exception:  # an export anew will tell
             self.complete = False
         return node
+
+    def _of_an_input(self, node: fx.Node, dim: int) -> tuple[fx.Node, int]:
+        """Where else that size is read, if an input has it: nothing is computed for its size alone."""
+        size = str(node.meta["val"].shape[dim])
+        for each in self.graph.find_nodes(op="placeholder"):
+            shape = getattr(each.meta.get("val"), "shape", ())
+            if size in (sizes := list(map(str, shape))):
+                return each, sizes.index(size)
+        return node, dim
 
 
 def _fake_modes(given: Any) -> Iterator[Any]:
