@@ -287,6 +287,15 @@ def test_without_labels_the_original_is_what_results_are_held_against(tmp_path, 
     assert made["drop"] < made["high"] <= 0.12
 
 
+def test_the_metric_is_settled_by_the_half_that_chooses(here, capsys, monkeypatch):
+    def settled(model, data, name):
+        raise UsageError(f"asked of {data.spec}")
+
+    monkeypatch.setattr("nncompress.cli.work.optimize.settled", settled)
+    code, _, err = answer(capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "1")
+    assert (code, "asked of val.npz?half=1" in err) == (ExitCode.USAGE, True)
+
+
 def test_more_points_than_there_are_and_metrics_that_do_not_fit(here, capsys):
     code, _, err = answer(capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "101")
     assert (code, "0 to 100" in err) == (ExitCode.USAGE, True)
