@@ -1,4 +1,4 @@
-"""Removing what a plan says: fit what stays, cut, and prove that the cut changed nothing else."""
+"""Removing what a plan says: cut, write in what was fitted, and prove that the cut changed nothing else."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@
 | `tensorrt` | `.onnx`, written only            | `tensorrt` |
 
 A file that is written for none is plain: standard ops, signed weights with the zero point 0, the same
-whatever processor wrote it. A new target is one file and one line here; one of another package is an entry
-point that names a `Target` (docs/extending.md).
+whatever processor wrote it. A new target is one file, its import and its entry in `OURS`; one of another
+package is an entry point that names a `Target` (docs/extending.md).
 """
 
 from __future__ import annotations

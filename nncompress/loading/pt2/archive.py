@@ -4,7 +4,7 @@
 shared libraries that it names. So it is never shown the file. Instead a clean archive is built in memory:
 
 1. only the members below are admitted, none of which may unpack to more than 32 times its bytes;
-2. the graph is rebuilt from JSON by `pt2_schema`, which admits plain values only;
+2. the graph is rebuilt from JSON by `schema`, which admits plain values only;
 3. weights are copied as raw bytes, after their shapes were checked against the bytes that are there;
 4. sample inputs (a pickle) and guards (source code) are left out; nothing needs them.
 

@@ -2,7 +2,7 @@
 
 Each table below admits one record of torch's format (`torch/_export/serde/schema.py`, schema version 8) and
 returns it rebuilt from checked values; nothing else of the file is passed on. So what torch reads later holds
-only numbers, identifiers, whitelisted operators and the arithmetic of `pt2_expression`. Names are checked
+only numbers, identifiers, whitelisted operators and the arithmetic of `expression`. Names are checked
 because torch writes them into Python source and executes it.
 
 Left out on purpose: guards (`guards_code` is executed as source; dropped), metadata except the module stack
