@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,7 +18,6 @@ from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.extras import need
 from nncompress.files.atomic import replacing
-from nncompress.files.bounded_text import Unreadable, read_text
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.ir.graph.state import changed_tensors
@@ -27,12 +27,15 @@ from nncompress.runtimes.silence import silent
 from nncompress.targets import TARGETS
 from nncompress.targets.written_for import record
 
+MARK = b"nncompress weights, sha256: "
+SEAL = len(MARK) + hashlib.sha256().digest_size
+
 
 def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
     """Export to ONNX, convert, compare in OpenVINO; the history is inside, the weights in NAME.bin.
 
     The `.xml` has the digest of its weights, since two files cannot be replaced in one step: where an export
-    was killed between the two, the runner says so.
+    was killed between the two, the runner says so. By the seal behind the weights the next export knows them.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -63,10 +66,13 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
             for key, text in kept.items():
                 graph.set_rt_info(text, ["framework", key])
             openvino.save_model(graph, temporary, compress_to_fp16=False)
-            with temporary.with_suffix(".bin").open("rb") as weights:
-                digest = hashlib.file_digest(weights, "sha256").hexdigest()
-            graph.set_rt_info(digest, ["framework", WEIGHTS])
+            seal = _seal(temporary.with_suffix(".bin"))
+            digest = _digest(temporary.with_suffix(".bin"))
+            digest.update(seal)
+            graph.set_rt_info(digest.hexdigest(), ["framework", WEIGHTS])
             openvino.save_model(graph, temporary, compress_to_fp16=False)
+            with temporary.with_suffix(".bin").open("ab") as weights:
+                weights.write(seal)
         cut_off = overflow > 0 and processor().saturates
         found = check.compare(model, temporary, integers=not cut_off)
         told = [check.coverage(model, temporary)] if int8 else []
@@ -94,11 +100,26 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a `.bin` is the weights of an `.xml` of ours beside it."""
+    """Whether a `.bin` is one that we wrote, whatever `.xml` an export that was killed left beside it."""
     try:
-        text = read_text(path.with_suffix(".xml"))
         with path.open("rb") as weights:
-            digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    except (Unreadable, OSError):
+            weights.seek(-SEAL, os.SEEK_END)
+            return not path.is_symlink() and weights.read() == _seal(path, weights.tell() - SEAL)
+    except OSError:  # unreadable, or shorter than a seal
         return False
-    return not path.is_symlink() and "nncompress.version" in text and digest in text
+
+
+def _seal(path: Path, length: int | None = None) -> bytes:
+    """What follows the weights, where OpenVINO, which reads them by offset, does not look."""
+    return MARK + _digest(path, length).digest()
+
+
+def _digest(path: Path, length: int | None = None) -> hashlib._Hash:
+    """SHA-256 of the first `length` bytes, None for all."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size if length is None else length
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+    return digest

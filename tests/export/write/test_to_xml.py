@@ -1,6 +1,7 @@
 """`.xml`: OpenVINO's own format, written, run and opened again."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -98,6 +99,24 @@ def test_weights_of_another_export_and_files_of_others_are_refused(model, tmp_pa
     weights.unlink()
     with pytest.raises(ModelFileError):
         open_artifact(tmp_path / "m.xml")
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_an_export_that_was_killed_between_its_two_files_can_be_repeated(model, tmp_path, earlier):
+    write(model, tmp_path / "new.xml")
+    model.tensor("head.bias").data += 1
+    write(model, tmp_path / "m.xml")
+    os.replace(tmp_path / "new.bin", tmp_path / "m.bin")  # and new.xml never came
+    if not earlier:
+        (tmp_path / "m.xml").unlink()
+    else:
+        with pytest.raises(ModelFileError, match="does not hold the weights of"):
+            open_artifact(tmp_path / "m.xml")
+    write(model, tmp_path / "m.xml")
+    x = torch.randn(2, 3, 8, 8)
+    np.testing.assert_allclose(
+        open_artifact(tmp_path / "m.xml").run(x)[0], model(x).detach().numpy(), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_model_with_state_is_refused(tmp_path):
