@@ -200,3 +200,10 @@ def test_calls_of_one_layer_are_paired_in_order():
     found = before_and_after([cost("a", 32), cost("b", 32), cost("a", 32)], [cost(n, 8) for n in "aba"])
     (table,) = (part for part in found if isinstance(part, Table))
     assert [(row[0], row[6], row[7]) for row in table.rows] == [("a", 16, 16), ("b", 16, 16), ("a", 16, 16)]
+
+
+def test_nothing_lost_is_no_negative_zero():
+    document = runs.EVERY["optimize"]()
+    document["promise"]["drop"] = 0.0
+    (outcome,) = report([section_in(document, "r")]).outcomes
+    assert str(outcome.change.value) == "0.0"

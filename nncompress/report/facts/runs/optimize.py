@@ -278,8 +278,8 @@ def _recipe(trial: Trial) -> list[Part]:
 def _outcome(found: Found, name: str, metric: Shown) -> Outcome:
     made = found.promise
     sign = 1 if metric.higher_is_better else -1
-    low, high = sorted((-sign * made.high, -sign * made.low))
-    change = Estimate(-sign * made.drop, low, high, made.confidence)
+    low, high = sorted((0.0 - sign * made.high, 0.0 - sign * made.low))  # 0 − 0 is 0, and no −0
+    change = Estimate(0.0 - sign * made.drop, low, high, made.confidence)
     return Outcome(
         name,
         clipped(found.model),
