@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from nncompress.errors import ModelFileError
 
 # Times the bytes of a file: what was read, the weights, the graph's own, one more while they are compared
-# or optimised for a runtime. benchmarks/load_memory.py: a further byte of a file of linear layers took 4.8
-# as .onnx, at most 4.9 as a pickled module, state_dict, .safetensors, .pt2 or TorchScript; 2.3 where ONNX
+# or optimised for a runtime. benchmarks/cost/load_memory.py: a further byte of a file of linear layers took
+# 4.8 as .onnx, at most 4.9 as a pickled module, state_dict, .safetensors, .pt2 or TorchScript; 2.3 where ONNX
 # Runtime runs it. Other runtimes, and files whose weights are packed or deflated, have not been measured.
 COPIES = 8
 LEAST_BEYOND = 2**31  # bytes, beside the copies: what imports and threads take counts, too

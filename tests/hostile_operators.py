@@ -16,7 +16,8 @@ from random import Random
 from typing import Any
 
 import torch
-from hostile_values import SHAPES, value
+
+from benchmarks.fuzz.hostile_values import SHAPES, value
 
 MOST_SECONDS = 20  # of processor time, whatever else the machine does
 MOST_WAITED = 900

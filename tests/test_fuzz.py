@@ -1,4 +1,4 @@
-"""A short slice of `benchmarks/fuzz.py`, the same every time: no broken file gets past its reader."""
+"""A short slice of `benchmarks/fuzz/files.py`, the same every time: no broken file gets past its reader."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from random import Random
 
 import pytest
 import torch
-from fuzz import case
-from fuzz_cases import TARGETS
-from fuzz_good import good_files
-from fuzz_process import batch
-from operator_graphs import OperatorGraph
 
+from benchmarks.fuzz.cases import TARGETS
+from benchmarks.fuzz.files import case
+from benchmarks.fuzz.good import good_files
+from benchmarks.fuzz.operator_graphs import OperatorGraph
+from benchmarks.fuzz.process import batch
 from nncompress.errors import MOST_SHOWN, NNCompressError
 
 CORPUS = Path(__file__).with_name("fuzz_corpus")
@@ -59,7 +59,7 @@ def test_what_once_went_wrong_is_one_bounded_message(path, good, tmp_path):
 
 
 def test_operators_with_hostile_arguments_are_refused_or_run(tmp_path):
-    """A few graphs of `benchmarks/fuzz_operators.py`; files are read in a process that may die of them."""
+    """A few graphs of `benchmarks/fuzz/operators.py`; files are read in a process that may die of them."""
     forms = [("add_", "Tensor"), ("conv2d", "default"), ("index_put_", "default"), ("gather", "default")]
 
     def make(index: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -74,15 +75,24 @@ def test_torch_would_be_found_out():
 
 
 def test_a_room_has_no_more_files_than_one_can_keep_in_mind():
-    rooms = {path.parent.relative_to(HOUSE): 0 for path in HOUSE.rglob("*.py")}
-    for path in HOUSE.rglob("*.py"):
-        rooms[path.parent.relative_to(HOUSE)] += 1
+    rooms = Counter(
+        path.parent
+        for top in ("nncompress", "benchmarks", "fixtures")
+        for path in HOUSE.with_name(top).rglob("*.py")
+    )
     assert not {str(room): count for room, count in rooms.items() if count > 15}
 
 
 def test_a_file_is_read_in_one_sitting():
-    lines = {str(path.relative_to(HOUSE)): path.read_text().count("\n") for path in HOUSE.rglob("*.py")}
-    assert not {name: count for name, count in lines.items() if count > 360}
+    most = {"nncompress": 360, "benchmarks": 400, "fixtures": 360}
+    lines = {
+        path: path.read_text().count("\n") for top in most for path in HOUSE.with_name(top).rglob("*.py")
+    }
+    assert not {
+        str(path): count
+        for path, count in lines.items()
+        if count > most[path.relative_to(HOUSE.parent).parts[0]]
+    }
 
 
 @pytest.mark.parametrize("folder", ["nncompress", "tests", "benchmarks", "fixtures"])

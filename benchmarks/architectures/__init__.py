@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from architectures import attention as a
-from architectures import convolutional as c
-from architectures import dense as d
-from architectures import recurrent as r
-from architectures import residual as s
+from benchmarks.architectures import attention as a
+from benchmarks.architectures import convolutional as c
+from benchmarks.architectures import dense as d
+from benchmarks.architectures import recurrent as r
+from benchmarks.architectures import residual as s
 from nncompress.ir import Model
 
 
@@ -162,7 +162,7 @@ def everything(*, own: bool = False) -> dict[str, Architecture]:
     if own:
         return dict(ARCHITECTURES)
     try:
-        from architectures.huggingface import ARCHITECTURES as MORE
+        from benchmarks.architectures.huggingface import ARCHITECTURES as MORE
     except ImportError:
         print("without `transformers`: our own definitions only", file=sys.stderr)
         return dict(ARCHITECTURES)

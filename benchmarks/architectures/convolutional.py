@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from architectures.residual import Head, SqueezeExcite, conv_bn
+from benchmarks.architectures.residual import Head, SqueezeExcite, conv_bn
 
 
 class VGG(nn.Module):

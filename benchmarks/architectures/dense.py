@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from architectures.residual import conv_bn
+from benchmarks.architectures.residual import conv_bn
 
 
 class UNet(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from architectures import Architecture, Input
+from benchmarks.architectures import Architecture, Input
 
 TEXT = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 FEED = {"intermediate_size": 64}

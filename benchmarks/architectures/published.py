@@ -10,7 +10,7 @@ from importlib import import_module
 
 from torch import Tensor, nn
 
-from architectures import Architecture, Input
+from benchmarks.architectures import Architecture, Input
 
 CLASSES = 10
 FIXED = {"img_size": 64}  # of networks that are built for one size

@@ -141,7 +141,7 @@ def test_the_unit_of_grouped_query_attention_is_a_kv_head_with_its_queries():
 
 def test_rotary_positions_leave_whole_heads():
     """cos and sin are labelled along the head size; a unit that is a place in every head would be useless."""
-    from architectures import ARCHITECTURES, build
+    from benchmarks.architectures import ARCHITECTURES, build
 
     couplings = find_couplings(build(ARCHITECTURES["llama-gqa"]))
     assert sizes(couplings)["layers.0.q"] == 2

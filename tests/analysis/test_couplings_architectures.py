@@ -1,12 +1,12 @@
-"""Whole architectures, tiny: pruned by 40 %, proven. benchmarks/prune_architectures.py runs the full list."""
+"""Whole architectures, tiny: pruned by 40 %, proven. benchmarks/sweeps/prune.py runs the full list."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, build
 
+from benchmarks.architectures import ARCHITECTURES, build
 from nncompress.analysis.couplings import find_couplings, prove, remove_units
 
 # What each is here for: the ways in which structured pruners fail on real networks.

@@ -1,6 +1,6 @@
 """Killed before every single call to the system of its writing, a file is the old one or the new one, whole.
 
-`benchmarks/faults.py` does the same to whole commands, at random instants.
+`benchmarks/robustness/faults.py` does the same to whole commands, at random instants.
 """
 
 from __future__ import annotations

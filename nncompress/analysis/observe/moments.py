@@ -30,8 +30,8 @@ from nncompress.progress import Progress
 ROWS = 8192  # positions of a layer that are drawn from every batch
 
 # So that inverses exist. As a constant in the metrics of `factorize`, where weights are cut by rank, it is as
-# good as any (benchmarks/ridges.py): a ResNet-20's outputs move by 11.24 % with 32 images and 9.70 % with
-# 512, with 1e-6 as with 1e-4, and farther with 1e-2 and more.
+# good as any (benchmarks/resnets/ridges.py): a ResNet-20's outputs move by 11.24 % with 32 images and 9.70 %
+# with 512, with 1e-6 as with 1e-4, and farther with 1e-2 and more.
 RIDGE = 1e-4
 FEW = 1e-2  # where no sample could be held out
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; the last leaves nothing of correlations

@@ -9,7 +9,7 @@ from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer
 
-# Multiply-adds of a layer, below which none was faster in int8 (`benchmarks/int8_small.py`): ONNX Runtime on
+# Multiply-adds of a layer, below which none was faster in int8 (`benchmarks/int8/small.py`): ONNX Runtime on
 # x86 with AVX512-VNNI, batch 1, one thread.
 PAYS_FROM = 50_000
 

@@ -1,6 +1,6 @@
 """Graphs that ONNX Runtime 1.31's optimiser computes wrongly, written so that it leaves them alone.
 
-`benchmarks/onnxruntime_defects.py` looks for such graphs.
+`benchmarks/onnx_ops/defects.py` looks for such graphs.
 
 - Pad with 0, then a pool: it makes a pool with pads of it, which are minus infinity for a MaxPool; with
   ceil_mode there may be a window less; where a pad is as large as the kernel it refuses to run it.

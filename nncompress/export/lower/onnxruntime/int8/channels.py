@@ -8,7 +8,7 @@ convolutions get zero channels up to the next such number, which no one else see
 
 An image gets its fourth channel as padding. A 1×1 convolution of each channel alone (a batch norm that could
 not be folded) becomes a diagonal matrix where that is faster, which may also add channels. The bounds were
-measured alone, on one thread (`benchmarks/int8_channels.py`).
+measured alone, on one thread (`benchmarks/int8/channels.py`).
 """
 
 from __future__ import annotations

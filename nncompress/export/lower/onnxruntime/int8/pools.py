@@ -1,7 +1,7 @@
 """Average pools of 8-bit values, as convolutions of each channel alone with weights of 1.
 
 ONNX Runtime's int8 average pool goes through the values one by one; its depthwise kernel, which adds the same
-integers, took a fifth of the time or less (`benchmarks/int8_channels.py`). A pool over the whole image has a
+integers, took a fifth of the time or less (`benchmarks/int8/channels.py`). A pool over the whole image has a
 kernel of its own, which is as fast.
 """
 

@@ -1,3 +1,0 @@
-"""ResNet-50 as an architecture file: `--arch benchmarks/imagenet_resnet.py:resnet50`."""
-
-from nncompress.zoo import resnet50  # noqa: F401

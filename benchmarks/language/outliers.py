@@ -1,0 +1,109 @@
+"""What int8 costs a language model with outliers in its activations: perplexity and the next byte.
+
+python -m benchmarks.language.outliers DIR
+
+DIR holds lm.pt2 of `model.py`, which makes it. Outliers are planted at no change of the function:
+in every block four channels of both norms and of the values are a hundred times larger, and the weights that
+read them a hundred times smaller. Perplexity and the share of bytes that are guessed right are of ONNX
+Runtime on the file as it runs, on text that the model has not seen. "ORT static" is ONNX Runtime's own
+quantizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from onnxruntime.quantization import QuantFormat, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+from torch.nn import functional as F
+
+import nncompress
+from benchmarks.language.model import CALIBRATION, CONTEXT, HELD_OUT, Reader, open_file, text, trained
+from nncompress.devices import processor
+from nncompress.ir import Model
+
+TIMES, CHANNELS = 100, 4
+ROWS = {
+    "static, --no-smooth": "quantize:smooth=false",
+    "static": "quantize",
+    "dynamic, --no-smooth": "quantize:mode=dynamic,max-drift=0.99,smooth=false",
+    "dynamic": "quantize:mode=dynamic,max-drift=0.99",
+}
+
+
+def plant(model: Model) -> Model:
+    """A copy with outliers."""
+    model = model.copy()
+    tensors = dict(model.graph_module.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+
+    def scale(name: str, dim: int, factor: float) -> None:
+        tensors[name].index_copy_(dim, at, factor * tensors[name].index_select(dim, at))
+
+    with torch.no_grad():
+        for block in sorted({name.split(".")[1] for name in tensors if name.startswith("blocks.")}):
+            for makes, reads in (("norm1", ("q", "k", "v")), ("norm2", ("up",)), ("v", ("out",))):
+                at = torch.randperm(128, generator=generator)[:CHANNELS]
+                for part in ("weight", "bias"):
+                    scale(f"blocks.{block}.{makes}.{part}", 0, TIMES)
+                for layer in reads:
+                    scale(f"blocks.{block}.{layer}.weight", 1, 1 / TIMES)
+    return model
+
+
+def quality(path: Path, ids: Tensor) -> tuple[float, float]:
+    """Perplexity, and the share of next bytes that are the most likely one."""
+    session = open_file(path)
+    lost, right = [], []
+    for rows in ids.split(16):
+        scores = torch.from_numpy(session.run(None, {"ids": rows.numpy()})[0])[:, :-1].flatten(0, 1)
+        target = rows[:, 1:].flatten()
+        lost.append(F.cross_entropy(scores, target))
+        right.append((scores.argmax(1) == target).float().mean())
+    return math.exp(torch.stack(lost).mean()), float(torch.stack(right).mean())
+
+
+def theirs(source: Path, ids: Tensor) -> Path:
+    prepared, made = source.with_suffix(".pre.onnx"), source.with_suffix(".ort.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_static(str(prepared), str(made), Reader(ids), quant_format=QuantFormat.QDQ, per_channel=True,
+                    op_types_to_quantize=["MatMul", "Gemm"], extra_options={"WeightSymmetric": True},
+                    reduce_range=not {"avx512_vnni", "avx_vnni"} & processor().flags)  # fmt: skip
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("dir", type=Path)
+    folder = parser.parse_args().dir
+    torch.set_num_threads(1)
+    data = text()
+    known, held = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
+    model = trained(folder, known, 120)
+    at = torch.randint(0, len(known) - CONTEXT, (CALIBRATION, 1), generator=torch.Generator().manual_seed(1))
+    ids = known[at + torch.arange(CONTEXT)]
+    rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
+    print(f"| {len(rows)} × {CONTEXT} bytes | | perplexity | next byte | change |\n|---|---|---|---|---|")
+    for network, each in (("as trained", model), ("with outliers", plant(model))):
+        files = {"float32": folder / f"{network}.onnx"}
+        nncompress.save(each, str(files["float32"]))
+        for name, options in ROWS.items():
+            files[name] = folder / f"{network}, {name}.onnx"
+            small = nncompress.compress(each, [options], data=ids)
+            nncompress.save(small, str(files[name]), target="ort-cpu")
+        files["ORT static"] = theirs(files["float32"], ids)
+        base = quality(files["float32"], rows)[1]
+        for name, path in files.items():
+            found, right = quality(path, rows)
+            print(
+                f"| {network} | {name} | {found:.3f} | {right:.2%} | {100 * (right - base):+.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

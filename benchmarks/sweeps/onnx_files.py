@@ -1,0 +1,126 @@
+"""ONNX files of torch's two exporters, read, pruned or factorized, exported and run again; print the table.
+
+    python -m benchmarks.sweeps.onnx_files [PATTERN ...]      e.g. 'torchvision-*' 'timm-*' 'hf-*'
+
+Every architecture is written by each exporter once, at opsets 13 to 20 (18 to 20) in turn, with a free batch
+where the exporter keeps it. Of the two files one is pruned by 30 %, the other factorized to 80 % of its
+parameters, in turn. `read`: the file against ONNX Runtime, as the loader compares; `after`: parameters left;
+`written`: the result in ONNX Runtime, as the export compares it. What torch itself cannot export is said and
+not counted. Needs `torchvision`, `timm` and `transformers` for those of these packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+
+import nncompress  # noqa: E402
+from benchmarks.architectures import Architecture, everything, settle  # noqa: E402
+from benchmarks.architectures.published import published  # noqa: E402
+from nncompress.export import write  # noqa: E402
+
+TRACING = range(13, 21)  # opsets of the exporter by tracing
+EXPORTING = range(18, 21)  # and of the one by torch.export, which writes no older ones
+PASSES = ("prune-nodes:ratio=0.3", "factorize:params=0.8")
+COLUMNS = "architecture exporter opset pass read after written CPU"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing on the standard output: where it fails, the exporter prints whole graphs there, from C++."""
+    sys.stdout.flush()
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nothing)
+
+
+def exported(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamo: bool, opset: int, path: Path
+) -> bool:
+    """The file, with a free batch or else a fixed one; False where torch cannot write it."""
+    names = [f"in{i}" for i in range(len(inputs))]
+    if dynamo:
+        free = {"dynamic_shapes": [{0: torch.export.Dim("batch")} for _ in inputs]}
+    else:
+        free = {"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}
+    for settings in (free, {}):
+        with quiet(), contextlib.suppress(Exception):
+            torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
+            return True
+    return False
+
+
+def row(
+    name: str, architecture: Architecture, dynamo: bool, opset: int, step: str
+) -> tuple[list[str], bool | None]:
+    """The cells, and whether it went well; None where torch could not write the file."""
+    begun = time.process_time()
+    torch.manual_seed(0)
+    module = settle(architecture.make(), architecture.draw)
+    cells = [name, "torch.export" if dynamo else "tracing", str(opset), step.partition(":")[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if not exported(module, architecture.draw(2), dynamo, opset, path):
+            return [*cells, "torch cannot write it"], None
+        said: list[str] = []
+        try:
+            model = nncompress.load(path, notice=said.append)
+            read = next((s.rsplit(" ", 1)[1] for s in said if "agrees with" in s), "?")
+            smaller = nncompress.compress(model, [step])
+            error = write(smaller, Path(folder) / "pruned.onnx").relative_error
+        except Exception as problem:  # a refusal, or a defect, which ends this row and no other
+            return [*cells, f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]], False
+        before, after = (sum(p.numel() for p in m.graph_module.parameters()) for m in (model, smaller))
+    return [
+        *cells,
+        read,
+        f"{after / before:.2f}",
+        f"{error:.1e}",
+        f"{time.process_time() - begun:.0f} s",
+    ], True
+
+
+def cases(patterns: list[str]) -> Iterator[tuple[str, Architecture, bool, int, str]]:
+    for place, (name, architecture) in enumerate((published() | everything()).items()):
+        if not patterns or any(fnmatch(name, pattern) for pattern in patterns):
+            steps = PASSES[place % 2], PASSES[1 - place % 2]
+            yield name, architecture, False, TRACING[place % len(TRACING)], steps[0]
+            yield name, architecture, True, EXPORTING[place % len(EXPORTING)], steps[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*")
+    options = parser.parse_args()
+    print("\t".join(COLUMNS.split()), flush=True)
+    good = bad = unwritten = 0
+    for case in cases(options.patterns):
+        cells, went = row(*case)
+        good, bad, unwritten = good + (went is True), bad + (went is False), unwritten + (went is None)
+        print("\t".join(cells), flush=True)
+    print(f"{good} equal, {bad} not, {unwritten} that torch does not write")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
