@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -227,19 +228,71 @@ def shares_of(name: str, field_name: str, pairs: Iterable[str]) -> dict[str, flo
     Raises:
         UsageError: an entry is no such pair, or a name is there twice.
     """
+    return _numbers_of(name, field_name, pairs, "share", 1.0)
+
+
+def factors_of(name: str, field_name: str, pairs: Iterable[str]) -> dict[str, float]:
+    """ "layer1.*=2", … -> {"layer1.*": 2.0}: a finite factor above 0 by pattern.
+
+    Args, Raises: as of `shares_of`.
+    """
+    return _numbers_of(name, field_name, pairs, "factor", math.inf)
+
+
+class LossWeights:
+    """By how much what is lost in a layer counts more than elsewhere.
+
+    Args:
+        name: of the pass.
+        pairs: "PATTERN=FACTOR", …
+
+    Raises:
+        UsageError: an entry is no such pair, or a pattern is there twice.
+    """
+
+    def __init__(self, name: str, pairs: Iterable[str]) -> None:
+        self._name, self._factors = name, factors_of(name, "loss_weight", pairs)
+
+    def of(self, layers: Iterable[str]) -> float:
+        """The product of the factors whose patterns match one of these layers; 1 of none."""
+        names = list(layers)
+        return math.prod(f for p, f in self._factors.items() if any(fnmatch(name, p) for name in names))
+
+    def check(self, layers: Iterable[str]) -> None:
+        """Refuse patterns that are of none of these layers: the user meant one.
+
+        Raises:
+            UsageError: naming the pattern.
+        """
+        names = list(layers)
+        for pattern in self._factors:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise UsageError(
+                    f"{self._name}: --loss-weight {shown(pattern)} names no layer that can be made smaller",
+                    expected=", ".join(names[:5]) + (", …" if len(names) > 5 else ""),
+                    remedy="nncompress inspect shows the layers",
+                )
+
+
+def _numbers_of(
+    name: str, field_name: str, pairs: Iterable[str], what: str, below: float
+) -> dict[str, float]:
     where = f"{name}: {flag_of(field_name)}"
     found: dict[str, float] = {}
     for pair in pairs:
         key, _, text = pair.rpartition("=")
         try:
-            share = float(text)
+            number = float(text)
         except ValueError:
-            share = math.nan
-        if not key or not 0 < share < 1:
+            number = math.nan
+        if not key or not 0 < number < below:
+            bound = "" if math.isinf(below) else f" and below {below:g}"
             raise UsageError(
-                f"{where} is no name and share", got=shown(pair), expected="NAME=SHARE, above 0 and below 1"
+                f"{where} is no name and {what}",
+                got=shown(pair),
+                expected=f"NAME={what.upper()}, above 0{bound}",
             )
         if key in found:
-            raise UsageError(f"{where} names {shown(key)} twice", expected="one share per name")
-        found[key] = share
+            raise UsageError(f"{where} names {shown(key)} twice", expected=f"one {what} per name")
+        found[key] = number
     return found

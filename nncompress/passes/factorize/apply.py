@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from nncompress.errors import ModelFileError, UnsupportedError, UsageError, Veri
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import layers
-from nncompress.options import shares_of
+from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.factorize import choose
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
@@ -81,6 +82,9 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
             )
         )
     context.progress.step("decomposing", len(targets), len(targets))
+    weights = LossWeights(options.name, options.loss_weight)
+    weights.check(target.name for target in targets)
+    per_layer = [replace(each, weight=weights.of([each.target.name])) for each in per_layer]
     if oracle is not None and oracle.unkept:
         context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
     choices, reached = _choose(options, model, per_layer, whose, oracle, context)

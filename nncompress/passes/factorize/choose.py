@@ -28,6 +28,7 @@ class Option:
         elements: how many squared errors `total` sums over: those of the weight, or of one output vector.
         timings: where latency was measured, of each form and rank that was.
         slower: candidates that were measured not to be faster.
+        weight: by how much its errors count more than other layers'.
     """
 
     target: Target
@@ -39,6 +40,7 @@ class Option:
     elements: int
     timings: Mapping[Place, Timing] | None = None
     slower: Sequence[Candidate] = ()
+    weight: float = 1.0
 
     def share(self, candidate: Candidate) -> float:
         """The candidate's time, of the dense layer's."""
@@ -137,7 +139,7 @@ def by_budget(
     """
     layers = []
     for option in options:
-        scale = 1.0 if comparable else 1 / max(option.total, 1e-300)
+        scale = option.weight * (1.0 if comparable else 1 / max(option.total, 1e-300))
         pays = [c for c in option.candidates if c.cost < option.dense]
         layers.append([Candidate(c.form, c.ranks, c.cost, c.error * scale) for c in pays])
         layers[-1].append(Candidate("dense", (), option.dense, 0.0))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nncompress.errors import UsageError
-from nncompress.options import shares_of
+from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import BY_DEFAULT, Pass, option, step
 
 SELECTORS = ("err", "relative", "energy", "rank", "ratio", "ratios", "macs", "params", "latency")
@@ -82,6 +82,11 @@ class Factorize(Pass):
         False, help="take only factors measured to be faster than the layer, in --target on this machine"
     )
     round_to: int = option(1, least=1, help="ranks are multiples of this; 16 suits most CPUs")
+    loss_weight: tuple[str, ...] = option(
+        (),
+        metavar="LAYER=FACTOR",
+        help="with a budget: what is lost in layers of this name counts so many times (repeatable)",
+    )
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="layers to skip, e.g. 'head*' (repeatable)")
 
     def __post_init__(self) -> None:
@@ -91,6 +96,13 @@ class Factorize(Pass):
         if len(given) > 1:
             raise UsageError(
                 "factorize: give one way to choose the ranks", got=" and ".join(f"--{name}" for name in given)
+            )
+        LossWeights(self.name, self.loss_weight)
+        if self.loss_weight and not set(given) & {"macs", "params", "latency"}:
+            raise UsageError(
+                "factorize: --loss-weight weighs layers against each other under a budget",
+                got=f"--{given[0]}" if given else "no budget",
+                remedy="--macs 0.7, or leave --loss-weight out",
             )
 
     def treats(self, kind: str) -> bool:

@@ -21,7 +21,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import not_finite
-from nncompress.options import shares_of
+from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, proven_cut
 from nncompress.passes.prune_nodes.blame import group_contributions
@@ -151,6 +151,7 @@ def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan
         params=options.params,
         scope=options.scope,
         round_to=options.round_to,
+        weights=_weights(options, ranks),
     )
     if options.latency is None:
         return ranks.plan(amount), []
@@ -161,6 +162,25 @@ def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan
 
     plan, reached = by_latency(options.latency, amount, ranks, cut, clocked(context.target), context)
     return plan, [reached]
+
+
+def _weights(options: PruneNodes, ranks: Ranked) -> LossWeights | None:
+    """What `--loss-weight` says.
+
+    Raises:
+        UsageError: it names no layer whose nodes can be removed, or nodes do not compare between layers.
+    """
+    if not options.loss_weight:
+        return None
+    if not ranks.comparable and options.scope != "global":
+        raise UsageError(
+            "prune-nodes: --loss-weight needs nodes of different layers that compare",
+            got="the same share goes from every group, by this criterion",
+            remedy="--data, or --scope global",
+        )
+    weights = LossWeights(options.name, options.loss_weight)
+    weights.check(layer for c in ranks.choices for layer in c.layers)
+    return weights
 
 
 def contributions(

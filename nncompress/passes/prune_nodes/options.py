@@ -13,7 +13,7 @@ from typing import Literal
 
 from nncompress.errors import UsageError
 from nncompress.extensions import offered
-from nncompress.options import shares_of
+from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import BY_DEFAULT, Context, Pass, option, step
 
 BUDGET_TOLERANCE = 0.02
@@ -93,6 +93,11 @@ class PruneNodes(Pass):
     renormalize: bool = option(
         True, help="with data, not compensated: re-estimate batch norms as far as that helps"
     )
+    loss_weight: tuple[str, ...] = option(
+        (),
+        metavar="LAYER=FACTOR",
+        help="with a budget: what is lost in layers of this name counts so many times (repeatable)",
+    )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
     )
@@ -122,6 +127,14 @@ class PruneNodes(Pass):
                 "prune-nodes: --outliers takes the nodes that stand out, however many",
                 got=f"--round-to {self.round_to}",
                 remedy="leave --round-to out, or say how many nodes go: --ratio 0.1",
+            )
+        LossWeights(self.name, self.loss_weight)
+        budget = set(given) & {"--macs", "--params", "--latency"}
+        if self.loss_weight and (not budget or self.scope == "group"):
+            raise UsageError(
+                "prune-nodes: --loss-weight weighs layers against each other under a budget",
+                got="--scope group" if budget else " and ".join(given) or "no budget",
+                remedy="--macs 0.7, or leave --loss-weight out",
             )
         if self.share_lost is not None and self.scope == "global":
             raise UsageError(

@@ -33,6 +33,7 @@ from nncompress.analysis.importance.selection import (
 from nncompress.analysis.observe.residual import Branch, find_branches, names
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.options import LossWeights
 from nncompress.passes.base import Context
 from nncompress.passes.cut import cut_of
 
@@ -47,6 +48,7 @@ class Amount:
         macs, params: share of them that may be left.
         scope: nodes are compared within each group, everywhere, or ("auto") everywhere where that can be.
         round_to: a multiple of this many is left.
+        weights: by how much losses count, for macs and params; None: all the same.
     """
 
     ratio: float | None = None
@@ -58,6 +60,7 @@ class Amount:
     params: float | None = None
     scope: Literal["auto", "group", "global"] = "auto"
     round_to: int = 1
+    weights: LossWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,8 @@ def _counts(
     everywhere = amount.scope == "global" or (amount.scope == "auto" and comparable)
     if everywhere and not comparable:
         rankings = normalized(rankings)
+    if (weights := amount.weights) is not None:
+        rankings = {c.name: rankings[c.name].scaled(weights.of(c.layers)) for c in choices}
     if amount.threshold is not None:
         return by_threshold(choices, rankings, amount.threshold, amount.round_to)
     for unit, share in (("macs", amount.macs), ("params", amount.params)):

@@ -33,6 +33,7 @@ from nncompress.errors import DataError, ModelFileError, UsageError, Verificatio
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.graph.verify import not_finite
+from nncompress.options import LossWeights
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, cut_of, proven_cut
 from nncompress.passes.reduce.curves import Curve, curves, factorizable
@@ -89,7 +90,10 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
         context.notes.append(
             f"reduce: {', '.join(discrete)}: discrete, so losses are those of what it is chosen from"
         )
-    budget = Budget(choices, rankings, found, Costs(model, choices, counted), unit, options.round_to)
+    weights = LossWeights(options.name, options.loss_weight)
+    weights.check([*(curve.name for curve in found), *(layer for c in choices for layer in c.layers)])
+    costs = Costs(model, choices, counted)
+    budget = Budget(choices, rankings, found, costs, unit, options.round_to, weights)
     plan = budget.plan(share, f"--{counted}")
     context.progress.step("removing nodes", 0, 1)
     cut, proven = cut_of(choices, plan.removed), None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nncompress.errors import UsageError
+from nncompress.options import LossWeights
 from nncompress.passes.base import Pass, option, step
 
 BUDGET_TOLERANCE = 0.02
@@ -42,12 +43,18 @@ class Reduce(Pass):
         help="factors of a convolution: K×K then 1×1, K×1 then 1×K, 1×1 then K×K then 1×1, or the best",
     )
     round_to: int = option(1, least=1, help="leave multiples of this many nodes and ranks; 8 suits most CPUs")
+    loss_weight: tuple[str, ...] = option(
+        (),
+        metavar="LAYER=FACTOR",
+        help="what is lost in layers of this name counts so many times (repeatable)",
+    )
     exclude: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers whose nodes and rank stay, e.g. 'head*' (repeatable)"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        LossWeights(self.name, self.loss_weight)
         if self.macs is not None and self.params is not None:
             raise UsageError(
                 "reduce: one budget says how much is left", got="--macs and --params", remedy="leave one out"

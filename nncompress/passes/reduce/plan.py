@@ -20,6 +20,7 @@ from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.selection import allowed
 from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.errors import UsageError
+from nncompress.options import LossWeights
 from nncompress.passes.reduce.curves import Curve
 
 AHEAD = (*range(8), *range(8, 32, 4), *range(32, 256, 32))  # how far a group's next step looks
@@ -48,6 +49,7 @@ class _Layer:
 
     Attributes:
         inputs, outputs: choice -> share of the layer's inputs, outputs that each unit of it is.
+        weight: by how much what it loses counts.
         now: the candidate; None while it is dense.
     """
 
@@ -55,6 +57,7 @@ class _Layer:
     unit: str
     inputs: Mapping[str, float]
     outputs: Mapping[str, float]
+    weight: float = 1.0
     now: Candidate | None = None
     _stages: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = field(default_factory=dict)
 
@@ -93,7 +96,7 @@ class _Layer:
         for candidate in self.curve.candidates:
             saved = cost - self.cost(candidate, gone)
             if saved > 0 and candidate.error >= error:
-                ratio = (candidate.error - error) / saved
+                ratio = self.weight * (candidate.error - error) / saved
                 if ratio < best[0]:
                     best = ratio, candidate
         return best
@@ -105,6 +108,7 @@ class Budget:
     Args:
         unit: "macs" or "parameters".
         round_to: a multiple of this many nodes is left.
+        weights: by how much what is lost in each layer counts.
     """
 
     def __init__(
@@ -115,13 +119,15 @@ class Budget:
         costs: Costs,
         unit: str,
         round_to: int,
+        weights: LossWeights,
     ) -> None:
         self._choices = {c.name: c for c in choices}
         self._rankings, self._costs = rankings, costs
         self._counts = {c.name: allowed(c, rankings[c.name], round_to) for c in choices}
         self._kept = {c.name: c.size for c in choices}
         self._gone = dict.fromkeys(self._kept, 0)
-        self._layers = {curve.name: _layer(curve, unit, choices) for curve in curves}
+        self._weights = {c.name: weights.of(c.layers) for c in choices}
+        self._layers = {c.name: _layer(c, unit, choices, weights.of([c.name])) for c in curves}
         self._of: dict[str, set[str]] = {name: set() for name in self._choices}
         for name, layer in self._layers.items():
             for choice in (*layer.inputs, *layer.outputs):
@@ -185,7 +191,7 @@ class Budget:
             cost = layer.cost(layer.now, self._gone)
             for candidate in (None, *layer.curve.candidates):
                 added = layer.cost(candidate, self._gone) - cost
-                gain = layer.now.error - (candidate.error if candidate else 0.0)
+                gain = layer.weight * (layer.now.error - (candidate.error if candidate else 0.0))
                 if added <= room and gain > 0:
                     yield gain / max(added, 1e-9), partial(setattr, layer, "now", candidate)
 
@@ -213,7 +219,7 @@ class Budget:
     def _lost(self, name: str, count: int) -> float:
         """What is lost more with so many nodes of a group left."""
         size, loss = self._choices[name].size, self._rankings[name].loss
-        return float(loss[size - count] - loss[size - self._kept[name]])
+        return self._weights[name] * float(loss[size - count] - loss[size - self._kept[name]])
 
     def _saving(self, name: str, count: int) -> float:
         """What is saved more with so many nodes of a group left, given all ranks as they are."""
@@ -234,7 +240,7 @@ class Budget:
         return Plan(removed, factors, losses, cost)
 
 
-def _layer(curve: Curve, unit: str, choices: Sequence[Choice]) -> _Layer:
+def _layer(curve: Curve, unit: str, choices: Sequence[Choice], weight: float) -> _Layer:
     layer = curve.target.layers[0]
     sides: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for choice in choices:
@@ -245,4 +251,4 @@ def _layer(curve: Curve, unit: str, choices: Sequence[Choice]) -> _Layer:
                 if member.dim == dim:
                     owned = int((np.asarray(member.unit) >= 0).sum())
                     side[choice.name] = owned / choice.size / len(member.unit)
-    return _Layer(curve, unit, *sides)
+    return _Layer(curve, unit, *sides, weight)
