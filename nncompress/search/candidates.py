@@ -3,14 +3,14 @@
 A family of recipes has one number, the share of the model that it is to leave. The smallest share that holds
 the bound is found by bisection, in all families side by side: the two passes by themselves, both uniformly,
 both with strengths per layer, both chosen and repaired together by `reduce`; each in float and in int8, of
-which the layers that bear it worst may stay in float; for a size, widths, ranks and bits of each layer
-together. Then strengths of the best recipe are varied one by one.
+which the layers that bear it worst may stay in float; for a size in 4 bits too, and widths, ranks and bits of
+each layer together. What is near the best of them is tried then (`neighbourhood`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf, sqrt
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
@@ -18,7 +18,7 @@ from nncompress.search.records import key_of
 from nncompress.search.sensitivity import Effect, per_layer
 
 SHARES = tuple(round(0.1 + 0.025 * i, 3) for i in range(36))  # 0.1 to 0.975
-VARIED = 0.05  # by how much a strength is varied
+FOUR_BITS = Quantize(weight_bits=4)
 
 Recipe = tuple[Pass, ...]
 Verdict = Callable[[Recipe], "bool | None"]  # None: not tried yet
@@ -70,8 +70,13 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Fami
         found.append(Family("per layer", layered))
     if not quantizes:
         return found
-    bits = Bits.of(effects)
-    found += [Family(f"{f.name}, int8", _then(f, lambda recipe: (Quantize(),))) for f in found]
+    bits, alone = Bits.of(effects), tuple(found)
+    found += [Family(f"{f.name}, int8", _then(f, lambda recipe: (Quantize(),))) for f in alone]
+    if unit == "params" and any(
+        e.method == "quantize" and e.strength == 4 and e.error is not None for e in effects
+    ):
+        found += [Family(f"{f.name}, 4 bits", _then(f, lambda recipe: (FOUR_BITS,))) for f in alone]
+        found.append(Family("4 bits", lambda share: (FOUR_BITS,)))
     if len(bits.worst) > 1:
         found.append(Family("int8, the worst in float", lambda share: (Quantize(keep=bits.kept(share)),)))
         if any(each.name == "per layer" for each in found):
@@ -172,34 +177,3 @@ def untried(searched: Sequence[Family], verdict: Verdict, reached: Callable[[Rec
             low, high = (low, middle) if held else (middle, high)
     found = {recipe_key(recipe): recipe for *_, recipe in sorted(wanted, key=lambda each: each[:3])}
     return list(found.values())
-
-
-def varied(recipe: Recipe, effects: Sequence[Effect]) -> Iterator[Recipe]:
-    """The recipe with one strength more, or one layer less in float: of the layers first of which it costs
-    least, by the effects."""
-    prices: Mapping[tuple[str, str], float] = {
-        (e.method, e.where): (e.error or 0.0) ** 2 / max(e.macs, e.bytes, 1e-6)
-        for e in effects
-        if e.error is not None
-    }
-    moves = []
-    for position, each in enumerate(recipe):
-        if isinstance(each, Quantize) and each.keep:
-            for index, name in enumerate(each.keep):
-                fewer = replace(each, keep=(*each.keep[:index], *each.keep[index + 1 :]))
-                price = prices.get((each.name, name.rstrip("*.")), 0.0)
-                moves.append((price, position, index, (*recipe[:position], fewer, *recipe[position + 1 :])))
-            continue
-        if not isinstance(each, PruneNodes | Factorize) or not each.ratios:
-            continue
-        more = VARIED if isinstance(each, PruneNodes) else -VARIED
-        for index, pair in enumerate(each.ratios):
-            name, _, text = pair.rpartition("=")
-            strength = float(text) + more
-            if not 0 < strength < 1:
-                continue
-            ratios = (*each.ratios[:index], f"{name}={strength:g}", *each.ratios[index + 1 :])
-            changed = (*recipe[:position], type(each)(ratios=ratios), *recipe[position + 1 :])
-            moves.append((prices.get((each.name, name), 0.0), position, index, changed))
-    for *_, changed in sorted(moves, key=lambda move: move[:3]):
-        yield changed

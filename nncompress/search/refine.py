@@ -16,7 +16,7 @@ from typing import Any
 
 from nncompress import extras
 from nncompress.files.lock import alone_in
-from nncompress.search.candidates import Recipe, varied
+from nncompress.search.candidates import Recipe
 from nncompress.search.neighbourhood import Neighbourhood, settled_key
 from nncompress.search.records import key_of
 from nncompress.search.sensitivity import Effect
@@ -58,18 +58,20 @@ class Refinement:
             rows: recipe and result of every trial by its key.
         """
         known = {settled_key(recipe): row for recipe, row in rows.values()}
-        single = [each for each in varied(best, self._effects) if settled_key(each) not in known]
+        near = Neighbourhood(best, self._effects)
+        saving = self._judge.bounds.drop is not None
+        single = [each for each in near.steps(saving) if settled_key(each) not in known]
         if not self._by_optuna or (single and len(rows) % 2):
             return single
-        return self._proposed(best, rows, known) or single
+        return self._proposed(near, best, rows, known) or single
 
     def _proposed(
         self,
+        near: Neighbourhood,
         best: Recipe,
         rows: Mapping[str, tuple[Recipe, dict[str, Any]]],
         known: Mapping[str, dict[str, Any]],
     ) -> list[Recipe]:
-        near = Neighbourhood(best, self._effects)
         if not near.values:
             return []
         with alone_in(self._folder, "refinement.lock", wait=WAIT):

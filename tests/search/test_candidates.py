@@ -6,7 +6,8 @@ from nncompress.api import dataset
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize, Reduce
 from nncompress.pipeline import run
-from nncompress.search.candidates import Bits, Family, families, untried, varied
+from nncompress.search.candidates import Bits, Family, families, untried
+from nncompress.search.neighbourhood import Neighbourhood
 from nncompress.search.sensitivity import Effect, per_layer
 
 
@@ -41,7 +42,7 @@ def test_layers_stay_in_float_under_the_names_of_their_factors():
     assert bits.kept(0.5, (Factorize(ratios=("conv=0.5",)),)) == ("conv.*", "conv1*")
     assert bits.kept(1.0) == ("conv", "conv1*", "head*")  # one is quantized
     recipe = (PruneNodes(ratios=("g=0.5",)), Quantize(keep=("conv1*", "head*")))
-    assert [next_ for next_ in varied(recipe, effects) if next_[0] == recipe[0]] == [
+    assert [next_ for next_ in Neighbourhood(recipe, effects).steps(True) if next_[0] == recipe[0]] == [
         (recipe[0], Quantize(keep=("conv1*",))),  # the head loses less
         (recipe[0], Quantize(keep=("head*",))),
     ]
@@ -62,6 +63,10 @@ def test_int8_is_tried_where_it_serves_the_goal_only():
     with_bits = [*effects, effect("quantize", "a", 8, 0.1, 0.3), effect("quantize", "b", 8, 0.2, 0.3)]
     by_size = {family.name for family in families(with_bits, "params", True)}
     assert {"int8", "int8, the worst in float", "widths, ranks and bits per layer"} <= by_size
+    assert not any("4 bits" in name for name in by_size)
+    four = {f.name: f for f in families([*with_bits, effect("quantize", "a", 4, 0.3, 0.4)], "params", True)}
+    assert four["4 bits"].recipe(0.5) == (Quantize(weight_bits=4),)
+    assert four["reduce, 4 bits"].recipe(0.4) == (Reduce(params=0.4), Quantize(weight_bits=4))
     assert "widths, ranks and bits per layer" not in {f.name for f in families(with_bits, "macs", True)}
 
 

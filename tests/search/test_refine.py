@@ -60,20 +60,44 @@ def test_neighbours_of_budgets_and_of_bits():
     budgets = (PruneNodes(macs=0.7), Factorize(macs=0.96))
     near = Neighbourhood(budgets, EFFECTS)
     assert near.recipe(near.middle) == budgets
-    assert set(near.values) == {"prune-nodes the whole", "factorize the whole"}
+    assert set(near.values) == {
+        *("prune-nodes the whole", "factorize the whole"),
+        *("losses under prune-nodes a", "losses under prune-nodes b", "losses under factorize b"),
+    }
     assert max(near.values["factorize the whole"]) < 1
     assert near.recipe({**near.middle, "prune-nodes the whole": 0})[0] == PruneNodes(macs=0.6625)
     reduced = (Reduce(params=0.5), Quantize())
     near = Neighbourhood(reduced, EFFECTS)
     assert near.recipe(near.middle) == reduced
     assert near.recipe({**near.middle, "reduce the whole": 4})[0] == Reduce(params=0.5125)
+    weighed = near.recipe({**near.middle, "losses under reduce b": 5, "quantize a": 2})
+    assert weighed == (Reduce(params=0.5, loss_weight=("b=4",)), *mixed_bits())
+    assert near.positions(weighed) == {**near.middle, "losses under reduce b": 5, "quantize a": 2}
+    assert near.positions((Reduce(params=0.5, loss_weight=("b=3",)), Quantize())) is None
+    around = Neighbourhood(weighed, EFFECTS)  # and from there
+    assert around.recipe(around.middle) == weighed
+    assert max(around.values["losses under reduce b"]) == 32
     rounded = (*PRUNED, Quantize(keep=("a*",)))
     near = Neighbourhood(rounded, EFFECTS)
     assert near.values["quantize a"] == (32, 8, 4)
     assert near.recipe(near.middle) == rounded
     mixed = near.recipe({**near.middle, "quantize a": 2})
-    assert mixed == (*PRUNED, Quantize(weight_bits=4, keep=("b*",)), Quantize())
+    assert mixed == (*PRUNED, *mixed_bits())
     assert near.positions(mixed) == {**near.middle, "quantize a": 2}
+
+
+def mixed_bits():
+    return Quantize(weight_bits=4, keep=("b*",)), Quantize()
+
+
+def test_single_steps_save_or_give_back_and_the_cheapest_come_first():
+    steps = list(Neighbourhood((Reduce(params=0.5), Quantize()), EFFECTS).steps(True))
+    assert steps[0] == (Reduce(params=0.4875), Quantize())
+    assert steps[1] == (Reduce(params=0.5), *mixed_bits())  # 4 bits in one layer
+    assert len(steps) == 3
+    back = list(Neighbourhood((*PRUNED, Quantize(keep=("a*",))), EFFECTS).steps(False))
+    assert (PruneNodes(ratios=("a=0.45",)), Quantize(keep=("a*",))) in back
+    assert PRUNED in back  # b in float as well
 
 
 LAYERS = [effect("prune-nodes", where, 0.5, 0.1) for where in "abc"]
