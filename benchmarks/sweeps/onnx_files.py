@@ -1,18 +1,22 @@
 """ONNX files of torch's two exporters, read, pruned or factorized, exported and run again; print the table.
 
-    python -m benchmarks.sweeps.onnx_files [PATTERN ...]      e.g. 'torchvision-*' 'timm-*' 'hf-*'
+    python -m benchmarks.sweeps.onnx_files --work DIR [--minutes 5] [PATTERN ...]      e.g. "timm-*" "hf-*"
 
 Every architecture is written by each exporter once, at opsets 13 to 20 (18 to 20) in turn, with a free batch
 where the exporter keeps it. Of the two files one is pruned by 30 %, the other factorized to 80 % of its
 parameters, in turn. `read`: the file against ONNX Runtime, as the loader compares; `after`: parameters left;
 `written`: the result in ONNX Runtime, as the export compares it. What torch itself cannot export is said and
 not counted. Needs `torchvision`, `timm` and `transformers` for those of these packages.
+
+Each row is kept in DIR/rows.jsonl as it is measured, and not measured again; `--minutes` ends the run after
+the row in which they are over, so that it can be done in pieces. The counts are those of all rows kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -70,18 +74,16 @@ def exported(
     return False
 
 
-def row(
-    name: str, architecture: Architecture, dynamo: bool, opset: int, step: str
-) -> tuple[list[str], bool | None]:
-    """The cells, and whether it went well; None where torch could not write the file."""
+def measured(name: str, architecture: Architecture, dynamo: bool, opset: int, step: str) -> dict[str, object]:
+    """The row; `went` is null where torch could not write the file."""
     begun = time.process_time()
     torch.manual_seed(0)
     module = settle(architecture.make(), architecture.draw)
-    cells = [name, "torch.export" if dynamo else "tracing", str(opset), step.partition(":")[0]]
+    cells: dict[str, object] = {**key_of(name, dynamo, opset, step), "went": False}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         if not exported(module, architecture.draw(2), dynamo, opset, path):
-            return [*cells, "torch cannot write it"], None
+            return cells | {"went": None, "read": "torch cannot write it"}
         said: list[str] = []
         try:
             model = nncompress.load(path, notice=said.append)
@@ -89,15 +91,20 @@ def row(
             smaller = nncompress.compress(model, [step])
             error = write(smaller, Path(folder) / "pruned.onnx").relative_error
         except Exception as problem:  # a refusal, or a defect, which ends this row and no other
-            return [*cells, f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]], False
+            return cells | {"read": f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:300]}
         before, after = (sum(p.numel() for p in m.graph_module.parameters()) for m in (model, smaller))
-    return [
-        *cells,
-        read,
-        f"{after / before:.2f}",
-        f"{error:.1e}",
-        f"{time.process_time() - begun:.0f} s",
-    ], True
+    return cells | {
+        "went": True,
+        "read": read,
+        "after": f"{after / before:.2f}",
+        "written": f"{error:.1e}",
+        "CPU": f"{time.process_time() - begun:.0f} s",
+    }
+
+
+def key_of(name: str, dynamo: bool, opset: int, step: str) -> dict[str, object]:
+    exporter = "torch.export" if dynamo else "tracing"
+    return {"architecture": name, "exporter": exporter, "opset": opset, "pass": step.partition(":")[0]}
 
 
 def cases(patterns: list[str]) -> Iterator[tuple[str, Architecture, bool, int, str]]:
@@ -111,14 +118,33 @@ def cases(patterns: list[str]) -> Iterator[tuple[str, Architecture, bool, int, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
-    print("\t".join(COLUMNS.split()), flush=True)
-    good = bad = unwritten = 0
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / "rows.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    until = time.monotonic() + 60 * options.minutes
+    left = 0
     for case in cases(options.patterns):
-        cells, went = row(*case)
-        good, bad, unwritten = good + (went is True), bad + (went is False), unwritten + (went is None)
-        print("\t".join(cells), flush=True)
-    print(f"{good} equal, {bad} not, {unwritten} that torch does not write")
+        key = key_of(case[0], *case[2:])
+        if any(key.items() <= row.items() for row in rows):
+            continue
+        if time.monotonic() > until:
+            left += 1
+            continue
+        rows.append(measured(*case))
+        with kept.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print("\t".join(str(cell) for cell in rows[-1].values()), flush=True)
+    print("\t".join(COLUMNS.split()))
+    for row in rows:
+        print("\t".join(str(row.get(column, "")) for column in COLUMNS.split()))
+    good, bad, unwritten = (sum(row["went"] is went for row in rows) for went in (True, False, None))
+    names = {row["architecture"] for row in rows if row["went"]}
+    print(f"{good} equal, of {len(names)} architectures; {bad} not; {unwritten} that torch does not write")
+    if left:
+        print(f"{left} rows are left: run it again")
     sys.exit(bad > 0)
 
 

@@ -31,6 +31,7 @@ def load(
     model: str | Path | torch.nn.Module,
     *,
     arch: str | None = None,
+    weights: str | Path | None = None,
     weights_key: str | None = None,
     strict: bool = True,
     input: Input | None = None,
@@ -44,6 +45,7 @@ def load(
 
     Args:
         arch: "file.py:factory" or "package.module:factory", called without arguments, for a state_dict.
+        weights: the file of the weights, where `model` names an architecture ("timm:resnet18").
         weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
         strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
         input: what it takes, where the model does not carry it: shapes such as "1x3x32x32", or example
@@ -58,8 +60,10 @@ def load(
     """
     say = notice or (lambda sentence: None)
     module = model if isinstance(model, torch.nn.Module) else None
-    if module is not None and (arch is not None or weights_key is not None or trust_pickle):
-        raise UsageError("arch, weights_key and trust_pickle are for files", got=f"a {type(model).__name__}")
+    if module is not None and any((arch, weights, weights_key, trust_pickle)):
+        raise UsageError(
+            "arch, weights, weights_key and trust_pickle are for files", got=f"a {type(model).__name__}"
+        )
     if module is None and not isinstance(model, str | Path):
         raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN)
     path = Path() if isinstance(model, torch.nn.Module) else Path(model)
@@ -81,6 +85,7 @@ def load(
             loaded = load_model(
                 path,
                 arch=arch,
+                weights=weights,
                 weights_key=weights_key,
                 strict=strict,
                 input_shapes=shapes,

@@ -21,21 +21,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, its path, and the files it was made from here: the original first, `path` last."""
+    """A model, its path, and the files it was made from here: the original first, `path` last.
+
+    Attributes:
+        path: of the file; the architecture's name, as `timm:resnet18`, where there is none.
+        arch: what builds its network, where the file does not say it.
+    """
 
     model: Model
     path: Path
     chain: tuple[str, ...]
+    arch: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """What files made from it are called."""
+        return _stem(self.path)
 
     @property
     def original(self) -> Path:
         return Path(self.chain[0])
 
 
+def _stem(path: Path) -> str:
+    from nncompress.loading.collections import names_architecture
+
+    if names_architecture(path):
+        return str(path).partition("?")[0].partition(":")[2]
+    return path.stem
+
+
 def open_model(
     path: str | None,
     *,
     arch: str | None = None,
+    weights: str | None = None,
     weights_key: str | None = None,
     strict: bool = True,
     input: str | None = None,
@@ -65,6 +85,7 @@ def open_model(
         model = api.load(
             path,
             arch=arch,
+            weights=weights,
             weights_key=weights_key,
             strict=strict,
             input=input,
@@ -77,7 +98,9 @@ def open_model(
         from nncompress.analysis.answer import ANSWER, index_of
 
         model.metadata[ANSWER] = index_of(model.outputs, output_index)
-    return Opened(model, Path(path), _ancestors(previous, str(Path(path))))
+    if weights is not None:  # the same, said with the file first
+        path, arch = weights, path
+    return Opened(model, Path(path), _ancestors(previous, str(Path(path))), arch)
 
 
 def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:
@@ -132,7 +155,7 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
     made = [] if artifact.suffix.lower() == ".safetensors" else [str(artifact)]
     try:
         if opened.original.suffix != ".pt2":
-            chain = (_keep(original, f"{opened.original.stem}.original.pt2"), *chain[1:])
+            chain = (_keep(original, f"{_stem(opened.original)}.original.pt2"), *chain[1:])
         if artifact.suffix != ".pt2" and result is not opened.model:
             made.insert(0, _keep(result, f"{artifact.stem}.pt2", opened.chain))
         if made:
@@ -170,4 +193,4 @@ def _keep(model: Model, name: str, read: tuple[str, ...] = ()) -> str:
 
 def default_output(opened: Opened, suffix: str) -> Path:
     """`model.prune.pt2` beside the working directory's other results, from `model.pt` and "prune"."""
-    return Path(f"{opened.path.stem}.{suffix}.pt2")
+    return Path(f"{opened.stem}.{suffix}.pt2")

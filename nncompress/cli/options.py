@@ -58,6 +58,14 @@ Arch = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="the weights of a MODEL that names an architecture: timm:NAME, torchvision:NAME",
+        rich_help_panel=_PANEL,
+    ),
+]
 WeightsKey = Annotated[
     str | None,
     typer.Option(
@@ -157,6 +165,7 @@ LOADING: Parameters = {  # how a model file is opened: the keywords of `open_mod
     "data": (Data, None),
     "normalize": (Normalize, None),
     "arch": (Arch, None),
+    "weights": (Weights, None),
     "weights_key": (WeightsKey, None),
     "strict": (Strict, True),
     "input": (Input, None),

@@ -48,6 +48,7 @@ def run_passes(
         _check_timed(passes)
     precision: Precision | None = "bfloat16" if for_ == "bf16" else for_
     opened = model_files.open_model(path, **loading)
+    loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
     from nncompress import api, export, pipeline
     from nncompress.bench.environment import environment
 

@@ -4,6 +4,7 @@
     load_model("model.pt")                                      a pickled module of torch.nn classes
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
     load_model("model.safetensors.index.json", arch=…)          the same in several files
+    load_model("timm:resnet18", weights="weights.pt")           an architecture by name, and weights
     load_model("bert/")                                         a directory of transformers
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
     load_model("scripted.pt")                                   TorchScript, traced or scripted
@@ -30,12 +31,8 @@ from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
-from nncompress.loading.compare import (
-    AsExported,
-    check_graph_runs,
-    compare_with_source,
-    settle_sizes,
-)
+from nncompress.loading.collections import file_and_arch, names_architecture, of_collection
+from nncompress.loading.compare import AsExported, check_graph_runs, compare_with_source, settle_sizes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
 from nncompress.loading.huggingface import read_huggingface
@@ -73,6 +70,7 @@ def load_model(
     path: str | Path,
     *,
     arch: str | None = None,
+    weights: str | Path | None = None,
     weights_key: str | None = None,
     strict: bool = True,
     input_shapes: str | Sequence[InputShape] | None = None,
@@ -84,6 +82,7 @@ def load_model(
 
     Args:
         arch: for a state_dict, what builds its network: `file.py:factory` or `package.module:factory`.
+        weights: the file of its weights, where `path` names an architecture: `timm:NAME`, `torchvision:NAME`.
         weights_key: where in a checkpoint the weights lie, keys joined by dots, if it holds several tables.
         strict: refuse weights that are missing or unexpected; else `notice` lists them.
         input_shapes: for a file without shapes, `"1x3x32x32"` or what `parse_input` returns.
@@ -100,6 +99,15 @@ def load_model(
             model is not read.
     """
     path = Path(path)
+    if weights is not None or names_architecture(path):
+        file, arch = file_and_arch(path, arch, weights)
+        if file is None:
+            if weights_key is not None:
+                raise UsageError("--weights-key is for a file of weights", remedy=f"{path} --weights FILE")
+            module = of_collection(arch).eval()
+            notice(f"{arch} has fresh weights, which nothing has trained; --weights FILE gives it others")
+            return traced(module, arch, input_shapes, example_inputs, notice)
+        path = file
     kind = file_kind(path)
     if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS):
         raise UsageError(

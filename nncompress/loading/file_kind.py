@@ -99,10 +99,6 @@ def _head(path: Path) -> tuple[bytes, int]:
 
 
 def _no_file(path: Path, reason: str) -> ModelFileError:
-    if str(path).startswith(("timm:", "torchvision:")):
-        return ModelFileError(
-            f"{path} names an architecture, not a file", remedy=f"weights.safetensors --arch {path}"
-        )
     if reason == "no such file or directory":
         here = _models_in(path.parent, _SUFFIXES)
         return ModelFileError(

@@ -1,13 +1,10 @@
-"""Directories of transformers, and architectures of timm and torchvision by name."""
+"""Directories of transformers."""
 
 import json
-import sys
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from nncompress import extras
 from nncompress.errors import (
@@ -18,7 +15,6 @@ from nncompress.errors import (
     UsageError,
 )
 from nncompress.loading import load_model
-from nncompress.loading.state_dict import architecture
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "max_position_embeddings": 8}
 BERT = {**SIZES, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 3}
@@ -110,41 +106,3 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(MissingExtraError, match=r"nncompress\[huggingface\]"):
         load_model(tmp_path)
-    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "w.pt")
-    with pytest.raises(MissingExtraError, match=r"nncompress\[timm\]"):
-        load_model(tmp_path / "w.pt", arch="timm:resnet18")
-
-
-@pytest.fixture
-def torchvision(monkeypatch):
-    """What is called of torchvision.models, so that the tests need no such package."""
-
-    def two(*, weights=None, weights_backbone="downloads", num_classes=2):
-        assert weights is None
-        assert weights_backbone is None
-        return nn.Linear(3, num_classes)
-
-    package = ModuleType("torchvision")
-    package.models = SimpleNamespace(
-        list_models=lambda: ["two"],
-        get_model_builder=lambda name: two,
-        get_model=lambda name, **settings: two(**settings),
-    )
-    monkeypatch.setitem(sys.modules, "torchvision", package)
-    monkeypatch.setattr(architecture, "need", lambda extra, what: None)
-
-
-def test_an_architecture_by_name_takes_weights_and_settings(torchvision, tmp_path):
-    weights = nn.Linear(3, 5).state_dict()
-    torch.save(weights, tmp_path / "w.pt")
-    model = load_model(tmp_path / "w.pt", arch="torchvision:two?num_classes=5", input_shapes="1x3")
-    torch.testing.assert_close(model(torch.ones(1, 3)), weights["weight"].sum(1)[None] + weights["bias"])
-
-
-def test_another_name_says_which_are_close(torchvision, tmp_path):
-    with pytest.raises(UsageError, match=r"no architecture 'twoo'(.|\n)*close are: two"):
-        architecture.build_architecture("torchvision:twoo")
-    with pytest.raises(UsageError, match="cannot build it"):
-        architecture.build_architecture("torchvision:two?colour=red")
-    with pytest.raises(ModelFileError, match=r"--arch timm:resnet18"):
-        load_model("timm:resnet18")

@@ -57,7 +57,7 @@ def export(
     if no_samples:
         opened.model.inputs = without_samples(opened.model.inputs)
     reads = model_files.read_by(opened, loading["data"], loading["arch"])
-    file = model_files.output_for(output, Path(f"{opened.path.stem}{suffix_for(target)}"), reads)
+    file = model_files.output_for(output, Path(f"{opened.stem}{suffix_for(target)}"), reads)
     with progress() as bar:
         bar.step(f"writing {file.name}", 0, None)
         report = write(opened.model, file, protect=reads, storage=storage, target=target)

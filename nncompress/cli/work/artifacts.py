@@ -20,8 +20,11 @@ from nncompress.ir.graph.inputs import sizes_of
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import check_positions, table_rows
 from nncompress.loading import holds_weights_only
+from nncompress.loading.collections import names_architecture
 from nncompress.runtimes import OPENERS, Runner, open_artifact
 from nncompress.runtimes.free_sizes import guess_told
+
+CARRIED = {"arch": None, "weights": None, "weights_key": None, "strict": True}  # of a file with its network
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,21 @@ def open_all(
 
 
 def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options each file is opened with: --arch is for those that hold weights only, and is used by those.
+    """The options each file is opened with: --arch is for those that hold weights only, and is used by those;
+    --weights for those that name an architecture.
 
     Raises:
-        UsageError: --arch was given, and no file needs it.
+        UsageError: --arch or --weights was given, and no file needs it.
     """
-    arch = loading.get("arch")
+    arch = loading["arch"]
+    if loading["weights"] is not None:
+        if not any(map(names_architecture, paths)):
+            raise UsageError(
+                "no model needs --weights: they are for timm:NAME and torchvision:NAME",
+                got=", ".join(paths),
+                remedy="leave --weights out",
+            )
+        return {path: loading if names_architecture(path) else {**loading, **CARRIED} for path in paths}
     if arch is None:
         return dict.fromkeys(paths, loading)
 
@@ -107,8 +119,7 @@ def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[s
         raise UsageError("no model needs --arch: each carries its architecture", remedy="leave --arch out")
     if len(needing) < len(paths):
         say(f"--arch {arch} is for {', '.join(needing)}; the others carry their architecture")
-    others = {**loading, "arch": None, "weights_key": None, "strict": True}
-    return {path: loading if path in needing else others for path in paths}
+    return {path: loading if path in needing else {**loading, **CARRIED} for path in paths}
 
 
 def _in_runtime(path: str) -> bool:

@@ -92,7 +92,7 @@ def find(
         asked["target"] = where.name
         chosen = "" if target else ", the fastest here (--target names another)"
         say(f"latencies are measured in {where.runtime_name}{chosen}")
-    kept = make_folder(Path(folder) if folder else Path(f"{opened.path.stem}.optimize"))
+    kept = make_folder(Path(folder) if folder else Path(f"{opened.stem}.optimize"))
     settings: dict[str, Any] = {
         "schema": 1,
         "kind": "search",
@@ -146,7 +146,7 @@ def find(
             row.get("trained"),
             original=opened.path,
             fit=settings["fit"],
-            loading=loading,
+            loading={**loading, "arch": opened.arch},
             settings=settings,
             target=target,
             reads=reads,

@@ -79,6 +79,11 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
             got=", ".join(required),
             remedy=f"give them: --input {stated_form(required)}; {FORM}",
         )
+    if (shape := _known_shape(module)) is not None:
+        inputs = (_random(module, shape, _float_dtype(module), torch.Generator().manual_seed(0)),)
+        if _runs(module, inputs) is None:
+            shown = InputShape((1, *shape[1:]))
+            return inputs, f"input not given: taken {shown} from its pretrained_cfg; --input states another"
     fallback: tuple[tuple[Tensor, ...], str] | None = None
     failure = ""
     for name, layer in _first_layers(module):
@@ -107,6 +112,14 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
 
 
 # --- candidates -------------------------------------------------------------------------------------------
+
+
+def _known_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of the images that a module of timm says it takes, batch first."""
+    match getattr(module, "pretrained_cfg", None):
+        case {"input_size": [int(channels), int(height), int(width)]}:
+            return (_BATCH, channels, height, width)
+    return None
 
 
 def _first_layers(module: nn.Module, most: int = 4) -> Iterator[tuple[str, nn.Module]]:

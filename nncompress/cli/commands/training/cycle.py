@@ -65,7 +65,7 @@ def run(
     job = Job.open("cycle", model, **files)
     from nncompress.cycles import Cycle, run_cycles
 
-    records = Path(folder) if folder else Path(f"{job.opened.path.stem}.cycles")
+    records = Path(folder) if folder else Path(f"{job.opened.stem}.cycles")
     if os.path.exists(records / "state.json") and not resume:
         raise UsageError(
             f"{records} holds the cycles of an earlier run",

@@ -105,7 +105,8 @@ class Job:
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
         if teacher is not None:
-            how = {key: of_teacher[key] for key in ("arch", "weights_key", "strict", "trust_pickle")}
+            keys = ("arch", "weights", "weights_key", "strict", "trust_pickle")
+            how = {key: of_teacher[key] for key in keys}
             imitated = api.load(teacher, data=data, notice=say, **how)
         return cls(opened, samples, held_out, imitated, target, sources, report, json)
 
@@ -145,14 +146,15 @@ def _loading_of(
     if teacher_arch is not None:
         if teacher is None:
             raise UsageError("--teacher-arch is for a teacher", remedy="add --teacher MODEL, or leave it out")
-        own = {"arch": teacher_arch, "weights_key": None, "strict": True}
-        return loading, {**loading, **own}
+        from nncompress.cli.work.artifacts import CARRIED
+
+        return loading, {**loading, **CARRIED, "arch": teacher_arch}
     if teacher is None:
         return loading, loading
-    if model is None:  # what an earlier command wrote carries its architecture
-        return {**loading, "arch": None, "weights_key": None, "strict": True}, loading
-    from nncompress.cli.work.artifacts import needed_by
+    from nncompress.cli.work.artifacts import CARRIED, needed_by
 
+    if model is None:  # what an earlier command wrote carries its architecture
+        return {**loading, **CARRIED}, loading
     needed = needed_by((model, teacher), loading)
     return needed[model], needed[teacher]
 
