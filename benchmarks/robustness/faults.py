@@ -41,13 +41,13 @@ COMMANDS = (
         "export .onnx",
         ("export", "m.pt2", "-o", "out.onnx"),
         ("out.onnx", *SESSION),
-        "nncompress.export.write.onnx:_convert",
+        "nncompress.export.write.onnx:convert",
     ),
     Command(
         "export .ort",
         ("export", "m.pt2", "-o", "out.ort"),
         ("out.ort", "out.required_operators.config", *SESSION),
-        "nncompress.export.write.onnx:_convert",
+        "nncompress.export.write.onnx:convert",
     ),
     Command(
         "export .pte",

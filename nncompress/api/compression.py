@@ -12,6 +12,7 @@ import torch
 from nncompress import export, pipeline
 from nncompress.analysis.cost import Cost, cost
 from nncompress.api.opening import Input, Notice, dataset, taken
+from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
 from nncompress.export import ExportReport
@@ -108,4 +109,6 @@ def save(
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
-    return export.write(taken(model, None, None, warnings.warn), path, protect=protect, target=target)
+    return export.write(
+        taken(model, None, None, warnings.warn), path, protect=protect, target=target, time_int8=int8_speed
+    )

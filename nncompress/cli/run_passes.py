@@ -51,6 +51,7 @@ def run_passes(
     loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
     from nncompress import api, export, pipeline
     from nncompress.bench.environment import environment
+    from nncompress.bench.latency.int8_speed import int8_speed
 
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
@@ -79,7 +80,9 @@ def run_passes(
             opened.model, passes, context, original=original, done=done, timing=timing
         )
         bar.step(f"writing {file.name}", 0, None)
-        written = export.write(result, file, protect=reads, target=written_for(file, target))
+        written = export.write(
+            result, file, protect=reads, target=written_for(file, target), time_int8=int8_speed
+        )
         model_files.remember(opened, file, opened.model, result)
     document = {
         "schema": SCHEMA,

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from nncompress.errors import UsageError
 from nncompress.export.check.int8_coverage import Coverage, int8_coverage
-from nncompress.export.report import ExportReport
+from nncompress.export.report import ExportReport, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write.onnx import write_onnx
 from nncompress.export.write.ort import write_ort
@@ -69,6 +70,7 @@ def write(
     storage: Storage = "packed",
     target: str | None = None,
     read_back: bool = True,
+    time_int8: TimeInt8 | None = None,
 ) -> ExportReport:
     """Write `model` in the format that the suffix of `path` names.
 
@@ -78,6 +80,8 @@ def write(
         target: where it will run (`nncompress.targets`); None: plain, the same whatever processor wrote it,
             but for formats that one runtime alone reads.
         read_back: of an `.onnx`, which is compared in its runtime, say whether it loads again here, too.
+        time_int8: what measures a quantized model beside float32 in ONNX Runtime on this machine
+            (`nncompress.bench.latency.int8_speed`); None: it is not measured.
 
     Raises:
         UsageError: the suffix names no format we write, the format has no such storage, or the target does
@@ -95,7 +99,9 @@ def write(
             expected=", ".join(WRITERS),
         )
     chosen = for_file(suffix, target)
-    given = {"target": chosen, "read_back": read_back} if suffix == ".onnx" else {}
+    given: dict[str, Any] = {"time_int8": time_int8} if suffix in (".onnx", ".ort") else {}
+    if suffix == ".onnx":
+        given |= {"target": chosen, "read_back": read_back}
     if storage == "packed":  # which every format means as far as it can
         return WRITERS[suffix](model, path, protect=protect, **given)
     if storage not in STORAGES.get(suffix, ()):

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ANY = "any"  # target of a file that is the same for all
+
+
+@dataclass(frozen=True)
+class Int8Speed:
+    """Int8 beside float32 on this machine, at batch 1 on one thread.
+
+    Attributes:
+        ratio: float32's median CPU time per call over int8's: above 1, int8 is faster.
+        slower: where it is not faster, (layer, float32's time over int8's) of those on integer kernels that
+            are below 1, worst first.
+        conversions: and the share of int8's time that goes into rounding and back.
+    """
+
+    ratio: float
+    slower: tuple[tuple[str, float], ...] = ()
+    conversions: float = 0.0
+
+    def summary(self) -> str:
+        """ "1.78x as fast as float32 here", or why not."""
+        text = f"{self.ratio:.2f}x as fast as float32 here (batch 1, one thread)"
+        if self.ratio < 1.05:
+            if self.slower:
+                named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
+                text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
+            if self.conversions:
+                text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
+        return text
+
+
+# What times an int8 file beside its float32 graph: (that graph's bytes, the file, one sample by input).
+TimeInt8 = Callable[[bytes, Path, dict[str, np.ndarray]], Int8Speed]
 
 
 @dataclass(frozen=True)

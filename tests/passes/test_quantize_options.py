@@ -78,7 +78,6 @@ def test_dynamic_products_run_in_int8(tmp_path):
     report = write_onnx(result, tmp_path / "m.onnx")
     assert [kernel for kernel, _ in int8_coverage(tmp_path / "m.onnx").int8] == ["DynamicQuantizeMatMul"] * 2
     assert report.relative_error < 1e-5  # the same ranges, the same integers
-    assert report.int8_speedup is not None
     x = torch.randn(4, 64)
     assert float((result(100 * x) / 100 - model(100 * x) / 100).norm() / model(x).norm()) < 0.05  # own range
 

@@ -51,6 +51,7 @@ def export(
 ) -> None:
     check_suffix(output, target)
     opened = model_files.open_model(model, **loading)
+    from nncompress.bench.latency.int8_speed import int8_speed
     from nncompress.export import write
     from nncompress.ir.formats.samples import without_samples
 
@@ -60,7 +61,9 @@ def export(
     file = model_files.output_for(output, Path(f"{opened.stem}{suffix_for(target)}"), reads)
     with progress() as bar:
         bar.step(f"writing {file.name}", 0, None)
-        report = write(opened.model, file, protect=reads, storage=storage, target=target)
+        report = write(
+            opened.model, file, protect=reads, storage=storage, target=target, time_int8=int8_speed
+        )
         model_files.remember(opened, file, opened.model, opened.model)
     if json:
         print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})

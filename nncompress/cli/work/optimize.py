@@ -14,6 +14,7 @@ from nncompress import api, export
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.metrics.base import Metric
 from nncompress.bench.environment import environment
+from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.bench.latency.target import clocked
 from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
@@ -139,7 +140,9 @@ def find(
         elif result.suffix.lower() == ".pt2" and (note := said_of(made.inputs)) is not None:
             say(note)
         bar.step(f"writing {result.name}", 0, None)
-        output_file = export.write(made, result, protect=reads, target=written_for(result, target))
+        output_file = export.write(
+            made, result, protect=reads, target=written_for(result, target), time_int8=int8_speed
+        )
         files, commands = made_again.write(
             result,
             _without_samples(recipe_of(row)) if no_samples else recipe_of(row),

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from nncompress.analysis.distance.precision import precision_of
@@ -21,7 +22,7 @@ from nncompress.export.check.compare import compare as compare_outputs
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.check.read_back import read_back_onnx
-from nncompress.export.int8_speed import Speed, float_twin, int8_speed
+from nncompress.export.lower.onnxruntime.float_twin import float_twin
 from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
@@ -29,7 +30,7 @@ from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_de
 from nncompress.export.lower.onnxruntime.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
-from nncompress.export.report import ANY, ExportReport
+from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
 from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
@@ -60,6 +61,7 @@ def write_onnx(
     storage: Storage = "packed",
     target: Target | None = None,
     read_back: bool = False,
+    time_int8: TimeInt8 | None = None,
 ) -> ExportReport:
     """Export to ONNX with dynamic dims by their names, shared weights stored once, the history inside.
 
@@ -69,6 +71,7 @@ def write_onnx(
     Args:
         target: what it is written for; None: plain, the same on every machine.
         read_back: say whether our own reader takes the file for the model.
+        time_int8: what measures a quantized model beside float32 on this machine; None: it is not measured.
 
     Raises:
         UnsupportedError: ONNX, or ONNX Runtime on this machine, has no such op; the message names it.
@@ -86,8 +89,11 @@ def write_onnx(
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) in ("int8", "int4")
         here = target is None or target.device != "cuda"  # else how this machine runs it tells nothing
-        measured = int8 and here and 5 * size < PROTOBUF_LIMIT
-        twin, applied, offered = _write(signed, temporary, storage, states, target, measured=measured)
+        small = int8 and here and 5 * size < PROTOBUF_LIMIT  # several copies at once are no burden
+        measured = small and time_int8 is not None
+        twin, applied, offered = _write(
+            signed, temporary, storage, states, target, twin=measured, offer=small and target is None
+        )
         covered, told = "", [described(applied)]
         if offered:
             told.append(f"--target ort-cpu would write {described(offered)}")
@@ -111,10 +117,10 @@ def write_onnx(
             twin = None  # which is measured in ONNX Runtime
         elif int8 and here:
             covered = int8_coverage(temporary).summary()
-        speed = None
-        if twin is not None:
+        speed: Int8Speed | None = None
+        if twin is not None and time_int8 is not None:
             try:
-                speed = _speed(twin, temporary, model)
+                speed = time_int8(twin, temporary, _sample(model))
                 told.append(speed.summary())
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
@@ -172,14 +178,16 @@ def _write(
     states: Sequence[State] = (),
     target: Target | None = None,
     *,
-    measured: bool = False,
+    twin: bool = False,
+    offer: bool = False,
 ) -> tuple[bytes | None, dict[str, int], dict[str, int]]:
     """Convert, lower, save.
 
     Args:
-        measured: the float twin of an int8 graph is wanted.
+        twin: the float32 graph of an int8 one is wanted.
+        offer: so are the rewrites that ONNX Runtime would like here.
     Returns:
-        that twin; the rewrites of the target; and, of a plain graph, those that ONNX Runtime would like here.
+        that graph, the rewrites of the target, and those that were not made but offered.
     """
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
     model = without_projections(model)
@@ -200,14 +208,14 @@ def _write(
             optimize_but_lookups(program)
         except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
             raise unsupported(error, model) from error
-    twin = None
+    floats = None
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
-        twin = float_twin(program.model) if measured else None
+        floats = float_twin(program.model) if twin else None
     rewrites = () if target is None else target.rewrites
     nbits = lower_groups(program.model, rewrites)
     offered = {}
-    if measured and target is None:
+    if offer:
         offered = lower_int8(program.model.clone(), TARGETS["ort-cpu"].rewrites)
     applied = lower_int8(program.model, rewrites) | ({"nbits": nbits} if nbits else {})
     avoid_runtime_defects(program.model.graph)
@@ -218,7 +226,7 @@ def _write(
         external_data.save(program.model, file)
     else:
         program.save(str(file))
-    return twin, applied, offered
+    return floats, applied, offered
 
 
 def _signed(model: Model, target: Target) -> Model:
@@ -246,11 +254,11 @@ def _signed(model: Model, target: Target) -> Model:
     return model
 
 
-def _speed(twin: bytes, path: Path, model: Model) -> Speed:
-    names = input_names(model)
+def _sample(model: Model) -> dict[str, np.ndarray]:
+    """Inputs by name, of the smallest batch that the model takes."""
     low, _ = model.dynamic.get("batch", (1, None))
     inputs = verification_inputs(model, batch=max(low, 1))
-    return int8_speed(twin, path, {name: x.contiguous().numpy() for name, x in zip(names, inputs)})
+    return {name: x.contiguous().numpy() for name, x in zip(input_names(model), inputs)}
 
 
 def _refuse_types(model: Model) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from nncompress.errors import UnsupportedError
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.lower.onnxruntime.state_io import state_as_inputs
-from nncompress.export.report import ExportReport
+from nncompress.export.report import ExportReport, TimeInt8
 from nncompress.export.write.onnx import write_onnx
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_text
@@ -25,7 +25,13 @@ from nncompress.targets import TARGETS
 OPERATORS = ".required_operators.config"
 
 
-def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] = ()) -> ExportReport:
+def write_ort(
+    model: Model,
+    path: str | Path,
+    *,
+    protect: Iterable[str | Path] = (),
+    time_int8: TimeInt8 | None = None,
+) -> ExportReport:
     """Export to ONNX, convert for any processor, compare in ONNX Runtime.
 
     The graph is optimised now, not on the device, but without what would tie it to this processor (the
@@ -41,7 +47,7 @@ def write_ort(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     check_chosen(Path(path).with_suffix(OPERATORS), _is_ours, "")
     with replacing(path, protect, _is_ours) as temporary, tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
-        report = write_onnx(model, onnx, target=TARGETS["ort-cpu"])
+        report = write_onnx(model, onnx, target=TARGETS["ort-cpu"], time_int8=time_int8)
         if len(list(onnx.parent.iterdir())) > 1:
             raise UnsupportedError("a .ort holds at most 2 GiB of weights", remedy="export it to .onnx")
         _convert(onnx)

@@ -120,9 +120,10 @@ class Job:
     ) -> None:
         """Write the model, remove `spent` (kept in case it came to nothing), and print what was done."""
         from nncompress import export
+        from nncompress.bench.latency.int8_speed import int8_speed
 
         progress.step(f"writing {self.target.name}", 0, None)
-        file = export.write(trained, self.target, protect=self.sources)
+        file = export.write(trained, self.target, protect=self.sources, time_int8=int8_speed)
         model_files.remember(self.opened, self.target, self.opened.model, trained)
         if spent is not None:
             spent.unlink(missing_ok=True)

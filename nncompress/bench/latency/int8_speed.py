@@ -2,7 +2,7 @@
 
 Int8 is not faster by itself: a CPU without dot-product instructions, small layers or ops without an int8
 kernel can cost more than they save. What is compared with is the graph before `lower_int8`, its rounding
-taken out.
+taken out (`nncompress.export.lower.onnxruntime.float_twin`).
 """
 
 from __future__ import annotations
@@ -13,102 +13,20 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-from onnx import helper
 
 from nncompress.export.check.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
+from nncompress.export.report import Int8Speed
 
 SECONDS = 1.0  # of measuring, at most, once both have been called a few times
 CALLS = (5, 40)  # at least, at most
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What was measured at batch 1 on one thread.
-
-    Attributes:
-        ratio: float32's median CPU time per call over int8's: above 1, int8 is faster.
-        slower: where it is not faster, (layer, float32's time over int8's) of those on integer kernels that
-            are below 1, worst first.
-        conversions: and the share of int8's time that goes into rounding and back.
-    """
-
-    ratio: float
-    slower: tuple[tuple[str, float], ...] = ()
-    conversions: float = 0.0
-
-    def summary(self) -> str:
-        """ "1.78x as fast as float32 here", or why not."""
-        text = f"{self.ratio:.2f}x as fast as float32 here (batch 1, one thread)"
-        if self.ratio < 1.05:
-            if self.slower:
-                named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
-                text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
-            if self.conversions:
-                text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
-        return text
-
-
-def float_twin(model: ir.Model) -> bytes:
-    """The file of an exported model, not yet lowered, with its rounding taken out: float32 throughout."""
-    ranks = {v.name: len(v.shape) for n in model.graph for v in n.inputs if v is not None and v.shape}
-    proto = ir.serde.serialize_model(model)
-    graph = proto.graph
-    del graph.value_info[:]
-    rounded = {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
-    scales = {tensor.name: tensor for tensor in graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        quantize = node.op_type == "QuantizeLinear"
-        if quantize or (node.op_type == "DequantizeLinear" and node.input[0] in rounded):
-            nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
-        elif node.op_type == "DequantizeLinear" and node.input[1] in scales:
-            scale = onnx.numpy_helper.to_array(scales[node.input[1]])
-            if scale.ndim == 2:  # weights by groups
-                graph.initializer.append(_computed(node, scale, scales))
-            else:
-                nodes += _multiplied(graph, node, scale, ranks.get(node.input[0], 1))
-        elif node.op_type != "DynamicQuantizeLinear":  # nobody reads its scale any more
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return proto.SerializeToString()
-
-
-def _computed(
-    node: onnx.NodeProto, scale: np.ndarray, stored: dict[str, onnx.TensorProto]
-) -> onnx.TensorProto:
-    """A weight by groups in floats."""
-    codes, *zeros = (onnx.numpy_helper.to_array(stored[each]) for each in (node.input[0], *node.input[2:]))
-    rows = codes.reshape(*scale.shape, -1).astype(np.float32)
-    if zeros:
-        rows = rows - zeros[0][..., None]
-    return onnx.numpy_helper.from_array((rows * scale[..., None]).reshape(codes.shape), node.output[0])
-
-
-def _multiplied(
-    graph: onnx.GraphProto, node: onnx.NodeProto, scale: np.ndarray, rank: int
-) -> tuple[onnx.NodeProto, onnx.NodeProto]:
-    """A weight's `Cast, Mul`, which ONNX Runtime computes when it loads the file."""
-    (result,) = node.output
-    if scale.ndim:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
-        scale = scale.reshape([-1 if d == axis else 1 for d in range(rank)])
-    graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(scale), f"{result}_factor"))
-    return (
-        helper.make_node("Cast", [node.input[0]], [f"{result}_cast"], to=onnx.TensorProto.FLOAT),
-        helper.make_node("Mul", [f"{result}_cast", f"{result}_factor"], [result]),
-    )
-
-
-def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
+def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Int8Speed:
     """Measure both, interleaved in random order; where int8 is not faster, profile both.
 
     Args:
@@ -129,12 +47,12 @@ def int8_speed(twin: bytes, path: Path, inputs: dict[str, np.ndarray]) -> Speed:
     medians = {candidate: statistics.median(values) for candidate, values in samples.items()}
     ratio = medians["float"] / max(medians["int8"], 1)
     if ratio >= 1.05:
-        return Speed(ratio)
+        return Int8Speed(ratio)
     profiles = {candidate: profile(source, inputs) for candidate, source in sources.items()}
     slower = slower_in_int8(profiles)
     total = sum(micros for _, _, micros in profiles["int8"]) or 1.0
     lost = sum(micros for _, op, micros in profiles["int8"] if op in CONVERSIONS)
-    return Speed(ratio, slower, lost / total)
+    return Int8Speed(ratio, slower, lost / total)
 
 
 def slower_in_int8(profiles: dict[str, list[tuple[str, str, float]]]) -> tuple[tuple[str, float], ...]:
