@@ -17,6 +17,7 @@ import torch
 from nncompress.bench import measure
 from nncompress.bench.latency import model as model_latency
 from nncompress.bench.latency import target as target_speed
+from nncompress.bench.own_process import OwnProcess
 
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # a trace makes objects by the ten thousand: a tenth of the time was this
@@ -43,6 +44,8 @@ def _short_measurements():
         patch.setattr(model_latency, "SECONDS", 0.05)
         # Nor does it wait for the garbage of all tests before it.
         patch.setattr(measure, "gc", SimpleNamespace(**{**vars(gc), "collect": lambda: 0}))
+        # A process for each artifact takes seconds: `test_own_process` starts some.
+        patch.setattr("nncompress.bench.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
         # Which runtime is fastest depends on the load: the one that every installation has.
         patch.setattr(target_speed, "fastest", lambda: "ort-cpu")
         yield

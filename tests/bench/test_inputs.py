@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 from scripted_machine import script
 
 from nncompress.bench.inputs import inputs_of, phases
-from nncompress.bench.own_process import OwnProcess
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError
 from nncompress.ir import InputSpec
@@ -99,7 +98,6 @@ def write_cached(path) -> None:
 def test_bench_tokens_as_it_is_typed(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     script(monkeypatch)
-    monkeypatch.setattr("nncompress.bench.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
     write_cached("a.onnx")
     write_cached("b.onnx")
     options = ["--tokens", "5", "--batch", "2", "--time", "100ms", "-o", "r.json"]

@@ -13,7 +13,6 @@ from onnx import TensorProto, helper
 from scripted_machine import script
 
 from nncompress.bench import sessions
-from nncompress.bench.own_process import OwnProcess
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 
@@ -36,13 +35,12 @@ def write(path, weights, batch="batch"):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """light.onnx, and heavy.onnx that takes 24 times as long by a clock of ours; no own processes."""
+    """light.onnx, and heavy.onnx that takes 24 times as long by a clock of ours."""
     monkeypatch.chdir(tmp_path)
     script(monkeypatch)
     rng = np.random.default_rng(0)
     write("light.onnx", [rng.standard_normal((128, 128))])
     write("heavy.onnx", [rng.standard_normal((128, 128)) / 12 for _ in range(24)])
-    monkeypatch.setattr("nncompress.bench.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
     return tmp_path
 
 
