@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
 from nncompress.errors import ExitCode, ExtensionError, NNCompressError, on_one_line
 from nncompress.extensions import culprit
+from nncompress.files.atomic import is_full, why_and_remedy
 from nncompress.options import shown
 from nncompress.passes import PASSES
 
@@ -132,8 +132,10 @@ def run(arguments: list[str]) -> int:
             "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
         )
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _fail(f"cannot write: {on_one_line(str(error))}", ExitCode.OUTPUT, show_traceback)
+        if is_full(error):
+            reason, remedy = why_and_remedy(error)
+            said = f"cannot write\n  got:      {on_one_line(reason)}\n  try:      {remedy}"
+            return _fail(said, ExitCode.OUTPUT, show_traceback)
         return _defect(error)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the parser

@@ -29,6 +29,7 @@ from nncompress.files.targets import check_chosen, check_target
 
 PREFIX, SUFFIX = ".nncompress-", ".part"
 RECORD, NEW = "writer.json", "new"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
 
 
@@ -195,11 +196,37 @@ def _mode(target: Path) -> int:
     return 0o666 & ~mask
 
 
-def _failure(target: Path, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG  # of a file beside it, mostly
-    remedy = "give a shorter name" if too_long else "check the folder's permissions and free space"
+def _failure(target: Path, error: OSError) -> OutputError:
+    reason, remedy = why_and_remedy(error, target.parent)
     return OutputError(f"cannot write {target}", got=reason, remedy=remedy)
+
+
+def is_full(error: OSError) -> bool:
+    """The system has no room for what was to be written, or does not let it be."""
+    return error.errno in _FULL or _finds_no_scratch(error)
+
+
+def _finds_no_scratch(error: OSError) -> bool:
+    return error.errno == errno.ENOENT and "temporary directory" in (error.strerror or "")
+
+
+def why_and_remedy(error: OSError, folder: Path | None = None) -> tuple[str, str]:
+    """What the system refused, and what to do about it, for a message.
+
+    Args:
+        folder: which was to be written to; what failed may be a temporary file elsewhere.
+    """
+    reason = error.strerror or str(error).splitlines()[0]
+    if _finds_no_scratch(error):
+        return reason, "name a folder that may be written to: TMPDIR=FOLDER nncompress ..."
+    if error.errno == errno.ENAMETOOLONG:  # of a file beside it, mostly
+        return reason, "give a shorter name"
+    failed = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    if failed is not None and (folder is None or not failed.is_relative_to(folder)):
+        scratch = tempfile.gettempdir()
+        if failed.is_relative_to(scratch):
+            return f"{reason}: {failed}", f"free some space in {scratch}, or TMPDIR=FOLDER nncompress ..."
+    return reason, "check the folder's permissions and free space"
 
 
 def _sync(path: Path) -> None:

@@ -159,8 +159,10 @@ class Judge:
             make: another way to the model, and what the row has to say of it.
 
         Raises:
-            UsageError, ModelFileError, DataError, OutputError: the other way found a file damaged, or data
-                that does not fit: nothing that the recipe is to blame for, and that stays.
+            OutputError: there is no room for temporary files: nothing that the recipe is to blame for, and
+                that stays.
+            UsageError, ModelFileError, DataError: nor is it where the other way found a file damaged, or data
+                that does not fit.
         """
         started = time.monotonic()
         row: dict[str, Any] = {
@@ -176,7 +178,9 @@ class Judge:
             if self._latency_matters(row):
                 row["latency"] = {self.machine: self.latency(model)}
         except NNCompressError as error:
-            if make is not None and isinstance(error, UsageError | ModelFileError | DataError | OutputError):
+            if isinstance(error, OutputError):  # no room: the recipe is not to blame
+                raise
+            if make is not None and isinstance(error, UsageError | ModelFileError | DataError):
                 raise
             row["failed"] = error.what
         return {**row, "seconds": round(time.monotonic() - started, 2)}

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nncompress.analysis.answer import PROBED
 from nncompress.data import Dataset
-from nncompress.errors import VerificationError
-from nncompress.files.atomic import replacing
+from nncompress.errors import OutputError, VerificationError
+from nncompress.files.atomic import replacing, why_and_remedy
 from nncompress.files.bounded_text import Unreadable, check_regular, parse_json
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import outputs_checked
@@ -92,12 +93,25 @@ def train(
                     saved = time.monotonic()
             row = run.end_epoch()
             if log is not None and run.group.main:
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                _log(log, row)
             keep()
     trained, result = run.result()
     _check_outputs(trained, model, dataset, settings)
     return trained, result
+
+
+def _log(file: Path, row: dict[str, Any]) -> None:
+    """Add a line.
+
+    Raises:
+        OutputError: the file takes no more.
+    """
+    try:
+        with file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(row) + "\n")
+    except OSError as error:
+        reason, remedy = why_and_remedy(error, file.parent)
+        raise OutputError(f"cannot write {file}", got=reason, remedy=f"{remedy}; --resume goes on") from error
 
 
 def _check_outputs(trained: Model, original: Model, dataset: Dataset, settings: TrainSettings) -> None:

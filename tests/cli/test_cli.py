@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +287,20 @@ def test_a_defect_of_ours_keeps_its_traceback(here, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "ZeroDivisionError: boom" in shown
     assert "defect" in shown
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_no_defect(here, capsys, monkeypatch, code):
+    """Also where it is met outside of what replaces a file."""
+
+    def broken(*_: object) -> None:
+        raise OSError(code, "no more", f"{tempfile.gettempdir()}/half")
+
+    monkeypatch.setattr(Prune, "apply", broken)
+    assert run(["prune", "model.pt"]) == ExitCode.OUTPUT
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "TMPDIR=" in said
 
 
 def test_help_fits_80_columns_and_names_every_command():

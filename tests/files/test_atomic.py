@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -187,6 +188,24 @@ def test_a_system_call_that_fails_is_one_error_and_leaves_the_old_file(tmp_path,
     assert refusal.value.got == os.strerror(code)
     assert target.read_text() == "old"
     assert not leftovers(tmp_path)
+
+
+def test_a_full_folder_of_temporary_files_is_named_with_its_remedy(tmp_path, monkeypatch):
+    scratch, target = tmp_path / "scratch", tmp_path / "out" / "m.pt2"
+    target.parent.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with pytest.raises(OutputError, match=r"cannot write .*m\.pt2") as refusal, replacing(target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(scratch / "half"))
+    assert refusal.value.got == f"No space left on device: {scratch / 'half'}"
+    assert "TMPDIR=" in refusal.value.remedy
+
+
+def test_where_no_folder_takes_temporary_files_one_has_to_be_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with pytest.raises(OutputError) as refusal, replacing(tmp_path / "m.pt2"):
+        tempfile.mkdtemp()
+    assert "TMPDIR=" in refusal.value.remedy
 
 
 def test_a_name_that_is_too_long_is_one_error_that_says_so(tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from nncompress.api import dataset
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode, UnsupportedError, UsageError
+from nncompress.errors import ExitCode, OutputError, UnsupportedError, UsageError
 from nncompress.loading import load_model
-from nncompress.passes import Context, PruneNodes
+from nncompress.passes import Context, PruneNodes, Quantize
 from nncompress.search import finetune
 from nncompress.search.finetune import bisected, trained_key
 from nncompress.search.optimize import Search
@@ -124,6 +124,15 @@ def test_a_cut_whose_time_cannot_be_measured_is_told_and_left_out(here, monkeypa
     assert search.trials.get("00")["failed"] == "no kernel"
     assert search._too_strong(told.append) == []
     assert len(told) == 1
+
+
+def test_a_full_disk_is_no_result_of_a_recipe(here, monkeypatch):
+    def compressed(judge, recipe):
+        raise OutputError("no room for a temporary file")
+
+    monkeypatch.setattr(Judge, "compressed", compressed)
+    with pytest.raises(OutputError):
+        judged(here, []).judge.run((Quantize(),))
 
 
 def test_labels_are_learnt_only_where_there_are_some_and_other_samples_are_refused(here):

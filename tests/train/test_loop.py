@@ -29,6 +29,7 @@ from nncompress.passes import Context, Prune
 from nncompress.progress import NullProgress
 from nncompress.train import TrainSettings, train
 from nncompress.train import checkpoint as checkpoints
+from nncompress.train.loop import _log
 from nncompress.train.run import Run
 
 
@@ -177,6 +178,11 @@ def test_a_full_disk_is_one_error(data, tmp_path, monkeypatch):
         train(model, open_data(str(data), model.inputs), TrainSettings(epochs=1), checkpoint=where)
     assert refusal.value.got == "No space left on device"
     assert not list(tmp_path.glob("*checkpoint*"))
+    full = tmp_path / "log"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot write .*log") as refusal:
+        _log(full, {"epoch": 1})
+    assert refusal.value.got == "No space left on device"
 
 
 def test_a_checkpoint_of_another_run_is_refused(data, tmp_path):

@@ -128,14 +128,18 @@ def _compile(lowered: Model, record: str) -> tuple[Any, Coverage, tuple[str, ...
             inside = edge.exported_program()
             return edge.to_executorch(), pte_coverage(inside), outside_the_delegate(inside)
     except Exception as error:  # its passes raise whatever they stumble over
-        raise _unsupported(error) from error
+        raise _refusal(error) from error
 
 
-def _unsupported(error: BaseException) -> UnsupportedError:
+def _refusal(error: BaseException) -> OSError | UnsupportedError:
+    """What is to be told of an error while it was lowered: the first cause, where there was no room for its
+    temporary files, or the op that is missing."""
     chain = [str(error)]
     while error.__cause__ is not None:
         error = error.__cause__
         chain.append(str(error))
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror or str(error), error.filename)
     text = "\n".join(chain)
     missing = re.search(r"Missing out variants: \{([^}]*)\}", text)
     op = re.search(r"(?:Operator |OpOverload.*?)((?:torch\._ops\.)?[a-z_]+[.:]+[a-z_0-9.]+)", text)

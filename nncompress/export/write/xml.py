@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
@@ -65,12 +66,12 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
             kept = record(TARGETS["openvino"], {}) | {SATURATING: str(overflow)}
             for key, text in kept.items():
                 graph.set_rt_info(text, ["framework", key])
-            openvino.save_model(graph, temporary, compress_to_fp16=False)
+            _save(openvino, graph, temporary)
             seal = _seal(temporary.with_suffix(".bin"))
             digest = _digest(temporary.with_suffix(".bin"))
             digest.update(seal)
             graph.set_rt_info(digest.hexdigest(), ["framework", WEIGHTS])
-            openvino.save_model(graph, temporary, compress_to_fp16=False)
+            _save(openvino, graph, temporary)
             with temporary.with_suffix(".bin").open("ab") as weights:
                 weights.write(seal)
         cut_off = overflow > 0 and processor().saturates
@@ -97,6 +98,20 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         rounding=found.rounding,
         target="openvino",
     )
+
+
+def _save(openvino: Any, graph: Any, file: Path) -> None:
+    """Write `file` and its weights beside it.
+
+    Raises:
+        OSError: there is no room for them.
+    """
+    try:
+        openvino.save_model(graph, file, compress_to_fp16=False)
+    except RuntimeError as error:  # of a C++ stream, which tells no more
+        if "iostream error" in str(error):
+            raise OSError("OpenVINO cannot write it to the end") from error
+        raise
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """`.pt2`, `.safetensors`, and how files are written."""
 
+import errno
 import json
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import nn
 
-from nncompress.errors import OutputError, UsageError
+from nncompress.errors import OutputError, UnsupportedError, UsageError
 from nncompress.export import write, write_pt2, write_safetensors
+from nncompress.export.write import pte, xml
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from tests.export.networks import Language, convolutional, language
@@ -89,6 +92,25 @@ def test_a_full_disk_is_one_error(tmp_path, name):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_no_op_that_a_runtime_lacks(tmp_path):
+    """What their libraries make of it: a cause far down, a C++ stream that does not say why."""
+    lowering = RuntimeError("lowering failed")
+    lowering.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert pte._refusal(lowering).errno == errno.ENOSPC
+    assert isinstance(pte._refusal(ValueError("no such op")), UnsupportedError)
+
+    def save(error):
+        def refuse(*arguments, **options):
+            raise RuntimeError(error)
+
+        return SimpleNamespace(save_model=refuse)
+
+    with pytest.raises(OSError, match="OpenVINO cannot write"):
+        xml._save(save("basic_ios::clear: iostream error"), None, tmp_path / "m.xml")
+    with pytest.raises(RuntimeError, match="no such op"):
+        xml._save(save("no such op"), None, tmp_path / "m.xml")
 
 
 def test_missing_and_unwritable_folders(tmp_path, monkeypatch):
