@@ -140,10 +140,9 @@ def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Contex
     ends = context.ends_in or ("int8" if quantizing is not None else None)
     if ends != "int8":
         return replace(context, ends_in=ends, finish=None), ""
-    kept = (
-        Quantize()
-        if quantizing is None
-        else Quantize(mode=quantizing.mode, keep=quantizing.keep, weight_bits=quantizing.weight_bits)
+    kept = Quantize() if quantizing is None else quantizing
+    kept = Quantize(  # every layer: which of them gain is not timed anew for each width that is tried
+        mode=kept.mode, keep=kept.keep, weight_bits=kept.weight_bits, every_layer=kept.mode == "static"
     )
     if kept.mode == "static" and context.data is None:
         raise UsageError(

@@ -55,14 +55,21 @@ def artifact_bytes(candidate: Candidate, runner: Runner) -> float:
     return 10.0 * (runner.file_size or 0)
 
 
+def chain_weights(chain: Chain, shape: tuple[int, ...]) -> float:
+    """10 ns per weight, in int8 a quarter of that."""
+    return (2.5 if chain[0].precision == "int8" else 10.0) * weights(chain)
+
+
 def script(
-    patch: pytest.MonkeyPatch, cost: Callable[[Candidate, Runner], float] = artifact_bytes
+    patch: pytest.MonkeyPatch,
+    cost: Callable[[Candidate, Runner], float] = artifact_bytes,
+    chain_cost: Callable[[Chain, tuple[int, ...]], float] = chain_weights,
 ) -> ScriptedMachine:
     """From now on, `bench` and the latencies of whole models and of layers are of such a machine.
 
     Args:
-        cost: nanoseconds of one call of an artifact. A chain of layers takes 10 ns per weight, in int8 a
-            quarter of that.
+        cost: nanoseconds of one call of an artifact.
+        chain_cost: and of a chain of layers, on an input of this shape.
     """
     machine = ScriptedMachine()
     really_open, really_call = Candidate.open, layer_latency._call
@@ -74,9 +81,8 @@ def script(
         machine.now += OPENING_NS
         return runner
 
-    def call_of(chain: Chain, *how: Any) -> Callable[[], Any]:
-        per_weight = 2.5 if chain[0].precision == "int8" else 10
-        return machine.taking(per_weight * weights(chain), really_call(chain, *how))
+    def call_of(chain: Chain, shape: tuple[int, ...], *how: Any) -> Callable[[], Any]:
+        return machine.taking(chain_cost(chain, shape), really_call(chain, shape, *how))
 
     patch.setattr(Candidate, "open", opened)
     patch.setattr(layer_latency, "_call", call_of)

@@ -42,11 +42,13 @@ class Plan:
         points: nodes whose value is to be rounded.
         same_qparams: for those that only move values, the node whose qparams they keep.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
+        computed: those that an op computes from 8-bit values, other than a layer.
     """
 
     points: list[fx.Node] = field(default_factory=list)
     same_qparams: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    computed: set[fx.Node] = field(default_factory=set)
 
 
 def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
@@ -65,9 +67,11 @@ def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
         if is_dequantized(node) or is_quantized(node) or _absorbed(node):
             continue
         plan.points.append(node)
-        int8 = node in computed_by_layer or _stays_int8(node, possible)
+        if node not in computed_by_layer and _stays_int8(node, possible):
+            plan.computed.add(node)
+        int8 = node in computed_by_layer or node in plan.computed
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
-        if op_name(node) in SAME_VALUES and _stays_int8(node, possible):
+        if op_name(node) in SAME_VALUES and node in plan.computed:
             plan.same_qparams[node] = node.args[0]
     return plan
 

@@ -17,7 +17,7 @@ from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.distance.drift import amount
 from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.weight_targets import find_targets
-from nncompress.bench.latency.model import GLANCE, ModelLatency
+from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
 from nncompress.bench.latency.target import clocked
 from nncompress.errors import NNCompressError
@@ -248,7 +248,7 @@ class _Besides:
             if isfinite(loss.at_most()):
                 row["at_most"] = loss.at_most()
         if self._latency is not None:
-            share = self._latency.share(changed, GLANCE)
+            share = self._latency.glance(changed)
             saved = Estimate(1 - share.value, 1 - share.high, 1 - share.low, share.confidence)
             row["time"] = asdict(saved)
         return row

@@ -46,7 +46,6 @@ from nncompress.search.records import key_of
 
 FIRST = 4  # of so many samples, one is looked at first
 SURE = 0.99  # confidence with which a recipe is given up on those
-GLANCE = 1.0  # seconds of measuring a latency
 
 
 def record(value: Any) -> dict[str, Any]:
@@ -215,7 +214,7 @@ class Judge:
             self._latency = ModelLatency(self.original, self._context.progress, clocked(self.bounds.target))
             self._seconds = self._latency.seconds()
         assert self._seconds is not None
-        share = self._latency.share(model, GLANCE)
+        share = self._latency.glance(model)
         return {
             "share": share.value,
             "low": share.low,

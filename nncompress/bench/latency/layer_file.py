@@ -17,6 +17,7 @@ from nncompress.ir.layers.weights import Layer
 from nncompress.targets import Target
 
 OPSET = 20
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 SCALE, ZERO = 0.05, 128  # of bytes between layers: what they hold makes no kernel slower
 
 
@@ -25,7 +26,8 @@ class LayerShape:
     """One layer.
 
     Attributes:
-        op: ONNX op: "Conv", "ConvTranspose", or "MatMul" (its weight [in, out]).
+        op: ONNX op: "Conv", "ConvTranspose", or "MatMul" (its weight [in, out]); "QuantizeLinear" and
+            "DequantizeLinear", alone in their chain, convert floats to bytes and back and have no weight.
         weight: shape of the weight.
         attributes: of the node, as pairs.
         precision: what it computes in: "int8", "float32", "bfloat16"; "" for floats as the target computes
@@ -96,6 +98,8 @@ def layer_file(
     chain: Chain, shape: tuple[int, ...], target: Target, generator: np.random.Generator
 ) -> ModelProto:
     """The layers one behind the other, on an input of `shape`; weights in int8 as the target has them."""
+    if chain[0].op in CONVERSIONS:
+        return _conversion(chain[0].op, shape)
     int8 = chain[0].precision == "int8"
     unsigned = "unsigned-weights" in target.rewrites and processor().saturates
     nodes: list[NodeProto] = []
@@ -116,11 +120,28 @@ def layer_file(
             nodes += _between_bytes(layer.op, value, name, made, attributes)
         value = made
     element = TensorProto.UINT8 if int8 else TensorProto.FLOAT
+    return _file(nodes, stored, (element, shape), (element, value))
+
+
+def _conversion(op: str, shape: tuple[int, ...]) -> ModelProto:
+    node = helper.make_node(op, ["x", "bytes_scale", "bytes_zero"], ["y"])
+    kinds = (TensorProto.FLOAT, TensorProto.UINT8)
+    given, made = kinds if op == "QuantizeLinear" else kinds[::-1]
+    return _file([node], [*_qparams("bytes", SCALE, ZERO, np.uint8)], (given, shape), (made, "y"))
+
+
+def _file(
+    nodes: list[NodeProto],
+    stored: list[TensorProto],
+    given: tuple[int, tuple[int, ...]],
+    made: tuple[int, str],
+) -> ModelProto:
+    """From "x", `given` with its shape, to what `made` names."""
     graph = helper.make_graph(
         nodes,
         "layers",
-        [helper.make_tensor_value_info("x", element, shape)],
-        [helper.make_tensor_value_info(value, element, None)],
+        [helper.make_tensor_value_info("x", *given)],
+        [helper.make_tensor_value_info(made[1], made[0], None)],
         stored,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

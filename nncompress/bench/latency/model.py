@@ -17,7 +17,7 @@ from nncompress.results import Estimate
 from nncompress.targets import Target
 
 SECONDS = 3.0  # of measuring, per comparison
-GLANCE = 1.0  # seconds of measuring, for a line in a report
+GLANCE = 1.0  # where a line in a report, or a trial among many, asks
 LARGEST = 1e9  # MACs of a model that a report times: a larger one takes longer to export and open than to run
 
 
@@ -56,15 +56,21 @@ class ModelLatency:
             raise KeyboardInterrupt
         return (result.candidates[0].cpu or result.candidates[0].wall).median
 
-    def share(self, other: Model, seconds: float = SECONDS) -> Estimate:
+    def share(self, other: Model, seconds: float | None = None) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
         arms = [self._arm("original", self._original), self._arm("other", self._export(other, "other"))]
-        result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
+        result = benchmark(
+            arms, time_budget=seconds or SECONDS, memory=False, energy=False, progress=self._progress
+        )
         if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
             raise KeyboardInterrupt
         speedup = result.candidates[1].speedup
         assert speedup is not None
         return Estimate(1 / speedup.value, 1 / speedup.high, 1 / speedup.low, speedup.confidence)
+
+    def glance(self, other: Model) -> Estimate:
+        """As `share`, in less time."""
+        return self.share(other, GLANCE)
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -77,7 +83,8 @@ class ModelLatency:
 
     def _export(self, model: Model, name: str) -> Path:
         path = Path(self._folder.name) / f"{name}{self.target.suffixes[0]}"
-        write(model if self._finish is None else self._finish(model), path, target=self.target.name)
+        ready = model if self._finish is None else self._finish(model)
+        write(ready, path, target=self.target.name, read_back=False)  # measured, and then gone
         return path
 
     def _arm(self, name: str, path: Path) -> Candidate:
@@ -102,7 +109,7 @@ def speed_note(before: Model, after: Model, progress: Progress, target: str | No
     progress.step("measuring the speed", 0, 1)
     try:
         with ModelLatency(before, progress, clocked(target)) as latency:
-            share = latency.share(after, GLANCE)
+            share = latency.glance(after)
     except NNCompressError as error:
         return f"{told} ({error.what})"
     finally:

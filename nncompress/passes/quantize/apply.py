@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import torch
@@ -21,6 +22,7 @@ from nncompress.ir.formats.qdq import round_biases
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
+from nncompress.passes.quantize.by_clock import Left, slow_in_int8
 from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
     activation_qparams,
@@ -125,45 +127,71 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
         )
     chosen, left = choose(model, options.keep)
     statistics = calibrate(options, model, chosen, original, context)
-    note = too_small(model, integer_layers(chosen, options.mode))
+    integer = integer_layers(chosen, options.mode)
+    timed = context.target is not None and not options.every_layer
+    note = None if timed else too_small(model, integer)
     if note is not None:
         context.notes.append(note)
     bound = options.drift_bound
-    measured = options.correct_bias or options.max_drop is not None or bound is not None
-    reference = model.copy() if measured else model
+    compared = options.correct_bias or options.max_drop is not None or bound is not None
+    rounding = _Rounding(options, statistics, model.copy() if compared else model, context)
+    slow = slow_in_int8(model, integer, options.mode, rounding.copy, context) if timed else {}
+    keep = (*options.keep, *slow)
+    reason = "left in float by " + ("--max-drop" if options.max_drop is not None else "--max-drift")
 
-    def rounded(each: Model, extra: tuple[str, ...]) -> list[Change]:
-        chosen, left = choose(each, options.keep)
-        wanted = [layer for layer in chosen if layer.name not in extra]
-        changes = round_layers(each, wanted, options.mode, statistics) if wanted else []
-        each.refresh()
-        if options.correct_bias and context.data is not None:
-            correct_biases(each, reference, context.data, context.limit)
-        round_biases(each)
-        reason = "left in float by " + ("--max-drop" if options.max_drop is not None else "--max-drift")
-        kept = [Change(layer.name, reason, applied=False) for layer in chosen]
-        return changes + left + [change for change in kept if change.where in extra]
+    def without(names: Iterable[str]) -> Left:
+        return {**dict.fromkeys(names, reason), **slow}
 
-    def rounded_copy(extra: tuple[str, ...]) -> Model:
-        copied = reference.copy()
-        rounded(copied, extra)
-        return copied
+    def copy_without(names: tuple[str, ...]) -> Model:
+        return rounding.copy(without(names))
 
-    extra: tuple[str, ...] = ()
+    worst: tuple[str, ...] = ()
     if options.max_drop is not None:
-        extra = within_drop(
-            model, chosen, options.mode, statistics, context, options.max_drop, options.metric, rounded_copy
-        )
-    changes = rounded(model, extra)
+        searched, _ = choose(model, keep)
+        drop = options.max_drop, options.metric, copy_without
+        worst = within_drop(model, searched, options.mode, statistics, context, *drop)
+    changes = rounding.round(model, without(worst))
     if bound is not None:
-        extra = within_drift(
-            reference, model, options.keep, options.mode, statistics, context, bound, rounded_copy
+        worst = within_drift(
+            rounding.reference, model, keep, options.mode, statistics, context, bound, copy_without
         )
-        if extra:
-            model.graph_module = reference.copy().graph_module
-            changes = rounded(model, extra)
+        if worst:
+            model.graph_module = rounding.reference.copy().graph_module
+            changes = rounding.round(model, without(worst))
     context.warn(too_few("quantize", statistics.rows()))
     return changes
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Rounds a model and copies of it by the same statistics.
+
+    Attributes:
+        reference: in floats.
+    """
+
+    options: Quantize
+    statistics: CalibrationStatistics
+    reference: Model
+    context: Context
+
+    def round(self, model: Model, left: Left) -> list[Change]:
+        """In place, without the layers that are `left`."""
+        chosen, changes = choose(model, self.options.keep)
+        wanted = [layer for layer in chosen if layer.name not in left]
+        kept = [Change(layer.name, left[layer.name], applied=False) for layer in chosen if layer.name in left]
+        rounded = round_layers(model, wanted, self.options.mode, self.statistics) if wanted else []
+        model.refresh()
+        if self.options.correct_bias and self.context.data is not None:
+            correct_biases(model, self.reference, self.context.data, self.context.limit)
+        round_biases(model)
+        return rounded + changes + kept
+
+    def copy(self, left: Left) -> Model:
+        """The reference, rounded."""
+        copied = self.reference.copy()
+        self.round(copied, left)
+        return copied
 
 
 def _condition(options: Quantize, model: Model, context: Context) -> None:

@@ -102,6 +102,9 @@ class Quantize(Pass):
     keep: tuple[str, ...] = option(
         (), metavar="PATTERN", help="layers to leave in float, e.g. 'head*' (repeatable)"
     )
+    every_layer: bool = option(
+        False, help="with --target: also those that take longer in int8 there, which else stay in float"
+    )
     include_head: bool = option(
         False, help="also round the detection head, where the model is known to have one"
     )
@@ -135,6 +138,11 @@ class Quantize(Pass):
         if self.mode != "static" and self.symmetric_activations:
             raise UsageError(
                 "quantize: --symmetric-activations is about the ranges of --mode static",
+                got=f"--mode {self.mode}",
+            )
+        if self.mode != "static" and self.every_layer:
+            raise UsageError(
+                "quantize: --every-layer is about the layers that --mode static would leave in float",
                 got=f"--mode {self.mode}",
             )
         if self.calibration != "percentile" and "percentile" in given:

@@ -1,0 +1,126 @@
+"""Layers left in float where int8 takes longer in the target, by the clock of this machine.
+
+What layers and conversions take comes from the machine's table of latencies, one by one; which of them stay
+in float is decided for all at once (`nncompress.analysis.int8_cut`). A runtime fuses layers that stand next
+to each other, so the whole model is then timed: in floats, all in int8, and with these layers in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from nncompress.analysis.int8_cut import Times, layers_in_float
+from nncompress.bench.latency.int8 import Int8Times, int8_times
+from nncompress.bench.latency.model import ModelLatency
+from nncompress.bench.latency.target import layer_clock
+from nncompress.errors import MissingExtraError, NNCompressError, UsageError
+from nncompress.ir import Model
+from nncompress.ir.layers.weights import Layer
+from nncompress.passes.base import Context
+from nncompress.results import Estimate
+from nncompress.runtimes.on_openvino import by_itself
+from nncompress.targets import Target
+
+Left = Mapping[str, str]  # layer -> why it stays in float
+
+UNCHANGED = Estimate(1.0, 1.0, 1.0)
+
+
+def slow_in_int8(
+    model: Model, integer: Sequence[Layer], mode: str, rounded: Callable[[Left], Model], context: Context
+) -> Left:
+    """The layers to leave in float, for the speed of `context.target`. What was measured is in the notes.
+
+    Args:
+        model: in floats.
+        integer: its layers whose activations would be rounded.
+        rounded: a copy of it in int8 without these layers.
+    """
+    if not integer:
+        return {}
+    where = _clock(mode, context)
+    if where is None:
+        return {}
+    times = int8_times(model, integer, where, context.progress)
+    names = layers_in_float(model, integer, times.layers, times.conversion)
+    _tell_what_is_unknown(times, where, context)
+    left = {name: _why(times.layers.get(name)) for name in sorted(names)}
+    return _fastest(model, rounded, left, len(integer), where, context)
+
+
+def _clock(mode: str, context: Context) -> Target | None:
+    """Where layers are timed; None, said in a note, where they cannot be."""
+    told = f"every layer is rounded, whether that is faster in {context.target} or not"
+    if mode != "static":
+        context.notes.append(f"{told}: layers are timed for --mode static")
+        return None
+    try:
+        return layer_clock(context.target)
+    except (UsageError, MissingExtraError) as error:
+        context.notes.append(f"{told}: {error.what}")
+        return None
+
+
+def _tell_what_is_unknown(times: Int8Times, where: Target, context: Context) -> None:
+    if times.untimed:
+        name, why = next(iter(times.untimed.items()))
+        others = len(times.untimed) - 1
+        several = f" and {others} more" if others else ""
+        context.notes.append(
+            f"not timed in {where.runtime_name}, so as its neighbours: {name} ({why}){several}"
+        )
+    if times.unkept:
+        context.notes.append(f"the times of layers are not kept: {times.unkept}")
+
+
+def _why(times: Times | None) -> str:
+    if times is None:
+        return "left in float, as its neighbours"
+    share = times.int8 / times.floats
+    more = "" if share >= 1 else ", and the rounding around it more than that saves"
+    return f"left in float: int8 takes {share:.2f}x there{more}"
+
+
+def _fastest(
+    original: Model,
+    rounded: Callable[[Left], Model],
+    left: Left,
+    count: int,
+    where: Target,
+    context: Context,
+) -> Left:
+    """`left`, or nothing where the whole model is no faster for it. Says what was measured.
+
+    Args:
+        count: of the layers that could run in int8.
+    """
+    name, floats = where.runtime_name, by_itself() if where.name == "openvino" else "float32"
+    none_left = len(left) == count  # that would run in int8
+    try:
+        with ModelLatency(original, context.progress, where) as clock:
+            whole = clock.glance(rounded({}))
+            mixed = UNCHANGED if none_left else clock.glance(rounded(left)) if left else whole
+    except NNCompressError as error:
+        context.notes.append(f"the whole model was not timed in {name}: {error.what}")
+        return left
+    told = f"in {name} here the model takes {_text(whole)} of its time in {floats} with every layer in int8"
+    if left and mixed.value < whole.value:
+        best = mixed
+        told += "" if none_left else f", {_text(mixed)} with {len(left)} of {count} in float"
+    else:
+        best = whole
+        told += f"; with {len(left)} of {count} in float {_text(mixed)}, so none is" if left else ""
+        left = {}
+    if best.value >= 1:
+        told += (
+            f". Plain {floats} is faster there: nncompress export MODEL -o FILE.onnx --target {where.name}, "
+            "without quantize"
+        )
+    if left:
+        told += ". --every-layer rounds all, for the size of the file"
+    context.notes.append(told)
+    return left
+
+
+def _text(share: Estimate) -> str:
+    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
