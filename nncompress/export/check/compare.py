@@ -19,7 +19,8 @@ from nncompress.analysis.distance.precision import (
 from nncompress.errors import VerificationError
 from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
-from nncompress.ir.formats.samples import verification_inputs
+from nncompress.ir.formats.samples import samples_of, verification_inputs
+from nncompress.ir.graph.inputs import count_samples
 
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
 
@@ -55,6 +56,9 @@ def compare(
     compared with those of the same graph without rounding of activations: right is what is about as far from
     them as the graph's are (`nncompress.export.check.rounding`).
 
+    Of the samples that a model keeps, all are run, and judged together: a value on a boundary takes a single
+    sample of a right file farther than a wrong scale would.
+
     Args:
         run: the file's outputs for positional inputs.
         runtime: what ran it, for messages.
@@ -71,25 +75,49 @@ def compare(
     rounding = Rounding(model, as_written=precision.endswith("as written")) if quantized else None
     batches = batch_sizes(model, batches)
     for batch in batches:
-        inputs = verification_inputs(model, batch=batch, seed=batch)
+        inputs = _inputs(model, batch)
         with torch.no_grad():
-            ours = model.outputs_of(*(each.clone() for each in inputs))
-        for at, (name, expected, got) in enumerate(zip(model.outputs, ours, run(inputs), strict=True)):
+            ours = [model.outputs_of(*(each.clone() for each in given)) for given in inputs]
+        theirs = [run(given) for given in inputs]
+        for at, name in enumerate(model.outputs):
             if among is not None and name not in among:
                 continue
             where = f"{runtime} disagrees with the graph on output {name!r} at batch {batch}"
-            pair = expected.detach().cpu(), got
+            pair = pooled(where, [each[at].detach().cpu() for each in ours], [each[at] for each in theirs])
             try:
                 difference, relative = distance(where, *pair, precision, kernels[at])
             except VerificationError as refused:
                 if rounding is not None:
                     difference, relative = rounding.explains(refused, inputs, at, *pair)
                 else:
-                    factor = amplification(model, inputs, at)
+                    factor = amplification(model, inputs[0], at)
                     difference, relative = distance(where, *pair, precision, kernels[at], factor)
             worst_diff, worst_relative = max(worst_diff, difference), max(worst_relative, relative)
     told = "" if rounding is None else rounding.told
     return Comparison(worst_diff, worst_relative, runtime, batches, rounding=told)
+
+
+def _inputs(model: Model, batch: int) -> list[tuple[Tensor, ...]]:
+    """What is run at this batch size: all samples that the model keeps, else one call's."""
+    kept = samples_of(model.inputs)
+    first = verification_inputs(model, batch=batch, seed=batch)
+    size, count = count_samples(model.inputs, first), count_samples(model.inputs, kept) if kept else 1
+    rest = [verification_inputs(model, batch=batch, seed=batch + at) for at in range(size, count, size)]
+    return [first, *rest]
+
+
+def pooled(where: str, expected: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """An output of several calls as one, of the graph and of the file.
+
+    Raises:
+        VerificationError: shapes differ.
+    """
+    for ours, theirs in zip(expected, got, strict=True):
+        if ours.shape != theirs.shape:
+            raise VerificationError(where, got=f"shape {tuple(theirs.shape)}", expected=f"{tuple(ours.shape)}")
+    if len(expected) == 1:
+        return expected[0], got[0]
+    return torch.cat([each.flatten() for each in expected]), torch.cat([each.flatten() for each in got])
 
 
 def batch_sizes(model: Model, wanted: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:

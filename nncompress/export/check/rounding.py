@@ -48,17 +48,26 @@ class Rounding:
         return sum(op_name(node) == "quantize_per_tensor" for node in self._model.graph.nodes) >= DEEP
 
     def explains(
-        self, refused: VerificationError, inputs: Sequence[Tensor], output: int, graph: Tensor, file: Tensor
+        self,
+        refused: VerificationError,
+        inputs: Sequence[Sequence[Tensor]],
+        output: int,
+        graph: Tensor,
+        file: Tensor,
     ) -> tuple[float, float]:
         """(largest difference, relative error) of a file's output, which is refused for being so far away.
 
+        Args:
+            inputs: of each call.
+            graph, file: the output in all calls; their values one after the other, where these are several.
         Raises:
             VerificationError: it is farther from float than the graph's.
         """
         if graph.shape != file.shape or not graph.dtype.is_floating_point:
             raise refused
         with torch.no_grad():
-            floats = self._unrounded.outputs_of(*(x.clone() for x in inputs))[output].detach().double().cpu()
+            called = [self._unrounded.outputs_of(*(x.clone() for x in given))[output] for given in inputs]
+        floats = torch.cat([each.detach().double().cpu().flatten() for each in called]).reshape(graph.shape)
         graph, file = graph.detach().double().cpu(), file.detach().double()
         if not all(x.isfinite().all() for x in (floats, graph, file)):
             raise refused

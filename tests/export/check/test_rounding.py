@@ -117,3 +117,25 @@ def test_the_report_says_where_it_decided_of_a_file_as_it_is_written(quantized, 
 
     monkeypatch.setattr(verify, "compare", told)
     assert write_onnx(quantized, tmp_path / "m.onnx").rounding == "as far"
+
+
+@pytest.mark.parametrize("off", [1, 8])
+def test_samples_that_a_model_keeps_are_judged_together(off):
+    """A value on a boundary takes one of them far from the graph, a wrong scale all of them."""
+    torch.manual_seed(0)
+    model = Model.from_module(nn.Linear(64, 16).eval(), (torch.randn(2, 64),))
+    Quantize().apply(model, Context(data=Records((torch.randn(64, 64),))))
+    (kept,) = samples_of(model.inputs)
+    moved = kept[1 : 1 + off].float()
+
+    def file(inputs):
+        (x,), right = inputs, model(*inputs)
+        own = (x[:, None] == moved).all(-1).any(1, keepdim=True)
+        sign = torch.randint(0, 2, right.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        return [right + 0.04 * own * sign * right.norm(dim=1, keepdim=True) / 4]
+
+    if off == 1:
+        assert 0.01 < compare(model, file, "kernels", precision="int8 as written").relative_error < 0.02
+        return
+    with pytest.raises(VerificationError):
+        compare(model, file, "kernels", precision="int8 as written")
