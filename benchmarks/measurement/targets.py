@@ -1,24 +1,34 @@
-"""One network in every form and runtime side by side: ours, each runtime's own, and the free baseline.
+"""Networks in every form and runtime side by side: ours, each runtime's own quantizer, and the free baseline.
 
-    python -m benchmarks.measurement.targets model.pt2 [more.pt2 …] --data calibration.npz [--seconds 20]
+    python -m benchmarks.networks.targets WORK --cifar DIR      # the ten networks of the table
+    python -m benchmarks.measurement.targets WORK/*.pt2           # beside each NAME.pt2 its NAME.npz
+    python -m benchmarks.measurement.targets WORK/*.pt2 --table   # what was measured so far
 
 Ratios to ONNX Runtime in float32 in one interleaved run, batch 1, one thread, CPU time of the process: above
 1 is faster. A/A is float32 once more. Beside them the signal-to-noise ratio of the outputs against float32's
-(SQNR, dB: more is better) on samples that nothing was calibrated on. With --seconds 0, that alone. NNCF is no
-dependency of ours: where it or OpenVINO is missing, its columns are.
+(SQNR, dB: more is better) on samples that nothing was calibrated on and, with NAME.test.npz (x, y), the top-1
+points gained on it. Each network's figures are kept in NAME.json: those that have one are not measured again
+unless --again; forms are kept in NAME/, and made again where they are missing.
+
+Each quantizer is used as its own documentation says for the network and this processor. Without VNNI, sums of
+8-bit products overflow in 16 bits: weights take 7 bits then (ours `--weight-bits 7`, ONNX Runtime's
+`reduce_range`, NNCF's `overflow_fix`). NNCF is no dependency of ours: where it or OpenVINO is missing, its
+columns are.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -26,15 +36,45 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import nncompress
 from nncompress.api import dataset
+from nncompress.data import Dataset
+from nncompress.devices import processor
+from nncompress.errors import NNCompressError
 from nncompress.export import int8_coverage, write
 from nncompress.ir import Model
+from nncompress.ir.graph.ops import op_name
 from nncompress.passes import Context, Quantize
 from nncompress.pipeline import run
-from nncompress.runtimes import open_artifact
+from nncompress.runtimes import Runner, open_artifact
 
 LIMIT = 64  # records that each quantizer is calibrated on
 CHECKED = 32  # samples that outputs are compared on
-ARMS = ("ORT float32", "A/A", "ORT int8", "ORT's own int8", "OV as it comes", "OV NNCF int8", "OV on ours")
+BITS = 7 if processor().saturates else 8
+FLOAT = "ORT float32"
+ORT, OV = "onnxruntime", "openvino"
+TRANSFORMER = {"layer_norm", "scaled_dot_product_attention"}  # networks with both, for NNCF
+
+
+@dataclass(frozen=True)
+class Form:
+    """One column: a file in the network's folder, run by a runtime; quantized by us where it has `bits`."""
+
+    file: str
+    runtime: str
+    bits: int = 0
+    target: str | None = None
+
+
+FORMS = {
+    FLOAT: Form("float.onnx", ORT),
+    "A/A": Form("float.onnx", ORT),
+    "ORT int8": Form("ort8.onnx", ORT, 8, "ort-cpu"),
+    "ORT 7 bits": Form("ort7.onnx", ORT, 7, "ort-cpu"),
+    "ORT's own": Form("own.onnx", ORT),
+    "OV as it comes": Form("float.onnx", OV),
+    "OV NNCF": Form("nncf.xml", OV),
+    "OV ours": Form("openvino.onnx", OV, BITS, "openvino"),
+    "OV plain": Form("plain.onnx", OV, BITS, None),
+}
 
 
 class Records(CalibrationDataReader):
@@ -47,55 +87,55 @@ class Records(CalibrationDataReader):
         return next(self.feeds, None)
 
 
-def files_of(model: Model, data: str, folder: Path) -> dict[str, tuple[Path, str]]:
-    """Of each arm the file and the runtime; those that cannot be made are said."""
-    records = dataset(data, model)
-    fitted, _ = records.split()  # as the pipeline does
-    single = [batch.inputs[0].numpy() for batch in fitted.batches(1, limit=LIMIT)]
-    small, _ = run(model, [Quantize()], Context(data=records, limit=LIMIT))
-    paths = {name: folder / f"{name}.onnx" for name in ("float", "ours", "plain", "own")}
-    write(model, paths["float"])
-    write(small, paths["ours"], target="ort-cpu")
-    write(small, paths["plain"])
-    quant_pre_process(paths["float"], folder / "prepared.onnx", skip_symbolic_shape=True)
-    name = open_artifact(paths["float"]).inputs[0].name
+def make(form: Form, model: Model, data: Dataset, folder: Path) -> None:
+    """Write the file of one column."""
+    path, source = folder / form.file, folder / "float.onnx"
+    if form.bits:
+        context = Context(data=data, limit=LIMIT, target=form.target)
+        small, _ = run(model, [Quantize(weight_bits=form.bits, no_samples=False)], context)
+        write(small, path, target=form.target)
+    elif path == source:
+        write(model, path)
+    else:
+        fitted, _ = data.split()  # as our pipeline does
+        records = [batch.inputs[0].numpy() for batch in fitted.batches(1, limit=LIMIT)]
+        (by_nncf if form.runtime == OV else by_onnxruntime)(source, records, path, model)
+
+
+def by_onnxruntime(source: Path, records: list[np.ndarray], path: Path, model: Model) -> None:
+    prepared = path.with_name("prepared.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)
     quantize_static(
-        folder / "prepared.onnx",
-        paths["own"],
-        Records(name, single),
+        prepared,
+        path,
+        Records(model.inputs[0].name, records),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        reduce_range=BITS < 8,
     )
-    arms = {
-        "ORT float32": (paths["float"], "onnxruntime"),
-        "A/A": (paths["float"], "onnxruntime"),
-        "ORT int8": (paths["ours"], "onnxruntime"),
-        "ORT's own int8": (paths["own"], "onnxruntime"),
-    }
-    if find_spec("openvino") is None:
-        print("OpenVINO is not installed: pip install 'nncompress[openvino]'")
-        return arms
-    arms |= {
-        "OV as it comes": (paths["float"], "openvino"),
-        "OV on ours": (paths["plain"], "openvino"),
-    }
-    if find_spec("nncf") is None:
-        print("NNCF is not installed, its column is left out: pip install nncf")
-    else:
-        arms["OV NNCF int8"] = (by_nncf(paths["float"], single, folder / "nncf.xml"), "openvino")
-    return arms
 
 
-def by_nncf(source: Path, records: list[np.ndarray], path: Path) -> Path:
-    """OpenVINO's own quantizer, with its defaults."""
+def by_nncf(source: Path, records: list[np.ndarray], path: Path, model: Model) -> None:
+    """OpenVINO's own quantizer. Ranges around a zero point for all but relu networks, as its guide says."""
     import nncf
     import openvino
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-    graph = openvino.Core().read_model(str(source))
-    openvino.save_model(nncf.quantize(graph, nncf.Dataset(records)), path, compress_to_fp16=False)
-    return path
+    ops = {op_name(node) for node in model.graph.nodes}
+    relu = ops.isdisjoint({"silu", "hardswish", "gelu", "layer_norm"})
+    graph = nncf.quantize(
+        openvino.Core().read_model(str(source)),
+        nncf.Dataset(records),
+        subset_size=LIMIT,
+        preset=nncf.QuantizationPreset.PERFORMANCE if relu else nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER if ops >= TRANSFORMER else None,
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if BITS < 8 else OverflowFix.DISABLE
+        ),
+    )
+    openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def measured(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[int]]:
@@ -120,52 +160,105 @@ def sqnr(outputs: list[np.ndarray], reference: list[np.ndarray]) -> float:
     return 10 * math.log10(signal / error) if error else math.inf
 
 
-def report(model: str, data: str, seconds: float) -> dict[str, str]:
-    """Measure one network and print what each form of it gave and what ran in int8; its row of the table."""
-    loaded = nncompress.load(model, data=data)
-    with tempfile.TemporaryDirectory() as folder:
-        arms = files_of(loaded, data, Path(folder))
-        fitted, held = dataset(data, loaded).split()
-        unseen = [b.inputs[0].numpy() for b in (held or fitted).batches(1, limit=CHECKED)]
-        x = unseen[0]
-        runners = {name: open_artifact(path, 1, runtime=runtime) for name, (path, runtime) in arms.items()}
-        outputs = {name: [r.run(each)[0] for each in unseen] for name, r in runners.items()}
-        noise = {name: sqnr(each, outputs["ORT float32"]) for name, each in outputs.items()}
-        medians = {}
-        if seconds:
-            times = measured({name: runner.bind(x) for name, runner in runners.items()}, seconds)
-            medians = {name: statistics.median(values) for name, values in times.items()}
-            print(f"\n{Path(model).name}: {medians['ORT float32'] / 1e6:.3f} ms, {len(times['A/A'])} rounds")
-        else:
-            print(f"\n{Path(model).name}")
-        row = {}
-        for name in (n for n in ARMS if n in runners):
-            ratio = f"{medians['ORT float32'] / medians[name]:.2f}x" if medians else ""
-            row[name] = f"{ratio} {noise[name]:.1f} dB".strip()
-            print(f"  {name:16} {row[name]:18} {kernels(runners[name], arms[name], x)}", flush=True)
-        return row
+def right(runner: Runner, tests: Dataset) -> np.ndarray:
+    """bool [samples]"""
+    found = [
+        runner.run(batch.inputs[0].numpy())[0].argmax(-1) == batch.labels.numpy()  # type: ignore[union-attr]
+        for batch in tests.batches(1)
+    ]
+    return np.concatenate(found)
 
 
-def kernels(runner: object, arm: tuple[Path, str], x: np.ndarray) -> str:
+def kernels(runner: Any, path: Path, x: np.ndarray) -> str:
     """In what its heavy layers run."""
-    if arm[1] == "openvino":
+    if runner.runtime == OV:
         from nncompress.runtimes.on_openvino import summary
 
-        return summary(runner.layers(x))  # type: ignore[attr-defined]
-    return int8_coverage(arm[0]).summary().partition(";")[0]
+        return summary(runner.layers(x))
+    return int8_coverage(path).summary().partition(";")[0]
+
+
+def opened(model: Model, data: Dataset, folder: Path) -> Iterator[tuple[str, Runner]]:
+    """Each column that can be had here, its file made where it is missing; the others are said."""
+    for name, form in FORMS.items():
+        if form.bits == 7 > BITS:
+            continue  # 8 bits are right here
+        wanted = {OV: ["openvino"], ORT: []}[form.runtime] + ["nncf"] * (name == "OV NNCF")
+        absent = [package for package in wanted if find_spec(package) is None]
+        if absent:
+            print(f"{name}: left out: pip install {' '.join(absent)}")
+            continue
+        try:
+            if not (folder / form.file).exists():
+                make(form, model, data, folder)
+            yield name, open_artifact(folder / form.file, 1, runtime=form.runtime)
+        except NNCompressError as refused:
+            print(f"{name}: left out: {refused}")
+
+
+def measure(path: Path, data: str, seconds: float) -> dict[str, Any]:
+    """Measure one network: milliseconds in float32, rounds, and the figures of each column."""
+    model = nncompress.load(path, data=data)
+    records, folder = dataset(data, model), path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    runners = dict(opened(model, records, folder))
+    fitted, held = records.split()
+    unseen = [batch.inputs[0].numpy() for batch in (held or fitted).batches(1, limit=CHECKED)]
+    outputs = {name: [r.run(x)[0].copy() for x in unseen] for name, r in runners.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, each in outputs.items():
+        ran = kernels(runners[name], folder / FORMS[name].file, unseen[0])
+        rows[name] = {"sqnr": sqnr(each, outputs[FLOAT]), "kernels": ran}
+    tests = path.with_suffix(".test.npz")
+    if tests.exists():
+        labelled = dataset(str(tests), model)
+        correct = {name: right(r, labelled) for name, r in runners.items() if name != "A/A"}
+        for name, each in correct.items():
+            rows[name]["points"] = 100 * float(each.mean() - correct[FLOAT].mean())
+    times = measured({name: runner.bind(unseen[0]) for name, runner in runners.items()}, seconds)
+    medians = {name: statistics.median(values) / 1e6 for name, values in times.items()}
+    for name, value in medians.items():
+        rows[name]["ratio"] = medians[FLOAT] / value
+    return {"milliseconds": medians[FLOAT], "rounds": len(times[FLOAT]), "columns": rows}
+
+
+def cell(found: dict[str, Any]) -> str:
+    """ "1.54x 31.2 dB −0.10" """
+    points = f" {found['points']:+.2f}" if "points" in found else ""
+    noise = "" if math.isinf(found["sqnr"]) or found["sqnr"] > 90 else f" {found['sqnr']:.1f} dB"
+    return f"{found['ratio']:.2f}x{noise}{points}"
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row for each network."""
+    columns = [n for n in FORMS if n != FLOAT and any(n in found["columns"] for found in results.values())]
+    lines = [["", "float32", *columns], ["---"] * (len(columns) + 2)]
+    for name, found in results.items():
+        cells = [cell(found["columns"][c]) if c in found["columns"] else "–" for c in columns]
+        lines.append([name, f"{found['milliseconds']:.1f} ms", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("models", nargs="+", metavar="MODEL", type=Path)
+    parser.add_argument("--data", help="calibration data of all of them [default: NAME.npz]")
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--again", action="store_true", help="measure those that have figures, too")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    table = {Path(model).stem: report(model, given.data, given.seconds) for model in given.models}
-    arms = [name for name in ARMS if any(name in row for row in table.values())]
-    print("\n" + " | ".join([f"{'':20}", *(f"{name:16}" for name in arms)]))
-    for name, row in table.items():
-        print(" | ".join([f"{name:20}", *(f"{row.get(arm, ''):16}" for arm in arms)]))
+    results = {}
+    for path in given.models:
+        kept = path.with_suffix(".json")
+        if not given.table and (given.again or not kept.exists()):
+            found = measure(path, given.data or str(path.with_suffix(".npz")), given.seconds)
+            kept.write_text(json.dumps(found, indent=1))
+            print(f"{path.stem}: {found['milliseconds']:.2f} ms, {found['rounds']} rounds")
+            for name, row in found["columns"].items():
+                print(f"  {name:16}{cell(row):24}{row['kernels']}", flush=True)
+        if kept.exists():
+            results[path.stem] = json.loads(kept.read_text())
+    print(table(results))
 
 
 if __name__ == "__main__":
