@@ -62,6 +62,7 @@ class Form:
     runtime: str
     bits: int = 0
     target: str | None = None
+    quantized_for: str | None = None  # as `quantize --target`
 
 
 FORMS = {
@@ -91,9 +92,11 @@ def make(form: Form, model: Model, data: Dataset, folder: Path) -> None:
     """Write the file of one column."""
     path, source = folder / form.file, folder / "float.onnx"
     if form.bits:
-        context = Context(data=data, limit=LIMIT, target=form.target)
-        small, _ = run(model, [Quantize(weight_bits=form.bits, no_samples=False)], context)
-        write(small, path, target=form.target)
+        small = folder / f"{form.quantized_for or 'any'}-{form.bits}bits.pt2"
+        if not small.exists():
+            context = Context(data=data, limit=LIMIT, target=form.quantized_for)
+            nncompress.save(run(model, [Quantize(weight_bits=form.bits)], context)[0], small)
+        write(nncompress.load(small), path, target=form.target)
     elif path == source:
         write(model, path)
     else:
