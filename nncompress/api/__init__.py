@@ -16,4 +16,15 @@ from nncompress.api.measurement import benchmark, evaluate
 from nncompress.api.opening import dataset, load
 from nncompress.ir import Model
 
-__all__ = ["Model", "as_passes", "benchmark", "compress", "dataset", "evaluate", "inspect", "load", "save"]
+__all__ = [
+    "Model",
+    "as_passes",
+    "benchmark",
+    "compress",
+    "dataset",
+    "evaluate",
+    "inspect",
+    "load",
+    "outline",
+    "save",
+]

@@ -18,7 +18,9 @@ from nncompress.errors import DataError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
 from nncompress.ir.graph.table_rows import check_positions, table_rows
-from nncompress.loading import Examples, load_model, load_module, stated_form
+from nncompress.loading import Examples, load_model, load_module, parse_input, stated_form
+from nncompress.loading.outline import outline as read_outline
+from nncompress.loading.state_dict.shards import Checkpoint
 from nncompress.memory import unbounded_memory
 from nncompress.runtimes.free_sizes import guess_told
 
@@ -110,6 +112,28 @@ def load(
         if told is not None:
             say(told)
     return loaded
+
+
+def outline(
+    source: Checkpoint,
+    *,
+    data: Any,
+    arch: str | None = None,
+    input: str | None = None,
+    normalize: str | None = None,
+    notice: Notice,
+) -> Model:
+    """The network of a checkpoint without its weights, for inputs as `data` has them, or `input` says.
+
+    Raises:
+        NNCompressError: as of `nncompress.loading.outline`.
+    """
+
+    def samples(names: Sequence[str]) -> tuple[Tensor, ...]:
+        return _samples_as_examples(data, normalize, names, str(source.path))
+
+    shapes = None if input is None else parse_input(input)
+    return read_outline(source, arch=arch, input_shapes=shapes, examples=samples, notice=notice)
 
 
 def dataset(

@@ -141,8 +141,8 @@ Stream = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="MODEL is safetensors of any size, the architecture is not needed: one weight at a time, to "
-        "shards in the folder -o",
+        help="MODEL is safetensors of any size: one weight at a time, to shards in the folder -o; the "
+        "architecture is needed only where quantize takes --data",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -19,6 +19,7 @@ from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError,
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir.graph.stated_input import InputShape
+from nncompress.loading.module.without_weights import without_weights
 from nncompress.loading.state_dict.fill import read_shards
 from nncompress.loading.state_dict.shards import read_header
 
@@ -53,6 +54,7 @@ def read_huggingface(
     *,
     strict: bool,
     notice: Callable[[str], None],
+    weights: bool = True,
 ) -> Found:
     """The model of the directory, with tensors for arguments.
 
@@ -61,6 +63,7 @@ def read_huggingface(
         examples: data instead: tensors of the first inputs that it would take itself, or what gives those
             of their names.
         strict: refuse weights that are missing, or beyond those of the class.
+        weights: False: the model is made without them (see `without_weights`).
 
     Raises:
         MissingExtraError: transformers is not installed.
@@ -70,7 +73,7 @@ def read_huggingface(
     """
     config = _config(folder)
     need(EXTRA, str(folder))
-    model = _opened(folder, config, strict, notice)
+    model = _opened(folder, config, strict, notice) if weights else _empty(folder, config)
     model.config.use_cache = False
     given = None
     if shapes is not None and all(shape.name for shape in shapes):
@@ -120,7 +123,8 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable[[str], None]) -> Any:
+def _class(folder: Path, config: dict[str, Any]) -> Any:
+    """The class of transformers that the configuration names."""
     import transformers
 
     names = config.get("architectures")
@@ -138,6 +142,27 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
             got=f"architectures: {names}"[:300],
             expected="such as BertForSequenceClassification",
         )
+    return known
+
+
+def _empty(folder: Path, config: dict[str, Any]) -> Any:
+    """The model without its weights."""
+    made = _class(folder, config)
+    try:
+        with without_weights():
+            return made(made.config_class.from_pretrained(str(folder), local_files_only=True)).eval()
+    except Exception as error:  # whatever transformers raises for a configuration that makes no sense
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ModelFileError(
+            f"{folder / CONFIG} makes no {made.__name__}", got=f"{type(error).__name__}: {reason}"[:400]
+        ) from error
+
+
+def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable[[str], None]) -> Any:
+    import transformers
+
+    made = _class(folder, config)
+    name = made.__name__
     if not any(folder.glob("*.safetensors")):
         raise UnsafeFileError(
             f"{folder} holds no .safetensors, and pickled weights are not opened",
@@ -148,7 +173,6 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    made: Any = known
     try:
         model, info = made.from_pretrained(
             None if packed else str(folder),

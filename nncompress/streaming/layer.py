@@ -12,6 +12,7 @@ from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.ir.formats.reduced import LEAST, restore_reduced, store_integers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 
+HALVES = (torch.float16, torch.bfloat16)
 OVERHEAD = 512  # bytes that the entries of a stored form take in the header, about
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _TABLES = ("emb", "wte", "wpe", "shared.weight")
@@ -34,6 +35,11 @@ def kind_of(name: str, shape: tuple[int, ...]) -> str:
 def layer_name(name: str) -> str:
     """ "layers.0.q_proj.weight" -> "layers.0.q_proj", as messages and patterns call it."""
     return name.removesuffix(".weight")
+
+
+def as_float(value: Tensor) -> Tensor:
+    """The values in memory of their own, halves as float32."""
+    return value.float() if value.dtype in HALVES else value.clone()
 
 
 def one_layer(name: str, weight: Tensor, kind: str) -> Model:

@@ -176,7 +176,7 @@ class _Walk:
         self._survivors = couplings.survivors(cut.units)
         self._original = LayerwiseRunner(model, batches, budget)
         self._now = LayerwiseRunner(ZeroedReference(couplings, cut.units), batches, budget)
-        self._now.weights.update(without_data(model, cut).weights)
+        self._now.weights = {**self._now.weights, **without_data(model, cut).weights}
         self._generator = torch.Generator().manual_seed(seed)
         self._samples = [count_samples(model.inputs, batch) for batch in batches]
         self._sums = {b.writer.node: b for b in branches if b.writer is not None}
@@ -268,7 +268,10 @@ class _Walk:
         if offset is not None:
             shift = offset.flatten()
             shift[gone] = regression.target_mean.flatten()[gone]
-        self._now.weights.update(affine.stored(flat, shift, regression.mean, regression.second))
+        self._now.weights = {
+            **self._now.weights,
+            **affine.stored(flat, shift, regression.mean, regression.second),
+        }
 
     def _projected(self, affine: Affine, matrix: Tensor, columns: Indices, regression: Regression) -> Tensor:
         """The weight [1, out, in] of the wanted form that is nearest to the solution, among what stays."""

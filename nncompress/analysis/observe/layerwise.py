@@ -7,13 +7,15 @@
 No batch's activations are kept. What is kept of a batch is a *checkpoint*: the values from which everything
 that is still to come can be computed (at first its inputs, later the frontier of the walk). Checkpoints move
 forward as long as all of them fit in a `ByteBudget`; a batch for which there is no room stays where it is
-and is computed again from there, in the end from its inputs, which `batches` may read anew. So memory does
-not grow with the data, where there is room nothing is computed twice, and the results are the same bits.
+and is computed again from there, in the end from its inputs, which `batches` may read anew. (Where weights
+are read from disk as well, going back is dear: there checkpoints without room go to temporary files.) So
+memory does not grow with the data, where there is room nothing is computed twice, and the results are the
+same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.spill import SpilledValues
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.ir.graph.model import Model
 
@@ -34,6 +37,8 @@ class LayerwiseRunner(Walk):
         model: or an interpreter of its graph that computes some nodes otherwise.
         batches: the model's inputs, batch by batch. A batch for which there is no room is asked for again.
         budget: what checkpoints may take.
+        weights: tensor name -> value that stands in for the stored one, read whenever it is needed.
+        spill: keep checkpoints that have no room in temporary files.
     """
 
     def __init__(
@@ -41,10 +46,16 @@ class LayerwiseRunner(Walk):
         model: Model | fx.Interpreter,
         batches: Sequence[Inputs],
         budget: ByteBudget | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        spill: bool = False,
     ) -> None:
         super().__init__(model)
-        self._batches = batches
-        self._points: list[Env | None] = [None] * len(batches)  # None: its inputs, to be read again
+        if weights is not None:
+            self.weights = weights
+        self._batches, self._spill = batches, spill
+        # None: its inputs, to be read again
+        self._points: list[Env | SpilledValues | None] = [None] * len(batches)
         self._budget = budget or ByteBudget()
         self._done = set(self._inputs)
         self._waiting = {node: len(node.users) for node in self._order}
@@ -98,7 +109,8 @@ class LayerwiseRunner(Walk):
     def _stream(self, nodes: tuple[fx.Node, ...]) -> Iterator[tuple[Any, ...]]:
         alive = {node for node in self._done if self._alive(node)}
         for number, point in enumerate(self._points):
-            start = self.start(*self._batches[number]) if point is None else point
+            start = point.read() if isinstance(point, SpilledValues) else point
+            start = self.start(*self._batches[number]) if start is None else start
             with torch.no_grad():
                 env = self.run(start, nodes, {*nodes, *alive})
             yield tuple(env[node] for node in nodes)
@@ -109,8 +121,15 @@ class LayerwiseRunner(Walk):
         new = {node: env[node] for node in alive if node in env}
         _, starts = self.between({**start, **new}, alive - set(new))
         new.update((node, start[node]) for node in starts if node in start)
-        if self._budget.fits(_bytes(new) - _bytes(self._points[number] or {})):
+        old = self._points[number]
+        held = _bytes(old) if isinstance(old, dict) else 0
+        if self._budget.fits(_bytes(new) - held):
             self._points[number] = new
+        elif self._spill:
+            self._budget.fits(-held)
+            spilled = old if isinstance(old, SpilledValues) else SpilledValues()
+            spilled.write(new)
+            self._points[number] = spilled
 
 
 def _bytes(env: Env) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 
 import torch
@@ -25,13 +25,24 @@ UNSEEN = 1e-2  # what a row that is never looked up counts, of what they count i
 class SeenInputs:
     """Second moments of every layer's inputs. The network is run layer by layer, on all batches.
 
+    Args:
+        weights, spill: as of `LayerwiseRunner`.
+
     Attributes:
         rows: what was seen of each layer that was asked for.
         ridges: by layer, what its moments were lifted by.
     """
 
-    def __init__(self, model: Model, batches: Sequence[Inputs], seed: int) -> None:
-        self._run = LayerwiseRunner(model, batches)
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Inputs],
+        seed: int,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        spill: bool = False,
+    ) -> None:
+        self._run = LayerwiseRunner(model, batches, weights=weights, spill=spill)
         self._generator = torch.Generator().manual_seed(seed)
         self._samples = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []

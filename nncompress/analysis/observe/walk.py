@@ -18,7 +18,7 @@ Computed is what lies between, in graph order; a value is dropped as soon as not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -48,7 +48,7 @@ class Walk:
         assert isinstance(model.module, fx.GraphModule)
         self._order = {node: place for place, node in enumerate(model.module.graph.nodes)}
         self._inputs = [node for node in self._order if node.op == "placeholder"]
-        self.weights: dict[str, Tensor] = {}
+        self.weights: Mapping[str, Tensor] = {}
         self.instead: dict[fx.Node, Callable[[Env], Any]] = {}
         self.hooks: dict[fx.Node, Sequence[Callable[[Any], None]]] = {}
 

@@ -1,4 +1,4 @@
-"""`--stream`: a pass over a checkpoint larger than memory, one weight at a time."""
+"""`--stream`: a pass over a checkpoint larger than memory, one weight at a time; on data block by block."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
-from nncompress.loading.state_dict.shards import open_checkpoint
+from nncompress.loading.state_dict.shards import Checkpoint, open_checkpoint
 from nncompress.options import flag_of
-from nncompress.passes import Pass
+from nncompress.passes import Context, Pass
+from nncompress.passes.quantize.options import Quantize
+from nncompress.progress import Progress
 from nncompress.report.streamed import streamed
 from nncompress.results import SCHEMA
-from nncompress.streaming import run
+from nncompress.streaming import Streamed, run, run_layerwise
 
 TAKEN = ("output", "json")  # of what commands that run passes share
+WITH_DATA = ("data", "limit", "seed", "arch", "input", "normalize")  # and where there is data
 
 
 def run_streamed(
@@ -34,8 +37,15 @@ def run_streamed(
             f"{each.name} --stream needs MODEL: a .safetensors file, its index, or a folder of shards",
             remedy=f"nncompress {each.name} folder --stream -o smaller",
         )
+    on_data = values["data"] is not None
+    if on_data and not isinstance(each, Quantize):
+        raise UsageError(
+            f"{each.name} --stream goes without --data: it sees weights, and no network",
+            remedy="leave one of them out; quantize --stream takes data",
+        )
+    taken = (*TAKEN, *WITH_DATA) if on_data else TAKEN
     for name, value in values.items():
-        if name not in TAKEN and value != defaults[name]:
+        if name not in taken and value != defaults[name]:
             raise UsageError(
                 f"{each.name} --stream goes without {flag_of(name)}: it sees weights, and no network",
                 remedy="leave one of them out",
@@ -49,7 +59,10 @@ def run_streamed(
         )
     source = open_checkpoint(model)
     with progress() as bar:
-        done = run(each, source, output, progress=bar)
+        if isinstance(each, Quantize) and on_data:
+            done = _on_data(each, source, output, values, bar)
+        else:
+            done = run(each, source, output, progress=bar)
     if values["json"]:
         print_json(
             {
@@ -63,7 +76,23 @@ def run_streamed(
         return
     show(streamed(done))
     arch = "" if "config.json" in done.copied else " --arch file.py:factory"
+    how = "rounded on the data" if on_data else "treated by itself"
     say(
-        "each weight was treated by itself: how far the outputs of the network moved was not measured; "
+        f"each weight was {how}: how far the outputs of the network moved was not measured; "
         f"nncompress eval {output}{arch} --data DATA tells, where memory allows it"
     )
+
+
+def _on_data(
+    each: Quantize, source: Checkpoint, output: str, values: Mapping[str, Any], bar: Progress
+) -> Streamed:
+    from nncompress.api.opening import dataset, outline
+
+    asked = {name: values[name] for name in ("data", "arch", "input", "normalize")}
+    model = outline(source, **asked, notice=say)
+    samples = dataset(values["data"], model, values["normalize"], say)
+    context = Context(data=samples, seed=values["seed"], limit=values["limit"], progress=bar)
+    done = run_layerwise(each, source, model, output, context)
+    for sentence in (*context.notes, *context.warnings):
+        say(sentence)
+    return done

@@ -77,6 +77,7 @@ class Model:
         dynamic_batch: bool = True,
         dynamic_shapes: Any = None,
         metadata: Mapping[str, Any] | None = None,
+        copy_weights: bool = True,
     ) -> Model:
         """Export `module`, in the mode it is in (call `.eval()` first), to a `Model` that owns its weights.
 
@@ -87,6 +88,7 @@ class Model:
                 all share it; instead of the first of all.
             dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
             dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims.
+            copy_weights: False: the weights are the module's own.
 
         Raises:
             UnsupportedError: `torch.export` cannot trace it.
@@ -106,7 +108,7 @@ class Model:
             if dynamic_shapes is None or not dynamic_batch:
                 raise
             program = trace(module, given, dict(kwargs or {}), None)
-        return cls.from_exported(program, metadata=metadata, copy_weights=True)
+        return cls.from_exported(program, metadata=metadata, copy_weights=copy_weights)
 
     @classmethod
     def from_exported(

@@ -50,7 +50,7 @@ def traced(
     if callable(example_inputs):
         example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
     with unchanged(module):
-        inputs, dims = _example_inputs(module, input_shapes, example_inputs, notice, limits)
+        inputs, dims = inputs_to_trace(module, input_shapes, example_inputs, notice, limits)
     _check_runs(module, inputs, path)
 
     def exported(sample_dims: Sequence[int | None] | None) -> Model:
@@ -104,7 +104,7 @@ def scripted(
     return traced(module, path, input_shapes, example_inputs, notice, source)
 
 
-def _example_inputs(
+def inputs_to_trace(
     module: nn.Module,
     stated: str | Sequence[InputShape] | None,
     examples: tuple[Tensor, ...] | None,

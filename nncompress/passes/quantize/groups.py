@@ -14,27 +14,32 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.observe.enough import too_few
-from nncompress.analysis.observe.moments import FEW, InputMoments, Moments, with_ridge
+from nncompress.analysis.observe.layerwise import LayerwiseRunner
+from nncompress.analysis.observe.moments import FEW, ROWS, Moments, with_ridge
+from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.seen_inputs import SeenInputs
+from nncompress.analysis.observe.walk import Inputs
 from nncompress.analysis.rounding.coordinate_descent import descend
 from nncompress.analysis.rounding.gptq import round_compensated
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
-from nncompress.ir.formats.groups import Groups, store_groups
+from nncompress.ir.formats.groups import Groups
 from nncompress.ir.layers.weights import Layer, argument, layers, readers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.quantize.choose import PRODUCTS, by_weight, choose
 from nncompress.passes.quantize.equalization.norm_scales import NormScales
+from nncompress.passes.quantize.matrices import Matrices
 from nncompress.passes.quantize.options import check_divides
 
 aten = torch.ops.aten
-_ROWS = 64  # of a matrix that are summed up at a time, in float64
+_PART = 64  # rows of a matrix that are summed up at a time, in float64
 
 
 def check_groups(model: Model, keep: Collection[str], size: int) -> None:
@@ -59,7 +64,14 @@ def check_groups(model: Model, keep: Collection[str], size: int) -> None:
 
 
 def round_by_groups(
-    model: Model, keep: Collection[str], size: int, *, asymmetric: bool, nearest: bool, context: Context
+    model: Model,
+    keep: Collection[str],
+    size: int,
+    *,
+    asymmetric: bool,
+    nearest: bool,
+    context: Context,
+    stored: Matrices | None = None,
 ) -> list[Change]:
     """Round every such matrix of a prepared model, in place; the model still has to be refreshed.
 
@@ -68,55 +80,97 @@ def round_by_groups(
         size: inputs that share a scale.
         asymmetric: with a zero point of their own, too.
         nearest: whatever the data.
+        stored: where the matrices are, if not in the model.
     """
-    _turn_products(model, keep)
+    stored = stored or Matrices(model)
+    if stored.turned:
+        _turn_products(model, keep)
     chosen, changes = choose(model, keep)
+    matrices = by_weight(chosen)
     seen = None
     tied: Mapping[str, Moments] = {}
     if context.data is not None and not nearest:
         batches = context.data.input_batches(context.batch_size, context.limit)
-        several = [each for each in by_weight(chosen).values() if len(each) > 1]
-        products = [layer for each in several for layer in each if layer.kind in PRODUCTS]
-        if products:
-            readers = {layer.name: [layer] for layer in products}
-            tied = InputMoments(model, readers, batches, seed=context.seed, progress=context.progress)
-        seen = SeenInputs(model, batches, context.seed)
-    stored: dict[str, tuple[Tensor, Groups]] = {}
-    matrices = by_weight(chosen)
-    alone = [each[0] for each in matrices.values() if len(each) == 1 and not _reason_to_leave(model, each)]
+        tied = _tied_moments(model, matrices, batches, context, stored)
+        seen = SeenInputs(model, batches, context.seed, weights=stored.weights, spill=stored.spill)
+    reasons = {name: _reason_to_leave(model, each, stored.turned) for name, each in matrices.items()}
+    alone = [each[0] for name, each in matrices.items() if len(each) == 1 and not reasons[name]]
     products = [layer for layer in alone if layer.kind in PRODUCTS]
-    norms = NormScales(model, products, size, asymmetric=asymmetric)
+    norms = NormScales(model, products, stored.value, size, asymmetric=asymmetric)
+    stored.begin(matrices)
     for done, (name, layers_) in enumerate(matrices.items()):
         context.progress.step("rounding", done, len(matrices))
-        reason = _reason_to_leave(model, layers_)
-        if reason:
-            changes += [Change(each.name, f"skipped: {reason}", applied=False) for each in layers_]
+        if reasons[name]:
+            what = f"skipped: {reasons[name]}"
+            changes += [Change(each.name, what, applied=False) for each in layers_]
+            stored.passed(name, what, norms)
             continue
-        weight = layers_[0].weight.value()
         second = None if seen is None else _second_moment(layers_, seen, tied)
         scales = None if second is None else norms.of(layers_[0], second)
-        if scales is not None and second is not None:
-            weight = (weight * scales).float()
-            second = second / scales / scales[:, None]
-        groups = Groups.fit(
-            weight, size, asymmetric=asymmetric, importance=None if second is None else second.diagonal()
-        )
-        codes = _codes(weight, groups, second)
-        value = groups.values(codes)
-        first = _numbers(weight, value, codes, groups)
-        layers_[0].weight.assign(value if scales is None else value / scales)  # what comes after sees it so
-        stored[name] = codes, groups
+        numbers = _rounded(stored, layers_[0], size, asymmetric, second, scales)
+        what = f"weights of 4 bits in groups of {size}, float arithmetic"
         for layer in layers_:
-            what = f"weights of 4 bits in groups of {size}, float arithmetic"
-            what += "" if layer is layers_[0] else f", shared with {layers_[0].name}"
-            changes.append(Change(layer.name, what, first if layer is layers_[0] else {}))
+            first = layer is layers_[0]
+            shared = "" if first else f", shared with {layers_[0].name}"
+            changes.append(Change(layer.name, what + shared, numbers if first else {}))
+        stored.passed(name, what, norms)
     context.progress.step("rounding", len(matrices), len(matrices))
     if seen is not None:
         context.warn(too_few("quantize", seen.rows))
-    norms.take_back()
-    for name, (codes, groups) in stored.items():
-        store_groups(model, name, codes, groups)
+    stored.store(norms)
     return changes
+
+
+def _rounded(
+    stored: Matrices,
+    layer: Layer,
+    size: int,
+    asymmetric: bool,
+    second: Tensor | None,
+    scales: Tensor | None,
+) -> dict[str, Any]:
+    """Round the matrix of a layer, in place; the figures of it."""
+    value, numbers = stored.known(layer.weight.name), {}
+    if value is None:
+        weight = stored.value(layer)
+        if scales is not None and second is not None:
+            weight = (weight * scales).float()
+            second = second / scales / scales[:, None]
+        importance = None if second is None else second.diagonal()
+        groups = Groups.fit(weight, size, asymmetric=asymmetric, importance=importance)
+        codes = _codes(weight, groups, second)
+        value = groups.values(codes)
+        numbers = _numbers(weight, value, codes, groups)
+        stored.keep(layer.weight.name, codes, groups)
+    stored.assign(layer, value, scales)
+    return numbers
+
+
+def _tied_moments(
+    model: Model,
+    matrices: Mapping[str, Sequence[Layer]],
+    batches: Sequence[Inputs],
+    context: Context,
+    stored: Matrices,
+) -> dict[str, Moments]:
+    """Of what products multiply that share their matrix, as the float model makes it, by their names: layer
+    after layer, so that weights which are read from disk are read once."""
+    wanted = [layer for each in matrices.values() if len(each) > 1 for layer in each]
+    found = {layer.name: Moments() for layer in wanted if layer.kind in PRODUCTS}
+    if not found:
+        return {}
+    run = LayerwiseRunner(model, batches, weights=stored.weights, spill=stored.spill)
+    left = len(found)
+    for layer in (layer for layer in layers(model) if layer.kind in PRODUCTS):
+        moments = found.get(layer.name)
+        generator = torch.Generator().manual_seed(context.seed + crc32(layer.name.encode()))
+        for (value,) in run.values(layer.data):
+            if moments is not None:
+                moments.add(input_rows(layer, value, ROWS, generator))
+        left -= moments is not None
+        if not left:
+            break
+    return found
 
 
 def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str, Moments]) -> Tensor | None:
@@ -139,7 +193,7 @@ def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
 
 
 def _numbers(weight: Tensor, value: Tensor, codes: Tensor, groups: Groups) -> dict[str, Any]:
-    parts = list(zip(weight.split(_ROWS), value.split(_ROWS)))
+    parts = list(zip(weight.split(_PART), value.split(_PART)))
     noise = sum(float((a - b).double().square().sum()) for a, b in parts)
     power = sum(float(a.double().square().sum()) for a, _ in parts)
     points = 0 if groups.zeros is None else groups.zeros.numel()
@@ -161,8 +215,12 @@ def _is_turned(layer: Layer) -> bool:
     return layer.kind in ("addmm", "mm", "matmul")
 
 
-def _reason_to_leave(model: Model, layers_: Sequence[Layer]) -> str:
-    """Why a weight is not rounded by groups; "" where it is."""
+def _reason_to_leave(model: Model, layers_: Sequence[Layer], turned: bool = True) -> str:
+    """Why a weight is not rounded by groups; "" where it is.
+
+    Args:
+        turned: one that is stored inputs first may be turned.
+    """
     weight = layers_[0].weight
     if any(layer.kind not in (*PRODUCTS, "embedding") for layer in layers_):
         return "no kernel computes a convolution with weights by groups"
@@ -170,6 +228,8 @@ def _reason_to_leave(model: Model, layers_: Sequence[Layer]) -> str:
         return "it multiplies a stack of matrices"
     if not any(map(_is_turned, layers_)):
         return ""
+    if not turned:
+        return "its matrix is stored inputs first, and outputs are what has scales"
     if not all(map(_is_turned, layers_)):
         return "layers read its weight along both of its dims"
     users = {user for node in readers(model, weight.name) for user in node.users}

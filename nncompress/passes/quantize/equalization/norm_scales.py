@@ -9,7 +9,7 @@ in the outputs of all products that read the norm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -39,10 +39,19 @@ class NormScales:
 
     Args:
         products: all linear layers that are rounded.
+        value: what reads the matrix of one.
     """
 
-    def __init__(self, model: Model, products: Collection[Layer], size: int, *, asymmetric: bool) -> None:
-        self._model, self._size, self._asymmetric = model, size, asymmetric
+    def __init__(
+        self,
+        model: Model,
+        products: Collection[Layer],
+        value: Callable[[Layer], Tensor],
+        size: int,
+        *,
+        asymmetric: bool,
+    ) -> None:
+        self._model, self._value, self._size, self._asymmetric = model, value, size, asymmetric
         self._behind = dict(_behind_norms(model, products))
         self._found: dict[fx.Node, Tensor] = {}
 
@@ -60,21 +69,24 @@ class NormScales:
         scales = self._found[norm]
         return None if bool((scales == 1).all()) else scales
 
-    def take_back(self) -> int:
-        """Divide the norms' weights by the scales that were found, in place; how many were changed."""
-        changed = 0
+    def vectors(self) -> dict[str, Tensor]:
+        """By name, the norms' vectors divided by the scales that were found, of those so far."""
+        found = {}
         for norm, scales in self._found.items():
             if bool((scales == 1).all()):
                 continue
-            changed += 1
             for name in norm_vectors(self._model, norm) or ():
-                tensor = self._model.tensor(name)
-                with torch.no_grad():
-                    tensor.copy_((tensor.double() / scales).to(tensor.dtype))
-        return changed
+                tensor = self._model.tensor(name).detach()
+                found[name] = (tensor.double() / scales).to(tensor.dtype)
+        return found
+
+    def open_vectors(self) -> set[str]:
+        """Names of those of norms whose scales are still to be found."""
+        left = self._behind.keys() - self._found.keys()
+        return {name for norm in left for name in norm_vectors(self._model, norm) or ()}
 
     def _best(self, readers: Sequence[Layer], second: Tensor) -> Tensor:
-        weights = [layer.weight.value().double() for layer in readers]
+        weights = [self._value(layer) for layer in readers]
         sizes = second.diagonal().clamp_min(1e-12 * float(second.diagonal().mean()) + 1e-300)
         best, least = torch.ones_like(sizes), float("inf")
         for power in POWERS:
@@ -87,6 +99,7 @@ class NormScales:
 
     def _lost(self, weight: Tensor, scales: Tensor, second: Tensor) -> float:
         """tr(Δ H Δᵀ) of rounding the scaled weight to the nearest."""
+        weight = weight.double()
         scaled = weight * scales
         importance = second.diagonal() / scales.square()
         groups = Groups.fit(
