@@ -299,7 +299,8 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     assert "copied settings.json" in printed.out
     assert "how far the outputs of the network moved was not measured" in printed.err
     for more, told in (
-        (["--data", "x.npz"], "goes without --data"),
+        (["--timing", "--target", "ort-cpu"], "goes without --target"),
+        (["--arch", "a.py:b"], "goes without --arch"),
         (["-o", "a.pt2"], "writes a folder"),
         ([], "writes a folder"),
     ):
