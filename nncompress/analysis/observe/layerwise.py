@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from nncompress.analysis.observe.budget import ByteBudget
-from nncompress.analysis.observe.spill import SpilledValues
+from nncompress.analysis.observe.shelf import SpilledValues
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.ir.graph.model import Model
 

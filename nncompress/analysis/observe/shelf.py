@@ -1,4 +1,5 @@
-"""Tensors that are needed again and again, in any order: in memory within the budget, beyond it in a file."""
+"""Values for which memory has no room, in temporary files without a name: nothing is left of these, whatever
+happens to the process."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from weakref import finalize
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from nncompress.analysis.observe.budget import ByteBudget
+from nncompress.analysis.observe.walk import Env
 from nncompress.errors import OutputError
 
 
 class Shelf:
-    """The file has no name, so that nothing is left of it whatever happens to the process."""
+    """Tensors that are needed again and again, in any order: in memory within the budget, beyond it in a
+    file."""
 
     def __init__(self, budget: ByteBudget | None = None) -> None:
         self._budget = budget or ByteBudget()
@@ -37,15 +40,48 @@ class Shelf:
             values.tofile(self._file)
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"no room for a temporary file in {gettempdir()}",
-                got=error.strerror or str(error),
-                expected=f"{place + tensor.nbytes} bytes",
-                remedy="name another folder: TMPDIR=FOLDER nncompress ...",
-            ) from error
+            raise _no_room(error, f"{place + tensor.nbytes} bytes") from error
 
         def read() -> Tensor:
             self._file.seek(place)
             return torch.from_numpy(np.fromfile(self._file, dtype, size).reshape(shape))
 
         return read
+
+
+class SpilledValues:
+    """Values of nodes, in a file of their own."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115
+        finalize(self, self._file.close)
+        self._nodes: tuple[fx.Node, ...] = ()
+
+    def write(self, env: Env) -> None:
+        """Hold these values instead of those before.
+
+        Raises:
+            OutputError: there is no room for them.
+        """
+        self._nodes = tuple(env)
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            torch.save(list(env.values()), self._file)
+            self._file.flush()
+        except (OSError, RuntimeError) as error:  # torch's writer says so of a disk that is full
+            raise _no_room(error) from error
+
+    def read(self) -> Env:
+        """The values, bit for bit."""
+        self._file.seek(0)
+        return dict(zip(self._nodes, torch.load(self._file, weights_only=True), strict=True))
+
+
+def _no_room(error: Exception, expected: str = "") -> OutputError:
+    return OutputError(
+        f"no room for a temporary file in {gettempdir()}",
+        got=getattr(error, "strerror", None) or str(error)[:300],
+        expected=expected,
+        remedy="make room and run it again, or name another folder: TMPDIR=FOLDER nncompress ...",
+    )
