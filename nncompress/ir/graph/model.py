@@ -131,8 +131,7 @@ class Model:
             graph_module = copy.deepcopy(graph_module)
         specs, dynamic = input_specs(graph_module, program, inputs)
         results: Any = graph_module.graph.output_node().args[0]
-        count = len(results)
-        if len(names) != count:
+        if len(names) != (count := len(results)):
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
         model = cls(graph_module, specs, names, dynamic, history, metadata)
         signature = program.graph_signature
