@@ -134,7 +134,7 @@ def _texts(path: Path) -> None:
 
 def _search(path: Path) -> None:
     from nncompress.cli.work.optimize import SETTINGS
-    from nncompress.search.optimize import read
+    from nncompress.search.records import read
 
     read(path, SETTINGS)
 

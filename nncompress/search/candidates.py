@@ -37,12 +37,13 @@ def recipe_key(recipe: Recipe) -> str:
     return key_of([[each.name, each.settings()] for each in recipe])
 
 
-def families(effects: Sequence[Effect], unit: str, quantizes: bool) -> list[Family]:
+def families(effects: Sequence[Effect], unit: str, quantizes: bool, by_time: bool = False) -> list[Family]:
     """Args:
     unit: "macs" or "params": what the shares are of.
     quantizes: some layer can be, and that serves the goal.
+    by_time: strengths per layer are chosen by the time that they save, and leave shares of that.
     """
-    counted = {"params": "parameters"}.get(unit, unit)
+    counted = "time" if by_time else {"params": "parameters"}.get(unit, unit)
 
     def prune(share: float) -> Recipe:
         return (PruneNodes(**{unit: share}),)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
 from nncompress.search.candidates import Bits, Recipe, by_ratios, recipe_key
-from nncompress.search.sensitivity import Effect
+from nncompress.search.sensitivity import Effect, gain
 
 STEPS = 3  # so far from the middle
 VARIED = 0.05  # a step of a layer's strength
@@ -117,7 +117,8 @@ class Neighbourhood:
         prices: dict[Place, float] = {}
         for e in self._effects:
             if e.error is not None:
-                prices[e.method, e.where] = e.error**2 / max(e.macs, e.bytes, 1e-6)
+                saved = max(e.macs, e.bytes) if e.time is None else gain(e, "time")
+                prices[e.method, e.where] = e.error**2 / max(saved, 1e-6)
         moves: list[tuple[float, int, Recipe]] = []
         for number, (name, (method, where)) in enumerate(self._places.items()):
             if method.startswith(LOSSES):

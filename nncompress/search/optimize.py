@@ -26,10 +26,9 @@ from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
-from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
-from nncompress.loading.json_schema import Check, Rejected, listed, plain, record, table_with
+from nncompress.loading.json_schema import listed, plain, record, table_with
 from nncompress.passes import Context
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
@@ -39,7 +38,7 @@ from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, traine
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
-from nncompress.search.records import WAIT, Records, data_key, model_key
+from nncompress.search.records import WAIT, Records, data_key, model_key, read
 from nncompress.search.refine import Refinement
 from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
 from nncompress.search.trial import Bounds, Judge, upper
@@ -103,12 +102,10 @@ class Search:
         """
         refinement: Refinement | None = None
         by_size = self.bounds.goal == "size"
-        measured = sensitivity(
-            self.original, self._probes(), self.context, Records(self.folder / "sensitivity", RECORD), until
-        )
-        self.effects = measured.effects
+        self.effects = self._effects(until)
         quantizes = any(effect.method == "quantize" for effect in self.effects)
-        searched = families(self.effects, "params" if by_size else "macs", quantizes)
+        by_time = self.bounds.timed and self.bounds.goal == "latency"
+        searched = families(self.effects, "params" if by_size else "macs", quantizes, by_time)
         while time.monotonic() < until:
             rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:
@@ -147,6 +144,17 @@ class Search:
                 break
             else:
                 time.sleep(WAIT)  # others are at all of them
+
+    def _effects(self, until: float) -> tuple[Effect, ...]:
+        """What each layer bears; where latency counts, also the time that fewer nodes and ranks save. Of int8
+        that would mislead: one layer in int8 alone rounds and restores what its neighbours, in int8 too, hand
+        on as it is."""
+        wanted, records = self._probes(), Records(self.folder / "sensitivity", RECORD)
+        rounded = [probe for probe in wanted if probe.method == "quantize"]
+        others = [probe for probe in wanted if probe.method != "quantize"]
+        target = self.bounds.target if self.bounds.timed else None
+        timed = sensitivity(self.original, others, self.context, records, until, target=target)
+        return timed.effects + sensitivity(self.original, rounded, self.context, records, until).effects
 
     def _probes(self) -> list[Probe]:
         """What is measured of each layer before: of int8 where it serves the goal, of 4 bits for a size."""
@@ -331,22 +339,3 @@ def recipe_of(row: dict[str, Any]) -> Recipe:
 
 
 PROMISES = record(sequences=listed(listed(plain(str))))
-
-
-def read(path: Path, admit: Check) -> dict[str, Any] | None:
-    """A record of the search's folder; None where there is none.
-
-    Raises:
-        UsageError: it is damaged: begun anew, its search would promise more than it can.
-    """
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = admit(read_json(path))
-    except (Unreadable, Rejected) as error:
-        raise UsageError(
-            f"{path} is no record of a search",
-            got=str(error),
-            remedy="name another --folder, or delete this one",
-        ) from error
-    return found

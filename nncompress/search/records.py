@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.data import Dataset
-from nncompress.errors import VerificationError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
@@ -142,3 +142,22 @@ def data_key(data: Dataset | None, limit: int | None = None) -> str:
                 digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def read(path: Path, admit: Check) -> dict[str, Any] | None:
+    """A record of the search's folder; None where there is none.
+
+    Raises:
+        UsageError: it is damaged: begun anew, its search would promise more than it can.
+    """
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = admit(read_json(path))
+    except (Unreadable, Rejected) as error:
+        raise UsageError(
+            f"{path} is no record of a search",
+            got=str(error),
+            remedy="name another --folder, or delete this one",
+        ) from error
+    return found

@@ -285,6 +285,19 @@ def _measured(model: Model, probe: Probe, context: Context, besides: _Besides) -
     }
 
 
+def gain(effect: Effect, unit: str) -> float:
+    """What an effect saves, as a share of the whole model's.
+
+    Args:
+        unit: "macs", "bytes" or "parameters"; "time": as it was measured, and nothing where that may be noise
+            (its interval holds 0) or was not measured.
+    """
+    if unit != "time":
+        saved: float = getattr(effect, unit)
+        return saved
+    return effect.time.value if effect.time is not None and effect.time.low > 0 else 0.0
+
+
 def _remedy(probe: Probe) -> str:
     return f"--keep {probe.where}" if probe.method == "quantize" else f"--exclude {probe.where}"
 
@@ -299,10 +312,10 @@ def per_layer(
 
     Squared errors of different layers add up, nearly. What one method saves in different layers adds up; what
     different methods leave is multiplied, as if each were spread evenly: the trial itself counts. One step
-    after the other is taken that costs least error per saved MAC (or byte).
+    after the other is taken that costs least error per saved MAC (byte, second).
 
     Args:
-        unit: "macs", "bytes" or "parameters".
+        unit: of `gain`.
 
     Returns: per method, strengths by layer or group.
     """
@@ -311,16 +324,16 @@ def per_layer(
         if effect.method in methods and effect.error is not None:
             ladders.setdefault((effect.method, effect.where), []).append(effect)
     for ladder in ladders.values():
-        ladder.sort(key=lambda e: getattr(e, unit))
+        ladder.sort(key=lambda e: gain(e, unit))
     taken: dict[tuple[str, str], Effect] = {}
     saved = dict.fromkeys(methods, 0.0)
     while prod(1 - each for each in saved.values()) > share:
         steps = []
         for place, ladder in ladders.items():
             now = taken.get(place)
-            cost, gain = (0.0, 0.0) if now is None else ((now.error or 0.0) ** 2, getattr(now, unit))
+            cost, had = (0.0, 0.0) if now is None else ((now.error or 0.0) ** 2, gain(now, unit))
             for effect in ladder:
-                more = getattr(effect, unit) - gain
+                more = gain(effect, unit) - had
                 if more > 0:
                     price = max((effect.error or 0.0) ** 2 - cost, 0.0) / more
                     steps.append((price, -more, place, effect))

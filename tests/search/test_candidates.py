@@ -1,11 +1,13 @@
 """What is tried: strengths and bits per layer by what they cost for what they save."""
 
+from dataclasses import replace
 from math import inf
 
 from nncompress.api import dataset
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize, Reduce
 from nncompress.pipeline import run
+from nncompress.results import Estimate
 from nncompress.search.candidates import Bits, Family, families, untried
 from nncompress.search.neighbourhood import Neighbourhood
 from nncompress.search.sensitivity import Effect, per_layer
@@ -31,6 +33,28 @@ def test_steps_are_taken_by_error_per_saving_over_all_methods_together():
     assert chosen == {"prune-nodes": {"a": 0.5}, "factorize": {}, "quantize": {"a": 4}}
     assert per_layer(effects, 0.1, "bytes", methods)["quantize"] == {"a": 4, "b": 8}
     assert per_layer(effects, 0.9, "macs") == {"prune-nodes": {"a": 0.5}, "factorize": {}}
+
+
+def timed(where, error, low, value):
+    return replace(
+        effect("factorize", where, 0.5, error, 0.3), time=Estimate(value, low, 2 * value - low, 0.95)
+    )
+
+
+def test_with_a_goal_of_latency_layers_are_chosen_by_the_time_that_they_save():
+    """All save as many MACs; `a` loses least, and gains no time that its interval does not explain."""
+    effects = [timed("a", 0.1, -0.01, 0.3), timed("b", 0.3, 0.25, 0.3), timed("c", 0.2, 0.05, 0.1)]
+    assert per_layer(effects, 0.75, "macs")["factorize"] == {"a": 0.5}
+    assert per_layer(effects, 0.75, "time")["factorize"] == {"b": 0.5}  # 0.09 / 0.3 is less than 0.04 / 0.1
+    assert per_layer(effects, 0.3, "time")["factorize"] == {"b": 0.5, "c": 0.5}
+    assert per_layer([effect("factorize", "d", 0.5, 0.1, 0.3)], 0.75, "time")["factorize"] == {}  # not timed
+    found = {each.name: each for each in families(effects, "macs", False, by_time=True)}
+    assert found["per layer"].recipe(0.75) == (Factorize(ratios=("b=0.5",)),)
+    assert found["factorize"].recipe(0.75) == (Factorize(macs=0.75),)
+    steps = [
+        each[0].ratios for each in Neighbourhood((Factorize(ratios=("a=0.5", "b=0.5")),), effects).steps(True)
+    ]
+    assert steps.index(("a=0.5", "b=0.45")) < steps.index(("a=0.45", "b=0.5"))
 
 
 def test_layers_stay_in_float_under_the_names_of_their_factors():

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+from math import inf
 
 import numpy as np
 import pytest
@@ -15,16 +16,19 @@ import nncompress
 from nncompress.api import dataset
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError
+from nncompress.files.folders import make_folder
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of
 from nncompress.loading import load_model
-from nncompress.passes import Quantize
+from nncompress.passes import Context, Quantize
 from nncompress.progress import NullProgress
 from nncompress.recipe import read_recipe, recipe_text
+from nncompress.search import optimize
 from nncompress.search.candidates import recipe_key
-from nncompress.search.optimize import PROMISES, Search, read
-from nncompress.search.sensitivity import probes
-from nncompress.search.trial import Judge
+from nncompress.search.optimize import PROMISES, Search
+from nncompress.search.records import read
+from nncompress.search.sensitivity import Sensitivity, probes
+from nncompress.search.trial import Bounds, Judge
 from nncompress.search.unseen import shared
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
@@ -240,9 +244,7 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path):
 
 
 def test_an_interrupt_before_the_first_trial_is_an_interrupt(here, capsys, monkeypatch):
-    from nncompress.search import optimize
-
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(optimize, "sensitivity", interrupted)
@@ -303,6 +305,25 @@ def test_more_points_than_there_are_and_metrics_that_do_not_fit(here, capsys):
     assert answer(capsys, *common, "miou")[0] == ExitCode.DATA
     assert answer(capsys, *common, "nothing")[0] == ExitCode.USAGE
     assert not (here / "m.optimize").exists()
+
+
+def test_a_goal_of_latency_times_what_nodes_and_ranks_save_of_it(here, monkeypatch):
+    asked = []
+
+    def measured(model, wanted, context, records, until, target=None):
+        asked.append(({probe.method for probe in wanted}, target))
+        return Sensitivity("", (), 0, 0)
+
+    monkeypatch.setattr(optimize, "sensitivity", measured)
+    model = load_model("m.pt2")
+    chooses = dataset("few.npz?half=1", model)
+    for number, (goal, target) in enumerate((("latency", "ort-cpu"), ("macs", None))):
+        bounds = Bounds(0.3, None, None, goal, target)
+        folder = make_folder(here / str(number))
+        Search(folder, model, chooses, Context(data=chooses, limit=8), bounds)._effects(inf)
+    nodes_and_ranks = {"prune-nodes", "factorize"}
+    assert asked[:2] == [(nodes_and_ranks, "ort-cpu"), ({"quantize"}, None)]
+    assert asked[2:] == [(nodes_and_ranks, None), (set(), None)]
 
 
 def test_an_interrupt_within_a_trial_leaves_the_fastest_so_far(here, effects, capsys, monkeypatch):

@@ -34,8 +34,8 @@ from nncompress.results import SCHEMA
 from nncompress.runtimes import OPENERS
 from nncompress.search.candidates import Recipe
 from nncompress.search.measure import Measure, settled
-from nncompress.search.optimize import Bounds, Search, read, recipe_of
-from nncompress.search.records import model_key
+from nncompress.search.optimize import Bounds, Search, recipe_of
+from nncompress.search.records import model_key, read
 from nncompress.search.unseen import shared
 from nncompress.targets import TARGETS
 

@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 import runs
 
-from nncompress.report.facts.content import Column, Report, Section, Table
+from nncompress.report.facts.content import Axis, Column, Plot, Point, Report, Section, Series, Table
 from nncompress.report.facts.headline import report
 from nncompress.report.facts.read import section_in
+from nncompress.report.facts.runs.optimize import _front
 from nncompress.report.files import written
 from nncompress.report.html.page import MOST_BYTES, page
 
@@ -163,3 +164,17 @@ def test_for_a_pull_request():
     plain = written(report([section_in(runs.bench(), "bench.json")]), "md")
     assert plain.startswith("### small.onnx\n\nsmall.onnx against net.pt2: 2.00x \\[1.90, 2.10\\] as fast")
     assert "| net.pt2 | 200 kB | 200 k |" in plain
+
+
+def test_what_was_taken_is_drawn_over_all_others_even_where_they_are_alike():
+    alike = [Point(0.5, 0.0, name, chosen=name == "taken") for name in ("one", "taken", "two")]
+    assert [p.said for p in _front(alike)] == ["taken"]  # of equal ones it stands for all
+    series = (
+        Series("not beaten", (alike[1], Point(0.6, -1.0, "three"))),
+        Series("others", (alike[0], alike[2])),
+    )
+    plot = Plot("Loss", "All.", Axis("size", "bytes"), Axis("points lost", "number"), series)
+    found = Read(page(report([Section("r", "optimize", "x.", (plot,))]))).found
+    marks = [n for n, (_, each) in enumerate(found) if "mark" in each.get("class", "").split()]
+    assert [found[n][1]["aria-label"] for n in marks] == ["three", "one", "two", "taken"]
+    assert next(n for n, (_, each) in enumerate(found) if each.get("class") == "ring") > marks[-1]

@@ -225,7 +225,7 @@ GAINS: tuple[tuple[str, Unit, Callable[[Trial], float | None]], ...] = (
 
 def _front(points: Sequence[Point]) -> list[Point]:
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.x, p.y)):
+    for point in sorted(points, key=lambda p: (p.x, p.y, not p.chosen)):  # of equal ones that which was taken
         if not front or point.y < front[-1].y:
             front.append(point)
     return front
