@@ -40,7 +40,7 @@ from nncompress.loading.module.detection_head import remember_head
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
 from nncompress.loading.module.traced import Examples, marked, parsed, scripted, traced
-from nncompress.loading.module.wrappers import held
+from nncompress.loading.module.wrappers import held, with_graphs_of_scripts
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
 from nncompress.loading.pt2.archive import read_pt2, read_samples
@@ -204,7 +204,8 @@ def load_module(
         ) from error
     if isinstance(copied, torch.jit.ScriptModule):
         return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
-    model = traced(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+    source = copied.cpu().eval()
+    model = traced(with_graphs_of_scripts(source), name, input_shapes, example_inputs, notice, source)
     remember_head(model, copied, notice)
     return model
 

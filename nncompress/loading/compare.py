@@ -7,15 +7,13 @@ leave its state and the inputs as they were.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
@@ -24,6 +22,7 @@ from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.graph.tracing import without_clashes
 from nncompress.ir.graph.verify import drift
+from nncompress.ir.unchanged import unchanged
 from nncompress.loading.random_numbers import changing_answers
 from nncompress.runtimes.free_sizes import usual_sizes
 
@@ -189,64 +188,6 @@ def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0, calls
         for _ in range(calls):
             results = source(*(tensor.clone() for tensor in inputs))
     return [leaf.clone() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def unchanged(module: nn.Module) -> Iterator[None]:
-    """Whatever runs of `module` do inside to its attributes and tensors is undone after.
-
-    A tensor is kept when it is first written to, so that a module that changes nothing costs no memory.
-    """
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    containers: list[tuple[Any, Any]] = []
-    for each in module.modules():
-        before += [(table, dict(table)) for table in (each.__dict__, each._buffers, each._parameters)]
-        containers += [(v, v.copy()) for v in each.__dict__.values() if type(v) in (list, dict, set)]
-    held = [tuple(table.values()) for table, _ in before], [tuple(content) for content, _ in containers]
-    writes = _Writes(leaf for leaf in pytree.tree_leaves(held) if isinstance(leaf, Tensor))
-    try:
-        with writes:
-            yield
-    finally:
-        for table, content in before:
-            if table.keys() != content.keys() or any(table[key] is not content[key] for key in content):
-                table.clear()
-                table.update(content)
-        for container, content in containers:
-            container.clear()
-            container.extend(content) if type(container) is list else container.update(content)
-        writes.undo()
-
-
-class _Writes(TorchDispatchMode):
-    """Keeps what the memory of `tensors` held before it was first written to."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._owned = {
-            tensor.untyped_storage()._cdata for tensor in tensors if tensor.layout == torch.strided
-        }
-        self._kept: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for position, argument in enumerate(func._schema.arguments):
-                if argument.is_write:
-                    given = args[position] if position < len(args) else kwargs.get(argument.name)
-                    for tensor in pytree.tree_leaves(given):
-                        self._keep(tensor)
-        return func(*args, **kwargs)
-
-    def _keep(self, tensor: Any) -> None:
-        if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-            storage = tensor.untyped_storage()
-            if storage._cdata in self._owned and storage._cdata not in self._kept:
-                self._kept[storage._cdata] = (storage, storage.clone())
-
-    def undo(self) -> None:
-        for storage, content in self._kept.values():
-            storage.copy_(content)
 
 
 def _beyond(model: Model, expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:

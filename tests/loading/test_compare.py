@@ -200,3 +200,66 @@ def test_a_graph_that_does_not_run_is_refused_in_a_message(monkeypatch):
     monkeypatch.setattr(model, "outputs_of", broken)
     with pytest.raises(VerificationError, match="does not run"):
         compare_with_source(model, nn.Linear(3, 2), "m.pt", print)
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.kept, self.log = [torch.ones(3)], []
+
+    def next(self) -> Tensor:
+        self.log.append(len(self.log))
+        return self.kept[0].mul_(0.5)
+
+
+class PlainState(nn.Module):
+    """Changes tensors in place that are no buffers: an attribute, in containers, in an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.scale = torch.ones(3)
+        self.nested = {"a": [(torch.ones(3),)]}
+        self.cache = Cache()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x) * self.scale.mul_(2) + self.nested["a"][0][0].add_(1)
+        self.nested["a"].append(3)
+        return y * self.cache.next()
+
+
+def test_a_trace_leaves_tensors_that_are_no_buffers() -> None:
+    net, x = PlainState().eval(), torch.randn(3, 4)
+    model = Model.from_module(net, (x[:2],))  # torch.export alone gives the second call's outputs
+    for held in (net.scale, net.nested["a"][0][0], net.cache.kept[0]):
+        assert held.tolist() == [1, 1, 1]
+    assert (len(net.nested["a"]), net.cache.log) == (1, [])
+    torch.testing.assert_close(model(x), net(x))
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        if x.size(1) > 3:
+            x = self.linear(x)
+        return x.relu() * scale
+
+
+class HoldsScripts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = torch.jit.script(Branch())
+        self.traced = torch.jit.trace(Branch(), torch.randn(2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.traced(self.second(self.first(x), scale=0.5) + x)
+
+
+def test_a_module_that_holds_scripted_ones_loads() -> None:
+    net, x = HoldsScripts().eval(), torch.randn(5, 6)
+    model = nncompress.load(net, input="1x6")
+    torch.testing.assert_close(model(x), net(x))
+    assert "first.linear.weight" in model.state_dict()
+    assert model.agreement is not None

@@ -23,9 +23,10 @@ Run = Callable[..., Any]
 def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], alone: bool) -> float | None:
     """How far a sample's outputs move with the other samples of its batch, relative to their size.
 
-    The first and the last sample are looked at: in a causal model, samples along time leave the first alone.
-    And in both orders: a sort, or a running maximum, leaves alone what lies in its order. 0 for independent
-    samples, up to rounding; infinite where no output has one row per sample.
+    Every sample is looked at: in a causal model, samples along time leave the first alone. And in both
+    orders: a sort, or a running maximum, leaves alone what lies in its order. And among more samples: what
+    takes the third after it, round the batch, takes itself among three. 0 for independent samples, up to
+    rounding; infinite where no output has one row per sample.
 
     Args:
         alone: the model takes a single sample, so each is run by itself; else among its copies.
@@ -41,7 +42,7 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
             together = [
                 _tuple(run(*_fresh(take_samples(specs, inputs, each)))) for each in (forth, forth.flip(0))
             ]
-            for place in (0, count - 1):
+            for place in range(count):
                 # among copies of itself; another order alone would not show in a sum over all samples
                 index, now = torch.full((1 if alone else count,), place), 0 if alone else place
                 apart = _tuple(run(*_fresh(take_samples(specs, inputs, index))))
@@ -49,9 +50,32 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
                     found += [
                         _sample_distance(a, there, b, now, count, len(index)) for a, b in zip(outputs, apart)
                     ]
+            more = [
+                _sample_distance(a, place, b, place, size, count)
+                for size, outputs in _among_more(run, specs, inputs, count)
+                for a, b in zip(outputs, together[0])
+                for place in range(count)
+            ]
     except (NNCompressError, RuntimeError, IndexError, ValueError):
         return None
-    return max((each for each in found if each is not None), default=math.inf)
+    if all(each is None for each in found):
+        return math.inf
+    return max(each for each in (*found, *more) if each is not None)
+
+
+def _among_more(
+    run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], count: int
+) -> list[tuple[int, tuple[Tensor, ...]]]:
+    """The outputs of one sample more than `count`, and its number; of two more, where a batch has to be even;
+    nothing where it takes neither."""
+    forth = torch.arange(count)
+    for size in (count + 1, count + 2):
+        index = torch.cat([forth, forth.flip(0)])[:size]
+        try:
+            return [(size, _tuple(run(*_fresh(take_samples(specs, inputs, index)))))]
+        except (NNCompressError, RuntimeError, IndexError, ValueError):
+            continue
+    return []
 
 
 def _sample_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, others: int) -> float | None:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir.torch_logs import unlogged
+from nncompress.ir.unchanged import unchanged
 
 MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
 
@@ -25,13 +26,22 @@ MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export 
 def trace(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> ExportedProgram:
-    """`torch.export.export`, without its warnings.
+    """`torch.export.export`, without its warnings; the module stays as it was.
+
+    torch.export computes with tensors that are neither parameters nor buffers as they are: what forward
+    writes to them is undone, for the graph writes it when it runs.
 
     Raises:
         UnsupportedError: it cannot trace the module; the message gives torch's reason in one line.
     """
     try:
-        with unlogged(), warnings.catch_warnings(), torch.no_grad(), without_stack_traces():
+        with (
+            unlogged(),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            without_stack_traces(),
+            unchanged(module, traced=True),
+        ):
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises whatever the traced code raises

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nncompress.ir.torch_logs import unlogged
-from nncompress.loading.compare import unchanged
+from nncompress.ir.unchanged import unchanged
 
 MOST_GUESSED = 2**30  # bytes that a run has at a time, where nobody stated the input
 

@@ -15,7 +15,8 @@ from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
-from nncompress.loading.compare import compare_with_source, run_source, unchanged
+from nncompress.ir.unchanged import unchanged
+from nncompress.loading.compare import compare_with_source, run_source
 from nncompress.loading.module.dry_run import dry_run
 from nncompress.loading.module.infer_input import (
     argument_names,

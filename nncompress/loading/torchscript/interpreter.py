@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
-from nncompress.loading.compare import unchanged
+from nncompress.ir.unchanged import unchanged
 from nncompress.loading.constants import is_weight
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.pt2.operators import operator_name
@@ -54,7 +54,7 @@ class GraphModule(nn.Module):
         torch._C._jit_pass_inline(self.graph)
         _refuse_unread(self.graph)
         arguments = method.schema.arguments[1:]
-        self._defaults = [_default(argument) for argument in arguments]
+        defaults = [_default(argument) for argument in arguments]
         for argument in arguments:
             kind = str(argument.type)
             if not argument.has_default_value() and kind not in ("Tensor", "Optional[Tensor]"):
@@ -74,14 +74,16 @@ class GraphModule(nn.Module):
         names = [a.name if a.name.isidentifier() else f"input_{i}" for i, a in enumerate(arguments)]
         taken = inspect.Parameter.POSITIONAL_OR_KEYWORD
         self.forward = self._named(
-            inspect.Signature([inspect.Parameter(n, taken, default=d) for n, d in zip(names, self._defaults)])
+            inspect.Signature([inspect.Parameter(n, taken, default=d) for n, d in zip(names, defaults)])
         )
 
     def _named(self, signature: inspect.Signature) -> Callable[..., Any]:
         """The forward with arguments under the names that they have in the archive."""
 
-        def forward(*inputs: Any) -> Any:
-            return _Walk(self).run(self.graph, [self, *inputs, *self._defaults[len(inputs) :]])
+        def forward(*inputs: Any, **named: Any) -> Any:
+            bound = signature.bind(*inputs, **named)
+            bound.apply_defaults()
+            return _Walk(self).run(self.graph, [self, *bound.args])
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         return forward

@@ -16,7 +16,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.graph.normal_form.functionalize import is_write
 from nncompress.ir.graph.state import changed_tensors
-from nncompress.loading import load_model
+from nncompress.loading import load_model, load_module
 
 F = nn.functional
 
@@ -91,6 +91,8 @@ WRITES = {
     "setitem": lambda t, o: t.__setitem__((slice(None), 0), 3.0),
     "index_fill_": lambda t, o: t.index_fill_(1, torch.tensor([0]), 0.1),
     "addcmul_": lambda t, o: t.addcmul_(o, o),
+    "set_": lambda t, o: t.set_(o),
+    "data": lambda t, o: setattr(t, "data", o * 2),
     "fill_tensor": lambda t, o: t.fill_(o.sum()),
 }
 OPS = [*VIEWS, *WRITES]
@@ -264,3 +266,46 @@ def test_a_layer_that_is_overwritten_is_not_kept_for_its_size(tmp_path: Path, fl
     assert flat or "dead.weight" not in model.state_dict()  # twice the batch is no input's size
     export.write(model, tmp_path / "m.pt2")
     torch.testing.assert_close(load_model(tmp_path / "m.pt2")(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda h: (k := torch.empty(0), k.set_(h), k.relu_())[1],
+        lambda h: (k := h.clone(), w := k[:, 0], k.set_(h), k.relu_(), w.zero_())[0] + w[:, None],
+        lambda h: (k := h.clone(), setattr(k, "data", h), k.relu_(), setattr(h, "data", h[:, :1]))[0] + h,
+        lambda h: (k := h.clone(), setattr(k, "data", k[:, 1:].exp()))[0],
+    ],
+    ids=["set", "window-on-what-it-was", "data", "data-of-another-shape"],
+)
+def test_a_tensor_that_is_given_other_memory(forward) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 2
+            return forward(h) + h.sum()
+
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(Model.from_module(Net(), (x[:2],))(x), Net()(x))
+
+
+def test_a_stored_tensor_that_is_given_other_memory_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self, whole: bool) -> None:
+            super().__init__()
+            self.whole = whole
+            self.weight = nn.Parameter(torch.randn(3, 4))
+            self.register_buffer("kept", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.whole:
+                self.weight.data = self.weight.data.clamp(-0.1, 0.1)
+            else:
+                self.kept.set_(x[0, :3] * 2)
+            return nn.functional.linear(x, self.weight) + self.kept
+
+    for whole, reason in ((True, r"not with their \.data"), (False, "gives kept other memory")):
+        net = Net(whole)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        with pytest.raises(UnsupportedError, match=reason):
+            load_module(net, input_shapes="1x4")
+        assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)

@@ -24,7 +24,13 @@ from torch._ops import OpOverload
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normal_form.stand_ins import StandIns, shared
 from nncompress.ir.graph.normal_form.views import NEEDS_LAYOUT, View, sizes_of
-from nncompress.ir.graph.normal_form.writes import functional_form, hands_on, is_write, written_by
+from nncompress.ir.graph.normal_form.writes import (
+    TAKES_MEMORY,
+    functional_form,
+    hands_on,
+    is_write,
+    written_by,
+)
 from nncompress.ir.graph.places import place
 from nncompress.ir.graph.state import NEXT_STATE
 from nncompress.ir.torch_logs import unlogged
@@ -67,7 +73,7 @@ class _Call:
 
 def functionalize(module: fx.GraphModule) -> bool:
     """Do it, in place; False if some new nodes lack their shapes, which an export anew would give."""
-    if not any(is_write(node) for node in module.graph.nodes):
+    if not any(is_write(node) or node.target in TAKES_MEMORY for node in module.graph.nodes):
         return True
     rewriter = _Rewriter(module)
     with unlogged():  # a shape that cannot be told here is told by an export anew, or refused by it
@@ -113,6 +119,8 @@ class _Rewriter:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "get_attr":
             self._visit_stored(node)
+        elif node.target in TAKES_MEMORY:
+            self._take_memory(node)
         elif node.op == "call_function" and is_write(node):
             if torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
                 self._change_shape(node)
@@ -210,21 +218,45 @@ class _Rewriter:
     def _change_shape(self, node: fx.Node) -> None:
         """`squeeze_` and its like: the name's window is another one from here on; the memory stays."""
         source: Any = node.args[0]
-        target, value = functional_form(node.target), self.values[source]
+        value = self.values[source]
+        target = functional_form(node.target)
         if target is None:
             raise UnsupportedError(f"no form that leaves its argument alone is known here of {place(node)}")
         stand_in = self.stand_ins.run(target, node)
-        for stored, root in self.roots.values():
-            if root is value and stand_in.shape != value.stand_in.shape:
-                raise UnsupportedError(
-                    f"the model changes the shape of {stored.target} whenever it runs", got=place(node)
-                )
         call = _Call(target, node.args, node.kwargs, {source: value}, {source: value.memory.version})
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._read)
-        window = self._window(self._emit(target, *args, **kwargs), call, source, None, stand_in)
-        for name, known in [*self.values.items(), (node, value)]:
-            if known is value:
-                self.values[name], self.stand_ins.of[name] = window, stand_in
+        self._rename(
+            node, value, self._window(self._emit(target, *args, **kwargs), call, source, None, stand_in)
+        )
+
+    def _take_memory(self, node: fx.Node) -> None:
+        """`a.set_(b)`: the name is another one of that memory from here on."""
+        renamed, given = node.all_input_nodes[0], node.all_input_nodes[-1]
+        source = self.values[given]
+        call = _Call(aten.alias.default, (given,), {}, {given: source}, {given: source.memory.version})
+        stand_in = aten.alias.default(source.stand_in)
+        window = self._window(self._emit(aten.alias.default, self._read(given)), call, given, None, stand_in)
+        self._rename(node, self.values[renamed], window, kept=False)
+
+    def _rename(self, node: fx.Node, before: _Value, now: _Value, *, kept: bool = True) -> None:
+        """What was called `before` is called `now`, and so is the result of the op that does it.
+
+        Args:
+            kept: `now` is a window on the memory of `before`.
+        """
+        for stored, root in self.roots.values():
+            if root is before and not (kept and now.stand_in.shape == before.stand_in.shape):
+                if kept:
+                    raise UnsupportedError(
+                        f"the model changes the shape of {stored.target} whenever it runs", got=place(node)
+                    )
+                raise UnsupportedError(
+                    f"the model gives {stored.target} other memory whenever it runs, by set_() or .data = …",
+                    remedy="change its values with copy_(), or compute with another tensor",
+                )
+        for name, known in [*self.values.items(), (node, before)]:
+            if known is before:
+                self.values[name], self.stand_ins.of[name] = now, now.stand_in
         self.gone.append(node)
 
     def _change_contents(self, node: fx.Node) -> None:

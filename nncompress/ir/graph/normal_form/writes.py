@@ -10,6 +10,9 @@ from torch._ops import OpOverload
 
 from nncompress.ir.graph.state import NEXT_STATE
 
+# The first argument is then another name of the second: `a.set_(b)`, and what `a.data = b` leaves in a graph.
+TAKES_MEMORY = {torch.ops.aten.set_.source_Tensor, torch.ops.aten._has_compatible_shallow_copy_type.default}
+
 
 def is_write(node: fx.Node) -> bool:
     """It changes one of its arguments."""
