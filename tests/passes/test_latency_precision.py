@@ -12,6 +12,7 @@ from nncompress.analysis.distance.precision import precision_of
 from nncompress.bench.latency import remembered
 from nncompress.bench.latency import target as target_speed
 from nncompress.bench.latency.layer import Latencies
+from nncompress.bench.latency.steps import Steps
 from nncompress.bench.latency.target import floats_in
 from nncompress.cli import main
 from nncompress.cli.run_passes import _command
@@ -62,6 +63,7 @@ def timed(monkeypatch):
 
     for name in ("prune_nodes", "factorize"):
         monkeypatch.setattr(BUDGETS.format(name), Clocked)
+    monkeypatch.setattr(Steps, "of", lambda *_: 8)
     return seen
 
 
@@ -73,7 +75,7 @@ def run(net, *passes, **context):
 
 
 def test_before_quantize_int8_is_timed_and_that_is_said(net, timed):
-    _, (step, _) = run(net, PruneNodes(latency=0.6), Quantize(keep=("0",)), data=DATA)
+    _, (step, _) = run(net, PruneNodes(latency=0.6), Quantize(keep=("0",), every_layer=True), data=DATA)
     assert set(timed) == {"int8"}
     assert any("timed in int8, as quantize comes after it" in note for note in step.notes)
     assert any("measured in ONNX Runtime in int8" in change.what for change in step.changes)

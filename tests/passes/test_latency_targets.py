@@ -12,6 +12,7 @@ from torch import nn
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.bench.latency import layer as layer_latency
+from nncompress.bench.latency import remembered
 from nncompress.bench.latency import target as target_speed
 from nncompress.bench.latency.layer import measure
 from nncompress.bench.latency.layer_file import LayerShape
@@ -36,6 +37,8 @@ def net() -> Model:
 
 class Clocked:
     """In place of `ModelLatency`: time goes with the parameters, in steps, and has a part that stays."""
+
+    steps: ClassVar[dict[str, int]] = {"ort-cpu": 8, "openvino": 16}
 
     seen: ClassVar[list[str]] = []
 
@@ -62,19 +65,24 @@ class Clocked:
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
-def test_widths_for_a_latency_are_measured_where_the_model_will_run(net, monkeypatch, target):
+def test_widths_for_a_latency_are_measured_where_the_model_will_run(net, monkeypatch, tmp_path, target):
     monkeypatch.setattr("nncompress.passes.prune_nodes.latency_budget.ModelLatency", Clocked)
+    monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(layer_latency, "MOST_ROUNDS", 10)
+    step = Clocked.steps[target]
+    script(monkeypatch, chain_cost=lambda chain, _: 1e5 * -(-chain[0].weight[0] // step))
     Clocked.seen.clear()
     context = Context(target=target)
-    small, (step,) = pipeline.run(net, [PruneNodes(latency=0.6)], context, timing=False)
-    (reached,) = [c for c in step.changes if c.where == "latency"]
+    small, (done,) = pipeline.run(net, [PruneNodes(latency=0.6)], context, timing=False)
+    (reached,) = [c for c in done.changes if c.where == "latency"]
     assert Clocked.seen == [target]
     assert reached.numbers["target"] == target
     measured = Clocked.time(small) / Clocked.time(net)
     assert reached.numbers["latency_share_measured"] == pytest.approx(measured, abs=1e-4)
     assert 0.45 < measured <= 0.6 * 1.02
     widths = [len(small.state_dict()[name]) for name in ("0.weight", "2.weight")]
-    assert all(width % 8 == 0 for width in widths)
+    assert all(width % step == 0 for width in widths)
+    assert f"widths in multiples of {step}, the steps of its kernels' latency" in reached.what
     with pytest.raises(UsageError, match=r"cannot reach 1% of the model's latency") as caught:
         pipeline.run(net, [PruneNodes(latency=0.01)], context, timing=False)
     assert "at least" in caught.value.expected

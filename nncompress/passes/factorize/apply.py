@@ -85,6 +85,12 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     weights = LossWeights(options.name, options.loss_weight)
     weights.check(target.name for target in targets)
     per_layer = [replace(each, weight=weights.of([each.target.name])) for each in per_layer]
+    steps = sorted({each.multiple for each in per_layer if each.timings} - {1})
+    if oracle is not None and steps and options.rank is None:
+        which = " or ".join(map(str, steps))
+        context.notes.append(
+            f"ranks are multiples of {which}, the steps of latency in {oracle.where.runtime_name}"
+        )
     if oracle is not None and oracle.unkept:
         context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
     choices, reached = _choose(options, model, per_layer, whose, oracle, context)

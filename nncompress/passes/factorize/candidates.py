@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import lcm
 
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.randomized import Wanted
@@ -13,7 +12,7 @@ from nncompress.analysis.weight_targets import Target
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
 from nncompress.passes.factorize.choose import Option
-from nncompress.passes.factorize.latency import STEPS, LatencyOracle
+from nncompress.passes.factorize.latency import LatencyOracle
 from nncompress.passes.factors.forms.choice import forms_of
 
 
@@ -48,11 +47,8 @@ def option_of(
     known_metrics = said.metrics if said is not None else [Metric()] * len(matrices)
     total = sum(m.energy(w) for m, w in zip(known_metrics, matrices))
     elements = weight.numel() if per_weight else matrices.shape[0] * matrices.shape[1]
-    wanted = Wanted(
-        rank,
-        limit(total, elements),
-        lcm(round_to, STEPS[0] if oracle else 1),
-    )
+    multiple = round_to if oracle is None else oracle.multiple(target, round_to)
+    wanted = Wanted(rank, limit(total, elements), multiple)
     forms = {f.name: f for f in forms_of(target, shapes, form, metrics, wanted)}
     if statistics is not None and statistics.passes > 1:  # the statistics of all layers would not fit
         for each in forms.values():
@@ -68,4 +64,4 @@ def option_of(
         dense = round(next((t.dense for t in timings.values()), 0.0) * 1e9)
         known |= {p: replace(known[p], cost=round(t.factored * 1e9)) for p, t in timings.items()}
     faster, slower = ([known[p] for p, t in timings.items() if t.pays == pays] for pays in (True, False))
-    return Option(target, forms, faster, unit, dense, total, elements, timings, slower)
+    return Option(target, forms, faster, unit, dense, total, elements, timings, slower, multiple=multiple)

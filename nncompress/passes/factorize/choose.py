@@ -29,6 +29,7 @@ class Option:
         timings: where latency was measured, of each form and rank that was.
         slower: candidates that were measured not to be faster.
         weight: by how much its errors count more than other layers'.
+        multiple: ranks are multiples of this.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class Option:
     timings: Mapping[Place, Timing] | None = None
     slower: Sequence[Candidate] = ()
     weight: float = 1.0
+    multiple: int = 1
 
     def share(self, candidate: Candidate) -> float:
         """The candidate's time, of the dense layer's."""
@@ -51,6 +53,8 @@ class Option:
     def nothing(self) -> str:
         """Why there is no candidate."""
         if self.timings is not None and not self.timings:
+            if self.multiple > 1:
+                return f"no rank that saves MACs is a multiple of {self.multiple}, at which its latency falls"
             return "no rank of it was timed"
         if not self.slower:
             return (

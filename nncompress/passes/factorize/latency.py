@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import lcm
 
 from nncompress import targets
 from nncompress.analysis.weight_targets import Target
 from nncompress.bench.latency.layer import Latencies, measure
 from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution, in_precision
+from nncompress.bench.latency.steps import Steps
 from nncompress.bench.latency.table import LatencyTable
 from nncompress.bench.latency.target import floats_in
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factors.forms.base import Form, Ranks
 from nncompress.passes.factors.forms.convolution import ConvolutionForm
 
-# Kernels work on blocks of channels: latency over rank is a staircase with steps of 16 or 8 on today's CPUs,
-# and a rank just above a step costs as much as one just below the next.
-STEPS = (16, 8, 4, 2, 1)
-TRIED = 12  # ranks that are measured per form, at most; with smaller steps, at least FEWEST
-FEWEST = 5
+TRIED = 12  # ranks that are measured per form, at most
 MARGIN = 0.97  # of the dense layer's time: less is noise
 
 Place = tuple[str, Ranks]  # a form's name and its ranks
@@ -55,6 +53,7 @@ class LatencyOracle:
         self.where = where
         self._precision = "int8" if precision == "int8" else floats_in(where, precision) or ""
         self._shapes, self._table = shapes, LatencyTable(where)
+        self._steps = Steps(self._table, self._precision)
         self._again: dict[tuple[object, ...], Latencies] = {}
 
     @property
@@ -62,21 +61,26 @@ class LatencyOracle:
         """See `LatencyTable`."""
         return self._table.unkept
 
+    def multiple(self, target: Target, round_to: int = 1) -> int:
+        """Ranks are multiples of this: of `round_to`, at the ends of the steps of the kernel's latency."""
+        return lcm(round_to, self._steps.of(target.layers))
+
     def timings(
         self, target: Target, forms: Mapping[str, Form], round_to: int = 1, rank: int | None = None
     ) -> dict[Place, Timing]:
         """Of the ranks on a grid that multiply less than the layer; they depend on its shape only.
 
         Args:
-            round_to: ranks are multiples of this.
+            round_to: as in `multiple`.
             rank: only this one, instead of the grid.
         """
         if not target.macs or any(layer.kind == "embedding" for layer in target.layers):
             return {}
+        multiple = self.multiple(target, round_to)
         places = [
             (name, ranks)
             for name, form in forms.items()
-            for ranks in (grid(form, target.macs, round_to) if rank is None else fixed(form, rank))
+            for ranks in (grid(form, target.macs, multiple) if rank is None else fixed(form, rank))
         ]
         if not places:
             return {}
@@ -104,17 +108,15 @@ class LatencyOracle:
         return in_precision(chain, self._precision)
 
 
-def grid(form: Form, macs: int, round_to: int = 1) -> list[Ranks]:
-    """Ranks that need fewer MACs than the layer's, at most 12, on the steps where latency changes."""
+def grid(form: Form, macs: int, multiple: int = 1) -> list[Ranks]:
+    """Ranks that need fewer MACs than the layer's, at most 12, all multiples of this."""
     if len(form.full_ranks) > 1:  # both ranks in proportion
         shares = [(i + 1) / TRIED for i in range(TRIED)]
-        found = {tuple(_nearest(share * full, round_to) for full in form.full_ranks) for share in shares}
+        found = {tuple(_nearest(share * full, multiple) for full in form.full_ranks) for share in shares}
         possible = (r for r in found if all(a <= full for a, full in zip(r, form.full_ranks)))
         return sorted(ranks for ranks in possible if form.cost(ranks, "macs") < macs)
     most = min(form.full_ranks[0], (macs - 1) // form.cost((1,), "macs"))
-    steps = [step for step in STEPS if step % round_to == 0] or [round_to]
-    step = next((step for step in steps if most // step >= FEWEST), steps[-1])
-    ranks = range(step, most + 1, step)
+    ranks = range(multiple, most + 1, multiple)
     count = min(len(ranks), TRIED)
     return [(ranks[round((i + 1) * len(ranks) / count) - 1],) for i in range(count)]
 
@@ -124,10 +126,8 @@ def fixed(form: Form, rank: int) -> Iterable[Ranks]:
     return [tuple(min(rank, full) for full in form.full_ranks)]
 
 
-def _nearest(rank: float, round_to: int) -> int:
-    step = max(round_to, next((step for step in STEPS if rank >= 2 * step), 1))
-    step = -(-step // round_to) * round_to
-    return max(step, round(rank / step) * step)
+def _nearest(rank: float, multiple: int) -> int:
+    return max(multiple, round(rank / multiple) * multiple)
 
 
 def _dense(target: Target) -> Chain:

@@ -1,18 +1,24 @@
 """Widths for a latency: a share of the MACs is asked for, the result measured, and the share corrected.
 
-Latency over width is a staircase whose steps are the kernel's, so no table of single layers is trusted: each
-try is a whole model, exported for where it will run and timed in turns with the original. The nodes are
-ranked once, and what is measured is not fitted to data: weights do not change what a width costs.
+Latency over width is a staircase whose steps are the kernel's: widths end a step, as measured in the target.
+How long the layers take together no table of single ones tells: each try is a whole model, exported for where
+it will run and timed in turns with the original. The nodes are ranked once, and what is measured is not
+fitted to data: weights do not change what a width costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import lcm
 
 from nncompress.bench.latency.model import ModelLatency
+from nncompress.bench.latency.steps import Steps
+from nncompress.bench.latency.table import LatencyTable
+from nncompress.bench.latency.target import floats_in, layer_clock
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.layers.weights import layers
 from nncompress.passes.base import Change, Context
 from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked
 from nncompress.results import Estimate
@@ -21,7 +27,7 @@ from nncompress.targets import Target
 TRIES = 6
 TOLERANCE = 0.02  # of the latency asked for: as close as the clocks of a quiet machine allow
 LEAST = 0.01  # share of the MACs
-STEP = 8  # channels: kernels of today's CPUs work on blocks of 8 or 16
+STEP = 8  # channels, where single layers cannot be timed: kernels of today's CPUs work on blocks of 8 or 16
 
 
 def by_latency(
@@ -43,7 +49,7 @@ def by_latency(
     Raises:
         UsageError: out of reach; says what is within.
     """
-    step = max(amount.round_to, STEP)
+    multiple, step = _multiple(amount.round_to, ranks, where, context)
     tried: list[tuple[float, Plan, Estimate]] = []
     with ModelLatency(
         ranks.model, context.progress, where, precision=context.ends_in, finish=context.finish
@@ -57,7 +63,7 @@ def by_latency(
         for done in range(TRIES):
             context.progress.step(f"choosing by latency in {where.runtime_name}", done, TRIES)
             try:
-                plan = ranks.plan(replace(amount, macs=asked, round_to=step))
+                plan = ranks.plan(replace(amount, macs=asked, round_to=multiple))
             except UsageError:  # fewer MACs than can be left
                 if slow - asked <= LEAST:
                     break
@@ -92,9 +98,25 @@ def by_latency(
         "interval": [round(measured.low, 4), round(measured.high, 4)],
         "macs_asked": round(macs, 4),
         "tries": len(tried),
+        "multiples_of": multiple,
     }
     what = f"{measured.value:.1%} of {before * 1e3:.3g} ms measured in {where.runtime_name}{context.ending}"
-    return plan, Change("latency", what, numbers)
+    return plan, Change("latency", f"{what}; widths in multiples of {multiple}{step}", numbers)
+
+
+def _multiple(round_to: int, ranks: Ranked, where: Target, context: Context) -> tuple[int, str]:
+    """What widths are multiples of, and why, behind that number."""
+    members = (member for choice in ranks.choices for member in choice.members)
+    written = {member.tensor for member in members if member.role == "output"}
+    cut = [layer for layer in layers(ranks.model) if layer.weight.name in written]
+    try:
+        table = LatencyTable(layer_clock(where.name))
+    except UsageError as error:
+        return lcm(round_to, STEP), f" ({error.what})"
+    ends_in = context.ends_in
+    precision = "int8" if ends_in == "int8" else floats_in(where, ends_in) or ""
+    step = Steps(table, precision).of(cut)
+    return lcm(round_to, step), f", the steps of its kernels' latency{' with --round-to' * (round_to > step)}"
 
 
 def _on_the_line(seen: Sequence[tuple[float, float]], share: float) -> float:
