@@ -14,7 +14,8 @@ The bound is one-sided, of any confidence, and made of what each sample adds to 
   is not known then, so that the confidence is approximate.
 
 Of a share, any sample may lose all of it: the bound is never closer to the loss than what no sample shows may
-add (the score interval at no event), however many lose a little.
+add (the score interval at no event), however many lose a little. Of all else there is no most that a sample
+may lose, so that no bound holds what no sample shows: `how` says how rare that may be.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def means(value: float, parts: np.ndarray, largest: float, samples: int, whole: 
 
         return of
 
-    return Loss(value, samples, "Student's t with Hall's correction, paired", bound(1.0), bound(-1.0))
+    how = f"Student's t with Hall's correction, paired{_unseen(samples, whole)}"
+    return Loss(value, samples, how, bound(1.0), bound(-1.0))
 
 
 def drawn(value: float, error: float, samples: int, whole: float = 0.0) -> Loss:
@@ -175,8 +177,16 @@ def drawn(value: float, error: float, samples: int, whole: float = 0.0) -> Loss:
 
         return of
 
-    how = f"{COPIES} random draws of the samples, paired; approximate"
+    how = f"{COPIES} random draws of the samples, paired; approximate{_unseen(samples, whole)}"
     return Loss(value, samples, how, bound(value), bound(-value))
+
+
+def _unseen(samples: int, whole: float) -> str:
+    """Where there is no most that a sample can lose: what may be missing from the bound."""
+    if whole:
+        return ""
+    share = 1 - (1 - CONFIDENCE) ** (1 / max(samples, 1))  # a more common one would show with CONFIDENCE
+    return f"; losses of fewer than {share:.2%} of all samples may be missing: one has no upper limit here"
 
 
 def pseudo_values(original: SummedScores, changed: SummedScores) -> tuple[float, np.ndarray, float]:

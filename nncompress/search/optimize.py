@@ -160,7 +160,8 @@ class Search:
         """What is measured of each layer before: of int8 where it serves the goal, of 4 bits for a size."""
         by_size = self.bounds.goal == "size"
         rounds = by_size or self.bounds.timed or self.bounds.size is not None
-        found = probes(self.original, METHODS if rounds else METHODS[:2], self.context)
+        methods = METHODS if rounds else METHODS[:2]
+        found = probes(self.original, methods, self.context, include_head=False)  # as what is tried leaves it
         return [probe for probe in found if probe.method != "quantize" or probe.strength == 8 or by_size]
 
     def best(self, rows: dict[str, dict[str, Any]] | None = None) -> str | None:

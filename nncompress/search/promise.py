@@ -10,6 +10,7 @@ from typing import ClassVar
 from nncompress.results import Result
 
 CONFIDENCE = 0.95  # one-sided
+RESULT = "result.json"  # in the folder of a search: what was taken at last, and what is promised of it
 _STEPS = 60  # of bisection: beyond the precision of a float
 
 

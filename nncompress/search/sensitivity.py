@@ -114,11 +114,18 @@ class Sensitivity(Result):
     target: str | None = None
 
 
-def probes(model: Model, methods: Sequence[str] = METHODS, context: Context | None = None) -> list[Probe]:
+def probes(
+    model: Model,
+    methods: Sequence[str] = METHODS,
+    context: Context | None = None,
+    *,
+    include_head: bool = True,
+) -> list[Probe]:
     """Every layer or group × method × strength of the model.
 
     Args:
         context: its data decides whether activations can be quantized.
+        include_head: of a detection head, too, whether its layers bear being quantized.
     """
     found: list[Probe] = []
     if "prune-nodes" in methods:
@@ -137,13 +144,13 @@ def probes(model: Model, methods: Sequence[str] = METHODS, context: Context | No
     if "quantize" in methods:
         mode = "static" if context is not None and context.data is not None else "weights"
         prepared = model.copy()
-        prepare(prepared, include_head=True)
+        prepare(prepared, include_head=include_head)
         fold_batch_norms(prepared)
         names = [layer.name for layer in choose(prepared, ())[0]]
         for name in names:
             for bits in BITS:
                 others = tuple(each for each in names if each != name)
-                applied_ = Quantize(keep=others, weight_bits=bits, mode=mode, include_head=True)  # type: ignore[arg-type]
+                applied_ = Quantize(keep=others, weight_bits=bits, mode=mode, include_head=include_head)  # type: ignore[arg-type]
                 found.append(Probe("quantize", name, bits, applied_))
     return found
 

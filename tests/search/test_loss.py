@@ -105,6 +105,8 @@ def test_tokens_and_draws():
     found = lost(scored(Perplexity(), sure, labels), scored(Perplexity(), sure + noise, labels))
     assert 0 < found.value < found.at_most() < found.at_most(0.99)
     assert found.at_least() > 0
+    assert "fewer than 3.68% of all samples may be missing" in found.how  # 0.9632 ** 80 = 0.05
+    assert "missing" not in means(0.1, np.ones(80), 1.0, 80, whole=1.0).how
 
     class Mean:
         def __init__(self):

@@ -23,6 +23,7 @@ from nncompress.loading import load_model
 from nncompress.passes import Context, Quantize
 from nncompress.progress import NullProgress
 from nncompress.recipe import read_recipe, recipe_text
+from nncompress.report.facts.read import section_of
 from nncompress.search import optimize
 from nncompress.search.candidates import recipe_key
 from nncompress.search.optimize import PROMISES, Search
@@ -93,6 +94,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
     code, out, _ = answer(capsys, "optimize", "my m.pt2", *SEARCH, "--json")
     assert json.loads(out)["trials"] == found["trials"]  # resumed: nothing is tried twice
     assert json.loads(out)["promise"] == found["promise"]
+    assert "with 95% confidence (asked for: at most 3.00 points)" in section_of("my m.optimize").summary
 
 
 def held(row):

@@ -11,11 +11,12 @@ from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize
+from nncompress.passes.quantize.choose import HEAD
 from nncompress.report.search import sensitivity as table
 from nncompress.report.search import worst
 from nncompress.search.measure import Measure, metric_key
 from nncompress.search.records import Records
-from nncompress.search.sensitivity import RECORD, Effect, Probe, sensitivity
+from nncompress.search.sensitivity import RECORD, Effect, Probe, probes, sensitivity
 
 
 def test_what_a_metric_loses_and_a_target_gains(here, monkeypatch):
@@ -75,3 +76,13 @@ def test_what_was_measured_by_code_of_the_users_is_kept_under_its_text(tmp_path,
     (tmp_path / "own.py").write_text("def score(output, batch): return output[:, 1]\n")
     assert metric_key("own.py:score") != first
     assert metric_key("rmse") == "rmse"
+
+
+def test_a_search_looks_at_no_layer_that_its_quantize_leaves_in_float(here):
+    model = load_model("m.pt2")
+    model.metadata[HEAD] = ["2"]
+    context = Context(data=dataset("few.npz", model), limit=8)
+    every, tried = (probes(model, ("quantize",), context, include_head=head) for head in (True, False))
+    assert {probe.where for probe in every} == {"0", "2"}
+    assert {probe.where for probe in tried} == {"0"}
+    assert not any(probe.applied.include_head for probe in tried)

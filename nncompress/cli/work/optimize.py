@@ -35,6 +35,7 @@ from nncompress.runtimes import OPENERS
 from nncompress.search.candidates import Recipe
 from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search, recipe_of
+from nncompress.search.promise import RESULT
 from nncompress.search.records import model_key, read
 from nncompress.search.unseen import shared
 from nncompress.targets import TARGETS
@@ -172,6 +173,7 @@ def find(
         "stopped": stopped,
         "environment": environment(),
     }
+    write_json(kept / RESULT, document)
     if json:
         print_json(document)
     else:

@@ -24,6 +24,7 @@ from nncompress.report.facts.runs import (
     training,
 )
 from nncompress.results import SCHEMA
+from nncompress.search.promise import RESULT
 
 MOST_BYTES = 64 * 2**20  # a benchmark has its raw samples
 MOST_TRIALS = 10_000
@@ -161,6 +162,8 @@ def _folder(folder: Path, name: str) -> Section:
                 raise Unreadable(f"more than {MOST_TRIALS} trials")
             rows = {file.stem: read_json(file) for file in files}
             metric = _metric(read_json(folder / "search.json"))
+            if (folder / RESULT).is_file():
+                return _ended(read_json(folder / RESULT), rows, name)
             return _admitted(lambda: optimize.trials(rows, metric, name), name)
         if (folder / "cycles.jsonl").is_file():
             lines = _lines(read_text(folder / "cycles.jsonl", MOST_BYTES))
@@ -174,6 +177,15 @@ def _folder(folder: Path, name: str) -> Section:
         got="neither search.json nor cycles.jsonl in it",
         remedy=_MAKE_ONE,
     )
+
+
+def _ended(document: Any, rows: dict[str, Any], name: str) -> Section:
+    """What a search has promised, among all its trials."""
+    match document:
+        case {"kind": "optimize", "schema": schema, "trials": dict(known)} if schema == SCHEMA:
+            since = len(set(rows) - set(known))
+            return _admitted(lambda: optimize.section({**document, "trials": rows}, name, since), name)
+    raise Unreadable(f"{RESULT} is no result of optimize")
 
 
 def _metric(settings: Any) -> str | None:

@@ -119,6 +119,16 @@ def test_files_folders_and_logs(tmp_path):
     for key, row in runs.optimize()["trials"].items():
         (search / "trials" / f"{key}.json").write_text(json.dumps(row))
     assert section_of(str(search)).summary == "3 trials so far, 1 of them refused or not measured."
+    (search / "result.json").write_text(json.dumps(runs.optimize()))
+    assert "at most 1.20 points lost with 95% confidence" in section_of(str(search)).summary
+    (search / "trials" / "4.json").write_text(json.dumps(row))
+    said = section_of(str(search)).summary
+    assert "The best of 3 trials" in said
+    assert "Trials made since: 1;" in said
+    for damage in ("[]", "{", json.dumps(runs.bench()), json.dumps({**runs.optimize(), "trials": []})):
+        (search / "result.json").write_text(damage)
+        with pytest.raises(DataError):
+            section_of(str(search))
 
 
 @pytest.mark.filterwarnings("ignore:prune-nodes")

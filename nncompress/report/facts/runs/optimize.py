@@ -94,8 +94,11 @@ class Found:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def section(document: dict[str, Any], source: str) -> Section:
+def section(document: dict[str, Any], source: str, since: int = 0) -> Section:
     """The section of a search that has ended.
+
+    Args:
+        since: trials that were made after this.
 
     Raises:
         Rejected: it is no such document.
@@ -104,8 +107,10 @@ def section(document: dict[str, Any], source: str) -> Section:
     made, name = found.promise, clipped(Path(found.output.path).name)
     metric = metric_named(made.metric)
     promised = _promise(made, metric)
-    text = f"{', '.join((name, *_gains(found.best)))}: {promised}. The best of {len(found.trials)} trials: "
-    text += f"{found.best.title}."
+    text = f"{', '.join((name, *_gains(found.best)))}: {promised}. "
+    text += f"The best of {len(found.trials) - since} trials: {found.best.title}."
+    if since:
+        text += f" Trials made since: {since}; the same command tells what can be promised now."
     if found.stopped:
         text += " The search was stopped: the same command goes on."
     parts: list[Part] = [*_pareto(found.trials, found.best, metric), _trials(found.trials, metric)]
