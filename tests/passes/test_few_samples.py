@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import nncompress
 from nncompress import api, pipeline
 from nncompress.ir import Model
-from nncompress.passes import Context
+from nncompress.passes import Context, PruneNodes
 from nncompress.recipe import parse_pass
 
 PASSES = [
@@ -37,6 +38,24 @@ def test_fewer_samples_than_inputs_are_a_warning_with_the_count_that_would_do(te
     (warning,) = warnings_of(text, 20, tmp_path)
     assert "16 for" in warning  # 20 less those held out
     assert "samples to fit to, instead of 16" in warning
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 6, 12])
+def test_a_repair_on_few_samples_does_no_harm(samples):
+    """Of nodes in a net whose samples are alike in nothing: what is fitted to few is wrong about others."""
+    torch.manual_seed(samples)
+    net = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 4))
+    x = torch.randn(samples + 200, 64)
+    model = Model.from_module(net.eval(), (x[:2],))
+    data = nncompress.dataset(x[:samples].numpy(), model)
+    errors = []
+    for compensate in (False, True):
+        chosen = PruneNodes(ratio=0.5, compensate=compensate)
+        small, (step,) = pipeline.run(model, [chosen], Context(data=data))
+        wanted, found = (each.outputs_of(x[samples:])[0].detach() for each in (model, small))
+        errors.append(float((found - wanted).square().mean()))
+    assert errors[1] <= 1.1 * errors[0]
+    assert any("fewer rows" in warning for warning in step.warnings)
 
 
 @pytest.mark.parametrize("text", PASSES)

@@ -20,15 +20,22 @@ PULL = 1e-3  # where there are too few samples to hold any out
 
 
 class _Sums:
-    """Streamed sums of x, t and their products in groups, float64."""
+    """Streamed sums of x, t and their products in groups, float64, less an origin: what differs little would
+    be lost in the rounding of products of what does not.
 
-    def __init__(self, groups: int, d: int, out: int) -> None:
-        self.count = 0
+    Args:
+        x: origin of x, [groups, 1, d]; t: of t, [groups, 1, out].
+    """
+
+    def __init__(self, x: Tensor, t: Tensor) -> None:
+        self.count, self._origin = 0, (x, t)
+        groups, d, out = len(x), x.shape[2], t.shape[2]
         self.x, self.t, self.xx, self.tx = (
             torch.zeros(groups, *shape, dtype=torch.float64) for shape in ((d,), (out,), (d, d), (out, d))
         )
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
+        rows, targets = (each - origin for each, origin in zip((rows, targets), self._origin, strict=True))
         self.x += rows.sum(1, dtype=torch.float64)
         self.t += targets.sum(1, dtype=torch.float64)
         self.xx += rows.transpose(1, 2) @ rows
@@ -42,15 +49,22 @@ class _Sums:
         self.count += other.count
         return self
 
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """E[x], [groups, d], and E[t], [groups, out]."""
+        x, t = (origin[:, 0].double() for origin in self._origin)
+        return x + self.x / self.count, t + self.t / self.count
+
     def about(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """E[(x − x₀)(x − x₀)ᵀ] and E[(t − t₀)(x − x₀)ᵀ]."""
-        mean, target_mean = self.x / self.count, self.t / self.count
+        shifted, target_shifted = self.x / self.count, self.t / self.count
+        mean, target_mean = self.means
         second = self.xx / self.count
-        second.baddbmm_(mean[:, :, None], mean[:, None, :], alpha=-1)
+        second.baddbmm_(shifted[:, :, None], shifted[:, None, :], alpha=-1)
         apart = mean - x
         second.baddbmm_(apart[:, :, None], apart[:, None, :])
         cross = self.tx / self.count
-        cross.baddbmm_(target_mean[:, :, None], mean[:, None, :], alpha=-1)
+        cross.baddbmm_(target_shifted[:, :, None], shifted[:, None, :], alpha=-1)
         return second, cross.baddbmm_((target_mean - t)[:, :, None], apart[:, None, :])
 
 
@@ -81,8 +95,8 @@ class Regression:
         self.count += rows.shape[1]
         held = samples % HELD_OUT == HELD_OUT - 1
         if self._fit is None or self._held is None:
-            sizes = (len(rows), rows.shape[2], targets.shape[2])
-            self._fit, self._held = _Sums(*sizes), _Sums(*sizes)
+            origin = rows.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+            self._fit, self._held = _Sums(*origin), _Sums(*origin)
         for sums, mine in ((self._fit, ~held), (self._held, held)):
             if mine.any():
                 sums.add(*((rows, targets) if mine.all() else (rows[:, mine], targets[:, mine])))
@@ -98,12 +112,12 @@ class Regression:
     @property
     def mean(self) -> Tensor:
         """E[x]: [groups, d]."""
-        return self._all.x / self._all.count
+        return self._all.means[0]
 
     @property
     def target_mean(self) -> Tensor:
         """E[t]: [groups, out]."""
-        return self._all.t / self._all.count
+        return self._all.means[1]
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -116,7 +130,7 @@ class Regression:
 
     def _centre(self, sums: _Sums) -> tuple[Tensor, Tensor]:
         if self._centred:
-            return sums.x / sums.count, sums.t / sums.count
+            return sums.means
         return torch.zeros_like(sums.x), torch.zeros_like(sums.t)
 
     def solve(

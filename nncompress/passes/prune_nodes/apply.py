@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nncompress.analysis.answer import answer_index, output_dims
-from nncompress.analysis.compensation import Fitted, compensate, without_data
+from nncompress.analysis.compensation import Fitted, without_data
 from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
-from nncompress.analysis.observe.enough import too_few
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
@@ -25,6 +24,7 @@ from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, proven_cut
 from nncompress.passes.prune_nodes.blame import group_contributions
+from nncompress.passes.prune_nodes.compensated import compensated
 from nncompress.passes.prune_nodes.latency_budget import by_latency
 from nncompress.passes.prune_nodes.options import BUDGET_TOLERANCE, PruneNodes
 from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked, ranked
@@ -116,10 +116,10 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
         batches = context.data.input_batches(context.batch_size, context.limit)
         if not batches:
             raise DataError(f"{context.data.spec} gave no samples")
-    if batches and options.compensate:
-        settings = {"seed": context.seed, "progress": context.progress}
-        fitted = compensate(model, couplings, cut, plan.branches, batches, **settings)  # type: ignore[arg-type]
-        context.warn(too_few(options.name, fitted.layers))
+    if batches and context.data is not None and options.compensate:
+        fitted = compensated(
+            options.name, model, couplings, cut, plan.branches, context.data, batches, context
+        )
     pruned, proof = apply_cut(model, cut, fitted, proven, verify=options.verify)
     if batches and context.data is not None and not fitted.layers and batch_norms(pruned):
         fit, held = fit_and_decide(model, context.data, context.batch_size, context.limit)

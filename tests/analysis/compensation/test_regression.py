@@ -42,6 +42,22 @@ def test_with_few_records_what_was_not_seen_gets_no_worse(records):
     assert errors(*held[:2], unseen, wanted) < 1.1 * before
 
 
+@pytest.mark.parametrize("records", [1, 7])
+def test_where_nothing_varies_the_weights_before_stay(records):
+    """Far from zero: what varies is not what is lost in the rounding of large products."""
+    x, t, *_, start = problem(1, 0.0, 3)
+    x, t = (100 + each.repeat(records, 1) for each in (x, t))
+    weight, offset, _ = solved(x, t, start)
+    torch.testing.assert_close(weight, start.double(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(x.double() @ weight.T + offset, t.double())
+
+
+def test_small_differences_of_large_inputs_are_fitted():
+    x, t, *_, start = problem(600, 0.0, 4)
+    far = solved(1e4 + x, t, start)[0]
+    torch.testing.assert_close(far, solved(x, t, start)[0], rtol=1e-2, atol=1e-2)
+
+
 def test_with_many_records_the_weights_before_have_no_say():
     x, t, unseen, wanted, start = problem(4000, 0.0, 1)
     weight, offset, regression = solved(x, t, start)
