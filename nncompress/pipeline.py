@@ -124,7 +124,7 @@ def run(
 def chooses_by_clock(each: Pass) -> bool:
     """Latencies of layers or models decide what it does, in the precision that the pipeline ends in."""
     timed = getattr(each, "latency", None) is not None or getattr(each, "faster", False)
-    return each.name in ("prune-nodes", "factorize") and timed
+    return each.name in ("prune-nodes", "factorize", "grow") and timed
 
 
 def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Context, str]:

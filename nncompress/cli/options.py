@@ -132,8 +132,8 @@ EndsIn = Annotated[
     Literal["float32", "bf16", "int8"] | None,
     typer.Option(
         "--for",
-        help="the precision in which the result will run: what prune-nodes and factorize --latency time "
-        "[default: int8 before a quantize, else as it is]",
+        help="the precision in which the result will run: what prune-nodes, factorize and grow time "
+        "with --latency [default: int8 before a quantize, else as it is]",
         rich_help_panel=_PANEL,
     ),
 ]

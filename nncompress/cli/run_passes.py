@@ -129,7 +129,7 @@ def _check_timed(passes: Sequence[Pass]) -> None:
 
     if not any(chooses_by_clock(each) for each in passes):
         raise UsageError(
-            "--for is the precision that prune-nodes --latency, factorize --latency and --faster time",
+            "--for is the precision that prune-nodes, factorize and grow time with --latency (or --faster)",
             got=", ".join(each.name for each in passes),
             remedy="add --latency 0.7 to one of these, or leave --for out",
         )

@@ -37,10 +37,17 @@ def recipe_key(recipe: Recipe) -> str:
     return key_of([[each.name, each.settings()] for each in recipe])
 
 
-def families(effects: Sequence[Effect], unit: str, quantizes: bool, by_time: bool = False) -> list[Family]:
+def families(
+    effects: Sequence[Effect],
+    unit: str,
+    quantizes: bool,
+    by_time: bool = False,
+    slow: tuple[str, ...] = (),
+) -> list[Family]:
     """Args:
     unit: "macs" or "params": what the shares are of.
     quantizes: some layer can be, and that serves the goal.
+    slow: layers that take longer in int8.
     by_time: strengths per layer are chosen by the time that they save, and leave shares of that.
     """
     counted = "time" if by_time else {"params": "parameters"}.get(unit, unit)
@@ -86,6 +93,12 @@ def families(effects: Sequence[Effect], unit: str, quantizes: bool, by_time: boo
             )
             found.append(Family("per layer, int8, the worst quarter in float", quarter))
     found.append(Family("int8", lambda share: (Quantize(),)))
+    if slow:
+        faster = (Quantize(keep=slow),)
+        found.append(Family("int8 where that is faster", lambda share: faster))
+        if any(each.name == "prune-nodes" for each in alone):
+            name = "prune-nodes, int8 where that is faster"
+            found.append(Family(name, lambda share: (*prune(share), *faster)))
     if unit == "params" and bits.worst:
         found.append(Family("widths, ranks and bits per layer", lambda share: bits.jointly(effects, share)))
     return found

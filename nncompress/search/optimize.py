@@ -24,12 +24,14 @@ from typing import Any
 
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
+from nncompress.bench.latency.target import layer_clock
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
 from nncompress.loading.json_schema import listed, plain, record, table_with
 from nncompress.passes import Context
+from nncompress.passes.quantize.by_clock import slower_layers
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
@@ -105,7 +107,9 @@ class Search:
         self.effects = self._effects(until)
         quantizes = any(effect.method == "quantize" for effect in self.effects)
         by_time = self.bounds.timed and self.bounds.goal == "latency"
-        searched = families(self.effects, "params" if by_size else "macs", quantizes, by_time)
+        slow = self._slower_in_int8(say) if quantizes and by_time else ()
+        searched = families(self.effects, "params" if by_size else "macs", quantizes, by_time, slow)
+        searched = [each for each in searched if self.bounds.admits(each.recipe(0.5))]
         while time.monotonic() < until:
             rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:
@@ -130,6 +134,7 @@ class Search:
                 )
                 tried = {key: (recipe_of(row), row) for key, row in rows.items()}
                 recipes = refinement.recipes(tried[best][0], tried)
+            recipes = [each for each in recipes if self.bounds.admits(each)]
             if not recipes:
                 return
             for recipe in recipes:
@@ -144,6 +149,19 @@ class Search:
                 break
             else:
                 time.sleep(WAIT)  # others are at all of them
+
+    def _slower_in_int8(self, say: Callable[[str], None]) -> tuple[str, ...]:
+        """Layers that take longer in int8 in the target, where single ones can be timed there."""
+        try:
+            where = layer_clock(self.bounds.target)
+        except UsageError as error:
+            say(f"which layers gain by int8 is not known beforehand: {error.what}")
+            return ()
+        slow = slower_layers(self.original, where, self.context.progress)
+        if slow:
+            named = ", ".join(slow[:5]) + (", …" if slow[5:] else "")
+            say(f"by themselves slower in int8 in {where.runtime_name}: {named}")
+        return slow
 
     def _effects(self, until: float) -> tuple[Effect, ...]:
         """What each layer bears; where latency counts, also the time that fewer nodes and ranks save. Of int8

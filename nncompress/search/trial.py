@@ -35,7 +35,8 @@ from nncompress.loading.json_schema import (
     plain,
     table_with,
 )
-from nncompress.passes import Context
+from nncompress.passes import Context, Quantize
+from nncompress.passes.base import Precision
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
@@ -111,6 +112,8 @@ class Bounds:
         goal: what is minimised under these: "latency", "macs" or "size".
         target: where latencies are measured (`nncompress.targets`); None where none is.
         metric: see `Measure`.
+        ends_in: the precision in which the result will run: floats are timed in that one, "int8" is what
+            every recipe ends in; None: whichever serves the goal.
     """
 
     drop: float | None
@@ -119,6 +122,12 @@ class Bounds:
     goal: str
     target: str | None = None
     metric: str = "top1"
+    ends_in: Precision | None = None
+
+    def admits(self, recipe: Recipe) -> bool:
+        """Its result runs in the precision that was asked for."""
+        rounds = any(isinstance(each, Quantize) for each in recipe)
+        return self.ends_in is None or rounds == (self.ends_in == "int8")
 
     @property
     def timed(self) -> bool:
@@ -211,7 +220,8 @@ class Judge:
             UnsupportedError: one of them cannot be exported for the target.
         """
         if self._latency is None:
-            self._latency = ModelLatency(self.original, self._context.progress, clocked(self.bounds.target))
+            where, floats = clocked(self.bounds.target), self.bounds.ends_in
+            self._latency = ModelLatency(self.original, self._context.progress, where, precision=floats)
             self._seconds = self._latency.seconds()
         assert self._seconds is not None
         share = self._latency.glance(model)

@@ -19,7 +19,7 @@ from nncompress.cli.run_passes import _command
 from nncompress.data import open_data
 from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
-from nncompress.passes import Context, Factorize, PruneNodes, Quantize
+from nncompress.passes import Context, Factorize, Grow, PruneNodes, Quantize
 from nncompress.results import Estimate
 from nncompress.targets import TARGETS
 
@@ -40,7 +40,7 @@ def timed(monkeypatch):
 
     class Clocked:
         def __init__(self, original, progress, target, *, precision, finish):
-            self.precision, self.finish = precision, finish
+            self.target, self.precision, self.finish = target, precision, finish
             self.before = self._time(original)
 
         def __enter__(self):
@@ -63,6 +63,7 @@ def timed(monkeypatch):
 
     for name in ("prune_nodes", "factorize"):
         monkeypatch.setattr(BUDGETS.format(name), Clocked)
+    monkeypatch.setattr("nncompress.passes.grow.apply.ModelLatency", Clocked)
     monkeypatch.setattr(Steps, "of", lambda *_: 8)
     return seen
 
@@ -82,9 +83,16 @@ def test_before_quantize_int8_is_timed_and_that_is_said(net, timed):
 
 
 def test_what_the_user_says_goes_before_what_follows(net, timed):
-    _, (step, _) = run(net, PruneNodes(latency=0.6), Quantize(), data=DATA, ends_in="float32")
+    _, (step, _) = run(net, PruneNodes(latency=0.6), Quantize(every_layer=True), data=DATA, ends_in="float32")
     assert set(timed) == {"float32"}
     assert not any("timed in" in note for note in step.notes)
+
+
+@pytest.mark.parametrize(("ends_in", "said"), [("int8", " in int8"), ("float32", " in float32")])
+def test_what_grows_is_timed_in_that_precision_too(net, timed, ends_in, said):
+    _, (step,) = run(net, Grow(latency=1.3), ends_in=ends_in, data=DATA)
+    assert set(timed) == {ends_in}
+    assert any(f"measured in ONNX Runtime{said}" in note for note in step.notes)
 
 
 @pytest.mark.parametrize("later", [(), (Quantize(mode="weights"),)])

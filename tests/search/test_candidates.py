@@ -3,6 +3,8 @@
 from dataclasses import replace
 from math import inf
 
+import pytest
+
 from nncompress.api import dataset
 from nncompress.loading import load_model
 from nncompress.passes import Context, Factorize, PruneNodes, Quantize, Reduce
@@ -11,6 +13,7 @@ from nncompress.results import Estimate
 from nncompress.search.candidates import Bits, Family, families, untried
 from nncompress.search.neighbourhood import Neighbourhood
 from nncompress.search.sensitivity import Effect, per_layer
+from nncompress.search.trial import Bounds
 
 
 def effect(method, where, strength, error, saved):
@@ -92,6 +95,24 @@ def test_int8_is_tried_where_it_serves_the_goal_only():
     assert four["4 bits"].recipe(0.5) == (Quantize(weight_bits=4),)
     assert four["reduce, 4 bits"].recipe(0.4) == (Reduce(params=0.4), Quantize(weight_bits=4))
     assert "widths, ranks and bits per layer" not in {f.name for f in families(with_bits, "macs", True)}
+
+
+def test_layers_that_are_slower_in_int8_stay_in_float_in_some():
+    effects = [effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("quantize", "a", 8, 0.1, 0.3)]
+    found = {family.name: family for family in families(effects, "macs", True, slow=("a", "b"))}
+    assert found["int8 where that is faster"].recipe(0.5) == (Quantize(keep=("a", "b")),)
+    both = found["prune-nodes, int8 where that is faster"].recipe(0.5)
+    assert both == (PruneNodes(macs=0.5), Quantize(keep=("a", "b")))
+    assert not any("faster" in family.name for family in families(effects, "macs", True))
+
+
+@pytest.mark.parametrize(
+    ("ends_in", "admitted"), [(None, "fq"), ("float32", "f"), ("bfloat16", "f"), ("int8", "q")]
+)
+def test_a_result_runs_in_the_precision_that_was_asked_for(ends_in, admitted):
+    recipes = {"f": (PruneNodes(macs=0.5),), "q": (PruneNodes(macs=0.5), Quantize())}
+    bounds = Bounds(0.01, None, None, "macs", ends_in=ends_in)
+    assert "".join(name for name, recipe in recipes.items() if bounds.admits(recipe)) == admitted
 
 
 def test_families_that_nothing_is_known_of_come_first_and_then_those_that_reached_most():

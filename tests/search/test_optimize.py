@@ -198,11 +198,19 @@ def test_samples_that_stay_with_the_result_are_told_and_need_not_stay(here, caps
     assert code == 0, err
     assert "samples of the data" in err
     assert samples_of(load_model("m.optimize.pt2").inputs)
-    code, _, err = answer(capsys, *common, "--no-samples")
+    code, _, err = answer(capsys, *common, "--no-samples", "--target", "ort-cpu")
     assert code == 0, err
     assert "samples of the data" not in err
     assert not samples_of(load_model("m.optimize.pt2").inputs)
-    assert read_recipe(here / "m.optimize.toml") == [Quantize(no_samples=True)]
+    kept = [Quantize(no_samples=True, every_layer=True)]  # no clock decides when it is made again
+    assert read_recipe(here / "m.optimize.toml") == kept
+
+
+def test_a_precision_that_the_target_does_not_compute_in_is_refused_before_the_search(here, capsys):
+    asked = ["--data", "val.npz", "--max-drop", "3", "--target", "ort-cpu", "--for", "bf16"]
+    code, _, err = answer(capsys, "optimize", "m.pt2", *asked)
+    assert (code, "ONNX Runtime computes floats in float32" in err) == (ExitCode.USAGE, True)
+    assert not (here / "m.optimize").exists()
 
 
 SETTINGS = {

@@ -66,6 +66,14 @@ _Finetune = Annotated[
         "from the original, on --fit",
     ),
 ]
+_EndsIn = Annotated[
+    Literal["float32", "bf16", "int8"] | None,
+    typer.Option(
+        "--for",
+        help="the precision in which the result will run: floats are timed in it, and nothing is quantized; "
+        "int8: everything is [default: whichever is better]",
+    ),
+]
 _Folder = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="where the search is kept [default: MODEL.optimize]")
 ]
@@ -97,6 +105,7 @@ def optimize(
     folder: _Folder = None,
     join: _Join = None,
     target: options.TargetOption = None,
+    for_: _EndsIn = None,
     output: options.Output = None,
     no_samples: options.NoSamples = False,
     limit: options.Limit = 512,
@@ -119,6 +128,7 @@ def optimize(
         "size": None if max_size is None else bytes_(max_size, "--max-size"),
         "latency": None if max_latency is None else seconds(max_latency, "--max-latency"),
         "goal": goal,
+        "ends_in": "bfloat16" if for_ == "bf16" else for_,
     }
     if max_drop is None and asked["size"] is None and asked["latency"] is None:
         raise UsageError(

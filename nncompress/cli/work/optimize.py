@@ -15,7 +15,7 @@ from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.metrics.base import Metric
 from nncompress.bench.environment import environment
 from nncompress.bench.latency.int8_speed import int8_speed
-from nncompress.bench.latency.target import clocked
+from nncompress.bench.latency.target import clocked, floats_in
 from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
@@ -92,6 +92,7 @@ def find(
     if clock_in:
         where = clocked(target)
         asked["target"] = where.name
+        floats_in(where, asked["ends_in"])  # refused before the search
         chosen = "" if target else ", the fastest here (--target names another)"
         say(f"latencies are measured in {where.runtime_name}{chosen}")
     kept = make_folder(Path(folder) if folder else Path(f"{opened.stem}.optimize"))
@@ -136,6 +137,7 @@ def find(
         best, made, said = search.promise(unseen)
 
         row = search.trials.get(best) or {}
+        recipe = _as_made(recipe_of(row), no_samples, target)
         if no_samples:
             made.inputs = without_samples(made.inputs)
         elif result.suffix.lower() == ".pt2" and (note := said_of(made.inputs)) is not None:
@@ -146,7 +148,7 @@ def find(
         )
         files, commands = made_again.write(
             result,
-            _without_samples(recipe_of(row)) if no_samples else recipe_of(row),
+            recipe,
             row.get("trained"),
             original=opened.path,
             fit=settings["fit"],
@@ -192,12 +194,15 @@ def find(
         )
 
 
-def _without_samples(recipe: Recipe) -> Recipe:
-    """The recipe whose result keeps none."""
-    return tuple(
-        replace(each, no_samples=True) if isinstance(each, Quantize) and each.mode != "float16" else each
-        for each in recipe
-    )
+def _as_made(recipe: Recipe, no_samples: bool, target: str | None) -> Recipe:
+    """What makes the result again; with --target, no clock decides again which layers are rounded."""
+
+    def of(each: Quantize) -> Quantize:
+        if no_samples and each.mode != "float16":
+            each = replace(each, no_samples=True)
+        return replace(each, every_layer=True) if target and each.mode == "static" else each
+
+    return tuple(of(each) if isinstance(each, Quantize) else each for each in recipe)
 
 
 def _check_fit(settings: dict[str, Any], model: Model, all_of_it: bool) -> None:
@@ -283,6 +288,7 @@ SETTINGS = record(
         goal=one_of("latency", "macs", "size"),
         target=optional(one_of(*TARGETS)),
         metric=plain(str),
+        ends_in=optional(one_of("float32", "bfloat16", "int8")),
     ),
 )
 

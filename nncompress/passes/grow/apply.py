@@ -62,13 +62,21 @@ def apply(options: Grow, model: Model, context: Context) -> list[Change]:
     if options.latency is None:
         grown = step(1.0)
     else:
-        with ModelLatency(model, context.progress, clocked(context.target)) as latency:
+        with ModelLatency(
+            model,
+            context.progress,
+            clocked(context.target),
+            precision=context.ends_in,
+            finish=context.finish,
+        ) as latency:
             fit = largest_within(
                 options.latency, lambda grown: latency.share(grown.model).value, step, open_ended=True
             )
         grown = step(fit.scale)
         where = latency.target.runtime_name
-        context.notes.append(f"grow: {fit.share:.2f} times the latency of before, measured in {where}")
+        context.notes.append(
+            f"grow: {fit.share:.2f} times the latency of before, measured in {where}{context.ending}"
+        )
     if not grown.scores:
         raise UsageError(
             "grow: no nodes can be added",

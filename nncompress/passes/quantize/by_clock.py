@@ -17,6 +17,10 @@ from nncompress.errors import MissingExtraError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
+from nncompress.passes.quantize.choose import choose, integer_layers
+from nncompress.passes.quantize.equalization.condition import condition
+from nncompress.passes.quantize.prepare import prepare
+from nncompress.progress import Progress
 from nncompress.results import Estimate
 from nncompress.runtimes.on_openvino import by_itself
 from nncompress.targets import Target
@@ -46,6 +50,20 @@ def slow_in_int8(
     _tell_what_is_unknown(times, where, context)
     left = {name: _why(times.layers.get(name)) for name in sorted(names)}
     return _fastest(model, rounded, left, len(integer), where, context)
+
+
+def slower_layers(model: Model, where: Target, progress: Progress) -> tuple[str, ...]:
+    """Of a model in floats, the layers that `quantize` had better leave so, by the times of single ones.
+
+    Args:
+        where: from `layer_clock`.
+    """
+    copied = model.copy()
+    prepare(copied, include_head=False)
+    condition(copied, "static", (), False, Context())
+    integer = integer_layers(choose(copied, ())[0], "static")
+    times = int8_times(copied, integer, where, progress)
+    return tuple(sorted(layers_in_float(copied, integer, times.layers, times.conversion)))
 
 
 def _clock(mode: str, context: Context) -> Target | None:
