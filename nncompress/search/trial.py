@@ -1,7 +1,7 @@
 """One trial: a recipe applied, and measured as far as it deserves.
 
 The metric on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
-the original, only of those that hold the bound.
+the original, only of those that hold the bound, and where that is near the fastest so far, in turns with it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from nncompress.loading.json_schema import (
 from nncompress.passes import Context, Quantize
 from nncompress.passes.base import Precision
 from nncompress.recipe import make_pass
+from nncompress.results import Estimate
 from nncompress.runtimes import open_artifact
 from nncompress.search.candidates import Recipe
 from nncompress.search.finetune import TRAINED
@@ -152,6 +153,7 @@ class Judge:
         self._original = [self._scores(predict, known_answer(original), limit) for limit in self._limits]
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
+        self._fastest: float | None = None  # share of the fastest model that holds the bound
         self.machine = key_of(machine())  # latencies are compared within one
 
     def compressed(self, recipe: Recipe) -> Model:
@@ -214,7 +216,8 @@ class Judge:
         return self.measure.scores(predict, self._selection, output, limit)
 
     def latency(self, model: Model) -> dict[str, float]:
-        """Of the model, in turns with the original.
+        """Of the model, in turns with the original; where that leaves open whether it is faster than the
+        fastest so far (of this process, of those that hold the bound), in turns with that one, and longer.
 
         Raises:
             UnsupportedError: one of them cannot be exported for the target.
@@ -224,7 +227,13 @@ class Judge:
             self._latency = ModelLatency(self.original, self._context.progress, where, precision=floats)
             self._seconds = self._latency.seconds()
         assert self._seconds is not None
-        share = self._latency.glance(model)
+        share, best = self._latency.glance(model), self._fastest
+        if best is not None and share.low <= best <= share.high:
+            ratio = self._latency.beside()
+            share = Estimate(best * ratio.value, best * ratio.low, best * ratio.high, ratio.confidence)
+        if self.bounds.drop is not None and (best is None or share.value < best):
+            self._latency.keep()
+            self._fastest = share.value
         return {
             "share": share.value,
             "low": share.low,

@@ -47,7 +47,7 @@ class ModelLatency:
         self._finish = finish
         self._folder = tempfile.TemporaryDirectory(prefix="nncompress-")
         self._progress = progress
-        self._original = self._export(original, "original")
+        self._original = self._other = self._kept = self._export(original, "original")
 
     def seconds(self) -> float:
         """Of the original, for one sample."""
@@ -58,10 +58,20 @@ class ModelLatency:
 
     def share(self, other: Model, seconds: float | None = None) -> Estimate:
         """What `other` takes, as a share of what the original takes, with its interval."""
-        arms = [self._arm("original", self._original), self._arm("other", self._export(other, "other"))]
-        result = benchmark(
-            arms, time_budget=seconds or SECONDS, memory=False, energy=False, progress=self._progress
-        )
+        self._other = self._export(other, "other")
+        return self._compared(self._original, seconds or SECONDS)
+
+    def keep(self) -> None:
+        """The model whose share was asked for last is what `beside` compares with from now on."""
+        self._kept = self._other.replace(self._other.with_stem("kept"))
+
+    def beside(self) -> Estimate:
+        """What the model whose share was asked for last takes, as a share of the one kept, in turns."""
+        return self._compared(self._kept, SECONDS)
+
+    def _compared(self, first: Path, seconds: float) -> Estimate:
+        arms = [self._arm("original", first), self._arm("other", self._other)]
+        result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
         if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
             raise KeyboardInterrupt
         speedup = result.candidates[1].speedup

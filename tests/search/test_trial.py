@@ -1,0 +1,76 @@
+"""Whether a trial is faster than the fastest so far is measured against that one, where it is near."""
+
+import pytest
+import torch
+from scripted_machine import artifact_bytes, script
+from torch import nn
+
+from nncompress.bench.latency.model import ModelLatency
+from nncompress.ir import Model
+from nncompress.progress import NullProgress
+from nncompress.results import Estimate
+from nncompress.search.trial import Bounds, Judge
+from nncompress.targets import TARGETS
+
+
+class Clock:
+    """In place of `ModelLatency`: models are numbers, their shares; a glance is 1 % off, either way."""
+
+    def __init__(self):
+        self.kept = self.last = 1.0
+        self.asked = 0
+
+    def glance(self, model):
+        self.last = model
+        seen = model * (0.99 if self.asked else 1.01)
+        return Estimate(seen, 0.98 * seen, 1.02 * seen, 0.95)
+
+    def keep(self):
+        self.kept = self.last
+
+    def beside(self):
+        self.asked += 1
+        ratio = self.last / self.kept
+        return Estimate(ratio, 0.999 * ratio, 1.001 * ratio, 0.95)
+
+
+def judge(drop):
+    found = object.__new__(Judge)
+    found.bounds, found._latency, found._seconds = Bounds(drop, None, 1.0, "latency", "ort-cpu"), Clock(), 2.0
+    found._fastest = None
+    return found
+
+
+def test_the_fastest_so_far_is_compared_with_where_a_glance_cannot_tell():
+    search = judge(0.01)
+    clock = search._latency
+    first = search.latency(0.5)
+    assert (first["share"], clock.asked) == (pytest.approx(0.505), 0)
+    slower = search.latency(0.501)  # both seem 1 % slower than they are: 0.2 % between them
+    assert (slower["share"], clock.asked) == (pytest.approx(0.505 * 0.501 / 0.5), 1)
+    assert first["share"] < slower["low"]
+    assert clock.kept == 0.5
+    lucky = search.latency(0.503)  # a glance that is 1 % too good is not believed
+    assert lucky["share"] > first["share"]
+    assert search.latency(0.3)["share"] == pytest.approx(0.297)  # far away: nothing to compare
+    assert (clock.asked, clock.kept) == (2, 0.3)
+    assert lucky["seconds"] == pytest.approx(2 * lucky["share"])
+
+
+def test_where_the_least_loss_is_wanted_no_model_is_the_one_to_beat():
+    search = judge(None)
+    for share in (0.5, 0.5):
+        search.latency(share)
+    assert search._latency.asked == 0
+
+
+def test_two_models_in_turns(monkeypatch):
+    script(monkeypatch, lambda *each: 1000 * artifact_bytes(*each))  # a machine that counts bytes
+    wide, small, tiny = (
+        Model.from_module(nn.Linear(64, width).eval(), (torch.randn(2, 64),)) for width in (64, 32, 16)
+    )
+    with ModelLatency(wide, NullProgress(), TARGETS["ort-cpu"]) as latency:
+        first = latency.glance(small).value
+        latency.keep()
+        second = latency.glance(tiny).value
+        assert latency.beside().value == pytest.approx(second / first, rel=0.02)
