@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from nncompress.errors import VerificationError
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.places import place
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,48 @@ def outputs_checked(
                 + (" only" if reference is None and nowhere else ""),
                 got=f"{broken} has some too"
                 if broken
-                else "its weights are finite: the activations overflow",
+                else f"its weights are finite; {_origin(model, inputs, new)}",
                 remedy="give inputs that it is made for: --data" if reference is None and nowhere else "",
             )
     return outputs
+
+
+def _origin(model: Model, inputs: Sequence[Tensor], kinds: set[str]) -> str:
+    """The first op that makes such values of others, in words."""
+    try:
+        with torch.no_grad():
+            _FirstOf(model.graph_module, kinds).run(*(x.clone() for x in inputs))
+    except _Found as found:
+        return f"{place(found.node)} makes {found.made} of {found.given} values"
+    return "it is given them, or holds them"
+
+
+class _Found(Exception):
+    def __init__(self, node: fx.Node, made: str, given: str) -> None:
+        super().__init__()
+        self.node, self.made, self.given = node, made, given
+
+
+class _FirstOf(fx.Interpreter):
+    """Stops at the first op that gives a value of these kinds where none that it is given is of that kind."""
+
+    def __init__(self, module: fx.GraphModule, kinds: set[str]) -> None:
+        super().__init__(module)
+        self._wanted = kinds
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and n.all_input_nodes:
+            given = _kinds_among([self.env[each] for each in n.all_input_nodes])
+            made = (_kinds_among(result) & self._wanted) - given
+            if made:
+                raise _Found(n, "NaN" if "nan" in made else "infinities", "infinite" if given else "finite")
+        return result
+
+
+def _kinds_among(values: Any) -> set[str]:
+    tensors = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
+    return set().union(*map(_kinds, tensors))
 
 
 def _kinds(tensor: Tensor) -> set[str]:

@@ -102,3 +102,27 @@ def test_outputs_of_8_bit_floats_are_checked_too():
     x = torch.ones(2, 3)
     (made,) = outputs_checked(Model.from_module(Net(), (x,)), (x,), "a pass")
     assert made.dtype == torch.float8_e5m2
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x: (x.abs() * -1 - 1).log(), "log behind input x makes NaN of finite values"),
+        (
+            lambda x: x.masked_fill(x > 0, -float("inf")).sub(-float("inf")),
+            "a difference behind input x makes NaN of infinite values",
+        ),
+        (lambda x: (x.abs() + 100).exp(), "exp behind input x makes infinities of finite values"),
+    ],
+    ids=["log", "difference-of-infinities", "exp"],
+)
+def test_the_first_op_that_makes_a_value_that_is_not_finite_is_named(forward, reason):
+    class Net(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    model = Model.from_module(Net(), (torch.randn(4, 3),))
+    x = (model.example_inputs()[0].abs(),)
+    with pytest.raises(VerificationError) as error:
+        outputs_checked(model, x, "the model as loaded", [torch.zeros(2, 3)])
+    assert reason in error.value.got
