@@ -6,6 +6,7 @@ leave its state and the inputs as they were.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -187,7 +188,18 @@ def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0, calls
         torch.manual_seed(seed)
         for _ in range(calls):
             results = source(*(tensor.clone() for tensor in inputs))
-    return [leaf.clone() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+    return [leaf.clone() for leaf in pytree.tree_leaves(in_dicts(results)) if isinstance(leaf, Tensor)]
+
+
+def in_dicts(results: Any) -> Any:
+    """What a forward returns, with dicts in the place of dataclasses, of which torch.export knows few."""
+
+    def unpacked(leaf: Any) -> Any:
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return {field.name: in_dicts(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+
+    return pytree.tree_map(unpacked, results)
 
 
 def _beyond(model: Model, expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,34 @@ def test_a_module_that_holds_scripted_ones_loads() -> None:
     torch.testing.assert_close(model(x), net(x))
     assert "first.linear.weight" in model.state_dict()
     assert model.agreement is not None
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+@dataclass
+class Detections:
+    scores: Scores
+    boxes: list[Tensor]
+
+
+def test_dataclasses_are_outputs_as_dicts_are(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Detections:
+            return Detections(Scores(self.linear(x)), [x.sum(-1), x[:, :2]])
+
+    net, x = Net().eval(), torch.randn(5, 4)
+    model = nncompress.load(net, input="1x4")
+    assert model.outputs == ("scores_logits", "boxes_0", "boxes_1")
+    expected = net(x)
+    for got, want in zip(model(x), (expected.scores.logits, *expected.boxes), strict=True):
+        torch.testing.assert_close(got, want)
+    nncompress.save(model, tmp_path / "m.pt2")
+    torch.testing.assert_close(nncompress.load(tmp_path / "m.pt2")(x)[0], expected.scores.logits)

@@ -49,6 +49,8 @@ def trace(
         remedy = "keep data-dependent Python control flow out of forward(), and check the input's shape"
         if "fake tensor in the exported program" in str(error):
             remedy = "let forward() compute with tensors themselves, not with their .data"
+        elif "not a known type" in str(error):
+            remedy = "let forward() return tensors, or tuples, lists, dicts or dataclasses of them"
         raise UnsupportedError(
             "torch.export cannot trace this model",
             got=f"{type(error).__name__}: {reason[:300]}",

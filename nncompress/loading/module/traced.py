@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from nncompress.ir.graph.inputs import with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
-from nncompress.loading.compare import compare_with_source, run_source
+from nncompress.loading.compare import compare_with_source, in_dicts, run_source
 from nncompress.loading.module.dry_run import dry_run
 from nncompress.loading.module.infer_input import (
     argument_names,
@@ -48,6 +49,7 @@ def traced(
         limits: as in `example_from_shapes`.
     """
     take_out_wrappers(module)
+    return_dicts(module)
     if callable(example_inputs):
         example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
     with unchanged(module):
@@ -70,6 +72,17 @@ def traced(
     model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes), traced=True)
     compare_with_source(model, source or module, path, notice)
     return model
+
+
+def return_dicts(module: nn.Module) -> None:
+    """Let it return dicts where it returns dataclasses (`in_dicts`)."""
+    forward = module.forward
+
+    @wraps(forward)
+    def returning_dicts(*args: Any, **kwargs: Any) -> Any:
+        return in_dicts(forward(*args, **kwargs))
+
+    module.forward = returning_dicts
 
 
 def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:
