@@ -49,6 +49,7 @@ from nncompress.runtimes import Runner, open_artifact
 LIMIT = 64  # records that each quantizer is calibrated on
 CHECKED = 32  # samples that outputs are compared on
 BITS = 7 if processor().saturates else 8
+QUANTIZE = Quantize(weight_bits=BITS, every_layer=True)
 FLOAT = "ORT float32"
 ORT, OV = "onnxruntime", "openvino"
 TRANSFORMER = {"layer_norm", "scaled_dot_product_attention"}  # networks with both, for NNCF
@@ -56,11 +57,11 @@ TRANSFORMER = {"layer_norm", "scaled_dot_product_attention"}  # networks with bo
 
 @dataclass(frozen=True)
 class Form:
-    """One column: a file in the network's folder, run by a runtime; quantized by us where it has `bits`."""
+    """One column: a file in the network's folder, and what runs it."""
 
     file: str
     runtime: str
-    bits: int = 0
+    ours: bool = False  # quantized and written by us
     target: str | None = None
     quantized_for: str | None = None  # as `quantize --target`
 
@@ -68,13 +69,12 @@ class Form:
 FORMS = {
     FLOAT: Form("float.onnx", ORT),
     "A/A": Form("float.onnx", ORT),
-    "ORT int8": Form("ort8.onnx", ORT, 8, "ort-cpu"),
-    "ORT 7 bits": Form("ort7.onnx", ORT, 7, "ort-cpu"),
+    "ORT ours": Form("ort.onnx", ORT, True, "ort-cpu"),
     "ORT's own": Form("own.onnx", ORT),
     "OV as it comes": Form("float.onnx", OV),
     "OV NNCF": Form("nncf.xml", OV),
-    "OV ours": Form("openvino.onnx", OV, BITS, "openvino"),
-    "OV plain": Form("plain.onnx", OV, BITS, None),
+    "OV ours": Form("openvino.onnx", OV, True, "openvino", "openvino"),
+    "OV plain": Form("plain.onnx", OV, True),
 }
 
 
@@ -91,11 +91,11 @@ class Records(CalibrationDataReader):
 def make(form: Form, model: Model, data: Dataset, folder: Path) -> None:
     """Write the file of one column."""
     path, source = folder / form.file, folder / "float.onnx"
-    if form.bits:
-        small = folder / f"{form.quantized_for or 'any'}-{form.bits}bits.pt2"
+    if form.ours:
+        small = folder / f"{form.quantized_for or 'any'}.pt2"
         if not small.exists():
             context = Context(data=data, limit=LIMIT, target=form.quantized_for)
-            nncompress.save(run(model, [Quantize(weight_bits=form.bits)], context)[0], small)
+            nncompress.save(run(model, [QUANTIZE], context)[0], small)
         write(nncompress.load(small), path, target=form.target)
     elif path == source:
         write(model, path)
@@ -184,8 +184,6 @@ def kernels(runner: Any, path: Path, x: np.ndarray) -> str:
 def opened(model: Model, data: Dataset, folder: Path) -> Iterator[tuple[str, Runner]]:
     """Each column that can be had here, its file made where it is missing; the others are said."""
     for name, form in FORMS.items():
-        if form.bits == 7 > BITS:
-            continue  # 8 bits are right here
         wanted = {OV: ["openvino"], ORT: []}[form.runtime] + ["nncf"] * (name == "OV NNCF")
         absent = [package for package in wanted if find_spec(package) is None]
         if absent:

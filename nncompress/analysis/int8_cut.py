@@ -44,6 +44,8 @@ def layers_in_float(
     layers: Sequence[Layer],
     seconds: Mapping[str, Times],
     conversion: Callable[[fx.Node], Times],
+    *,
+    float_results: bool = False,
 ) -> set[str]:
     """The names of those of `layers` with which in float the model takes least time; as few as can be.
 
@@ -51,10 +53,11 @@ def layers_in_float(
         layers: that could run in int8.
         seconds: of each layer by its name; one that is missing goes with its neighbours.
         conversion: of a value: `int8` quantizes it, `floats` dequantizes it.
+        float_results: as in `plan_activations`.
     """
     from networkx import DiGraph, minimum_cut  # torch needs it, too
 
-    plan = plan_activations(model, layers)
+    plan = plan_activations(model, layers, float_results=float_results)
     by_node = {layer.node: layer for layer in layers}
     makers = {result_of(node): node for node in (*by_node, *plan.computed)}
 

@@ -10,12 +10,18 @@ else is rounded:
   reads is int8 and what it writes is wanted so; a convolution would read it rounded in any case.
 - Additions, concatenations, pools and data movement between them run in int8 when all they read is rounded
   and what they write is wanted in int8 downstream. Data movement keeps the qparams of what it moves.
+
+Other runtimes' int8 convolutions give floats as well, and compute what follows before they round
+(`float_results`). For them no value is rounded that only float ops read, nor one between a convolution and
+its activation (SiLU, Hardswish, GELU, …), nor the gate of a squeeze-and-excitation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -32,6 +38,7 @@ SAME_VALUES = MOVES | {
 }  # fmt: skip
 PADDING_VALUE = {"pad": 3, "constant_pad_nd": 2}  # position of the argument
 COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
+ACTIVATIONS = {"silu", "hardswish", "gelu", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu", "mish"}
 
 
 @dataclass
@@ -51,20 +58,27 @@ class Plan:
     computed: set[fx.Node] = field(default_factory=set)
 
 
-def plan_activations(model: Model, layers: Collection[Layer]) -> Plan:
-    """The activations to round so that `layers` run in int8."""
+def plan_activations(model: Model, layers: Collection[Layer], *, float_results: bool = False) -> Plan:
+    """The activations to round so that `layers` run in int8.
+
+    Args:
+        float_results: of convolutions are no loss of time (`nncompress.targets.Target.float_results`).
+    """
     nodes = list(model.graph.nodes)
+    behind = CLAMPS | DROPOUTS | (ACTIVATIONS if float_results else set())
+    last: Callable[[fx.Node], Any] = partial(result_of, behind=behind)
     read = {layer.data for layer in layers}
-    written = {result_of(layer.node) for layer in layers if layer.kind not in PRODUCTS}
-    computed_by_layer = {result_of(layer.node) for layer in layers}
+    written = {last(layer.node) for layer in layers if layer.kind not in PRODUCTS}
+    computed_by_layer = {last(layer.node) for layer in layers}
     layer_nodes = {layer.node for layer in layers}
     possible = _possible(nodes, read | written)
-    wanted = _wanted(nodes, read, possible)
+    wanted = _read_in_int8(nodes, read, possible) if float_results else _wanted(nodes, read, possible)
+    asked = wanted if float_results else wanted | written
     plan = Plan()
     for node in nodes:
-        if node not in possible or not (node in wanted or node in written):
+        if node not in possible or node not in asked:
             continue
-        if is_dequantized(node) or is_quantized(node) or _absorbed(node):
+        if is_dequantized(node) or is_quantized(node) or last(node) is not node:
             continue
         plan.points.append(node)
         if node not in computed_by_layer and _stays_int8(node, possible):
@@ -109,11 +123,21 @@ def _wanted(nodes: list[fx.Node], read: Collection[fx.Node], possible: set[fx.No
     return wanted
 
 
-def result_of(node: fx.Node) -> fx.Node:
-    """The last of the clamps and inactive dropouts that alone read `node` one after the other, or itself."""
+def _read_in_int8(nodes: list[fx.Node], read: Collection[fx.Node], possible: set[fx.Node]) -> set[fx.Node]:
+    """What an integer layer reads, at once or behind ops that gain by 8 bits, too; a product does not."""
+    wanted: set[fx.Node] = set()
+    for node in reversed(nodes):
+        passed_on = (user for user in node.users if op_name(user) != "mul" and _stays_int8(user, possible))
+        if node in possible and (node in read or any(user in wanted for user in passed_on)):
+            wanted.add(node)
+    return wanted
+
+
+def result_of(node: fx.Node, behind: Collection[str] = CLAMPS | DROPOUTS) -> fx.Node:
+    """The last of the ops in `behind` that alone read `node` one after the other, or itself."""
     while len(node.users) == 1:
         (user,) = node.users
-        if op_name(user) not in CLAMPS | DROPOUTS or user.args[0] is not node or not _clips_around_zero(user):
+        if op_name(user) not in behind or user.args[0] is not node or not _clips_around_zero(user):
             break
         node = user
     return node
@@ -127,10 +151,6 @@ def _clips_around_zero(clamp: fx.Node) -> bool:
         for position in bounds.get(op_name(clamp), (None, None))
     )
     return not (isinstance(low, float | int) and low > 0) and not (isinstance(high, float | int) and high < 0)
-
-
-def _absorbed(node: fx.Node) -> bool:
-    return result_of(node) is not node
 
 
 def _stays_int8(node: fx.Node, possible: set[fx.Node]) -> bool:

@@ -43,6 +43,8 @@ class Target:
         floats: in what it computes the layers that stay in float, by itself.
         compiler: what it makes of quantize and dequantize nodes, and where that is told.
         clock: how its latency is measured.
+        float_results: its int8 convolutions give floats as fast, and compute the activation behind them
+            before they round: what float ops read, and what lies between the two, stays float.
         symmetric: it refuses activations with a zero point other than 0.
         rewrites: what its files may have that those of no other target have.
         notes: what its users must know.
@@ -59,6 +61,7 @@ class Target:
     floats: str
     compiler: str
     clock: str
+    float_results: bool = False
     symmetric: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     notes: tuple[str, ...] = ()

@@ -8,10 +8,10 @@ from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 
 
-def planned(network: nn.Module, *shape: int, without: str = ""):
+def planned(network: nn.Module, *shape: int, without: str = "", float_results: bool = False):
     model = Model.from_module(network.eval(), (torch.randn(2, *shape),))
     chosen = [layer for layer in layers(model) if layer.name != without]
-    plan = plan_activations(model, chosen)
+    plan = plan_activations(model, chosen, float_results=float_results)
     return [op_name(n) if n.op == "call_function" else n.op for n in plan.points], plan
 
 
@@ -103,6 +103,42 @@ def test_a_clamp_to_a_range_without_zero_is_an_op_of_its_own():
         model = Model.from_module(Clamped(*bounds), (torch.randn(2, 3, 4, 4),))
         plan = plan_activations(model, list(layers(model)))
         assert (next(layers(model)).node in plan.points) == rounded
+
+
+class Gated(nn.Module):
+    """An expansion with a squeeze-and-excitation, as in EfficientNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.reduce, self.expand = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+
+    def forward(self, x):
+        y = F.silu(self.up(x))
+        gate = torch.sigmoid(self.expand(F.silu(self.reduce(y.mean((2, 3), keepdim=True)))))
+        return F.relu(x + self.down(y * gate))
+
+
+class Normed(nn.Module):
+    """As in ConvNeXt: floats read a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.up = nn.Conv2d(4, 8, 1), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.up(self.norm(self.conv(x).permute(0, 2, 3, 1)))
+
+
+def test_where_convolutions_give_floats_only_what_integers_read_is_rounded():
+    points, _ = planned(Gated(), 4, 6, 6, float_results=True)
+    assert points == ["placeholder", "silu", "mean", "silu", "mul"]
+    points, _ = planned(Gated(), 4, 6, 6)
+    assert points.count("conv2d") == 4
+    assert planned(Normed(), 4, 6, 6, float_results=True)[0] == ["placeholder", "layer_norm"]
+    assert planned(Normed(), 4, 6, 6)[0] == ["placeholder", "conv2d", "permute", "layer_norm"]
+    points, _ = planned(Residual(), 4, 8, 8, float_results=True)
+    assert points == ["placeholder", "relu", "conv2d", "relu", "max_pool2d"]
 
 
 class Norms(nn.Module):

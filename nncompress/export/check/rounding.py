@@ -2,27 +2,29 @@
 
 Two right ways to round differ by what each of them is away from float, which deep networks, and sums that
 cancel, make large. A kernel that is wrong is farther from float than the graph. A file that is run as it is
-written, in floats, meets a boundary here and there only, and differs by little of that; or by as much, in a
-deep network where one such value changes all that follow, which is taken where it is little of the outputs.
+written, in floats, meets a boundary here and there only, and differs by little of that; or by as much as the
+graph from itself when the last bits of its sums change, much where one value changes all that follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from nncompress.analysis.observe.walk import Env, Walk
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
-from nncompress.ir.formats.qdq import without_rounding
+from nncompress.ir.formats.qdq import LEVELS, without_rounding
 from nncompress.ir.graph.ops import op_name
 
 AS_FAR = 1.25  # times what rounding is worth in the graph, that of a right file is at most
-SMALL = 0.05  # of the outputs: where rounding is worth no more, a file as it is written may be as far, too
-DEEP = 32  # roundings one after the other, in a network where that holds: a wrong scale of a few would show
 AS_WRITTEN = 0.2  # times that, what a file as it is written may be away from the graph
+LAST_BIT = 2.0**-24  # of the range of an activation: what another order of a float32 sum changes
+TIMES = 2  # what that moves the graph, a file as it is written may be away from it: it is one draw of several
 MOST = 0.5  # of the outputs: where rounding in the graph moves them farther, it tells nothing of a file
 
 
@@ -43,9 +45,19 @@ class Rounding:
     def _unrounded(self) -> Model:
         return without_rounding(self._model)
 
-    @cached_property
-    def _deep(self) -> bool:
-        return sum(op_name(node) == "quantize_per_tensor" for node in self._model.graph.nodes) >= DEEP
+    def _last_bits(
+        self, inputs: Sequence[Sequence[Tensor]], output: int, graph: Tensor, file: Tensor
+    ) -> bool:
+        """Is that about how far the graph is from itself where activations differ by `LAST_BIT`?"""
+        generator = torch.Generator().manual_seed(0)
+        walk = Walk(self._model)
+        for node in self._model.graph.nodes:
+            if op_name(node) == "quantize_per_tensor":
+                walk.instead[node] = partial(_round_nudged, node, generator)
+        with torch.no_grad():
+            nudged = _joined([walk.outputs(*(x.clone() for x in given))[output] for given in inputs])
+        moved = (nudged.reshape(graph.shape) - graph).norm()
+        return bool((file - graph).norm() <= TIMES * moved)
 
     def explains(
         self,
@@ -67,7 +79,7 @@ class Rounding:
             raise refused
         with torch.no_grad():
             called = [self._unrounded.outputs_of(*(x.clone() for x in given))[output] for given in inputs]
-        floats = torch.cat([each.detach().double().cpu().flatten() for each in called]).reshape(graph.shape)
+        floats = _joined(called).reshape(graph.shape)
         graph, file = graph.detach().double().cpu(), file.detach().double()
         if not all(x.isfinite().all() for x in (floats, graph, file)):
             raise refused
@@ -77,7 +89,9 @@ class Rounding:
         rounded = (graph - floats).abs()
         right = of_graph <= MOST and _within(file - floats, rounded, AS_FAR)
         if self._as_written:
-            right = (right and of_graph <= SMALL and self._deep) or _within(file - graph, rounded, AS_WRITTEN)
+            right = _within(file - graph, rounded, AS_WRITTEN) or (
+                right and self._last_bits(inputs, output, graph, file)
+            )
         if not right:
             refused.got = f"{refused.got}; {told}"
             raise refused
@@ -87,6 +101,19 @@ class Rounding:
             self._worst = relative
             self.told = f"rounded otherwise than the graph, {relative:.2g} from it: {told}"
         return difference.abs().max().item(), relative
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([each.detach().double().cpu().flatten() for each in values])
+
+
+def _round_nudged(node: fx.Node, generator: torch.Generator, env: Env) -> Tensor:
+    """A quantize node of a value with other last bits."""
+    given: Any = fx.map_arg(node.args, env.__getitem__)
+    x, scale, *rest = given
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+    assert callable(node.target)
+    return node.target(x + noise * (LEVELS * scale * LAST_BIT), scale, *rest)  # type: ignore[no-any-return]
 
 
 def _within(difference: Tensor, rounded: Tensor, most: float) -> bool:

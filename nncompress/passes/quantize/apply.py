@@ -27,6 +27,7 @@ from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
     activation_qparams,
     bits_by_fisher,
+    gives_floats,
     input_moments,
     target_is_symmetric,
 )
@@ -220,6 +221,7 @@ def calibrate(
     found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
     if options.mode == "static":
         integer = integer_layers(chosen, "static")
+        found.float_results = gives_floats(context)
         ranges = options.calibration, options.percentile, options.symmetric_activations
         found.qparams = activation_qparams(model, integer, *ranges, context)
     if options.size is not None:

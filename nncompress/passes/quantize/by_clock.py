@@ -46,7 +46,8 @@ def slow_in_int8(
     if where is None:
         return {}
     times = int8_times(model, integer, where, context.progress)
-    names = layers_in_float(model, integer, times.layers, times.conversion)
+    floats = where.float_results
+    names = layers_in_float(model, integer, times.layers, times.conversion, float_results=floats)
     _tell_what_is_unknown(times, where, context)
     left = {name: _why(times.layers.get(name)) for name in sorted(names)}
     return _fastest(model, rounded, left, len(integer), where, context)

@@ -33,12 +33,14 @@ class CalibrationStatistics:
     Attributes:
         bits: of each weight.
         qparams: of each activation that may be rounded.
+        float_results: as in `nncompress.analysis.int8_plan.plan_activations`.
         moments: of what each layer multiplies, where rounding looks at it.
         adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
     """
 
     bits: dict[str, int]
     qparams: dict[str, QParams] = field(default_factory=dict)
+    float_results: bool = False
     moments: InputMoments | None = None
     adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -93,9 +95,15 @@ def activation_qparams(
     model: Model, integer: list[Layer], calibration: str, percentile: float, symmetric: bool, context: Context
 ) -> dict[str, QParams]:
     """Of every activation that is rounded for the layers `integer`, by its node's name."""
-    plan = plan_activations(model, integer)
+    plan = plan_activations(model, integer, float_results=gives_floats(context))
     if not plan.points:
         return {}
+    if gives_floats(context) and len(plan.points) < len(plan_activations(model, integer).points):
+        runtime = TARGETS[context.target or ""].runtime_name
+        context.notes.append(
+            f"rounded for {runtime}, which needs less of it: in other runtimes some layers will run in float; "
+            "without --target it is rounded for all"
+        )
     seen = histograms(
         model,
         [node for node in plan.points if node not in plan.same_qparams],
@@ -123,3 +131,9 @@ def target_is_symmetric(context: Context) -> bool:
     """Symmetric ranges are all that the target takes."""
     where = TARGETS.get(context.target or "")
     return where is not None and where.symmetric
+
+
+def gives_floats(context: Context) -> bool:
+    """Convolutions of the target give floats as fast as bytes."""
+    where = TARGETS.get(context.target or "")
+    return where is not None and where.float_results

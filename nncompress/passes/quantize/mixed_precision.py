@@ -39,7 +39,8 @@ def damages(
 ) -> dict[str, float]:
     """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
     integer = integer_layers(chosen, mode)
-    plan = plan_activations(model, integer) if mode == "static" else None
+    floats = statistics.float_results
+    plan = plan_activations(model, integer, float_results=floats) if mode == "static" else None
     qparams = {node: statistics.qparams[node.name] for node in plan.points} if plan is not None else {}
     found = {}
     with torch.no_grad():

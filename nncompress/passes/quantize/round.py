@@ -31,7 +31,8 @@ def round_layers(
     """Quantize `chosen`; the model still has to be refreshed."""
     integer = integer_layers(chosen, mode)
     qparams: dict[fx.Node, QParams] = {}
-    plan = plan_activations(model, integer) if mode == "static" else None
+    floats = statistics.float_results
+    plan = plan_activations(model, integer, float_results=floats) if mode == "static" else None
     if plan is not None:
         qparams = {node: statistics.qparams[node.name] for node in plan.points}
     changes = []

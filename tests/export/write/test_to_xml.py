@@ -6,12 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
+from records import Records
 from torch import nn
 
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, ModelFileError, OutputError, UnsupportedError, VerificationError
 from nncompress.export import write
 from nncompress.ir import Model
+from nncompress.passes import Context, Quantize
 from nncompress.runtimes import open_artifact
 from tests.export.lower.test_lower_int8 import quantized
 
@@ -59,6 +61,53 @@ def test_an_onnx_for_openvino_is_run_there_and_layers_left_in_float_are_named(mo
     report = write(small, tmp_path / "m.onnx", target="openvino")
     assert report.runtime.startswith("openvino ")
     assert report.int8.startswith("2 of 3 in int8, 1 in float32 in OpenVINO (conv)")
+
+
+class Tokens(nn.Module):
+    """Patches, and two layers of as many outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return tokens + self.second(torch.sigmoid(self.first(self.norm(tokens))))
+
+
+def test_layers_of_as_many_outputs_are_all_in_int8(tmp_path):
+    """They were in floats where their weights shared a zero point."""
+    torch.manual_seed(0)
+    model = Model.from_module(Tokens().eval(), (torch.randn(2, 3, 16, 16),))
+    report = write(quantized(model, weight_bits=7), tmp_path / "m.onnx", target="openvino")
+    assert report.int8.startswith("3 of 3 in int8 in OpenVINO")
+
+
+class Gated(nn.Module):
+    """An expansion with a squeeze-and-excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = nn.functional.silu(self.up(x))
+        return self.down(y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True))))
+
+
+def test_rounded_for_openvino_it_is_nearer_to_float_and_all_in_int8(tmp_path):
+    torch.manual_seed(0)
+    model, x = Model.from_module(Gated().eval(), (torch.randn(2, 3, 8, 8),)), torch.randn(64, 3, 8, 8)
+    away, notes = {}, {}
+    for target in (None, "openvino"):
+        small, context = model.copy(), Context(data=Records((x,)), target=target)
+        Quantize(weight_bits=7, every_layer=True).apply(small, context)
+        away[target], notes[target] = float((small(x) - model(x)).norm().detach()), " ".join(context.notes)
+    assert away["openvino"] < 0.9 * away[None]
+    assert "in other runtimes some layers will run in float" in notes["openvino"]
+    assert "in other runtimes" not in notes[None]
+    assert write(small, tmp_path / "m.onnx", target="openvino").int8.startswith("3 of 3 in int8")
 
 
 def test_what_openvino_computes_otherwise_is_not_kept(model, tmp_path, monkeypatch):

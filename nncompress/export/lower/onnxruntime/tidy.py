@@ -90,16 +90,26 @@ def _stored(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
 
 
 def _share_initializers(graph: ir.Graph) -> None:
-    """Equal initializers become one."""
+    """Equal initializers become one, but for the zero points of weights.
+
+    Where weights share these, OpenVINO runs most of their layers in floats (2026.4).
+    """
     first: dict[tuple[object, ...], ir.Value] = {}
     for name, value in list(graph.initializers.items()):
-        if value.const_value is None or value.is_graph_output():
+        if value.const_value is None or value.is_graph_output() or _is_zero_of_weight(value):
             continue
         key = _key(value.const_value.numpy())
         if key in first:
             value.replace_all_uses_with(first[key])
             del graph.initializers[name]
         first.setdefault(key, value)
+
+
+def _is_zero_of_weight(value: ir.Value) -> bool:
+    return any(
+        use.node.op_type == "DequantizeLinear" and use.idx == 2 and use.node.inputs[0].is_initializer()  # type: ignore[union-attr]
+        for use in value.uses()
+    )
 
 
 def _share_transposed(graph: ir.Graph) -> None:
