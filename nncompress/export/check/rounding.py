@@ -113,7 +113,7 @@ def _round_nudged(node: fx.Node, generator: torch.Generator, env: Env) -> Tensor
     x, scale, *rest = given
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
     assert callable(node.target)
-    return node.target(x + noise * (LEVELS * scale * LAST_BIT), scale, *rest)  # type: ignore[no-any-return]
+    return node.target(x + noise * (LEVELS * scale * LAST_BIT), scale, *rest)
 
 
 def _within(difference: Tensor, rounded: Tensor, most: float) -> bool:

@@ -101,8 +101,8 @@ def activation_qparams(
     if gives_floats(context) and len(plan.points) < len(plan_activations(model, integer).points):
         runtime = TARGETS[context.target or ""].runtime_name
         context.notes.append(
-            f"rounded for {runtime}, which needs less of it: in other runtimes some layers will run in float; "
-            "without --target it is rounded for all"
+            f"rounded for {runtime}, which needs less of it: in other runtimes some layers will run in float;"
+            " without --target it is rounded for all"
         )
     seen = histograms(
         model,
