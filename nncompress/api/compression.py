@@ -102,6 +102,8 @@ def save(
 ) -> ExportReport:
     """Write `.pt2`, `.onnx` (verified in ONNX Runtime) or `.safetensors`; never onto a file in `protect`.
 
+    Warns where 8-bit sums of the file may overflow on processors like this one.
+
     Args:
         model: what `load` or `compress` returned, or what its `to_module` gave.
         target: where it will run (`nncompress.targets`); None: a plain `.onnx`, whatever processor wrote it.
@@ -109,6 +111,9 @@ def save(
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
-    return export.write(
+    report = export.write(
         taken(model, None, None, warnings.warn), path, protect=protect, target=target, time_int8=int8_speed
     )
+    if report.overflow:
+        warnings.warn(f"{path}: {report.overflow}", stacklevel=2)
+    return report

@@ -71,6 +71,8 @@ class ExportReport:
         not_read: of an `.onnx`, why nncompress itself cannot read it again; "" where it can.
         rounding: of a quantized model whose outputs are farther from the graph's than kernels usually are:
             how far both are from float; "" where they are near.
+        overflow: of a quantized model whose 8-bit sums may overflow in the runtime on processors like this
+            one: what to do about it; "" where they cannot.
         not_compared: of a file that was read back, why its outputs were not compared; "" where they were.
     """
 
@@ -91,6 +93,7 @@ class ExportReport:
     not_read: str = ""
     target: str = ""
     rounding: str = ""
+    overflow: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -169,6 +169,19 @@ def test_a_folder_of_another_model_is_refused_and_its_own_is_not_taken_for_it(he
     assert not (here / "other.pt2").exists()
 
 
+def test_a_folder_of_other_things_is_refused_and_the_original_is_not_written_over(here, capsys):
+    common = ["optimize", "m.pt2", "--data", "few.npz", "--max-drop", "30", "--goal", "macs", "--trials", "1"]
+    (here / "taken").mkdir()
+    (here / "taken/original.pt2").write_bytes(b"the user's")
+    code, _, err = answer(capsys, *common, "--folder", "taken")
+    assert (code, "holds no search, but other files" in err) == (ExitCode.USAGE, True)
+    assert [path.name for path in (here / "taken").iterdir()] == ["original.pt2"]
+    assert (here / "taken/original.pt2").read_bytes() == b"the user's"
+    (here / "new").mkdir()
+    code, _, err = answer(capsys, *common, "--folder", "new", "-o", "./new/original.pt2")
+    assert (code, "keeps the original" in err) == (ExitCode.USAGE, True)
+
+
 @pytest.mark.parametrize("fit", ["val.npz", "val.npz?half=2", "some.npz"])
 def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
     model = load_model("m.pt2")

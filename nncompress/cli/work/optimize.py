@@ -24,6 +24,7 @@ from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
+from nncompress.files.ledger import Ledger
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import said_of, without_samples
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
@@ -39,6 +40,8 @@ from nncompress.search.promise import RESULT
 from nncompress.search.records import model_key, read
 from nncompress.search.unseen import shared
 from nncompress.targets import TARGETS
+
+ORIGINAL, SENSITIVITY = "original.pt2", "sensitivity"  # in the folder of a search
 
 
 def find(
@@ -77,6 +80,9 @@ def find(
     data = loading["data"]
     reads = model_files.read_by(opened, data, fit, loading["arch"])
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
+    kept = Path(folder or f"{opened.stem}.optimize")
+    if result.resolve() == (kept / ORIGINAL).resolve():
+        raise UsageError(f"{result} is where the search keeps the original", remedy="give -o another name")
     for file in made_again.recipe_files(result):
         model_files.output_for(str(file), file, reads)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
@@ -95,7 +101,6 @@ def find(
         floats_in(where, asked["ends_in"])  # refused before the search
         chosen = "" if target else ", the fastest here (--target names another)"
         say(f"latencies are measured in {where.runtime_name}{chosen}")
-    kept = make_folder(Path(folder) if folder else Path(f"{opened.stem}.optimize"))
     settings: dict[str, Any] = {
         "schema": 1,
         "kind": "search",
@@ -108,16 +113,24 @@ def find(
         "seed": seed,
         "bounds": asked,
     }
-    begun = read(kept / "search.json", SETTINGS)
+    begun = read(make_folder(kept) / "search.json", SETTINGS)
     if begun is not None and begun["model"] != settings["model"]:
         raise UsageError(
             f"{kept} holds a search of another model than {opened.path}",
-            remedy=f"name another --folder, or delete this one: rm -r {shlex.quote(str(kept))}",
+            remedy="name another --folder" if folder else f"--folder, or rm -r {shlex.quote(str(kept))}",
         )
     if fit is not None:
         _check_fit(settings, opened.model, all_of_it=training is not None)
     if begun is None:  # the settings last: where they are, the model is
-        export.write(opened.model, kept / "original.pt2")
+        ledger = Ledger(kept)
+        if others := [name for name in ledger.others() if name != SENSITIVITY]:
+            raise UsageError(
+                f"{kept} holds no search, but other files",
+                got=", ".join(others[:5]) + (", …" if others[5:] else ""),
+                remedy="name a new --folder",
+            )
+        with ledger.writing(ORIGINAL) as temporary:
+            export.write(opened.model, temporary)
         write_json(kept / "search.json", settings)
     words = ["nncompress", "optimize", "--join", str(kept), *(["--data", data] if is_code(data) else [])]
     help_it = shlex.join([*words, *(["--metric", metric] if metric and ":" in metric else [])])
@@ -228,7 +241,7 @@ def _half(data: str, number: int) -> str:
 
 def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
     """The search in a folder, opened by what its `search.json` says."""
-    original = api.load(folder / "original.pt2")
+    original = api.load(folder / ORIGINAL)
     normalize = settings["normalize"]
     fitted = api.dataset(settings["fit"], original, normalize)
     selection = api.dataset(_half(settings["data"], 1), original, normalize)

@@ -94,14 +94,15 @@ def write_onnx(
         twin, applied, offered = _write(
             signed, temporary, storage, states, target, twin=measured, offer=small and target is None
         )
-        covered, told = "", [described(applied)]
+        covered, told, overflow = "", [described(applied)], ""
         if offered:
             told.append(f"--target ort-cpu would write {described(offered)}")
         cut_off = saturating_weights(temporary) if int8 and processor().saturates else ()
         kernels = temporary
         if cut_off:
             if here:
-                told.append(_overflows(cut_off))
+                overflow = _overflows(cut_off)
+                told.append(overflow)
             kernels = Path(folder) / temporary.name
             _write(model, kernels, storage, states, TARGETS["ort-cpu"])
         write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
@@ -144,6 +145,7 @@ def write_onnx(
         state=tuple((state.input, state.output) for state in states),
         target=target.name if target is not None else ANY,
         not_read=not_read,
+        overflow=overflow,
     )
 
 

@@ -77,11 +77,13 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         cut_off = overflow > 0 and processor().saturates
         found = check.compare(model, temporary, integers=not cut_off)
         told = [check.coverage(model, temporary)] if int8 else []
+        warned = ""
         if cut_off:
-            told.append(
+            warned = (
                 f"its integer kernels were not compared: without VNNI, as here, sums with {overflow} of its "
                 "weights may overflow; quantize --weight-bits 7 is right everywhere"
             )
+            told.append(warned)
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
     return replace(
         report,
@@ -97,6 +99,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         choices="",
         rounding=found.rounding,
         target="openvino",
+        overflow=warned,
     )
 
 

@@ -12,7 +12,7 @@ from nncompress.cli import options
 from nncompress.cli.commands.training.job import AFTER, BEFORE, Job, how_to_go_on, settings_of
 from nncompress.cli.console import progress, say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.errors import UsageError
+from nncompress.errors import OutputError, UsageError
 from nncompress.files.targets import check_chosen, check_target
 from nncompress.report.training import epochs
 from nncompress.train import GrowSettings, TrainSettings
@@ -67,6 +67,8 @@ def run(
     check_checkpoint(checkpoint, resume)
     epochs_file = Path(log or f"{job.target}.jsonl")
     check_target(epochs_file, (*job.sources, job.target, checkpoint))
+    if epochs_file.resolve() in (job.target.resolve(), checkpoint.resolve()):
+        raise OutputError(f"--log {epochs_file} is written by this training, too", remedy="give another name")
     if log is None:
         check_chosen(epochs_file, is_log, "--log")
     with how_to_go_on(checkpoint), process_group() as group, progress() as bar:
