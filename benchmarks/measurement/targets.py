@@ -7,8 +7,9 @@
 Ratios to ONNX Runtime in float32 in one interleaved run, batch 1, one thread, CPU time of the process: above
 1 is faster. A/A is float32 once more. Beside them the signal-to-noise ratio of the outputs against float32's
 (SQNR, dB: more is better) on samples that nothing was calibrated on and, with NAME.test.npz (x, y), the top-1
-points gained on it. Each network's figures are kept in NAME.json: those that have one are not measured again
-unless --again; forms are kept in NAME/, and made again where they are missing.
+points gained on it. With NAME.cut.pt2, the same model after passes that remove nodes or ranks, that one is
+quantized and measured in turns with the others. Each network's figures are kept in NAME.json: those that have
+one are not measured again unless --again; forms are kept in NAME/, and made again where they are missing.
 
 Each quantizer is used as its own documentation says for the network and this processor. Without VNNI, sums of
 8-bit products overflow in 16 bits: weights take 7 bits then (ours `--weight-bits 7`, ONNX Runtime's
@@ -46,7 +47,6 @@ from nncompress.passes import Context, Quantize
 from nncompress.pipeline import run
 from nncompress.runtimes import Runner, open_artifact
 
-LIMIT = 64  # records that each quantizer is calibrated on
 CHECKED = 32  # samples that outputs are compared on
 BITS = 7 if processor().saturates else 8
 QUANTIZE = Quantize(weight_bits=BITS, every_layer=True)
@@ -64,16 +64,19 @@ class Form:
     ours: bool = False  # quantized and written by us
     target: str | None = None
     quantized_for: str | None = None  # as `quantize --target`
+    cut: bool = False  # of NAME.cut.pt2
 
 
 FORMS = {
     FLOAT: Form("float.onnx", ORT),
     "A/A": Form("float.onnx", ORT),
     "ORT ours": Form("ort.onnx", ORT, True, "ort-cpu"),
+    "ORT ours, cut": Form("ort-cut.onnx", ORT, True, "ort-cpu", cut=True),
     "ORT's own": Form("own.onnx", ORT),
     "OV as it comes": Form("float.onnx", OV),
     "OV NNCF": Form("nncf.xml", OV),
     "OV ours": Form("openvino.onnx", OV, True, "openvino", "openvino"),
+    "OV ours, cut": Form("openvino-cut.onnx", OV, True, "openvino", "openvino", cut=True),
     "OV plain": Form("plain.onnx", OV, True),
 }
 
@@ -88,20 +91,20 @@ class Records(CalibrationDataReader):
         return next(self.feeds, None)
 
 
-def make(form: Form, model: Model, data: Dataset, folder: Path) -> None:
-    """Write the file of one column."""
+def make(form: Form, model: Model, data: Dataset, folder: Path, limit: int) -> None:
+    """Write the file of one column, calibrated on `limit` records."""
     path, source = folder / form.file, folder / "float.onnx"
     if form.ours:
-        small = folder / f"{form.quantized_for or 'any'}.pt2"
+        small = folder / f"{form.quantized_for or 'any'}{'-cut' * form.cut}.pt2"
         if not small.exists():
-            context = Context(data=data, limit=LIMIT, target=form.quantized_for)
+            context = Context(data=data, limit=limit, target=form.quantized_for)
             nncompress.save(run(model, [QUANTIZE], context)[0], small)
         write(nncompress.load(small), path, target=form.target)
     elif path == source:
         write(model, path)
     else:
         fitted, _ = data.split()  # as our pipeline does
-        records = [batch.inputs[0].numpy() for batch in fitted.batches(1, limit=LIMIT)]
+        records = [batch.inputs[0].numpy() for batch in fitted.batches(1, limit=limit)]
         (by_nncf if form.runtime == OV else by_onnxruntime)(source, records, path, model)
 
 
@@ -131,7 +134,7 @@ def by_nncf(source: Path, records: list[np.ndarray], path: Path, model: Model) -
     graph = nncf.quantize(
         openvino.Core().read_model(str(source)),
         nncf.Dataset(records),
-        subset_size=LIMIT,
+        subset_size=len(records),
         preset=nncf.QuantizationPreset.PERFORMANCE if relu else nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if ops >= TRANSFORMER else None,
         advanced_parameters=AdvancedQuantizationParameters(
@@ -181,7 +184,7 @@ def kernels(runner: Any, path: Path, x: np.ndarray) -> str:
     return int8_coverage(path).summary().partition(";")[0]
 
 
-def opened(model: Model, data: Dataset, folder: Path) -> Iterator[tuple[str, Runner]]:
+def opened(model: Model, data: Dataset, folder: Path, limit: int) -> Iterator[tuple[str, Runner]]:
     """Each column that can be had here, its file made where it is missing; the others are said."""
     for name, form in FORMS.items():
         wanted = {OV: ["openvino"], ORT: []}[form.runtime] + ["nncf"] * (name == "OV NNCF")
@@ -189,20 +192,23 @@ def opened(model: Model, data: Dataset, folder: Path) -> Iterator[tuple[str, Run
         if absent:
             print(f"{name}: left out: pip install {' '.join(absent)}")
             continue
+        cut = folder.with_suffix(".cut.pt2")
+        if form.cut and not cut.exists():
+            continue
         try:
             if not (folder / form.file).exists():
-                make(form, model, data, folder)
+                make(form, nncompress.load(cut) if form.cut else model, data, folder, limit)
             yield name, open_artifact(folder / form.file, 1, runtime=form.runtime)
         except NNCompressError as refused:
             print(f"{name}: left out: {refused}")
 
 
-def measure(path: Path, data: str, seconds: float) -> dict[str, Any]:
+def measure(path: Path, data: str, seconds: float, limit: int) -> dict[str, Any]:
     """Measure one network: milliseconds in float32, rounds, and the figures of each column."""
     model = nncompress.load(path, data=data)
     records, folder = dataset(data, model), path.with_suffix("")
     folder.mkdir(exist_ok=True)
-    runners = dict(opened(model, records, folder))
+    runners = dict(opened(model, records, folder, limit))
     fitted, held = records.split()
     unseen = [batch.inputs[0].numpy() for batch in (held or fitted).batches(1, limit=CHECKED)]
     outputs = {name: [r.run(x)[0].copy() for x in unseen] for name, r in runners.items()}
@@ -245,6 +251,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", type=Path)
     parser.add_argument("--data", help="calibration data of all of them [default: NAME.npz]")
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--limit", type=int, default=64, help="records each quantizer is calibrated on")
     parser.add_argument("--again", action="store_true", help="measure those that have figures, too")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
@@ -252,7 +259,7 @@ def main() -> None:
     for path in given.models:
         kept = path.with_suffix(".json")
         if not given.table and (given.again or not kept.exists()):
-            found = measure(path, given.data or str(path.with_suffix(".npz")), given.seconds)
+            found = measure(path, given.data or str(path.with_suffix(".npz")), given.seconds, given.limit)
             kept.write_text(json.dumps(found, indent=1))
             print(f"{path.stem}: {found['milliseconds']:.2f} ms, {found['rounds']} rounds")
             for name, row in found["columns"].items():

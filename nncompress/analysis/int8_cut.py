@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nncompress.analysis.int8_plan import plan_activations, result_of
+from nncompress.analysis.int8_plan import plan_activations, results
 from nncompress.ir.graph.ops import PRODUCTS
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def layers_in_float(
 
     plan = plan_activations(model, layers, float_results=float_results)
     by_node = {layer.node: layer for layer in layers}
+    result_of = results(float_results=float_results)
     makers = {result_of(node): node for node in (*by_node, *plan.computed)}
 
     cut = DiGraph()
@@ -81,7 +82,8 @@ def layers_in_float(
             continue
         # An op stays in 8 bits where all that it reads is.
         cut.add_edges_from((reader, maker) for reader in readers & plan.computed)
-        if maker not in by_node or by_node[maker].kind not in PRODUCTS:  # these give floats where asked to
+        free = maker in by_node and (float_results or by_node[maker].kind in PRODUCTS)
+        if not free:  # else the layer gives floats where these are read
             cut.add_edge(maker, ("floats", value), capacity=times.floats)
             cut.add_edges_from((("floats", value), reader) for reader in readers)
     _, (_, in_float) = minimum_cut(cut, INT8, FLOAT)

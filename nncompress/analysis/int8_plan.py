@@ -65,8 +65,7 @@ def plan_activations(model: Model, layers: Collection[Layer], *, float_results: 
         float_results: of convolutions are no loss of time (`nncompress.targets.Target.float_results`).
     """
     nodes = list(model.graph.nodes)
-    behind = CLAMPS | DROPOUTS | (ACTIVATIONS if float_results else set())
-    last: Callable[[fx.Node], Any] = partial(result_of, behind=behind)
+    last = results(float_results=float_results)
     read = {layer.data for layer in layers}
     written = {last(layer.node) for layer in layers if layer.kind not in PRODUCTS}
     computed_by_layer = {last(layer.node) for layer in layers}
@@ -131,6 +130,11 @@ def _read_in_int8(nodes: list[fx.Node], read: Collection[fx.Node], possible: set
         if node in possible and (node in read or any(user in wanted for user in passed_on)):
             wanted.add(node)
     return wanted
+
+
+def results(*, float_results: bool) -> Callable[[fx.Node], Any]:
+    """What gives the value of a layer that is rounded: `result_of`, or with the activation behind it."""
+    return partial(result_of, behind=CLAMPS | DROPOUTS | (ACTIVATIONS if float_results else set()))
 
 
 def result_of(node: fx.Node, behind: Collection[str] = CLAMPS | DROPOUTS) -> fx.Node:
