@@ -144,7 +144,7 @@ def test_an_output_that_could_not_be_written_is_refused_before_training(
         (["--log", "nowhere/log.jsonl"], "no folder nowhere"),
         (["--log", "data.npz"], "data.npz is the input"),
         (["--log", "start.pt2"], "start.pt2 is the input"),
-        (["--log", "./out.pt2", "-o", "out.pt2"], "the training writes that, too"),
+        (["--log", "./out.pt2", "-o", "out.pt2"], "is written by this training, too"),
     ],
 )
 def test_training_overwrites_neither_teacher_nor_data(here, capsys, monkeypatch, options, text):
