@@ -61,7 +61,9 @@ class SeenInputs:
                 lookups.add_lookups(value, len(layer.weight.value()))
             return with_ridge(lookups.total[0], UNSEEN).unsqueeze(0)
         fitted, held, _ = self._seen(layer, seen)
-        ridge = held_out_ridge(fitted.second, held.second) if fitted.count and held.count else FEW
+        ridge = FEW
+        if fitted.count and held.count:  # of sums instead of means, which are further copies, it is the same
+            ridge = held_out_ridge(fitted.products, held.products)
         return self._lifted(layer, fitted, held, ridge)
 
     def solved(self, layer: Layer, solve: Callable[[Tensor], Tensor]) -> Tensor:

@@ -35,17 +35,22 @@ def descend(
     slope = (values - target) @ second
     width = second.shape[0]
     for _ in range(SWEEPS):
-        before = values.clone()
+        moved = False
         for first in range(0, width, BLOCK):
             block = slice(first, min(first + BLOCK, width))
-            own, local, old = second[block, block], slope[:, block].clone(), values[:, block].clone()
-            for j in range(own.shape[0]):
-                column = first + j
-                best = rounded(values[:, column] - local[:, j] / diagonal[column], column)
-                local += (best - values[:, column])[:, None] * own[j]
-                values[:, column] = best
-            slope += (values[:, block] - old) @ second[block]
-        if torch.equal(values, before):
+            own = second[block, block]
+            old = values[:, block].T.contiguous()  # what is gone through lies together
+            now, local = old.clone(), slope[:, block].T.contiguous()
+            for j in range(len(own)):
+                best = rounded(old[j] - local[j] / diagonal[first + j], first + j)
+                now[j] = best
+                local[j + 1 :].addr_(own[j, j + 1 :], best - old[j])
+            change = now.sub(old)
+            if change.any():
+                moved = True
+                slope += change.T @ second[block]
+                values[:, block] = now.T
+        if not moved:
             break
     return values
 

@@ -23,9 +23,23 @@ def round_compensated(matrix: Tensor, moment: Tensor, rounded: Callable[[Tensor,
         moment: S = E[x xᵀ] of the inputs, positive definite, float64 [in, in].
         rounded: (values [out], index of the input) -> the values [out] that are allowed in their place.
     """
+    return round_in_order(matrix, *elimination(moment), rounded)
+
+
+def elimination(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """In which order inputs are rounded, and how the others make up for each: the upper Cholesky factor of
+    S⁻¹ in that order, float64 [in, in]. No more than three matrices of that size are held at a time."""
     order = moment.diagonal().argsort(descending=True)  # what matters most is rounded while all can make up
-    inverse = torch.linalg.inv(moment[order][:, order])
-    factor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
+    lower = torch.linalg.cholesky(moment[order][:, order])
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    return order, torch.linalg.cholesky(inverse, upper=True)
+
+
+def round_in_order(
+    matrix: Tensor, order: Tensor, factor: Tensor, rounded: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """As `round_compensated`, which it does to some rows of a matrix as to all."""
     work = matrix.to(torch.float64)[:, order]
     result = torch.empty_like(work)
     count = work.shape[1]

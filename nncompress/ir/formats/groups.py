@@ -10,7 +10,7 @@ sign of the scale says which. Zero stays zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,12 @@ class Groups:
         ]
         scales, zeros = (torch.cat(each) for each in zip(*fitted, strict=True))
         return cls(size, scales, zeros.to(torch.int8) if asymmetric else None)
+
+    def split(self, height: int) -> Iterator[Groups]:
+        """The grids of every `height` rows."""
+        for start in range(0, len(self.scales), height):
+            part = slice(start, start + height)
+            yield Groups(self.size, self.scales[part], None if self.zeros is None else self.zeros[part])
 
     def at(self, column: Tensor | int) -> tuple[Tensor, Tensor | float]:
         """(scales, zero points), float64 [out], of one input's weights."""

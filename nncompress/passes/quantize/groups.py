@@ -26,7 +26,7 @@ from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.analysis.rounding.coordinate_descent import descend
-from nncompress.analysis.rounding.gptq import round_compensated
+from nncompress.analysis.rounding.gptq import elimination, round_in_order
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
@@ -39,6 +39,7 @@ from nncompress.passes.quantize.matrices import Matrices
 from nncompress.passes.quantize.options import check_divides
 
 aten = torch.ops.aten
+_MOST = 2**22  # weights that are rounded together: a few copies of them in float64 are held
 _PART = 64  # rows of a matrix that are summed up at a time, in float64
 
 
@@ -134,7 +135,7 @@ def _rounded(
     if value is None:
         weight = stored.value(layer)
         if scales is not None and second is not None:
-            weight = (weight * scales).float()
+            weight = torch.cat([(rows * scales).float() for rows in weight.split(_PART)])
             second = second / scales / scales[:, None]
         importance = None if second is None else second.diagonal()
         groups = Groups.fit(weight, size, asymmetric=asymmetric, importance=importance)
@@ -188,8 +189,13 @@ def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str
 def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
     if second is None:
         return groups.codes(weight)
-    start = round_compensated(weight, second, groups.nearest)
-    return groups.codes(descend(weight.double(), start, second, groups.nearest))
+    compensation = elimination(second)
+    codes = []
+    height = max(1, _MOST // weight.shape[1])
+    for rows, own in zip(weight.split(height), groups.split(height)):
+        start = round_in_order(rows, *compensation, own.nearest)
+        codes.append(own.codes(descend(rows.double(), start, second, own.nearest)))
+    return torch.cat(codes)
 
 
 def _numbers(weight: Tensor, value: Tensor, codes: Tensor, groups: Groups) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nncompress.ir.layers.weights import Layer
 from nncompress.passes.quantize.equalization.sources import norm_vectors
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
+ROWS = 1024  # of a matrix that are tried together
 MOVES = (
     "view",
     "reshape",
@@ -92,7 +93,7 @@ class NormScales:
         for power in POWERS:
             scales = sizes.pow(power)
             scales = scales / (scales.max() * scales.min()).sqrt()
-            lost = sum(self._lost(weight, scales, second) for weight in weights)
+            lost = sum(self._lost(rows, scales, second) for weight in weights for rows in weight.split(ROWS))
             if lost < least:
                 best, least = scales, lost
         return best
