@@ -217,6 +217,42 @@ def test_tied_weights_share_their_factors():
     assert cost(model).parameters == 5 * (50 + 24) + 6 * (24 * 3 + 24) + 24
 
 
+class Scores(nn.Module):
+    """An output layer of which one direction, the same for all scores, hides what tells these apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(40, 24), nn.Linear(24, 24)
+        self.norm, self.out = nn.LayerNorm(24), nn.Linear(24, 40, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(low_rank(self.mix.weight, 8) + 0.03 * torch.randn(24, 24))
+            self.out.weight += 3
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        return self.out(self.norm(x + self.mix(x)))
+
+
+def test_a_budget_without_data_is_spent_by_what_random_tokens_lose_in_the_output():
+    torch.manual_seed(0)
+    module = Scores().eval()
+    tokens = torch.randint(0, 40, (64, 6))
+    model = Model.from_module(module, (tokens[:2],))
+
+    def lost(minimize):
+        smaller, context = model.copy(), Context()
+        Factorize(params=0.85, minimize=minimize).apply(smaller, context)
+        with torch.no_grad():
+            chances, now = module(tokens).log_softmax(-1), smaller(tokens).log_softmax(-1)
+        return float((chances.exp() * (chances - now)).sum(-1).mean()), context.notes
+
+    by_output, told = lost("auto")
+    by_weight, nothing = lost("weight")
+    assert by_output < 0.2 * by_weight
+    assert "random tokens" in told[0]
+    assert not nothing
+
+
 class ReadElsewhere(nn.Module):
     def __init__(self) -> None:
         super().__init__()

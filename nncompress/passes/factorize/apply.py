@@ -21,7 +21,7 @@ from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.factorize import choose
-from nncompress.passes.factorize.calibrate import CalibrationStatistics
+from nncompress.passes.factorize.calibrate import CalibrationStatistics, random_tokens
 from nncompress.passes.factorize.candidates import option_of
 from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
 from nncompress.passes.factorize.latency import LatencyOracle
@@ -104,7 +104,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         context.progress.step("factorizing", done, len(chosen))
         factors.append(_factors(choice, statistics))
     context.progress.step("factorizing", len(chosen), len(chosen))
-    if statistics is not None:
+    if statistics is not None and context.data is not None:
         context.warn(too_few(options.name, statistics.rows([choice.option.target for choice in chosen])))
     stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
     changes += [_change(choice, whose) for choice in choices]
@@ -140,18 +140,20 @@ def _calibrate(
     options: Factorize, model: Model, targets: list[Target], context: Context
 ) -> tuple[CalibrationStatistics | None, str]:
     """What is minimised ("weight", "layer" or "model") and what the data says about it."""
-    whose = options.minimize
+    whose, data = options.minimize, context.data
+    if whose == "auto" and data is None and (options.has_budget or options.latency is not None):
+        data = random_tokens(model, context)
     if whose == "auto":
-        whose = "weight" if context.data is None or options.err is not None else "model"
-    if whose == "weight" or context.data is None:
+        whose = "model" if options.err is None else "weight"
+    if whose == "weight" or data is None:
         return None, "weight"
     try:
-        return CalibrationStatistics(model, targets, context.data, context, outputs=whose == "model"), whose
+        return CalibrationStatistics(model, targets, data, context, outputs=whose == "model"), whose
     except UnsupportedError as error:
         if options.minimize == "model":
             raise
         context.notes.append(f"{error.what}: minimised the error of each layer's own output")
-        return CalibrationStatistics(model, targets, context.data, context, outputs=False), "layer"
+        return CalibrationStatistics(model, targets, data, context, outputs=False), "layer"
 
 
 def _unit(options: Factorize, target: Target) -> str:

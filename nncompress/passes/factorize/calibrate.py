@@ -13,11 +13,12 @@ from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
 from nncompress.analysis.weight_targets import Target
-from nncompress.data import Dataset
+from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import argument
 from nncompress.passes.base import Context
 
+RANDOM = 64  # samples
 NEGLIGIBLE = 1e-30  # sensitivity where there is none
 
 
@@ -105,6 +106,21 @@ class CalibrationStatistics:
         found = self.of(target)
         assert found is not None
         return found.metrics
+
+
+def random_tokens(model: Model, context: Context) -> Dataset | None:
+    """Random inputs of a model that takes nothing but integers; None of another.
+
+    A table makes of random tokens the vectors that it makes of others, so that what layers multiply is nearer
+    to what they will than inputs that are alike in all directions, which a weight's own error supposes. Of
+    random floats that does not hold.
+    """
+    if any(spec.dtype.startswith(("float", "bfloat")) for spec in model.inputs):
+        return None
+    context.notes.append(
+        "no data: what layers lose was measured in the output, on random tokens; --data measures it on yours"
+    )
+    return open_data(model.example_inputs(RANDOM, context.seed), model.inputs)
 
 
 def takes_mean(target: Target) -> bool:

@@ -75,7 +75,7 @@ class Factorize(Pass):
     minimize: Literal["auto", "weight", "layer", "model"] = option(
         "auto",
         help="whose error: the weight's, or with data that of the layer's or the model's output; auto: the "
-        "weight's without data or for --err, else the model's",
+        "weight's without data or for --err, else the model's; for a budget without data on random tokens",
     )
     refit: bool = option(True, help="with data, fit the factors to what the compressed layers produce")
     faster: bool = option(
