@@ -48,7 +48,7 @@ def _stem(path: Path) -> str:
 
     if names_architecture(path):
         return str(path).partition("?")[0].partition(":")[2]
-    return path.stem
+    return path.stem if path.is_file() else path.name  # which may have points in it, as Qwen2.5-0.5B
 
 
 def open_model(

@@ -5,7 +5,7 @@
     load_model("weights.safetensors", arch="net.py:build")      weights and the code they belong to
     load_model("model.safetensors.index.json", arch=…)          the same in several files
     load_model("timm:resnet18", weights="weights.pt")           an architecture by name, and weights
-    load_model("bert/")                                         a directory of transformers
+    load_model("bert/")                                         a directory of transformers, or its id
     load_model("model.onnx")                                    a graph of ONNX ops, whoever wrote it
     load_model("scripted.pt")                                   TorchScript, traced or scripted
     load_module(module)                                         one in memory
@@ -35,7 +35,7 @@ from nncompress.loading.collections import file_and_arch, names_architecture, of
 from nncompress.loading.compare import AsExported, check_graph_runs, compare_with_source, settle_sizes
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
-from nncompress.loading.huggingface import read_huggingface
+from nncompress.loading.huggingface import in_cache, read_huggingface
 from nncompress.loading.module.detection_head import remember_head
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
@@ -100,14 +100,13 @@ def load_model(
     """
     path = Path(path)
     if weights is not None or names_architecture(path):
-        file, arch = file_and_arch(path, arch, weights)
+        file, arch = file_and_arch(path, arch, weights, weights_key)
         if file is None:
-            if weights_key is not None:
-                raise UsageError("--weights-key is for a file of weights", remedy=f"{path} --weights FILE")
             module = of_collection(arch).eval()
             notice(f"{arch} has fresh weights, which nothing has trained; --weights FILE gives it others")
             return traced(module, arch, input_shapes, example_inputs, notice)
         path = file
+    path = in_cache(path) or path
     kind = file_kind(path)
     if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS):
         raise UsageError(
@@ -223,7 +222,7 @@ def _from_huggingface(
     shapes = None if input_shapes is None else parsed(input_shapes)
     examples = None if shapes is not None else example_inputs
     found = read_huggingface(path, shapes, examples, strict=strict, notice=notice)
-    model = traced(found.module, path, shapes, found.inputs, notice, limits=found.limits)
+    model = traced(found.module, path, shapes, found.inputs, notice, None, found.limits, found.lengths)
     normalize = found.normalize
     if normalize is not None:
         model.metadata["normalize"] = normalize

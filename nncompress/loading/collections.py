@@ -26,11 +26,13 @@ def names_architecture(model: str | Path) -> bool:
     return str(model).partition(":")[0] in COLLECTIONS and ":" in str(model)
 
 
-def file_and_arch(model: Path, arch: str | None, weights: str | Path | None) -> tuple[Path | None, str]:
+def file_and_arch(
+    model: Path, arch: str | None, weights: str | Path | None, weights_key: str | None
+) -> tuple[Path | None, str]:
     """The file of the weights of MODEL, which names an architecture, and that; None: there is no such file.
 
     Raises:
-        UsageError: MODEL is a file, or --arch states the architecture once more.
+        UsageError: MODEL is a file, --arch states the architecture once more, or --weights-key has no file.
     """
     if not names_architecture(model):
         raise UsageError(
@@ -41,6 +43,8 @@ def file_and_arch(model: Path, arch: str | None, weights: str | Path | None) -> 
         )
     if arch is not None:
         raise UsageError(f"{model} names the architecture", got=f"--arch {arch}", remedy="leave --arch out")
+    if weights is None and weights_key is not None:
+        raise UsageError("--weights-key is for a file of weights", remedy=f"{model} --weights FILE")
     return None if weights is None else Path(weights), str(model)
 
 

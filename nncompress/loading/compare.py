@@ -39,7 +39,8 @@ def compare_with_source(
     notice: Callable[[str], None],
     batches: Sequence[int] = (2, 3),
 ) -> float | None:
-    """The largest relative error of any output, at these batch sizes where the batch is dynamic.
+    """The largest relative error of any output, at these batch sizes where the batch is dynamic, each at
+    other sizes of the other free dims.
 
     None where nothing could be compared, of which `notice` is told. It is the model's `agreement` from then.
 
@@ -51,8 +52,8 @@ def compare_with_source(
         UnsupportedError: two runs of the source differ.
     """
     worst: float | None = None
-    for batch in batches if "batch" in model.dynamic else batches[:1]:
-        inputs = verification_inputs(model, batch, seed=batch)
+    for turn, batch in enumerate(batches if "batch" in model.dynamic else batches[:1]):
+        inputs = _inputs(model, batch, turn)
         try:
             expected = run_source(source, inputs)
         except Exception as error:  # whatever the user's forward raises on random values
@@ -86,6 +87,18 @@ def compare_with_source(
         )
     model.agreement = worst
     return worst
+
+
+def _inputs(model: Model, batch: int, turn: int) -> tuple[Tensor, ...]:
+    """Of that batch; after the first turn its sizes are others, where they are free."""
+    before = model.sizes
+    bounds = {dim: model.dynamic[dim] for dim in before.keys() & model.dynamic.keys()}
+    lower = {dim: max(low, before[dim] - turn * max(before[dim] // 4, 1)) for dim, (low, _) in bounds.items()}
+    try:
+        model.sizes = before | lower
+        return verification_inputs(model, batch, seed=batch)
+    finally:
+        model.sizes = before
 
 
 def _say_if_calls_differ(

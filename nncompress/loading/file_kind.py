@@ -101,6 +101,12 @@ def _head(path: Path) -> tuple[bytes, int]:
 def _no_file(path: Path, reason: str) -> ModelFileError:
     if reason == "no such file or directory":
         here = _models_in(path.parent, _SUFFIXES)
+        if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists() and not path.suffix:
+            return ModelFileError(
+                f"{path} does not exist, and is no id in HuggingFace's cache",
+                expected=_EXPECTED,
+                remedy=f"check the path; what HuggingFace has of this name comes by: hf download {path}",
+            )
         return ModelFileError(
             f"{path} does not exist",
             expected=_EXPECTED,

@@ -7,6 +7,7 @@ one that the config names: https://huggingface.co/docs/transformers/main_classes
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,19 @@ from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError,
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir.graph.stated_input import InputShape
+from nncompress.loading.module.free_lengths import Length
 from nncompress.loading.module.without_weights import without_weights
 from nncompress.loading.state_dict.fill import read_shards
 from nncompress.loading.state_dict.shards import read_header
 
 CONFIG = "config.json"
+_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 EXTRA = "huggingface"
 _TOKENS = 32  # of a text, where nobody states its length
 _PIXELS = 224  # of an image whose size the configuration leaves open
 _SECOND = 16_000  # samples
+_LONGEST = 4096  # tokens, where the configuration has no limit (positions that are relative)
+_LONGEST_SOUND = 300 * _SECOND
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,27 @@ class Found:
         module: takes tensors, and gives those of its outputs by name.
         inputs: samples of the data, or two random ones; None where the inputs are stated.
         limits: by name, what integers stay below.
+        lengths: of the sequences that its inputs are.
         normalize: how its images are normalised, as --normalize takes it; None where it does not say.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...] | None
     limits: dict[str, int]
+    lengths: list[Length | None]
     normalize: str | None
+
+
+def in_cache(name: Path) -> Path | None:
+    """The directory in HuggingFace's cache of the model of that id; None where it has none."""
+    if name.exists() or not _ID.fullmatch(str(name)):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(str(name), CONFIG)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def read_huggingface(
@@ -101,7 +120,8 @@ def read_huggingface(
             said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
             notice(f"input not given: taken {said} from {CONFIG}; --input states another")
     limits = {name: 2 for name in names if "mask" in name or name == "token_type_ids"}
-    return Found(_with_arguments(model, names), given, limits, _normalization(folder))
+    lengths = [_length(model, name) for name in names]
+    return Found(_with_arguments(model, names), given, limits, lengths, _normalization(folder))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -250,8 +270,7 @@ def _default_inputs(model: Any, folder: Path) -> dict[str, Tensor]:
         return torch.randint(0, config.vocab_size, (2, length), generator=generator)
 
     if main == "input_ids":
-        longest = getattr(config, "max_position_embeddings", None) or _TOKENS
-        length = min(_TOKENS, longest)
+        length = min(_TOKENS, _longest(model))
         mask = torch.ones(2, length, dtype=torch.int64)
         mask[0, length // 2 + 1 :] = 0  # the first sample is shorter
         found, two = {main: tokens(length)}, model.config.is_encoder_decoder
@@ -272,6 +291,32 @@ def _default_inputs(model: Any, folder: Path) -> dict[str, Tensor]:
         got=f"its main input is {main!r}",
         remedy=f"state it: --input {main}:Bx…",
     )
+
+
+_SEQUENCES = {
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "position_ids"), "length"),
+    **dict.fromkeys(("inputs_embeds", "input_values"), "length"),
+    **dict.fromkeys(("decoder_input_ids", "decoder_attention_mask"), "decoder_length"),
+}
+
+
+def _length(model: Any, name: str) -> Length | None:
+    """What lies along the second dim of that input: None where it is no sequence."""
+    if name not in _SEQUENCES:
+        return None
+    sound = model.main_input_name == "input_values"
+    return Length(_SEQUENCES[name], _LONGEST_SOUND if sound else _longest(model))
+
+
+def _longest(model: Any) -> int:
+    """How many tokens it has positions for."""
+    config = getattr(model.config, "text_config", model.config)
+    positions: int = getattr(config, "max_position_embeddings", None) or _LONGEST
+    for name, part in model.named_modules():  # RoBERTa counts them from behind that of padding
+        padding = part.padding_idx if isinstance(part, nn.Embedding) and "position" in name else None
+        if padding is not None:
+            return positions - padding - 1
+    return positions
 
 
 def _dtype(tensor: Tensor) -> str | None:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nncompress import extras
+from nncompress.cli.model_files import open_model
 from nncompress.errors import (
     MissingExtraError,
     ModelFileError,
@@ -35,7 +36,8 @@ def test_a_text_classifier_takes_ids_and_mask_and_gives_logits(bert):
     model = load_model(folder, notice=said.append)
     assert [spec.name for spec in model.inputs] == ["input_ids", "attention_mask"]
     assert model.outputs == ("logits",)
-    assert "batch" in model.dynamic
+    assert model.dynamic.keys() == {"batch", "length"}
+    assert model.dynamic["length"] == (1, 8)
     assert "input_ids:1x8:int64,attention_mask:1x8:int64" in said[0]
     ids, mask = torch.randint(0, 20, (3, 8)), torch.tensor([[1] * n + [0] * (8 - n) for n in (8, 3, 5)])
     with torch.no_grad():
@@ -106,3 +108,36 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(MissingExtraError, match=r"nncompress\[huggingface\]"):
         load_model(tmp_path)
+
+
+def test_the_id_of_a_model_in_the_cache_is_its_name_and_others_are_refused(bert, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place = tmp_path / "hub" / "models--org--tiny-2.5"
+    copied(bert[0], tmp_path / "made")
+    for folder in ("refs", "snapshots", "blobs"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    (place / "snapshots" / "abc").mkdir()
+    for file in (tmp_path / "made").iterdir():  # as the cache has them: links to blobs
+        file.rename(place / "blobs" / file.name)
+        (place / "snapshots" / "abc" / file.name).symlink_to(place / "blobs" / file.name)
+    opened = open_model("org/tiny-2.5")
+    assert opened.model.outputs == ("logits",)
+    assert opened.stem == "tiny-2.5"
+    with pytest.raises(ModelFileError, match="hf download org/other"):
+        load_model("org/other")
+
+
+def test_a_sharded_directory_is_one_model_and_roberta_counts_positions_from_its_padding(tmp_path):
+    hf = pytest.importorskip("transformers")
+    original = hf.RobertaForMaskedLM(hf.RobertaConfig(**{**BERT, "pad_token_id": 1})).eval()
+    original.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    model = load_model(tmp_path)
+    assert model.dynamic["length"] == (1, 6)  # of 8 positions
+    ids = torch.randint(2, 20, (2, 6))
+    with torch.no_grad():
+        expected = original(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(model(ids, torch.ones_like(ids)), expected, rtol=1e-4, atol=1e-5)

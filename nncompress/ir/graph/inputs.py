@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.ops import MOVES, op_name
-from nncompress.ir.graph.tracing import MAX_BATCH
+from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
@@ -217,7 +217,8 @@ def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]
     if bounds is None:
         return (1, MAX_BATCH)
     # compared before they become ints: an unbounded symbol reaches to infinity
-    return int(max(bounds.lower, 1)), int(min(bounds.upper, MAX_BATCH))
+    most = bounds.upper if bounds.upper <= MAX_LENGTH else MAX_BATCH
+    return int(max(bounds.lower, 1)), int(most)
 
 
 def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:

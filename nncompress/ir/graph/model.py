@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -327,29 +328,26 @@ class Model:
 
     def _traced(self, module: fx.GraphModule, batch: int) -> ExportedProgram:
         dims = named_dims(self.dynamic)
-        shapes = tuple(
-            {i: dims[dim] for i, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in self.inputs
-        )
+
+        def shapes(of: Mapping[str, Any]) -> tuple[dict[int, Any], ...]:
+            return tuple(
+                {i: of[dim] for i, dim in enumerate(s.shape) if isinstance(dim, str)} for s in self.inputs
+            )
+
         examples = self.example_inputs(batch)
         name_placeholders(module, self.inputs)
         try:
-            return trace(module, examples, {}, shapes if dims else None)
+            return trace(module, examples, {}, shapes(dims) if dims else None)
         except UnsupportedError:
             if not dims:
                 raise
         # A relation between dims that plain named dims cannot state: let torch infer it. Of the batch's own
         # only where it must: it would take away batches of 1.
-        for own in ((BATCH,), ()):
-            automatic = tuple(
-                {i: dims[d] if d in own else Dim.AUTO for i, d in enumerate(s.shape) if isinstance(d, str)}
-                for s in self.inputs
-            )
-            try:
-                return trace(module, examples, {}, automatic)
-            except UnsupportedError:
-                if not own or BATCH not in dims:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+        inferred = {name: Dim.AUTO(max=high) for name, (_, high) in self.dynamic.items()}
+        if BATCH in dims:
+            with suppress(UnsupportedError):
+                return trace(module, examples, {}, shapes(inferred | {BATCH: dims[BATCH]}))
+        return trace(module, examples, {}, shapes(inferred))
 
 
 def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:

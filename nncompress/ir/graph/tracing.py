@@ -21,6 +21,7 @@ from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
 
 MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
+MAX_LENGTH = 2**24  # of a dim that has a bound of its own: samples of a sound
 
 
 def trace(

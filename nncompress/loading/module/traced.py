@@ -19,6 +19,7 @@ from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, in_dicts, run_source
 from nncompress.loading.module.dry_run import dry_run
+from nncompress.loading.module.free_lengths import Length, with_free_lengths
 from nncompress.loading.module.infer_input import (
     argument_names,
     example_from_shapes,
@@ -42,11 +43,13 @@ def traced(
     notice: Callable[[str], None],
     source: nn.Module | None = None,
     limits: Mapping[str, int] | None = None,
+    lengths: Sequence[Length | None] | None = None,
 ) -> Model:
     """The graph of a module, compared with it, or with the source that it stands for.
 
     Args:
         limits: as in `example_from_shapes`.
+        lengths: of each input, which stay free where the graph allows it.
     """
     take_out_wrappers(module)
     return_dicts(module)
@@ -62,7 +65,10 @@ def traced(
             laid = tuple(x.movedim(0, d) for x, d in zip(inputs, sample_dims) if d is not None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Model.from_module(module, laid, sample_dims=sample_dims)
+            model = None
+            if lengths is not None and any(lengths) and not any(sample_dims or ()):
+                model = with_free_lengths(module, laid, lengths, notice)
+            model = model or Model.from_module(module, laid, sample_dims=sample_dims)
         refuse_random_numbers(model, path)
         return model
 
