@@ -25,8 +25,8 @@ class TrainSettings(Options):
     task: Literal["auto", "classification", "regression", "reconstruction"] = option(
         "auto", help="what is learnt; auto tells from the labels and the output"
     )
-    loss: Literal["auto", "cross-entropy", "mse", "rmse"] = option(
-        "auto", help="auto: cross-entropy for classification, else mse"
+    loss: Literal["auto", "cross-entropy", "binary-cross-entropy", "mse", "rmse"] = option(
+        "auto", help="auto: cross-entropy for classification, else mse; binary-… is of one logit"
     )
     metric: str | None = option(
         None,
@@ -100,9 +100,11 @@ class TrainSettings(Options):
             raise UsageError("train: --schedule step needs --milestones", remedy="--milestones 30")
         if self.task == "classification" and self.loss in ("mse", "rmse"):
             raise UsageError(
-                "train: classification has no such loss", got=self.loss, expected="cross-entropy"
+                "train: classification has no such loss",
+                got=self.loss,
+                expected="cross-entropy or binary-cross-entropy",
             )
-        if self.task in ("regression", "reconstruction") and self.loss == "cross-entropy":
+        if self.task in ("regression", "reconstruction") and self.loss.endswith("cross-entropy"):
             raise UsageError(f"train: {self.task} has no such loss", got=self.loss, expected="mse or rmse")
         self.milestone_epochs()
         if len(self.unfreeze) not in (0, 1, len(self.freeze)) or (self.unfreeze and not self.freeze):

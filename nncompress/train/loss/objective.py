@@ -18,9 +18,19 @@ from nncompress.analysis.labels import class_labels, target_like, task_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.train.distributed import Group
+from nncompress.train.loss.positions import (
+    LEFT_OUT,
+    binary_cross_entropy,
+    classes_of,
+    positions_of,
+    scores_of,
+    two_classes,
+)
 from nncompress.train.loss.teacher import Teacher
 from nncompress.train.settings import TrainSettings
 
+BINARY = "binary-cross-entropy"
+CLASSES = ("cross-entropy", BINARY)  # losses of classification
 TAUGHT = "one class number per sample, or floats shaped as the output (--task regression)"
 
 
@@ -30,6 +40,7 @@ class Task:
 
     Attributes:
         why: what made it this loss, as a user reads it.
+        positions: what of a sample has a class of its own (see `positions`); None: the sample itself.
     """
 
     kind: str
@@ -37,6 +48,7 @@ class Task:
     origin: str
     label_smoothing: float = 0.0
     why: str = ""
+    positions: str | None = None
 
     @classmethod
     def choose(cls, settings: TrainSettings, output: Tensor, batch: Batch, origin: str) -> Task:
@@ -46,43 +58,83 @@ class Task:
             DataError: the data has no labels for the task.
         """
         told = settings.task != "auto"
-        kind = settings.task if told else task_of(output, batch, origin)
-        loss = settings.loss
+        loss: str = settings.loss
+        kind: str = settings.task
+        wanted = "classification" if loss in CLASSES else kind
+        positions = positions_of(output, batch) if wanted in ("auto", "classification") else None
+        if not told:
+            classes = positions is not None or loss == BINARY
+            kind = "classification" if classes else task_of(output, batch, origin)
+        one_logit = positions == "pixels" and output.shape[1] == 1
         if loss == "auto":
-            loss = "cross-entropy" if kind == "classification" else "mse"
-        if (kind == "classification") != (loss == "cross-entropy"):
+            loss = "mse" if kind != "classification" else BINARY if one_logit else "cross-entropy"
+        if (kind == "classification") != (loss in CLASSES) or (positions and one_logit != (loss == BINARY)):
             raise DataError(
                 f"{origin}: the loss does not fit the task",
                 got=f"--loss {loss}",
-                expected=f"one for {kind}",
+                expected=f"one for {kind}" + (f" of {positions}" if positions else ""),
                 remedy="leave --loss out"
                 if kind == "classification"
                 else "--task classification, with one class number per sample",
             )
-        why = f"--task {kind}" if told else _reason(kind, output, batch)
-        return cls(kind, loss, origin, settings.label_smoothing, why)
+        why = f"--task {kind}" if told else _reason(kind, loss, positions, output, batch)
+        return cls(kind, loss, origin, settings.label_smoothing, why, positions)
 
     def target(self, output: Tensor, batch: Batch, first_sample: int = 0) -> Tensor:
-        """Classes [N], or targets shaped as `output`.
+        """Classes [N], or of positions [N, ...], or targets shaped as `output`.
 
         Raises:
             DataError: there are none, or they do not fit the output; names the sample, the batch's first
                 being `first_sample`.
         """
+        if self.positions is not None:
+            return classes_of(self.positions, output, batch, self.origin, first_sample)
+        if self.loss == BINARY:
+            return two_classes(output, batch.labels, self.origin, first_sample)
         if self.kind == "classification":
             return class_labels(output, batch.labels, self.origin, first_sample, TAUGHT)
         given = batch.inputs[0] if self.kind == "reconstruction" else batch.labels
         return target_like(output, given, self.origin, self.kind).to(output.dtype)
 
     def mean(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean over samples, before any root."""
-        if self.loss == "cross-entropy":
+        """The mean over samples, or over positions that have a class, before any root."""
+        if self.loss not in CLASSES:
+            return F.mse_loss(output, target)
+        if self.loss != BINARY and self.positions is None:
             return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
-        return F.mse_loss(output, target)
+        return self.summed(output, target, self.label_smoothing) / max(1, self.counted(target))
+
+    def summed(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The sum over samples, or over positions that have a class, of a loss that is a cross-entropy."""
+        if self.positions is not None:
+            output = scores_of(self.positions, output, target)
+        if self.loss == BINARY:
+            return binary_cross_entropy(output, target)
+        return F.cross_entropy(
+            output, target, ignore_index=LEFT_OUT, label_smoothing=label_smoothing, reduction="sum"
+        )
+
+    def counted(self, target: Tensor) -> int:
+        """How many have a class."""
+        return int((target != LEFT_OUT).sum())
 
 
-def _reason(kind: str, output: Tensor, batch: Batch) -> str:
+def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: Batch) -> str:
     """What made this the task."""
+    if positions == "next tokens":
+        labels = "there are no labels" if batch.labels is None else "labels are the input's tokens"
+        return f"{labels}, and the output has {output.shape[2]} scores per token, for the one that comes next"
+    if positions == "tokens":
+        return f"labels are a class number per token, and the output has {output.shape[2]} scores for each"
+    if positions == "pixels":
+        scores = "one logit" if loss == BINARY else f"{output.shape[1]} scores"
+        assert batch.labels is not None
+        size = (
+            "" if output.shape[2:] == batch.labels.shape[1:] else ", interpolated to the labels' resolution"
+        )
+        return f"labels are a class number per pixel, and the output has {scores} for each{size}"
+    if loss == BINARY:
+        return "--loss binary-cross-entropy: one logit per sample, of class 1 against class 0"
     if kind == "classification":
         return f"labels are class numbers, and the output has {output.shape[1:].numel()} scores per sample"
     if kind == "reconstruction":
@@ -93,7 +145,7 @@ def _reason(kind: str, output: Tensor, batch: Batch) -> str:
         return "labels are numbers with a point, which the output is to meet"
     return (
         "labels are whole numbers, and the output is one number per sample, which is to meet them; "
-        "classes need a score each, two of them two"
+        "classes need a score each, two of them two, or --loss binary-cross-entropy with one logit"
     )
 
 
@@ -238,8 +290,7 @@ class Objective:
         except DataError:
             first = 0
             for part in self.dataset.batches(self.batch_size):
-                if task.kind == "classification" and part.labels is not None:
-                    checkable = output[:1].expand(len(part), *output.shape[1:])
-                    class_labels(checkable, part.labels, self.dataset.spec, first, TAUGHT)
+                if task.kind == "classification":
+                    task.target(output[:1].expand(len(part), *output.shape[1:]), part, first)
                 first += len(part)
             raise

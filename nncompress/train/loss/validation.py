@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nncompress.analysis.answer import PROBED, answer_index
 from nncompress.analysis.metrics.base import Metric
@@ -18,7 +17,7 @@ from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.progress import Progress
-from nncompress.train.loss.objective import Task
+from nncompress.train.loss.objective import CLASSES, Task
 from nncompress.train.settings import TrainSettings
 
 Predict = Callable[..., tuple[Tensor, ...]]  # a model in evaluation mode, inputs -> a tuple of outputs
@@ -34,7 +33,7 @@ def validate(
     limit: int | None = None,
     metric: Metric | None = None,
 ) -> dict[str, float]:
-    """`loss`, `top1` for classification, and `metric` under its name, over all (or `limit`) samples.
+    """`loss`, `top1` for classes of samples, and `metric` under its name, over all (or `limit`) samples.
 
     Args:
         task: None: the metric alone is measured.
@@ -69,6 +68,7 @@ class _Sums:
         self._predict, self._origin, self._device = predict, dataset.spec, device
         self._task = None if task is None else replace(task, origin=dataset.spec)
         self._metric, self._scores = metric, None if metric is None else metric.begin()
+        self._has_top1 = task is not None and task.loss == "cross-entropy" and task.positions is None
         self.samples = 0
         self._loss, self._elements, self._right = 0.0, 0, 0
 
@@ -78,10 +78,10 @@ class _Sums:
             output = self._predict(*(x.to(self._device) for x in batch.inputs))[0].float().cpu()
         if self._task is not None:
             target = self._task.target(output, batch, self.samples)
-            if self._task.loss == "cross-entropy":
-                self._loss += float(F.cross_entropy(output, target, reduction="sum"))
-                self._right += int((output.argmax(1) == target).sum())
-                self._elements += len(batch)
+            if self._task.loss in CLASSES:
+                self._loss += float(self._task.summed(output, target))
+                self._elements += self._task.counted(target)
+                self._right += int((output.argmax(1) == target).sum()) if self._has_top1 else 0
             else:
                 self._loss += float((output.double() - target.double()).square().sum())
                 self._elements += output.numel()
@@ -96,7 +96,7 @@ class _Sums:
         if self._task is not None:
             mean = self._loss / max(1, self._elements)
             found["loss"] = math.sqrt(mean) if self._task.loss == "rmse" else mean
-            if self._task.loss == "cross-entropy":
+            if self._has_top1:
                 found["top1"] = self._right / self.samples
         if self._scores is not None:
             found[self._scores.metric.name] = self._scores.value
