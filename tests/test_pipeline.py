@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from records import Records
 from torch import nn
 from torch.nn.utils import prune
@@ -29,6 +30,7 @@ def make_module() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
 
 
+@built_once
 def make() -> Model:
     return Model.from_module(make_module(), (torch.randn(2, 6),))
 

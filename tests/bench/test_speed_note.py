@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress import pipeline
@@ -15,6 +16,7 @@ from nncompress.progress import NullProgress
 from nncompress.results import Estimate
 
 
+@built_once
 def model(width: int) -> Model:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))

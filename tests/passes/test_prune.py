@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import built_once
 from records import images
 from torch import nn
 
@@ -20,6 +21,7 @@ class Net(nn.Module):
         return self.head(self.bn(self.conv(x)).relu().mean((2, 3)))
 
 
+@built_once
 def make() -> Model:
     torch.manual_seed(0)
     return Model.from_module(Net().eval(), (torch.randn(2, 4, 8, 8),))
@@ -140,6 +142,7 @@ class Wide(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@built_once
 def wide() -> Model:
     torch.manual_seed(0)
     return Model.from_module(Wide().eval(), (torch.randn(2, 3, 8, 8),))

@@ -157,9 +157,7 @@ def test_separate_on_every_network(name):
         assert all(y.isfinite().all() for y in result.outputs_of(*inputs(name, batch)))
 
 
-@pytest.mark.parametrize(
-    "options", [{"ratio": 0.3}, {"ratio": 0.3, "blocks": "separate"}, {"drop_blocks": 1}]
-)
+@pytest.mark.parametrize("options", [{"ratio": 0.3, "blocks": "separate"}, {"drop_blocks": 1}])
 def test_saved_loaded_pruned_again_fine_tuned_exported(options, tmp_path):
     first, _ = run(model("residual"), records("residual"), **options)
     file = io.BytesIO()
@@ -352,8 +350,7 @@ def test_removing_nothing_is_the_identity():
     assert result is each
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("unit", ["macs", "params"])
+@pytest.mark.parametrize(("kind", "unit"), [(nn.LSTM, "macs"), (nn.GRU, "params"), (nn.RNN, "macs")])
 def test_fused_recurrent_layers_meet_a_budget(kind, unit):
     class Last(nn.Module):
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
@@ -136,6 +137,7 @@ def test_data_makes_the_outputs_err_less(decoder, data):
     assert moved(rounded(decoder)[0], decoder, data) == far["nearest"]
 
 
+@built_once
 def outlying() -> Model:
     """A decoder with some large inputs behind its norms, as trained ones have them."""
     torch.manual_seed(0)

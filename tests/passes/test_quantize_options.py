@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress import export, pipeline
@@ -53,6 +54,7 @@ class Labelled(Records):
             yield Batch(tuple(x[piece] for x in self.inputs), self.labels[piece])
 
 
+@built_once
 def perceptron(*widths: int) -> Model:
     torch.manual_seed(3)
     parts = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise(widths)]
@@ -189,6 +191,7 @@ def test_max_drop_leaves_the_worst_layers_in_float():
     assert {layer.name for layer in layers(result) if not layer.weight.quantized} == set(kept)
 
 
+@built_once
 def cancelling(seed: int) -> Model:
     """The second layer takes large weights times what is equal, beside small ones: int8 leaves nothing."""
     torch.manual_seed(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress.cli.app import run as command
@@ -28,6 +29,7 @@ def images(count: int = 24, size: int = 8) -> Images:
     )
 
 
+@built_once
 def network(size: int = 6) -> Model:
     torch.manual_seed(0)
     module = nn.Sequential(

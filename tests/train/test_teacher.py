@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 from torch.nn import functional as F
 from train.corners import small
@@ -18,6 +19,7 @@ from nncompress.train import TrainSettings, train
 from nncompress.train.loss.teacher import imitation
 
 
+@built_once
 def perceptron(*widths: int, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(widths[0], widths[1]), nn.ReLU(), nn.Linear(widths[1], widths[2]))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress.analysis.observe.calibration import BINS, Histogram, choose_range, histograms
@@ -84,6 +85,7 @@ def test_ranges_hold_zero_and_lie_in_what_was_seen(method):
         assert high <= max(0.0, float(values.max()))
 
 
+@built_once
 def network(weight: float = 1.0) -> Model:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU())

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from networks import built_once
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
@@ -36,6 +37,7 @@ class Words(nn.Module):
         return self.head(self.back(hidden)), self.pool(hidden.mean(1))
 
 
+@built_once
 def words(asymmetric: bool) -> Model:
     torch.manual_seed(0)
     model = Model.from_module(Words().eval(), (torch.randint(0, ROWS, (2, 5)),))

@@ -3,6 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from networks import built_once
 from records import Whole
 from torch import nn
 from torch.nn import functional as F
@@ -67,6 +68,7 @@ class Strided(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@built_once
 def strided() -> Model:
     torch.manual_seed(4)
     return Model.from_module(settle(Strided(), torch.randn(8, 3, 32, 32)), (torch.randn(2, 3, 32, 32),))

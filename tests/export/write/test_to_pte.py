@@ -310,6 +310,7 @@ class Joined(nn.Module):
         return self.last(torch.cat([joined[:, 4:], self.branch(x)], 1))
 
 
+@networks.built_once
 def joined() -> Model:
     torch.manual_seed(6)
     model = Model.from_module(Joined(), (torch.randn(2, 3, 8, 8),))

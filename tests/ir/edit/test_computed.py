@@ -1,6 +1,7 @@
 import warnings
 
 import torch
+from networks import built_once
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -43,6 +44,7 @@ class Computed(nn.Module):
         return x @ torch.cos(self.frequencies * 2), x @ (self.column @ self.row)
 
 
+@built_once
 def make() -> Model:
     torch.manual_seed(3)
     return Model.from_module(Computed().eval(), (torch.randn(2, 3, 8, 8),))

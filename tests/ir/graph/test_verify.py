@@ -1,5 +1,6 @@
 import pytest
 import torch
+from networks import built_once
 from torch import nn
 
 from nncompress.errors import VerificationError
@@ -7,6 +8,7 @@ from nncompress.ir import Model
 from nncompress.ir.graph.verify import Distances, drift, not_finite, outputs_checked
 
 
+@built_once
 def complex_model() -> Model:
     torch.manual_seed(0)
     return Model.from_module(nn.Linear(3, 2, dtype=torch.complex64), (torch.randn(2, 3).cfloat(),))
