@@ -13,13 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
-from exported_once import exported_once
+from done_once import exported_once, refreshed_once
 
 from nncompress.bench import measure
 from nncompress.bench.latency import model as model_latency
 from nncompress.bench.latency import target as target_speed
 from nncompress.bench.own_process import OwnProcess
 from nncompress.export.write import onnx as onnx_writer
+from nncompress.ir import Model
 
 torch.set_num_threads(1)
 gc.set_threshold(20_000, 20, 20)  # a trace makes objects by the ten thousand: a tenth of the time was this
@@ -39,9 +40,10 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exported_once():
+def _done_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_writer, "convert", exported_once(onnx_writer.convert))
+        patch.setattr(Model, "refresh", refreshed_once(Model.refresh))
         yield
 
 
