@@ -68,13 +68,6 @@ def largest_drop(
     return high
 
 
-def smallest_drop(
-    only_original: float, only_changed: float, samples: float, confidence: float = CONFIDENCE
-) -> float:
-    """The lower end, one-sided."""
-    return -largest_drop(only_changed, only_original, samples, confidence)
-
-
 def _score(drop: float, only_original: float, only_changed: float, samples: float) -> float:
     """Standard errors by which the counts lie above what `drop` would give."""
     a = 2 * samples

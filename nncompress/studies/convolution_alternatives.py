@@ -15,7 +15,6 @@ from nncompress.studies.study import Request, Study
 from nncompress.zoo.registry import architecture
 
 PAPER_EPOCHS = 128  # 50,000 steps of 128 images, of 50,000
-PAPER_RUNS = 10
 CIFAR10 = {  # mean / max of 10 runs, Table 3.1
     "convolution": "81.84 / 82.56",
     "kernel-composing": "81.98 / 82.51",

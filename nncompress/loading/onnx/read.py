@@ -28,40 +28,12 @@ from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
 from nncompress.loading.onnx.interpreter import Missing, OnnxModule, missing_ops
-from nncompress.loading.onnx.rules import (
-    control,
-    convolution,
-    dynamic,
-    indexing,
-    movement,
-    norms,
-    pointwise,
-    products,
-    quantized,
-    recurrent,
-    reductions,
-    resize,
-)
+from nncompress.loading.onnx.rules import dynamic
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
 from nncompress.runtimes.exact_copy import write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
 
-# imported: they register
-RULE_MODULES = (
-    control,
-    convolution,
-    dynamic,
-    indexing,
-    movement,
-    norms,
-    pointwise,
-    products,
-    quantized,
-    recurrent,
-    reductions,
-    resize,
-)
 ROUNDING = ("DequantizeLinear", "MatMulInteger", "MatMulNBits", "GatherBlockQuantized")
 INSTEAD = "bench and eval run the file as it is; to compress it, load the model that it came from"
 OURS = "nncompress."  # what our own files say of themselves begins with this

@@ -1,1 +1,16 @@
-"""What every op of an ONNX graph computes, in ATen calls."""
+"""What every op of an ONNX graph computes, in ATen calls. Imported, they register."""
+
+from nncompress.loading.onnx.rules import (  # noqa: F401
+    control,
+    convolution,
+    dynamic,
+    indexing,
+    movement,
+    norms,
+    pointwise,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    resize,
+)
