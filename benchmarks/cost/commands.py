@@ -43,9 +43,9 @@ def prepare(folder: Path, images: int) -> None:
     """The models, as 0.pt2, 1.pt2, …, and the images."""
     import numpy as np
     import torch
-    from chain_cost import settled_resnet50
 
     import nncompress
+    from benchmarks.cost.chain import settled_resnet50
     from nncompress.ir import Model
     from nncompress.zoo.cifar_resnet import CifarResNet
 
@@ -108,8 +108,8 @@ def main() -> None:
         prepare(arguments.prepare, arguments.images)
         return
     with tempfile.TemporaryDirectory() as name:
-        own = [sys.executable, __file__, "--images", str(arguments.images), "--prepare", name]
-        subprocess.run(own, check=True)
+        own = [sys.executable, "-m", "benchmarks.cost.commands"]
+        subprocess.run([*own, "--images", str(arguments.images), "--prepare", name], check=True)
         if arguments.only != "command":
             analysis(Path(name))
         if arguments.only != "analysis":

@@ -1,7 +1,8 @@
 """The range of values that each activation takes on calibration data, and which part of it int8 should cover.
 
 Every activation keeps one histogram that grows with the data, so that nothing but counts is held, whatever
-the number of samples. A range is then chosen from the counts:
+the number of samples. Of a batch with very many values every k-th is counted; the least and the greatest are
+those of all. A range is then chosen from the counts:
 
 | method     | range                                                                                        |
 |------------|----------------------------------------------------------------------------------------------|
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.batch_size import largest_batch
+from nncompress.analysis.observe.batch_size import quick_batch
 from nncompress.analysis.observe.statistics import observe
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import DataError, UnsupportedError
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 BINS = 4096  # on each side of zero
 FEW = 16  # samples below which ranges are a guess
+MOST = (
+    1 << 18
+)  # values of an activation that are counted of each batch: more tell no more of their distribution
 
 
 class Histogram:
@@ -74,7 +78,10 @@ class Histogram:
         while reach >= BINS * self.width:
             self.counts = _merged(self.counts)
             self.width *= 2
-        bound = BINS * self.width
+        bound, every = BINS * self.width, -(-values.numel() // MOST)
+        while math.gcd(every, values.numel()) > 1:  # not always of the same column or channel
+            every += 1
+        values = values[::every]
         self.counts += torch.histc(values, 2 * BINS, -bound, bound).numpy().astype(np.int64)
 
     @property
@@ -120,7 +127,7 @@ def histograms(
 
     def batches() -> Iterator[Inputs]:
         nonlocal first, alike
-        for batch in data.batches(min(batch_size, largest_batch(model)), limit=limit):
+        for batch in data.batches(min(batch_size, quick_batch(model)), limit=limit):
             first = first or batch.part(slice(0, 1)).inputs
             alike = alike and all(torch.equal(x, y.expand_as(x)) for x, y in zip(batch.inputs, first))
             yield batch.inputs

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 MOST = 256  # distinct values that an index of 8 bits tells apart
+MOST_OF_BYTES = 16  # that an index of fewer bits tells apart
 SAMPLE = 4096  # values looked at before a whole tensor is sorted
 PARTS = ("bitmap", "codes", "codebook", "codebook16", "offsets", "values")
 
@@ -142,7 +143,8 @@ def _packable(tensor: Tensor) -> bool:
 
 
 def _most_per_channel(tensor: Tensor, axis: int) -> int | None:
-    """The most distinct values that one index of `axis` has, or None where there are more than 256.
+    """The most distinct values that one index of `axis` has, or None where there are more than can be stored
+    in fewer bits.
 
     None also for a single channel, and for channels that are mostly distinct values.
 
@@ -152,7 +154,8 @@ def _most_per_channel(tensor: Tensor, axis: int) -> int | None:
     channels = tensor.shape[axis]
     if channels < 2 or tensor.numel() < 4 * channels:
         return None
-    limit = min(MOST, tensor.numel() // channels // 2)
+    told_apart = MOST if tensor.element_size() > 1 else MOST_OF_BYTES
+    limit = min(told_apart, tensor.numel() // channels // 2)
     rows = tensor.movedim(axis, 0).flatten(1)
     if len(torch.unique(rows[0])) > limit:
         return None

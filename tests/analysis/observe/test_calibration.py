@@ -4,6 +4,8 @@ import torch
 from networks import built_once
 from torch import nn
 
+from nncompress.analysis.observe import calibration
+from nncompress.analysis.observe.batch_size import largest_batch, quick_batch
 from nncompress.analysis.observe.calibration import BINS, Histogram, choose_range, histograms
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError
@@ -132,3 +134,27 @@ def test_records_that_are_all_the_same_are_refused_whatever_their_channels_hold(
 
     with pytest.raises(DataError, match="all 12 samples are the same"):
         histograms(model, [], Same(), limit=None, batch_size=4, progress=NullProgress())
+
+
+def test_of_very_many_values_an_even_part_is_counted_and_the_ends_are_of_all(monkeypatch):
+    monkeypatch.setattr(calibration, "MOST", 1000)
+    values = torch.randn(8, 7, 49, generator=torch.Generator().manual_seed(0))
+    values[:, :, 3] += 5  # one column of each row of 49: 7 divides that, so every 7th value would be biased
+    values[0, 0, 1] = 40.0
+    some, every = Histogram(), Histogram()
+    some.add(values)
+    monkeypatch.setattr(calibration, "MOST", 1 << 18)
+    every.add(values)
+    assert (some.low, some.high) == (every.low, every.high)
+    assert 500 < some.counts.sum() <= 1000
+    shares = [float((h.counts * (h.centers > 2.5)).sum() / h.counts.sum()) for h in (some, every)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_a_batch_that_runs_quickly_goes_down_with_the_size_of_its_values():
+    small, large = (
+        Model.from_module(nn.Conv2d(3, 8, 3).eval(), (torch.randn(2, 3, size, size),)) for size in (8, 512)
+    )
+    assert quick_batch(small) > 1000
+    assert quick_batch(large) < 16
+    assert quick_batch(large) <= largest_batch(large)

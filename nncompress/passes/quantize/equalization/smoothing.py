@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.batch_size import largest_batch
+from nncompress.analysis.observe.batch_size import largest_batch, quick_batch
 from nncompress.analysis.observe.budget import BUDGET
 from nncompress.analysis.observe.calibration import Histogram, choose_range
 from nncompress.analysis.observe.statistics import observe
@@ -216,7 +216,7 @@ def _look(model: Model, nodes: Sequence[fx.Node], context: Context) -> dict[fx.N
     budget = max(8, BUDGET // max(8 * width, 1))
     seen = {node: _Seen(min(budget, max(ROWS, VALUES // node.meta["val"].shape[-1]))) for node in nodes}
     limit = SAMPLES if context.limit is None else min(SAMPLES, context.limit)
-    batches = context.data.batches(min(BATCH, context.batch_size, largest_batch(model)), limit=limit)
+    batches = context.data.batches(min(BATCH, context.batch_size, quick_batch(model)), limit=limit)
     watches = {node: [each.add] for node, each in seen.items()}
     said = "comparing channels"
     samples = (batch.inputs for batch in batches)
