@@ -22,56 +22,67 @@ def descend(
 ) -> Tensor:
     """Allowed rows v with (v − w) H (v − w)ᵀ lowered from `start`, one column after the other.
 
-    Args:
-        target: w, float64 [outputs, d].
-        start: of allowed values, float64 [outputs, d].
-        second: H = E[x xᵀ], float64 [d, d].
-        rounded: (values [outputs], column) -> the nearest that are allowed there.
+    Groups of a grouped convolution are problems of their own, solved together: `…` is nothing, or [groups].
 
-    Returns: float64 [outputs, d].
+    Args:
+        target: w, float64 […, outputs, d].
+        start: of allowed values, float64 […, outputs, d].
+        second: H = E[x xᵀ], float64 […, d, d].
+        rounded: (values […, outputs], column) -> the nearest that are allowed there.
+
+    Returns: float64 […, outputs, d].
     """
     values = start.clone()
-    diagonal = second.diagonal().clamp_min(1e-12 * float(second.diagonal().max()) + 1e-300)
+    diagonal = second.diagonal(dim1=-2, dim2=-1)[..., None, :]  # […, 1, d]
+    diagonal = diagonal.maximum(1e-12 * diagonal.amax(-1, keepdim=True) + 1e-300)
     slope = (values - target) @ second
-    width = second.shape[0]
+    width = second.shape[-1]
     for _ in range(SWEEPS):
         moved = False
         for first in range(0, width, BLOCK):
             block = slice(first, min(first + BLOCK, width))
-            own = second[block, block]
-            old = values[:, block].T.contiguous()  # what is gone through lies together
-            now, local = old.clone(), slope[:, block].T.contiguous()
-            for j in range(len(own)):
-                best = rounded(old[j] - local[j] / diagonal[first + j], first + j)
-                now[j] = best
-                local[j + 1 :].addr_(own[j, j + 1 :], best - old[j])
+            own = second[..., block, block]
+            old = values[..., block].mT.contiguous()  # what is gone through lies together
+            now, local = old.clone(), slope[..., block].mT.contiguous()
+            for j in range(own.shape[-1]):
+                step = local[..., j, :] / diagonal[..., first + j]
+                now[..., j, :] = best = rounded(old[..., j, :] - step, first + j)
+                _add_outer(local[..., j + 1 :, :], own[..., j, j + 1 :], best - old[..., j, :])
             change = now.sub(old)
             if change.any():
                 moved = True
-                slope += change.T @ second[block]
-                values[:, block] = now.T
+                slope += change.mT @ second[..., block, :]
+                values[..., block] = now.mT
         if not moved:
             break
     return values
+
+
+def _add_outer(into: Tensor, column: Tensor, row: Tensor) -> None:
+    """Their outer product, in place, without a copy of it."""
+    if into.dim() == 2:
+        into.addr_(column, row)
+    else:
+        into.baddbmm_(column[..., None], row[..., None, :])
 
 
 def round_adaptively(weight: Tensor, scales: Tensor, start: Tensor, second: Tensor, top: int) -> Tensor:
     """Int8 rows q, each weight one of its two neighbours, with (q s − w) H (q s − w)ᵀ lowered from `start`.
 
     Args:
-        weight: [outputs, d].
-        scales: [outputs], the step of each row.
-        start: int8 [outputs, d], the nearest values.
-        second: H = E[x xᵀ], float64 [d, d].
+        weight: […, outputs, d], as in `descend`.
+        scales: […, outputs], the step of each row.
+        start: int8 […, outputs, d], the nearest values.
+        second: H = E[x xᵀ], float64 […, d, d].
         top: |q| is at most this.
 
-    Returns: int8 [outputs, d]. What is zero stays zero.
+    Returns: int8 […, outputs, d]. What is zero stays zero.
     """
-    step = scales.to(torch.float64)[:, None]
+    step = scales.to(torch.float64)[..., None]
     target = weight.to(torch.float64) / step  # everything in units of the row's step
     low, high = target.floor().clamp(-top, top), target.ceil().clamp(-top, top)
 
     def neighbour(values: Tensor, column: int) -> Tensor:
-        return torch.minimum(torch.maximum(torch.round(values), low[:, column]), high[:, column])
+        return torch.minimum(torch.maximum(torch.round(values), low[..., column]), high[..., column])
 
     return descend(target, start.to(torch.float64), second, neighbour).to(torch.int8)

@@ -86,14 +86,10 @@ def rounded(
     layer = sharing[0]
     if axis != range(weight.dim())[layer.roles.outputs]:
         return stored, scales
-    rows, start = layer.matrix(weight), layer.matrix(stored)
-    parts = [
-        round_adaptively(w, s, q, second[g], 2 ** (bits - 1) - 1)
-        for g, (w, s, q) in enumerate(
-            zip(rows.chunk(groups), scales.chunk(groups), start.chunk(groups), strict=True)
-        )
-    ]
-    found = layer.from_matrix(torch.cat(parts)).contiguous()
+    given = (layer.matrix(weight), scales, layer.matrix(stored))
+    rows, steps, start = (each.unflatten(0, (groups, -1)) for each in given)
+    nearby = round_adaptively(rows, steps, start, second, 2 ** (bits - 1) - 1)
+    found = layer.from_matrix(nearby.flatten(0, 1)).contiguous()
     statistics.adaptive[names] = scales, found
     return found, scales
 
