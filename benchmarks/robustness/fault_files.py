@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def is_whole(path: Path) -> bool:
         ".checkpoint": lambda path: torch.load(path, weights_only=True),
         ".json": lambda path: json.loads(path.read_text()),
         ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+        ".html": lambda path: path.read_text().rindex("</html>"),
+        ".toml": lambda path: tomllib.loads(path.read_text()),
         ".csv": lambda path: path.read_text().index("\n", -1),
     }
     try:

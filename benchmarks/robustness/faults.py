@@ -94,6 +94,27 @@ COMMANDS = (
         fresh=True,
     ),
     Command(
+        "optimize --finetune",
+        (
+            *(
+                "optimize",
+                "m.pt2",
+                "--data",
+                "data.npz",
+                "--max-drop",
+                "1",
+                "--goal",
+                "macs",
+                "--trials",
+                "2",
+            ),
+            *("--fit", "fit.npz", "--finetune", "0.05", "--folder", "kept", "-o", "out.pt2"),
+        ),
+        ("kept", "out.pt2", "out.toml", *SESSION),
+        fresh=True,
+    ),
+    Command("report", ("report", "m.pt2", "-o", "out.html"), ("out.html",)),
+    Command(
         "latency table",
         ("factorize", "m.pt2", "--latency", "0.9", "-o", "out.pt2"),
         ("out.pt2", "cache", *SESSION),
@@ -139,6 +160,7 @@ def make_inputs() -> None:
     chance = np.random.default_rng(0)
     x = chance.normal(size=(40, 1, 8, 8)).astype(np.float32)
     np.savez("data.npz", x=x, y=chance.integers(0, 3, 40))
+    np.savez("fit.npz", x=x + 1, y=chance.integers(0, 3, 40))
     for name in ("mine.pt2", "mine.checkpoint", "out.pt2.mine", ".nncompress-mine.part"):
         Path(name).write_text("the user's")
 

@@ -124,6 +124,24 @@ def test_a_line_without_an_end_is_not_taken_in(tmp_path, monkeypatch):
         open_data(str(tmp_path / "t.jsonl"))
 
 
+def test_a_text_that_a_parquet_holds_once_is_in_memory_once(tmp_path):
+    """What a few bytes of the file repeat takes no more than these."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    long = "x" * 10_000
+    table = pyarrow.table({"x": [1.0] * 3000, "t": [long] * 2999 + [None], "l": [[1, 2]] * 3000})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    names, rows = tables_module.open_rows(tmp_path / "t.parquet")
+    found = [row for _, row in rows]
+    assert names == ["x", "t", "l"]
+    assert found[0] == {"x": 1.0, "t": long, "l": [1, 2]}
+    assert found[-1]["t"] is None
+    assert len({id(row["t"]) for row in found[:1000]}) == 1
+    with pytest.raises(DataError, match="t is too long for a label in sample 1"):
+        open_data(f"{tmp_path / 't.parquet'}?x=x&y=t")
+
+
 def test_parquet_is_read_by_pyarrow_or_names_its_extra(tmp_path, monkeypatch):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr(extras, "installed", lambda extra: False)

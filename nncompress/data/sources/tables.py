@@ -30,6 +30,7 @@ from nncompress.files.bounded_text import Unreadable, parse_json
 
 EXACT = 2**53  # up to which a number of eight bytes holds every integer
 MOST_LINE = 2**24  # bytes of one line
+MOST_LABEL = 1000  # characters
 TEXTS = (".csv", ".tsv", ".jsonl")
 SUFFIXES = (*TEXTS, ".parquet")
 
@@ -179,7 +180,7 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
 
     parts = [path] if path.exists() else sorted(path.parent.glob(path.name))
     try:
-        files = [parquet.ParquetFile(part) for part in parts]
+        files = [parquet.ParquetFile(part, read_dictionary=_text_columns(part)) for part in parts]
         names = list(files[0].schema_arrow.names)
         groups = [file.metadata.row_group(at) for file in files for at in range(file.num_row_groups)]
         values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
@@ -192,15 +193,35 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
         sample = 0
         try:
             for batch in (batch for file in files for batch in file.iter_batches(1024)):
-                for row in batch.to_pylist():
+                for values in zip(*map(_shared, batch.columns), strict=True):
                     sample += 1
-                    yield sample, row
+                    yield sample, dict(zip(batch.schema.names, values, strict=True))
         except DataError:
             raise
         except Exception as problem:
             raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
 
     return names, rows()
+
+
+def _text_columns(path: Path) -> list[str]:
+    """Those whose values are to stay what the file holds once: a text of 1 MB for a million samples."""
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(path)
+    leaves = parquet.read_metadata(path).schema
+    texts = {
+        leaves.column(at).path for at in range(len(leaves)) if leaves.column(at).physical_type == "BYTE_ARRAY"
+    }
+    return [name for name in schema.names if name in texts]
+
+
+def _shared(column: Any) -> list[Any]:
+    """The values of a column of pyarrow; equal texts are one object."""
+    if not hasattr(column, "dictionary"):
+        return column.to_pylist()
+    words = column.dictionary.to_pylist()
+    return [None if at is None else words[at] for at in column.indices.to_pylist()]
 
 
 # --- columns ----------------------------------------------------------------------------------------------
@@ -221,6 +242,8 @@ class Column:
         self._words: list[str] = []
 
     def add(self, value: Any, place: int) -> None:
+        if self._text and isinstance(value, str) and len(value) > MOST_LABEL:
+            raise self._wrong(place, "is too long for a label", f"{len(value)} characters")
         if self._text and isinstance(value, str) and not _is_number(value):
             self._words.append(value)
             return
