@@ -13,7 +13,6 @@ import nncompress
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.loading import load_model
-from nncompress.loading.onnx.interpreter import RULES
 
 
 class Net(nn.Module):
@@ -293,81 +292,6 @@ def test_a_branch_that_an_input_decides_is_refused_by_file_op_and_what_to_do(tmp
     told = str(caught.value)
     for part in (str(path), "If", "by_rate", "condition depends on the input", "bench and eval run the file"):
         assert part in told
-
-
-def test_sizes_computed_in_floats_from_free_sizes_stay_free(tmp_path):
-    """As Paddle resizes one map to the size of another: by sizes divided as floats."""
-    nodes = [
-        helper.make_node("MaxPool", ["x"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Shape", ["x"], ["to"]),
-        helper.make_node("Shape", ["small"], ["from"]),
-        helper.make_node("Cast", ["to"], ["to_f"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["from"], ["from_f"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["to_f", "from_f"], ["scales"]),
-        helper.make_node("Resize", ["small", "", "scales"], ["y"], mode="linear"),
-    ]
-    dims = ("N", 2, "?", "?")
-    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", *dims)], [floats("y", *dims)])
-    said = []
-    model = load_model(path, notice=said.append)
-    x = torch.randn(3, 2, 32, 48)
-    assert not any("fixed" in sentence for sentence in said)
-    torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
-
-
-def test_a_size_that_the_graph_fixes_is_not_called_free(tmp_path, monkeypatch):
-    """A rule that writes down the size it was traced with agrees there, and nowhere else."""
-    monkeypatch.setitem(RULES, "Relu", lambda call: torch.relu(call.tensor(0)).reshape(2, 3, -1)[:, :, :16])
-    nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", 2, 3, "L")], [floats("y", 2, 3, "L")])
-    said = []
-    model = load_model(path, notice=said.append)
-    assert model.inputs[0].shape == (2, 3, 16)
-    assert any("fixed: L = 16" in sentence for sentence in said)
-
-
-def test_dims_called_by_no_name_are_like_no_other(tmp_path):
-    nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "?", "?", "?")], [floats("y", "?", "?", "?")])
-    model = load_model(path)
-    assert len(set(model.inputs[0].shape)) == 3
-    assert model.outputs_of(torch.randn(3, 5, 7))[0].shape == (3, 5, 7)
-
-
-def test_dims_whose_names_python_does_not_take_keep_them(tmp_path):
-    weight = numpy_helper.from_array(
-        np.random.default_rng().standard_normal((4, 3, 1)).astype(np.float32), "w"
-    )
-    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
-    dims = ("p2o.Dynamic.0", 3, "length-1")
-    path = graph_file(
-        tmp_path / "m.onnx", nodes, [floats("x", *dims)], [floats("y", dims[0], 4, dims[2])], [weight]
-    )
-    model = nncompress.compress(load_model(path), ["prune:sparsity=0.5"])
-    model.refresh()
-    assert model.inputs[0].shape == ("batch", 3, "length-1")
-    nncompress.save(model, tmp_path / "again.onnx")
-    (given,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").get_inputs()
-    assert given.shape == ["batch", 3, "length-1"]
-
-
-def test_a_resize_by_scales_may_say_what_counts_for_sizes_alone(tmp_path):
-    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "s")
-    nodes = [
-        helper.make_node(
-            "Resize",
-            ["x", "", "s"],
-            ["y"],
-            mode="nearest",
-            keep_aspect_ratio_policy="stretch",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-    ]
-    path = graph_file(
-        tmp_path / "m.onnx", nodes, [floats("x", 1, 2, 3, 3)], [floats("y", 1, 2, 6, 6)], [scales], 18
-    )
-    assert load_model(path).outputs_of(torch.randn(1, 2, 3, 3))[0].shape == (1, 2, 6, 6)
 
 
 def test_a_stored_mask_is_no_weight(tmp_path):

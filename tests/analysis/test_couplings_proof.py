@@ -1,0 +1,108 @@
+"""What a removal is proven by, and what becomes of one that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import model
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress.analysis.couplings import (
+    check,
+    find_couplings,
+    prove,
+    remove_proven,
+    remove_units,
+)
+from nncompress.analysis.couplings.proof import TOLERANCE
+from nncompress.errors import VerificationError
+from tests.analysis.test_couplings import analysed, share_of_each_group
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def test_the_proof_fails_for_a_wrong_removal():
+    given = model("residual")
+    couplings = find_couplings(given)
+    removal = share_of_each_group(couplings)
+    wrong = {name: (units + 1) % couplings[name].size for name, units in removal.items()}
+    pruned = given.copy()
+    remove_units(pruned, wrong)
+    assert prove(couplings, removal, pruned).error > 1e-3
+
+
+def test_what_cannot_be_proven_stays_whole(monkeypatch):
+    """Break one rule on purpose: the groups that need it stay, the others go."""
+    from nncompress.ir.edit import resize
+
+    monkeypatch.delitem(resize.REWRITES, "pad")
+    given = model("residual")
+    couplings = find_couplings(given)
+    outcome = remove_proven(couplings, {"conv1": [0, 1], "conv2": [0]})
+    assert set(outcome.refused) == {"conv2"}
+    assert outcome.proof.error < 1e-5
+    assert outcome.model.tensor("conv1.weight").shape[0] == 14
+
+
+def test_all_groups_at_fault_are_found_in_one_comparison(monkeypatch):
+    """Some groups pass a softmax whose rule is broken, some a slice whose literals are not rewritten."""
+    from nncompress.analysis.couplings import proven
+    from nncompress.analysis.couplings.rules import pointwise
+    from nncompress.analysis.couplings.rules import table as rules
+    from nncompress.ir.edit import resize
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(9))
+
+        def forward(self, x):
+            for number, layer in enumerate(self.layers):
+                x = layer(x)
+                x = x.softmax(-1) if number % 2 else torch.cat([x[:, :6].relu(), x[:, 6:].tanh()], 1)
+            return x
+
+    monkeypatch.setitem(rules.RULES, "softmax", pointwise.pointwise)
+    monkeypatch.delitem(resize.REWRITES, "slice")
+    couplings = analysed(Chain(), torch.randn(4, 12))[1]
+    tries = []
+    monkeypatch.setattr(proven, "remove_units", lambda *a: (tries.append(a), remove_units(*a)))
+    outcome = remove_proven(couplings, {g.name: [0] for g in couplings.groups})
+    softmaxed = {f"layers.{n}" for n in (1, 3, 5, 7)}
+    assert softmaxed <= set(outcome.refused)
+    assert all("softmax" in outcome.refused[name] for name in softmaxed)
+    assert len(tries) == 2  # all at once, and what is left
+    assert outcome.proof.error < 1e-5
+
+
+class Amplifying(nn.Module):
+    """The order in which a sum is rounded moves its results by a per mille."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 96), nn.Linear(96, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(1e5 * self.b(F.relu(self.a(x))))
+
+
+def test_rounding_that_a_model_amplifies_is_told_from_a_wrong_removal():
+    """float32 cannot: here the unit that was removed instead of another moves as little as rounding does."""
+    net = Amplifying()
+    with torch.no_grad():
+        net.a.bias[7:9] = 5.0
+        net.b.weight[:, 7:9] *= 1e-7
+    given, couplings = analysed(net, torch.randn(2, 16))
+    right, wrong = given.copy(), given.copy()
+    remove_units(right, {"a": [*range(20, 40), 7]})
+    remove_units(wrong, {"a": [*range(20, 40), 8]})
+    asked = {"a": [*range(20, 40), 7]}
+    assert prove(couplings, asked, right).error > TOLERANCE
+    assert check(couplings, asked, right).error < 1e-8
+    assert prove(couplings, asked, wrong).error < 0.1
+    with pytest.raises(VerificationError, match="does not compute what the original computes"):
+        check(couplings, asked, wrong)
