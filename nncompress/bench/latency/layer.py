@@ -69,7 +69,7 @@ def _timed(calls: Sequence[Call], seed: int) -> list[np.ndarray]:
             measurement.rounds < MOST_ROUNDS and time.perf_counter() < end
         ):
             measurement.round()
-    return [np.array(arm.cpu_ns, dtype=np.float64) for arm in measurement.times]
+    return [np.array(each.cpu_ns, dtype=np.float64) for each in measurement.times]
 
 
 def _parts(reference: Chain, chains: Sequence[Chain]) -> list[list[Chain]]:

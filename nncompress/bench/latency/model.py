@@ -51,7 +51,7 @@ class ModelLatency:
 
     def seconds(self) -> float:
         """Of the original, for one sample."""
-        result = benchmark([self._arm("original", self._original)], time_budget=SECONDS, memory=False)
+        result = benchmark([self._candidate("original", self._original)], time_budget=SECONDS, memory=False)
         if result.interrupted:
             raise KeyboardInterrupt
         return (result.candidates[0].cpu or result.candidates[0].wall).median
@@ -70,8 +70,10 @@ class ModelLatency:
         return self._compared(self._kept, SECONDS)
 
     def _compared(self, first: Path, seconds: float) -> Estimate:
-        arms = [self._arm("original", first), self._arm("other", self._other)]
-        result = benchmark(arms, time_budget=seconds, memory=False, energy=False, progress=self._progress)
+        candidates = [self._candidate("original", first), self._candidate("other", self._other)]
+        result = benchmark(
+            candidates, time_budget=seconds, memory=False, energy=False, progress=self._progress
+        )
         if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
             raise KeyboardInterrupt
         speedup = result.candidates[1].speedup
@@ -97,7 +99,7 @@ class ModelLatency:
         write(ready, path, target=self.target.name, read_back=False)  # measured, and then gone
         return path
 
-    def _arm(self, name: str, path: Path) -> Candidate:
+    def _candidate(self, name: str, path: Path) -> Candidate:
         return Candidate(name, path, runtime=self.target.runtime, precision=self._precision)
 
 

@@ -122,14 +122,14 @@ def _measured(there: list[Target]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="nncompress-") as folder:
         path = Path(folder) / "network.onnx"
         save(_network(), path)
-        arms = [Candidate(t.name, path, runtime=t.runtime) for t in there]
+        candidates = [Candidate(t.name, path, runtime=t.runtime) for t in there]
         try:
-            result = benchmark(arms, time_budget=SECONDS, memory=False, energy=False)
+            result = benchmark(candidates, time_budget=SECONDS, memory=False, energy=False)
         except NNCompressError:  # one that is installed and does not work: the one that always does
             return {"ort-cpu": 0.0}
     if result.interrupted:  # half a measurement is not to be remembered
         raise KeyboardInterrupt
-    return {arm.name: (arm.cpu or arm.wall).median for arm in result.candidates}
+    return {each.name: (each.cpu or each.wall).median for each in result.candidates}
 
 
 def _network() -> Any:
