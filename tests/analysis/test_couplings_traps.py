@@ -169,3 +169,31 @@ def test_bytes_read_as_another_type_are_no_sizes(bits):
     model, couplings = analysed(Absolute(), torch.randn(2, 5))
     assert sizes(couplings) == {"b": 6}
     proven(model, couplings, {"b": [0, 3]})
+
+
+@pytest.mark.parametrize(
+    ("mask", "free"),
+    [
+        (lambda x, h: (x[..., :1] > 0).expand_as(h), True),
+        (lambda x, h: x[..., :1] > 0, True),
+        (lambda x, h: h > 0, False),
+        (lambda x, h: (torch.arange(8) < 5).expand_as(h), False),
+    ],
+    ids=["rows", "broadcast-rows", "elements", "columns"],
+)
+def test_features_scattered_over_rows_share_their_columns(mask, free):
+    """`masked_scatter` takes elements in order: after a column less, others come next but for whole rows."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.p, self.b = nn.Linear(5, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h.masked_scatter(mask(x, h), self.p(x[..., 2:])).relu())
+
+    model, couplings = analysed(Joined(), torch.randn(2, 4, 5))
+    assert sizes(couplings) == ({"a": 8} if free else {})
+    if free:
+        proven(model, couplings, {"a": [0, 3, 5]})

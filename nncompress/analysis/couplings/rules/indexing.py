@@ -14,6 +14,7 @@ from torch import fx
 from nncompress.analysis.couplings.labels import Factor
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
+from nncompress.ir.graph.ops import op_name
 
 
 def index(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -148,6 +149,39 @@ def scattered(t: Tracer, node: fx.Node, a: Arguments) -> Result:
         factors = t.labels.fix(value.factors, [dim], "indexed")
         operands.append((factors, [size > 1 and d != dim for d, size in enumerate(value.shape)]))
     return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
+
+
+def masked_scatter(t: Tracer, node: fx.Node, a: Arguments) -> Result:
+    """Rows of `source`, one after the other, where the mask says: image features among those of tokens.
+
+    A mask of whole rows leaves every column in its place; any other takes elements wherever they come next.
+    """
+    x, mask, source = (t.value(a[name]) for name in ("self", "mask", "source"))
+    rank = len(x.shape)
+    rows = len(source.shape) <= rank and source.shape[-1:] == x.shape[-1:] and _same_along_rows(a["mask"])
+    if not rows:
+        return t.unknown(node)
+    along = [d == rank - 1 for d in range(rank)]
+    operands = []
+    for value in (x, mask, source):
+        lead = rank - len(value.shape)
+        fixed = t.labels.fix(value.factors, range(len(value.shape) - 1), "taken in order, where a mask says")
+        operands.append(
+            (
+                [f.reshape((1,) * lead + f.shape) for f in fixed],
+                along if value.shape[-1] > 1 else [False] * rank,
+            )
+        )
+    return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
+
+
+def _same_along_rows(mask: fx.Node) -> bool:
+    """Is it spread along the last dim, as by `mask[..., None].expand_as(x)`?"""
+    while op_name(mask) in ("to", "_to_copy", "contiguous", "clone", "alias"):
+        mask = mask.all_input_nodes[0]
+    if op_name(mask) == "expand":
+        mask = mask.all_input_nodes[0]
+    return mask.meta["val"].shape[-1:] == (1,)
 
 
 def sampled(t: Tracer, node: fx.Node, a: Arguments) -> Result:

@@ -50,6 +50,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (i.slice_scatter, "slice_scatter"),
     (i.select_scatter, "select_scatter"),
     (i.scattered, "gather scatter scatter_add scatter_reduce index_add index_copy"),
+    (i.masked_scatter, "masked_scatter"),
     (i.sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
     (i.embedding_bag, "embedding_bag _embedding_bag"),
     (i.looked_up, "bucketize"),
