@@ -86,6 +86,7 @@ def compare_with_source(
             remedy="this is a defect of the import; save torch.export.export(model, …) as .pt2 and report it",
         )
     model.agreement = worst
+    _settle_single_samples(model, source, path, notice)
     return worst
 
 
@@ -99,6 +100,35 @@ def _inputs(model: Model, batch: int, turn: int) -> tuple[Tensor, ...]:
         return verification_inputs(model, batch, seed=batch)
     finally:
         model.sizes = before
+
+
+def _settle_single_samples(
+    model: Model, source: nn.Module, path: object, notice: Callable[[str], None]
+) -> None:
+    """Let the model take two samples or more, where of a single one its graph makes something else.
+
+    torch.export takes every free dim for at least two: a forward that asks `x.shape[0] > 1` becomes the
+    graph of several samples, whatever range was stated.
+    """
+    low, high = model.dynamic.get(BATCH, (2, None))
+    if low > 1:
+        return
+    inputs = verification_inputs(model, 1, seed=1)
+    try:
+        expected = run_source(source, inputs)
+    except Exception:  # whatever the user's forward raises: it takes no single sample itself
+        return
+    try:
+        with torch.no_grad():
+            found = _beyond(model, expected, model.outputs_of(*inputs))
+    except Exception as error:  # whatever an operator raises
+        found = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+    if found:
+        model.dynamic = {**model.dynamic, BATCH: (2, high)}
+        notice(
+            f"{path} treats a single sample otherwise than several, by which it was traced ({found}): "
+            "the graph is that of several, right for batches of 2 or more"
+        )
 
 
 def _say_if_calls_differ(

@@ -295,3 +295,28 @@ def test_dataclasses_are_outputs_as_dicts_are(tmp_path: Path) -> None:
         torch.testing.assert_close(got, want)
     nncompress.save(model, tmp_path / "m.pt2")
     torch.testing.assert_close(nncompress.load(tmp_path / "m.pt2")(x)[0], expected.scores.logits)
+
+
+@pytest.mark.parametrize(
+    ("forward", "low"),
+    [
+        (lambda h: h if h.shape[0] > 1 else h * 2, 2),
+        (lambda h: h.squeeze()[None].squeeze(0).view_as(h.squeeze()), 2),  # runs on no single sample
+        (lambda h: h.squeeze().reshape(h.shape), 1),
+    ],
+    ids=["if", "squeeze", "as-several"],
+)
+def test_a_single_sample_that_is_treated_otherwise_is_told(forward, low: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self.linear(x))
+
+    net, said, x = Net().eval(), [], torch.randn(3, 5, 4)
+    model = nncompress.load(net, input="1x5x4", notice=said.append)
+    assert model.dynamic["batch"][0] == low
+    assert ("treats a single sample otherwise" in " ".join(said)) == (low == 2)
+    torch.testing.assert_close(model(x), net(x))
