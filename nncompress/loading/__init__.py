@@ -108,7 +108,13 @@ def load_model(
         path = file
     path = in_cache(path) or path
     kind = file_kind(path)
-    if weights_key is not None and kind not in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS):
+    of_weights = kind in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS)
+    if arch is not None and not of_weights:
+        raise UsageError(
+            f"{path} is {kind.value}, which carries its architecture",
+            remedy="leave --arch out" if weights is None else f"leave --weights out; as MODEL: {path}",
+        )
+    if weights_key is not None and not of_weights:
         raise UsageError(
             f"{path} is no checkpoint that holds tables of weights", remedy="leave --weights-key out"
         )
@@ -139,8 +145,6 @@ def _loaded(
     notice: Callable[[str], None],
 ) -> Model:
     if kind is FileKind.PT2:
-        if arch is not None:
-            raise UsageError(f"{path} is a .pt2, which carries its architecture", remedy="leave --arch out")
         model, settled = _from_pt2(path, notice)
         if input_shapes is not None:
             restate(model, parsed(input_shapes), path)
@@ -148,15 +152,11 @@ def _loaded(
             return model
         return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.ONNX:
-        model = _from_onnx(path, arch, input_shapes, notice)
+        model = _from_onnx(path, input_shapes, notice)
         return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.HUGGINGFACE:
-        return _from_huggingface(path, arch, strict, input_shapes, example_inputs, notice)
+        return _from_huggingface(path, strict, input_shapes, example_inputs, notice)
     if kind is FileKind.TORCHSCRIPT:
-        if arch is not None:
-            raise UsageError(
-                f"{path} is TorchScript, which carries its architecture", remedy="leave --arch out"
-            )
         return scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = held(module).cpu().eval()
@@ -211,14 +211,11 @@ def load_module(
 
 def _from_huggingface(
     path: Path,
-    arch: str | None,
     strict: bool,
     input_shapes: str | Sequence[InputShape] | None,
     example_inputs: Examples | None,
     notice: Callable[[str], None],
 ) -> Model:
-    if arch is not None:
-        raise UsageError(f"{path} says its architecture in its configuration", remedy="leave --arch out")
     shapes = None if input_shapes is None else parsed(input_shapes)
     examples = None if shapes is not None else example_inputs
     found = read_huggingface(path, shapes, examples, strict=strict, notice=notice)
@@ -261,12 +258,9 @@ def holds_weights_only(path: str | Path, *, trust_pickle: bool = False) -> bool:
 
 def _from_onnx(
     path: Path,
-    arch: str | None,
     input_shapes: str | Sequence[InputShape] | None,
     notice: Callable[[str], None],
 ) -> Model:
-    if arch is not None:
-        raise UsageError(f"{path} is an .onnx, which carries its architecture", remedy="leave --arch out")
     shapes = None if input_shapes is None else parsed(input_shapes)
     model = read_onnx(path, input_shapes=shapes, notice=notice)
     if shapes is not None and marked(shapes):  # names are those of the file

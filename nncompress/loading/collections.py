@@ -74,7 +74,11 @@ def of_collection(named: str) -> nn.Module:
     except NNCompressError:
         raise
     except Exception as error:  # the package's own, of settings that it does not take
-        raise UsageError(f"{named}: {package} cannot build it", got=last_line(error)) from error
+        raise UsageError(
+            f"{named}: {package} cannot build it",
+            got=last_line(error),
+            remedy=f"settings of {package}'s own, as {package}:{name.partition('.')[0]}?num_classes=10",
+        ) from error
 
 
 def _names(package: str) -> list[str]:

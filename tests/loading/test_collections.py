@@ -11,6 +11,7 @@ from torch import nn
 from nncompress import extras
 from nncompress.cli import main as command_line
 from nncompress.errors import MissingExtraError
+from nncompress.export import write
 from nncompress.loading import collections, load_model, load_module
 
 
@@ -50,6 +51,7 @@ def trained(torchvision, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net = torchvision(weights_backbone=None, num_classes=5)
     torch.save(net.state_dict(), "w.pt")
+    write(load_module(net, input_shapes="1x3"), "whole.pt2")
     np.savez("d.npz", x=np.float32(np.random.default_rng(0).normal(size=(8, 3))), y=np.arange(8) % 5)
     return net
 
@@ -89,10 +91,12 @@ def test_a_model_named_so_goes_through_commands_like_a_file(trained, capsys):
         (("net.py:build", "--weights", "w.pt"), "w.pt --arch net.py:build"),
         ((NAMED, "--weights", "gone.pt"), "gone.pt does not exist"),
         (("torchvision:two", "--weights", "w.pt"), "do not fit"),
+        ((NAMED, "--weights", "whole.pt2"), "leave --weights out; as MODEL: whole.pt2"),
+        (("whole.pt2", "--arch", NAMED), "leave --arch out"),
         ((NAMED, "--weights-key", "model"), "--weights FILE"),
         (("torchvision:twoo",), "close are: two"),
         (("torchvision:",), "such as torchvision:two"),
-        (("torchvision:two?colour=red",), "cannot build it"),
+        (("torchvision:two?colour=red",), "as torchvision:two?num_classes=10"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_what_can(trained, capsys, arguments, said):

@@ -25,6 +25,7 @@ from nncompress.loading.module.infer_input import (
     example_from_shapes,
     infer_input,
     required_inputs,
+    stated_form,
 )
 from nncompress.loading.module.wrappers import take_out_wrappers
 from nncompress.loading.random_numbers import refuse_random_numbers
@@ -104,10 +105,13 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str)
         raise
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+        names = argument_names(module, len(inputs))
+        images = len(inputs) == 1 and inputs[0].is_floating_point()
         raise UsageError(
             f"{path} does not run on an input of shape {shapes}",
             got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
-            remedy="state the input that it takes: --input 1x3x32x32",
+            remedy="state the input that it takes: --input "
+            + ("1x3x32x32" if images or not names else stated_form(names)),
         ) from error
 
 

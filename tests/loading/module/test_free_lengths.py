@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.errors import VerificationError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.export import write
 from nncompress.loading import load_model
 from nncompress.loading.module.free_lengths import Length
@@ -96,3 +96,8 @@ def test_it_is_compared_with_its_source_at_another_length(monkeypatch):
 
     with pytest.raises(VerificationError, match="batch 3"):
         loaded(Cut, "2x6:int64,2x6:int64", [Length("length", 24)] * 2)
+
+
+def test_an_input_that_it_cannot_take_is_refused_with_the_form_of_its_own():
+    with pytest.raises(UsageError, match="--input ids:Bx…,mask:Bx…"):
+        loaded(Tagger, "2x99:int64,2x99:int64", [Length("length", 24)] * 2)
