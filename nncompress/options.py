@@ -268,7 +268,7 @@ class LossWeights:
         for pattern in self._factors:
             if not any(fnmatch(name, pattern) for name in names):
                 raise UsageError(
-                    f"{self._name}: --loss-weight {shown(pattern)} names no layer that can be made smaller",
+                    f"{self._name}: --loss-weight {shown(pattern)} names no layer",
                     expected=", ".join(names[:5]) + (", …" if len(names) > 5 else ""),
                     remedy="nncompress inspect shows the layers",
                 )

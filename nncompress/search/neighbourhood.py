@@ -54,7 +54,6 @@ class Neighbourhood:
                 if _budget(each)
                 for method, where in done
                 if method == _of(each.name)
-                and "#" not in where  # the second group of a layer has no name there
             ]
         given = {place: given.get(place, _unchanged(place)) for place in dict.fromkeys((*given, *wanted))}
         measured = {e.strength for e in effects if e.method == Quantize.name and e.error is not None}

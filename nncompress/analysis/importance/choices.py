@@ -79,6 +79,11 @@ class Choice:
     def layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer_name(m.tensor) for m in self.members))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called by: its own name, and those of its layers."""
+        return (self.name, *self.layers)
+
     def excluded(self, patterns: tuple[str, ...]) -> bool:
         return any(matches(layer, patterns) for layer in self.layers)
 

@@ -83,7 +83,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         )
     context.progress.step("decomposing", len(targets), len(targets))
     weights = LossWeights(options.name, options.loss_weight)
-    weights.check(target.name for target in targets)
+    weights.check(layer.name for layer in layers(model))
     per_layer = [replace(each, weight=weights.of([each.target.name])) for each in per_layer]
     steps = sorted({each.multiple for each in per_layer if each.timings} - {1})
     if oracle is not None and steps and options.rank is None:

@@ -20,6 +20,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import not_finite
+from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, proven_cut
@@ -168,7 +169,7 @@ def _weights(options: PruneNodes, ranks: Ranked) -> LossWeights | None:
     """What `--loss-weight` says.
 
     Raises:
-        UsageError: it names no layer whose nodes can be removed, or nodes do not compare between layers.
+        UsageError: it names no layer, or nodes do not compare between layers.
     """
     if not options.loss_weight:
         return None
@@ -179,7 +180,8 @@ def _weights(options: PruneNodes, ranks: Ranked) -> LossWeights | None:
             remedy="--data, or --scope global",
         )
     weights = LossWeights(options.name, options.loss_weight)
-    weights.check(layer for c in ranks.choices for layer in c.layers)
+    names = [layer.name for layer in layers(ranks.model)]
+    weights.check([*names, *(name for c in ranks.choices for name in c.names)])
     return weights
 
 

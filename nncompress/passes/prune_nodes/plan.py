@@ -250,7 +250,7 @@ def _counts(
     if everywhere and not comparable:
         rankings = normalized(rankings)
     if (weights := amount.weights) is not None:
-        rankings = {c.name: rankings[c.name].scaled(weights.of(c.layers)) for c in choices}
+        rankings = {c.name: rankings[c.name].scaled(weights.of(c.names)) for c in choices}
     if amount.threshold is not None:
         return by_threshold(choices, rankings, amount.threshold, amount.round_to)
     for unit, share in (("macs", amount.macs), ("params", amount.params)):

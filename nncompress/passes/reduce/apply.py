@@ -33,6 +33,7 @@ from nncompress.errors import DataError, ModelFileError, UsageError, Verificatio
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.graph.verify import not_finite
+from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, cut_of, proven_cut
@@ -91,7 +92,7 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
             f"reduce: {', '.join(discrete)}: discrete, so losses are those of what it is chosen from"
         )
     weights = LossWeights(options.name, options.loss_weight)
-    weights.check([*(curve.name for curve in found), *(layer for c in choices for layer in c.layers)])
+    weights.check([*(layer.name for layer in layers(model)), *(name for c in choices for name in c.names)])
     costs = Costs(model, choices, counted)
     budget = Budget(choices, rankings, found, costs, unit, options.round_to, weights)
     plan = budget.plan(share, f"--{counted}")

@@ -126,7 +126,7 @@ class Budget:
         self._counts = {c.name: allowed(c, rankings[c.name], round_to) for c in choices}
         self._kept = {c.name: c.size for c in choices}
         self._gone = dict.fromkeys(self._kept, 0)
-        self._weights = {c.name: weights.of(c.layers) for c in choices}
+        self._weights = {c.name: weights.of(c.names) for c in choices}
         self._layers = {c.name: _layer(c, unit, choices, weights.of([c.name])) for c in curves}
         self._of: dict[str, set[str]] = {name: set() for name in self._choices}
         for name, layer in self._layers.items():
