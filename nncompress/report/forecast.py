@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def forecast(found: Forecast, path: Path) -> RenderableType:
     """A row per layer, then what they make of the model's time."""
-    table = plain("layer", "kind", "weight", "now", "%", "int8", "half the width", right=3)
+    table = plain("layer", "kind", "weight", "now", "%", "int8", "bf16", "half the width", right=3)
     table.columns[1].no_wrap = False
     for row in found.layers:
         table.add_row(
@@ -27,6 +27,7 @@ def forecast(found: Forecast, path: Path) -> RenderableType:
             duration(row.seconds),
             share(row.seconds, found.seconds),
             "is int8" if row.int8 is None else duration(row.int8),
+            "" if row.bf16 is None else duration(row.bf16),
             "" if row.half is None else duration(row.half),
         )
     timed = sum(row.seconds for row in found.layers)
@@ -48,6 +49,8 @@ def forecast(found: Forecast, path: Path) -> RenderableType:
     slower = [row.name for row in floats if row.int8 is not None and row.int8 >= row.seconds]
     if slower:
         notes.append(f"no faster in int8: {', '.join(slower)}")
+    if found.no_bf16:
+        notes.append(f"bf16: {found.no_bf16}")
     notes += [f"{name} is not timed: {why}" for name, why in found.skipped]
     notes.append(
         "half the width: half its outputs (of a depthwise convolution, half its channels); the layer that "

@@ -17,6 +17,7 @@ from nncompress.cli import main
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.progress import NullProgress
+from nncompress.runtimes import open_artifact
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,24 @@ def test_times_are_those_of_the_layers_shapes(net, target):
             assert row.half == pytest.approx(row.seconds / 2, rel=0.05)
     assert found.skipped == (("odd", "its padding is not the same on both sides"),)
     assert not found.unkept
+
+
+def test_bfloat16_is_timed_where_the_processor_has_it(net, monkeypatch):
+    assert all(row.bf16 is None for row in forecast(net, "ort-cpu", NullProgress()).layers)
+    assert "computes floats in float32" in forecast(net, "ort-cpu", NullProgress()).no_bf16
+    monkeypatch.setattr("nncompress.bench.latency.forecast.floats_in", lambda where, precision: precision)
+    opened = []
+
+    def opening(path, threads, *, runtime, precision):
+        opened.append(precision)
+        return open_artifact(path, threads, runtime=runtime)
+
+    monkeypatch.setattr(layer_latency, "open_artifact", opening)
+    script(monkeypatch, chain_cost=lambda chain, _: 6e4 if chain[0].precision == "bfloat16" else 1e5)
+    found = forecast(net, "openvino", NullProgress())
+    assert not found.no_bf16
+    assert "bfloat16" in opened
+    assert all(row.bf16 == pytest.approx(6e-5, rel=0.05) for row in found.layers)
 
 
 def test_a_second_forecast_measures_no_layer_again(net, monkeypatch):

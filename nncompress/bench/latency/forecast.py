@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from nncompress.bench.latency.layer_file import Chain, LayerShape, in_precision, shape_of
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.table import LatencyTable
-from nncompress.bench.latency.target import layer_clock
+from nncompress.bench.latency.target import floats_in, layer_clock
+from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.shapes import Shapes
@@ -31,6 +32,7 @@ class LayerForecast:
         seconds: now.
         share: of the whole model's seconds.
         int8: seconds between layers in int8; None where it is in int8 already.
+        bf16: seconds in bfloat16; None where it is in int8, or the target does not compute in that here.
         half: seconds in the same precision with half the outputs, of a depthwise one half the channels; None
             where there is no half.
     """
@@ -42,6 +44,7 @@ class LayerForecast:
     seconds: float
     share: float
     int8: float | None
+    bf16: float | None
     half: float | None
 
 
@@ -52,6 +55,7 @@ class Forecast:
     Attributes:
         target: where.
         floats: the precision in which it computes floats by itself here.
+        no_bf16: why the target does not compute in bfloat16 here; "" where it does.
         seconds: of the whole model, as it is.
         skipped: layer and why it was not timed.
         unkept: why all of this is measured again next time; "" where it is remembered.
@@ -59,6 +63,7 @@ class Forecast:
 
     target: str
     floats: str
+    no_bf16: str
     seconds: float
     layers: tuple[LayerForecast, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -78,6 +83,11 @@ def forecast(model: Model, target: str, progress: Progress) -> Forecast:
     """
     where = layer_clock(target)
     floats = by_itself() if where.name == "openvino" else "float32"
+    no_bf16 = ""
+    try:
+        floats_in(where, "bfloat16")
+    except (UsageError, DeviceError) as error:
+        no_bf16 = error.what
     with ModelLatency(model, progress, where) as latency:
         whole = latency.seconds()
     shapes, table = Shapes(model), LatencyTable(where)
@@ -91,18 +101,24 @@ def forecast(model: Model, target: str, progress: Progress) -> Forecast:
         if isinstance(shape, str):
             skipped.append((layer.name, shape))
         else:
-            found.append(_timed(layer, shape, shapes.of(layer.data), table, floats, whole))
+            found.append(_timed(layer, shape, shapes.of(layer.data), table, floats, not no_bf16, whole))
     progress.step("timing layers", len(every), len(every))
-    return Forecast(where.name, floats, whole, tuple(found), tuple(skipped), table.unkept)
+    return Forecast(where.name, floats, no_bf16, whole, tuple(found), tuple(skipped), table.unkept)
 
 
 def _timed(
-    layer: Layer, shape: LayerShape, given: tuple[int, ...], table: LatencyTable, floats: str, whole: float
+    layer: Layer,
+    shape: LayerShape,
+    given: tuple[int, ...],
+    table: LatencyTable,
+    floats: str,
+    bf16: bool,
+    whole: float,
 ) -> LayerForecast:
     integer = layer.weight.quantized and is_dequantized(layer.data)
     now: Chain = in_precision((shape,), "int8" if integer else "")
     halved, given_halved = half(now[0], given)
-    others = [] if integer else [in_precision(now, "int8")]
+    others = [] if integer else [in_precision(now, each) for each in ("int8", "bfloat16")[: 1 + bf16]]
     beside = [(halved,)] if halved is not None and given_halved == given else []
     times = table.latencies(now, [*others, *beside], given)
     seconds = [times.reference * share for share in times.shares]
@@ -117,6 +133,7 @@ def _timed(
         times.reference,
         times.reference / whole,
         None if integer else seconds[0],
+        seconds[1] if bf16 and not integer else None,
         narrow,
     )
 

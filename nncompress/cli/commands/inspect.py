@@ -17,7 +17,8 @@ A MAC is one multiplication with its addition, counted for one sample.
 --units shows instead what `prune-nodes` can remove: groups of nodes, the layers that one node spans, and
 what removing one saves. --spectrum plots the singular values of every weight, and what rank keeps how much.
 
---target NAME shows how long every layer takes there, on this machine: now, in int8, and at half the width.
+--target NAME shows how long every layer takes there, on this machine: now, in int8, in bf16 where the
+processor computes in it, and at half the width.
 
 Example:  nncompress inspect model.pt --json | jq .totals
 """
