@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
+from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.ir.graph.stated_input import InputShape
@@ -119,9 +119,29 @@ def read_huggingface(
             given = tuple(defaults.values())
             said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
             notice(f"input not given: taken {said} from {CONFIG}; --input states another")
+    sizes: Sequence[Sequence[int]]
+    sizes = [x.shape for x in given or ()] if shapes is None else [shape.shape for shape in shapes]
+    _check_length(model, folder, names, sizes)
     limits = {name: 2 for name in names if "mask" in name or name == "token_type_ids"}
     lengths = [_length(model, name) for name in names]
     return Found(_with_arguments(model, names), given, limits, lengths, _normalization(folder))
+
+
+def _check_length(model: Any, folder: Path, names: Sequence[str], sizes: Sequence[Sequence[int]]) -> None:
+    """Refuse more tokens than the configuration has positions for: rotary ones have no table that ends there.
+
+    Raises:
+        DataError
+    """
+    most = getattr(getattr(model.config, "text_config", model.config), "max_position_embeddings", None)
+    for name, size in zip(names, sizes):
+        if name.endswith("input_ids") and isinstance(most, int) and len(size) == 2 and size[1] > most > 0:
+            raise DataError(
+                f"{name} has more positions than {folder} was made for",
+                got=f"{size[1]} tokens",
+                expected=f"at most {most}, as max_position_embeddings of {CONFIG} says",
+                remedy="cut the samples, or state fewer tokens with --input",
+            )
 
 
 def _config(folder: Path) -> dict[str, Any]:

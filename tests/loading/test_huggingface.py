@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from nncompress import extras
 from nncompress.cli.model_files import open_model
 from nncompress.errors import (
+    DataError,
     MissingExtraError,
     ModelFileError,
     UnsafeFileError,
@@ -52,6 +53,13 @@ def test_inputs_are_those_that_are_named(bert):
     assert [spec.name for spec in model.inputs] == ["token_type_ids", "input_ids"]
     with pytest.raises(UsageError, match="no input 'pixels'"):
         load_model(bert[0], input_shapes="pixels:1x4")
+
+
+def test_more_tokens_than_positions_are_refused(bert):
+    with pytest.raises(DataError, match="at most 8, as max_position_embeddings"):
+        load_model(bert[0], input_shapes="input_ids:1x9:int64")
+    with pytest.raises(DataError, match="9 tokens"):
+        load_model(bert[0], example_inputs=lambda names: (torch.zeros(2, 9, dtype=torch.int64),) * len(names))
 
 
 def copied(folder, place, config=None, weights=None):
