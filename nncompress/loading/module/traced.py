@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.graph.inputs import with_batch_dims
+from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
@@ -76,7 +76,10 @@ def traced(
     # time first: another dim that all inputs have, where the first turns out to be none of samples
     ranks = min((tensor.dim() for tensor in inputs), default=0)
     others = [partial(exported, [dim] * len(inputs)) for dim in range(1, ranks) if dims is None]
-    model = settle_batch(exported(dims), notice, others, stated=marked(input_shapes), traced=True)
+    first = exported(dims)
+    if marked(input_shapes) and dims is not None:
+        _check_marks(first, dims)
+    model = settle_batch(first, notice, others, stated=marked(input_shapes), traced=True)
     compare_with_source(model, source or module, path, notice)
     return model
 
@@ -90,6 +93,21 @@ def return_dicts(module: nn.Module) -> None:
         return in_dicts(forward(*args, **kwargs))
 
     module.forward = returning_dicts
+
+
+def _check_marks(model: Model, dims: Sequence[int | None]) -> None:
+    """Refuse a B on a dim along which the graph takes one size only, and would have its samples elsewhere.
+
+    Raises:
+        UsageError: naming the input.
+    """
+    for spec, dim in zip(model.inputs, dims):
+        if BATCH not in model.dynamic and dim is not None and spec.batch_dim != dim:
+            raise UsageError(
+                f"--input marks dim {dim} of {spec.name} as the batch, and the network takes one size there",
+                got=str(spec),
+                remedy="mark another dim with the B, or none: it is looked for",
+            )
 
 
 def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str) -> None:

@@ -101,3 +101,12 @@ def test_it_is_compared_with_its_source_at_another_length(monkeypatch):
 def test_an_input_that_it_cannot_take_is_refused_with_the_form_of_its_own():
     with pytest.raises(UsageError, match="--input ids:Bx…,mask:Bx…"):
         loaded(Tagger, "2x99:int64,2x99:int64", [Length("length", 24)] * 2)
+
+
+def test_a_mark_where_the_network_takes_one_size_is_refused():
+    class First(Tagger):
+        def forward(self, ids):
+            return super().forward(ids, torch.ones_like(ids))[:, 0]
+
+    with pytest.raises(UsageError, match="marks dim 1 of ids as the batch"):
+        loaded(First, "8xB:int64", None)
