@@ -1,6 +1,6 @@
 """Look for networks that break a law: random ones for as long as is said, each failure made small.
 
-    PYTHONPATH=tests python -m benchmarks.robustness.laws_long --minutes 20 --seed 1
+    PYTHONPATH=tests/support python -m benchmarks.robustness.laws_long --minutes 20 --seed 1
 
 prints every kind of failure once, with the smallest network found that shows it, and at the end how often
 each law held, said nothing (the network ignores its input, a pass refused) and failed. Exit code 1 if any.

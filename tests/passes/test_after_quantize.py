@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import inputs, model
-from test_conformance import context
+from networks import context, inputs, model
 
 from nncompress import pipeline
 from nncompress.analysis.observe.gradient_hooks import GradientHooks

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train.two_processes import gradients, network, settings, two_heads
 
 from nncompress.data import Batch, open_data
 from nncompress.train import Group, train
+from tests.train.two_processes import gradients, network, settings, two_heads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,11 @@ def test_two_processes_agree_with_one_on_the_joined_batch(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launch += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     script = [Path(__file__).with_name("two_processes.py"), tmp_path / "d.npz", tmp_path / "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}",
+    }
     process = subprocess.Popen(
         [*launch, *map(str, script)], env=environment, stderr=subprocess.PIPE, text=True
     )

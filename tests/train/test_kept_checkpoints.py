@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from kills import Kill, Killed
-from train.corners import same, small
 
 from nncompress.data import open_data
 from nncompress.errors import (
@@ -22,6 +21,7 @@ from nncompress.errors import (
 from nncompress.train import TrainSettings, train
 from nncompress.train import checkpoint as checkpoints
 from nncompress.train.loop import _log
+from tests.train.corners import same, small
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -9,7 +9,6 @@ import torch
 from kills import Kill, Killed
 from torch import nn
 from torch.nn import functional as F
-from train.corners import same, small
 
 from nncompress.data import open_data
 from nncompress.errors import (
@@ -23,6 +22,7 @@ from nncompress.passes import Context, Prune
 from nncompress.progress import NullProgress
 from nncompress.train import TrainSettings, train
 from nncompress.train.run import Run
+from tests.train.corners import same, small
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from exact_integers import Exact
 from kills import Kill, Killed
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,6 @@ from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Prune, Quantize
 from nncompress.train import TrainSettings, train
 from nncompress.train.quantized import round_per_channel
-from tests.exact_integers import Exact
 
 
 class Small(nn.Module):

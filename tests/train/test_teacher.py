@@ -8,7 +8,6 @@ import torch
 from networks import built_once
 from torch import nn
 from torch.nn import functional as F
-from train.corners import small
 
 from nncompress import pipeline
 from nncompress.data import open_data
@@ -17,6 +16,7 @@ from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.train import TrainSettings, train
 from nncompress.train.loss.teacher import imitation
+from tests.train.corners import small
 
 
 @built_once

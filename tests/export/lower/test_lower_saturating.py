@@ -22,7 +22,7 @@ from nncompress.runtimes import exact_copy, on_onnxruntime, open_artifact
 from nncompress.runtimes.saturation import overflows, saturating_weights
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized
-from tests.passes.test_quantize import Records
+from tests.passes.quantize.test_quantize import Records
 
 OLD = Processor("without VNNI", 2, frozenset({"sse4_1", "avx2"}))
 

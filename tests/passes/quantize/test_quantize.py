@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from exact_integers import Exact
 from records import Records as Arrays
 from records import Whole
 from torch import nn
@@ -21,7 +22,6 @@ from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
 from nncompress.targets import TARGETS
-from tests.exact_integers import Exact
 from tests.export.networks import convolutional, language
 
 # For this machine's kernels, whatever it is.

@@ -4,7 +4,7 @@ import nncompress
 from nncompress import export
 from nncompress.bench.latency.int8_speed import slower_in_int8
 from nncompress.passes import Quantize
-from tests.passes.test_quantize_options import perceptron
+from tests.passes.quantize.test_quantize_options import perceptron
 
 
 def test_only_layers_on_integer_kernels_are_slower_in_int8():

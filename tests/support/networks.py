@@ -6,15 +6,18 @@ settled on noise (`network`): otherwise many such networks ignore their input an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 import torch
+from records import Whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nncompress.data import Batch
 from nncompress.ir import Model
+from nncompress.passes import Context
 
 
 class Residual(nn.Module):
@@ -262,3 +265,32 @@ def network(name: str, seed: int = 0) -> nn.Module:
 def model(name: str, seed: int = 0) -> Model:
     """The same as a `Model`."""
     return Model.from_module(network(name, seed), inputs(name, 2))
+
+
+class Noise(Whole):
+    """64 random samples for the network `name`."""
+
+    has_labels = False
+    fixed_batch = None
+    spec = "random samples"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __len__(self) -> int:
+        return 64
+
+    def planned_samples(self, limit: int | None = None) -> int:
+        return min(limit or 64, 64)
+
+    def batches(
+        self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None
+    ) -> Iterator[Batch]:
+        total = min(limit or 64, 64)
+        for start in range(0, total, batch_size):
+            yield Batch(inputs(self.name, min(batch_size, total - start), seed=500 + start), None)
+
+
+def context(name: str) -> Context:
+    """What a pass over the network `name` works with: random samples."""
+    return Context(data=Noise(name), limit=64)  # type: ignore[arg-type]

@@ -70,6 +70,6 @@ from nncompress.cli.app import run
 run(['new', '--list'])
 print('torch' in sys.modules)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.splitlines()[-1] == "False"

@@ -11,7 +11,7 @@ import pytest
 from nncompress.extensions import named
 from nncompress.passes import PASSES, Pass
 
-HOUSE = Path(__file__).parents[1] / "nncompress"
+HOUSE = Path(__file__).parents[2] / "nncompress"
 SLOW = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir"}  # seconds to import, or nearly
 # read for every --help, and for every line that is typed wrong
 QUICK = sorted(
@@ -77,7 +77,7 @@ def test_torch_would_be_found_out():
 def test_a_room_has_no_more_files_than_one_can_keep_in_mind():
     rooms = Counter(
         path.parent
-        for top in ("nncompress", "benchmarks", "fixtures")
+        for top in ("nncompress", "tests", "benchmarks", "fixtures")
         for path in HOUSE.with_name(top).rglob("*.py")
     )
     assert not {str(room): count for room, count in rooms.items() if count > 15}

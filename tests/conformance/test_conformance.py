@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from networks import NETWORKS, inputs, model
-from records import Whole
+from networks import NETWORKS, context, inputs, model
 
 from nncompress import export, pipeline
-from nncompress.data import Batch
 from nncompress.ir import Model
-from nncompress.passes import PASSES, Context, Pass
+from nncompress.passes import PASSES, Pass
 
 # One setting per pass that changes every network below, or says why it cannot.
 SETTINGS: dict[str, dict[str, object]] = {
@@ -29,36 +26,8 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-class Records(Whole):
-    """A data set of random records for the network `name`."""
-
-    has_labels = False
-    fixed_batch = None
-    spec = "random records"
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __len__(self) -> int:
-        return 64
-
-    def planned_samples(self, limit: int | None = None) -> int:
-        return min(limit or 64, 64)
-
-    def batches(
-        self, batch_size: int, limit: int | None = None, shuffle_seed: int | None = None
-    ) -> Iterator[Batch]:
-        total = min(limit or 64, 64)
-        for start in range(0, total, batch_size):
-            yield Batch(inputs(self.name, min(batch_size, total - start), seed=500 + start), None)
-
-
 def make_pass(name: str) -> Pass:
     return PASSES[name](**SETTINGS.get(name, {}))
-
-
-def context(name: str) -> Context:
-    return Context(data=Records(name), limit=64)  # type: ignore[arg-type]
 
 
 def through_file(each: Model) -> Model:
@@ -107,7 +76,7 @@ def test_pass(pass_name, network_name):
 
 @pytest.mark.parametrize(("network_name", "forward"), [(n, at % 2 == 0) for at, n in enumerate(NETWORKS)])
 def test_every_pass_in_either_order_then_onnx(network_name, forward, tmp_path):
-    """Each order on half of the networks, twice over on one; other orders are for `tests/test_laws.py`."""
+    """Each order on half of the networks, twice over on one; other orders are for `test_laws.py`."""
     chain = [make_pass(name) for name in PASSES]
     times = 2 if network_name == "tied" else 1
     result, _ = pipeline.run(

@@ -26,7 +26,7 @@ from nncompress.passes.base import NEAR
 from nncompress.passes.quantize.equalization.cross_layer import equalize, pairs
 from nncompress.targets import TARGETS
 from tests.export.networks import convolutional, language
-from tests.passes.test_quantize import Records, relative_error, run
+from tests.passes.quantize.test_quantize import Records, relative_error, run
 
 # For this machine's kernels, whatever it is.
 write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])

@@ -2,7 +2,7 @@
 
 A `Net` is a few names and small integers; `module(net)` builds it. A layer that does not fit where it would
 stand is left out. Initialisations that are constant are perturbed and batch norms settled on noise, as in
-`tests/networks.py`: `depends_on_its_input` tells whether a comparison of outputs could prove anything.
+`networks.py`: `depends_on_its_input` tells whether a comparison of outputs could prove anything.
 """
 
 from __future__ import annotations

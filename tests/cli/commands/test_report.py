@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import runs
 import torch
-from test_schemas import check
+from printed import check
 
 import nncompress
 from nncompress.cli import main

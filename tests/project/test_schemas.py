@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import tomllib
-from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from documents import ROOT
+from printed import SCHEMAS, check
 
 import nncompress
 from nncompress.cli import main
@@ -16,30 +17,12 @@ from nncompress.errors import UsageError
 from nncompress.passes import PASSES
 from nncompress.recipe import read_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
-SCHEMAS = ROOT / "docs/schemas"
-
 
 def generator():
     spec = importlib.util.spec_from_file_location("schemas", ROOT / "fixtures/schemas.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def strict(schema):
-    """The schema with every object closed: a key that it does not name is an error."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(each) for key, each in schema.items()}
-    return {**closed, "additionalProperties": False} if isinstance(closed.get("properties"), dict) else closed
-
-
-def check(printed):
-    schema = strict(json.loads((SCHEMAS / f"{printed['kind']}.json").read_text()))
-    jsonschema.validate(printed, schema, jsonschema.Draft202012Validator)
 
 
 @pytest.fixture(scope="module")

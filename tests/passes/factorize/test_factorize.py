@@ -4,7 +4,6 @@ import networks
 import numpy as np
 import pytest
 import torch
-from test_conformance import context as conformance_context
 from torch import nn
 from torch.nn import functional as F
 
@@ -279,7 +278,7 @@ def test_round_to_and_form_and_exclude():
 
 
 def test_a_quantized_model_is_left_and_told_the_remedy():
-    given = pipeline.run(networks.model("tied"), [Quantize()], conformance_context("tied"))[0]
+    given = pipeline.run(networks.model("tied"), [Quantize()], networks.context("tied"))[0]
     result, steps = pipeline.run(given, [Factorize(err=1.0)], Context())
     assert result is given
     assert all("factorize before quantize" in change.what for change in steps[0].changes)

@@ -1,6 +1,6 @@
 """Laws that hold for every network: each is a function that raises AssertionError where it does not.
 
-`tests/test_laws.py` tries them on a few networks of every kind, `benchmarks/robustness/laws_long.py` on
+`tests/conformance/test_laws.py` tries them on a few networks of every kind, `benchmarks/robustness/laws_long.py` on
 as many as there is time for.
 """
 

@@ -56,7 +56,7 @@ def test_life_of_a_pruned_model(name, tmp_path):
 
     first, second, onnx = (str(tmp_path / f) for f in ("first.pt2", "second.pt2", "second.onnx"))
     write(given, first)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FRESH, first, second, onnx],
         capture_output=True, text=True, cwd=root,
