@@ -1,4 +1,4 @@
-"""The laws of `tests/support/laws.py` on a few random networks each; `benchmarks/robustness` looks for more."""
+"""The laws of `laws.py` on a few random networks each; `benchmarks/robustness` looks for more."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Laws that hold for every network: each is a function that raises AssertionError where it does not.
 
-`tests/conformance/test_laws.py` tries them on a few networks of every kind, `benchmarks/robustness/laws_long.py` on
-as many as there is time for.
+`tests/conformance/test_laws.py` tries them on a few networks of every kind,
+`benchmarks/robustness/laws_long.py` on as many as there is time for.
 """
 
 from __future__ import annotations
