@@ -61,6 +61,7 @@ def evaluate(
             samples = data
         else:
             samples = open_data(data, runner.inputs, runner.remembered_normalization())
+        samples.at_least(runner.least_batch)
         for assumption in samples.assumptions():
             warnings.warn(assumption, stacklevel=2)
         return accuracy.evaluate(

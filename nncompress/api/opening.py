@@ -157,6 +157,7 @@ def dataset(
     else:
         found = open_data(spec, model.inputs, normalize or model.metadata.get("normalize"))
     found.bound(table_rows(model))
+    found.at_least(model.least_batch)
     if notice is not None:
         for assumption in found.assumptions():
             notice(assumption)

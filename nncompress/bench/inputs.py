@@ -69,7 +69,7 @@ def sizes_that_run(runner: Runner, remembered: Mapping[str, int]) -> dict[str, i
         if not others:
             break
         try:
-            runner.run(*random_inputs(runner.inputs, 1, 0, others))
+            runner.run(*random_inputs(runner.inputs, runner.least_batch, 0, others))
         except DataError:
             continue
         return others

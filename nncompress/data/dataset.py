@@ -69,6 +69,7 @@ class Dataset:
         normalization: what is applied to the pixels, or None.
         fixed_batch: the batch size, where the model has a fixed one.
         dims: per input the dim along which a batch's samples lie, None where they share it.
+        least_batch: the fewest samples that the model takes at a time (`at_least`).
         classes: one more than the greatest class number, where the source knows it.
     """
 
@@ -89,6 +90,7 @@ class Dataset:
             (c.normalization for c in conversions if c.normalization), None
         )
         self.fixed_batch = fixed_batch
+        self.least_batch = 1
         self.dims = tuple(c.batch_dim for c in conversions)
         self.classes: int | None = getattr(source, "classes", None)
         self._length = len(source) if isinstance(source, Source) else None
@@ -108,6 +110,23 @@ class Dataset:
     def bound(self, rows: Sequence[int | None]) -> None:
         """From now on refuse whole numbers that a table of so many rows, per input, has none for."""
         self._conversions = tuple(replace(c, rows=count) for c, count in zip(self._conversions, rows))
+
+    def at_least(self, samples: int) -> None:
+        """From now on give no batch of fewer samples: a smaller rest joins the last one.
+
+        Raises:
+            DataError: there are fewer in all.
+        """
+        self.least_batch = samples
+        if self._length is not None and self._length < samples:
+            raise self._too_few(self._length)
+
+    def _too_few(self, samples: int) -> DataError:
+        return DataError(
+            f"{self.spec} has fewer samples than the model takes at a time",
+            got=str(samples),
+            expected=f"at least {self.least_batch}: of fewer its graph makes something else",
+        )
 
     def measuring_batch(self, batch_size: int) -> int:
         """At most `batch_size` samples, and no more than fit in `INPUT_BYTES`: for who runs a model on them
@@ -137,15 +156,16 @@ class Dataset:
             shuffle_seed: shuffle with this seed: all samples, or those of a stream within a window of
                 `SHUFFLE_WINDOW`. The same seed gives the same order. None keeps the order.
 
-        A model with a fixed batch size gets batches of that size only; samples left over are dropped.
+        A model with a fixed batch size gets batches of that size only; samples left over are dropped. One
+        that takes no fewer than `least_batch` gets no smaller ones, whatever size and limit say.
 
         Raises:
-            DataError: a sample cannot be read, or differs from the others in shape, or holds NaN.
+            DataError: a sample cannot be read, or differs from the others in shape, or holds NaN; or there
+                are fewer than the model takes at a time.
             UsageError: a size below 1.
         """
-        _check_sizes(batch_size, limit)
-        size = self.fixed_batch or batch_size
-        for inputs, labels in self._raw(size, limit, shuffle_seed):
+        size, limit = self._sizes(batch_size, limit)
+        for inputs, labels in self._whole(self._raw(size, limit, shuffle_seed)):
             if self.fixed_batch and self._count(inputs) < self.fixed_batch:
                 continue
             yield Batch(
@@ -164,14 +184,17 @@ class Dataset:
             DataError: as `batches`; or the inputs of a stream take more than `STREAM_BYTES`.
             UsageError: a size below 1.
         """
-        _check_sizes(batch_size, limit)
         source = self._source
         if isinstance(source, Source):
-            size, order = self.fixed_batch or batch_size, _spread(len(source), limit)
+            size, limit = self._sizes(batch_size, limit)
+            order = _spread(len(source), limit)
             count = len(order) // size if self.fixed_batch else -(-len(order) // size)
+            ends = [size * (number + 1) for number in range(count)]
+            if count > 1 and len(order) - ends[-2] < self.least_batch:
+                ends[-2:] = ends[-1:]
             return InputBatches(
-                lambda number: self._converted(source.read(order[number * size : (number + 1) * size])[0]),
-                range(count),
+                lambda number: self._converted(source.read(order[number * size : ends[number]])[0]),
+                range(len(ends)),
             )
         held, taken = [], 0
         for batch in self.batches(batch_size, limit):
@@ -184,6 +207,36 @@ class Dataset:
                     remedy="fewer samples with --limit; or data that is read by index: an .npz, images",
                 )
         return InputBatches.held(held)
+
+    def _sizes(self, batch_size: int, limit: int | None) -> tuple[int, int | None]:
+        """The batch size and the limit, as the model takes them.
+
+        Raises:
+            UsageError: one is below 1.
+        """
+        for name, value in (("the batch size", batch_size), ("the limit of samples", limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1", got=str(value))
+        least = self.least_batch
+        return self.fixed_batch or max(batch_size, least), None if limit is None else max(limit, least)
+
+    def _whole(self, batches: Iterator[Raw]) -> Iterator[Raw]:
+        """The batches, a last one that is too small for the model joined to the one before."""
+        if self.least_batch < 2:
+            yield from batches
+            return
+        held = next(batches, None)
+        for inputs, labels in batches:
+            assert held is not None
+            if self._count(inputs) >= self.least_batch:
+                yield held
+                held = inputs, labels
+            else:
+                held = _joined([held, (inputs, labels)])
+        if held is not None and self._count(held[0]) < self.least_batch:
+            raise self._too_few(self._count(held[0]))
+        if held is not None:
+            yield held
 
     def _converted(self, inputs: tuple[np.ndarray, ...]) -> Inputs:
         return tuple(convert(array) for convert, array in zip(self._conversions, inputs))
@@ -207,11 +260,14 @@ class Dataset:
 
         Returns: None for the second where there are too few samples (see `nncompress.data.held_out`).
         """
-        fitted, held = hold_out(self._source, self.fixed_batch)
+        fitted, held = hold_out(self._source, self.fixed_batch or self.least_batch)
         parts = [
             None if source is None else Dataset(self.spec, source, self._conversions, self.fixed_batch)
             for source in (fitted, held)
         ]
+        for part in parts:
+            if part is not None:
+                part.least_batch = self.least_batch
         assert parts[0] is not None
         return parts[0], parts[1]
 
@@ -231,12 +287,6 @@ class Dataset:
 def measuring_batch(sample_bytes: int, most: int) -> int:
     """At most `most` samples of so many bytes, and no more than fit in `INPUT_BYTES`; at least one."""
     return max(1, min(most, INPUT_BYTES // max(sample_bytes, 1)))
-
-
-def _check_sizes(batch_size: int, limit: int | None) -> None:
-    for name, value in (("the batch size", batch_size), ("the limit of samples", limit)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1", got=str(value))
 
 
 def _spread(count: int, limit: int | None) -> np.ndarray:
@@ -267,14 +317,19 @@ def _recut(stream: Iterator[Raw], size: int, limit: int | None, seed: int | None
     yield from _cut(held, size, generator, keep_rest=False)
 
 
+def _joined(parts: Sequence[Raw]) -> Raw:
+    """Batches as one."""
+    inputs = tuple(np.concatenate(each) for each in zip(*(x for x, _ in parts)))
+    return inputs, None if parts[0][1] is None else np.concatenate([y for _, y in parts if y is not None])
+
+
 def _cut(
     held: list[Raw], size: int, generator: np.random.Generator | None, *, keep_rest: bool
 ) -> Iterator[Raw]:
     """Take whole batches of `size` out of `held`; the rest stays there, or is the last batch."""
     if not held:
         return
-    inputs = tuple(np.concatenate(parts) for parts in zip(*(x for x, _ in held)))
-    labels = None if held[0][1] is None else np.concatenate([y for _, y in held if y is not None])
+    inputs, labels = _joined(held)
     held.clear()
     count = len(inputs[0])
     if generator is not None:

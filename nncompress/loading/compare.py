@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
-from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.ir.graph.tracing import without_clashes
 from nncompress.ir.graph.verify import drift
@@ -125,6 +125,7 @@ def _settle_single_samples(
         found = next(iter(str(error).splitlines()), type(error).__name__)[:160]
     if found:
         model.dynamic = {**model.dynamic, BATCH: (2, high)}
+        model.metadata[LEAST_BATCH] = 2
         notice(
             f"{path} treats a single sample otherwise than several, by which it was traced ({found}): "
             "the graph is that of several, right for batches of 2 or more"

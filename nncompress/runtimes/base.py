@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
+from nncompress.ir.graph.inputs import check_batch, least_batch_of
 from nncompress.memory import bounded_memory
 
 Array = np.ndarray | Tensor
@@ -67,6 +69,11 @@ class Runner(ABC):
         said = self.remembered().get("answer")
         return said if type(said) is int and 0 <= said < len(self.outputs) else None
 
+    @cached_property
+    def least_batch(self) -> int:
+        """The fewest samples at a time of which it makes what the model's source does."""
+        return least_batch_of(self.remembered())
+
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         """A call that runs once on inputs that were checked."""
@@ -76,8 +83,10 @@ class Runner(ABC):
 
         Raises:
             DataError: number, dtype or shape of the inputs do not fit.
+            UsageError: they are fewer samples than the model takes at a time.
         """
         check_inputs(self.inputs, inputs, self.name)
+        check_batch(self.inputs, inputs, least=self.least_batch)
         return self._bind(inputs)
 
     def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:

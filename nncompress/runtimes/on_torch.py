@@ -28,6 +28,7 @@ class TorchRunner(Runner):
         self.outputs = model.outputs
         self.threads = threads
         self.file_size = None
+        self.least_batch = model.least_batch
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         tensors = tuple(x if isinstance(x, Tensor) else torch.from_numpy(x) for x in inputs)

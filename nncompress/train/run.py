@@ -85,7 +85,7 @@ class Run:
         self._build()
         self.masks = {} if settings.dense else zero_masks(self.model, self.copies)
         norms = any(op_name(node) == "batch_norm" for node in model.graph.nodes)
-        self.least = 2 if norms else 1  # one sample has no variance to normalise by
+        self.least = max(2 if norms else 1, dataset.least_batch)  # one sample has no variance to normalise by
         self.augmentation = Augmentation(settings, dataset) if settings.augments else None
 
         self.batch_size = dataset.fixed_batch or settings.batch

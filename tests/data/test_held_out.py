@@ -4,6 +4,7 @@ import pytest
 from nncompress.data.dataset import Dataset
 from nncompress.data.fit import fit_inputs
 from nncompress.data.source import ArraySource, Field
+from nncompress.errors import DataError
 
 
 class Shuffled:
@@ -73,3 +74,20 @@ def test_a_fixed_batch_gets_whole_batches_of_both(kind):
     assert len(ids(fitted)) >= 100
     assert not set(ids(fitted)) & set(ids(held))
     assert dataset(19, kind, fixed_batch=10).split()[1] is None
+
+
+@pytest.mark.parametrize("kind", ["array", "stream"])
+def test_no_batch_has_fewer_samples_than_the_model_takes_at_a_time(kind):
+    for records, size, sizes in ((5, 2, [2, 3]), (5, 4, [5]), (4, 1, [2, 2]), (6, 4, [4, 2])):
+        data = dataset(records, kind)
+        data.at_least(2)
+        assert [len(batch) for batch in data.batches(size)] == sizes
+        assert [len(x) for x, *_ in data.input_batches(size)] == sizes
+        assert sorted(ids(data)) == list(range(records))
+        assert [len(batch) for batch in data.batches(size, limit=1)] == [2]
+    data = dataset(41, kind)
+    data.at_least(2)
+    assert all(len(batch) > 1 for part in data.split() for batch in part.batches(4))
+    data = dataset(1, kind)
+    with pytest.raises(DataError, match="fewer samples than the model takes at a time"):
+        data.at_least(2) or list(data.batches(3))  # of a stream nobody knows it before

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import nncompress
 from nncompress import export
 from nncompress.cli.app import run
-from nncompress.errors import ModelFileError, UnsafeFileError, VerificationError
+from nncompress.errors import ModelFileError, UnsafeFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.compare import compare_with_source, run_source
@@ -320,3 +320,26 @@ def test_a_single_sample_that_is_treated_otherwise_is_told(forward, low: int) ->
     assert model.dynamic["batch"][0] == low
     assert ("treats a single sample otherwise" in " ".join(said)) == (low == 2)
     torch.testing.assert_close(model(x), net(x))
+
+
+def test_a_single_sample_never_goes_through_the_graph_of_several(tmp_path: Path, capsys) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) if x.shape[0] > 1 else self.linear(x) * 2
+
+    net, x = Net().eval(), torch.randn(5, 4)
+    model = nncompress.load(net, input="1x4", notice=lambda _: None)
+    exact = nncompress.evaluate(model, (x.numpy(), net(x).detach().numpy()), batch_size=2)  # 2 and 3 samples
+    assert exact.rmse < 1e-6
+    for name in ("m.pt2", "m.onnx"):
+        nncompress.save(model, tmp_path / name)
+        again = nncompress.load(tmp_path / name)
+        assert again.dynamic["batch"][0] == 2
+        with pytest.raises(UsageError, match="right for batches of 2 or more"):
+            again(x[:1])
+        assert run(["bench", str(tmp_path / name), "--batch", "1"]) == UsageError.exit_code
+        assert "right for batches of 2 or more" in capsys.readouterr().err

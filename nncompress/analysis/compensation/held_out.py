@@ -22,10 +22,11 @@ def fit_and_decide(
 ) -> tuple[Sequence[Inputs], Sequence[Inputs]]:
     """The calibration samples to fit to, and those to decide on.
 
-    A model with a fixed batch decides on whole batches; with one batch only, it decides on what it fitted.
+    A model with a fixed or a least batch decides on whole batches; with one batch only, it decides on what
+    it fitted.
     """
     specs = model.inputs
-    if BATCH not in model.dynamic:
+    if BATCH not in model.dynamic or model.least_batch > 1:
         batches = data.input_batches(batch_size, limit)
         return (batches[::2], batches[1::2]) if len(batches) > 1 else (batches, batches)
     size = max(HELD_OUT, batch_size // HELD_OUT * HELD_OUT)  # so that every batch has some of both

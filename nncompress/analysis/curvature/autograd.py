@@ -33,9 +33,10 @@ def gradient_batch_size(model: Model, batch_size: int) -> int:
 
 
 def in_chunks(model: Model, inputs: tuple[Tensor, ...], most: int) -> Iterable[tuple[Tensor, ...]]:
-    """A batch in pieces of at most `most` samples whose values fit; a model of fixed batch takes it whole."""
+    """A batch in pieces of at most `most` samples whose values fit; a model of
+    fixed or least batch takes it whole."""
     dims = [spec.batch_dim for spec in model.inputs]
-    if BATCH not in model.dynamic:
+    if BATCH not in model.dynamic or model.least_batch > 1:  # a piece might be too small
         return [inputs]
     size = gradient_batch_size(model, most)
     pieces = max(-(-x.shape[d] // size) for x, d in zip(inputs, dims) if d is not None)

@@ -169,7 +169,7 @@ def bench(
     if tokens is not None:
         work.check_tokens(opened, tokens)
     names = artifacts.names(opened)
-    batches = batches or (work.fixed_batch(opened[0]) or 1,)
+    batches = batches or (work.fixed_batch(opened[0]) or opened[0].least_batch,)
     data = loading["data"]
     samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
     with progress() as bar, tempfile.TemporaryDirectory() as folder:

@@ -38,6 +38,7 @@ class Artifact:
         inputs, sizes: how a file's inputs are read: which dims are the batch, and what the others are.
         outputs: their names.
         answer: the output that labels belong to, where that was said or is remembered.
+        least_batch: the fewest samples that it takes at a time.
         runtime: that the file is opened in; None: the one that owns its format.
     """
 
@@ -49,6 +50,7 @@ class Artifact:
     sizes: Mapping[str, int] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     answer: int | None = None
+    least_batch: int = 1
     runtime: str | None = None
 
     def open(self, threads: int) -> Runner:
@@ -157,7 +159,8 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
     if not _in_runtime(path):
         model = model_files.open_model(path, **loading).model
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
-        return Artifact(Path(path), model, normalize, name, model.inputs, model.sizes, model.outputs, answer)
+        given = (model.inputs, model.sizes, model.outputs, answer, model.least_batch)
+        return Artifact(Path(path), model, normalize, name, *given)
     runner = open_artifact(path)
     inputs, sizes, remembered = runner.inputs, runner.sizes, runner.remembered()
     if loading["input"] is not None:
@@ -180,6 +183,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         sizes,
         runner.outputs,
         answer,
+        runner.least_batch,
     )
 
 
@@ -205,6 +209,7 @@ def dataset_for(artifacts: Sequence[Artifact], data: str, normalize: str | None)
     for each in artifacts:
         if each.model is not None:
             check_positions(each.model, sizes_of(each.inputs, [field.shape for field in found.inputs]), data)
+    found.at_least(max(each.least_batch for each in artifacts))
     for assumption in found.assumptions():
         say(assumption)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
-from nncompress.errors import UnsupportedError
+from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir.graph.ops import MOVES, op_name
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
 USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
+LEAST_BATCH = "least_batch"  # key of a model's metadata: of fewer samples the graph makes something else
 BATCH = "batch"  # the name of the dim along which samples lie, at whatever position
 
 
@@ -151,6 +152,42 @@ def count_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarr
     return next(sizes, 1)
 
 
+def least_batch_of(metadata: Mapping[str, Any]) -> int:
+    """The fewest samples that a model takes at a time, by what its file says: anyone may have written it."""
+    said = metadata.get(LEAST_BATCH)
+    return said if type(said) is int and 1 <= said <= MAX_BATCH else 1
+
+
+def check_batch(
+    specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray], *, least: int, fixed: int | None = None
+) -> None:
+    """Refuse batches that a model does not take.
+
+    Args:
+        least: the fewest samples that it takes at a time.
+        fixed: the number that it takes at a time, where there is only one.
+
+    Raises:
+        UsageError: these are fewer, or another number.
+    """
+    if least > 1 and (samples := count_samples(specs, inputs)) < least:
+        raise UsageError(
+            f"the model is right for batches of {least} or more: of fewer its graph makes something else",
+            got=f"a batch of {samples}",
+            expected=f"at least {least} samples together",
+            remedy=f"--batch {least}; or, in forward(), nothing that treats a single sample otherwise",
+        )
+    for spec, value in zip(specs, inputs) if fixed is not None else ():
+        dim = spec.batch_dim
+        if dim is not None and value.ndim > dim and value.shape[dim] != fixed:
+            raise UsageError(
+                f"the model takes batches of {fixed} only",
+                got=f"{spec.name} of shape {list(value.shape)}",
+                expected=str(spec),
+                remedy="export it again with a dynamic batch",
+            )
+
+
 def sizes_of(specs: Sequence[InputSpec], samples: Sequence[tuple[int, ...]]) -> dict[str, int]:
     """The sizes of the dynamic dims, batch apart, that samples of these shapes have."""
     sizes = {}
@@ -256,3 +293,11 @@ def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Gener
     if dtype == torch.bool:
         return torch.ones(shape, dtype=dtype)
     return torch.randint(spec.low, max(spec.high, spec.low + 1), shape, generator=generator).to(dtype)
+
+
+def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+    """Let the arguments be called as the inputs are."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, inputs, strict=True):
+        node.target = spec.name
+    module.recompile()

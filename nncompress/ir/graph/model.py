@@ -12,9 +12,18 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from nncompress.errors import UnsupportedError, UsageError
+from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.form import form_of
-from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, InputSpec, input_specs, random_input
+from nncompress.ir.graph.inputs import (
+    BATCH,
+    USUAL_SIZE,
+    InputSpec,
+    check_batch,
+    input_specs,
+    least_batch_of,
+    name_placeholders,
+    random_input,
+)
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.normal_form.normalize import normalize, remove_dead_code
 from nncompress.ir.graph.state import as_writes, changed_tensors
@@ -44,7 +53,8 @@ class Model:
         agreement: the largest relative distance of an output from that of the file or module that it was read
             from, as found on loading; None: not compared; not kept in files.
         metadata: JSON object kept with the model: `normalize` (how its images are normalised), `constants`
-            (stored tensors that the state_dict of where it came from does not hold), `sizes`, …
+            (stored tensors that the state_dict of where it came from does not hold), `sizes`,
+            `least_batch`, …
     """
 
     def __init__(
@@ -172,18 +182,9 @@ class Model:
         """Run it: always the tuple of all outputs. Gradients are recorded if the caller's mode says so.
 
         Raises:
-            UsageError: the model's batch is fixed, and this is another one.
+            UsageError: the model's batch is fixed, and this is another one; or these are too few samples.
         """
-        fixed = self.fixed_batch
-        for spec, value in zip(self.inputs, inputs) if fixed is not None else ():
-            dim = spec.batch_dim
-            if dim is not None and value.dim() > dim and value.shape[dim] != fixed:
-                raise UsageError(
-                    f"the model takes batches of {fixed} only",
-                    got=f"{spec.name} of shape {list(value.shape)}",
-                    expected=str(spec),
-                    remedy="export it again with a dynamic batch",
-                )
+        check_batch(self.inputs, inputs, least=self.least_batch, fixed=self.fixed_batch)
         return self.graph_module(*inputs)
 
     @property
@@ -195,6 +196,11 @@ class Model:
         if not isinstance(fixed, int) or not all(fixed in shape for shape in self.output_shapes()):
             return None
         return fixed
+
+    @property
+    def least_batch(self) -> int:
+        """The fewest samples at a time of which it makes what its source does."""
+        return least_batch_of(self.metadata)
 
     def output_shapes(self) -> list[tuple[int | str, ...]]:
         """A str is a dynamic dim, or an expression of some."""
@@ -348,11 +354,3 @@ class Model:
             with suppress(UnsupportedError):
                 return trace(module, examples, {}, shapes(inferred | {BATCH: dims[BATCH]}))
         return trace(module, examples, {}, shapes(inferred))
-
-
-def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
-    """Let the arguments be called as the inputs are."""
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    for node, spec in zip(placeholders, inputs, strict=True):
-        node.target = spec.name
-    module.recompile()

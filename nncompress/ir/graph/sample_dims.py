@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nncompress.errors import NNCompressError, UnsupportedError, UsageError
-from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, take_samples
+from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH, InputSpec, count_samples, take_samples
 from nncompress.ir.graph.model import Model
 
 INDEPENDENT = (
@@ -198,7 +198,10 @@ def renamed(model: Model, names: dict[str, str]) -> Model:
     """The same graph and weights, with dynamic dims called otherwise."""
     inputs = [replace(s, shape=tuple(names.get(str(d), d) for d in s.shape)) for s in model.inputs]
     dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
-    return Model(model.graph_module, inputs, model.outputs, dynamic, model.history, model.metadata)
+    metadata = dict(model.metadata)
+    if BATCH in names:
+        metadata.pop(LEAST_BATCH, None)
+    return Model(model.graph_module, inputs, model.outputs, dynamic, model.history, metadata)
 
 
 def _dependence(model: Model, *, alone: bool = True) -> float | None:

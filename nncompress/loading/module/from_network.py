@@ -9,7 +9,7 @@ from torch import fx
 
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.graph.model import name_placeholders
+from nncompress.ir.graph.inputs import name_placeholders
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.tracing import named_dims, trace
 

@@ -102,6 +102,8 @@ def read_onnx(
     model.agreement = compared
     model.history = list(record.history)
     model.metadata = {**record.metadata, **model.metadata}
+    if model.least_batch > 1 and BATCH in model.dynamic:
+        model.dynamic[BATCH] = (model.least_batch, model.dynamic[BATCH][1])
     notice(f"{path.name} was read as a graph that agrees with {reference.name} to {compared:.1e}")
     return model
 
