@@ -58,6 +58,7 @@ def run_passes(
     reads = model_files.read_by(opened, data, loading["arch"], recipe)
     file = model_files.output_for(output, model_files.default_output(opened, label), reads)
     report_file.check_report(report, reads, file)
+    export.check_ops(opened.model, file)
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
         pipeline.check(opened.model, passes, Context(data=samples, seed=seed, limit=limit, target=target))

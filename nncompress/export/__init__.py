@@ -22,7 +22,7 @@ from nncompress.errors import UsageError
 from nncompress.export.check.int8_coverage import Coverage, int8_coverage
 from nncompress.export.report import ExportReport, TimeInt8
 from nncompress.export.storage import Storage
-from nncompress.export.write.onnx import write_onnx
+from nncompress.export.write.onnx import refuse_ops, write_onnx
 from nncompress.export.write.ort import write_ort
 from nncompress.export.write.pt2 import write_pt2
 from nncompress.export.write.pte import write_pte
@@ -40,6 +40,7 @@ WRITERS: dict[str, Callable[..., ExportReport]] = {
     ".safetensors": write_safetensors,
 }
 
+THROUGH_ONNX = (".onnx", ".ort", ".xml")
 STORAGES: dict[str, tuple[Storage, ...]] = {  # besides "packed"
     ".pt2": ("plain", "entropy"),
     ".onnx": ("plain",),
@@ -51,6 +52,7 @@ __all__ = [
     "Coverage",
     "ExportReport",
     "Storage",
+    "check_ops",
     "int8_coverage",
     "write",
     "write_onnx",
@@ -60,6 +62,16 @@ __all__ = [
     "write_safetensors",
     "write_xml",
 ]
+
+
+def check_ops(model: Model, path: Path) -> None:
+    """Refuse a model with ops that the format of `path` cannot hold, before the work that would be lost.
+
+    Raises:
+        UnsupportedError: naming the op and its layer; of ONNX and what is made of it.
+    """
+    if path.suffix.lower() in THROUGH_ONNX:
+        refuse_ops(model)
 
 
 def write(

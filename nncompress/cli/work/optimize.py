@@ -85,6 +85,7 @@ def find(
         raise UsageError(f"{result} is where the search keeps the original", remedy="give -o another name")
     for file in made_again.recipe_files(result):
         model_files.output_for(str(file), file, reads)
+    export.check_ops(opened.model, result)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
     chooses = api.dataset(_half(data, 1), opened.model, loading["normalize"], say)
     if chooses.has_labels:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
 from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
+from nncompress.export.write.onnx_ops import untranslated
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
@@ -48,6 +49,9 @@ from nncompress.runtimes.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
 from nncompress.version import __version__
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
 
 PER_OP = 120  # bytes of an op in the file, about
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
@@ -192,24 +196,7 @@ def _write(
         that graph, the rewrites of the target, and those that were not made but offered.
     """
     size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-    model = without_projections(model)
-    packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
-    try:
-        program = convert(model, packed.exported_program(), optimize=packed is model)
-    except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
-        model = packed = model.copy()
-        stored, spelled = store_constants(model), spell_out(model)
-        if not stored and not spelled:
-            raise
-        try:
-            program = convert(model, model.exported_program(), optimize=True)
-        except UnsupportedError:
-            raise refused from None  # which names the layer as the user does
-    if packed is not model:
-        try:
-            optimize_but_lookups(program)
-        except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
-            raise unsupported(error, model) from error
+    program, model = _converted(model, storage)
     floats = None
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
@@ -229,6 +216,41 @@ def _write(
     else:
         program.save(str(file))
     return floats, applied, offered
+
+
+def refuse_ops(model: Model) -> None:
+    """Refuse a model with ops that no export can say, before the work on it that would be lost.
+
+    It is converted as it is where an op has no translation of its own, which tells.
+
+    Raises:
+        UnsupportedError: naming the op and its layer.
+    """
+    if untranslated(model):
+        _converted(state_as_inputs(model)[0], "plain")
+
+
+def _converted(model: Model, storage: Storage) -> tuple[ONNXProgram, Model]:
+    """As the exporter says it, and the graph that it said."""
+    model = without_projections(model)
+    packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
+    try:
+        program = convert(model, packed.exported_program(), optimize=packed is model)
+    except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
+        model = packed = model.copy()
+        stored, spelled = store_constants(model), spell_out(model)
+        if not stored and not spelled:
+            raise
+        try:
+            program = convert(model, model.exported_program(), optimize=True)
+        except UnsupportedError:
+            raise refused from None  # which names the layer as the user does
+    if packed is not model:
+        try:
+            optimize_but_lookups(program)
+        except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
+            raise unsupported(error, model) from error
+    return program, model
 
 
 def _signed(model: Model, target: Target) -> Model:

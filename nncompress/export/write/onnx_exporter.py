@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,11 @@ def input_names(model: Model) -> list[str]:
     return [stated.get(spec.name, spec.name) for spec in model.inputs]
 
 
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Of ops that the exporter does not know, or says otherwise."""
+    return lower_dynamic.translations() | attention_onnx.translations() | exporter_defects.translations()
+
+
 def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
     exporter_defects.dodge_defects(program)
     try:
@@ -43,9 +48,7 @@ def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXPr
                 optimize=optimize,
                 input_names=input_names(model),
                 output_names=list(model.outputs),
-                custom_translation_table=lower_dynamic.translations()
-                | attention_onnx.translations()
-                | exporter_defects.translations(),
+                custom_translation_table=translations(),
             )
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise unsupported(error, model) from error

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import nncompress
+from nncompress import pipeline
+from nncompress.cli.app import run
 from nncompress.errors import UnsupportedError
 
 
@@ -83,3 +85,34 @@ def test_an_op_on_data_that_onnx_lacks_is_refused_with_its_layer(words, op, tmp_
     model = nncompress.load(Net(), input=torch.randn(2, 4, 4))
     with pytest.raises(UnsupportedError, match=rf"{words}.* (behind|in) inner"):
         nncompress.save(model, tmp_path / "m.onnx")
+
+
+class Numbers(nn.Module):
+    """x [n, 3] -> [n, 3]: what is no number gives way."""
+
+    def forward(self, x):
+        return torch.fmax(x, x.flip(1).sqrt()) + torch.fmin(x.log(), x)
+
+
+def test_the_one_that_is_a_number(tmp_path):
+    x = torch.tensor([[1.0, -2.0, 3.0], [-1.0, 0.5, -0.25]])
+    nncompress.save(nncompress.load(Numbers(), input="Bx3", notice=lambda _: None), tmp_path / "m.onnx")
+    (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), Numbers()(x))
+
+
+@pytest.mark.parametrize("op", [torch.lgamma, lambda h: torch.linalg.svd(h[:, None], full_matrices=False)[1]])
+def test_an_op_that_no_onnx_can_say_is_refused_before_any_pass(tmp_path, monkeypatch, capsys, op):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return op(self.fc(x).exp())
+
+    monkeypatch.chdir(tmp_path)
+    nncompress.save(nncompress.load(Net(), input="Bx4"), "m.pt2")
+    monkeypatch.setattr(pipeline, "run", None)  # no work is done
+    assert run(["prune", "m.pt2", "--sparsity", "0.5", "-o", "m.onnx"]) == UnsupportedError.exit_code
+    assert "ONNX cannot express this op" in capsys.readouterr().err

@@ -96,11 +96,12 @@ class Job:
             raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
         own, of_teacher = _loading_of(model, teacher, teacher_arch, loading)
         opened = model_files.open_model(model, data=data, **own)
-        from nncompress import api
+        from nncompress import api, export
 
         sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = model_files.output_for(output, model_files.default_output(opened, command), sources)
         report_file.check_report(report, sources, target)
+        export.check_ops(opened.model, target)
         samples = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None

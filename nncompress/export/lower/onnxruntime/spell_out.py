@@ -7,6 +7,7 @@
 | cummax, cummin       | the same of maxima, where nobody asks for the places              |
 | median, kthvalue     | sorted, and taken                                                |
 | adaptive max pools   | the maxima of their windows, where nobody asks for the places    |
+| fmax, fmin           | the greater, or the one that is a number                         |
 | copysign             | one of two magnitudes                                            |
 | inv                  | of matrices up to 3 × 3: cofactors over their determinant        |
 | searchsorted         | how many bounds are smaller, for one row of bounds               |
@@ -103,6 +104,14 @@ def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     return x, x
 
 
+def _fmax(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a.isnan(), b, torch.where(b.isnan(), a, torch.maximum(a, b)))
+
+
+def _fmin(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(a.isnan(), b, torch.where(b.isnan(), a, torch.minimum(a, b)))
+
+
 def _copysign(x: Tensor, sign: Tensor) -> Tensor:
     negative = (sign < 0) | ((sign == 0) & (1 / sign < 0))  # of a zero, too
     return torch.where(negative, -x.abs(), x.abs())
@@ -139,6 +148,8 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.adaptive_max_pool1d.default: _adaptive_max_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     aten.adaptive_max_pool3d.default: _adaptive_max_pool,
+    aten.fmax.default: _fmax,
+    aten.fmin.default: _fmin,
     aten.copysign.Tensor: _copysign,
     aten.linalg_inv.default: _inverse,
     aten.inverse.default: _inverse,
