@@ -275,8 +275,9 @@ def test_a_layer_that_is_overwritten_is_not_kept_for_its_size(tmp_path: Path, fl
         lambda h: (k := h.clone(), w := k[:, 0], k.set_(h), k.relu_(), w.zero_())[0] + w[:, None],
         lambda h: (k := h.clone(), setattr(k, "data", h), k.relu_(), setattr(h, "data", h[:, :1]))[0] + h,
         lambda h: (k := h.clone(), setattr(k, "data", k[:, 1:].exp()))[0],
+        lambda h: (k := (+h).contiguous(), setattr(k, "data", h.exp()), h.neg_())[2] + k,
     ],
-    ids=["set", "window-on-what-it-was", "data", "data-of-another-shape"],
+    ids=["set", "window-on-what-it-was", "data", "data-of-another-shape", "handed-back"],
 )
 def test_a_tensor_that_is_given_other_memory(forward) -> None:
     class Net(nn.Module):
@@ -286,6 +287,31 @@ def test_a_tensor_that_is_given_other_memory(forward) -> None:
 
     x = torch.randn(3, 4)
     torch.testing.assert_close(Model.from_module(Net(), (x[:2],))(x), Net()(x))
+
+
+@pytest.mark.parametrize(
+    "handed_back",
+    [
+        lambda t: +t,
+        lambda t: t.contiguous(),
+        lambda t: t.float(),
+        lambda t: nn.functional.dropout(t, 0.5, False),
+    ],
+    ids=["plus", "contiguous", "to", "dropout"],
+)
+@pytest.mark.parametrize("give", [lambda t, new: t.set_(new), lambda t, new: setattr(t, "data", new)])
+def test_so_is_one_that_an_op_hands_back(handed_back, give) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            give(handed_back(self.calls), self.calls + 1)
+            return x + self.calls
+
+    with pytest.raises(UnsupportedError, match="gives calls other memory"):
+        load_module(Net(), input_shapes="1x3")
 
 
 def test_a_stored_tensor_that_is_given_other_memory_is_refused() -> None:

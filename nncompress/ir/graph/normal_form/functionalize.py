@@ -241,11 +241,14 @@ class _Rewriter:
     def _rename(self, node: fx.Node, before: _Value, now: _Value, *, kept: bool = True) -> None:
         """What was called `before` is called `now`, and so is the result of the op that does it.
 
+        Names of one tensor, which ops like `contiguous()` hand back themselves, have one stand-in.
+
         Args:
             kept: `now` is a window on the memory of `before`.
         """
+        alike = kept and now.stand_in.shape == before.stand_in.shape
         for stored, root in self.roots.values():
-            if root is before and not (kept and now.stand_in.shape == before.stand_in.shape):
+            if root.stand_in is before.stand_in and not alike:
                 if kept:
                     raise UnsupportedError(
                         f"the model changes the shape of {stored.target} whenever it runs", got=place(node)
@@ -255,7 +258,7 @@ class _Rewriter:
                     remedy="change its values with copy_(), or compute with another tensor",
                 )
         for name, known in [*self.values.items(), (node, before)]:
-            if known is before:
+            if known.stand_in is before.stand_in:
                 self.values[name], self.stand_ins.of[name] = now, now.stand_in
         self.gone.append(node)
 
