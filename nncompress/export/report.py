@@ -34,7 +34,7 @@ class Int8Speed:
             if self.slower:
                 named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
                 text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
-                text += ", which quantize --target ort-cpu leaves in float"
+                text += ": quantize --target ort-cpu asks the clock of each"
             if self.conversions:
                 text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
         return text

@@ -60,9 +60,13 @@ def in_cache(name: Path) -> Path | None:
         return None
     try:
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
     except ImportError:
         return None
-    found = try_to_load_from_cache(str(name), CONFIG)
+    try:
+        found = try_to_load_from_cache(str(name), CONFIG)
+    except HFValidationError:  # no id after all: the name of a file that is not there
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

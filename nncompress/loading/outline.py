@@ -81,6 +81,8 @@ def check_complete(model: Model, source: Checkpoint) -> None:
     stored = {tensor.name: tensor.shape for tensor in source.tensors}
     wanted = {name: tuple(each.shape) for name, each in model.graph_module.named_parameters()}
     missing = [name for name in wanted if name not in stored]
+    buffers = model.graph_module.named_buffers()
+    wanted |= {name: tuple(each.shape) for name, each in buffers if name in stored}
     other = [f"{name} {stored[name]}" for name in wanted if stored.get(name, wanted[name]) != wanted[name]]
     for kind, names in (("lacks", missing), ("has in another shape", other)):
         if names:

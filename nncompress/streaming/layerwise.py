@@ -66,11 +66,11 @@ def run_layerwise(
     prepare(model, include_head=False)
     check_complete(model, source)
     check_groups(model, each.keep, each.group_size)
-    _fill_vectors(model, source)
+    _fill_small(model, source)
     units = _units(source)
     with folder_to_fill(folder) as made:
         shards = Shards(made, source, units, each, _made_by(source, model, context))
-        matrices = StreamedMatrices(model, units, shards)
+        matrices = StreamedMatrices(model, units, shards, _repeated(model, source))
         round_by_groups(
             model,
             each.keep,
@@ -89,14 +89,21 @@ class StreamedMatrices(Matrices):
     Args:
         model: vectors hold their values, matrices are on the meta device.
         units: the tensors of each shard.
+        repeated: second names of a tensor, and its first: it is stored under that one alone.
     """
 
     spill = True
     turned = False
 
-    def __init__(self, model: Model, units: Sequence[Sequence[StoredTensor]], shards: Shards) -> None:
+    def __init__(
+        self,
+        model: Model,
+        units: Sequence[Sequence[StoredTensor]],
+        shards: Shards,
+        repeated: Mapping[str, str],
+    ) -> None:
         super().__init__(model)
-        self._units, self._shards = units, shards
+        self._units, self._shards, self._repeated = units, shards, repeated
         tensors = {tensor.name: tensor for unit in units for tensor in unit}
         own = {name: tensors[name] for name, each in model.graph_module.named_parameters() if each.is_meta}
         blocks = [4 * each.shape.numel() for name, each in model.graph_module.named_parameters()]
@@ -162,9 +169,11 @@ class StreamedMatrices(Matrices):
                 what = "takes back the scales of inputs"
                 own = {tensor.name: vectors[tensor.name]}
                 error = _moved(tensor.read(), vectors[tensor.name])
+            elif tensor.name in self._repeated:  # its own values would be loaded over the rounded ones
+                what, own = f"is {self._repeated[tensor.name]}, stored once", {}
             else:
                 own = {tensor.name: tensor.read()}
-            changed = parts is not None or tensor.name in vectors
+            changed = parts is not None or tensor.name in vectors or not own
             size = sum(content.nbytes for content in own.values())
             rows.append(Row(tensor.name, what, tensor.bytes, size, error, changed))
             tensors |= own
@@ -198,13 +207,32 @@ def _units(source: Checkpoint) -> list[list[StoredTensor]]:
     return [*blocks.values(), *([rest] if rest else [])]
 
 
-def _fill_vectors(model: Model, source: Checkpoint) -> None:
-    """Give all parameters of less than two dims their values, in place."""
+def _repeated(model: Model, source: Checkpoint) -> dict[str, str]:
+    """Names that the network has for none of its tensors, and what it calls that one (tied weights)."""
+    named = dict(model.graph_module.named_parameters())
+    own = [tensor for tensor in source.tensors if tensor.name in named]
+    buffers = {name for name, _ in model.graph_module.named_buffers()}
+    found = {}
+    for tensor in source.tensors:
+        if tensor.name in named or tensor.name in buffers or len(tensor.shape) < 2:
+            continue
+        for each in own:
+            if (each.shape, each.dtype) == (tensor.shape, tensor.dtype) and each.read().equal(tensor.read()):
+                found[tensor.name] = each.name
+                break
+    return found
+
+
+def _fill_small(model: Model, source: Checkpoint) -> None:
+    """Give parameters of less than two dims, and buffers that the checkpoint has, its values, in place."""
     stored = {tensor.name: tensor for tensor in source.tensors}
     named = dict(model.graph_module.named_parameters())
     vectors = {name: as_float(stored[name].read()) for name, each in named.items() if each.dim() < 2}
     filled = {named[name]: nn.Parameter(value, requires_grad=False) for name, value in vectors.items()}
     replace(model.graph_module, filled)
+    for name, buffer in model.graph_module.named_buffers():
+        if name in stored:  # others are in no checkpoint: the network computes them when it is built
+            buffer.copy_(stored[name].read())
 
 
 def _made_by(source: Checkpoint, model: Model, context: Context) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Shards:
         }
         if shapes:
             header["packed"] = json.dumps({name: list(shape) for name, shape in shapes.items()})
+        self._ledger.remove(INDEX)  # of another run: with some of its shards and some of ours, it would lie
         with self._ledger.writing(self.file(number).name) as temporary:
             write_tensors(tensors, header, temporary)
             read_back_tensors(tensors, header, temporary)

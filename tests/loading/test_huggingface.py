@@ -1,6 +1,7 @@
 """Directories of transformers."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from nncompress.errors import (
     UsageError,
 )
 from nncompress.loading import load_model
+from nncompress.loading.huggingface import in_cache
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "max_position_embeddings": 8}
 BERT = {**SIZES, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 3}
@@ -136,6 +138,8 @@ def test_the_id_of_a_model_in_the_cache_is_its_name_and_others_are_refused(bert,
     assert opened.stem == "tiny-2.5"
     with pytest.raises(ModelFileError, match="hf download org/other"):
         load_model("org/other")
+    for name in ("my--model.pt", "foo..bar.pt", "model-", "x" * 97):  # names of files, and no ids
+        assert in_cache(Path(name)) is None
 
 
 def test_a_sharded_directory_is_one_model_and_roberta_counts_positions_from_its_padding(tmp_path):

@@ -1,6 +1,7 @@
 """A small net that was trained, and what each of its layers bears."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from torch import nn
 
 from nncompress.api import dataset
+from nncompress.cli.work import optimize as work
+from nncompress.files.folders import make_folder
+from nncompress.files.json_file import write_json
 from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.search.records import Records
@@ -32,6 +36,21 @@ def trained(tmp_path_factory):
     np.savez(folder / "val.npz", x=x.numpy(), y=y.numpy())
     np.savez(folder / "few.npz", x=x[:60].numpy(), y=y[:60].numpy())
     return folder
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Writes a record to the folder of a search as soon as it has begun: before, that has to be empty."""
+
+    def later(name, record):
+        def begin(path, settings):
+            write_json(path, settings)
+            if path.name == "search.json":
+                write_json(make_folder((path.parent / name).parent) / Path(name).name, record)
+
+        monkeypatch.setattr(work, "write_json", begin)
+
+    return later
 
 
 @pytest.fixture

@@ -26,14 +26,13 @@ def answer(capsys, *arguments):
     return code, out, err
 
 
-def test_cuts_that_are_too_strong_are_trained_and_made_again_by_the_commands(here, effects, capsys):
+def test_cuts_that_are_too_strong_are_trained_and_made_again_by_the_commands(here, effects, placed, capsys):
     shutil.copytree(effects, "m.optimize/sensitivity")
     search = ["optimize", "m.pt2", "--data", "val.npz", "--max-drop", "3", "--goal", "macs", "--trials", "1"]
     # how many epochs a budget allows, the machine says, unless it is settled
     key = trained_key((PruneNodes(macs=0.525),), 20.0)
-    (here / "m.optimize/trained").mkdir()
     settled = {"epochs": 12, "teacher_weight": 0.9}
-    (here / f"m.optimize/trained/{key}.json").write_text(json.dumps(settled))
+    placed(f"trained/{key}.json", settled)
     code, out, err = answer(capsys, *search, "--finetune", "1", "--json")
     assert code == 0, err
     assert "learns the half of --data that chooses" in err

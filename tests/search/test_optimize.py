@@ -199,13 +199,12 @@ def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
         assert shared(dataset(fine, model, None), unseen, None, NullProgress()) == (0, 1500)
 
 
-def test_samples_that_stay_with_the_result_are_told_and_need_not_stay(here, capsys, monkeypatch):
+def test_samples_that_stay_with_the_result_are_told_and_need_not_stay(here, placed, capsys, monkeypatch):
     monkeypatch.setattr(Search, "_probes", lambda search: probes(search.original, ("quantize",))[:1])
-    (here / "m.optimize/trials").mkdir(parents=True)
     row = {"macs": 1.0, "size": 400, "lost": 0.0, "at_most": 0.001, "samples": 1500}
     recipe = (Quantize(),)
     trial = {**row, "worker": "w", "seconds": 1.0, "recipe": [{"name": "quantize"}]}
-    (here / f"m.optimize/trials/{recipe_key(recipe)}.json").write_text(json.dumps(trial))
+    placed(f"trials/{recipe_key(recipe)}.json", trial)
     common = ["optimize", "m.pt2", "--data", "val.npz", "--max-drop", "30", "--goal", "size", "--trials", "1"]
     code, _, err = answer(capsys, *common)
     assert code == 0, err

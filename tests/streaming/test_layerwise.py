@@ -51,11 +51,12 @@ class Net(nn.Module):
         )
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.register_buffer("shift", torch.linspace(0, 1, WIDTH), persistent=False)  # in no checkpoint
+        self.register_buffer("gain", torch.ones(WIDTH))  # the checkpoint's is another
         if tied:
             self.head.weight = self.embed.weight
 
     def forward(self, ids):
-        x = self.embed(ids) + self.shift
+        x = self.gain * self.embed(ids) + self.shift
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -67,11 +68,21 @@ def built(tied: bool = False) -> Net:
     with torch.no_grad():
         for block in net.blocks:
             block.norm.weight[::5] *= 10  # inputs that matter more: their scales go into the norm
+        net.get_buffer("gain").copy_(torch.linspace(3, 0.2, WIDTH))
     return net
 
 
 def tied() -> Net:
     return built(tied=True)
+
+
+def fresh(tied: bool = False) -> Net:
+    """As --arch builds it: with none of the checkpoint's values."""
+    return Net(tied).eval()
+
+
+def fresh_tied() -> Net:
+    return fresh(tied=True)
 
 
 def saved(net: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -102,7 +113,7 @@ def source(place):
 def arch(place):
     (place / "net.py").write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_layerwise import built, tied\n"
+        "from test_layerwise import fresh as built, fresh_tied as tied\n"
     )
     return f"{place / 'net.py'}:built"
 
@@ -178,9 +189,19 @@ def test_halves_are_computed_in_float32_and_norms_stay_so(arch, data, place):
     assert not any(row.applied for row in done.rows if row.name.startswith(("blocks.1.", "embed")))
 
 
-def test_a_table_that_is_the_output_layer_too(arch, data, tmp_path):
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_table_that_is_the_output_layer_too(twice, arch, data, tmp_path):
     arch = arch.replace("built", "tied")
-    streamed(saved(tied(), tmp_path / "tied"), tmp_path / "out", arch, data)
+    stored = saved(tied(), tmp_path / "tied")
+    if twice:  # under both names
+        weights = load_file(stored / "b.safetensors") | load_file(stored / "a.safetensors")
+        save_file(weights | {"head.weight": weights["embed.weight"].clone()}, stored / "b.safetensors")
+        (stored / "a.safetensors").unlink()
+        (stored / INDEX).unlink()
+        (stored / "b.safetensors").rename(stored / "model.safetensors")
+    done = streamed(stored, tmp_path / "out", arch, data)
+    second = [row.what for row in done.rows if row.name == "head.weight"]
+    assert second == ["is embed.weight, stored once"] * twice
     same_weights(opened(tmp_path / "out", arch), in_memory(tied(), data))
 
 
@@ -190,15 +211,17 @@ def test_few_weights_are_held_and_none_is_read_for_every_batch(whole):
     assert max(map(read.count, set(read))) <= 4
 
 
+class Killed(Exception):
+    pass
+
+
+class Kill:
+    def step(self, description, done, total):
+        if description == "rounding" and done == 5:  # in the second block
+            raise Killed
+
+
 def test_a_killed_run_rounds_no_finished_block_anew(whole, source, arch, data, tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Kill:
-        def step(self, description, done, total):
-            if description == "rounding" and done == 5:  # in the second block
-                raise Killed
-
     with pytest.raises(Killed):
         streamed(source, tmp_path / "out", arch, data, progress=Kill())
     assert [file.name[:11] for file in (tmp_path / "out").glob("*.safetensors")] == ["model-00001"]
@@ -213,7 +236,10 @@ def test_a_killed_run_rounds_no_finished_block_anew(whole, source, arch, data, t
 def test_a_run_on_other_data_keeps_nothing(whole, source, arch, place):
     np.savez(place / "other.npz", x=np.zeros((2, LENGTH), np.int64))
     out = shutil.copytree(whole[0], place / "other")
-    assert streamed(source, out, arch, str(place / "other.npz")).resumed == 0
+    with pytest.raises(Killed):
+        streamed(source, out, arch, str(place / "other.npz"), progress=Kill())
+    assert not (out / INDEX).exists()  # else shards of both runs would open as one checkpoint
+    assert streamed(source, out, arch, str(place / "other.npz")).resumed == 1
 
 
 def _rewritten(source, change):

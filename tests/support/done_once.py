@@ -1,6 +1,7 @@
 """What torch makes of an equal graph, once: tests export and edit the same few networks over and over.
 
-Both results depend on what is given alone; what we do before and after runs every time.
+Both results depend on what is given alone. The export includes our tables of translations and what dodges the
+exporter's defects: a test of those converts a graph that no other test does.
 """
 
 from __future__ import annotations

@@ -60,12 +60,15 @@ def test_tokens_have_classes():
     assert float(loss) == pytest.approx(expected(output.reshape(-1, 7), flat), rel=1e-5)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_without_labels_a_language_model_learns_the_next_token(labelled):
+@pytest.mark.parametrize("labelled", ["not", "whole", "in part"])
+def test_where_labels_are_the_tokens_a_language_model_learns_the_next_one(labelled):
     output, tokens = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    task, loss = chosen(output, tokens, tokens.clone() if labelled else None)
+    classes = tokens.clone()
+    if labelled == "in part":  # as padding is marked
+        classes[0, 3:] = -100
+    task, loss = chosen(output, tokens, None if labelled == "not" else classes)
     assert "the one that comes next" in task.why
-    want = expected(output[:, :-1].reshape(-1, 7), tokens[:, 1:].reshape(-1).numpy())
+    want = expected(output[:, :-1].reshape(-1, 7), classes[:, 1:].reshape(-1).numpy())
     assert float(loss) == pytest.approx(want, rel=1e-5)
 
 
@@ -80,6 +83,10 @@ def test_one_logit_tells_two_classes_apart_where_it_is_asked_for(shape):
     likely = 1 / (1 + np.exp(-output.double().numpy().reshape(-1)))
     want = -np.log(np.where(labels == 1, likely, 1 - likely)).mean()
     assert float(loss) == pytest.approx(want, rel=1e-5)
+    _, smoothed = chosen(output, torch.randn(6, 2), labels, loss="binary-cross-entropy", label_smoothing=0.2)
+    both = torch.stack([torch.zeros(6), output.reshape(-1)], 1)  # the same as two scores
+    want = F.cross_entropy(both, labels, label_smoothing=0.2)
+    assert float(smoothed) == pytest.approx(float(want), rel=1e-5)
 
 
 def test_one_logit_per_pixel_is_of_two_classes():

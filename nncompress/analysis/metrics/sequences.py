@@ -28,13 +28,13 @@ class Perplexity(MeanMetric):
     def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
         if not output.is_floating_point() or output.dim() != 3:
             return False
-        tokens = batch.labels if batch.labels is not None else _tokens(batch)
+        tokens = batch.labels if batch.labels is not None else tokens_of(batch)
         return tokens is not None and tokens.shape == output.shape[:2] and not tokens.is_floating_point()
 
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
-        tokens = _tokens(batch)
+        tokens = tokens_of(batch)
         labels = batch.labels
-        if labels is None or (tokens is not None and _same(labels, tokens)):
+        if labels is None or (tokens is not None and repeats(labels, tokens)):
             labels = tokens if labels is None else labels
             assert labels is not None
             output, labels = output[:, :-1], labels[:, 1:]
@@ -97,11 +97,11 @@ def edits(answer: list[int], wanted: list[int]) -> int:
     return row[-1]
 
 
-def _tokens(batch: Batch) -> Tensor | None:
+def tokens_of(batch: Batch) -> Tensor | None:
     """The first input of integers [N, T], samples first."""
     return next((x for x in batch.samples_first() if not x.is_floating_point() and x.dim() == 2), None)
 
 
-def _same(labels: Tensor, tokens: Tensor) -> bool:
+def repeats(labels: Tensor, tokens: Tensor) -> bool:
     """Whether labels repeat the tokens, but for those that are left out."""
     return labels.shape == tokens.shape and bool(((labels == tokens) | (labels < 0)).all())

@@ -29,6 +29,7 @@ from nncompress.passes.quantize.calibrate import (
     bits_by_fisher,
     gives_floats,
     input_moments,
+    rounded_for_one,
     target_is_symmetric,
 )
 from nncompress.passes.quantize.choose import choose, integer_layers
@@ -136,6 +137,7 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
     bound = options.drift_bound
     compared = options.correct_bias or options.max_drop is not None or bound is not None
     rounding = _Rounding(options, statistics, model.copy() if compared else model, context)
+    for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
     slow = slow_in_int8(model, integer, options.mode, rounding.copy, context) if timed else {}
     keep = (*options.keep, *slow)
     reason = "left in float by " + ("--max-drop" if options.max_drop is not None else "--max-drift")
@@ -159,6 +161,8 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
         if worst:
             model.graph_module = rounding.reference.copy().graph_module
             changes = rounding.round(model, without(worst))
+    if for_one is not None and any(change.applied for change in changes):
+        context.notes.append(for_one)
     context.warn(too_few("quantize", statistics.rows()))
     return changes
 

@@ -64,7 +64,10 @@ def slower_layers(model: Model, where: Target, progress: Progress) -> tuple[str,
     condition(copied, "static", (), False, Context())
     integer = integer_layers(choose(copied, ())[0], "static")
     times = int8_times(copied, integer, where, progress)
-    return tuple(sorted(layers_in_float(copied, integer, times.layers, times.conversion)))
+    floats = where.float_results
+    return tuple(
+        sorted(layers_in_float(copied, integer, times.layers, times.conversion, float_results=floats))
+    )
 
 
 def _clock(mode: str, context: Context) -> Target | None:

@@ -91,6 +91,20 @@ def can_round_adaptively(layer: Layer) -> bool:
     return layer.kind.startswith("conv") and "transpose" not in layer.kind and geometry(layer) is not None
 
 
+def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str | None:
+    """What is said where the target needs fewer activations rounded than all runtimes do; else None."""
+    if not gives_floats(context):
+        return None
+    here = plan_activations(model, integer, float_results=True).points
+    if len(here) == len(plan_activations(model, integer).points):
+        return None
+    runtime = TARGETS[context.target or ""].runtime_name
+    return (
+        f"rounded for {runtime}, which needs less of it: in other runtimes some layers will run in float;"
+        " without --target it is rounded for all"
+    )
+
+
 def activation_qparams(
     model: Model, integer: list[Layer], calibration: str, percentile: float, symmetric: bool, context: Context
 ) -> dict[str, QParams]:
@@ -98,12 +112,6 @@ def activation_qparams(
     plan = plan_activations(model, integer, float_results=gives_floats(context))
     if not plan.points:
         return {}
-    if gives_floats(context) and len(plan.points) < len(plan_activations(model, integer).points):
-        runtime = TARGETS[context.target or ""].runtime_name
-        context.notes.append(
-            f"rounded for {runtime}, which needs less of it: in other runtimes some layers will run in float;"
-            " without --target it is rounded for all"
-        )
     seen = histograms(
         model,
         [node for node in plan.points if node not in plan.same_qparams],

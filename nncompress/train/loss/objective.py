@@ -109,7 +109,7 @@ class Task:
         if self.positions is not None:
             output = scores_of(self.positions, output, target)
         if self.loss == BINARY:
-            return binary_cross_entropy(output, target)
+            return binary_cross_entropy(output, target, label_smoothing)
         return F.cross_entropy(
             output, target, ignore_index=LEFT_OUT, label_smoothing=label_smoothing, reduction="sum"
         )

@@ -3,7 +3,7 @@
 | labels                                   | output                         | what has a class |
 |------------------------------------------|--------------------------------|------------------|
 | integers [N, T]                          | [N, T, C]                      | tokens           |
-| none, or the integers [N, T] of the input | [N, T, C]                     | next tokens      |
+| none, or the input's [N, T], some below 0 | [N, T, C]                     | next tokens      |
 | integers [N, ...]                        | [N, C, ...], one logit C = 1   | pixels           |
 
 As `--metric` has them (miou, perplexity): labels below 0 are left out, of pixels also 255, and scores of
@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.analysis.metrics.sequences import repeats, tokens_of
 from nncompress.data import Batch
 from nncompress.errors import DataError
 
@@ -25,11 +26,11 @@ _INTERPOLATED = {3: "linear", 4: "bilinear", 5: "trilinear"}
 
 def positions_of(output: Tensor, batch: Batch) -> str | None:
     """What has a class of its own: "pixels", "tokens" or "next tokens"; None: nothing within a sample."""
-    labels, given = batch.labels, batch.inputs[0]
+    labels, given = batch.labels, tokens_of(batch)
     if not output.is_floating_point() or (labels is not None and labels.is_floating_point()):
         return None
-    of_tokens = output.dim() == 3 and not given.is_floating_point() and given.shape == output.shape[:2]
-    if of_tokens and (labels is None or (labels.shape == given.shape and bool((labels == given).all()))):
+    of_tokens = output.dim() == 3 and given is not None and given.shape == output.shape[:2]
+    if given is not None and of_tokens and (labels is None or repeats(labels, given)):
         return "next tokens"
     if labels is None or labels.dim() < 2:
         return None
@@ -46,7 +47,9 @@ def classes_of(positions: str, output: Tensor, batch: Batch, origin: str, first_
         DataError: a class that the output has no score for; names the sample, the batch's first being
             `first_sample`.
     """
-    labels = batch.inputs[0] if positions == "next tokens" else batch.labels
+    labels = batch.labels
+    if positions == "next tokens" and labels is None:
+        labels = tokens_of(batch)
     assert labels is not None
     if positions == "next tokens":
         labels = F.pad(labels[:, 1:].long(), (0, 1), value=LEFT_OUT)
@@ -74,13 +77,16 @@ def scores_of(positions: str, output: Tensor, classes: Tensor) -> Tensor:
     return F.interpolate(output, classes.shape[1:], mode=_INTERPOLATED[output.dim()])
 
 
-def binary_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """The sum of -log p over the classes 0 and 1 that are not left out, of a logit each."""
+def binary_cross_entropy(logits: Tensor, classes: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The sum of -log p over the classes 0 and 1 that are not left out, of a logit each.
+
+    Args:
+        label_smoothing: this share of each label is given to both classes alike.
+    """
     counted = classes != LEFT_OUT
-    logits = logits.reshape(classes.shape)
-    return F.binary_cross_entropy_with_logits(
-        logits[counted], classes[counted].to(logits.dtype), reduction="sum"
-    )
+    logits = logits.reshape(classes.shape)[counted]
+    wanted = classes[counted].to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
 
 
 def two_classes(output: Tensor, labels: Tensor | None, origin: str, first_sample: int) -> Tensor:

@@ -16,7 +16,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
-from nncompress.passes.quantize import by_clock
+from nncompress.passes.quantize import apply, by_clock
 from nncompress.results import Estimate
 
 DATA = images(16, None)
@@ -162,6 +162,15 @@ def test_where_floats_are_faster_that_is_said(net, machine):
     in_bytes, _, notes = quantized(net, target="ort-cpu", keep=("2", "5"))
     assert in_bytes == set()
     assert "Plain float32 is faster there: nncompress export MODEL -o FILE.onnx --target ort-cpu" in notes
+
+
+@pytest.mark.parametrize("keep", [(), ("2", "5")])
+def test_what_a_target_does_not_need_rounded_is_said_of_rounded_layers(net, machine, monkeypatch, keep):
+    machine(slow=9)
+    monkeypatch.setattr(apply, "rounded_for_one", lambda *_: "rounded for one")
+    in_bytes, _, notes = quantized(net, keep=keep)
+    assert (in_bytes == set()) == bool(keep)
+    assert ("rounded for one" in notes) == bool(in_bytes)
 
 
 def test_with_max_drop_both_keep_layers_in_float(net, machine):
