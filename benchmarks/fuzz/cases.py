@@ -66,8 +66,11 @@ def _images(path: Path) -> None:
 def _session(path: Path) -> None:
     from nncompress.cli import session
 
-    session.FOLDER = path.parent
-    session.read()
+    kept, session.RECORD = session.RECORD, path
+    try:
+        session.read()
+    finally:
+        session.RECORD = kept
 
 
 def _checkpoint(path: Path) -> None:
