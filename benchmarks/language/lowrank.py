@@ -16,18 +16,14 @@ says which). Perplexity is of torch, on text that the model has not seen.
 
 from __future__ import annotations
 
-import argparse
-import copy
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import nncompress
-from benchmarks.language.model import CALIBRATION, CONTEXT, HELD_OUT, LanguageModel, text, trained
-from benchmarks.language.structure import perplexity, seen_by
-from nncompress.analysis.cost import cost
+from benchmarks.language.comparison import Comparison, asked, seen_by
+from benchmarks.language.model import LanguageModel
 
 
 def layers(net: LanguageModel) -> Iterator[nn.Linear]:
@@ -58,35 +54,17 @@ def cut(net: LanguageModel, params: float, ids: Tensor | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dir", type=Path)
-    parser.add_argument("--params", type=float, nargs="+", default=[0.8, 0.6])
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    data = text()
-    known, held = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
-    model = trained(given.dir, known, 120)
-    at = torch.randint(0, len(known) - CONTEXT, (CALIBRATION, 1), generator=torch.Generator().manual_seed(1))
-    ids = known[at + torch.arange(CONTEXT)]
-    rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
-    net = LanguageModel().eval()
-    net.load_state_dict(model.state_dict())
-    base, whole = perplexity(net, rows), cost(model).parameters
-    print(f"| parameters | {len(rows)} × {CONTEXT} bytes | perplexity | relative | left |")
-    print(f"|---|---|---|---|---|\n| all | | {base:.3f} | | 1 |", flush=True)
-
-    def row(params: float, name: str, found: float, left: float) -> None:
-        print(f"| {params} | {name} | {found:.3f} | {found / base - 1:+.1%} | {left:.3f} |", flush=True)
-
-    for params in given.params:
-        for name, known_ids in (("ours", ids), ("ours, no data", None)):
-            small = nncompress.compress(model, [f"factorize:params={params}"], data=known_ids)
-            found = perplexity(lambda x, small=small: small.outputs_of(x)[0], rows)
-            row(params, name, found, cost(small).parameters / whole)
-        for name, known_ids in (("SVD", None), ("SVD-LLM-like", ids)):
-            other = copy.deepcopy(net)
-            left = cut(other, params, known_ids)
-            row(params, name, perplexity(other, rows), left)
+    given = asked(str(__doc__), "--params")
+    table = Comparison(given.dir, "parameters")
+    for params in given.shares:
+        for name, ids in (("ours", table.ids), ("ours, no data", None)):
+            table.ours(
+                params, name, [nncompress.compress(table.model, [f"factorize:params={params}"], data=ids)]
+            )
+        for name, ids in (("SVD", None), ("SVD-LLM-like", table.ids)):
+            net = table.net()
+            left = cut(net, params, ids)
+            table.other(params, name, net, left)
 
 
 if __name__ == "__main__":

@@ -22,48 +22,21 @@ share of the multiply-adds (a row says which). Perplexity is of torch, on text t
 
 from __future__ import annotations
 
-import argparse
-import copy
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nncompress
-from benchmarks.language.model import CALIBRATION, CONTEXT, HELD_OUT, LanguageModel, text, trained
-from nncompress.analysis.cost import cost
+from benchmarks.language.comparison import Comparison, asked, seen_by
+from benchmarks.language.model import CONTEXT, LanguageModel
 
 WIDTH, HIDDEN, HEADS, DEPTH = 128, 512, 4, 3
 SIZE = WIDTH // HEADS
 OF_UNIT, OF_HEAD = 2 * WIDTH, 4 * WIDTH * SIZE + 2 * CONTEXT * SIZE  # multiply-adds of a token
 OF_ALL = DEPTH * (HIDDEN * OF_UNIT + HEADS * OF_HEAD) + 256 * WIDTH
-
-
-def perplexity(model: Callable[[Tensor], Tensor], rows: Tensor) -> float:
-    with torch.no_grad():
-        lost = [
-            F.cross_entropy(model(each)[:, :-1].flatten(0, 1), each[:, 1:].flatten())
-            for each in rows.split(16)
-        ]
-    return math.exp(torch.stack(lost).mean())
-
-
-def seen_by(net: nn.Module, layers: list[nn.Linear], ids: Tensor) -> list[Tensor]:
-    """What these layers multiply, [tokens, in] each."""
-    found: list[list[Tensor]] = [[] for _ in layers]
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, given, to=to: to.append(given[0].flatten(0, -2)))
-        for layer, to in zip(layers, found)
-    ]
-    with torch.no_grad():
-        for each in ids.split(16):
-            net(each)
-    for hook in hooks:
-        hook.remove()
-    return [torch.cat(each) for each in found]
 
 
 def readers(net: LanguageModel) -> Iterator[tuple[nn.Linear, int, int]]:
@@ -181,27 +154,9 @@ def sliced(net: LanguageModel, ids: Tensor, macs: float) -> tuple[nn.Module, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("dir", type=Path)
-    parser.add_argument("--macs", type=float, nargs="+", default=[0.8, 0.6])
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    data = text()
-    known, held = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
-    model = trained(given.dir, known, 120)
-    at = torch.randint(0, len(known) - CONTEXT, (CALIBRATION, 1), generator=torch.Generator().manual_seed(1))
-    ids = known[at + torch.arange(CONTEXT)]
-    rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
-    net = LanguageModel().eval()
-    net.load_state_dict(model.state_dict())
-    base, whole = perplexity(net, rows), cost(model).macs
-    print(f"| multiply-adds | {len(rows)} × {CONTEXT} bytes | perplexity | relative | left |")
-    print(f"|---|---|---|---|---|\n| all | | {base:.3f} | | 1 |", flush=True)
-
-    def row(macs: float, name: str, found: float, left: float) -> None:
-        print(f"| {macs} | {name} | {found:.3f} | {found / base - 1:+.1%} | {left:.3f} |", flush=True)
-
-    for macs in given.macs:
+    given = asked(str(__doc__), "--macs")
+    table = Comparison(given.dir, "macs")
+    for macs in given.shares:
         plain = f"prune-nodes:macs={macs},compensate=false,renormalize=false,criterion="
         for name, seeds, options in (
             ("ours", (0,), f"prune-nodes:macs={macs}"),
@@ -209,15 +164,13 @@ def main() -> None:
             ("magnitude", (0,), f"{plain}l2"),
             ("random", (0, 1, 2), f"{plain}random"),
         ):
-            smaller = [nncompress.compress(model, [options], data=ids, seed=seed) for seed in seeds]
-            mean = sum(perplexity(lambda x, m=m: m.outputs_of(x)[0], rows) for m in smaller) / len(smaller)
-            row(macs, name, mean, cost(smaller[0]).macs / whole)
+            smaller = [nncompress.compress(table.model, [options], data=table.ids, seed=s) for s in seeds]
+            table.ours(macs, name, smaller)
         for name, method in (("FLAP-like", flap), ("CORP-like", corp)):
-            other = copy.deepcopy(net)
-            left = method(other, ids, macs)
-            row(macs, name, perplexity(other, rows), left)
-        cut, left = sliced(copy.deepcopy(net), ids, macs)
-        row(macs, "SliceGPT-like", perplexity(cut, rows), left)
+            net = table.net()
+            left = method(net, table.ids, macs)
+            table.other(macs, name, net, left)
+        table.other(macs, "SliceGPT-like", *sliced(table.net(), table.ids, macs))
 
 
 if __name__ == "__main__":

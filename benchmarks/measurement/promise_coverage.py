@@ -1,10 +1,14 @@
-"""How often the bound of `optimize` holds: metrics of made-up answers whose true loss is known.
+"""How often the bound of `optimize` holds: losses whose truth is known, drawn many times.
 
-    python -m benchmarks.measurement.promise_coverage [DRAWS]
+    python -m benchmarks.measurement.promise_coverage metrics|shares [DRAWS]
 
-Of each case DRAWS (1,000) data sets of 100, 300 and 1,000 samples are drawn; printed is the share of them
-whose upper bound with 95 % confidence is not below the loss on 500,000 samples, and that of the plain paired
-interval (Student's t of the pseudo-values, uncorrected).
+Of each case DRAWS (1,000) data sets of 100 to 1,000 samples are drawn; printed is the share of them whose
+upper bound with 95 % confidence is not below the truth.
+
+`metrics`: made-up answers, whose true loss is that of 500,000 samples; beside it the plain paired interval
+(Student's t of the pseudo-values, uncorrected).
+`shares`: losses within samples, and those of an accuracy that is a class of the user's; beside it how far the
+bound lies above the truth on average, in points.
 """
 
 from __future__ import annotations
@@ -12,17 +16,19 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from nncompress.analysis.intervals import student_t
 from nncompress.analysis.metrics.base import Metric
-from nncompress.analysis.metrics.classification import F1
+from nncompress.analysis.metrics.classification import F1, Top1
 from nncompress.analysis.metrics.continuous import Mae, Rmse
+from nncompress.analysis.metrics.resampled import ResampledScores
 from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import Batch
-from nncompress.search.loss import lost, pseudo_values
+from nncompress.search.loss import Loss, lost, means, pseudo_values
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # labels, the original's answers, the changed one's
 
@@ -63,7 +69,59 @@ def scores(metric: type[Metric], answers: np.ndarray, labels: np.ndarray) -> Sum
     return found
 
 
-def main(draws: int) -> None:
+SHARES = {  # what share of the samples loses how much
+    "5 % lose 0.001, 1 % all": ((0.05, 0.001), (0.01, 1.0)),
+    "50 % lose 0.001, 1 % all": ((0.5, 0.001), (0.01, 1.0)),
+    "50 % lose 0.01, 1 % half": ((0.5, 0.01), (0.01, 0.5)),
+    "50 % lose 0.05, 2 % all": ((0.5, 0.05), (0.02, 1.0)),
+    "20 % lose 0.05, 3 % 0.3": ((0.2, 0.05), (0.03, 0.3)),
+}
+RIGHT = {  # of those right, how many are lost, and of those wrong how many are won
+    "own accuracy, 1 % lost": (0.01, 0.0),
+    "own accuracy, 3 % lost": (0.03, 0.0),
+    "own accuracy, 5 % lost, 2 % won": (0.05, 0.02),
+    "own accuracy, 10 % lost": (0.1, 0.0),
+}
+
+
+class _Right:
+    """An accuracy of the user's: a class, of which nobody knows that it is a mean."""
+
+    def __init__(self) -> None:
+        self.right, self.count = 0.0, 0
+
+    def update(self, output: torch.Tensor, batch: Batch) -> None:
+        self.right, self.count = self.right + float(output.sum()), self.count + len(output)
+
+    def compute(self) -> float:
+        return self.right / max(self.count, 1)
+
+
+def within_samples(
+    generator: np.random.Generator, samples: int, kinds: tuple[tuple[float, float], ...]
+) -> Loss:
+    """Of shares within samples, as `agreement` on tokens and pixels."""
+    chance, parts, below = generator.random(samples), np.zeros(samples), 0.0
+    for share, loss in kinds:
+        parts[(below <= chance) & (chance < below + share)] = loss
+        below += share
+    return means(float(parts.mean()), parts, float(np.abs(parts).max()), samples, whole=1.0)
+
+
+def own_accuracy(generator: np.random.Generator, samples: int, kinds: tuple[float, float]) -> Loss:
+    """Of a class of the user's."""
+    chance = generator.random(samples)
+    before, after = chance >= kinds[1], chance < 1 - kinds[0]
+    found = []
+    for answers in (before, after):
+        scores = ResampledScores(Top1(), _Right, lambda each: each.compute())
+        output = torch.from_numpy(answers).double()
+        scores.add(output, Batch((output,), None), "made up")
+        found.append(scores)
+    return lost(*found)
+
+
+def metrics(draws: int) -> None:
     generator = np.random.default_rng(0)
     for name, (metric, drawn) in CASES.items():
         label, first, second = drawn(generator, 500_000)
@@ -81,5 +139,21 @@ def main(draws: int) -> None:
             print(f"{name:28} {count:5} samples: {held / draws:.3f}, plain {plain / draws:.3f}", flush=True)
 
 
+def shares(draws: int) -> None:
+    generator = np.random.default_rng(0)
+    table: list[tuple[str, Callable[..., Loss], Any, float]] = [
+        *(
+            (name, within_samples, kinds, sum(p * loss for p, loss in kinds))
+            for name, kinds in SHARES.items()
+        ),
+        *((name, own_accuracy, kinds, kinds[0] - kinds[1]) for name, kinds in RIGHT.items()),
+    ]
+    for name, draw, kinds, truth in table:
+        for samples in (100, 200, 500, 1000):
+            bounds = np.array([draw(generator, samples, kinds).at_most() for _ in range(draws)])
+            held, above = (bounds >= truth).mean(), (bounds[np.isfinite(bounds)] - truth).mean()
+            print(f"{name:34} {samples:5} samples: {held:.3f}, {100 * above:.2f} points above", flush=True)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    {"metrics": metrics, "shares": shares}[sys.argv[1]](int(sys.argv[2]) if len(sys.argv) > 2 else 1000)
