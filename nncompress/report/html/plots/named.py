@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from nncompress.report.facts.content import Bars, Number
 from nncompress.report.facts.shown import shown
+from nncompress.report.html.plots.frame import COLOURS, RIGHT, WIDTH, Frame, Tick, ticks_of
 from nncompress.report.html.plots.scale import scale
-from nncompress.report.html.plots.xy import COLOURS, RIGHT, WIDTH, Tick, ticks_of
 from nncompress.results import Estimate
 
 NAMES = 138  # width of the names' column
@@ -38,21 +38,14 @@ class Row:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class NamedDrawing:
+@dataclass(frozen=True, kw_only=True)
+class NamedDrawing(Frame):
     """All of a plot."""
 
     bars: Bars
-    width: int
-    height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
     ticks: tuple[Tick, ...]
     zero: float
     rows: tuple[Row, ...]
-    left_out: int
     thickness: int = BAR
 
 
@@ -80,9 +73,20 @@ def drawing(bars: Bars, most: int) -> NamedDrawing:
             said = f"{name}: {shown(value, bars.axis.unit)}{f'; {row.said}' if row.said else ''}"
             pieces.append(Piece(look % COLOURS, zero, along.at(middle), y, said, low, high))
         rows.append(Row(row.name, _short(row.name), top + (tall - GAP) / 2, tuple(pieces)))
-    left_out = bars.left_out + len(bars.rows) - len(shown_rows)
-    ticks = ticks_of(along, bars.axis)
-    return NamedDrawing(bars, WIDTH, height, left, right, TOP, bottom, ticks, zero, tuple(rows), left_out)
+    return NamedDrawing(
+        part=bars,
+        width=WIDTH,
+        height=height,
+        left=left,
+        right=right,
+        top=TOP,
+        bottom=bottom,
+        left_out=bars.left_out + len(bars.rows) - len(shown_rows),
+        bars=bars,
+        ticks=ticks_of(along, bars.axis),
+        zero=zero,
+        rows=tuple(rows),
+    )
 
 
 def _numbers(value: Number) -> list[float]:

@@ -6,21 +6,12 @@ from dataclasses import dataclass
 
 from nncompress.report.facts.content import Axis, Plot, Point
 from nncompress.report.facts.limits import thinned
-from nncompress.report.facts.shown import number
+from nncompress.report.html.plots.frame import COLOURS, RIGHT, WIDTH, Frame, Tick, ticks_of
 from nncompress.report.html.plots.scale import Scale, scale
 
-WIDTH, HEIGHT = 460, 300
+HEIGHT = 300
 SMALL = (300, 190)
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 30, 48
-COLOURS = 8  # series that look different
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A line across the plot, and what stands at its end."""
-
-    place: float
-    text: str
+LEFT, TOP, BOTTOM = 62, 30, 48
 
 
 @dataclass(frozen=True)
@@ -43,17 +34,12 @@ class Curve:
     marks: tuple[Mark, ...]
 
 
-@dataclass(frozen=True)
-class Drawing:
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Frame):
     """All of a plot."""
 
-    plot: Plot
-    width: int
-    height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
+    x: Axis
+    y: Axis
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     curves: tuple[Curve, ...]
@@ -76,8 +62,21 @@ def drawing(plot: Plot, most: int) -> Drawing:
         marks = tuple(Mark(x.at(p.x), y.at(p.y), p.said, p.chosen) for p in shown)
         line = " ".join(f"{m.x:g},{m.y:g}" for m in marks) if series.joined else ""
         curves.append(Curve(series.name, position % COLOURS, line, marks))
-    ticks = (ticks_of(x, plot.x), ticks_of(y, plot.y))
-    return Drawing(plot, width, height, left, right, top, bottom, *ticks, tuple(curves))
+    return Drawing(
+        part=plot,
+        width=width,
+        height=height,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        small=plot.small,
+        x=plot.x,
+        y=plot.y,
+        x_ticks=ticks_of(x, plot.x),
+        y_ticks=ticks_of(y, plot.y),
+        curves=tuple(curves),
+    )
 
 
 def _scale(values: list[float], start: float, end: float, axis: Axis, most: int) -> Scale:
@@ -88,19 +87,3 @@ def _scale(values: list[float], start: float, end: float, axis: Axis, most: int)
 def _thinned(points: tuple[Point, ...], most: int) -> list[Point]:
     kept = {id(p) for p in thinned(points, most)}
     return [p for p in points if id(p) in kept or p.chosen]
-
-
-def ticks_of(along: Scale, axis: Axis) -> tuple[Tick, ...]:
-    texts = [number(value, axis.unit) for value in along.ticks]
-    if axis.unit == "count" and len(set(texts)) < len(texts):
-        texts = [f"{value:g}" for value in along.ticks]
-    forms = {
-        "share": "{:.6g} %",
-        "number": "{:.6g}",
-        "points": "{:+.6g}",
-        "signed": "{:+.6g}",
-        "times": "{:.6g}x",
-    }
-    if axis.unit in forms:
-        texts = [forms[axis.unit].format(100 * v if axis.unit == "share" else v) for v in along.ticks]
-    return tuple(Tick(along.at(value), text) for value, text in zip(along.ticks, texts))
