@@ -1,4 +1,4 @@
-"""Removing what a plan says: cut, write in what was fitted, and prove that the cut changed nothing else."""
+"""Removing what a plan says: cut, write in what was fitted, prove that nothing else changed, and tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from nncompress.analysis.compensation import Cut, Fitted
 from nncompress.analysis.compensation.affine import Affine
+from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import (
     Couplings,
     Proof,
@@ -26,6 +27,10 @@ from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.layers.weights import Layer, layers
+from nncompress.passes.base import Change
+
+BUDGET_TOLERANCE = 0.02
+VERBS = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
 
 
 def cut_of(
@@ -52,6 +57,61 @@ def proven_cut(couplings: Couplings, cut: Cut) -> tuple[Cut, Proven]:
     """The cut without the groups whose removal cannot be proven, and what is left after removing the rest."""
     proven = remove_proven(couplings, cut.units)
     return replace(cut, units={n: u for n, u in cut.units.items() if n not in proven.refused}), proven
+
+
+def refusal(name: str, refused: Mapping[str, str], asked: int) -> str:
+    """What the user is told of groups whose removal could not be proven; nothing where all was."""
+    if not refused:
+        return ""
+    return (
+        f"{name}: {len(refused)} of {asked} groups stay whole, because their removal could not be proven."
+        " That is a defect of nncompress: please report the architecture."
+    )
+
+
+def removals(
+    choices: Sequence[Choice],
+    removed: Mapping[str, Sequence[int]],
+    losses: Mapping[str, float],
+    proven: Proven | None,
+    proof: Proof | None,
+) -> list[Change]:
+    """A change for each choice of which units go, or were to go.
+
+    Args:
+        removed: choice -> units; `losses`: what they cost.
+    """
+    refused = proven.refused if proven else {}
+    numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
+    changes = []
+    for choice in choices:
+        units = removed.get(choice.name, [])
+        if choice.name in refused:
+            changes.append(Change(choice.name, f"skipped: {refused[choice.name]}", applied=False))
+        elif units:
+            what = f"{choice.size - len(units)} of {choice.size} {VERBS[choice.kind]}"
+            details = {"nodes_before": choice.size, "removed": units, "loss": losses[choice.name], **numbers}
+            changes.append(Change(choice.name, what, details))
+    return changes
+
+
+def check_budget(name: str, unit: str, share: float, before: Model, after: Model) -> None:
+    """The budget is met, by the exact count of what is left.
+
+    Args:
+        unit: "macs" or "parameters".
+
+    Raises:
+        VerificationError: it is exceeded by more than 2 %.
+    """
+    left = getattr(cost(after), unit) / getattr(cost(before), unit)
+    if left > share * (1 + BUDGET_TOLERANCE):
+        raise VerificationError(
+            f"{name}: the budget of {unit} was missed",
+            got=f"{left:.4f} left",
+            expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
+            remedy="this is a defect: please report the model's architecture",
+        )
 
 
 def apply_cut(

@@ -10,24 +10,23 @@ from nncompress.analysis.answer import answer_index, output_dims
 from nncompress.analysis.compensation import Fitted, without_data
 from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
-from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
-from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
+from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import not_finite
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
-from nncompress.passes.cut import apply_cut, proven_cut
+from nncompress.passes.cut import apply_cut, check_budget, proven_cut, refusal, removals
 from nncompress.passes.prune_nodes.blame import group_contributions
 from nncompress.passes.prune_nodes.compensated import compensated
 from nncompress.passes.prune_nodes.latency_budget import by_latency
-from nncompress.passes.prune_nodes.options import BUDGET_TOLERANCE, PruneNodes
+from nncompress.passes.prune_nodes.options import PruneNodes
 from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked, ranked
 
 
@@ -105,12 +104,9 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
         return []
     context.progress.step("removing nodes", 0, 1)
     cut, proven = proven_cut(couplings, plan.cut) if options.verify else (plan.cut, None)
-    refused = proven.refused if proven else {}
+    refused = refusal(options.name, proven.refused if proven else {}, len(plan.removed))
     if refused:
-        context.notes.append(
-            f"prune-nodes: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal"
-            " could not be proven. That is a defect of nncompress: please report the architecture."
-        )
+        context.notes.append(refused)
     fitted: Fitted = without_data(model, cut)
     batches: Sequence[tuple[Tensor, ...]] = []
     if cut and context.data is not None and (options.compensate or options.renormalize):
@@ -130,11 +126,12 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
                 f"batch norms: {share:.0%} new statistics; squared error of the outputs, in their variances, "
                 f"{before:.3g} -> {after:.3g}"
             )
-    numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
-    changes = reached + _changes(plan, numbers, refused)
+    changes = reached + removals(plan.choices, plan.removed, plan.losses, proven, proof)
+    changes += [Change(n, "residual block left out", {"loss": plan.losses[n]}) for n in plan.dropped]
     changes += [Change(n, f"skipped: {why}", applied=False) for n, why in fitted.left.items()]
-    if not refused:
-        _check_budget(options, model, pruned)
+    for unit, left in (("macs", options.macs), ("parameters", options.params)):
+        if left is not None and not refused:
+            check_budget(options.name, unit, left, model, pruned)
     if cut:
         model.graph_module = pruned.graph_module
     return changes
@@ -194,39 +191,3 @@ def contributions(
     context: Context,
 ) -> dict[str, float]:
     return group_contributions(before, changes, inputs)
-
-
-def _changes(plan: Plan, numbers: dict[str, float], refused: dict[str, str]) -> list[Change]:
-    verbs = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
-    changes = []
-    for choice in plan.choices:
-        units = plan.removed.get(choice.name, [])
-        if choice.name in refused:
-            changes.append(Change(choice.name, f"skipped: {refused[choice.name]}", applied=False))
-        elif units:
-            what = f"{choice.size - len(units)} of {choice.size} {verbs[choice.kind]}"
-            loss = plan.losses[choice.name]
-            details = {"nodes_before": choice.size, "removed": units, "loss": loss, **numbers}
-            changes.append(Change(choice.name, what, details))
-    for name in plan.dropped:
-        changes.append(Change(name, "residual block left out", {"loss": plan.losses[name]}))
-    return changes
-
-
-def _check_budget(options: PruneNodes, model: Model, pruned: Model) -> None:
-    """The budget is met, by the exact count of what is left.
-
-    Raises:
-        VerificationError: it is exceeded by more than 2 %.
-    """
-    for unit, share in (("macs", options.macs), ("parameters", options.params)):
-        if share is None:
-            continue
-        before, after = getattr(cost(model), unit), getattr(cost(pruned), unit)
-        if after > before * share * (1 + BUDGET_TOLERANCE):
-            raise VerificationError(
-                f"prune-nodes: the budget of {unit} was missed",
-                got=f"{after / before:.4f} left",
-                expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
-                remedy="this is a defect: please report the model's architecture",
-            )

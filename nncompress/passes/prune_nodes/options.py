@@ -16,7 +16,6 @@ from nncompress.extensions import offered
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import BY_DEFAULT, Context, Pass, option, step
 
-BUDGET_TOLERANCE = 0.02
 # each says how many nodes go
 SIZES = ("relative", "ratio", "ratios", "macs", "params", "latency", "threshold", "outliers")
 CRITERIA = (  # of nncompress.analysis.importance

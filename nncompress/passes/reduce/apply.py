@@ -29,20 +29,18 @@ from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.observe.residual import find_branches
 from nncompress.dtypes import dtype_name
-from nncompress.errors import DataError, ModelFileError, UsageError, VerificationError
+from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.graph.verify import not_finite
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights
 from nncompress.passes.base import Change, Context, need_data
-from nncompress.passes.cut import apply_cut, cut_of, proven_cut
+from nncompress.passes.cut import apply_cut, check_budget, cut_of, proven_cut, refusal, removals
 from nncompress.passes.reduce.curves import Curve, curves, factorizable
-from nncompress.passes.reduce.options import BUDGET_TOLERANCE, Reduce
+from nncompress.passes.reduce.options import Reduce
 from nncompress.passes.reduce.plan import Budget, Plan
 from nncompress.passes.reduce.split import Split, split
-
-VERBS = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
 
 
 def requires(options: Reduce, model: Model, context: Context) -> None:
@@ -100,12 +98,9 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
     cut, proven = cut_of(choices, plan.removed), None
     if cut.units:
         cut, proven = proven_cut(couplings, cut)
-    refused = proven.refused if proven else {}
+    refused = refusal(options.name, proven.refused if proven else {}, len(plan.removed))
     if refused:
-        context.notes.append(
-            f"reduce: {len(refused)} of {len(plan.removed)} groups stay whole, because their removal could"
-            " not be proven. That is a defect of nncompress: please report the architecture."
-        )
+        context.notes.append(refused)
     fitted = compensate(
         model,
         couplings,
@@ -123,9 +118,9 @@ def apply(options: Reduce, model: Model, context: Context) -> list[Change]:
         missed = getattr(cost(small), unit) / getattr(cost(model), unit)
         context.notes.append(f"reduce: so {missed:.1%} of the {unit} are left; {share:.1%} were asked for")
     else:
-        _check_budget(model, small, unit, share)
-    numbers = {"proof_error": proof.error, "effect": proof.effect} if proof else {}
-    changes = _removals(choices, plan, refused, numbers) + _lowered(plan, found, factored, unit)
+        check_budget(options.name, unit, share, model, small)
+    changes = removals(choices, plan.removed, plan.losses, proven, proof)
+    changes += _lowered(plan, found, factored, unit)
     skipped = {**fitted.left, **left}
     changes += [Change(name, f"skipped: {why}", applied=False) for name, why in skipped.items()]
     model.graph_module = small.graph_module
@@ -158,22 +153,6 @@ def _projection(curve: Curve, candidate: Candidate) -> Projection:
     return project
 
 
-def _removals(
-    choices: Sequence[Choice], plan: Plan, refused: Mapping[str, str], numbers: Mapping[str, float]
-) -> list[Change]:
-    changes = []
-    for choice in choices:
-        units = plan.removed.get(choice.name, [])
-        if choice.name in refused:
-            changes.append(Change(choice.name, f"skipped: {refused[choice.name]}", applied=False))
-        elif units:
-            what = f"{choice.size - len(units)} of {choice.size} {VERBS[choice.kind]}"
-            loss = plan.losses[choice.name]
-            details = {"nodes_before": choice.size, "removed": units, "loss": loss, **numbers}
-            changes.append(Change(choice.name, what, details))
-    return changes
-
-
 def _lowered(plan: Plan, found: Sequence[Curve], factored: Mapping[str, Split], unit: str) -> list[Change]:
     changes = []
     for curve in found:
@@ -190,19 +169,3 @@ def _lowered(plan: Plan, found: Sequence[Curve], factored: Mapping[str, Split], 
         of = " and ".join(f"rank {a} of {b}" for a, b in zip(done.ranks, done.full))
         changes.append(Change(curve.name, f"{done.form}: {of}", numbers))
     return changes
-
-
-def _check_budget(model: Model, small: Model, unit: str, share: float) -> None:
-    """The budget is met, by the exact count of what is left.
-
-    Raises:
-        VerificationError: it is exceeded by more than 2 %.
-    """
-    before, after = getattr(cost(model), unit), getattr(cost(small), unit)
-    if after > before * share * (1 + BUDGET_TOLERANCE):
-        raise VerificationError(
-            f"reduce: the budget of {unit} was missed",
-            got=f"{after / before:.4f} left",
-            expected=f"{share:g}, within {BUDGET_TOLERANCE:.0%}",
-            remedy="this is a defect: please report the model's architecture",
-        )

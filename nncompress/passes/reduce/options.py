@@ -16,8 +16,6 @@ from nncompress.errors import UsageError
 from nncompress.options import LossWeights
 from nncompress.passes.base import Pass, option, step
 
-BUDGET_TOLERANCE = 0.02
-
 
 @dataclass(frozen=True)
 class Reduce(Pass):
