@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,6 +55,7 @@ from nncompress.version import __version__
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
+HERE = TARGETS["ort-cpu"]  # the kernels of this machine's processor
 PER_OP = 120  # bytes of an op in the file, about
 PROTOBUF_LIMIT = 2 * 1024**3 - 64 * 1024**2  # one message holds 2 GiB; some room for the graph itself
 
@@ -93,11 +96,14 @@ def write_onnx(
         size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
         int8 = precision_of(model) in ("int8", "int4")
         here = target is None or target.device != "cuda"  # else how this machine runs it tells nothing
-        small = int8 and here and 5 * size < PROTOBUF_LIMIT  # several copies at once are no burden
-        measured = small and time_int8 is not None
-        twin, applied, offered = _write(
-            signed, temporary, storage, states, target, twin=measured, offer=small and target is None
-        )
+        few = int8 and 5 * size < PROTOBUF_LIMIT  # bytes, of which several copies at once are no burden
+        graph = _convert(signed, storage)
+        # For this processor the same graph is lowered otherwise.
+        again = graph.copy() if few and processor().saturates and signed is model else None
+        twin = float_twin(graph.program.model) if few and here and time_int8 is not None else None
+        offered = _lower(graph.copy(), HERE) if few and target is None else {}
+        applied = _save(graph, temporary, states, target)
+        del graph  # and its weights, before others are read
         covered, told, overflow = "", [described(applied)], ""
         if offered:
             told.append(f"--target ort-cpu would write {described(offered)}")
@@ -108,12 +114,12 @@ def write_onnx(
                 overflow = _overflows(cut_off)
                 told.append(overflow)
             kernels = Path(folder) / temporary.name
-            _write(model, kernels, storage, states, TARGETS["ort-cpu"])
-        write_here = partial(_write, storage=storage, target=TARGETS["ort-cpu"])
+            _save(again or _convert(model, storage), kernels, states, HERE)
+        del again
         exact = temporary.parent / ("exact" if temporary.name != "exact" else "copy")  # of a short name
         try:
             written_so = exact if int8 and write_exact(temporary, exact) else temporary
-            found = compare(model, written_so, write_here, kernels=kernels)
+            found = compare(model, written_so, partial(_write_here, storage=storage), kernels=kernels)
         finally:
             exact.unlink(missing_ok=True)
         compare_steps(model, kernels, states)
@@ -177,61 +183,25 @@ def _overflows(weights: Sequence[str]) -> str:
     )
 
 
-def _write(
-    model: Model,
-    file: Path,
-    storage: Storage,
-    states: Sequence[State] = (),
-    target: Target | None = None,
-    *,
-    twin: bool = False,
-    offer: bool = False,
-) -> tuple[bytes | None, dict[str, int], dict[str, int]]:
-    """Convert, lower, save.
+@dataclass(frozen=True)
+class _Graph:
+    """An ONNX graph as the exporter made it, and the model that it was made of."""
 
-    Args:
-        twin: the float32 graph of an int8 one is wanted.
-        offer: so are the rewrites that ONNX Runtime would like here.
-    Returns:
-        that graph, the rewrites of the target, and those that were not made but offered.
-    """
-    size = sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values())
-    program, model = _converted(model, storage)
-    floats = None
-    if precision_of(model) in ("int8", "int4"):
-        name_layers(program.model.graph)
-        floats = float_twin(program.model) if twin else None
-    rewrites = () if target is None else target.rewrites
-    nbits = lower_groups(program.model, rewrites)
-    offered = {}
-    if offer:
-        offered = lower_int8(program.model.clone(), TARGETS["ort-cpu"].rewrites)
-    applied = lower_int8(program.model, rewrites) | ({"nbits": nbits} if nbits else {})
-    avoid_runtime_defects(program.model.graph)
-    tidy(program.model, model)
-    store_initial(program.model.graph, states)
-    program.model.metadata_props.update(_record(model, states) | record(target, applied))
-    if size > PROTOBUF_LIMIT:
-        external_data.save(program.model, file)
-    else:
-        program.save(str(file))
-    return floats, applied, offered
+    program: ONNXProgram
+    model: Model
+
+    def copy(self) -> _Graph:
+        """The same with nodes of its own; the tensors are shared."""
+        program = copy.copy(self.program)
+        program.model = self.program.model.clone()
+        return _Graph(program, self.model)
 
 
-def refuse_ops(model: Model) -> None:
-    """Refuse a model with ops that no export can say, before the work on it that would be lost.
-
-    It is converted as it is where an op has no translation of its own, which tells.
-
-    Raises:
-        UnsupportedError: naming the op and its layer.
-    """
-    if untranslated(model):
-        _converted(state_as_inputs(model)[0], "plain")
+def _write_here(model: Model, file: Path, storage: Storage) -> None:
+    _save(_convert(model, storage), file, (), HERE)
 
 
-def _converted(model: Model, storage: Storage) -> tuple[ONNXProgram, Model]:
-    """As the exporter says it, and the graph that it said."""
+def _convert(model: Model, storage: Storage) -> _Graph:
     model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
     try:
@@ -250,7 +220,43 @@ def _converted(model: Model, storage: Storage) -> tuple[ONNXProgram, Model]:
             optimize_but_lookups(program)
         except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
             raise unsupported(error, model) from error
-    return program, model
+    if precision_of(model) in ("int8", "int4"):
+        name_layers(program.model.graph)
+    return _Graph(program, model)
+
+
+def _lower(graph: _Graph, target: Target | None) -> dict[str, int]:
+    """In place; the rewrites of the target that were made."""
+    rewrites = () if target is None else target.rewrites
+    nbits = lower_groups(graph.program.model, rewrites)
+    return lower_int8(graph.program.model, rewrites) | ({"nbits": nbits} if nbits else {})
+
+
+def _save(graph: _Graph, file: Path, states: Sequence[State], target: Target | None) -> dict[str, int]:
+    """Lower it in place and write it; returns the rewrites of the target that were made."""
+    program, model = graph.program, graph.model
+    applied = _lower(graph, target)
+    avoid_runtime_defects(program.model.graph)
+    tidy(program.model, model)
+    store_initial(program.model.graph, states)
+    program.model.metadata_props.update(_record(model, states) | record(target, applied))
+    if sum(t.numel() * t.element_size() for t in model.graph_module.state_dict().values()) > PROTOBUF_LIMIT:
+        external_data.save(program.model, file)
+    else:
+        program.save(str(file))
+    return applied
+
+
+def refuse_ops(model: Model) -> None:
+    """Refuse a model with ops that no export can say, before the work on it that would be lost.
+
+    It is converted as it is where an op has no translation of its own, which tells.
+
+    Raises:
+        UnsupportedError: naming the op and its layer.
+    """
+    if untranslated(model):
+        _convert(state_as_inputs(model)[0], "plain")
 
 
 def _signed(model: Model, target: Target) -> Model:

@@ -125,6 +125,26 @@ def test_sums_that_overflow_here_are_told_of_where_a_plain_file_is_written_and_o
     assert on_onnxruntime.open_onnx(tmp_path / "m.onnx", 1).notes == ()
 
 
+def test_a_graph_that_is_written_for_here_too_is_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "processor", lambda: OLD)
+    monkeypatch.setattr(lower_saturating, "processor", lambda: OLD)
+    conversions = []
+
+    def counted(*given, **named):
+        conversions.append(given)
+        return convert(*given, **named)
+
+    convert = writer.convert
+    monkeypatch.setattr(writer, "convert", counted)
+    torch.manual_seed(0)
+    model = quantized(Model.from_module(Saturating().eval(), (torch.rand(2, 8, 6, 6),)))
+    report = write_onnx(model, tmp_path / "m.onnx")
+    assert "may overflow" in report.int8
+    assert len(conversions) == 1
+    assert report.relative_error < 5e-3  # of the copy for here: sums of the plain one overflow
+    assert len(saturating_weights(tmp_path / "m.onnx")) == 2
+
+
 def test_openvino_runs_the_plain_file_in_int8_and_the_one_for_old_processors_in_float(tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr(lower_saturating, "processor", lambda: OLD)
