@@ -112,7 +112,7 @@ class _Eliminator:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        """Do the steps that wait, and go on with the columns of the units that are left alone."""
+        """Do the steps that wait, and go on with the columns of the units that are left."""
         self._inverse.addmm_(self._left[:, : self._waiting], self._right[: self._waiting], alpha=-1)
         live = self._columns.flatten()
         self._inverse, self._weight = self._inverse[live][:, live], self._weight[:, live]

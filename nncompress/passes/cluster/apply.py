@@ -53,7 +53,8 @@ def requires(options: Cluster, model: Model, context: Context) -> None:
 def apply(options: Cluster, model: Model, context: Context) -> list[Change]:
     chosen = _chosen(model)
     seen = _inputs(options, model, context)
-    curvature = _curvature(options, model, chosen, context)
+    fisher = [layer.weight.name for layer in chosen if not _reason_to_leave(options, layer)]
+    curvature = _curvature(model, fisher if options.weighting == "fisher" else [], context)
     changes = []
     for done, layer in enumerate(chosen):
         context.progress.step("clustering", done, len(chosen))
@@ -97,12 +98,12 @@ def _inputs(options: Cluster, model: Model, context: Context) -> SeenInputs | No
     return SeenInputs(model, batches, context.seed)
 
 
-def _curvature(options: Cluster, model: Model, chosen: list[Layer], context: Context) -> dict[str, Tensor]:
-    if options.weighting != "fisher":
+def _curvature(model: Model, weights: list[str], context: Context) -> dict[str, Tensor]:
+    if not weights:
         return {}
     found = fisher_diagonal(
         model,
-        [layer.weight.name for layer in chosen if not _reason_to_leave(options, layer)],
+        weights,
         need_data(context, "cluster", "--weighting fisher is measured on it"),
         limit=context.limit,
         seed=context.seed,
@@ -135,7 +136,7 @@ def _cluster(options: Cluster, layer: Layer, seen: SeenInputs | None, curvature:
     size = weight.numel() * weight.element_size()
     parts = (smallest(clustered) or {"dense": clustered}).values()
     stored = [part.flatten().view(uint8).numpy().tobytes() for part in parts]  # numpy has no bfloat16
-    channels = _channels(options, layer, weight)
+    channels = _channels(options.per, layer, weight)
     packed, coded = sum(map(len, stored)), sum(min(len(data), len(encode(data))) for data in stored)
     if packed >= size and options.share_lost is not None:
         return Change(layer.name, "skipped: a file would hold it in no fewer bytes", applied=False)
@@ -158,7 +159,7 @@ def _rounded(
 
     Pruned connections (zeros) stay zero.
     """
-    channels = _channels(options, layer, weight)
+    channels = _channels(options.per, layer, weight)
     positions = Positions.of(layer) if seen is not None else None
     moments = None if seen is None or positions is None else seen.second_moments(layer)
     importance = curvature
@@ -167,7 +168,11 @@ def _rounded(
         importance = torch.empty(weight.numel(), dtype=torch.float64)
         importance[positions.index] = diagonal[:, None, :].expand(positions.index.shape)
         importance = importance.reshape(weight.shape)
-    books = None if options.decimals is not None else _books(options, weight, channels, importance)
+    books: Codebooks | str | None = None
+    if options.codebook is not None:
+        books = Codebooks.fit(weight, channels, options.codebook, importance)
+    elif options.decimals is None:
+        books = _smallest_books(options.share_lost or 0.0, weight, channels, importance)
     if isinstance(books, str):
         return books
 
@@ -194,10 +199,10 @@ def _rounded(
     return flat.reshape(weight.shape).to(weight.dtype)
 
 
-def _books(options: Cluster, weight: Tensor, channels: Tensor, importance: Tensor | None) -> Codebooks | str:
-    """The codebooks asked for, or the smallest that lose little enough; or why there are none."""
-    if options.codebook is not None:
-        return Codebooks.fit(weight, channels, options.codebook, importance)
+def _smallest_books(
+    share_lost: float, weight: Tensor, channels: Tensor, importance: Tensor | None
+) -> Codebooks | str:
+    """The smallest codebooks that lose no more of the weight's squares; or why there are none."""
     present = distinct_values(weight)
     most = SIZES[-1] if present is None else len(present) - 1
     energy, lost = float(weight.double().square().sum()), float("inf")
@@ -205,16 +210,16 @@ def _books(options: Cluster, weight: Tensor, channels: Tensor, importance: Tenso
         books = Codebooks.fit(weight, channels, size, importance)
         error = (books.nearest(weight, channels) - weight.double()).masked_fill(weight == 0, 0)
         lost = float(error.square().sum()) / (energy or 1.0)
-        if lost <= (options.share_lost or 0.0):
+        if lost <= share_lost:
             return books
     if present is not None:
         return f"it has only {len(present)} values"
     return f"{SIZES[-1]} values would lose {lost:.2%} of its squares"
 
 
-def _channels(options: Cluster, layer: Layer, weight: Tensor) -> Tensor:
+def _channels(per: str, layer: Layer, weight: Tensor) -> Tensor:
     """Which codebook each weight has, int64 of its shape: all the same, or its output channel's."""
-    if options.per == "tensor" or weight.dim() < 2:
+    if per == "tensor" or weight.dim() < 2:
         return torch.zeros(1, dtype=torch.int64).expand(weight.shape)
     axis = layer.roles.outputs % weight.dim()
     spread = [-1 if dim == axis else 1 for dim in range(weight.dim())]
@@ -240,7 +245,7 @@ def ensures(options: Cluster, model: Model, changes: list[Change]) -> None:
             continue
         layer = by_name[change.where]
         weight = layer.weight.value()
-        most = int(counts_of(weight, _channels(options, layer, weight))[0].bincount().max())
+        most = int(counts_of(weight, _channels(options.per, layer, weight))[0].bincount().max())
         if most > allowed:
             raise VerificationError(f"{change.where} has {most} values", expected=f"{allowed}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fnmatch import fnmatch
 
 import torch
@@ -23,7 +24,7 @@ _PART = 2**20  # weights whose squares are summed up at a time, in float64
 
 
 def requires(options: Prune, model: Model, context: Context) -> None:
-    chosen = list(_chosen(options, model))
+    chosen = _chosen(model, options.exclude)
     if not chosen:
         raise UsageError(
             "prune: no layer to prune",
@@ -37,9 +38,11 @@ def requires(options: Prune, model: Model, context: Context) -> None:
 
 
 def apply(options: Prune, model: Model, context: Context) -> list[Change]:
-    chosen = list(_chosen(options, model))
-    kept = _kept_of_all(options, chosen) if options.sparsity is not None and options.scope == "global" else {}
-    seen = _seen(options, model, context)
+    chosen = _chosen(model, options.exclude)
+    kept: dict[str, Tensor] = {}
+    if options.sparsity is not None and options.scope == "global":
+        kept = _kept_of_all(chosen, options.sparsity)
+    seen = _seen(model, context) if options.pattern is not None else None
     changes = []
     for done, layer in enumerate(chosen):
         context.progress.step("pruning connections", done, len(chosen))
@@ -57,40 +60,43 @@ def apply(options: Prune, model: Model, context: Context) -> list[Change]:
     return changes
 
 
-def _seen(options: Prune, model: Model, context: Context) -> SeenInputs | None:
+def _seen(model: Model, context: Context) -> SeenInputs | None:
     """What the layers multiply, from which weights make up for what a pattern takes."""
-    if options.pattern is None or context.data is None:
+    if context.data is None:
         return None
     return SeenInputs(model, context.data.input_batches(context.batch_size, context.limit), context.seed)
 
 
 def ensures(options: Prune, model: Model, changes: list[Change]) -> None:
     if options.pattern is not None and not options.remove_dead:
-        _ensure_pattern(options, model, {change.where for change in changes if change.applied})
+        pruned = {change.where for change in changes if change.applied}
+        _ensure_pattern(
+            options.pattern, [each for each in _chosen(model, options.exclude) if each.name in pruned]
+        )
     if options.sparsity is None or options.remove_dead:
         return
-    weights = [layer.weight.value() for layer in _chosen(options, model)]
+    weights = [layer.weight.value() for layer in _chosen(model, options.exclude)]
     zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     if zeros < int(options.sparsity * total) - len(weights):
         raise VerificationError("prune: the sparsity asked for was not reached", got=f"{zeros} of {total}")
 
 
-def _ensure_pattern(options: Prune, model: Model, pruned: set[str]) -> None:
-    n, m = parse_pattern(str(options.pattern))
-    for layer in _chosen(options, model):
+def _ensure_pattern(pattern: str, pruned: Sequence[Layer]) -> None:
+    n, m = parse_pattern(pattern)
+    for layer in pruned:
         rows = layer.weight.value().movedim(layer.roles.inputs, -1)
-        if layer.name in pruned and int((rows.unflatten(-1, (-1, m)) != 0).sum(-1).max()) > n:
-            raise VerificationError(f"prune: {layer.name} is not {options.pattern}")
+        if int((rows.unflatten(-1, (-1, m)) != 0).sum(-1).max()) > n:
+            raise VerificationError(f"prune: {layer.name} is not {pattern}")
 
 
-def _chosen(options: Prune, model: Model) -> list[Layer]:
+def _chosen(model: Model, exclude: Sequence[str]) -> list[Layer]:
     seen: set[int] = set()
     chosen = []
     for layer in layers(model):
         tensor = model.tensor(layer.weight.name)
         if layer.kind == "embedding" or tensor.dim() < 2 or id(tensor) in seen:
             continue
-        if any(fnmatch(layer.name, pattern) for pattern in options.exclude):
+        if any(fnmatch(layer.name, pattern) for pattern in exclude):
             continue
         seen.add(id(tensor))
         chosen.append(layer)
@@ -136,11 +142,10 @@ def _squares(weight: Tensor) -> float:
     return sum(float(part.double().square().sum()) for part in weight.flatten().split(_PART))
 
 
-def _kept_of_all(options: Prune, chosen: list[Layer]) -> dict[str, Tensor]:
+def _kept_of_all(chosen: list[Layer], sparsity: float) -> dict[str, Tensor]:
     """By layer, which weights stay when all of the chosen layers compete."""
-    assert options.sparsity is not None
     weights = [layer.weight.value() for layer in chosen]
-    keep = _all_but_smallest(torch.cat([w.abs().flatten() for w in weights]), options.sparsity)
+    keep = _all_but_smallest(torch.cat([w.abs().flatten() for w in weights]), sparsity)
     parts = keep.split([w.numel() for w in weights])
     return {layer.name: part.reshape(w.shape) for layer, part, w in zip(chosen, parts, weights)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -26,7 +27,8 @@ from nncompress.passes.share.scales import norm_after, norm_before, scale_inputs
 
 
 def requires(options: Share, model: Model, context: Context) -> None:
-    for layer in _groups(options, model)[1]:
+    groups, _ = find_groups(model, Shapes(model), options.which, options.first_blocks, options.exclude)
+    for layer in chain.from_iterable(groups):
         if not layer.weight.value().isfinite().all():
             raise ModelFileError(f"share: the weight of {layer.name} has NaN or infinite values")
 
@@ -40,7 +42,7 @@ def apply(options: Share, model: Model, context: Context) -> list[Change]:
             changes.append(Change("model", "skipped: no two residual blocks could share", applied=False))
         return changes
     original = model.copy() if context.data is not None else None
-    problems = _problems(options, model, groups, context)
+    problems = _problems(model, groups, context, rescale=options.rescale)
     for group, problem in _clusters(options, model, groups, problems, context):
         if _tied(model, group):
             why = "it would cost more than others"
@@ -66,13 +68,8 @@ def ensures(options: Share, model: Model, changes: list[Change]) -> None:
         )
 
 
-def _groups(options: Share, model: Model) -> tuple[list[list[Layer]], list[Layer]]:
-    groups, _ = find_groups(model, Shapes(model), options.which, options.first_blocks, options.exclude)
-    return groups, [layer for group in groups for layer in group]
-
-
 def _problems(
-    options: Share, model: Model, groups: list[list[Layer]], context: Context
+    model: Model, groups: list[list[Layer]], context: Context, *, rescale: bool
 ) -> list[list[Problem]]:
     """What the fit knows of every layer: its weight, its inputs' moments, which sides may be scaled."""
     moments: dict[str, Callable[[], Tensor]] = {}
@@ -89,7 +86,7 @@ def _problems(
         moments = {name: shelf.keep(with_ridge(seen[name].second)) for name in seen}
 
     def scaled(layer: Layer) -> Literal["outputs", "inputs", ""]:
-        if not options.rescale or context.data is None:
+        if not rescale or context.data is None:
             return ""
         if norm_after(model, layer) is not None:
             return "outputs"

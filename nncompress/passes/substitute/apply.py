@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import partial
 
 from torch import Tensor, fx
 
@@ -40,7 +41,7 @@ def apply(options: Substitute, model: Model, context: Context) -> list[Change]:
     changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
     if not plans:
         return changes
-    statistics = _statistics(options, model, plans, context)
+    statistics = _statistics(model, plans, context) if options.with_ == "nonlinear-separable" else {}
     original = model.copy() if context.data is not None else None
     stages: dict[Target, list[str]] = {}
     for done, plan in enumerate(plans):
@@ -63,17 +64,17 @@ def ensures(options: Substitute, model: Model, changes: list[Change]) -> None:
 
 def _plans(options: Substitute, model: Model, context: Context) -> tuple[list[Plan], dict[str, str]]:
     """What is done, in graph order, and by layer name why the rest is skipped."""
-    shapes = Shapes(model)
+    shapes, named = Shapes(model), partial(_named, options.layers)
     targets, left = find_targets(model, shapes)
     convolutions = [t for t in targets if not t.is_matrix]
-    left = {name: reason for name, reason in left.items() if _named(options, name)}
+    left = {name: reason for name, reason in left.items() if named(name)}
     if options.layers:
-        left |= {t.name: "not a convolution" for t in targets if t.is_matrix and _named(options, t.name)}
+        left |= {t.name: "not a convolution" for t in targets if t.is_matrix and named(t.name)}
     elif not convolutions and not left:
         left["model"] = "it has no convolution with a stored weight"
     plans = []
     for number, target in enumerate(convolutions):
-        if not any(_named(options, layer.name) for layer in target.layers):
+        if not any(named(layer.name) for layer in target.layers):
             continue
         if number == 0 and not options.layers:
             left[target.name] = "the first convolution"
@@ -102,16 +103,12 @@ def _plans(options: Substitute, model: Model, context: Context) -> tuple[list[Pl
     return [each for each in plans if each in chosen], left
 
 
-def _named(options: Substitute, name: str) -> bool:
-    return not options.layers or any(fnmatch(name, pattern) for pattern in options.layers)
+def _named(patterns: Sequence[str], name: str) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _statistics(
-    options: Substitute, model: Model, plans: list[Plan], context: Context
-) -> dict[str, ChannelStatistics]:
+def _statistics(model: Model, plans: list[Plan], context: Context) -> dict[str, ChannelStatistics]:
     """Of what the depthwise convolutions give, on the data, or on random inputs where there is none."""
-    if options.with_ != "nonlinear-separable":
-        return {}
     found: dict[str, ChannelStatistics] = {}
     watches: dict[fx.Node, list] = {}
     for plan in plans:

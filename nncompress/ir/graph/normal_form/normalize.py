@@ -234,7 +234,7 @@ def _flatten_outputs(graph: fx.Graph) -> None:
 def _share_computed_weights(graph: fx.Graph) -> None:
     """Let equal calls on equal weights be one node, where nothing is written and nothing is random.
 
-    Weights stored as integers are left alone: export wants one dequantization per reader. So is a copy made
+    Weights stored as integers are skipped: export wants one dequantization per reader. So is a copy made
     to be written to.
     """
     first: dict[Any, fx.Node] = {}
