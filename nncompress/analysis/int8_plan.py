@@ -13,7 +13,8 @@ else is rounded:
 
 Other runtimes' int8 convolutions give floats as well, and compute what follows before they round
 (`float_results`). For them no value is rounded that only float ops read, nor one between a convolution and
-its activation (SiLU, Hardswish, GELU, …), nor the gate of a squeeze-and-excitation.
+its activation (SiLU, Hardswish, GELU, …), nor the gate of a squeeze-and-excitation. Others add a residual
+branch within the convolution (`fused_sums`), whose own result is then not rounded.
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ class Plan:
     computed: set[fx.Node] = field(default_factory=set)
 
 
-def plan_activations(model: Model, layers: Collection[Layer], *, float_results: bool = False) -> Plan:
+def plan_activations(
+    model: Model, layers: Collection[Layer], *, float_results: bool = False, fused_sums: bool = False
+) -> Plan:
     """The activations to round so that `layers` run in int8.
 
     Args:
         float_results: of convolutions are no loss of time (`nncompress.targets.Target.float_results`).
+        fused_sums: convolutions add what else a sum reads, before they round (`Target.fused_sums`).
     """
     nodes = list(model.graph.nodes)
     last = results(float_results=float_results)
@@ -86,7 +90,24 @@ def plan_activations(model: Model, layers: Collection[Layer], *, float_results: 
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
         if op_name(node) in SAME_VALUES and node in plan.computed:
             plan.same_qparams[node] = node.args[0]
+    if fused_sums:
+        convolutions = {layer.node for layer in layers if layer.kind not in PRODUCTS}
+        for node in _summands(nodes, plan.points, convolutions):
+            plan.points.remove(node)
+            del plan.readers[node]
     return plan
+
+
+def _summands(
+    nodes: list[fx.Node], points: list[fx.Node], convolutions: Collection[fx.Node]
+) -> list[fx.Node]:
+    """Of each sum of two rounded values, the last that is a convolution's and is read by nothing else."""
+    found = []
+    for total in nodes:
+        if op_name(total) == "add" and result_of(total) in points and len(set(total.args)) == 2:
+            own = [p for p in points if p in total.args and p in convolutions and len(p.users) == 1]
+            found += own[-1:]
+    return found
 
 
 def norms_between(model: Model, layers: Collection[Layer]) -> list[fx.Node]:

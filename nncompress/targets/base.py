@@ -46,6 +46,8 @@ class Target:
         float_results: its int8 convolutions give floats as fast, and compute the activation behind them
             before they round: what float ops read, and what lies between the two, stays float.
         symmetric: it refuses activations with a zero point other than 0.
+        typed: it computes floats in the type that the file has, so that int8 files have float16.
+        fused_sums: its convolutions add a residual branch before they round.
         rewrites: what its files may have that those of no other target have.
         notes: what its users must know.
     """
@@ -63,6 +65,8 @@ class Target:
     clock: str
     float_results: bool = False
     symmetric: bool = False
+    typed: bool = False
+    fused_sums: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -1,6 +1,7 @@
 """TensorRT: files only; nothing here runs it.
 
-Source: NVIDIA's TensorRT developer guide, "Working with quantized types": symmetric, signed, zero point 0.
+Source: NVIDIA's TensorRT developer guide, "Working with quantized types": symmetric, signed, zero point 0;
+strong typing; by default outputs of weighted operations are not quantized, the residual input of a sum is.
 """
 
 from nncompress.targets.base import Target
@@ -14,9 +15,12 @@ TARGET = Target(
     extra="",
     activations="signed 8 bits, one scale per tensor, zero point 0",
     weights="signed 8 bits, a scale per output channel, zero point 0",
-    floats="float32, or what the builder is told (--fp16)",
+    floats="float16 in an int8 file, else as the model has it: build it strongly typed",
     compiler="fuses dequantize, op, quantize; not told here",
     clock="not measured here: trtexec",
+    float_results=True,
     symmetric=True,
+    typed=True,
+    fused_sums=True,
     notes=("its files are checked for their form, and for their values in ONNX Runtime on the CPU",),
 )

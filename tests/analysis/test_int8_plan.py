@@ -8,10 +8,10 @@ from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 
 
-def planned(network: nn.Module, *shape: int, without: str = "", float_results: bool = False):
+def planned(network: nn.Module, *shape: int, without: str = "", **forms: bool):
     model = Model.from_module(network.eval(), (torch.randn(2, *shape),))
     chosen = [layer for layer in layers(model) if layer.name != without]
-    plan = plan_activations(model, chosen, float_results=float_results)
+    plan = plan_activations(model, chosen, **forms)
     return [op_name(n) if n.op == "call_function" else n.op for n in plan.points], plan
 
 
@@ -31,6 +31,24 @@ def test_residual_stays_in_int8_and_clamps_are_absorbed():
     assert points == ["placeholder", "relu", "conv2d", "relu", "max_pool2d", "conv2d"]
     (pool,) = [n for n in plan.points if op_name(n) == "max_pool2d"]
     assert plan.same_qparams == {pool: pool.args[0]}
+
+
+def test_a_convolution_that_adds_a_branch_is_not_rounded_before():
+    points, plan = planned(Residual(), 4, 8, 8, fused_sums=True)
+    assert points == ["placeholder", "relu", "relu", "max_pool2d", "conv2d"]
+    (total,) = plan.points[2].args
+    assert op_name(total) == "add"
+    assert total.args[0] is plan.points[1]
+
+
+def test_a_convolution_that_is_read_elsewhere_does_not_add():
+    class Read(Residual):
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return self.b(a + b) + self.a(a)
+
+    points, _ = planned(Read(), 4, 8, 8, fused_sums=True)
+    assert points == ["placeholder", "conv2d", "add", "conv2d", "conv2d"]  # `b`, in its first call, adds `a`
 
 
 def test_an_addition_of_something_float_stays_float():

@@ -35,6 +35,7 @@ from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
+from nncompress.export.write.half_floats import narrow
 from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
 from nncompress.export.write.onnx_ops import untranslated
 from nncompress.files.atomic import replacing
@@ -135,6 +136,13 @@ def write_onnx(
                 told.append(speed.summary())
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
+        if int8 and target is not None and target.typed:
+            if size > PROTOBUF_LIMIT:
+                told.append("floats stay float32: it is larger than one file of ONNX")
+            else:
+                half, line = narrow(model, temporary)
+                found = half or found
+                told.append(line)
         not_read = read_back_onnx(given, temporary) if read_back else ""
         written = sum(file.stat().st_size for file in temporary.parent.iterdir())
         replaced = external_data.named_by(place, external_data.beside(place))

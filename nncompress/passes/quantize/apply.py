@@ -27,6 +27,7 @@ from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
     activation_qparams,
     bits_by_fisher,
+    fuses_sums,
     gives_floats,
     input_moments,
     rounded_for_one,
@@ -225,7 +226,7 @@ def calibrate(
     found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
     if options.mode == "static":
         integer = integer_layers(chosen, "static")
-        found.float_results = gives_floats(context)
+        found.float_results, found.fused_sums = gives_floats(context), fuses_sums(context)
         ranges = options.calibration, options.percentile, options.symmetric_activations
         found.qparams = activation_qparams(model, integer, *ranges, context)
     if options.size is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nncompress.analysis.curvature.fisher import fisher_information
-from nncompress.analysis.int8_plan import plan_activations
+from nncompress.analysis.int8_plan import Plan, plan_activations
 from nncompress.analysis.observe.calibration import choose_range, histograms
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments
@@ -33,7 +33,7 @@ class CalibrationStatistics:
     Attributes:
         bits: of each weight.
         qparams: of each activation that may be rounded.
-        float_results: as in `nncompress.analysis.int8_plan.plan_activations`.
+        float_results, fused_sums: as in `nncompress.analysis.int8_plan.plan_activations`.
         moments: of what each layer multiplies, where rounding looks at it.
         adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
     """
@@ -41,8 +41,13 @@ class CalibrationStatistics:
     bits: dict[str, int]
     qparams: dict[str, QParams] = field(default_factory=dict)
     float_results: bool = False
+    fused_sums: bool = False
     moments: InputMoments | None = None
     adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def plan(self, model: Model, integer: list[Layer]) -> Plan:
+        """The activations to round so that `integer` run in int8."""
+        return plan_activations(model, integer, float_results=self.float_results, fused_sums=self.fused_sums)
 
     def rows(self) -> list[Rows]:
         """What was seen of the layers that were rounded so."""
@@ -93,9 +98,8 @@ def can_round_adaptively(layer: Layer) -> bool:
 
 def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str | None:
     """What is said where the target needs fewer activations rounded than all runtimes do; else None."""
-    if not gives_floats(context):
-        return None
-    here = plan_activations(model, integer, float_results=True).points
+    floats, sums = gives_floats(context), fuses_sums(context)
+    here = plan_activations(model, integer, float_results=floats, fused_sums=sums).points
     if len(here) == len(plan_activations(model, integer).points):
         return None
     runtime = TARGETS[context.target or ""].runtime_name
@@ -109,7 +113,8 @@ def activation_qparams(
     model: Model, integer: list[Layer], calibration: str, percentile: float, symmetric: bool, context: Context
 ) -> dict[str, QParams]:
     """Of every activation that is rounded for the layers `integer`, by its node's name."""
-    plan = plan_activations(model, integer, float_results=gives_floats(context))
+    floats, sums = gives_floats(context), fuses_sums(context)
+    plan = plan_activations(model, integer, float_results=floats, fused_sums=sums)
     if not plan.points:
         return {}
     seen = histograms(
@@ -145,3 +150,9 @@ def gives_floats(context: Context) -> bool:
     """Convolutions of the target give floats as fast as bytes."""
     where = TARGETS.get(context.target or "")
     return where is not None and where.float_results
+
+
+def fuses_sums(context: Context) -> bool:
+    """Convolutions of the target add a residual branch before they round."""
+    where = TARGETS.get(context.target or "")
+    return where is not None and where.fused_sums

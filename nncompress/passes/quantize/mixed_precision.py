@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.accuracy import evaluate
-from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
@@ -39,8 +38,7 @@ def damages(
 ) -> dict[str, float]:
     """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
     integer = integer_layers(chosen, mode)
-    floats = statistics.float_results
-    plan = plan_activations(model, integer, float_results=floats) if mode == "static" else None
+    plan = statistics.plan(model, integer) if mode == "static" else None
     qparams = {node: statistics.qparams[node.name] for node in plan.points} if plan is not None else {}
     found = {}
     with torch.no_grad():

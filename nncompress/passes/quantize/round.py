@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.int8_plan import plan_activations
 from nncompress.analysis.rounding.coordinate_descent import round_adaptively
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import (
@@ -31,8 +30,7 @@ def round_layers(
     """Quantize `chosen`; the model still has to be refreshed."""
     integer = integer_layers(chosen, mode)
     qparams: dict[fx.Node, QParams] = {}
-    floats = statistics.float_results
-    plan = plan_activations(model, integer, float_results=floats) if mode == "static" else None
+    plan = statistics.plan(model, integer) if mode == "static" else None
     if plan is not None:
         qparams = {node: statistics.qparams[node.name] for node in plan.points}
     changes = []

@@ -15,7 +15,10 @@ ops = torch.ops.quantized_decomposed
 def _grid(call: Call) -> tuple[np.ndarray, np.ndarray | None]:
     """Scale and zero point, both known."""
     zero = call.array(2, "the zero point") if call.has(2) else None
-    return call.array(1, "the scale"), zero
+    scale = call.array(1, "the scale")
+    if scale.dtype != np.float32:  # the type of what it gives
+        raise call.refusal(f"with scales in {scale.dtype}")
+    return scale, zero
 
 
 @rule("QuantizeLinear")
