@@ -14,8 +14,9 @@ from nncompress import extras
 # silu:              x · sigmoid(x) of 8-bit values as ONNX Runtime's own QuickGelu
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
+# float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
-Rewrite = Literal["blocks", "pools", "channels", "silu", "amx-tiles", "unsigned-weights", "nbits"]
+Rewrite = Literal["blocks", "pools", "channels", "silu", "amx-tiles", "unsigned-weights", "nbits", "float16"]
 SAID: dict[str, str] = {
     "blocks": "convolutions over blocks of pixels",
     "pools": "pools as convolutions",
@@ -23,6 +24,7 @@ SAID: dict[str, str] = {
     "silu": "SiLUs as QuickGelu",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
+    "float16": "tensors of floats in float16",
     "nbits": "operators of ONNX Runtime for weights of 4 bits (accuracy level 4: their inputs in 8 bits)",
 }
 
@@ -46,7 +48,6 @@ class Target:
         float_results: its int8 convolutions give floats as fast, and compute the activation behind them
             before they round: what float ops read, and what lies between the two, stays float.
         symmetric: it refuses activations with a zero point other than 0.
-        typed: it computes floats in the type that the file has, so that int8 files have float16.
         fused_sums: its convolutions add a residual branch before they round.
         rewrites: what its files may have that those of no other target have.
         notes: what its users must know.
@@ -65,7 +66,6 @@ class Target:
     clock: str
     float_results: bool = False
     symmetric: bool = False
-    typed: bool = False
     fused_sums: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     notes: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ TARGET = Target(
     clock="not measured here: trtexec",
     float_results=True,
     symmetric=True,
-    typed=True,
     fused_sums=True,
+    rewrites=("float16",),
     notes=("its files are checked for their form, and for their values in ONNX Runtime on the CPU",),
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nncompress import extras
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 from nncompress.export import write
@@ -21,9 +22,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_export_says_what_it_wrote_for(here, capsys):
+def test_export_says_what_it_wrote_for_and_bench_refuses_what_its_target_does_not_read(
+    here, capsys, monkeypatch
+):
     assert run(["export", "m.pt2", "-o", "any.onnx"]) == 0
     assert "for any runtime" in capsys.readouterr().out
+    monkeypatch.setattr(extras, "installed", lambda extra: True)
+    assert run(["bench", "any.onnx", "--target", "xnnpack"]) == ExitCode.USAGE
+    assert "xnnpack does not run any" in " ".join(capsys.readouterr().err.split())
     assert run(["export", "m.pt2", "-o", "own.onnx", "--target", "ort-cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["target"] == "ort-cpu"
 
@@ -60,7 +66,12 @@ def test_bench_takes_targets_for_runtime_and_device(here, capsys):
         (["export", "m.pt2", "-o", "n.pt2", "--target", "ort-cpu"], "does not read such a file"),
         (["export", "m.pt2", "-o", "n.onnx", "--target", "xnnpack"], "does not read such a file"),
         (["bench", "m.pt2", "--target", "tpu"], "there is no such target"),
-        (["bench", "m.pt2", "--target", "tensorrt"], "nothing here runs files for tensorrt"),
+        (["bench", "m.pt2", "--target", "tensorrt"], "an .onnx for tensorrt runs in ONNX Runtime here"),
+        (
+            ["eval", "m.pt2", "m.pt2", "--target", "tensorrt"],
+            "an .onnx for tensorrt runs in ONNX Runtime here",
+        ),
+        (["inspect", "m.pt2", "--target", "tensorrt"], "export --target tensorrt writes the result"),
         (["bench", "m.pt2", "--target", "ort-cpu,xnnpack"], "several targets"),
         (
             ["bench", "m.pt2", "--target", "openvino", "--runtime", "torch"],

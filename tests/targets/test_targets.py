@@ -21,7 +21,7 @@ def test_each_target_is_one_file_that_says_everything():
     assert {name.replace("-", "_") for name in TARGETS} == modules - {"__init__", "base", "written_for"}
     for name, each in TARGETS.items():
         assert each.name == name
-        silent = {"runtime", "extra", "rewrites", "symmetric", "typed", "fused_sums"}
+        silent = {"runtime", "extra", "rewrites", *(f.name for f in fields(each) if f.type == "bool")}
         assert all(getattr(each, field.name) for field in fields(each) if field.name not in silent)
         assert set(each.suffixes) <= set(WRITERS)
         assert not each.runtime or set(each.suffixes) <= set(RUNTIMES[each.runtime].suffixes)
@@ -32,7 +32,7 @@ def test_what_only_one_runtime_likes_belongs_to_one_target():
     owners = {
         rewrite: [t.name for t in TARGETS.values() if rewrite in t.rewrites] for rewrite in targets.SAID
     }
-    assert owners == {rewrite: ["ort-cpu"] for rewrite in targets.SAID}
+    assert owners == {rewrite: ["ort-cpu"] for rewrite in targets.SAID} | {"float16": ["tensorrt"]}
 
 
 def test_a_file_is_for_the_one_target_that_reads_its_format_and_else_for_any():
@@ -62,6 +62,7 @@ def test_a_target_whose_runtime_is_missing_names_the_extra(monkeypatch):
         ({"amx-tiles": 11}, "onnxruntime", {"avx512_vnni"}, "this processor has no AMX"),
         ({"unsigned-weights": 3}, "onnxruntime", {"avx512_vnni"}, "needs no unsigned weights"),
         ({"unsigned-weights": 3}, "onnxruntime", {"sse4_1"}, ""),
+        ({"float16": 9}, "openvino", set(), "9 tensors of floats in float16"),
     ],
 )
 def test_a_file_says_what_it_was_written_for_where_that_is_not_here(

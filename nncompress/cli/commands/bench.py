@@ -138,6 +138,7 @@ def bench(
         from nncompress.bench import baseline, files
         from nncompress.cli.work import artifacts, bench_candidates
         from nncompress.cli.work import bench as work
+        from nncompress.cli.work.in_target import check_runs
     if target is not None:
         to = bench_candidates.target(*bench_candidates.from_targets(target, device, runtime), precision, mode)
     else:
@@ -168,6 +169,9 @@ def bench(
     opened = artifacts.open_all(models, every=every, **loading)
     if tokens is not None:
         work.check_tokens(opened, tokens)
+    if target is not None:
+        for each in opened:
+            check_runs(each, bench_candidates.named(target))
     names = artifacts.names(opened)
     batches = batches or (work.fixed_batch(opened[0]) or opened[0].least_batch,)
     data = loading["data"]

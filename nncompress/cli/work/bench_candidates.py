@@ -12,6 +12,7 @@ from nncompress.analysis.cost import cost
 from nncompress.bench import Candidate
 from nncompress.cli.console import say
 from nncompress.cli.work import artifacts
+from nncompress.cli.work.in_target import not_run
 from nncompress.devices import need_cuda
 from nncompress.errors import DeviceError, UsageError
 from nncompress.export import write
@@ -65,10 +66,10 @@ def from_targets(names: str, device: str, runtime: str) -> tuple[str, str]:
     """
     if (device, runtime) != ("cpu", "onnxruntime"):
         raise UsageError("bench: --target says device and runtime", remedy="leave --device and --runtime out")
-    chosen = [targets.target(name.strip()) for name in names.split(",")]
+    chosen = named(names)
     for each in chosen:
         if not each.runtime:
-            raise UsageError(f"bench: nothing here runs files for {each.name}", got=f"--target {names}")
+            raise not_run("bench", each.name)
     devices = list(dict.fromkeys(each.device for each in chosen))
     if len(devices) > 1 or (len(chosen) > 1 and devices != ["cpu"]):
         raise UsageError(
@@ -79,6 +80,15 @@ def from_targets(names: str, device: str, runtime: str) -> tuple[str, str]:
     if devices == ["mobile"]:
         return "mobile", "onnxruntime"  # which --device mobile takes for "not torch"
     return devices[0], ",".join(dict.fromkeys(each.runtime for each in chosen))
+
+
+def named(names: str) -> list[targets.Target]:
+    """The targets of `--target`.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    return [targets.target(name.strip()) for name in names.split(",")]
 
 
 def target(device: str, runtime: str, precision: str | None, mode: str | None) -> Target:

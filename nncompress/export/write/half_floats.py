@@ -22,11 +22,13 @@ from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check.compare import Comparison, compare
 from nncompress.export.check.onnxruntime import open_session, run
 from nncompress.ir import Model
+from nncompress.targets import Target
+from nncompress.targets.written_for import described, record
 
 NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
-def narrow(model: Model, file: Path) -> tuple[Comparison | None, str]:
+def narrow(model: Model, file: Path, target: Target) -> tuple[Comparison | None, str]:
     """Replace `file`, an int8 model that is right, by one with floats in float16, if that is right, too.
 
     It is compared as it is written. Rounding to 8 bits meets boundaries in float16 that it does not in
@@ -44,6 +46,9 @@ def narrow(model: Model, file: Path) -> tuple[Comparison | None, str]:
     if names:
         return None, f"floats stay float32: it has graphs inside ({names})"
     half = in_float16(wide)
+    count = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in half.graph.initializer)
+    for key, value in record(target, {"float16": count}).items():
+        next(each for each in half.metadata_props if each.key == key).value = value
     with TemporaryDirectory() as folder:
         written = Path(folder) / "half.onnx"
         onnx.save(half, written)
@@ -55,7 +60,7 @@ def narrow(model: Model, file: Path) -> tuple[Comparison | None, str]:
         except (UnsupportedError, VerificationError) as error:
             return None, f"floats stay float32: in float16, {error.what} ({error.got})"
         file.write_bytes(written.read_bytes())
-    return found, "floats in float16, inputs and outputs in float32"
+    return found, f"{described({'float16': count})}; inputs and outputs in float32"
 
 
 def in_float16(model: ModelProto) -> ModelProto:

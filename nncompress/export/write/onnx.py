@@ -136,11 +136,11 @@ def write_onnx(
                 told.append(speed.summary())
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
-        if int8 and target is not None and target.typed:
+        if int8 and target is not None and "float16" in target.rewrites:
             if size > PROTOBUF_LIMIT:
                 told.append("floats stay float32: it is larger than one file of ONNX")
             else:
-                half, line = narrow(model, temporary)
+                half, line = narrow(model, temporary, target)
                 found = half or found
                 told.append(line)
         not_read = read_back_onnx(given, temporary) if read_back else ""

@@ -15,7 +15,7 @@ from nncompress.export.write.half_floats import in_float16
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.passes import Context, Quantize
-from nncompress.targets import TARGETS
+from nncompress.targets import TARGETS, written_for
 from tests.passes.quantize.test_quantize import Records
 
 NEWEST = 20  # opset that the first TensorRT 10 reads
@@ -43,11 +43,13 @@ def written(file, factor=1.0):
 
 def test_a_file_for_tensorrt_has_the_form_that_it_fuses(tmp_path):
     small, report = written(tmp_path / "m.onnx")
-    assert "floats in float16" in report.int8
+    assert "tensors of floats in float16; inputs" in report.int8
     with pytest.raises(UnsupportedError, match="with scales in float16"):
         load_model(tmp_path / "m.onnx")
     model = onnx.load(tmp_path / "m.onnx")
     onnx.checker.check_model(model, full_check=True)
+    properties = {each.key: each.value for each in model.metadata_props}
+    assert "of floats in float16" in written_for.notes(properties, "onnxruntime")[0]
     assert max(each.version for each in model.opset_import if not each.domain) <= NEWEST
     stored = {each.name: each for each in model.graph.initializer}
     assert {each.data_type for each in stored.values()} <= {
