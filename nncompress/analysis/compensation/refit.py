@@ -84,7 +84,8 @@ def refit(
 def _linear(layer: Layer) -> bool:
     """Its output is a product of its input with a weight that may take any value."""
     quantized = layer.weight.quantized or (layer.bias is not None and layer.bias.quantized)
-    return "transpose" not in layer.kind and layer.kind != "embedding" and not quantized
+    fits = layer.bias is None or layer.bias.finite  # of infinite outputs there are no least squares
+    return "transpose" not in layer.kind and layer.kind != "embedding" and not quantized and fits
 
 
 def _solve(layer: Layer, regression: Regression) -> None:

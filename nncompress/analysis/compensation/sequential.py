@@ -349,6 +349,8 @@ def why_not_fitted(model: Model, layer: Layer) -> str | None:
     for each in (layer.weight, layer.bias):
         if each is not None and sum(len(n.users) for n in readers(model, each.name)) > 1:
             return f"{each.name} serves several layers, whose inputs depend on it: no closed form"
+    if layer.bias is not None and not layer.bias.finite:
+        return f"{layer.bias.name} holds infinite values"
     if layer.matrix(weight).shape[1] > LARGEST:
         return f"more than {LARGEST} weights per output"
     return None

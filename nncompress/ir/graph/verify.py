@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -187,13 +187,32 @@ def not_finite(model: Model) -> str | None:
     A buffer may hold -inf on purpose (a mask added before a softmax), so only NaN counts there; and that not
     in a constant of the model's code, which may mark what is missing by it.
     """
+    return next(_not_finite(model), None)
+
+
+def spoiling(model: Model) -> str | None:
+    """The same, unless it does no harm: no weight of a layer, and random inputs give numbers, or -inf, alone
+    (`fmax(x, nan)` is x, and a bias of -inf switches a class off)."""
+    found = list(_not_finite(model))
+    weights = {name for name, tensor in model.graph_module.named_parameters() if tensor.dim() > 1}
+    harm = next((name for name in found if name in weights), None)
+    if not found or harm is not None:
+        return harm
+    try:
+        with torch.no_grad():
+            kinds = _kinds_among(model.outputs_of(*model.example_inputs(max(2, model.least_batch))))
+    except Exception:  # whatever an operator raises: then nobody can tell
+        return found[0]
+    return None if kinds <= {"-inf"} else found[0]
+
+
+def _not_finite(model: Model) -> Iterator[str]:
     constants = set(model.metadata.get("constants", []))
     parameters = {name for name, _ in model.graph_module.named_parameters(remove_duplicate=False)}
     for name, tensor in model.state_dict().items():
         bad = tensor.isnan() if name not in parameters else ~tensor.isfinite()
         if name not in constants and bad.any():
-            return name
-    return None
+            yield name
 
 
 def in_double(tensor: Tensor) -> Tensor:

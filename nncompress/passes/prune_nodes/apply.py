@@ -18,7 +18,7 @@ from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.graph.verify import not_finite
+from nncompress.ir.graph.verify import spoiling
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
@@ -43,7 +43,7 @@ def requires(options: PruneNodes, model: Model, context: Context) -> None:
             )
     if options.drop_blocks:
         need_data(context, options.name, "--drop-blocks measures what each block contributes")
-    broken = not_finite(model)
+    broken = spoiling(model)
     if broken:
         raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
     fits = criterion == "reconstruction" or options.drop_blocks or options.compensate or options.renormalize

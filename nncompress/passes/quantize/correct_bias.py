@@ -39,6 +39,8 @@ def correct_biases(rounded: Model, reference: Model, data: Dataset, limit: int |
             missing.add((wanted - now).movedim(layer.channel_dim, -1))
         if missing.mean.shape != layer.bias.value().shape:
             continue
-        layer.bias.assign(layer.bias.value() + missing.mean.float())
+        moved = missing.mean.float()
+        # a class that a bias of -inf switches off has no mean
+        layer.bias.assign(layer.bias.value() + moved.where(moved.isfinite(), 0))
         corrected.append(layer.name)
     return corrected

@@ -109,4 +109,7 @@ def _least_scale(layer: Layer, qparams: dict[fx.Node, QParams]) -> Tensor | floa
     given = qparams.get(layer.data) or (QParams.of(layer.data) if is_dequantized(layer.data) else None)
     if layer.bias is None or given is None or layer.bias.value().dim() != 1:
         return 0.0
-    return layer.bias.value().abs().double() / (given.scale * 2**30)
+    bias = layer.bias.value()
+    return bias.where(bias.isfinite(), 0).abs().double() / (
+        given.scale * 2**30
+    )  # -inf is the least of 32 bits

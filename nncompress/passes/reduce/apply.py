@@ -32,7 +32,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
-from nncompress.ir.graph.verify import not_finite
+from nncompress.ir.graph.verify import spoiling
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights
 from nncompress.passes.base import Change, Context, need_data
@@ -46,7 +46,7 @@ from nncompress.passes.reduce.split import Split, split
 def requires(options: Reduce, model: Model, context: Context) -> None:
     _ = options.budget  # there is one
     need_data(context, "reduce", "it weighs nodes against ranks by what the outputs lose")
-    broken = not_finite(model)
+    broken = spoiling(model)
     if broken:
         raise ModelFileError(f"reduce: {broken} has NaN or infinite values")
     for name, value in model.graph_module.named_parameters():

@@ -3,9 +3,12 @@ import torch
 from networks import built_once
 from torch import nn
 
+import nncompress
+from nncompress import pipeline
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
-from nncompress.ir.graph.verify import Distances, drift, not_finite, outputs_checked
+from nncompress.ir.graph.verify import Distances, drift, not_finite, outputs_checked, spoiling
+from nncompress.passes import Context, PruneNodes, Quantize
 
 
 @built_once
@@ -128,3 +131,33 @@ def test_the_first_op_that_makes_a_value_that_is_not_finite_is_named(forward, re
     with pytest.raises(VerificationError) as error:
         outputs_checked(model, x, "the model as loaded", [torch.zeros(2, 3)])
     assert reason in error.value.got
+
+
+class Switched(nn.Module):
+    """x [n, 6] -> shares of 3 classes [n, 3], the second switched off, after features that nothing caps."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.classes = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("floor", torch.full((8,), torch.nan))
+        with torch.no_grad():
+            self.classes.bias[1] = -torch.inf
+
+    def forward(self, x):
+        return self.classes(torch.fmax(self.features(x).relu(), self.floor)).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "work", [PruneNodes(ratio=0.25), Quantize(every_layer=True), Quantize(mode="dynamic")]
+)
+def test_values_that_are_not_finite_and_do_no_harm_stop_no_pass(work):
+    torch.manual_seed(0)
+    model, x = Model.from_module(Switched().eval(), (torch.randn(2, 6),)), torch.randn(64, 6)
+    assert not_finite(model) is not None
+    assert spoiling(model) is None
+    smaller, _ = pipeline.run(model, [work], Context(data=nncompress.dataset((x.numpy(),), model)))
+    far = (smaller(x) - model(x)).abs().max()
+    assert far < (0.4 if work.name == "prune-nodes" else 0.02)
+    with torch.no_grad():
+        model.tensor("floor")[0] = torch.inf  # each output is NaN
+    assert spoiling(model) is not None
