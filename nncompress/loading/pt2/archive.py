@@ -34,6 +34,7 @@ from nncompress.ir.formats.deflate import MOST_RATIO
 from nncompress.ir.formats.samples import MOST_TEXT
 from nncompress.ir.torch_logs import unlogged
 from nncompress.loading.json_schema import Check, Rejected, admit, plain, without_empty_keys
+from nncompress.loading.pt2.loader_cost import kept
 from nncompress.loading.pt2.schema import EXPORTED_PROGRAM, PAYLOADS
 from nncompress.loading.pt2.shapes import Unfit, check_shapes
 from nncompress.loading.repeated import MOST_REPEATED
@@ -256,7 +257,7 @@ def _read_history(members: _Members) -> dict[str, Any]:
 
 
 def _load(clean: io.BytesIO, path: Path) -> ExportedProgram:
-    with unlogged(), warnings.catch_warnings(), _logged_errors() as logged:
+    with unlogged(), warnings.catch_warnings(), _logged_errors() as logged, kept():
         warnings.simplefilter("ignore")
         try:
             return torch.export.load(clean)
