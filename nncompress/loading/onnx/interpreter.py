@@ -152,7 +152,10 @@ class Call:
         return np.asarray(results[0])
 
     def refusal(self, why: str) -> Missing:
-        return Missing(self.op, f"node {self.name}: {why}")
+        others = self.walk.how_many(self.op) if list(inner_graphs(self._node)) else 1
+        return Missing(
+            self.op, f"node {self.name}: {why}" + (f" (one of {others} {self.op})" if others > 1 else "")
+        )
 
 
 class Walk:
@@ -178,6 +181,10 @@ class Walk:
                 if name and result is not None:
                     self._values[name] = result
         return [self.value(output.name) for output in self.graph.output]
+
+    def how_many(self, op: str) -> int:
+        """Nodes of that type in the whole graph, those inside others included."""
+        return _count(self.graph, op) if self._outside is None else self._outside.how_many(op)
 
     def value(self, name: str) -> Value:
         """A tensor, or known numbers: small stored integers and single floats count as known."""
@@ -241,6 +248,11 @@ class OnnxModule(Store):
             else:
                 results.append(as_tensor(value))
         return tuple(results)
+
+
+def _count(graph: onnx.GraphProto, op: str) -> int:
+    inside = sum(_count(inner, op) for node in graph.node for inner in inner_graphs(node))
+    return inside + sum(node.op_type == op for node in graph.node)
 
 
 def missing_ops(graph: onnx.GraphProto) -> dict[str, int]:

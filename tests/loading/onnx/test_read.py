@@ -163,6 +163,29 @@ def test_a_loop_and_a_branch_of_known_course_are_unrolled(tmp_path):
     torch.testing.assert_close(read(x), x + 3)
 
 
+def test_a_scan_of_known_length_is_unrolled(tmp_path):
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "slice"], ["next"]), helper.make_node("Tanh", ["next"], ["kept"])],
+        "body",
+        [tensor("h", None), tensor("slice", None)],
+        [tensor("next", None), tensor("kept", None)],
+    )
+    directions = {"scan_input_directions": [1], "scan_output_directions": [1]}
+    axes = {"scan_input_axes": [1], "scan_output_axes": [1]}
+    model = model_of(
+        helper.make_node("ReduceMax", ["x"], ["h0"], axes=[1], keepdims=0),
+        helper.make_node(
+            "Scan", ["h0", "x"], ["last", "y"], body=body, num_scan_inputs=1, **axes, **directions
+        ),
+        inputs=[tensor("x", ["N", 3, 4])],
+        outputs=[tensor("last", ["N", 4]), tensor("y", ["N", 3, 4])],
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = torch.randn(5, 3, 4)
+    for ours, its in zip(load_model(tmp_path / "m.onnx")(x), session_outputs(tmp_path / "m.onnx", x)):
+        torch.testing.assert_close(ours, torch.from_numpy(its))
+
+
 def test_ops_that_are_not_read_are_named_and_counted(tmp_path):
     det = [helper.make_node("Det", [name], [f"d{i}"]) for i, name in enumerate("xx")]
     add = helper.make_node("Add", ["d0", "d1"], ["y"])
@@ -285,12 +308,22 @@ def test_a_branch_that_an_input_decides_is_refused_by_file_op_and_what_to_do(tmp
         node = helper.make_node("Identity" if name == "then_branch" else "Neg", ["x"], [f"{name}_y"])
         branches[name] = helper.make_graph([node], name, [], [floats(f"{name}_y", "N", 3)])
     rate = helper.make_tensor_value_info("fast", TensorProto.BOOL, [])
-    nodes = [helper.make_node("If", ["fast"], ["y"], name="by_rate", **branches)]
+    nodes = [
+        helper.make_node("If", ["fast"], ["h"], name="by_rate", **branches),
+        helper.make_node("If", ["fast"], ["k"], name="again", **branches),
+        helper.make_node("Add", ["h", "k"], ["y"]),
+    ]
     path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 3), rate], [floats("y", "N", 3)])
     with pytest.raises(UnsupportedError) as caught:
         load_model(path)
     told = str(caught.value)
-    for part in (str(path), "If", "by_rate", "condition depends on the input", "bench and eval run the file"):
+    for part in (
+        str(path),
+        "If",
+        "by_rate",
+        "condition depends on the input (one of 2 If)",
+        "bench and eval run the file",
+    ):
         assert part in told
 
 
