@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from nncompress.errors import UsageError
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _BYTES = {"b": 1.0, "": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
-_SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
-_DURATION = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
+_WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
 _PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%?)")
 
 
@@ -20,8 +20,7 @@ def seconds(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    match = _DURATION.fullmatch(text.strip().lower())
-    value = float(match[1]) * _SECONDS.get(match[2], math.nan) if match else math.nan
+    value = _in(_SECONDS, text)
     if not value > 0:
         raise UsageError(f"{option} is no duration", got=text, expected="10s, 500ms, 2m, or seconds")
     return value
@@ -58,8 +57,13 @@ def bytes_(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    match = _SIZE.fullmatch(text.strip().lower())
-    value = float(match[1]) * _BYTES.get(match[2], math.nan) if match else math.nan
+    value = _in(_BYTES, text)
     if not value > 0:
         raise UsageError(f"{option} is no size", got=text, expected="300kB, 1.5MB, or bytes")
     return value
+
+
+def _in(units: Mapping[str, float], text: str) -> float:
+    """The number times its unit; NaN where it is none, or the unit is unknown."""
+    match = _WITH_UNIT.fullmatch(text.strip().lower())
+    return float(match[1]) * units.get(match[2], math.nan) if match else math.nan

@@ -75,7 +75,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
                 rank=options.rank,
                 round_to=options.round_to,
                 unit=_unit(options, target),
-                limit=partial(_limit, options, whose=whose),
+                limit=partial(_limit, options.err, _share(options), whose=whose),
                 statistics=statistics,
                 per_weight=whose == "weight",
                 oracle=oracle,
@@ -197,8 +197,9 @@ def _by_cost_or_error(options: Factorize, model: Model, per_layer: list[Option],
     if options.ratios:
         shares = shares_of(options.name, "ratios", options.ratios)
         return [choose.by_ratio(o, shares[o.target.name]) for o in per_layer]
-    told = f"error {options.err:g}" if options.err is not None else f"relative error {_share(options):.3g}"
-    limits = [_limit(options, o.total, o.elements, whose) or 0.0 for o in per_layer]
+    share = _share(options)
+    told = f"error {options.err:g}" if options.err is not None else f"relative error {share:.3g}"
+    limits = [_limit(options.err, share, o.total, o.elements, whose) or 0.0 for o in per_layer]
     return [choose.by_error(o, limit, told) for o, limit in zip(per_layer, limits)]
 
 
@@ -207,11 +208,10 @@ def _share(options: Factorize) -> float | None:
     return 1 - options.energy if options.energy is not None else options.share_lost
 
 
-def _limit(options: Factorize, total: float, elements: int, whose: str) -> float | None:
+def _limit(err: float | None, share: float | None, total: float, elements: int, whose: str) -> float | None:
     """The squared error that a layer must stay below; None where something else decides."""
-    if options.err is not None:
-        return options.err * (1 if whose == "model" else elements)
-    share = _share(options)
+    if err is not None:
+        return err * (1 if whose == "model" else elements)
     return None if share is None else share * total
 
 
