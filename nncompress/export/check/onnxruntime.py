@@ -49,18 +49,22 @@ def compare(
     quantized = precision in ("int8", "int4")
     kernels = kernels or path
     told = ""
+    right = not quantized or write is None  # as it is written
     try:
-        if quantized and write is not None:
+        if not right:
             as_written = f"{_runtime()} without optimisations"
             unoptimised = _runner(path, optimised=False)
             told = verify.compare(
                 model, unoptimised, as_written, precision=f"{precision} as written"
             ).rounding
+            right = True
         found = verify.compare(model, _runner(kernels), _runtime())
         return replace(found, rounding=found.rounding or told)
     except VerificationError as error:
         choices = find_choices(model) if precision == "int8" else None
         if choices is None:
+            if not right:
+                raise
             raise _whose_defect(model, path, error) from error
         with tempfile.TemporaryDirectory() as folder:
             probes = []

@@ -116,6 +116,19 @@ def test_the_report_says_where_it_decided_of_a_file_as_it_is_written(quantized, 
     assert write_onnx(quantized, tmp_path / "m.onnx").rounding == "as far"
 
 
+def test_a_file_that_is_wrong_as_it_is_written_is_not_called_right(quantized, tmp_path, monkeypatch):
+    really = verify.compare
+
+    def refused(*given, precision="", **named):
+        if precision.endswith("as written"):
+            raise VerificationError("it disagrees")
+        return really(*given, precision=precision, **named)
+
+    monkeypatch.setattr(verify, "compare", refused)
+    with pytest.raises(VerificationError, match=r"^it disagrees"):
+        write_onnx(quantized, tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("off", [1, 8])
 def test_samples_that_a_model_keeps_are_judged_together(off):
     """A value on a boundary takes one of them far from the graph, a wrong scale all of them."""
