@@ -54,7 +54,9 @@ def is_identifier(text: str) -> bool:
 
 
 def is_parameter_name(text: str) -> bool:
-    return len(text) < 1000 and _DOTTED.fullmatch(text) is not None and not text.startswith("__")
+    """No part is one of Python's own: torch looks up each where it puts the tensor, and finds `__class__`."""
+    own = any(part.startswith("__") and part.endswith("__") for part in text.split("."))
+    return len(text) < 1000 and _DOTTED.fullmatch(text) is not None and not own
 
 
 BOOL = plain(bool)

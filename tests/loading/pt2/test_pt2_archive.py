@@ -18,6 +18,7 @@ import nncompress
 from nncompress.errors import ModelFileError
 from nncompress.ir import Model
 from nncompress.loading.pt2.archive import read_pt2
+from nncompress.loading.pt2.schema import is_parameter_name
 
 BATCH = Dim("batch", min=1, max=64)
 
@@ -312,3 +313,32 @@ def test_a_key_of_a_newer_torch_is_left_out_where_it_is_empty_and_refused_where_
     for something in (True, False, 0, "x", [0], {"a": None}):
         with pytest.raises(ModelFileError, match="unknown key 'newer'"):
             read_pt2(put(something))
+
+
+@pytest.mark.parametrize(
+    ("name", "admitted"),
+    [
+        ("__a.weight", True),
+        ("a.__b.weight", True),
+        ("__dict__", False),
+        ("a.__class__.weight", False),
+        ("a.__init__", False),
+    ],
+)
+def test_names_are_the_models_and_none_of_pythons_own(name, admitted):
+    assert is_parameter_name(name) is admitted
+
+
+def test_a_layer_whose_name_begins_with_two_underscores_comes_back(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("__a", nn.Linear(4, 3))
+
+        def forward(self, x):
+            return getattr(self, "__a")(x)
+
+    model = Model.from_module(Net().eval(), (torch.randn(2, 4),))
+    nncompress.save(model, tmp_path / "m.pt2")
+    x = torch.randn(5, 4)
+    assert torch.equal(nncompress.load(tmp_path / "m.pt2")(x), model(x))
