@@ -45,6 +45,8 @@ def compare(
     *,
     precision: str = "",
     among: Collection[str] | None = None,
+    proof: Callable[[], bool] | None = None,
+    proven: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] | None = None,
 ) -> Comparison:
     """Run the file and the graph on the same inputs, at these batch sizes where the batch is dynamic.
 
@@ -64,6 +66,7 @@ def compare(
         runtime: what ran it, for messages.
         precision: a key of `TOLERANCE`; by default the model's.
         among: compare these outputs only.
+        proof, proven: see `Rounding`.
 
     Raises:
         VerificationError: the outputs differ by more than the tolerance for the precision.
@@ -72,7 +75,8 @@ def compare(
     kernels = resolutions(model)
     worst_diff = worst_relative = 0.0
     quantized = precision.startswith(("int8", "int4"))
-    rounding = Rounding(model, as_written=precision.endswith("as written")) if quantized else None
+    as_written = precision.endswith("as written")
+    rounding = Rounding(model, as_written=as_written, proof=proof, proven=proven) if quantized else None
     batches = batch_sizes(model, batches)
     for batch in batches:
         inputs = _inputs(model, batch)

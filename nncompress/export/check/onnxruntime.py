@@ -18,6 +18,7 @@ from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import Comparison
 from nncompress.export.check.discrete_choices import compare_choices, find_choices
+from nncompress.export.check.unrounded import agrees_without_rounding
 from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import verification_inputs
@@ -50,15 +51,22 @@ def compare(
     kernels = kernels or path
     told = ""
     right = not quantized or write is None  # as it is written
+    proven = None
     try:
         if not right:
             as_written = f"{_runtime()} without optimisations"
             unoptimised = _runner(path, optimised=False)
             told = verify.compare(
-                model, unoptimised, as_written, precision=f"{precision} as written"
+                model,
+                unoptimised,
+                as_written,
+                precision=f"{precision} as written",
+                proof=lambda: agrees_without_rounding(
+                    model, path, lambda file: _runner(file, optimised=False)
+                ),
             ).rounding
-            right = True
-        found = verify.compare(model, _runner(kernels), _runtime())
+            right, proven = True, unoptimised
+        found = verify.compare(model, _runner(kernels), _runtime(), proven=proven)
         return replace(found, rounding=found.rounding or told)
     except VerificationError as error:
         choices = find_choices(model) if precision == "int8" else None

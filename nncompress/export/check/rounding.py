@@ -8,7 +8,7 @@ graph from itself when the last bits of its sums change, much where one value ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,19 +25,33 @@ AS_FAR = 1.25  # times what rounding is worth in the graph, that of a right file
 AS_WRITTEN = 0.2  # times that, what a file as it is written may be away from the graph
 LAST_BIT = 2.0**-24  # of the range of an activation: what another order of a float32 sum changes
 TIMES = 2  # what that moves the graph, a file as it is written may be away from it: it is one draw of several
+PROVEN = (
+    2  # times what rounding is worth, that of a file as it is written is at most, which else is proven right
+)
 MOST = 0.5  # of the outputs: where rounding in the graph moves them farther, it tells nothing of a file
 
 
 class Rounding:
     """What rounding its activations does to a model.
 
+    Args:
+        proof: whether the file is right, told otherwise than by its outputs; asked where these do not tell.
+        proven: runs a file that is right, as good a reference as the graph.
     Attributes:
         told: of the outputs that it explained, the one that is farthest from the graph's; "" for none.
     """
 
-    def __init__(self, model: Model, *, as_written: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        as_written: bool,
+        proof: Callable[[], bool] | None = None,
+        proven: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] | None = None,
+    ) -> None:
         self.told = ""
         self._as_written = as_written
+        self._proof, self._proven = proof, proven
         self._model = model
         self._worst = 0.0
 
@@ -92,6 +106,12 @@ class Rounding:
             right = _within(file - graph, rounded, AS_WRITTEN) or (
                 right and self._last_bits(inputs, output, graph, file)
             )
+        if not right and of_graph <= MOST and self._proof is not None:
+            right = _within(file - floats, rounded, PROVEN) and self._proof()
+        if not right and of_graph <= MOST and self._proven is not None:
+            with torch.no_grad():
+                other = _joined([self._proven(tuple(given))[output] for given in inputs]).reshape(graph.shape)
+            right = _within(file - floats, (other - floats).abs(), AS_FAR)
         if not right:
             refused.got = f"{refused.got}; {told}"
             raise refused

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from records import Records
 from torch import nn
 
@@ -12,6 +15,8 @@ from nncompress.export import write_onnx
 from nncompress.export.check import compare as verify
 from nncompress.export.check import rounding
 from nncompress.export.check.compare import compare
+from nncompress.export.check.onnxruntime import open_session, run
+from nncompress.export.check.unrounded import agrees_without_rounding
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.passes import Context, Quantize
@@ -84,6 +89,49 @@ def test_a_file_as_it_is_written_may_be_as_far_as_last_bits_take_the_graph(
         return
     with pytest.raises(VerificationError):
         compare(quantized, file, "it", precision="int8 as written")
+
+
+@pytest.mark.parametrize(
+    ("times", "proof", "right"), [(1.3, True, True), (1.3, False, False), (4, True, False)]
+)
+def test_a_file_as_it_is_written_may_be_proven_otherwise(quantized, times, proof, right):
+    def file(inputs):
+        exact = rounding.without_rounding(quantized)(*inputs)
+        noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(len(exact)))
+        return [exact + times * (quantized(*inputs) - exact).norm() * noise / noise.norm()]
+
+    if right:
+        found = compare(quantized, file, "it", precision="int8 as written", proof=lambda: proof)
+        assert "from float, where the graph is" in found.rounding
+        assert compare(quantized, file, "kernels", proven=file).relative_error > 0.1
+        return
+    with pytest.raises(VerificationError):
+        compare(quantized, file, "it", precision="int8 as written", proof=lambda: proof)
+
+
+def _scaled(file, of):
+    """One scale of the file is 5 % larger: of its weights, or of an activation."""
+    stored = {each.name: each for each in file.graph.initializer}
+    kind = "QuantizeLinear" if of == "activations" else "DequantizeLinear"
+    nodes = [node for node in file.graph.node if node.op_type == kind]
+    name = next(node for node in nodes if (node.input[0] in stored) == (of == "weights")).input[1]
+    larger = numpy_helper.to_array(stored[name]) * np.float32(1.05)
+    stored[name].CopyFrom(numpy_helper.from_array(larger, name))
+
+
+@pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
+def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(of, quantized, tmp_path):
+    write_onnx(quantized, tmp_path / "m.onnx")
+    file = onnx.load(tmp_path / "m.onnx")
+    if of != "nothing":
+        _scaled(file, of)
+        onnx.save(file, tmp_path / "m.onnx")
+
+    def opened(path):
+        session = open_session(path, optimised=False)
+        return lambda inputs: run(session, inputs)
+
+    assert agrees_without_rounding(quantized, tmp_path / "m.onnx", opened) == (of == "nothing")
 
 
 def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):

@@ -1,0 +1,106 @@
+"""The proof for files that rounding takes apart: without it they compute what the graph computes without it.
+
+Where outputs hang on the last bits of what is rounded, a right file is as far from the graph as the graph is
+from itself, and their distance tells little. But with the rounding of activations taken out of both, the file
+has to agree as a file in float32 does, which shows a wrong weight, scale of a weight, or op; and the steps
+that it rounded by have to be the graph's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import Tensor
+
+from nncompress.errors import UnsupportedError, VerificationError
+from nncompress.export.check import compare as verify
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import without_rounding
+from nncompress.ir.graph.ops import op_name
+
+MOST_BYTES = 2**31 - 2**20  # of a file in one message
+Run = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
+_Steps = set[tuple[float, int]]  # of quantization: (scale, zero point from the least integer)
+
+
+def agrees_without_rounding(model: Model, path: Path, open_file: Callable[[Path], Run]) -> bool:
+    """Whether the file at `path` says what the graph says; False where that cannot be told.
+
+    Args:
+        open_file: how a file is run as it is written.
+    """
+    steps = _steps_of(model)
+    if steps is None or path.stat().st_size > MOST_BYTES:
+        return False
+    file = onnx.load(path)
+    found = _take_out(file.graph)
+    if found != steps:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        floats = Path(folder) / "floats.onnx"
+        try:
+            onnx.save(file, floats)
+            run = open_file(floats)
+            verify.compare(without_rounding(model), run, "the file without rounding", precision="float32")
+        except (ValueError, UnsupportedError, VerificationError):  # ValueError: too large for one message
+            return False
+    return True
+
+
+def _steps_of(model: Model) -> _Steps | None:
+    found = set()
+    for node in model.graph.nodes:
+        if op_name(node) == "quantize_per_tensor":
+            scale, zero, least = node.args[1:4]
+            if not isinstance(scale, float) or not isinstance(zero, int):
+                return None
+            found.add((float(np.float32(scale)), zero - least))
+    return found
+
+
+def _take_out(graph: onnx.GraphProto) -> _Steps | None:
+    """Join what pairs of QuantizeLinear and DequantizeLinear stand between; their steps.
+
+    None: it holds subgraphs, or steps that are computed.
+    """
+    stored = {each.name: each for each in graph.initializer}
+    instead: dict[str, str] = {}
+    found: _Steps = set()
+    kept = []
+    for node in graph.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            return None
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[0] in stored:
+            kept.append(node)
+            continue
+        instead[node.output[0]] = instead.get(node.input[0], node.input[0])
+        if node.op_type == "QuantizeLinear":
+            if len(node.input) < 3 or not set(node.input[1:3]) <= set(stored):
+                return None
+            scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
+            if scale.size != 1:
+                return None
+            least = np.iinfo(zero.dtype).min
+            found.add((float(np.float32(scale.reshape(-1)[0])), int(zero.reshape(-1)[0]) - int(least)))
+    for node in kept:
+        node.input[:] = [instead.get(name, name) for name in node.input]
+    kept += [
+        onnx.helper.make_node("Identity", [instead[output.name]], [output.name])
+        for output in graph.output
+        if output.name in instead
+    ]
+    _replace(graph.node, kept)
+    _replace(graph.value_info, [])
+    return found
+
+
+def _replace(field: Any, values: Sequence[Any]) -> None:
+    kept = [type(each).FromString(each.SerializeToString()) for each in values]
+    del field[:]
+    field.extend(kept)
