@@ -134,9 +134,10 @@ def _fastest(
         told += f"; with {len(left)} of {count} in float {_text(mixed)}, so none is" if left else ""
         left = {}
     if best.value >= 1:
+        surely = (whole if best is UNCHANGED else best).low > 1
         told += (
-            f". Plain {floats} is faster there: nncompress export MODEL -o FILE.onnx --target {where.name}, "
-            "without quantize"
+            f". Plain {floats} is {'faster there' if surely else 'as fast there, as far as this tells'}: "
+            f"nncompress export MODEL -o FILE.onnx --target {where.name}, without quantize"
         )
     if left:
         told += ". --every-layer rounds all, for the size of the file"

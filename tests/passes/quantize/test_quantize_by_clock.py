@@ -106,7 +106,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path)
     script(monkeypatch, chain_cost=layer_time)
 
-    def with_first(slow):
+    def with_first(slow, spread=0.0):
         class Clocked:
             def __init__(self, original, progress, where):
                 assert not any(layer.weight.quantized for layer in layers(original))
@@ -120,7 +120,7 @@ def machine(monkeypatch, tmp_path):
             def glance(self, other):
                 names = [layer.name for layer in layers(other) if layer.weight.quantized]
                 share = (10 + sum(slow if name == "0" else -2 for name in names)) / 10
-                return Estimate(share, share, share)
+                return Estimate(share, share - spread, share + spread)
 
         monkeypatch.setattr(by_clock, "ModelLatency", Clocked)
 
@@ -157,11 +157,14 @@ def test_every_layer_is_rounded_where_that_is_asked_for(net, machine):
     assert "ONNX Runtime" not in notes
 
 
-def test_where_floats_are_faster_that_is_said(net, machine):
-    machine(slow=9)
+@pytest.mark.parametrize(
+    ("spread", "said"), [(0.1, "faster there"), (2.0, "as fast there, as far as this tells")]
+)
+def test_where_floats_are_faster_that_is_said(net, machine, spread, said):
+    machine(slow=9, spread=spread)
     in_bytes, _, notes = quantized(net, target="ort-cpu", keep=("2", "5"))
     assert in_bytes == set()
-    assert "Plain float32 is faster there: nncompress export MODEL -o FILE.onnx --target ort-cpu" in notes
+    assert f"Plain float32 is {said}: nncompress export MODEL -o FILE.onnx --target ort-cpu" in notes
 
 
 @pytest.mark.parametrize("keep", [(), ("2", "5")])
