@@ -169,25 +169,30 @@ class Bits:
         return tuple(found)
 
 
-def untried(searched: Sequence[Family], verdict: Verdict, reached: Callable[[Recipe], float]) -> list[Recipe]:
-    """The next recipe of every family that is not settled: of those first that nothing is known of, then of
-    those that have reached most, so that a short search ends where it is worth most.
+def untried(
+    searched: Sequence[Family], verdict: Verdict, reached: Callable[[Recipe], float]
+) -> list[tuple[float, Recipe]]:
+    """The next recipe of every family that is not settled, and what the family has reached (−∞ where nothing
+    is known of it): of those first that nothing is known of, then of those that have reached most, so that a
+    short search ends where it is worth most.
 
     Args:
         reached: the goal of a recipe that was tried; infinite where it does not hold the bounds.
     """
-    wanted: list[tuple[bool, float, int, Recipe]] = []
+    wanted: list[tuple[float, int, Recipe]] = []
     for family in searched:
         low, high = -1, len(SHARES)  # at low the bound is broken, at high held
-        tried, best = False, inf
+        best = -inf
         while high - low > 1:
             middle = (low + high) // 2
             recipe = family.recipe(SHARES[middle])
             held = verdict(recipe) if recipe else False
             if held is None:
-                wanted.append((tried, best, low - high, recipe))
+                wanted.append((best, low - high, recipe))
                 break
-            tried, best = True, min(best, reached(recipe) if recipe else inf)
+            best = min(inf if best == -inf else best, reached(recipe) if recipe else inf)
             low, high = (low, middle) if held else (middle, high)
-    found = {recipe_key(recipe): recipe for *_, recipe in sorted(wanted, key=lambda each: each[:3])}
+    found: dict[str, tuple[float, Recipe]] = {}
+    for best, _, recipe in sorted(wanted, key=lambda each: each[:2]):
+        found.setdefault(recipe_key(recipe), (best, recipe))
     return list(found.values())

@@ -35,11 +35,12 @@ from nncompress.passes.quantize.by_clock import slower_layers
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
-from nncompress.search.candidates import Recipe, families, recipe_key, untried
+from nncompress.search.candidates import Recipe, families, recipe_key
 from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, trained_key
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
+from nncompress.search.proposals import Proposals
 from nncompress.search.records import WAIT, Records, data_key, model_key, read
 from nncompress.search.refine import Refinement
 from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
@@ -102,7 +103,6 @@ class Search:
             told: called with each trial of this worker.
             say: told in a sentence how it goes on.
         """
-        refinement: Refinement | None = None
         by_size = self.bounds.goal == "size"
         self.effects = self._effects(until)
         quantizes = any(effect.method == "quantize" for effect in self.effects)
@@ -110,31 +110,17 @@ class Search:
         slow = self._slower_in_int8(say) if quantizes and by_time else ()
         searched = families(self.effects, "params" if by_size else "macs", quantizes, by_time, slow)
         searched = [each for each in searched if self.bounds.admits(each.recipe(0.5))]
+        proposals = Proposals(
+            self.judge,
+            searched,
+            lambda: Refinement(self.folder, self.judge, self.effects, self.context.seed, say),
+        )
         while time.monotonic() < until:
             rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:
                 return
-
-            def verdict(recipe: Recipe, rows: dict[str, Any] = rows) -> bool | None:
-                row = rows.get(recipe_key(recipe))
-                if row is None:
-                    return None
-                holds = self.judge.holds(row)
-                return holds if self.bounds.drop is not None or "failed" in row else not holds
-
-            def reached(recipe: Recipe, rows: dict[str, Any] = rows) -> float:
-                row = rows.get(recipe_key(recipe), {})
-                kept = self.judge.holds(row) and self.judge.within(row)
-                return self.judge.goal(row) if kept else inf
-
-            recipes = untried(searched, verdict, reached)
-            if not recipes and (best := self.best(rows)) is not None:
-                refinement = refinement or Refinement(
-                    self.folder, self.judge, self.effects, self.context.seed, say
-                )
-                tried = {key: (recipe_of(row), row) for key, row in rows.items()}
-                recipes = refinement.recipes(tried[best][0], tried)
-            recipes = [each for each in recipes if self.bounds.admits(each)]
+            tried = {key: (recipe_of(row), row) for key, row in rows.items()}
+            recipes = proposals.next(tried, self.best(rows))
             if not recipes:
                 return
             for recipe in recipes:

@@ -134,11 +134,11 @@ def test_families_that_nothing_is_known_of_come_first_and_then_those_that_reache
             ),
             lambda recipe: known(recipe) or inf,
         )
-        return [recipe[0].ratios[0] for recipe in found]
+        return [(reached, recipe[0].ratios[0]) for reached, recipe in found]
 
-    assert asked() == ["a=0.525", "b=0.525", "c=0.525"]
+    assert asked() == [(-inf, "a=0.525"), (-inf, "b=0.525"), (-inf, "c=0.525")]
     goals.update(a=0.5, c=0.3)
-    assert asked() == ["b=0.525", "c=0.3", "a=0.3"]
+    assert asked() == [(-inf, "b=0.525"), (0.3, "c=0.3"), (0.5, "a=0.3")]
 
 
 def test_widths_ranks_and_bits_together_can_be_carried_out(here):
