@@ -40,14 +40,15 @@ from nncompress.passes.base import Precision
 from nncompress.recipe import make_pass
 from nncompress.results import Estimate
 from nncompress.runtimes import open_artifact
-from nncompress.search.candidates import Recipe
-from nncompress.search.finetune import TRAINED
+from nncompress.search.candidates import Recipe, recipe_key
+from nncompress.search.finetune import TRAINED, in_two
 from nncompress.search.loss import lost
 from nncompress.search.measure import Measure
 from nncompress.search.records import key_of
 
 FIRST = 4  # of so many samples, one is looked at first
 SURE = 0.99  # confidence with which a recipe is given up on those
+KEPT = 256 << 20  # bytes of weights of models in float that are kept, to be rounded by other recipes
 
 
 def record(value: Any) -> dict[str, Any]:
@@ -151,14 +152,31 @@ class Judge:
         self.measure = Measure(original, bounds.metric)
         predict = open_artifact(original).run
         self._original = [self._scores(predict, known_answer(original), limit) for limit in self._limits]
+        self._floats: dict[str, Model] = {}  # by recipe, the latest last
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
         self._fastest: float | None = None  # share of the fastest model that holds the bound
         self.machine = key_of(machine())  # latencies are compared within one
 
     def compressed(self, recipe: Recipe) -> Model:
-        """As `compress --recipe` makes it."""
-        return pipeline.run(self.original, recipe, replace(self._context, notes=[], warnings=[]))[0]
+        """As `compress --recipe` makes it. What comes before the rounding is kept: others round it in other
+        ways."""
+        cut, rounding = in_two(recipe)
+        if not cut or not rounding:
+            return self._float(cut) if cut else self._made(self.original, rounding)
+        return self._made(self._float(cut), rounding)
+
+    def _float(self, cut: Recipe) -> Model:
+        key = recipe_key(cut)
+        made = self._floats.pop(key, None) or self._made(self.original, cut)
+        self._floats[key] = made
+        while len(self._floats) > 1 and sum(cost(each).bytes for each in self._floats.values()) > KEPT:
+            del self._floats[next(iter(self._floats))]
+        return made
+
+    def _made(self, model: Model, recipe: Recipe) -> Model:
+        context = replace(self._context, notes=[], warnings=[])
+        return pipeline.run(model, recipe, context, original=self.original)[0]
 
     def run(
         self, recipe: Recipe, make: Callable[[], tuple[Model, dict[str, Any]]] | None = None

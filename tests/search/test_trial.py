@@ -5,10 +5,15 @@ import torch
 from scripted_machine import artifact_bytes, script
 from torch import nn
 
+from nncompress import pipeline
+from nncompress.api import dataset
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.ir import Model
+from nncompress.loading import load_model
+from nncompress.passes import Context, PruneNodes, Quantize
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
+from nncompress.search import trial
 from nncompress.search.trial import Bounds, Judge
 from nncompress.targets import TARGETS
 
@@ -74,3 +79,36 @@ def test_two_models_in_turns(monkeypatch):
         latency.keep()
         second = latency.glance(tiny).value
         assert latency.beside().value == pytest.approx(second / first, rel=0.02)
+
+
+def test_what_is_rounded_in_several_ways_is_cut_once_and_as_in_one_go(here, monkeypatch):
+    original = load_model("m.pt2")
+    data = dataset("val.npz", original)
+    context = Context(data=data, limit=64)
+    cut, other = PruneNodes(macs=0.5), PruneNodes(macs=0.6)
+    recipes = [
+        (cut,),
+        (cut, Quantize()),
+        (cut, Quantize(weight_bits=4)),
+        (other, Quantize()),
+        (cut, Quantize()),
+    ]
+    expected = [pipeline.run(original, each, context)[0] for each in recipes]
+    ran = []
+    run = pipeline.run
+    monkeypatch.setattr(
+        pipeline,
+        "run",
+        lambda model, passes, *rest, **named: (ran.append(passes), run(model, passes, *rest, **named))[1],
+    )
+    search = Judge(original, data, context, Bounds(0.01, None, None, "macs"))
+    for recipe, straight in zip(recipes, expected):
+        found = search.compressed(recipe)
+        assert [step["settings"] for step in found.history] == [step["settings"] for step in straight.history]
+        for name, tensor in straight.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor)
+    assert ran.count((cut,)) == ran.count((other,)) == 1
+    monkeypatch.setattr(trial, "KEPT", 1)  # room for the latest alone
+    search.compressed((other,))
+    search.compressed((cut,))
+    assert ran.count((cut,)) == 2
