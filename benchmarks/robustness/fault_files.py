@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 
-SETTLED = ".fault"  # in the work's folder: what the child has to tell that nothing ended
+RECORD = ".fault"  # in the work's folder: what the undisturbed child tells of its writes
+UNWHOLE = (".lock", ".nncompress.lock", RECORD)  # which hold nothing
+GROWING = ".journal"  # Optuna's, which it appends to; damaged, it is begun anew from the trials
 
 
-def contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+def contents(folder: Path, names: tuple[str, ...] = (".",)) -> dict[str, bytes]:
     """Of the files below, but locks and what a killed writer left."""
     found = {}
     for name in names:
@@ -21,18 +24,38 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             place = path.relative_to(folder)
             ours = any(part.startswith(".nncompress-") for part in place.parts)
-            if path.is_file() and not ours and path.name not in (".lock", ".nncompress.lock", SETTLED):
+            lock = path.name in UNWHOLE or path.suffix in (".lock", GROWING)
+            if path.is_file() and not ours and not lock:
                 found[str(place)] = path.read_bytes()
     return found
 
 
-def leftovers() -> list[Path]:
-    return [path for path in Path.cwd().rglob(".nncompress-*.part") if path.is_dir()]
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".nncompress-*.part") if path.is_dir()]
+
+
+def restore(folder: Path, before: Path) -> None:
+    """Make `folder` what `before` is; what is the same is left alone, as open files are."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        there = before / path.relative_to(folder)
+        if path.is_dir() and not path.is_symlink():
+            if not there.is_dir():
+                shutil.rmtree(path)
+        elif not there.is_file():
+            path.unlink()
+    for path in sorted(before.rglob("*")):
+        target = folder / path.relative_to(before)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        elif not target.exists() or target.read_bytes() != path.read_bytes():
+            target.unlink(missing_ok=True)
+            shutil.copy2(path, target)
 
 
 def is_whole(path: Path) -> bool:
     """Read by the reader of its kind: two runs need not write the same bytes (times, order of measuring)."""
     from nncompress.loading import load_model
+    from nncompress.loading.state_dict.shards import open_checkpoint
     from nncompress.runtimes import open_artifact
 
     readers: dict[str, Callable[[Path], Any]] = {
@@ -40,10 +63,14 @@ def is_whole(path: Path) -> bool:
         ".onnx": open_artifact,
         ".ort": open_artifact,
         ".pte": open_artifact,
+        ".xml": open_artifact,
+        ".bin": lambda path: open_artifact(path.with_suffix(".xml")),
+        ".safetensors": lambda path: [tensor.read() for tensor in open_checkpoint(path).tensors],
         ".checkpoint": lambda path: torch.load(path, weights_only=True),
         ".json": lambda path: json.loads(path.read_text()),
         ".jsonl": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
         ".html": lambda path: path.read_text().rindex("</html>"),
+        ".md": lambda path: path.read_text().rindex("\n"),
         ".toml": lambda path: tomllib.loads(path.read_text()),
         ".csv": lambda path: path.read_text().index("\n", -1),
     }
@@ -55,8 +82,12 @@ def is_whole(path: Path) -> bool:
 
 
 def weights(path: Path) -> dict[str, Any] | None:
+    """Of a model, or of a folder of shards; None where there is neither."""
     from nncompress.loading import load_model
+    from nncompress.loading.state_dict.shards import open_checkpoint
 
     if not path.exists():
         return None
+    if path.is_dir():
+        return {tensor.name: tensor.read().tolist() for tensor in open_checkpoint(path).tensors}
     return {name: tensor.tolist() for name, tensor in load_model(path).state_dict().items()}

@@ -1,4 +1,11 @@
-"""One command, forked at the moment when it begins to write, once per fault (see `faults`)."""
+"""One command, and at each of its writes children that are killed within it (see `faults`).
+
+    the command        ──mkdtemp──────────mkdtemp──────────mkdtemp──── …   runs once
+    its children            └─ ✗  └─ ✗         └─ ✗             └─ ✗  └─ ✗    each lives for one write
+
+A write begins where a temporary folder is made. There the process forks once per fault that falls to this
+write, looks at what the child left, puts the folder back to what it was, and goes on.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.robustness.fault_files import SETTLED, contents, is_whole, leftovers, weights
+from benchmarks.robustness.fault_files import RECORD, contents, is_whole, leftovers, restore, weights
 from nncompress.cli.app import run
 from nncompress.files.atomic import replacing
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "tempfile.mkdtemp")
 CODES = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # which a shell reports as 143
+MOST_CONTINUED = 6  # of the killed runs of a command
+MOST_AFTER = 0.5  # seconds of one write in which a child is killed; later it measures or trains
+DEAF = 99  # exit code of a victim that went on to its end after a signal
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,25 @@ class Command:
         outputs: files, the session's among them, that it writes; a directory stands for all in it.
         fresh: what an earlier run of it wrote is removed first: it would have nothing to write.
         converts: "module:function" whose result is computed once, before the children are forked.
-        resumes: `--resume` continues it.
+        continues: arguments that make it go on where it was killed; None where nothing does.
+        result: the file or folder whose weights are then those of a run that nothing disturbed.
     """
 
     name: str
     arguments: tuple[str, ...]
     outputs: tuple[str, ...]
     converts: str = ""
-    resumes: bool = False
+    continues: tuple[str, ...] | None = None
+    result: str = "out.pt2"
     fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Write:
+    """What the undisturbed child did from one temporary folder to the next."""
+
+    events: int
+    seconds: float  # to the last of its events
 
 
 def faults(
@@ -61,10 +81,8 @@ def faults(
             status = 1
             try:
                 os.close(reader)
-                found = _Series(
-                    command, make_inputs, Path(folder).resolve(), kills, signals, random.Random(seed)
-                ).run()
-                os.write(writer, json.dumps(found).encode())
+                series = _Series(command, Path(folder).resolve(), kills, signals, random.Random(seed))
+                os.write(writer, json.dumps(series.run(make_inputs)).encode())
                 status = 0
             except Exception:
                 sys.excepthook(*sys.exc_info())
@@ -83,139 +101,163 @@ def faults(
 
 
 class _Split(BaseException):
-    """The command has come to where the children begin."""
+    """What was to be computed once is."""
 
 
 class _Series:
     def __init__(
-        self,
-        command: Command,
-        make_inputs: Callable[[], None],
-        folder: Path,
-        kills: int,
-        signals: int,
-        chance: random.Random,
+        self, command: Command, folder: Path, kills: int, signals: int, chance: random.Random
     ) -> None:
-        self.make_inputs = make_inputs
-        self.command, self.kills, self.signals, self.chance = command, kills, signals, chance
-        self.work, self.before = folder / "work", folder / "before"
+        self.command, self.chance = command, chance
+        self.numbers = [
+            *[signal.SIGKILL] * kills,
+            *[signal.SIGINT] * signals,
+            *[signal.SIGTERM] * signals,
+        ]
+        self.work, self.before, self.copy = folder / "work", folder / "before", folder / "copy"
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.child = False  # in a child: count events, and die at one
-        self.splitting = False
+        self.role = "ready"  # then "command"; in forks "undisturbed", "victim"
         self.seen, self.die_at, self.number = 0, -1, signal.SIGKILL
-        self.started = 0.0
+        self.started = self.last = 0.0
+        self.struck = False
+        self.writes: list[Write] = []
+        self.due: list[list[signal.Signals]] = []  # faults that fall to each write
+        self.at_write = -1
 
-    def run(self) -> tuple[dict[str, int], list[str]]:
+    def run(self, make_inputs: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
         self.work.mkdir()
         os.chdir(self.work)
         os.environ["XDG_CACHE_HOME"] = str(self.work / "cache")
-        self.make_inputs()
+        make_inputs()
         _quiet(self.before.with_name("log"))
         self._run_for_another_model()
-        self.before.mkdir()
         if self.command.converts:
             _compute_once(self.command)
         sys.addaudithook(self._hook)
-        self.splitting = True
-        try:
-            code = run(list(self.command.arguments))
-        except _Split:
-            code = 0
-        for number in CODES if self.child else ():  # as the entry point does, once all is done
-            signal.signal(number, signal.SIG_IGN)
-        if self.child:  # only the child that nothing ended comes here, as the command of a user would
-            (self.work / SETTLED).write_text(json.dumps([self.seen, time.monotonic() - self.started]))
-            os._exit(code)
+        code = run(list(self.command.arguments))
+        if self.role == "undisturbed":
+            self._next_write()
+            Path(RECORD).write_text(json.dumps([vars(write) for write in self.writes]))
+        if self.role != "command":  # of the victims only those that nothing ended come here
+            self.role = "ended"
+            os._exit(DEAF if self.struck and code == 0 else code)
         return dict(self.counts), self.notes
 
     def _run_for_another_model(self) -> None:
         """What lies there before: the outputs of the same command."""
         shutil.copy("other.pt2", "m.pt2")
         shutil.copy("other.pt", "m.pt")
+        shutil.copy("other.safetensors", "m.safetensors")
         run(list(self.command.arguments))
-        if self.command.resumes or self.command.fresh:  # what lies there would be refused, or do
+        if (
+            self.command.continues is not None or self.command.fresh
+        ):  # what lies there would be refused, or do
             for name in self.command.outputs:
                 shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
         shutil.copy("kept.pt2", "m.pt2")
         shutil.copy("kept.pt", "m.pt")
+        shutil.copy("kept.safetensors", "m.safetensors")
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in EVENTS:
+        if event not in EVENTS or threading.current_thread() is not threading.main_thread():
             return
-        if self.child and threading.current_thread() is threading.main_thread():
-            self.seen += 1
-            if self.seen == self.die_at:
-                os.kill(os.getpid(), self.number)
-        elif (
-            self.splitting
-            and event == "tempfile.mkdtemp"
-            and Path(os.path.abspath(arguments[0])).is_relative_to(self.work)
-        ):
-            self.splitting = False
+        if self.role == "pausing":
+            return
+        writes = event == "tempfile.mkdtemp" and _is_in(arguments[0], self.work)
+        if writes and self.role in ("ready", "command"):
+            role, self.role = self.role, "pausing"
             try:
-                self._fork_all()
+                forked = self._begin() if role == "ready" else None
+                self.role = forked or self._next_faults() or "command"
             except Exception:  # the command would take it for its own
                 self.notes.append(traceback.format_exc())
                 self.counts["torn"] += 1
-                raise _Split from None
+                self.role = "command"
+        elif writes and self.role == "undisturbed":
+            self._next_write()
+        elif self.role in ("undisturbed", "victim"):
+            self.seen += 1
+            self.last = time.monotonic()
+            if self.seen == self.die_at:
+                self._strike()
 
-    def _fork_all(self) -> None:
-        """Returns in every child; in the parent it raises when all have ended."""
-        shutil.rmtree(self.before)
-        shutil.copytree(self.work, self.before)  # with the folders that the command has made by now
-        if self._fork(0, None, 0.0):
-            return
-        events, seconds = json.loads((self.work / SETTLED).read_text())
-        self.new = self._outputs()
-        for number in (
-            *[signal.SIGKILL] * self.kills,
-            *[signal.SIGINT] * self.signals,
-            *[signal.SIGTERM] * self.signals,
-        ):
-            self._restore()
-            at_event = self.chance.random() < 0.5
-            at = self.chance.randint(1, events) if at_event else None
-            if self._fork(number, at, self.chance.uniform(0, seconds)):
-                return
-        raise _Split
+    def _next_write(self) -> None:
+        if self.seen:
+            self.writes.append(Write(self.seen, self.last - self.started))
+        self.seen, self.started, self.last = 1, time.monotonic(), time.monotonic()
 
-    def _fork(self, number: int, at: int | None, after: float) -> bool:
-        """Whether this is the child, which dies at an event or after a time; the parent judges it."""
-        pid = os.fork()
-        if pid == 0:
-            self.child, self.started = True, time.monotonic()
-            _quiet(self.before.with_name("said"))
-            if number:
-                self.number = signal.Signals(number)
-            if at is not None:
-                self.die_at = at
-            elif number:
-                timer = threading.Timer(after, os.kill, (os.getpid(), number))
-                timer.daemon = True
-                timer.start()
-            return True
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if number:
-            self._judge(number, code)
+    def _begin(self) -> str | None:
+        """Let a child run to the end, and deal the faults to the writes that it tells of."""
+        self._keep()
+        if (pid := os.fork()) == 0:
+            self.seen, self.started = 1, time.monotonic()
+            return "undisturbed"
+        self.undisturbed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.writes = [Write(**write) for write in json.loads(Path(RECORD).read_text())]
+        Path(RECORD).unlink()
+        self.new = contents(self.work, self.command.outputs)
+        self.new_weights = (
+            weights(self.work / self.command.result) if self.command.continues is not None else None
+        )
+        restore(self.work, self.before)
+        self.due = [[] for _ in self.writes]
+        shares = [write.events for write in self.writes]
+        for number in self.numbers:
+            self.chance.choices(self.due, shares)[0].append(number)
+        return None
+
+    def _next_faults(self) -> str | None:
+        """Fork those of the write that begins; the role of the child, in it."""
+        self.at_write += 1
+        if self.at_write >= len(self.due) or not self.due[self.at_write]:
+            return None
+        self._keep()
+        write = self.writes[self.at_write]
+        for number in self.due[self.at_write]:
+            at = self.chance.randint(1, write.events) if self.chance.random() < 0.5 else None
+            after = self.chance.uniform(0, min(write.seconds, MOST_AFTER))
+            if (pid := os.fork()) == 0:
+                self._become_victim(number, at, after)
+                return "victim"
+            self._judge(number, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            restore(self.work, self.before)
+        return None
+
+    def _become_victim(self, number: signal.Signals, at: int | None, after: float) -> None:
+        _quiet(self.before.with_name("said"))
+        self.number = number
+        if at is None:
+            timer = threading.Timer(after, self._strike)
+            timer.daemon = True
+            timer.start()
+        elif at == 1:
+            self._strike()
         else:
-            self.undisturbed = code
-        return False
+            self.seen, self.die_at = 1, at
+
+    def _strike(self) -> None:
+        if self.role != "ended":
+            self.struck = True
+            os.kill(os.getpid(), self.number)
+
+    def _keep(self) -> None:
+        """The folder as it is now: what a fault may leave of what it changes."""
+        shutil.rmtree(self.before, ignore_errors=True)
+        shutil.copytree(self.work, self.before)
 
     def _judge(self, number: int, code: int) -> None:
-        settled = (self.work / SETTLED).exists()
-        (self.work / SETTLED).unlink(missing_ok=True)
+        old, now = (contents(place, self.command.outputs) for place in (self.before, self.work))
         if number == signal.SIGKILL:
             self.counts["kill"] += 1
         else:
             self.counts["signal"] += 1
             said = self.before.with_name("said").read_text(errors="replace")
-            polite = code in CODES[signal.Signals(number)] and "Traceback" not in said and not leftovers()
-            if not polite and not (settled and code == self.undisturbed):  # the signal came after the end
+            clean = not _names(self.work) - _names(self.before)
+            polite = code in CODES[signal.Signals(number)] and "Traceback" not in said and clean
+            if not polite and code != self.undisturbed:  # the signal came after the end
                 self.counts["rude"] += 1
                 self.notes.append(f"{signal.Signals(number).name} gave {code}: {said[-2000:]}")
-        old = contents(self.before, self.command.outputs)
-        now = self._outputs()
         for path in {*old, *now, *self.new}:
             content = now.get(path)
             spent = content is None and path not in self.new  # a checkpoint, once all is done
@@ -228,41 +270,50 @@ class _Series:
             else:
                 self.counts["torn"] += 1
                 self.notes.append(f"{path} is torn after {number}")
-        kept = {p: c for p, c in contents(self.before, (".",)).items() if p not in old}
+        kept = {p: c for p, c in contents(self.before).items() if p not in old}
         for path, content in kept.items():
             if not (self.work / path).is_file() or (self.work / path).read_bytes() != content:
                 self.counts["lost"] += 1
                 self.notes.append(f"{path} is lost")
-        for folder in sorted({self.work, *(path.parent for path in leftovers())}):
-            if not folder.exists():  # it was inside another
-                continue
-            with replacing(folder / "next") as path:
-                path.write_text("next")
-            (folder / "next").unlink()
-        self.counts["left"] += len(leftovers())
-        if self.command.resumes and number == signal.SIGKILL and self.counts["kill"] % 10 == 0:
-            self._resume()
+        self._write_again()
+        if self.command.continues is not None and number == signal.SIGKILL and self._may_continue():
+            self._continue()
 
-    def _resume(self) -> None:
-        """Continue what was killed, in one more child, and compare the weights."""
+    def _write_again(self) -> None:
+        """In a copy, where this process, which goes on, has no locks: is what the dead one left removed?"""
+        shutil.rmtree(self.copy, ignore_errors=True)
+        shutil.copytree(self.work, self.copy)
+        for folder in sorted({self.copy, *(path.parent for path in leftovers(self.copy))}):
+            if folder.exists():  # else it was inside another
+                with replacing(folder / "next") as path:
+                    path.write_text("next")
+                (folder / "next").unlink()
+        self.counts["left"] += len(leftovers(self.copy))
+
+    def _may_continue(self) -> bool:
+        share = max(len(self.numbers) // MOST_CONTINUED, 1)
+        return self.counts["kill"] % share == 0 and self.counts["resumes"] < MOST_CONTINUED
+
+    def _continue(self) -> None:
+        """Continue what was killed, in the copy and one more child, and compare the weights."""
         self.counts["resumes"] += 1
-        pid = os.fork()
-        if pid == 0:
-            os._exit(run([*self.command.arguments, "--resume"]))
-        os.waitpid(pid, 0)
-        same = weights(self.work / "out.pt2") == self.new_weights
+        if (pid := os.fork()) == 0:
+            os.chdir(self.copy)
+            os.environ["XDG_CACHE_HOME"] = str(self.copy / "cache")
+            os._exit(run([*self.command.arguments, *(self.command.continues or ())]))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        same = code == self.undisturbed and weights(self.copy / self.command.result) == self.new_weights
         self.counts["resumed"] += same
+        if not same:
+            self.notes.append(f"continued, it ended with {code} or in other weights")
 
-    def _outputs(self) -> dict[str, bytes]:
-        found = contents(self.work, self.command.outputs)
-        if self.command.resumes and not hasattr(self, "new_weights"):
-            self.new_weights = weights(self.work / "out.pt2")
-        return found
 
-    def _restore(self) -> None:
-        for path in self.work.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        shutil.copytree(self.before, self.work, dirs_exist_ok=True)
+def _names(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in leftovers(folder)}
+
+
+def _is_in(name: str | bytes, folder: Path) -> bool:
+    return Path(os.path.abspath(os.fsdecode(name))).is_relative_to(folder)
 
 
 def _compute_once(command: Command) -> None:
