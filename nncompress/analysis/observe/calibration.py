@@ -15,7 +15,7 @@ those of all. A range is then chosen from the counts:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -106,12 +106,15 @@ def histograms(
     batch_size: int,
     progress: Progress,
     notes: list[str] | None = None,
+    hooks: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]] | None = None,
 ) -> dict[fx.Node, Histogram]:
     """Run `data` through the model and count the values of `nodes`.
 
     Args:
         limit: at most this many samples.
+        batch_size: at most so many at a time, and no more than `quick_batch`.
         notes: told where there is so little data that the ranges are a guess.
+        hooks: are shown values in the same run.
 
     Raises:
         DataError: there are no samples, all are the same, or one holds NaN or infinity.
@@ -119,9 +122,13 @@ def histograms(
     """
     watched = {node: Histogram() for node in nodes}
     inputs = {node: Histogram() for node in model.graph.nodes if node.op == "placeholder" and _is_float(node)}
-    watches = {node: [partial(_count, node, inputs[node], node not in watched)] for node in inputs}
+    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {
+        node: [partial(_count, node, inputs[node], node not in watched)] for node in inputs
+    }
     for node, histogram in watched.items():
         watches.setdefault(node, []).append(partial(_count, node, histogram, False))
+    for node, others in (hooks or {}).items():
+        watches.setdefault(node, []).extend(others)
     first: Inputs = ()
     alike = True  # every sample is the first again: constant also where channels are normalised differently
 
@@ -152,7 +159,8 @@ def histograms(
         )
     if samples < FEW and notes is not None:
         what = "a single sample" if samples == 1 else f"{samples} samples"
-        notes.append(f"calibrated on {what}: ranges may be far too narrow, give a hundred or more")
+        told = f"calibrated on {what}: ranges may be far too narrow, give a hundred or more"
+        notes.extend([told] if told not in notes else [])
     return watched
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.analysis.observe.calibration import Histogram
 from nncompress.analysis.observe.enough import too_few
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
@@ -25,6 +26,7 @@ from nncompress.passes.base import Change, Context, Pass, need_data
 from nncompress.passes.quantize.by_clock import Left, slow_in_int8
 from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
+    activation_histograms,
     activation_qparams,
     bits_by_fisher,
     fuses_sums,
@@ -36,7 +38,7 @@ from nncompress.passes.quantize.calibrate import (
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.correct_bias import correct_biases
 from nncompress.passes.quantize.equalization.condition import condition
-from nncompress.passes.quantize.equalization.smoothing import smooth, spanning
+from nncompress.passes.quantize.equalization.smoothing import Hooks, smooth, spanning
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
@@ -118,7 +120,7 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
     if not chosen:
         return left
     original = cost(model).bytes
-    _condition(options, model, context)
+    seen = _condition(options, model, context)
     if options.group_size is not None:
         return round_by_groups(
             model,
@@ -129,7 +131,7 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
             context=context,
         )
     chosen, left = choose(model, options.keep)
-    statistics = calibrate(options, model, chosen, original, context)
+    statistics = calibrate(options, model, chosen, original, seen, context)
     integer = integer_layers(chosen, options.mode)
     timed = context.target is not None and not options.every_layer
     note = None if timed else too_small(model, integer)
@@ -200,35 +202,51 @@ class _Rounding:
         return copied
 
 
-def _condition(options: Quantize, model: Model, context: Context) -> None:
-    """The same function with other scales per channel, in place."""
+def _condition(options: Quantize, model: Model, context: Context) -> dict[fx.Node, Histogram] | None:
+    """The same function with other scales per channel, in place.
+
+    Returns: the histograms of what will be rounded, where the data was run for them and they still hold.
+    """
     condition(model, options.mode, options.keep, options.equalize, context)
     if not options.smooth or options.mode not in ("static", "dynamic"):
-        return
+        return None
     static = options.mode == "static"
     method = options.calibration if static else "min-max"
     symmetric = static and (options.symmetric_activations or target_is_symmetric(context))
-    chosen, _ = choose(model, options.keep)
+    integer = integer_layers(choose(model, options.keep)[0], options.mode)
     ranges = spanning(method, options.percentile, symmetric)
-    smoothed = smooth(model, integer_layers(chosen, options.mode), ranges, options.weight_bits, context)
+    seen: dict[fx.Node, Histogram] = {}
+
+    def run(hooks: Hooks) -> None:
+        seen.update(activation_histograms(model, integer, context, hooks))
+
+    smoothed = smooth(model, integer, ranges, options.weight_bits, context, run if static else None)
     if smoothed is not None:
         context.notes.append(f"quantize: {smoothed}")
+    return seen if seen and smoothed is None else None
 
 
 def calibrate(
-    options: Quantize, model: Model, chosen: list[Layer], original: int, context: Context
+    options: Quantize,
+    model: Model,
+    chosen: list[Layer],
+    original: int,
+    seen: dict[fx.Node, Histogram] | None,
+    context: Context,
 ) -> CalibrationStatistics:
     """Run the data through the model as often as the options need: not at all, or up to three times.
 
     Args:
         original: bytes of the model that `--size` is a share of.
+        seen: from `activation_histograms`, where it was called already.
     """
     found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
     if options.mode == "static":
         integer = integer_layers(chosen, "static")
         found.float_results, found.fused_sums = gives_floats(context), fuses_sums(context)
         ranges = options.calibration, options.percentile, options.symmetric_activations
-        found.qparams = activation_qparams(model, integer, *ranges, context)
+        seen = activation_histograms(model, integer, context) if seen is None else seen
+        found.qparams = activation_qparams(found.plan(model, integer), seen, *ranges, context)
     if options.size is not None:
         found.bits = bits_by_fisher(model, chosen, options.size, original, context)
     if options.rounding == "adaptive":

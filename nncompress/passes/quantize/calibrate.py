@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import Plan, plan_activations
-from nncompress.analysis.observe.calibration import choose_range, histograms
+from nncompress.analysis.observe.calibration import Histogram, choose_range, histograms
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments
 from nncompress.ir import Model
@@ -18,10 +19,11 @@ from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data
 from nncompress.passes.quantize.bits import bits_within
 from nncompress.passes.quantize.choose import by_weight
+from nncompress.passes.quantize.equalization.smoothing import Hooks
 from nncompress.targets import TARGETS
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, fx
 
 FISHER_BATCH = 16  # samples per sample of the gradient
 
@@ -98,8 +100,7 @@ def can_round_adaptively(layer: Layer) -> bool:
 
 def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str | None:
     """What is said where the target needs fewer activations rounded than all runtimes do; else None."""
-    floats, sums = gives_floats(context), fuses_sums(context)
-    here = plan_activations(model, integer, float_results=floats, fused_sums=sums).points
+    here = activation_plan(model, integer, context).points
     if len(here) == len(plan_activations(model, integer).points):
         return None
     runtime = TARGETS[context.target or ""].runtime_name
@@ -109,23 +110,40 @@ def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str
     )
 
 
-def activation_qparams(
-    model: Model, integer: list[Layer], calibration: str, percentile: float, symmetric: bool, context: Context
-) -> dict[str, QParams]:
-    """Of every activation that is rounded for the layers `integer`, by its node's name."""
-    floats, sums = gives_floats(context), fuses_sums(context)
-    plan = plan_activations(model, integer, float_results=floats, fused_sums=sums)
-    if not plan.points:
+def activation_histograms(
+    model: Model, integer: list[Layer], context: Context, hooks: Hooks | None = None
+) -> dict[fx.Node, Histogram]:
+    """Of every activation that is rounded for the layers `integer`; `hooks` see values in the same run."""
+    points = activation_plan(model, integer, context)
+    if not points.points:
         return {}
-    seen = histograms(
+    return histograms(
         model,
-        [node for node in plan.points if node not in plan.same_qparams],
+        [node for node in points.points if node not in points.same_qparams],
         need_data(context, "quantize", "it sets the range of every activation"),
         limit=context.limit,
         batch_size=context.batch_size,
         progress=context.progress,
         notes=context.notes,
+        hooks=hooks,
     )
+
+
+def activation_plan(model: Model, integer: list[Layer], context: Context) -> Plan:
+    """As the target needs it."""
+    floats, sums = gives_floats(context), fuses_sums(context)
+    return plan_activations(model, integer, float_results=floats, fused_sums=sums)
+
+
+def activation_qparams(
+    plan: Plan,
+    seen: Mapping[fx.Node, Histogram],
+    calibration: str,
+    percentile: float,
+    symmetric: bool,
+    context: Context,
+) -> dict[str, QParams]:
+    """Of every activation of the plan, by its node's name."""
     if not symmetric and target_is_symmetric(context):
         runtime = TARGETS[context.target or ""].runtime_name
         context.notes.append(f"--symmetric-activations: {runtime} takes no others")

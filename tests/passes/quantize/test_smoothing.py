@@ -10,12 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress import pipeline
+from nncompress.analysis.observe.walk import Walk
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import drift
 from nncompress.passes import Context, Quantize
 from nncompress.passes.quantize.choose import choose, integer_layers
-from nncompress.passes.quantize.equalization.smoothing import Smoothed, smooth, spanning
+from nncompress.passes.quantize.equalization.smoothing import (
+    BATCH,
+    Smoothed,
+    _Seen,
+    smooth,
+    spanning,
+)
 
 D, T = 16, 5
 LARGE = torch.ones(D).index_fill(0, torch.tensor([1, 6, 9, 12]), 100)
@@ -203,3 +210,33 @@ def test_what_is_query_and_value_at_once_keeps_its_scale(product) -> None:
     model = original.copy()
     smoothed(model, open_data(samples, model.inputs))
     assert moved(model, original) < 1e-5
+
+
+@pytest.mark.parametrize(("network", "runs"), [("even", 1), (Attention, 2)])
+def test_the_data_is_run_once_where_nothing_is_scaled(network, runs, monkeypatch) -> None:
+    """And anew for the ranges where something was; one batch is one run."""
+    if network == "even":
+        torch.manual_seed(0)
+        samples = torch.randn(32, 3, 8, 8)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+        model = Model.from_module(net, (samples[:2],))
+        data = open_data(samples, model.inputs)
+    else:
+        original, data = built(network)
+        model = original.copy()
+    ran, run = [], Walk.run
+    monkeypatch.setattr(Walk, "run", lambda *given, **named: ran.append(1) or run(*given, **named))
+    Quantize().apply(model, Context(data=data, limit=32))
+    assert len(ran) == runs
+
+
+def test_rows_do_not_depend_on_how_many_samples_come_at_a_time() -> None:
+    values = torch.randn(160, T, D)
+    apart, together = _Seen(most=40, batch=BATCH), _Seen(most=40, batch=64)
+    for batch in values.split(BATCH):
+        apart.add(batch)
+    for batch in values.split(64):
+        together.add(batch)
+    assert torch.equal(apart.largest, together.largest)
+    assert all(map(torch.equal, apart.halves(), together.halves()))
+    assert len(apart.halves()[0]) == 40

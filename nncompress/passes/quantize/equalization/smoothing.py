@@ -14,7 +14,7 @@ multiplication does, if that at least halves an error that counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +35,7 @@ from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReade
 from nncompress.passes.quantize.equalization.sources import is_matrix, sources
 
 SAMPLES, BATCH = 128, 16  # whose values are looked at; every other batch is held out
+Hooks = Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]
 VALUES = 2**16  # of an activation that are kept, on either side, in rows of all channels; rather more than
 ROWS = 128
 STRENGTHS = (0.35, 0.5, 0.65, 0.8)
@@ -73,22 +74,36 @@ class Smoothed:
 
 @dataclass
 class _Seen:
-    """Rows of one activation: those that scales and ranges are taken from, and those held out."""
+    """Rows of one activation: those that scales and ranges are taken from, and those held out.
+
+    Attributes:
+        batch: samples that come at a time, of which at most `BATCH` go to one side.
+        left: samples to look at.
+    """
 
     most: int
+    batch: int
+    left: int = SAMPLES
     largest: Tensor = field(default_factory=lambda: torch.zeros(1))
     rows: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
-    batches: int = 0
+    parts: int = 0
 
     def add(self, value: Tensor) -> None:
-        side = self.batches % 2
-        self.batches += 1
-        flat = value.detach().float().reshape(-1, value.shape[-1])
+        parts = math.ceil(self.batch / BATCH)
+        for part in value.detach().reshape(-1, value.shape[-1]).chunk(parts):
+            if self.left <= 0:
+                return
+            self._add(part.float())
+            self.left -= math.ceil(self.batch / parts)
+
+    def _add(self, part: Tensor) -> None:
+        side = self.parts % 2
+        self.parts += 1
         if side == 0:
-            self.largest = torch.maximum(self.largest, flat.abs().amax(0))
+            self.largest = torch.maximum(self.largest, part.abs().amax(0))
         kept = math.ceil(self.most * 2 * BATCH / SAMPLES)
-        at = torch.linspace(0, len(flat) - 1, min(kept, len(flat))).round().long()
-        self.rows[side].append(flat[at])
+        at = torch.linspace(0, len(part) - 1, min(kept, len(part))).round().long()
+        self.rows[side].append(part[at])
 
     def halves(self) -> tuple[Tensor, Tensor]:
         fitted, held = (torch.cat(each) if each else torch.zeros(0, 1) for each in self.rows)
@@ -119,12 +134,15 @@ def smooth(
     ranges: Callable[[Tensor], QParams],
     bits: int,
     context: Context,
+    run: Callable[[Hooks], None] | None = None,
 ) -> Smoothed | None:
     """Scale what the matrix products among `integer` read, in place, where their error falls.
 
     Args:
         ranges: the grid of an activation, from rows of it.
         bits: of the weights.
+        run: shows values of nodes of the data, in batches of `quick_batch` at most; None: of as many samples
+            as are looked at, for this alone. Not called where nothing can be scaled.
 
     Returns: what it did, None where nothing.
 
@@ -137,7 +155,7 @@ def smooth(
     if not wanted:
         return None
     sites = _sites(model, wanted)
-    seen = _look(model, [each.layer.data for site in sites for each in site.readers], context)
+    seen = _look(model, [each.layer.data for site in sites for each in site.readers], context, run)
     if seen is None:
         return None
     before, size = _outputs(model, context), len(model.graph.nodes)
@@ -209,22 +227,34 @@ def _place(model: Model, node: fx.Node) -> int:
     return list(model.graph.nodes).index(node)
 
 
-def _look(model: Model, nodes: Sequence[fx.Node], context: Context) -> dict[fx.Node, _Seen] | None:
+def _look(
+    model: Model, nodes: Sequence[fx.Node], context: Context, run: Callable[[Hooks], None] | None
+) -> dict[fx.Node, _Seen] | None:
     """Rows of these activations; None where the data has none, or values that are not finite."""
-    assert context.data is not None
     width = sum(node.meta["val"].shape[-1] for node in dict.fromkeys(nodes))
-    budget = max(8, BUDGET // max(8 * width, 1))
-    seen = {node: _Seen(min(budget, max(ROWS, VALUES // node.meta["val"].shape[-1]))) for node in nodes}
-    limit = SAMPLES if context.limit is None else min(SAMPLES, context.limit)
-    batches = context.data.batches(min(BATCH, context.batch_size, quick_batch(model)), limit=limit)
-    watches = {node: [each.add] for node, each in seen.items()}
-    said = "comparing channels"
-    samples = (batch.inputs for batch in batches)
-    if not observe(model, samples, watches, progress=context.progress, total=limit, description=said):
+    budget, batch = max(8, BUDGET // max(8 * width, 1)), min(context.batch_size, quick_batch(model))
+    rows = {node: min(budget, max(ROWS, VALUES // node.meta["val"].shape[-1])) for node in nodes}
+    seen = {node: _Seen(most, batch) for node, most in rows.items()}
+    (run or _run_alone(model, context))({node: [each.add] for node, each in seen.items()})
+    if not all(each.parts for each in seen.values()):
         return None
     if not all(bool(each.isfinite().all()) for one in seen.values() for each in (one.largest, *one.halves())):
         return None  # said, with its place, where ranges are chosen
     return seen
+
+
+def _run_alone(model: Model, context: Context) -> Callable[[Hooks], None]:
+    def run(hooks: Hooks) -> None:
+        assert context.data is not None
+        limit = SAMPLES if context.limit is None else min(SAMPLES, context.limit)
+        batch_size = min(context.batch_size, quick_batch(model))
+        batches = context.data.batches(batch_size, limit=limit)
+        samples = (batch.inputs for batch in batches)
+        observe(
+            model, samples, hooks, progress=context.progress, total=limit, description="comparing channels"
+        )
+
+    return run
 
 
 def _along(scales: Tensor, channels: Tensor) -> Tensor:
