@@ -11,7 +11,7 @@ out, where there are some.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from zlib import crc32
 
 import torch
@@ -232,12 +232,18 @@ def held_out_ridge(fitted: Tensor, held: Tensor) -> float:
     width = fitted.shape[-1]
     inputs = torch.linspace(0, width - 1, min(width, TOLD)).round().long()
     wanted = torch.eye(width, dtype=fitted.dtype)[:, inputs].expand(*fitted.shape[:-1], -1).contiguous()
-    best, least = RIDGES[-1], float("inf")
-    for ridge in RIDGES:
-        columns = torch.cholesky_solve(wanted, torch.linalg.cholesky(with_ridge(fitted, ridge)))  # P_:j
+
+    @cache
+    def error(at: int) -> float:
+        """With that ridge of `RIDGES`."""
+        columns = torch.cholesky_solve(wanted, torch.linalg.cholesky(with_ridge(fitted, RIDGES[at])))  # P_:j
         left = (columns * (held @ columns)).sum(-2) / (columns * wanted).sum(-2).square()
-        error = float(left.sum())
-        if error >= least:
+        return float(left.sum())
+
+    best = usual = RIDGES.index(FEW)
+    for step in (1, -1):  # downhill, to one side: a try is a factorization of the whole moment
+        while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
+            best += step
+        if best != usual:
             break
-        best, least = ridge, error
-    return best
+    return RIDGES[best]

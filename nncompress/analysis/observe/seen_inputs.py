@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
@@ -47,13 +47,18 @@ class SeenInputs:
         self._samples = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []
         self.ridges: dict[str, float] = {}
+        self._last: tuple[fx.Node, Tensor] | None = None
 
     def second_moments(self, layer: Layer) -> Tensor:
         """E[x xᵀ], float64 [groups, in, in], with the ridge that is best on every fourth sample, held out for
-        that; of an embedding its diagonal [1, in].
+        that; of an embedding its diagonal [1, in]. Products that multiply the same (queries, keys and values)
+        get the same tensor.
 
         Layers must be asked for in graph order.
         """
+        if self._last is not None and self._last[0] is layer.data and layer.roles.groups is None:
+            return self._last[1]
+        self._last = None  # before the next one takes its place
         seen = self._run.values(layer.data)
         if layer.kind == "embedding":
             lookups = Moments()
@@ -64,7 +69,9 @@ class SeenInputs:
         ridge = FEW
         if fitted.count and held.count:  # of sums instead of means, which are further copies, it is the same
             ridge = held_out_ridge(fitted.products, held.products)
-        return self._lifted(layer, fitted, held, ridge)
+        moment = self._lifted(layer, fitted, held, ridge)
+        self._last = (layer.data, moment) if layer.roles.groups is None else None
+        return moment
 
     def solved(self, layer: Layer, solve: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer's weight as `solve` makes it of second moments [groups, in, in], with the ridge that

@@ -9,6 +9,7 @@ second moment is gathered once, and coordinate descent lowers it until no single
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
@@ -18,26 +19,36 @@ BLOCK = 128  # columns whose changes are told to the others together
 
 
 def descend(
-    target: Tensor, start: Tensor, second: Tensor, rounded: Callable[[Tensor, int], Tensor]
+    target: Tensor,
+    start: Tensor,
+    second: Tensor,
+    rounded: Callable[[Tensor, int], Tensor],
+    *,
+    least: float = 0.0,
 ) -> Tensor:
     """Allowed rows v with (v − w) H (v − w)ᵀ lowered from `start`, one column after the other.
 
     Groups of a grouped convolution are problems of their own, solved together: `…` is nothing, or [groups].
 
     Args:
-        target: w, float64 […, outputs, d].
-        start: of allowed values, float64 […, outputs, d].
-        second: H = E[x xᵀ], float64 […, d, d].
+        target: w, […, outputs, d].
+        start: of allowed values, […, outputs, d].
+        second: H = E[x xᵀ], […, d, d], all three in float64, or in float32.
         rounded: (values […, outputs], column) -> the nearest that are allowed there.
+        least: a sweep that lowers the error by a smaller share is the last.
 
-    Returns: float64 […, outputs, d].
+    Returns: […, outputs, d].
     """
     values = start.clone()
     diagonal = second.diagonal(dim1=-2, dim2=-1)[..., None, :]  # […, 1, d]
-    diagonal = diagonal.maximum(1e-12 * diagonal.amax(-1, keepdim=True) + 1e-300)
+    diagonal = diagonal.maximum(1e-12 * diagonal.amax(-1, keepdim=True) + torch.finfo(second.dtype).tiny)
     slope = (values - target) @ second
     width = second.shape[-1]
+    error = inf
     for _ in range(SWEEPS):
+        before, error = error, float(((values - target) * slope).sum()) if least else inf
+        if least and before - error < least * before < inf:
+            break
         moved = False
         for first in range(0, width, BLOCK):
             block = slice(first, min(first + BLOCK, width))

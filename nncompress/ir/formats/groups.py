@@ -72,15 +72,10 @@ class Groups:
             part = slice(start, start + height)
             yield Groups(self.size, self.scales[part], None if self.zeros is None else self.zeros[part])
 
-    def at(self, column: Tensor | int) -> tuple[Tensor, Tensor | float]:
-        """(scales, zero points), float64 [out], of one input's weights."""
-        group = int(column) // self.size
-        zeros = 0.0 if self.zeros is None else self.zeros[:, group].double()
-        return self.scales[:, group].double(), zeros
-
     def nearest(self, values: Tensor, column: Tensor | int) -> Tensor:
-        """What may stand in the place of `values` [out] of one input, float64."""
-        return _rounded(values, *self.at(column))
+        """What may stand in the place of `values` [out] of one input, in their dtype."""
+        group = int(column) // self.size
+        return _rounded(values, self.scales[:, group], 0.0 if self.zeros is None else self.zeros[:, group])
 
     def codes(self, weight: Tensor) -> Tensor:
         """int8 [out, in]: the nearest codes."""
@@ -147,7 +142,7 @@ def _zero_point(low: Tensor, scales: Tensor) -> Tensor:
 
 
 def _rounded(values: Tensor, scales: Tensor, zeros: Tensor | float) -> Tensor:
-    scales = scales.double()
+    scales = scales.to(values.dtype)
     codes = torch.div(values, scales).round_()
     if isinstance(zeros, float) and not zeros:
         return codes.clamp_(LOW, HIGH).mul_(scales)

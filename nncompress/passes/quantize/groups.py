@@ -39,7 +39,8 @@ from nncompress.passes.quantize.matrices import Matrices
 from nncompress.passes.quantize.options import check_divides
 
 aten = torch.ops.aten
-_MOST = 2**22  # weights that are rounded together: a few copies of them in float64 are held
+_MOST = 2**22  # weights that are rounded together: a few copies of them are held
+_LEAST = 0.005  # a sweep of coordinate descent that lowers the error by less is the last
 _PART = 64  # rows of a matrix that are summed up at a time, in float64
 
 
@@ -189,12 +190,13 @@ def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str
 def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
     if second is None:
         return groups.codes(weight)
-    compensation = elimination(second)
+    order, factor = elimination(second)
+    factor, second = factor.float(), second.float()  # what decides between neighbouring values needs no more
     codes = []
     height = max(1, _MOST // weight.shape[1])
     for rows, own in zip(weight.split(height), groups.split(height)):
-        start = round_in_order(rows, *compensation, own.nearest)
-        codes.append(own.codes(descend(rows.double(), start, second, own.nearest)))
+        start = round_in_order(rows, order, factor, own.nearest)
+        codes.append(own.codes(descend(rows, start, second, own.nearest, least=_LEAST)))
     return torch.cat(codes)
 
 

@@ -79,3 +79,20 @@ def test_a_solution_gets_the_ridge_that_is_best_for_it_on_held_out_samples(count
     every = x.flatten(0, 1).double()
     second = with_ridge((every.T @ every / len(every))[None], seen.ridges[layer.name])
     torch.testing.assert_close(found, solve(second))
+
+
+def test_products_of_the_same_inputs_get_the_same_moments_at_once():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.o = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            return self.o(self.q(x) * self.k(x))
+
+    model = Model.from_module(Attention().eval(), (torch.zeros(2, 8),))
+    seen = SeenInputs(model, [(torch.randn(40, 8),)], seed=0)
+    first, second, last = map(seen.second_moments, layers(model))
+    assert second is first
+    assert not torch.equal(last, first)
+    assert [rows.layer for rows in seen.rows] == ["q", "o"]

@@ -59,3 +59,19 @@ def test_each_input_is_told_by_its_index():
     assert torch.equal(rounded[:, ::2], rounded[:, ::2].round())
     assert torch.equal(rounded, halves(rounded, None))
     assert not torch.equal(rounded[:, 1::2], rounded[:, 1::2].round())
+
+
+def by_the_inverse(matrix, moment):
+    """Frantar et al. 2023, algorithm 1, input by input."""
+    order = moment.diagonal().argsort(descending=True)
+    upper = torch.linalg.cholesky(torch.linalg.inv(moment[order][:, order]), upper=True)
+    work, result = matrix[:, order].clone(), torch.empty_like(matrix)
+    for j in range(len(order)):
+        result[:, j] = halves(work[:, j], j)
+        work[:, j:] -= ((work[:, j] - result[:, j]) / upper[j, j])[:, None] * upper[j, j:]
+    return torch.empty_like(result).index_copy_(1, order, result)
+
+
+def test_the_same_as_with_factors_of_the_inverse():
+    matrix, moment = problem(20, 150, 3)
+    assert torch.equal(round_compensated(matrix, moment, halves), by_the_inverse(matrix, moment))

@@ -21,7 +21,7 @@ from nncompress.ir.layers.weights import Layer
 from nncompress.passes.quantize.equalization.sources import norm_vectors
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
-ROWS = 1024  # of a matrix that are tried together
+ROWS = 256  # outputs of a matrix, spread evenly, that the power is judged on
 MOVES = (
     "view",
     "reshape",
@@ -87,13 +87,13 @@ class NormScales:
         return {name for norm in left for name in norm_vectors(self._model, norm) or ()}
 
     def _best(self, readers: Sequence[Layer], second: Tensor) -> Tensor:
-        weights = [self._value(layer) for layer in readers]
+        weights = [_spread(self._value(layer)) for layer in readers]
         sizes = second.diagonal().clamp_min(1e-12 * float(second.diagonal().mean()) + 1e-300)
         best, least = torch.ones_like(sizes), float("inf")
         for power in POWERS:
             scales = sizes.pow(power)
             scales = scales / (scales.max() * scales.min()).sqrt()
-            lost = sum(self._lost(rows, scales, second) for weight in weights for rows in weight.split(ROWS))
+            lost = sum(self._lost(weight, scales, second) for weight in weights)
             if lost < least:
                 best, least = scales, lost
         return best
@@ -108,6 +108,10 @@ class NormScales:
         )
         error = groups.values(groups.codes(scaled)).double() / scales - weight
         return float(((error @ second) * error).sum())
+
+
+def _spread(weight: Tensor) -> Tensor:
+    return weight[torch.linspace(0, len(weight) - 1, min(len(weight), ROWS)).round().long()]
 
 
 def _behind_norms(
