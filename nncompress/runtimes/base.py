@@ -16,7 +16,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.ir.graph.inputs import check_batch, least_batch_of
+from nncompress.ir.graph.inputs import check_sizes, least_batch_of
 from nncompress.memory import bounded_memory
 
 Array = np.ndarray | Tensor
@@ -86,7 +86,7 @@ class Runner(ABC):
             UsageError: they are fewer samples than the model takes at a time.
         """
         check_inputs(self.inputs, inputs, self.name)
-        check_batch(self.inputs, inputs, least=self.least_batch)
+        check_sizes(self.inputs, inputs, least=self.least_batch)
         return self._bind(inputs)
 
     def run(self, *inputs: Array) -> tuple[np.ndarray, ...]:

@@ -158,17 +158,14 @@ def least_batch_of(metadata: Mapping[str, Any]) -> int:
     return said if type(said) is int and 1 <= said <= MAX_BATCH else 1
 
 
-def check_batch(
-    specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray], *, least: int, fixed: int | None = None
-) -> None:
-    """Refuse batches that a model does not take.
+def check_sizes(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray], *, least: int) -> None:
+    """Refuse inputs that a model does not take: a graph is right for the sizes that it was traced with.
 
     Args:
         least: the fewest samples that it takes at a time.
-        fixed: the number that it takes at a time, where there is only one.
 
     Raises:
-        UsageError: these are fewer, or another number.
+        UsageError: these are fewer; a size is a number there and another one here; or a name has two sizes.
     """
     if least > 1 and (samples := count_samples(specs, inputs)) < least:
         raise UsageError(
@@ -177,15 +174,25 @@ def check_batch(
             expected=f"at least {least} samples together",
             remedy=f"--batch {least}; or, in forward(), nothing that treats a single sample otherwise",
         )
-    for spec, value in zip(specs, inputs) if fixed is not None else ():
-        dim = spec.batch_dim
-        if dim is not None and value.ndim > dim and value.shape[dim] != fixed:
-            raise UsageError(
-                f"the model takes batches of {fixed} only",
-                got=f"{spec.name} of shape {list(value.shape)}",
-                expected=str(spec),
-                remedy="export it again with a dynamic batch",
-            )
+    named: dict[str, int] = {}
+    for spec, value in zip(specs, inputs):
+        wanted = [
+            named.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(spec.shape, value.shape)
+        ]
+        wrong = [axis for axis, (want, size) in enumerate(zip(wanted, value.shape)) if want != size]
+        if not wrong and value.ndim == len(spec.shape):
+            continue
+        fixed = wrong == [spec.batch_dim] and isinstance(spec.shape[wrong[0]], int)
+        raise UsageError(
+            f"the model takes batches of {spec.shape[wrong[0]]} only"
+            if fixed
+            else "the model is right for the sizes that it was loaded with, and this is another one",
+            got=f"{spec.name} of shape {list(value.shape)}",
+            expected=str(spec) + "".join(f", {d} = {named[d]}" for d in named if wrong and d in spec.shape),
+            remedy="export it again with a dynamic batch"
+            if fixed
+            else "load the network with --input (input=) of this size, or export it with that dim dynamic",
+        )
 
 
 def sizes_of(specs: Sequence[InputSpec], samples: Sequence[tuple[int, ...]]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from nncompress.ir.graph.inputs import (
     BATCH,
     USUAL_SIZE,
     InputSpec,
-    check_batch,
+    check_sizes,
     input_specs,
     least_batch_of,
     name_placeholders,
@@ -182,9 +182,9 @@ class Model:
         """Run it: always the tuple of all outputs. Gradients are recorded if the caller's mode says so.
 
         Raises:
-            UsageError: the model's batch is fixed, and this is another one; or these are too few samples.
+            UsageError: a size of the inputs is fixed, and this is another one; or these are too few samples.
         """
-        check_batch(self.inputs, inputs, least=self.least_batch, fixed=self.fixed_batch)
+        check_sizes(self.inputs, inputs, least=self.least_batch)
         return self.graph_module(*inputs)
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
-from nncompress.ir.graph.inputs import InputSpec
+from nncompress.ir.graph.inputs import InputSpec, check_sizes, least_batch_of
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import as_writes
 from nncompress.ir.graph.training_flag import training_flag
@@ -61,6 +61,14 @@ class Network(nn.Module):
             parameter.requires_grad_(parameter.is_floating_point())
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run it.
+
+        Raises:
+            UsageError: of sizes that it is not right for, as `Model.outputs_of`.
+        """
+        given = dict(zip((spec.name for spec in self.inputs), inputs)) | named
+        specs = [spec for spec in self.inputs if spec.name in given]
+        check_sizes(specs, [given[spec.name] for spec in specs], least=least_batch_of(self.metadata))
         outputs = self._forward(self, *inputs, **named)
         return outputs[0] if len(outputs) == 1 else outputs
 

@@ -257,6 +257,32 @@ def test_a_fixed_batch_counts_for_one_record_and_takes_no_other():
     assert "[2, 3, 8, 8]" in caught.value.got
 
 
+class Averages(nn.Module):
+    """Its graph holds the number of positions that it was traced with."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.sum((1, 2)) / (x.shape[1] * x.shape[2]) + y.sum(1)
+
+
+def test_other_sizes_than_it_was_traced_with_are_refused_by_model_and_module():
+    model = Model.from_module(Averages(), (torch.randn(2, 8, 8), torch.randn(2, 3)))
+    x, y = torch.randn(5, 8, 8), torch.randn(5, 3)
+    for run in (model, model.to_module()):
+        torch.testing.assert_close(run(x, y), Averages()(x, y))
+        for wrong in (torch.randn(5, 16, 8), torch.randn(5, 1, 8), torch.randn(8, 8)):
+            with pytest.raises(UsageError, match="loaded with") as caught:
+                run(wrong, y)
+            assert (caught.value.got, caught.value.expected.split(": ")[1]) == (
+                f"x of shape {list(wrong.shape)}",
+                "float32[batch, 8, 8]" + ("" if wrong.ndim < 3 else ", batch = 5"),
+            )
+        with pytest.raises(UsageError, match="loaded with") as caught:
+            run(x, y[:1])  # would be computed, by broadcasting
+        assert caught.value.expected == "y: float32[batch, 3], batch = 5"
+    with pytest.raises(UsageError, match="loaded with"):
+        model.to_module()(x=x[:, :4], y=y)
+
+
 def test_it_says_what_it_is():
     _, model = make()
     model.history.append(
