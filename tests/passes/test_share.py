@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networks
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from nncompress import export, pipeline, zoo
 from nncompress.analysis.cost import cost
+from nncompress.analysis.observe.moments import RIDGES, with_ridge
 from nncompress.data import Batch
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
@@ -22,6 +25,7 @@ from nncompress.passes.share.blocks import find_blocks
 from nncompress.passes.share.candidates import find_groups
 from nncompress.passes.share.fit import Problem, fit
 from nncompress.passes.share.merge import merge_cheapest
+from nncompress.passes.share.moments import held_out_ridge
 from nncompress.zoo import architecture
 
 # Three of ShaResNet's (Boulch 2018) Table 1: parameters in M, convolutions of the paper's, then our count.
@@ -254,6 +258,32 @@ def test_data_lowers_the_error_of_the_output(wide):
     data = Records(3, 8, 8)
     blind, informed = run(wide, Share(saving=1))[1][0], run(wide, Share(), data=data)[1][0]
     assert informed.drift[0].relative < blind.drift[0].relative
+
+
+def test_the_ridge_follows_from_the_samples_that_are_held_out():
+    """Against all ridges tried on further samples of the same inputs, which lie near a subspace."""
+    torch.manual_seed(0)
+    mixing = torch.randn(4, 24, dtype=torch.float64)
+
+    def moment(count: int) -> Tensor:
+        rows = torch.randn(count, 4, dtype=torch.float64) @ mixing + 0.3 * torch.randn(count, 24).double()
+        return (rows.T @ rows / count).unsqueeze(0)
+
+    problems = [Problem(torch.randn(1, 8, 24, dtype=torch.float64), 1) for _ in range(3)]
+
+    def error(fitted: list[Tensor], true: list[Tensor], ridge: float) -> float:
+        lifted = [replace(p, moment=lambda m=m: with_ridge(m, ridge)) for p, m in zip(problems, fitted)]
+        moved = [p.weight - fit(lifted).weight for p in problems]
+        own = [float(((p.weight @ m) * p.weight).sum()) for p, m in zip(problems, true)]
+        return sum(float(((d @ m) * d).sum()) / o for d, m, o in zip(moved, true, own))
+
+    chosen = []
+    for count in (6, 2000):
+        fitted, held, true = ([moment(n) for _ in problems] for n in (count, max(4, count // 3), 20000))
+        ridge = held_out_ridge(problems, [lambda m=m: m for m in fitted], [lambda m=m: m for m in held])
+        assert error(fitted, true, ridge) <= 1.02 * min(error(fitted, true, each) for each in RIDGES)
+        chosen.append(ridge)
+    assert chosen[0] > chosen[1]
 
 
 def test_adaptive_ties_the_layers_that_are_alike(wide):

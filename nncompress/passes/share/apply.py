@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import chain
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from nncompress.analysis.compensation.batch_norms import reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
-from nncompress.analysis.observe.moments import InputMoments, with_ridge
-from nncompress.analysis.observe.shelf import Shelf
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.nodes import tie_tensors
@@ -22,6 +18,7 @@ from nncompress.passes.base import Change, Context
 from nncompress.passes.share.candidates import find_groups
 from nncompress.passes.share.fit import TURNS, Problem, fit
 from nncompress.passes.share.merge import Cluster, merge_cheapest
+from nncompress.passes.share.moments import GroupMoments
 from nncompress.passes.share.options import Share
 from nncompress.passes.share.scales import norm_after, norm_before, scale_inputs, scale_outputs
 
@@ -72,18 +69,6 @@ def _problems(
     model: Model, groups: list[list[Layer]], context: Context, *, rescale: bool
 ) -> list[list[Problem]]:
     """What the fit knows of every layer: its weight, its inputs' moments, which sides may be scaled."""
-    moments: dict[str, Callable[[], Tensor]] = {}
-    if context.data is not None:
-        seen = InputMoments(
-            model,
-            {layer.name: [layer] for group in groups for layer in group},
-            context.data.input_batches(context.batch_size, context.limit),
-            seed=context.seed,
-            progress=context.progress,
-            total=context.limit,
-        )
-        shelf = Shelf()
-        moments = {name: shelf.keep(with_ridge(seen[name].second)) for name in seen}
 
     def scaled(layer: Layer) -> Literal["outputs", "inputs", ""]:
         if not rescale or context.data is None:
@@ -97,11 +82,16 @@ def _problems(
         return Problem(
             weight=layer.matrix(weight).unflatten(0, (layer.groups, -1)),
             kernel=weight[0, 0].numel(),
-            moment=moments.get(layer.name),
             scaled=scaled(layer),
         )
 
-    return [[problem(layer) for layer in group] for group in groups]
+    problems = [[problem(layer) for layer in group] for group in groups]
+    if context.data is None:
+        return problems
+    moments = GroupMoments(model, groups, context)
+    return [
+        moments.given_to(several, [layer.name for layer in group]) for group, several in zip(groups, problems)
+    ]
 
 
 def _clusters(
