@@ -12,6 +12,8 @@ from nncompress.analysis.couplings import Couplings, ZeroedReference, find_coupl
 from nncompress.analysis.couplings.proof import distance
 from nncompress.ir import Model
 
+DRAWN = torch.full((2, 1, 2), 0.3)  # in place of what the pool would draw
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -197,3 +199,27 @@ def test_features_scattered_over_rows_share_their_columns(mask, free):
     assert sizes(couplings) == ({"a": 8} if free else {})
     if free:
         proven(model, couplings, {"a": [0, 3, 5]})
+
+
+@pytest.mark.parametrize(
+    ("between", "free"),
+    [
+        (lambda h: h * torch.trace((h.mT @ h)[0]), 0),
+        (lambda h: h + torch.trace(h[0, :, :4]), 4),
+        (lambda h: torch.segment_reduce(h, "max", lengths=torch.tensor([[1, 3]] * 2), axis=1), 0),
+        (lambda h: nn.functional.fractional_max_pool2d(h[:, None], 1, (4, 8), None, False, DRAWN)[:, 0], 0),
+    ],
+    ids=["trace", "trace-of-a-part", "segment-reduce", "fractional-pool"],
+)
+def test_an_op_without_a_rule_fixes_what_it_reads_and_nothing_behind_it(between, free):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.c(self.b(between(self.a(x))).tanh())
+
+    model, couplings = analysed(Net(), torch.randn(2, 4, 5), dynamic_batch=False)
+    assert sizes(couplings) == ({"a": free, "b": 6} if free else {"b": 6})
+    proven(model, couplings, {"b": [0, 3]})
