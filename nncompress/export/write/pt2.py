@@ -26,6 +26,7 @@ from nncompress.ir.formats.samples import to_text
 from nncompress.ir.graph.places import place
 from nncompress.loading.json_schema import Rejected
 from nncompress.loading.pt2.operators import operator_name
+from nncompress.loading.pt2.schema import is_parameter_name
 
 SCHEMA = 1
 PER_OP = {"packed": 900, "entropy": 100}  # bytes of an op in the graph's JSON, about
@@ -44,11 +45,12 @@ def write_pt2(
     and compared before it is kept.
 
     Raises:
-        UnsupportedError: the graph does not trace, or holds an op that no file may hold.
+        UnsupportedError: the graph does not trace, or holds an op or a name that no file may hold.
         VerificationError: what was written does not load as this model.
         OutputError: the file cannot be written.
     """
     start = time.perf_counter()
+    _refuse_names(model)
     packed = model if storage == "plain" else pack(model, PER_OP[storage])
     program = packed.exported_program()
     _refuse_unreadable(program.graph)
@@ -72,6 +74,23 @@ def write_pt2(
     return ExportReport(
         Path(path), Path(path).stat().st_size, time.perf_counter() - start, not_compared=unlike
     )
+
+
+def _refuse_names(model: Model) -> None:
+    """Names of tensors that the reader admits in no file, because torch would find something else there.
+
+    Raises:
+        UnsupportedError: naming one.
+    """
+    network = model.graph_module
+    for name, _ in (*network.named_parameters(), *network.named_buffers()):
+        if not is_parameter_name(name):
+            raise UnsupportedError(
+                ".pt2 files may not hold a tensor of this name",
+                got=name[:200],
+                expected="no part __so__, as Python names its own attributes, and fewer than 1000 characters",
+                remedy="call the layer otherwise, or write an .onnx",
+            )
 
 
 def _refuse_unreadable(graph: fx.Graph) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim
 
 import nncompress
-from nncompress.errors import ModelFileError
+from nncompress.errors import ModelFileError, UnsupportedError
 from nncompress.ir import Model
 from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.pt2.schema import is_parameter_name
@@ -342,3 +342,14 @@ def test_a_layer_whose_name_begins_with_two_underscores_comes_back(tmp_path):
     nncompress.save(model, tmp_path / "m.pt2")
     x = torch.randn(5, 4)
     assert torch.equal(nncompress.load(tmp_path / "m.pt2")(x), model(x))
+
+
+def test_a_layer_called_as_pythons_own_attributes_is_refused_before_a_file_is_written(tmp_path):
+    net = nn.Sequential()
+    net.add_module("__c__", nn.Linear(4, 3))
+    model = Model.from_module(net.eval(), (torch.randn(2, 4),))
+    with pytest.raises(UnsupportedError, match="of this name") as caught:
+        nncompress.save(model, tmp_path / "m.pt2")
+    assert caught.value.got == "__c__.weight"
+    assert not list(tmp_path.iterdir())
+    nncompress.save(model, tmp_path / "m.onnx")  # as the remedy says
