@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
@@ -64,14 +65,8 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
                 expected=", ".join(layer.name for layer in found[:5]) + (", …" if found[5:] else ""),
             )
     chosen, _ = choose(model, options.keep)
+    _refuse_other_dtypes(chosen, "float16" if options.mode == "float16" else "float32")
     for layer in chosen:
-        weight = layer.weight.value()
-        dtype = dtype_name(weight.dtype)
-        if dtype != "float32" and not (options.mode == "float16" and dtype == "float16"):
-            raise UnsupportedError(
-                f"quantize works on float32, and {layer.name} is {dtype}",
-                remedy=f"quantize the float32 model, or leave that layer as it is: --keep {layer.name}",
-            )
         if not layer.weight.finite:
             raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
     if options.mode == "float16":
@@ -92,6 +87,19 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
         need_data(context, "quantize --rounding adaptive", "it is measured")
     if options.group_size is not None:
         check_groups(model, options.keep, options.group_size)
+
+
+def _refuse_other_dtypes(chosen: Sequence[Layer], taken: str) -> None:
+    dtypes = {layer.name: dtype_name(layer.weight.value().dtype) for layer in chosen}
+    others = [name for name, dtype in dtypes.items() if dtype not in ("float32", taken)]
+    if others:
+        keep = " ".join(f"--keep {shlex.quote(name)}" for name in others)
+        raise UnsupportedError(
+            f"quantize works on float32, and {others[0]} is {dtypes[others[0]]}",
+            got=f"{len(others)} of {len(chosen)} layers of other dtypes",
+            remedy="quantize the float32 model (module.float() before it is saved)"
+            + (f", or leave them as they are: {keep}" if len(others) < len(chosen) else ""),
+        )
 
 
 def apply(options: Quantize, model: Model, context: Context) -> list[Change]:

@@ -258,8 +258,9 @@ def test_refusals():
     ):
         with pytest.raises(UsageError, match="quantize: --"):
             Quantize(**contradiction)
-    with pytest.raises(UnsupportedError, match="works on float32"):
+    with pytest.raises(UnsupportedError, match="works on float32") as caught:
         run(convolutional(torch.float16), Quantize())
+    assert "--keep" not in caught.value.remedy  # nothing would be left
     with pytest.raises(DataError, match="empty"):
         Quantize().apply(model.copy(), Context(data=Records(model, 0)))
     bad = model.copy()
