@@ -14,7 +14,8 @@ else is rounded:
 Other runtimes' int8 convolutions give floats as well, and compute what follows before they round
 (`float_results`). For them no value is rounded that only float ops read, nor one between a convolution and
 its activation (SiLU, Hardswish, GELU, …), nor the gate of a squeeze-and-excitation. Others add a residual
-branch within the convolution (`fused_sums`), whose own result is then not rounded.
+branch within the convolution (`fused_sums`), whose own result is then not rounded, or write the branches of a
+concatenation into one tensor (`joined_concats`), which takes one grid for all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ SAME_VALUES = MOVES | {
     "channel_shuffle",
 }  # fmt: skip
 PADDING_VALUE = {"pad": 3, "constant_pad_nd": 2}  # position of the argument
-COMPUTES = {"add", "mul", "cat", "concat", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
+CONCATS = {"cat", "concat"}
+COMPUTES = CONCATS | {"add", "mul", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 ACTIVATIONS = {"silu", "hardswish", "gelu", "sigmoid", "hardsigmoid", "tanh", "leaky_relu", "elu", "mish"}
 
 
@@ -49,24 +51,32 @@ class Plan:
     Attributes:
         points: nodes whose value is to be rounded.
         same_qparams: for those that only move values, the node whose qparams they keep.
+        one_grid: for those that have one grid together, the first of them.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
         computed: those that an op computes from 8-bit values, other than a layer.
     """
 
     points: list[fx.Node] = field(default_factory=list)
     same_qparams: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    one_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     computed: set[fx.Node] = field(default_factory=set)
 
 
 def plan_activations(
-    model: Model, layers: Collection[Layer], *, float_results: bool = False, fused_sums: bool = False
+    model: Model,
+    layers: Collection[Layer],
+    *,
+    float_results: bool = False,
+    fused_sums: bool = False,
+    joined_concats: bool = False,
 ) -> Plan:
     """The activations to round so that `layers` run in int8.
 
     Args:
         float_results: of convolutions are no loss of time (`nncompress.targets.Target.float_results`).
         fused_sums: convolutions add what else a sum reads, before they round (`Target.fused_sums`).
+        joined_concats: what a concatenation reads and gives has one grid (`Target.joined_concats`).
     """
     nodes = list(model.graph.nodes)
     last = results(float_results=float_results)
@@ -95,7 +105,29 @@ def plan_activations(
         for node in _summands(nodes, plan.points, convolutions):
             plan.points.remove(node)
             del plan.readers[node]
+    if joined_concats:
+        plan.one_grid = _one_grid(plan)
+        plan.same_qparams = {n: s for n, s in plan.same_qparams.items() if n not in plan.one_grid}
     return plan
+
+
+def _one_grid(plan: Plan) -> dict[fx.Node, fx.Node]:
+    """What concatenations of rounded values read and give, and what only moves these, each with the first."""
+    first = {node: node for node in plan.points}
+
+    def find(node: fx.Node) -> fx.Node:
+        while first[node] is not node:
+            node = first[node]
+        return node
+
+    joined = {n: n.all_input_nodes for n in plan.computed if op_name(n) in CONCATS}
+    moved = {node: [source] for node, source in plan.same_qparams.items() if source in first}
+    place = {node: position for position, node in enumerate(plan.points)}
+    for node, sources in (joined | moved).items():
+        both = sorted({find(n) for n in (node, *sources) if n in first}, key=place.__getitem__)
+        first.update(dict.fromkeys(both, both[0]))
+    grids = {find(node) for node in joined}
+    return {node: find(node) for node in plan.points if find(node) in grids}
 
 
 def _summands(

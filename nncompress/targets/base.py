@@ -49,6 +49,7 @@ class Target:
             before they round: what float ops read, and what lies between the two, stays float.
         symmetric: it refuses activations with a zero point other than 0.
         fused_sums: its convolutions add a residual branch before they round.
+        joined_concats: the branches of a concatenation are written into one tensor, if they have one grid.
         rewrites: what its files may have that those of no other target have.
         notes: what its users must know.
     """
@@ -67,6 +68,7 @@ class Target:
     float_results: bool = False
     symmetric: bool = False
     fused_sums: bool = False
+    joined_concats: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -2,6 +2,8 @@
 
 Source: NVIDIA's TensorRT developer guide, "Working with quantized types": symmetric, signed, zero point 0;
 strong typing; by default outputs of weighted operations are not quantized, the residual input of a sum is.
+NVIDIA's guide to a fast YOLOv7 after training with quantization (yolo_deepstream): what a concatenation reads
+and gives has one scale, also behind max pools; otherwise values are converted around it.
 """
 
 from nncompress.targets.base import Target
@@ -21,6 +23,7 @@ TARGET = Target(
     float_results=True,
     symmetric=True,
     fused_sums=True,
+    joined_concats=True,
     rewrites=("float16",),
     notes=("its files are checked for their form, and for their values in ONNX Runtime on the CPU",),
 )

@@ -51,6 +51,33 @@ def test_a_convolution_that_is_read_elsewhere_does_not_add():
     assert points == ["placeholder", "conv2d", "add", "conv2d", "conv2d"]  # `b`, in its first call, adds `a`
 
 
+class Branches(nn.Module):
+    """Two concatenations that share a branch, one of them behind a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.d, self.e = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        a, b, c = self.a(x), self.b(x), F.max_pool2d(self.c(x), 3, 1, 1)
+        return self.d(torch.cat([a, b], 1)) + self.e(torch.cat([b, c], 1))
+
+
+def test_what_concatenations_join_has_one_grid_where_they_are_joined():
+    _, plan = planned(Branches(), 4, 8, 8)
+    assert not plan.one_grid
+    _, plan = planned(Branches(), 4, 8, 8, joined_concats=True)
+    (grid,) = set(plan.one_grid.values())
+    assert grid is plan.points[1]  # of the first convolution
+    joined = [op_name(node) for node in plan.one_grid]
+    assert sorted(joined) == ["cat", "cat", "conv2d", "conv2d", "conv2d", "max_pool2d"]
+    assert not plan.same_qparams
+    _, plan = planned(Residual(), 4, 8, 8, joined_concats=True)
+    assert not plan.one_grid
+    assert len(plan.same_qparams) == 1  # a pool by itself keeps what it moves
+
+
 def test_an_addition_of_something_float_stays_float():
     """`a` is float here; its result is rounded for `b`, and only for the readers that are int8."""
     points, plan = planned(Sum(), 4, 8, 8)

@@ -106,6 +106,7 @@ def histograms(
     batch_size: int,
     progress: Progress,
     notes: list[str] | None = None,
+    together: Mapping[fx.Node, fx.Node] | None = None,
     hooks: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]] | None = None,
 ) -> dict[fx.Node, Histogram]:
     """Run `data` through the model and count the values of `nodes`.
@@ -114,13 +115,16 @@ def histograms(
         limit: at most this many samples.
         batch_size: at most so many at a time, and no more than `quick_batch`.
         notes: told where there is so little data that the ranges are a guess.
+        together: for nodes with one histogram, one of them.
         hooks: are shown values in the same run.
 
     Raises:
         DataError: there are no samples, all are the same, or one holds NaN or infinity.
         UnsupportedError: an activation is not finite although the inputs are; the message names it.
     """
-    watched = {node: Histogram() for node in nodes}
+    grids = together or {}
+    shared = {node: Histogram() for node in dict.fromkeys(grids.get(node, node) for node in nodes)}
+    watched = {node: shared[grids.get(node, node)] for node in nodes}
     inputs = {node: Histogram() for node in model.graph.nodes if node.op == "placeholder" and _is_float(node)}
     watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {
         node: [partial(_count, node, inputs[node], node not in watched)] for node in inputs

@@ -32,11 +32,11 @@ def with_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> tuple[
     """The specs with some of the samples in `inputs`, from end to end, as many as there is room for; without
     any where one is too large, or where values are not finite."""
     count = count_samples(specs, inputs)
-    kept = [_narrowed(x) for x in inputs]
     if any(x.is_floating_point() and not x.isfinite().all() for x in inputs):
         return without_samples(specs)
     for most in range(min(count, MOST_SAMPLES), 0, -1):
-        taken = take_samples(specs, kept, torch.arange(most) * count // most)
+        drawn = take_samples(specs, inputs, torch.arange(most) * count // most)
+        taken = [_narrowed(x) for x in drawn]
         if sum(x.nbytes for x in taken) <= MOST_BYTES:
             return tuple(replace(spec, samples=x.clone()) for spec, x in zip(specs, taken, strict=True))
     return without_samples(specs)

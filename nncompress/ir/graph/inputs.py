@@ -86,11 +86,10 @@ class InputSpec:
         """The spec whose example values have the moments of this data [N, ...]; itself for integers."""
         if not (sample.dtype.is_floating_point and sample.numel() and sample.isfinite().all()):
             return self
-        values = sample.detach().double()
-        each = values.dim() > 1 and isinstance(self.shape[1], int) and self.shape[1] <= MOST_MOMENTS
-        rows = values.transpose(0, 1).flatten(1) if each else values.reshape(1, -1)
-        std, mean = torch.std_mean(rows, 1, correction=0)
-        return replace(self, like=tuple(zip(mean.tolist(), std.tolist())))
+        each = sample.dim() > 1 and isinstance(self.shape[1], int) and self.shape[1] <= MOST_MOMENTS
+        rows = sample.detach().unbind(1) if each else (sample.detach(),)
+        found = (torch.std_mean(row.double(), correction=0) for row in rows)  # not all in float64 at a time
+        return replace(self, like=tuple((float(mean), float(std)) for std, mean in found))
 
 
 def input_specs(

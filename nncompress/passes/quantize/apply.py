@@ -30,9 +30,8 @@ from nncompress.passes.quantize.calibrate import (
     activation_histograms,
     activation_qparams,
     bits_by_fisher,
-    fuses_sums,
-    gives_floats,
     input_moments,
+    placement,
     rounded_for_one,
     target_is_symmetric,
 )
@@ -251,7 +250,7 @@ def calibrate(
     found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
     if options.mode == "static":
         integer = integer_layers(chosen, "static")
-        found.float_results, found.fused_sums = gives_floats(context), fuses_sums(context)
+        found.placement = placement(context)
         ranges = options.calibration, options.percentile, options.symmetric_activations
         seen = activation_histograms(model, integer, context) if seen is None else seen
         found.qparams = activation_qparams(found.plan(model, integer), seen, *ranges, context)

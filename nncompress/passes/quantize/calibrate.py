@@ -35,21 +35,20 @@ class CalibrationStatistics:
     Attributes:
         bits: of each weight.
         qparams: of each activation that may be rounded.
-        float_results, fused_sums: as in `nncompress.analysis.int8_plan.plan_activations`.
+        placement: how the target wants activations rounded, see `placement`.
         moments: of what each layer multiplies, where rounding looks at it.
         adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
     """
 
     bits: dict[str, int]
     qparams: dict[str, QParams] = field(default_factory=dict)
-    float_results: bool = False
-    fused_sums: bool = False
+    placement: Mapping[str, bool] = field(default_factory=dict)
     moments: InputMoments | None = None
     adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def plan(self, model: Model, integer: list[Layer]) -> Plan:
         """The activations to round so that `integer` run in int8."""
-        return plan_activations(model, integer, float_results=self.float_results, fused_sums=self.fused_sums)
+        return plan_activations(model, integer, **self.placement)
 
     def rows(self) -> list[Rows]:
         """What was seen of the layers that were rounded so."""
@@ -100,7 +99,7 @@ def can_round_adaptively(layer: Layer) -> bool:
 
 def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str | None:
     """What is said where the target needs fewer activations rounded than all runtimes do; else None."""
-    here = activation_plan(model, integer, context).points
+    here = plan_activations(model, integer, **placement(context)).points
     if len(here) == len(plan_activations(model, integer).points):
         return None
     runtime = TARGETS[context.target or ""].runtime_name
@@ -114,25 +113,20 @@ def activation_histograms(
     model: Model, integer: list[Layer], context: Context, hooks: Hooks | None = None
 ) -> dict[fx.Node, Histogram]:
     """Of every activation that is rounded for the layers `integer`; `hooks` see values in the same run."""
-    points = activation_plan(model, integer, context)
-    if not points.points:
+    plan = plan_activations(model, integer, **placement(context))
+    if not plan.points:
         return {}
     return histograms(
         model,
-        [node for node in points.points if node not in points.same_qparams],
+        [node for node in plan.points if node not in plan.same_qparams],
         need_data(context, "quantize", "it sets the range of every activation"),
         limit=context.limit,
         batch_size=context.batch_size,
         progress=context.progress,
         notes=context.notes,
+        together=plan.one_grid,
         hooks=hooks,
     )
-
-
-def activation_plan(model: Model, integer: list[Layer], context: Context) -> Plan:
-    """As the target needs it."""
-    floats, sums = gives_floats(context), fuses_sums(context)
-    return plan_activations(model, integer, float_results=floats, fused_sums=sums)
 
 
 def activation_qparams(
@@ -164,13 +158,13 @@ def target_is_symmetric(context: Context) -> bool:
     return where is not None and where.symmetric
 
 
-def gives_floats(context: Context) -> bool:
-    """Convolutions of the target give floats as fast as bytes."""
+def placement(context: Context) -> dict[str, bool]:
+    """What `plan_activations` has to know of the target."""
     where = TARGETS.get(context.target or "")
-    return where is not None and where.float_results
-
-
-def fuses_sums(context: Context) -> bool:
-    """Convolutions of the target add a residual branch before they round."""
-    where = TARGETS.get(context.target or "")
-    return where is not None and where.fused_sums
+    if where is None:
+        return {}
+    return {
+        "float_results": where.float_results,
+        "fused_sums": where.fused_sums,
+        "joined_concats": where.joined_concats,
+    }

@@ -7,6 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.nn import functional as F
 
 from nncompress import pipeline
 from nncompress.errors import UnsupportedError
@@ -84,6 +85,43 @@ def test_a_file_for_tensorrt_has_the_form_that_it_fuses(tmp_path):
     (got,) = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x.numpy()})
     expected = small(x).detach().numpy()
     assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
+
+
+class Joined(nn.Module):
+    """Branches of very different range, one of them read by a layer of its own, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.d = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.b.weight.mul_(8)
+
+    def forward(self, x):
+        a, b = torch.relu(self.a(x)), self.b(x)
+        return self.d(torch.cat([a, F.max_pool2d(b, 3, 1, 1)], 1)) + self.c(a)
+
+
+def test_branches_of_a_concatenation_have_one_scale_in_a_file_for_tensorrt(tmp_path):
+    torch.manual_seed(0)
+    model = Model.from_module(Joined().eval(), (torch.randn(2, 3, 6, 6),))
+    scales = {}
+    for target in (None, "tensorrt"):
+        options = Quantize(symmetric_activations=True)
+        small, _ = pipeline.run(model, [options], Context(data=Records(model, 32), target=target))
+        write_onnx(small, tmp_path / "m.onnx", target=TARGETS["tensorrt"])
+        graph = onnx.load(tmp_path / "m.onnx").graph
+        stored = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+        maker = {result: node for node in graph.node for result in node.output}
+        (cat,) = (node for node in graph.node if node.op_type == "Concat")
+        around = [maker[name] for name in cat.input]
+        around += [node for node in graph.node if cat.output[0] in node.input]
+        assert {node.op_type for node in around} == {"DequantizeLinear", "QuantizeLinear"}
+        scales[target] = {float(stored[node.input[1]]) for node in around}
+    assert len(scales[None]) > 1
+    assert len(scales["tensorrt"]) == 1
+    (scale,) = scales["tensorrt"]
+    assert 0.5 * max(scales[None]) <= scale <= 2 * max(scales[None])
 
 
 def test_where_float16_overflows_floats_stay_float32_and_the_report_says_so(tmp_path):
