@@ -29,7 +29,7 @@ from nncompress.analysis.compensation.affine import Affine
 from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.couplings import Couplings, ZeroedReference
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.importance.input_moments import LARGEST
+from nncompress.analysis.importance.consumer_moments import LARGEST
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner

@@ -22,8 +22,13 @@ from nncompress.analysis.curvature.autograd import gradient_batch_size
 from nncompress.analysis.curvature.stream import curvature_gradients
 from nncompress.analysis.importance.activations import read_sites, sum_by_unit
 from nncompress.analysis.importance.choices import Choice, Indices
+from nncompress.analysis.importance.consumer_moments import (
+    ConsumerMoments,
+    in_passes,
+    key,
+    moments_of_consumers,
+)
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
-from nncompress.analysis.importance.input_moments import InputMoments, in_passes, input_moments_of, key
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.sample_dims import SampleDims
 from nncompress.analysis.observe.gradient_hooks import GradientHooks
@@ -111,7 +116,7 @@ class Reconstruction:
         """
         changes = {}
         passes = in_passes(self._choices)
-        moments = input_moments_of(passes[0], self._seed)
+        moments = moments_of_consumers(passes[0], self._seed)
         responses = self._measure(moments)
         done = 0
         for number, choices in enumerate(passes):
@@ -125,7 +130,7 @@ class Reconstruction:
                 done += 1
         return changes
 
-    def _measure(self, moments: dict[str, InputMoments]) -> dict[str, Response]:
+    def _measure(self, moments: dict[str, ConsumerMoments]) -> dict[str, Response]:
         """One pass with gradients: the responses of all layers, and the moments given."""
         writers = {c.layer.name for c in self._choices if c.kind == "writes" and c.layer is not None}
         responses = {
@@ -156,9 +161,9 @@ class Reconstruction:
                 self._branch_means[number] = found / counts[number]
         return responses
 
-    def _read(self, choices: Sequence[Choice]) -> dict[str, InputMoments]:
+    def _read(self, choices: Sequence[Choice]) -> dict[str, ConsumerMoments]:
         """One pass without gradients: the moments of some choices."""
-        moments = input_moments_of(choices, self._seed)
+        moments = moments_of_consumers(choices, self._seed)
         watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for inputs in moments.values():
             watches.setdefault(inputs.layer.data, []).append(inputs.add)
@@ -194,7 +199,7 @@ class Reconstruction:
         return seen
 
     def _rank(
-        self, choice: Choice, moments: dict[str, InputMoments], responses: dict[str, Response]
+        self, choice: Choice, moments: dict[str, ConsumerMoments], responses: dict[str, Response]
     ) -> Ranking:
         if choice.kind == "writes":
             assert choice.layer is not None
@@ -217,7 +222,7 @@ class Reconstruction:
         return Ranking.from_elimination(*eliminate(problems, choice.size), choice.size)
 
     def _half(
-        self, choice: Choice, moments: dict[str, InputMoments], responses: dict[str, Response]
+        self, choice: Choice, moments: dict[str, ConsumerMoments], responses: dict[str, Response]
     ) -> list[tuple[fx.Node, Change]]:
         """How the outputs of the layers at hand change once the first half of the choice's units is gone."""
         gone = self.rankings[choice.name].removed(half(choice))
@@ -291,7 +296,7 @@ class Reconstruction:
         return total
 
 
-def _without(inputs: InputMoments, gone: Indices) -> Change:
+def _without(inputs: ConsumerMoments, gone: Indices) -> Change:
     """How the output changes without the columns `gone`, the others and the bias at their best."""
     layer, second = inputs.layer, inputs.covariance
     weight = layer.matrix().double()

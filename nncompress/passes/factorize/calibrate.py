@@ -11,12 +11,13 @@ from torch import Tensor, fx
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
+from nncompress.analysis.observe.moments import Moments, with_ridge
 from nncompress.analysis.weight_targets import Target
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import argument
 from nncompress.passes.base import Context
+from nncompress.passes.moments import input_moments
 
 RANDOM = 64  # samples
 NEGLIGIBLE = 1e-30  # sensitivity where there is none
@@ -53,15 +54,7 @@ class CalibrationStatistics:
         self, model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
     ) -> None:
         usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
-        batches = data.input_batches(context.batch_size, context.limit)
-        self._moments = InputMoments(
-            model,
-            {target.name: target.layers for target in usable},
-            batches,
-            seed=context.seed,
-            progress=context.progress,
-            total=context.limit,
-        )
+        self._moments = input_moments(model, {target.name: target.layers for target in usable}, data, context)
         self._last: tuple[str, TargetStatistics] | None = None
         self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
@@ -73,7 +66,7 @@ class CalibrationStatistics:
             self._gradients = output_gradients(
                 model,
                 nodes,
-                batches,
+                data.input_batches(context.batch_size, context.limit),
                 seed=context.seed,
                 progress=context.progress,
                 total=context.limit,

@@ -30,7 +30,7 @@ from nncompress.passes.quantize.calibrate import (
     activation_histograms,
     activation_qparams,
     bits_by_fisher,
-    input_moments,
+    moments_to_round_by,
     placement,
     rounded_for_one,
     target_is_symmetric,
@@ -257,10 +257,10 @@ def calibrate(
     if options.size is not None:
         found.bits = bits_by_fisher(model, chosen, options.size, original, context)
     if options.rounding == "adaptive":
-        found.moments = input_moments(model, chosen, context)
+        found.moments = moments_to_round_by(model, chosen, context)
     elif options.rounding == "auto":  # nearest is as good at 8 bits
         few = [layer for layer in chosen if found.bits[layer.weight.name] < 8]
-        found.moments = input_moments(model, few, context)
+        found.moments = moments_to_round_by(model, few, context)
     return found
 
 

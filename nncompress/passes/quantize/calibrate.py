@@ -17,6 +17,7 @@ from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data
+from nncompress.passes.moments import input_moments
 from nncompress.passes.quantize.bits import bits_within
 from nncompress.passes.quantize.choose import by_weight
 from nncompress.passes.quantize.equalization.smoothing import Hooks
@@ -76,18 +77,12 @@ def bits_by_fisher(
     return bits_within(model, sharing, information, share, original)
 
 
-def input_moments(model: Model, chosen: list[Layer], context: Context) -> InputMoments | None:
+def moments_to_round_by(model: Model, chosen: list[Layer], context: Context) -> InputMoments | None:
     """Second moments of what those of `chosen` multiply that can be rounded by them; None without data."""
     if not chosen or context.data is None:
         return None
-    return InputMoments(
-        model,
-        {layer.name: [layer] for layer in chosen if can_round_adaptively(layer)},
-        context.data.input_batches(context.batch_size, context.limit),
-        seed=context.seed,
-        progress=context.progress,
-        total=context.limit,
-    )
+    readers = {layer.name: [layer] for layer in chosen if can_round_adaptively(layer)}
+    return input_moments(model, readers, context.data, context)
 
 
 def can_round_adaptively(layer: Layer) -> bool:

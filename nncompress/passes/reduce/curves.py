@@ -25,7 +25,7 @@ from nncompress.analysis.importance.reconstruction import apply_layer
 from nncompress.analysis.importance.sample_dims import SampleDims
 from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.gradient_hooks import GradientHooks
-from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
+from nncompress.analysis.observe.moments import Moments, with_ridge
 from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.data import Dataset
 from nncompress.ir import Model
@@ -33,6 +33,7 @@ from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.base import Context
 from nncompress.passes.factors.forms.base import Form
 from nncompress.passes.factors.forms.choice import forms_of
+from nncompress.passes.moments import input_moments
 
 TRIED = 0.45  # share of the layer's cost at which a form is tried on the data
 DRAWS = 2  # random scalars per batch there
@@ -104,19 +105,11 @@ def curves(
     """
     if not targets:
         return []
-    batches = data.input_batches(context.batch_size, context.limit)
-    inputs = InputMoments(
-        model,
-        {target.name: target.layers for target in targets},
-        batches,
-        seed=context.seed,
-        progress=context.progress,
-        total=context.limit,
-    )
+    inputs = input_moments(model, {target.name: target.layers for target in targets}, data, context)
     gradients = output_gradients(
         model,
         [(target.layers[0].node, target.layers[0].channel_dim) for target in targets],
-        batches,
+        data.input_batches(context.batch_size, context.limit),
         seed=context.seed,
         progress=context.progress,
         total=context.limit,

@@ -20,7 +20,7 @@ LARGEST = 6144  # columns of a layer; beyond that, columns of different units ar
 
 
 @dataclass
-class InputMoments:
+class ConsumerMoments:
     """Moments at one layer.
 
     Attributes:
@@ -57,14 +57,14 @@ def key(choice: Choice, consumer: Consumer) -> str:
     return layer.name if _inputs(layer) <= LARGEST else f"{layer.name} of {choice.name}"
 
 
-def input_moments_of(choices: Sequence[Choice], seed: int) -> dict[str, InputMoments]:
+def moments_of_consumers(choices: Sequence[Choice], seed: int) -> dict[str, ConsumerMoments]:
     """No moments yet, of all that the consumers of these choices read."""
-    found: dict[str, InputMoments] = {}
+    found: dict[str, ConsumerMoments] = {}
     for choice in choices:
         for consumer in choice.consumers:
             whole = _inputs(consumer.layer) <= LARGEST
             generator = torch.Generator().manual_seed(seed + crc32(consumer.layer.name.encode()))
-            moments = InputMoments(consumer.layer, None if whole else consumer.columns, generator)
+            moments = ConsumerMoments(consumer.layer, None if whole else consumer.columns, generator)
             found.setdefault(key(choice, consumer), moments)
     return found
 
