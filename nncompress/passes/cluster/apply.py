@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatch
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from nncompress.analysis.curvature.diagonal import fisher_diagonal
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.observe.seen_inputs import UNSEEN, SeenInputs
-from nncompress.analysis.rounding.gptq import round_compensated
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
@@ -25,8 +22,7 @@ from nncompress.passes.cluster.codebooks import Codebooks
 from nncompress.passes.cluster.entropy import counts_of, entropy_bytes, times
 from nncompress.passes.cluster.options import SIZES, Cluster
 from nncompress.passes.cluster.positions import Positions
-
-_PART = 2**20  # weights that are rounded together
+from nncompress.passes.cluster.round import importance_of, round_weight, smallest_books
 
 
 def requires(options: Cluster, model: Model, context: Context) -> None:
@@ -155,66 +151,26 @@ def _cluster(options: Cluster, layer: Layer, seen: SeenInputs | None, curvature:
 def _rounded(
     options: Cluster, layer: Layer, weight: Tensor, seen: SeenInputs | None, curvature: Tensor | None
 ) -> Tensor | str:
-    """The weight with allowed values only, in its own dtype; or why it is left as it is.
-
-    Pruned connections (zeros) stay zero.
-    """
+    """The weight with allowed values only; or why it is left as it is."""
     channels = _channels(options.per, layer, weight)
+    owners = channels.flatten()
     positions = Positions.of(layer) if seen is not None else None
     moments = None if seen is None or positions is None else seen.second_moments(layer)
+    known = None if positions is None or moments is None else (positions, moments)
+    made_up = known if known and known[1].dim() == 3 and options.compensate else None
+    if options.decimals is not None:
+        decimals = options.decimals
+        return round_weight(weight, lambda values, at: values.double().round(decimals=decimals), made_up)
     importance = curvature
-    if moments is not None and positions is not None and options.weighting in (None, "inputs"):
-        diagonal = moments if moments.dim() == 2 else moments.diagonal(dim1=1, dim2=2)
-        importance = torch.empty(weight.numel(), dtype=torch.float64)
-        importance[positions.index] = diagonal[:, None, :].expand(positions.index.shape)
-        importance = importance.reshape(weight.shape)
-    books: Codebooks | str | None = None
+    if known is not None and options.weighting in (None, "inputs"):
+        importance = importance_of(weight, known[1], known[0])
     if options.codebook is not None:
-        books = Codebooks.fit(weight, channels, options.codebook, importance)
-    elif options.decimals is None:
-        books = _smallest_books(options.share_lost or 0.0, weight, channels, importance)
+        books: Codebooks | str = Codebooks.fit(weight, channels, options.codebook, importance)
+    else:
+        books = smallest_books(options.share_lost or 0.0, weight, channels, importance)
     if isinstance(books, str):
         return books
-
-    before, owners = weight.flatten(), channels.flatten()
-
-    def allowed(values: Tensor, at: Tensor) -> Tensor:
-        """The nearest allowed values for the weights at these flat positions."""
-        if books is None:
-            found = torch.round(values.double(), decimals=options.decimals or 0)
-        else:
-            found = books.nearest(values, owners[at])
-        return torch.where(before[at] == 0, 0.0, found)
-
-    if moments is None or positions is None or moments.dim() == 2 or not options.compensate:
-        rounded = torch.empty_like(weight).flatten()
-        for start in range(0, weight.numel(), _PART):
-            at = torch.arange(start, min(start + _PART, weight.numel()))
-            rounded[at] = allowed(before[at], at).to(weight.dtype)
-        return rounded.reshape(weight.shape)
-    flat = weight.flatten().to(torch.float64)
-    for index, moment in zip(positions.index, moments):
-        columns = partial(_at_columns, allowed, index)
-        flat[index] = round_compensated(weight.flatten()[index], moment, columns)
-    return flat.reshape(weight.shape).to(weight.dtype)
-
-
-def _smallest_books(
-    share_lost: float, weight: Tensor, channels: Tensor, importance: Tensor | None
-) -> Codebooks | str:
-    """The smallest codebooks that lose no more of the weight's squares; or why there are none."""
-    present = distinct_values(weight)
-    most = SIZES[-1] if present is None else len(present) - 1
-    energy, lost = float(weight.double().square().sum()), float("inf")
-    for size in (size for size in SIZES if size <= most):
-        books = Codebooks.fit(weight, channels, size, importance)
-        error = (books.nearest(weight, channels) - weight.double()).masked_fill(weight == 0, 0)
-        lost = float(error.square().sum()) / (energy or 1.0)
-        if lost <= share_lost:
-            return books
-    if present is not None:
-        return f"it has only {len(present)} values"
-    return f"{SIZES[-1]} values would lose {lost:.2%} of its squares"
+    return round_weight(weight, lambda values, at: books.nearest(values, owners[at]), made_up)
 
 
 def _channels(per: str, layer: Layer, weight: Tensor) -> Tensor:
@@ -248,10 +204,3 @@ def ensures(options: Cluster, model: Model, changes: list[Change]) -> None:
         most = int(counts_of(weight, _channels(options.per, layer, weight))[0].bincount().max())
         if most > allowed:
             raise VerificationError(f"{change.where} has {most} values", expected=f"{allowed}")
-
-
-def _at_columns(
-    allowed: Callable[[Tensor, Tensor], Tensor], index: Tensor, values: Tensor, j: Tensor
-) -> Tensor:
-    """What is allowed for values of one column of a matrix whose numbers stand at `index` [out, in]."""
-    return allowed(values, index[:, j])

@@ -112,23 +112,23 @@ def _prune(options: Prune, layer: Layer, keep: Tensor | None) -> Change:
     elif options.sparsity is not None:
         keep = _all_but_smallest(weight.abs().flatten(), options.sparsity).reshape(weight.shape)
     else:
-        bound = _threshold(options, weight)
+        bound = _threshold(weight, options.threshold, options.std, options.share_lost or 0.0)
         numbers["threshold"] = bound
         keep = weight.abs() >= bound
     return _assigned(layer, weight.masked_fill(~keep, 0), numbers)
 
 
-def _threshold(options: Prune, weight: Tensor) -> float:
+def _threshold(weight: Tensor, threshold: float | None, std: float | None, share_lost: float) -> float:
     """Below which a weight of this matrix is zeroed."""
-    if options.threshold is not None:
-        return options.threshold
-    if options.std is not None:
-        return options.std * math.sqrt(_squares(weight) / weight.numel())
+    if threshold is not None:
+        return threshold
+    if std is not None:
+        return std * math.sqrt(_squares(weight) / weight.numel())
     wide = weight.dtype if weight.dtype == torch.float64 else torch.float32
     magnitudes = weight.abs().flatten().to(wide).numpy()
     magnitudes.sort()  # in place: torch would give the order, too, of eight bytes a weight
     ordered = torch.from_numpy(magnitudes)
-    room = (options.share_lost or 0.0) * _squares(ordered)
+    room = share_lost * _squares(ordered)
     for part in ordered.split(_PART):  # in float64 all of a large matrix would take much memory
         lost = part.double().square().cumsum(0)
         going = int((lost <= room).sum())

@@ -15,6 +15,7 @@ from nncompress.analysis.distance.precision import precision_of
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.calibration import Histogram
 from nncompress.analysis.observe.enough import too_few
+from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
@@ -138,7 +139,7 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
             context=context,
         )
     chosen, left = choose(model, options.keep)
-    statistics = calibrate(options, model, chosen, original, seen, context)
+    statistics = _calibrate(options, model, chosen, original, seen, context)
     integer = integer_layers(chosen, options.mode)
     timed = context.target is not None and not options.every_layer
     note = None if timed else too_small(model, integer)
@@ -146,7 +147,9 @@ def _quantized(options: Quantize, model: Model, context: Context) -> list[Change
         context.notes.append(note)
     bound = options.drift_bound
     compared = options.correct_bias or options.max_drop is not None or bound is not None
-    rounding = _Rounding(options, statistics, model.copy() if compared else model, context)
+    unbiased = context.data if options.correct_bias else None
+    reference = model.copy() if compared else model
+    rounding = _Rounding(options.mode, options.keep, statistics, reference, unbiased, context.limit)
     for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
     slow = slow_in_int8(model, integer, options.mode, rounding.copy, context) if timed else {}
     keep = (*options.keep, *slow)
@@ -182,23 +185,27 @@ class _Rounding:
     """Rounds a model and copies of it by the same statistics.
 
     Attributes:
+        keep: patterns of layers that stay in float.
         reference: in floats.
+        unbiased: on these samples, `limit` of them, biases make up for the mean error; None leaves them.
     """
 
-    options: Quantize
+    mode: str
+    keep: tuple[str, ...]
     statistics: CalibrationStatistics
     reference: Model
-    context: Context
+    unbiased: Dataset | None
+    limit: int | None
 
     def round(self, model: Model, left: Left) -> list[Change]:
         """In place, without the layers that are `left`."""
-        chosen, changes = choose(model, self.options.keep)
+        chosen, changes = choose(model, self.keep)
         wanted = [layer for layer in chosen if layer.name not in left]
         kept = [Change(layer.name, left[layer.name], applied=False) for layer in chosen if layer.name in left]
-        rounded = round_layers(model, wanted, self.options.mode, self.statistics) if wanted else []
+        rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
         model.refresh()
-        if self.options.correct_bias and self.context.data is not None:
-            correct_biases(model, self.reference, self.context.data, self.context.limit)
+        if self.unbiased is not None:
+            correct_biases(model, self.reference, self.unbiased, self.limit)
         round_biases(model)
         return rounded + changes + kept
 
@@ -233,7 +240,7 @@ def _condition(options: Quantize, model: Model, context: Context) -> dict[fx.Nod
     return seen if seen and smoothed is None else None
 
 
-def calibrate(
+def _calibrate(
     options: Quantize,
     model: Model,
     chosen: list[Layer],

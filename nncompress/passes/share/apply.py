@@ -40,7 +40,7 @@ def apply(options: Share, model: Model, context: Context) -> list[Change]:
         return changes
     original = model.copy() if context.data is not None else None
     problems = _problems(model, groups, context, rescale=options.rescale)
-    for group, problem in _clusters(options, model, groups, problems, context):
+    for group, problem in _clusters(model, groups, problems, context, options.saving, options.share_lost):
         if _tied(model, group):
             why = "it would cost more than others"
             if options.saving is None:
@@ -95,28 +95,35 @@ def _problems(
 
 
 def _clusters(
-    options: Share, model: Model, groups: list[list[Layer]], problems: list[list[Problem]], context: Context
+    model: Model,
+    groups: list[list[Layer]],
+    problems: list[list[Problem]],
+    context: Context,
+    saving: float | None,
+    share_lost: float | None,
 ) -> list[tuple[list[Layer], list[Problem]]]:
-    """The layers that get one weight, and those that stay alone."""
-    if options.saving == 1:
+    """The layers that get one weight, and those that stay alone.
+
+    Args:
+        saving: of what all sharing would save; None: as far as no layer loses more than `share_lost`.
+    """
+    if saving == 1:
         return list(zip(groups, problems))
     tried = 0
-    turns = 2 if options.share_lost is None else TURNS  # enough to compare, not to keep to a bound
+    turns = 2 if share_lost is None else TURNS  # enough to compare, not to keep to a bound
 
     def error(group: int, cluster: Cluster) -> float:
         nonlocal tried
         tried += 1
         context.progress.step("pairing layers", tried, None)
         errors = fit([problems[group][i] for i in cluster], turns=turns).errors
-        return (
-            sum(errors) if options.share_lost is None or max(errors) <= options.share_lost else float("inf")
-        )
+        return sum(errors) if share_lost is None or max(errors) <= share_lost else float("inf")
 
     start = [_tied_clusters(model, group) for group in groups]
     sizes = [group[0].weight.value().numel() for group in groups]
     return [
         ([groups[number][i] for i in cluster], [problems[number][i] for i in cluster])
-        for number, clusters in enumerate(merge_cheapest(start, sizes, error, options.saving or 1))
+        for number, clusters in enumerate(merge_cheapest(start, sizes, error, saving or 1))
         for cluster in sorted(clusters)
     ]
 
