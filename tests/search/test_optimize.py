@@ -9,6 +9,7 @@ from math import inf
 import numpy as np
 import pytest
 import torch
+from printed import check
 from scripted_machine import artifact_bytes, script
 from torch import nn
 
@@ -45,6 +46,7 @@ def test_sensitivity_is_measured_once(here, capsys):
     command = ["sensitivity", "m.pt2", "--data", "val.npz", "--folder", "kept", "--json"]
     code, out, _ = answer(capsys, *command)
     first = json.loads(out)
+    check(first)
     assert code == 0
     assert first["known"] == 0
     assert {row["method"] for row in first["effects"]} == {"prune-nodes", "factorize", "quantize"}
@@ -76,6 +78,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
     code, out, err = answer(capsys, "optimize", "my m.pt2", *SEARCH, "--json")
     assert code == 0, err
     found = json.loads(out)
+    check(found)
     assert found["promise"]["kept"]
     assert found["promise"]["samples"] == 1500
     best = found["best"]
@@ -368,6 +371,7 @@ def test_an_interrupt_within_a_trial_leaves_the_fastest_so_far(here, effects, ca
     assert "the same command goes on searching" in err
     assert "the best so far" in err
     found = json.loads(out)
+    check(found)
     assert found["stopped"]
     (row,) = found["trials"].values()
     assert row == found["best"]

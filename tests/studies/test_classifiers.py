@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from networks import built_once
+from printed import check
 from torch import nn
 
 from nncompress.cli.app import run as command
+from nncompress.cli.commands import reproduce
+from nncompress.cli.console import print_json
 from nncompress.errors import DataError, ExitCode, UsageError
 from nncompress.export import write
 from nncompress.ir import InputSpec, Model
+from nncompress.report.studies import report
 from nncompress.studies import Request, classifiers, quantization, sharesnet
 from nncompress.studies.comparison import Entry, measure
 from nncompress.studies.images import Crops, Images, open_images
@@ -147,11 +153,15 @@ def test_a_study_of_the_users_own_model(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "data.npz", x=source.pixels, y=source.labels)
     write(network(32), tmp_path / "model.pt2")
     arguments = ["--quick", "--data", str(tmp_path / "data.npz"), "--model", str(tmp_path / "model.pt2")]
+    found = []
+    monkeypatch.setattr(reproduce, "report", lambda result: found.append(result) or report(result))
     assert command(["reproduce", "quantization", *arguments]) == ExitCode.OK
     shown = " ".join(capsys.readouterr().out.split())
     assert "ONNX Runtime int8" in shown
     assert "as it was trained" in shown
     assert "91.1" not in shown  # the paper's accuracy is of its own network
+    print_json(found[0].to_json())  # as --json does
+    check(json.loads(capsys.readouterr().out))
 
 
 @pytest.mark.parametrize(
