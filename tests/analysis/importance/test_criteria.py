@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.analysis.couplings import find_couplings
-from nncompress.analysis.importance import CRITERIA, Setting, group_choices, input_moments
+from nncompress.analysis.importance import CRITERIA, Setting, consumer_moments, group_choices
 from nncompress.analysis.importance.consumer_moments import in_passes
 from nncompress.analysis.observe import budget
 from nncompress.ir import Model
@@ -154,8 +154,8 @@ def test_reconstruction_of_layers_too_wide_for_all_moments(monkeypatch):
         module[3].weight[:, 2 * 36 : 3 * 36] = 0  # never heard
     each, data = Model.from_module(module, (torch.randn(2, 3, 8, 8),)), images(200)
     choices = group_choices(each, find_couplings(each))
-    monkeypatch.setattr(input_moments, "LARGEST", 100)
-    (found,) = input_moments.moments_of_consumers(choices, 0).values()
+    monkeypatch.setattr(consumer_moments, "LARGEST", 100)
+    (found,) = consumer_moments.moments_of_consumers(choices, 0).values()
     assert found.columns.shape == (9, 36)
     ranking = CRITERIA["reconstruction"].rank(Setting(each, choices, data))["0"]
     assert set(ranking.order[:2]) == {4, 2}
