@@ -284,10 +284,6 @@ class Judge:
             return float("inf") if here is None else here["share"]
         return row[self.bounds.goal]
 
-    def close(self) -> None:
-        if self._latency is not None:
-            self._latency.close()
-
 
 def upper(row: dict[str, Any]) -> float:
     """The one-sided 95 % bound of what is lost; infinite where there is none."""
