@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from nncompress.passes import Factorize, Pass, PruneNodes, Quantize, Reduce
@@ -16,6 +17,7 @@ from nncompress.search.candidates import Bits, Recipe, by_ratios, recipe_key
 from nncompress.search.sensitivity import Effect, gain
 
 STEPS = 3  # so far from the middle
+MOVED = 4  # settings at once
 VARIED = 0.05  # a step of a layer's strength
 BUDGET = 0.0125  # a step of the share that a pass is to leave: half of what bisection tells apart
 COUNTS = 2.0  # a step of the weight of a layer's losses
@@ -130,6 +132,15 @@ class Neighbourhood:
         for *_, recipe in sorted(moves, key=lambda move: move[:2]):
             if recipe:
                 yield recipe
+
+    def moved(self, generator: Random) -> dict[str, int]:
+        """Positions of the middle with one to `MOVED` settings elsewhere, by a step or two."""
+        found = dict(self.middle)
+        for name in generator.sample(sorted(found), min(generator.randint(1, MOVED), len(found))):
+            here = found[name]
+            others = [i for i in range(len(self.values[name])) if 0 < abs(i - here) <= 2]
+            found[name] = generator.choice(others)
+        return found
 
     @staticmethod
     def _weighed(each: Pass, unit: str, chosen: Mapping[str, Mapping[str, float]]) -> Pass:

@@ -10,6 +10,7 @@ was proposed and has no file is proposed again, and without the journal it is wr
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from nncompress.search.trial import Judge
 EXTRA = "search"
 JOURNAL = "refinement.journal"
 AGAIN = 32  # proposals in a row that were measured already, before nothing is left to propose
-STARTUP = 8  # trials near the best, before which proposals are random
+STARTUP = 8  # trials near the best, before which a few settings at random are moved by a step or two
 WAIT = 120.0  # seconds for another worker to end its proposal
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, AssertionError)  # from a journal that is none
 
@@ -106,7 +107,7 @@ class Refinement:
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),
         )
-        told, pending = set(), []
+        told, pending, measured = set(), [], 0
         for trial in study.get_trials(deepcopy=False):
             key = settled_key(near.recipe(trial.params))
             if trial.state == TrialState.COMPLETE:
@@ -118,6 +119,7 @@ class Refinement:
                     pending.append(near.recipe(trial.params))
         for recipe, row in rows.values():
             positions = near.positions(recipe)
+            measured += positions is not None
             if positions is None or settled_key(recipe) in told:
                 continue
             if (result := self._result(row)) is not None:
@@ -129,9 +131,10 @@ class Refinement:
                 )
         for _ in range(AGAIN):
             number = len(study.get_trials(deepcopy=False))
-            study.sampler = optuna.samplers.TPESampler(
-                n_startup_trials=STARTUP, seed=int(key_of(self._seed, study.study_name, number)[:8], 16)
-            )
+            seed = int(key_of(self._seed, study.study_name, number)[:8], 16)
+            study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=seed)
+            if measured < STARTUP:  # in so many dimensions what is random throughout is near nothing
+                study.enqueue_trial(near.moved(random.Random(seed)))
             asked = study.ask(space)
             recipe = near.recipe(asked.params)
             if recipe and settled_key(recipe) not in known and recipe not in pending:

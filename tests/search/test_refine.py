@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +99,20 @@ def test_single_steps_save_or_give_back_and_the_cheapest_come_first():
     back = list(Neighbourhood((*PRUNED, Quantize(keep=("a*",))), EFFECTS).steps(False))
     assert (PruneNodes(ratios=("a=0.45",)), Quantize(keep=("a*",))) in back
     assert PRUNED in back  # b in float as well
+
+
+def test_a_few_settings_are_moved_by_a_step_or_two():
+    near, generator, moved = Neighbourhood((Reduce(params=0.5), Quantize()), EFFECTS), Random(0), set()
+    for _ in range(200):
+        found = near.moved(generator)
+        steps = {
+            name: abs(found[name] - near.middle[name]) for name in found if found[name] != near.middle[name]
+        }
+        assert 1 <= len(steps) <= 4
+        assert max(steps.values()) <= 2
+        assert all(0 <= place < len(near.values[name]) for name, place in found.items())
+        moved |= set(steps)
+    assert moved == set(near.values)
 
 
 LAYERS = [effect("prune-nodes", where, 0.5, 0.1) for where in "abc"]
