@@ -67,6 +67,8 @@ class EvalResult(Result):
         metric: name of the metric that models are compared by; the task's own, or the one asked for.
         value: of that metric; shares are 0 … 1.
         interval: `value` with its 95 % interval over samples.
+        threshold: above which a model's one number per sample was taken for class 1: 0.5 where all lie
+            between 0 and 1, else 0; None: it has a score per class, or another metric was asked for.
     """
 
     kind: ClassVar[str] = "eval"
@@ -82,6 +84,19 @@ class EvalResult(Result):
     metric: str | None = None
     value: float | None = None
     interval: Estimate | None = None
+    threshold: float | None = None
+
+    @property
+    def assumption(self) -> str | None:
+        """What the labels were taken for where they could be another thing, as a user reads it."""
+        if self.threshold is None:
+            return None
+        kind = "logit" if self.threshold == 0 else "probability"
+        lie = "do not all lie" if self.threshold == 0 else "all lie"
+        return (
+            f"labels are 0 and 1, and the output is one number per sample: class 1 above {self.threshold:g}, "
+            f"as of a {kind}, since they {lie} between 0 and 1; --metric rmse takes labels as amounts"
+        )
 
 
 @dataclass(frozen=True)

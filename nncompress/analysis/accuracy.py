@@ -26,7 +26,7 @@ from nncompress.analysis.answer import (
     twice,
 )
 from nncompress.analysis.intervals import paired_difference
-from nncompress.analysis.metrics.base import Metric, Scores, check_pair
+from nncompress.analysis.metrics.base import Metric, Scores, check_pair, threshold_of
 from nncompress.analysis.metrics.registry import metric_of, named_metric
 from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import Batch, Dataset
@@ -83,11 +83,13 @@ def measure(
     """Run a model over data, and hold its answers against the labels.
 
     Args:
-        task: `classification` (scores [N, C] or class numbers [N], integer labels [N]: top-1, and top-5 of
-            scores; -inf is a class that the model rules out), `regression` (outputs
+        task: `classification` (scores [N, C], class numbers [N], or one logit or probability against 0 and 1;
+            integer labels [N]: top-1, and top-5 of scores; -inf is a class that the model rules out),
+            `regression` (outputs
             and targets of one shape: RMSE), `reconstruction` (outputs shaped like the first input: MSE), or
-            `auto`: regression for floating targets or one output number, reconstruction where there are no
-            labels or the output is an image like the input, else classification.
+            `auto`: regression for floating targets, or one output number and labels beyond 0 and 1;
+            reconstruction where there are no labels or the output is an image like the input; else
+            classification.
         metric: another measure than the task's own (`nncompress.analysis.metrics`).
         limit: use this many samples, spread over the data.
         output: which output of a model with several; None: the one that the labels fit.
@@ -127,6 +129,7 @@ def measure(
             metric=first.metric.name,
             value=first.value,
             interval=first.interval(),
+            threshold=threshold_of(first),
         ),
         first,
     )
@@ -137,7 +140,7 @@ def _metrics(chosen: Metric | None, task: str, result: Tensor) -> list[Metric]:
     if chosen is not None:
         return [chosen]
     found = [metric_of(task)]
-    if task == "classification" and result.is_floating_point() and result.shape[1] > TOP:
+    if task == "classification" and result.dim() > 1 and result.is_floating_point() and result.shape[1] > TOP:
         found.append(named_metric("top5"))
     return found
 

@@ -4,7 +4,8 @@
 |---------------------|-----------------------------------------------------------|----------------|
 | integers [N]        | float [N, C], C above every label (and above 1): scores   | classification |
 | integers [N]        | integers [N] or [N, 1]: class numbers                     | classification |
-| integers [N]        | float [N] or [N, 1]                                       | regression     |
+| 0 and 1 [N]         | float [N] or [N, 1]: a logit, or a probability            | classification |
+| other integers [N]  | float [N] or [N, 1]                                       | regression     |
 | floats [N, ...]     | numbers of the same shape; one each may be [N] or [N, 1]  | regression     |
 | none                | floats shaped as the first input                          | reconstruction |
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.labels import MEASURES, task_of
+from nncompress.analysis.labels import MEASURES, is_one_number, task_of
 from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import TASK_METRICS, metric_of
 from nncompress.data import Batch, Dataset
@@ -145,7 +146,7 @@ class Answers:
         result = output.movedim(self._dim, 0).detach().cpu()
         if self._metric is None:
             if self.task == "auto":
-                self.task = task_of(result, batch, self._dataset.spec)
+                self.task = task_of(result, batch, self._dataset.spec, self._dataset.classes)
             self._metric = metric_of(self.task)
         check_finite(result, first_sample, masked=self._metric.masked)
         return result
@@ -159,8 +160,8 @@ class Answers:
         moved = {i: outputs[i].movedim(d, 0) for i, d in enumerate(dims) if d is not None}
         for metric in self._possible(batch):
             found = [i for i, x in moved.items() if metric.fits(x, batch, self._dataset.classes)]
-            if found:
-                return found
+            if found:  # as scores rather than as the one number that tells two classes
+                return [i for i in found if not is_one_number(moved[i])] or found
         return []
 
     def _possible(self, batch: Batch) -> list[Metric]:

@@ -19,8 +19,61 @@ def chosen_classes(result: Tensor) -> Tensor:
     return result.argmax(1) if result.is_floating_point() else result.reshape(-1).long()
 
 
-def task_of(result: Tensor, batch: Batch, origin: str) -> str:
+def is_one_number(result: Tensor) -> bool:
+    """Whether a result [N, ...] is one number per sample."""
+    return result.is_floating_point() and result.dim() > 0 and result.numel() == len(result)
+
+
+def are_two_classes(labels: Tensor | None, classes: int | None = None) -> bool:
+    """Whether labels are 0 or 1, one per sample, as whole numbers.
+
+    Args:
+        classes: one more than the greatest class number of the whole data, where that is known.
+    """
+    if labels is None or labels.is_floating_point() or labels.dim() != 1 or (classes or 0) > 2:
+        return False
+    return bool(((labels == 0) | (labels == 1)).all())
+
+
+def two_class_labels(
+    labels: Tensor | None,
+    origin: str,
+    first_sample: int,
+    amounts: str = "--metric rmse, where labels are amounts",
+) -> Tensor:
+    """Labels 0 and 1, one per sample, int64 [N]; floats may say them, too.
+
+    Args:
+        amounts: how to ask for labels that are no classes.
+
+    Raises:
+        DataError: they are others; names the first such sample.
+    """
+    if labels is None or labels.numel() != len(labels):
+        raise DataError(
+            f"{origin}: the model's output is one number per sample, the labels are not",
+            got="none" if labels is None else str(list(labels.shape)),
+            expected="a label 0 or 1 per sample",
+            remedy=MEASURES,
+        )
+    labels = labels.reshape(-1)
+    other = (labels != 0) & (labels != 1)
+    if other.any():
+        sample = int(other.int().argmax())
+        raise DataError(
+            f"{origin}: sample {first_sample + sample} has a label that one number per sample cannot tell",
+            got=f"label {labels[sample].item():g}",
+            expected="0 or 1",
+            remedy=f"{amounts}; else a model with a score per class",
+        )
+    return labels.long()
+
+
+def task_of(result: Tensor, batch: Batch, origin: str, classes: int | None = None) -> str:
     """The task that a result [N, ...] and the labels make likely.
+
+    Args:
+        classes: one more than the greatest class number of the whole data, where that is known.
 
     Raises:
         DataError: there are no labels, and the result is not shaped as the input.
@@ -36,6 +89,8 @@ def task_of(result: Tensor, batch: Batch, origin: str) -> str:
             "--teacher-weight 1",
         )
     if not (batch.labels.is_floating_point() or result.is_floating_point()):
+        return "classification"
+    if is_one_number(result) and are_two_classes(batch.labels, classes):
         return "classification"
     if batch.labels.is_floating_point() or result.dim() == 1 or (result.dim() == 2 and result.shape[1] == 1):
         return "regression"
@@ -55,6 +110,8 @@ def class_labels(
     """
     if labels is None or labels.is_floating_point() or labels.dim() != 1:
         got = "none" if labels is None else f"{dtype_name(labels.dtype)} {list(labels.shape)}"
+        if labels is not None and labels.dim() == 2 and bool(((labels != 0).sum(1) == 1).all()):
+            remedy = f"class numbers of what is one 1 among zeros: y.argmax(1); or {remedy}"
         raise DataError(
             f"{origin}: classification needs one class number per sample",
             got=got,

@@ -30,6 +30,11 @@ def assumptions(
             f"{spec}: the labels are one 1 among zeros, taken as numbers that the outputs are to meet; class "
             "numbers (y.argmax(1)) are measured by top-1 and trained by cross-entropy"
         )
+    if labels is not None and _two_values(labels):
+        found.append(
+            f"{spec}: the labels are 0 and 1 as numbers with a point, taken as amounts; as classes they are "
+            "measured by --metric top1 or f1, and saved as integers (y.astype(int)) always"
+        )
     return found
 
 
@@ -62,3 +67,7 @@ def _one_hot(labels: np.ndarray) -> bool:
     if labels.dtype.kind != "f" or labels.ndim != 2 or labels.shape[1] < 2:
         return False
     return bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())
+
+
+def _two_values(labels: np.ndarray) -> bool:
+    return labels.dtype.kind == "f" and labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from nncompress.analysis.answer import PROBED, Answers, Predict, answer_index
-from nncompress.analysis.labels import class_labels, task_of
+from nncompress.analysis.labels import is_one_number, task_of
 from nncompress.analysis.metrics.base import Metric, Scores
 from nncompress.analysis.metrics.registry import TASK_METRICS, named_metric
 from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
@@ -146,7 +146,7 @@ def settled(model: Model, data: Dataset, name: str | None) -> str:
     if name is None:
         answers = Answers(model, data, "auto", None if data.has_labels else answer_index(model))
         if data.has_labels:
-            name = TASK_METRICS[task_of(answers.of(batch, 0), batch, data.spec)]
+            name = TASK_METRICS[task_of(answers.of(batch, 0), batch, data.spec, data.classes)]
         else:
             scores = Answers(model, data, "auto", answers.output, Agreement()).of(batch, 0)
             like_input = scores.shape == batch.samples_first()[0].shape and scores.is_floating_point()
@@ -156,12 +156,13 @@ def settled(model: Model, data: Dataset, name: str | None) -> str:
     Measure(model, name).scores(model, data, limit=size)
     if name in ("top1", "top5", "f1") and data.classes:
         result = Answers(model, data, "classification").of(batch, 0)
-        class_labels(result, batch.labels, data.spec, 0)
-        if result.is_floating_point() and data.classes > result.shape[1]:
+        named_metric(name).check(result, batch, data.spec)
+        told_apart = 2 if is_one_number(result) else result.shape[-1]
+        if result.is_floating_point() and data.classes > told_apart:
             raise DataError(
                 f"{data.spec}: there is a label that the model has no output for",
                 got=f"label {data.classes - 1}",
-                expected=f"0 to {result.shape[1] - 1}",
+                expected=f"0 to {told_apart - 1}",
                 remedy="use data with the classes the model was trained on",
             )
     return name

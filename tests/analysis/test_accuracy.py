@@ -90,7 +90,7 @@ def test_of_several_outputs_the_chosen_one_counts(data):
         (None, torch.eye(3), "classification", DataError, "needs labels"),
         ([0.5, 1.5, 2.5], torch.eye(3), "classification", DataError, "one class number per sample"),
         ([0.5, 1.5, 2.5], torch.ones(3, 2), "regression", DataError, "differ in shape"),
-        ([0, 1, 2], torch.ones(3, 1), "classification", DataError, "not one score per class"),
+        ([0, 1, 2], torch.ones(3, 1), "classification", DataError, "sample 2 .* cannot tell"),
         ([0, 1, 2], torch.eye(3) * math.nan, "auto", VerificationError, "NaN"),
         ([0, 1, 2], torch.eye(3), "guess", UsageError, "unknown task"),
     ],

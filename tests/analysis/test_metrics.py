@@ -60,6 +60,33 @@ def test_f1_is_scikit_learns_macro_average(as_scores):
     assert found.interval.low < found.value < found.interval.high
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("shape", [(90,), (90, 1)])
+def test_one_number_per_sample_is_held_against_two_classes_by_its_threshold(probabilities, shape):
+    logits = torch.randn(90).double()
+    labels = (logits + torch.randn(90) > 0.2).long()
+    outputs = (logits.sigmoid() if probabilities else logits).reshape(shape)
+    right = reference.accuracy_score(labels, logits > 0)
+    top1 = measured(outputs, labels, None).result
+    assert (top1.metric, top1.threshold) == ("top1", 0.5 if probabilities else 0)
+    assert top1.value == pytest.approx(right, abs=1e-12)
+    assert measured(outputs, labels.float(), "top1").result.value == top1.value
+    f1 = measured(outputs, labels, "f1").result.value
+    assert f1 == pytest.approx(reference.f1_score(labels, logits > 0, average="macro"), abs=1e-12)
+    shares = measured(outputs, labels, None).against(measured(outputs.flip(0), labels, None))
+    assert shares.top1_changed == top1.value
+    if not probabilities:
+        with pytest.raises(DataError, match="as probabilities"):
+            measured(outputs.sigmoid(), labels, None).against(measured(outputs, labels, None))
+
+
+def test_a_score_per_class_is_the_answer_rather_than_one_number():
+    scores, number, labels = torch.randn(20, 2), torch.randn(20, 1), torch.randint(0, 2, (20,))
+    data = Records((torch.arange(20.0)[:, None],), labels)
+    found = measure(lambda x: (number[x[:, 0].long()], scores[x[:, 0].long()]), data).result
+    assert found.value == pytest.approx(reference.accuracy_score(labels, scores.argmax(1)))
+
+
 @pytest.mark.parametrize("kind", ["scores", "numbers", "logit", "coarse"])
 def test_miou_counts_pixels_as_a_confusion_matrix_does(kind):
     rng = np.random.default_rng()

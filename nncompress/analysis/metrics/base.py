@@ -102,7 +102,7 @@ class Metric(ABC):
 
 
 def check_pair(one: Scores, other: Scores) -> None:
-    """Refuse scores by different metrics, or on different samples.
+    """Refuse scores by different metrics, on different samples, or of answers of different kinds.
 
     Raises:
         DataError: they are.
@@ -118,3 +118,16 @@ def check_pair(one: Scores, other: Scores) -> None:
             "two models were measured on different numbers of samples",
             got=f"{other.samples} and {one.samples}",
         )
+    thresholds = [threshold_of(each) for each in (other, one)]
+    if thresholds[0] != thresholds[1]:
+        raise DataError(
+            "one model's outputs all lie between 0 and 1, as probabilities, the other's do not, as logits",
+            got=f"class 1 above {thresholds[0]} and above {thresholds[1]}",
+            remedy="compare models that answer alike; or a metric of your own, --metric FILE.py:NAME",
+        )
+
+
+def threshold_of(scores: Scores) -> float | None:
+    """Above which a model's one number per sample was taken for class 1; None: its answers are others."""
+    found: float | None = getattr(scores, "threshold", None)
+    return found

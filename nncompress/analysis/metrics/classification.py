@@ -6,25 +6,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nncompress.analysis.labels import chosen_classes, class_labels
-from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
+from nncompress.analysis.labels import (
+    are_two_classes,
+    chosen_classes,
+    class_labels,
+    is_one_number,
+    two_class_labels,
+)
+from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric, SummedScores
+from nncompress.analysis.metrics.two_classes import ClassScores
 from nncompress.data import Batch
 from nncompress.errors import DataError
 
 MOST_CLASSES = 1 << 16  # of metrics that count every class by itself
 
 
-class Top(MeanMetric):
-    """Share of samples whose label is among the `count` highest scores [N, C]."""
+class _OfClasses(SummedMetric):
+    """Scores [N, C] or class numbers [N] against classes [N]; or one number [N, 1] against 0 and 1."""
 
     masked = True
+
+    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
+        if is_one_number(output):
+            return are_two_classes(batch.labels, classes)
+        return fits_classes(output, batch, classes)
+
+    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+        if is_one_number(output):
+            two_class_labels(batch.labels, origin, 0)
+        else:
+            class_labels(output, batch.labels, origin, 0)
+
+    def begin(self) -> SummedScores:
+        return ClassScores(self)
+
+
+class Top(_OfClasses, MeanMetric):
+    """Share of samples whose label is among the `count` highest scores [N, C]."""
+
     count: int
 
     def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
-        return fits_classes(output, batch, classes) and (self.count == 1 or output.is_floating_point())
-
-    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
-        class_labels(output, batch.labels, origin, 0)
+        several = output.is_floating_point() and not is_one_number(output)
+        return super().fits(output, batch, classes) and (self.count == 1 or several)
 
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         labels = class_labels(output, batch.labels, origin, first_sample)
@@ -48,18 +72,11 @@ class Top5(Top):
     name, title, count = "top5", "top-5", 5
 
 
-class F1(SummedMetric):
+class F1(_OfClasses):
     """Mean over classes of the harmonic mean of precision and recall; classes that neither labels nor answers
     name do not count ("macro", as scikit-learn has it)."""
 
     name, title = "f1", "F1"
-    masked = True
-
-    def fits(self, output: Tensor, batch: Batch, classes: int | None) -> bool:
-        return fits_classes(output, batch, classes)
-
-    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
-        class_labels(output, batch.labels, origin, 0)
 
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         labels = class_labels(output, batch.labels, origin, first_sample)

@@ -46,7 +46,7 @@ class SummedMetric(Metric):
     def value(self, sums: np.ndarray) -> np.ndarray:
         """Sums [..., K] → values [...]."""
 
-    def begin(self) -> Scores:
+    def begin(self) -> SummedScores:
         return SummedScores(self)
 
 

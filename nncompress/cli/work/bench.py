@@ -208,7 +208,11 @@ def _accuracies(
     unlabelled = metric is not None and not named_metric(metric).needs_labels
     if samples is None or not (samples.has_labels or unlabelled):
         return []
-    return [
+    found = [
         measured(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
         for candidate, answer in zip(candidates, answers)
     ]
+    assumption = found[0].result.assumption if found else None
+    if assumption:
+        say(assumption)
+    return found

@@ -116,6 +116,8 @@ def _rows(
                         )
                     )
                 row.result = measured[-1].result
+                if not position and row.result.assumption:
+                    say(row.result.assumption)
                 if position:
                     row.paired = measured[-1].against(measured[0])
             if position:

@@ -99,6 +99,8 @@ def within_drop(
 
     def reached_by(each: Model) -> float:
         result = evaluate(each, data, metric=metric_name, batch_size=context.batch_size, limit=context.limit)
+        if not samples and result.assumption:
+            context.notes.append(result.assumption)
         samples.append(result.samples)
         assert result.value is not None
         return result.value

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nncompress.analysis.answer import PROBED
-from nncompress.analysis.labels import class_labels, target_like, task_of
+from nncompress.analysis.labels import class_labels, is_one_number, target_like, task_of
 from nncompress.data import Batch, Dataset
 from nncompress.errors import DataError, UnsupportedError
 from nncompress.train.distributed import Group
@@ -64,8 +64,8 @@ class Task:
         positions = positions_of(output, batch) if wanted in ("auto", "classification") else None
         if not told:
             classes = positions is not None or loss == BINARY
-            kind = "classification" if classes else task_of(output, batch, origin)
-        one_logit = positions == "pixels" and output.shape[1] == 1
+            kind = "classification" if classes else _auto(output, batch, origin)
+        one_logit = output.shape[1] == 1 if positions == "pixels" else told and is_one_number(output)
         if loss == "auto":
             loss = "mse" if kind != "classification" else BINARY if one_logit else "cross-entropy"
         if (kind == "classification") != (loss in CLASSES) or (positions and one_logit != (loss == BINARY)):
@@ -117,6 +117,13 @@ class Task:
     def counted(self, target: Tensor) -> int:
         """How many have a class."""
         return int((target != LEFT_OUT).sum())
+
+
+def _auto(output: Tensor, batch: Batch, origin: str) -> str:
+    """The task that is not told. Of one number per sample nobody knows whether it is the logit that
+    binary-cross-entropy is of, so that it is to meet the labels."""
+    task = task_of(output, batch, origin)
+    return "regression" if task == "classification" and is_one_number(output) else task
 
 
 def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: Batch) -> str:

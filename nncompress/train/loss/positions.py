@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from nncompress.analysis.labels import is_one_number, two_class_labels
 from nncompress.analysis.metrics.sequences import repeats, tokens_of
 from nncompress.data import Batch
 from nncompress.errors import DataError
@@ -95,26 +96,11 @@ def two_classes(output: Tensor, labels: Tensor | None, origin: str, first_sample
     Raises:
         DataError: they are others, or the output is no single logit; names the sample.
     """
-    if labels is None or labels.is_floating_point() or not labels.numel() == output.numel() == len(output):
+    if not is_one_number(output):
         raise DataError(
-            f"{origin}: binary-cross-entropy needs one logit and one label per sample",
-            got=f"an output of shape {list(output.shape)}, labels "
-            + (
-                "none"
-                if labels is None
-                else f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-            ),
-            expected="float [N] or [N, 1], and integers [N]",
+            f"{origin}: binary-cross-entropy needs one logit per sample",
+            got=f"an output of shape {list(output.shape)}",
+            expected="float [N] or [N, 1]",
             remedy="leave --loss out, which says what fits",
         )
-    labels = labels.reshape(-1).long()
-    other = (labels < 0) | (labels > 1)
-    if other.any():
-        place = int(other.int().argmax())
-        raise DataError(
-            f"{origin}: sample {first_sample + place} has a label that a single logit cannot tell",
-            got=f"label {int(labels[place])}",
-            expected="0 or 1",
-            remedy="--task regression, where labels are amounts; else a model with a score per class",
-        )
-    return labels
+    return two_class_labels(labels, origin, first_sample, "--task regression, where labels are amounts")

@@ -68,15 +68,40 @@ def test_few_samples_do_not_claim_certainty(here, capsys):
 
 
 @pytest.mark.parametrize("module", [nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 1), nn.Flatten(0))])
-def test_whole_numbers_for_one_output_are_said_to_be_quantities(here, capsys, module):
+def test_amounts_of_one_output_are_numbers(here, capsys, module):
     exported("m.pt2", module)
-    records("d.npz", 2)
+    records("d.npz", 3)
     assert run(["eval", "m.pt2", "--data", "d.npz"]) == 0
     assert "RMSE" in capsys.readouterr().out
     assert run(["train", "m.pt2", "--epochs", "1", "--data", "d.npz"]) == 0
     assert "labels are whole numbers, and the output is one number" in " ".join(
         capsys.readouterr().err.split()
     )
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "top1"]) == ExitCode.DATA
+    assert "sample 2 has a label that one number per sample cannot tell" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("last", "threshold"), [(nn.Identity(), 0), (nn.Sigmoid(), 0.5)])
+def test_one_number_tells_two_classes_apart_and_it_is_said_how(here, capsys, last, threshold):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 1), last)
+    exported("m.pt2", module)
+    nncompress.save(nncompress.load("m.pt2"), "m.onnx")
+    x, y = records("d.npz", 2)
+    truth = 100 * ((module(x)[:, 0] > threshold).numpy() == y).mean()
+    assert run(["eval", "m.pt2", "m.onnx", "--data", "d.npz"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count(f"{truth:.2f} ±") == 2
+    assert f"class 1 above {threshold}" in " ".join(err.split())
+    np.savez("d.npz", x=x, y=y[:, None].astype(np.float32))  # as losses of torch want them
+    assert run(["eval", "m.pt2", "--data", "d.npz"]) == 0
+    out, err = capsys.readouterr()
+    assert "RMSE" in out
+    assert "--metric top1" in err
+    assert run(["eval", "m.pt2", "--data", "d.npz", "--metric", "top1"]) == 0
+    assert f"{truth:.2f} ±" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="as amounts"):
+        assert nncompress.evaluate("m.onnx", "d.npz", metric="top1").threshold == threshold
 
 
 def test_the_output_is_asked_for_and_remembered(here, capsys):
