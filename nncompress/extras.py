@@ -37,6 +37,7 @@ EXTRAS = {
     "torchvision": Extra("torchvision", "torchvision", "`torchvision:NAME` as MODEL, with `--weights FILE`"),
     "timm": Extra("timm", "timm", "`timm:NAME` as MODEL, with `--weights FILE`"),
     "parquet": Extra("pyarrow", "pyarrow", "`--data table.parquet`"),
+    "audio": Extra("soundfile", "soundfile", "`--data` of .flac, .ogg and .mp3"),
     "search": Extra("optuna", "optuna", "`optimize` varies strengths of several layers at once"),
     "detection": Extra("pycocotools", "pycocotools", "`--metric map`, as COCO defines it"),
     "text": Extra("tokenizers", "tokenizers", "`--data table.csv?text=…&tokenizer=DIR`"),

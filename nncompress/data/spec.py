@@ -21,6 +21,7 @@ from nncompress.data.sources.boxes import (
     open_yolo_folder,
 )
 from nncompress.data.sources.cifar10 import open_cifar10
+from nncompress.data.sources.encoded_columns import encoded_columns, open_encoded
 from nncompress.data.sources.images import open_image_folder
 from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
 from nncompress.data.sources.mnist import open_mnist
@@ -43,7 +44,7 @@ _CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
     "a folder that datasets.save_to_disk wrote, ?split=train&x=a&y=c; "
-    "a folder of images or .wav files by class, of images/ and masks/, of images/ and labels/ (YOLO), of "
+    "a folder of images or sounds by class, of images/ and masks/, of images/ and labels/ (YOLO), of "
     "images and COCO's annotations; mnist:DIR, cifar10:DIR, package.module:function or file.py:function"
 )
 
@@ -119,8 +120,11 @@ def _open_source(
     if os.path.isdir(path) and is_saved_dataset(Path(path)):
         table = table_of(Path(path), options.pop("split", None))
     if table is not None:
-        opener_of = open_texts if {"text", "tokenizer"} & set(options) else open_table
-        return opener_of(table, options, expected)
+        if {"text", "tokenizer"} & set(options):
+            return open_texts(table, options, expected)
+        if encoded := encoded_columns(table, options):
+            return open_encoded(table, encoded, options, expected)
+        return open_table(table, options, expected)
     if options:
         raise DataError(
             f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"

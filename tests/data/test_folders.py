@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from nncompress import extras
 from nncompress.data import open_data
-from nncompress.errors import DataError
+from nncompress.errors import DataError, MissingExtraError
 from nncompress.ir import InputSpec
 
 
@@ -199,3 +200,20 @@ def test_rates_that_differ_and_damaged_files_are_messages(tmp_path):
         (tmp_path / "a.wav").write_bytes(damaged)
         with pytest.raises(DataError, match="cannot be read as a sound"):
             open_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["flac", "ogg", "wav"])
+def test_other_sounds_are_read_by_soundfile(tmp_path, form):
+    soundfile = pytest.importorskip("soundfile")
+    sound = (0.5 * np.sin(np.arange(800) / 5)).astype(np.float32)
+    subtype = "FLOAT" if form == "wav" else None
+    soundfile.write(tmp_path / f"a.{form}", sound, 8000, subtype=subtype)
+    got = whole(open_data(str(tmp_path), mono(800))).inputs[0][0].numpy()
+    assert np.abs(got - sound).max() < (0.1 if form == "ogg" else 1e-4)
+
+
+def test_without_soundfile_other_sounds_name_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "installed", lambda name: False)
+    (tmp_path / "a.flac").write_bytes(b"fLaC" + bytes(60))
+    with pytest.raises(MissingExtraError, match=r"nncompress\[audio\]"):
+        open_data(str(tmp_path), mono(4))

@@ -18,7 +18,7 @@ from typing import Any
 from nncompress.data.source import check_allocation
 from nncompress.errors import DataError
 from nncompress.extras import need
-from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.files.bounded_text import Unreadable, parse_json, read_json
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -83,20 +83,9 @@ def open_arrow(folder: Path) -> tuple[list[str], Rows]:
         DataError: it cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
-    state = _read(folder / STATE)
-    listed = state.get("_data_files")
-    names = [each.get("filename") if isinstance(each, dict) else None for each in listed or ()]
-    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
-        raise DataError(f"{folder / STATE} lists no files beside it", got=repr(listed)[:80])
-    if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise DataError(
-            f"{folder} holds a selection of its rows by their numbers",
-            remedy="dataset.flatten_indices() before save_to_disk()",
-        )
+    files = _files(folder)
     need("parquet", str(folder))
     import pyarrow
-
-    files = [folder / str(name) for name in names]
 
     def batches() -> Iterator[Any]:
         for file in files:
@@ -116,13 +105,86 @@ def open_arrow(folder: Path) -> tuple[list[str], Rows]:
         for batch in batches():
             if not isinstance(batch, pyarrow.RecordBatch):
                 continue  # the schema, at the beginning of each file
-            held += 8 * (batch.nbytes + len(batch) * batch.num_columns)  # or compressed
+            held += 8 * len(batch) * batch.num_columns  # or compressed
+            held += sum((1 if holds_files(c.type) else 8) * c.nbytes for c in batch.columns)
             check_allocation(held, str(folder))
             for row in batch.to_pylist():
                 sample += 1
                 yield sample, row
 
     return list(schema.names), rows()
+
+
+def schema_of(table: Path) -> Any:
+    """pyarrow's schema of a folder with `STATE` or of .parquet (of a pattern the first file's); None of text.
+
+    Raises:
+        DataError: it cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    arrow = table.is_dir()
+    if not arrow and table.suffix != ".parquet":
+        return None
+    part = _files(table)[0] if arrow else table if table.exists() else min(table.parent.glob(table.name))
+    need("parquet", str(table))
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if not arrow:
+            return parquet.read_schema(part)
+        with pyarrow.memory_map(str(part)) as source, pyarrow.ipc.open_stream(source) as reader:
+            return reader.schema
+    except (pyarrow.ArrowException, OSError) as problem:
+        kind = "Arrow" if arrow else ".parquet"
+        raise DataError(f"{part} cannot be read as {kind}", got=str(problem)[:300]) from problem
+
+
+def holds_files(kind: Any) -> bool:
+    """Whether values of this type of pyarrow are bytes, or {"bytes": …, "path": …}."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return {kind.field(at).name for at in range(kind.num_fields)} == {"bytes", "path"}
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def class_names_of(table: Path, column: str) -> tuple[str, ...] | None:
+    """Those that the datasets library keeps of a column of class numbers."""
+    names = feature_of(table, column).get("names")
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def feature_of(table: Path, column: str) -> dict[str, Any]:
+    """What the datasets library says of a column, beside the schema; empty where it says nothing."""
+    schema = schema_of(table)
+    stated = (schema.metadata or {}).get(b"huggingface") if schema is not None else None
+    try:
+        found = parse_json(stated.decode()) if stated else {}
+    except (Unreadable, UnicodeDecodeError) as problem:
+        raise DataError(f"{table}: its description cannot be read", got=str(problem)[:200]) from problem
+    for key in ("info", "features", column):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _files(folder: Path) -> list[Path]:
+    """The Arrow files of a folder with `STATE`.
+
+    Raises:
+        DataError: it lists none, or some elsewhere, or only some of their rows.
+    """
+    state = _read(folder / STATE)
+    listed = state.get("_data_files")
+    names = [each.get("filename") if isinstance(each, dict) else None for each in listed or ()]
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise DataError(f"{folder / STATE} lists no files beside it", got=repr(listed)[:80])
+    if state.get("_indices_files") or state.get("_indices_data_files"):
+        raise DataError(
+            f"{folder} holds a selection of its rows by their numbers",
+            remedy="dataset.flatten_indices() before save_to_disk()",
+        )
+    return [folder / str(name) for name in names]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,30 +1,55 @@
-"""A folder of .wav files, one folder per class as with images, or without classes.
+"""A folder of sounds, one folder per class as with images, or without classes.
 
-Whole numbers of 8, 16, 24 or 32 bits (PCM), scaled to -1 … 1. Where the model says how many samples it takes,
+.wav of whole numbers of 8, 16, 24 or 32 bits (PCM), scaled to -1 … 1; all else (.flac, .ogg, .mp3, floats in
+.wav) by soundfile. Where the model says how many samples it takes,
 longer files are cut at their end and shorter ones filled up with silence; else all are as long as the first.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import wave
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
-from nncompress.data.source import Field, Raw
-from nncompress.errors import DataError
+from nncompress.data.source import Field, Raw, check_allocation
+from nncompress.errors import DataError, MissingExtraError
+from nncompress.extras import need
 
-SUFFIX = ".wav"
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+MAGIC = (
+    b"RIFF",
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b"\xff\xfb",
+    b"\xff\xf3",
+    b"\xff\xf2",
+)  # what such files begin with
+MOST_NUMBERS = 2**28  # of one sound: an hour and a half of 48 kHz
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSound:
+    """One sound still to be read: its name for errors, its file or its bytes, its class."""
+
+    name: str
+    content: Path | bytes
+    label: int | None = None
 
 
 class SoundSource:
     """Files read when they are asked for: float32 [samples], or [channels, samples].
 
     Args:
-        files: with the number of their class, or all without.
+        sounds: all of them with labels, or all without.
+        rate: samples a second that all are to have; None: as many as the first has.
 
     Raises:
         DataError: the first cannot be read, or the model takes no sound.
@@ -34,13 +59,15 @@ class SoundSource:
 
     def __init__(
         self,
-        files: list[tuple[Path, int | None]],
+        sounds: Sequence[EncodedSound],
         class_names: tuple[str, ...] | None,
         expected: list[ExpectedInput] | None,
+        rate: int | None = None,
     ) -> None:
-        self._files = files
+        self._sounds = sounds
         self._length: int | None = None
-        first, self._rate = _read(files[0][0])
+        first, first_rate = _read(sounds[0])
+        self._rate, self._rate_of = rate or first_rate, sounds[0].name if rate is None else "their column"
         shape: tuple[int | str, ...] = (first.shape[1],) if len(first) == 1 else first.shape
         if expected is not None:
             if len(expected) != 1 or len(expected[0].shape) not in (2, 3):
@@ -60,20 +87,20 @@ class SoundSource:
         self.classes = None if class_names is None else len(class_names)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._sounds)
 
     def read(self, indices: np.ndarray) -> Raw:
         """The sounds at `indices`, in that order."""
         sounds = np.stack([self._one(int(i)) for i in indices])
-        labels = np.array([self._files[int(i)][1] for i in indices]) if self.has_labels else None
+        labels = np.array([self._sounds[int(i)].label for i in indices]) if self.has_labels else None
         return (sounds,), labels
 
     def _one(self, index: int) -> np.ndarray:
-        path = self._files[index][0]
-        sound, rate = _read(path)
+        name = self._sounds[index].name
+        sound, rate = _read(self._sounds[index])
         if rate != self._rate:
             raise DataError(
-                f"{path} has another sample rate than {self._files[0][0].name}",
+                f"{name} has another sample rate than {self._rate_of}",
                 got=f"{rate} Hz",
                 expected=f"{self._rate} Hz",
                 remedy="bring all files to one rate",
@@ -81,12 +108,12 @@ class SoundSource:
         channels = 1 if self._channels is None else self._channels
         if isinstance(channels, int) and len(sound) != channels:
             raise DataError(
-                f"{path} has {len(sound)} channels", expected=str(channels), remedy="mix it down, or split it"
+                f"{name} has {len(sound)} channels", expected=str(channels), remedy="mix it down, or split it"
             )
         length = self._length or 0
         if not self._fixed and sound.shape[1] != length:
             raise DataError(
-                f"{path} is not as long as {self._files[0][0].name}",
+                f"{name} is not as long as {self._sounds[0].name}",
                 got=f"{sound.shape[1]} samples",
                 expected=str(length),
                 remedy=f"cut them to one length; or state it: --input 1x{length}",
@@ -95,38 +122,79 @@ class SoundSource:
         return sound[0] if self._channels is None else sound
 
 
-def _read(path: Path) -> tuple[np.ndarray, int]:
-    """float32 [channels, samples], and the sample rate."""
+def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
+    """float32 [channels, samples], and the sample rate.
+
+    Raises:
+        DataError: it is none.
+        MissingExtraError: soundfile is not installed, for what is no .wav of whole numbers.
+    """
+    content = sound.content
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    source = str(content) if isinstance(content, Path) else io.BytesIO(content)
     try:
-        with wave.open(str(path), "rb") as file:
-            width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
-            if frames * width * channels > path.stat().st_size:
-                raise ValueError(f"{frames} samples in {path.stat().st_size} bytes")
-            content, rate = file.readframes(frames), file.getframerate()
-        if len(content) != frames * width * channels:
-            raise ValueError("the file was cut off")
-        if width == 3:  # the upper three of four bytes
-            padded = np.zeros((len(content) // 3, 4), np.uint8)
-            padded[:, 1:] = np.frombuffer(content, np.uint8)[: 3 * len(padded)].reshape(-1, 3)
-            numbers = padded.view("<i4")[:, 0]
-        else:
-            numbers = np.frombuffer(content, {1: "u1", 2: "<i2", 4: "<i4"}[width])
-        scaled = numbers.astype(np.float64) - (128 if width == 1 else 0)
-        scaled /= 2.0 ** (8 * (4 if width == 3 else width) - 1)
-        if not scaled.size:
-            raise ValueError("no samples")
-        return scaled.reshape(-1, channels).T.astype(np.float32), rate
-    except Exception as problem:  # wave.Error, EOFError, and what a damaged header makes of numpy
-        raise DataError(
-            f"{path} cannot be read as a sound",
-            got=f"{type(problem).__name__}: {problem}"[:200],
-            expected="a .wav file of 8, 16, 24 or 32 bit whole numbers",
-            remedy="ffmpeg -i in.wav -c:a pcm_s16le out.wav",
-        ) from problem
+        return _wave(source, size)
+    except wave.Error as problem:
+        begins = content[:4] if isinstance(content, bytes) else _first_bytes(content)
+        floats = str(problem).startswith("unknown format")
+        if not begins.startswith(MAGIC) or (begins == b"RIFF" and not floats):
+            raise _unreadable(sound.name, problem) from problem
+    except Exception as problem:  # EOFError, and what a damaged header makes of numpy
+        raise _unreadable(sound.name, problem) from problem
+    try:
+        need("audio", sound.name)
+        import soundfile
+
+        source = str(content) if isinstance(content, Path) else io.BytesIO(content)
+        with soundfile.SoundFile(source) as file:
+            numbers = file.frames * file.channels
+            if not 0 < numbers <= MOST_NUMBERS:
+                raise ValueError(f"{file.frames} samples in {file.channels} channels")
+            check_allocation(16 * numbers, sound.name)
+            return file.read(dtype="float32", always_2d=True).T, file.samplerate
+    except (DataError, MissingExtraError):
+        raise
+    except Exception as problem:  # soundfile's own
+        raise _unreadable(sound.name, problem) from problem
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _wave(source: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:
+    with wave.open(source, "rb") as file:
+        width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
+        if frames * width * channels > size:
+            raise ValueError(f"{frames} samples in {size} bytes")
+        content, rate = file.readframes(frames), file.getframerate()
+    if len(content) != frames * width * channels:
+        raise ValueError("the file was cut off")
+    if width == 3:  # the upper three of four bytes
+        padded = np.zeros((len(content) // 3, 4), np.uint8)
+        padded[:, 1:] = np.frombuffer(content, np.uint8)[: 3 * len(padded)].reshape(-1, 3)
+        numbers = padded.view("<i4")[:, 0]
+    else:
+        numbers = np.frombuffer(content, {1: "u1", 2: "<i2", 4: "<i4"}[width])
+    scaled = numbers.astype(np.float64) - (128 if width == 1 else 0)
+    scaled /= 2.0 ** (8 * (4 if width == 3 else width) - 1)
+    if not scaled.size:
+        raise ValueError("no samples")
+    return scaled.reshape(-1, channels).T.astype(np.float32), rate
+
+
+def _unreadable(name: str, problem: Exception) -> DataError:
+    return DataError(
+        f"{name} cannot be read as a sound",
+        got=f"{type(problem).__name__}: {problem}"[:200],
+        expected="a .wav file of 8, 16, 24 or 32 bit whole numbers, or what soundfile reads",
+        remedy="ffmpeg -i in.wav -c:a pcm_s16le out.wav",
+    )
 
 
 def has_sounds(folder: Path) -> bool:
-    """There are .wav files in it, or in a folder of it."""
+    """There are sounds in it, or in a folder of it."""
     return bool(_files(folder)) or any(_files(place) for place in folder.iterdir() if place.is_dir())
 
 
@@ -145,11 +213,15 @@ def open_sound_folder(folder: Path, expected: list[ExpectedInput] | None) -> Sou
             remedy="move every file into the folder of its class",
         )
     if loose:
-        return SoundSource([(path, None) for path in loose], None, expected)
-    labelled = [(path, label) for label, files in enumerate(by_class.values()) for path in files]
-    return SoundSource(labelled, tuple(by_class), expected)  # type: ignore[arg-type]
+        return SoundSource([EncodedSound(str(path), path) for path in loose], None, expected)
+    labelled = [
+        EncodedSound(str(path), path, label)
+        for label, files in enumerate(by_class.values())
+        for path in files
+    ]
+    return SoundSource(labelled, tuple(by_class), expected)
 
 
 def _files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.name.lower().endswith(SUFFIX) and e.is_file())
+        return sorted(Path(e.path) for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file())

@@ -23,7 +23,7 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import ArraySource, check_allocation
 from nncompress.data.sources.npz import LABEL_NAMES
-from nncompress.data.sources.saved_datasets import Rows, open_arrow
+from nncompress.data.sources.saved_datasets import Rows, class_names_of, holds_files, open_arrow
 from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json
@@ -63,6 +63,8 @@ def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput
         one = kinds.get(name) or (expected[position] if expected and position < len(expected) else None)
         arrays[name] = _input([columns[c] for c in chosen], one, path)
     labels, classes = columns[label].labels() if label else (None, None)
+    if label and classes is None:
+        classes = class_names_of(path, label)
     return ArraySource(arrays, labels, origin=str(path), class_names=classes)
 
 
@@ -187,12 +189,13 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
     except Exception as problem:  # pyarrow's own
         raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
 
+    together = 16 if any(holds_files(field.type) for field in files[0].schema_arrow) else 1024
     check_allocation(8 * values, str(path))  # a value that is repeated takes no bytes in the file
 
     def rows() -> Rows:
         sample = 0
         try:
-            for batch in (batch for file in files for batch in file.iter_batches(1024)):
+            for batch in (batch for file in files for batch in file.iter_batches(together)):
                 for values in zip(*map(_shared, batch.columns), strict=True):
                     sample += 1
                     yield sample, dict(zip(batch.schema.names, values, strict=True))
