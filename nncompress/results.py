@@ -57,18 +57,15 @@ class EvalResult(Result):
     """How well a model does on labelled data.
 
     Attributes:
-        data: where the samples are from.
+        data, samples: where they are from, and how many were used.
         task: classification, regression or reconstruction.
-        samples: how many were used.
         top1, top5: share of samples, 0 … 1; top5 where there are more than five classes.
         top1_standard_error: of top1 as an estimate of the whole population's.
         rmse: root of the mean squared error over all targets (regression).
         mse: mean squared error over all elements of the input (reconstruction).
-        metric: name of the metric that models are compared by; the task's own, or the one asked for.
-        value: of that metric; shares are 0 … 1.
+        metric, value: what models are compared by, the task's own or the one asked for; shares are 0 … 1.
         interval: `value` with its 95 % interval over samples.
-        threshold: above which a model's one number per sample was taken for class 1: 0.5 where all lie
-            between 0 and 1, else 0; None: it has a score per class, or another metric was asked for.
+        threshold: of one number per sample, above which it was taken for class 1; None: of other answers.
     """
 
     kind: ClassVar[str] = "eval"
@@ -85,18 +82,6 @@ class EvalResult(Result):
     value: float | None = None
     interval: Estimate | None = None
     threshold: float | None = None
-
-    @property
-    def assumption(self) -> str | None:
-        """What the labels were taken for where they could be another thing, as a user reads it."""
-        if self.threshold is None:
-            return None
-        kind = "logit" if self.threshold == 0 else "probability"
-        lie = "do not all lie" if self.threshold == 0 else "all lie"
-        return (
-            f"labels are 0 and 1, and the output is one number per sample: class 1 above {self.threshold:g}, "
-            f"as of a {kind}, since they {lie} between 0 and 1; --metric rmse takes labels as amounts"
-        )
 
 
 @dataclass(frozen=True)

@@ -60,3 +60,14 @@ def _scores(numbers: Tensor, threshold: float) -> Tensor:
     """[N] → [N, 2], of which the second is the greater one above `threshold`."""
     above = (numbers > threshold).float()
     return torch.stack([1 - above, above], dim=1)
+
+
+def assumption(threshold: float | None) -> str | None:
+    """What `EvalResult.threshold` says was taken for what, as a user reads it; None: nothing was assumed."""
+    if threshold is None:
+        return None
+    kind, lie = ("logit", "do not all lie") if threshold == LOGIT else ("probability", "all lie")
+    return (
+        f"labels are 0 and 1, and the output is one number per sample: class 1 above {threshold:g}, "
+        f"as of a {kind}, since they {lie} between 0 and 1; --metric rmse takes labels as amounts"
+    )

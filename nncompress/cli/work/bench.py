@@ -12,6 +12,7 @@ import typer
 from nncompress.analysis.accuracy import Measured
 from nncompress.analysis.accuracy import measure as measured
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, files
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import Inputs, inputs_of, phases
@@ -212,7 +213,6 @@ def _accuracies(
         measured(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
         for candidate, answer in zip(candidates, answers)
     ]
-    assumption = found[0].result.assumption if found else None
-    if assumption:
-        say(assumption)
+    if found and (taken := assumption(found[0].result.threshold)):
+        say(taken)
     return found

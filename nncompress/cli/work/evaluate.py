@@ -11,6 +11,7 @@ import torch
 
 from nncompress.analysis import accuracy
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.bench.inputs import random_inputs
 from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
@@ -116,8 +117,8 @@ def _rows(
                         )
                     )
                 row.result = measured[-1].result
-                if not position and row.result.assumption:
-                    say(row.result.assumption)
+                if not position and (taken := assumption(row.result.threshold)):
+                    say(taken)
                 if position:
                     row.paired = measured[-1].against(measured[0])
             if position:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.metrics.registry import named_metric
+from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.data import Dataset
@@ -99,8 +100,8 @@ def within_drop(
 
     def reached_by(each: Model) -> float:
         result = evaluate(each, data, metric=metric_name, batch_size=context.batch_size, limit=context.limit)
-        if not samples and result.assumption:
-            context.notes.append(result.assumption)
+        if not samples and (taken := assumption(result.threshold)):
+            context.notes.append(taken)
         samples.append(result.samples)
         assert result.value is not None
         return result.value
