@@ -123,6 +123,28 @@ def test_modes_are_those_of_the_original(classifier):
     assert torch.equal(module.state_dict()["features.1.running_mean"], frozen)
 
 
+class Streams(nn.Module):
+    """Its first state is made of zeros as the input is."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_in_another_precision_is_the_original_in_it_and_comes_in_as_it_is(dtype):
+    net, x = Streams().eval(), torch.randn(2, 3, 4).to(dtype)
+    module = nncompress.load(net, input="1x3x4").to_module().to(dtype)
+    expected = copy.deepcopy(net).to(dtype)(x)
+    assert torch.equal(module(x), expected)
+    again = nncompress.load(module)
+    assert again.inputs[0].torch_dtype() == dtype
+    assert torch.equal(again(x), expected)
+
+
 def test_a_training_loop_of_ones_own_around_a_pruned_module():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(3, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU())

@@ -151,3 +151,22 @@ def test_a_dictionary_with_other_names_is_refused(more):
     specs = [InputSpec(name, "float32", ("batch", 4)) for name in ("a", "b")]
     with pytest.raises(DataError, match=r"other names than the model's inputs[\s\S]*expected: a, b"):
         open_data(named(**more), specs)
+
+
+def test_a_dictionary_of_arrays_is_data():
+    data = {"label": [0, 1, 2], "x": torch.zeros(3, 4)}
+    (batch,) = open_data(data, [InputSpec("x", "float32", ("batch", 4))]).batches(3)
+    assert batch.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (torch.empty(4, 4, device="meta"), "no plain numbers(.|\n)*on meta"),
+        (torch.eye(4).to_sparse(), "no plain numbers(.|\n)*sparse_coo"),
+        ([torch.zeros(4, 4), torch.zeros(4)], r"(.|\n)*a tuple: \(x, y\)"),
+    ],
+)
+def test_tensors_that_are_no_data_in_memory_are_told(data, says):
+    with pytest.raises(DataError, match=says):
+        open_data(data, [InputSpec("x", "float32", ("batch", 4))])

@@ -4,9 +4,10 @@ From Python, an object in memory does.
 
 The function takes no arguments and returns (and what is given in memory is)
 - `(x, y)`, arrays or tensors with one row per sample (`((x0, x1), y)` for several inputs; y may be None), or
+- a dictionary of arrays: labels under y, label, labels, target or targets, inputs under the names of the
+  model's (or a single one under any), or
 - an iterable of such batches: a list, a generator, a `DataLoader`. It is called again for every pass over
-  the data, and never held as a whole. A batch may be a dictionary: labels under y, label, labels, target or
-  targets, inputs under the names of the model's (or a single one under any).
+  the data, and never held as a whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from nncompress.errors import RAISED_BY_OTHERS, DataError
 from nncompress.user_code import imported, last_line
 
 MOST_KEPT = 2**32  # bytes of batches of an iterator
-RETURNS = "(x, y) arrays, or an iterable of (x, y) batches or of dictionaries of arrays"
+RETURNS = "(x, y) arrays, a dictionary of arrays, or an iterable of such batches"
 
 
 def open_python(spec: str, expected: list[ExpectedInput] | None) -> ArraySource | PythonStream:
@@ -223,7 +224,17 @@ def _call(function: Callable[[], Any], spec: str) -> Any:
         returned, torch.utils.data.IterableDataset
     ):
         return torch.utils.data.DataLoader(returned, batch_size=64)
-    if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes, dict)):
+    if isinstance(returned, Mapping):
+        return [returned]
+    if isinstance(returned, list) and len(returned) == 2 and all(map(_is_array, returned)):
+        first, second = (tuple(each.shape[1:]) for each in returned)
+        if first != second:
+            raise DataError(
+                f"{spec} is a list, whose parts are batches, and these are not alike",
+                got=f"samples of shape {list(first)} and {list(second)}",
+                remedy="inputs and labels are a tuple: (x, y)",
+            )
+    if not isinstance(returned, Iterable) or isinstance(returned, (str, bytes)):
         raise DataError(f"{spec} does not return data", got=type(returned).__name__, expected=RETURNS)
     return returned
 
@@ -278,8 +289,15 @@ def _pair(batch: Any, count: int | None, spec: str) -> Raw:
 
 def _to_numpy(value: Any, spec: str) -> np.ndarray:
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        try:
+            value = value.detach().cpu()
+            return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        except (TypeError, NotImplementedError, RuntimeError) as problem:  # sparse, without data, ...
+            raise DataError(
+                f"{spec} gives a tensor that holds no plain numbers",
+                got=f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", ""),
+                expected="dense tensors with data (to_dense(), dequantize(), numbers instead of meta)",
+            ) from problem
     array = native(np.asarray(value))
     if array.dtype == object:
         raise DataError(

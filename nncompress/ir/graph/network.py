@@ -3,13 +3,15 @@
 The module is the model's graph as Python code over parameters and buffers under their dotted names. What
 differs between training and evaluation is read from the modules' own `training`: a batch norm's from the
 module that holds its weights, so that `network.get_submodule("layer1.bn").eval()` freezes one; dropout's and
-a recurrent layer's from the network. Tensors that the graph makes are made where the input lies.
+a recurrent layer's from the network. Tensors that the graph makes are made where the input lies, states of
+zeros as precise as the weights are (after `to(dtype)`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _format_import_block
 from torch.package import sys_importer
 
+from nncompress.dtypes import dtype_name
 from nncompress.ir.graph.inputs import InputSpec, check_sizes, least_batch_of
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import as_writes
 from nncompress.ir.graph.training_flag import training_flag
 
+_FILLED = ("zeros", "ones", "full")
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -75,6 +79,18 @@ class Network(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join([*map(str, self.inputs), f"-> {', '.join(self.outputs)}"])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        """Also `to(dtype)`, `half()`, `double()`: inputs as precise as the weights stay so."""
+        before = _precision(self)
+        super()._apply(fn, recurse)
+        after = _precision(self)
+        if before is not None and after is not None and before[1] != after[1]:
+            old, new = dtype_name(before[1]), dtype_name(after[1])
+            self.inputs = tuple(
+                replace(spec, dtype=new, samples=None) if spec.dtype == old else spec for spec in self.inputs
+            )
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_forward"}
 
@@ -103,6 +119,7 @@ def _trainable(given: fx.Graph) -> fx.Graph:
         for node in nodes:
             node.args = tuple(device if isinstance(v, torch.device) else v for v in node.args)
             node.kwargs = {k: device if isinstance(v, torch.device) else v for k, v in node.kwargs.items()}
+    _follow_precision(graph, start, given.owning_module)
     flags: dict[str, fx.Node] = {}
     for node in nodes:
         if op_name(node) == "view":  # images may lie in memory channels last
@@ -115,6 +132,26 @@ def _trainable(given: fx.Graph) -> fx.Graph:
                     flags[owner] = graph.create_node("get_attr", owner)
             node.update_arg(position, flags[owner])
     return graph
+
+
+def _follow_precision(graph: fx.Graph, start: fx.Node, owner: nn.Module | None) -> None:
+    """Tensors filled with one value (first states of a recurrent layer) that are as precise as the weights
+    get the precision that these have when it runs."""
+    weight = _precision(owner)
+    if weight is None:
+        return
+    made = [n for n in graph.nodes if op_name(n) in _FILLED and n.kwargs.get("dtype") == weight[1]]
+    if made:
+        with graph.inserting_before(start):
+            dtype = graph.call_function(getattr, (graph.get_attr(weight[0]), "dtype"))
+        for node in made:
+            node.update_kwarg("dtype", dtype)
+
+
+def _precision(module: nn.Module | None) -> tuple[str, torch.dtype] | None:
+    """The first floating parameter and its dtype."""
+    parameters = module.named_parameters() if module is not None else ()
+    return next(((name, p.dtype) for name, p in parameters if p.is_floating_point()), None)
 
 
 def _values(node: fx.Node) -> list[Any]:
