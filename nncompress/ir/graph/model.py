@@ -31,6 +31,7 @@ from nncompress.ir.graph.tracing import (
     at_least_two,
     batch_dims,
     marked_dims,
+    named_apart,
     named_dims,
     output_names,
     tie_again,
@@ -144,6 +145,7 @@ class Model:
         results: Any = graph_module.graph.output_node().args[0]
         if len(names) != (count := len(results)):
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
+        names = named_apart(names, [spec.name for spec in specs])
         model = cls(graph_module, specs, names, dynamic, history, metadata)
         signature = program.graph_signature
         held = {*signature.non_persistent_buffers, *signature.lifted_tensor_constants}

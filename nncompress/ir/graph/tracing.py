@@ -219,3 +219,13 @@ def output_names(program: ExportedProgram) -> list[str]:
             name = "_".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
             names.append(name if name and not name.isdigit() else f"output_{name}" if name else "output")
     return ["output"] if names == ["output_0"] else names
+
+
+def named_apart(names: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """Names of outputs of which none is that of an input, or of another output, as files want them."""
+    found: list[str] = []
+    for name in names:
+        while name in inputs or name in found:
+            name += "_out"
+        found.append(name)
+    return found

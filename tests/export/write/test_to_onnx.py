@@ -66,6 +66,29 @@ def test_names_dims_history_tied_weights_and_no_source_paths(tmp_path):
     np.testing.assert_allclose(pooled, model(ids, mask)[1].detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(("given", "output"), [("x", "linear_1"), ("linear", "0.weight"), ("relu", "linear")])
+def test_names_that_another_file_gave_are_not_those_of_the_exporter(tmp_path, given, output):
+    model = Model.from_module(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.ones(2, 4),))
+    model.metadata["input_names"] = {model.inputs[0].name: given}
+    model.outputs = (output,)
+    write_onnx(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [v.name for v in (*session.get_inputs(), *session.get_outputs())] == [given, output]
+
+
+class Named(nn.Module):
+    def forward(self, x):
+        return {"x": x + 1, "a_b": x + 2, "a": {"b": x + 3}}
+
+
+def test_an_output_called_as_an_input_or_another_output_gets_a_name_of_its_own(tmp_path):
+    model = Model.from_module(Named(), (torch.ones(2, 4),))
+    write_onnx(model, tmp_path / "m.onnx")
+    x = torch.randn(2, 4)
+    for found, added in zip(outputs(tmp_path / "m.onnx", x), (1, 2, 3), strict=True):
+        np.testing.assert_allclose(found, x + added)
+
+
 @pytest.mark.parametrize("make", [convolutional, language])
 def test_half_precision(tmp_path, make):
     report = write_onnx(make(torch.float16), tmp_path / "m.onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import count
 
 import numpy as np
 import onnx_ir as ir
@@ -20,12 +21,14 @@ def tidy(onnx_model: ir.Model, model: Model) -> None:
     - dynamic dims get the names that the inputs of `model` give them ("s77" -> "batch");
     - a weight that is stored twice, as it is or transposed, is stored once;
     - a layer's node is called after the layer, as its weight is;
+    - what has the name of an input or output that another file gave gets another one;
     - metadata of nodes goes: stack traces with source paths of the machine that exported.
     """
     _name_dims(onnx_model, model)
     _share_initializers(onnx_model.graph)
     _share_transposed(onnx_model.graph)
     RemoveUnusedNodesPass()(onnx_model)
+    _name_apart(onnx_model.graph)
     name_layers(onnx_model.graph)
     for node in onnx_model.graph.all_nodes():
         node.metadata_props.clear()
@@ -36,6 +39,18 @@ def tidy(onnx_model: ir.Model, model: Model) -> None:
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+
+
+def _name_apart(graph: ir.Graph) -> None:
+    """The exporter calls a value `linear_1` though the user's file has an output of that name."""
+    faces = {id(value): value.name for value in (*graph.inputs, *graph.outputs)}
+    values = _values(graph)
+    taken = {value.name for value in values}
+    for value in values:
+        name = value.name
+        if name in faces.values() and id(value) not in faces:
+            value.name = next(new for n in count(1) if (new := f"{name}.{n}") not in taken)
+            taken.add(value.name)
 
 
 def _name_dims(onnx_model: ir.Model, model: Model) -> None:
