@@ -8,6 +8,8 @@ With g = γ / sqrt(σ² + ε) per channel, the same function up to rounding:
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx
 
@@ -27,14 +29,24 @@ def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
     Calls `model.refresh()` if anything was folded.
     """
     folded = []
-    for layer in list(layers(model)):
-        norm = _foldable_norm(model, layer)
-        if norm is not None:
-            folded.append((layer.name, norm_name(norm)))
-            _fold(model, layer, norm)
+    for layer, norm in foldable_norms(model):
+        folded.append((layer.name, norm_name(norm)))
+        _fold(model, layer, norm)
     if folded:
         model.refresh()
     return folded
+
+
+def foldable_norms(model: Model) -> list[tuple[Layer, fx.Node]]:
+    """What `fold_batch_norms` would fold: each layer and the batch norm that reads it."""
+    found = ((layer, _foldable_norm(model, layer)) for layer in layers(model))
+    return [(layer, norm) for layer, norm in found if norm is not None]
+
+
+def folded_weight(model: Model, layer: Layer, norm: fx.Node) -> Tensor:
+    """What becomes of the layer's weight where the norm is folded into it."""
+    weight = layer.weight.value()
+    return (weight.double() * _per_output(layer, affine(model, norm)[0])).to(weight.dtype)
 
 
 def is_affine(model: Model, node: fx.Node) -> bool:
@@ -45,9 +57,9 @@ def is_affine(model: Model, node: fx.Node) -> bool:
     return all(stored[2:]) and all(stored[i] or argument(node, i + 1) is None for i in (0, 1))
 
 
-def norm_names(model: Model) -> list[str]:
-    """Of every affine batch norm."""
-    return [norm_name(node) for node in model.graph.nodes if is_affine(model, node)]
+def norm_names(model: Model, without: Collection[fx.Node] = ()) -> list[str]:
+    """Of every affine batch norm that is not one of `without`."""
+    return [norm_name(n) for n in model.graph.nodes if is_affine(model, n) and n not in without]
 
 
 def convolve_norm(model: Model, norm: fx.Node) -> fx.Node:
@@ -100,12 +112,12 @@ def _foldable_norm(model: Model, layer: Layer) -> fx.Node | None:
 
 def _fold(model: Model, layer: Layer, norm: fx.Node) -> None:
     scale, mean, shift = affine(model, norm)
-    weight = layer.weight.value()
+    weight = folded_weight(model, layer, norm)
     bias = layer.bias.value().double() if layer.bias is not None else torch.zeros_like(mean)
     bias = (bias - mean) * scale
     if shift is not None:
         bias = bias + shift
-    layer.weight.assign((weight.double() * _per_output(layer, scale)).to(weight.dtype))
+    layer.weight.assign(weight)
     if layer.bias is not None:
         layer.bias.assign(bias.to(weight.dtype))
     else:

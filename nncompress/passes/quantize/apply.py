@@ -19,7 +19,7 @@ from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.edit.fold import fold_batch_norms, norm_names
+from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
 from nncompress.ir.formats.precision import convert
 from nncompress.ir.formats.qdq import round_biases
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
@@ -51,13 +51,13 @@ from nncompress.passes.quantize.small import too_small
 def requires(options: Quantize, model: Model, context: Context) -> None:
     model = model.copy()
     prepare(model, include_head=options.include_head)
-    fold_batch_norms(model)  # those that are left have names to keep
     found = list(layers(model))
+    folded = {layer.name: norm for layer, norm in foldable_norms(model)}
     if not found:
         raise UsageError(
             "quantize: no layer to quantize", got="no convolution, linear layer or embedding with weights"
         )
-    names = [layer.name for layer in found] + norm_names(model)
+    names = [layer.name for layer in found] + norm_names(model, folded.values())
     for pattern in options.keep:
         if not any(fnmatch(name, pattern) for name in names):
             raise UsageError(
@@ -67,7 +67,9 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
     chosen, _ = choose(model, options.keep)
     _refuse_other_dtypes(chosen, "float16" if options.mode == "float16" else "float32")
     for layer in chosen:
-        if not layer.weight.finite:
+        norm = folded.get(layer.name)
+        finite = layer.weight.finite and (norm is None or folded_weight(model, layer, norm).isfinite().all())
+        if not finite:
             raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
     if options.mode == "float16":
         for layer in found:

@@ -355,3 +355,11 @@ def test_an_input_that_is_a_mask_may_be_the_same_everywhere_and_infinite(low):
     assert float((a - b).norm() / b.norm()) < 0.05
     with pytest.raises(DataError, match="constant"):
         run(model, Quantize(), data=Arrays((0 * x, mask)))
+
+
+def test_a_batch_norm_that_makes_weights_infinite_is_refused_before_the_work():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    model = Model.from_module(network, (torch.randn(2, 3, 6, 6),))
+    model.tensor("1.weight").data.fill_(float("inf"))
+    with pytest.raises(UnsupportedError, match="the weight of 0 has NaN or infinite values"):
+        Quantize(mode="weights").requires(model, Context())
