@@ -5,6 +5,8 @@
 
 The search itself bisects every pass alone and every uniform combination, so its folder holds what each of
 them reaches: of the trials that hold the bound on the half of the data that chooses, the best of each kind.
+Below, at equal accuracy: every uniform trial that no other uniform one beats in both, and the best of those
+per layer that lose no more than it.
 Latencies are those of one machine, the first by name of those that measured here.
 """
 
@@ -59,6 +61,17 @@ def main(folder: Path) -> None:
         print(
             f"{name:55} {tried[name]:3} trials: {shown:>12}, lost {row['lost']:.4f}, {row['macs']:.3f} MACs"
         )
+    print("\nuniform, and the best per layer that loses no more")
+    measured = [trial for trial in trials if "lost" in trial and reached(trial) < inf]
+    least = inf
+    for trial in sorted(measured, key=lambda each: (each["lost"], reached(each))):
+        if "uniform" not in kind(trial) or reached(trial) >= least or trial["lost"] > 2 * bound:
+            continue
+        least = reached(trial)
+        others = [each for each in measured if "per layer" in kind(each) and each["lost"] <= trial["lost"]]
+        best_one = min(others, key=reached, default=None)
+        beside = "none" if best_one is None else f"{reached(best_one):.6g}, lost {best_one['lost']:.4f}"
+        print(f"{kind(trial):55} {least:.6g}, lost {trial['lost']:.4f}: {beside}")
 
 
 if __name__ == "__main__":
