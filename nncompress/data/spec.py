@@ -25,10 +25,9 @@ from nncompress.data.sources.encoded_columns import encoded_columns, open_encode
 from nncompress.data.sources.images import open_image_folder
 from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
 from nncompress.data.sources.mnist import open_mnist
-from nncompress.data.sources.npz import open_npz
+from nncompress.data.sources.npz import open_npz, open_shards
 from nncompress.data.sources.python import name_of, open_memory, open_python
 from nncompress.data.sources.saved_datasets import is_saved_dataset, table_of
-from nncompress.data.sources.shards import open_shards
 from nncompress.data.sources.sounds import has_sounds, open_sound_folder
 from nncompress.data.sources.tables import SUFFIXES as TABLES
 from nncompress.data.sources.tables import open_table

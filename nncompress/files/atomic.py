@@ -50,25 +50,28 @@ def replacing(
     """
     target, protect = Path(path), tuple(protect)
     check_target(target, protect)
-    claimed: tuple[Path, int] | None = None
+    claimed: list[tuple[Path, int]] = []
     try:
         try:
             remove_leftovers(target.parent)
             with held_back():
-                claimed = _claim(target.parent)
-            (claimed[0] / NEW).mkdir()
+                claimed.append(_claim(target.parent))
+            new = claimed[0][0] / NEW
+            new.mkdir()
         except OSError as error:
             raise _failure(target, error) from error
         try:
-            yield claimed[0] / NEW / target.name
+            yield new / target.name
             with held_back():  # several files are moved as one
-                _move(claimed[0] / NEW, target, protect, is_ours)
+                _move(new, target, protect, is_ours)
         except OSError as error:
             raise _failure(target, error) from error
     finally:
-        with held_back():
-            if claimed is not None:
-                _release(*claimed)
+        try:
+            _release(claimed)
+        except BaseException:  # a signal that came before it was held back
+            _release(claimed)
+            raise
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -153,13 +156,18 @@ def _is_alive(pid: object) -> bool:
     return True
 
 
-def _release(folder: Path, held: int) -> None:
-    if sys.platform == "win32":  # where what is open cannot be removed
-        os.close(held)
-        _discard(folder)
-    else:
-        _discard(folder)
-        os.close(held)
+def _release(claimed: list[tuple[Path, int]]) -> None:
+    """Remove the folders, and take them from the list."""
+    with held_back():
+        while claimed:
+            folder, held = claimed[-1]
+            if sys.platform == "win32":  # where what is open cannot be removed
+                os.close(held)
+                _discard(folder)
+            else:
+                _discard(folder)
+                os.close(held)
+            claimed.pop()
 
 
 def _discard(folder: Path) -> None:

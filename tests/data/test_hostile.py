@@ -14,6 +14,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nncompress.data import open_data
@@ -219,3 +220,29 @@ def test_targets_too_large_for_float32_are_refused(tmp_path, features4):
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 4), np.float32), y=np.array([1.0, 1e300]))
     with pytest.raises(DataError, match="sample 1 of the labels, as float32, holds infinity"):
         open_data(str(tmp_path / "d.npz"), features4)
+
+
+def test_a_narrow_image_is_not_scaled_to_more_than_images_have(tmp_path):
+    """Its shorter side, one pixel, to 8/7 of what the model takes makes the other 70 million."""
+    Image.new("L", (60000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="cannot be read as an image") as refusal:
+        open_data(str(tmp_path), [InputSpec("x", "float32", ("batch", 1, 1024, 1024))])
+    assert "60000 x 1 pixels" in refusal.value.got
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(2**33, 4),
+        torch.empty(4, 3, device="meta"),
+        torch.eye(4).to_sparse(),
+        torch.randn(4, 3).to(torch.float8_e4m3fn),
+        torch.randn(4, 3, dtype=torch.complex64).conj(),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    ],
+    ids=["repeated", "meta", "sparse", "float8", "conjugate", "nested"],
+)
+def test_tensors_that_are_no_arrays_are_one_message(tmp_path, tensor):
+    torch.save({"x": tensor, "y": torch.arange(4)}, tmp_path / "a.pt")
+    with pytest.raises(DataError):
+        open_data(str(tmp_path / "a.pt"))

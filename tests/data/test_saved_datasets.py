@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from nncompress import extras
 from nncompress.data import open_data
-from nncompress.data.sources import saved_datasets
+from nncompress.data.sources import arrow
 from nncompress.errors import DataError, MissingExtraError
 
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
@@ -77,7 +78,7 @@ def test_parquet_files_are_taken_by_their_split(tmp_path):
 
 def test_memory_is_asked_for_before_rows_are_taken(tmp_path, monkeypatch):
     sizes: list[int] = []
-    monkeypatch.setattr(saved_datasets, "check_allocation", lambda size, what: sizes.append(size))
+    monkeypatch.setattr(arrow, "check_allocation", lambda size, what: sizes.append(size))
     open_data(f"{saved(tmp_path / 'set')}?x=x&y=label")
     assert len(sizes) == 3
     assert sizes[-1] > 8 * X.nbytes
@@ -94,6 +95,9 @@ def test_memory_is_asked_for_before_rows_are_taken(tmp_path, monkeypatch):
             lambda d: d.mkdir() or (d / "dataset_dict.json").write_text('{"splits": ["../a"]}'),
             "names no",
         ),
+        (lambda d: d.mkdir() or (d / "dataset_dict.json").write_text('{"splits": []}'), "names no"),
+        (lambda d: d.mkdir() or (d / "state.json").write_text('{"_data_files": 5}'), "lists no files"),
+        (lambda d: written(d, [".."]), "lists no files beside it"),
     ],
 )
 def test_a_folder_that_is_none_is_refused(tmp_path, make, what):
@@ -107,6 +111,18 @@ def test_damaged_files_are_told_by_name(tmp_path):
     (folder / "data-00000-of-00002.arrow").write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"data-00000-of-00002\.arrow cannot be read as Arrow"):
         open_data(f"{folder}?x=x")
+
+
+def test_a_pipe_is_no_file_of_samples(tmp_path):
+    folder = saved(tmp_path / "set")
+    (folder / "data-00001-of-00002.arrow").unlink()
+    os.mkfifo(folder / "data-00001-of-00002.arrow")
+    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow cannot be read as Arrow"):
+        open_data(f"{folder}?x=x")
+    (tmp_path / "parquet").mkdir()
+    os.mkfifo(tmp_path / "parquet/train-0.parquet")
+    with pytest.raises(DataError, match=r"train-0\.parquet cannot be read as \.parquet"):
+        open_data(f"{tmp_path / 'parquet'}?x=x")
 
 
 def test_without_pyarrow_its_extra_is_named(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from nncompress import extras
 from nncompress.data import open_data
+from nncompress.data.sources import arrow
 from nncompress.data.sources import tables as tables_module
 from nncompress.errors import DataError, MissingExtraError
 from nncompress.ir import InputSpec
@@ -159,7 +160,7 @@ def test_parquet_is_read_by_pyarrow_or_names_its_extra(tmp_path, monkeypatch):
         open_data(f"{tmp_path / 'u.parquet'}?x=x&y=y")
     many = pyarrow.chunked_array([pyarrow.array(np.zeros(2**20))] * 64)  # one number, which takes no bytes
     parquet.write_table(pyarrow.table({"x": many}), tmp_path / "v.parquet")
-    monkeypatch.setattr(tables_module, "check_allocation", lambda size, what: sizes.append(size))
+    monkeypatch.setattr(arrow, "check_allocation", lambda size, what: sizes.append(size))
     sizes: list[int] = []
     open_data(f"{tmp_path / 'u.parquet'}?x=x&y=z")
     tables_module.open_rows(tmp_path / "v.parquet")
@@ -168,3 +169,59 @@ def test_parquet_is_read_by_pyarrow_or_names_its_extra(tmp_path, monkeypatch):
     batch = whole(open_data(f"{tmp_path / 'u.parquet'}?x=x&y=z"))
     assert batch.inputs[0].tolist() == [[1.5, 2], [3, 4]]
     assert batch.labels.tolist() == [0, 0]
+
+
+def test_columns_of_a_parquet_are_what_their_values_are_one_by_one(tmp_path, monkeypatch):
+    """Numbers and lists of one length are taken at once, more than one batch of them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    chance = np.random.default_rng()
+    columns = {
+        "a": chance.integers(-9, 9, 1500),
+        "b": chance.normal(size=1500).astype(np.float16),
+        "c": chance.integers(0, 2, 1500).astype(bool),
+        "l": chance.normal(size=(1500, 3)).tolist(),
+        "y": chance.integers(0, 3, 1500).astype(np.uint8),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    specs = [f"{tmp_path / 't.parquet'}?x={x}&y={y}" for x, y in (("a,b,c", "y"), ("l", "y"), ("a", "b"))]
+    at_once = [whole(open_data(spec)) for spec in specs]
+    monkeypatch.setattr(tables_module, "numbers_of", lambda column: None)
+    for spec, found in zip(specs, at_once):
+        one_by_one = whole(open_data(spec))
+        assert torch.equal(found.inputs[0], one_by_one.inputs[0])
+        assert found.inputs[0].dtype == one_by_one.inputs[0].dtype
+        assert torch.equal(found.labels, one_by_one.labels)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"x": [1, 2**60], "y": [0, 1]}, "x is beyond 2.53 in sample 2"),
+        ({"x": [[1.0, 2.0], [3.0]], "y": [0, 1]}, "x has another shape than before in sample 2"),
+        ({"x": [[], []], "y": [0, 1]}, "x is empty in sample 1"),
+        ({"x": [1.0, None], "y": [0, 1]}, "x is no number in sample 2"),
+    ],
+)
+def test_what_is_wrong_in_a_parquet_is_told_with_its_sample(tmp_path, columns, says):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=says):
+        open_data(f"{tmp_path / 't.parquet'}?x=x&y=y")
+
+
+def test_two_columns_of_one_name_and_values_that_python_lacks_are_messages(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    twice = pyarrow.Table.from_arrays([pyarrow.array([1.0])] * 2, names=["x", "x"])
+    parquet.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="two columns of one name"):
+        open_data(f"{tmp_path / 't.parquet'}?x=x")
+    far = pyarrow.table({"x": pyarrow.array([2**60], pyarrow.timestamp("ms"))})
+    parquet.write_table(far, tmp_path / "u.parquet")
+    with pytest.raises(DataError, match="values of type timestamp"):
+        open_data(f"{tmp_path / 'u.parquet'}?x=x")

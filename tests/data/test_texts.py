@@ -1,10 +1,14 @@
 """Texts become token ids as the tokenizers library makes them."""
 
+import base64
+import json
+
 import pytest
 import torch
 
 from nncompress import extras
 from nncompress.data import open_data
+from nncompress.data.sources import texts
 from nncompress.errors import DataError, MissingExtraError
 from nncompress.ir import InputSpec
 
@@ -58,6 +62,68 @@ def test_what_is_no_tokenizer_or_no_text_is_a_message(reviews, tokenizer, tmp_pa
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read as a tokenizer"):
         open_data(f"{reviews}&length=2")
+
+
+def changed(tmp_path, **changes):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_tokenizer_that_cannot_encode_is_a_message(reviews, tokenizer, tmp_path):
+    """Plain Exceptions of the library, and panics of its Rust, which are no Exceptions."""
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    changed(tmp_path, model={**model, "unk_token": "[NONE]"})
+    with pytest.raises(DataError, match="cannot encode the texts"):
+        open_data(f"{reviews}&length=2")
+    endless = {
+        "type": "Split",
+        "pattern": {"Regex": "(d+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    changed(tmp_path, model=model, pre_tokenizer=endless)
+    (tmp_path / "t.csv").write_text("review,label\n" + "d" * 60 + "b,up\n")
+    with pytest.raises(DataError, match="cannot encode the texts"):
+        open_data(f"{reviews}&length=2")
+
+
+def test_more_special_tokens_than_the_length_are_a_message(reviews, tokenizer, tmp_path):
+    pads = [{"SpecialToken": {"id": "[PAD]", "type_id": 0}}] * 2
+    special = {"[PAD]": {"id": "[PAD]", "ids": [1], "tokens": ["[PAD]"]}}
+    single = [*pads, {"Sequence": {"id": "A", "type_id": 0}}]
+    changed(
+        tmp_path,
+        post_processor={
+            "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special
+        },
+    )  # fmt: skip
+    with pytest.raises(DataError, match="does not make 1 tokens"):
+        open_data(f"{reviews}&length=1")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9},
+        {"type": "Prepend", "prepend": "a" * 9},
+        {
+            "type": "Precompiled",
+            "precompiled_charsmap": base64.b64encode(bytes(4) + b"a" * 9 + b"\0").decode(),
+        },
+    ],
+)
+def test_rules_that_make_texts_grow_without_bound_are_refused(reviews, tokenizer, tmp_path, rule):
+    changed(tmp_path, normalizer={"type": "Sequence", "normalizers": [rule, rule]})
+    with pytest.raises(DataError) as refusal:
+        open_data(f"{reviews}&length=2")
+    assert "more than 64 characters of one" in str(refusal.value)
+
+
+def test_the_memory_that_all_tokens_take_is_asked_for_first(reviews, tokenizer, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(texts, "check_allocation", lambda size, what: sizes.append(size))
+    open_data(f"{reviews}&length=100")
+    assert sizes == [2 * 3 * 100 * 8 * 2]  # as parts and as a whole; three texts, two inputs
 
 
 def test_the_extra_is_named(reviews, monkeypatch):

@@ -227,3 +227,18 @@ def test_a_folder_that_was_deleted_meanwhile_is_one_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write"):
         write_and_lose()
     assert not folder.exists()
+
+
+def test_an_interrupt_just_before_the_folder_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    real, calls = atomic.held_back, []
+
+    def interrupted():
+        calls.append(len(calls))
+        if len(calls) == 3:  # of the first, the folder is made; in the second, the file is moved
+            raise KeyboardInterrupt
+        return real()
+
+    monkeypatch.setattr(atomic, "held_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as path:
+        path.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

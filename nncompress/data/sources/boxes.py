@@ -22,15 +22,17 @@ import numpy as np
 from PIL import Image
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.source import check_allocation
 from nncompress.data.sources.images import EncodedImage, ImageSource, image_files
 from nncompress.errors import DataError
-from nncompress.files.bounded_text import Unreadable, read_json, read_text
+from nncompress.files.bounded_text import Unreadable, check_regular, read_json, read_text
 
 IMAGES, LABELS = "images", "labels"
 GREY = 114  # of the padding, as YOLO has it
 COLUMNS = 6
 _MOST_LABELS = 2**20  # bytes of one image's file
-_MOST_ANNOTATIONS = 2**30
+_MOST_ANNOTATIONS = 2**30  # bytes, and with what Python makes of each no more than the memory there is
+_IN_MEMORY = 24  # bytes of lists for one of their text, "[],[],"
 _MOST_CLASSES = 2**20
 
 
@@ -81,6 +83,7 @@ class BoxSource(ImageSource):
         return padded
 
     def _labels(self, indices: np.ndarray) -> np.ndarray:
+        check_allocation(len(indices) * self._most * COLUMNS * 4, f"a table of {self._most} boxes an image")
         tables = np.full((len(indices), self._most, COLUMNS), -1.0, np.float32)
         for table, index in zip(tables, indices):
             rows = self._boxes[index].rows.copy()
@@ -164,6 +167,7 @@ def open_coco_folder(folder: Path, file: Path, expected: list[ExpectedInput] | N
         DataError: the file is none of COCO's, or an image is missing.
     """
     try:
+        check_allocation(_IN_MEMORY * check_regular(file), str(file))
         content = read_json(file, _MOST_ANNOTATIONS)
         listed = {each["id"]: each["file_name"] for each in content["images"]}
         categories = sorted(content["categories"], key=lambda each: each["id"])

@@ -18,9 +18,10 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, check_allocation, check_labels
+from nncompress.data.sources.arrow import holds_files
 from nncompress.data.sources.images import EncodedImage, ImageSource
 from nncompress.data.sources.npz import LABEL_NAMES
-from nncompress.data.sources.saved_datasets import class_names_of, feature_of, holds_files, schema_of
+from nncompress.data.sources.saved_datasets import class_names_of, feature_of, schema_of
 from nncompress.data.sources.sounds import MAGIC, EncodedSound, SoundSource
 from nncompress.data.sources.tables import Column, check_named, open_rows
 from nncompress.errors import DataError

@@ -118,7 +118,7 @@ class ImageSource:
             with warnings.catch_warnings(), image.open() as opened:
                 warnings.simplefilter("ignore")  # of odd tags in headers
                 mode = self._mode or ("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
-                picture = opened.convert(mode)
+                return np.asarray(self._resized(opened.convert(mode)))
         except Exception as problem:  # a damaged image can raise anything
             raise DataError(
                 f"{image.name} cannot be read as an image",
@@ -127,7 +127,6 @@ class ImageSource:
                 else str(problem),
                 remedy="remove or replace the file",
             ) from problem
-        return np.asarray(self._resized(picture))
 
     def _resized(self, picture: Image.Image) -> Image.Image:
         """As large as the model takes it."""
@@ -137,12 +136,18 @@ class ImageSource:
 def resized(
     picture: Image.Image, size: tuple[int, int], how: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Image.Image:
-    """To [height, width]: shorter side to 8/7 of the crop, then the crop at the centre."""
+    """To [height, width]: shorter side to 8/7 of the crop, then the crop at the centre.
+
+    Raises:
+        ValueError: so narrow that it would be scaled to more than `MOST_PIXELS`.
+    """
     height, width = size
     if picture.size == (width, height):
         return picture
     scale = max(height / picture.height, width / picture.width) * 8 / 7
     scaled = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    if math.prod(scaled) > max(MOST_PIXELS, 2 * height * width):
+        raise ValueError(f"{picture.width} x {picture.height} pixels, scaled to {scaled[0]} x {scaled[1]}")
     picture = picture.resize(scaled, how)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

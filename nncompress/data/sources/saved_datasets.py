@@ -11,17 +11,15 @@ The Arrow files hold streams of record batches, which pyarrow reads one after th
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nncompress.data.source import check_allocation
+from nncompress.data.sources.arrow import Batches, check_file, open_streams
 from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json, read_json
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
-Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -38,7 +36,7 @@ def table_of(folder: Path, split: str | None) -> Path:
         found = {"": folder}
     elif (folder / SPLITS).is_file():
         names = _read(folder / SPLITS).get("splits")
-        if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        if not isinstance(names, list) or not names or not all(map(_is_name, names)):
             raise DataError(f"{folder / SPLITS} names no splits", got=repr(names)[:80])
         found = {name: folder / name for name in names}
     else:
@@ -76,43 +74,14 @@ def _parquet(folder: Path) -> dict[str, Path]:
     return {}
 
 
-def open_arrow(folder: Path) -> tuple[list[str], Rows]:
-    """The names of its columns, and its samples.
+def open_arrow(folder: Path) -> tuple[list[str], Batches]:
+    """The names of its columns, and their batches.
 
     Raises:
         DataError: it cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
-    files = _files(folder)
-    need("parquet", str(folder))
-    import pyarrow
-
-    def batches() -> Iterator[Any]:
-        for file in files:
-            try:
-                with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
-                    yield reader.schema
-                    for batch in reader:
-                        batch.validate(full=True)
-                        yield from (batch.slice(at, 1024) for at in range(0, len(batch), 1024))
-            except (pyarrow.ArrowException, OSError) as problem:
-                raise DataError(f"{file} cannot be read as Arrow", got=str(problem)[:300]) from problem
-
-    schema = next(batches())
-
-    def rows() -> Rows:
-        sample = held = 0
-        for batch in batches():
-            if not isinstance(batch, pyarrow.RecordBatch):
-                continue  # the schema, at the beginning of each file
-            held += 8 * len(batch) * batch.num_columns  # or compressed
-            held += sum((1 if holds_files(c.type) else 8) * c.nbytes for c in batch.columns)
-            check_allocation(held, str(folder))
-            for row in batch.to_pylist():
-                sample += 1
-                yield sample, row
-
-    return list(schema.names), rows()
+    return open_streams(_files(folder))
 
 
 def schema_of(table: Path) -> Any:
@@ -126,6 +95,7 @@ def schema_of(table: Path) -> Any:
     if not arrow and table.suffix != ".parquet":
         return None
     part = _files(table)[0] if arrow else table if table.exists() else min(table.parent.glob(table.name))
+    check_file(part, "Arrow" if arrow else ".parquet")
     need("parquet", str(table))
     import pyarrow
     from pyarrow import parquet
@@ -138,15 +108,6 @@ def schema_of(table: Path) -> Any:
     except (pyarrow.ArrowException, OSError) as problem:
         kind = "Arrow" if arrow else ".parquet"
         raise DataError(f"{part} cannot be read as {kind}", got=str(problem)[:300]) from problem
-
-
-def holds_files(kind: Any) -> bool:
-    """Whether values of this type of pyarrow are bytes, or {"bytes": …, "path": …}."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return {kind.field(at).name for at in range(kind.num_fields)} == {"bytes", "path"}
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def class_names_of(table: Path, column: str) -> tuple[str, ...] | None:
@@ -176,15 +137,20 @@ def _files(folder: Path) -> list[Path]:
     """
     state = _read(folder / STATE)
     listed = state.get("_data_files")
-    names = [each.get("filename") if isinstance(each, dict) else None for each in listed or ()]
-    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+    files = listed if isinstance(listed, list) else []
+    names = [str(each.get("filename")) if isinstance(each, dict) else "" for each in files]
+    if not names or not all(map(_is_name, names)):
         raise DataError(f"{folder / STATE} lists no files beside it", got=repr(listed)[:80])
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise DataError(
             f"{folder} holds a selection of its rows by their numbers",
             remedy="dataset.flatten_indices() before save_to_disk()",
         )
-    return [folder / str(name) for name in names]
+    return [folder / name for name in names]
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 def _read(path: Path) -> dict[str, Any]:

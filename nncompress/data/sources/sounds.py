@@ -32,6 +32,7 @@ MAGIC = (
     b"\xff\xf3",
     b"\xff\xf2",
 )  # what such files begin with
+SIZE_IN_MEMORY = 16  # bytes of a sample of .wav while it is read: as stored, as float64, as float32
 MOST_NUMBERS = 2**28  # of one sound: an hour and a half of 48 kHz
 
 
@@ -139,6 +140,8 @@ def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
         floats = str(problem).startswith("unknown format")
         if not begins.startswith(MAGIC) or (begins == b"RIFF" and not floats):
             raise _unreadable(sound.name, problem) from problem
+    except DataError:
+        raise
     except Exception as problem:  # EOFError, and what a damaged header makes of numpy
         raise _unreadable(sound.name, problem) from problem
     try:
@@ -168,6 +171,7 @@ def _wave(source: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:
         width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
         if frames * width * channels > size:
             raise ValueError(f"{frames} samples in {size} bytes")
+        check_allocation(SIZE_IN_MEMORY * frames * channels, "a sound")
         content, rate = file.readframes(frames), file.getframerate()
     if len(content) != frames * width * channels:
         raise ValueError("the file was cut off")

@@ -22,10 +22,10 @@ import numpy as np
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import ArraySource, check_allocation
+from nncompress.data.sources.arrow import Batches, numbers_of, open_parquet, rows_of, values_of
 from nncompress.data.sources.npz import LABEL_NAMES
-from nncompress.data.sources.saved_datasets import Rows, class_names_of, holds_files, open_arrow
+from nncompress.data.sources.saved_datasets import class_names_of, open_arrow
 from nncompress.errors import DataError
-from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, parse_json
 
 EXACT = 2**53  # up to which a number of eight bytes holds every integer
@@ -33,6 +33,7 @@ MOST_LINE = 2**24  # bytes of one line
 MOST_LABEL = 1000  # characters
 TEXTS = (".csv", ".tsv", ".jsonl")
 SUFFIXES = (*TEXTS, ".parquet")
+Rows = Iterator[tuple[int, dict[str, Any]]]  # samples, with their line or number
 
 
 def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput] | None) -> ArraySource:
@@ -45,16 +46,27 @@ def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput
         DataError: it cannot be read, has no such column, or a value is no number.
         MissingExtraError: pyarrow is not installed, for .parquet.
     """
-    names, rows = open_rows(path)
+    rows: Rows = iter(())
+    batches: Batches = iter(())
+    if path.suffix in TEXTS:
+        names, rows = open_rows(path)
+        check_allocation(
+            8 * path.stat().st_size, str(path)
+        )  # "1,1,1": four bytes of text for one of a number
+    else:
+        names, batches = _open_batches(path)
     label, inputs = _chosen(names, options, expected, path)
     wanted = [*dict.fromkeys(c for columns in inputs.values() for c in columns), *([label] if label else [])]
-    if path.suffix in TEXTS:  # "1,1,1": four bytes of text for one of a number
-        check_allocation(8 * path.stat().st_size, str(path))
     columns: dict[str, Column] = {name: Column(name, path, text=name == label) for name in wanted}
     try:
         for place, row in rows:
             for name, column in columns.items():
                 column.add(row.get(name), place)
+        place = 1
+        for batch in batches:
+            for name, column in columns.items():
+                column.extend(batch.column(name), place)
+            place += len(batch)
     except (OSError, csv.Error, UnicodeDecodeError) as problem:
         raise DataError(f"{path} cannot be read", got=str(problem)[:300]) from problem
     kinds = {e.name: e for e in expected or ()}
@@ -91,7 +103,8 @@ def check_named(columns: list[str], names: list[str], path: Path) -> None:
     Raises:
         DataError: naming those that it has.
     """
-    if unknown := [column for column in columns if column not in names]:
+    known = set(names)
+    if unknown := [column for column in columns if column not in known]:
         raise DataError(
             f"{path} has no column {unknown[0]!r}",
             got=", ".join(names)[:300],
@@ -109,10 +122,9 @@ def open_rows(path: Path) -> tuple[list[str], Rows]:
         DataError: it cannot be read, or holds none.
         MissingExtraError: pyarrow is not installed, for .parquet and .arrow.
     """
-    if path.suffix == ".parquet":
-        return _parquet(path)
     if path.suffix not in TEXTS:
-        return open_arrow(path)
+        names, batches = _open_batches(path)
+        return names, rows_of(batches)
     rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
     try:
         first = next(rows, None)
@@ -121,6 +133,17 @@ def open_rows(path: Path) -> tuple[list[str], Rows]:
     if first is None:
         raise DataError(f"{path} holds no samples")
     return list(first[1]), _with(first, rows)
+
+
+def _open_batches(path: Path) -> tuple[list[str], Batches]:
+    names, batches = open_parquet(path) if path.suffix == ".parquet" else open_arrow(path)
+    _check_distinct(names, path)
+    return names, batches
+
+
+def _check_distinct(names: list[str], path: Path) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} has two columns of one name", got=", ".join(names)[:300])
 
 
 def _with(first: tuple[int, dict[str, Any]], rest: Rows) -> Rows:
@@ -138,8 +161,7 @@ def _separated(path: Path) -> Rows:
                 got=", ".join(names)[:100],
                 remedy="write one: a,b,c,label",
             )
-        if len(set(names)) < len(names):
-            raise DataError(f"{path} has two columns of one name", got=", ".join(names)[:300])
+        _check_distinct(names, path)
         for row in reader:
             if not row:
                 continue
@@ -175,58 +197,6 @@ def _lines(read: Callable[[int], str], path: Path) -> Iterator[str]:
         yield line
 
 
-def _parquet(path: Path) -> tuple[list[str], Rows]:
-    """Of one file, or of all that a pattern names."""
-    need("parquet", str(path))
-    from pyarrow import parquet
-
-    parts = [path] if path.exists() else sorted(path.parent.glob(path.name))
-    try:
-        files = [parquet.ParquetFile(part, read_dictionary=_text_columns(part)) for part in parts]
-        names = list(files[0].schema_arrow.names)
-        groups = [file.metadata.row_group(at) for file in files for at in range(file.num_row_groups)]
-        values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
-    except Exception as problem:  # pyarrow's own
-        raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
-
-    together = 16 if any(holds_files(field.type) for field in files[0].schema_arrow) else 1024
-    check_allocation(8 * values, str(path))  # a value that is repeated takes no bytes in the file
-
-    def rows() -> Rows:
-        sample = 0
-        try:
-            for batch in (batch for file in files for batch in file.iter_batches(together)):
-                for values in zip(*map(_shared, batch.columns), strict=True):
-                    sample += 1
-                    yield sample, dict(zip(batch.schema.names, values, strict=True))
-        except DataError:
-            raise
-        except Exception as problem:
-            raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
-
-    return names, rows()
-
-
-def _text_columns(path: Path) -> list[str]:
-    """Those whose values are to stay what the file holds once: a text of 1 MB for a million samples."""
-    from pyarrow import parquet
-
-    schema = parquet.read_schema(path)
-    leaves = parquet.read_metadata(path).schema
-    texts = {
-        leaves.column(at).path for at in range(len(leaves)) if leaves.column(at).physical_type == "BYTE_ARRAY"
-    }
-    return [name for name in schema.names if name in texts]
-
-
-def _shared(column: Any) -> list[Any]:
-    """The values of a column of pyarrow; equal texts are one object."""
-    if not hasattr(column, "dictionary"):
-        return column.to_pylist()
-    words = column.dictionary.to_pylist()
-    return [None if at is None else words[at] for at in column.indices.to_pylist()]
-
-
 # --- columns ----------------------------------------------------------------------------------------------
 
 
@@ -244,6 +214,17 @@ class Column:
         self._values = array("d")
         self._words: list[str] = []
 
+    def extend(self, values: Any, place: int) -> None:
+        """Add those of a column of pyarrow, the first of which is at `place`."""
+        numbers = numbers_of(values)
+        if numbers is None or self.shape not in (None, numbers.shape[1:]) or not _is_exact(numbers):
+            for at, value in enumerate(values_of(values), place):  # which says what is wrong where
+                self.add(value, at)
+            return
+        self.shape = numbers.shape[1:]
+        self.whole &= _is_whole(numbers)
+        self._values.frombytes(np.ascontiguousarray(numbers, np.float64).tobytes())
+
     def add(self, value: Any, place: int) -> None:
         if self._text and isinstance(value, str) and len(value) > MOST_LABEL:
             raise self._wrong(place, "is too long for a label", f"{len(value)} characters")
@@ -256,19 +237,15 @@ class Column:
                 raise ValueError
         except (TypeError, ValueError):
             raise self._wrong(place, "is no number", repr(value)[:80]) from None
-        if (
-            found.dtype.kind in "iu"
-            and found.size
-            and not -EXACT <= int(found.min()) <= int(found.max()) <= EXACT
-        ):
+        if not found.size:
+            raise self._wrong(place, "is empty", repr(value)[:80])
+        if not _is_exact(found):
             raise self._wrong(place, "is beyond 2^53", repr(value)[:80])
         if self.shape is None:
             self.shape = found.shape
         if found.shape != self.shape:
             raise self._wrong(place, "has another shape than before", f"{found.shape}, {self.shape} before")
-        self.whole &= found.dtype.kind != "f" or bool(
-            ((found == np.trunc(found)) & (np.abs(found) <= EXACT)).all()  # else it would be another integer
-        )
+        self.whole &= _is_whole(found)
         self.whole &= not (isinstance(value, str) and "." in value)
         self._values.extend(found.ravel().tolist())
 
@@ -302,6 +279,20 @@ class Column:
             )
         number = {name: index for index, name in enumerate(names)}
         return np.array([number[word] for word in self._words]), tuple(names)
+
+
+def _is_exact(found: np.ndarray) -> bool:
+    """Integers that a float64 holds; any other numbers."""
+    if found.dtype.kind not in "iu" or not found.size:
+        return True
+    return -EXACT <= int(found.min()) <= int(found.max()) <= EXACT
+
+
+def _is_whole(found: np.ndarray) -> bool:
+    if found.dtype.kind != "f":
+        return True
+    found = found.astype(np.float64, copy=False)
+    return bool(((found == np.trunc(found)) & (np.abs(found) <= EXACT)).all())  # else another integer
 
 
 def _input(columns: Sequence[Column], expected: ExpectedInput | None, path: Path) -> np.ndarray:

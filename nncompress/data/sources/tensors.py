@@ -16,6 +16,7 @@ from nncompress.data.sources.python import PythonStream, open_memory
 from nncompress.errors import DataError
 from nncompress.files.pickle_scan import scan_file
 
+MOST_REPEATED = 2**27  # bytes
 EXPECTED = 'torch.save({"x": x, "y": y}, file), (x, y), or a tensor'
 
 
@@ -44,12 +45,31 @@ def open_tensors(
         names = input_names([name for name in tensors if isinstance(name, str)], expected, path, called)
         label = next((tensors[name] for name in LABEL_NAMES if name in tensors and name not in names), None)
         found = (tuple(tensors[name] for name in names), label)
+    _check_repeated(found, path)
     if not _holds_tensors(found):
         raise DataError(f"{path} holds no tensors", got=type(found).__name__, expected=EXPECTED)
     return open_memory(tuple(found) if isinstance(found, list) else found, expected)
 
 
+def _check_repeated(found: Any, path: Path) -> None:
+    """Refuse tensors that are much more than the file holds of them: a number with a stride of 0."""
+    size = _size(found)
+    if size > path.stat().st_size + MOST_REPEATED:
+        raise DataError(
+            f"{path} repeats what it holds",
+            got=f"tensors of {size} bytes in a file of {path.stat().st_size}",
+            remedy="save them with .contiguous()",
+        )
+
+
+def _size(found: Any) -> int:
+    if isinstance(found, tuple | list):
+        return sum(map(_size, found))
+    return found.nbytes if isinstance(found, torch.Tensor) and found.layout == torch.strided else 0
+
+
 def _holds_tensors(found: Any) -> bool:
     if isinstance(found, torch.Tensor):
-        return found.layout == torch.strided and not found.is_quantized
+        plain = found.layout == torch.strided and not found.is_quantized and not found.is_nested
+        return plain and found.device.type == "cpu"
     return isinstance(found, tuple | list) and all(part is None or _holds_tensors(part) for part in found)

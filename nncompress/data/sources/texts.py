@@ -7,23 +7,26 @@ segment.
 
 from __future__ import annotations
 
+import base64
 import csv
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.source import ArraySource
+from nncompress.data.source import ArraySource, check_allocation
 from nncompress.data.sources.npz import LABEL_NAMES
 from nncompress.data.sources.tables import Column, check_named, open_rows
 from nncompress.errors import DataError
 from nncompress.extras import need
+from nncompress.files.bounded_text import read_json
 
 OPTIONS = ("text", "tokenizer", "length")
-TOGETHER = 1024  # texts that are encoded at a time
+TOGETHER = 2**16  # characters of the texts that are encoded at a time, but for the last of them
+MOST_TOKENIZER = 2**28  # bytes; vocabularies of 250,000 words take 2^25
+MOST_GROWTH = 64  # characters that a tokenizer's rules may make of one before it looks for tokens
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 _WHAT = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
@@ -48,7 +51,8 @@ def open_texts(path: Path, options: dict[str, str], expected: list[ExpectedInput
     check_named([text, *([label] if label else [])], names, path)
     given = [e.name for e in expected] if expected is not None else ["input_ids", "attention_mask"]
     what = _contents(given, path)
-    tokenizer = _opened(options["tokenizer"], _length(options.get("length"), expected, path))
+    length = _length(options.get("length"), expected, path)
+    tokenizer = _opened(options["tokenizer"], length)
     labels = Column(label or "", path, text=True)
 
     def texts() -> Iterator[str]:
@@ -60,10 +64,12 @@ def open_texts(path: Path, options: dict[str, str], expected: list[ExpectedInput
             yield found
 
     parts: dict[str, list[np.ndarray]] = {name: [] for name in given}
-    stream = texts()
+    samples = 0
     try:
-        while some := list(islice(stream, TOGETHER)):
-            encoded = tokenizer.encode_batch(some)
+        for some in _together(texts()):
+            samples += len(some)
+            check_allocation(2 * samples * length * 8 * len(given), str(path))
+            encoded = _encoded(tokenizer, some, length, options["tokenizer"])
             for name, part in parts.items():
                 part.append(np.array([getattr(each, what[name]) for each in encoded], np.int64))
     except (OSError, csv.Error, UnicodeDecodeError) as problem:
@@ -71,6 +77,44 @@ def open_texts(path: Path, options: dict[str, str], expected: list[ExpectedInput
     classes, class_names = labels.labels() if label else (None, None)
     arrays = {name: np.concatenate(part) for name, part in parts.items()}
     return ArraySource(arrays, classes, origin=str(path), class_names=class_names)
+
+
+def _together(texts: Iterator[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        some.append(text)
+        size += len(text) + 64
+        if size > TOGETHER:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _encoded(tokenizer: Any, some: list[str], length: int, place: str) -> list[Any]:
+    """The texts as `length` tokens each.
+
+    Raises:
+        DataError: the tokenizer cannot: it lacks a token that it needs, or gives up on a pattern.
+    """
+    try:
+        found = list(tokenizer.encode_batch(some))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as problem:  # plain Exceptions, and a panic of its Rust, which is none
+        raise DataError(
+            f"the tokenizer at {place} cannot encode the texts",
+            got=str(problem)[:300],
+            remedy="a tokenizer.json that goes with the model",
+        ) from problem
+    if any(len(each.ids) != length for each in found):
+        raise DataError(
+            f"the tokenizer at {place} does not make {length} tokens of a text",
+            got=f"{max(len(each.ids) for each in found)}: what it adds to every text is more than that",
+            remedy="a greater &length=",
+        )
+    return found
 
 
 def _contents(names: list[str], path: Path) -> dict[str, str]:
@@ -105,8 +149,12 @@ def _opened(place: str, length: int) -> Any:
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}", expected="the tokenizer.json of a directory")
     try:
+        content = read_json(path, MOST_TOKENIZER)
+        check_growth(content if isinstance(content, dict) else {})
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as problem:  # the library raises plain Exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as problem:  # plain Exceptions, and a panic of its Rust, which is none
         raise DataError(f"{path} cannot be read as a tokenizer", got=str(problem)[:300]) from problem
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {}
@@ -115,3 +163,29 @@ def _opened(place: str, length: int) -> Any:
         raise DataError(f"{path} knows no token to fill up with", expected=f"one of {', '.join(_PADS)}")
     tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
+
+
+def check_growth(content: dict[str, Any]) -> None:
+    """Refuse rules that make a text much longer: applied one after the other, they would fill any memory.
+
+    Args:
+        content: of a tokenizer.json.
+
+    Raises:
+        ValueError: one character may become more than `MOST_GROWTH`.
+    """
+    growth, rules = 1, [content.get("normalizer"), content.get("pre_tokenizer")]
+    while rules:
+        match rules.pop():
+            case {"type": "Sequence"} as sequence:
+                rules += [*(sequence.get("normalizers") or ()), *(sequence.get("pretokenizers") or ())]
+            case {"type": "Replace", "content": str() as text}:
+                growth *= max(1, len(text))
+            case {"type": "Prepend", "prepend": str() as text}:
+                growth *= max(1, len(text))
+            case {"type": "Precompiled", "precompiled_charsmap": str() as text}:
+                stored = base64.b64decode(text)
+                texts = stored[4 + int.from_bytes(stored[:4], "little") :]  # behind the trie, each ends in 0
+                growth *= max(1, *map(len, texts.split(b"\0")))
+        if growth > MOST_GROWTH:
+            raise ValueError(f"its rules may make more than {MOST_GROWTH} characters of one")
