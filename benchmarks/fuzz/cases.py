@@ -135,6 +135,47 @@ def _texts(path: Path) -> None:
     next(iter(open_data(table).batches(2, limit=2)))
 
 
+def _boxes(path: Path) -> None:
+    _data(path.parents[1] if path.suffix == ".txt" else path.parent)
+
+
+def _saved_dataset(path: Path) -> None:
+    from nncompress.data import open_data
+
+    split = "split=train&" if path.name == "dataset_dict.json" else ""
+    next(iter(open_data(f"{path.parent}?{split}x=x&y=y").batches(2, limit=2)))
+
+
+def _streamed(path: Path) -> None:
+    """As a run that goes on reads what an earlier one left."""
+    from nncompress.files.ledger import Ledger
+    from nncompress.loading.state_dict.shards import open_checkpoint
+    from nncompress.recipe import parse_pass
+    from nncompress.streaming.shards import Shards
+
+    source = open_checkpoint("c.safetensors")
+    owns, Ledger.owns = Ledger.owns, lambda self, name: name == path.name  # type: ignore[method-assign]
+    try:
+        each = parse_pass("quantize:mode=weights")
+        Shards(path.parent, source, [source.tensors], each, {}).finished  # noqa: B018
+    finally:
+        Ledger.owns = owns  # type: ignore[method-assign]
+
+
+def _reported(path: Path) -> None:
+    from nncompress.report.facts.read import section_of
+
+    section_of(str(path.parent if path.name == "search.json" else path))
+
+
+def _trained(path: Path) -> None:
+    from nncompress.files.bounded_text import read_json
+    from nncompress.search.finetune import TRAINED
+
+    with _measured_anew():
+        TRAINED(read_json(path))
+
+
 def _search(path: Path) -> None:
     from nncompress.cli.work.optimize import SETTINGS
     from nncompress.search.records import read
@@ -218,7 +259,7 @@ class Target:
 
 
 NEEDS = {  # kinds that can be read where an extra is installed
-    "parquet": "parquet",
+    **dict.fromkeys(("parquet", "saved", "splits", "arrow"), "parquet"),
     "tokenizer": "text",
     "openvino": "openvino",
     **dict.fromkeys(("config", "index", "shard"), "huggingface"),
@@ -259,6 +300,16 @@ TARGETS = {
         Target("config", "config.json", _directory),
         Target("index", "model.safetensors.index.json", _directory),
         Target("shard", "model-00001-of-00002.safetensors", _directory),
+        Target("coco", "boxes.json", _boxes),
+        Target("yolo", "labels/x.txt", _boxes),
+        Target("saved", "state.json", _saved_dataset),
+        Target("splits", "dataset_dict.json", _saved_dataset),
+        Target("arrow", "data.arrow", _saved_dataset),
+        Target("streamed", "model-00001-of-00001.safetensors", _streamed),
+        Target("document", "a.json", _reported),
+        Target("log", "a.jsonl", _reported),
+        Target("folder", "search.json", _reported),
+        Target("trained", "ab12.json", _trained),
         Target("search", "search.json", _search),
         Target("trial", "ab12.json", _trial),
         Target("effect", "ab12.json", _effect),

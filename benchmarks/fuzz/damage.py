@@ -31,9 +31,21 @@ STRANGE = [
 ]
 DOCUMENTS = (
     *("session", "bench", "ledger", "latency", "jsonl", "tokenizer", "config", "index"),
-    *("search", "trial", "effect", "cycles"),
+    *(
+        "search",
+        "trial",
+        "effect",
+        "cycles",
+        "coco",
+        "saved",
+        "splits",
+        "document",
+        "log",
+        "folder",
+        "trained",
+    ),
 )
-TEXTS = ("csv", "tsv", "openvino")
+TEXTS = ("csv", "tsv", "openvino", "yolo")
 STRANGE_WORDS = [
     *("", "nan", "-inf", "1e999", "-1", "0", "2147483648", "18446744073709551616", "9" * 400, "1_0", "0x10"),
     *(
@@ -85,7 +97,7 @@ def mutated(content: bytes, kind: str, random: Random) -> bytes:
         try:
             if content[:2] == b"PK" and random.random() < 0.85:
                 content = _archive(content, random)
-            elif kind in ("safetensors", "shard") and random.random() < 0.6:
+            elif kind in ("safetensors", "shard", "streamed") and random.random() < 0.6:
                 content = _header(content, random)
             elif kind in DOCUMENTS and random.random() < 0.8:
                 content = _document(content, random)

@@ -139,9 +139,21 @@ def good_files(folder: Path, apart: bool = True) -> dict[str, list[bytes]]:
         "idx": [bytes((0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4)) + bytes(24)],
         "tar": [_tar()],
         "batches": [pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 2]}, 2)],
+        "document": [json.dumps(_suite().to_json()).encode()],
+        "streamed": [_streamed(folder)],
         **more,
         "input": [b"x:Bx3x8x8,state:2xBx128", b"1x3x32x32", b"25xBx40,Bx16:int64"],
     }
+
+
+def _streamed(folder: Path) -> bytes:
+    """A shard of `quantize --stream` of c.safetensors."""
+    from nncompress.loading.state_dict.shards import open_checkpoint
+    from nncompress.recipe import parse_pass
+    from nncompress.streaming import run
+
+    run(parse_pass("quantize:mode=weights"), open_checkpoint(folder / "c.safetensors"), folder / "shards")
+    return next((folder / "shards").glob("*.safetensors")).read_bytes()
 
 
 def _tar() -> bytes:

@@ -69,10 +69,13 @@ def data_files(
         ],
         "cycles": [json.dumps({"identity": {"model": "a"}, "state": _STATE}).encode()],
     }
-    (BESIDE / "mask/images").mkdir(parents=True)
-    (BESIDE / "mask/images/x.png").write_bytes(_mask(stored))
+    for kind in ("mask", "coco", "yolo"):
+        (BESIDE / kind / "images").mkdir(parents=True)
+        (BESIDE / kind / "images/x.png").write_bytes(_mask(stored))
+    found |= _boxes_and_records()
     if installed("parquet"):
         found["parquet"] = _parquet(folder)
+        found |= _saved(folder)
     if installed("openvino"):
         found["openvino"] = _openvino(model, folder, apart)
     if installed("text"):
@@ -83,8 +86,8 @@ def data_files(
 
 
 _SETTINGS = {
-    "schema": 1, "kind": "search", "directory": ".", "data": "data.npz", "fit": "data.npz?half=1",
-    "normalize": None, "limit": 9, "seed": 0,
+    "schema": 1, "kind": "search", "model": "ab12", "directory": ".", "data": "data.npz",
+    "fit": "data.npz?half=1", "normalize": None, "limit": 9, "seed": 0,
     "bounds": {"drop": 0.1, "goal": "macs", "target": None, "metric": "top1"},
 }  # fmt: skip
 _TRIAL = {
@@ -97,6 +100,43 @@ _STATE = {
     "best_loss": 0.5,
     "ratio": None, "retried": 0, "stopped": "",
 }  # fmt: skip
+
+
+def _boxes_and_records() -> dict[str, list[bytes]]:
+    """Boxes of images, and what commands left for `report` and for those that go on."""
+    coco = {
+        "images": [{"id": 1, "file_name": "x.png"}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2.5, 2], "iscrowd": 0}],
+    }
+    (BESIDE / "folder/trials").mkdir(parents=True)
+    (BESIDE / "folder/trials/ab12.json").write_text(json.dumps(_TRIAL))
+    logs = [{"epoch": 1, "loss": 0.5, "seconds": 1.0}, {"epoch": 2, "loss": 0.25, "seconds": 1.0}]
+    return {
+        "coco": [json.dumps(coco).encode()],
+        "yolo": [b"0 0.5 0.5 0.2 0.2\n3 0.1 0.1 0.1 0.1\n"],
+        "log": ["".join(json.dumps(row) + "\n" for row in logs).encode()],
+        "folder": [json.dumps(_SETTINGS).encode()],
+        "trained": [json.dumps({"epochs": 2, "limit": None, "teacher_weight": 0.9}).encode()],
+    }
+
+
+def _saved(folder: Path) -> dict[str, list[bytes]]:
+    """What the datasets library writes: an Arrow stream, what lists it, what lists splits."""
+    import pyarrow
+
+    table = pyarrow.table({"x": [[1.0, 2.0], [3.0, 4.0]], "y": [0, 1]})
+    file = str(folder / "data.arrow")
+    with pyarrow.OSFile(file, "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    state = json.dumps({"_data_files": [{"filename": "data.arrow"}], "_split": "train"})
+    splits = json.dumps({"splits": ["train"]})
+    for kind, place in (("saved", "."), ("arrow", "."), ("splits", "train")):
+        (BESIDE / kind / place).mkdir(parents=True)
+        shutil.copy(folder / "data.arrow", BESIDE / kind / place / "data.arrow")
+        (BESIDE / kind / place / "state.json").write_text(state)
+    content = (folder / "data.arrow").read_bytes()
+    return {"saved": [state.encode()], "splits": [splits.encode()], "arrow": [content]}
 
 
 def _sound(stored: Callable[..., bytes], width: int) -> bytes:

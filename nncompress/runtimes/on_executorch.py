@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.extras import need, version
+from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner
 from nncompress.runtimes.silence import silent
@@ -106,8 +107,8 @@ class ExecuTorchRunner(Runner):
         """What `nncompress export` wrote of inputs, dims and history; {} for the files of others."""
         _program, method = self._method_named(RECORD)
         try:
-            record = json.loads(method.execute([])[0]) if method is not None else {}
-        except (ValueError, TypeError, IndexError, RuntimeError):
+            record = parse_json(method.execute([])[0]) if method is not None else {}
+        except (Unreadable, TypeError, IndexError, RuntimeError):
             record = None
         if not isinstance(record, dict):
             raise ModelFileError(f"{self._path} is damaged", got=f"a method {RECORD} that is not a record")

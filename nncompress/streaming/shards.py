@@ -15,10 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nncompress.errors import OutputError
+from nncompress.errors import ModelFileError, OutputError
 from nncompress.export.check.read_back import read_back_tensors
 from nncompress.export.write.safetensors import write_tensors
+from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.files.ledger import Ledger
+from nncompress.loading.json_schema import Rejected, finite, listed, plain, record, table_with
 from nncompress.loading.state_dict.shards import INDEX, Checkpoint, StoredTensor, open_checkpoint
 from nncompress.passes import Pass
 from nncompress.version import __version__
@@ -42,6 +44,13 @@ class Row:
     bytes: int
     error: float
     applied: bool
+
+
+_SIZE = plain(int, lambda size: 0 <= size < 2**63)
+_ROW = record(
+    name=plain(str), what=plain(str), bytes_before=_SIZE, bytes=_SIZE, error=finite, applied=plain(bool)
+)
+_STREAMED = record(made_from=table_with(), rows=listed(_ROW))  # in the header of a shard
 
 
 @dataclass(frozen=True)
@@ -182,10 +191,13 @@ class Shards:
         file = self.file(number)
         if not self._ledger.owns(file.name):
             return None
-        record = json.loads(open_checkpoint(file).headers[file].get("streamed", "{}"))
-        if record.get("made_from") != self._made_from(number):
+        try:
+            kept = _STREAMED(parse_json(open_checkpoint(file).headers[file].get("streamed", "{}")))
+        except (ModelFileError, Unreadable, Rejected):
             return None
-        return [Row(**row) for row in record["rows"]]
+        if kept["made_from"] != self._made_from(number):
+            return None
+        return [Row(**row) for row in kept["rows"]]
 
     def _copied(self) -> list[str]:
         """Copy what lies beside the shards of a folder and says what they are: configuration, tokenizer."""

@@ -14,6 +14,7 @@ from torch import nn
 from nncompress import pipeline
 from nncompress.cli import main
 from nncompress.errors import ModelFileError, NNCompressError, OutputError, UsageError
+from nncompress.files.ledger import Ledger
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
@@ -141,6 +142,21 @@ def test_other_settings_or_another_source_are_not_taken_for_the_same(folder, tmp
     one = run(parse_pass("prune:std=0.5"), open_checkpoint(folder), out)
     assert one.shards == 1
     assert sorted(file.name for file in out.glob("*.safetensors")) == ["model-00001-of-00001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["[]", "{", "[" * 5000, '{"made_from": [], "rows": []}', '{"made_from": {}, "rows": [{"name": 1}]}'],
+)
+def test_a_shard_whose_record_is_none_is_made_anew(record, folder, tmp_path):
+    out = tmp_path / "out"
+    streamed("quantize:mode=weights", folder, out)
+    shard = sorted(out.glob("*.safetensors"))[0]
+    whole = load_file(shard)
+    save_file(whole, shard, {"streamed": record})
+    Ledger(out).adopt(shard.name)
+    assert streamed("quantize:mode=weights", folder, out).resumed == 2
+    assert load_file(shard).keys() == whole.keys()
 
 
 def test_half_precision_stays_half(tmp_path):

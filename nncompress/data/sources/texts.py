@@ -174,7 +174,8 @@ def check_growth(content: dict[str, Any]) -> None:
     Raises:
         ValueError: one character may become more than `MOST_GROWTH`.
     """
-    growth, rules = 1, [content.get("normalizer"), content.get("pre_tokenizer")]
+    growth = 1
+    rules: list[Any] = [content.get("normalizer"), content.get("pre_tokenizer")]
     while rules:
         match rules.pop():
             case {"type": "Sequence"} as sequence:
