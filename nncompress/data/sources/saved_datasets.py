@@ -95,8 +95,8 @@ def schema_of(table: Path) -> Any:
     if not arrow and table.suffix != ".parquet":
         return None
     part = _files(table)[0] if arrow else table if table.exists() else min(table.parent.glob(table.name))
-    check_file(part, "Arrow" if arrow else ".parquet")
     need("parquet", str(table))
+    check_file(part, "Arrow" if arrow else ".parquet")
     import pyarrow
     from pyarrow import parquet
 
