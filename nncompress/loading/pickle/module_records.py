@@ -167,6 +167,8 @@ class _Builder:
                 plain[key] = self._members(value, self.tensor, where)
             elif key == "_is_full_backward_hook":
                 continue
+            elif key == "__overloads__" and type(value) is dict and not value:
+                continue  # torch.jit.script leaves it in the module that it was given
             elif key == "activation" and issubclass(kind, _HAS_ACTIVATION) and isinstance(value, type):
                 plain[key] = _activation(value, inside)
             elif key.startswith("__") or callable(getattr(kind, key, None)):

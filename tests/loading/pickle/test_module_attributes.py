@@ -73,6 +73,13 @@ def test_attribute_that_a_user_set_is_kept(tmp_path):
     assert read_pickle(tmp_path / "layer.pt").block_index == 7
 
 
+def test_a_module_that_was_scripted_before_it_was_saved_comes_back(tmp_path):
+    layer = nn.Linear(3, 2)
+    torch.jit.script(layer)
+    torch.save(layer, tmp_path / "layer.pt")
+    assert torch.equal(read_pickle(tmp_path / "layer.pt").weight, layer.weight)
+
+
 @pytest.mark.parametrize(
     ("layer", "attributes"),
     [
