@@ -60,18 +60,22 @@ def quiet() -> Iterator[None]:
 
 def exported(
     module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamo: bool, opset: int, path: Path
-) -> bool:
-    """The file, with a free batch or else a fixed one; False where torch cannot write it."""
+) -> str:
+    """The file, with a free batch or else a fixed one; else why torch cannot write it."""
     names = [f"in{i}" for i in range(len(inputs))]
     if dynamo:
         free = {"dynamic_shapes": [{0: torch.export.Dim("batch")} for _ in inputs]}
     else:
         free = {"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}
+    why = ""
     for settings in (free, {}):
-        with quiet(), contextlib.suppress(Exception):
-            torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
-            return True
-    return False
+        with quiet():
+            try:
+                torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
+                return ""
+            except Exception as problem:  # of whatever kind the exporter raises
+                why = " ".join(str(problem).split())[:120] or type(problem).__name__
+    return why
 
 
 def measured(name: str, architecture: Architecture, dynamo: bool, opset: int, step: str) -> dict[str, object]:
@@ -82,8 +86,8 @@ def measured(name: str, architecture: Architecture, dynamo: bool, opset: int, st
     cells: dict[str, object] = {**key_of(name, dynamo, opset, step), "went": False}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        if not exported(module, architecture.draw(2), dynamo, opset, path):
-            return cells | {"went": None, "read": "torch cannot write it"}
+        if why := exported(module, architecture.draw(2), dynamo, opset, path):
+            return cells | {"went": None, "read": f"torch cannot write it: {why}"}
         said: list[str] = []
         try:
             model = nncompress.load(path, notice=said.append)
