@@ -12,16 +12,20 @@ from nncompress import extras
 # pools:             average pools of 8-bit values as convolutions of each channel alone
 # channels:          zero channels up to a multiple of 4 or 16
 # silu:              x · sigmoid(x) of 8-bit values as ONNX Runtime's own QuickGelu
+# sums:              residual sums that one layer norm reads as Sum, which is not fused with it
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
 # float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
-Rewrite = Literal["blocks", "pools", "channels", "silu", "amx-tiles", "unsigned-weights", "nbits", "float16"]
+Rewrite = Literal[
+    "blocks", "pools", "channels", "silu", "sums", "amx-tiles", "unsigned-weights", "nbits", "float16"
+]
 SAID: dict[str, str] = {
     "blocks": "convolutions over blocks of pixels",
     "pools": "pools as convolutions",
     "channels": "values with zero channels for its kernels",
     "silu": "SiLUs as QuickGelu",
+    "sums": "residual sums kept apart from layer norms",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
     "float16": "tensors of floats in float16",

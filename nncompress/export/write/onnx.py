@@ -31,6 +31,7 @@ from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 from nncompress.export.lower.onnxruntime.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
+from nncompress.export.lower.onnxruntime.sums import lower_sums
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
 from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
@@ -237,7 +238,9 @@ def _lower(graph: _Graph, target: Target | None) -> dict[str, int]:
     """In place; the rewrites of the target that were made."""
     rewrites = () if target is None else target.rewrites
     nbits = lower_groups(graph.program.model, rewrites)
-    return lower_int8(graph.program.model, rewrites) | ({"nbits": nbits} if nbits else {})
+    applied = lower_int8(graph.program.model, rewrites) | ({"nbits": nbits} if nbits else {})
+    sums = lower_sums(graph.program.model.graph) if "sums" in rewrites else 0
+    return applied | ({"sums": sums} if sums else {})
 
 
 def _save(graph: _Graph, file: Path, states: Sequence[State], target: Target | None) -> dict[str, int]:
