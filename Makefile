@@ -1,6 +1,6 @@
 # make demo      compress a real trained classifier and see what it was worth
 # make test      everything that CI runs: lint, format, types, import contract, docs, tests
-# make coverage  which lines of the package the tests run, at up to twice their time
+# make coverage  the tests, and by file which lines of the package none of them runs
 # make docs      the documentation as a site, in site/; what leads nowhere in it is an error
 # make lowest    the tool from a wheel on the lowest versions that pyproject.toml allows, in a folder of its own
 # All but the last set up .venv from nothing.
@@ -22,11 +22,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)  # side by side: the type checker takes a minute of one core
 	$(MAKE) --no-print-directory --jobs=3 lint docs pytest
 
+PYTEST = $(BIN)/python -m pytest -p tests.support.line_coverage -n auto --dist worksteal
+
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST)
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov=nncompress --cov-report=term:skip-covered
+	$(PYTEST) --missing-lines
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
