@@ -82,11 +82,6 @@ def read_pickle(path: str | Path, *, trust_pickle: bool = False) -> Any:
         ) from error
 
 
-def needed_globals(path: Path) -> set[str]:
-    """The names a pickle wants beyond tensors, `module.qualname`, found without executing it."""
-    return _beyond_tensors(_scanned(path))
-
-
 def _scanned(path: Path) -> PickleScan:
     try:
         if zipfile.is_zipfile(path):
@@ -98,6 +93,7 @@ def _scanned(path: Path) -> PickleScan:
 
 
 def _beyond_tensors(scan: PickleScan) -> set[str]:
+    """The names that a pickle wants beyond tensors, `module.qualname`."""
     allowed = torch._weights_only_unpickler._get_allowed_globals()
     names = scan.names | {name.replace("__builtin__.", "builtins.", 1) for name in scan.names}
     return {n for n in names if n not in allowed and not n.startswith("__builtin__.")}
