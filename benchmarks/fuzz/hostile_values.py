@@ -66,13 +66,7 @@ def usual_value(kind: str, name: str, rank: int, random: Random) -> Any:
             return random.choice([0, 1, 1, 1, 2])
         case "float":
             return 0.5
-        case "bool":
-            return random.random() < 0.5
-        case "str":
-            return random.choice(["sum", "mean", "reflect", "floor", "none"])
-        case "Device":
-            return torch.device("cpu")
-    return None
+    return value(kind, name, (2,) * rank, random)
 
 
 def usual_tensor(name: str, rank: int, random: Random) -> torch.Tensor:

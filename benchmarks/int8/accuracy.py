@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.networks import cifar_resnet
-from nncompress.data import Dataset, open_data
+from benchmarks.networks.cifar_resnet import trained
+from nncompress.data import Dataset
 from nncompress.export import write_onnx
-from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.quantize.options import Quantize
 
@@ -49,11 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'network':10}{'calibration':12}{'float32':>9}{'int8':>9}{'change':>9}{'lost':>6}{'won':>6}")
     for name in options.networks:
-        network = getattr(cifar_resnet, name)()
-        network.load_state_dict(load_file(options.folder / f"{name}-jpeg.safetensors"))
-        model = Model.from_module(network.eval(), (torch.randn(2, 3, 32, 32),))
-        test = open_data(f"cifar10:{options.folder}", model.inputs, "imagenet")
-        train = open_data(f"cifar10:{options.folder}?split=train", model.inputs, "imagenet")
+        model, test, train = trained(options.folder, name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(model, path)

@@ -12,13 +12,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.networks import cifar_resnet
+from benchmarks.networks.cifar_resnet import trained
 from nncompress.analysis.accuracy import evaluate
 from nncompress.analysis.cost import cost
-from nncompress.data import open_data
-from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.quantize.options import Quantize
 
@@ -44,11 +41,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    network = getattr(cifar_resnet, options.network)()
-    network.load_state_dict(load_file(options.folder / f"{options.network}-jpeg.safetensors"))
-    model = Model.from_module(network.eval(), (torch.randn(2, 3, 32, 32),))
-    test = open_data(f"cifar10:{options.folder}", model.inputs, "imagenet")
-    train = open_data(f"cifar10:{options.folder}?split=train", model.inputs, "imagenet")
+    model, test, train = trained(options.folder, options.network)
     print(f"{'float32':32}{evaluate(model, test, limit=options.samples).top1:9.2%}", flush=True)
     for row in options.rows:
         small = model.copy()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import nncompress
+from benchmarks.networks.cifar_resnet import trained
 
 SIZE, WORDS, LENGTH = 224, 30522, 128
 RECORDS = 96  # of them 64 to calibrate on and 32 to compare outputs on
@@ -112,12 +113,9 @@ def random_network(name: str, folder: Path) -> None:
 
 
 def trained_network(name: str, folder: Path, cifar: Path) -> None:
-    arch = f"{Path(__file__).parent / 'cifar_resnet.py'}:{name}"
-    weights = cifar / f"{name}-jpeg.safetensors"
-    model = nncompress.load(weights, arch=arch, input="1x3x32x32")
+    model, test, train = trained(cifar, name)
     nncompress.save(model, folder / f"{name}.pt2")
-    for part, count, file in (("train", CALIBRATED, f"{name}.npz"), ("test", TESTED, f"{name}.test.npz")):
-        images = nncompress.dataset(f"cifar10:{cifar}?split={part}", model, "imagenet")
+    for images, count, file in ((train, CALIBRATED, f"{name}.npz"), (test, TESTED, f"{name}.test.npz")):
         drawn = list(images.batches(250, count, shuffle_seed=0))
         x = np.concatenate([batch.inputs[0].numpy() for batch in drawn])
         y = np.concatenate([batch.labels.numpy() for batch in drawn])  # type: ignore[union-attr]

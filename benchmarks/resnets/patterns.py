@@ -15,13 +15,10 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.int8.accuracy import right
-from benchmarks.networks import cifar_resnet
-from nncompress.data import open_data
+from benchmarks.networks.cifar_resnet import trained
 from nncompress.export import write_onnx
-from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.prune.options import Prune
 
@@ -34,11 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'network':10}{'pattern':12}{'zeros':>8}{'top-1':>9}{'change, points':>17}{'pass, CPU s':>13}")
     for name in options.networks:
-        network = getattr(cifar_resnet, name)()
-        network.load_state_dict(load_file(options.folder / f"{name}-jpeg.safetensors"))
-        model = Model.from_module(network.eval(), (torch.randn(2, 3, 32, 32),))
-        test = open_data(f"cifar10:{options.folder}", model.inputs, "imagenet")
-        train = open_data(f"cifar10:{options.folder}?split=train", model.inputs, "imagenet")
+        model, test, train = trained(options.folder, name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(model, path)
