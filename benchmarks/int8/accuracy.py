@@ -24,7 +24,7 @@ from nncompress.passes.quantize.options import Quantize
 
 
 def right(path: Path, data: Dataset) -> np.ndarray:
-    """bool [records]: the top class is the label."""
+    """bool [samples]: the top class is the label."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

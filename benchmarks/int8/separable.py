@@ -3,7 +3,7 @@
     nncompress reproduce small-model --data cifar10:DIR --keep models          (trains it)
     python -m benchmarks.int8.separable models/small-separable-0.pt2 cifar10:DIR [--formats .onnx .pte]
 
-512 training images calibrate. The interval of the change is of paired records, 1.96 sqrt(lost + won) / n.
+512 training images calibrate. The interval of the change is of paired samples, 1.96 sqrt(lost + won) / n.
 `--layers`: also each layer rounded alone, by how many images change their class. `--norms`: only how far the
 outputs of 1,000 images move, ‖y' − y‖ / ‖y‖ in torch, by where batch norms that cannot be folded run.
 """
@@ -35,7 +35,7 @@ CALIBRATION = 512
 
 
 def classes(model: Model, path: Path, data: Dataset) -> np.ndarray:
-    """int [records]: the top class of each, by the file in its runtime."""
+    """int [samples]: the top class of each, by the file in its runtime."""
     write(model, path)
     run = open_artifact(path).run
     return np.concatenate([run(*batch.inputs)[0].argmax(1) for batch in data.batches(50)])

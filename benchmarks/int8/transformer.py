@@ -6,7 +6,7 @@ DIR holds the 10,000 MNIST test digits (IDX). Two networks are trained, each on 
 tested on the half that it has not seen: so all 10,000 count. 512 digits of the training half calibrate. All
 rows run in ONNX Runtime, on one thread. Speed is float32's median CPU time per call at batch 1 over the
 row's, interleaved in random order. "lost": digits that float32 had right and the row has not; "won" the
-reverse; the change of top-1 comes with its 95 % interval of paired records, 1.96 sqrt(lost + won) / 10,000.
+reverse; the change of top-1 comes with its 95 % interval of paired samples, 1.96 sqrt(lost + won) / 10,000.
 `--layers`: also each layer rounded alone, by how many digits change their class.
 """
 
@@ -83,7 +83,7 @@ def train(network: nn.Module, data: Digits, epochs: int = 5, batch: int = 64) ->
 
 
 def classes(path: Path, data: Digits) -> np.ndarray:
-    """int [records]: the top class of each."""
+    """int [samples]: the top class of each."""
     run = session(path)
     (name,) = [value.name for value in run.get_inputs()]
     return np.concatenate(

@@ -4,7 +4,7 @@
 
 DIR holds `resnet20-jpeg.safetensors`, `resnet56-jpeg.safetensors` and the images (`cifar10:DIR`); 512
 training images show what each layer multiplies. All rows in ONNX Runtime on the 10,000 test images. The first
-layer (3 inputs) has no pattern. The interval is of paired records, 1.96 sqrt(lost + won) / 10,000.
+layer (3 inputs) has no pattern. The interval is of paired samples, 1.96 sqrt(lost + won) / 10,000.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Neighbourhood:
     """Recipes near `middle`.
 
     Of a pass with a budget the budget and how much each layer's losses count, of passes with strengths per
-    layer those of all layers, also of the ones that `middle` leaves alone; of a rounded model the bits of
+    layer those of all layers, also of the ones that `middle` skips; of a rounded model the bits of
     each layer.
 
     Attributes:
