@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)  # side by side: the type checker takes a minute of one core
 	$(MAKE) --no-print-directory --jobs=3 lint docs pytest
 
-PYTEST = $(BIN)/python -m pytest -p tests.support.line_coverage -n auto --dist worksteal
+PYTEST = $(BIN)/python -m pytest -p tests.support.line_coverage -n auto --dist worksteal --durations=30
 
 pytest: $(INSTALLED)
 	$(PYTEST)

@@ -23,6 +23,8 @@ from nncompress.export.write import onnx as onnx_writer
 from nncompress.ir import Model
 
 torch.set_num_threads(1)
+# torch's cache of fake results pays where layers repeat; small networks take 0.8 of the time without it.
+torch._dynamo.config.fake_tensor_cache_enabled = False
 gc.set_threshold(20_000, 20, 20)  # a trace makes objects by the ten thousand: a tenth of the time was this
 
 # A slow example is no failure on a shared machine: `deadline` counts wall time.
