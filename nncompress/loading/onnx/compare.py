@@ -17,7 +17,7 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
-from nncompress.errors import DataError, VerificationError
+from nncompress.errors import DataError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import random_input
 from nncompress.loading.onnx.sizes import Input, batch_dim
@@ -38,6 +38,7 @@ def compare(
 
     Raises:
         VerificationError: it differs at `sizes`.
+        UnsupportedError: what was read does not run in torch.
     """
     worst, beyond_kernels, output = _error(model, run, inputs, sizes, seed=0)
     bound = TOLERANCE[precision_of(model)]
@@ -98,8 +99,15 @@ def _error(
     """The largest relative error; what of it the runtime's kernels do not explain, and the output of that."""
     arrays = _drawn(model, inputs, sizes, seed)
     expected = run(*arrays)
-    with torch.no_grad():
-        got = model.outputs_of(*(array.clone() for array in arrays))
+    try:
+        with torch.no_grad():
+            got = model.outputs_of(*(array.clone() for array in arrays))
+    except Exception as error:  # whatever torch raises, as of numbers for which it has no kernel
+        raise UnsupportedError(
+            "what was read does not run in torch",
+            got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
+            remedy="bench and eval run the file as it is",
+        ) from error
     pairs = [(a.detach(), torch.from_numpy(b)) for a, b in zip(got, expected, strict=True)]
     plain = [_relative_error(a, b) for a, b in pairs]
     errors = [

@@ -116,3 +116,32 @@ def test_an_op_that_no_onnx_can_say_is_refused_before_any_pass(tmp_path, monkeyp
     monkeypatch.setattr(pipeline, "run", None)  # no work is done
     assert run(["prune", "m.pt2", "--sparsity", "0.5", "-o", "m.onnx"]) == UnsupportedError.exit_code
     assert "ONNX cannot express this op" in capsys.readouterr().err
+
+
+class Scattered(nn.Module):
+    """x [n, 5, 6] -> [n, 5, 6] by every way of joining rows, from sources larger than what is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("rows", torch.tensor([0, 1, 1, 2, 0]))
+
+    def forward(self, x):
+        index = self.rows[None, :, None].expand(x.shape)
+        h = x + x.scatter(1, index, x * 2, reduce="add") + x.scatter(1, index[:, :2], 0.7, reduce="multiply")
+        h = h + x.scatter(1, index[:, :2], x * 3) + x.scatter_add(1, index[:, :2, :3], x)
+        for reduce in ("sum", "prod", "mean", "amin", "amax"):
+            h = h + x.scatter_reduce(1, index[:, :3], x.sin(), reduce, include_self=False)
+            h = h + x.scatter_reduce(1, index, x.sin(), reduce)
+        h = (
+            h
+            + x.index_reduce(1, self.rows, x.cos(), "mean")
+            + x.index_reduce(-1, self.rows, x[..., 1:], "amax")
+        )
+        return h + torch.cdist(x, x.flip(1), p=3.0).sum(-1, keepdim=True)
+
+
+def test_what_is_scattered_is_joined_as_torch_does(tmp_path):
+    net, x = Scattered().eval(), torch.randn(4, 5, 6)
+    nncompress.save(nncompress.load(net, input="Bx5x6"), tmp_path / "m.onnx")
+    (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-5, atol=1e-5)

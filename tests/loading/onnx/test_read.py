@@ -372,3 +372,23 @@ def test_padding_by_nothing_may_say_how(tmp_path):
     ]
     path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", 2, 3)], [floats("y", 2, 3)], [pads])
     assert load_model(path).outputs_of(torch.ones(2, 3))[0].tolist() == [[1.0] * 3] * 2
+
+
+def test_numbers_for_which_torch_has_no_kernel_are_shifted_or_refused_by_name(tmp_path):
+    def of(op, **attributes):
+        nodes = [
+            helper.make_node("Cast", ["x"], ["u"], to=TensorProto.UINT32),
+            helper.make_node(op, ["u", "by"], ["v"], **attributes),
+            helper.make_node("Cast", ["v"], ["y"], to=TensorProto.FLOAT),
+        ]
+        ends = {"inputs": [tensor("x", ["N", 3])], "outputs": [tensor("y", ["N", 3])]}
+        onnx.save(model_of(*nodes, **ends, stored=[("by", np.uint32([0, 3, 31]))]), tmp_path / "m.onnx")
+        return tmp_path / "m.onnx"
+
+    x = torch.tensor([[3.0, 70000.0, 3e9], [9.0, 2e9, 1.0]])
+    for direction in ("LEFT", "RIGHT"):
+        model = load_model(of("BitShift", direction=direction))
+        assert torch.equal(model(x), torch.from_numpy(session_outputs(tmp_path / "m.onnx", x)[0]))
+    with pytest.raises(UnsupportedError, match="does not run in torch") as caught:
+        load_model(of("Max"))
+    assert "UInt32" in caught.value.got

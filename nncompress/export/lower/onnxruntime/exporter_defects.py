@@ -2,7 +2,9 @@
 
 An attention's result changes its strides when it is decomposed; then a `view` of its transpose is refused: a
 copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
-is dropped: a factor behind the pool stands in for it. Euclidean distances of rows have no translation.
+is dropped: a factor behind the pool stands in for it. Euclidean distances of rows have no translation. Means
+of what is scattered become the last of each: sums over counts stand in for them. A source that is larger than
+its index is refused by ONNX Runtime: it is cut to the index's size.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from nncompress.ir.graph.normal_form.decompose import take_apart
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
+SCATTERS = (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -38,6 +42,10 @@ def dodge_defects(program: ExportedProgram) -> None:
             _divide_as_usual(node)
         elif op_name(node) == "cdist" and argument(node, 2) == 2:
             _spell_distances(node)
+        elif node.target in SCATTERS:
+            _cut_source(node)
+            if argument(node, 4) == "mean":
+                take_apart(program.graph, node, _mean_of_scattered)
     program.graph_module.recompile()
 
 
@@ -72,6 +80,27 @@ def _spell_distances(distances: fx.Node) -> None:
     apart = _call(distances, aten.sub.Tensor, rows, columns)
     squares = _call(distances, aten.sum.dim_IntList, _call(distances, aten.mul.Tensor, apart, apart), [-1])
     distances.replace_all_uses_with(_call(distances, aten.sqrt.default, squares))
+
+
+def _cut_source(scatter: fx.Node) -> None:
+    index, source = (scatter.args[place].meta["val"] for place in (2, 3))  # type: ignore[union-attr]
+    cut: Any = scatter.args[3]
+    for dim, (size, wanted) in enumerate(zip(source.shape, index.shape)):
+        if size is not wanted and size != wanted and isinstance(wanted, int):
+            cut = _call(scatter, aten.slice.Tensor, cut, dim, 0, wanted)
+    scatter.update_arg(3, cut)
+
+
+def _mean_of_scattered(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    if not x.is_floating_point():
+        raise NotImplementedError  # whole numbers are divided otherwise
+    counts = torch.zeros_like(x).scatter_add(dim, index, torch.ones_like(source))
+    if include_self:
+        return x.scatter_add(dim, index, source) / (counts + 1)
+    means = torch.zeros_like(x).scatter_add(dim, index, source) / counts.clamp_min(1)
+    return torch.where(counts > 0, means, x)
 
 
 def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

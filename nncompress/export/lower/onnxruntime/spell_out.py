@@ -10,6 +10,9 @@
 | fmax, fmin           | the greater, or the one that is a number                         |
 | copysign             | one of two magnitudes                                            |
 | inv                  | of matrices up to 3 × 3: cofactors over their determinant        |
+| scatter with reduce, | what they add or multiply, by `scatter_reduce`                    |
+| index_reduce         |                                                                  |
+| cdist, p other than 2 | norms of differences                                             |
 | searchsorted         | how many bounds are smaller, for one row of bounds               |
 """
 
@@ -133,12 +136,34 @@ def _inverse(x: Tensor) -> Tensor:
     return adjugate / (rows[0] * adjugate[..., 0]).sum(-1)[..., None, None]
 
 
+def _scatter(x: Tensor, dim: int, index: Tensor, source: Tensor | float, *, reduce: str) -> Tensor:
+    given = source if isinstance(source, Tensor) else torch.full_like(index, source, dtype=x.dtype)
+    return x.scatter_reduce(dim, index, given, {"add": "sum", "multiply": "prod"}[reduce])
+
+
+def _index_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    place = [1] * x.dim()
+    place[dim] = -1
+    spread = index.view(place).expand(source.shape)
+    return x.scatter_reduce(dim, spread, source, reduce, include_self=include_self)
+
+
+def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+
 _WITH_PLACES = (
     *(aten.cummax.default, aten.cummin.default),
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
 )
 _STEPS: dict[Any, Callable[..., Any]] = {
     aten.hypot.default: _hypot,
+    aten.scatter.reduce: _scatter,
+    aten.scatter.value_reduce: _scatter,
+    aten.index_reduce.default: _index_reduce,
+    aten.cdist.default: _distances,
     aten.cumprod.default: _cumprod,
     aten.cummax.default: _cummax,
     aten.cummin.default: _cummin,

@@ -319,8 +319,16 @@ def shrink(call: Call) -> Value:
 
 @rule("BitShift")
 def shift(call: Call) -> Value:
-    operation = torch.bitwise_left_shift if call.get("direction") == "LEFT" else torch.bitwise_right_shift
-    return operation(call.tensor(0), call.tensor(1))
+    """Of unsigned numbers, for most of which torch has no kernels: in int64, where they are the same bits."""
+    x, left = call.tensor(0), call.get("direction") == "LEFT"
+    if x.dtype.is_signed:
+        return torch.bitwise_left_shift(x, call.tensor(1)) if left else x >> call.tensor(1)
+    bits, by = x.to(torch.int64), call.tensor(1).to(torch.int64)
+    if left:
+        moved = bits << by
+        return (moved if x.dtype.itemsize == 8 else moved & (1 << 8 * x.dtype.itemsize) - 1).to(x.dtype)
+    half = (bits >> 1) & torch.iinfo(torch.int64).max  # without the sign, which is a bit like others
+    return torch.where(by == 0, bits, half >> (by - 1).clamp_min(0)).to(x.dtype)
 
 
 @rule("Dropout")
