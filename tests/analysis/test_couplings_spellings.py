@@ -36,6 +36,7 @@ def _filled(h: Tensor, w: Tensor) -> Tensor:
 # name -> (function of h [batch, 6, 16] and w [4, 16], width of its result)
 SPELLINGS = {
     "write where": (_filled, 16),
+    "renorm": (lambda h, w: torch.renorm(h, 2, -1, 0.5), 16),
     "outer": (lambda h, w: h * torch.outer(torch.arange(6.0), w[0]), 16),
     "hstack": (lambda h, w: torch.hstack([h, -h]), 16),
     "column_stack": (lambda h, w: torch.column_stack([h, -h]), 16),

@@ -256,6 +256,13 @@ def last_two(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, t.labels.fix(x.factors, [rank - 2, rank - 1], op_name(node)))
 
 
+def renorm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
+    """Each index of one dim is scaled by its own norm over all others."""
+    x = t.value(a["self"])
+    others = set(range(len(x.shape))) - {a["dim"] % len(x.shape)}
+    return Value(x.shape, t.labels.fix(x.factors, others, "a norm over it"))
+
+
 def batch_norm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also instance norm: everything is per channel."""
     x = t.value(a["input"])

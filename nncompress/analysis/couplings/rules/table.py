@@ -101,6 +101,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (p.dist, "dist"),
     (p.last_two, "tril triu"),
     (p.cross, "linalg_cross"),
+    (p.renorm, "renorm"),
     # -- pointwise, where torch's own tag is missing; all others carry it
     (
         p.pointwise,
