@@ -33,6 +33,8 @@ PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{S
 MODES = ("eager", "graphs", "compile")
 RUNTIMES = ("onnxruntime", "openvino", "torch")  # and those that other packages add
 
+SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -112,7 +114,7 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         need_cuda(runtime, "bench --device cuda")
     elif precision is not None or mode is not None:
         raise UsageError("--precision and --mode are for --device cuda", got=f"--device {device}")
-    precisions = _listed(precision or "float32", PRECISIONS, "--precision")
+    precisions = _precisions(precision or "float32", PRECISIONS)
     modes = _listed(mode or "eager", MODES, "--mode")
     if device == "cuda" and runtime == "onnxruntime":
         if mode is not None:
@@ -132,13 +134,19 @@ def _with_openvino(runtimes: tuple[str, ...], precision: str | None, mode: str |
         raise UsageError("--mode is for torch on --device cuda", got=f"--mode {mode}")
     if precision is None:
         return Target("cpu", runtimes, ("",))
-    wanted = _listed(precision, tuple(FLOATS), "--precision")
+    wanted = _precisions(precision, tuple(FLOATS))
     lacking = [name for name in wanted if name not in precisions()]
     if lacking:
         raise DeviceError(
             f"OpenVINO does not compute in {', '.join(lacking)} on this CPU", expected=", ".join(precisions())
         )
     return Target("cpu", runtimes, wanted)
+
+
+def _precisions(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """As `_listed`, also by the short names that `--for` takes."""
+    names = (SHORT.get(name.strip(), name) for name in text.split(","))
+    return _listed(",".join(names), known, "--precision")
 
 
 def _listed(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:

@@ -1,22 +1,26 @@
 """What a layer takes now, in int8 and at half the width, told by a clock that goes by weights."""
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from records import images
+from rich.console import Console
 from scripted_machine import script
 from torch import nn
 
 from nncompress import save
 from nncompress.bench.latency import layer as layer_latency
 from nncompress.bench.latency import remembered
-from nncompress.bench.latency.forecast import forecast, half
+from nncompress.bench.latency.forecast import Forecast, forecast, half
 from nncompress.bench.latency.layer_file import LayerShape
 from nncompress.cli import main
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.progress import NullProgress
+from nncompress.report.forecast import forecast as shown
 from nncompress.runtimes import open_artifact
 
 
@@ -96,6 +100,13 @@ def test_layers_that_are_int8_are_timed_as_such(net):
     assert (rows["stem"].precision, rows["stem"].int8) == ("int8", None)
     assert rows["stem"].seconds == pytest.approx(2.5e-9 * 432, rel=0.05)
     assert rows["head"].precision == "float32"
+
+
+def test_a_model_without_layers_of_its_own_is_not_an_empty_table():
+    found = Forecast("ort-cpu", "float32", "", 1e-3, (), (), "")
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(shown(found, Path("int8.onnx")))
+    assert "Give the model that it was exported from" in console.export_text()
 
 
 def test_one_output_and_groups_have_no_half():

@@ -63,6 +63,11 @@ def test_options_that_do_not_go_together(with_gpu, options):
         bench_candidates.target(*options)
 
 
+def test_precisions_have_the_short_names_that_other_commands_take(with_gpu):
+    found = bench_candidates.target("cuda", "torch", "bf16, f32,fp16,float16-2:4", None)
+    assert found.precisions == ("bfloat16", "float32", "float16", "float16-2:4")
+
+
 def candidates_of(model, to, tmp_path, name="m"):
     path = tmp_path / f"{name}.pt2"
     write_pt2(model, path)

@@ -273,6 +273,16 @@ def test_refusals():
         Quantize().requires(bare, Context(data=Records(bare)))
 
 
+def test_an_int8_onnx_is_told_to_be_int8_already(tmp_path):
+    model = Model.from_module(nn.Sequential(nn.Conv2d(2, 4, 3)).eval(), (torch.randn(2, 2, 5, 5),))
+    small, _ = pipeline.run(model, [Quantize(weight_bits=7)], Context(data=Records(model, 16)))
+    nncompress.save(small, tmp_path / "m.onnx")
+    read = nncompress.load(tmp_path / "m.onnx")
+    with pytest.raises(UsageError) as caught:
+        Quantize().requires(read, Context(data=Records(read)))
+    assert "this is int8 already" in caught.value.remedy
+
+
 def test_a_tiny_channel_with_a_large_bias_does_not_overflow_in_the_runtime(tmp_path):
     torch.manual_seed(2)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
