@@ -30,6 +30,7 @@ from nncompress.loading.onnx.groups import spell_groups
 from nncompress.loading.onnx.interpreter import Missing, OnnxModule, missing_ops
 from nncompress.loading.onnx.rules import dynamic
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
+from nncompress.loading.onnx.stored_weights import spell_stored
 from nncompress.runtimes.exact_copy import write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
@@ -140,6 +141,8 @@ def _as_written(proto: onnx.ModelProto, path: Path, runner: OnnxRuntimeRunner) -
 def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxModule:
     try:
         folder = str(path.resolve().parent)
+        if any(entry.key.startswith(OURS) for entry in proto.metadata_props):
+            spell_stored(proto, folder)
         spell_groups(proto, folder)
         dynamic.spell_dynamic(proto)
         return OnnxModule(proto, folder, states)

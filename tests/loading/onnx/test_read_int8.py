@@ -17,6 +17,7 @@ from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError
 from nncompress.export import write
 from nncompress.ir import Model
+from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
 from nncompress.loading.onnx.interpreter import RULES
 from nncompress.passes import Context
@@ -152,3 +153,22 @@ def test_layers_that_are_one_integer_op_are_refused_by_name(tmp_path):
     quantized_by_onnxruntime(tmp_path, form, per_channel=False, activations=kind)
     with pytest.raises(UnsupportedError, match=r"QLinearConv \(1\)"):
         load_model(tmp_path / "int8.onnx")
+
+
+STORED = ["cluster:codebook=4", "prune:sparsity=0.9", "quantize:mode=weights", "quantize:weight-bits=4"]
+
+
+@pytest.mark.parametrize("step", STORED)
+def test_weights_that_our_file_has_in_a_smaller_form_are_layers_again(step, tmp_path):
+    """Looked up in a codebook, behind a bitmap, as integers times factors, and with ranges of activations."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 40, 3), nn.ReLU(), nn.Flatten(), nn.Linear(160, 30))
+    given = Model.from_module(net.eval(), (torch.randn(2, 2, 4, 4),))
+    model, _ = run(given, [parse_pass(step)], Context(data=Records((torch.randn(32, 2, 4, 4),))))
+    write(model, tmp_path / "m.onnx")
+    read = load_model(tmp_path / "m.onnx")
+    assert len(list(layers(model))) == 2
+    for ours, theirs in zip(layers(model), layers(read), strict=True):
+        assert torch.equal(ours.weight.value(), theirs.weight.value())
+        assert (ours.name, ours.weight.quantized) == (theirs.name, theirs.weight.quantized)
+    agree(read, model, [torch.randn(3, 2, 4, 4)])

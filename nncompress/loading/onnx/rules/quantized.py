@@ -57,6 +57,6 @@ def dequantize(call: Call) -> Value:
     if scale.size == 1:
         point = 0 if zero is None else int(scalar(zero))
         return ops.dequantize_per_tensor(x, float(scalar(scale)), point, low, high, x.dtype)
-    points = torch.zeros(scale.size, dtype=torch.int64) if zero is None else torch.tensor(zero.tolist())
+    points = torch.tensor(zero.tolist()) if zero is not None and zero.any() else None  # as the IR has weights
     axis = call.get("axis", 1) % x.dim()
     return ops.dequantize_per_channel(x, call.tensor(1), points, axis, low, high, x.dtype)
