@@ -14,7 +14,7 @@ def repeated_bytes(tensors: Iterable[Tensor]) -> int:
     """The bytes that these take as copies beyond those stored: strides of 0, views that overlap."""
     distinct = {}
     for tensor in tensors:
-        if tensor.layout == torch.strided:
+        if tensor.layout == torch.strided and not tensor.is_nested:
             storage = tensor.untyped_storage()
             view = (tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
             distinct[storage._cdata, view] = (tensor.numel() * tensor.element_size(), storage.nbytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from nncompress.dtypes import dtype_name
-from nncompress.errors import DataError, UnsupportedError, UsageError
+from nncompress.errors import DataError, ModelFileError, UnsupportedError, UsageError
 from nncompress.ir import InputSpec
 from nncompress.ir.graph.inputs import is_dim_name, random_input
 from nncompress.ir.graph.stated_input import InputShape, matched
 from nncompress.loading.onnx.values import DTYPES
 from nncompress.runtimes import Runner
 from nncompress.runtimes.free_sizes import BATCH, usual_sizes
+
+MOST_VALUES = 2**40  # of one input
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ def input_of(value: onnx.ValueInfoProto, path: Path) -> Input:
     for axis, dim in enumerate(kind.shape.dim):
         named = dim.dim_param if is_dim_name(dim.dim_param) else f"{value.name}_{axis}"  # "?" is no name
         shape.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else named)
+    values = math.prod(size for size in shape if isinstance(size, int))
+    if values > MOST_VALUES:
+        raise ModelFileError(
+            f"{path}: the input {value.name} is larger than any memory",
+            got=f"{' x '.join(map(str, shape))}"[:200],
+        )
     return Input(value.name, DTYPES[kind.elem_type], tuple(shape))
 
 

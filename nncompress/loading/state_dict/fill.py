@@ -102,6 +102,7 @@ def fill(
     Raises:
         ModelFileError: names or shapes do not fit; one message with the first few of each kind.
     """
+    check_plain(weights, path)
     wanted = module.state_dict(keep_vars=True)
     weights = {original_name(name, wanted): tensor for name, tensor in weights.items()}
     named, weights = weights, _without_prefix(weights, wanted, module)
@@ -117,6 +118,11 @@ def fill(
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
+    misshaped += [
+        f"{name} {weights[name].dtype} instead of {tensor.dtype}".replace("torch.", "")
+        for name, tensor in wanted.items()
+        if name in weights and _loses(weights[name], tensor.dtype)
+    ]
     if misshaped or not given or (strict and (missing or unexpected)):
         raise ModelFileError(
             f"the weights of {path} do not fit --arch {arch}",
@@ -131,6 +137,33 @@ def fill(
         )
     with torch.no_grad():
         module.load_state_dict(weights, strict=False)
+
+
+def check_plain(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what holds no numbers, or not one for each place.
+
+    Raises:
+        ModelFileError: naming the first.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+            what = "nested" if tensor.is_nested else "without numbers (meta)" if tensor.is_meta else "sparse"
+            raise ModelFileError(
+                f"{path}: the weight {name:.100} is {what}",
+                remedy="save dense tensors that hold numbers: tensor.to_dense()",
+            )
+
+
+def _loses(stored: Tensor, dtype: torch.dtype) -> bool:
+    """Whether this dtype would drop imaginary parts, or fractions: it would be another network."""
+    if stored.dtype.is_complex:
+        return not dtype.is_complex and bool(stored.imag.any())
+    whole = not dtype.is_floating_point and not dtype.is_complex
+    return (
+        stored.dtype.is_floating_point
+        and whole
+        and not torch.equal(stored.to(dtype).to(stored.dtype), stored)
+    )
 
 
 def without_constants(

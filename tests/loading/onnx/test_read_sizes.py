@@ -2,10 +2,12 @@
 
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import nncompress
+from nncompress.errors import ModelFileError, VerificationError
 from nncompress.loading import load_model
 from nncompress.loading.onnx.interpreter import RULES
 from tests.loading.onnx.test_read import floats, graph_file, session_outputs
@@ -84,3 +86,19 @@ def test_a_resize_by_scales_may_say_what_counts_for_sizes_alone(tmp_path):
         tmp_path / "m.onnx", nodes, [floats("x", 1, 2, 3, 3)], [floats("y", 1, 2, 6, 6)], [scales], 18
     )
     assert load_model(path).outputs_of(torch.randn(1, 2, 3, 3))[0].shape == (1, 2, 6, 6)
+
+
+def test_an_input_larger_than_any_memory_is_one_message(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 2**62)], [floats("y", "N", 2**62)])
+    with pytest.raises(ModelFileError, match="larger than any memory"):
+        load_model(path)
+
+
+def test_what_runs_in_onnx_runtime_alone_is_refused_with_the_reason(tmp_path):
+    """A padding by -2^62 and 2^62 in ONNX Runtime is none; torch refuses it."""
+    pads = numpy_helper.from_array(np.array([0, -(2**62), 0, 2**62]), "pads")
+    nodes = [helper.make_node("Pad", ["x", "pads"], ["y"])]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 4)], [floats("y", "N", 4)], [pads])
+    with pytest.raises(VerificationError, match="does not run on inputs on which ONNX Runtime"):
+        load_model(path)

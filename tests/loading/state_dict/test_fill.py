@@ -189,3 +189,32 @@ def test_weights_that_we_wrote_fit_the_class_with_constants_in_its_code(tmp_path
         )
         torch.testing.assert_close(found(x), net(x))
         assert any("constants in the code" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (torch.empty(5, 3, device="meta"), "without numbers"),
+        (torch.eye(5)[:, :3].to_sparse(), "sparse"),
+        (torch.eye(5)[:, :3].to_sparse_csr(), "sparse"),
+        (torch.nested.nested_tensor([torch.zeros(3)] * 5), "nested"),
+        (torch.full((5, 3), 1j), "complex64 instead of float32"),
+    ],
+    ids=["meta", "sparse", "csr", "nested", "complex"],
+)
+def test_weights_that_are_no_numbers_of_the_architecture_are_refused(tmp_path, weight, says):
+    """Imaginary parts were dropped in silence; the others ended in a traceback."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Linear(3, 5, bias=False)\n"
+    )
+    torch.save({"weight": weight}, tmp_path / "a.pt")
+    with pytest.raises(ModelFileError) as refusal:
+        load_model(tmp_path / "a.pt", arch=f"{tmp_path}/net.py:net", input_shapes="1x3")
+    assert says in str(refusal.value)
+
+
+def test_a_fraction_is_not_dropped_to_fit_an_integer():
+    source = Net().state_dict()
+    fill(Net(), source | {"norm.num_batches_tracked": torch.tensor(7.0)}, PATH, "a:b")
+    with pytest.raises(ModelFileError, match="do not fit"):
+        fill(Net(), source | {"norm.num_batches_tracked": torch.tensor(7.5)}, PATH, "a:b")
