@@ -24,6 +24,7 @@ from typing import Any
 
 from nncompress.errors import UsageError, VerificationError
 from nncompress.files.bounded_text import Unreadable, bounded, read_text
+from nncompress.files.signed_text import signed
 from nncompress.options import key_of, option_types, shown
 from nncompress.passes import PASSES, Pass
 
@@ -76,7 +77,7 @@ def recipe_text(passes: Sequence[Pass]) -> str:
 
 
 def write_recipe(file: Path, passes: Sequence[Pass], comment: str) -> None:
-    """Write a new recipe file, and read it back.
+    """Write a new recipe file, signed, and read it back.
 
     Args:
         comment: lines of TOML that come first.
@@ -84,7 +85,7 @@ def write_recipe(file: Path, passes: Sequence[Pass], comment: str) -> None:
     Raises:
         VerificationError: it is not read back as these passes.
     """
-    file.write_text(comment + recipe_text(passes), encoding="utf-8")
+    file.write_text(signed(comment + recipe_text(passes)), encoding="utf-8")
     if read_recipe(file) != list(passes):
         raise VerificationError(
             f"{file.name} is not kept: read back, it holds other passes",

@@ -3,8 +3,8 @@
     the command        ──mkdtemp──────────mkdtemp──────────mkdtemp──── …   runs once
     its children            └─ ✗  └─ ✗         └─ ✗             └─ ✗  └─ ✗    each lives for one write
 
-A write begins where a temporary folder is made. There the process forks once per fault that falls to this
-write, looks at what the child left, puts the folder back to what it was, and goes on.
+A write begins where a temporary folder is made and no other is open. There the process forks once per fault
+that falls to this write, looks at what the child left, puts the folder back to what it was, and goes on.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class _Series:
             return
         if self.role == "pausing":
             return
-        writes = event == "tempfile.mkdtemp" and _is_in(arguments[0], self.work)
+        writes = event == "tempfile.mkdtemp" and _is_in(arguments[0], self.work) and not leftovers(self.work)
         if writes and self.role in ("ready", "command"):
             role, self.role = self.role, "pausing"
             try:

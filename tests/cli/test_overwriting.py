@@ -12,6 +12,9 @@ from torch import nn
 
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, OutputError
+from nncompress.files.signed_text import is_signed
+from nncompress.passes import Prune
+from nncompress.recipe import read_recipe, write_recipe
 from nncompress.studies.growth import sine
 from nncompress.studies.study import Request
 
@@ -117,6 +120,27 @@ def test_a_log_and_a_checkpoint_are_not_written_over_what_the_user_has_there(her
     Path("out.pt2.checkpoint").unlink()
     assert run(command) == run(command) == ExitCode.OK
     assert "epoch" in json.loads(Path("out.pt2.jsonl").read_text())
+
+
+@pytest.mark.parametrize("name", ["small.toml", "small.after.toml"])
+def test_optimize_does_not_write_its_recipe_over_one_of_the_user(here, capsys, name):
+    Path("small.toml").unlink()
+    Path(name).write_text('[[pass]]\nname = "share"\n')
+    before = Path(name).read_bytes()
+    search = ["optimize", "model.pt", "--data", "data.npz", "--max-drop", "9", "--goal", "macs"]
+    assert run([*search, "--input", "1x3", "-o", "small.pt2"]) == ExitCode.OUTPUT
+    assert f"{name} is there already, and nncompress did not write it" in capsys.readouterr().err
+    assert Path(name).read_bytes() == before
+
+
+def test_a_recipe_that_we_wrote_is_ours_until_it_is_edited(tmp_path):
+    passes = [Prune(std=0.5)]
+    write_recipe(tmp_path / "r.toml", passes, "# made by a search\n")
+    assert is_signed(tmp_path / "r.toml")
+    assert read_recipe(tmp_path / "r.toml") == passes
+    with (tmp_path / "r.toml").open("a") as file:
+        file.write("# mine\n")
+    assert not is_signed(tmp_path / "r.toml")
 
 
 def test_what_the_user_keeps_in_the_sessions_folder_stays(here, capsys):

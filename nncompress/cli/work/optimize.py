@@ -25,6 +25,8 @@ from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.files.ledger import Ledger
+from nncompress.files.signed_text import is_signed
+from nncompress.files.targets import check_chosen, check_target
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import said_of, without_samples
 from nncompress.loading.json_schema import finite, one_of, optional, plain, record
@@ -84,7 +86,8 @@ def find(
     if result.resolve() == (kept / ORIGINAL).resolve():
         raise UsageError(f"{result} is where the search keeps the original", remedy="give -o another name")
     for file in made_again.recipe_files(result):
-        model_files.output_for(str(file), file, reads)
+        check_target(file, reads)
+        check_chosen(file, is_signed)
     export.check_ops(opened.model, result)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
     chooses = api.dataset(_half(data, 1), opened.model, loading["normalize"], say)

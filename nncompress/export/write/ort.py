@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -16,7 +15,7 @@ from nncompress.export.lower.onnxruntime.state_io import state_as_inputs
 from nncompress.export.report import ExportReport, TimeInt8
 from nncompress.export.write.onnx import write_onnx
 from nncompress.files.atomic import replacing
-from nncompress.files.bounded_text import Unreadable, read_text
+from nncompress.files.signed_text import is_signed, signed
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.runtimes.silence import silent
@@ -44,8 +43,8 @@ def write_ort(
         OutputError: the file cannot be written, or the list's name is that of another file.
     """
     start = time.perf_counter()
-    check_chosen(Path(path).with_suffix(OPERATORS), _is_ours, "")
-    with replacing(path, protect, _is_ours) as temporary, tempfile.TemporaryDirectory() as folder:
+    check_chosen(Path(path).with_suffix(OPERATORS), is_signed, "")
+    with replacing(path, protect, is_signed) as temporary, tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
         report = write_onnx(model, onnx, target=TARGETS["ort-cpu"], time_int8=time_int8)
         if len(list(onnx.parent.iterdir())) > 1:
@@ -57,7 +56,7 @@ def write_ort(
             text = operators.read_text(encoding="utf-8").replace(
                 str(onnx.with_suffix(".ort")), temporary.name
             )
-            temporary.with_suffix(OPERATORS).write_text(_signed(text), encoding="utf-8")
+            temporary.with_suffix(OPERATORS).write_text(signed(text), encoding="utf-8")
         stateless, states = state_as_inputs(model)
         found = compare(stateless, temporary)
         compare_steps(stateless, temporary, states)
@@ -72,20 +71,6 @@ def write_ort(
         choices=found.choices,
         rounding=found.rounding,
     )
-
-
-def _signed(operators: str) -> str:
-    digest = hashlib.sha256(operators.encode()).hexdigest()
-    return f"# written by nncompress; sha256 of what follows: {digest}\n{operators}"
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a list of operators is as it was written here."""
-    try:
-        text = read_text(path)
-    except Unreadable:
-        return False
-    return not path.is_symlink() and text == _signed(text.partition("\n")[2])
 
 
 def _convert(onnx: Path) -> None:
