@@ -62,13 +62,13 @@ def parse_input(text: str, batch: int = 1) -> tuple[InputShape, ...]:
 
 def _parse_one(part: str, text: str, batch: int) -> InputShape:
     parts = part.split(":")
-    dtype = parts.pop() if len(parts) > 1 and not _SIZES.fullmatch(parts[-1]) else None
+    dtype = parts.pop() if len(parts) > 1 and parts[-1] and not _SIZES.fullmatch(parts[-1]) else None
     sizes = parts.pop()
     name = parts.pop() if parts else None
-    if name and not sizes:  # a number
-        return InputShape((), dtype, name)
     if dtype is not None and dtype not in INPUTS:
         raise UsageError(f"--input {text}: unknown dtype {dtype!r}", expected=f"one of {', '.join(INPUTS)}")
+    if name and not sizes and not parts and not _SIZES.fullmatch(name):  # a number
+        return InputShape((), dtype, name)
     marks = re.split("[x×]", sizes).count(MARK)
     if parts or marks > 1 or not _SIZES.fullmatch(sizes) or name == "":
         raise UsageError(f"--input {text}: {part!r} is no shape", expected=FORM)

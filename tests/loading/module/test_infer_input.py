@@ -22,6 +22,8 @@ from nncompress.loading.module.infer_input import example_from_shapes, infer_inp
         ("1×3×8×8", [((1, 3, 8, 8), None)]),
         ("1x3x32x32,1x16:int64", [((1, 3, 32, 32), None), ((1, 16), "int64")]),
         ("1x16:int64, 1x16:bool", [((1, 16), "int64"), ((1, 16), "bool")]),
+        ("x:Bx16,rate:", [((1, 16), None, "x", 0), ((), None, "rate")]),  # a number
+        ("rate::int64", [((), "int64", "rate")]),
     ],
 )
 def test_shapes(text, shapes):
@@ -29,7 +31,8 @@ def test_shapes(text, shapes):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3,", "1x", "x3", "1x0x3", "-1x3", "axb", "1x3.5", "1 x 3", "1x3:int65", "1x3:"]
+    "text",
+    ["", "3,", "1x", "x3", "1x0x3", "-1x3", "axb", "1x3.5", "1 x 3", "1x3:int65", "1x3:", "a:b:c", "a::"],
 )
 def test_shapes_that_are_none(text):
     with pytest.raises(UsageError, match="--input"):
