@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,13 +49,15 @@ def requires(options: Cluster, model: Model, context: Context) -> None:
 
 def apply(options: Cluster, model: Model, context: Context) -> list[Change]:
     chosen = _chosen(model)
-    seen = _inputs(options, model, context)
-    fisher = [layer.weight.name for layer in chosen if not _reason_to_leave(options, layer)]
+    by_inputs = options.compensate or options.weighting in (None, "inputs")
+    seen = _inputs(model, context) if by_inputs else None
+    why_not = partial(_why_not, exclude=options.exclude, codebook=options.codebook, decimals=options.decimals)
+    fisher = [layer.weight.name for layer in chosen if not why_not(layer)]
     curvature = _curvature(model, fisher if options.weighting == "fisher" else [], context)
     changes = []
     for done, layer in enumerate(chosen):
         context.progress.step("clustering", done, len(chosen))
-        reason = _reason_to_leave(options, layer)
+        reason = why_not(layer)
         if reason:
             changes.append(Change(layer.name, f"skipped: {reason}", applied=False))
         else:
@@ -87,8 +90,8 @@ def _chosen(model: Model) -> list[Layer]:
     return list(first.values())
 
 
-def _inputs(options: Cluster, model: Model, context: Context) -> SeenInputs | None:
-    if context.data is None or not (options.compensate or options.weighting in (None, "inputs")):
+def _inputs(model: Model, context: Context) -> SeenInputs | None:
+    if context.data is None:
         return None
     batches = context.data.input_batches(context.batch_size, context.limit)
     return SeenInputs(model, batches, context.seed)
@@ -108,8 +111,9 @@ def _curvature(model: Model, weights: list[str], context: Context) -> dict[str, 
     return {name: with_ridge(value.flatten(), UNSEEN).reshape(value.shape) for name, value in found.items()}
 
 
-def _reason_to_leave(options: Cluster, layer: Layer) -> str:
-    if any(fnmatch(layer.name, pattern) for pattern in options.exclude):
+def _why_not(layer: Layer, exclude: tuple[str, ...], codebook: int | None, decimals: int | None) -> str:
+    """Why the layer is skipped; "" where it is not."""
+    if any(fnmatch(layer.name, pattern) for pattern in exclude):
         return "excluded"
     if layer.weight.quantized:
         return "its weight is quantized already"
@@ -117,9 +121,9 @@ def _reason_to_leave(options: Cluster, layer: Layer) -> str:
     if not weight.dtype.is_floating_point or not weight.numel():
         return f"its weight is {weight.dtype}"
     present = distinct_values(weight)
-    if options.codebook is not None and present is not None and len(present) <= options.codebook:
+    if codebook is not None and present is not None and len(present) <= codebook:
         return f"it has only {len(present)} values"
-    if options.decimals is not None and bool((weight.round(decimals=options.decimals) == weight).all()):
+    if decimals is not None and bool((weight.round(decimals=decimals) == weight).all()):
         return "rounding does not change it"
     return ""
 
@@ -144,7 +148,10 @@ def _cluster(options: Cluster, layer: Layer, seen: SeenInputs | None, curvature:
         "entropy_bytes": entropy_bytes(clustered, channels),
         "mse": float((clustered - weight).double().square().mean()),
     }
-    what = f"{_what(options, clustered)}, {size:,} → {packed:,} bytes, coded {coded:,}"
+    values = f"{options.codebook} per channel"
+    if options.per != "channel" or options.codebook is None:
+        values = _what(clustered)
+    what = f"{values}, {size:,} → {packed:,} bytes, coded {coded:,}"
     return Change(layer.name, f"{what}, entropy {numbers['entropy_bytes']:,.0f}", numbers)
 
 
@@ -182,9 +189,7 @@ def _channels(per: str, layer: Layer, weight: Tensor) -> Tensor:
     return torch.arange(weight.shape[axis]).reshape(spread).expand(weight.shape)
 
 
-def _what(options: Cluster, clustered: Tensor) -> str:
-    if options.per == "channel" and options.codebook is not None:
-        return f"{options.codebook} per channel"
+def _what(clustered: Tensor) -> str:
     values = distinct_values(clustered)
     if values is None:
         return "more than 256 values"

@@ -149,7 +149,7 @@ def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan
         params=options.params,
         scope=options.scope,
         round_to=options.round_to,
-        weights=_weights(options, ranks),
+        weights=_weights(options.loss_weight, options.scope, ranks),
     )
     if options.latency is None:
         return ranks.plan(amount), []
@@ -162,21 +162,21 @@ def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan
     return plan, [reached]
 
 
-def _weights(options: PruneNodes, ranks: Ranked) -> LossWeights | None:
+def _weights(said: tuple[str, ...], scope: str, ranks: Ranked) -> LossWeights | None:
     """What `--loss-weight` says.
 
     Raises:
         UsageError: it names no layer, or nodes do not compare between layers.
     """
-    if not options.loss_weight:
+    if not said:
         return None
-    if not ranks.comparable and options.scope != "global":
+    if not ranks.comparable and scope != "global":
         raise UsageError(
             "prune-nodes: --loss-weight needs nodes of different layers that compare",
             got="the same share goes from every group, by this criterion",
             remedy="--data, or --scope global",
         )
-    weights = LossWeights(options.name, options.loss_weight)
+    weights = LossWeights("prune-nodes", said)
     names = [layer.name for layer in layers(ranks.model)]
     weights.check([*names, *(name for c in ranks.choices for name in c.names)])
     return weights
