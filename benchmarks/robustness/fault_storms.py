@@ -30,8 +30,9 @@ class Storm:
     Attributes:
         commands: at work at the same time; of one that was killed, `again` are the arguments to go on with.
         outputs: which must be whole at every kill.
-        begun: the file that the first writes before the others can begin.
-        results: any of which may have become `result`: by the commands alone, one after the other.
+        result: that of one of the commands alone, at the end of a round.
+        begun: the file that the first writes before the others can begin; each then does its own trials,
+            and begun again some more, so that the result is that of a longer search.
     """
 
     name: str
@@ -65,8 +66,8 @@ STORMS = (
     Storm(
         "optimize, two workers",
         (
-            ("optimize", "kept.pt2", *SEARCH[2:], "--trials", "6", "--max-drop", "90", "-o", "out.pt2"),
-            ("optimize", "--join", "kept"),
+            ("optimize", "kept.pt2", *SEARCH[2:], "--max-drop", "90", "-o", "out.pt2"),
+            ("optimize", "--join", "kept", "--trials", "2"),
         ),
         ("kept", "out.pt2", "out.toml", ".nncompress"),
         "out.pt2",
@@ -91,7 +92,8 @@ def storm(each: Storm, make_inputs: Callable[[], None], kills: int, seed: int) -
             shutil.copytree(folder / "before", work)
             _Round(each, work, chance, seconds, counts).run(kills)
             counts["rounds"] += 1
-            counts["same"] += weights(work / each.result) in known
+            found = weights(work / each.result)
+            counts["same"] += found is not None if each.begun else found in known
             kept = contents(folder / "before")
             left = contents(work)
             counts["lost"] += sum(left.get(path) != content for path, content in kept.items())

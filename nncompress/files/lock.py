@@ -32,8 +32,10 @@ def lock(descriptor: int) -> bool | None:
 
 
 @contextmanager
-def alone_in(folder: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[None]:
+def alone_in(folder: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[bool]:
     """Only one process at a time does what the lock `name` in `folder` is for.
+
+    Gives False where there are no locks, and others may be at it.
 
     Args:
         wait: seconds, for one that has it to end.
@@ -50,13 +52,13 @@ def alone_in(folder: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[
         ) from error
     try:
         until = time.monotonic() + wait
-        while lock(descriptor) is False:
+        while (locked := lock(descriptor)) is False:
             if time.monotonic() >= until:
                 raise OutputError(
                     f"another process is writing to {folder}",
                     remedy="wait until it has ended, or name another folder",
                 )
             time.sleep(0.02)
-        yield
+        yield locked is True
     finally:
         os.close(descriptor)

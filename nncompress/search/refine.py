@@ -75,7 +75,9 @@ class Refinement:
     ) -> list[Recipe]:
         if not near.values:
             return []
-        with alone_in(self._folder, "refinement.lock", wait=WAIT):
+        with alone_in(self._folder, "refinement.lock", wait=WAIT) as alone:
+            if alone:  # what a killed worker left, for which Optuna would wait half a minute
+                (self._folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
             try:
                 return self._asked(near, best, rows, known)
             except DAMAGED as error:

@@ -215,6 +215,15 @@ def test_what_a_killed_worker_was_at_is_proposed_again_and_counted_once(tmp_path
 
 
 @optuna_is_there
+def test_the_lock_that_a_killed_worker_left_is_not_waited_for(tmp_path, monkeypatch):
+    rows = tried(START, MOVED[0])
+    refinement(tmp_path).recipes(START, rows)
+    (tmp_path / f"{JOURNAL}.lock").touch()
+    monkeypatch.setattr("optuna.storages.journal._file.time.sleep", lambda seconds: pytest.fail("it waits"))
+    assert refinement(tmp_path).recipes(START, rows)
+
+
+@optuna_is_there
 @pytest.mark.parametrize("damage", ["{}\n", "{\n", "\0\n\n", '[1]\n"x"\n'])
 def test_a_damaged_journal_is_begun_anew_from_the_results_and_that_is_said(tmp_path, damage):
     rows = tried(START, MOVED[0])
