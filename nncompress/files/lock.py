@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nncompress.errors import OutputError
 
+LOCK = ".lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 
 
@@ -32,7 +33,7 @@ def lock(descriptor: int) -> bool | None:
 
 
 @contextmanager
-def alone_in(folder: Path, name: str = ".lock", *, wait: float = 0) -> Iterator[bool]:
+def alone_in(folder: Path, name: str = LOCK, *, wait: float = 0) -> Iterator[bool]:
     """Only one process at a time does what the lock `name` in `folder` is for.
 
     Gives False where there are no locks, and others may be at it.

@@ -37,7 +37,7 @@ from nncompress.passes.quantize.prepare import prepare
 from nncompress.streaming.held import HeldWeights
 from nncompress.streaming.layer import as_float
 from nncompress.streaming.run import by_itself
-from nncompress.streaming.shards import Row, Shards, Streamed, identity
+from nncompress.streaming.shards import Row, Shards, Streamed, alone_at, identity
 
 HELD = 4  # of the largest matrix of a block in float32: what gates or attention need at a time, and one more
 _BLOCK = re.compile(r"(.*?\.\d+)\.")
@@ -68,7 +68,7 @@ def run_layerwise(
     check_groups(model, each.keep, each.group_size)
     _fill_small(model, source)
     units = _units(source)
-    with folder_to_fill(folder) as made:
+    with folder_to_fill(folder) as made, alone_at(made):
         shards = Shards(made, source, units, each, _made_by(source, model, context))
         matrices = StreamedMatrices(model, units, shards, _repeated(model, source))
         round_by_groups(

@@ -22,7 +22,7 @@ from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
 from nncompress.progress import NullProgress, Progress
 from nncompress.streaming.layer import HALVES, as_float, kind_of, layer_name, one_layer, stored
-from nncompress.streaming.shards import Row, Shards, Streamed
+from nncompress.streaming.shards import Row, Shards, Streamed, alone_at
 
 SHARD = 256 * 2**20  # bytes of the source that become one shard, unless a single tensor has more
 LARGE = 2**22  # bytes of a tensor, from which on a copy that is kept too long counts
@@ -50,7 +50,7 @@ def run(
         ModelFileError, UnsupportedError: a tensor cannot be read, or the pass refuses it.
     """
     each, spared = by_itself(each, source)
-    with folder_to_fill(folder) as made:
+    with folder_to_fill(folder) as made, alone_at(made):
         return _into(made, each, spared, source, progress or NullProgress(), shard)
 
 

@@ -8,7 +8,8 @@ OUT/.nncompress.json                   which of these files are ours
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from nncompress.errors import ModelFileError, OutputError
 from nncompress.export.check.read_back import read_back_tensors
 from nncompress.export.write.safetensors import write_tensors
 from nncompress.files.bounded_text import Unreadable, parse_json
-from nncompress.files.ledger import Ledger
+from nncompress.files.ledger import NAME, Ledger
+from nncompress.files.lock import alone_in
 from nncompress.loading.json_schema import Rejected, finite, listed, plain, record, table_with
 from nncompress.loading.state_dict.shards import INDEX, Checkpoint, StoredTensor, open_checkpoint
 from nncompress.passes import Pass
@@ -87,6 +89,20 @@ class Streamed:
             "copied": list(self.copied),
             "tensors": [asdict(row) for row in self.rows],
         }
+
+
+@contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """Only one process at a time makes a result in a folder; one of other files, refused later, gets no lock.
+
+    Raises:
+        OutputError: another one is at it.
+    """
+    if any(folder.iterdir()) and not (folder / NAME).exists():
+        yield
+        return
+    with alone_in(folder):
+        yield
 
 
 class Shards:

@@ -15,6 +15,7 @@ from nncompress import pipeline
 from nncompress.cli import main
 from nncompress.errors import ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.files.ledger import Ledger
+from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
@@ -302,6 +303,14 @@ def test_a_folder_with_other_files_is_left_alone(folder, tmp_path):
     with pytest.raises(OutputError, match="did not write"):
         streamed("quantize:mode=weights", folder, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_two_processes_do_not_make_one_result_together(folder, tmp_path):
+    out = tmp_path / "out"
+    streamed("quantize:mode=weights", folder, out)
+    with alone_in(out), pytest.raises(OutputError, match="another process is writing"):
+        streamed("quantize:mode=weights", folder, out)
+    assert streamed("quantize:mode=weights", folder, out).resumed == 3
 
 
 def test_the_command(folder, tmp_path, capsys, monkeypatch):
