@@ -146,6 +146,15 @@ Stream = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+With = Annotated[
+    str | None,
+    typer.Option(
+        "--with",
+        metavar="FILE",
+        help="the decoder with past that belongs to MODEL, a decoder: both are changed alike",
+        rich_help_panel=_PANEL,
+    ),
+]
 Timing = Annotated[
     bool,
     typer.Option(help="measure what a budget of MACs or parameters is worth here", rich_help_panel=_PANEL),
@@ -180,6 +189,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `run_passe
     "timing": (Timing, True),
     "target": (TargetOption, None),
     "for_": (EndsIn, None),
+    "with_": (With, None),
     "report": (Report, None),
     "json": (Json, False),
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nncompress.cli import model_files, options, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import check_output, written_for
+from nncompress.cli.paired import open_paired
 from nncompress.errors import UsageError
 from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
@@ -30,6 +31,7 @@ def run_passes(
     for_: Literal["float32", "bf16", "int8"] | None,
     report: str | None,
     json: bool,
+    with_: str | None = None,
     recipe: str | None = None,
     dry_run: bool = False,
     **loading: Any,
@@ -37,6 +39,7 @@ def run_passes(
     """Load, run, report each pass as it ends, write, and remember the result for the next command.
 
     Args:
+        with_: the decoder with past of the decoder that `path` is: both are treated as one.
         dry_run: only check what every pass requires, and say what would be done.
     """
     check_output(output, target)
@@ -48,6 +51,10 @@ def run_passes(
         _check_timed(passes)
     precision: Precision | None = "bfloat16" if for_ == "bf16" else for_
     opened = model_files.open_model(path, **loading)
+    both = None
+    if with_ is not None:
+        both = open_paired(opened, with_, passes, trust_pickle=loading["trust_pickle"])
+        opened, timing = both.joined, False
     loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
     from nncompress import api, export, pipeline
     from nncompress.bench.environment import environment
@@ -55,10 +62,12 @@ def run_passes(
 
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
-    reads = model_files.read_by(opened, data, loading["arch"], recipe)
+    reads = model_files.read_by(opened, data, loading["arch"], recipe, with_)
     file = model_files.output_for(output, model_files.default_output(opened, label), reads)
     report_file.check_report(report, reads, file)
-    export.check_ops(opened.model, file)
+    second = None if both is None else both.file(file, label, output, reads)
+    for model in (opened.model,) if both is None else (both.pair.prompt, both.pair.step):
+        export.check_ops(model, file)
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
         pipeline.check(opened.model, passes, Context(data=samples, seed=seed, limit=limit, target=target))
@@ -81,29 +90,33 @@ def run_passes(
             opened.model, passes, context, original=original, done=done, timing=timing
         )
         bar.step(f"writing {file.name}", 0, None)
-        written = export.write(
-            result, file, protect=reads, target=written_for(file, target), time_int8=int8_speed
-        )
-        model_files.remember(opened, file, opened.model, result)
+        how: dict[str, Any] = {"protect": reads, "target": written_for(file, target), "time_int8": int8_speed}
+        if both is None or second is None:
+            reports = [export.write(result, file, **how)]
+            model_files.remember(opened, file, opened.model, result)
+        else:
+            reports = both.write(result, (file, second), **how)
+            say("the next command has to name its files: MODEL is not remembered where there are two")
+    given = {**loading, "limit": limit, "seed": seed, "target": target, "for_": for_, "with_": with_}
     document = {
         "schema": SCHEMA,
         "kind": "passes",
         "model": str(opened.path),
-        "command": _command(
-            opened.path, file, {**loading, "limit": limit, "seed": seed, "target": target, "for_": for_}
-        ),
+        "command": _command(opened.path, file, given),
         "steps": [step.to_json() for step in steps],
         "layers": {
             "before": [row.to_json() for row in steps[0].before.layers],
             "after": [row.to_json() for row in steps[-1].after.layers],
         },
-        "output": written.to_json(),
+        "output": reports[0].to_json(),
+        "with": reports[1].to_json() if reports[1:] else None,
         "environment": environment(),
     }
     if json:
         print_json(document)
     else:
-        show(tables.written(written))
+        for written in reports:
+            show(tables.written(written))
         if not any(step.changed for step in steps):
             say("no pass changed anything: the result is the model as it was")
     report_file.write(report, document, (*reads, file))

@@ -12,6 +12,7 @@ from nncompress.ir.graph.inputs import BATCH as BATCH_DIM
 # the likeliest first: of images, and of anything else (tokens, samples, channels)
 IMAGE_SIZES = (224, 64, 32, 320, 640, 96, 28, 299, 512)
 LENGTHS = (16, 64, 8, 128, 256, 1024, 16000, 4, 2)
+OF_LENGTHS = ("past", "seq", "len", "cache", "token")  # of a key/value cache [batch, heads, past, size], too
 BATCH = 2
 MOST_MIXED = 200  # combinations of different candidates that are tried at the most
 MOST_VALUES = 2**27  # of an input at sizes that a file remembers: anyone may have written them
@@ -31,15 +32,26 @@ def usual_sizes(
         shapes: a str names a free dim, equal names are equal sizes.
         batch: the dim along which records lie.
     """
-    free = free_dims(shapes)
+    free = [dim for dim in free_dims(shapes) if not _sum(dim, shapes)]
     candidates = [_candidates(dim, shapes, batch) for dim in free]
     most = max((len(each) for each in candidates), default=1)
     alike = [tuple(each[min(i, len(each) - 1)] for each in candidates) for i in range(most)]
     known = dict(zip(free, alike[0])) | {dim: size for dim, size in remembered.items() if dim in free}
     first = [tuple(known.values())] if all(_values(shape, known) <= MOST_VALUES for shape in shapes) else []
     mixed = itertools.islice(itertools.product(*candidates), MOST_MIXED)
+    sums = {dim: _sum(dim, shapes) for dim in free_dims(shapes) if dim not in free}
     for sizes in dict.fromkeys((*first, *alike, *mixed)):
-        yield dict(zip(free, sizes))
+        chosen = dict(zip(free, sizes))
+        yield chosen | {
+            dim: sum(chosen.get(part) or int(part) for part in parts) for dim, parts in sums.items()
+        }
+
+
+def _sum(dim: str, shapes: Sequence[tuple[int | str, ...]]) -> list[str]:
+    """What a dim called "past_sequence_length + 1" is the sum of; nothing of others."""
+    parts = [part.strip() for part in dim.split("+")]
+    known = free_dims(shapes)
+    return parts if len(parts) > 1 and all(part in known or part.isdecimal() for part in parts) else []
 
 
 def guess_told(name: object, specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> str | None:
@@ -66,4 +78,5 @@ def _candidates(dim: str, shapes: Sequence[tuple[int | str, ...]], batch: str | 
     if dim == batch or any(shape[:1] == (dim,) and len(shape) > 1 for shape in shapes):
         return (BATCH,)
     spatial = any(len(shape) == 4 and dim in shape[1:] for shape in shapes)
+    spatial &= not any(word in dim.lower() for word in OF_LENGTHS)
     return IMAGE_SIZES if spatial else LENGTHS

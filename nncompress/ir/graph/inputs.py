@@ -140,6 +140,21 @@ def input_specs(
     return specs if known else with_batch_dims(specs), dynamic
 
 
+def derived_sizes(
+    module: fx.GraphModule, specs: Sequence[InputSpec], usual: Mapping[str, int]
+) -> dict[str, int]:
+    """Of dynamic dims that follow from others (a mask of one more than the cache), the size at usual ones."""
+    free = {
+        size.node.expr: name
+        for node, spec in zip((n for n in module.graph.nodes if n.op == "placeholder"), specs)
+        for size, name in zip(node.meta["val"].shape, spec.shape)
+        if isinstance(name, str) and isinstance(size, torch.SymInt)
+    }
+    at = {e: usual.get(name, 2 if name == BATCH else USUAL_SIZE) for e, name in free.items() if e.is_Symbol}
+    sizes = {name: e.subs(at) for e, name in free.items() if not e.is_Symbol and e.free_symbols <= at.keys()}
+    return {name: int(size) for name, size in sizes.items() if size.is_Integer and size > 0}
+
+
 def is_dim_name(text: str) -> bool:
     """It may name a dynamic dim: a word of any file, "p2o.DynamicDimension.1", that fits into a message."""
     return text.isprintable() and len(text) <= 200 and any(letter.isalnum() for letter in text)
@@ -257,6 +272,11 @@ def _example_leaves(program: ExportedProgram) -> list[Any]:
 
 def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]:
     bounds = program.range_constraints.get(expression)
+    base = next(iter(expression.free_symbols), None)
+    if not expression.is_Symbol and expression.free_symbols == {base}:  # of it files keep no bounds, but of
+        low, high = _bounds(program, base)  # what it follows from
+        ends = sorted(int(expression.subs(base, end)) for end in (low, high or MAX_BATCH))
+        return max(ends[0], 1), ends[1]
     if bounds is None:
         return (1, MAX_BATCH)
     # compared before they become ints: an unbounded symbol reaches to infinity

@@ -19,14 +19,15 @@ from nncompress.ir.graph.inputs import (
     USUAL_SIZE,
     InputSpec,
     check_sizes,
+    derived_sizes,
     input_specs,
     least_batch_of,
     name_placeholders,
     random_input,
 )
 from nncompress.ir.graph.network import Network
+from nncompress.ir.graph.normal_form.boundary import for_others
 from nncompress.ir.graph.normal_form.normalize import normalize, remove_dead_code
-from nncompress.ir.graph.state import as_writes, changed_tensors
 from nncompress.ir.graph.tracing import (
     at_least_two,
     batch_dims,
@@ -147,6 +148,7 @@ class Model:
             names = [f"output_{i}" for i in range(count)] if count > 1 else ["output"]
         names = named_apart(names, [spec.name for spec in specs])
         model = cls(graph_module, specs, names, dynamic, history, metadata)
+        model.sizes = {**derived_sizes(graph_module, specs, model.sizes), **model.sizes}
         signature = program.graph_signature
         held = {*signature.non_persistent_buffers, *signature.lifted_tensor_constants}
         constants = sorted(held.intersection(name for name, _ in graph_module.named_buffers()))
@@ -327,12 +329,7 @@ class Model:
         Raises:
             UnsupportedError: it does not trace.
         """
-        module = self.graph_module
-        if changed_tensors(self.graph):
-            module = fx.GraphModule(module, copy.deepcopy(module.graph))
-            as_writes(module.graph)
-            module.recompile()
-        return self._traced(module, batch)
+        return self._traced(for_others(self.graph_module), batch)
 
     def _traced(self, module: fx.GraphModule, batch: int) -> ExportedProgram:
         dims = named_dims(self.dynamic)

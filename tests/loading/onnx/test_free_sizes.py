@@ -140,3 +140,8 @@ def test_free_sizes_are_tried_from_the_remembered_and_likely_ones_on():
     assert next(usual_sizes([("n", "t"), (2, "n", 8)], "n", {"t": 33, "gone": 5})) == {"n": 2, "t": 33}
     absurd = next(usual_sizes([("n", 3, "h", "w")], "n", {"h": 2**20, "w": 2**20}))
     assert absurd == {"n": 2, "h": 224, "w": 224}
+
+
+def test_a_dim_called_a_sum_is_that_sum_and_a_cache_no_image():
+    shapes = [("batch", 1), ("batch", "past_length + 1"), ("batch", 4, "past_length", 8)]
+    assert next(usual_sizes(shapes, "batch", {})) == {"batch": 2, "past_length": 16, "past_length + 1": 17}

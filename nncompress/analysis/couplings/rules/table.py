@@ -123,7 +123,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (
         p.follow_first,
         "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout to _to_copy type_as"
-        " contiguous clone detach alias lift_fresh_copy lift_fresh zeros_like"
+        " contiguous clone boundary detach alias lift_fresh_copy lift_fresh zeros_like"
         " ones_like full_like empty_like",
     ),
     # -- constants
@@ -132,7 +132,7 @@ _TABLE: list[tuple[Rule, str]] = [
 ]
 RULES: dict[str, Rule] = {name: rule for rule, names in _TABLE for name in names.split()}
 
-NAMESPACES = ("aten", "quantized_decomposed", "transformers")
+NAMESPACES = ("aten", "quantized_decomposed", "transformers", "nncompress")
 
 # Rules under which a constant expression (weights in, weights out) keeps the labels of its operands.
 TRANSPARENT = {

@@ -1,0 +1,79 @@
+"""`--with`: a decoder and its decoder with past go through passes as one model, and come out as two files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncompress.cli import model_files
+from nncompress.errors import UsageError
+from nncompress.files.targets import check_target
+
+if TYPE_CHECKING:
+    from nncompress.export import ExportReport
+    from nncompress.ir import Model
+    from nncompress.ir.edit.pair import Pair
+    from nncompress.passes import Pass
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two files that were opened together.
+
+    Attributes:
+        joined: the model of both, under the first's name.
+        step: the second.
+    """
+
+    joined: model_files.Opened
+    step: model_files.Opened
+    pair: Pair
+
+    def file(self, first: Path, label: str, output: str | None, reads: Iterable[Path]) -> Path:
+        """Where the second's result goes: beside the first's, under its own name.
+
+        Raises:
+            OutputError, UsageError: it cannot be written, or is one of `reads`, or the first's.
+        """
+        stem = self.step.stem if output else f"{self.step.stem}.{label}"
+        file = first.with_name(f"{stem}{first.suffix}")
+        if file == first:
+            raise UsageError(
+                "--with: both results would be called alike", got=str(file), remedy="-o with another name"
+            )
+        check_target(file, tuple(reads))
+        return file
+
+    def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[ExportReport]:
+        """Take the result apart, and write its graphs."""
+        from nncompress import export
+        from nncompress.ir.edit.apart import take_apart
+
+        parts = take_apart(result, self.pair)
+        return [export.write(part, file, **how) for part, file in zip((parts.prompt, parts.step), files)]
+
+
+def open_paired(
+    first: model_files.Opened, second: str, passes: Sequence[Pass], *, trust_pickle: bool
+) -> Paired:
+    """Open the file that --with names, and join it to MODEL.
+
+    Raises:
+        UsageError: the two are no pair, or a pass measures latencies of a model that runs as two.
+    """
+    from nncompress.ir.edit.joined import join
+    from nncompress.ir.edit.pair import Pair
+    from nncompress.pipeline import chooses_by_clock
+
+    timed = next((each.name for each in passes if chooses_by_clock(each)), None)
+    if timed:
+        raise UsageError(
+            f"{timed} --latency times a model as it runs, and with --with it runs as two",
+            remedy="--macs or --params instead of --latency",
+        )
+    step = model_files.open_model(second, trust_pickle=trust_pickle)
+    pair = Pair(first.model, step.model)
+    joined = replace(first, model=join(pair), chain=(str(first.path),))
+    return Paired(joined, step, pair)

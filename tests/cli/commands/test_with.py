@@ -1,0 +1,40 @@
+"""`--with`: a decoder and its decoder with past by one command."""
+
+import pytest
+import torch
+
+import nncompress
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode
+from nncompress.ir.edit.pair import Pair
+from tests.ir.edit.decoders import decoder_pair
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, prompt, step = decoder_pair()
+    nncompress.save(prompt, "decoder.pt2")
+    nncompress.save(step, "with_past.pt2")
+    return tmp_path
+
+
+def ran(*words, command="prune-nodes"):
+    return run([command, "decoder.pt2", "--with", "with_past.pt2", *words])
+
+
+def test_both_files_are_written_and_fit_each_other(folder):
+    assert ran("--mode", "weights", command="quantize") == 0
+    pair = Pair(*(nncompress.load(f"{name}.quantize.pt2") for name in ("decoder", "with_past")))
+    rounded = [name for name, value in pair.step.state_dict().items() if value.dtype == torch.int8]
+    assert len(rounded) == 9
+    assert all(pair.prompt.tensor(name).equal(pair.step.tensor(name)) for name in rounded)
+
+
+def test_what_does_not_go_is_refused_with_its_remedy(folder, capsys):
+    assert ran("--latency", "0.5") == ExitCode.USAGE
+    assert "try:      --macs or --params" in capsys.readouterr().err
+    assert ran("--ratio", "0.5", "-o", "new.pt2") == ExitCode.OUTPUT  # the second's would be with_past.pt2
+    assert not (folder / "new.pt2").exists()
+    assert run(["prune-nodes", "with_past.pt2", "--with", "decoder.pt2"]) == ExitCode.USAGE
+    assert "takes no cache" in capsys.readouterr().err
