@@ -42,10 +42,7 @@ def forecast(found: Forecast, path: Path) -> RenderableType:
     saved = sum(row.seconds - min(row.seconds, row.int8) for row in floats if row.int8 is not None)
     notes = []
     if not found.layers and not found.skipped:
-        notes.append(
-            "no layer is known of it by itself: in an int8 .onnx, weights are computed by other ops. "
-            "Give the model that it was exported from"
-        )
+        notes.append("it has no layer with weights of its own to be timed by itself")
     if floats:
         notes.append(
             f"in int8, where that is faster: {duration(max(found.seconds - saved, 0.0))} for the model at "

@@ -47,8 +47,6 @@ from nncompress.passes.quantize.prepare import prepare
 from nncompress.passes.quantize.round import round_layers
 from nncompress.passes.quantize.small import too_small
 
-_FLOAT = "quantize the float model: this is int8 already, and an int8 .onnx does not say what its layers are"
-
 
 def requires(options: Quantize, model: Model, context: Context) -> None:
     model = model.copy()
@@ -57,9 +55,7 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
     folded = {layer.name: norm for layer, norm in foldable_norms(model)}
     if not found:
         raise UsageError(
-            "quantize: no layer to quantize",
-            got="no convolution, linear layer or embedding with weights",
-            remedy=_FLOAT if precision_of(model) in ("int8", "int4") else "",
+            "quantize: no layer to quantize", got="no convolution, linear layer or embedding with weights"
         )
     names = [layer.name for layer in found] + norm_names(model, folded.values())
     for pattern in options.keep:

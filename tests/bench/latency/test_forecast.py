@@ -105,8 +105,8 @@ def test_layers_that_are_int8_are_timed_as_such(net):
 def test_a_model_without_layers_of_its_own_is_not_an_empty_table():
     found = Forecast("ort-cpu", "float32", "", 1e-3, (), (), "")
     console = Console(record=True, width=200, file=io.StringIO())
-    console.print(shown(found, Path("int8.onnx")))
-    assert "Give the model that it was exported from" in console.export_text()
+    console.print(shown(found, Path("bare.onnx")))
+    assert "no layer with weights" in console.export_text()
 
 
 def test_one_output_and_groups_have_no_half():

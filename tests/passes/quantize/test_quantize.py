@@ -273,14 +273,14 @@ def test_refusals():
         Quantize().requires(bare, Context(data=Records(bare)))
 
 
-def test_an_int8_onnx_is_told_to_be_int8_already(tmp_path):
+def test_an_int8_onnx_is_quantized_already_and_stays_as_it_is(tmp_path):
     model = Model.from_module(nn.Sequential(nn.Conv2d(2, 4, 3)).eval(), (torch.randn(2, 2, 5, 5),))
     small, _ = pipeline.run(model, [Quantize(weight_bits=7)], Context(data=Records(model, 16)))
     nncompress.save(small, tmp_path / "m.onnx")
     read = nncompress.load(tmp_path / "m.onnx")
-    with pytest.raises(UsageError) as caught:
-        Quantize().requires(read, Context(data=Records(read)))
-    assert "this is int8 already" in caught.value.remedy
+    again, (step,) = pipeline.run(read, [Quantize()], Context(data=Records(read, 16)))
+    assert [(each.what, each.applied) for each in step.changes] == [("skipped: quantized already", False)]
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), read.state_dict().values()))
 
 
 def test_a_tiny_channel_with_a_large_bias_does_not_overflow_in_the_runtime(tmp_path):
