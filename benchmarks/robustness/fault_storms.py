@@ -51,8 +51,8 @@ STORMS = (
         "out.pt2",
     ),
     Storm(
-        "quantize --stream, two onto one folder",
-        (("quantize", "kept.safetensors", "--stream", "--mode", "weights", "-o", "shards"),) * 2,
+        "quantize --stream",  # a second onto one folder is refused
+        (("quantize", "kept.safetensors", "--stream", "--mode", "weights", "-o", "shards"),),
         ("shards",),
         "shards",
     ),
