@@ -146,10 +146,10 @@ Stream = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-With = Annotated[
+WithPast = Annotated[
     str | None,
     typer.Option(
-        "--with",
+        "--with-past",
         metavar="FILE",
         help="the decoder with past that belongs to MODEL, a decoder: both are changed alike",
         rich_help_panel=_PANEL,
@@ -189,7 +189,7 @@ RUNNING: Parameters = {  # what running passes takes: the keywords of `run_passe
     "timing": (Timing, True),
     "target": (TargetOption, None),
     "for_": (EndsIn, None),
-    "with_": (With, None),
+    "with_past": (WithPast, None),
     "report": (Report, None),
     "json": (Json, False),
 }

@@ -1,4 +1,4 @@
-"""`--with`: a decoder and its decoder with past go through passes as one model, and come out as two files."""
+"""`--with-past`: a decoder and its decoder with past go through passes as one model, and come out as two."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Paired:
         file = first.with_name(f"{stem}{first.suffix}")
         if file == first:
             raise UsageError(
-                "--with: both results would be called alike", got=str(file), remedy="-o with another name"
+                "--with-past: both results would be called alike",
+                got=str(file),
+                remedy="-o with another name",
             )
         check_target(file, tuple(reads))
         return file
@@ -58,7 +60,7 @@ class Paired:
 def open_paired(
     first: model_files.Opened, second: str, passes: Sequence[Pass], *, trust_pickle: bool
 ) -> Paired:
-    """Open the file that --with names, and join it to MODEL.
+    """Open the file that --with-past names, and join it to MODEL.
 
     Raises:
         UsageError: the two are no pair, or a pass measures latencies of a model that runs as two.
@@ -70,7 +72,7 @@ def open_paired(
     timed = next((each.name for each in passes if chooses_by_clock(each)), None)
     if timed:
         raise UsageError(
-            f"{timed} --latency times a model as it runs, and with --with it runs as two",
+            f"{timed} --latency times a model as it runs, and with --with-past it runs as two",
             remedy="--macs or --params instead of --latency",
         )
     step = model_files.open_model(second, trust_pickle=trust_pickle)

@@ -31,7 +31,7 @@ def run_passes(
     for_: Literal["float32", "bf16", "int8"] | None,
     report: str | None,
     json: bool,
-    with_: str | None = None,
+    with_past: str | None = None,
     recipe: str | None = None,
     dry_run: bool = False,
     **loading: Any,
@@ -39,7 +39,7 @@ def run_passes(
     """Load, run, report each pass as it ends, write, and remember the result for the next command.
 
     Args:
-        with_: the decoder with past of the decoder that `path` is: both are treated as one.
+        with_past: the decoder with past of the decoder that `path` is: both are treated as one.
         dry_run: only check what every pass requires, and say what would be done.
     """
     check_output(output, target)
@@ -52,8 +52,8 @@ def run_passes(
     precision: Precision | None = "bfloat16" if for_ == "bf16" else for_
     opened = model_files.open_model(path, **loading)
     both = None
-    if with_ is not None:
-        both = open_paired(opened, with_, passes, trust_pickle=loading["trust_pickle"])
+    if with_past is not None:
+        both = open_paired(opened, with_past, passes, trust_pickle=loading["trust_pickle"])
         opened, timing = both.joined, False
     loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
     from nncompress import api, export, pipeline
@@ -62,7 +62,7 @@ def run_passes(
 
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
-    reads = model_files.read_by(opened, data, loading["arch"], recipe, with_)
+    reads = model_files.read_by(opened, data, loading["arch"], recipe, with_past)
     file = model_files.output_for(output, model_files.default_output(opened, label), reads)
     report_file.check_report(report, reads, file)
     second = None if both is None else both.file(file, label, output, reads)
@@ -97,7 +97,7 @@ def run_passes(
         else:
             reports = both.write(result, (file, second), **how)
             say("the next command has to name its files: MODEL is not remembered where there are two")
-    given = {**loading, "limit": limit, "seed": seed, "target": target, "for_": for_, "with_": with_}
+    given = {**loading, "limit": limit, "seed": seed, "target": target, "for_": for_, "with_past": with_past}
     document = {
         "schema": SCHEMA,
         "kind": "passes",
@@ -109,7 +109,7 @@ def run_passes(
             "after": [row.to_json() for row in steps[-1].after.layers],
         },
         "output": reports[0].to_json(),
-        "with": reports[1].to_json() if reports[1:] else None,
+        "with_past": reports[1].to_json() if reports[1:] else None,
         "environment": environment(),
     }
     if json:

@@ -125,7 +125,7 @@ def _mark_grown(pair: Pair, then: list[fx.Node]) -> None:
         value, name = then[wire.grown], pair.step.outputs[wire.grown]
         if not value.users:
             raise UnsupportedError(
-                f"--with: the second's output {name} is made for the next step alone",
+                f"--with-past: the second's output {name} is made for the next step alone",
                 expected="the keys and values that its own attention reads",
             )
         with edit.inserting_before(value.next) as call:

@@ -158,7 +158,7 @@ def _bare(name: str) -> str:
 
 def no_pair(what: str, got: str) -> UsageError:
     return UsageError(
-        f"--with: the two are no decoder and decoder with past: {what}",
+        f"--with-past: the two are no decoder and decoder with past: {what}",
         got=got,
-        expected="MODEL: tokens -> logits, caches; --with: a token, these caches -> logits, longer caches",
+        expected="MODEL: tokens -> logits, caches; --with-past: a token, caches -> logits, longer caches",
     )

@@ -1,4 +1,4 @@
-"""`--with`: a decoder and its decoder with past by one command."""
+"""`--with-past`: a decoder and its decoder with past by one command."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def ran(*words, command="prune-nodes"):
-    return run([command, "decoder.pt2", "--with", "with_past.pt2", *words])
+    return run([command, "decoder.pt2", "--with-past", "with_past.pt2", *words])
 
 
 def test_both_files_are_written_and_fit_each_other(folder):
@@ -36,5 +36,5 @@ def test_what_does_not_go_is_refused_with_its_remedy(folder, capsys):
     assert "try:      --macs or --params" in capsys.readouterr().err
     assert ran("--ratio", "0.5", "-o", "new.pt2") == ExitCode.OUTPUT  # the second's would be with_past.pt2
     assert not (folder / "new.pt2").exists()
-    assert run(["prune-nodes", "with_past.pt2", "--with", "decoder.pt2"]) == ExitCode.USAGE
+    assert run(["prune-nodes", "with_past.pt2", "--with-past", "decoder.pt2"]) == ExitCode.USAGE
     assert "takes no cache" in capsys.readouterr().err
