@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import nncompress
 from nncompress.errors import DataError, UsageError
+from nncompress.ir.graph.ops import op_name
 
 
 class Classifier(nn.Module):
@@ -143,6 +144,22 @@ def test_a_module_in_another_precision_is_the_original_in_it_and_comes_in_as_it_
     again = nncompress.load(module)
     assert again.inputs[0].torch_dtype() == dtype
     assert torch.equal(again(x), expected)
+
+
+@pytest.mark.parametrize("step", ["quantize", "quantize:mode=weights,weight-bits=4,group-size=16"])
+def test_a_quantized_module_is_moved_to_another_precision_as_well(step):
+    """What int8 and 4-bit weights stand for is as precise as the biases; in float64 nothing is lost."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(64, 32)
+    module = nncompress.compress(net, step, data=x).to_module()
+    expected = module(x).double()
+    for dtype, bound in ((torch.float64, 1e-5), (torch.bfloat16, 0.05)):
+        found = copy.deepcopy(module).to(dtype)(x.to(dtype))
+        assert found.dtype == dtype
+        assert (found.double() - expected).norm() <= bound * expected.norm()
+    assert not [node for node in nncompress.load(module).graph.nodes if op_name(node).startswith("to")]
+    with pytest.warns(UserWarning, match="int8 do not train .2, "):
+        module.train()
 
 
 def test_a_training_loop_of_ones_own_around_a_pruned_module():

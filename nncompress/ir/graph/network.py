@@ -4,14 +4,16 @@ The module is the model's graph as Python code over parameters and buffers under
 differs between training and evaluation is read from the modules' own `training`: a batch norm's from the
 module that holds its weights, so that `network.get_submodule("layer1.bn").eval()` freezes one; dropout's and
 a recurrent layer's from the network. Tensors that the graph makes are made where the input lies, states of
-zeros as precise as the weights are (after `to(dtype)`).
+zeros and what int8 stands for as precise as the weights are (after `to(dtype)`).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from nncompress.ir.graph.state import as_writes
 from nncompress.ir.graph.training_flag import training_flag
 
 _FILLED = ("zeros", "ones", "full")
+_ROUNDED, _RESTORED = ("quantize_per", "choose_qparams"), "dequantize_per"
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -57,6 +60,7 @@ class Network(nn.Module):
             self.__dict__[table] = tensors.__dict__[table]
         self.inputs, self.outputs, self.dynamic = tuple(inputs), tuple(outputs), dict(dynamic)
         self.history, self.metadata = copy.deepcopy(list(history)), copy.deepcopy(dict(metadata))
+        self._stored = tuple(dict.fromkeys(_stored_as_integers(tensors.graph)))
         code = _trainable(tensors.graph).python_code("self")
         self.source = _format_import_block(code.globals, sys_importer) + code.src
         self._compile()
@@ -75,6 +79,17 @@ class Network(nn.Module):
         check_sizes(specs, [given[spec.name] for spec in specs], least=least_batch_of(self.metadata))
         outputs = self._forward(self, *inputs, **named)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def train(self, mode: bool = True) -> Network:
+        """As any module's; warns of weights that stay as they are, being int8."""
+        if mode and self._stored:
+            warnings.warn(
+                f"weights stored as int8 do not train ({len(self._stored)}, {self._stored[0]} the first): "
+                "train before quantize, or by nncompress train, which rounds with a gradient",
+                stacklevel=2,
+            )
+        super().train(mode)
+        return self
 
     def extra_repr(self) -> str:
         return ", ".join([*map(str, self.inputs), f"-> {', '.join(self.outputs)}"])
@@ -135,23 +150,50 @@ def _trainable(given: fx.Graph) -> fx.Graph:
 
 
 def _follow_precision(graph: fx.Graph, start: fx.Node, owner: nn.Module | None) -> None:
-    """Tensors filled with one value (first states of a recurrent layer) that are as precise as the weights
-    get the precision that these have when it runs."""
+    """Tensors filled with one value (first states of a recurrent layer) that are as precise as the weights,
+    and what int8 values stand for, get the precision that the weights have when it runs. Values are rounded
+    to int8 from float32, the only precision that these ops know."""
     weight = _precision(owner)
     if weight is None:
         return
     made = [n for n in graph.nodes if op_name(n) in _FILLED and n.kwargs.get("dtype") == weight[1]]
-    if made:
-        with graph.inserting_before(start):
-            dtype = graph.call_function(getattr, (graph.get_attr(weight[0]), "dtype"))
-        for node in made:
-            node.update_kwarg("dtype", dtype)
+    rounded = [n for n in graph.nodes if op_name(n).startswith(_ROUNDED)]
+    restored = [n for n in graph.nodes if op_name(n).startswith(_RESTORED)]
+    if not (made or rounded or restored):
+        return
+    with graph.inserting_before(start):
+        dtype = graph.call_function(getattr, (graph.get_attr(weight[0]), "dtype"))
+    for node in made:
+        node.update_kwarg("dtype", dtype)
+    for node in rounded:
+        with graph.inserting_before(node):
+            node.update_arg(0, graph.call_function(as_precise, (node.args[0], torch.float32)))
+    for node in restored:
+        with graph.inserting_after(node):
+            precise = graph.call_function(as_precise, (node, dtype))
+        node.replace_all_uses_with(precise, delete_user_cb=lambda user, own=precise: user is not own)
+
+
+def _stored_as_integers(graph: fx.Graph) -> Iterator[str]:
+    """The names of the tensors that are dequantized as they are stored."""
+    for node in graph.nodes:
+        if op_name(node).startswith(_RESTORED):
+            stored = node.args[0]
+            if stored.op == "get_attr":
+                yield str(stored.target)
+
+
+def as_precise(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in `dtype`; where they are in it already no op, also for who traces this."""
+    return values if values.dtype == dtype else values.to(dtype)
 
 
 def _precision(module: nn.Module | None) -> tuple[str, torch.dtype] | None:
-    """The first floating parameter and its dtype."""
-    parameters = module.named_parameters() if module is not None else ()
-    return next(((name, p.dtype) for name, p in parameters if p.is_floating_point()), None)
+    """The first floating parameter and its dtype, else the first such buffer (all weights are int8)."""
+    if module is None:
+        return None
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    return next(((name, t.dtype) for name, t in tensors if t.is_floating_point()), None)
 
 
 def _values(node: fx.Node) -> list[Any]:
