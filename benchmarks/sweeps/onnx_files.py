@@ -4,9 +4,10 @@
 
 Every architecture is written by each exporter once, at opsets 13 to 20 (18 to 20) in turn, with a free batch
 where the exporter keeps it. Of the two files one is pruned by 30 %, the other factorized to 80 % of its
-parameters, in turn. `read`: the file against ONNX Runtime, as the loader compares; `after`: parameters left;
-`written`: the result in ONNX Runtime, as the export compares it. What torch itself cannot export is said and
-not counted. Needs `torchvision`, `timm` and `transformers` for those of these packages.
+parameters, in turn; with `--one` the second is left out where the first is equal, the exporters in turn.
+`read`: the file against ONNX Runtime, as the loader compares; `after`: parameters left; `written`: the result
+in ONNX Runtime, as the export compares it. What torch itself cannot export is said and not counted. Needs
+`torchvision`, `timm` and `transformers` for those of these packages.
 
 Each row is kept in DIR/rows.jsonl as it is measured, and not measured again; `--minutes` ends the run after
 the row in which they are over, so that it can be done in pieces. The counts are those of all rows kept.
@@ -115,8 +116,11 @@ def cases(patterns: list[str]) -> Iterator[tuple[str, Architecture, bool, int, s
     for place, (name, architecture) in enumerate((published() | everything()).items()):
         if not patterns or any(fnmatch(name, pattern) for pattern in patterns):
             steps = PASSES[place % 2], PASSES[1 - place % 2]
-            yield name, architecture, False, TRACING[place % len(TRACING)], steps[0]
-            yield name, architecture, True, EXPORTING[place % len(EXPORTING)], steps[1]
+            files = [
+                (name, architecture, False, TRACING[place % len(TRACING)], steps[0]),
+                (name, architecture, True, EXPORTING[place % len(EXPORTING)], steps[1]),
+            ]
+            yield from files if place // 3 % 2 else files[::-1]  # by threes: each with every opset and pass
 
 
 def main() -> None:
@@ -124,6 +128,7 @@ def main() -> None:
     parser.add_argument("patterns", nargs="*")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--one", action="store_true", help="of each architecture only until one is equal")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     kept = options.work / "rows.jsonl"
@@ -133,6 +138,8 @@ def main() -> None:
     for case in cases(options.patterns):
         key = key_of(case[0], *case[2:])
         if any(key.items() <= row.items() for row in rows):
+            continue
+        if options.one and any(row["architecture"] == case[0] and row["went"] for row in rows):
             continue
         if time.monotonic() > until:
             left += 1
