@@ -26,7 +26,7 @@ from nncompress.analysis.answer import (
     twice,
 )
 from nncompress.analysis.intervals import paired_difference
-from nncompress.analysis.metrics.base import Metric, Scores, check_pair, threshold_of
+from nncompress.analysis.metrics.base import Metric, Scores, check_pair, settle_threshold, threshold_of
 from nncompress.analysis.metrics.registry import metric_of, named_metric
 from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import Batch, Dataset
@@ -78,6 +78,7 @@ def measure(
     batch_size: int = 64,
     limit: int | None = None,
     output: int | None = None,
+    threshold: float | None = None,
     progress: Progress | None = None,
 ) -> Measured:
     """Run a model over data, and hold its answers against the labels.
@@ -93,6 +94,8 @@ def measure(
         metric: another measure than the task's own (`nncompress.analysis.metrics`).
         limit: use this many samples, spread over the data.
         output: which output of a model with several; None: the one that the labels fit.
+        threshold: of one number per sample, above which it is class 1: that of the model to compare with
+            (`EvalResult.threshold`). None: told by whether the numbers all lie in 0 … 1.
     Raises:
         DataError: labels are missing or do not fit the outputs, or fit several.
         VerificationError: an output is NaN or infinite.
@@ -116,6 +119,8 @@ def measure(
         samples += len(batch)
     if samples == 0:
         raise DataError(f"{dataset.spec} gave no samples to evaluate on")
+    for scores in measured:
+        settle_threshold(scores, threshold)
     first = measured[0]
     values = {scores.metric.name: scores.value for scores in measured}
     top1 = values.get("top1")
@@ -167,10 +172,9 @@ def evaluate_paired(
         VerificationError: an output is NaN or infinite.
     """
     dataset.require_labels("a paired comparison")
-    first, second = (
-        measure(each, dataset, "classification", output=output, **options)
-        for each, output in zip((original, changed), outputs)
-    )
+    first = measure(original, dataset, "classification", output=outputs[0], **options)
+    options = {"threshold": first.result.threshold, **options}
+    second = measure(changed, dataset, "classification", output=outputs[1], **options)
     found = second.against(first)
     assert isinstance(found, PairedResult)
     return found

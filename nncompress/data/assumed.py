@@ -32,8 +32,8 @@ def assumptions(
         )
     if labels is not None and _two_values(labels):
         found.append(
-            f"{spec}: the labels are 0 and 1 as numbers with a point, taken as amounts; as classes they are "
-            "measured by --metric top1 or f1, and saved as integers (y.astype(int)) always"
+            f"{spec}: the first {len(labels)} labels are 0 and 1 as numbers with a point, taken as amounts; "
+            "as classes they are measured by --metric top1 or f1, or where they are integers (y.astype(int))"
         )
     return found
 
@@ -70,4 +70,4 @@ def _one_hot(labels: np.ndarray) -> bool:
 
 
 def _two_values(labels: np.ndarray) -> bool:
-    return labels.dtype.kind == "f" and labels.size == len(labels) and bool(np.isin(labels, (0, 1)).all())
+    return labels.dtype.kind == "f" and labels.size == len(labels) and set(np.unique(labels)) == {0.0, 1.0}

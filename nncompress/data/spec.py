@@ -121,7 +121,7 @@ def _open_source(
     if table is not None:
         if {"text", "tokenizer"} & set(options):
             return open_texts(table, options, expected)
-        if encoded := encoded_columns(table, options):
+        if encoded := encoded_columns(table, options, expected):
             return open_encoded(table, encoded, options, expected)
         return open_table(table, options, expected)
     if options:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nncompress.analysis.answer import PROBED, Answers, Predict, answer_index
 from nncompress.analysis.labels import is_one_number, task_of
-from nncompress.analysis.metrics.base import Metric, Scores
+from nncompress.analysis.metrics.base import Metric, Scores, settle_threshold, threshold_of
 from nncompress.analysis.metrics.registry import TASK_METRICS, named_metric
 from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
 from nncompress.data import Batch, Dataset
@@ -86,6 +86,7 @@ class Measure:
         self._original = original
         self._output = answer_index(original) if self.by_original else None
         self.metric = BY_ORIGINAL[name]() if self.by_original else named_metric(name)
+        self.threshold: float | None = None  # of one number per sample, settled by the first that is scored
 
     def scores(
         self, predict: Predict, data: Dataset, output: int | None = None, limit: int | None = None
@@ -115,6 +116,8 @@ class Measure:
             seen += len(batch)
         if not seen:
             raise DataError(f"{data.spec} gave no samples")
+        settle_threshold(found, self.threshold)
+        self.threshold = threshold_of(found)
         return found
 
 

@@ -16,6 +16,7 @@ from nncompress.analysis.answer import known_answer
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.distance.drift import amount
 from nncompress.analysis.metrics.base import Scores
+from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.weight_targets import find_targets
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
@@ -239,6 +240,8 @@ class _Besides:
         """
         if self._measure is not None and self._before is None:
             self._before = self._scores(self._model)
+            if taken := assumption(self._measure.threshold):
+                self._context.notes.append(taken)
         if self._where is not None and self._latency is None:
             self._latency = ModelLatency(self._model, self._context.progress, self._where)
 

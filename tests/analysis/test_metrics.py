@@ -75,6 +75,8 @@ def test_one_number_per_sample_is_held_against_two_classes_by_its_threshold(prob
     assert f1 == pytest.approx(reference.f1_score(labels, logits > 0, average="macro"), abs=1e-12)
     shares = measured(outputs, labels, None).against(measured(outputs.flip(0), labels, None))
     assert shares.top1_changed == top1.value
+    with pytest.raises(DataError, match="several classes"):
+        measured(outputs, labels, "top5")
     if not probabilities:
         with pytest.raises(DataError, match="as probabilities"):
             measured(outputs.sigmoid(), labels, None).against(measured(outputs, labels, None))

@@ -87,6 +87,18 @@ def test_a_tokenizer_that_cannot_encode_is_a_message(reviews, tokenizer, tmp_pat
         open_data(f"{reviews}&length=2")
 
 
+def test_what_stops_the_program_is_not_taken_for_a_tokenizer_that_fails():
+    class Stopped(BaseException):
+        pass
+
+    class Tokenizer:
+        def encode_batch(self, some):
+            raise Stopped("terminated")
+
+    with pytest.raises(Stopped):
+        texts._encoded(Tokenizer(), ["a"], 4, "DIR")
+
+
 def test_more_special_tokens_than_the_length_are_a_message(reviews, tokenizer, tmp_path):
     pads = [{"SpecialToken": {"id": "[PAD]", "type_id": 0}}] * 2
     special = {"[PAD]": {"id": "[PAD]", "ids": [1], "tokens": ["[PAD]"]}}

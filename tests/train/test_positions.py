@@ -73,11 +73,18 @@ def test_where_labels_are_the_tokens_a_language_model_learns_the_next_one(labell
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
-def test_one_logit_tells_two_classes_apart_where_it_is_asked_for(shape):
+def test_one_logit_tells_two_classes_apart(shape):
     output, labels = 3 * torch.randn(shape), torch.tensor([0, 1, 1, 0, 1, 0])
     by_default, _ = chosen(output, torch.randn(6, 2), labels)
-    assert by_default.loss == "mse"
-    assert "--loss binary-cross-entropy" in by_default.why
+    assert by_default.loss == "binary-cross-entropy"  # it leaves 0 … 1, and `eval` takes it for a logit
+    assert "--task regression" in by_default.why
+    likely, _ = chosen(output.sigmoid(), torch.randn(6, 2), labels)
+    assert likely.loss == "mse"
+    assert "--loss binary-cross-entropy" in likely.why
+    amounts, _ = chosen(output, torch.randn(6, 2), labels, task="regression")
+    assert amounts.loss == "mse"
+    counted = Task.choose(TrainSettings(), output, Batch((torch.randn(6, 2),), labels), "data", classes=9)
+    assert counted.loss == "mse"  # of all the labels, some are beyond 0 and 1
     task, loss = chosen(output, torch.randn(6, 2), labels, loss="binary-cross-entropy")
     assert "one logit" in task.why
     likely = 1 / (1 + np.exp(-output.double().numpy().reshape(-1)))

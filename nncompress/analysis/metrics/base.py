@@ -131,3 +131,9 @@ def threshold_of(scores: Scores) -> float | None:
     """Above which a model's one number per sample was taken for class 1; None: its answers are others."""
     found: float | None = getattr(scores, "threshold", None)
     return found
+
+
+def settle_threshold(scores: Scores, threshold: float | None) -> None:
+    """Take one number per sample as it was taken of the model that this one is compared with."""
+    if threshold is not None and hasattr(scores, "settle"):
+        scores.settle(threshold)

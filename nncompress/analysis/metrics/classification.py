@@ -50,6 +50,15 @@ class Top(_OfClasses, MeanMetric):
         several = output.is_floating_point() and not is_one_number(output)
         return super().fits(output, batch, classes) and (self.count == 1 or several)
 
+    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+        if self.count > 1 and is_one_number(output):
+            raise DataError(
+                f"{origin}: --metric {self.name} is of scores of several classes",
+                got="one number per sample",
+                remedy="--metric top1 or f1",
+            )
+        super().check(output, batch, origin)
+
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         labels = class_labels(output, batch.labels, origin, first_sample)
         if self.count == 1:

@@ -2,7 +2,7 @@
 
 Class 1 is above 0 for a logit and above 0.5 for a probability. Which of the two it is, no graph says for
 sure: numbers that all lie in 0 … 1, over the whole data, are probabilities. What was taken is stated with the
-result.
+result, and is settled by the original for what is held against it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class ClassScores(SummedScores):
         super().__init__(metric)
         self._of_probabilities: SummedScores | None = None
         self._within = True  # 0 … 1
+        self._settled: float | None = None
 
     def add(self, output: Tensor, batch: Batch, origin: str) -> None:
         if not is_one_number(output):
@@ -45,13 +46,18 @@ class ClassScores(SummedScores):
 
     @property
     def threshold(self) -> float | None:
-        if self._of_probabilities is None:
-            return None
+        if self._of_probabilities is None or self._settled is not None:
+            return self._settled
         return PROBABILITY if self._within else LOGIT
+
+    def settle(self, threshold: float | None) -> None:
+        """Take one number per sample by this threshold, that of the model to compare with."""
+        if self._of_probabilities is not None:
+            self._settled = threshold
 
     @property
     def rows(self) -> np.ndarray:
-        if self._of_probabilities is not None and self._within:
+        if self._of_probabilities is not None and self.threshold == PROBABILITY:
             return self._of_probabilities.rows
         return super().rows
 

@@ -108,6 +108,8 @@ def sensitivity(
         context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, methods, context)
         result = measure(opened.model, wanted, context, kept, until, metric, target)
+    for note in context.notes:
+        say(note)
     missing = len(wanted) - len(result.effects)
     if missing:
         say(f"{missing} of {len(wanted)} were not measured in the time given: the same command goes on")

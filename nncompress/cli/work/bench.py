@@ -209,10 +209,11 @@ def _accuracies(
     unlabelled = metric is not None and not named_metric(metric).needs_labels
     if samples is None or not (samples.has_labels or unlabelled):
         return []
-    found = [
-        measured(candidate.open(threads=1).run, samples, metric=metric, output=answer, progress=bar)
-        for candidate, answer in zip(candidates, answers)
-    ]
+    found: list[Measured] = []
+    for candidate, answer in zip(candidates, answers):
+        threshold = found[0].result.threshold if found else None
+        run = candidate.open(threads=1).run
+        found.append(measured(run, samples, metric=metric, output=answer, threshold=threshold, progress=bar))
     if found and (taken := assumption(found[0].result.threshold)):
         say(taken)
     return found

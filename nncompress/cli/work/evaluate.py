@@ -98,7 +98,8 @@ def _rows(
     labelled = samples is not None and (
         samples.has_labels or task == "reconstruction" or not (wanted is None or wanted.needs_labels)
     )
-    rows, measured = [], []
+    rows: list[tables.EvalRow] = []
+    measured: list[accuracy.Measured] = []
     with progress() as bar:
         for position, (name, runner) in enumerate(zip(names, runners)):
             row = tables.EvalRow(name, runner.name)
@@ -113,6 +114,7 @@ def _rows(
                             batch_size=batch,
                             limit=limit,
                             output=answers[position],
+                            threshold=measured[0].result.threshold if measured else None,
                             progress=bar,
                         )
                     )

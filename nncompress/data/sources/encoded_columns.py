@@ -22,13 +22,14 @@ from nncompress.data.sources.arrow import holds_files
 from nncompress.data.sources.images import EncodedImage, ImageSource
 from nncompress.data.sources.npz import LABEL_NAMES
 from nncompress.data.sources.saved_datasets import class_names_of, feature_of, schema_of
-from nncompress.data.sources.sounds import MAGIC, EncodedSound, SoundSource
+from nncompress.data.sources.sounds import EncodedSound, SoundSource, is_sound
 from nncompress.data.sources.tables import Column, check_named, open_rows
 from nncompress.errors import DataError
 
 
-def encoded_columns(table: Path, options: dict[str, str]) -> list[str]:
-    """The columns of files in bytes, where the input is of one: `options` name no column, or one of these.
+def encoded_columns(table: Path, options: dict[str, str], expected: list[ExpectedInput] | None) -> list[str]:
+    """The columns of files in bytes, where the input is of one: `options` name one of these, or none at all
+    and the model's inputs are not columns by their names.
 
     Raises:
         DataError: the table cannot be read.
@@ -37,6 +38,9 @@ def encoded_columns(table: Path, options: dict[str, str]) -> list[str]:
     schema = schema_of(table)
     found = [] if schema is None else [field.name for field in schema if holds_files(field.type)]
     asked = {column for name, columns in options.items() if name != "y" for column in columns.split(",")}
+    if not asked and schema is not None and expected:
+        by_name = all(e.name in schema.names for e in expected)
+        return [] if by_name and not {e.name for e in expected} & set(found) else found
     return found if not asked or asked & set(found) else []
 
 
@@ -69,7 +73,7 @@ def open_encoded(
     if not found:
         raise DataError(f"{table} holds no samples")
     inner: ImageSource | SoundSource
-    if found[0][1].startswith(MAGIC):
+    if is_sound(found[0][1]):
         sounds = [EncodedSound(name, content) for name, content in found]
         inner = SoundSource(sounds, None, expected, feature_of(table, asked[0]).get("sampling_rate"))
     else:

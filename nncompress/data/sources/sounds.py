@@ -23,17 +23,21 @@ from nncompress.errors import DataError, MissingExtraError
 from nncompress.extras import need
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-MAGIC = (
-    b"RIFF",
+MAGIC = (  # what such files begin with, beside .wav
     b"fLaC",
     b"OggS",
     b"ID3",
     b"\xff\xfb",
     b"\xff\xf3",
     b"\xff\xf2",
-)  # what such files begin with
+)
 SIZE_IN_MEMORY = 16  # bytes of a sample of .wav while it is read: as stored, as float64, as float32
 MOST_NUMBERS = 2**28  # of one sound: an hour and a half of 48 kHz
+
+
+def is_sound(content: bytes) -> bool:
+    """By its first bytes: pictures may be RIFF files, too (WebP)."""
+    return content.startswith(MAGIC) or (content[:4] == b"RIFF" and content[8:12] == b"WAVE")
 
 
 @dataclass(frozen=True, slots=True)

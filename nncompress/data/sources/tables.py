@@ -64,6 +64,13 @@ def open_table(path: Path, options: dict[str, str], expected: list[ExpectedInput
                 column.add(row.get(name), place)
         place = 1
         for batch in batches:
+            missing = [name for name in columns if name not in batch.schema.names]
+            if missing:
+                raise DataError(
+                    f"{path}: a part of the table has no column {missing[0]!r}",
+                    got=", ".join(batch.schema.names)[:300],
+                    expected="the same columns in every part",
+                )
             for name, column in columns.items():
                 column.extend(batch.column(name), place)
             place += len(batch)

@@ -100,9 +100,8 @@ def _encoded(tokenizer: Any, some: list[str], length: int, place: str) -> list[A
     """
     try:
         found = list(tokenizer.encode_batch(some))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as problem:  # plain Exceptions, and a panic of its Rust, which is none
+    except BaseException as problem:
+        _check_own(problem)
         raise DataError(
             f"the tokenizer at {place} cannot encode the texts",
             got=str(problem)[:300],
@@ -115,6 +114,12 @@ def _encoded(tokenizer: Any, some: list[str], length: int, place: str) -> list[A
             remedy="a greater &length=",
         )
     return found
+
+
+def _check_own(problem: BaseException) -> None:
+    """Raise again what is no failure of the tokenizer: those are Exceptions, and panics of its Rust."""
+    if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+        raise problem
 
 
 def _contents(names: list[str], path: Path) -> dict[str, str]:
@@ -152,9 +157,8 @@ def _opened(place: str, length: int) -> Any:
         content = read_json(path, MOST_TOKENIZER)
         check_growth(content if isinstance(content, dict) else {})
         tokenizer = Tokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as problem:  # plain Exceptions, and a panic of its Rust, which is none
+    except BaseException as problem:
+        _check_own(problem)
         raise DataError(f"{path} cannot be read as a tokenizer", got=str(problem)[:300]) from problem
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {}

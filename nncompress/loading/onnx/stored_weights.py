@@ -11,6 +11,9 @@ weights.py`). Left as computed, no pass would see a layer there. What only looks
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import torch
@@ -30,18 +33,31 @@ def spell_stored(proto: onnx.ModelProto, folder: str) -> None:
     """
     graph = proto.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    changed = [_unpack(graph, name, stored, folder) for name in list(stored)]
-    changed += [_dequantize(graph, node, stored, folder) for node in list(graph.node)]
+    users: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    makers: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            users[name].append(node)
+        makers.update(dict.fromkeys(node.output, node))
+    changed = [_unpack(graph, name, stored, users, folder) for name in list(stored)]
+    products = [node for node in graph.node if node.op_type == "Mul"]
+    changed += [_dequantize(graph, node, stored, makers, folder) for node in products]
     if any(changed):
         _remove_dead(graph)
 
 
-def _unpack(graph: onnx.GraphProto, table: str, stored: Initializers, folder: str) -> bool:
+def _unpack(
+    graph: onnx.GraphProto,
+    table: str,
+    stored: Initializers,
+    users: Mapping[str, list[onnx.NodeProto]],
+    folder: str,
+) -> bool:
     name, _, part = table.rpartition("_")
     if part not in TABLES or not name or name in stored:
         return False
     names = {each: f"{name}_{each}" for each in PARTS if f"{name}_{each}" in stored}
-    last = _last(graph, table)
+    last = _last(users, table)
     shape = None if last is None else stored.get(last.input[1])
     if last is None or shape is None or not names.keys() & {"bitmap", "codes"}:
         return False
@@ -57,21 +73,27 @@ def _unpack(graph: onnx.GraphProto, table: str, stored: Initializers, folder: st
     return True
 
 
-def _last(graph: onnx.GraphProto, table: str) -> onnx.NodeProto | None:
+def _last(users: Mapping[str, list[onnx.NodeProto]], table: str) -> onnx.NodeProto | None:
     """The Reshape that ends a lookup: table [-> Cast] -> Gather [-> Gather] -> Reshape."""
     name = table
     while True:
-        users = [node for node in graph.node if name in node.input]
-        if len(users) != 1 or users[0].op_type not in ("Cast", "Gather", "Reshape"):
+        found = users.get(name, [])
+        if len(found) != 1 or found[0].op_type not in ("Cast", "Gather", "Reshape"):
             return None
-        if users[0].op_type == "Reshape":
-            return users[0]
-        name = users[0].output[0]
+        if found[0].op_type == "Reshape":
+            return found[0]
+        name = found[0].output[0]
 
 
-def _dequantize(graph: onnx.GraphProto, node: onnx.NodeProto, stored: Initializers, folder: str) -> bool:
-    cast = next((each for each in graph.node if node.input and each.output[:1] == node.input[:1]), None)
-    if node.op_type != "Mul" or cast is None or cast.op_type != "Cast" or node.input[1] not in stored:
+def _dequantize(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    stored: Initializers,
+    makers: Mapping[str, onnx.NodeProto],
+    folder: str,
+) -> bool:
+    cast = makers.get(node.input[0])
+    if cast is None or cast.op_type != "Cast" or node.input[1] not in stored:
         return False
     codes = stored.get(cast.input[0])
     if codes is None or codes.data_type != onnx.TensorProto.INT8:

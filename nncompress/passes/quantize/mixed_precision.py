@@ -97,11 +97,21 @@ def within_drop(
         raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
 
     metric = named_metric(metric_name)
+    threshold: float | None = None
 
     def reached_by(each: Model) -> float:
-        result = evaluate(each, data, metric=metric_name, batch_size=context.batch_size, limit=context.limit)
+        nonlocal threshold
+        result = evaluate(
+            each,
+            data,
+            metric=metric_name,
+            batch_size=context.batch_size,
+            limit=context.limit,
+            threshold=threshold,
+        )
         if not samples and (taken := assumption(result.threshold)):
             context.notes.append(taken)
+        threshold = result.threshold
         samples.append(result.samples)
         assert result.value is not None
         return result.value

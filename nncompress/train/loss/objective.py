@@ -29,6 +29,7 @@ from nncompress.train.loss.positions import (
 from nncompress.train.loss.teacher import Teacher
 from nncompress.train.settings import TrainSettings
 
+NUMBERS = 64  # samples that tell a logit from a probability
 BINARY = "binary-cross-entropy"
 CLASSES = ("cross-entropy", BINARY)  # losses of classification
 TAUGHT = "one class number per sample, or floats shaped as the output (--task regression)"
@@ -51,8 +52,18 @@ class Task:
     positions: str | None = None
 
     @classmethod
-    def choose(cls, settings: TrainSettings, output: Tensor, batch: Batch, origin: str) -> Task:
+    def choose(
+        cls,
+        settings: TrainSettings,
+        output: Tensor,
+        batch: Batch,
+        origin: str,
+        classes: int | None = None,
+    ) -> Task:
         """Resolve "auto".
+
+        Args:
+            classes: one more than the greatest class number of the whole data, where that is known.
 
         Raises:
             DataError: the data has no labels for the task.
@@ -63,9 +74,9 @@ class Task:
         wanted = "classification" if loss in CLASSES else kind
         positions = positions_of(output, batch) if wanted in ("auto", "classification") else None
         if not told:
-            classes = positions is not None or loss == BINARY
-            kind = "classification" if classes else _auto(output, batch, origin)
-        one_logit = output.shape[1] == 1 if positions == "pixels" else told and is_one_number(output)
+            sure = positions is not None or loss == BINARY
+            kind = "classification" if sure else _auto(output, batch, origin, classes)
+        one_logit = output.shape[1] == 1 if positions == "pixels" else is_one_number(output)
         if loss == "auto":
             loss = "mse" if kind != "classification" else BINARY if one_logit else "cross-entropy"
         if (kind == "classification") != (loss in CLASSES) or (positions and one_logit != (loss == BINARY)):
@@ -77,7 +88,11 @@ class Task:
                 if kind == "classification"
                 else "--task classification, with one class number per sample",
             )
-        why = f"--task {kind}" if told else _reason(kind, loss, positions, output, batch)
+        why = (
+            f"--task {kind}"
+            if told
+            else _reason(kind, loss, positions, output, batch, settings.loss == BINARY)
+        )
         return cls(kind, loss, origin, settings.label_smoothing, why, positions)
 
     def target(self, output: Tensor, batch: Batch, first_sample: int = 0) -> Tensor:
@@ -119,14 +134,41 @@ class Task:
         return int((target != LEFT_OUT).sum())
 
 
-def _auto(output: Tensor, batch: Batch, origin: str) -> str:
-    """The task that is not told. Of one number per sample nobody knows whether it is the logit that
-    binary-cross-entropy is of, so that it is to meet the labels."""
-    task = task_of(output, batch, origin)
-    return "regression" if task == "classification" and is_one_number(output) else task
+def first_answers(answer: Callable[[Batch], Tensor], dataset: Dataset) -> tuple[Tensor, Batch]:
+    """What the first samples are answered, more of them where the answer is one number: a few logits may lie
+    in 0 … 1 by chance.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    found = None
+    for probed in (PROBED, NUMBERS):
+        for batch in dataset.batches(dataset.fixed_batch or probed, limit=dataset.fixed_batch or probed):
+            with torch.no_grad():
+                found = answer(batch), batch
+            break
+        if found is None:
+            raise DataError(f"{dataset.spec} has no samples")
+        if not is_one_number(found[0]):
+            break
+    assert found is not None
+    return found
 
 
-def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: Batch) -> str:
+def _auto(output: Tensor, batch: Batch, origin: str, classes: int | None) -> str:
+    """The task that is not told. One number per sample against 0 and 1 is a logit where it leaves 0 … 1; else
+    it may be a probability, which binary-cross-entropy of logits is not for, and is to meet the labels."""
+    task = task_of(output, batch, origin, classes)
+    if task == "classification" and is_one_number(output) and _within_one(output):
+        return "regression"
+    return task
+
+
+def _within_one(output: Tensor) -> bool:
+    return bool(((output >= 0) & (output <= 1)).all())
+
+
+def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: Batch, given: bool) -> str:
     """What made this the task."""
     if positions == "next tokens":
         labels = "there are no labels" if batch.labels is None else "labels are the input's tokens"
@@ -140,8 +182,13 @@ def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: 
             "" if output.shape[2:] == batch.labels.shape[1:] else ", interpolated to the labels' resolution"
         )
         return f"labels are a class number per pixel, and the output has {scores} for each{size}"
-    if loss == BINARY:
+    if loss == BINARY and given:
         return "--loss binary-cross-entropy: one logit per sample, of class 1 against class 0"
+    if loss == BINARY:
+        return (
+            "labels are 0 and 1, and the output is one number per sample that leaves 0 … 1: a logit of class "
+            "1; --task regression takes labels as amounts"
+        )
     if kind == "classification":
         return f"labels are class numbers, and the output has {output.shape[1:].numel()} scores per sample"
     if kind == "reconstruction":
@@ -151,8 +198,8 @@ def _reason(kind: str, loss: str, positions: str | None, output: Tensor, batch: 
     if batch.labels.is_floating_point():
         return "labels are numbers with a point, which the output is to meet"
     return (
-        "labels are whole numbers, and the output is one number per sample, which is to meet them; "
-        "classes need a score each, two of them two, or --loss binary-cross-entropy with one logit"
+        "labels are whole numbers, and the output is one number per sample, which is to meet them (of two "
+        "classes: a probability, since it lies in 0 … 1); --loss binary-cross-entropy is of a logit"
     )
 
 
@@ -267,18 +314,16 @@ class Objective:
         Raises:
             DataError: there are none, or they have no labels for it.
         """
-        probed = dataset.fixed_batch or PROBED
-        for batch in dataset.batches(probed, limit=probed):
-            with torch.no_grad():
-                output = predict(*(x.to(device) for x in batch.inputs))[0].float()
-            self.task_for(output, batch)
-            return
-        raise DataError(f"{dataset.spec} has no samples")
+
+        def answer(batch: Batch) -> Tensor:
+            return predict(*(x.to(device) for x in batch.inputs))[0].float()
+
+        self.task_for(*first_answers(answer, dataset))
 
     def task_for(self, output: Tensor, batch: Batch) -> Task:
         """The task; "auto" is resolved by the first batch."""
         if self.task is None:
-            self.task = Task.choose(self.settings, output, batch, self.dataset.spec)
+            self.task = Task.choose(self.settings, output, batch, self.dataset.spec, self.dataset.classes)
         return self.task
 
     def _are_scores(self, output: Tensor, batch: Batch) -> bool:

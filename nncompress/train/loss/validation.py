@@ -14,10 +14,10 @@ from nncompress.analysis.answer import PROBED, answer_index
 from nncompress.analysis.metrics.base import Metric
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.data import Batch, Dataset
-from nncompress.errors import DataError, UsageError, VerificationError
+from nncompress.errors import UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.progress import Progress
-from nncompress.train.loss.objective import CLASSES, Task
+from nncompress.train.loss.objective import CLASSES, Task, first_answers
 from nncompress.train.settings import TrainSettings
 
 Predict = Callable[..., tuple[Tensor, ...]]  # a model in evaluation mode, inputs -> a tuple of outputs
@@ -161,9 +161,6 @@ def first_task(model: Model, dataset: Dataset, settings: TrainSettings) -> Task:
     Raises:
         DataError: the data has no samples, or no labels for the task.
     """
-    probed = dataset.fixed_batch or PROBED
-    for batch in dataset.batches(probed, limit=probed):
-        with torch.no_grad():
-            output = model.outputs_of(*batch.inputs)[answer_index(model, dataset)]
-        return Task.choose(settings, output, batch, dataset.spec)
-    raise DataError(f"{dataset.spec} has no samples")
+    index = answer_index(model, dataset)
+    output, batch = first_answers(lambda batch: model.outputs_of(*batch.inputs)[index], dataset)
+    return Task.choose(settings, output, batch, dataset.spec, dataset.classes)

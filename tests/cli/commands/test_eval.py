@@ -104,6 +104,23 @@ def test_one_number_tells_two_classes_apart_and_it_is_said_how(here, capsys, las
         assert nncompress.evaluate("m.onnx", "d.npz", metric="top1").threshold == threshold
 
 
+def test_what_one_number_is_taken_for_is_settled_by_the_original(here, capsys):
+    """A change that moves an amount out of 0 … 1 makes no logit of it."""
+    x, y = records("d.npz", 2)
+    amounts = nn.Linear(8, 1)
+    with torch.no_grad():
+        amounts.weight *= 0.02
+        amounts.bias.fill_(0.5)
+    exported("m.pt2", amounts)
+    first = 100 * ((amounts(x)[:, 0] > 0.5).numpy() == y).mean()
+    with torch.no_grad():
+        amounts.weight *= 100  # the same answers
+        amounts.bias.fill_(0.5)
+    exported("n.pt2", amounts)
+    assert run(["eval", "m.pt2", "n.pt2", "--data", "d.npz"]) == 0
+    assert capsys.readouterr().out.count(f"{first:.2f} ±") == 2
+
+
 def test_the_output_is_asked_for_and_remembered(here, capsys):
     exported("m.pt2", BoxThenScores(second=4))
     records("d.npz", 4)

@@ -73,6 +73,30 @@ def test_pictures_are_decoded_and_classes_have_their_names(tmp_path, form):
     assert whole(open_data(f"{spec}?half=1")).labels.numel() == 3
 
 
+def test_a_picture_in_a_riff_file_is_no_sound(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(file, "WEBP", lossless=True)
+    spec = saved(tmp_path / "set", table("image", [file.getvalue()], {"_type": "Image"}), "arrow")
+    batch = whole(open_data(spec, [InputSpec("x", "float32", ("batch", 3, 8, 8))]))
+    np.testing.assert_allclose(batch.inputs[0][0].numpy(), PIXELS[0].transpose(2, 0, 1) / 255, atol=1e-7)
+
+
+def test_inputs_that_are_columns_by_their_names_are_read_beside_bytes(tmp_path):
+    rows = table("raw", [b"no picture"] * 4, {}, Y[:4], ids=[[1, 2], [3, 4], [5, 6], [7, 8]])
+    batch = whole(
+        open_data(saved(tmp_path / "set", rows, "arrow"), [InputSpec("ids", "int64", ("batch", 2))])
+    )
+    assert batch.inputs[0].tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    assert batch.labels.tolist() == Y[:4]
+
+
+def test_a_part_of_a_table_without_a_column_is_told(tmp_path):
+    spec = saved(tmp_path / "set", pyarrow.table({"x": [1.0, 2.0], "label": [0, 1]}), "parquet")
+    parquet.write_table(pyarrow.table({"x": [1.0, 2.0]}), tmp_path / "set" / "train-00001-of-00001.parquet")
+    with pytest.raises(DataError, match="a part of the table has no column 'label'"):
+        open_data(f"{spec}?x=x&y=label")
+
+
 @pytest.mark.parametrize("form", ["arrow", "parquet"])
 def test_sounds_are_read_and_may_have_no_labels(tmp_path, form):
     sounds = np.random.default_rng(1).uniform(-1, 1, (4, 20))
