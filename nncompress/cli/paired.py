@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncompress.cli import model_files
+from nncompress.cli.console import say
 from nncompress.errors import UsageError
-from nncompress.files.targets import check_target
+from nncompress.files.targets import check_chosen, check_target
 
 if TYPE_CHECKING:
     from nncompress.export import ExportReport
@@ -35,8 +36,11 @@ class Paired:
         """Where the second's result goes: beside the first's, under its own name.
 
         Raises:
-            OutputError, UsageError: it cannot be written, or is one of `reads`, or the first's.
+            OutputError, UsageError: it cannot be written, is one of `reads`, the first's, or a file that is
+                not ours.
         """
+        from nncompress.export.origin import is_ours
+
         stem = self.step.stem if output else f"{self.step.stem}.{label}"
         file = first.with_name(f"{stem}{first.suffix}")
         if file == first:
@@ -46,15 +50,22 @@ class Paired:
                 remedy="-o with another name",
             )
         check_target(file, tuple(reads))
+        check_chosen(file, is_ours, "")
         return file
 
     def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[ExportReport]:
-        """Take the result apart, and write its graphs."""
+        """Take the result apart, and write its graphs; where the second fails, say what that leaves."""
         from nncompress import export
         from nncompress.ir.edit.apart import take_apart
 
         parts = take_apart(result, self.pair)
-        return [export.write(part, file, **how) for part, file in zip((parts.prompt, parts.step), files)]
+        first = export.write(parts.prompt, files[0], **how)
+        try:
+            return [first, export.write(parts.step, files[1], **how)]
+        except BaseException:
+            if files[1].exists():
+                say(f"{files[0]} is new, {files[1]} is not: they go together when this has been done again")
+            raise
 
 
 def open_paired(
@@ -77,5 +88,7 @@ def open_paired(
         )
     step = model_files.open_model(second, trust_pickle=trust_pickle)
     pair = Pair(first.model, step.model)
+    if pair.guessed:
+        say(f"names do not tell which cache is which, so they are taken in order: {pair.guessed}")
     joined = replace(first, model=join(pair), chain=(str(first.path),))
     return Paired(joined, step, pair)

@@ -24,7 +24,7 @@ from nncompress.files.lock import alone_in
 NAME = ".nncompress.json"
 LOCK = ".nncompress.lock"  # while the record and the file that it is of are replaced
 PATIENCE = 10  # seconds
-_OWN = (NAME, LOCK, ".lock")
+OWN = (NAME, LOCK, ".lock")
 
 
 class Ledger:
@@ -100,7 +100,7 @@ class Ledger:
             entry.name
             for entry in self.folder.iterdir()
             if not (
-                entry.name in _OWN
+                entry.name in OWN
                 or (entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX))
                 or self.owns(entry.name)
             )

@@ -20,7 +20,7 @@ from nncompress.errors import ModelFileError, OutputError
 from nncompress.export.check.read_back import read_back_tensors
 from nncompress.export.write.safetensors import write_tensors
 from nncompress.files.bounded_text import Unreadable, parse_json
-from nncompress.files.ledger import NAME, Ledger
+from nncompress.files.ledger import NAME, OWN, Ledger
 from nncompress.files.lock import alone_in
 from nncompress.loading.json_schema import Rejected, finite, listed, plain, record, table_with
 from nncompress.loading.state_dict.shards import INDEX, Checkpoint, StoredTensor, open_checkpoint
@@ -98,7 +98,7 @@ def alone_at(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: another one is at it.
     """
-    if any(folder.iterdir()) and not (folder / NAME).exists():
+    if not (folder / NAME).exists() and any(each.name not in OWN for each in folder.iterdir()):
         yield
         return
     with alone_in(folder):

@@ -118,6 +118,7 @@ def test_more_special_tokens_than_the_length_are_a_message(reviews, tokenizer, t
     [
         {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9},
         {"type": "Prepend", "prepend": "a" * 9},
+        {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "a" * 9},
         {
             "type": "Precompiled",
             "precompiled_charsmap": base64.b64encode(bytes(4) + b"a" * 9 + b"\0").decode(),
@@ -129,6 +130,20 @@ def test_rules_that_make_texts_grow_without_bound_are_refused(reviews, tokenizer
     with pytest.raises(DataError) as refusal:
         open_data(f"{reviews}&length=2")
     assert "more than 64 characters of one" in str(refusal.value)
+
+
+def test_rules_that_insert_where_they_match_nothing_double_a_text_each(reviews, tokenizer, tmp_path):
+    """And such that published tokenizers have are not refused."""
+    doubles = {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "a"}
+    changed(tmp_path, normalizer={"type": "Sequence", "normalizers": [doubles] * 7})
+    with pytest.raises(DataError, match="more than 64 characters of one"):
+        open_data(f"{reviews}&length=2")
+    chars = base64.b64encode(bytes(4) + ("\ufdfa" * 18).encode() + b"\0").decode()  # as Unicode's longest
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
+    quotes = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
+    texts.check_growth({"normalizer": {"type": "Sequence", "normalizers": [quotes, quotes, spaces]}})
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": chars}
+    texts.check_growth({"normalizer": {"type": "Sequence", "normalizers": [precompiled, spaces]}})
 
 
 def test_the_memory_that_all_tokens_take_is_asked_for_first(reviews, tokenizer, monkeypatch):

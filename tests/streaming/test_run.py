@@ -23,6 +23,7 @@ from nncompress.loading.state_dict.shards import INDEX, open_checkpoint
 from nncompress.passes import Context
 from nncompress.recipe import parse_pass
 from nncompress.streaming import run
+from nncompress.streaming.shards import alone_at
 
 WIDTH, VOCABULARY = 64, 80
 SHARD = 40_000  # bytes: three shards
@@ -303,6 +304,16 @@ def test_a_folder_with_other_files_is_left_alone(folder, tmp_path):
     with pytest.raises(OutputError, match="did not write"):
         streamed("quantize:mode=weights", folder, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_two_processes_that_begin_together_do_not_both_begin(tmp_path):
+    """Before the first shard, and its record, is there."""
+    with (
+        alone_at(tmp_path),
+        pytest.raises(OutputError, match="another process is writing"),
+        alone_at(tmp_path),
+    ):
+        pass
 
 
 def test_two_processes_do_not_make_one_result_together(folder, tmp_path):

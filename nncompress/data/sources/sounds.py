@@ -140,9 +140,9 @@ def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
     try:
         return _wave(source, size)
     except wave.Error as problem:
-        begins = content[:4] if isinstance(content, bytes) else _first_bytes(content)
+        begins = content[:12] if isinstance(content, bytes) else _first_bytes(content)
         floats = str(problem).startswith("unknown format")
-        if not begins.startswith(MAGIC) or (begins == b"RIFF" and not floats):
+        if not is_sound(begins) or (begins.startswith(b"RIFF") and not floats):
             raise _unreadable(sound.name, problem) from problem
     except DataError:
         raise
@@ -167,7 +167,7 @@ def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
 
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4)
+        return file.read(12)
 
 
 def _wave(source: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:

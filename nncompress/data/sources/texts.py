@@ -184,13 +184,17 @@ def check_growth(content: dict[str, Any]) -> None:
         match rules.pop():
             case {"type": "Sequence"} as sequence:
                 rules += [*(sequence.get("normalizers") or ()), *(sequence.get("pretokenizers") or ())]
-            case {"type": "Replace", "content": str() as text}:
+            case {"type": "Replace", "pattern": {"String": str() as found}, "content": str() as text} if (
+                found
+            ):
                 growth *= max(1, len(text))
+            case {"type": "Replace", "content": str() as text}:  # what matches nothing inserts
+                growth *= 1 + len(text)
             case {"type": "Prepend", "prepend": str() as text}:
-                growth *= max(1, len(text))
+                growth *= 1 + len(text)
             case {"type": "Precompiled", "precompiled_charsmap": str() as text}:
                 stored = base64.b64decode(text)
                 texts = stored[4 + int.from_bytes(stored[:4], "little") :]  # behind the trie, each ends in 0
-                growth *= max(1, *map(len, texts.split(b"\0")))
+                growth *= max(1, *(len(each.decode(errors="replace")) for each in texts.split(b"\0")))
         if growth > MOST_GROWTH:
             raise ValueError(f"its rules may make more than {MOST_GROWTH} characters of one")

@@ -52,6 +52,7 @@ class Pair:
 
     def __init__(self, prompt: Model, step: Model) -> None:
         self.prompt, self.step = prompt, step
+        self.guessed = ""  # what was taken for what by its place alone
         self.wires = self._wires()
         self.length = self._length()
 
@@ -118,6 +119,10 @@ class Pair:
                 names = ", ".join(step.inputs[at].name for name, at in wanted.items() if name not in given)
                 raise no_pair(f"nothing that the first gives is {names}", ", ".join(prompt.outputs))
             given = dict(zip(wanted, range(len(prompt.outputs) - count, len(prompt.outputs))))
+            taken_for = (
+                f"{prompt.outputs[given[name]]} as {step.inputs[at].name}" for name, at in wanted.items()
+            )
+            self.guessed = ", ".join(taken_for)
             grown = dict(zip(wanted, range(len(step.outputs) - count, len(step.outputs))))
         shapes = prompt.output_shapes()
         for name, at in wanted.items():

@@ -289,7 +289,8 @@ def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None
     if rows:
         return 0, min(rows)
     if isinstance(example, Tensor) and example.numel() and example.dtype != torch.bool:
-        return int(example.min()), int(example.max()) + 1
+        values = example.numpy(force=True)  # torch has no least of unsigned ones
+        return int(values.min()), int(values.max()) + 1
     return (1, 2)  # a mask that hides nothing
 
 

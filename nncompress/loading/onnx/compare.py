@@ -17,7 +17,7 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
-from nncompress.errors import DataError, UnsupportedError, VerificationError
+from nncompress.errors import DataError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import random_input
 from nncompress.loading.onnx.sizes import Input, batch_dim
@@ -102,6 +102,8 @@ def _error(
     try:
         with torch.no_grad():
             got = model.outputs_of(*(array.clone() for array in arrays))
+    except (NNCompressError, MemoryError):
+        raise
     except Exception as error:  # whatever torch raises, as of numbers for which it has no kernel
         raise UnsupportedError(
             "what was read does not run in torch",

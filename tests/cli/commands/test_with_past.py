@@ -31,6 +31,15 @@ def test_both_files_are_written_and_fit_each_other(folder):
     assert all(pair.prompt.tensor(name).equal(pair.step.tensor(name)) for name in rounded)
 
 
+def test_a_file_of_the_user_is_not_replaced_by_the_second_result(folder, capsys):
+    (folder / "out").mkdir()
+    kept = folder / "out" / "with_past.pt2"
+    kept.write_bytes(b"mine")
+    assert ran("--mode", "weights", "-o", "out/new.pt2", command="quantize") == ExitCode.OUTPUT
+    assert "nncompress did not write it" in " ".join(capsys.readouterr().err.split())
+    assert kept.read_bytes() == b"mine"
+
+
 def test_what_does_not_go_is_refused_with_its_remedy(folder, capsys):
     assert ran("--latency", "0.5") == ExitCode.USAGE
     assert "try:      --macs or --params" in capsys.readouterr().err
