@@ -24,6 +24,7 @@ from typing import Any
 
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
+from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.bench.latency.target import layer_clock
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
@@ -103,6 +104,8 @@ class Search:
             told: called with each trial of this worker.
             say: told in a sentence how it goes on.
         """
+        if taken := assumption(self.judge.measure.threshold):
+            say(taken)
         by_size = self.bounds.goal == "size"
         self.effects = self._effects(until)
         quantizes = any(effect.method == "quantize" for effect in self.effects)

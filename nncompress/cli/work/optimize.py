@@ -13,7 +13,6 @@ from typing import Any
 from nncompress import api, export
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.metrics.base import Metric
-from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.bench.environment import environment
 from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.bench.latency.target import clocked, floats_in
@@ -251,10 +250,7 @@ def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
     fitted = api.dataset(settings["fit"], original, normalize)
     selection = api.dataset(_half(settings["data"], 1), original, normalize)
     context = Context(data=fitted, seed=settings["seed"], limit=settings["limit"], progress=bar)
-    search = Search(folder, original, selection, context, Bounds(**settings["bounds"]))
-    if taken := assumption(search.judge.measure.threshold):
-        say(taken)
-    return search
+    return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
 
 
 def _drop(given: float | None, metric: Metric) -> float | None:
