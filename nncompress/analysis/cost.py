@@ -245,7 +245,8 @@ def _stored_tensors(model: Model, node: fx.Node) -> tuple[list[str], set[str]]:
 def _kind(node: fx.Node, shapes: Shapes) -> str:
     name, roles = op_name(node), roles_of(node)
     if roles is not None and roles.groups is not None:
-        groups = int(argument(node, roles.groups, 1))  # type: ignore[call-overload]
+        given: Any = argument(node, roles.groups, 1)  # a node where the samples of a batch are its groups
+        groups = shapes.size(given.meta["val"] if isinstance(given, fx.Node) else given)
         channels = shapes.of(argument(node, 0))[1]
         if groups > 1:
             return f"{'depthwise' if groups == channels else 'grouped'} {name}"

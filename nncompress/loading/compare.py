@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,8 +55,10 @@ def compare_with_source(
     worst: float | None = None
     for turn, batch in enumerate(batches if "batch" in model.dynamic else batches[:1]):
         inputs = _inputs(model, batch, turn)
+        attributes = not isinstance(source, AsExported)  # of Python, which a graph has none of
+        twice = attributes and turn == 0 and not changed_tensors(model.graph)
         try:
-            expected = run_source(source, inputs)
+            expected, second = _run_twice(source, inputs) if twice else (run_source(source, inputs), None)
         except Exception as error:  # whatever the user's forward raises on random values
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
             what = "the samples that it keeps" if samples_of(model.inputs) else "random inputs"
@@ -72,9 +75,8 @@ def compare_with_source(
             ) from error
         found = _beyond(model, expected, got)
         if found is None:
-            attributes = not isinstance(source, AsExported)  # of Python, which a graph has none of
-            if attributes and batch == batches[0] and not changed_tensors(model.graph):
-                _say_if_calls_differ(model, source, inputs, expected, path, notice)
+            if second is not None:
+                _say_if_calls_differ(model, expected, second, path, notice)
             worst = max([worst or 0.0, *(row.relative for row in drift(model, got, expected))])
             continue
         if _beyond(model, run_source(source, inputs, seed=1), run_source(source, inputs, seed=2)):
@@ -134,19 +136,16 @@ def _settle_single_samples(
 
 def _say_if_calls_differ(
     model: Model,
-    source: nn.Module,
-    inputs: Sequence[Tensor],
     first: Sequence[Tensor],
+    second: Sequence[Tensor] | Exception,
     path: object,
     notice: Callable[[str], None],
 ) -> None:
     """What a call leaves in attributes that are no buffers (numbers, lists, other tensors) is in no graph."""
-    try:
-        second = run_source(source, inputs, calls=2)
-    except Exception as error:  # whatever the user's forward raises
-        found = f"it raises {type(error).__name__}"
+    if isinstance(second, Exception):
+        found: str | None = f"it raises {type(second).__name__}"
     else:
-        found = _beyond(model, first, second) or ""
+        found = _beyond(model, first, second)
     if found:
         notice(
             f"{path} keeps something of a call in attributes that are no buffers: the same input again, and "
@@ -224,14 +223,32 @@ class AsExported(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0, calls: int = 1) -> list[Tensor]:
-    """The tensors among the outputs of the last of so many calls; its state, the inputs and torch's random
-    numbers stay as they are."""
+def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """The tensors among its outputs; its state, the inputs and torch's random numbers stay as they are."""
+    with _left_alone(source, seed):
+        return _tensors(source, inputs)
+
+
+def _run_twice(source: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | Exception]:
+    """As `run_source`, in two calls of which the second finds what the first has left; or what it raises."""
+    with _left_alone(source, seed=0):
+        first = _tensors(source, inputs)
+        try:
+            return first, _tensors(source, inputs)
+        except Exception as error:  # whatever the user's forward raises
+            return first, error
+
+
+@contextmanager
+def _left_alone(source: nn.Module, seed: int) -> Iterator[None]:
     with unchanged(source), torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        for _ in range(calls):
-            results = source(*(tensor.clone() for tensor in inputs))
+        yield
+
+
+def _tensors(source: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    results = source(*(tensor.clone() for tensor in inputs))
     return [leaf.clone() for leaf in pytree.tree_leaves(in_dicts(results)) if isinstance(leaf, Tensor)]
 
 

@@ -124,3 +124,19 @@ def test_a_parameter_called_scale_is_a_parameter():
 
     costs = cost(Model.from_module(Scaled().eval(), (torch.randn(2, 4),)))
     assert (costs.parameters, costs.bytes) == (24, 96)
+
+
+def test_kernels_of_each_sample_are_a_group_per_sample():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernels = nn.Linear(4, 36)
+
+        def forward(self, x):
+            count = x.shape[0]
+            kernels = self.kernels(x.mean((2, 3))).view(count * 4, 1, 3, 3)
+            y = F.conv2d(x.reshape(1, -1, 6, 6), kernels, padding=1, groups=count * 4)
+            return y.view(count, 4, 6, 6)
+
+    rows = cost(Model.from_module(Net(), (torch.randn(2, 4, 6, 6),))).layers
+    assert [(row.kind, row.macs) for row in rows] == [("linear", 144), ("depthwise conv2d", 4 * 36 * 9)]

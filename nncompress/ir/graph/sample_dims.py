@@ -38,44 +38,41 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
     found: list[float | None] = []
     try:
         with torch.no_grad():
-            forth = torch.arange(count)
-            together = [
-                _tuple(run(*_fresh(take_samples(specs, inputs, each)))) for each in (forth, forth.flip(0))
-            ]
+            forth = _outputs(run, specs, inputs, range(count))
+            size, back = _backwards(run, specs, inputs, count)
             for place in range(count):
                 # among copies of itself; another order alone would not show in a sum over all samples
-                index, now = torch.full((1 if alone else count,), place), 0 if alone else place
-                apart = _tuple(run(*_fresh(take_samples(specs, inputs, index))))
-                for outputs, there in zip(together, (place, count - 1 - place)):
-                    found += [
-                        _sample_distance(a, there, b, now, count, len(index)) for a, b in zip(outputs, apart)
-                    ]
-            more = [
-                _sample_distance(a, place, b, place, size, count)
-                for size, outputs in _among_more(run, specs, inputs, count)
-                for a, b in zip(outputs, together[0])
-                for place in range(count)
-            ]
+                others, now = (1, 0) if alone else (count, place)
+                apart = _outputs(run, specs, inputs, [place] * others)
+                for a, b, c in zip(forth, back, apart):
+                    found.append(_sample_distance(a, place, c, now, count, others))
+                    found.append(_sample_distance(b, count - 1 - place, c, now, size, others))
     except (NNCompressError, RuntimeError, IndexError, ValueError):
         return None
-    if all(each is None for each in found):
-        return math.inf
-    return max(each for each in (*found, *more) if each is not None)
+    return max((each for each in found if each is not None), default=math.inf)
 
 
-def _among_more(
+def _backwards(
     run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], count: int
-) -> list[tuple[int, tuple[Tensor, ...]]]:
-    """The outputs of one sample more than `count`, and its number; of two more, where a batch has to be even;
-    nothing where it takes neither."""
-    forth = torch.arange(count)
+) -> tuple[int, tuple[Tensor, ...]]:
+    """The outputs of the samples in the other order and of one behind them, and how many these are; of two
+    behind them, where a batch has to be even; of none where the model takes neither."""
+    order = [*reversed(range(count)), *range(count)]
     for size in (count + 1, count + 2):
-        index = torch.cat([forth, forth.flip(0)])[:size]
         try:
-            return [(size, _tuple(run(*_fresh(take_samples(specs, inputs, index)))))]
+            return size, _outputs(run, specs, inputs, order[:size])
         except (NNCompressError, RuntimeError, IndexError, ValueError):
             continue
-    return []
+    return count, _outputs(run, specs, inputs, order[:count])
+
+
+def _outputs(
+    run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], samples: Sequence[int]
+) -> tuple[Tensor, ...]:
+    taken = take_samples(specs, inputs, torch.tensor(samples))
+    outputs = run(*(tensor.clone() for tensor in taken))  # a model may change its inputs
+    parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+    return tuple(torch.as_tensor(part) for part in parts)
 
 
 def _sample_distance(a: Tensor, place: int, b: Tensor, now: int, count: int, others: int) -> float | None:
@@ -240,15 +237,6 @@ def _example(model: Model, *, marked: bool = False) -> str:
 
 def _by(found: float) -> str:
     return f" by {found:.0%}" if math.isfinite(found) else ", of which none has a row per sample"
-
-
-def _fresh(inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [x.clone() for x in inputs]  # a model may change its inputs
-
-
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
-    parts = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return tuple(torch.as_tensor(part) for part in parts)
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

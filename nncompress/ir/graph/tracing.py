@@ -44,7 +44,8 @@ def trace(
             unchanged(module, traced=True),
         ):
             warnings.simplefilter("ignore")
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            return program.run_decompositions({}) if _is_transformed(program) else program
     except Exception as error:  # torch.export raises whatever the traced code raises
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         remedy = "keep data-dependent Python control flow out of forward(), and check the input's shape"
@@ -57,6 +58,14 @@ def trace(
             got=f"{type(error).__name__}: {reason[:300]}",
             remedy=remedy,
         ) from error
+
+
+def _is_transformed(program: ExportedProgram) -> bool:
+    """`vmap`, `grad` and `jvp` are written as steps of these machines around operators that run on tensors of
+    other shapes than the graph tells."""
+    modules = [part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    nodes = (node for module in modules for node in module.graph.nodes)
+    return any(getattr(node.target, "__module__", "") == "torch._functorch.predispatch" for node in nodes)
 
 
 @contextmanager

@@ -162,6 +162,11 @@ def operator_name(value: Any) -> str:
         return target
     match = _OPERATOR.fullmatch(target)
     if match is None:
+        if target.startswith("torch._functorch."):
+            raise Rejected(
+                f"{target!r} is a step of torch's vmap, grad or jvp; before torch.export.save, "
+                "program.run_decompositions({}) makes operators of it"
+            )
         raise Rejected(f"the function {target!r} is not one of torch's tensor operators", code=True)
     namespace, name, overload = match.groups()
     if not _is_admitted(namespace, name) or f"{name}.{overload}" in _UNCHECKED_FORMS:

@@ -132,6 +132,9 @@ class Scattered(nn.Module):
         for reduce in ("sum", "prod", "mean", "amin", "amax"):
             h = h + x.scatter_reduce(1, index[:, :3], x.sin(), reduce, include_self=False)
             h = h + x.scatter_reduce(1, index, x.sin(), reduce)
+        for reduce, least in (("amin", torch.inf), ("amax", -torch.inf)):
+            extreme = x.scatter_reduce(1, index, x.masked_fill(x < 1, least), reduce, include_self=False)
+            h = h + extreme.masked_fill(extreme.isinf(), 7.0)
         h = (
             h
             + x.index_reduce(1, self.rows, x.cos(), "mean")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nncompress.errors import UnsupportedError
+import nncompress
+from nncompress.errors import NNCompressError, UnsupportedError
 from nncompress.ir import Model
 
 
@@ -61,3 +62,35 @@ def test_writes_to_data_that_an_export_does_not_see_are_named():
     with pytest.raises(UnsupportedError, match="cannot trace") as refusal:
         Model.from_module(Writes(4, 3).eval(), (torch.randn(2, 4),))
     assert ".data" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda h: torch.vmap(lambda row: row * row.mean(-1, keepdim=True))(h),
+        lambda h: torch.vmap(lambda a, b: a @ b.T, in_dims=(0, None))(h.new_ones(3, 4, 4).cumsum(1), h).mean(
+            0
+        ),
+        lambda h: torch.func.jvp(torch.tanh, (h,), (torch.ones_like(h),))[1],
+    ],
+)
+def test_function_transforms_are_what_they_compute(transformed):
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            return transformed(super().forward(x))
+
+    net = Net(4, 4).eval()
+    model = Model.from_module(net, (torch.randn(2, 4),))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(model(x), net(x))
+    assert all("functorch" not in str(node.target) for node in model.graph.nodes)
+
+
+def test_a_file_with_steps_of_a_function_transform_says_what_makes_operators_of_them(tmp_path):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return torch.vmap(torch.sin)(x)
+
+    torch.export.save(torch.export.export(Net(), (torch.randn(2, 4),)), tmp_path / "m.pt2")
+    with pytest.raises(NNCompressError, match="run_decompositions"):
+        nncompress.load(tmp_path / "m.pt2")

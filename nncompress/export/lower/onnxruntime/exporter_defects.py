@@ -3,14 +3,15 @@
 An attention's result changes its strides when it is decomposed; then a `view` of its transpose is refused: a
 copy in between makes it legal, and costs nothing, since ONNX has no strides. The divisor of an average pool
 is dropped: a factor behind the pool stands in for it. Euclidean distances of rows have no translation. Means
-of what is scattered become the last of each: sums over counts stand in for them. A source that is larger than
-its index is refused by ONNX Runtime: it is cut to the index's size.
+of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
+extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
+index is refused by ONNX Runtime: it is cut to the index's size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def dodge_defects(program: ExportedProgram) -> None:
             _cut_source(node)
             if argument(node, 4) == "mean":
                 take_apart(program.graph, node, _mean_of_scattered)
+            elif argument(node, 4) in ("amax", "amin"):
+                _lay_infinities(node)
     program.graph_module.recompile()
 
 
@@ -89,6 +92,16 @@ def _cut_source(scatter: fx.Node) -> None:
         if size is not wanted and size != wanted and isinstance(wanted, int):
             cut = _call(scatter, aten.slice.Tensor, cut, dim, 0, wanted)
     scatter.update_arg(3, cut)
+
+
+def _lay_infinities(scatter: fx.Node) -> None:
+    """Where an extreme of the sources alone will be, there is what any of them exceeds."""
+    x: Any = scatter.args[0]
+    if scatter.kwargs.get("include_self", True) or not x.meta["val"].is_floating_point():
+        return  # the exporter has these right
+    least = -inf if argument(scatter, 4) == "amax" else inf
+    scatter.update_arg(0, _call(scatter, aten.scatter.value, x, *scatter.args[1:3], least))
+    scatter.update_kwarg("include_self", True)
 
 
 def _mean_of_scattered(
