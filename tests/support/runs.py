@@ -78,6 +78,7 @@ def passes(layer: str = "conv1") -> dict[str, Any]:
             "steps": [step.to_json() for step in steps],
             "layers": {"before": list(before.layers), "after": list(after.layers)},
             "output": ExportReport(Path("small.onnx"), 1234, 0.5).to_json(),
+            "with_past": None,
             "environment": {"cpu": "a processor", "versions": {"torch": "2"}, "memory": 2**34},
         }
     )
