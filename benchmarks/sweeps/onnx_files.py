@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,12 +65,18 @@ def exported(
 ) -> str:
     """The file, with a free batch or else a fixed one; else why torch cannot write it."""
     names = [f"in{i}" for i in range(len(inputs))]
+    tried: list[dict[str, Any]]
     if dynamo:
-        free = {"dynamic_shapes": [{0: torch.export.Dim("batch")} for _ in inputs]}
+        shapes = [{0: torch.export.Dim("batch")} for _ in inputs]
+        tried = [
+            {"dynamic_shapes": shapes},
+            {"dynamic_shapes": (tuple(shapes),)},
+            {},
+        ]  # the second for forward(*inputs)
     else:
-        free = {"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}
+        tried = [{"dynamic_axes": {name: {0: "batch"} for name in names}, "input_names": names}, {}]
     why = ""
-    for settings in (free, {}):
+    for settings in tried:
         with quiet():
             try:
                 torch.onnx.export(module, inputs, path, opset_version=opset, dynamo=dynamo, **settings)
