@@ -47,6 +47,6 @@ class SampleDims:
         channels = None if channels is None else channels % value.dim()
         last = value.unsqueeze(-1) if channels is None else value.movedim(channels, -1)
         if samples == 1 or dim is None or dim == channels:
-            return last.flatten(0, -2).sum(0, keepdim=True)
+            return last.reshape(-1, last.shape[-1]).sum(0, keepdim=True)
         first = dim - (channels is not None and channels < dim)
         return last.movedim(first, 0).reshape(samples, -1, last.shape[-1]).sum(1)

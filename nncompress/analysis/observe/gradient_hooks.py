@@ -46,6 +46,11 @@ class GradientHooks(Walk):
         self.read, self.value = {}, {}
         return {node: self._kept(node, value) for node, value in super().start(*inputs).items()}
 
+    def outputs(self, *inputs: Tensor) -> tuple[Any, ...]:
+        """Walk to the end, and to what is wanted beside the way there: what only a next call reads."""
+        end = next(reversed(self._order))
+        return self.run(self.start(*inputs), [end, *self._values, *self._watched, *self._reads])[end]
+
     def compute(self, node: fx.Node, env: Env) -> Any:
         operand = self._reads.get(node)
         if operand is not None and isinstance(env[operand], Tensor):

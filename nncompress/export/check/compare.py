@@ -82,7 +82,7 @@ def compare(
         inputs = _inputs(model, batch)
         with torch.no_grad():
             ours = [model.outputs_of(*(each.clone() for each in given)) for given in inputs]
-        theirs = [run(given) for given in inputs]
+            theirs = [run(given) for given in inputs]
         for at, name in enumerate(model.outputs):
             if among is not None and name not in among:
                 continue

@@ -7,7 +7,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
+from torch import nn
 
+import nncompress
 from nncompress.errors import UnsupportedError
 from nncompress.loading.onnx.interpreter import RULES, OnnxModule, missing_ops
 from nncompress.loading.onnx.stored import from_array
@@ -89,3 +91,12 @@ def test_operators_compute_what_the_standard_says():
     assert right > 5 * refused
     assert len(RULES) > 150
     assert missing
+
+
+def test_normalization_by_what_the_batch_has_is_read_with_its_gradient(tmp_path):
+    net = nn.Sequential(nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6, track_running_stats=False)).eval()
+    x = torch.randn(5, 4, 3)
+    nncompress.save(nncompress.load(net, input="1x4x3", notice=str), tmp_path / "m.onnx")
+    model = nncompress.load(tmp_path / "m.onnx", notice=str)
+    torch.testing.assert_close(model(x), net(x))
+    model(x).square().sum().backward()

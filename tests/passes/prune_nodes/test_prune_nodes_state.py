@@ -64,3 +64,27 @@ def test_sample_dims_are_those_that_grow_with_the_batch():
     torch.testing.assert_close(dims.total(q, value, 4), value.sum((1, 2))[:, None])
     torch.testing.assert_close(dims.total(q, value, 4, -1), value.sum(1))
     torch.testing.assert_close(dims.total(scatter, value, 4, -1), value.sum((0, 1))[None])
+
+
+class Watched(nn.Module):
+    """What it keeps from call to call reaches no output: a decay, and a mean of features of its own layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.watch = nn.Linear(8, 16), nn.Linear(16, 6), nn.Linear(8, 5)
+        self.register_buffer("decay", torch.ones(8))
+        self.register_buffer("seen", torch.zeros(5))
+
+    def forward(self, x):  # [N, 3, 8]
+        self.decay.mul_(0.9).add_(0.1)
+        self.seen.copy_(self.seen * 0.9 + self.watch(x)[0, 0] * 0.1)
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize("criterion", ["reconstruction", "taylor", "fisher", "obd", "activation-variance"])
+def test_nodes_are_ranked_beside_a_state_that_reaches_no_output(criterion):
+    torch.manual_seed(0)
+    given = Model.from_module(Watched().eval(), (torch.randn(2, 3, 8),))
+    data = Records((torch.randn(32, 3, 8),), torch.randn(32, 3, 6))
+    result, _ = pipeline.run(given, [PruneNodes(ratio=0.25, criterion=criterion)], Context(data=data))
+    assert result.tensor("a.weight").shape == (12, 8)

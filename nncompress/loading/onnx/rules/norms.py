@@ -15,7 +15,14 @@ def batch_norm(call: Call) -> Value:
     if call.get("training_mode", 0):
         raise call.refusal("it is in training mode")
     x, scale, bias, mean, variance = (call.tensor(i) for i in range(5))
-    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, call.get("epsilon", 1e-5))
+    epsilon = call.get("epsilon", 1e-5)
+    if call.depends(3) or call.depends(4):  # statistics that are computed, by which torch's has no gradient
+        mean, deviation, scale, bias = (
+            each.reshape(-1, *[1] * (x.dim() - 2))
+            for each in (mean, (variance + epsilon).sqrt(), scale, bias)
+        )
+        return (x - mean) / deviation * scale + bias
+    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
 
 @rule("InstanceNormalization")
