@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
+import onnx_ir
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -37,6 +38,10 @@ def exported_once(convert: Callable[..., ONNXProgram]) -> Callable[..., ONNXProg
         key = _key(tensors, str(program), input_names(model), model.outputs, optimize)
         if key not in kept:
             kept[key] = convert(model, program, optimize=optimize)
+            for value in kept[key].model.graph.initializers.values():  # the model's own until now
+                given = value.const_value
+                assert given is not None
+                value.const_value = onnx_ir.Tensor(given.numpy().copy(), dtype=given.dtype, name=given.name)
         once = copy.copy(kept[key])
         once.model = kept[key].model.clone()
         return once
