@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -25,13 +26,33 @@ QUICK = sorted(
 )
 
 
+CONTRACT = ("requires", "apply", "ensures", "contributions")
+
+
 @pytest.mark.parametrize("name", [name for name in PASSES if not PASSES.origin(name)])
 def test_the_steps_of_a_pass_are_functions_that_take_what_the_pass_is_called_with(name):
-    for step in ("requires", "apply", "ensures", "contributions"):
+    for step in CONTRACT:
         method = vars(PASSES[name]).get(step)
         if method is not None:
             contract = list(inspect.signature(getattr(Pass, step)).parameters)
             assert list(inspect.signature(named(method.place)).parameters)[1:] == contract[1:]
+
+
+def test_a_step_of_a_pass_takes_the_values_that_it_needs_not_the_options():
+    taking = []
+    for path in HOUSE.glob("passes/*/**/*.py"):
+        tree = ast.parse(path.read_text())
+        imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        of_passes = [
+            node for node in imported if re.fullmatch(r"nncompress\.passes\..*\.options", f"{node.module}")
+        ]
+        declared = {alias.name for node in of_passes for alias in node.names}
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef) and function.name not in CONTRACT:
+                given = [each.annotation for each in function.args.args + function.args.kwonlyargs]
+                if declared & {ast.unparse(annotation) for annotation in given if annotation is not None}:
+                    taking.append(f"{path.relative_to(HOUSE)}: {function.name}")
+    assert not taking
 
 
 def test_what_a_command_declares_is_imported_without_torch():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from nncompress.analysis.observe.batch_size import quick_batch
 from nncompress.analysis.observe.statistics import observe
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.errors import DataError, UnsupportedError
+from nncompress.ir.formats.qdq import QParams
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.places import place
 from nncompress.progress import Progress
@@ -213,6 +215,24 @@ def choose_range(histogram: Histogram, method: str, percentile: float = 99.99) -
     if method == "mse":
         return _least_error(centers, counts, low, high)
     return _least_divergence(histogram, low, high)
+
+
+@dataclass(frozen=True)
+class RangeRule:
+    """How the qparams of an activation follow from what was seen of it.
+
+    Attributes:
+        method, percentile: as `choose_range` takes them.
+        symmetric: zero is in the middle.
+    """
+
+    method: str
+    percentile: float = 99.99
+    symmetric: bool = False
+
+    def qparams(self, histogram: Histogram) -> QParams:
+        covering = QParams.symmetric if self.symmetric else QParams.covering
+        return covering(*choose_range(histogram, self.method, self.percentile))
 
 
 def _percentile(histogram: Histogram, share: float) -> tuple[float, float]:

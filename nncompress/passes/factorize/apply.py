@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from nncompress.analysis.cost import cost
 from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target, find_targets
@@ -20,13 +18,13 @@ from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
-from nncompress.passes.factorize import choose
 from nncompress.passes.factorize.calibrate import CalibrationStatistics, random_tokens
 from nncompress.passes.factorize.candidates import option_of
 from nncompress.passes.factorize.choose import NAMES, Choice, Option, describe
 from nncompress.passes.factorize.latency import LatencyOracle
 from nncompress.passes.factorize.latency_budget import by_latency, confirm
 from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.rule import RankRule
 from nncompress.passes.factors.forms.base import Form
 from nncompress.passes.factors.replace import replace_layer
 from nncompress.passes.repair import repair
@@ -52,15 +50,28 @@ def requires(options: Factorize, model: Model, context: Context) -> None:
 def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     shapes = Shapes(model)
     targets, left = find_targets(model, shapes, options.exclude)
-    if options.ratios:
-        targets, left = _named(shares_of(options.name, "ratios", options.ratios), targets, left)
+    ratios = shares_of(options.name, "ratios", options.ratios)
+    if ratios:
+        targets, left = _named(ratios, targets, left)
+    elif options.ratio is not None:
+        ratios = {target.name: options.ratio for target in targets}
+    rule = RankRule(
+        err=options.err,
+        share_lost=options.share_lost if options.energy is None else 1 - options.energy,
+        rank=options.rank,
+        ratios=ratios,
+        macs=options.macs,
+        params=options.params,
+        latency=options.latency,
+        faster=options.faster,
+    )
     if not targets and all(layer.weight.quantized for layer in layers(model)):
         context.notes.append(
             "factorize left the model as it was: all its weights are quantized already, and factors are "
             "floats. Factorize the float model, then quantize."
         )
     changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
-    statistics, whose = _calibrate(options, model, targets, context)
+    statistics, minimized = _calibrate(model, targets, options.minimize, rule, context)
     oracle = None
     if options.faster or options.latency is not None:
         oracle = LatencyOracle(shapes, layer_clock(context.target), context.ends_in)
@@ -71,13 +82,11 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
             option_of(
                 target,
                 shapes,
+                rule,
                 form="channel" if options.rank is not None and options.form == "auto" else options.form,
-                rank=options.rank,
                 round_to=options.round_to,
-                unit=_unit(options, target),
-                limit=partial(_limit, options.err, _share(options), whose=whose),
                 statistics=statistics,
-                per_weight=whose == "weight",
+                minimized=minimized,
                 oracle=oracle,
             )
         )
@@ -93,9 +102,9 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         )
     if oracle is not None and oracle.unkept:
         context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
-    choices, reached = _choose(options, model, per_layer, whose, oracle, context)
+    choices, reached = _choose(model, per_layer, rule, minimized, oracle, options.exclude, context)
     if not any(choice.candidate for choice in choices):
-        return changes + [_change(choice, whose) for choice in choices]
+        return changes + [_change(choice, minimized) for choice in choices]
     changes += reached
     original = model.copy() if context.data is not None and options.refit else None
     chosen = [choice for choice in choices if choice.candidate is not None]
@@ -107,7 +116,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     if statistics is not None and context.data is not None:
         context.warn(too_few(options.name, statistics.rows([choice.option.target for choice in chosen])))
     stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
-    changes += [_change(choice, whose) for choice in choices]
+    changes += [_change(choice, minimized) for choice in choices]
     del statistics, per_layer, choices, chosen, factors  # statistics and decompositions
     model.refresh()
     if original is not None:
@@ -137,82 +146,41 @@ def _named(
 
 
 def _calibrate(
-    options: Factorize, model: Model, targets: list[Target], context: Context
+    model: Model, targets: list[Target], minimize: str, rule: RankRule, context: Context
 ) -> tuple[CalibrationStatistics | None, str]:
-    """What is minimised ("weight", "layer" or "model") and what the data says about it."""
-    whose, data = options.minimize, context.data
-    if whose == "auto" and data is None and (options.has_budget or options.latency is not None):
-        data = random_tokens(model, context)
-    if whose == "auto":
-        whose = "model" if options.err is None else "weight"
-    if whose == "weight" or data is None:
+    """What the data says, and whose error it says it of ("weight", "layer" or "model")."""
+    minimized, data = minimize, context.data
+    if minimize == "auto":
+        if data is None and rule.of_the_model:
+            data = random_tokens(model, context)
+        minimized = "model" if rule.err is None else "weight"
+    if minimized == "weight" or data is None:
         return None, "weight"
     try:
-        return CalibrationStatistics(model, targets, data, context, outputs=whose == "model"), whose
+        return CalibrationStatistics(model, targets, data, context, outputs=minimized == "model"), minimized
     except UnsupportedError as error:
-        if options.minimize == "model":
+        if minimize == "model":
             raise
         context.notes.append(f"{error.what}: minimised the error of each layer's own output")
         return CalibrationStatistics(model, targets, data, context, outputs=False), "layer"
 
 
-def _unit(options: Factorize, target: Target) -> str:
-    """What is saved, and decides between ranks that are good enough."""
-    if options.params is not None or not target.macs:
-        return "parameters"
-    by_error = options.err is not None or _share(options) is not None
-    return "latency" if options.latency is not None or (options.faster and by_error) else "macs"
-
-
 def _choose(
-    options: Factorize,
     model: Model,
     per_layer: list[Option],
-    whose: str,
+    rule: RankRule,
+    minimized: str,
     oracle: LatencyOracle | None,
+    exclude: tuple[str, ...],
     context: Context,
 ) -> tuple[list[Choice], list[Change]]:
     """A choice per option, and what is to be said of the model as a whole."""
-    if options.latency is not None:
-        assert oracle is not None
-        timed = [o for o in per_layer if o.timings]
-        choices, reached = by_latency(
-            model, timed, options.latency, whose == "model", oracle, options.exclude, context
-        )
-        untimed = [Choice(o, None, o.nothing) for o in per_layer if not o.timings]
-        return choices + untimed, [reached]
-    choices = _by_cost_or_error(options, model, per_layer, whose)
-    return (choices if oracle is None else confirm(choices, oracle)), []
-
-
-def _by_cost_or_error(options: Factorize, model: Model, per_layer: list[Option], whose: str) -> list[Choice]:
-    if options.macs is not None:
-        return choose.by_cost(cost(model), per_layer, options.macs, "macs", whose == "model")
-    if options.params is not None:
-        return choose.by_cost(cost(model), per_layer, options.params, "parameters", whose == "model")
-    if options.rank is not None:
-        return [choose.by_rank(o, options.rank) for o in per_layer]
-    if options.ratio is not None:
-        return [choose.by_ratio(o, options.ratio) for o in per_layer]
-    if options.ratios:
-        shares = shares_of(options.name, "ratios", options.ratios)
-        return [choose.by_ratio(o, shares[o.target.name]) for o in per_layer]
-    share = _share(options)
-    told = f"error {options.err:g}" if options.err is not None else f"relative error {share:.3g}"
-    limits = [_limit(options.err, share, o.total, o.elements, whose) or 0.0 for o in per_layer]
-    return [choose.by_error(o, limit, told) for o, limit in zip(per_layer, limits)]
-
-
-def _share(options: Factorize) -> float | None:
-    """Of its total error, what a layer may lose."""
-    return 1 - options.energy if options.energy is not None else options.share_lost
-
-
-def _limit(err: float | None, share: float | None, total: float, elements: int, whose: str) -> float | None:
-    """The squared error that a layer must stay below; None where something else decides."""
-    if err is not None:
-        return err * (1 if whose == "model" else elements)
-    return None if share is None else share * total
+    if oracle is None or rule.latency is None:
+        choices = rule.choices(model, per_layer, minimized)
+        return (choices if oracle is None else confirm(choices, oracle)), []
+    timed = [option for option in per_layer if option.timings]
+    choices, reached = by_latency(model, timed, rule.latency, minimized == "model", oracle, exclude, context)
+    return choices + [Choice(o, None, o.nothing) for o in per_layer if not o.timings], [reached]
 
 
 def _factors(
@@ -232,7 +200,7 @@ def _factors(
     return form, weights, bias if present is None else bias + present.value()
 
 
-def _change(choice: Choice, whose: str) -> Change:
+def _change(choice: Choice, minimized: str) -> Change:
     option, candidate = choice.option, choice.candidate
     counted = "parameters" if option.unit == "parameters" else "macs"
     before = option.target.weight.value().numel() if counted == "parameters" else option.target.macs
@@ -245,7 +213,7 @@ def _change(choice: Choice, whose: str) -> Change:
         f"{counted}_after": after,
         "form": candidate.form,
         "rank": candidate.ranks[0] if len(candidate.ranks) == 1 else list(candidate.ranks),
-        "minimized": whose,
+        "minimized": minimized,
         "relative_error": lost,
         "spectrum": _spectrum(option, candidate),
     }
@@ -260,7 +228,7 @@ def _change(choice: Choice, whose: str) -> Change:
             "latency_share_measured": round(measured.share, 3),
         }
         what += f", time ×{measured.share:.2f}"
-    if whose != "model":
+    if minimized != "model":
         numbers["mse"] = candidate.error / option.elements
     return Change(option.target.name, what, numbers)
 

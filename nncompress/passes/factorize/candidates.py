@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,32 +12,28 @@ from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
 from nncompress.passes.factorize.choose import Option
 from nncompress.passes.factorize.latency import LatencyOracle
+from nncompress.passes.factorize.rule import RankRule
 from nncompress.passes.factors.forms.choice import forms_of
 
 
 def option_of(
     target: Target,
     shapes: Shapes,
+    rule: RankRule,
     *,
     form: str,
-    rank: int | None,
     round_to: int,
-    unit: str,
-    limit: Callable[[float, int], float | None],
     statistics: CalibrationStatistics | None,
-    per_weight: bool,
+    minimized: str,
     oracle: LatencyOracle | None,
 ) -> Option:
     """A target's forms with every candidate's rank, cost and error.
 
     Args:
         form: its name, or "auto" for all that fit.
-        rank: the only one of interest, if there is one.
-        unit: what candidates cost: "macs", "parameters", or "latency" (then `oracle` measures it).
-        limit: from a target's total squared error and its number of elements to the error that it must stay
-            below; None where something else decides.
         statistics: how errors are measured; None: of the weight.
-        per_weight: elements are those of the weight, not of the layer's output.
+        minimized: whose error: "weight", "layer" or "model".
+        oracle: measures latency where that decides; None: it does not.
     """
     weight = target.weight.value()
     said = statistics.of(target) if statistics is not None else None
@@ -46,18 +41,19 @@ def option_of(
     matrices = target.matrices(weight)
     known_metrics = said.metrics if said is not None else [Metric()] * len(matrices)
     total = sum(m.energy(w) for m, w in zip(known_metrics, matrices))
-    elements = weight.numel() if per_weight else matrices.shape[0] * matrices.shape[1]
+    elements = weight.numel() if minimized == "weight" else matrices.shape[0] * matrices.shape[1]
     multiple = round_to if oracle is None else oracle.multiple(target, round_to)
-    wanted = Wanted(rank, limit(total, elements), multiple)
+    wanted = Wanted(rule.rank, rule.limit(total, elements, minimized), multiple)
     forms = {f.name: f for f in forms_of(target, shapes, form, metrics, wanted)}
     if statistics is not None and statistics.passes > 1:  # the statistics of all layers would not fit
         for each in forms.values():
             each.keeps_parts = False
+    unit = rule.unit(target)
     dense = target.macs if unit == "macs" else weight.numel()
     if oracle is None:
         candidates = [c for f in forms.values() for c in f.candidates(unit, round_to)]
         return Option(target, forms, candidates, unit, dense, total, elements)
-    timings = oracle.timings(target, forms, round_to, rank)
+    timings = oracle.timings(target, forms, round_to, rule.rank)
     known = {(c.form, c.ranks): c for f in forms.values() for c in f.candidates(unit)}
     timings = {place: timing for place, timing in timings.items() if place in known}
     if unit == "latency":

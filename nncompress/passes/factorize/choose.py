@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from nncompress.analysis.cost import Cost
 from nncompress.analysis.lowrank.ranks import Candidate, allocate, cheapest
 from nncompress.analysis.weight_targets import Target
 from nncompress.errors import UsageError
@@ -168,12 +167,6 @@ def by_budget(
             reason = option.nothing
         choices.append(Choice(option, original, "" if original else reason))
     return choices
-
-
-def by_cost(cost: Cost, options: Sequence[Option], share: float, unit: str, comparable: bool) -> list[Choice]:
-    """`by_budget` in MACs or parameters, of the layers that have any."""
-    counted = [option for option in options if option.unit == unit]
-    return by_budget(getattr(cost, unit), counted, share, unit, comparable)
 
 
 def describe(option: Option, candidate: Candidate) -> str:

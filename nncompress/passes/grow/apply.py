@@ -14,17 +14,8 @@ from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.grow.options import AMOUNTS, DEFAULT_BY, Grow
 
 
-def wish(options: Grow) -> Wish:
-    """The step without its budget, which is a multiple of what the model costs."""
-    by = DEFAULT_BY if all(getattr(options, n) is None for n in AMOUNTS) else options.by
-    amount = Amount(by, options.factor, options.quarter_of, options.round_to)
-    return Wish(
-        amount, where=options.where, groups=options.groups, init=options.init, exclude=options.exclude
-    )
-
-
 def requires(options: Grow, model: Model, context: Context) -> None:
-    where = wish(options).chosen(model, context.data)
+    where = Wish(Amount(), where=options.where).chosen(model, context.data)
     if where != "uniform":
         data = need_data(context, options.name, f"--where {where} looks at what the nodes do")
         if where == "gradient" and not data.has_labels:
@@ -43,15 +34,23 @@ def apply(options: Grow, model: Model, context: Context) -> list[Change]:
         None if options.macs is None else options.macs * before.macs,
         None if options.params is None else options.params * before.parameters,
     )
-
-    wished = replace(wish(options), budget=budget)
+    by = DEFAULT_BY if all(getattr(options, name) is None for name in AMOUNTS) else options.by
+    amount = Amount(by, options.factor, options.quarter_of, options.round_to)
     if options.latency is not None:
-        wished = replace(wished, amount=Amount(factor=2.0, round_to=options.round_to))
+        amount = Amount(factor=2.0, round_to=options.round_to)
+    wished = Wish(
+        amount,
+        budget,
+        where=options.where,
+        groups=options.groups,
+        init=options.init,
+        exclude=options.exclude,
+    )
 
     def step(scale: float) -> Growth:
         return grow_step(
             model,
-            replace(wished, amount=replace(wished.amount, scale=scale)),
+            replace(wished, amount=replace(amount, scale=scale)),
             context.data,
             limit=context.limit,
             batch_size=context.batch_size,

@@ -46,13 +46,19 @@ def apply(options: Prune, model: Model, context: Context) -> list[Change]:
     changes = []
     for done, layer in enumerate(chosen):
         context.progress.step("pruning connections", done, len(chosen))
-        if not layer.weight.value().numel():
+        weight = layer.weight.value()
+        if not weight.numel():
             changes.append(Change(layer.name, "skipped: its weight is empty", applied=False))
             continue
         if options.pattern is not None:
             changes.append(_patterned(model, layer, *parse_pattern(options.pattern), seen))
+        elif options.sparsity is not None:
+            keep = kept[layer.name] if kept else _all_but_smallest(weight.abs(), options.sparsity)
+            changes.append(_assigned(layer, weight.masked_fill(~keep, 0), {}))
         else:
-            changes.append(_prune(options, layer, kept.get(layer.name)))
+            bound = _threshold(weight, options.threshold, options.std, options.share_lost or 0.0)
+            left = weight.masked_fill(weight.abs() < bound, 0)
+            changes.append(_assigned(layer, left, {"threshold": bound}))
     if seen is not None:
         context.warn(too_few(options.name, seen.rows))
     if options.remove_dead:
@@ -101,21 +107,6 @@ def _chosen(model: Model, exclude: Sequence[str]) -> list[Layer]:
         seen.add(id(tensor))
         chosen.append(layer)
     return chosen
-
-
-def _prune(options: Prune, layer: Layer, keep: Tensor | None) -> Change:
-    """Zero what `keep` says, or where it is None what this layer's own weights decide."""
-    weight = layer.weight.value()
-    numbers: dict[str, float] = {}
-    if keep is not None:
-        pass
-    elif options.sparsity is not None:
-        keep = _all_but_smallest(weight.abs().flatten(), options.sparsity).reshape(weight.shape)
-    else:
-        bound = _threshold(weight, options.threshold, options.std, options.share_lost or 0.0)
-        numbers["threshold"] = bound
-        keep = weight.abs() >= bound
-    return _assigned(layer, weight.masked_fill(~keep, 0), numbers)
 
 
 def _threshold(weight: Tensor, threshold: float | None, std: float | None, share_lost: float) -> float:
@@ -194,16 +185,17 @@ def _compensated(layer: Layer, weight: Tensor, second: Tensor, n: int, m: int) -
 
 
 def _all_but_smallest(magnitudes: Tensor, share: float) -> Tensor:
-    """False for exactly this share of the magnitudes [n], rounded down, smallest first.
+    """False for exactly this share of the magnitudes, of any shape, rounded down, smallest first.
 
     Where several tie at the cut (an int8 or codebook weight has few values), those that go are spread evenly.
     """
     count = int(share * magnitudes.numel())
     if not count:
         return torch.ones_like(magnitudes, dtype=torch.bool)
-    cutoff = magnitudes.kthvalue(count).values
-    keep = magnitudes >= cutoff
-    ties = torch.nonzero(magnitudes == cutoff).flatten()
+    flat = magnitudes.flatten()
+    cutoff = flat.kthvalue(count).values
+    keep = flat >= cutoff
+    ties = torch.nonzero(flat == cutoff).flatten()
     going = count - int((~keep).sum())
     keep[ties[torch.arange(going) * len(ties) // going]] = False
-    return keep
+    return keep.reshape(magnitudes.shape)

@@ -88,6 +88,7 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     context.progress.step("finding what is tied together", 0, 1)
     fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
     couplings = find_couplings(model)
+    ratios = shares_of(options.name, "ratios", options.ratios)
     ranks = ranked(
         model,
         couplings,
@@ -97,9 +98,25 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
         exclude=options.exclude,
         drop_blocks=options.drop_blocks,
         selects=options.selects,
-        only=shares_of(options.name, "ratios", options.ratios),
+        only=ratios,
     )
-    plan, reached = _planned(options, ranks, context)
+    amount = Amount(
+        ratio=options.ratio,
+        ratios=ratios,
+        share_lost=options.share_lost,
+        threshold=options.threshold,
+        outliers=options.outliers,
+        macs=options.macs,
+        params=options.params,
+        scope=options.scope,
+        round_to=options.round_to,
+        weights=_weights(options.loss_weight, options.scope, ranks),
+    )
+    reached: list[Change] = []
+    if options.latency is None:
+        plan = ranks.plan(amount)
+    else:
+        plan, reached = _within_latency(options.latency, amount, ranks, context)
     if not plan.cut:
         return []
     context.progress.step("removing nodes", 0, 1)
@@ -137,28 +154,16 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     return changes
 
 
-def _planned(options: PruneNodes, ranks: Ranked, context: Context) -> tuple[Plan, list[Change]]:
+def _within_latency(
+    share: float, amount: Amount, ranks: Ranked, context: Context
+) -> tuple[Plan, list[Change]]:
     """What goes, and what was measured for that."""
-    amount = Amount(
-        ratio=options.ratio,
-        ratios=shares_of(options.name, "ratios", options.ratios),
-        share_lost=options.share_lost,
-        threshold=options.threshold,
-        outliers=options.outliers,
-        macs=options.macs,
-        params=options.params,
-        scope=options.scope,
-        round_to=options.round_to,
-        weights=_weights(options.loss_weight, options.scope, ranks),
-    )
-    if options.latency is None:
-        return ranks.plan(amount), []
 
     def cut(plan: Plan) -> Model:
         fitted = without_data(ranks.model, plan.cut)
         return apply_cut(ranks.model, plan.cut, fitted, None, verify=False)[0]
 
-    plan, reached = by_latency(options.latency, amount, ranks, cut, clocked(context.target), context)
+    plan, reached = by_latency(share, amount, ranks, cut, clocked(context.target), context)
     return plan, [reached]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import torch
@@ -13,38 +13,35 @@ from torch import Tensor, fx
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.analysis.metrics.registry import named_metric
-from nncompress.analysis.observe.calibration import Histogram
+from nncompress.analysis.observe.calibration import Histogram, RangeRule
 from nncompress.analysis.observe.enough import too_few
-from nncompress.data import Dataset
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
 from nncompress.ir.formats.precision import convert
-from nncompress.ir.formats.qdq import round_biases
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
-from nncompress.passes.quantize.by_clock import Left, slow_in_int8
+from nncompress.passes.quantize.by_clock import slow_in_int8
 from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
     activation_histograms,
     activation_qparams,
     bits_by_fisher,
+    for_target,
     moments_to_round_by,
     placement,
     rounded_for_one,
-    target_is_symmetric,
 )
 from nncompress.passes.quantize.choose import choose, integer_layers
-from nncompress.passes.quantize.correct_bias import correct_biases
 from nncompress.passes.quantize.equalization.condition import condition
-from nncompress.passes.quantize.equalization.smoothing import Hooks, smooth, spanning
+from nncompress.passes.quantize.equalization.smoothing import Hooks, smooth
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
 from nncompress.passes.quantize.prepare import prepare
-from nncompress.passes.quantize.round import round_layers
+from nncompress.passes.quantize.round import Rounding
 from nncompress.passes.quantize.small import too_small
 
 
@@ -105,7 +102,62 @@ def _refuse_other_dtypes(chosen: Sequence[Layer], taken: str) -> None:
 
 
 def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
-    changes = _quantized(options, model, context)
+    prepare(model, include_head=options.include_head)
+    if options.mode == "float16":
+        return _halve(model)
+    chosen, changes = choose(model, options.keep)
+    if chosen:
+        bytes_before = cost(model).bytes
+        condition(model, options.mode, options.keep, options.equalize, context)
+    if chosen and options.group_size is not None:
+        changes = round_by_groups(
+            model,
+            options.keep,
+            options.group_size,
+            asymmetric=options.asymmetric,
+            nearest=options.rounding == "nearest",
+            context=context,
+        )
+    elif chosen:
+        ranges = RangeRule(options.calibration, options.percentile, options.symmetric_activations)
+        seen = None
+        if options.smooth:
+            seen = _smooth(model, options.mode, options.keep, ranges, options.weight_bits, context)
+        chosen, _ = choose(model, options.keep)  # anew: nodes were replaced
+        integer = integer_layers(chosen, options.mode)
+        statistics = CalibrationStatistics(
+            bits=dict.fromkeys((layer.weight.name for layer in chosen), options.weight_bits),
+            placement=placement(context),
+        )
+        if options.mode == "static":
+            seen = activation_histograms(model, integer, context) if seen is None else seen
+            statistics.qparams = activation_qparams(statistics.plan(model, integer), seen, ranges, context)
+        if options.size is not None:
+            statistics.bits = bits_by_fisher(model, chosen, options.size, bytes_before, context)
+        adaptive = _rounded_adaptively(chosen, options.rounding, statistics.bits)
+        statistics.moments = moments_to_round_by(model, adaptive, context)
+        timed = context.target is not None and not options.every_layer
+        note = None if timed else too_small(model, integer)
+        if note is not None:
+            context.notes.append(note)
+        compared = options.correct_bias or options.max_drop is not None or options.drift_bound is not None
+        rounding = Rounding(
+            options.mode,
+            options.keep,
+            statistics,
+            reference=model.copy() if compared else model,
+            unbiased=context.data if options.correct_bias else None,
+            limit=context.limit,
+        )
+        for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
+        if timed:
+            slow = slow_in_int8(model, integer, options.mode, rounding.copy, context)
+            rounding = replace(rounding, left=slow)
+        drop = None if options.max_drop is None else (options.max_drop, options.metric)
+        changes = _round_within(model, rounding, drop, options.drift_bound, context)
+        if for_one is not None and any(change.applied for change in changes):
+            context.notes.append(for_one)
+        context.warn(too_few("quantize", statistics.rows()))
     if context.data is not None and precision_of(model) in ("int8", "int4"):
         _keep_samples(model, context, options.no_samples)
     return changes
@@ -122,155 +174,50 @@ def _keep_samples(model: Model, context: Context, none: bool) -> None:
         context.notes.append(said)
 
 
-def _quantized(options: Quantize, model: Model, context: Context) -> list[Change]:
-    prepare(model, include_head=options.include_head)
-    if options.mode == "float16":
-        return _halve(model)
-    chosen, left = choose(model, options.keep)
-    if not chosen:
-        return left
-    original = cost(model).bytes
-    seen = _condition(options, model, context)
-    if options.group_size is not None:
-        return round_by_groups(
-            model,
-            options.keep,
-            options.group_size,
-            asymmetric=options.asymmetric,
-            nearest=options.rounding == "nearest",
-            context=context,
-        )
-    chosen, left = choose(model, options.keep)
-    statistics = _calibrate(options, model, chosen, original, seen, context)
-    integer = integer_layers(chosen, options.mode)
-    timed = context.target is not None and not options.every_layer
-    note = None if timed else too_small(model, integer)
-    if note is not None:
-        context.notes.append(note)
-    bound = options.drift_bound
-    compared = options.correct_bias or options.max_drop is not None or bound is not None
-    unbiased = context.data if options.correct_bias else None
-    reference = model.copy() if compared else model
-    rounding = _Rounding(options.mode, options.keep, statistics, reference, unbiased, context.limit)
-    for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
-    slow = slow_in_int8(model, integer, options.mode, rounding.copy, context) if timed else {}
-    keep = (*options.keep, *slow)
-    reason = "left in float by " + ("--max-drop" if options.max_drop is not None else "--max-drift")
-
-    def without(names: Iterable[str]) -> Left:
-        return {**dict.fromkeys(names, reason), **slow}
-
-    def copy_without(names: tuple[str, ...]) -> Model:
-        return rounding.copy(without(names))
-
-    worst: tuple[str, ...] = ()
-    if options.max_drop is not None:
-        searched, _ = choose(model, keep)
-        drop = options.max_drop, options.metric, copy_without
-        worst = within_drop(model, searched, options.mode, statistics, context, *drop)
-    changes = rounding.round(model, without(worst))
-    if bound is not None:
-        worst = within_drift(
-            rounding.reference, model, keep, options.mode, statistics, context, bound, copy_without
-        )
-        if worst:
-            model.graph_module = rounding.reference.copy().graph_module
-            changes = rounding.round(model, without(worst))
-    if for_one is not None and any(change.applied for change in changes):
-        context.notes.append(for_one)
-    context.warn(too_few("quantize", statistics.rows()))
-    return changes
-
-
-@dataclass(frozen=True)
-class _Rounding:
-    """Rounds a model and copies of it by the same statistics.
-
-    Attributes:
-        keep: patterns of layers that stay in float.
-        reference: in floats.
-        unbiased: on these samples, `limit` of them, biases make up for the mean error; None leaves them.
-    """
-
-    mode: str
-    keep: tuple[str, ...]
-    statistics: CalibrationStatistics
-    reference: Model
-    unbiased: Dataset | None
-    limit: int | None
-
-    def round(self, model: Model, left: Left) -> list[Change]:
-        """In place, without the layers that are `left`."""
-        chosen, changes = choose(model, self.keep)
-        wanted = [layer for layer in chosen if layer.name not in left]
-        kept = [Change(layer.name, left[layer.name], applied=False) for layer in chosen if layer.name in left]
-        rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
-        model.refresh()
-        if self.unbiased is not None:
-            correct_biases(model, self.reference, self.unbiased, self.limit)
-        round_biases(model)
-        return rounded + changes + kept
-
-    def copy(self, left: Left) -> Model:
-        """The reference, rounded."""
-        copied = self.reference.copy()
-        self.round(copied, left)
-        return copied
-
-
-def _condition(options: Quantize, model: Model, context: Context) -> dict[fx.Node, Histogram] | None:
-    """The same function with other scales per channel, in place.
+def _smooth(
+    model: Model, mode: str, keep: tuple[str, ...], ranges: RangeRule, bits: int, context: Context
+) -> dict[fx.Node, Histogram] | None:
+    """The same function with other scales per channel before matrix products, in place.
 
     Returns: the histograms of what will be rounded, where the data was run for them and they still hold.
     """
-    condition(model, options.mode, options.keep, options.equalize, context)
-    if not options.smooth or options.mode not in ("static", "dynamic"):
-        return None
-    static = options.mode == "static"
-    method = options.calibration if static else "min-max"
-    symmetric = static and (options.symmetric_activations or target_is_symmetric(context))
-    integer = integer_layers(choose(model, options.keep)[0], options.mode)
-    ranges = spanning(method, options.percentile, symmetric)
+    integer = integer_layers(choose(model, keep)[0], mode)
     seen: dict[fx.Node, Histogram] = {}
 
     def run(hooks: Hooks) -> None:
         seen.update(activation_histograms(model, integer, context, hooks))
 
-    smoothed = smooth(model, integer, ranges, options.weight_bits, context, run if static else None)
+    if mode == "static":
+        smoothed = smooth(model, integer, for_target(ranges, context), bits, context, run)
+    else:
+        smoothed = smooth(model, integer, RangeRule("min-max"), bits, context)
     if smoothed is not None:
         context.notes.append(f"quantize: {smoothed}")
     return seen if seen and smoothed is None else None
 
 
-def _calibrate(
-    options: Quantize,
-    model: Model,
-    chosen: list[Layer],
-    original: int,
-    seen: dict[fx.Node, Histogram] | None,
-    context: Context,
-) -> CalibrationStatistics:
-    """Run the data through the model as often as the options need: not at all, or up to three times.
+def _rounded_adaptively(chosen: list[Layer], rounding: str, bits: Mapping[str, int]) -> list[Layer]:
+    """The layers whose weights are rounded for what they multiply."""
+    if rounding == "auto":  # nearest is as good at 8 bits
+        return [layer for layer in chosen if bits[layer.weight.name] < 8]
+    return chosen if rounding == "adaptive" else []
+
+
+def _round_within(
+    model: Model, rounding: Rounding, drop: tuple[float, str] | None, drift: float | None, context: Context
+) -> list[Change]:
+    """Round it, in place, without the layers that cost more than may be lost.
 
     Args:
-        original: bytes of the model that `--size` is a share of.
-        seen: from `activation_histograms`, where it was called already.
+        drop: of this metric, by name, as much may be lost.
+        drift: outputs may move as far.
     """
-    found = CalibrationStatistics(bits={layer.weight.name: options.weight_bits for layer in chosen})
-    if options.mode == "static":
-        integer = integer_layers(chosen, "static")
-        found.placement = placement(context)
-        ranges = options.calibration, options.percentile, options.symmetric_activations
-        seen = activation_histograms(model, integer, context) if seen is None else seen
-        found.qparams = activation_qparams(found.plan(model, integer), seen, *ranges, context)
-    if options.size is not None:
-        found.bits = bits_by_fisher(model, chosen, options.size, original, context)
-    if options.rounding == "adaptive":
-        found.moments = moments_to_round_by(model, chosen, context)
-    elif options.rounding == "auto":  # nearest is as good at 8 bits
-        few = [layer for layer in chosen if found.bits[layer.weight.name] < 8]
-        found.moments = moments_to_round_by(model, few, context)
-    return found
+    changes = rounding.round(model, {} if drop is None else within_drop(rounding, *drop, context))
+    left = {} if drift is None else within_drift(rounding, model, drift, context)
+    if left:
+        model.graph_module = rounding.reference.copy().graph_module
+        changes = rounding.round(model, left)
+    return changes
 
 
 def contributions(
@@ -284,7 +231,11 @@ def contributions(
     reference = before.copy()  # as it was when its layers were rounded
     prepare(reference, include_head=options.include_head)
     if options.mode != "float16":
-        _condition(options, reference, replace(context, notes=[]))
+        silent = replace(context, notes=[])
+        condition(reference, options.mode, options.keep, options.equalize, silent)
+        if options.smooth:
+            ranges = RangeRule(options.calibration, options.percentile, options.symmetric_activations)
+            _smooth(reference, options.mode, options.keep, ranges, options.weight_bits, silent)
     return Pass.contributions(options, reference, after, changes, inputs, context)
 
 

@@ -7,7 +7,7 @@ to each other, so the whole model is then timed: in floats, all in int8, and wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from nncompress.analysis.int8_cut import Times, layers_in_float
 from nncompress.bench.latency.int8 import Int8Times, int8_times
@@ -20,12 +20,11 @@ from nncompress.passes.base import Context
 from nncompress.passes.quantize.choose import choose, integer_layers
 from nncompress.passes.quantize.equalization.condition import condition
 from nncompress.passes.quantize.prepare import prepare
+from nncompress.passes.quantize.round import Left
 from nncompress.progress import Progress
 from nncompress.results import Estimate
 from nncompress.runtimes.on_openvino import by_itself
 from nncompress.targets import Target
-
-Left = Mapping[str, str]  # layer -> why it stays in float
 
 UNCHANGED = Estimate(1.0, 1.0, 1.0)
 

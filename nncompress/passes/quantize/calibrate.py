@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import Plan, plan_activations
-from nncompress.analysis.observe.calibration import Histogram, choose_range, histograms
+from nncompress.analysis.observe.calibration import Histogram, RangeRule, histograms
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments
 from nncompress.ir import Model
@@ -125,32 +125,26 @@ def activation_histograms(
 
 
 def activation_qparams(
-    plan: Plan,
-    seen: Mapping[fx.Node, Histogram],
-    calibration: str,
-    percentile: float,
-    symmetric: bool,
-    context: Context,
+    plan: Plan, seen: Mapping[fx.Node, Histogram], ranges: RangeRule, context: Context
 ) -> dict[str, QParams]:
     """Of every activation of the plan, by its node's name."""
-    if not symmetric and target_is_symmetric(context):
+    asked, ranges = ranges, for_target(ranges, context)
+    if ranges != asked:
         runtime = TARGETS[context.target or ""].runtime_name
         context.notes.append(f"--symmetric-activations: {runtime} takes no others")
-        symmetric = True
-    spanning = QParams.symmetric if symmetric else QParams.covering
     found = {}
     for done, (node, histogram) in enumerate(seen.items()):
         context.progress.step("choosing ranges", done, len(seen))
-        found[node.name] = spanning(*choose_range(histogram, calibration, percentile))
+        found[node.name] = ranges.qparams(histogram)
     for node, source in plan.same_qparams.items():
         found[node.name] = found.get(source.name) or QParams.of(source)
     return found
 
 
-def target_is_symmetric(context: Context) -> bool:
-    """Symmetric ranges are all that the target takes."""
+def for_target(ranges: RangeRule, context: Context) -> RangeRule:
+    """Symmetric ranges where the target takes no others."""
     where = TARGETS.get(context.target or "")
-    return where is not None and where.symmetric
+    return replace(ranges, symmetric=True) if where is not None and where.symmetric else ranges
 
 
 def placement(context: Context) -> dict[str, bool]:

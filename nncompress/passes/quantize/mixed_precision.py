@@ -27,8 +27,8 @@ from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
-from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, scale_axis
-from nncompress.passes.quantize.round import rounded
+from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
+from nncompress.passes.quantize.round import Left, Rounding, rounded
 
 SAMPLES = 64  # on which the damage of every layer is measured
 RANDOM = 8  # inputs, where there is no data
@@ -76,25 +76,13 @@ def _rounded(value: Tensor, known: QParams | None) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(value, known.scale, known.zero_point, 0, LEVELS)
 
 
-def within_drop(
-    model: Model,
-    chosen: list[Layer],
-    mode: str,
-    statistics: CalibrationStatistics,
-    context: Context,
-    most: float,
-    metric_name: str,
-    quantized: Callable[[tuple[str, ...]], Model],
-) -> tuple[str, ...]:
-    """Names of the layers to leave in float so that the metric falls by at most `most`: points of a
-    share, else in its own unit.
-
-    Args:
-        quantized: a rounded copy of the model without these layers.
-    """
+def within_drop(rounding: Rounding, most: float, metric_name: str, context: Context) -> Left:
+    """The layers to leave in float so that the metric falls by at most `most`: points of a share, else in
+    its own unit."""
     data = context.data
     if data is None:
         raise UsageError("quantize --max-drop needs data with labels", remedy="add --data FILE.npz")
+    model = rounding.reference
 
     metric = named_metric(metric_name)
     threshold: float | None = None
@@ -118,49 +106,40 @@ def within_drop(
 
     samples: list[int] = []
     original = reached_by(model)
-    whole = reached_by(quantized(()))
+    whole = reached_by(rounding.copy({}))
     on = f"of {samples[0]} samples"
     if metric_name == "top1":
         on += f" (one is {100 / samples[0]:.2g} points)"
     fell = f"{metric.title} {metric.text(original)} -> {metric.text(whole)} with every layer rounded"
     if metric.lost(original, whole) <= most:
         context.notes.append(f"{fell}, {on}")
-        return ()
+        return {}
     inputs, _ = _inputs(model, data, context.seed)
-    search = _Search(chosen, damages(model, chosen, mode, statistics, inputs), context)
+    search = _Search(rounding, inputs, "left in float by --max-drop", context)
     reached = original
 
-    def good(names: tuple[str, ...]) -> bool:
+    def good(left: Left) -> bool:
         nonlocal reached
-        found = reached_by(quantized(names))
+        found = reached_by(rounding.copy(left))
         if metric.lost(original, found) > most:
             return False
         reached = found
         return True
 
-    names, count = search.fewest(good)
+    left, count = search.fewest(good)
     context.notes.append(
         f"{fell}, {metric.text(reached)} with the worst {count} of {len(search)} in float, {on}"
     )
-    return names
+    return left
 
 
-def within_drift(
-    model: Model,
-    whole: Model,
-    keep: tuple[str, ...],
-    mode: str,
-    statistics: CalibrationStatistics,
-    context: Context,
-    bound: float,
-    quantized: Callable[[tuple[str, ...]], Model],
-) -> tuple[str, ...]:
-    """Names of the layers to leave in float so that no output moves by more than `bound` (`Drift.amount`).
+def within_drift(rounding: Rounding, whole: Model, bound: float, context: Context) -> Left:
+    """The layers to leave in float so that no output moves by more than `bound` (`Drift.amount`).
 
     Args:
         whole: the model with every layer rounded.
-        quantized: a rounded copy of the model without these layers.
     """
+    model = rounding.reference
     inputs, origin = _inputs(model, context.data, context.seed)
     with torch.no_grad():
         reference = model.outputs_of(*(x.clone() for x in inputs))
@@ -172,16 +151,15 @@ def within_drift(
 
     at_first = moved(whole)
     if at_first <= bound:
-        return ()
-    chosen, _ = choose(model, keep)
-    search = _Search(chosen, damages(model, chosen, mode, statistics, inputs), context)
-    names, count = search.fewest(lambda names: moved(quantized(names)) <= bound)
+        return {}
+    search = _Search(rounding, inputs, "left in float by --max-drift", context)
+    left, count = search.fewest(lambda left: moved(rounding.copy(left)) <= bound)
     context.notes.append(
         f"quantize: with every layer rounded the outputs would be {at_first:.0%} away {origin}, more than "
-        f"{bound:.0%}: the worst {count} of {len(search)} weights stay in float ({', '.join(names)}); "
+        f"{bound:.0%}: the worst {count} of {len(search)} weights stay in float ({', '.join(left)}); "
         "--max-drift sets another bound"
     )
-    return names
+    return left
 
 
 def _inputs(model: Model, data: Dataset | None, seed: int) -> tuple[Inputs, str]:
@@ -193,17 +171,23 @@ def _inputs(model: Model, data: Dataset | None, seed: int) -> tuple[Inputs, str]
 
 
 class _Search:
-    """Layers by their damage, those together that read one weight."""
+    """Layers by their damage on these inputs, those together that read one weight.
 
-    def __init__(self, chosen: list[Layer], damage: dict[str, float], context: Context) -> None:
-        self._context = context
+    Args:
+        reason: why those found stay in float.
+    """
+
+    def __init__(self, rounding: Rounding, inputs: Inputs, reason: str, context: Context) -> None:
+        chosen = rounding.chosen(rounding.reference)
+        damage = damages(rounding.reference, chosen, rounding.mode, rounding.statistics, inputs)
+        self._context, self._reason = context, reason
         self._ranked = sorted(damage, key=lambda name: -damage[name])
         self._layers = {name: tuple(layer.name for layer in each) for name, each in by_weight(chosen).items()}
 
     def __len__(self) -> int:
         return len(self._ranked)
 
-    def fewest(self, good: Callable[[tuple[str, ...]], bool]) -> tuple[tuple[str, ...], int]:
+    def fewest(self, good: Callable[[Left], bool]) -> tuple[Left, int]:
         """The fewest of the worst (and how many weights those are) that are `good` to leave in float; all, if
         need be."""
         fewest, low = len(self), 0
@@ -212,11 +196,11 @@ class _Search:
                 "finding the layers to leave in float", len(self) - fewest + low, len(self)
             )
             middle = (low + fewest) // 2
-            if good(self._named(middle)):
+            if good(self._worst(middle)):
                 fewest = middle
             else:
                 low = middle
-        return self._named(fewest), fewest
+        return self._worst(fewest), fewest
 
-    def _named(self, count: int) -> tuple[str, ...]:
-        return tuple(layer for name in self._ranked[:count] for layer in self._layers[name])
+    def _worst(self, count: int) -> Left:
+        return {layer: self._reason for name in self._ranked[:count] for layer in self._layers[name]}

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.rounding.coordinate_descent import round_adaptively
+from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import (
     QParams,
     insert_dynamic,
     insert_pair,
     is_dequantized,
+    round_biases,
     round_weight,
     store_int8,
 )
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
-from nncompress.passes.quantize.choose import by_weight, integer_layers, one_scale, scale_axis
+from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, one_scale, scale_axis
+from nncompress.passes.quantize.correct_bias import correct_biases
+
+Left = Mapping[str, str]  # layer -> why it stays in float
 
 
 def round_layers(
@@ -90,6 +97,49 @@ def rounded(
     found = layer.from_matrix(nearby.flatten(0, 1)).contiguous()
     statistics.adaptive[names] = scales, found
     return found, scales
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Rounds a model and copies of it by the same statistics.
+
+    Attributes:
+        keep: patterns of layers that stay in float.
+        reference: in floats.
+        unbiased: on these samples, `limit` of them, biases make up for the mean error; None leaves them.
+        left: layers that stay in float whatever else is asked, and why.
+    """
+
+    mode: str
+    keep: tuple[str, ...]
+    statistics: CalibrationStatistics
+    reference: Model
+    unbiased: Dataset | None
+    limit: int | None
+    left: Left = field(default_factory=dict)
+
+    def chosen(self, model: Model) -> list[Layer]:
+        """The layers that are rounded if no others are left."""
+        return choose(model, (*self.keep, *self.left))[0]
+
+    def round(self, model: Model, left: Left) -> list[Change]:
+        """In place, without the layers that are `left`."""
+        left = {**left, **self.left}
+        chosen, changes = choose(model, self.keep)
+        wanted = [layer for layer in chosen if layer.name not in left]
+        kept = [Change(layer.name, left[layer.name], applied=False) for layer in chosen if layer.name in left]
+        rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
+        model.refresh()
+        if self.unbiased is not None:
+            correct_biases(model, self.reference, self.unbiased, self.limit)
+        round_biases(model)
+        return rounded + changes + kept
+
+    def copy(self, left: Left) -> Model:
+        """The reference, rounded."""
+        copied = self.reference.copy()
+        self.round(copied, left)
+        return copied
 
 
 def _numbers(weight: Tensor, stored: Tensor, scales: Tensor, axis: int, bits: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from functools import partial
 
 from torch import Tensor, fx
 
@@ -37,7 +36,20 @@ def requires(options: Substitute, model: Model, context: Context) -> None:
 
 
 def apply(options: Substitute, model: Model, context: Context) -> list[Change]:
-    plans, left = _plans(options, model, context)
+    shapes, plans = Shapes(model), []
+    targets, left = _convolutions(model, shapes, options.layers)
+    for target in targets:
+        ratio = options.ratio or RATIO
+        plan = make_plan(target, options.with_, shapes, options.channels, ratio, context.seed)
+        reason = plan if isinstance(plan, str) else _why_not(plan, options.share_lost)
+        if isinstance(plan, str) or reason:
+            left[target.name] = reason
+        else:
+            plans.append(plan)
+    if options.macs is not None:
+        total = cost(model).macs
+        plans, others = _within(options.macs * total, total, plans)
+        left |= {each.target.name: "the budget is met without it" for each in others}
     changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
     if not plans:
         return changes
@@ -62,45 +74,42 @@ def ensures(options: Substitute, model: Model, changes: list[Change]) -> None:
             raise VerificationError(f"substituting {change.where} did not reduce its MACs")
 
 
-def _plans(options: Substitute, model: Model, context: Context) -> tuple[list[Plan], dict[str, str]]:
-    """What is done, in graph order, and by layer name why the rest is skipped."""
-    shapes, named = Shapes(model), partial(_named, options.layers)
+def _convolutions(
+    model: Model, shapes: Shapes, patterns: Sequence[str]
+) -> tuple[list[Target], dict[str, str]]:
+    """Those of these names, without patterns all but the first; and by layer name why the rest is skipped."""
     targets, left = find_targets(model, shapes)
-    convolutions = [t for t in targets if not t.is_matrix]
-    left = {name: reason for name, reason in left.items() if named(name)}
-    if options.layers:
-        left |= {t.name: "not a convolution" for t in targets if t.is_matrix and named(t.name)}
-    elif not convolutions and not left:
+    found = [target for target in targets if not target.is_matrix]
+    left = {name: reason for name, reason in left.items() if _named(patterns, name)}
+    if patterns:
+        left |= {t.name: "not a convolution" for t in targets if t.is_matrix and _named(patterns, t.name)}
+        return [t for t in found if any(_named(patterns, layer.name) for layer in t.layers)], left
+    if found:
+        left[found[0].name] = "the first convolution"
+    elif not left:
         left["model"] = "it has no convolution with a stored weight"
-    plans = []
-    for number, target in enumerate(convolutions):
-        if not any(named(layer.name) for layer in target.layers):
-            continue
-        if number == 0 and not options.layers:
-            left[target.name] = "the first convolution"
-            continue
-        found = make_plan(
-            target, options.with_, shapes, options.channels, options.ratio or RATIO, context.seed
-        )
-        if isinstance(found, str):
-            left[target.name] = found
-        elif found.macs >= target.macs:
-            left[target.name] = "it would not multiply less"
-        elif options.share_lost is not None and found.error > options.share_lost:
-            left[target.name] = f"it would lose {found.error:.0%} of its weight"
-        else:
-            plans.append(found)
-    if options.macs is None:
-        return plans, left
-    chosen, total = [], cost(model).macs
-    budget, now = options.macs * total, total
-    for each in sorted(plans, key=lambda p: p.macs - p.target.macs):
-        if now > budget:
+    return found[1:], left
+
+
+def _why_not(plan: Plan, share_lost: float | None) -> str:
+    """Why it is not done; "" where it is."""
+    if plan.macs >= plan.target.macs:
+        return "it would not multiply less"
+    if share_lost is not None and plan.error > share_lost:
+        return f"it would lose {plan.error:.0%} of its weight"
+    return ""
+
+
+def _within(budget: float, total: int, plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan]]:
+    """Those that save most, as many as take `total` MACs to the budget, in the order given; the others."""
+    chosen, others = [], []
+    for each in sorted(plans, key=lambda plan: plan.macs - plan.target.macs):
+        if total > budget:
             chosen.append(each)
-            now -= each.target.macs - each.macs
+            total -= each.target.macs - each.macs
         else:
-            left[each.target.name] = "the budget is met without it"
-    return [each for each in plans if each in chosen], left
+            others.append(each)
+    return [each for each in plans if each in chosen], others
 
 
 def _named(patterns: Sequence[str], name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress import pipeline
+from nncompress.analysis.observe.calibration import RangeRule
 from nncompress.analysis.observe.walk import Walk
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
@@ -21,7 +22,6 @@ from nncompress.passes.quantize.equalization.smoothing import (
     Smoothed,
     _Seen,
     smooth,
-    spanning,
 )
 
 D, T = 16, 5
@@ -142,7 +142,7 @@ def moved(model: Model, original: Model) -> float:
 
 def smoothed(model: Model, data: Dataset) -> Smoothed | None:
     layers = integer_layers(choose(model, ())[0], "static")
-    return smooth(model, layers, spanning("mse", 99.99, False), 8, Context(data=data))
+    return smooth(model, layers, RangeRule("mse"), 8, Context(data=data))
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.batch_size import largest_batch, quick_batch
 from nncompress.analysis.observe.budget import BUDGET
-from nncompress.analysis.observe.calibration import Histogram, choose_range
+from nncompress.analysis.observe.calibration import Histogram, RangeRule
 from nncompress.analysis.observe.statistics import observe
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
-from nncompress.ir.formats.qdq import LEVELS, QParams, round_weight
+from nncompress.ir.formats.qdq import LEVELS, round_weight
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer, layers, reads
 from nncompress.passes.base import Context
@@ -131,7 +131,7 @@ class _Site:
 def smooth(
     model: Model,
     integer: Collection[Layer],
-    ranges: Callable[[Tensor], QParams],
+    ranges: RangeRule,
     bits: int,
     context: Context,
     run: Callable[[Hooks], None] | None = None,
@@ -139,7 +139,7 @@ def smooth(
     """Scale what the matrix products among `integer` read, in place, where their error falls.
 
     Args:
-        ranges: the grid of an activation, from rows of it.
+        ranges: how activations will be rounded.
         bits: of the weights.
         run: shows values of nodes of the data, in batches of `quick_batch` at most; None: of as many samples
             as are looked at, for this alone. Not called where nothing can be scaled.
@@ -266,7 +266,7 @@ def _best(
     site: _Site,
     wanted: Collection[fx.Node],
     seen: dict[fx.Node, _Seen],
-    ranges: Callable[[Tensor], QParams],
+    ranges: RangeRule,
     bits: int,
 ) -> tuple[Tensor | None, float, float]:
     """The scales with the least error, None for none; the squared error without them, and with them."""
@@ -314,28 +314,18 @@ class _Case:
         self.fitted, self.held = seen.halves()
         self._expected = self.held @ self.weight.T
 
-    def error(self, scales: Tensor, ranges: Callable[[Tensor], QParams], bits: int) -> float:
+    def error(self, scales: Tensor, ranges: RangeRule, bits: int) -> float:
         """‖y' − y‖² / ‖y‖² of the held-out rows."""
         columns = scales.float()
         stored, steps = round_weight(self.weight * columns, 0, bits)
-        grid = ranges(self.fitted / columns)
+        fitted = Histogram()
+        fitted.add(self.fitted / columns)
+        known = ranges.qparams(fitted)
         rows = torch.fake_quantize_per_tensor_affine(
-            self.held / columns, grid.scale, grid.zero_point, 0, LEVELS
+            self.held / columns, known.scale, known.zero_point, 0, LEVELS
         )
         moved = (rows @ (stored * steps[:, None]).T - self._expected).double().square().sum()
         return float(moved) / (float(self._expected.double().square().sum()) or 1.0)
-
-
-def spanning(calibration: str, percentile: float, symmetric: bool) -> Callable[[Tensor], QParams]:
-    """The grid of an activation from rows of it, as it is chosen when it is rounded."""
-
-    def of(rows: Tensor) -> QParams:
-        histogram = Histogram()
-        histogram.add(rows)
-        covering = QParams.symmetric if symmetric else QParams.covering
-        return covering(*choose_range(histogram, calibration, percentile))
-
-    return of
 
 
 def _outputs(model: Model, context: Context) -> tuple[Tensor, ...]:
