@@ -82,12 +82,14 @@ def is_whole(path: Path) -> bool:
 
 
 def weights(path: Path) -> dict[str, Any] | None:
-    """Of a model, or of a folder of shards; None where there is neither."""
+    """Of a model, or of a folder of shards, or the bytes of OpenVINO's; None where there is none."""
     from nncompress.loading import load_model
     from nncompress.loading.state_dict.shards import open_checkpoint
 
     if not path.exists():
         return None
+    if path.suffix == ".xml":
+        return {"bin": path.with_suffix(".bin").read_bytes()}
     if path.is_dir():
         return {tensor.name: tensor.read().tolist() for tensor in open_checkpoint(path).tensors}
     return {name: tensor.tolist() for name, tensor in load_model(path).state_dict().items()}

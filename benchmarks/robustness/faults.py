@@ -18,6 +18,7 @@ Some of the killed runs are continued and must end in the weights of the undistu
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork has none of the other threads
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     if options.storms:
         _storms(options.only, options.kills, options.seed)
         return

@@ -110,6 +110,12 @@ class Folder:
                 remedy="--folder with a new or empty folder",
             )
 
+    def forget(self) -> None:
+        """Remove all that is ours: nothing was reached that a run could go on from."""
+        for name in ("state.json", "cycles.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        self.ledger.forget()
+
     def tidy(self, state: State) -> None:
         """Remove files of ours that no state refers to any more."""
         for name in self.ledger.names:

@@ -14,11 +14,13 @@ import torch
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
+from nncompress.analysis.importance.choices import group_choices
 from nncompress.cycles.folder import FORMAT, Folder, State
 from nncompress.cycles.result import Cycle, CycleResult
 from nncompress.cycles.settings import CycleSettings
 from nncompress.data import Dataset
-from nncompress.files.folders import make_folder
+from nncompress.errors import NNCompressError, UsageError
+from nncompress.files.folders import folder_to_fill
 from nncompress.files.lock import alone_in
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -87,9 +89,9 @@ def run_cycles(
         OutputError: it cannot be written, or another process is at it.
         NNCompressError: as `train` and the passes raise them.
     """
-    with alone_in(make_folder(folder)):
+    with folder_to_fill(folder) as made, alone_in(made):
         return _Cycles(
-            model, dataset, training, settings, folder, validation, teacher, resume, done, progress, notice
+            model, dataset, training, settings, made, validation, teacher, resume, done, progress, notice
         ).run()
 
 
@@ -127,13 +129,37 @@ class _Cycles:
             self.folder.check()
         self.folder.tidy(self.state)  # a run may have been killed before it did
         if not self.state.current:
+            self._check(model)
             self.folder.keep_model("start.pt2", model)
             self.state.current = "start.pt2"
             self.folder.keep_state(self.identity, self.state)
 
+    def _check(self, model: Model) -> None:
+        """Refuse what no cycle can prune before one has trained.
+
+        Raises:
+            NNCompressError: as the pass would.
+        """
+        if self.settings.sparsity is None:
+            choices = group_choices(model, find_couplings(model))
+            if not choices:  # it only trains
+                return
+            if all(choice.excluded(self.settings.exclude) for choice in choices):
+                raise UsageError(
+                    "cycle: no nodes can be removed",
+                    got="every node is fixed or excluded",
+                    remedy="fewer --exclude; nncompress inspect --units shows the nodes",
+                )
+        pipeline.check(model, [self._pass(1)], self._context(1))
+
     def run(self) -> tuple[Model, CycleResult]:
         while not self.state.stopped:
-            self._cycle()
+            try:
+                self._cycle()
+            except NNCompressError:  # the data, or what was asked for, was refused
+                if not self.state.rows and not (self.folder.path / _checkpoint(1)).exists():
+                    self.folder.forget()
+                raise
         model = self.folder.model(self.state.best or self.state.current)
         cycles = tuple(Cycle(**row) for row in self.state.rows)
         result = CycleResult(cycles, nodes(model, self.groups), self.state.best_loss, self.state.stopped)
@@ -152,7 +178,7 @@ class _Cycles:
         state, settings = self.state, self.settings
         number = len(state.rows) + 1
         started = time.monotonic()
-        kept = f"train-{number}.checkpoint"
+        kept = _checkpoint(number)
         trained, result = train(
             self.folder.model(state.current),
             self.dataset,
@@ -277,6 +303,10 @@ class _Cycles:
         return validate(
             trained.outputs_of, self.dataset, task, batch, torch.device("cpu"), self.progress, limit
         )["loss"], {}
+
+
+def _checkpoint(cycle: int) -> str:
+    return f"train-{cycle}.checkpoint"
 
 
 def _plain(options: Options) -> dict[str, Any]:

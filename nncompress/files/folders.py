@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
-from nncompress.files.lock import LOCK
 
 
 def make_folder(path: str | Path) -> Path:
@@ -31,8 +30,7 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def folder_to_fill(path: str | Path) -> Iterator[Path]:
-    """As `make_folder`; it is taken away again where the work inside fails and has put nothing but a
-    lock there.
+    """As `make_folder`; it is taken away again where the work inside fails and has put nothing there.
 
     Raises:
         OutputError: it cannot be made.
@@ -44,8 +42,6 @@ def folder_to_fill(path: str | Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         with suppress(OSError):  # from where on one is not empty
-            if missing and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
             for each in missing:
                 each.rmdir()
         raise

@@ -94,6 +94,12 @@ class Ledger:
         self._record(name, [])
         return not left
 
+    def forget(self) -> None:
+        """Delete every file that is ours, and the record of them."""
+        for name in self.names:
+            self.remove(name)
+        (self.folder / NAME).unlink(missing_ok=True)
+
     def others(self) -> list[str]:
         """Names in the folder that are not ours, sorted."""
         return sorted(

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.data import Dataset
-from nncompress.errors import UsageError, VerificationError
+from nncompress.errors import OutputError, UsageError, VerificationError
+from nncompress.files.atomic import why_and_remedy
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
@@ -36,19 +37,31 @@ class Records:
     """The results in a folder.
 
     Args:
+        folder: None where there is none.
         admit: checks a result that was read.
+        needed: others read them there; else, where the folder takes nothing, results are held in memory.
+
+    Attributes:
+        unkept: why what was measured will be measured again by the next process; "" where it is kept.
 
     Raises:
-        OutputError: the folder cannot be made.
+        OutputError: the folder is needed, and cannot be made.
     """
 
-    def __init__(self, folder: Path, admit: Check = _ANY) -> None:
-        self.folder, self._admit = make_folder(folder), admit
+    def __init__(self, folder: Path | None, admit: Check = _ANY, *, needed: bool = True) -> None:
+        self._folder, self._admit, self._needed = folder, admit, needed
+        self._held: dict[str, dict[str, Any]] = {}
+        self.unkept = "" if folder else "the user has no cache folder"
+        if folder is not None:
+            with self._writing():
+                make_folder(folder)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A result; None where there is none (a damaged file is none: it is measured anew)."""
+        if key in self._held or self._folder is None:
+            return self._held.get(key)
         try:
-            found: dict[str, Any] = self._admit(read_json(self.folder / f"{key}.json"))
+            found: dict[str, Any] = self._admit(read_json(self._folder / f"{key}.json"))
         except (Unreadable, Rejected):
             return None
         return found
@@ -58,30 +71,58 @@ class Records:
 
         Raises:
             VerificationError: it would not be admitted, so that it would be measured again for ever.
+            OutputError: the folder is needed, and cannot be written.
         """
         try:
             self._admit(result)
         except Rejected as error:
             raise VerificationError(
-                f"{key} in {self.folder} is not kept: it would not be read again",
+                f"{key} in {self._folder} is not kept: it would not be read again",
                 got=str(error),
                 remedy="this is a defect of nncompress; please report it",
             ) from error
-        write_json(self.folder / f"{key}.json", result)
+        if self._folder is not None:
+            with self._writing():
+                write_json(self._folder / f"{key}.json", result)
+                return
+        self._held[key] = result
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OutputError as error:
+            if self._needed:
+                raise
+            self.unkept = f"{error.what} ({error.got})"
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Every result by its key."""
-        found = {path.stem: self.get(path.stem) for path in sorted(self.folder.glob("*.json"))}
+        names = self._held if self._folder is None else [path.stem for path in self._folder.glob("*.json")]
+        found = {key: self.get(key) for key in sorted({*names, *self._held})}
         return {key: result for key, result in found.items() if result is not None}
 
     @contextmanager
     def claimed(self, key: str) -> Iterator[bool]:
         """Whether this process is the one to measure `key`; the claim ends with the process."""
-        descriptor = os.open(self.folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = self._lock_file(key)
         try:
-            yield lock(descriptor) is not False and self.get(key) is None
+            yield (descriptor is None or lock(descriptor) is not False) and self.get(key) is None
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock_file(self, key: str) -> int | None:
+        """None where nobody else can put the result there either."""
+        if self._folder is None:
+            return None
+        try:
+            return os.open(self._folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if not self._needed:
+                return None
+            reason, remedy = why_and_remedy(error, self._folder)
+            raise OutputError(f"cannot write to {self._folder}", got=reason, remedy=remedy) from error
 
     def fill(
         self,

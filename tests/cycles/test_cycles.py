@@ -14,7 +14,7 @@ from torch import nn
 from nncompress.analysis.cost import cost
 from nncompress.cycles import CycleSettings, cubic_sparsity, distort, nodes, run_cycles
 from nncompress.data import open_data
-from nncompress.errors import ModelFileError, OutputError, UsageError
+from nncompress.errors import ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.ir import Model
 from nncompress.train import TrainSettings
 
@@ -110,7 +110,21 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_was(sums,
         run_cycles(network(), sums, TRAINING, settings, folder=folder)
     assert refusal.value.got == name
     assert "--folder" in refusal.value.remedy
-    assert (folder / name).read_bytes() == b"weeks of work"
+    assert contents(folder) == {name: b"weeks of work"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("how", "wrong"), [({"loss": "cross-entropy"}, {}), ({}, {"exclude": ("*",)}), ({}, {"exclude": ("z",)})]
+)
+def test_what_is_refused_before_anything_is_trained_leaves_nothing(sums, tmp_path, there, how, wrong):
+    folder, before = tmp_path / "a" / "b", {path.name for path in tmp_path.iterdir()}
+    if there:
+        folder.mkdir(parents=True)
+    training = TrainSettings(epochs=1, batch=100, lr=0.05, **how)
+    with pytest.raises(NNCompressError):
+        run_cycles(network(), sums, training, CycleSettings(ratio=0.5, **wrong), folder=folder)
+    assert {path.name for path in tmp_path.rglob("*")} - before == ({"a", "b"} if there else set())
 
 
 def test_a_run_deletes_and_replaces_only_what_it_wrote(sums, tmp_path):
@@ -151,8 +165,7 @@ def test_what_a_killed_run_left_goes_with_the_one_that_continues(sums, tmp_path,
     assert {"start.pt2", "train-1.checkpoint"} <= set(contents(tmp_path / "c"))
     run_cycles(network(), sums, training, settings, **given)
     assert set(contents(tmp_path / "c")) == {
-        *(".lock", ".nncompress.lock", ".nncompress.json", "state.json", "cycles.jsonl"),
-        *("trained-2.pt2", "pruned-1.pt2"),
+        *(".nncompress.json", "state.json", "cycles.jsonl", "trained-2.pt2", "pruned-1.pt2"),
     }
 
 

@@ -225,3 +225,12 @@ def test_two_columns_of_one_name_and_values_that_python_lacks_are_messages(tmp_p
     parquet.write_table(far, tmp_path / "u.parquet")
     with pytest.raises(DataError, match="values of type timestamp"):
         open_data(f"{tmp_path / 'u.parquet'}?x=x")
+
+
+def test_a_table_without_columns_is_a_message(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="has no columns"):
+        open_data(f"{tmp_path / 't.parquet'}?x=x")

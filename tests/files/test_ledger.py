@@ -16,7 +16,7 @@ def test_what_was_written_may_be_replaced_and_deleted_by_a_later_process(tmp_pat
     assert later.names == ("a",)
     assert later.others() == []
     assert later.remove("a")
-    assert {path.name for path in tmp_path.iterdir()} == {".nncompress.json", ".nncompress.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {".nncompress.json"}
 
 
 @pytest.mark.parametrize("how", ["edited", "swapped for a link", "put there first"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nncompress.api import dataset
-from nncompress.cli.work import optimize as work
+from nncompress.cli.work import search_folder
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.loading import load_model
@@ -48,7 +48,7 @@ def placed(monkeypatch):
             if path.name == "search.json":
                 write_json(make_folder((path.parent / name).parent) / Path(name).name, record)
 
-        monkeypatch.setattr(work, "write_json", begin)
+        monkeypatch.setattr(search_folder, "write_json", begin)
 
     return later
 

@@ -65,6 +65,18 @@ def test_sensitivity_is_measured_once(here, capsys):
     assert json.loads(out)["known"] == 0
 
 
+@pytest.mark.parametrize("cache", ["read-only", "none"])
+def test_a_cache_that_cannot_be_written_costs_no_result(here, capsys, monkeypatch, cache):
+    """A file in the place of the folder stands for one that is read-only: root may write to any."""
+    (here / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "file"))
+    if cache == "none":
+        monkeypatch.setattr("nncompress.cli.commands.sensitivity.cache_folder", lambda: None)
+    code, out, err = answer(capsys, "sensitivity", "m.pt2", "--method", "factorize", "--json")
+    assert (code, json.loads(out)["known"]) == (0, 0)
+    assert "is measured anew next time: " in " ".join(err.split())
+
+
 def test_sensitivity_without_data_says_so(here, capsys):
     code, out, err = answer(capsys, "sensitivity", "m.pt2", "--folder", "kept", "--method", "factorize")
     assert code == 0
@@ -197,7 +209,7 @@ def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
     code, _, err = answer(capsys, "optimize", "m.pt2", *asked)
     assert code == ExitCode.USAGE
     assert "half of --data that the promise" in " ".join(err.split())
-    assert not (here / "m.optimize/trials").exists()
+    assert not (here / "m.optimize").exists()
     for fine in ("val.npz?half=1", "other.npz"):
         assert shared(dataset(fine, model, None), unseen, None, NullProgress()) == (0, 1500)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time as clock
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +14,12 @@ from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.quantities import seconds
 from nncompress.errors import UsageError
-from nncompress.files.folders import cache_folder
+from nncompress.files.folders import cache_folder, folder_to_fill
 from nncompress.passes import Context
 from nncompress.report import search as tables
+
+if TYPE_CHECKING:
+    from nncompress.search.records import Records
 
 _HELP = """Measure each layer by itself: how far one pass on it moves the outputs, and what it saves.
 
@@ -74,8 +78,7 @@ def sensitivity(
     report_file.check_report(report, reads)
     opened = model_files.open_model(model, **loading)
     from nncompress import api
-    from nncompress.search.records import Records
-    from nncompress.search.sensitivity import METHODS, RECORD, probes
+    from nncompress.search.sensitivity import METHODS, probes
     from nncompress.search.sensitivity import sensitivity as measure
 
     methods = tuple(dict.fromkeys(method or METHODS))
@@ -100,16 +103,14 @@ def sensitivity(
         from nncompress.bench.latency.target import clocked
 
         target = clocked(target).name
-    cache = cache_folder()
-    if folder is None and cache is None:
-        raise UsageError("sensitivity: there is no cache folder for this user", remedy="name a --folder")
-    kept = Records(Path(folder) if folder else Path(str(cache)) / "sensitivity", RECORD)
-    with progress() as bar:
+    with _kept(folder) as kept, progress() as bar:
         context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, methods, context)
         result = measure(opened.model, wanted, context, kept, until, metric, target)
     for note in context.notes:
         say(note)
+    if kept.unkept:
+        say(f"what was measured is measured anew next time: {kept.unkept}; --folder names a folder for it")
     missing = len(wanted) - len(result.effects)
     if missing:
         say(f"{missing} of {len(wanted)} were not measured in the time given: the same command goes on")
@@ -118,3 +119,17 @@ def sensitivity(
     else:
         show(tables.sensitivity(result, every=all_strengths, metric=measured))
     report_file.write(report, result.to_json(), reads)
+
+
+@contextmanager
+def _kept(folder: str | None) -> Iterator[Records]:
+    """What is kept where the user says, else in the cache folder, where that can be written."""
+    from nncompress.search.records import Records
+    from nncompress.search.sensitivity import RECORD
+
+    if folder:
+        with folder_to_fill(folder) as made:
+            yield Records(made, RECORD)
+    else:
+        cache = cache_folder()
+        yield Records(cache and cache / "sensitivity", RECORD, needed=False)

@@ -20,16 +20,14 @@ from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
 from nncompress.cli.work import made_again
+from nncompress.cli.work.search_folder import ORIGINAL, SETTINGS, begin, half
 from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
-from nncompress.files.folders import make_folder
+from nncompress.files.folders import folder_to_fill
 from nncompress.files.json_file import write_json
-from nncompress.files.ledger import Ledger
 from nncompress.files.signed_text import is_signed
 from nncompress.files.targets import check_chosen, check_target
-from nncompress.ir import Model
 from nncompress.ir.formats.samples import said_of, without_samples
-from nncompress.loading.json_schema import finite, one_of, optional, plain, record
 from nncompress.passes import Context, Quantize
 from nncompress.report import search as tables
 from nncompress.report.tables import written
@@ -40,10 +38,6 @@ from nncompress.search.measure import Measure, settled
 from nncompress.search.optimize import Bounds, Search, recipe_of
 from nncompress.search.promise import RESULT
 from nncompress.search.records import model_key, read
-from nncompress.search.unseen import shared
-from nncompress.targets import TARGETS
-
-ORIGINAL, SENSITIVITY = "original.pt2", "sensitivity"  # in the folder of a search
 
 
 def find(
@@ -90,7 +84,7 @@ def find(
         check_chosen(file, is_signed)
     export.check_ops(opened.model, result)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
-    chooses = api.dataset(_half(data, 1), opened.model, loading["normalize"], say)
+    chooses = api.dataset(half(data, 1), opened.model, loading["normalize"], say)
     if chooses.has_labels:
         settle_answer(opened.model, chooses)
     asked["metric"] = settled(opened.model, chooses, metric)
@@ -111,31 +105,14 @@ def find(
         "model": model_key(opened.model),
         "directory": os.getcwd(),
         "data": data,
-        "fit": fit or _half(data, 1),
+        "fit": fit or half(data, 1),
         "normalize": loading["normalize"],
         "limit": limit,
         "seed": seed,
         "bounds": asked,
     }
-    begun = read(make_folder(kept) / "search.json", SETTINGS)
-    if begun is not None and begun["model"] != settings["model"]:
-        raise UsageError(
-            f"{kept} holds a search of another model than {opened.path}",
-            remedy="name another --folder" if folder else f"--folder, or rm -r {shlex.quote(str(kept))}",
-        )
-    if fit is not None:
-        _check_fit(settings, opened.model, all_of_it=training is not None)
-    if begun is None:  # the settings last: where they are, the model is
-        ledger = Ledger(kept)
-        if others := [name for name in ledger.others() if name != SENSITIVITY]:
-            raise UsageError(
-                f"{kept} holds no search, but other files",
-                got=", ".join(others[:5]) + (", …" if others[5:] else ""),
-                remedy="name a new --folder",
-            )
-        with ledger.writing(ORIGINAL) as temporary:
-            export.write(opened.model, temporary)
-        write_json(kept / "search.json", settings)
+    with folder_to_fill(kept):
+        begin(kept, settings, opened, named=folder is not None, trained=training is not None)
     words = ["nncompress", "optimize", "--join", str(kept), *(["--data", data] if is_code(data) else [])]
     help_it = shlex.join([*words, *(["--metric", metric] if metric and ":" in metric else [])])
     if training is not None and fit is None:
@@ -150,7 +127,7 @@ def find(
         search = _search(kept, settings, bar)
         stopped = _run(search, trials, until, training)
         search.measure_here()
-        unseen = api.dataset(_half(data, 2), search.original, loading["normalize"])
+        unseen = api.dataset(half(data, 2), search.original, loading["normalize"])
         best, made, said = search.promise(unseen)
 
         row = search.trials.get(best) or {}
@@ -222,33 +199,12 @@ def _as_made(recipe: Recipe, no_samples: bool, target: str | None) -> Recipe:
     return tuple(of(each) if isinstance(each, Quantize) else each for each in recipe)
 
 
-def _check_fit(settings: dict[str, Any], model: Model, all_of_it: bool) -> None:
-    """Refuse --fit with samples that the promise is made on.
-
-    Raises:
-        UsageError: it has some.
-    """
-    names = (settings["fit"], _half(settings["data"], 2))
-    fitted, unseen = (api.dataset(name, model, settings["normalize"]) for name in names)
-    with progress() as bar:
-        both, count = shared(fitted, unseen, None if all_of_it else settings["limit"], bar)
-    if both:
-        say(
-            f"{both} of the {count} samples that the promise is made on are in --fit, too: what is said of "
-            "the loss may be too good by as many"
-        )
-
-
-def _half(data: str, number: int) -> str:
-    return f"{data}{'&' if '?' in data else '?'}half={number}"
-
-
 def _search(folder: Path, settings: dict[str, Any], bar: Any) -> Any:
     """The search in a folder, opened by what its `search.json` says."""
     original = api.load(folder / ORIGINAL)
     normalize = settings["normalize"]
     fitted = api.dataset(settings["fit"], original, normalize)
-    selection = api.dataset(_half(settings["data"], 1), original, normalize)
+    selection = api.dataset(half(settings["data"], 1), original, normalize)
     context = Context(data=fitted, seed=settings["seed"], limit=settings["limit"], progress=bar)
     return Search(folder, original, selection, context, Bounds(**settings["bounds"]))
 
@@ -286,28 +242,6 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
         say("interrupted: the best so far is taken; the same command goes on searching")
         return True
     return stopped
-
-
-SETTINGS = record(
-    schema=one_of(1),
-    kind=one_of("search"),
-    model=plain(str),
-    directory=plain(str),
-    data=plain(str),
-    fit=plain(str),
-    normalize=optional(plain(str)),
-    limit=plain(int, lambda limit: limit > 0),
-    seed=plain(int),
-    bounds=record(
-        drop=optional(finite),
-        size=optional(finite),
-        latency=optional(finite),
-        goal=one_of("latency", "macs", "size"),
-        target=optional(one_of(*TARGETS)),
-        metric=plain(str),
-        ends_in=optional(one_of("float32", "bfloat16", "int8")),
-    ),
-)
 
 
 def join(

@@ -110,6 +110,8 @@ def check_named(columns: list[str], names: list[str], path: Path) -> None:
     Raises:
         DataError: naming those that it has.
     """
+    if not names:
+        raise DataError(f"{path} has no columns", expected="a column for each input of a sample")
     known = set(names)
     if unknown := [column for column in columns if column not in known]:
         raise DataError(

@@ -33,7 +33,7 @@ def read_torchscript(path: Path) -> torch.jit.ScriptModule:
             _refuse_running_code(archive, path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.jit.load(str(path), map_location="cpu")
+            return torch.jit.load(str(path), map_location="cpu").eval()  # sets what may be no flag
     except UnsafeFileError:
         raise
     except Exception as error:  # zipfile, pickletools and torch raise all kinds for a damaged file
@@ -44,7 +44,6 @@ def read_torchscript(path: Path) -> torch.jit.ScriptModule:
             expected="a TorchScript archive",
             remedy="copy or save the file again",
         ) from error
-    return module.eval()
 
 
 def _refuse_running_code(archive: zipfile.ZipFile, path: Path) -> None:
