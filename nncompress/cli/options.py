@@ -48,7 +48,8 @@ NoSamples = Annotated[
     ),
 ]
 Limit = Annotated[
-    int, typer.Option(min=1, help="samples of --data used for statistics", rich_help_panel=_PANEL)
+    int,
+    typer.Option(min=1, metavar="N", help="samples of --data used for statistics", rich_help_panel=_PANEL),
 ]
 Arch = Annotated[
     str | None,
@@ -115,7 +116,22 @@ Metric = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of everything random", rich_help_panel=_PANEL)]
+
+
+def _checked_seed(value: int) -> int:
+    """`min` and `max` would do, but the help shows them, so wide that its other columns are cut off."""
+    most = 2**63 - 1
+    if value < 0:
+        raise typer.BadParameter("Input should be greater than or equal to 0")
+    if value > most:
+        raise typer.BadParameter(f"Input should be less than or equal to {most}")
+    return value
+
+
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", help="of everything random", callback=_checked_seed, rich_help_panel=_PANEL),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON instead of tables", rich_help_panel=_PANEL)]
 
 TargetOption = Annotated[
@@ -132,8 +148,9 @@ EndsIn = Annotated[
     Literal["float32", "bf16", "int8"] | None,
     typer.Option(
         "--for",
-        help="the precision in which the result will run: what prune-nodes, factorize and grow time "
-        "with --latency [default: int8 before a quantize, else as it is]",
+        metavar="PRECISION",
+        help="in which the result will run, float32, bf16 or int8: what prune-nodes, factorize and grow "
+        "time with --latency [default: int8 before a quantize, else as it is]",
         rich_help_panel=_PANEL,
     ),
 ]

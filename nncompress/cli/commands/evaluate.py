@@ -31,7 +31,11 @@ def evaluate(
     ] = None,
     task: Annotated[
         Literal["auto", "classification", "regression", "reconstruction"],
-        typer.Option(help="what the labels are; auto tells from their type and shape"),
+        typer.Option(
+            metavar="TASK",
+            help="what the labels are; auto tells from their type and shape (auto, classification, "
+            "regression, reconstruction)",
+        ),
     ] = "auto",
     metric: options.Metric = None,
     target: Annotated[

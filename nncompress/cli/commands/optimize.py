@@ -70,8 +70,9 @@ _EndsIn = Annotated[
     Literal["float32", "bf16", "int8"] | None,
     typer.Option(
         "--for",
-        help="the precision in which the result will run: floats are timed in it, and nothing is quantized; "
-        "int8: everything is [default: whichever is better]",
+        metavar="PRECISION",
+        help="in which the result will run, float32, bf16 or int8: floats are timed in it, and nothing is "
+        "quantized; int8: everything is [default: whichever is better]",
     ),
 ]
 _Folder = Annotated[

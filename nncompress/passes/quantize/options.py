@@ -53,7 +53,7 @@ class Quantize(Pass):
         "static", help="what is rounded, and how"
     )
     calibration: Literal["mse", "min-max", "percentile", "entropy"] = option(
-        "mse", help="how the range of an activation is chosen from what was seen"
+        "mse", metavar="HOW", help="how the range of an activation is chosen from what was seen"
     )
     percentile: float = option(
         99.99, above=50, most=100, help="with --calibration percentile: the share kept at each end"
