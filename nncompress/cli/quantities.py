@@ -20,10 +20,7 @@ def seconds(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    value = _in(_SECONDS, text)
-    if not value > 0:
-        raise UsageError(f"{option} is no duration", got=text, expected="10s, 500ms, 2m, or seconds")
-    return value
+    return _positive(_SECONDS, text, f"{option} is no duration", "10s, 500ms, 2m, or seconds")
 
 
 def fraction(text: str, option: str) -> float:
@@ -57,13 +54,17 @@ def bytes_(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    value = _in(_BYTES, text)
-    if not value > 0:
-        raise UsageError(f"{option} is no size", got=text, expected="300kB, 1.5MB, or bytes")
-    return value
+    return _positive(_BYTES, text, f"{option} is no size", "300kB, 1.5MB, or bytes")
 
 
-def _in(units: Mapping[str, float], text: str) -> float:
-    """The number times its unit; NaN where it is none, or the unit is unknown."""
+def _positive(units: Mapping[str, float], text: str, wrong: str, expected: str) -> float:
+    """The number times its unit.
+
+    Raises:
+        UsageError: it is none, or zero, or the unit is unknown.
+    """
     match = _WITH_UNIT.fullmatch(text.strip().lower())
-    return float(match[1]) * units.get(match[2], math.nan) if match else math.nan
+    value = float(match[1]) * units.get(match[2], math.nan) if match else math.nan
+    if not value > 0:
+        raise UsageError(wrong, got=text, expected=expected)
+    return value

@@ -23,7 +23,8 @@ from nncompress.analysis.couplings.proof import TOLERANCE, Widened, distance
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.observe.residual import Branch, find_branches, names
-from nncompress.errors import VerificationError
+from nncompress.dtypes import dtype_name
+from nncompress.errors import UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.narrow import drop_branch, narrow_reads, narrow_writes
 from nncompress.ir.layers.weights import Layer, layers
@@ -31,6 +32,22 @@ from nncompress.passes.base import Change
 
 BUDGET_TOLERANCE = 0.02
 VERBS = {"group": "nodes left", "reads": "channels read", "writes": "channels written"}
+
+
+def refuse_16_bits(name: str, model: Model, remedy: str) -> None:
+    """Before the pass of this name fits layers of such weights to data.
+
+    Raises:
+        UsageError
+    """
+    for parameter, value in model.graph_module.named_parameters():
+        if value.dtype.itemsize == 2:
+            raise UsageError(
+                f"{name}: fitting layers to data needs more precision than 16 bits",
+                got=f"{parameter} is {dtype_name(value.dtype)}",
+                expected="float32",
+                remedy=remedy,
+            )
 
 
 def cut_of(

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nncompress.dtypes import dtype_name
@@ -21,6 +22,16 @@ from nncompress.memory import bounded_memory
 
 Array = np.ndarray | Tensor
 Call = Callable[[], Sequence[np.ndarray]]
+
+
+def input_array(value: Array) -> np.ndarray:
+    """Contiguous, for a runtime that takes numpy's."""
+    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+
+
+def output_array(output: Tensor) -> np.ndarray:
+    """numpy has no bfloat16: float32 holds it exactly."""
+    return (output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy()
 
 
 class Runner(ABC):

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from nncompress.devices import need_cuda
 from nncompress.errors import DeviceError, MissingExtraError, NNCompressError, UnsupportedError, UsageError
 from nncompress.ir import Model
-from nncompress.runtimes.base import Array, Call, Runner, check_inputs
+from nncompress.runtimes.base import Array, Call, Runner, check_inputs, output_array
 from nncompress.runtimes.cuda_linear import use_int8, use_semi_structured
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner
 from nncompress.runtimes.silence import silent
@@ -169,7 +169,7 @@ class TorchOnCuda(CudaRunner):
         return replay
 
     def _fetch(self, outputs: Any) -> list[np.ndarray]:
-        return [(x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy() for x in outputs]
+        return [output_array(output) for output in outputs]
 
 
 @dataclass(frozen=True)

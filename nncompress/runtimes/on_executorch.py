@@ -13,20 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nncompress.dtypes import SCALAR_TYPES
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.extras import need, version
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
-from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.base import Array, Call, Runner, output_array
 from nncompress.runtimes.silence import silent
 
 IDENTIFIER = b"ET12"  # of the flatbuffer's schema, at byte 4
 RECORD = "nncompress"  # the method of our files that returns what we know of them, as JSON
-# ExecuTorch's numbers of types
-DTYPES = {
-    0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64",
-    11: "bool", 15: "bfloat16",
-}  # fmt: skip
+DTYPES = dict(enumerate(SCALAR_TYPES))
 
 
 @cache
@@ -161,7 +158,7 @@ class ExecuTorchRunner(Runner):
             if _Pool.use(self.threads) != self._generation:
                 self._load()
             try:
-                return [_to_numpy(output) for output in self._method.execute(tensors)]
+                return [output_array(output) for output in self._method.execute(tensors)]
             except RuntimeError as problem:
                 raise DataError(
                     "ExecuTorch could not run the program on this input", got=str(problem).splitlines()[0]
@@ -228,8 +225,3 @@ def _explained(path: Path, problem: Exception, record: dict[str, Any]) -> Except
         got=message + (f"; written with {by}" if by else ""),
         remedy="export it again with the ExecuTorch that is to run it",
     )
-
-
-def _to_numpy(output: Tensor) -> np.ndarray:
-    """numpy has no bfloat16: float32 holds it exactly."""
-    return (output.float() if output.dtype == torch.bfloat16 else output).numpy()

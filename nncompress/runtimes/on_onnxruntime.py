@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from torch import Tensor
 
 from nncompress.devices import processor
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.ir import InputSpec
-from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.named_dims import with_named_dims
 from nncompress.runtimes.saturation import saturating_weights
@@ -90,7 +89,7 @@ class OnnxRuntimeRunner(Runner):
         self.file_size = stored_bytes(path)
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
-        feed = {spec.name: _to_numpy(value) for spec, value in zip(self.inputs, inputs)}
+        feed = {spec.name: input_array(value) for spec, value in zip(self.inputs, inputs)}
         session, run_options, outputs = self._session, self._run_options, list(self.outputs)
 
         def call() -> Sequence[np.ndarray]:
@@ -136,10 +135,6 @@ def _saturation(path: Path) -> tuple[str, ...]:
         f"weights ({found[0]}, …); nncompress export --target ort-cpu on this machine, or quantize "
         "--weight-bits 7",
     )
-
-
-def _to_numpy(value: Array) -> np.ndarray:
-    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
 
 
 def open_onnx(path: Path, threads: int) -> OnnxRuntimeRunner:

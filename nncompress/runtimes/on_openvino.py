@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from nncompress.devices import processor
 from nncompress.errors import DataError, DeviceError, ModelFileError, UnsupportedError
 from nncompress.extras import need, version
 from nncompress.ir import InputSpec
-from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
@@ -186,7 +185,7 @@ class OpenVinoRunner(Runner):
 
     def times(self, *inputs: Array, runs: int) -> list[Timed]:
         """What each layer took in each run, in order; runs are slower for being watched."""
-        arrays = [_to_numpy(value) for value in inputs]
+        arrays = [input_array(value) for value in inputs]
         shapes = tuple(array.shape for array in arrays)
         request = self._compile(shapes, watched=True).create_infer_request()
         found = []
@@ -222,7 +221,7 @@ class OpenVinoRunner(Runner):
         return self._compiled[key]
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
-        arrays = [_to_numpy(value) for value in inputs]
+        arrays = [input_array(value) for value in inputs]
         request = self._compile(tuple(array.shape for array in arrays)).create_infer_request()
 
         def call() -> Sequence[np.ndarray]:
@@ -314,10 +313,6 @@ def _properties(model: Any) -> dict[str, str]:
 def _opened(value: Any) -> Any:
     """OpenVINO wraps what it keeps, but not always."""
     return getattr(value, "value", value)
-
-
-def _to_numpy(value: Array) -> np.ndarray:
-    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
 
 
 def _explained(path: Path, problem: Exception) -> Exception:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nncompress.errors import DataError
 from nncompress.ir import Model
-from nncompress.runtimes.base import Array, Call, Runner
+from nncompress.runtimes.base import Array, Call, Runner, output_array
 
 
 class TorchRunner(Runner):
@@ -40,7 +40,7 @@ class TorchRunner(Runner):
                 torch.set_num_threads(threads)
             try:
                 with torch.inference_mode():
-                    return tuple(_to_numpy(output) for output in forward(*tensors))
+                    return tuple(output_array(output) for output in forward(*tensors))
             except (RuntimeError, IndexError, ValueError) as problem:
                 raise DataError(
                     "torch could not run the model on this input",
@@ -48,8 +48,3 @@ class TorchRunner(Runner):
                 ) from problem
 
         return call
-
-
-def _to_numpy(output: Tensor) -> np.ndarray:
-    """numpy has no bfloat16: float32 holds it exactly."""
-    return (output.float() if output.dtype == torch.bfloat16 else output).numpy()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nncompress.analysis.conjugate_gradients import conjugate_gradients
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.lowrank.decompose import decompose
 from nncompress.analysis.lowrank.ranks import tails
@@ -117,19 +118,7 @@ class SpatialDecomposition:
             return torch.einsum("orl,oikl->rik", horizontal, gradient.reshape(delta.shape))
 
         residual = pull_back(self.weight - compose(vertical))
-        direction, size = residual, float(residual.square().sum())
-        for _ in range(STEPS):
-            if size <= 0:
-                break
-            image = pull_back(compose(direction))
-            curvature = float((direction * image).sum())
-            if curvature <= 0:
-                break
-            vertical = vertical + (size / curvature) * direction
-            residual = residual - (size / curvature) * image
-            previous, size = size, float(residual.square().sum())
-            direction = residual + (size / previous) * direction
-        return vertical
+        return conjugate_gradients(lambda v: pull_back(compose(v)), residual, vertical, STEPS)
 
 
 def _balanced(vertical: Tensor, horizontal: Tensor) -> tuple[Tensor, Tensor]:

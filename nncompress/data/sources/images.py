@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from nncompress.data.class_folders import files_by_class, files_in
 from nncompress.data.fit import CHANNELS, ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, check_allocation
@@ -174,23 +174,11 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
     Raises:
         DataError: no images, or images beside class folders.
     """
-    try:
-        with os.scandir(folder) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir())
-        by_class = {name: files for name in folders if (files := image_files(folder / name))}
-        loose = image_files(folder)
-    except OSError as problem:
-        raise DataError(f"{folder} cannot be read", got=str(problem)) from problem
+    loose, by_class = files_by_class(folder, SUFFIXES, "images", "image")
     if not by_class and not loose:
         raise DataError(
             f"{folder} holds no images",
             expected=f"one folder of images per class ({', '.join(s[1:] for s in SUFFIXES)})",
-        )
-    if by_class and loose:
-        raise DataError(
-            f"{folder} holds images beside class folders",
-            got=f"{loose[0].name} and {len(by_class)} class folders",
-            remedy="move every image into the folder of its class",
         )
     if loose:
         return ImageSource([EncodedImage(str(p), p, None) for p in loose], None, expected)
@@ -203,7 +191,5 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Regular files (no pipe, no device), by name."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file())
-    return [folder / name for name in names]
+    """By name."""
+    return files_in(folder, SUFFIXES)

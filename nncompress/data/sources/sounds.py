@@ -8,7 +8,6 @@ longer files are cut at their end and shorter ones filled up with silence; else 
 from __future__ import annotations
 
 import io
-import os
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nncompress.data.class_folders import files_by_class, files_in
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, check_allocation
@@ -203,7 +203,8 @@ def _unreadable(name: str, problem: Exception) -> DataError:
 
 def has_sounds(folder: Path) -> bool:
     """There are sounds in it, or in a folder of it."""
-    return bool(_files(folder)) or any(_files(place) for place in folder.iterdir() if place.is_dir())
+    places = (folder, *(place for place in folder.iterdir() if place.is_dir()))
+    return any(files_in(place, SUFFIXES) for place in places)
 
 
 def open_sound_folder(folder: Path, expected: list[ExpectedInput] | None) -> SoundSource:
@@ -212,14 +213,7 @@ def open_sound_folder(folder: Path, expected: list[ExpectedInput] | None) -> Sou
     Raises:
         DataError: there are both.
     """
-    by_class = {p.name: files for p in sorted(folder.iterdir()) if p.is_dir() and (files := _files(p))}
-    loose = _files(folder)
-    if by_class and loose:
-        raise DataError(
-            f"{folder} holds sounds beside class folders",
-            got=f"{loose[0].name} and {len(by_class)} class folders",
-            remedy="move every file into the folder of its class",
-        )
+    loose, by_class = files_by_class(folder, SUFFIXES, "sounds", "file")
     if loose:
         return SoundSource([EncodedSound(str(path), path) for path in loose], None, expected)
     labelled = [
@@ -228,8 +222,3 @@ def open_sound_folder(folder: Path, expected: list[ExpectedInput] | None) -> Sou
         for path in files
     ]
     return SoundSource(labelled, tuple(by_class), expected)
-
-
-def _files(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.name.lower().endswith(SUFFIXES) and e.is_file())

@@ -16,11 +16,12 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
-from nncompress.errors import VerificationError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import count_samples
+from nncompress.ir.graph.state import changed_tensors
 
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
 
@@ -35,6 +36,21 @@ class Comparison:
     batches: tuple[int, ...]
     choices: str = ""
     rounding: str = ""
+
+
+def refuse_changing(model: Model, what: str) -> None:
+    """A model that changes its own tensors, where `what`, "a .pte", takes these for constants.
+
+    Raises:
+        UnsupportedError
+    """
+    changed = changed_tensors(model.graph)
+    if changed:
+        raise UnsupportedError(
+            f"{what} of a model that changes its own tensors could not be compared over several calls",
+            got=", ".join(changed[:5]),
+            remedy="export it to .onnx, where they become inputs and outputs",
+        )
 
 
 def compare(

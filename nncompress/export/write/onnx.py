@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -152,14 +152,9 @@ def write_onnx(
         place,
         written,
         time.perf_counter() - start,
-        found.max_abs_diff,
-        found.relative_error,
-        found.runtime,
-        found.batches,
-        "; ".join(filter(None, [covered, *told])) if int8 else "",
+        **asdict(found),
+        int8="; ".join(filter(None, [covered, *told])) if int8 else "",
         int8_speedup=None if speed is None else round(speed.ratio, 3),
-        choices=found.choices,
-        rounding=found.rounding,
         left=tuple(str(path) for path in left),
         state=tuple((state.input, state.output) for state in states),
         target=target.name if target is not None else ANY,

@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
-from nncompress.ir.graph.state import changed_tensors
 from nncompress.runtimes.on_executorch import RECORD
 from nncompress.runtimes.silence import silent
 from nncompress.runtimes.worker import run_apart
@@ -49,13 +49,7 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     """
     need("mobile", Path(path).name)
     start = time.perf_counter()
-    changed = changed_tensors(model.graph)
-    if changed:
-        raise UnsupportedError(
-            "a .pte of a model that changes its own tensors could not be compared over several calls",
-            got=", ".join(changed[:5]),
-            remedy="export it to .onnx, where they become inputs and outputs",
-        )
+    verify.refuse_changing(model, "a .pte")
     with replacing(path, protect) as temporary:
         coverage, portable = _write(model, temporary)
         found = _compare(model, temporary)
@@ -68,14 +62,9 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         Path(path),
         written,
         time.perf_counter() - start,
-        found.max_abs_diff,
-        found.relative_error,
-        found.runtime,
-        found.batches,
-        int8,
-        portable,
-        choices=found.choices,
-        rounding=found.rounding,
+        **asdict(found),
+        int8=int8,
+        portable=portable,
         target="xnnpack",
     )
 

@@ -13,15 +13,14 @@ from typing import Any
 
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
-from nncompress.errors import UnsupportedError
 from nncompress.export.check import openvino as check
+from nncompress.export.check.compare import refuse_changing
 from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.extras import need
 from nncompress.files.atomic import replacing
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
-from nncompress.ir.graph.state import changed_tensors
 from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
 from nncompress.runtimes.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
@@ -46,13 +45,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     """
     need("openvino", Path(path).name)
     start = time.perf_counter()
-    changed = changed_tensors(model.graph)
-    if changed:
-        raise UnsupportedError(
-            "an .xml of a model that changes its own tensors could not be compared over several calls",
-            got=", ".join(changed[:5]),
-            remedy="export it to .onnx, where they become inputs and outputs",
-        )
+    refuse_changing(model, "an .xml")
     check_chosen(Path(path).with_suffix(".bin"), _is_ours, "")
     with replacing(path, protect, _is_ours) as temporary, TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nncompress.dtypes import INPUTS
 from nncompress.ir.formats import packed, reduced
 from nncompress.ir.formats.deflate import decode
 from nncompress.loading.json_schema import Check, admit, listed, mapped, one_of, plain
 
 _PARTS = sorted({*packed.PARTS, *reduced.PARTS})
 _SHAPE = listed(plain(int, lambda size: 0 <= size < 2**40))
-_DTYPE = one_of(
-    "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"
-)
+_DTYPE = one_of(*INPUTS)
 
 
 def _coded(value: Any) -> tuple[torch.dtype, tuple[int, ...]]:

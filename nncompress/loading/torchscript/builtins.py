@@ -14,13 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# as c10/core/ScalarType.h numbers them
-SCALAR_TYPES = (
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.float16, torch.float32, torch.float64),
-    *(torch.complex32, torch.complex64, torch.complex128, torch.bool),
-    *(torch.qint8, torch.quint8, torch.qint32, torch.bfloat16),
-)
+from nncompress import dtypes
+
+SCALAR_TYPES = tuple(getattr(torch, name) for name in dtypes.SCALAR_TYPES)
 MEMORY_FORMATS = (
     *(torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d),
 )

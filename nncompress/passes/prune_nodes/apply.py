@@ -15,14 +15,13 @@ from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
 from nncompress.bench.latency.target import clocked
 from nncompress.data import Dataset
-from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import spoiling
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
-from nncompress.passes.cut import apply_cut, check_budget, proven_cut, refusal, removals
+from nncompress.passes.cut import apply_cut, check_budget, proven_cut, refusal, refuse_16_bits, removals
 from nncompress.passes.prune_nodes.blame import group_contributions
 from nncompress.passes.prune_nodes.compensated import compensated
 from nncompress.passes.prune_nodes.latency_budget import by_latency
@@ -48,20 +47,10 @@ def requires(options: PruneNodes, model: Model, context: Context) -> None:
         raise ModelFileError(f"prune-nodes: {broken} has NaN or infinite values")
     fits = criterion == "reconstruction" or options.drop_blocks or options.compensate or options.renormalize
     if context.data is not None and fits:
-        _refuse_16_bits(model)
+        remedy = "prune the float32 model and convert the result; or leave out --data"
+        refuse_16_bits(options.name, model, remedy)
     if context.data is not None and (needs or fits):
         _read(model, context, context.data, labels=needs == "labels")
-
-
-def _refuse_16_bits(model: Model) -> None:
-    for name, value in model.graph_module.named_parameters():
-        if value.dtype.itemsize == 2:
-            raise UsageError(
-                "prune-nodes: fitting layers to data needs more precision than 16 bits",
-                got=f"{name} is {dtype_name(value.dtype)}",
-                expected="float32",
-                remedy="prune the float32 model and convert the result; or leave out --data",
-            )
 
 
 def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> None:

@@ -28,7 +28,6 @@ from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.moments import with_ridge
 from nncompress.analysis.observe.residual import find_branches
-from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
@@ -36,7 +35,15 @@ from nncompress.ir.graph.verify import spoiling
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights
 from nncompress.passes.base import Change, Context, need_data
-from nncompress.passes.cut import apply_cut, check_budget, cut_of, proven_cut, refusal, removals
+from nncompress.passes.cut import (
+    apply_cut,
+    check_budget,
+    cut_of,
+    proven_cut,
+    refusal,
+    refuse_16_bits,
+    removals,
+)
 from nncompress.passes.reduce.curves import Curve, curves, factorizable
 from nncompress.passes.reduce.options import Reduce
 from nncompress.passes.reduce.plan import Budget, Plan
@@ -49,14 +56,7 @@ def requires(options: Reduce, model: Model, context: Context) -> None:
     broken = spoiling(model)
     if broken:
         raise ModelFileError(f"reduce: {broken} has NaN or infinite values")
-    for name, value in model.graph_module.named_parameters():
-        if value.dtype.itemsize == 2:
-            raise UsageError(
-                "reduce: fitting layers to data needs more precision than 16 bits",
-                got=f"{name} is {dtype_name(value.dtype)}",
-                expected="float32",
-                remedy="reduce the float32 model and convert the result",
-            )
+    refuse_16_bits(options.name, model, "reduce the float32 model and convert the result")
 
 
 def apply(options: Reduce, model: Model, context: Context) -> list[Change]:

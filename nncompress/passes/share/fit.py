@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nncompress.analysis.conjugate_gradients import conjugate_gradients
 from nncompress.analysis.observe.moments import with_ridge
 
 TURNS = 5
@@ -101,25 +102,8 @@ def _weight(problems: Sequence[Problem], now: Fit, parts: Sequence[float]) -> Te
     def normal(weight: Tensor) -> Tensor:
         return sum((c * d * p.seen(d * weight * e) * e for p, c, d, e in scales), torch.zeros(()))
 
-    return _conjugate_gradients(normal, wanted, now.weight)
-
-
-def _conjugate_gradients(normal: Callable[[Tensor], Tensor], wanted: Tensor, start: Tensor) -> Tensor:
-    """Solve normal(x) = wanted, from `start`."""
-    x = start
-    residual = wanted - normal(x)
-    direction, size = residual, float(residual.square().sum())
     enough = 1e-16 * float(wanted.square().sum())
-    for _ in range(STEPS):
-        if size <= enough:
-            break
-        image = normal(direction)
-        length = size / float((direction * image).sum())
-        x = x + length * direction
-        residual = residual - length * image
-        size, before = float(residual.square().sum()), size
-        direction = residual + (size / before) * direction
-    return x
+    return conjugate_gradients(normal, wanted - normal(now.weight), now.weight, STEPS, enough)
 
 
 def _first_output_scales(problems: Sequence[Problem]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from nncompress.analysis.conjugate_gradients import conjugate_gradients
 from nncompress.analysis.observe.moments import with_ridge
 
 ROUNDS = 30  # of alternating least squares
@@ -121,20 +122,9 @@ def _solve_between(weight: Tensor, before: Tensor, after: Tensor, now: Tensor) -
         with torch.enable_grad():
             return torch.autograd.grad(image(x), x, residual)[0]
 
-    value = now
-    residual = pull_back(weight - image(now))
-    direction, size = residual, float(residual.square().sum())
     enough = 1e-16 * float(pull_back(weight).square().sum())
-    for _ in range(STEPS):
-        if size <= enough:
-            break
-        curved = pull_back(image(direction))
-        length = size / float((direction * curved).sum())
-        value = value + length * direction
-        residual = residual - length * curved
-        size, old = float(residual.square().sum()), size
-        direction = residual + (size / old) * direction
-    return value
+    residual = pull_back(weight - image(now))
+    return conjugate_gradients(lambda value: pull_back(image(value)), residual, now, STEPS, enough)
 
 
 def _balanced(kernels: list[Tensor]) -> list[Tensor]:
