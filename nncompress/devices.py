@@ -179,13 +179,14 @@ def abilities() -> list[Ability]:
 
 
 def _openvino(found: Processor, int8: str) -> Ability:
-    """What OpenVINO computes in here: floats in bfloat16 by itself where the CPU has tiles for them."""
+    """What OpenVINO computes in here: floats in bfloat16 by itself where the CPU has instructions."""
     if not installed("openvino"):
         return Ability("CPU", "OpenVINO", (), "not installed")
     floats = ["float32"]
-    floats += ["bfloat16"] if {"amx_bf16", "avx512_bf16"} & found.flags else []
+    bfloat16 = bool({"amx_bf16", "avx512_bf16"} & found.flags)
+    floats += ["bfloat16"] if bfloat16 else []
     floats += ["float16"] if {"amx_fp16", "avx512_fp16"} & found.flags else []
-    by_itself = "; floats in bfloat16 unless told otherwise" if "amx_bf16" in found.flags else ""
+    by_itself = "; floats in bfloat16 unless told otherwise" if bfloat16 else ""
     return Ability("CPU", f"OpenVINO {version('openvino')}", (*floats, "int8"), int8 + by_itself)
 
 

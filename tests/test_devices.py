@@ -30,6 +30,15 @@ def test_cpuinfo_is_read(monkeypatch):
     assert found.vector == ("AVX2",)
 
 
+@pytest.mark.parametrize(("flag", "said"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512f", False)])
+def test_openvino_computes_floats_in_bfloat16_where_the_processor_can(flag, said, machine, monkeypatch):
+    machine(installed=("openvino",))
+    found = devices.Processor("made up", 2, frozenset({flag}))
+    monkeypatch.setattr(devices, "processor", lambda: found)
+    (row,) = (row for row in devices.abilities() if row.runtime.startswith("OpenVINO"))
+    assert ("bfloat16 unless told otherwise" in row.note) == said == ("bfloat16" in row.runs)
+
+
 def test_a_gpu_without_its_runtimes(machine):
     machine([H100], torch="2.13.0+cpu")
     assert [row.runs for row in devices.abilities() if row.device == "H100"] == [(), ()]

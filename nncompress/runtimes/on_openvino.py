@@ -1,6 +1,6 @@
 """`.onnx` and `.xml` (OpenVINO IR) files in OpenVINO on the CPU.
 
-OpenVINO decides for itself in which precision floats are computed: on a CPU with AMX in bfloat16. A runner
+OpenVINO decides for itself in which precision floats are computed: in bfloat16 on a CPU that can. A runner
 says which it was asked for ("float32", "bfloat16", "float16"), or None for "as it comes", and `layers` says
 what each layer ran in. 8 bits come from quantize and dequantize nodes in the file.
 

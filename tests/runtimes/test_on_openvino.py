@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from nncompress.devices import abilities
 from nncompress.errors import DataError, DeviceError, ModelFileError, NNCompressError
 from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
-from nncompress.runtimes.on_openvino import OpenVinoRunner, precisions, summary
+from nncompress.runtimes.on_openvino import OpenVinoRunner, by_itself, precisions, summary
 
 
 class Small(nn.Module):
@@ -68,6 +69,12 @@ def test_a_precision_that_the_cpu_lacks_is_refused(exported, monkeypatch):
     monkeypatch.setattr("nncompress.runtimes.on_openvino.precisions", lambda: ("float32",))
     with pytest.raises(DeviceError, match="bfloat16"):
         open_artifact(exported[1], runtime="openvino", precision="bfloat16")
+
+
+def test_doctor_says_what_openvino_computes_floats_in_here():
+    (row,) = (row for row in abilities() if row.runtime.startswith("OpenVINO"))
+    assert ("bfloat16" in row.runs) == ("bfloat16" in precisions())
+    assert ("floats in bfloat16 unless told otherwise" in row.note) == (by_itself() == "bfloat16")
 
 
 def test_wrong_files_and_inputs_end_in_one_line(exported, tmp_path):

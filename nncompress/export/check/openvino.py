@@ -1,7 +1,7 @@
 """An exported file in OpenVINO: run, compared with the graph, and asked in what each layer ran.
 
 Up to three times: as it is written, in floats; on its integer kernels, with floats in float32; and as
-OpenVINO runs it by itself, which is in bfloat16 on a processor with AMX.
+OpenVINO runs it by itself, which is in bfloat16 on a processor that can.
 """
 
 from __future__ import annotations

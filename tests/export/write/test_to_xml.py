@@ -19,6 +19,7 @@ from tests.export.lower.test_lower_int8 import quantized
 
 pytest.importorskip("openvino")
 from nncompress.export.check import openvino as check
+from nncompress.runtimes.on_openvino import by_itself
 
 
 class Residual(nn.Module):
@@ -60,7 +61,7 @@ def test_an_onnx_for_openvino_is_run_there_and_layers_left_in_float_are_named(mo
     small = quantized(model, weight_bits=7, keep=("conv",))
     report = write(small, tmp_path / "m.onnx", target="openvino")
     assert report.runtime.startswith("openvino ")
-    assert report.int8.startswith("2 of 3 in int8, 1 in float32 in OpenVINO (conv)")
+    assert report.int8.startswith(f"2 of 3 in int8, 1 in {by_itself()} in OpenVINO (conv)")
 
 
 class Tokens(nn.Module):
@@ -127,7 +128,7 @@ def test_what_is_right_in_float32_alone_is_not_kept(model, tmp_path, monkeypatch
         return tuple(output * (1 if self.precision else 2) for output in true(self, *inputs))
 
     monkeypatch.setattr(check.OpenVinoRunner, "run", wrong_as_it_comes)
-    monkeypatch.setattr(check, "by_itself", lambda: "bfloat16")  # as on a processor with AMX
+    monkeypatch.setattr(check, "by_itself", lambda: "bfloat16")  # as on a processor with AMX or AVX512-BF16
     with pytest.raises(VerificationError, match=r"right in float32, but openvino .* as it comes disagrees"):
         write(model, tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
