@@ -1,11 +1,10 @@
-"""Runs of a user's module leave it as it was: its tensors, its attributes, what its lists and dicts hold."""
+"""Runs of a user's module leave it as it was: its tensors, its attributes, what its lists and dicts hold, and
+what its code keeps elsewhere."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-_PLAIN = (int, float, complex, str, bytes, type(None), type, ModuleType, FunctionType, BuiltinFunctionType)
-_Contents = list[tuple[Any, Any]]  # containers, and what each held
+from nncompress.ir.reached import Reached
 
 
 @contextmanager
@@ -27,62 +25,20 @@ def unchanged(module: nn.Module, *, traced: bool = False) -> Iterator[None]:
         traced: `torch.export` runs it, which writes to no parameter or buffer: the few other tensors are kept
             beforehand, since watching every write would take a third of its time.
     """
-    tensors, contents = _held_by(module)
-    memories = [(tensor, tensor.data) for tensor in tensors]
-    writes = _Writes(tensors)
+    reached = Reached(module)
+    memories = [(tensor, tensor.data) for tensor in reached.tensors]
+    writes = _Writes(reached.tensors)
     try:
         if traced:
             writes.keep_all_but([*module.parameters(), *module.buffers()])
         with nullcontext() if traced else writes:
             yield
     finally:
-        for container, content in contents:
-            _restore(container, content)
+        reached.restore()
         for tensor, memory in memories:  # what `tensor.data = …` has taken from it
             if not _is_same_window(tensor, memory):
                 tensor.data = memory
         writes.undo()
-
-
-def _held_by(module: nn.Module) -> tuple[list[Tensor], _Contents]:
-    """Tensors that it reaches through attributes, containers and objects of any depth, and these containers.
-
-    Torch's own objects beside modules are none of a model's state (graphs, generators).
-    """
-    tensors: list[Tensor] = []
-    contents: _Contents = []
-    seen: dict[int, Any] = {}  # the objects themselves, so that no other takes their id
-    found: list[Any] = [module]
-    while found:
-        each = found.pop()
-        if isinstance(each, _PLAIN) or id(each) in seen:
-            continue
-        seen[id(each)] = each
-        if isinstance(each, Tensor):
-            tensors.append(each)
-        elif isinstance(each, torch.jit.ScriptModule):  # its tables are views of what C++ holds
-            tensors += [*each.parameters(), *each.buffers()]
-        elif isinstance(each, dict):
-            contents.append((each, dict(each)))
-            found += contents[-1][1].values()
-        elif isinstance(each, (list, set, deque)):
-            contents.append((each, each.copy()))
-            found += each
-        elif isinstance(each, tuple):
-            found += each
-        elif isinstance(each, nn.Module) or not type(each).__module__.startswith("torch."):
-            found.append(getattr(each, "__dict__", None))
-    return tensors, contents
-
-
-def _restore(container: Any, content: Any) -> None:
-    if isinstance(content, dict):
-        same = list(container) == list(content) and all(container[key] is content[key] for key in content)
-    else:
-        same = len(container) == len(content) and all(a is b for a, b in zip(container, content))
-    if not same:
-        container.clear()
-        container.update(content) if isinstance(content, dict | set) else container.extend(content)
 
 
 def _is_same_window(one: Tensor, other: Tensor) -> bool:

@@ -20,7 +20,7 @@ from nncompress.analysis.importance.choices import Choice
 from nncompress.analysis.importance.magnitude import per_unit
 from nncompress.analysis.importance.ranking import Scores
 from nncompress.analysis.importance.sample_dims import SampleDims
-from nncompress.analysis.observe.gradient_hooks import GradientHooks
+from nncompress.analysis.observe.gradient_hooks import GradientHooks, loss_products
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
 from nncompress.ir import Model
@@ -114,11 +114,11 @@ def gradient_products(
             for c in choice.consumers:
                 site = next((s for s in choice.sites if s.node is c.layer.data), None)
                 if site is not None and c.layer.node in read:
-                    products = (hooks.read[c.layer.node].detach() * read[c.layer.node]).double()
+                    products = loss_products(hooks.read[c.layer.node], read[c.layer.node])
                     total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             for site in bare.get(choice.name, ()):
                 if site.node in value:
-                    products = (hooks.value[site.node].detach() * value[site.node]).double()
+                    products = loss_products(hooks.value[site.node], value[site.node])
                     total += sum_by_unit(site, dims.total(site.node, products, count, site.dim), choice.size)
             found[choice.name] = total
         seen += len(batch)

@@ -60,7 +60,7 @@ class Choice:
     Attributes:
         name: the group's name, or "layer reads", "layer writes".
         members: stored tensors that the units touch.
-        sites: activations that carry them.
+        sites: activations that carry them; where there are none, one computed or stored tensor.
         consumers: the layers that sum over them; for "writes" none.
         layer: for "reads" and "writes", the layer that is narrowed.
         carriers: for "group", every computed tensor that has the units.
@@ -98,9 +98,21 @@ def group_choices(model: Model, couplings: Couplings) -> list[Choice]:
     for layer in layers(model):
         by_tensor.setdefault(layer.weight.name, []).append(layer)
     return [
-        Choice(g.name, "group", g.size, g.members, g.sites, _consumers(g, by_tensor), carriers=g.carriers)
+        Choice(
+            g.name, "group", g.size, g.members, _sites(model, g), _consumers(g, by_tensor), None, g.carriers
+        )
         for g in couplings.groups
     ]
+
+
+def _sites(model: Model, group: Group) -> tuple[Site, ...]:
+    """Of units inside a weight that the graph computes (ranks of a product, states of a kernel), which no
+    activation carries: the last value on the way to it, or a stored one."""
+    if group.sites or group.carriers:
+        return group.sites or group.carriers[-1:]
+    member = group.members[-1]
+    stored = model.graph.find_nodes(op="get_attr", target=member.tensor)
+    return tuple(Site(node, member.dim, member.unit) for node in stored[:1])
 
 
 def _consumers(group: Group, by_tensor: dict[str, list[Layer]]) -> tuple[Consumer, ...]:

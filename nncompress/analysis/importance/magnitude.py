@@ -30,7 +30,7 @@ def magnitude(model: Model, choice: Choice, power: int) -> Scores:
     members = [m for m in choice.members if m.role == "output"] or list(choice.members)
     total = torch.zeros(choice.size, dtype=torch.float64)
     for m in members:
-        total += per_unit(choice, m.tensor, m.dim, model.tensor(m.tensor).detach().double().abs().pow(power))
+        total += per_unit(choice, m.tensor, m.dim, model.tensor(m.tensor).detach().abs().double().pow(power))
     return total.pow(1 / power).numpy()
 
 

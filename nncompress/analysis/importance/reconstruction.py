@@ -31,7 +31,7 @@ from nncompress.analysis.importance.consumer_moments import (
 from nncompress.analysis.importance.elimination import Quadratic, eliminate, refit
 from nncompress.analysis.importance.ranking import Ranking
 from nncompress.analysis.importance.sample_dims import SampleDims
-from nncompress.analysis.observe.gradient_hooks import GradientHooks
+from nncompress.analysis.observe.gradient_hooks import GradientHooks, loss_products
 from nncompress.analysis.observe.residual import Branch
 from nncompress.analysis.observe.statistics import ChannelStatistics, observe
 from nncompress.data import Batch, Dataset
@@ -249,7 +249,7 @@ class Reconstruction:
                 if choice.name not in changes:
                     for site in read_sites(choice):
                         for g in gradients:
-                            products = (hooks.value[site.node].detach() * g[site.node]).double()
+                            products = loss_products(hooks.value[site.node], g[site.node])
                             rows = self._sample_dims.total(site.node, products, len(batch), site.dim)
                             bare[choice.name] += sum_by_unit(site, rows, choice.size).square().sum(0) / DRAWS
                     continue

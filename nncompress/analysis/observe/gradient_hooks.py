@@ -17,6 +17,19 @@ from nncompress.ir.formats.qdq import StraightThrough
 from nncompress.ir.graph.model import Model
 
 
+def _has_gradient(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def loss_products(value: Tensor, gradient: Tensor) -> Tensor:
+    """value × gradient, element by element in float64: what the loss owes to each, to first order.
+
+    Of complex numbers, whose gradient torch gives for the conjugate, the real part of the product.
+    """
+    product = value.detach() * gradient.conj()
+    return (product.real if product.is_complex() else product).double()
+
+
 class GradientHooks(Walk):
     """Runs a model and keeps chosen values with their gradients.
 
@@ -60,11 +73,11 @@ class GradientHooks(Walk):
             env = {**env, operand: alias}
         result = super().compute(node, env)
         if node.op == "get_attr" and isinstance(result, Tensor):
-            return result.detach()  # gradients of weights would cost as much again
+            result = result.detach()  # gradients of all weights would cost as much again
         return self._kept(node, result)
 
     def _kept(self, node: fx.Node, result: Any) -> Any:
-        if node in self._values and isinstance(result, Tensor) and result.is_floating_point():
+        if node in self._values and isinstance(result, Tensor) and _has_gradient(result):
             if not result.requires_grad:
                 result = result.detach().requires_grad_()
             self.value[node] = result

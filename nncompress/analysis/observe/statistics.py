@@ -38,7 +38,10 @@ class ChannelStatistics:
 
     def add(self, value: Tensor) -> None:
         """Take in one activation; two batches are joined as in Chan, Golub and LeVeque 1979."""
-        rows = value.detach().movedim(self.dim, 0).unsqueeze(-1).flatten(1).to(torch.float64)
+        channels = value.detach().movedim(self.dim, 0).unsqueeze(-1)
+        if channels.is_complex():  # two numbers each
+            channels = torch.view_as_real(channels.resolve_conj())
+        rows = channels.flatten(1).to(torch.float64)
         count, mean = rows.shape[1], rows.mean(1)
         squares = (rows - mean[:, None]).square().sum(1)
         active = rows.count_nonzero(1).to(torch.float64)

@@ -16,6 +16,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
 from nncompress.export.lower.onnxruntime import exporter_defects
+from nncompress.export.lower.onnxruntime.small_numbers import keep_small_numbers
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
 from nncompress.ir.graph.places import first_place
@@ -45,14 +46,17 @@ def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXPr
                 program,
                 dynamo=True,
                 verbose=False,
-                optimize=optimize,
+                optimize=False,
                 input_names=input_names(model),
                 output_names=list(model.outputs),
                 custom_translation_table=translations(),
             )
+            assert converted is not None
+            keep_small_numbers(converted.model)
+            if optimize:
+                converted.optimize()
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise unsupported(error, model) from error
-    assert converted is not None
     return converted
 
 

@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nncompress.ir.graph.normal_form.bags import counts_up
 from nncompress.ir.torch_logs import unlogged
 from nncompress.memory import most_bytes
 
@@ -169,10 +170,7 @@ def _check_trusting(
     given = _by_name(schema, args, kwargs)
     match schema.name.removeprefix("aten::"):
         case "embedding_bag" | "_embedding_bag":  # it reads where the offsets point
-            offsets = _by_name(schema, node.args, node.kwargs)["offsets"]
-            regular = isinstance(offsets, fx.Node) and offsets.target is aten.arange.start_step
-            start, _, step = offsets.args if regular and len(offsets.args) == 3 else (1, 0, 0)
-            if start != 0 or not (isinstance(step, fx.Node) or step > 0):
+            if not counts_up(_by_name(schema, node.args, node.kwargs)["offsets"]):
                 raise Unfit(f"{node.name}: the offsets of an embedding bag that are no regular steps")
         case "_weight_norm" | "_weight_norm_interface":
             v, dim = given["v"], given["dim"]

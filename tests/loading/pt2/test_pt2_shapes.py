@@ -35,10 +35,21 @@ def test_embedding_bag_runs_over_rows_and_not_over_offsets_of_the_file():
         check_shapes(exported(_Bag(torch.tensor([0, 2])), rows))
 
 
-@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"mode": "sum"}])
-def test_an_embedding_bag_that_was_written_here_is_read_here(options, tmp_path):
-    module = nn.Sequential(nn.EmbeddingBag(10, 4, **options), nn.Linear(4, 2)).eval()
-    rows = torch.tensor([[0, 3], [7, 0]])
+class _CountedBag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bag(x[:, 0], torch.arange(len(x)))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"mode": "sum"}, None])
+def test_an_embedding_bag_that_was_written_here_is_read_here(options, length, tmp_path):
+    bag = _CountedBag() if options is None else nn.EmbeddingBag(10, 4, **options)
+    module = nn.Sequential(bag, nn.Linear(4, 2)).eval()
+    rows = torch.tensor([[0, 3], [7, 0]])[:, :length]
     write_pt2(Model.from_module(module, (rows,)), tmp_path / "m.pt2")
     torch.testing.assert_close(load_model(tmp_path / "m.pt2")(rows), module(rows))
 

@@ -12,6 +12,7 @@
 | assertions on metadata and sizes                      | nothing: they hold literal sizes       |
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
+| embedding bags whose offsets are values               | what they consist of (`bags`) |
 | norms spelled out by `run_decompositions`             | one op (`recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
@@ -25,6 +26,7 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from nncompress.ir.graph.normal_form.autocast import write_casts
+from nncompress.ir.graph.normal_form.bags import take_bags_apart
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
 from nncompress.ir.graph.normal_form.functionalize import functionalize
 from nncompress.ir.graph.normal_form.recompose import recompose
@@ -73,6 +75,7 @@ def normalize(module: fx.GraphModule) -> bool:
     _flatten_outputs(graph)
     complete = functionalize(module)
     decompose_composites(graph)
+    take_bags_apart(graph)
     recompose(graph)
     _share_computed_weights(graph)
     remove_dead_code(module)

@@ -1,0 +1,47 @@
+"""Numbers near 0 and 1 are in the file as they are in the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nncompress.export import write_onnx
+from nncompress.ir import Model
+
+
+class Small(nn.Module):
+    """Each result is finite for zeros because of a number that hardly changes the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("floor", torch.tensor(3e-9))
+        self.norm = nn.RMSNorm(6, eps=1e-9)
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        floored = x.relu()
+        return (
+            (floored + 1e-10).log(),
+            (self.floor + floored).log(),
+            torch.rsqrt(1e-9 - -floored),
+            floored / (floored.std(1, keepdim=True) + 1e-8),
+            self.norm(floored),
+            x * 1.000008,
+            x / 0.999995,
+            self.mix(floored).sum() + 1e-9,
+        )
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_they_count(tmp_path, storage: str) -> None:
+    net, x = Small().eval(), torch.randn(3, 5, 6)
+    x[0] = 0
+    write_onnx(Model.from_module(net, (torch.randn(2, 5, 6),)), tmp_path / "m.onnx", storage=storage)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = [each.numpy() for each in net(x)]
+    for found, right in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=2e-6, atol=1e-6)
