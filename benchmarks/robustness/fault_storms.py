@@ -21,6 +21,7 @@ from nncompress.cli.app import run
 from nncompress.files.atomic import replacing
 
 PATIENCE = 300  # seconds, for a process that nothing kills
+LONGEST = 20  # seconds, until one is killed
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,8 @@ class _Round:
                 for pid in list(self.running):
                     self._ended(pid, _wait(pid))
                 return
-            time.sleep(self.chance.uniform(0, self.seconds))
             pid = self.chance.choice(list(self.running))
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                self._ended(pid, os.waitstatus_to_exitcode(status))
-                continue
-            os.kill(pid, signal.SIGKILL)
-            self._ended(pid, _wait(pid))
+            self._ended(pid, _killed(pid, self.chance.uniform(0, min(self.seconds, LONGEST))))
 
     def _begin(self, command: tuple[str, ...]) -> None:
         self.running[_begun(command, self.work, self.work.with_name("said"))] = command
@@ -208,6 +203,18 @@ def _begun(command: tuple[str, ...], work: Path, log: Path) -> int:
         os.dup2(descriptor, 2)
         os._exit(run(list(command)))
     return pid
+
+
+def _killed(pid: int, after: float) -> int:
+    """Exit code of a process that is killed after so many seconds, if it has not ended by itself."""
+    end = time.monotonic() + after
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    return _wait(pid)
 
 
 def _wait(pid: int) -> int:

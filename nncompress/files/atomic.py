@@ -229,7 +229,8 @@ def why_and_remedy(error: OSError, folder: Path | None = None) -> tuple[str, str
         return reason, "name a folder that may be written to: TMPDIR=FOLDER nncompress ..."
     if error.errno == errno.ENAMETOOLONG:  # of a file beside it, mostly
         return reason, "give a shorter name"
-    failed = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    name = error.filename2 or error.filename  # of a copy, what was copied from and what was written
+    failed = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
     if failed is not None and (folder is None or not failed.is_relative_to(folder)):
         scratch = tempfile.gettempdir()
         if failed.is_relative_to(scratch):

@@ -30,7 +30,7 @@ class HeldWeights(Mapping[str, Tensor]):
             self._held.move_to_end(name)
             return self._held[name]
         changed = self._changed.get(name)
-        value = _read(self._stored[name]) if changed is None else changed()
+        value = read_float(self._stored[name]) if changed is None else changed()
         self._hold(name, value)
         return value
 
@@ -55,7 +55,7 @@ class HeldWeights(Mapping[str, Tensor]):
             self._held.popitem(last=False)
 
 
-def _read(tensor: StoredTensor) -> Tensor:
+def read_float(tensor: StoredTensor) -> Tensor:
     """The weight in float32.
 
     Raises:

@@ -34,8 +34,7 @@ from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.matrices import Matrices
 from nncompress.passes.quantize.options import Quantize
 from nncompress.passes.quantize.prepare import prepare
-from nncompress.streaming.held import HeldWeights
-from nncompress.streaming.layer import as_float
+from nncompress.streaming.held import HeldWeights, read_float
 from nncompress.streaming.run import by_itself
 from nncompress.streaming.shards import Row, Shards, Streamed, alone_at, identity
 
@@ -227,7 +226,7 @@ def _fill_small(model: Model, source: Checkpoint) -> None:
     """Give parameters of less than two dims, and buffers that the checkpoint has, its values, in place."""
     stored = {tensor.name: tensor for tensor in source.tensors}
     named = dict(model.graph_module.named_parameters())
-    vectors = {name: as_float(stored[name].read()) for name, each in named.items() if each.dim() < 2}
+    vectors = {name: read_float(stored[name]) for name, each in named.items() if each.dim() < 2}
     filled = {named[name]: nn.Parameter(value, requires_grad=False) for name, value in vectors.items()}
     replace(model.graph_module, filled)
     for name, buffer in model.graph_module.named_buffers():

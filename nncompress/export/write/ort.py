@@ -83,6 +83,8 @@ def _convert(onnx: Path) -> None:
 
             convert_onnx_models_to_ort(onnx, optimization_styles=[OptimizationStyle.Fixed])
     except Exception as error:  # the runtime's own exception classes share no base but Exception
+        if "Failed to save ORT format" in str(error):  # of a C++ stream, which tells no more
+            raise OSError("ONNX Runtime cannot write it to the end") from error
         raise UnsupportedError(
             "ONNX Runtime cannot convert this model to its mobile format",
             got=str(error).splitlines()[0][:300],

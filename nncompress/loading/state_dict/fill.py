@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import ModelFileError
 from nncompress.ir.graph.tracing import original_name
 from nncompress.loading.json_schema import Rejected
@@ -118,23 +119,32 @@ def fill(
         for name, tensor in wanted.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    misshaped += [
-        f"{name} {weights[name].dtype} instead of {tensor.dtype}".replace("torch.", "")
-        for name, tensor in wanted.items()
-        if name in weights and _loses(weights[name], tensor.dtype)
+    casts = {name: _cast(weights[name], tensor.dtype) for name, tensor in wanted.items() if name in weights}
+    lost = [
+        f"{name} {dtype_name(weights[name].dtype)} instead of {dtype_name(wanted[name].dtype)}"
+        for name, cast in casts.items()
+        if cast == LOST
     ]
-    if misshaped or not given or (strict and (missing or unexpected)):
+    if misshaped or lost or not given or (strict and (missing or unexpected)):
         raise ModelFileError(
             f"the weights of {path} do not fit --arch {arch}",
-            got=_listed(missing, unexpected, misshaped),
+            got=_listed(missing, unexpected, misshaped, lost),
             expected=f"{len(wanted)} tensors, as the architecture names them",
-            remedy=_remedy(path, key, [n for n in unexpected if n in named], bool(given) and not misshaped),
+            remedy=_remedy(
+                path, key, [n for n in unexpected if n in named], bool(given) and not misshaped + lost
+            ),
         )
     if missing or unexpected:
         notice(
             f"--no-strict: {path} against --arch {arch}: {_listed(missing, unexpected, [])}"
             + ("; what is missing has the values that the factory gave it" if missing else "")
         )
+    for kind, sentence in _SAID.items():
+        if names := [name for name, cast in casts.items() if cast == kind]:
+            shown = f"{', '.join(names[:4])}{', …' if names[4:] else ''}"
+            first = names[0]
+            here = f"{dtype_name(weights[first].dtype)}, {dtype_name(wanted[first].dtype)} in --arch"
+            notice(f"{path}: {sentence}: {shown} ({here})"[:1000])
     with torch.no_grad():
         module.load_state_dict(weights, strict=False)
 
@@ -154,16 +164,36 @@ def check_plain(weights: Mapping[str, Tensor], path: Path) -> None:
             )
 
 
-def _loses(stored: Tensor, dtype: torch.dtype) -> bool:
-    """Whether this dtype would drop imaginary parts, or fractions: it would be another network."""
+LOST, CODES, ROUNDED = "lost", "codes", "rounded"
+_SAID = {
+    CODES: "weights that are not stored as floats of 16 bits or more are taken as they are (codes of "
+    "quantized ones would lack their scales)",
+    ROUNDED: "weights are rounded to what the architecture has",
+}
+
+
+def _cast(stored: Tensor, dtype: torch.dtype) -> str:
+    """What becomes of a weight that is copied to a tensor of another dtype; "" where nothing does.
+
+    Returns: LOST where it would be another network: dropped imaginary parts or fractions, numbers that do not
+        fit. CODES where it is not stored as the floats that the network has. ROUNDED where it is that alone.
+    """
+    if stored.dtype == dtype:
+        return ""
     if stored.dtype.is_complex:
-        return not dtype.is_complex and bool(stored.imag.any())
-    whole = not dtype.is_floating_point and not dtype.is_complex
-    return (
-        stored.dtype.is_floating_point
-        and whole
-        and not torch.equal(stored.to(dtype).to(stored.dtype), stored)
-    )
+        if dtype.is_complex:
+            return ROUNDED if not torch.equal(stored.to(dtype).to(stored.dtype), stored) else ""
+        return LOST if stored.imag.any() else _cast(stored.real, dtype)
+    floats = dtype.is_floating_point or dtype.is_complex
+    if stored.dtype.is_floating_point and stored.dtype.itemsize == 1:  # which torch compares with nothing
+        return CODES if floats else _cast(stored.float(), dtype)
+    back = stored.to(dtype).to(stored.dtype)
+    same = torch.equal(back.nan_to_num(), stored.nan_to_num())
+    if not stored.dtype.is_floating_point:
+        return LOST if not same else CODES if floats else ""
+    if same:
+        return ""
+    return ROUNDED if floats and torch.equal(back.isfinite(), stored.isfinite()) else LOST
 
 
 def without_constants(
@@ -204,7 +234,9 @@ def _attribute(module: nn.Module, name: str) -> Any:
 def _listed(*kinds: Sequence[str]) -> str:
     return "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
-        for kind, names in zip(("missing", "unexpected", "of another shape"), kinds)
+        for kind, names in zip(
+            ("missing", "unexpected", "of another shape", "that would lose their values"), kinds
+        )
         if names
     )[:1000]
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from nncompress.errors import OutputError, UnsupportedError, UsageError
 from nncompress.export import write, write_pt2, write_safetensors
-from nncompress.export.write import pte, xml
-from nncompress.files.atomic import replacing
+from nncompress.export.write import ort, pte, xml
+from nncompress.files.atomic import replacing, why_and_remedy
 from nncompress.ir import Model
 from tests.export.networks import Language, convolutional, language
 
@@ -80,18 +80,35 @@ def test_failure_leaves_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.bin"]
 
 
-@pytest.mark.parametrize("name", ["m.pt2", "m.onnx", "m.safetensors"])
-def test_a_full_disk_is_one_error(tmp_path, name):
+@pytest.fixture
+def full():
     """No file may have more than 500 bytes, which stops C++ writers too."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
-    try:
-        with pytest.raises(OutputError, match="cannot write"):
-            write(convolutional(), tmp_path / name)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["m.pt2", "m.onnx", "m.safetensors"])
+def test_a_full_disk_is_one_error(tmp_path, name, full):
+    full()
+    with pytest.raises(OutputError, match="cannot write"):
+        write(convolutional(), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_no_model_that_has_no_ort(tmp_path, full):
+    write(convolutional(), tmp_path / "m.onnx")
+    full()
+    with pytest.raises(OSError, match="ONNX Runtime cannot write"):
+        ort._convert(tmp_path / "m.onnx")
+
+
+def test_of_a_copy_the_disk_that_is_written_to_is_full(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", "/tmp/tmp1/m.ort", None, str(tmp_path / "m.ort"))
+    assert why_and_remedy(error, tmp_path) == (
+        "No space left on device", "check the folder's permissions and free space"
+    )  # fmt: skip
 
 
 def test_a_full_disk_is_no_op_that_a_runtime_lacks(tmp_path):

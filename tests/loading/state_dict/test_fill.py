@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,36 @@ def test_a_fraction_is_not_dropped_to_fit_an_integer():
     fill(Net(), source | {"norm.num_batches_tracked": torch.tensor(7.0)}, PATH, "a:b")
     with pytest.raises(ModelFileError, match="do not fit"):
         fill(Net(), source | {"norm.num_batches_tracked": torch.tensor(7.5)}, PATH, "a:b")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "said"),
+    [
+        (torch.float32, torch.randint(-128, 128, (5, 3), dtype=torch.int8), "codes"),
+        (torch.float32, torch.randint(0, 256, (5, 3), dtype=torch.uint8), "codes"),
+        (torch.float32, torch.rand(5, 3) > 0.5, "codes"),
+        (torch.float32, torch.arange(15).reshape(5, 3), "codes"),
+        (torch.float32, torch.rand(5, 3).to(torch.float8_e4m3fn), "codes"),
+        (torch.float32, torch.full((5, 3), 2**24 + 1), "refused"),
+        (torch.float32, torch.full((5, 3), 2**63 + 1, dtype=torch.uint64), "refused"),
+        (torch.float32, torch.full((5, 3), 1e300, dtype=torch.float64), "refused"),
+        (torch.float16, torch.full((5, 3), 1e6), "refused"),
+        (torch.float32, torch.rand(5, 3, dtype=torch.float64), "rounded"),
+        (torch.float16, torch.rand(5, 3), "rounded"),
+        (torch.float32, torch.full((5, 3), math.nan, dtype=torch.float64), ""),
+        (torch.float32, torch.full((5, 3), -math.inf, dtype=torch.float64), ""),
+        (torch.float32, torch.rand(5, 3).double(), ""),
+        (torch.float32, torch.rand(5, 3).bfloat16(), ""),
+    ],
+    ids=lambda each: str(getattr(each, "dtype", each)),
+)
+def test_weights_of_another_dtype_are_taken_with_a_word_or_refused(dtype, stored, said):
+    """They were cast in silence, also where that changed them: 2^24 + 1, 10^6 in float16."""
+    module, told = nn.Linear(3, 5, bias=False).to(dtype), []
+    if said == "refused":
+        with pytest.raises(ModelFileError, match="1 that would lose their values: weight "):
+            fill(module, {"weight": stored}, PATH, "a:b")
+        return
+    fill(module, {"weight": stored}, PATH, "a:b", notice=told.append)
+    torch.testing.assert_close(module.weight.data, stored.to(dtype), equal_nan=True, rtol=0, atol=0)
+    assert [said in sentence for sentence in told] == ([True] if said else [])
