@@ -21,7 +21,8 @@ from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
-from nncompress.ir.layers.weights import layers, recurrent_layers
+from nncompress.ir.layers.recurrent import recurrent_layers
+from nncompress.ir.layers.weights import layers
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass, Quantize
 from nncompress.passes.base import NEAR
@@ -192,7 +193,8 @@ def _run_one(
         start, model, changes = _edited(model, each, context)
     if not each.recurrent:
         changes += [
-            Change(name, "skipped: a recurrent layer", applied=False) for name in recurrent_layers(model)
+            Change(layer.name, "skipped: a recurrent layer", applied=False)
+            for layer in recurrent_layers(model)
         ]
     context.progress.step(f"verifying {each.name}", 0, 1)
     drift = reference.drift(model, each.name)

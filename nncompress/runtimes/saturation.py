@@ -18,14 +18,15 @@ import numpy as np
 TOP = 2**15 - 1  # of a sum of two products
 LARGEST_ACTIVATION = 255
 
-_INTEGER_PRODUCTS = {  # op -> the input that is its weight
-    "QLinearConv": 3,
-    "QLinearMatMul": 3,
-    "QGemm": 3,
-    "MatMulInteger": 1,
-    "ConvInteger": 1,
-    "DynamicQuantizeMatMul": 1,
-    "MatMulIntegerToFloat": 1,
+_INTEGER_PRODUCTS = {  # op -> the inputs that are its weights
+    "QLinearConv": (3,),
+    "QLinearMatMul": (3,),
+    "QGemm": (3,),
+    "MatMulInteger": (1,),
+    "ConvInteger": (1,),
+    "DynamicQuantizeMatMul": (1,),
+    "MatMulIntegerToFloat": (1,),
+    "DynamicQuantizeLSTM": (1, 2),
 }
 _PRODUCTS = {"Conv", "Gemm", "MatMul"}  # between DequantizeLinear and QuantizeLinear
 
@@ -77,10 +78,10 @@ def _multiplied(graph: object) -> Iterator[str]:
         return node.input[0] if node is not None and node.op_type in ops else None
 
     for node in graph.node:  # type: ignore[attr-defined]
-        weight: str | None = None
+        weights: list[str | None] = []
         if node.op_type in _INTEGER_PRODUCTS:
-            weight = node.input[_INTEGER_PRODUCTS[node.op_type]]
+            weights = [node.input[position] for position in _INTEGER_PRODUCTS[node.op_type]]
         elif node.op_type in _PRODUCTS and behind(node.input[0], "DequantizeLinear") is not None:
-            weight = behind(node.input[1], "DequantizeLinear")
-        if weight is not None:
+            weights = [behind(node.input[1], "DequantizeLinear")]
+        for weight in filter(None, weights):
             yield behind(weight, "Transpose") or weight

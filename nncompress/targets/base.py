@@ -15,10 +15,20 @@ from nncompress import extras
 # sums:              residual sums that one layer norm reads as Sum, which is not fused with it
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
+# lstm:              LSTMs by ONNX Runtime's own operator with int8 weights, which rounds every state
 # float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
 Rewrite = Literal[
-    "blocks", "pools", "channels", "silu", "sums", "amx-tiles", "unsigned-weights", "nbits", "float16"
+    "blocks",
+    "pools",
+    "channels",
+    "silu",
+    "sums",
+    "lstm",
+    "amx-tiles",
+    "unsigned-weights",
+    "nbits",
+    "float16",
 ]
 SAID: dict[str, str] = {
     "blocks": "convolutions over blocks of pixels",
@@ -26,6 +36,7 @@ SAID: dict[str, str] = {
     "channels": "values with zero channels for its kernels",
     "silu": "SiLUs as QuickGelu",
     "sums": "residual sums kept apart from layer norms",
+    "lstm": "LSTMs whose inputs and states are rounded at every step",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
     "float16": "tensors of floats in float16",

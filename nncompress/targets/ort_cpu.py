@@ -19,7 +19,10 @@ TARGET = Target(
     compiler="fuses dequantize, op, quantize where every part fits a kernel, else computes in float; "
     "`export` says which layers, asked of the optimised graph",
     clock="CPU time of the calling thread, interleaved",
-    rewrites=("blocks", "pools", "channels", "silu", "sums", "amx-tiles", "unsigned-weights", "nbits"),
+    rewrites=(
+        *("blocks", "pools", "channels", "silu", "sums", "lstm"),
+        *("amx-tiles", "unsigned-weights", "nbits"),
+    ),
     notes=(
         "the file depends on the processor that wrote it where that has AMX, or has no VNNI: then the report "
         "says what is in it",

@@ -18,6 +18,7 @@ from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import Distances
+from nncompress.ir.layers.recurrent import RecurrentLayer, recurrent_layers
 from nncompress.ir.layers.weights import Layer, layers
 
 TRIED = 8  # layers whose effect on the outputs is measured
@@ -67,6 +68,11 @@ class _Place:
 
 
 def _places(original: Model, changed: Model, names: Sequence[str]) -> Iterator[tuple[str, _Place]]:
+    recurrent = {layer.name: layer for layer in recurrent_layers(changed)}
+    for layer in recurrent_layers(original):
+        other = recurrent.get(layer.name) if layer.name in names else None
+        if other is not None and layer.result is not None and other.result is not None:
+            yield layer.name, _Place(layer.data, layer.result, _unrounded(other), other.result)
     old = {layer.name: layer for layer in layers(original)}
     new = list(layers(changed))
     for name in dict.fromkeys(names):
@@ -94,7 +100,7 @@ def _stands_for(stage: str, name: str, old: Collection[str]) -> bool:
     return number.isdigit() and stem in (f"{name}.", f"{name}_") and stage not in old
 
 
-def _unrounded(layer: Layer) -> fx.Node:
+def _unrounded(layer: Layer | RecurrentLayer) -> fx.Node:
     """What the layer reads, before it is rounded to int8."""
     node = layer.data
     while node.op == "call_function" and "quantize" in op_name(node):

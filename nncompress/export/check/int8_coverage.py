@@ -19,7 +19,7 @@ from nncompress.export.lower.onnxruntime.weights import WEIGHT_OPS
 
 INT8_KERNELS = {
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
-    "DynamicQuantizeMatMul", "QAttention",
+    "DynamicQuantizeMatMul", "QAttention", "DynamicQuantizeLSTM",
 }  # fmt: skip
 RECURRENT = ("LSTM", "GRU", "RNN")
 FLOAT_KERNELS = {
@@ -117,22 +117,29 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
     written = {node.name: node for node in graph.node}
 
     def from_int8(name: str) -> bool:
-        while name in made_by and made_by[name].op_type in WEIGHT_OPS:
+        while name in made_by and made_by[name].op_type in (*WEIGHT_OPS, "Concat"):
             name = made_by[name].input[0]
         return types.get(name) in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+
+    def made(name: str) -> str:
+        return made_by[name].op_type if name in made_by else ""
 
     reasons = {}
     for op, name in left:
         node = written.get(name)
-        if op in RECURRENT:
-            reasons[name] = "a recurrent layer, which quantize leaves"
+        if op in RECURRENT and node is not None and from_int8(node.input[1]):
+            here = op == "LSTM" and made(node.input[0]) == "DequantizeLinear"
+            kernel = "--target ort-cpu has an int8 kernel" if here else "float arithmetic"
+            reasons[name] = f"its weights are int8; {kernel}"
+        elif op in RECURRENT:
+            reasons[name] = "left in float"
         elif node is None or len(node.input) < 2:
             reasons[name] = "the runtime's optimiser took it apart"
         elif not from_int8(node.input[1]):
             reasons[name] = "left in float"
         elif op == "ConvTranspose":
             reasons[name] = "ONNX Runtime has no int8 ConvTranspose for CPUs"
-        elif node.input[0] not in made_by or made_by[node.input[0]].op_type != "DequantizeLinear":
+        elif made(node.input[0]) != "DequantizeLinear":
             reasons[name] = "only its weights are int8, or 4 bits"
         else:
             reasons[name] = "no int8 kernel fits how its result is read"

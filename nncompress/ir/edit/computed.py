@@ -8,6 +8,7 @@ change, and only a stored weight makes its op a layer that passes see and runtim
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from operator import getitem
 from typing import Any
 
@@ -16,43 +17,46 @@ from torch import Tensor, fx
 
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.ops import RECURRENT, op_name
 from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.ir.layers.recurrent import recurrent_parameters
 from nncompress.ir.layers.weights import argument, roles_of, weight_at
 
 GROWTH = 4  # times as many numbers as it is computed from: in 8 bits no larger than those were in float
 
 
-def store_computed_weights(model: Model) -> list[str]:
+def store_computed_weights(model: Model, only: Collection[str] | None = None) -> list[str]:
     """Store them, in place, and return their names; calls `model.refresh()` if there was one.
 
     Left as they are: weights computed from buffers alone (a table of frequencies, say) and those that would
     take much more room than what they are computed from, or as much again since others read that too.
+
+    Args:
+        only: the ops whose weights are meant, by name; None: all.
     """
-    constant = _constants(model)
-    slots: dict[fx.Node, str] = {}
+    constant = constants(model)
+    slots: dict[fx.Node, tuple[fx.Node, str]] = {}
     for node in model.graph.nodes:
-        roles = roles_of(node)
-        if roles is None or node in constant:
+        if node in constant or (only is not None and op_name(node) not in only):
             continue
-        for position, leaf in ((roles.weight, "weight"), (roles.bias, "bias")):
-            source = None if position is None else argument(node, position)
-            if isinstance(source, fx.Node) and source in constant and weight_at(model, source) is None:
-                slots.setdefault(source, leaf)
-    values = {source: _value(model, source, {}) for source in slots}
+        for leaf, source in _weights_read(node).items():
+            if source in constant and weight_at(model, source) is None:
+                slots.setdefault(source, (node, leaf))
+    values = {source: value_of(model, source, {}) for source in slots}
     idle = _unread(model, slots, constant)
     stored = []
-    for source, leaf in slots.items():
-        behind = _behind(source)
-        read = [n for n in model.graph.nodes if n.op == "get_attr" and n in behind]
+    for source, (node, leaf) in slots.items():
+        read_by = behind(source)
+        read = [n for n in model.graph.nodes if n.op == "get_attr" and n in read_by]
         parameters = [n for n in read if isinstance(model.tensor(str(n.target)), torch.nn.Parameter)]
         room = sum(model.tensor(str(n.target)).numel() for n in parameters)
         if not parameters or values[source].numel() > GROWTH * room:
             continue
-        if leaf == "weight" and not idle.issuperset(parameters):
+        if leaf.startswith("weight") and not idle.issuperset(parameters):
             continue
-        name = edit.add_tensor(model, _name(model, str(parameters[0].target), leaf), values[source])
+        base = _base(node, str(parameters[0].target))
+        name = edit.add_tensor(model, _name(model, base, leaf), values[source])
         edit.replace_node(source, edit.read_tensor(model, name, source))
         stored.append(name)
     if stored:
@@ -66,17 +70,17 @@ def store_constants(model: Model) -> list[str]:
     For a writer whose format lacks an op that only makes such a value. What stands for the weights of a
     quantized model stays computed.
     """
-    constant = {node for node in _constants(model) if "quantize" not in op_name(node)}
+    constant = {node for node in constants(model) if "quantize" not in op_name(node)}
     values: dict[fx.Node, Any] = {}
     stored = []
     for node in list(model.graph.nodes):
         if node.op == "get_attr" or node not in constant or constant.issuperset(node.users):
             continue
-        value = _value(model, node, values)
+        value = value_of(model, node, values)
         if isinstance(value, Tensor):
-            read = next((n for n in model.graph.nodes if n.op == "get_attr" and n in _behind(node)), None)
-            behind = "" if read is None else f"{layer_name(str(read.target))}."
-            name = edit.add_tensor(model, f"{behind}{op_name(node)}", value, trainable=False)
+            read = next((n for n in model.graph.nodes if n.op == "get_attr" and n in behind(node)), None)
+            prefix = "" if read is None else f"{layer_name(str(read.target))}."
+            name = edit.add_tensor(model, f"{prefix}{op_name(node)}", value, trainable=False)
             edit.replace_node(node, edit.read_tensor(model, name, node))
             stored.append(name)
     if stored:
@@ -84,7 +88,7 @@ def store_constants(model: Model) -> list[str]:
     return stored
 
 
-def _constants(model: Model) -> set[fx.Node]:
+def constants(model: Model) -> set[fx.Node]:
     """Nodes whose value depends on stored tensors alone and is the same in every call."""
     found: set[fx.Node] = set()
     state = changed_tensors(model.graph)
@@ -100,18 +104,18 @@ def _constants(model: Model) -> set[fx.Node]:
     return found
 
 
-def _value(model: Model, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def value_of(model: Model, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if node not in known:
         if node.op == "get_attr":
             known[node] = model.tensor(str(node.target)).detach()
         else:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(model, n, known))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: value_of(model, n, known))
             with torch.no_grad():
                 known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return known[node]
 
 
-def _behind(node: fx.Node) -> set[fx.Node]:
+def behind(node: fx.Node) -> set[fx.Node]:
     """`node` and all that it is computed from."""
     found, waiting = {node}, [node]
     while waiting:
@@ -121,7 +125,7 @@ def _behind(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _unread(model: Model, slots: dict[fx.Node, str], constant: set[fx.Node]) -> set[fx.Node]:
+def _unread(model: Model, slots: Collection[fx.Node], constant: set[fx.Node]) -> set[fx.Node]:
     """The constants that nobody reads once the slots are stored: every way from them leads into one."""
     found: set[fx.Node] = set()
     for node in reversed(model.graph.nodes):
@@ -130,10 +134,28 @@ def _unread(model: Model, slots: dict[fx.Node, str], constant: set[fx.Node]) -> 
     return found
 
 
-def _name(model: Model, parameter: str, leaf: str) -> str:
-    """ "conv.parametrizations.weight.original0" -> "conv.weight", "in_proj_weight" -> "in_proj.weight"."""
+def _weights_read(node: fx.Node) -> dict[str, fx.Node]:
+    """What an op reads as its weights, and what they would be called in its layer."""
+    if node.op == "call_function" and op_name(node) in RECURRENT:
+        return recurrent_parameters(node)
+    roles = roles_of(node)
+    if roles is None:
+        return {}
+    found = {"weight": argument(node, roles.weight)}
+    if roles.bias is not None:
+        found["bias"] = argument(node, roles.bias)
+    return {leaf: source for leaf, source in found.items() if isinstance(source, fx.Node)}
+
+
+def _base(node: fx.Node, parameter: str) -> str:
+    """ "conv.parametrizations.weight.original0" -> "conv", "in_proj_weight" -> "in_proj"."""
+    if op_name(node) in RECURRENT and "weight" not in parameter:
+        return node.name  # of an ONNX file, in which one tensor has the weights of all directions
     base = layer_name(re.sub(r"\.parametrizations\.\w+\.\w+$", ".weight", parameter))
-    base = re.sub(r"_(weight|bias)$", "", base)
+    return re.sub(r"_(weight|bias)$", "", base)
+
+
+def _name(model: Model, base: str, leaf: str) -> str:
     taken = edit.fresh_name(model, base) != base and isinstance(_attribute(model, base), Tensor)
     return f"{base}_{leaf}" if taken else f"{base}.{leaf}"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.ops import RECURRENT, op_name
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import layer_name
 
 
@@ -251,21 +251,6 @@ def layers(model: Model) -> Iterator[Layer]:
         name = layer_name(weight.name)
         seen[name] = seen.get(name, 0) + 1
         yield Layer(name if seen[name] == 1 else f"{name}#{seen[name]}", node, roles, weight, bias)
-
-
-def recurrent_layers(model: Model) -> list[str]:
-    """The names of the fused recurrent layers, each one node with many weights: they are no `layers`."""
-    return [
-        recurrent_name(node)
-        for node in model.graph.nodes
-        if node.op == "call_function" and op_name(node) in RECURRENT
-    ]
-
-
-def recurrent_name(node: fx.Node) -> str:
-    """The name of such a layer."""
-    stored = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-    return layer_name(next((n for n in stored if "weight" in n), node.name))
 
 
 def readers(model: Model, name: str) -> list[fx.Node]:

@@ -20,7 +20,10 @@ from torch.export import Dim
 from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import Model
+from nncompress.ir.edit.computed import store_computed_weights
+from nncompress.ir.formats.moved_codes import store_moved_codes
 from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.ops import RECURRENT
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, trace
 from nncompress.ir.python_names import is_argument_name
@@ -31,11 +34,17 @@ from nncompress.loading.onnx.interpreter import Missing, OnnxModule, missing_ops
 from nncompress.loading.onnx.rules import dynamic
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
 from nncompress.loading.onnx.stored_weights import spell_stored
-from nncompress.runtimes.exact_copy import write_exact
+from nncompress.runtimes.exact_copy import spell_dynamic_lstms, write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
 
-ROUNDING = ("DequantizeLinear", "MatMulInteger", "MatMulNBits", "GatherBlockQuantized")
+ROUNDING = (
+    "DequantizeLinear",
+    "MatMulInteger",
+    "MatMulNBits",
+    "GatherBlockQuantized",
+    "DynamicQuantizeLSTM",
+)
 INSTEAD = "bench and eval run the file as it is; to compress it, load the model that it came from"
 OURS = "nncompress."  # what our own files say of themselves begins with this
 
@@ -144,6 +153,7 @@ def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxM
         if any(entry.key.startswith(OURS) for entry in proto.metadata_props):
             spell_stored(proto, folder)
         spell_groups(proto, folder)
+        spell_dynamic_lstms(proto.graph, folder)
         dynamic.spell_dynamic(proto)
         return OnnxModule(proto, folder, states)
     except NNCompressError:
@@ -190,7 +200,10 @@ def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield Model.from_exported(program, copy_weights=True)
+            model = Model.from_exported(program, copy_weights=True)
+            store_moved_codes(model)  # recurrent layers: their weights in torch's order of gates
+            store_computed_weights(model, RECURRENT)
+            yield model
     if failure is not None:  # the last: of sizes that are all known
         raise failure
 

@@ -21,7 +21,9 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
 from nncompress.ir.formats.precision import convert
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
-from nncompress.ir.layers.weights import Layer, layers
+from nncompress.ir.graph.places import layer_name
+from nncompress.ir.layers.recurrent import recurrent_layers
+from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
 from nncompress.passes.quantize.by_clock import slow_in_int8
 from nncompress.passes.quantize.calibrate import (
@@ -41,6 +43,13 @@ from nncompress.passes.quantize.groups import check_groups, round_by_groups
 from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
 from nncompress.passes.quantize.prepare import prepare
+from nncompress.passes.quantize.recurrent import (
+    choose_recurrent,
+    for_the_kernel,
+    one_layer_each,
+    weights_of,
+    without_groups,
+)
 from nncompress.passes.quantize.round import Rounding
 from nncompress.passes.quantize.small import too_small
 
@@ -48,25 +57,32 @@ from nncompress.passes.quantize.small import too_small
 def requires(options: Quantize, model: Model, context: Context) -> None:
     model = model.copy()
     prepare(model, include_head=options.include_head)
-    found = list(layers(model))
+    found, recurrent = list(layers(model)), list(recurrent_layers(model))
     folded = {layer.name: norm for layer, norm in foldable_norms(model)}
-    if not found:
+    if not found and not recurrent:
         raise UsageError(
-            "quantize: no layer to quantize", got="no convolution, linear layer or embedding with weights"
+            "quantize: no layer to quantize",
+            got="no convolution, linear layer, embedding or recurrent layer with weights",
         )
-    names = [layer.name for layer in found] + norm_names(model, folded.values())
+    named = [layer.name for layer in found] + [layer.name for layer in recurrent]
+    names = named + norm_names(model, folded.values())
     for pattern in options.keep:
         if not any(fnmatch(name, pattern) for name in names):
             raise UsageError(
                 f"quantize: --keep {pattern} names no layer",
-                expected=", ".join(layer.name for layer in found[:5]) + (", …" if found[5:] else ""),
+                expected=", ".join(named[:5]) + (", …" if named[5:] else ""),
             )
     chosen, _ = choose(model, options.keep)
-    _refuse_other_dtypes(chosen, "float16" if options.mode == "float16" else "float32")
+    weights = weights_of(chosen, choose_recurrent(model, options.keep)[0])
+    _refuse_other_dtypes(weights, "float16" if options.mode == "float16" else "float32")
+    for weight in weights:
+        if not weight.finite:
+            raise UnsupportedError(
+                f"quantize: the weight of {layer_name(weight.name)} has NaN or infinite values"
+            )
     for layer in chosen:
         norm = folded.get(layer.name)
-        finite = layer.weight.finite and (norm is None or folded_weight(model, layer, norm).isfinite().all())
-        if not finite:
+        if norm is not None and not folded_weight(model, layer, norm).isfinite().all():
             raise UnsupportedError(f"quantize: the weight of {layer.name} has NaN or infinite values")
     if options.mode == "float16":
         for layer in found:
@@ -78,7 +94,7 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
     elif options.mode == "static" and integer_layers(chosen, "static"):
         need_data(context, "quantize", "it sets the range of every activation")
     for needs in ("size", "max_drop", "correct_bias"):
-        if chosen and getattr(options, needs) not in (None, False):
+        if weights and getattr(options, needs) not in (None, False):
             data = need_data(context, f"quantize --{needs.replace('_', '-')}", "it is measured")
             if needs == "max_drop" and named_metric(options.metric).needs_labels:
                 data.require_labels("quantize --max-drop")
@@ -88,16 +104,16 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
         check_groups(model, options.keep, options.group_size)
 
 
-def _refuse_other_dtypes(chosen: Sequence[Layer], taken: str) -> None:
-    dtypes = {layer.name: dtype_name(layer.weight.value().dtype) for layer in chosen}
+def _refuse_other_dtypes(weights: Sequence[Weight], taken: str) -> None:
+    dtypes = {layer_name(weight.name): dtype_name(weight.value().dtype) for weight in weights}
     others = [name for name, dtype in dtypes.items() if dtype not in ("float32", taken)]
     if others:
         keep = " ".join(f"--keep {shlex.quote(name)}" for name in others)
         raise UnsupportedError(
             f"quantize works on float32, and {others[0]} is {dtypes[others[0]]}",
-            got=f"{len(others)} of {len(chosen)} layers of other dtypes",
+            got=f"{len(others)} of {len(dtypes)} layers of other dtypes",
             remedy="quantize the float32 model (module.float() before it is saved)"
-            + (f", or leave them as they are: {keep}" if len(others) < len(chosen) else ""),
+            + (f", or leave them as they are: {keep}" if len(others) < len(dtypes) else ""),
         )
 
 
@@ -105,12 +121,17 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
+    integers = for_the_kernel(options.mode, context.target)
+    if integers:
+        one_layer_each(model)
     chosen, changes = choose(model, options.keep)
-    if chosen:
+    recurrent, skipped = choose_recurrent(model, options.keep)
+    changes += skipped
+    if chosen or recurrent:
         bytes_before = cost(model).bytes
         condition(model, options.mode, options.keep, options.equalize, context)
     if chosen and options.group_size is not None:
-        changes = round_by_groups(
+        changes = without_groups(recurrent) + round_by_groups(
             model,
             options.keep,
             options.group_size,
@@ -118,7 +139,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             nearest=options.rounding == "nearest",
             context=context,
         )
-    elif chosen:
+    elif options.group_size is None and (chosen or recurrent):
         ranges = RangeRule(options.calibration, options.percentile, options.symmetric_activations)
         seen = None
         if options.smooth:
@@ -126,7 +147,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
         chosen, _ = choose(model, options.keep)  # anew: nodes were replaced
         integer = integer_layers(chosen, options.mode)
         statistics = CalibrationStatistics(
-            bits=dict.fromkeys((layer.weight.name for layer in chosen), options.weight_bits),
+            bits=dict.fromkeys((w.name for w in weights_of(chosen, recurrent)), options.weight_bits),
             placement=placement(context),
         )
         if options.mode == "static":
@@ -148,6 +169,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             reference=model.copy() if compared else model,
             unbiased=context.data if options.correct_bias else None,
             limit=context.limit,
+            integers=integers,
         )
         for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
         if timed:
@@ -230,6 +252,8 @@ def contributions(
 ) -> dict[str, float]:
     reference = before.copy()  # as it was when its layers were rounded
     prepare(reference, include_head=options.include_head)
+    if for_the_kernel(options.mode, context.target):
+        one_layer_each(reference)
     if options.mode != "float16":
         silent = replace(context, notes=[])
         condition(reference, options.mode, options.keep, options.equalize, silent)
@@ -255,3 +279,6 @@ def ensures(options: Quantize, model: Model, changes: list[Change]) -> None:
                 raise VerificationError(f"quantize: {layer.name} is not float16 after all")
         elif layer.name in done and not layer.weight.quantized:
             raise VerificationError(f"quantize: {layer.name} is not int8 after all")
+    for recurrent in recurrent_layers(model) if options.mode != "float16" else ():
+        if recurrent.name in done and not all(weight.quantized for weight in recurrent.matrices):
+            raise VerificationError(f"quantize: {recurrent.name} is not int8 after all")

@@ -24,10 +24,12 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import LEVELS, QParams
 from nncompress.ir.graph.verify import drift
+from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
 from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
+from nncompress.passes.quantize.recurrent import rounded_weights
 from nncompress.passes.quantize.round import Left, Rounding, rounded
 
 SAMPLES = 64  # on which the damage of every layer is measured
@@ -35,15 +37,32 @@ RANDOM = 8  # inputs, where there is no data
 
 
 def damages(
-    model: Model, chosen: list[Layer], mode: str, statistics: CalibrationStatistics, inputs: Inputs
+    model: Model,
+    chosen: list[Layer],
+    recurrent: list[RecurrentLayer],
+    mode: str,
+    statistics: CalibrationStatistics,
+    inputs: Inputs,
 ) -> dict[str, float]:
-    """Per stored weight, ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read it are rounded."""
+    """Per stored weight (or recurrent layer), ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read
+    it are rounded."""
     integer = integer_layers(chosen, mode)
     plan = statistics.plan(model, integer) if mode == "static" else None
     qparams = {node: statistics.qparams[node.name] for node in plan.points} if plan is not None else {}
     found = {}
     with torch.no_grad():
         reference = [y.double() for y in model.outputs_of(*inputs) if y.is_floating_point()]
+
+        def moved_by(walk: Walk) -> float:
+            outputs = [y.double() for y in walk.outputs(*inputs) if y.is_floating_point()]
+            # Scores of -inf are masked, whatever the weights.
+            moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
+            return moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
+
+        for each in recurrent:
+            walk = Walk(model)
+            walk.weights = rounded_weights(each, statistics.bits)
+            found[each.name] = moved_by(walk)
         for name, sharing in by_weight(chosen).items():
             axis = scale_axis(sharing)
             stored, scales = rounded(sharing, axis, statistics.bits[name], qparams, statistics)
@@ -52,10 +71,7 @@ def damages(
             for layer in sharing:
                 given = qparams if layer in integer else None
                 walk.instead[layer.node] = partial(_one_rounded, layer, stored * scales.reshape(shape), given)
-            outputs = [y.double() for y in walk.outputs(*inputs) if y.is_floating_point()]
-            # Scores of -inf are masked, whatever the weights.
-            moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
-            found[name] = moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
+            found[name] = moved_by(walk)
     return found
 
 
@@ -178,11 +194,14 @@ class _Search:
     """
 
     def __init__(self, rounding: Rounding, inputs: Inputs, reason: str, context: Context) -> None:
-        chosen = rounding.chosen(rounding.reference)
-        damage = damages(rounding.reference, chosen, rounding.mode, rounding.statistics, inputs)
+        model = rounding.reference
+        chosen, recurrent = rounding.chosen(model), rounding.chosen_recurrent(model)
+        damage = damages(model, chosen, recurrent, rounding.mode, rounding.statistics, inputs)
         self._context, self._reason = context, reason
         self._ranked = sorted(damage, key=lambda name: -damage[name])
-        self._layers = {name: tuple(layer.name for layer in each) for name, each in by_weight(chosen).items()}
+        self._layers: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in recurrent}
+        for name, sharing in by_weight(chosen).items():
+            self._layers[name] = tuple(layer.name for layer in sharing)
 
     def __len__(self) -> int:
         return len(self._ranked)

@@ -46,6 +46,7 @@ class Quantize(Pass):
     summary = "int8 weights and activations, calibrated on data"
     example = "nncompress quantize model.pt2 --data calibration.npz"
     stored_weights = False
+    recurrent = True
     protects = "keep"
     tensorwise = ("mode", "weight_bits", "group_size", "asymmetric", "keep")
 

@@ -22,11 +22,13 @@ from nncompress.ir.formats.qdq import (
     round_weight,
     store_int8,
 )
+from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
 from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, one_scale, scale_axis
 from nncompress.passes.quantize.correct_bias import correct_biases
+from nncompress.passes.quantize.recurrent import choose_recurrent, round_recurrent
 
 Left = Mapping[str, str]  # layer -> why it stays in float
 
@@ -107,6 +109,7 @@ class Rounding:
         keep: patterns of layers that stay in float.
         reference: in floats.
         unbiased: on these samples, `limit` of them, biases make up for the mean error; None leaves them.
+        integers: recurrent layers are meant for the int8 kernel, where there is one.
         left: layers that stay in float whatever else is asked, and why.
     """
 
@@ -116,24 +119,32 @@ class Rounding:
     reference: Model
     unbiased: Dataset | None
     limit: int | None
+    integers: bool = False
     left: Left = field(default_factory=dict)
 
     def chosen(self, model: Model) -> list[Layer]:
         """The layers that are rounded if no others are left."""
         return choose(model, (*self.keep, *self.left))[0]
 
+    def chosen_recurrent(self, model: Model) -> list[RecurrentLayer]:
+        return choose_recurrent(model, (*self.keep, *self.left))[0]
+
     def round(self, model: Model, left: Left) -> list[Change]:
         """In place, without the layers that are `left`."""
         left = {**left, **self.left}
         chosen, changes = choose(model, self.keep)
         wanted = [layer for layer in chosen if layer.name not in left]
-        kept = [Change(layer.name, left[layer.name], applied=False) for layer in chosen if layer.name in left]
         rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
+        recurrent, skipped = choose_recurrent(model, self.keep)
+        asked = [layer for layer in recurrent if layer.name not in left]
+        rounded += round_recurrent(model, asked, self.statistics.bits, integers=self.integers)
+        names = [layer.name for layer in chosen] + [layer.name for layer in recurrent]
+        kept = [Change(name, left[name], applied=False) for name in names if name in left]
         model.refresh()
         if self.unbiased is not None:
             correct_biases(model, self.reference, self.unbiased, self.limit)
         round_biases(model)
-        return rounded + changes + kept
+        return rounded + changes + skipped + kept
 
     def copy(self, left: Left) -> Model:
         """The reference, rounded."""

@@ -20,7 +20,8 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.weights import argument, recurrent_name
+from nncompress.ir.layers.recurrent import recurrent_name
+from nncompress.ir.layers.weights import argument
 
 Call = Callable[..., fx.Node]
 aten = torch.ops.aten
@@ -114,11 +115,11 @@ def _inverse(model: Model, node: fx.Node, projection: fx.Node) -> str:
     inverse = torch.linalg.pinv(matrix)
     if (matrix @ inverse - torch.eye(len(matrix))).norm() > INEXACT:
         raise UnsupportedError(
-            f"ONNX has no LSTM with projections, and {recurrent_name(node)} cannot be written without",
+            f"ONNX has no LSTM with projections, and {recurrent_name(model, node)} cannot be written without",
             got="a first state that is given, and that its projection does not reach",
             remedy="start it from zeros, or keep the model as .pt2",
         )
-    name = f"{recurrent_name(node)}.{str(projection.target).rpartition('.')[2]}_inverse"
+    name = f"{recurrent_name(model, node)}.{str(projection.target).rpartition('.')[2]}_inverse"
     return edit.add_tensor(
         model, name, inverse.to(model.tensor(str(projection.target)).dtype), trainable=False
     )

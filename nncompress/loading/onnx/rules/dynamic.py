@@ -114,3 +114,8 @@ def dynamic_quantize(call: Call) -> list[Value]:
 @rule("MatMulInteger")
 def integer_product(call: Call) -> Value:
     raise call.refusal("integers that are not multiplied by their scales at once")
+
+
+@rule("com.microsoft.DynamicQuantizeLSTM")
+def dynamic_lstm(call: Call) -> Value:
+    raise call.refusal("weights that are not stored")  # those that are became an LSTM when it was opened

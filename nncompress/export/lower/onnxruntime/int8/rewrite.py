@@ -15,6 +15,7 @@ The runtime matches patterns node by node, so these forms of the same thing deci
 | a scale per channel, all of them the same       | one scale, where the weight is read along several dims  |
 | a scale that is computed                        | DynamicQuantizeLinear (`lower_dynamic`)                 |
 | DequantizeLinear of weights that floats meet    | Cast and Mul, computed on loading (`lower_weights`)     |
+| … cut into gates, of an LSTM or GRU             | the same of the codes in its order (`lower_recurrent`)  |
 | float weights and bias between 8-bit values     | the bias in integers (`protect_floats`)                 |
 
 And for a target whose `rewrites` have them, since other kernels, or other machines, gain nothing by them:
@@ -23,6 +24,7 @@ And for a target whose `rewrites` have them, since other kernels, or other machi
 |-------------------------------------------------|---------------------------------------------------------|
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`stem`)                  |
 | AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
+| LSTM of what is rounded to its own range        | DynamicQuantizeLSTM, of its own (`lower_recurrent`)     |
 | x · sigmoid(x) of 8-bit values                  | QuickGelu, of its own (`lower_silu`)                    |
 | channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
 | a zero point of 0, where the CPU has AMX        | one of −1, where the tiles pay (`lower_tiles`)          |
@@ -43,6 +45,7 @@ from nncompress.export.lower.onnxruntime.int8.channels import lower_channels
 from nncompress.export.lower.onnxruntime.int8.pools import lower_pools
 from nncompress.export.lower.onnxruntime.int8.products import gemm_over_rows
 from nncompress.export.lower.onnxruntime.int8.protect_floats import protect_floats
+from nncompress.export.lower.onnxruntime.int8.recurrent_layers import lower_recurrent
 from nncompress.export.lower.onnxruntime.int8.saturating import lower_saturating
 from nncompress.export.lower.onnxruntime.int8.silu import lower_silu
 from nncompress.export.lower.onnxruntime.int8.stem import block_pads, fits, spread_kernel
@@ -88,6 +91,8 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
             _move_8_bit(graph, node)
     own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels, "silu": lower_silu}
     applied = {name: lower(graph) for name, lower in own.items() if name in rewrites}
+    recurrent = lower_recurrent(graph, integers="lstm" in rewrites)
+    applied |= {"lstm": recurrent}
     lower_weights(graph)
     protect_floats(graph)
     machine = {"amx-tiles": lower_tiles, "unsigned-weights": lower_saturating}

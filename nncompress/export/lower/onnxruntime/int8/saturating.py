@@ -30,7 +30,10 @@ def lower_saturating(graph: ir.Graph) -> int:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             _dequantize_unsigned(graph, node, unsigned)
         elif node.op_type == "MatMulInteger":
-            _multiply_unsigned(graph, node, unsigned)
+            _multiply_unsigned(graph, node, 1, 3, unsigned)
+        elif node.op_type == "DynamicQuantizeLSTM":
+            _multiply_unsigned(graph, node, 1, 9, unsigned)
+            _multiply_unsigned(graph, node, 2, 11, unsigned)
     return len(unsigned)
 
 
@@ -45,12 +48,15 @@ def _dequantize_unsigned(graph: ir.Graph, layer: ir.Node, unsigned: dict[ir.Valu
         layer.replace_input_with(1, insert(graph, layer, node, layer.inputs[1]))
 
 
-def _multiply_unsigned(graph: ir.Graph, product: ir.Node, unsigned: dict[ir.Value, ir.Value]) -> None:
-    made = _as_unsigned(graph, product, product.inputs[1], unsigned)
-    zero = _plus_128(graph, product.inputs[3] if len(product.inputs) > 3 else None)
-    if made is not None and zero is not None:
-        product.replace_input_with(1, made)
-        product.replace_input_with(3, zero)
+def _multiply_unsigned(
+    graph: ir.Graph, product: ir.Node, weight: int, zero: int, unsigned: dict[ir.Value, ir.Value]
+) -> None:
+    """`weight`, `zero`: which of its inputs these are."""
+    made = _as_unsigned(graph, product, product.inputs[weight], unsigned)
+    point = _plus_128(graph, product.inputs[zero] if len(product.inputs) > zero else None)
+    if made is not None and point is not None:
+        product.replace_input_with(weight, made)
+        product.replace_input_with(zero, point)
 
 
 def _as_unsigned(

@@ -1,0 +1,136 @@
+"""Fused recurrent layers: their matrices in int8, each gate's unit with a scale of its own.
+
+ONNX Runtime has one int8 kernel for them, for LSTMs, that rounds their inputs and states to the range of each
+step. So the input of an LSTM is rounded to its own range where that kernel is meant to run; of a GRU it stays
+as it is, since that would only cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatch
+from operator import getitem
+
+import torch
+from torch import Tensor, fx
+
+from nncompress.ir import Model
+from nncompress.ir.edit import nodes as edit
+from nncompress.ir.formats.qdq import insert_dynamic, round_weight, store_int8
+from nncompress.ir.layers.recurrent import RecurrentLayer, op_arguments, recurrent_layers
+from nncompress.ir.layers.weights import Layer, Weight
+from nncompress.passes.base import Change
+
+WITH_INT8_KERNEL = "lstm"
+aten = torch.ops.aten
+
+
+def one_layer_each(model: Model) -> None:
+    """Nodes of several layers as one node a layer, in place; calls `model.refresh()` if there was one.
+
+    What each hands on is then seen, and can be rounded as the kernel rounds it.
+    """
+    found = [layer.node for layer in recurrent_layers(model) if layer.kind == WITH_INT8_KERNEL]
+    several = [node for node in found if op_arguments(node)["num_layers"] > 1]
+    for node in several:
+        _take_apart(node)
+    if several:
+        model.refresh()
+
+
+def _take_apart(node: fx.Node) -> None:
+    given = op_arguments(node)
+    x, layers, params, share = given["input"], given["num_layers"], given["params"], given["dropout"]
+    directions = 2 if given["bidirectional"] else 1
+    each = len(params) // layers
+    ends: list[list[fx.Node]] = []
+    with edit.inserting_before(node) as call:
+        for layer in range(layers):
+            first = layer * directions
+            states = [call(aten.slice.Tensor, state, 0, first, first + directions) for state in given["hx"]]
+            own = params[layer * each : (layer + 1) * each]
+            both, batch_first = given["bidirectional"], given["batch_first"]
+            rest = given["has_biases"], 1, 0.0, given["train"], both, batch_first
+            made = call(aten.lstm.input, x, states, own, *rest)
+            x, *last = (call(getitem, made, position) for position in range(3))
+            ends.append(last)
+            if share and layer < layers - 1:
+                x = call(aten.dropout.default, x, share, given["train"])
+        results = [x, *(call(aten.cat.default, list(parts), 0) for parts in zip(*ends))]
+    for user in list(node.users):
+        edit.replace_node(user, results[user.args[1]])  # type: ignore[index]
+    node.graph.erase_node(node)
+
+
+def choose_recurrent(model: Model, keep: Collection[str]) -> tuple[list[RecurrentLayer], list[Change]]:
+    """Those to quantize, and a record of each that is skipped with the reason."""
+    chosen, left = [], []
+    for layer in recurrent_layers(model):
+        names = layer.name, layer.name.partition("#")[0]  # one of several layers of a module
+        if any(fnmatch(name, pattern) for pattern in keep for name in names):
+            left.append(Change(layer.name, "left in float by --keep", applied=False))
+        elif not layer.matrices:
+            left.append(Change(layer.name, "skipped: its weights are computed", applied=False))
+        elif all(each.quantized for each in layer.matrices):
+            left.append(Change(layer.name, "skipped: quantized already", applied=False))
+        else:
+            chosen.append(layer)
+    return chosen, left
+
+
+def weights_of(chosen: Sequence[Layer], recurrent: Sequence[RecurrentLayer]) -> list[Weight]:
+    """Of both, those that are rounded."""
+    return [layer.weight for layer in chosen] + [each for layer in recurrent for each in layer.matrices]
+
+
+def without_groups(layers: Sequence[RecurrentLayer]) -> list[Change]:
+    """What --group-size makes of them: nothing."""
+    what = "skipped: a recurrent layer, whose weights have no groups"
+    return [Change(layer.name, what, applied=False) for layer in layers]
+
+
+def for_the_kernel(mode: str, target: str | None) -> bool:
+    """Are LSTMs meant for the int8 kernel? With --mode static only where the target has it."""
+    return mode == "dynamic" or (mode == "static" and target == "ort-cpu")
+
+
+def round_recurrent(
+    model: Model, chosen: Sequence[RecurrentLayer], bits: Mapping[str, int], *, integers: bool
+) -> list[Change]:
+    """Quantize `chosen`; the model still has to be refreshed.
+
+    Args:
+        bits: of weights, by name, that have others than 8.
+        integers: for the int8 kernel: inputs of LSTMs are rounded to the range of each call, too.
+    """
+    changes = []
+    done: set[str] = set()
+    for layer in chosen:
+        before = after = 0
+        each = bits.get(layer.matrices[0].name, 8)
+        for weight in layer.matrices:
+            if weight.quantized or weight.name in done:  # read by a layer before it
+                continue
+            value = weight.value()
+            stored, scales = round_weight(value, 0, each)
+            before += 4 * value.numel()
+            after += stored.numel() * (4 if each <= 4 else 8) // 8 + 4 * scales.numel()
+            store_int8(model, weight.name, stored, scales, 0, each)
+            done.add(weight.name)
+        what = "int8 weights" if each == 8 else f"weights of {each} bits"
+        if integers and layer.kind == WITH_INT8_KERNEL:
+            insert_dynamic(layer.data, [layer.node])
+            what += ", inputs on the range of each call"
+        else:
+            what += ", float arithmetic"
+        changes.append(Change(layer.name, what, {"bits": each, "bytes_before": before, "bytes": after}))
+    return changes
+
+
+def rounded_weights(layer: RecurrentLayer, bits: Mapping[str, int]) -> dict[str, Tensor]:
+    """Its matrices as they would be, by name."""
+    found = {}
+    for weight in layer.matrices:
+        stored, scales = round_weight(weight.value(), 0, bits.get(weight.name, 8))
+        found[weight.name] = stored * scales[:, None]
+    return found

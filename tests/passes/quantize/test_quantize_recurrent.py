@@ -1,0 +1,198 @@
+"""Fused LSTM and GRU layers in int8: in the graph, in plain `.onnx`, and on ONNX Runtime's int8 kernel."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from records import Records
+from torch import nn
+
+from nncompress.analysis.distance.blame import contributions
+from nncompress.errors import UnsupportedError, UsageError
+from nncompress.export import write_onnx
+from nncompress.ir import Model
+from nncompress.ir.layers.recurrent import recurrent_layers
+from nncompress.loading import load_model
+from nncompress.passes import Context
+from nncompress.pipeline import run
+from nncompress.recipe import parse_pass
+from nncompress.runtimes.saturation import saturating_weights
+from nncompress.targets import TARGETS
+
+
+class Sequence(nn.Module):
+    def __init__(self, kind="LSTM", layers=2, both=True):
+        super().__init__()
+        self.rnn = getattr(nn, kind)(6, 12, layers, bidirectional=both, batch_first=True)
+        self.head = nn.Linear(12 * (1 + both), 3)
+
+    def forward(self, x):
+        y, _ = self.rnn(x)
+        return self.head(torch.tanh(y))
+
+
+def made(**options):
+    torch.manual_seed(0)
+    module = Sequence(**options).eval()
+    return module, Model.from_module(module, (torch.randn(2, 9, 6),))
+
+
+def quantized(model, settings=""):
+    found, steps = run(model, [parse_pass(f"quantize:mode=dynamic{settings}")], Context())
+    return found, {change.where: change.what for change in steps[0].changes}
+
+
+def with_rounded_weights(module, top=127):
+    """The same with every matrix of the recurrent layer on a grid per row; the head is left as it is."""
+    with torch.no_grad():
+        for name, weight in module.rnn.named_parameters():
+            if name.startswith("weight"):
+                scale = weight.abs().amax(1, keepdim=True) / top
+                weight.copy_((weight / scale).round() * scale)
+    return module
+
+
+def away(a, b):
+    return float(((a - b).norm() / b.norm()).detach())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_matrices_are_rounded_per_row_and_come_back_from_plain_onnx(tmp_path, kind):
+    module, model = made(kind=kind)
+    rounded, _ = run(model, [parse_pass("quantize:mode=weights,keep=head")], Context())
+    x = torch.randn(3, 9, 6)
+    expected = with_rounded_weights(module)(x)
+    assert away(rounded.outputs_of(x)[0], expected) < 1e-5
+    report = write_onnx(rounded, tmp_path / "m.onnx", read_back=True)
+    assert report.not_read == ""
+    file = onnx.load(tmp_path / "m.onnx")
+    assert {n.domain for n in file.graph.node} == {""}
+    stored = [t.dims for t in file.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert len(stored) == 8  # two layers, two directions, W and R
+    assert all(len(dims) == 3 for dims in stored) or kind == "RNN"  # which is written step by step
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert away(torch.from_numpy(got), expected) < 1e-5
+    read = load_model(tmp_path / "m.onnx")
+    if kind != "RNN":
+        assert all(each.quantized for layer in recurrent_layers(read) for each in layer.matrices)
+    assert away(read.outputs_of(x)[0], expected) < 1e-5
+
+
+def test_an_lstm_is_written_for_the_int8_kernel_and_agrees_with_torch(tmp_path):
+    module, model = made()
+    rounded, said = quantized(model)
+    what = "int8 weights, inputs on the range of each call"
+    assert {said["rnn"], said["rnn#2"]} == {what}
+    report = write_onnx(rounded, tmp_path / "m.onnx", target=TARGETS["ort-cpu"], read_back=True)
+    assert report.int8.startswith("3 of 3 in int8")
+    assert report.not_read == ""
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
+    assert (ops["DynamicQuantizeLSTM"], ops["LSTM"], ops["DequantizeLinear"]) == (2, 0, 0)
+    x = torch.randn(4, 9, 6)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert away(torch.from_numpy(got), module(x)) < 0.03
+    read = load_model(tmp_path / "m.onnx")
+    assert away(read.outputs_of(x)[0], rounded.outputs_of(x)[0]) < 1e-5
+
+
+def test_a_gru_has_no_int8_kernel_and_keeps_its_inputs():
+    _, model = made(kind="GRU")
+    rounded, said = quantized(model)
+    assert said["rnn"] == "int8 weights, float arithmetic"
+    assert next(recurrent_layers(rounded)).data.op == "placeholder"
+
+
+def test_what_onnx_runtime_itself_quantizes_is_read(tmp_path):
+    torch.manual_seed(1)
+    lstm, x = nn.LSTM(5, 8), torch.randn(7, 2, 5)
+    torch.onnx.export(lstm, (x,), tmp_path / "f.onnx", dynamo=False, opset_version=17, input_names=["x"])
+    quantize_dynamic(tmp_path / "f.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8)
+    read = load_model(tmp_path / "q.onnx")
+    (layer,) = recurrent_layers(read)
+    assert all(each.quantized for each in layer.matrices)
+    file = onnx.load(tmp_path / "q.onnx").graph
+    (node,) = (n for n in file.node if n.op_type == "DynamicQuantizeLSTM")
+    arrays = {t.name: numpy_helper.to_array(t) for t in file.initializer}
+    with torch.no_grad():
+        for position, parameter in ((1, lstm.weight_ih_l0), (2, lstm.weight_hh_l0)):
+            codes, scale = arrays[node.input[position]][0], arrays[node.input[6 + 2 * position]]
+            i, o, f, c = np.split(codes.T.astype(np.float32) * scale.reshape(-1)[0], 4)
+            parameter.copy_(torch.from_numpy(np.concatenate([i, f, c, o])))
+    scale = (max(float(x.max()), 0) - min(float(x.min()), 0)) / 255
+    zero = round(-min(float(x.min()), 0) / scale)
+    rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+    assert away(read.outputs_of(x)[0], lstm(rounded)[0]) < 1e-4
+
+
+def test_weights_of_eight_signed_bits_are_known_to_overflow_without_vnni(tmp_path):
+    _, model = made()
+    write_onnx(quantized(model)[0], tmp_path / "m.onnx", target=TARGETS["ort-cpu"])
+    file = onnx.load(tmp_path / "m.onnx")
+    for tensor in file.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.UINT8 and len(tensor.dims) > 1:  # as this machine may need it
+            signed = (numpy_helper.to_array(tensor).astype(np.int16) - 128).astype(np.int8)
+            tensor.CopyFrom(numpy_helper.from_array(signed, tensor.name))
+    onnx.save(file, tmp_path / "s.onnx")
+    assert sum("weight_hh" in name for name in saturating_weights(tmp_path / "s.onnx")) == 2
+
+
+def test_a_recurrent_layer_that_hurts_most_stays_in_float():
+    _, model = made(layers=1)
+    rounded, said = quantized(model, ",weight_bits=2,max_drift=0.02,keep=head")
+    assert said["rnn"] == "left in float by --max-drift"
+    assert not any(each.quantized for layer in recurrent_layers(rounded) for each in layer.matrices)
+    _, said = quantized(model, ",keep=rnn")
+    assert said["rnn"] == "left in float by --keep"
+
+
+def test_a_layer_of_a_module_is_kept_with_all_of_it():
+    _, model = made()
+    said = quantized(model, ",keep=rnn")[1]
+    assert [said[name] for name in ("rnn", "rnn#2")] == ["left in float by --keep"] * 2
+
+
+def test_layers_in_one_node_are_the_same_taken_apart():
+    module, model = made(layers=3)
+    rounded, _ = quantized(model, ",weight_bits=8,keep=*")
+    x = torch.randn(2, 9, 6)
+    assert away(rounded.outputs_of(x)[0], module(x)) < 1e-6
+
+
+def test_blame_finds_the_recurrent_layer():
+    _, model = made(layers=1)
+    rounded, _ = quantized(model, ",weight_bits=3")
+    x = (torch.randn(4, 9, 6),)
+    found = contributions(model, rounded, ["rnn", "head"], x)
+    assert set(found) == {"rnn", "head"}
+    assert found["rnn"] > 0
+
+
+def test_a_model_of_recurrent_layers_alone_is_quantized():
+    torch.manual_seed(0)
+    model = Model.from_module(nn.LSTM(6, 12, batch_first=True).eval(), (torch.randn(2, 9, 6),))
+    for settings in ("", ",correct_bias=true", ",max_drift=0.5"):
+        data = Records((torch.randn(8, 9, 6),)) if "bias" in settings else None
+        found, _ = run(model, [parse_pass(f"quantize:mode=dynamic{settings}")], Context(data=data))
+        assert all(each.quantized for layer in recurrent_layers(found) for each in layer.matrices)
+
+
+def test_other_floats_and_broken_weights_are_refused_by_name():
+    module, _ = made()
+    double = Model.from_module(module.double(), (torch.randn(2, 9, 6, dtype=torch.float64),))
+    with pytest.raises(UnsupportedError, match="rnn is float64"):
+        quantized(double, ",keep=head")
+    module, model = made()
+    model.tensor("rnn.weight_hh_l0").data[0, 0] = float("nan")
+    with pytest.raises(UnsupportedError, match="rnn has NaN"):
+        parse_pass("quantize:mode=weights").requires(model, Context())
+    with pytest.raises(UsageError, match="names no layer"):
+        quantized(made()[1], ",keep=rnnx")
