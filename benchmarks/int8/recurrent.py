@@ -1,10 +1,11 @@
-"""What ONNX Runtime's DynamicQuantizeLSTM would be worth: LSTM layers of random weights, in float and by it.
+"""LSTM layers of random weights in int8: by this tool and by ONNX Runtime's own quantizer, beside float.
 
     python -m benchmarks.int8.recurrent
 
-Its own quantizer writes it: weights in int8, or in 7 bits (`reduce_range`) as processors without VNNI need
-them, the inputs and the state of every step rounded on the range that they have. `error`: relative L2 norm of
-the difference of the outputs; `speed-up`: of CPU time, medians of interleaved runs in one thread, batch 1.
+Both run on DynamicQuantizeLSTM: weights in int8, or in 7 bits, the inputs and the state of every step rounded
+on the range that they have. Ours: `quantize --mode dynamic`, exported for the target ort-cpu. `error`:
+relative L2 norm of the difference of the outputs; `speed-up`: of CPU time, medians of interleaved runs in one
+thread, batch 1; `A/A`: of the float file against itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from nncompress.export import write_onnx
+from nncompress.ir import Model
+from nncompress.passes import Context
+from nncompress.pipeline import run
+from nncompress.recipe import parse_pass
+from nncompress.targets import TARGETS
+
 CASES = ((64, 50), (256, 50), (512, 20))  # units, steps
 RUNS = 40
 
@@ -30,35 +38,50 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def row(units: int, steps: int, seven: bool, folder: Path) -> str:
+def write_ours(lstm: torch.nn.LSTM, x: torch.Tensor, bits: int, path: Path) -> None:
+    model = Model.from_module(lstm, (x,), dynamic_batch=False)
+    found, _ = run(model, [parse_pass(f"quantize:mode=dynamic,weight_bits={bits}")], Context())
+    write_onnx(found, path, target=TARGETS["ort-cpu"])
+
+
+def row(units: int, steps: int, bits: int, folder: Path) -> str:
     torch.manual_seed(0)
-    x = torch.randn(steps, 1, units)
-    files = folder / "float.onnx", folder / "int8.onnx"
-    torch.onnx.export(torch.nn.LSTM(units, units), (x,), files[0], dynamo=False, opset_version=17)
-    quantize_dynamic(files[0], files[1], weight_type=QuantType.QInt8, per_channel=seven, reduce_range=seven)
-    sessions = [session(file) for file in files]
-    given = {sessions[0].get_inputs()[0].name: x.numpy()}
-    expected, found = (each.run(None, given)[0] for each in sessions)
-    times: list[list[float]] = [[], []]
+    lstm, x = torch.nn.LSTM(units, units).eval(), torch.randn(steps, 1, units)
+    files = {name: folder / f"{name}.onnx" for name in ("float", "again", "theirs", "ours")}
+    torch.onnx.export(lstm, (x,), files["float"], dynamo=False, opset_version=17)
+    files["again"] = files["float"]
+    seven = bits == 7
+    options = {"weight_type": QuantType.QInt8, "per_channel": seven, "reduce_range": seven}
+    quantize_dynamic(files["float"], files["theirs"], **options)
+    write_ours(lstm, x, bits, files["ours"])
+    sessions = {name: session(file) for name, file in files.items()}
+    given = {name: {each.get_inputs()[0].name: x.numpy()} for name, each in sessions.items()}
+    outputs = {name: each.run(None, given[name])[0] for name, each in sessions.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    order = np.random.default_rng(0)
     for _ in range(RUNS):
-        for each, taken in zip(sessions, times):
+        for name in order.permutation(list(sessions)):
             begun = time.thread_time()
-            each.run(None, given)
-            taken.append(time.thread_time() - begun)
-    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    faster = np.median(times[0]) / np.median(times[1])
-    sizes = [file.stat().st_size for file in files]
-    return f"{units}\t{steps}\t{7 if seven else 8}\t{error:.1%}\t{faster:.1f}x\t{sizes[0] / sizes[1]:.1f}x"
+            sessions[name].run(None, given[name])
+            times[name].append(time.thread_time() - begun)
+    expected, medians = outputs["float"], {name: np.median(taken) for name, taken in times.items()}
+    figures = [f"{medians['float'] / medians['again']:.2f}"]
+    for name in ("theirs", "ours"):
+        error = np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected)
+        smaller = files["float"].stat().st_size / files[name].stat().st_size
+        figures += [f"{error:.1%}", f"{medians['float'] / medians[name]:.1f}x", f"{smaller:.1f}x"]
+    return "\t".join([str(units), str(steps), str(bits), *figures])
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    print("units\tsteps\tbits\terror\tspeed-up\tsmaller")
+    columns = [f"{what} {whose}" for whose in ("ORT", "ours") for what in ("error", "speed-up", "smaller")]
+    print("units", "steps", "bits", "A/A", *columns, sep="\t")
     for units, steps in CASES:
-        for seven in (False, True):
+        for bits in (8, 7):
             with tempfile.TemporaryDirectory() as folder:
-                print(row(units, steps, seven, Path(folder)), flush=True)
+                print(row(units, steps, bits, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":
