@@ -343,3 +343,18 @@ def test_a_single_sample_never_goes_through_the_graph_of_several(tmp_path: Path,
             again(x[:1])
         assert run(["bench", str(tmp_path / name), "--batch", "1"]) == UsageError.exit_code
         assert "right for batches of 2 or more" in capsys.readouterr().err
+
+
+class Rounds(nn.Module):
+    """torch.export knows this op for sizes that are fixed alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -128, 127)
+
+
+def test_a_batch_that_could_not_be_kept_free_is_told() -> None:
+    notices: list[str] = []
+    net = nn.Sequential(nn.Linear(6, 4), Rounds()).eval()
+    model = nncompress.load(net, input="3x6", notice=notices.append)
+    assert model.fixed_batch == 3
+    assert [notice for notice in notices if "takes 3 samples at a time" in notice and "--input 3x6" in notice]

@@ -13,6 +13,8 @@ from torch import Tensor
 from nncompress.errors import NNCompressError, UnsupportedError, UsageError
 from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH, InputSpec, count_samples, take_samples
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import place
 
 INDEPENDENT = (
     1e-2  # relative difference of outputs, together and alone: rounding stays far below, sharing above
@@ -117,6 +119,12 @@ def settle_batch(
     if found is None and traced and BATCH not in model.dynamic:
         return _of_fixed_batch(model, say, others)
     if found is None or found < INDEPENDENT:
+        if traced and model.fixed_batch is not None:
+            sizes = ",".join("x".join(map(str, spec.shape)) for spec in model.inputs)
+            say(
+                f"the graph takes {model.fixed_batch} samples at a time, as torch.export could not keep the "
+                f"batch free: it was traced with --input {sizes}, which can say another size"
+            )
         return model
     if stated:
         raise UsageError(
@@ -140,10 +148,21 @@ def settle_batch(
             return other
     say(
         f"samples in one batch, along {_places(model)}, change each other's outputs{_by(found)}: figures "
-        "depend on how many there are. If samples lie along another dim, mark it with a B: --input "
-        f"{_example(model)}"
+        f"depend on how many there are.{_norms(model)} If samples lie along another dim, mark it with a B: "
+        f"--input {_example(model)}"
     )
     return model
+
+
+def _norms(model: Model) -> str:
+    """A sentence on batch norms in training mode, if there are some."""
+    norms = [n for n in model.graph.nodes if op_name(n) == "batch_norm" and n.args[3] is None]
+    if not norms:
+        return ""
+    return (
+        f" {place(norms[0])} normalises by the statistics of each batch, as in training: a network is saved, "
+        "and exported, after model.eval()."
+    )
 
 
 def _of_fixed_batch(model: Model, say: Callable[[str], None], others: Iterable[Callable[[], Model]]) -> Model:

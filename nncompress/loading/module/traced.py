@@ -27,6 +27,7 @@ from nncompress.loading.module.infer_input import (
     required_inputs,
     stated_form,
 )
+from nncompress.loading.module.nested_padding import trace_as_run
 from nncompress.loading.module.wrappers import take_out_wrappers
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.torchscript import AsScripted, GraphModule
@@ -53,6 +54,7 @@ def traced(
         lengths: of each input, which stay free where the graph allows it.
     """
     take_out_wrappers(module)
+    trace_as_run(module)
     return_dicts(module)
     if callable(example_inputs):
         example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None

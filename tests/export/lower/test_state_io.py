@@ -57,6 +57,22 @@ def test_calls_in_a_row_are_those_of_the_original(tmp_path, model):
     assert state["calls_in"] == 11
 
 
+def test_state_of_a_layer_called_by_a_number_has_a_name(tmp_path):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean of all", torch.zeros(4))
+
+        def forward(self, x):
+            mean = getattr(self, "mean of all")
+            mean.mul_(0.5).add_(x[0].detach())
+            return x + mean
+
+    net = nn.Sequential(nn.Linear(4, 4), Counts(), nn.Linear(4, 2)).eval()
+    report = write(Model.from_module(net, (torch.randn(2, 4),)), tmp_path / "m.onnx")
+    assert list(report.state) == [("state_1_mean_of_all_in", "state_1_mean_of_all_out")]
+
+
 def test_the_mobile_format_has_them_too(tmp_path, model):
     report = write(model, tmp_path / "m.ort")
     assert {given for given, _ in report.state} == {"cache_keys_in", "mean_in", "calls_in"}

@@ -8,6 +8,7 @@ without `keys_in` starts from what the model had stored, which the file keeps as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -53,7 +54,9 @@ def state_as_inputs(model: Model) -> tuple[Model, list[State]]:
         stored: Any
         stored, contents = node.args
         name = str(stored.target)
-        came_in, goes_out = (_free(f"{name.replace('.', '_')}_{end}", taken) for end in ("in", "out"))
+        called = re.sub(r"\W", "_", name)
+        called = f"state_{called}" if called[0].isdigit() else called  # "0.cache" is no name for an argument
+        came_in, goes_out = (_free(f"{called}_{end}", taken) for end in ("in", "out"))
         initial = model.tensor(name).detach()
         with graph.inserting_before(next(iter(graph.nodes))):
             given = graph.placeholder(came_in)

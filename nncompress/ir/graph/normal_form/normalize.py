@@ -13,6 +13,7 @@
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
 | embedding bags whose offsets are values               | what they consist of (`bags`) |
+| batch norms in training mode, beside their statistics | norms that keep none (`batch_statistics`) |
 | norms spelled out by `run_decompositions`             | one op (`recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
 """
@@ -27,6 +28,7 @@ from torch.fx.graph import CodeGen
 
 from nncompress.ir.graph.normal_form.autocast import write_casts
 from nncompress.ir.graph.normal_form.bags import take_bags_apart
+from nncompress.ir.graph.normal_form.batch_statistics import drop_unread_statistics
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
 from nncompress.ir.graph.normal_form.functionalize import functionalize
 from nncompress.ir.graph.normal_form.recompose import recompose
@@ -76,6 +78,7 @@ def normalize(module: fx.GraphModule) -> bool:
     complete = functionalize(module)
     decompose_composites(graph)
     take_bags_apart(graph)
+    drop_unread_statistics(graph)
     recompose(graph)
     _share_computed_weights(graph)
     remove_dead_code(module)

@@ -8,6 +8,7 @@ switches. TorchScript traces, too, have the convolution that all others are made
 |--------------------------------------------------------|----------------------------|
 | `_native_batch_norm_legit_no_training`                 | `batch_norm`, in inference |
 | `_native_batch_norm_legit.no_stats`                    | `batch_norm`, of the batch |
+| `_native_batch_norm_legit_functional`                  | `batch_norm`               |
 | `native_layer_norm`, `native_group_norm`               | `layer_norm`, `group_norm` |
 | `_softmax`, `_log_softmax`                             | `softmax`, `log_softmax`   |
 | `convolution`, `_convolution`                          | `conv2d`, `conv_transpose2d`, …|
@@ -32,6 +33,10 @@ def _of_the_batch(x: Any, weight: Any, bias: Any, training: Any, momentum: Any, 
     return aten.batch_norm.default, (x, weight, bias, None, None, True, momentum, eps, False)
 
 
+def _of_either(x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: Any, *rest: Any) -> Any:
+    return aten.batch_norm.default, (x, weight, bias, mean, var, training, *rest, False)
+
+
 def _layer_norm(x: Any, shape: Any, weight: Any, bias: Any, eps: Any) -> Any:
     return aten.layer_norm.default, (x, shape, weight, bias, eps, False)
 
@@ -43,6 +48,7 @@ def _group_norm(x: Any, weight: Any, bias: Any, n: Any, c: Any, positions: Any, 
 COMPOSED: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten._native_batch_norm_legit.no_stats: _of_the_batch,
+    aten._native_batch_norm_legit_functional.default: _of_either,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
 }

@@ -1,0 +1,38 @@
+"""Masked positions of an encoder hold what a run of it gives there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nncompress
+
+LENGTHS = [[5, 2, 6], [6, 6, 6], [1, 3, 2]]
+
+
+class Encoder(nn.Module):
+    """The mean over all positions, masked or not."""
+
+    def __init__(self, norm: nn.Module | None) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=norm)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=padding).mean(1)
+
+
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm(8), nn.RMSNorm(8)], ids=["none", "layer", "rms"])
+def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None) -> None:
+    torch.manual_seed(0)
+    net = Encoder(norm).eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(3, 6, 8)
+    masks = [torch.arange(6) >= torch.tensor(lengths)[:, None] for lengths in LENGTHS]
+    masks.append(masks[0].roll(1, 1))  # not at the end
+    model = nncompress.load(net, input=(x, masks[0]), notice=lambda sentence: None)
+    for mask in masks:
+        with torch.no_grad():
+            torch.testing.assert_close(model(x, mask), net(x, mask), atol=1e-5, rtol=1e-4)
