@@ -9,13 +9,16 @@ import torch
 from torch import fx
 
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
-MOVES = frozenset(  # every value of the result is one of the operand's, none is computed
-    {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"}
-    | {"contiguous", "clone", "slice", "select", "expand"}
+COPIES = frozenset({"contiguous", "clone", "alias", "detach"})
+RESHAPES = frozenset(  # the same values in the same order
+    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 )
+REORDERS = frozenset({"permute", "transpose", "t"})
+# every value of the result is one of the operand's, none is computed
+MOVES = COPIES | RESHAPES | REORDERS | {"slice", "select", "expand"}
 CLAMPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
 # f(s x) = s f(x) for s > 0, value by value
-HOMOGENEOUS = DROPOUTS | {"contiguous", "clone", "relu", "leaky_relu"}
+HOMOGENEOUS = DROPOUTS | COPIES | {"relu", "leaky_relu"}
 # the same of images [N, C, size…], where no channel looks at another
 HOMOGENEOUS_PER_CHANNEL = frozenset(
     {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"}

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from nncompress.errors import DataError
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.ops import COPIES, RESHAPES, op_name
 
-_SAME_NUMBERS = ("to", "_to_copy", "clone", "view", "reshape", "unsqueeze", "squeeze", "contiguous", "detach")
+_SAME_NUMBERS = COPIES | RESHAPES | {"to", "_to_copy"}
 
 
 def table_rows(model: Model) -> list[int | None]:
@@ -95,7 +95,7 @@ def _ends(node: fx.Node) -> Iterator[tuple[Any, int, str]]:
         return
     first = node.args[0] if node.args else None
     if name == "arange" and value.dim() == 1 and _counts(node):
-        for each in _aliases(node, (*_SAME_NUMBERS, "expand")):
+        for each in _aliases(node, _SAME_NUMBERS | {"expand"}):
             for reader in each.users:
                 if _looks_up(reader, each):
                     yield value.shape[0], _rows(reader), str(getattr(reader.args[0], "target", "a table"))

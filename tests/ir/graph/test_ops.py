@@ -3,13 +3,22 @@
 import pytest
 import torch
 
-from nncompress.ir.graph.ops import DROPOUTS, HOMOGENEOUS, HOMOGENEOUS_PER_CHANNEL, MOVES
+from nncompress.ir.graph.ops import (
+    COPIES,
+    DROPOUTS,
+    HOMOGENEOUS,
+    HOMOGENEOUS_PER_CHANNEL,
+    MOVES,
+    REORDERS,
+    RESHAPES,
+)
 
 aten = torch.ops.aten
 CALLS = dict.fromkeys(DROPOUTS, (0.5, False))
 CALLS |= {f"{kind}_pool{dims}d": ([2] * dims,) for kind in ("max", "avg") for dims in (1, 2, 3)}
 CALLS |= {
     "view": ([-1],),
+    "_unsafe_view": ([-1],),
     "reshape": ([-1],),
     "permute": ([3, 0, 2, 1],),
     "transpose": (1, 2),
@@ -48,5 +57,19 @@ def test_what_is_homogeneous_by_itself_looks_at_single_values(name):
 
 @pytest.mark.parametrize("name", sorted(MOVES))
 def test_moves_give_values_of_their_operand(name):
-    x = torch.randn(2, 4, 6, 5)
+    x = torch.randn(2, 4) if name == "t" else torch.randn(2, 4, 6, 5)
     assert torch.isin(call(name, x), x).all()
+
+
+@pytest.mark.parametrize("name", sorted(COPIES | RESHAPES))
+def test_copies_and_reshapes_keep_the_order(name):
+    x = torch.randn(2, 4, 6, 5)
+    assert torch.equal(call(name, x).flatten(), x.flatten())
+
+
+@pytest.mark.parametrize("name", sorted(REORDERS))
+def test_reorders_keep_every_value_and_not_the_order(name):
+    x = torch.randn(2, 4) if name == "t" else torch.randn(2, 4, 6, 5)
+    moved = call(name, x).flatten()
+    assert torch.equal(moved.sort().values, x.flatten().sort().values)
+    assert not torch.equal(moved, x.flatten())

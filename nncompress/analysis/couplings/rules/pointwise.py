@@ -14,7 +14,7 @@ from torch import fx
 from nncompress.analysis.couplings.labels import Factor, Labels, varying
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value, as_dims
-from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.ops import RESHAPES, op_name
 
 
 def pointwise(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -243,8 +243,7 @@ def average_pool(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 
 def _of_squares(node: Any) -> bool:
-    moved = ("pad", "constant_pad_nd", "unsqueeze", "view", "reshape")
-    while isinstance(node, fx.Node) and op_name(node) in moved:
+    while isinstance(node, fx.Node) and op_name(node) in RESHAPES | {"pad", "constant_pad_nd"}:
         node = node.args[0]
     return isinstance(node, fx.Node) and _squared(node)
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from nncompress.ir.graph.normal_form.decompose import take_apart
-from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.ops import COPIES, DROPOUTS, REORDERS, RESHAPES, op_name
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
@@ -54,14 +54,14 @@ def dodge_defects(program: ExportedProgram) -> None:
 
 def _copy_attention(view: fx.Node) -> None:
     source: Any = view.args[0]
-    if op_name(source) not in ("transpose", "permute") or not _from_attention(source):
+    if op_name(source) not in REORDERS or not _from_attention(source):
         return
     copied = _call(view, aten.clone.default, source, memory_format=torch.contiguous_format)
     view.replace_input_with(source, copied)
 
 
 def _from_attention(node: fx.Node) -> bool:
-    while op_name(node) in ("transpose", "permute", "view", "reshape", "contiguous", "dropout"):
+    while op_name(node) in REORDERS | RESHAPES | COPIES | DROPOUTS:
         node = node.all_input_nodes[0]
     return "attention" in op_name(node)
 

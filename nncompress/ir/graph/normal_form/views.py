@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
-from nncompress.ir.graph.ops import DROPOUTS
+from nncompress.ir.graph.ops import DROPOUTS, REORDERS, RESHAPES
 from nncompress.ir.graph.places import place
 
 aten = torch.ops.aten
@@ -36,12 +36,14 @@ _WHOLE = {
     *DROPOUTS,  # in evaluation
 }
 _RESHAPING = {
-    *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze"),
-    *("squeeze_", "unsqueeze_", "atleast_1d", "atleast_2d", "atleast_3d", "_reshape_alias", "_unsafe_view"),
+    *RESHAPES,
+    *("view_as", "reshape_as", "ravel", "squeeze_", "unsqueeze_", "_reshape_alias"),
+    *("atleast_1d", "atleast_2d", "atleast_3d"),
 }
 _REORDERING = {
-    *("permute", "transpose", "t", "numpy_T", "mT", "mH", "adjoint", "matrix_H", "swapdims", "swapaxes"),
-    *("movedim", "moveaxis", "transpose_", "t_", "swapdims_", "swapaxes_"),
+    *REORDERS,
+    *("numpy_T", "mT", "mH", "adjoint", "matrix_H", "swapdims", "swapaxes", "movedim", "moveaxis"),
+    *("transpose_", "t_", "swapdims_", "swapaxes_"),
 }
 _PARTS = {"split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"}
 _EXPANDING = {"expand", "expand_as", "broadcast_to", "broadcast_tensors"}

@@ -18,28 +18,16 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.ir import Model
-from nncompress.ir.graph.ops import HOMOGENEOUS, op_name
+from nncompress.ir.graph.ops import HOMOGENEOUS, MOVES, op_name
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.weights import Layer, argument
 
 OTHER = -1  # what no channel of the source is
 _BATCH, _UNKNOWN = 3, 7  # example sizes: numbers are moved through tensors that are as small as can be
-_MOVES = frozenset(
-    {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "permute"}
-    | {
-        "transpose",
-        "t",
-        "expand",
-        "broadcast_to",
-        "repeat",
-        "tile",
-        "repeat_interleave",
-        "slice",
-        "narrow",
-        "select",
-    }
-    | {"split", "split_with_sizes", "chunk", "unbind", "getitem", "cat", "flip", "roll", "alias", "detach"}
-)
+_MOVES = MOVES | {
+    *("broadcast_to", "repeat", "tile", "repeat_interleave", "narrow", "split", "split_with_sizes", "chunk"),
+    *("unbind", "getitem", "cat", "flip", "roll"),
+}
 
 
 @dataclass(frozen=True)

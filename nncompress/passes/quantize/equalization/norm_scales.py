@@ -16,23 +16,13 @@ from torch import Tensor, fx
 
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import Groups
-from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.ops import COPIES, DROPOUTS, RESHAPES, op_name
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.quantize.equalization.sources import norm_vectors
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
+KEEPS = COPIES | RESHAPES | DROPOUTS  # the order of values
 ROWS = 256  # outputs of a matrix, spread evenly, that the power is judged on
-MOVES = (
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "flatten",
-    "unsqueeze",
-    "squeeze",
-    "contiguous",
-    "clone",
-    "dropout",
-)
 
 
 class NormScales:
@@ -132,7 +122,7 @@ def _readers(node: fx.Node, products: dict[fx.Node, Layer]) -> dict[fx.Node, Lay
     for user in node.users:
         if user in products and products[user].data is node:
             found[user] = products[user]
-        elif op_name(user) in MOVES and user.args[0] is node and user.meta["val"].shape[-1:] == (width,):
+        elif op_name(user) in KEEPS and user.args[0] is node and user.meta["val"].shape[-1:] == (width,):
             further = _readers(user, products)
             if further is None:
                 return None
