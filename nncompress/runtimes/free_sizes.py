@@ -30,7 +30,7 @@ def usual_sizes(
 
     Args:
         shapes: a str names a free dim, equal names are equal sizes.
-        batch: the dim along which records lie.
+        batch: the dim along which samples lie.
     """
     free = [dim for dim in free_dims(shapes) if not _sum(dim, shapes)]
     candidates = [_candidates(dim, shapes, batch) for dim in free]

@@ -17,7 +17,7 @@ _BATCH_NAMES = ("batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs")
 
 
 def with_named_dims(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-    """The specs with every nameless dim called after its place, and the one along which records lie "batch".
+    """The specs with every nameless dim called after its place, and the one along which samples lie "batch".
 
     That is the dim with a usual name of it; else the first of all inputs, where all are dynamic; else the
     name that most inputs share, among equals one that is a first dim.

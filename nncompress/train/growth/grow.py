@@ -40,7 +40,7 @@ from nncompress.train.growth.settings import AMOUNTS, DEFAULT_BY, GrowSettings
 from nncompress.train.optimizer import Parameters, new_places
 from nncompress.train.settings import TrainSettings
 
-RECORDS = 512  # that need is measured on
+SAMPLES = 512  # that need is measured on
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Growing:
         def step(scale: float) -> Growth:
             wish = replace(self.wish, amount=replace(self.wish.amount, scale=scale))
             return grow_step(
-                model, wish, self.data, limit=RECORDS, batch_size=batch, seed=seed, progress=self.progress
+                model, wish, self.data, limit=SAMPLES, batch_size=batch, seed=seed, progress=self.progress
             )
 
         fit = self.group.agree(lambda: self._fit(step))
