@@ -31,13 +31,13 @@ def exported_once(convert: Callable[..., ONNXProgram]) -> Callable[..., ONNXProg
     kept: dict[bytes, ONNXProgram] = {}
 
     @wraps(convert)
-    def converted(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
+    def converted(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXProgram:
         tensors = {**program.state_dict, **program.constants}
         if not _kept(tensors):
-            return convert(model, program, optimize=optimize)
-        key = _key(tensors, str(program), input_names(model), model.outputs, optimize)
+            return convert(model, program, lookups=lookups)
+        key = _key(tensors, str(program), input_names(model), model.outputs, lookups)
         if key not in kept:
-            kept[key] = convert(model, program, optimize=optimize)
+            kept[key] = convert(model, program, lookups=lookups)
             for value in kept[key].model.graph.initializers.values():  # the model's own until now
                 given = value.const_value
                 assert given is not None

@@ -37,7 +37,7 @@ from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
 from nncompress.export.write.half_floats import narrow
-from nncompress.export.write.onnx_exporter import convert, input_names, optimize_but_lookups, unsupported
+from nncompress.export.write.onnx_exporter import convert, input_names
 from nncompress.export.write.onnx_ops import untranslated
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
@@ -209,21 +209,16 @@ def _convert(model: Model, storage: Storage) -> _Graph:
     model = without_projections(model)
     packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
     try:
-        program = convert(model, packed.exported_program(), optimize=packed is model)
+        program = convert(model, packed.exported_program(), lookups=packed is not model)
     except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
-        model = packed = model.copy()
+        model = model.copy()
         stored, spelled = store_constants(model), spell_out(model)
         if not stored and not spelled:
             raise
         try:
-            program = convert(model, model.exported_program(), optimize=True)
+            program = convert(model, model.exported_program(), lookups=False)
         except UnsupportedError:
             raise refused from None  # which names the layer as the user does
-    if packed is not model:
-        try:
-            optimize_but_lookups(program)
-        except Exception as error:  # passes of onnxscript, on a graph that its own exporter made
-            raise unsupported(error, model) from error
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
     return _Graph(program, model)

@@ -38,29 +38,41 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return lower_dynamic.translations() | attention_onnx.translations() | exporter_defects.translations()
 
 
-def convert(model: Model, program: ExportedProgram, *, optimize: bool) -> ONNXProgram:
+def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXProgram:
+    """The program as ONNX, optimized, with the names of the model's inputs and outputs.
+
+    Args:
+        lookups: codebook lookups stay.
+
+    Raises:
+        UnsupportedError: ONNX has no word for one of its ops.
+    """
     exporter_defects.dodge_defects(program)
     try:
-        with quiet(), exporter_cost.kept(), without_stack_traces():
+        with quiet(), exporter_cost.kept(), without_stack_traces(), torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
                 optimize=False,
-                input_names=input_names(model),
-                output_names=list(model.outputs),
                 custom_translation_table=translations(),
             )
             assert converted is not None
             keep_small_numbers(converted.model)
-            if optimize:
+            if lookups:
+                _optimize_but_lookups(converted)
+            else:
                 converted.optimize()
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise unsupported(error, model) from error
+    graph = converted.model.graph  # named last: the optimizer renames an input that is an output, too
+    for values, names in ((graph.inputs, input_names(model)), (graph.outputs, model.outputs)):
+        for value, name in zip(values, names):
+            value.name = name
     return converted
 
 
-def optimize_but_lookups(program: ONNXProgram) -> None:
+def _optimize_but_lookups(program: ONNXProgram) -> None:
     """What the exporter does by default, but without computing codebook lookups: the file is to be small.
 
     A lookup starts with the casts of its stored bytes and halves; while these stay, all of it does.
@@ -75,9 +87,8 @@ def optimize_but_lookups(program: ONNXProgram) -> None:
         stored = node.op_type == "Cast" and source is not None and source.dtype in short
         return False if stored else None
 
-    with quiet():
-        onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
-        onnxscript.rewriter.onnx_fusions.fuse(program.model)
+    onnxscript.optimizer.optimize_ir(program.model, should_fold=should_fold)
+    onnxscript.rewriter.onnx_fusions.fuse(program.model)
 
 
 def unsupported(error: Exception, model: Model) -> UnsupportedError:

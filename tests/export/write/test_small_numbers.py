@@ -45,3 +45,40 @@ def test_they_count(tmp_path, storage: str) -> None:
         expected = [each.numpy() for each in net(x)]
     for found, right in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
         np.testing.assert_allclose(found, right, rtol=2e-6, atol=1e-6)
+
+
+class Passes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(6, 6)
+        with torch.no_grad():  # of four values, which are packed
+            self.mix.weight.copy_(torch.randint(0, 4, (6, 6)) * 0.5)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return self.mix(x) + 1e-9, mask, x
+
+
+@pytest.mark.parametrize("storage", ["plain", "packed"])
+def test_an_input_that_is_an_output_too_keeps_its_name(tmp_path, storage: str) -> None:
+    given = (torch.randn(2, 6), torch.randn(2, 3))
+    write_onnx(Model.from_module(Passes().eval(), given), tmp_path / "m.onnx", storage=storage)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["x", "mask"]
+    found = session.run(None, {"x": given[0].numpy(), "mask": given[1].numpy()})
+    for value, right in zip(found[1:], (given[1], given[0]), strict=True):
+        np.testing.assert_array_equal(value, right.numpy())
+
+
+class Logarithms(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return nn.functional.logsigmoid(x), torch.logaddexp(x, x.flip(1)), torch.logcumsumexp(x, 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_logarithms_of_sums_of_exponentials_stay_finite(tmp_path, scale: float) -> None:
+    write_onnx(Model.from_module(Logarithms().eval(), (torch.randn(2, 5),)), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(4, 5) * scale
+    x[0, 0] = x[0, 4] = -torch.inf
+    for found, right in zip(session.run(None, {"x": x.numpy()}), Logarithms()(x), strict=True):
+        np.testing.assert_allclose(found, right.numpy(), rtol=1e-5, atol=1e-5)
