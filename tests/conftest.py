@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
-from done_once import exported_once, refreshed_once
+from done_once import exported_once, refreshed_once, traced_once
 
 from nncompress.bench import measure
 from nncompress.bench.latency import model as model_latency
@@ -46,6 +46,7 @@ def _done_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_writer, "convert", exported_once(onnx_writer.convert))
         patch.setattr(Model, "refresh", refreshed_once(Model.refresh))
+        patch.setattr(Model, "from_module", traced_once(Model.from_module))
         yield
 
 
