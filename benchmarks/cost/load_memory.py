@@ -2,7 +2,8 @@
 
     python -m benchmarks.cost.load_memory [--only WORD]
 
-A plain network of linear layers is written in every format at two sizes; each file is read in a process of
+A plain network of linear layers is written in every format, and compressed in those that hold packed weights,
+at two sizes; each file is read in a process of
 its own, whose private memory (`VmData`, what `RLIMIT_DATA` bounds) is looked at every few milliseconds from
 outside. Printed is the most that was there beyond what the imports had taken, as a multiple of the file's
 bytes, at both sizes, and what a further byte of a file takes: the difference of the two, without what every
@@ -28,8 +29,17 @@ SMALLEST, *LAYERS = 1, 16, 64  # of what is read beforehand, of the two that are
 INTERVAL = 0.003  # s
 FORMATS = (
     *("pickled.pt", "state.pt", "state.safetensors", "plain.pt2", "exported.pt2", "traced.pt", "plain.onnx"),
-    *("run plain.onnx", "data plain.npz", "data deflated.npz"),
+    *("clustered.pt2", "sparse.pt2", "int8.pt2", "int4.pt2", "lowrank.pt2", "entropy.pt2"),
+    *("state-clustered.safetensors", "int8.onnx", "int4.onnx"),
+    *("run plain.onnx", "run int8.onnx", "run plain.xml", "data plain.npz", "data deflated.npz"),
 )
+PASSES = {  # whose files hold packed weights, or factors
+    "clustered": "cluster:codebook=16",
+    "sparse": "prune:sparsity=0.9",
+    "int8": "quantize:mode=weights",
+    "int4": "quantize:mode=weights,weight-bits=4,group-size=64",
+    "lowrank": "factorize:params=0.5",
+}
 
 
 def main() -> None:
@@ -50,12 +60,16 @@ def main() -> None:
 
 
 def report(row: str, folders: list[Path]) -> None:
-    sizes = [(folder / row.split()[-1]).stat().st_size for folder in folders]
+    sizes = [sum(file.stat().st_size for file in files_of(folder / row.split()[-1])) for folder in folders]
     takes = [most_taken(row, folder) for folder in folders]
     small, large = (take / size for take, size in zip(takes, sizes))
     further = (takes[1] - takes[0]) / (sizes[1] - sizes[0])
     mebibytes = "/".join(f"{size >> 20}" for size in sizes)
     print(f"{row:20} {mebibytes:>11} {small:10.1f} {large:5.1f} {further:15.1f}", flush=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
 def network(layers: int) -> nn.Sequential:
@@ -65,6 +79,7 @@ def network(layers: int) -> nn.Sequential:
 
 def write(folder: Path, layers: int) -> None:
     import nncompress
+    from nncompress import export
 
     folder.mkdir()
     net, x = network(layers), torch.randn(2, WIDTH)
@@ -74,8 +89,14 @@ def write(folder: Path, layers: int) -> None:
     batch = torch.export.Dim("batch")
     torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: batch},)), folder / "exported.pt2")
     model = nncompress.load(net, input=x)
-    for name in ("plain.pt2", "plain.onnx", "state.safetensors"):
+    for name in ("plain.pt2", "plain.onnx", "state.safetensors", "plain.xml"):
         nncompress.save(model, folder / name)
+    export.write(model, folder / "entropy.pt2", storage="entropy")
+    for name, each in PASSES.items():
+        made = nncompress.compress(model, [each])
+        for file in (f"{name}.pt2", f"state-{name}.safetensors", f"{name}.onnx"):
+            if any(row.endswith(file) for row in FORMATS):
+                nncompress.save(made, folder / file)
     values = np.random.default_rng(0).integers(0, 4, (layers * WIDTH, WIDTH)).astype(np.float32)
     np.savez(folder / "plain.npz", x=values)
     np.savez_compressed(folder / "deflated.npz", x=values)

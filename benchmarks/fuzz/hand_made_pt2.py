@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -81,7 +82,9 @@ def archive(given: Mapping[str, Given], graph: Item) -> bytes:
 
 def tensor_meta(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Item:
     """What a file says of a tensor, or of one of another shape."""
-    strides = tensor.stride() if shape is None else torch.empty(shape, device="meta").stride()
+    strides = tensor.stride()
+    if shape is not None:  # which may be too large for any tensor of torch's
+        strides = tuple(prod(max(size, 1) for size in shape[dim + 1 :]) for dim in range(len(shape)))
     return {
         "dtype": DTYPES[tensor.dtype],
         "sizes": [{"as_int": size} for size in (tensor.shape if shape is None else shape)],

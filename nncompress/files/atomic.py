@@ -205,6 +205,8 @@ def _mode(target: Path) -> int:
 
 
 def _failure(target: Path, error: OSError) -> OutputError:
+    while target.parent.name == NEW and target.parent.parent.name.endswith(SUFFIX):  # written to be moved
+        target = target.parents[2] / target.name
     reason, remedy = why_and_remedy(error, target.parent)
     return OutputError(f"cannot write {target}", got=reason, remedy=remedy)
 

@@ -16,7 +16,8 @@ from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.named_dims import with_named_dims
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.loops import check_loops, ended_in_time
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -41,12 +42,20 @@ class OnnxRuntimeRunner(Runner):
     Raises:
         ModelFileError: not an ONNX file that ONNX Runtime reads.
         UnsafeFileError: its external data lies outside its folder.
-        UnsupportedError: inputs or outputs that are not tensors, or operators the runtime lacks.
+        UnsupportedError: inputs or outputs that are not tensors, operators the runtime lacks, or loops of
+            too many turns.
+
+    Attributes:
+        patience: seconds after which a run is ended; None: never.
     """
+
+    patience: float | None = None
 
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, threads: int, *, optimised: bool = True) -> None:
+        if path.suffix.lower() == ".onnx" and path.is_file() and path.stat().st_size:
+            _check_loops(path)
         options = onnxruntime.SessionOptions()
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -94,13 +103,26 @@ class OnnxRuntimeRunner(Runner):
 
         def call() -> Sequence[np.ndarray]:
             try:
-                return session.run(outputs, feed, run_options)
+                with ended_in_time(run_options, self.patience):
+                    return session.run(outputs, feed, run_options)
+            except UnsupportedError:
+                raise
             except Exception as problem:
                 raise DataError(
                     "ONNX Runtime could not run the model on this input", got=_message(problem)
                 ) from problem
 
         return call
+
+
+def _check_loops(path: Path) -> None:
+    """As `check_loops`; what is wrong with a file otherwise, the runtime says."""
+    try:
+        check_loops(path)
+    except UnsupportedError:
+        raise
+    except Exception:  # protobuf and onnx raise all kinds for a damaged file
+        return
 
 
 def states_of(metadata: Mapping[str, str]) -> dict[str, str]:

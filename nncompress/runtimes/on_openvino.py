@@ -27,7 +27,7 @@ from nncompress.extras import need, version
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # ours -> INFERENCE_PRECISION_HINT

@@ -173,6 +173,20 @@ def test_a_table_that_all_records_share(data):
     assert evaluate(lambda x, t: x @ t, dataset).samples == 10
 
 
+def test_of_a_large_batch_that_is_fixed_few_samples_are_run_alone():
+    """A file of 1 kB that fixed a batch of 2^20 was loaded for minutes: a run for each of its samples."""
+    count, runs = 2**14, []
+    specs, x = [InputSpec("x", "float32", (count, 2))], (torch.randn(count, 2),)
+
+    def counted(x):
+        runs.append(len(x))
+        return x.relu()
+
+    assert dependence(counted, specs, x, alone=True) == 0
+    assert len(runs) < 20
+    assert dependence(lambda x: x.cumsum(0), specs, x, alone=True) > 0.1
+
+
 def test_dependence_sees_time_and_mixing():
     specs = [InputSpec("x", "float32", ("batch", 4, 8))]
     x = (torch.randn(3, 4, 8),)

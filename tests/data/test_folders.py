@@ -1,5 +1,6 @@
 """Shards, tensors, masks and sounds."""
 
+import tracemalloc
 import wave
 
 import numpy as np
@@ -188,6 +189,20 @@ def test_channels_are_a_dim_where_the_model_takes_them(tmp_path):
     assert (batch.inputs[0][0] > 0).tolist() == [[True] * 4, [False] * 4]
     with pytest.raises(DataError, match="2 channels"):
         open_data(str(tmp_path), mono(4))
+
+
+def test_of_a_long_sound_no_more_is_read_than_the_model_takes(tmp_path):
+    """It was read whole, in four forms at once: 18 bytes for each of 2."""
+    write_wav(tmp_path / "a.wav", np.linspace(-0.9, 0.9, 2**20))
+    for length, most in ((2**10, 2**20), (2**20, 2**24)):
+        tracemalloc.start()
+        batch = next(iter(open_data(str(tmp_path), mono(length)).batches(1)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most
+        np.testing.assert_allclose(
+            batch.inputs[0][0].numpy(), np.linspace(-0.9, 0.9, 2**20)[:length], atol=1e-4
+        )
 
 
 def test_rates_that_differ_and_damaged_files_are_messages(tmp_path):

@@ -190,6 +190,15 @@ def test_a_system_call_that_fails_is_one_error_and_leaves_the_old_file(tmp_path,
     assert not leftovers(tmp_path)
 
 
+def test_a_file_that_is_written_to_be_moved_is_named_as_the_user_knows_it(tmp_path):
+    with (
+        pytest.raises(OutputError, match=rf"cannot write {tmp_path / 'm.pt2'}\n"),
+        replacing(tmp_path / "m.pt2") as outer,
+        replacing(outer),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_folder_of_temporary_files_is_named_with_its_remedy(tmp_path, monkeypatch):
     scratch, target = tmp_path / "scratch", tmp_path / "out" / "m.pt2"
     target.parent.mkdir()

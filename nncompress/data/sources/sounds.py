@@ -3,6 +3,7 @@
 .wav of whole numbers of 8, 16, 24 or 32 bits (PCM), scaled to -1 … 1; all else (.flac, .ogg, .mp3, floats in
 .wav) by soundfile. Where the model says how many samples it takes,
 longer files are cut at their end and shorter ones filled up with silence; else all are as long as the first.
+They are read block by block, no farther than the model takes, into the float32 numbers that it is given.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MAGIC = (  # what such files begin with, beside .wav
     b"\xff\xf3",
     b"\xff\xf2",
 )
-SIZE_IN_MEMORY = 16  # bytes of a sample of .wav while it is read: as stored, as float64, as float32
+SIZE_IN_MEMORY = 8  # bytes of a number: as float32 here, and in its batch
+BLOCK = 2**18  # bytes that are read at a time
 MOST_NUMBERS = 2**28  # of one sound: an hour and a half of 48 kHz
 
 
@@ -70,10 +72,10 @@ class SoundSource:
         rate: int | None = None,
     ) -> None:
         self._sounds = sounds
-        self._length: int | None = None
-        first, first_rate = _read(sounds[0])
-        self._rate, self._rate_of = rate or first_rate, sounds[0].name if rate is None else "their column"
-        shape: tuple[int | str, ...] = (first.shape[1],) if len(first) == 1 else first.shape
+        first = _read(sounds[0], 1)
+        self._rate, self._rate_of = rate or first.rate, sounds[0].name if rate is None else "their column"
+        channels, frames = len(first.numbers), first.frames
+        shape: tuple[int | str, ...] = (frames,) if channels == 1 else (channels, frames)
         if expected is not None:
             if len(expected) != 1 or len(expected[0].shape) not in (2, 3):
                 raise DataError(
@@ -85,8 +87,10 @@ class SoundSource:
         length = shape[-1]
         self._channels = shape[0] if len(shape) == 2 else None
         self._fixed = isinstance(length, int) and expected is not None
-        self._length = length if isinstance(length, int) else first.shape[1]
-        self.fields: tuple[Field, ...] = (Field("sounds", "float32", self._one(0).shape),)
+        self._length = length if isinstance(length, int) else frames
+        self._check(first, sounds[0].name)
+        given = (self._length,) if self._channels is None else (channels, self._length)
+        self.fields: tuple[Field, ...] = (Field("sounds", "float32", given),)
         self.class_names = class_names
         self.has_labels = class_names is not None
         self.classes = None if class_names is None else len(class_names)
@@ -102,33 +106,53 @@ class SoundSource:
 
     def _one(self, index: int) -> np.ndarray:
         name = self._sounds[index].name
-        sound, rate = _read(self._sounds[index])
-        if rate != self._rate:
+        sound = _read(self._sounds[index], self._length)
+        self._check(sound, name)
+        numbers = sound.numbers
+        if (missing := self._length - numbers.shape[1]) > 0:
+            numbers = np.pad(numbers, ((0, 0), (0, missing)))
+        return numbers[0] if self._channels is None else numbers
+
+    def _check(self, sound: _Sound, name: str) -> None:
+        """Refuse one that is not as the others, or as the model takes them.
+
+        Raises:
+            DataError: saying in what.
+        """
+        if sound.rate != self._rate:
             raise DataError(
                 f"{name} has another sample rate than {self._rate_of}",
-                got=f"{rate} Hz",
+                got=f"{sound.rate} Hz",
                 expected=f"{self._rate} Hz",
                 remedy="bring all files to one rate",
             )
         channels = 1 if self._channels is None else self._channels
-        if isinstance(channels, int) and len(sound) != channels:
+        if isinstance(channels, int) and len(sound.numbers) != channels:
             raise DataError(
-                f"{name} has {len(sound)} channels", expected=str(channels), remedy="mix it down, or split it"
+                f"{name} has {len(sound.numbers)} channels",
+                expected=str(channels),
+                remedy="mix it down, or split it",
             )
-        length = self._length or 0
-        if not self._fixed and sound.shape[1] != length:
+        if not self._fixed and sound.frames != self._length:
             raise DataError(
                 f"{name} is not as long as {self._sounds[0].name}",
-                got=f"{sound.shape[1]} samples",
-                expected=str(length),
-                remedy=f"cut them to one length; or state it: --input 1x{length}",
+                got=f"{sound.frames} samples",
+                expected=str(self._length),
+                remedy=f"cut them to one length; or state it: --input 1x{self._length}",
             )
-        sound = np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
-        return sound[0] if self._channels is None else sound
 
 
-def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
-    """float32 [channels, samples], and the sample rate.
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """The beginning of a sound, float32 [channels, samples]; how many samples it has in all; its rate."""
+
+    numbers: np.ndarray
+    frames: int
+    rate: int
+
+
+def _read(sound: EncodedSound, most: int) -> _Sound:
+    """The first `most` samples.
 
     Raises:
         DataError: it is none.
@@ -138,7 +162,7 @@ def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
     size = content.stat().st_size if isinstance(content, Path) else len(content)
     source = str(content) if isinstance(content, Path) else io.BytesIO(content)
     try:
-        return _wave(source, size)
+        return _wave(source, size, most)
     except wave.Error as problem:
         begins = content[:12] if isinstance(content, bytes) else _first_bytes(content)
         floats = str(problem).startswith("unknown format")
@@ -154,11 +178,12 @@ def _read(sound: EncodedSound) -> tuple[np.ndarray, int]:
 
         source = str(content) if isinstance(content, Path) else io.BytesIO(content)
         with soundfile.SoundFile(source) as file:
-            numbers = file.frames * file.channels
-            if not 0 < numbers <= MOST_NUMBERS:
+            if not 0 < file.frames * file.channels <= MOST_NUMBERS:
                 raise ValueError(f"{file.frames} samples in {file.channels} channels")
-            check_allocation(16 * numbers, sound.name)
-            return file.read(dtype="float32", always_2d=True).T, file.samplerate
+            taken = min(file.frames, most)
+            check_allocation(SIZE_IN_MEMORY * taken * file.channels, sound.name)
+            numbers = file.read(taken, dtype="float32", always_2d=True).T
+            return _Sound(numbers, file.frames, file.samplerate)
     except (DataError, MissingExtraError):
         raise
     except Exception as problem:  # soundfile's own
@@ -170,26 +195,39 @@ def _first_bytes(path: Path) -> bytes:
         return file.read(12)
 
 
-def _wave(source: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:
+def _wave(source: str | io.BytesIO, size: int, most: int) -> _Sound:
     with wave.open(source, "rb") as file:
         width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
         if frames * width * channels > size:
             raise ValueError(f"{frames} samples in {size} bytes")
-        check_allocation(SIZE_IN_MEMORY * frames * channels, "a sound")
-        content, rate = file.readframes(frames), file.getframerate()
-    if len(content) != frames * width * channels:
-        raise ValueError("the file was cut off")
+        if not frames:
+            raise ValueError("no samples")
+        file.setpos(frames - 1)
+        if len(file.readframes(1)) != width * channels:
+            raise ValueError("the file was cut off")
+        file.rewind()
+        taken = min(frames, most)
+        check_allocation(SIZE_IN_MEMORY * taken * channels, "a sound")
+        numbers, step = np.empty((channels, taken), np.float32), max(BLOCK // (width * channels), 1)
+        for start in range(0, taken, step):
+            count = min(step, taken - start)
+            content = file.readframes(count)
+            if len(content) != count * width * channels:
+                raise ValueError("the file was cut off")
+            numbers[:, start : start + count] = _scaled(content, width).reshape(-1, channels).T
+        return _Sound(numbers, frames, file.getframerate())
+
+
+def _scaled(content: bytes, width: int) -> np.ndarray:
+    """Whole numbers of `width` bytes as float64 of -1 … 1."""
     if width == 3:  # the upper three of four bytes
         padded = np.zeros((len(content) // 3, 4), np.uint8)
-        padded[:, 1:] = np.frombuffer(content, np.uint8)[: 3 * len(padded)].reshape(-1, 3)
+        padded[:, 1:] = np.frombuffer(content, np.uint8).reshape(-1, 3)
         numbers = padded.view("<i4")[:, 0]
     else:
         numbers = np.frombuffer(content, {1: "u1", 2: "<i2", 4: "<i4"}[width])
     scaled = numbers.astype(np.float64) - (128 if width == 1 else 0)
-    scaled /= 2.0 ** (8 * (4 if width == 3 else width) - 1)
-    if not scaled.size:
-        raise ValueError("no samples")
-    return scaled.reshape(-1, channels).T.astype(np.float32), rate
+    return scaled / 2.0 ** (8 * (4 if width == 3 else width) - 1)
 
 
 def _unreadable(name: str, problem: Exception) -> DataError:

@@ -49,7 +49,7 @@ from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.exact_copy import write_exact
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.targets import TARGETS, Target
 from nncompress.targets.written_for import described, record
 from nncompress.version import __version__

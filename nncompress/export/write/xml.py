@@ -22,7 +22,7 @@ from nncompress.files.atomic import replacing
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
 from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 from nncompress.targets import TARGETS
 from nncompress.targets.written_for import record

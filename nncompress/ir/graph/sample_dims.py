@@ -21,14 +21,17 @@ INDEPENDENT = (
 )
 Run = Callable[..., Any]
 
+MOST_ALONE = 8  # samples of a fixed batch that are run by themselves: a file may fix a million
+
 
 def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], alone: bool) -> float | None:
     """How far a sample's outputs move with the other samples of its batch, relative to their size.
 
-    Every sample is looked at: in a causal model, samples along time leave the first alone. And in both
-    orders: a sort, or a running maximum, leaves alone what lies in its order. And among more samples: what
-    takes the third after it, round the batch, takes itself among three. 0 for independent samples, up to
-    rounding; infinite where no output has one row per sample.
+    Every sample is looked at (of more than `MOST_ALONE` so many, the first and the last among them): in a
+    causal model, samples along time leave the first alone. And in both orders: a sort, or a running maximum,
+    leaves alone what lies in its order. And among more samples: what takes the third after it, round the
+    batch, takes itself among three. 0 for independent samples, up to rounding; infinite where no output has
+    one row per sample.
 
     Args:
         alone: the model takes a single sample, so each is run by itself; else among its copies.
@@ -42,7 +45,7 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
         with torch.no_grad():
             forth = _outputs(run, specs, inputs, range(count))
             size, back = _backwards(run, specs, inputs, count)
-            for place in range(count):
+            for place in _spread(count):
                 # among copies of itself; another order alone would not show in a sum over all samples
                 others, now = (1, 0) if alone else (count, place)
                 apart = _outputs(run, specs, inputs, [place] * others)
@@ -52,6 +55,11 @@ def dependence(run: Run, specs: Sequence[InputSpec], inputs: Sequence[Tensor], a
     except (NNCompressError, RuntimeError, IndexError, ValueError):
         return None
     return max((each for each in found if each is not None), default=math.inf)
+
+
+def _spread(count: int) -> list[int]:
+    most = min(count, MOST_ALONE)
+    return [i * (count - 1) // (most - 1) for i in range(most)]
 
 
 def _backwards(

@@ -15,6 +15,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.loading.onnx.stored import Store, attribute_of, inner_graphs, is_host
 from nncompress.loading.onnx.values import Value, as_tensor, items, numbers
 
+MOST_UNROLLED = 20_000  # nodes, as in a run of TorchScript
 Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
 RULES: dict[str, Rule] = {}  # "Conv", or "com.microsoft.Gelu" -> what computes it
 
@@ -158,12 +159,28 @@ class Call:
         )
 
 
+def check_unrolled(ops: int) -> None:
+    """Refuse more ops than an export can take.
+
+    Raises:
+        UnsupportedError: they are more.
+    """
+    if ops > MOST_UNROLLED:
+        raise UnsupportedError(
+            "the loops of the ONNX graph are not read: unrolled they are too many ops",
+            got=f"{ops:,}",
+            expected=f"at most {MOST_UNROLLED:,}",
+            remedy="export the model with fewer turns",
+        )
+
+
 class Walk:
     """Values by name while a graph is walked; the graphs inside nodes see those outside."""
 
     def __init__(self, graph: onnx.GraphProto, store: Store, opset: int, outside: Walk | None = None) -> None:
         self.graph, self.store, self.opset, self._outside = graph, store, opset, outside
         self._values: dict[str, Value] = {}
+        self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
 
     def run(self, inputs: dict[str, Value]) -> list[Value]:
         """Outputs of the graph."""
@@ -173,6 +190,8 @@ class Walk:
             found = RULES.get(key)
             if found is None:
                 raise Missing(key, f"node {node.name or key}")
+            if self._outside is not None:
+                self._outside.count_unrolled()
             call = Call(node, self)
             made = found(call)
             call.finish()
@@ -181,6 +200,18 @@ class Walk:
                 if name and result is not None:
                     self._values[name] = result
         return [self.value(output.name) for output in self.graph.output]
+
+    def count_unrolled(self) -> None:
+        """One more node that is inside another.
+
+        Raises:
+            UnsupportedError: loops in loops make too many of them.
+        """
+        if self._outside is not None:
+            self._outside.count_unrolled()
+            return
+        self._unrolled += 1
+        check_unrolled(self._unrolled)
 
     def how_many(self, op: str) -> int:
         """Nodes of that type in the whole graph, those inside others included."""

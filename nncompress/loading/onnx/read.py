@@ -30,13 +30,14 @@ from nncompress.ir.python_names import is_argument_name
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
-from nncompress.loading.onnx.interpreter import Missing, OnnxModule, missing_ops
+from nncompress.loading.onnx.interpreter import Missing, OnnxModule, check_unrolled, missing_ops
 from nncompress.loading.onnx.rules import dynamic
 from nncompress.loading.onnx.sizes import Input, batch_dim, choose_sizes, examples, input_of
 from nncompress.loading.onnx.stored_weights import spell_stored
 from nncompress.runtimes.exact_copy import spell_dynamic_lstms, write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
+from nncompress.runtimes.onnx_files.loops import stated_ops
 
 ROUNDING = (
     "DequantizeLinear",
@@ -46,6 +47,7 @@ ROUNDING = (
     "DynamicQuantizeLSTM",
 )
 INSTEAD = "bench and eval run the file as it is; to compress it, load the model that it came from"
+PATIENCE = 60  # seconds, for a run of a graph with loops
 OURS = "nncompress."  # what our own files say of themselves begins with this
 
 
@@ -83,6 +85,9 @@ def read_onnx(
             remedy=INSTEAD,
         )
     runner = open_onnx(path, 1)  # which refuses most of what does not fit together
+    if any(node.op_type in ("Loop", "Scan") for node in proto.graph.node):
+        check_unrolled(stated_ops(proto.graph) - len(proto.graph.node))
+        runner.patience = PATIENCE
     module = _module(proto, path, states)
     inputs = [input_of(value, path) for value in module.inputs]
     remembered = record.metadata.pop("sizes", {})

@@ -19,7 +19,7 @@ from nncompress.export.write import onnx as writer
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 from nncompress.runtimes import exact_copy, on_onnxruntime, open_artifact
-from nncompress.runtimes.saturation import overflows, saturating_weights
+from nncompress.runtimes.onnx_files.saturation import overflows, saturating_weights
 from nncompress.targets import TARGETS
 from tests.export.lower.test_lower_int8 import quantized
 from tests.passes.quantize.test_quantize import Records

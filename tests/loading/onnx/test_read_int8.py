@@ -23,7 +23,7 @@ from nncompress.loading.onnx.interpreter import RULES
 from nncompress.passes import Context
 from nncompress.pipeline import run
 from nncompress.recipe import parse_pass
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 
 
 def agree(read, model, inputs, tolerance=1e-5):

@@ -23,7 +23,7 @@ from nncompress.loading import load_model
 from nncompress.passes import Context
 from nncompress.pipeline import run
 from nncompress.recipe import parse_pass
-from nncompress.runtimes.saturation import saturating_weights
+from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.targets import TARGETS
 
 

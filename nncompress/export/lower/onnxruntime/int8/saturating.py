@@ -1,8 +1,8 @@
 """Weights as unsigned bytes on x86 processors without VNNI, where signed ones give wrong sums.
 
-What overflows there, and why: `nncompress.runtimes.saturation`. Weights w with the zero point 0 are stored
-as w + 128 with the zero point 128: the same numbers, and right sums, by a slower kernel. Weights of 7 bits
-cannot overflow and keep the faster one.
+What overflows there, and why: `nncompress.runtimes.onnx_files.saturation`. Weights w with the zero point 0
+are stored as w + 128 with the zero point 128: the same numbers, and right sums, by a slower kernel. Weights
+of 7 bits cannot overflow and keep the faster one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from nncompress.devices import processor
 from nncompress.export.lower.onnxruntime.edit import array, insert, producer, store
-from nncompress.runtimes.saturation import overflows
+from nncompress.runtimes.onnx_files.saturation import overflows
 
 
 def lower_saturating(graph: ir.Graph) -> int:

@@ -1,0 +1,1 @@
+"""What an `.onnx` says of itself, read before it is run."""
