@@ -11,12 +11,15 @@ depend on a size that is not known: writing them down would fix the size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from nncompress.ir.torch_logs import unlogged
 
@@ -143,7 +146,7 @@ def _steps(node: fx.Node, operands: list[fx.Node], by: Callable[..., Any]) -> fx
 
     environment = getattr(tensors[0].fake_mode, "shape_env", None)  # type: ignore[attr-defined]
     try:
-        with unlogged(), environment.error_on_new_guards() if environment is not None else torch.no_grad():
+        with unlogged(), _without_guards(environment):
             steps = make_fx(call, decomposition_table={}, tracing_mode="real")(*values)
     except Exception:  # whatever a kernel raises on fake tensors, and guards on sizes
         return None
@@ -151,3 +154,26 @@ def _steps(node: fx.Node, operands: list[fx.Node], by: Callable[..., Any]) -> fx
     stored = any(s.op == "get_attr" for s in steps.graph.nodes)
     itself = any(s.target is target for s in steps.graph.nodes)
     return steps if known and not stored and not itself else None
+
+
+@contextmanager
+def _without_guards(environment: Any) -> Iterator[None]:
+    """Meanwhile a question on a free size is an error, but for whether it is 0 or 1: torch.export takes every
+    free size for more, and forgets it in a file, of which it then asks again."""
+    if environment is None:
+        yield
+        return
+    before = dict(environment.var_to_range)
+    several = ValueRanges(2, int_oo)
+    try:
+        environment.var_to_range.update(
+            (size, bounds & several)
+            for size, bounds in before.items()
+            if bounds.upper >= 2 and not environment.is_unbacked_symint(size)
+        )
+        environment._update_version_counter()  # what it has worked out before
+        with environment.error_on_new_guards():
+            yield
+    finally:
+        environment.var_to_range.update(before)
+        environment._update_version_counter()
