@@ -98,7 +98,8 @@ def input_specs(
     """The inputs of `module` (made from `program`), and the bounds of their dynamic dims by name.
 
     Args:
-        known: specs from before, whose names of dims and integer ranges are carried over.
+        known: specs from before, whose names (torch.export writes them in lower case), names of dims and
+            integer ranges are carried over.
 
     Raises:
         UnsupportedError: an input is not a tensor.
@@ -109,7 +110,7 @@ def input_specs(
     dims: dict[str, str] = {}  # sympy symbol -> our name
     batch = None if known else _batch_symbol(placeholders)
     dynamic: dict[str, tuple[int, int | None]] = {}
-    specs = []
+    specs: list[InputSpec] = []
     for position, node in enumerate(placeholders):
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
@@ -132,7 +133,8 @@ def input_specs(
             shape.append(dims[symbol])
         spec = InputSpec(name, dtype_name(value.dtype), tuple(shape))
         if old is not None:
-            spec = replace(old, name=spec.name, dtype=spec.dtype, shape=spec.shape)
+            kept = old.name if old.name not in {each.name for each in specs} else spec.name
+            spec = replace(old, name=kept, dtype=spec.dtype, shape=spec.shape)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
             low, high = _integer_range(module, node, examples.get(node))
             spec = replace(spec, low=low, high=high)

@@ -17,6 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir.python_names import is_argument_name
 from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
 
@@ -45,7 +46,9 @@ def trace(
         ):
             warnings.simplefilter("ignore")
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-            return program.run_decompositions({}) if _is_transformed(program) else program
+            program = program.run_decompositions({}) if _is_transformed(program) else program
+            _name_inputs(program, module)
+            return program
     except Exception as error:  # torch.export raises whatever the traced code raises
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         remedy = "keep data-dependent Python control flow out of forward(), and check the input's shape"
@@ -58,6 +61,17 @@ def trace(
             got=f"{type(error).__name__}: {reason[:300]}",
             remedy=remedy,
         ) from error
+
+
+def _name_inputs(program: ExportedProgram, module: torch.nn.Module) -> None:
+    """Inputs are called as in forward(): torch.export writes them in lower case, and in ASCII."""
+    names: dict[str, list[str]] = {}
+    for name in filter(is_argument_name, inspect.signature(module.forward).parameters):
+        names.setdefault(re.sub("[^a-zA-Z0-9]", "_", name).lower(), []).append(name)
+    own = {*program.graph_signature.user_inputs}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in own and len(names.get(node.name, ())) == 1:
+            (node.target,) = names[node.name]
 
 
 def _is_transformed(program: ExportedProgram) -> bool:

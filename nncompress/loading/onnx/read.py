@@ -239,7 +239,7 @@ def _named(error: UnsupportedError, path: Path) -> UnsupportedError:
         if isinstance(cause, UnsupportedError) and cause is not error:
             return cause
         cause = cause.__cause__ or cause.__context__
-    return error
+    return UnsupportedError(f"{path}: {error.what}", got=error.got, remedy=INSTEAD)
 
 
 def _rename(model: Model, inputs: list[Input], outputs: list[str]) -> None:

@@ -65,6 +65,7 @@ SIZE = plain(int, lambda value: 0 <= value < 2**48)
 TEXT = plain(str, lambda value: len(value) < 10_000)
 NAME = plain(str, is_identifier)
 NAME_OR_EMPTY = plain(str, lambda value: value == "" or is_identifier(value))
+ARGUMENT_NAME = plain(str, lambda value: len(value) < 1000 and value.isidentifier())  # of any script
 DOTTED = plain(str, is_parameter_name)
 _SYMBOL = re.compile(r"[a-z]{1,8}[0-9]{1,10}")
 SYMBOL = plain(str, lambda value: _SYMBOL.fullmatch(value) is not None)
@@ -241,7 +242,7 @@ CALL_SIGNATURE = record(
     outputs=dropped([]),
     in_spec=_treespec(is_identifier),
     out_spec=_treespec(lambda key: len(key) < 500),
-    forward_arg_names=optional(listed(NAME)),
+    forward_arg_names=optional(listed(ARGUMENT_NAME)),
 )
 
 

@@ -9,8 +9,10 @@ import nncompress
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.errors import UsageError
+from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
+from nncompress.loading import load_model
 
 
 class Residual(nn.Module):
@@ -354,3 +356,31 @@ def test_arguments_that_a_file_gives_by_name_are_given_by_position():
         names.index("padding") + 1
     ]
     torch.testing.assert_close(model(x), program.module()(x))
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, Image, mask_2D, größe, X, x):
+        return self.layer(Image) * mask_2D + größe + X - x
+
+
+def test_inputs_are_called_as_forward_calls_them_in_every_file(tmp_path):
+    """Upper case and other scripts, too: torch.export knows neither. Of X and x, one keeps its name."""
+    xs = tuple(torch.randn(5, 2, 4))
+    model = Model.from_module(Named(), xs)
+    names = [spec.name for spec in model.inputs]
+    assert names[:3] == ["Image", "mask_2D", "größe"]
+    assert len(set(names)) == 5
+    model.refresh()
+    for suffix in (".pt2", ".onnx"):
+        write(model, tmp_path / f"m{suffix}")
+        read = load_model(tmp_path / f"m{suffix}")
+        assert [spec.name for spec in read.inputs] == names
+        torch.testing.assert_close(read(*xs), model(*xs))
+    write(load_model(tmp_path / "m.onnx"), tmp_path / "again.pt2")
+    assert [spec.name for spec in load_model(tmp_path / "again.pt2").inputs] == names
+    torch.export.save(torch.export.export(Named(), xs), tmp_path / "torch.pt2")
+    load_model(tmp_path / "torch.pt2")

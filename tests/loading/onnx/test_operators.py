@@ -3,9 +3,10 @@
 from collections import Counter
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 from torch import nn
 
@@ -91,6 +92,25 @@ def test_operators_compute_what_the_standard_says():
     assert right > 5 * refused
     assert len(RULES) > 150
     assert missing
+
+
+def test_values_are_clipped_to_what_the_input_says(tmp_path):
+    """As spectrograms are: to a range below their own peak."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["peak"], keepdims=0),
+        helper.make_node("Sub", ["peak", "range"], ["least"]),
+        helper.make_node("Clip", ["x", "least"], ["y"]),
+        helper.make_node("Clip", ["y", "", "least"], ["z"]),
+    ]
+    floats = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 5]) for name in "xyz"]
+    stored = [helper.make_tensor("range", TensorProto.FLOAT, [], [0.5])]
+    graph = helper.make_graph(nodes, "clip", floats[:1], floats[1:], stored)
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(file, tmp_path / "m.onnx")
+    model, x = nncompress.load(tmp_path / "m.onnx", notice=str), torch.randn(7, 5)
+    least = x.max() - 0.5
+    for got, expected in zip(model(x), (x.maximum(least), torch.full_like(x, least)), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_normalization_by_what_the_batch_has_is_read_with_its_gradient(tmp_path):

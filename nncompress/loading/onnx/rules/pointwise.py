@@ -219,17 +219,15 @@ def clip(call: Call) -> Value:
             stored = call.walk.known(call._node.input[position + 1])
             bounds[position] = scalar(stored) if stored is not None else bound
     bounds = [None if isinstance(v, float) and math.isinf(v) else v for v in bounds]
+    if any(isinstance(v, Tensor) for v in bounds):  # of the input: not to be compared with anything
+        return torch.clamp(x, *(None if v is None else torch.as_tensor(v, dtype=x.dtype) for v in bounds))
     if bounds == [None, None]:
         return x
     if bounds == [0.0, None]:
         return torch.relu(x)
-    if all(v is None or not isinstance(v, Tensor) for v in bounds):
-        return (
-            F.hardtanh(x, *bounds)
-            if None not in bounds and x.is_floating_point()
-            else torch.clamp(x, *bounds)
-        )
-    return torch.clamp(x, *(None if v is None else torch.as_tensor(v, dtype=x.dtype) for v in bounds))
+    if None not in bounds and x.is_floating_point():
+        return F.hardtanh(x, *bounds)
+    return torch.clamp(x, *bounds)
 
 
 @rule("IsInf")
