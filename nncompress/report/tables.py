@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nncompress.results import CompareResult, EvalResult, MetricDifference, PairedResult
     from nncompress.zoo.registry import Architecture
 
+LARGE = 1e-2  # a difference that says nothing without the size of the outputs
 SHOWN_CHANGES = 12  # a long network's changes are summed up after this many
 
 
@@ -190,7 +191,10 @@ def written(report: ExportReport) -> RenderableType:
         text += " for any runtime" if report.target == "any" else f" for {report.target}"
     if report.runtime:
         batches = " and ".join(map(str, report.batches))
-        text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e} at batch {batches}"
+        text += f"; {report.runtime} agrees to {report.max_abs_diff:.1e}"
+        if (report.max_abs_diff or 0) > LARGE and report.relative_error is not None:  # of how large outputs?
+            text += f" ({report.relative_error:.1%} of the outputs)"
+        text += f" at batch {batches}"
     if report.not_compared:
         text += f"; read back, its tensors are equal, its outputs were not compared: {report.not_compared}"
     if report.not_read:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
@@ -9,10 +11,11 @@ from torch import nn
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.drift import Samples
+from nncompress.export.report import ExportReport
 from nncompress.ir import Model
 from nncompress.passes import Factorize
 from nncompress.pipeline import Step
-from nncompress.report.tables import EvalRow, Name, broken, evaluation, plain, step
+from nncompress.report.tables import EvalRow, Name, broken, evaluation, plain, step, written
 from nncompress.results import CompareResult, EvalResult, OutputDifference
 
 LONG = "encoder.layers.0.self_attn.in_proj_weight"
@@ -22,6 +25,15 @@ def printed(renderable: object, width: int) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(renderable)
     return console.export_text().splitlines()
+
+
+def test_a_large_difference_is_told_with_the_size_of_the_outputs():
+    def said(largest, relative):
+        report = ExportReport(Path("m.onnx"), 10, 0.1, largest, relative, "onnxruntime 1", (1, 3))
+        return " ".join(printed(written(report), 200))
+
+    assert "agrees to 3.5e-01 (0.4% of the outputs) at batch 1 and 3" in said(0.35, 0.004)
+    assert "agrees to 3.5e-06 at batch 1 and 3" in said(3.5e-6, 1e-7)
 
 
 def test_names_are_broken_between_names_then_at_dots_then_at_underscores():

@@ -85,10 +85,11 @@ def input_names(
         return numbered
     single = next((n for n in INPUT_NAMES if n in names), None)
     if single is None:
+        by_name = f", or the model's inputs by name: {', '.join(wanted)}" if wanted else ""
         raise DataError(
             f"{path} has no array x",
             got=", ".join(names) or "no arrays",
-            expected="x (and y), or x0, x1, ...",
+            expected=f"x (and y), or x0, x1, ...{by_name}",
             remedy="numpy.savez(file, x=images, y=labels)",
         )
     return [single]
