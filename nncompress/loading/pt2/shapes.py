@@ -135,9 +135,9 @@ def _check_pieces(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
     x, dim, step = given.get("self"), given.get("dim", 0), given.get("split_size", 1)
     if not isinstance(x, Tensor) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
         return  # which the op itself refuses, or it gives back as many tensors as it got
-    pieces = given.get("sections")
-    if pieces is None and isinstance(step, int):
-        pieces = min(given.get("chunks", 2**63), _hint(x.shape[dim]) // max(step, 1))
+    pieces, chunks = given.get("sections"), given.get("chunks", 2**63)
+    if pieces is None and isinstance(step, int) and isinstance(chunks, int):
+        pieces = min(chunks, _hint(x.shape[dim]) // max(step, 1))
     if isinstance(pieces, int) and pieces > _MOST_PIECES:
         raise Unfit(f"{schema.name} would cut a tensor into {pieces} pieces, where {_MOST_PIECES} are read")
 
