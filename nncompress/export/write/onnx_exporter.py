@@ -11,6 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
@@ -19,12 +20,18 @@ from nncompress.export.lower.onnxruntime import exporter_defects
 from nncompress.export.lower.onnxruntime.small_numbers import keep_small_numbers
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
-from nncompress.ir.graph.places import first_place
+from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import first_place, place
 from nncompress.ir.graph.tracing import without_stack_traces
+from nncompress.ir.layers.weights import argument
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
+
+
+# op -> the position of its groups
+CONVOLUTIONS = {f"conv{kind}{dims}d": 6 for kind in ("", "_transpose") for dims in (1, 2, 3)}
 
 
 def input_names(model: Model) -> list[str]:
@@ -47,6 +54,7 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
     Raises:
         UnsupportedError: ONNX has no word for one of its ops.
     """
+    _refuse_counted_groups(model)
     exporter_defects.dodge_defects(program)
     try:
         with quiet(), exporter_cost.kept(), without_stack_traces(), torch.no_grad():
@@ -70,6 +78,21 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
         for value, name in zip(values, names):
             value.name = name
     return converted
+
+
+def _refuse_counted_groups(model: Model) -> None:
+    """
+    Raises:
+        UnsupportedError: a convolution has a group per sample, and the number of these is free.
+    """
+    for node in model.graph.nodes:
+        if op_name(node) in CONVOLUTIONS and isinstance(argument(node, CONVOLUTIONS[op_name(node)]), fx.Node):
+            raise UnsupportedError(
+                "ONNX fixes the number of a convolution's groups, and here it follows from the batch: "
+                + place(node),
+                remedy="keep the model as .pt2, or let forward() multiply patches "
+                "(torch.nn.functional.unfold) with the weights of their sample",
+            )
 
 
 def _optimize_but_lookups(program: ONNXProgram) -> None:

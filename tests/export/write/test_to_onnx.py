@@ -295,3 +295,21 @@ def test_distances_of_rows_are_written(tmp_path):
 
     model = Model.from_module(Distances(), (torch.randn(2, 5, 4), torch.randn(2, 3, 4)))
     assert write_onnx(model, tmp_path / "m.onnx").relative_error < 1e-5
+
+
+class PerSample(nn.Module):
+    """A convolution whose weights each sample has its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Linear(4, 36)
+
+    def forward(self, x):  # (B, 4, 6, 6)
+        weight = self.weights(x.mean((2, 3))).view(-1, 4, 3, 3)
+        return F.conv2d(x.reshape(1, -1, 6, 6), weight, groups=x.shape[0]).view(-1, 1, 4, 4)
+
+
+def test_a_group_per_sample_is_refused_in_words_of_the_network(tmp_path):
+    model = Model.from_module(PerSample().eval(), (torch.randn(2, 4, 6, 6),))
+    with pytest.raises(UnsupportedError, match="follows from the batch: conv2d behind weights"):
+        write_onnx(model, tmp_path / "m.onnx")
