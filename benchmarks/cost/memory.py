@@ -32,7 +32,15 @@ HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SIZES = {"wide": (64, (64, 256)), "unet": (192, (8, 48))}  # pixels; samples
 PASSES = (
     *("prune:sparsity=0.5", "prune:pattern=2:4", "cluster:codebook=16", "factorize:macs=0.7"),
-    *("prune-nodes:ratio=0.3", "share", "substitute:relative=0.5", "quantize", "quantize:rounding=adaptive"),
+    *(
+        "prune-nodes:ratio=0.3",
+        "reduce:macs=0.7",
+        "grow:by=4",
+        "share",
+        "substitute:relative=0.5",
+        "quantize",
+        "quantize:rounding=adaptive",
+    ),
 )
 COMMANDS = (*PASSES, "eval", "train", "bench")
 
