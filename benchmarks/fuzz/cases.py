@@ -270,6 +270,7 @@ TARGETS = {
         Target("pt2", "a.pt2", _load),
         Target("module", "a.pt", functools.partial(_load, input_shapes="1x3x8x8")),
         Target("weights", "a.pt", _load_weights),
+        Target("bin", "pytorch_model.bin", _load_weights),
         Target("legacy", "a.pt", _load_weights),
         Target("safetensors", "a.safetensors", _load_weights),
         Target("onnx", "a.onnx", _open_artifact),

@@ -115,6 +115,7 @@ def good_files(folder: Path, apart: bool = True) -> dict[str, list[bytes]]:
         ],
         "module": [_stored(lambda buffer, m=module: torch.save(m, buffer)) for module in modules],
         "weights": [_stored(lambda b: torch.save(state, b)), _stored(lambda b: torch.save(wrapped, b))],
+        "bin": [_stored(lambda b: torch.save(state, b))],
         "legacy": [_stored(lambda b: torch.save(wrapped, b, _use_new_zipfile_serialization=False))],
         "safetensors": ours[2:4],
         "onnx": [ours[1]],
