@@ -311,6 +311,7 @@ def _check_patterns(each: Pass, model: Model) -> None:
         UsageError: naming the pattern.
     """
     names = [layer.name for layer in layers(model)]
+    names += [name for layer in recurrent_layers(model) for name in layer.names]
     known = {*names, *(layer_name(tensor) for tensor in model.state_dict())}
     for option in ("exclude", "keep"):
         for pattern in getattr(each, option, ()):

@@ -89,7 +89,12 @@ def spell_dynamic_lstms(graph: onnx.GraphProto, folder: str) -> bool:
 def _lstm_in_floats(
     node: NodeProto, graph: onnx.GraphProto, stored: Mapping[str, TensorProto], folder: str
 ) -> Iterator[NodeProto]:
-    given, base = list(node.input), next(name for name in node.output if name)
+    given, base = list(node.input), f"{next(filter(None, node.output))}_spelled"
+    known = {name for each in graph.node for name in (*each.input, *each.output)} | {
+        t.name for t in graph.initializer
+    }
+    while any(name.startswith(base) for name in known):
+        base += "_"
 
     def store(name: str, content: np.ndarray) -> str:
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(content), f"{base}_{name}"))

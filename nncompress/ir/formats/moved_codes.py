@@ -16,10 +16,11 @@ from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.computed import behind, constants, value_of
 from nncompress.ir.formats.qdq import store_int8
 from nncompress.ir.graph.model import Model
-from nncompress.ir.graph.ops import RECURRENT, op_name
+from nncompress.ir.graph.ops import MOVES, RECURRENT, op_name
 from nncompress.ir.layers.recurrent import recurrent_name, recurrent_parameters
 from nncompress.ir.layers.weights import DEQUANTIZE, argument, weight_at
 
+MOVING = MOVES | {"cat", "stack", "split", "chunk", "getitem", "to"}
 TOP = 127  # the largest code of a symmetric weight
 
 
@@ -46,13 +47,15 @@ def store_moved_codes(model: Model) -> list[str]:
 
 def _moved(model: Model, source: fx.Node) -> tuple[Tensor, Tensor] | None:
     """(codes [rows, columns], scales [rows]) of such a weight; None where it is none."""
+    found = [node for node in behind(source) if op_name(node) in DEQUANTIZE[:2]]
+    inside = {each for node in found for each in behind(node)}
+    moved_only = all(op_name(node) in MOVING for node in behind(source) - inside)
+    if not found or not moved_only:  # what computes with the numbers is no move
+        return None
     codes: dict[fx.Node, Tensor] = {}
     scales: dict[fx.Node, Tensor] = {}
-    for node in behind(source):
-        if op_name(node) in DEQUANTIZE[:2]:
-            codes[node], scales[node] = _grid(model, node)
-    if not codes:
-        return None
+    for node in found:
+        codes[node], scales[node] = _grid(model, node)
     moved, every = value_of(model, source, dict(codes)), value_of(model, source, dict(scales))
     row = every[:, :1] if every.dim() == 2 else every
     if moved.dim() != 2 or not torch.equal(every, row.expand_as(every)) or moved.abs().max() > TOP:

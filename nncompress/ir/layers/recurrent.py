@@ -40,6 +40,17 @@ class RecurrentLayer:
         return node
 
     @property
+    def projects(self) -> bool:
+        """An LSTM that hands on fewer numbers than it has units."""
+        return any(name.startswith("weight_hr") for name in recurrent_parameters(self.node))
+
+    @property
+    def names(self) -> list[str]:
+        """Its own, and those that its layers have where each is a node of its own."""
+        count = op_arguments(self.node)["num_layers"]
+        return [self.name, *(f"{self.name}#{layer}" for layer in range(2, count + 1))]
+
+    @property
     def result(self) -> fx.Node | None:
         """Its outputs of all steps; None where nothing reads them."""
         return next((user for user in self.node.users if user.args[1] == 0), None)

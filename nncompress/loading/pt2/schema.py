@@ -44,7 +44,7 @@ def later(name: str) -> Check:
 
 # --- plain values -----------------------------------------------------------------------------------------
 
-_IDENTIFIER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,499}")
+_IDENTIFIER = re.compile(r"(?!__+[^_])[A-Za-z_][A-Za-z0-9_]{0,499}")
 _DOTTED = re.compile(r"[A-Za-z0-9_ :/+\-]+(\.[A-Za-z0-9_ :/+\-]+)*")  # a ModuleDict's keys may hold a dash
 _MODULE_STACK = re.compile(r"[A-Za-z0-9_.,;:@\[\]()' /+\-]*")
 
@@ -55,7 +55,7 @@ def is_identifier(text: str) -> bool:
 
 def is_parameter_name(text: str) -> bool:
     """No part is one of Python's own: torch looks up each where it puts the tensor, and finds `__class__`."""
-    own = any(part.startswith("__") and part.endswith("__") for part in text.split("."))
+    own = any(len(part) > 4 and part.startswith("__") and part.endswith("__") for part in text.split("."))
     return len(text) < 1000 and _DOTTED.fullmatch(text) is not None and not own
 
 

@@ -188,12 +188,14 @@ def _cast(stored: Tensor, dtype: torch.dtype) -> str:
     if stored.dtype.is_floating_point and stored.dtype.itemsize == 1:  # which torch compares with nothing
         return CODES if floats else _cast(stored.float(), dtype)
     back = stored.to(dtype).to(stored.dtype)
+    if stored.dtype.is_floating_point and not torch.equal(back.isfinite(), stored.isfinite()):
+        return LOST  # the least number of float32, of a mask, is -inf in bfloat16
     same = torch.equal(back.nan_to_num(), stored.nan_to_num())
     if not stored.dtype.is_floating_point:
         return LOST if not same else CODES if floats else ""
     if same:
         return ""
-    return ROUNDED if floats and torch.equal(back.isfinite(), stored.isfinite()) else LOST
+    return ROUNDED if floats else LOST
 
 
 def without_constants(

@@ -66,6 +66,8 @@ class RankRule:
             if share is not None:
                 counted = [option for option in options if option.unit == unit]
                 return by_budget(getattr(cost(model), unit), counted, share, unit, minimized == "model")
+        if not options:
+            return []
         if self.rank is not None:
             return [by_rank(option, self.rank) for option in options]
         if self.ratios:

@@ -44,6 +44,7 @@ from nncompress.passes.quantize.mixed_precision import within_drift, within_drop
 from nncompress.passes.quantize.options import SAMPLE, Quantize
 from nncompress.passes.quantize.prepare import prepare
 from nncompress.passes.quantize.recurrent import (
+    bytes_saved,
     choose_recurrent,
     for_the_kernel,
     one_layer_each,
@@ -64,7 +65,7 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
             "quantize: no layer to quantize",
             got="no convolution, linear layer, embedding or recurrent layer with weights",
         )
-    named = [layer.name for layer in found] + [layer.name for layer in recurrent]
+    named = [layer.name for layer in found] + [name for layer in recurrent for name in layer.names]
     names = named + norm_names(model, folded.values())
     for pattern in options.keep:
         if not any(fnmatch(name, pattern) for name in names):
@@ -121,23 +122,29 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
-    integers = for_the_kernel(options.mode, context.target)
+    integers = for_the_kernel(options.mode, context.target, options.weight_bits)
     if integers:
         one_layer_each(model)
     chosen, changes = choose(model, options.keep)
     recurrent, skipped = choose_recurrent(model, options.keep)
     changes += skipped
+    if options.group_size is not None:
+        changes += without_groups(recurrent)
     if chosen or recurrent:
         bytes_before = cost(model).bytes
         condition(model, options.mode, options.keep, options.equalize, context)
     if chosen and options.group_size is not None:
-        changes = without_groups(recurrent) + round_by_groups(
-            model,
-            options.keep,
-            options.group_size,
-            asymmetric=options.asymmetric,
-            nearest=options.rounding == "nearest",
-            context=context,
+        changes = (
+            skipped
+            + without_groups(recurrent)
+            + round_by_groups(
+                model,
+                options.keep,
+                options.group_size,
+                asymmetric=options.asymmetric,
+                nearest=options.rounding == "nearest",
+                context=context,
+            )
         )
     elif options.group_size is None and (chosen or recurrent):
         ranges = RangeRule(options.calibration, options.percentile, options.symmetric_activations)
@@ -154,7 +161,9 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             seen = activation_histograms(model, integer, context) if seen is None else seen
             statistics.qparams = activation_qparams(statistics.plan(model, integer), seen, ranges, context)
         if options.size is not None:
-            statistics.bits = bits_by_fisher(model, chosen, options.size, bytes_before, context)
+            statistics.bits = bits_by_fisher(
+                model, chosen, options.size, bytes_before, bytes_saved(recurrent), context
+            )
         adaptive = _rounded_adaptively(chosen, options.rounding, statistics.bits)
         statistics.moments = moments_to_round_by(model, adaptive, context)
         timed = context.target is not None and not options.every_layer
@@ -252,7 +261,7 @@ def contributions(
 ) -> dict[str, float]:
     reference = before.copy()  # as it was when its layers were rounded
     prepare(reference, include_head=options.include_head)
-    if for_the_kernel(options.mode, context.target):
+    if for_the_kernel(options.mode, context.target, options.weight_bits):
         one_layer_each(reference)
     if options.mode != "float16":
         silent = replace(context, notes=[])

@@ -29,14 +29,18 @@ def bits_within(
     information: Mapping[str, Tensor],
     share: float,
     original: int,
+    saved: int,
 ) -> dict[str, int]:
     """8 or 4 per weight name, so that the model takes at most `share` of its `original` bytes.
+
+    Args:
+        saved: bytes of it that others in 8 bits save.
 
     Raises:
         UsageError: 4 bits everywhere are still too many.
     """
     bits = dict.fromkeys(sharing, 8)
-    size = cost(model).bytes
+    size = cost(model).bytes - saved
     prices, savings = {}, {}
     for name, layers_ in sharing.items():
         weight, axis = layers_[0].weight.value(), scale_axis(layers_)

@@ -57,24 +57,29 @@ class CalibrationStatistics:
 
 
 def bits_by_fisher(
-    model: Model, chosen: list[Layer], share: float, original: int, context: Context
+    model: Model, chosen: list[Layer], share: float, original: int, saved: int, context: Context
 ) -> dict[str, int]:
     """Bits of each weight, so that the model takes `share` of its `original` bytes.
+
+    Args:
+        saved: bytes of it that recurrent layers save, in 8 bits.
 
     Raises:
         UsageError: 4 bits everywhere are still too many.
     """
     data = need_data(context, "quantize --size", "it shows which weights matter")
     sharing = by_weight(chosen)
-    information = fisher_information(
-        model,
-        list(sharing),
-        data.input_batches(FISHER_BATCH, context.limit),
-        seed=context.seed,
-        progress=context.progress,
-        total=context.limit,
-    )
-    return bits_within(model, sharing, information, share, original)
+    information = {}
+    if sharing:
+        information = fisher_information(
+            model,
+            list(sharing),
+            data.input_batches(FISHER_BATCH, context.limit),
+            seed=context.seed,
+            progress=context.progress,
+            total=context.limit,
+        )
+    return bits_within(model, sharing, information, share, original, saved)
 
 
 def moments_to_round_by(model: Model, chosen: list[Layer], context: Context) -> InputMoments | None:

@@ -29,7 +29,7 @@ from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
 from nncompress.passes.quantize.choose import by_weight, integer_layers, scale_axis
-from nncompress.passes.quantize.recurrent import rounded_weights
+from nncompress.passes.quantize.recurrent import by_first_matrix, rounded_weights
 from nncompress.passes.quantize.round import Left, Rounding, rounded
 
 SAMPLES = 64  # on which the damage of every layer is measured
@@ -59,10 +59,10 @@ def damages(
             moved = sum(float((a - b)[b.isfinite()].square().sum()) for a, b in zip(outputs, reference))
             return moved / (sum(float(b[b.isfinite()].square().sum()) for b in reference) or 1.0)
 
-        for each in recurrent:
+        for name, readers in by_first_matrix(recurrent).items():
             walk = Walk(model)
-            walk.weights = rounded_weights(each, statistics.bits)
-            found[each.name] = moved_by(walk)
+            walk.weights = rounded_weights(readers[0], statistics.bits)
+            found[name] = moved_by(walk)
         for name, sharing in by_weight(chosen).items():
             axis = scale_axis(sharing)
             stored, scales = rounded(sharing, axis, statistics.bits[name], qparams, statistics)
@@ -199,9 +199,11 @@ class _Search:
         damage = damages(model, chosen, recurrent, rounding.mode, rounding.statistics, inputs)
         self._context, self._reason = context, reason
         self._ranked = sorted(damage, key=lambda name: -damage[name])
-        self._layers: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in recurrent}
-        for name, sharing in by_weight(chosen).items():
-            self._layers[name] = tuple(layer.name for layer in sharing)
+        self._layers = {
+            name: tuple(layer.name for layer in sharing)
+            for shared in (by_first_matrix(recurrent), by_weight(chosen))
+            for name, sharing in shared.items()
+        }
 
     def __len__(self) -> int:
         return len(self._ranked)

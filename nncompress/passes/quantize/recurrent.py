@@ -65,9 +65,12 @@ def _take_apart(node: fx.Node) -> None:
 def choose_recurrent(model: Model, keep: Collection[str]) -> tuple[list[RecurrentLayer], list[Change]]:
     """Those to quantize, and a record of each that is skipped with the reason."""
     chosen, left = [], []
-    for layer in recurrent_layers(model):
-        names = layer.name, layer.name.partition("#")[0]  # one of several layers of a module
-        if any(fnmatch(name, pattern) for pattern in keep for name in names):
+    found = list(recurrent_layers(model))
+    kept = {  # also by others that read the same
+        weight.name for layer in found for weight in layer.matrices if _matches(layer, keep)
+    }
+    for layer in found:
+        if _matches(layer, keep) or any(weight.name in kept for weight in layer.matrices):
             left.append(Change(layer.name, "left in float by --keep", applied=False))
         elif not layer.matrices:
             left.append(Change(layer.name, "skipped: its weights are computed", applied=False))
@@ -76,6 +79,11 @@ def choose_recurrent(model: Model, keep: Collection[str]) -> tuple[list[Recurren
         else:
             chosen.append(layer)
     return chosen, left
+
+
+def _matches(layer: RecurrentLayer, patterns: Collection[str]) -> bool:
+    names = layer.name, layer.name.partition("#")[0]  # one of several layers of a module
+    return any(fnmatch(name, pattern) for pattern in patterns for name in names)
 
 
 def weights_of(chosen: Sequence[Layer], recurrent: Sequence[RecurrentLayer]) -> list[Weight]:
@@ -89,9 +97,16 @@ def without_groups(layers: Sequence[RecurrentLayer]) -> list[Change]:
     return [Change(layer.name, what, applied=False) for layer in layers]
 
 
-def for_the_kernel(mode: str, target: str | None) -> bool:
+def bytes_saved(layers: Sequence[RecurrentLayer]) -> int:
+    """By rounding them to 8 bits."""
+    values = {weight.name: weight.value() for layer in layers for weight in layer.matrices}
+    return sum(3 * value.numel() - 4 * len(value) for value in values.values())
+
+
+def for_the_kernel(mode: str, target: str | None, bits: int) -> bool:
     """Are LSTMs meant for the int8 kernel? With --mode static only where the target has it."""
-    return mode == "dynamic" or (mode == "static" and target == "ort-cpu")
+    asked = target == "ort-cpu" or (target is None and mode == "dynamic")
+    return asked and mode in ("dynamic", "static") and bits > 4  # fewer are stored as int4
 
 
 def round_recurrent(
@@ -118,7 +133,7 @@ def round_recurrent(
             store_int8(model, weight.name, stored, scales, 0, each)
             done.add(weight.name)
         what = "int8 weights" if each == 8 else f"weights of {each} bits"
-        if integers and layer.kind == WITH_INT8_KERNEL:
+        if integers and layer.kind == WITH_INT8_KERNEL and not layer.projects:
             insert_dynamic(layer.data, [layer.node])
             what += ", inputs on the range of each call"
         else:
@@ -134,3 +149,11 @@ def rounded_weights(layer: RecurrentLayer, bits: Mapping[str, int]) -> dict[str,
         stored, scales = round_weight(weight.value(), 0, bits.get(weight.name, 8))
         found[weight.name] = stored * scales[:, None]
     return found
+
+
+def by_first_matrix(layers: Sequence[RecurrentLayer]) -> dict[str, list[RecurrentLayer]]:
+    """The layers that share weights, by the name of one."""
+    shared: dict[str, list[RecurrentLayer]] = {}
+    for layer in layers:
+        shared.setdefault(layer.matrices[0].name, []).append(layer)
+    return shared

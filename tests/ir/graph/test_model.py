@@ -363,17 +363,17 @@ class Named(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 4)
 
-    def forward(self, Image, mask_2D, größe, X, x):
-        return self.layer(Image) * mask_2D + größe + X - x
+    def forward(self, Image, mask_2D, größe, 入力, X, x):
+        return self.layer(Image) * mask_2D + größe + 入力 + X - x
 
 
 def test_inputs_are_called_as_forward_calls_them_in_every_file(tmp_path):
     """Upper case and other scripts, too: torch.export knows neither. Of X and x, one keeps its name."""
-    xs = tuple(torch.randn(5, 2, 4))
+    xs = tuple(torch.randn(6, 2, 4))
     model = Model.from_module(Named(), xs)
     names = [spec.name for spec in model.inputs]
-    assert names[:3] == ["Image", "mask_2D", "größe"]
-    assert len(set(names)) == 5
+    assert names[:4] == ["Image", "mask_2D", "größe", "入力"]
+    assert len(set(names)) == 6
     model.refresh()
     for suffix in (".pt2", ".onnx"):
         write(model, tmp_path / f"m{suffix}")

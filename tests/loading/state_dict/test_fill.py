@@ -232,6 +232,7 @@ def test_a_fraction_is_not_dropped_to_fit_an_integer():
         (torch.float32, torch.full((5, 3), 2**24 + 1), "refused"),
         (torch.float32, torch.full((5, 3), 2**63 + 1, dtype=torch.uint64), "refused"),
         (torch.float32, torch.full((5, 3), 1e300, dtype=torch.float64), "refused"),
+        (torch.bfloat16, torch.full((5, 3), torch.finfo(torch.float32).min), "refused"),
         (torch.float16, torch.full((5, 3), 1e6), "refused"),
         (torch.float32, torch.rand(5, 3, dtype=torch.float64), "rounded"),
         (torch.float16, torch.rand(5, 3), "rounded"),

@@ -295,3 +295,12 @@ def test_bad_options_and_weights():
     model = Model.from_module(module, (torch.randn(2, 4, 8, 8),))
     with pytest.raises(ModelFileError, match="head"):
         run(model)
+
+
+@pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"rank": 2}, {"energy": 0.9}, {"err": 0.001}])
+def test_a_model_without_a_layer_to_factorize_is_left_as_it_is(amount):
+    model = Model.from_module(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (torch.randn(2, 4),))
+    rounded, _ = pipeline.run(model, [Quantize(mode="dynamic")], Context())
+    found, steps = pipeline.run(rounded, [Factorize(**amount)], Context())
+    assert found is rounded
+    assert not any(change.applied for change in steps[0].changes)

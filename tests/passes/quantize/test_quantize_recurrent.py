@@ -9,14 +9,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from records import Records
 from torch import nn
 
+from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.blame import contributions
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.export import write_onnx
+from nncompress.export import write, write_onnx
 from nncompress.ir import Model
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.loading import load_model
@@ -183,6 +184,105 @@ def test_a_model_of_recurrent_layers_alone_is_quantized():
         data = Records((torch.randn(8, 9, 6),)) if "bias" in settings else None
         found, _ = run(model, [parse_pass(f"quantize:mode=dynamic{settings}")], Context(data=data))
         assert all(each.quantized for layer in recurrent_layers(found) for each in layer.matrices)
+
+
+def test_a_budget_of_bytes_counts_what_recurrent_layers_save():
+    _, model = made(layers=1)
+    data = Records((torch.randn(16, 9, 6),))
+    for settings in ("size=0.6", "size=0.5,keep=head"):
+        found, _ = run(model, [parse_pass(f"quantize:mode=weights,{settings}")], Context(data=data))
+        assert cost(found).bytes <= float(settings[5:8]) * cost(model).bytes
+        assert all(each.quantized for layer in recurrent_layers(found) for each in layer.matrices)
+
+
+@pytest.mark.parametrize("mode", ["weights", "dynamic"])
+def test_a_mobile_file_has_the_weights_as_floats(tmp_path, mode):
+    pytest.importorskip("executorch")
+    _, model = made(layers=1)
+    rounded, _ = run(model, [parse_pass(f"quantize:mode={mode}")], Context())
+    write(rounded, tmp_path / "m.pte")  # which compares it
+
+
+def test_layers_are_kept_by_the_names_that_the_report_gives_them():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(self.rnn(x)[0])[0])
+
+    _, model = made()
+    said = quantized(model, ",keep=rnn#2")[1]
+    assert [said[name] for name in ("rnn", "rnn#2")][1] == "left in float by --keep"
+    assert said["rnn"].startswith("int8")
+    twice = Model.from_module(Twice().eval(), (torch.randn(2, 9, 6),))
+    rounded, said = quantized(twice, ",keep=rnn#2")  # which reads what the other reads
+    assert {said["rnn"], said["rnn#2"]} == {"left in float by --keep"}
+    assert not any(each.quantized for layer in recurrent_layers(rounded) for each in layer.matrices)
+
+
+def test_inputs_are_rounded_for_the_kernel_alone():
+    torch.manual_seed(0)
+    projected = nn.LSTM(6, 12, proj_size=4, batch_first=True).eval()
+    said = quantized(Model.from_module(projected, (torch.randn(2, 9, 6),)))[1]
+    assert list(said.values()) == ["int8 weights, float arithmetic"]
+    _, model = made()
+    assert quantized(model, ",weight_bits=4")[1]["rnn"] == "weights of 4 bits, float arithmetic"
+    steps = run(model, [parse_pass("quantize:mode=dynamic")], Context(target="openvino"))[1]
+    assert [c.what for c in steps[0].changes if c.where == "rnn"] == ["int8 weights, float arithmetic"]
+
+
+def test_weights_that_a_file_computes_of_codes_are_what_they_come_to(tmp_path):
+    """And names that are taken already are let be."""
+    torch.manual_seed(1)
+    rng, names = np.random.default_rng(0), ["X", "W", "R"]
+    codes = rng.integers(-60, 60, (1, 20, 3)).astype(np.int8)
+    stored = {"codes": codes, "s": np.float32(0.01), "f": np.float32(1.5)}
+    stored["R"] = rng.normal(size=(1, 20, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "s"], ["w"]),
+        helper.make_node("Mul", ["w", "f"], ["W"]),
+        helper.make_node("LSTM", names, ["Y"], hidden_size=5),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("X", onnx.TensorProto.FLOAT, [7, 2, 3])],
+        [value("Y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(each, name) for name, each in stored.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        tmp_path / "m.onnx",
+    )
+    read, x = load_model(tmp_path / "m.onnx"), torch.randn(7, 2, 3)
+    expected = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"X": x.numpy()})[0]
+    assert away(read.outputs_of(x)[0], torch.from_numpy(expected)) < 1e-5
+
+
+def test_names_of_a_file_that_a_copy_of_it_would_use_are_let_be(tmp_path):
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.LSTM(5, 8), nn.LSTM(8, 8)
+
+        def forward(self, x):
+            return self.second(self.first(x)[0])[0]
+
+    x = torch.randn(7, 2, 5)
+    torch.onnx.export(Stacked().eval(), (x,), tmp_path / "f.onnx", dynamo=False, opset_version=17)
+    quantize_dynamic(tmp_path / "f.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8)
+    file = onnx.load(tmp_path / "q.onnx")
+    first, second = (node for node in file.graph.node if node.op_type == "DynamicQuantizeLSTM")
+    old = second.output[0]
+    for node in file.graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = f"{first.output[0]}_spelled_1" if name == old else name
+    onnx.save(file, tmp_path / "q.onnx")
+    assert len(list(recurrent_layers(load_model(tmp_path / "q.onnx")))) == 2
 
 
 def test_other_floats_and_broken_weights_are_refused_by_name():

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from nncompress.export.lower.onnxruntime.edit import replace
+
 DROPPED = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 _CASTS = ("Cast", "CastLike", "Identity")
 
@@ -21,11 +23,15 @@ def keep_small_numbers(model: ir.Model) -> None:
     """Edit in place, before the optimizer; the model computes the same."""
     for graph in model.graphs():
         for node in list(graph):
-            if node.op_type not in DROPPED or not node.outputs[0].shape:
-                continue  # of a result without dims a list would change the form
+            result = node.outputs[0]
+            if node.op_type not in DROPPED or result.shape is None:
+                continue
             for position, value in enumerate(node.inputs):
                 if _is_mistaken(_number(value), DROPPED[node.op_type]):
                     node.replace_input_with(position, _listed(node, value))
+                    if len(result.shape) == 0:  # which the list has changed
+                        _without_dims(node, result)
+                    break
 
 
 def _is_mistaken(number: float | None, neutral: float) -> bool:
@@ -43,6 +49,17 @@ def _number(value: ir.Value | None) -> float | None:
         return None
     number = stored.numpy().item()
     return float(number) if isinstance(number, float | int) else None
+
+
+def _without_dims(node: ir.Node, result: ir.Value) -> None:
+    assert node.graph is not None
+    shape = ir.node("Constant", [], attributes={"value": ir.tensor(np.array([], np.int64))})
+    made = ir.node("Reshape", [result, shape.outputs[0]])
+    made.outputs[0].type, made.outputs[0].shape = result.type, ir.Shape([])
+    replace(result, made.outputs[0])
+    made.replace_input_with(0, result)
+    result.shape = ir.Shape([1])
+    node.graph.insert_after(node, [shape, made])
 
 
 def _listed(before: ir.Node, value: ir.Value | None) -> ir.Value:

@@ -8,6 +8,7 @@
 | one dequantize with several readers                | one dequantize per reader                          |
 | linear layer that reads int8 and writes float      | its input rounded anew at each call, per row       |
 | int8 weight of a layer without an integer kernel   | the float weight                                   |
+| int8 weights of an LSTM or GRU                     | floats; inputs as they are                         |
 | mean over height and width                         | the mean with both dims kept, then flatten         |
 | several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
 | every s-th pixel (slices), zero channels behind it | 1×1 convolution of stride s with weights 0 and 1   |
@@ -31,8 +32,9 @@ from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.edit.fold import fold_batch_norms
-from nncompress.ir.formats.qdq import QParams, is_dequantized, make_signed, ops
+from nncompress.ir.formats.qdq import QParams, is_dequantized, is_dynamic, make_signed, ops
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.layers.recurrent import RecurrentLayer, recurrent_layers
 from nncompress.ir.layers.weights import Layer, argument, layers
 
 aten = torch.ops.aten
@@ -62,6 +64,8 @@ def lower_xnnpack(model: Model) -> Model:
     for layer in list(layers(lowered)):
         if layer.weight.quantized:
             _choose_arithmetic(lowered, layer)
+    for recurrent in list(recurrent_layers(lowered)):
+        _compute_in_floats(lowered, recurrent)
     lowered.refresh()
     share_grids(lowered.graph)
     for node in list(lowered.graph.nodes):
@@ -72,6 +76,17 @@ def lower_xnnpack(model: Model) -> Model:
     lowered.graph.lint()
     lowered.graph_module.recompile()
     return lowered
+
+
+def _compute_in_floats(model: Model, layer: RecurrentLayer) -> None:
+    """A recurrent layer has no integer kernel, nor one for weights that are dequantized when it runs."""
+    for weight in layer.matrices:
+        if weight.quantized:
+            name = edit.add_tensor(model, f"{weight.name}_float", weight.value(), trainable=False)
+            edit.replace_node(weight.source, edit.read_tensor(model, name, weight.source))
+    pair = layer.data
+    if op_name(pair) == "dequantize_per_tensor" and is_dynamic(pair):
+        layer.node.replace_input_with(pair, pair.all_input_nodes[0].all_input_nodes[0])
 
 
 # -- movement ----------------------------------------------------------------------------------------------
