@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (int, float, complex, str, bytes, type(None), BuiltinFunctionType)
-_NOT_USERS = {"torch", "torchgen", "numpy", "nncompress", *sys.stdlib_module_names}
+_TESTS = {"pytest", "_pytest", "pluggy"}  # which an assert in a test's own module leads to
+_NOT_USERS = {"torch", "torchgen", "numpy", "nncompress", *_TESTS, *sys.stdlib_module_names}
 _MACHINERY = {"torch", "logging", "threading"}  # whose objects, modules aside, hold nothing of a model
 _ABSENT = object()
 _MEMOISED: Any = type(functools.lru_cache(lambda: None))

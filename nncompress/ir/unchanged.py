@@ -26,7 +26,9 @@ def unchanged(module: nn.Module, *, traced: bool = False) -> Iterator[None]:
             beforehand, since watching every write would take a third of its time.
     """
     reached = Reached(module)
-    memories = [(tensor, tensor.data) for tensor in reached.tensors]
+    memories = [
+        (tensor, tensor.data) for tensor in reached.tensors if not tensor.is_nested
+    ]  # without a shape
     writes = _Writes(reached.tensors)
     try:
         if traced:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import nncompress
+from nncompress.ir.reached import Reached
 from nncompress.ir.unchanged import unchanged
 
 
@@ -123,3 +124,25 @@ def test_looking_for_what_changes_calls_nothing() -> None:
     with unchanged(net):
         net(torch.ones(2))
     assert dict.items(REGISTRY) == {("relu", torch.relu)}
+
+
+class Asserts(nn.Module):
+    """Its assert leads to what pytest keeps; a tensor of several lengths has no shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.lengths = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dim() == 2
+        return self.layer(x)
+
+
+def test_what_a_test_runner_keeps_is_no_state_of_a_module() -> None:
+    net = Asserts().eval()
+    assert {id(each) for each in Reached(net).tensors} == {
+        id(each) for each in (*net.parameters(), net.lengths)
+    }
+    with unchanged(net), torch.no_grad():
+        net(torch.ones(1, 4))
