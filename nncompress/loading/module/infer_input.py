@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,35 @@ _FIRST_LAYERS = (
 )
 
 
+def with_dtypes(
+    module: nn.Module, shapes: Sequence[InputShape], limits: Mapping[str, int] | None = None
+) -> list[InputShape]:
+    """The shapes, each with a dtype: that of the module's first parameter where none was said.
+
+    Where the module starts with an embedding, inputs are token ids if no dtype of any was said; one that is
+    said to be of integers is the ids, and says nothing of the others.
+
+    Args:
+        limits: by name, what stays below a number, and so is of integers.
+    """
+    first = next((layer for _, layer in _first_layers(module)), None)
+    integers = any(shape.dtype and not is_float(shape) for shape in shapes)
+    ids = isinstance(first, nn.Embedding | nn.EmbeddingBag) and not integers
+    default = "int64" if ids else _float_dtype(module)
+    return [
+        replace(shape, dtype=shape.dtype or ("int64" if shape.name in (limits or {}) else default))
+        for shape in shapes
+    ]
+
+
+def is_float(shape: InputShape) -> bool:
+    return getattr(torch, str(shape.dtype)).is_floating_point
+
+
 def example_from_shapes(
     module: nn.Module, shapes: Sequence[InputShape], seed: int = 0, limits: Mapping[str, int] | None = None
 ) -> tuple[Tensor, ...]:
     """Random inputs of those shapes: standard normal floats, token ids within the vocabulary.
-
-    An input whose dtype was not said is token ids where the module starts with an embedding, else has the
-    dtype of its first parameter.
 
     Args:
         limits: by name, what integers stay below where that is not the vocabulary.
@@ -48,18 +71,16 @@ def example_from_shapes(
     Raises:
         UsageError: one takes more memory than there is.
     """
-    first = next((layer for _, layer in _first_layers(module)), None)
-    default = "int64" if isinstance(first, nn.Embedding | nn.EmbeddingBag) else _float_dtype(module)
+    typed = [(shape, str(shape.dtype)) for shape in with_dtypes(module, shapes, limits)]
     generator = torch.Generator().manual_seed(seed)
     try:
-        for shape in shapes:
-            refuse_size(shape.shape, getattr(torch, shape.dtype or default), most_bytes())
+        for shape, dtype in typed:
+            refuse_size(shape.shape, getattr(torch, dtype), most_bytes())
     except TooLarge as error:
         raise UsageError("--input states an input that does not fit", got=str(error)) from error
-    below = [(limits or {}).get(shape.name or "") for shape in shapes]
     return tuple(
-        _random(module, shape.shape, shape.dtype or default, generator, limit)
-        for shape, limit in zip(shapes, below)
+        _random(module, shape.shape, dtype, generator, (limits or {}).get(shape.name or ""))
+        for shape, dtype in typed
     )
 
 

@@ -24,8 +24,10 @@ from nncompress.loading.module.infer_input import (
     argument_names,
     example_from_shapes,
     infer_input,
+    is_float,
     required_inputs,
     stated_form,
+    with_dtypes,
 )
 from nncompress.loading.module.nested_padding import trace_as_run
 from nncompress.loading.module.wrappers import take_out_wrappers
@@ -165,7 +167,10 @@ def inputs_to_trace(
     shapes = parsed(stated)
     if shapes and shapes[0].name:
         shapes = matched(shapes, argument_names(module, len(shapes)))
-    inputs = example_from_shapes(module, shapes, limits=limits)
+    typed = with_dtypes(module, shapes, limits)
+    if len(shapes) > 1 and typed != list(shapes) and not all(map(is_float, typed)):
+        notice(f"inputs are taken as {','.join(map(str, typed))}; --input states other dtypes")
+    inputs = example_from_shapes(module, typed, limits=limits)
     if any(shape.batch_dim is not None for shape in shapes):
         return inputs, [shape.batch_dim for shape in shapes]
     if len({shape.shape[0] for shape in shapes}) == 1:

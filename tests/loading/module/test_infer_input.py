@@ -9,6 +9,7 @@ from torch import nn
 
 from nncompress.errors import UsageError
 from nncompress.ir.graph.stated_input import InputShape, parse_input
+from nncompress.loading import load_module
 from nncompress.loading.module.infer_input import example_from_shapes, infer_input
 
 # --- parsing ------------------------------------------------------------------------------------------------
@@ -48,6 +49,34 @@ def test_examples_of_given_shapes():
     assert half.dtype == torch.float16
     image, mask = example_from_shapes(nn.Conv2d(3, 1, 1), parse_input("1x3x4x4,1x5:bool"))
     assert (image.dtype, mask.dtype, mask.all()) == (torch.float32, torch.bool, True)
+
+
+class Weighted(nn.Module):
+    """Token ids, and a weight of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, i, w):
+        return (self.table(i) * w.unsqueeze(-1)).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("stated", "dtypes"),
+    [
+        ("i:Bx5:int64,w:Bx5", ["int64", "float32"]),
+        ("w:Bx5,i:Bx5:int32", ["int32", "float32"]),
+        ("i:Bx5,w:Bx5:float64", ["int64", "float64"]),
+        ("i:Bx5,w:Bx5", ["int64", "int64"]),
+    ],
+)
+def test_a_dtype_of_one_input_is_not_that_of_the_next(stated, dtypes):
+    told: list[str] = []
+    model = load_module(Weighted(), input_shapes=stated, notice=told.append)
+    assert [spec.dtype for spec in model.inputs] == dtypes
+    taken = f"i:Bx5:{dtypes[0]},w:Bx5:{dtypes[1]}"
+    assert any(f"inputs are taken as {taken}" in line for line in told)
 
 
 # --- the guess ----------------------------------------------------------------------------------------------
