@@ -66,7 +66,7 @@ def outline(
         limits = {}
     inputs, dims = inputs_to_trace(module, input_shapes, drawn, notice, limits)
     with stood_in_for(module):
-        model = Model.from_module(module, inputs, sample_dims=dims, copy_weights=False)
+        model = Model.from_module(module, inputs, sample_dims=dims, copy_weights=False, notice=notice)
     emptied(model)
     refuse_random_numbers(model, source.path)
     return model

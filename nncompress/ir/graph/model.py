@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.form import form_of
@@ -29,14 +29,12 @@ from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.normal_form.boundary import for_others
 from nncompress.ir.graph.normal_form.normalize import normalize, remove_dead_code
 from nncompress.ir.graph.tracing import (
-    at_least_two,
-    batch_dims,
-    marked_dims,
     named_apart,
     named_dims,
     output_names,
     tie_again,
     trace,
+    trace_with_batch,
     without_clashes,
 )
 from nncompress.ir.graph.training_flag import training_flag
@@ -91,6 +89,7 @@ class Model:
         dynamic_shapes: Any = None,
         metadata: Mapping[str, Any] | None = None,
         copy_weights: bool = True,
+        notice: Callable[[str], None] = warnings.warn,
     ) -> Model:
         """Export `module`, in the mode it is in (call `.eval()` first), to a `Model` that owns its weights.
 
@@ -100,27 +99,19 @@ class Model:
             sample_dims: per positional argument, each a tensor, the dim along which samples lie, None where
                 all share it; instead of the first of all.
             dynamic_batch: keep the first dim dynamic; where the network fixes it, it becomes static.
-            dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims.
+            dynamic_shapes: passed on to `torch.export.export` instead, for other dynamic dims, which it then
+                must keep dynamic.
             copy_weights: False: the weights are the module's own.
+            notice: told why a batch becomes static.
 
         Raises:
-            UnsupportedError: `torch.export` cannot trace it.
+            UnsupportedError: `torch.export` cannot trace it, or not with these `dynamic_shapes`.
         """
-        given, named = example_inputs, dict(kwargs or {})
+        named = dict(kwargs or {})
         if dynamic_shapes is None and dynamic_batch:
-            if sample_dims is None:
-                example_inputs = pytree.tree_map(at_least_two, example_inputs)
-                named = pytree.tree_map(at_least_two, named)
-                dynamic_shapes = batch_dims(module, example_inputs, named)
-            else:
-                example_inputs = tuple(map(at_least_two, example_inputs, sample_dims))
-                dynamic_shapes = marked_dims(module, example_inputs, sample_dims)
-        try:
+            program = trace_with_batch(module, example_inputs, named, sample_dims, notice)
+        else:
             program = trace(module, example_inputs, named, dynamic_shapes)
-        except UnsupportedError:
-            if dynamic_shapes is None or not dynamic_batch:
-                raise
-            program = trace(module, given, dict(kwargs or {}), None)
         return cls.from_exported(program, metadata=metadata, copy_weights=copy_weights)
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
 
 MAX_BATCH = 4096  # upper bound of the dynamic batch; without one, torch.export cannot bound products of sizes
+_FIXES = "Suggested fixes:"  # a line of torch.export's, before one for every dim
 MAX_LENGTH = 2**24  # of a dim that has a bound of its own: samples of a sound
 
 
@@ -50,17 +51,51 @@ def trace(
             _name_inputs(program, module)
             return program
     except Exception as error:  # torch.export raises whatever the traced code raises
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next(iter(lines), "")
         remedy = "keep data-dependent Python control flow out of forward(), and check the input's shape"
         if "fake tensor in the exported program" in str(error):
             remedy = "let forward() compute with tensors themselves, not with their .data"
         elif "not a known type" in str(error):
             remedy = "let forward() return tensors, or tuples, lists, dicts or dataclasses of them"
+        elif "Constraints violated" in reason:  # by dims that are asked to be free
+            reason = next((line[2:].split(". ")[0] for line in lines if line.startswith("- ")), reason)
+            fixes = lines[lines.index(_FIXES) + 1 : -1] if _FIXES in lines else []
+            remedy = "let forward() take any size there" + "".join(f"; or state {fix}" for fix in fixes)
         raise UnsupportedError(
             "torch.export cannot trace this model",
             got=f"{type(error).__name__}: {reason[:300]}",
             remedy=remedy,
         ) from error
+
+
+def trace_with_batch(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sample_dims: Sequence[int | None] | None,
+    notice: Callable[[str], None],
+) -> ExportedProgram:
+    """`trace` with a dynamic batch, doubled where it is 1; as it is where the network fixes it, as is told.
+
+    Args:
+        sample_dims: per positional argument; None: along the first dim of all that share its size.
+    """
+    if sample_dims is None:
+        doubled: tuple[Any, ...] = pytree.tree_map(at_least_two, args)
+        named: dict[str, Any] = pytree.tree_map(at_least_two, kwargs)
+        shapes = batch_dims(module, doubled, named)
+    else:
+        doubled, named = tuple(map(at_least_two, args, sample_dims)), kwargs
+        shapes = marked_dims(module, doubled, sample_dims)
+    try:
+        return trace(module, doubled, named, shapes)
+    except UnsupportedError as error:
+        if shapes is None:
+            raise
+        program = trace(module, args, kwargs, None)
+        notice(f"the batch is fixed to that of the inputs, as torch.export cannot keep it free: {error.got}")
+        return program
 
 
 def _name_inputs(program: ExportedProgram, module: torch.nn.Module) -> None:
