@@ -3,13 +3,12 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.export import Dim
 from torch.nn import functional as F
 
 import nncompress
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
-from nncompress.errors import UnsupportedError, UsageError
+from nncompress.errors import UsageError
 from nncompress.export import write
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -258,34 +257,6 @@ def test_a_fixed_batch_counts_for_one_record_and_takes_no_other():
     with pytest.raises(UsageError, match="batches of 6 only") as caught:
         model(torch.randn(2, 3, 8, 8))
     assert "[2, 3, 8, 8]" in caught.value.got
-
-
-class OneLength(nn.Module):
-    """Of sequences of six, in batches of any size; of two where `pairs`."""
-
-    def __init__(self, pairs: bool) -> None:
-        super().__init__()
-        self.pairs = pairs
-        self.last = nn.Linear(24, 3)
-
-    def forward(self, x):
-        return self.last(x.reshape(2 if self.pairs else x.shape[0], 24))
-
-
-def test_a_dim_that_was_asked_to_be_free_is_free_or_refused():
-    dims = {0: Dim("batch"), 1: Dim("time", min=1, max=64)}
-    with pytest.raises(UnsupportedError, match="time as dynamic") as caught:
-        Model.from_module(OneLength(False).eval(), (torch.randn(2, 6, 4),), dynamic_shapes=(dims,))
-    assert caught.value.remedy.endswith("state time = 6")
-    fixed = {0: Dim("batch"), 1: Dim.STATIC}
-    model = Model.from_module(OneLength(False).eval(), (torch.randn(2, 6, 4),), dynamic_shapes=(fixed,))
-    assert model.inputs[0].shape == ("batch", 6, 4)
-
-
-def test_a_batch_that_becomes_fixed_is_told_with_the_reason():
-    with pytest.warns(UserWarning, match="the batch is fixed .* batch as dynamic"):
-        model = Model.from_module(OneLength(True).eval(), (torch.randn(2, 6, 4),))
-    assert model.fixed_batch == 2
 
 
 class Averages(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.export import Dim
 
 import nncompress
 from nncompress.errors import NNCompressError, UnsupportedError
@@ -94,3 +95,31 @@ def test_a_file_with_steps_of_a_function_transform_says_what_makes_operators_of_
     torch.export.save(torch.export.export(Net(), (torch.randn(2, 4),)), tmp_path / "m.pt2")
     with pytest.raises(NNCompressError, match="run_decompositions"):
         nncompress.load(tmp_path / "m.pt2")
+
+
+class OneLength(torch.nn.Module):
+    """Of sequences of six, in batches of any size; of two where `pairs`."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        self.pairs = pairs
+        self.last = torch.nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.last(x.reshape(2 if self.pairs else x.shape[0], 24))
+
+
+def test_a_dim_that_was_asked_to_be_free_is_free_or_refused():
+    dims = {0: Dim("batch"), 1: Dim("time", min=1, max=64)}
+    with pytest.raises(UnsupportedError, match="time as dynamic") as caught:
+        Model.from_module(OneLength(False).eval(), (torch.randn(2, 6, 4),), dynamic_shapes=(dims,))
+    assert caught.value.remedy.endswith("state time = 6")
+    fixed = {0: Dim("batch"), 1: Dim.STATIC}
+    model = Model.from_module(OneLength(False).eval(), (torch.randn(2, 6, 4),), dynamic_shapes=(fixed,))
+    assert model.inputs[0].shape == ("batch", 6, 4)
+
+
+def test_a_batch_that_becomes_fixed_is_told_with_the_reason():
+    with pytest.warns(UserWarning, match="the batch is fixed .* batch as dynamic"):
+        model = Model.from_module(OneLength(True).eval(), (torch.randn(2, 6, 4),))
+    assert model.fixed_batch == 2
