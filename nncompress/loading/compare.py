@@ -6,7 +6,6 @@ leave its state and the inputs as they were.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.errors import ModelFileError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.as_run import in_dicts
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH
 from nncompress.ir.graph.state import changed_tensors
@@ -250,17 +250,6 @@ def _left_alone(source: nn.Module, seed: int) -> Iterator[None]:
 def _tensors(source: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     results = source(*(tensor.clone() for tensor in inputs))
     return [leaf.clone() for leaf in pytree.tree_leaves(in_dicts(results)) if isinstance(leaf, Tensor)]
-
-
-def in_dicts(results: Any) -> Any:
-    """What a forward returns, with dicts in the place of dataclasses, of which torch.export knows few."""
-
-    def unpacked(leaf: Any) -> Any:
-        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
-            return leaf
-        return {field.name: in_dicts(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
-
-    return pytree.tree_map(unpacked, results)
 
 
 def _beyond(model: Model, expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:

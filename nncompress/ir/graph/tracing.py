@@ -17,6 +17,7 @@ from torch.export.graph_signature import ExportGraphSignature
 from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
+from nncompress.ir.as_run import trace_as_run
 from nncompress.ir.python_names import is_argument_name
 from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
@@ -46,6 +47,7 @@ def trace(
             unchanged(module, traced=True),
         ):
             warnings.simplefilter("ignore")
+            trace_as_run(module)
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             program = program.run_decompositions({}) if _is_transformed(program) else program
             _name_inputs(program, module)

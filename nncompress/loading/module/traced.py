@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
-from nncompress.loading.compare import compare_with_source, in_dicts, run_source
+from nncompress.loading.compare import compare_with_source, run_source
 from nncompress.loading.module.dry_run import dry_run
 from nncompress.loading.module.free_lengths import Length, with_free_lengths
 from nncompress.loading.module.infer_input import (
@@ -29,7 +28,6 @@ from nncompress.loading.module.infer_input import (
     stated_form,
     with_dtypes,
 )
-from nncompress.loading.module.nested_padding import trace_as_run
 from nncompress.loading.module.wrappers import take_out_wrappers
 from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.torchscript import AsScripted, GraphModule
@@ -56,8 +54,6 @@ def traced(
         lengths: of each input, which stay free where the graph allows it.
     """
     take_out_wrappers(module)
-    trace_as_run(module)
-    return_dicts(module)
     if callable(example_inputs):
         example_inputs = example_inputs(required_inputs(module)) if input_shapes is None else None
     with unchanged(module):
@@ -86,17 +82,6 @@ def traced(
     model = settle_batch(first, notice, others, stated=marked(input_shapes), traced=True)
     compare_with_source(model, source or module, path, notice)
     return model
-
-
-def return_dicts(module: nn.Module) -> None:
-    """Let it return dicts where it returns dataclasses (`in_dicts`)."""
-    forward = module.forward
-
-    @wraps(forward)
-    def returning_dicts(*args: Any, **kwargs: Any) -> Any:
-        return in_dicts(forward(*args, **kwargs))
-
-    module.forward = returning_dicts
 
 
 def _check_marks(model: Model, dims: Sequence[int | None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,9 @@ class Encoder(nn.Module):
         return self.encoder(x, src_key_padding_mask=padding).mean(1)
 
 
+@pytest.mark.parametrize("door", ["load", "from_module"])
 @pytest.mark.parametrize("norm", [None, nn.LayerNorm(8), nn.RMSNorm(8)], ids=["none", "layer", "rms"])
-def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None) -> None:
+def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None, door: str) -> None:
     torch.manual_seed(0)
     net = Encoder(norm).eval()
     for parameter in net.parameters():
@@ -32,7 +35,29 @@ def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None)
     x = torch.randn(3, 6, 8)
     masks = [torch.arange(6) >= torch.tensor(lengths)[:, None] for lengths in LENGTHS]
     masks.append(masks[0].roll(1, 1))  # not at the end
-    model = nncompress.load(net, input=(x, masks[0]), notice=lambda sentence: None)
+    if door == "load":
+        model = nncompress.load(net, input=(x, masks[0]))
+    else:
+        model = nncompress.Model.from_module(net, (x, masks[0]))
     for mask in masks:
         with torch.no_grad():
             torch.testing.assert_close(model(x, mask), net(x, mask), atol=1e-5, rtol=1e-4)
+
+
+@dataclass
+class Found:
+    scores: Tensor
+    places: tuple[Tensor, ...]
+
+
+class ReturnsDataclass(nn.Module):
+    def forward(self, x: Tensor) -> Found:
+        return Found(x * 2, (x + 1,))
+
+
+def test_dataclasses_are_outputs_by_the_names_of_their_fields() -> None:
+    module, x = ReturnsDataclass(), torch.randn(2, 3)
+    model = nncompress.Model.from_module(module, (x,))
+    assert model.outputs == ("scores", "places_0")
+    assert [torch.equal(a, b) for a, b in zip(model(x), (x * 2, x + 1))] == [True, True]
+    assert isinstance(module(x), Found)  # the module stays as it is

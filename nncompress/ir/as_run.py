@@ -1,26 +1,47 @@
-"""What `nn.TransformerEncoder` gives at masked positions, which it computes otherwise when it is traced.
+"""What a module gives in a run and would not give when it is traced.
 
-In evaluation without gradients it packs samples whose padding lies at their end without that padding, and
-gives zeros in its place; traced, it computes something there, as in training. What a network makes of all
-positions, a mean, say, would be another one.
+`nn.TransformerEncoder` in evaluation without gradients packs samples whose padding lies at their end without
+that padding, and gives zeros in its place; traced, it computes something there, as in training. What a
+network makes of all positions, a mean, say, would be another one. And of dataclasses torch.export knows few:
+traced, a module gives dicts in their place.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def trace_as_run(module: nn.Module) -> None:
-    """Let every encoder inside `module` be traced with the zeros that a run of it gives."""
+    """Let `module` be traced with what a run of it gives; it is changed."""
     for encoder in module.modules():
         packs = getattr(encoder, "use_nested_tensor", False) and getattr(encoder, "mask_check", False)
         plain = type(encoder).forward is nn.TransformerEncoder.forward and "forward" not in vars(encoder)
         if isinstance(encoder, nn.TransformerEncoder) and packs and plain:
             vars(encoder)["forward"] = partial(_forward, encoder)
+    forward = module.forward
+
+    @wraps(forward)
+    def returning_dicts(*args: Any, **kwargs: Any) -> Any:
+        return in_dicts(forward(*args, **kwargs))
+
+    vars(module)["forward"] = returning_dicts
+
+
+def in_dicts(results: Any) -> Any:
+    """What a forward returns, with dicts in the place of dataclasses."""
+
+    def unpacked(leaf: Any) -> Any:
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return {field.name: in_dicts(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+
+    return pytree.tree_map(unpacked, results)
 
 
 def _forward(
