@@ -153,10 +153,7 @@ class OpenVinoRunner(Runner):
             raise DeviceError(
                 f"OpenVINO does not compute in {precision} on this CPU", expected=", ".join(precisions())
             )
-        try:
-            self._model = core().read_model(str(path))
-        except Exception as problem:  # OpenVINO raises RuntimeError for everything
-            raise _explained(path, problem) from problem
+        self._model = read_graph(path, path)
         self._path, self._compiled = path, {}  # type: ignore[var-annotated]
         self.threads, self.precision, self.integers = threads, precision, integers
         self.name = f"OpenVINO {version('openvino')} CPU" + (f" {precision}" if precision else "")
@@ -233,6 +230,21 @@ class OpenVinoRunner(Runner):
                 ) from problem
 
         return call
+
+
+def read_graph(file: Path, told: Path) -> Any:
+    """OpenVINO's own graph of an `.onnx` or `.xml`.
+
+    Args:
+        told: what the user calls it.
+    Raises:
+        ModelFileError: not a file that OpenVINO reads.
+        UnsupportedError: an operator it lacks.
+    """
+    try:
+        return core().read_model(str(file))
+    except Exception as problem:  # OpenVINO raises RuntimeError for everything
+        raise _explained(told, problem) from problem
 
 
 def open_openvino(path: Path, threads: int, precision: str | None = None) -> OpenVinoRunner:
@@ -317,8 +329,13 @@ def _opened(value: Any) -> Any:
 
 def _explained(path: Path, problem: Exception) -> Exception:
     message = _message(problem)
-    if "does not support the following ONNX operations" in message or "Unsupported" in message:
-        return UnsupportedError(f"{path} uses an operator that OpenVINO does not run", got=message)
+    lacking = ("OpConversionFailure", "does not support the following ONNX operations", "Unsupported")
+    if any(text in str(problem) for text in lacking):
+        return UnsupportedError(
+            f"{path} uses an operator that OpenVINO does not run",
+            got=message.removeprefix("-- "),
+            remedy="a plain .onnx, which ONNX Runtime runs; or another op in the model",
+        )
     return ModelFileError(
         f"{path} is not a model that OpenVINO reads", got=message, expected="an .onnx or .xml file"
     )

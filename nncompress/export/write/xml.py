@@ -21,7 +21,7 @@ from nncompress.extras import need
 from nncompress.files.atomic import replacing
 from nncompress.files.targets import check_chosen
 from nncompress.ir import Model
-from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, core
+from nncompress.runtimes.on_openvino import SATURATING, WEIGHTS, read_graph
 from nncompress.runtimes.onnx_files.saturation import saturating_weights
 from nncompress.runtimes.silence import silent
 from nncompress.targets import TARGETS
@@ -55,7 +55,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         with silent():
             import openvino
 
-            graph = core().read_model(str(onnx))
+            graph = read_graph(onnx, Path(path))
             kept = record(TARGETS["openvino"], {}) | {SATURATING: str(overflow)}
             for key, text in kept.items():
                 graph.set_rt_info(text, ["framework", key])

@@ -1,7 +1,8 @@
 """A model in another float precision: weights, arithmetic, and the inputs and outputs as asked.
 
 float16 holds nothing beyond 65504. Stored values beyond it are refused; constants in the graph (the −1e9 of a
-mask, say) become its ends, which do there what they did. bfloat16 has the range of float32.
+mask, say) become its ends, which do there what they did. bfloat16 has the range of float32. Floats that the
+graph makes of none (positions, shares of counts) are cast where they are made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
 
+_CAST = torch.ops.aten.to.dtype
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
@@ -60,10 +62,13 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
             return largest if value > 0 else -largest
         return value
 
-    for node in model.graph.nodes:  # literals: types of casts, constants
-        if node.op == "call_function":
-            node.args = fx.node.map_aggregate(node.args, narrow)
-            node.kwargs = fx.node.map_aggregate(node.kwargs, narrow)
+    for node in list(model.graph.nodes):  # literals: types of casts, constants
+        if node.op != "call_function":
+            continue
+        node.args = fx.node.map_aggregate(node.args, narrow)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, narrow)
+        if _is_float32(node) and not _follows_operands(node, dtype):
+            _cast_behind(node, node, dtype)
     if float32_ends:
         _cast_at_the_ends(model, dtype)
     else:
@@ -99,18 +104,32 @@ def _convert_tensors(model: Model, dtype: torch.dtype, largest: float) -> list[t
 
 
 def _cast_at_the_ends(model: Model, dtype: torch.dtype) -> None:
-    cast = torch.ops.aten.to.dtype
     placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
     for node in placeholders:
         if _is_float32(node):
-            with edit.inserting_before(placeholders[-1].next) as call:
-                inside = call(cast, node, dtype)
-            node.replace_all_uses_with(inside, delete_user_cb=lambda user, inside=inside: user is not inside)
+            _cast_behind(node, placeholders[-1], dtype)
     output = model.graph.output_node()
     values: Any = output.args[0]
     with edit.inserting_before(output) as call:
-        outside = [call(cast, v, torch.float32) if _is_float32(v) else v for v in values]
+        outside = [call(_CAST, v, torch.float32) if _is_float32(v) else v for v in values]
     output.args = (tuple(outside),)
+
+
+def _cast_behind(node: fx.Node, place: fx.Node, dtype: torch.dtype) -> None:
+    """Whoever reads `node` reads it in `dtype`, by a cast behind `place`."""
+    with edit.inserting_before(place.next) as call:
+        inside = call(_CAST, node, dtype)
+    node.replace_all_uses_with(inside, delete_user_cb=lambda user: user is not inside)
+
+
+def _follows_operands(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Its result is of the dtype of a float that it reads, or of the one that it names."""
+    floats = [
+        v
+        for n in node.all_input_nodes
+        if isinstance(v := n.meta.get("val"), Tensor) and v.is_floating_point()
+    ]
+    return bool(floats) or dtype in (*node.args, *node.kwargs.values())
 
 
 def _is_float32(node: object) -> bool:

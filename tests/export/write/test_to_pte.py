@@ -114,6 +114,17 @@ def test_several_parts_of_a_tensor_at_once_run_at_every_batch(tmp_path):
 
 
 @needs_executorch
+def test_padding_that_wraps_around_runs(tmp_path):
+    """ExecuTorch compiled it, and did not run it."""
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").eval()
+    x = torch.randn(2, 3, 6, 5)
+    write(Model.from_module(conv, (x,)), tmp_path / "m.pte")
+    np.testing.assert_allclose(
+        open_artifact(tmp_path / "m.pte").run(x)[0], conv(x).detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@needs_executorch
 def test_a_program_that_does_not_run_is_refused_as_one_and_not_written(plain, tmp_path, monkeypatch):
     def fails(*_):
         raise DataError("ExecuTorch could not run the program on this input", got="error 0x10")

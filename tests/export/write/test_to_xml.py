@@ -187,6 +187,38 @@ def test_a_model_with_state_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Wrapped(nn.Module):
+    """Circular padding of one, two and three dims, by different amounts."""
+
+    def forward(self, x):
+        x = nn.functional.pad(x.flatten(1, 2), [2, 0], "circular").unflatten(1, (3, 4))
+        x = nn.functional.pad(x, [1, 2, 0, 3], "circular")
+        return nn.functional.pad(x[:, None], [1, 1, 2, 0, 1, 0], "circular")
+
+
+def test_padding_that_wraps_around_is_said_so_that_openvino_reads_it(tmp_path):
+    """It has no wrapping `Pad`: the export ended in a traceback."""
+    x = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    model = Model.from_module(Wrapped(), (x,))
+    write(model, tmp_path / "m.xml")
+    np.testing.assert_array_equal(open_artifact(tmp_path / "m.xml").run(x)[0], Wrapped()(x).numpy())
+
+
+class Determinant(nn.Module):
+    def forward(self, x):
+        return torch.linalg.det(x) + 1
+
+
+def test_an_op_that_openvino_lacks_is_named(tmp_path):
+    model = Model.from_module(Determinant(), (torch.randn(2, 3, 3),))
+    with pytest.raises(
+        UnsupportedError, match=r"m\.xml uses an operator that OpenVINO does not run"
+    ) as caught:
+        write(model, tmp_path / "m.xml")
+    assert "Det" in caught.value.got
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_commands_take_it(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(model, "m.pt2")

@@ -87,3 +87,28 @@ def test_constants_beyond_float16_become_its_ends():
     with pytest.raises(UnsupportedError, match=r"fc\.weight holds values beyond 65504"):
         in_precision(model, "float16")
     assert in_precision(model, "bfloat16")(x.bfloat16()).isfinite().all()
+
+
+class Positions(torch.nn.Module):
+    """Reads positions and counts, floats that no float gave their dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 4)
+
+    def forward(self, x, tokens):
+        places = torch.linspace(-1, 1, 4).expand(x.shape[0], 4)
+        share = (tokens > 2).sum(1, keepdim=True) / tokens.shape[1]
+        return self.fc(torch.cat([places + torch.arange(4) / 4, x, share], 1))
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_floats_made_in_the_graph_are_of_its_precision(precision):
+    """They stayed float32, and the first layer that read them refused."""
+    torch.manual_seed(0)
+    x, tokens = torch.randn(3, 1), torch.tensor([[1, 2, 3, 4], [3, 4, 5, 1], [5, 5, 5, 5]])
+    model = Model.from_module(Positions().eval(), (x, tokens))
+    half = in_precision(model, precision)
+    got = half(x.to(half.inputs[0].torch_dtype()), tokens)
+    assert got.dtype == getattr(torch, precision)
+    torch.testing.assert_close(got.float(), model(x, tokens), rtol=0.05, atol=0.03)

@@ -6,7 +6,8 @@ is dropped: a factor behind the pool stands in for it. Euclidean distances of ro
 of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
 index is refused by ONNX Runtime: it is cut to the index's size. Logarithms of sums of exponentials are said
-with these exponentials, which overflow, or vanish: they are said with differences.
+with these exponentials, which overflow, or vanish: they are said with differences. Padding that wraps around
+is said as concatenations, which more runtimes read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from nncompress.export.lower.wrapped import lay_ends_beside
 from nncompress.ir.graph.normal_form.decompose import take_apart
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, REORDERS, RESHAPES, op_name
 from nncompress.ir.layers.weights import argument
@@ -37,6 +39,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def dodge_defects(program: ExportedProgram) -> None:
     """Edit in place; the program computes the same."""
+    lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
         if node.target in _LOGARITHMS:
             take_apart(program.graph, node, _LOGARITHMS[node.target])

@@ -11,6 +11,7 @@
 | int8 weights of an LSTM or GRU                     | floats; inputs as they are                         |
 | mean over height and width                         | the mean with both dims kept, then flatten         |
 | several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
+| padding that wraps around                          | slices and a concatenation (`lay_ends_beside`)     |
 | every s-th pixel (slices), zero channels behind it | 1×1 convolution of stride s with weights 0 and 1   |
 
 The last one is a residual network's parameter-free shortcut (He et al. 2015, option A). The delegate has no
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from nncompress.export.lower.wrapped import lay_ends_beside
 from nncompress.export.lower.xnnpack.concat import share_grids
 from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
@@ -52,6 +54,7 @@ def lower_xnnpack(model: Model) -> Model:
     lowered = model.copy()
     fold_batch_norms(lowered)
     slice_parts(lowered.graph)
+    lay_ends_beside(lowered.graph)
     for node in list(lowered.graph.nodes):
         if is_dequantized(node):
             _round_once(node)
