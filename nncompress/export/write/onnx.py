@@ -24,12 +24,12 @@ from nncompress.export.check.compare import compare as compare_outputs
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.check.read_back import read_back_onnx
+from nncompress.export.lower.exporter.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.float_twin import float_twin
 from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8
 from nncompress.export.lower.onnxruntime.recurrent import without_projections
 from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
-from nncompress.export.lower.onnxruntime.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.sums import lower_sums
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy

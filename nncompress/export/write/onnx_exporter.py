@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from nncompress.errors import UnsupportedError
+from nncompress.export.lower.exporter import defects
+from nncompress.export.lower.exporter.small_numbers import keep_small_numbers
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
-from nncompress.export.lower.onnxruntime import exporter_defects
-from nncompress.export.lower.onnxruntime.small_numbers import keep_small_numbers
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
@@ -42,7 +42,7 @@ def input_names(model: Model) -> list[str]:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Of ops that the exporter does not know, or says otherwise."""
-    return lower_dynamic.translations() | attention_onnx.translations() | exporter_defects.translations()
+    return lower_dynamic.translations() | attention_onnx.translations() | defects.translations()
 
 
 def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXProgram:
@@ -55,7 +55,7 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
         UnsupportedError: ONNX has no word for one of its ops.
     """
     _refuse_counted_groups(model)
-    exporter_defects.dodge_defects(program)
+    defects.dodge_defects(program)
     try:
         with quiet(), exporter_cost.kept(), without_stack_traces(), torch.no_grad():
             converted = torch.onnx.export(

@@ -5,9 +5,9 @@ copy in between makes it legal, and costs nothing, since ONNX has no strides. Th
 is dropped: a factor behind the pool stands in for it. Euclidean distances of rows have no translation. Means
 of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
-index is refused by ONNX Runtime: it is cut to the index's size. Logarithms of sums of exponentials are said
-with these exponentials, which overflow, or vanish: they are said with differences. Padding that wraps around
-is said as concatenations, which more runtimes read.
+index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
+concatenations, which more runtimes read. Functions that it says with a loss of digits are said in
+`special_functions`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from nncompress.export.lower.exporter.special_functions import SPECIAL_FUNCTIONS
 from nncompress.export.lower.wrapped import lay_ends_beside
 from nncompress.ir.graph.normal_form.decompose import take_apart
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, REORDERS, RESHAPES, op_name
@@ -41,8 +42,8 @@ def dodge_defects(program: ExportedProgram) -> None:
     """Edit in place; the program computes the same."""
     lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
-        if node.target in _LOGARITHMS:
-            take_apart(program.graph, node, _LOGARITHMS[node.target])
+        if node.target in SPECIAL_FUNCTIONS:
+            take_apart(program.graph, node, SPECIAL_FUNCTIONS[node.target])
         elif node.target in (aten.view.default, aten.reshape.default):
             _copy_attention(node)
         elif op_name(node) in DIMS:
@@ -120,35 +121,6 @@ def _mean_of_scattered(
         return x.scatter_add(dim, index, source) / (counts + 1)
     means = torch.zeros_like(x).scatter_add(dim, index, source) / counts.clamp_min(1)
     return torch.where(counts > 0, means, x)
-
-
-def _log_sigmoid(x: Tensor) -> Tensor:
-    return -torch.nn.functional.softplus(-x)
-
-
-def _log_add_exp(a: Tensor, b: Tensor) -> Tensor:
-    """Of equal infinities, too."""
-    apart = torch.where(a == b, torch.zeros_like(a - b), (a - b).abs())
-    return torch.maximum(a, b) + torch.nn.functional.softplus(-apart)
-
-
-def _log_cum_sum_exp(x: Tensor, dim: int) -> Tensor:
-    """In steps of 1, 2, 4, … (Hillis & Steele 1986)."""
-    size, shift = x.shape[dim], 1
-    if not isinstance(size, int):
-        raise NotImplementedError
-    while shift < size:
-        before = torch.full_like(x.narrow(dim, 0, shift), -inf)
-        x = _log_add_exp(x, torch.cat([before, x.narrow(dim, 0, size - shift)], dim))
-        shift *= 2
-    return x
-
-
-_LOGARITHMS: dict[Any, Callable[..., Tensor]] = {
-    aten.log_sigmoid.default: _log_sigmoid,
-    aten.logaddexp.default: _log_add_exp,
-    aten.logcumsumexp.default: _log_cum_sum_exp,
-}
 
 
 def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

@@ -1,0 +1,1 @@
+"""What torch's ONNX exporter would refuse, say otherwise or drop, said so that it does not."""
