@@ -321,7 +321,7 @@ def test_a_model_that_answers_with_a_class_is_judged_by_what_it_chooses_from():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["prune", "cluster", "factorize", "grow", "prune-nodes"])
-def test_other_precisions(name, dtype):
+def test_passes_change_models_of_other_precisions(name, dtype):
     model = Model.from_module(make_module().to(dtype), (torch.randn(2, 6).to(dtype),))
     options = {"grow": {"by": 2}, "factorize": {"rank": 1}, "prune-nodes": {"ratio": 0.3}}.get(name, {})
     data = None if dtype.itemsize == 2 and name == "prune-nodes" else Records((torch.randn(40, 6).to(dtype),))

@@ -53,7 +53,7 @@ def test_bad_recipe_files(tmp_path, text):
         read_recipe(path)
 
 
-def test_missing_recipe():
+def test_a_recipe_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="cannot read"):
         read_recipe("nowhere.toml")
 

@@ -151,7 +151,7 @@ def test_compare_of_equals_and_of_strangers():
         compare(linear(torch.eye(3)), linear(torch.eye(3)), [])
 
 
-def test_paired_counts(data):
+def test_a_pair_counts_the_samples_that_only_one_gets_right(data):
     rng = np.random.default_rng()
     x, y = rng.standard_normal((200, 4)), rng.integers(0, 4, 200)
     a, b = rng.standard_normal((4, 4)), rng.standard_normal((4, 4))

@@ -31,14 +31,14 @@ IMAGE = torch.randn(2, 8, 12, 10)
         (nn.BatchNorm2d(8), 0, 32),
     ],
 )
-def test_one_layer(layer, macs, parameters):
+def test_cost_of_one_layer_is_that_of_its_formula(layer, macs, parameters):
     result = of(layer, IMAGE)
     assert (result.macs, result.parameters) == (macs, parameters)
     assert result.bytes == 4 * parameters
     assert len(result.layers) == 1
 
 
-def test_kinds():
+def test_convolutions_are_named_by_their_groups():
     assert of(nn.Conv2d(8, 8, 3, groups=8), IMAGE).layers[0].kind == "depthwise conv2d"
     assert of(nn.Conv2d(8, 16, 3, groups=4), IMAGE).layers[0].kind == "grouped conv2d"
     assert of(nn.Conv2d(8, 16, 3), IMAGE).layers[0].kind == "conv2d"
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def test_attention():
+def test_products_of_attention_count_per_head():
     result = of(Attention(), torch.randn(2, 5, 32))
     projections = 5 * 32 * 96 + 5 * 32 * 32
     products = 4 * 5 * 5 * 8 * 2  # q·k and weights·v, per head
@@ -91,7 +91,7 @@ def test_tied_parameters_are_counted_once():
     assert result.macs == 7 * 6 * 20
 
 
-def test_lstm():
+def test_an_lstm_counts_both_matrices_at_every_step():
     class Last(nn.Module):
         def __init__(self):
             super().__init__()

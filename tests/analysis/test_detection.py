@@ -37,7 +37,7 @@ def scored(output, labels):
 TWO = labels_of([[(0, 0, 0, 10, 10), (0, 20, 20, 30, 30)]], 3)
 
 
-def test_known_values():
+def test_average_precision_has_the_values_worked_out_by_hand():
     both = torch.tensor([[[0, 0, 10, 10, 0.9, 0], [20, 20, 30, 30, 0.8, 0]]])
     assert scored(both, TWO).value == pytest.approx(1)
     assert scored(both[:, :1], TWO).value == pytest.approx(51 / 101)  # recall 0, 0.01 … 0.5

@@ -81,7 +81,7 @@ def test_outputs_that_cannot_be_compared_are_a_warning(tmp_path, linear_onnx, we
     assert "b cannot be compared with a" in result.warnings[0]
 
 
-def test_bad_requests(tmp_path, linear_onnx, weight):
+def test_bad_requests_are_refused_by_name(tmp_path, linear_onnx, weight):
     path = linear_onnx(tmp_path / "m.onnx", weight)
     fixed = linear_onnx(tmp_path / "fixed.onnx", weight, batch=2)
     other = linear_onnx(tmp_path / "other.onnx", weight[:7])

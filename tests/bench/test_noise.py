@@ -58,14 +58,14 @@ def test_time_that_others_took():
 
 
 @pytest.mark.parametrize(("end", "word"), [(1.3, "slower"), (0.7, "faster")])
-def test_drift(end, word):
+def test_clocks_that_drift_are_said(end, word):
     drift = 1e6 * np.linspace(1, end, 300)
     (text,) = of(candidate("b", cpu=drift, speedup=CALM), first=candidate("a", cpu=drift))
     assert word in text
     assert "throttled" in text
 
 
-def test_heavy_tail():
+def test_a_heavy_tail_of_calls_is_said():
     calls = np.full(300, 1e6)
     calls[::30] = 9e6
     (text,) = of(candidate("b", cpu=calls, speedup=CALM))

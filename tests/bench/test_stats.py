@@ -141,7 +141,7 @@ def test_stopping_when_the_interval_is_narrow_keeps_its_promise():
     assert 8 < np.median(sessions) < 60  # it did stop, and not at once
 
 
-def test_typical_latency():
+def test_intervals_of_the_typical_latency_hold_it():
     estimate = typical([[1_000_000, 2_000_000, 3_000_000], [2_000_000] * 5])
     assert estimate.value == pytest.approx(2e-3)
     rng = np.random.default_rng(7)

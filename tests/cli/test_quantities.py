@@ -10,16 +10,16 @@ from nncompress.errors import UsageError
     ("text", "value"),
     [("10s", 10), ("500ms", 0.5), ("2m", 120), ("1.5 min", 90), ("0.2", 0.2), ("1H", 3600), (".5s", 0.5)],
 )
-def test_seconds(text, value):
+def test_durations_are_read_with_their_units(text, value):
     assert seconds(text, "--time") == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5 %", 0.005), ("0.01", 0.01), ("0", 0)])
-def test_fraction(text, value):
+def test_percentages_are_read_as_fractions(text, value):
     assert fraction(text, "--tolerance") == pytest.approx(value)
 
 
-def test_counts():
+def test_lists_of_counts_are_sorted_and_once():
     assert counts("1, 8,32,8", "--batch") == (1, 8, 32)
 
 

@@ -50,7 +50,7 @@ def test_the_networks_depend_on_their_input(network_name):
 
 @pytest.mark.parametrize("network_name", NETWORKS)
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_pass(pass_name, network_name):
+def test_a_pass_keeps_what_every_pass_promises(pass_name, network_name):
     given = model(network_name)
     before = {k: v.clone() for k, v in given.state_dict().items()}
     x = inputs(network_name, 3)

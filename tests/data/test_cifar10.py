@@ -18,7 +18,7 @@ NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", 
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_official_batches(tmp_path, rgb32, protocol):
+def test_official_batches_come_back_as_written(tmp_path, rgb32, protocol):
     rng = np.random.default_rng()
     everything = []
     for i in range(1, 6):
@@ -85,7 +85,7 @@ def test_hostile_and_damaged_batches_are_refused(tmp_path, hostile):
         ([1], "not an official"),
     ],
 )
-def test_wrong_contents(tmp_path, batch, says):
+def test_batches_of_other_contents_are_refused(tmp_path, batch, says):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(batch))
     with pytest.raises(DataError, match=says):
         open_data(f"cifar10:{tmp_path}")
@@ -144,7 +144,7 @@ def test_tars_of_images_by_class(tmp_path, rgb32):
     np.testing.assert_allclose(batch.inputs[0][:2], cats, rtol=1e-6)
 
 
-def test_bad_tars(tmp_path):
+def test_tars_without_classes_or_images_are_refused(tmp_path):
     with pytest.raises(DataError, match="no CIFAR-10 test split"):
         open_data(f"cifar10:{tmp_path}")
     path = tmp_path / "test.tar.xz"

@@ -169,7 +169,7 @@ def npy(array_header: dict, content: bytes) -> bytes:
         ({"descr": [("a", "<f4")], "fortran_order": True, "shape": (2,)}, bytes(8), "does not hold numbers"),
     ],
 )
-def test_odd_headers(tmp_path, features4, header, content, says):
+def test_headers_that_lie_are_refused(tmp_path, features4, header, content, says):
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("x.npy", npy(header, content))
     with pytest.raises(DataError, match=says):

@@ -58,7 +58,7 @@ def test_without_a_model_different_sizes_are_refused(tmp_path):
         list(open_data(str(tmp_path)).batches(4))
 
 
-def test_bad_folders(tmp_path, rgb32):
+def test_folders_that_are_no_image_data_are_refused(tmp_path, rgb32):
     with pytest.raises(DataError, match="holds no images"):
         open_data(str(tmp_path), rgb32)
     folder_of(tmp_path, [(32, 32)] * 2)

@@ -38,7 +38,7 @@ def test_reads_what_was_written(tmp_path, split, zipped, option, prefix):
     assert batch.labels.tolist() == labels.tolist()
 
 
-def test_damage(tmp_path, split):
+def test_damaged_idx_files_are_refused(tmp_path, split):
     good = idx(split[0])
     for content, says in (
         (good[:-1], "another size"),

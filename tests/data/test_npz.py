@@ -206,7 +206,7 @@ def test_other_files_are_refused(tmp_path, features4, content):
         open_data(str(tmp_path / "d.npz"), features4)
 
 
-def test_truncated_archive(tmp_path, features4):
+def test_a_truncated_archive_is_refused(tmp_path, features4):
     path = tmp_path / "d.npz"
     np.savez_compressed(path, x=np.random.default_rng().standard_normal((100, 4)).astype(np.float32))
     path.write_bytes(path.read_bytes()[:-200])
@@ -215,7 +215,7 @@ def test_truncated_archive(tmp_path, features4):
 
 
 @pytest.mark.parametrize("spec", ["missing.npz", "nosuch:dir:x", "no/folder"])
-def test_nothing_there(spec):
+def test_data_that_is_not_there_is_refused(spec):
     with pytest.raises(DataError):
         open_data(spec)
 

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_real_mnist():
+def test_mnist_begins_as_is_well_known():
     dataset = open_data(f"mnist:{SHARED / 'mnist'}")
     batch = next(dataset.batches(100))
     assert len(dataset) == 10_000
@@ -34,7 +34,7 @@ def test_real_cifar10_tar(rgb32):
     assert batch.inputs[0].abs().max() < 3
 
 
-def test_real_npz(rgb32):
+def test_a_real_npz_is_read_with_its_labels(rgb32):
     dataset = open_data(str(SHARED / "cifar10" / "lossless_test846.npz"), rgb32)
     assert len(dataset) == 846
     assert dataset.has_labels

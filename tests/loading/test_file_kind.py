@@ -41,7 +41,7 @@ def files(tmp_path_factory):
         ("safetensors", FileKind.SAFETENSORS),
     ],
 )
-def test_kinds(name, kind, files, tmp_path):
+def test_a_kind_is_known_by_contents_not_by_name(name, kind, files, tmp_path):
     renamed = tmp_path / "model.onnx"  # the name does not count
     renamed.write_bytes((files / name).read_bytes())
     assert file_kind(renamed) is kind
@@ -49,7 +49,7 @@ def test_kinds(name, kind, files, tmp_path):
 
 @pytest.mark.parametrize("name", ["pt2.pt2", "module", "safetensors"])
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_cut_files(name, share, files, tmp_path):
+def test_cut_files_are_said_to_be_cut(name, share, files, tmp_path):
     content = (files / name).read_bytes()
     path = tmp_path / "cut"
     length = 60 if name == "safetensors" else int(len(content) * share)
@@ -127,7 +127,7 @@ def test_a_program_for_phones_is_no_source(tmp_path):
     assert "bench" in str(caught.value)
 
 
-def test_torchscript(tmp_path):
+def test_a_torchscript_archive_is_known_by_its_contents(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "model.pt"))
     assert file_kind(tmp_path / "model.pt") is FileKind.TORCHSCRIPT
 
@@ -137,12 +137,12 @@ def test_missing_file_names_its_neighbours(files):
         file_kind(files / "pt3.pt2")
 
 
-def test_missing_folder(tmp_path):
+def test_a_file_in_a_missing_folder_does_not_exist(tmp_path):
     with pytest.raises(ModelFileError, match="does not exist"):
         file_kind(tmp_path / "nowhere" / "model.pt2")
 
 
-def test_directory(files):
+def test_a_directory_is_refused_with_the_models_in_it(files):
     with pytest.raises(ModelFileError, match=r"directory(.|\n)*pt2\.pt2"):
         file_kind(files)
 

@@ -76,7 +76,7 @@ def assert_same(model: Model, module: nn.Module, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("was_training", [False, True])
-def test_pickled_module(was_training, tmp_path):
+def test_a_pickled_module_loads_in_eval_mode_and_says_its_input(was_training, tmp_path):
     module = plain_net().train(was_training)
     torch.save(module, tmp_path / "model.pt")
     heard: list[str] = []
@@ -164,7 +164,7 @@ def test_history_of_our_safetensors_comes_back(net, arch, tmp_path):
         {"surprise": 1},
     ],
 )
-def test_damaged_record(content, tmp_path):
+def test_a_damaged_record_is_refused(content, tmp_path):
     program = torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),))
     torch.export.save(program, tmp_path / "m.pt2", extra_files={"nncompress.json": json.dumps(content)})
     with pytest.raises(ModelFileError, match="record of nncompress"):

@@ -48,7 +48,7 @@ def test_excluded_layers_stay():
 @pytest.mark.parametrize(
     "options", [{"by": 4, "factor": 2.0}, {"by": 0}, {"factor": 1.0}, {"macs": 0.5}, {"where": "std"}]
 )
-def test_refusals(options):
+def test_growth_that_cannot_be_is_refused(options):
     with pytest.raises(UsageError):
         grown("flatten", **options)
 
@@ -63,7 +63,7 @@ def test_gradient_needs_labels(tmp_path):
 
 
 @pytest.mark.parametrize("most", [1.5, 2.0, 6.0])
-def test_latency_budget(monkeypatch, most):
+def test_a_latency_budget_is_nearly_used_and_never_exceeded(monkeypatch, most):
     """It is nearly used and never exceeded, were latency proportional to MACs."""
     before = cost(model("flatten")).macs
 

@@ -45,7 +45,7 @@ def on_meta(name: str) -> Model:
 
 
 @pytest.mark.parametrize(("name", "before", "after", "decrease", "convs", "shared_convs", "tied"), TABLE_1)
-def test_table_1(name, before, after, decrease, convs, shared_convs, tied):
+def test_parameters_of_the_papers_table_1(name, before, after, decrease, convs, shared_convs, tied):
     model = on_meta(name)
     shapes = Shapes(model)
     groups, _ = find_groups(model, shapes, "auto", "auto")

@@ -34,7 +34,7 @@ def test_lines_are_found():
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}: {line[11:60]}" for page, line in LINES])
-def test_it_parses(page, line, commands):
+def test_every_command_line_in_the_docs_parses(page, line, commands):
     name, *arguments = arguments_of(line)
     assert name in KNOWN
     given = commands[name].make_context(f"nncompress {name}", arguments).params

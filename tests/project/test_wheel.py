@@ -51,7 +51,7 @@ def test_it_says_what_it_needs_and_offers(installed):
     assert "nncompress = nncompress.cli:main" in (info / "entry_points.txt").read_text()
 
 
-def test_it_runs(installed, tmp_path):
+def test_the_wheel_runs_doctor_by_itself(installed, tmp_path):
     code = "import sys, nncompress.cli as cli; print(cli.__file__, file=sys.stderr); cli.main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, "doctor", "--json"],

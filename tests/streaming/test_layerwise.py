@@ -284,7 +284,7 @@ def test_without_a_network_or_a_group_size(source, arch, data, tmp_path):
         streamed(source, tmp_path / "out", arch, data, "quantize:mode=weights")
 
 
-def test_the_command(source, arch, data, tmp_path, capsys):
+def test_the_command_rounds_shards_on_data_and_says_so(source, arch, data, tmp_path, capsys):
     command = f"quantize {source} --stream --weight-bits 4 --group-size 16 --data {data}".split()
     command += ["--arch", arch, "-o", str(tmp_path / "out"), "--limit", "8"]
     with pytest.raises(SystemExit) as ended:

@@ -324,7 +324,7 @@ def test_two_processes_do_not_make_one_result_together(folder, tmp_path):
     assert streamed("quantize:mode=weights", folder, out).resumed == 3
 
 
-def test_the_command(folder, tmp_path, capsys, monkeypatch):
+def test_the_command_says_what_it_wrote_and_did_not_measure(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     command = ["quantize", str(folder), "--stream", "--group-size", "64", "--weight-bits", "4"]
     with pytest.raises(SystemExit) as ended:

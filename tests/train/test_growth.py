@@ -66,7 +66,7 @@ def always(**options) -> GrowSettings:
         ([-5, -5.2, -5.2], 1, 0.01, [2]),  # a negative loss improves by falling further
     ],
 )
-def test_plateau(losses, patience, delta, reached):
+def test_a_plateau_is_reached_after_its_patience(losses, patience, delta, reached):
     plateau = Plateau(patience, delta)
     assert [i for i, loss in enumerate(losses) if plateau.reached(loss)] == reached
 
@@ -236,7 +236,7 @@ def test_freeze_ends_on_schedule(data):
     }
 
 
-def test_refusals(data):
+def test_growth_settings_that_cannot_be_are_refused(data):
     with pytest.raises(UsageError, match="where to stop"):
         GrowSettings(grow="plateau")
     with pytest.raises(UsageError, match="belongs to --grow"):

@@ -136,7 +136,7 @@ def test_spatial_turns_reach_what_gradient_descent_reaches():
 
 
 @pytest.mark.parametrize("metric", [None, Metric(with_ridge(positive(36, 1)), positive(6, 2))])
-def test_tucker(metric):
+def test_tucker_factors_lose_what_the_metric_says(metric):
     ours = TuckerDecomposition(WEIGHT, metric)
     measure = metric or Metric()
 

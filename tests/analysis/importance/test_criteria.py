@@ -55,7 +55,7 @@ def test_activation_statistics_are_taken_after_the_relu(criterion):
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "fisher"])
-def test_gradient_criteria(criterion):
+def test_gradient_criteria_are_the_gradients_of_eager_torch(criterion):
     module, each, data = network("residual"), model("residual"), images(RECORDS)
     batch = next(data.batches(RECORDS))
     total = torch.zeros(16, dtype=torch.float64)

@@ -110,7 +110,7 @@ def test_narrowed_branches_are_predicted_too(name):
     assert costs.left(kept) == cost(smaller).macs
 
 
-def test_allowed_counts():
+def test_counts_that_may_stay_are_multiples_and_all():
     assert allowed(choice("a", 5), ranked(*range(5)), 1) == [5, 4, 3, 2, 1]
     assert allowed(choice("a", 20), ranked(*range(20)), 8) == [20, 16, 8]
     assert allowed(choice("a", 5), ranked(*range(5)), 8) == [5]
@@ -125,7 +125,7 @@ def test_ratio_per_group_and_everywhere():
     assert by_ratio(choices, rankings, 0.4, 4, everywhere=False) == {"a": 0, "b": 4}
 
 
-def test_threshold():
+def test_a_threshold_keeps_what_is_above_it_and_at_least_one():
     choices = [choice("a", 4)]
     assert by_threshold(choices, {"a": ranked(0.1, 0.5, 0.2, 0.9)}, 0.3, 1) == {"a": 2}
     assert by_threshold(choices, {"a": ranked(0.1, 0.5, 0.2, 0.9)}, 7, 1) == {"a": 3}

@@ -37,7 +37,7 @@ class Small(nn.Module):
 
 
 @pytest.mark.parametrize("storage", ["plain", "packed"])
-def test_they_count(tmp_path, storage: str) -> None:
+def test_small_numbers_count_in_the_file_as_in_torch(tmp_path, storage: str) -> None:
     net, x = Small().eval(), torch.randn(3, 5, 6)
     x[0] = 0
     write_onnx(Model.from_module(net, (torch.randn(2, 5, 6),)), tmp_path / "m.onnx", storage=storage)

@@ -90,7 +90,7 @@ def test_an_output_called_as_an_input_or_another_output_gets_a_name_of_its_own(t
 
 
 @pytest.mark.parametrize("make", [convolutional, language])
-def test_half_precision(tmp_path, make):
+def test_half_precision_is_written_as_half(tmp_path, make):
     report = write_onnx(make(torch.float16), tmp_path / "m.onnx")
     assert 0 < report.relative_error < 3e-2
     whole = write_onnx(make(), tmp_path / "whole.onnx")

@@ -22,7 +22,7 @@ def rank(layer):
 
 
 @pytest.mark.parametrize(("network", "reader"), [(c[0], c[1]) for c in CASES])
-def test_reads(network, reader):
+def test_narrowing_what_is_read_is_zeroing_it(network, reader):
     zeroed, narrow = model(network), model(network)
     layer = layer_of(zeroed, reader)
     kept = [0, 2, 3, 7]
@@ -39,7 +39,7 @@ def test_reads(network, reader):
 
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize(("network", "writer", "norm"), [(c[0], c[2], c[3]) for c in CASES])
-def test_writes(network, writer, norm, constant):
+def test_narrowing_what_is_written_is_zeroing_it(network, writer, norm, constant):
     zeroed, narrow = model(network), model(network)
     size = layer_of(zeroed, writer).weight.value().shape[0]
     kept = [1, 4, 5, size - 1]

@@ -110,7 +110,7 @@ def test_the_sign_of_a_zero_and_what_is_no_number_come_back_bit_for_bit(dtype):
         assert torch.equal(restore(found, (80, 80)).view(integers), tensor.view(integers))
 
 
-def test_distinct_values():
+def test_few_distinct_values_are_found_by_all_of_them():
     assert distinct_values(torch.randn(500, 500)) is None
     assert distinct_values(torch.tensor([1.0, float("nan")])) is None
     assert distinct_values(torch.tensor([2, 1])) is None

@@ -27,7 +27,7 @@ from nncompress.loading.module.infer_input import example_from_shapes, infer_inp
         ("rate::int64", [((), "int64", "rate")]),
     ],
 )
-def test_shapes(text, shapes):
+def test_input_shapes_are_read_as_typed(text, shapes):
     assert parse_input(text) == tuple(InputShape(*shape) for shape in shapes)
 
 
@@ -202,7 +202,7 @@ GUESSES = {
 
 
 @pytest.mark.parametrize("name", GUESSES)
-def test_guesses(name):
+def test_a_guessed_input_runs_and_is_said(name):
     make, expected = GUESSES[name]
     module = make().eval()
     inputs, sentence = infer_input(module)
@@ -220,7 +220,7 @@ def test_guess_names_the_layer():
     )
 
 
-def test_half_precision():
+def test_a_guessed_input_has_the_weights_dtype():
     (x,), _ = infer_input(Cifar().bfloat16().eval())
     assert x.dtype == torch.bfloat16
 

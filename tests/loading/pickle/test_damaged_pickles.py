@@ -30,7 +30,7 @@ def rewritten(path: Path, edit, compression=zipfile.ZIP_STORED) -> Path:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 20, -20])
-def test_cut_pickle(kept, tmp_path):
+def test_a_cut_pickle_is_refused_by_its_name(kept, tmp_path):
     path = rewritten(save(nn.Linear(3, 2), tmp_path / "model.pt"), lambda content: content[:kept])
     with pytest.raises(ModelFileError, match=r"edited\.pt"):
         read_pickle(path)
@@ -55,7 +55,7 @@ def test_storage_larger_than_its_bytes(tmp_path):
         read_pickle(rewritten(path, enlarge))
 
 
-def test_compressed_archive(tmp_path):
+def test_a_compressed_archive_is_refused(tmp_path):
     path = save({"w": torch.zeros(1_000_000)}, tmp_path / "model.pt")
     bomb = rewritten(path, lambda content: content, zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 100_000

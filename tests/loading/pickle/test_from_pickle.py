@@ -132,7 +132,7 @@ def test_checkpoint_with_settings_beside_the_weights(tmp_path):
     assert torch.equal(found["state_dict"]["weight"], torch.ones(2))
 
 
-def test_legacy_format(tmp_path):
+def test_files_of_the_legacy_format_are_read(tmp_path):
     torch.save({"weight": torch.arange(3.0)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(read_pickle(tmp_path / "old.pt")["weight"], torch.arange(3.0))
 

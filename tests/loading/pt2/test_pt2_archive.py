@@ -166,7 +166,7 @@ def test_round_trip_is_exact(name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_floating_types(dtype, tmp_path):
+def test_weights_of_every_floating_dtype_come_back(dtype, tmp_path):
     module = nn.Linear(4, 3).to(dtype)
     program, _ = read_pt2(save(module, (torch.randn(2, 4, dtype=dtype),), tmp_path / "model.pt2"))
     assert program.state_dict["weight"].dtype == dtype

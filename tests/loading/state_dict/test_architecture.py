@@ -83,7 +83,7 @@ def test_factory_in_a_package(source):
         ("architecture_of_mine.py:number", "not callable"),
     ],
 )
-def test_mistakes(arch, message, source):
+def test_mistakes_in_arch_are_named_in_few_lines(arch, message, source):
     with pytest.raises(UsageError, match=message) as caught:
         build_architecture(arch)
     assert arch in str(caught.value)

@@ -55,7 +55,7 @@ def test_prefix_that_belongs_to_the_architecture_stays():
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
-def test_nested_checkpoints(key):
+def test_weights_are_found_under_the_usual_keys(key):
     weights = {"w": torch.ones(2)}
     assert find_weights({"epoch": 3, key: weights, "optimizer": {"lr": 0.1}}, PATH) == (weights, key)
 
@@ -71,7 +71,7 @@ def test_nested_checkpoints(key):
         (None, "a NoneType"),
     ],
 )
-def test_no_weights(found, described):
+def test_what_holds_no_weights_is_described(found, described):
     with pytest.raises(ModelFileError, match=described):
         find_weights(found, PATH)
 
@@ -107,7 +107,7 @@ def test_nothing_is_copied_where_keys_do_not_fit():
     assert torch.equal(target.embed.weight, before)
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_come_back_with_ties_and_metadata(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4), "c": torch.ones(2, dtype=torch.bfloat16)}
     safetensors.torch.save_file(tensors, tmp_path / "w.safetensors", metadata={"who": "me", "tied": "a"})
     found, header = read_safetensors(tmp_path / "w.safetensors")
@@ -119,7 +119,7 @@ def test_safetensors(tmp_path):
 @pytest.mark.parametrize(
     "edit", [lambda b: b[:-4], lambda b: b.replace(b"F32", b"F99"), lambda b: b[:8] + b"x" + b[9:]]
 )
-def test_damaged_safetensors(edit, tmp_path):
+def test_damaged_safetensors_are_refused_by_their_name(edit, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(edit(safetensors.torch.save({"a": torch.randn(3, 2)})))
     with pytest.raises(ModelFileError, match=r"w\.safetensors"):

@@ -179,7 +179,7 @@ def test_entropy_coded_within_a_tenth_of_the_entropy(size, per):
     assert change.numbers["bytes_coded"] <= 1.1 * entropy
 
 
-def test_refusals(model):
+def test_codebooks_that_cannot_be_are_refused(model):
     with pytest.raises(UsageError, match="one of"):
         Cluster(decimals=2, codebook=4)
     with pytest.raises(UsageError, match="out of range"):

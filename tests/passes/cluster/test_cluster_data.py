@@ -124,7 +124,7 @@ def test_an_embedding_follows_how_often_its_rows_are_read(tmp_path):
     assert lost < 0.7 * lost_plain
 
 
-def test_refusals(model):
+def test_weightings_without_data_or_codebook_are_refused(model):
     for options in ({"weighting": "inputs"}, {"weighting": "fisher"}):
         with pytest.raises(UsageError, match="needs data"):
             clustered(model, None, **options)

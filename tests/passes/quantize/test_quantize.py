@@ -84,7 +84,7 @@ def test_weights_are_rounded_to_the_nearest_step_per_channel():
     assert int(stored.min()) >= -127  # symmetric: -128 is not used
 
 
-def test_activation_grids():
+def test_activation_grids_cover_their_range():
     for low, high in ((0.0, 6.0), (-1.3, 2.9), (-5.0, 0.0), (0.0, 1e-6)):
         grid = QParams.covering(low, high)
         values = np.random.default_rng(0).uniform(low, high, 1000)
@@ -114,7 +114,7 @@ def test_tied_weight_has_one_int8_copy():
     assert any("shared with embed" in change.what for change in changes)
 
 
-def test_files_shrink(tmp_path):
+def test_int8_files_are_a_third_of_the_size(tmp_path):
     torch.manual_seed(0)
     model = Model.from_module(
         nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256)), (torch.randn(2, 256),)
@@ -243,7 +243,7 @@ def test_a_batch_norm_that_is_folded_has_no_name_to_keep():
         run(model, Quantize(keep=("1",)))
 
 
-def test_refusals():
+def test_contradicting_options_are_refused():
     model = convolutional()
     with pytest.raises(UsageError, match="needs data"):
         pipeline.run(model, [Quantize()], Context())
