@@ -132,7 +132,7 @@ class Search:
                     if not ours:
                         continue
                     self.context.progress.step("trials", len(rows), most)
-                    row = self.judge.run(recipe)
+                    row = self.judge.run(recipe, rows.values())
                     self.trials.put(key, row)
                 told(row)
                 break
@@ -193,7 +193,7 @@ class Search:
             name = trained_key(recipe, each)
             with self.trials.claimed(name) as ours:
                 if ours:
-                    row = self.judge.run(recipe, lambda: self.trainer.trained(name, recipe, each))
+                    row = self.judge.run(recipe, make=lambda: self.trainer.trained(name, recipe, each))
                     self.trials.put(name, row)
                     told(row)
             return self.judge.holds(self.trials.get(name) or {})

@@ -1,7 +1,9 @@
 """One trial: a recipe applied, and measured as far as it deserves.
 
-The metric on a quarter of the samples first; on all of them where that leaves it open; latency, in turns with
-the original, only of those that hold the bound, and where that is near the fastest so far, in turns with it.
+How far the outputs are from the original's first, on few samples; where that is no further than what was seen
+to lose too much, the metric on a quarter of the samples; on all of them where that leaves it open; latency,
+in turns with the original, only of those that hold the bound, and where that is near the fastest so far, in
+turns with it.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nncompress import pipeline
 from nncompress.analysis.answer import Predict, known_answer
 from nncompress.analysis.cost import cost
+from nncompress.analysis.distance.drift import MOST, Reference, Samples, amount
 from nncompress.analysis.metrics.base import Scores
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.bench.latency.remembered import machine
@@ -48,6 +51,8 @@ from nncompress.search.records import key_of
 
 FIRST = 4  # of so many samples, one is looked at first
 SURE = 0.99  # confidence with which a recipe is given up on those
+FURTHER = 2.0  # times as far from the original's outputs as
+ENOUGH = 3  # trials that were given up, a trial is not measured by the metric
 KEPT = 256 << 20  # bytes of weights of models in float that are kept, to be rounded by other recipes
 
 
@@ -94,6 +99,7 @@ _RECORD = json_schema.record(
     at_most=optional(finite),
     needed=_counted(1),
     samples=_counted(1),
+    error=optional(finite),
     latency=optional(
         mapped(plain(str), json_schema.record(share=_positive, low=finite, high=finite, seconds=_positive))
     ),
@@ -152,6 +158,8 @@ class Judge:
         self.measure = Measure(original, bounds.metric)
         predict = open_artifact(original).run
         self._original = [self._scores(predict, known_answer(original), limit) for limit in self._limits]
+        samples = Samples.draw(original, *selection.split(), context.seed)
+        self._outputs = Reference(original, samples, "the original") if self._limits[0] > MOST else None
         self._floats: dict[str, Model] = {}  # by recipe, the latest last
         self._latency: ModelLatency | None = None
         self._seconds: float | None = None
@@ -179,11 +187,15 @@ class Judge:
         return pipeline.run(model, recipe, context, original=self.original)[0]
 
     def run(
-        self, recipe: Recipe, make: Callable[[], tuple[Model, dict[str, Any]]] | None = None
+        self,
+        recipe: Recipe,
+        tried: Iterable[dict[str, Any]] = (),
+        make: Callable[[], tuple[Model, dict[str, Any]]] | None = None,
     ) -> dict[str, Any]:
         """Carry out and measure; a pass that refuses is a result too.
 
         Args:
+            tried: results of trials, which may tell that this one is not worth the metric.
             make: another way to the model, and what the row has to say of it.
 
         Raises:
@@ -202,6 +214,10 @@ class Judge:
             row |= said
             costs, before = cost(model), cost(self.original)
             row |= {"macs": costs.macs / max(before.macs, 1), "size": costs.bytes}
+            if self._outputs is not None:
+                row["error"] = amount(self._outputs.drift(model, "the trial"))
+                if make is None and (why := self._too_far(row["error"], tried)):
+                    return {**row, "failed": why, "seconds": round(time.monotonic() - started, 2)}
             row |= self._accuracy(model)
             if self._latency_matters(row):
                 row["latency"] = {self.machine: self.latency(model)}
@@ -212,6 +228,22 @@ class Judge:
                 raise
             row["failed"] = error.what
         return {**row, "seconds": round(time.monotonic() - started, 2)}
+
+    def _too_far(self, error: float, tried: Iterable[dict[str, Any]]) -> str:
+        """Why outputs so far from the original's are not measured by the metric; empty where they are.
+
+        Args:
+            error: relative L2 distance, see `Drift.amount`.
+        """
+        if self.bounds.drop is None:
+            return ""
+        known = [row for row in tried if "samples" in row and "error" in row and "trained" not in row]
+        given_up = [row for row in known if row["samples"] <= self._limits[0]]
+        nearer = [row for row in given_up if FURTHER * row["error"] <= error]
+        if len(nearer) < ENOUGH or any(FURTHER * row["error"] > error for row in known if self.holds(row)):
+            return ""
+        lost = f"{len(nearer)} trials that lost too much"
+        return f"outputs are {error:.0%} away, {FURTHER:g} times as far as of {lost}"
 
     def _latency_matters(self, row: dict[str, Any]) -> bool:
         return self.bounds.timed and (self.bounds.drop is None or self.holds(row))

@@ -1,5 +1,6 @@
 """Whether a trial is faster than the fastest so far is measured against that one, where it is near."""
 
+import numpy as np
 import pytest
 import torch
 from scripted_machine import artifact_bytes, script
@@ -112,3 +113,26 @@ def test_what_is_rounded_in_several_ways_is_cut_once_and_as_in_one_go(here, monk
     search.compressed((other,))
     search.compressed((cut,))
     assert ran.count((cut,)) == 2
+
+
+def test_what_is_much_further_away_than_what_lost_too_much_is_not_measured_by_the_metric(here):
+    original = load_model("m.pt2")
+    data = dataset("val.npz", original)
+    search = Judge(original, data, Context(data=data, limit=64), Bounds(0.01, None, None, "macs"))
+    weak, strong = (PruneNodes(macs=0.9),), (PruneNodes(macs=0.1),)
+    far = search.run(strong)
+    assert far["lost"] > 0.01
+    with torch.no_grad():  # the error is that of the outputs, on samples that the pass was not fitted to
+        x = torch.from_numpy(np.load("val.npz")["x"])
+        before, after = (each.outputs_of(x)[0] for each in (original, search.compressed(strong)))
+    assert far["error"] == pytest.approx(float((after - before).norm() / before.norm()), rel=0.3)
+    lost = {"error": 0.4 * far["error"], "lost": 0.2, "samples": far["samples"]}
+    again = search.run(strong, [lost] * 3)
+    assert "lost" not in again
+    assert "3 trials that lost too much" in trial.record(again)["failed"]
+    assert not search.holds(again)
+    held = {"error": 0.6 * far["error"], "lost": 0.0, "at_most": 0.005, "samples": 3000}
+    trained = lost | {"trained": {}}
+    for tried in ([lost] * 2, [lost] * 3 + [held], [lost | {"error": 0.6 * far["error"]}] * 3, [trained] * 3):
+        assert search.run(strong, tried)["lost"] == far["lost"]
+    assert search.run(weak, [lost] * 3)["samples"] == 3000
