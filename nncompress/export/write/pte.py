@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.errors import DataError, UnsupportedError, VerificationError
+from nncompress.errors import DataError, ModelFileError, UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
 from nncompress.export.check.int8_coverage import Coverage
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
+from nncompress.export.lower.exporter.spell_out import spell_out
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
+from nncompress.ir.edit.computed import store_constants
 from nncompress.runtimes.on_executorch import RECORD
 from nncompress.runtimes.silence import silent
 from nncompress.runtimes.worker import run_apart
@@ -72,7 +74,18 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
 def _write(model: Model, file: Path) -> tuple[Coverage, tuple[str, ...]]:
     """Lower and save: what of it runs in int8, and the ops that the delegate does not take."""
     lowered = bounded(lower_xnnpack(model))
-    program, coverage, portable = _compile(lowered, _record(model, lowered))
+    record = _record(model, lowered)
+    try:
+        program, coverage, portable = _compile(lowered, record)
+    except UnsupportedError as refused:  # of an op that may make constants only, or be said in others
+        stored, spelled = store_constants(lowered), spell_out(lowered)
+        if not stored and not spelled:
+            raise
+        lowered.refresh()
+        try:
+            program, coverage, portable = _compile(lowered, record)
+        except UnsupportedError:
+            raise refused from None
     with file.open("wb") as opened:
         program.write_to_file(opened)
     return coverage, portable
@@ -163,10 +176,11 @@ def _runner(path: Path) -> Run:
     def run(inputs: tuple[Tensor, ...]) -> list[Tensor]:
         try:
             return [torch.from_numpy(each) for each in run_apart(path, inputs, threads)]
-        except DataError as error:  # of inputs that are the model's own
+        except (DataError, ModelFileError) as error:  # of inputs that are the model's own, in a file of ours
+            loads = isinstance(error, DataError)
             raise UnsupportedError(
-                "ExecuTorch compiles this model and then cannot run it",
-                got=f"{error.what}: {error.got}" if error.got else error.what,
+                f"ExecuTorch compiles this model and then cannot {'run' if loads else 'load'} it",
+                got=error.got or error.what,
                 remedy="export it to .onnx, and report the model",
             ) from error
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir.as_run import trace_as_run
+from nncompress.ir.free_sizes import FreeSizes
 from nncompress.ir.python_names import is_argument_name
 from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
@@ -45,6 +46,7 @@ def trace(
             torch.no_grad(),
             without_stack_traces(),
             unchanged(module, traced=True),
+            FreeSizes(),
         ):
             warnings.simplefilter("ignore")
             trace_as_run(module)

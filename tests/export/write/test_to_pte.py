@@ -113,6 +113,44 @@ def test_several_parts_of_a_tensor_at_once_run_at_every_batch(tmp_path):
         assert distance(runner.run(*inputs)[0], model.outputs_of(*inputs)[0]) < 1e-5
 
 
+class Computed(nn.Module):
+    """Its weight is the exponential of a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Accumulated(nn.Linear):
+    def forward(self, x):
+        h = super().forward(x)
+        return torch.hypot(h, x) + h.cumprod(1) + h.cummax(1).values
+
+
+@needs_executorch
+@pytest.mark.parametrize("net", [Computed(), Accumulated(4, 4)])
+def test_ops_that_the_runtime_lacks_are_stored_or_said_in_others(net, tmp_path):
+    x = torch.randn(3, 4)
+    write(Model.from_module(net.eval(), (x,)), tmp_path / "m.pte")
+    np.testing.assert_allclose(
+        open_artifact(tmp_path / "m.pte").run(x)[0], net(x).detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@needs_executorch
+def test_a_program_without_a_kernel_is_no_damaged_file(tmp_path):
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return x.sort(1).values
+
+    with pytest.raises(UnsupportedError, match="cannot load it"):
+        write(Model.from_module(Sorted(), (torch.randn(2, 4),)), tmp_path / "m.pte")
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_executorch
 def test_padding_that_wraps_around_runs(tmp_path):
     """ExecuTorch compiled it, and did not run it."""

@@ -97,6 +97,30 @@ def test_a_file_with_steps_of_a_function_transform_says_what_makes_operators_of_
         nncompress.load(tmp_path / "m.pt2")
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda h, chosen: torch.take_along_dim(h, chosen, 1),
+        lambda h, chosen: h.take_along_dim(chosen[:, :, :1], dim=-2),
+        lambda h, chosen: torch.take_along_dim(h, torch.tensor([[[1], [0]]]), 1) + chosen.sum(),
+        lambda h, chosen: torch.take_along_dim(h[0], chosen[0].flatten()).expand(h.shape[0], 6),
+        lambda h, chosen: torch.kron(h, chosen[0, 0] + 1.0),
+        lambda h, chosen: torch.kron(torch.ones(2, 2, 1), h),
+    ],
+)
+def test_functions_that_torch_traces_with_plain_sizes_keep_the_batch_free(computed):
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            h = super().forward(x)
+            return computed(h, h[:, :2].argsort(1))
+
+    net = Net(3, 3).eval()
+    model = Model.from_module(net, (torch.randn(2, 4, 3),))
+    for batch in (1, 5):
+        x = torch.randn(batch, 4, 3)
+        torch.testing.assert_close(model(x), net(x))
+
+
 class OneLength(torch.nn.Module):
     """Of sequences of six, in batches of any size; of two where `pairs`."""
 

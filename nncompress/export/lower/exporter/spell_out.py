@@ -1,4 +1,4 @@
-"""Ops that ONNX has no word for, said in ops that it has; once an export has failed without.
+"""Ops that a format has no word for, said in ops that it has; once an export has failed without.
 
 | op                   | becomes                                                          |
 |----------------------|------------------------------------------------------------------|

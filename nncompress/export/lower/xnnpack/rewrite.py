@@ -11,6 +11,7 @@
 | int8 weights of an LSTM or GRU                     | floats; inputs as they are                         |
 | mean over height and width                         | the mean with both dims kept, then flatten         |
 | several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
+| weights that the graph computes                    | what comes out (weight norm, say)                  |
 | padding that wraps around                          | slices and a concatenation (`lay_ends_beside`)     |
 | every s-th pixel (slices), zero channels behind it | 1×1 convolution of stride s with weights 0 and 1   |
 
@@ -33,6 +34,7 @@ from nncompress.export.lower.xnnpack.concat import share_grids
 from nncompress.export.lower.xnnpack.parts import slice_parts
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
+from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.formats.qdq import QParams, is_dequantized, is_dynamic, make_signed, ops
 from nncompress.ir.graph.ops import op_name
@@ -52,6 +54,7 @@ def lower_xnnpack(model: Model) -> Model:
     Values change by how inputs of linear layers and concatenated values are rounded, and by nothing else.
     """
     lowered = model.copy()
+    store_computed_weights(lowered)
     fold_batch_norms(lowered)
     slice_parts(lowered.graph)
     lay_ends_beside(lowered.graph)
