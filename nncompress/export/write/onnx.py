@@ -33,6 +33,7 @@ from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_de
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.sums import lower_sums
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
+from nncompress.export.lower.spell_out import spell_out
 from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
