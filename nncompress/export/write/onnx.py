@@ -24,7 +24,6 @@ from nncompress.export.check.compare import compare as compare_outputs
 from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.export.check.onnxruntime import compare, compare_steps
 from nncompress.export.check.read_back import read_back_onnx
-from nncompress.export.lower.exporter.spell_out import spell_out
 from nncompress.export.lower.onnxruntime.float_twin import float_twin
 from nncompress.export.lower.onnxruntime.groups import lower_groups
 from nncompress.export.lower.onnxruntime.int8.rewrite import lower_int8

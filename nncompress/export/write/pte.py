@@ -20,7 +20,7 @@ from nncompress.export.check import compare as verify
 from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
 from nncompress.export.check.int8_coverage import Coverage
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
-from nncompress.export.lower.exporter.spell_out import spell_out
+from nncompress.export.lower.spell_out import spell_out
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
