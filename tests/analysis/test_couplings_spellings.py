@@ -33,9 +33,19 @@ def _filled(h: Tensor, w: Tensor) -> Tensor:
     return h
 
 
+def _doubled(h: Tensor, w: Tensor) -> Tensor:
+    h = h.clone()
+    h[h < 0] *= 2
+    h[:, torch.arange(6) > 2] += w[:1]  # whole rows
+    return h
+
+
 # name -> (function of h [batch, 6, 16] and w [4, 16], width of its result)
 SPELLINGS = {
     "write where": (_filled, 16),
+    "write a function where": (_doubled, 16),
+    "masked-scatter": (lambda h, w: h.masked_scatter(h < 0, h.masked_select(h < 0) * 2), 16),
+    "write at indices as an op": (lambda h, w: h.index_put((h < 0,), h[h < 0].tanh(), accumulate=True), 16),
     "renorm": (lambda h, w: torch.renorm(h, 2, -1, 0.5), 16),
     "outer": (lambda h, w: h * torch.outer(torch.arange(6.0), w[0]), 16),
     "hstack": (lambda h, w: torch.hstack([h, -h]), 16),

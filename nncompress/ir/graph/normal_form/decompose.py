@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from nncompress.ir.graph.normal_form.masked_writes import write_where
 from nncompress.ir.torch_logs import unlogged
 
 aten = torch.ops.aten
@@ -59,8 +60,8 @@ def decompose_composites(graph: fx.Graph) -> None:
             _fix_slope(node)
         elif is_composite(node.target):
             take_apart(graph, node)
-        elif node.target is aten.index_put.default:
-            _write_where(graph, node)
+        elif node.target in (aten.index_put.default, aten.masked_scatter.default):
+            write_where(node)
 
 
 def _fix_slope(node: fx.Node) -> None:
@@ -70,20 +71,6 @@ def _fix_slope(node: fx.Node) -> None:
     if not given.get("training", False):
         slope = (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2
         node.target, node.args, node.kwargs = aten.leaky_relu.default, (node.args[0], slope), {}
-
-
-def _write_where(graph: fx.Graph, node: fx.Node) -> None:
-    """`h[mask] = number` with a mask of h's own shape, as a choice per element: no index that moves data."""
-    data, indices, values, *accumulate = node.args
-    if len(indices) != 1 or any(accumulate) or node.kwargs:  # type: ignore[arg-type]
-        return
-    mask = indices[0]  # type: ignore[index]
-    h, where, number = (x.meta.get("val") if isinstance(x, fx.Node) else None for x in (data, mask, values))
-    if not (isinstance(h, Tensor) and isinstance(where, Tensor) and isinstance(number, Tensor)):
-        return
-    if where.dtype != torch.bool or where.shape != h.shape or number.dtype != h.dtype or number.dim() > 0:
-        return
-    node.target, node.args = aten.where.self, (mask, values, data)
 
 
 def is_composite(target: Any) -> bool:
