@@ -7,7 +7,7 @@ without a name of their own are equal to no other; "?" twice is two sizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from nncompress.ir.graph.inputs import BATCH, InputSpec, with_batch_dims
@@ -37,13 +37,18 @@ def with_named_dims(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
     return tuple(with_batch_dims([replace(s, shape=shape) for s, shape in zip(named, shapes)]))
 
 
-def _batch_of(specs: Sequence[InputSpec]) -> set[str]:
-    names = dict.fromkeys(d for spec in specs for d in spec.shape if isinstance(d, str))
-    usual = min(
+def usual_batch(names: Iterable[str]) -> str | None:
+    """The one that usually means the batch."""
+    return min(
         (n for n in names if n.lower() in _BATCH_NAMES),
         key=lambda n: _BATCH_NAMES.index(n.lower()),
         default=None,
     )
+
+
+def _batch_of(specs: Sequence[InputSpec]) -> set[str]:
+    names = dict.fromkeys(d for spec in specs for d in spec.shape if isinstance(d, str))
+    usual = usual_batch(names)
     if usual is not None:
         return {usual}
     first = [spec.shape[0] for spec in specs if spec.shape]

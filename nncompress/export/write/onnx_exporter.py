@@ -18,12 +18,14 @@ from nncompress.export.lower.exporter import defects
 from nncompress.export.lower.exporter.small_numbers import keep_small_numbers
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
+from nncompress.export.lower.onnxruntime import recurrent
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import first_place, place
 from nncompress.ir.graph.tracing import without_stack_traces
 from nncompress.ir.layers.weights import argument
+from nncompress.ir.recurrent_shapes import recurrent_shapes
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -42,7 +44,12 @@ def input_names(model: Model) -> list[str]:
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Of ops that the exporter does not know, or says otherwise."""
-    return lower_dynamic.translations() | attention_onnx.translations() | defects.translations()
+    return (
+        lower_dynamic.translations()
+        | attention_onnx.translations()
+        | recurrent.translations()
+        | defects.translations()
+    )
 
 
 def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXProgram:
@@ -57,7 +64,7 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
     _refuse_counted_groups(model)
     defects.dodge_defects(program)
     try:
-        with quiet(), exporter_cost.kept(), without_stack_traces(), torch.no_grad():
+        with quiet(), exporter_cost.kept(), without_stack_traces(), recurrent_shapes(), torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,

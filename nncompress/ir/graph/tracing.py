@@ -20,6 +20,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.as_run import trace_as_run
 from nncompress.ir.free_sizes import FreeSizes
 from nncompress.ir.python_names import is_argument_name
+from nncompress.ir.recurrent_shapes import recurrent_shapes
 from nncompress.ir.torch_logs import unlogged
 from nncompress.ir.unchanged import unchanged
 
@@ -45,6 +46,7 @@ def trace(
             warnings.catch_warnings(),
             torch.no_grad(),
             without_stack_traces(),
+            recurrent_shapes(),
             unchanged(module, traced=True),
             FreeSizes(),
         ):

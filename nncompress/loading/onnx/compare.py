@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +54,14 @@ def compare(
             remedy="this is a defect of the reader; bench and eval run the file as it is",
         )
     free = {
-        theirs
+        theirs: model.dynamic.get(ours, (1, None))
         for spec, each in zip(model.inputs, inputs)
         for ours, theirs in zip(spec.shape, each.shape)
         if isinstance(ours, str) and isinstance(theirs, str)
     }
-    for trial in _other_sizes(inputs, sizes, free):
+    for trial in _other_sizes(inputs, sizes, free.keys()):
+        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in free.items()):
+            continue  # the graph does not claim to run at these
         try:
             error, beyond_kernels, _ = _error(model, run, inputs, trial, seed=1)
         except DataError:  # the file does not run at these
@@ -70,7 +72,7 @@ def compare(
     return worst
 
 
-def _other_sizes(inputs: list[Input], sizes: dict[str, int], free: set[str]) -> Iterator[dict[str, int]]:
+def _other_sizes(inputs: list[Input], sizes: dict[str, int], free: Set[str]) -> Iterator[dict[str, int]]:
     """All free dims changed at once, no two alike; then alike; then the batch alone, and each dim alone."""
     batch = batch_dim(inputs)
     dims = [name for name in sizes if name in free and name != batch]

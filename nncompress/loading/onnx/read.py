@@ -59,8 +59,8 @@ def read_onnx(
 ) -> Model:
     """The model of an `.onnx` file, its weights as parameters under their names there.
 
-    Free dims stay free where the graph allows it; the first dim of all inputs, where it is free and the same,
-    is the batch. It is compared with ONNX Runtime at two sizes of every free dim.
+    Free dims stay free where the graph allows it; which is the batch, `batch_dim` says. It is compared with
+    ONNX Runtime at two sizes of every free dim.
 
     Args:
         input_shapes: what sizes to trace with, per input, where free dims leave it open.
@@ -113,6 +113,10 @@ def read_onnx(
     if told:
         notice(f"sizes that the graph cannot leave free are fixed: {told}")
     free = model.dynamic.keys() - {BATCH}
+    least = {dim: model.dynamic[dim][0] for dim in model.dynamic if dim in free and model.dynamic[dim][0] > 2}
+    if least:
+        bounds = ", ".join(f"{dim} from {size}" for dim, size in least.items())
+        notice(f"sizes that the graph takes only from a bound on: {bounds}")
     model.sizes = {dim: size for dim, size in sizes.items() if dim in free}
     model.agreement = compared
     model.history = list(record.history)

@@ -18,7 +18,8 @@ from nncompress.ir.graph.inputs import is_dim_name, random_input
 from nncompress.ir.graph.stated_input import InputShape, matched
 from nncompress.loading.onnx.values import DTYPES
 from nncompress.runtimes import Runner
-from nncompress.runtimes.free_sizes import BATCH, usual_sizes
+from nncompress.runtimes.free_sizes import BATCH, free_dims, usual_sizes
+from nncompress.runtimes.named_dims import usual_batch
 
 MOST_VALUES = 2**40  # of one input
 
@@ -107,7 +108,10 @@ def _stated(inputs: list[Input], given: Sequence[InputShape], path: Path) -> dic
 
 
 def batch_dim(inputs: list[Input]) -> str | None:
-    """The name of the first dim, where it is free and all inputs share it."""
+    """The free dim with a usual name of the batch; else that of the first dim, where all inputs share it."""
+    usual = usual_batch(free_dims([each.shape for each in inputs]))
+    if usual is not None:
+        return usual
     first = {each.shape[0] if each.shape else None for each in inputs}
     (only,) = first if len(first) == 1 else (None,)
     return only if isinstance(only, str) else None

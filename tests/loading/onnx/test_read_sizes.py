@@ -1,6 +1,7 @@
 """Sizes and names of dims in files that are read."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -102,3 +103,41 @@ def test_what_runs_in_onnx_runtime_alone_is_refused_with_the_reason(tmp_path):
     path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 4)], [floats("y", "N", 4)], [pads])
     with pytest.raises(UnsupportedError, match="does not run in torch"):
         load_model(path)
+
+
+def test_sizes_are_compared_only_where_the_graph_says_that_it_runs(tmp_path):
+    """A window of 33 pixels bounds the size; others are free beyond it."""
+    nodes = [helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[33])]
+    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 2, "L")], [floats("y", "N", 2, "M")])
+    said = []
+    model = load_model(path, notice=said.append)
+    assert model.inputs[0].shape == ("batch", 2, "L")
+    assert model.dynamic["L"][0] == 33
+    assert any("from a bound on: L from 33" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_the_length_that_a_recurrent_layer_runs_over_stays_free(tmp_path, kind):
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    draw = np.random.default_rng(0).standard_normal
+    weights = [
+        numpy_helper.from_array(draw((2, gates * 5, size)).astype(np.float32), name)
+        for name, size in (("W", 3), ("R", 5))
+    ]
+    settings = {"direction": "bidirectional", "hidden_size": 5}
+    settings |= {"linear_before_reset": 1} if kind == "GRU" else {}
+    nodes = [helper.make_node(kind, ["x", "W", "R"], ["y"], **settings)]
+    path = graph_file(
+        tmp_path / "m.onnx", nodes, [floats("x", "T", "batch", 3)], [floats("y", "T", 2, "batch", 5)], weights
+    )
+    model = load_model(path)
+    assert model.inputs[0].shape == ("T", "batch", 3)
+
+    x = torch.randn(9, 4, 3)
+    expected = torch.from_numpy(session_outputs(path, x)[0])
+    for name in ("again.onnx", "again.pt2"):
+        nncompress.save(model, tmp_path / name)
+        torch.testing.assert_close(load_model(tmp_path / name).outputs_of(x)[0], expected)
+    again = tmp_path / "again.onnx"
+    torch.testing.assert_close(torch.from_numpy(session_outputs(again, x)[0]), expected)
+    assert [node.op_type for node in onnx.load(again).graph.node].count(kind) == 1

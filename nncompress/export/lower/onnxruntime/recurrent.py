@@ -1,4 +1,7 @@
-"""LSTMs with projections, which ONNX does not have, as LSTMs without and a product behind each.
+"""Fused recurrent layers that torch's exporter does not write: those without gates, and projected LSTMs.
+
+ONNX has the former, the exporter takes them apart, step by step, which fixes how many there are. LSTMs with
+projections it does not have: they become LSTMs without and a product behind each.
 
     h = W_hr (o · tanh c)        gates = W_ih x + W_hh h + b
 
@@ -9,7 +12,8 @@ projects to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import getitem
 from typing import Any
 
@@ -26,6 +30,49 @@ from nncompress.ir.layers.weights import argument
 Call = Callable[..., fx.Node]
 aten = torch.ops.aten
 INEXACT = 1e-5  # of h₀: more is lost where it is no projection of anything
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For `torch.onnx.export`: the layers without gates."""
+    return {aten.rnn_tanh.input: partial(_plain, "Tanh"), aten.rnn_relu.input: partial(_plain, "Relu")}
+
+
+def _plain(
+    activation: str,
+    x: Any,
+    first: Any,
+    params: Sequence[Any],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Any, Any]:
+    from onnxscript import opset20 as op
+
+    sides, kinds = 2 if bidirectional else 1, 4 if has_biases else 2
+    direction = "bidirectional" if bidirectional else "forward"
+    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    last = []
+    for layer in range(num_layers):
+        first_side = layer * sides
+        own = [params[kinds * side : kinds * (side + 1)] for side in range(first_side, first_side + sides)]
+        stacked = [
+            op.Concat(*(op.Unsqueeze(side[kind], [0]) for side in own), axis=0) for kind in range(kinds)
+        ]
+        bias = [op.Concat(*stacked[2:], axis=1)] if has_biases else [None]
+        state = op.Slice(first, [first_side], [first_side + sides], [0])
+        settings = {
+            "direction": direction,
+            "hidden_size": first.shape[2],
+            "activations": [activation] * sides,
+        }
+        y, h = op.RNN(x, *stacked[:2], *bias, None, state, **settings)
+        x = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
+        last.append(h)
+    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    return x, op.Concat(*last, axis=0)
 
 
 def without_projections(model: Model) -> Model:
