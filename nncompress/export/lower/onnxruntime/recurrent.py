@@ -49,8 +49,9 @@ def _plain(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Any, Any]:
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # whose stubs know no numbers in the place of constants
     sides, kinds = 2 if bidirectional else 1, 4 if has_biases else 2
     direction = "bidirectional" if bidirectional else "forward"
     x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
