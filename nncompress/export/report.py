@@ -68,7 +68,7 @@ class ExportReport:
         portable: ops that the delegate of a mobile runtime leaves to slower kernels.
         target: what it was written for (`nncompress.targets`), "any" for a plain `.onnx`, "" for a file that
             no runtime opens.
-        not_read: of an `.onnx`, why nncompress itself cannot read it again; "" where it can.
+        not_read: of an `.onnx` or `.safetensors`, why nncompress cannot read it again; "" where it can.
         rounding: of a quantized model whose outputs are farther from the graph's than kernels usually are:
             how far both are from float; "" where they are near.
         overflow: of a quantized model whose 8-bit sums may overflow in the runtime on processors like this

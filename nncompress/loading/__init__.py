@@ -48,7 +48,13 @@ from nncompress.loading.random_numbers import refuse_random_numbers
 from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
 from nncompress.loading.state_dict.architecture import build_architecture
 from nncompress.loading.state_dict.checkpoint import find_weights, in_float32
-from nncompress.loading.state_dict.fill import fill, read_safetensors, read_shards, without_constants
+from nncompress.loading.state_dict.fill import (
+    fill,
+    how_to_open,
+    read_safetensors,
+    read_shards,
+    without_constants,
+)
 from nncompress.loading.state_dict.shards import open_checkpoint
 from nncompress.loading.torchscript import read_torchscript
 from nncompress.memory import bounded_memory
@@ -345,9 +351,9 @@ def _module(
         raise UsageError(
             f"{path} holds weights only, not the network they belong to",
             got=describe(found),
-            remedy="say what builds the network: --arch file.py:factory or --arch package.module:factory",
+            remedy=how_to_open(record.passes),
         )
     module = build_architecture(arch)
     weights = without_constants(module, weights, record.metadata.get("constants", []), notice)
-    fill(module, weights, path, arch, key=key, strict=strict, notice=notice)
+    fill(module, weights, path, arch, key=key, passes=record.passes, strict=strict, notice=notice)
     return module, record

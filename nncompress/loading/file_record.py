@@ -95,6 +95,11 @@ class FileRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def passes(self) -> list[str]:
+        """Each that it went through, once."""
+        return list(dict.fromkeys(step["pass"] for step in self.history))
+
 
 def read_record(
     content: Mapping[str, Any], path: Path, shapes: Sequence[Sequence[Any]] | None = None

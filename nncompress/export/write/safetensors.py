@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor, frombuffer, nn, uint8
 
+from nncompress.analysis.distance.precision import precision_of
 from nncompress.dtypes import dtype_name
 from nncompress.export.check.read_back import read_back_safetensors
 from nncompress.export.report import ExportReport
@@ -19,6 +20,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest
 
+_CODES = "its integer weights are read by its graph, which a .pt2 holds, and by no --arch"
 OVERHEAD = 512  # bytes that a packed tensor's entries take in the header, about
 
 
@@ -66,7 +68,8 @@ def write_safetensors(
     with replacing(path, protect) as temporary:
         write_tensors(tensors, header, temporary)
         read_back_safetensors(model, temporary)
-    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start)
+    not_read = "" if precision_of(model) not in ("int8", "int4") else _CODES
+    return ExportReport(Path(path), Path(path).stat().st_size, time.perf_counter() - start, not_read=not_read)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:

@@ -87,6 +87,7 @@ def fill(
     arch: str,
     *,
     key: str = "",
+    passes: Sequence[str] = (),
     strict: bool = True,
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> None:
@@ -97,6 +98,7 @@ def fill(
 
     Args:
         key: where in their file the weights lay, for the message.
+        passes: what has changed the network since, by the file's own word, for the message.
         strict: False (`--no-strict`): what is missing keeps the value that `arch` gave it, what is unexpected
             is left out, and `notice` is told of both.
 
@@ -130,7 +132,9 @@ def fill(
             f"the weights of {path} do not fit --arch {arch}",
             got=_listed(missing, unexpected, misshaped, lost),
             expected=f"{len(wanted)} tensors, as the architecture names them",
-            remedy=_remedy(
+            remedy=how_to_open(passes)
+            if passes
+            else _remedy(
                 path, key, [n for n in unexpected if n in named], bool(given) and not misshaped + lost
             ),
         )
@@ -254,6 +258,16 @@ def _remedy(path: Path, key: str, unexpected: Sequence[str], partly: bool) -> st
         most = inside.most_common(1)[0][0]
         remedy += f"; --weights-key {f'{key}.{most}'.strip('.')} takes those whose names begin with {most}."
     return f"{remedy}; --no-strict leaves out what does not fit" if partly else remedy
+
+
+def how_to_open(passes: Sequence[str]) -> str:
+    """Weights alone, which passes have changed."""
+    if not passes:
+        return "say what builds the network: --arch file.py:factory or --arch package.module:factory"
+    return (
+        f"open the .pt2 that it was exported from, which has the network as it is after {', '.join(passes)}; "
+        "weights alone need a factory that builds that: --arch file.py:factory"
+    )
 
 
 def _without_prefix(

@@ -192,6 +192,27 @@ def test_weights_that_we_wrote_fit_the_class_with_constants_in_its_code(tmp_path
         assert any("constants in the code" in sentence for sentence in told)
 
 
+@pytest.mark.parametrize(("applied", "opens"), [("cluster", True), ("quantize", False)])
+def test_weights_that_passes_have_changed_open_by_what_is_said_of_them(tmp_path, applied, opens) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(64, 32)\n")
+    given = nncompress.load(nn.Linear(64, 32), input="1x64")
+    model = nncompress.compress(given, applied, data=torch.randn(128, 64), notice=lambda sentence: None)
+    path = tmp_path / "n.safetensors"
+    report = nncompress.save(model, path)
+    assert ("" if opens else "which a .pt2 holds") in report.not_read
+    with pytest.raises(UsageError, match="weights only") as caught:
+        load_model(path)
+    assert f"open the .pt2 that it was exported from, which has the network as it is after {applied}" in (
+        caught.value.remedy
+    )
+    if opens:
+        load_model(path, arch=f"{tmp_path}/net.py:net", input_shapes="1x64")
+        return
+    with pytest.raises(ModelFileError, match="do not fit") as refused:
+        load_model(path, arch=f"{tmp_path}/net.py:net", input_shapes="1x64")
+    assert refused.value.remedy.startswith("open the .pt2")
+
+
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
