@@ -20,15 +20,56 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
+from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.graph.normal_form.decompose import take_apart
+from nncompress.ir.graph.places import first_call
 
 aten = torch.ops.aten
+Written = TypeVar("Written")
+
+
+class Unspeakable(UnsupportedError):
+    """A format has no word for an op.
+
+    Args:
+        op: its name, as `first_place` takes it; "" where the exporter does not tell.
+    """
+
+    def __init__(self, what: str, *, op: str, got: str, remedy: str) -> None:
+        super().__init__(what, got=got, remedy=remedy)
+        self.op = op
+
+
+def in_other_words(model: Model, write: Callable[[Model], Written]) -> tuple[Model, Written]:
+    """What `write` makes of the model or, where it refuses that, of one that says the same in other words,
+    with constants computed; and which of the two it was.
+
+    Raises:
+        UnsupportedError: the last refusal, which names what no other words help; where that is none of the
+            model's own ops, the first with the reason of the last.
+    """
+    try:
+        return model, write(model)
+    except UnsupportedError as first:
+        other = model.copy()
+        stored, spelled = store_constants(other), spell_out(other)
+        if not stored and not spelled:
+            raise
+        other.refresh()
+        try:
+            return other, write(other)
+        except Unspeakable as last:
+            if last.op and first_call(model.graph, last.op) is not None:
+                raise
+            first.got = f"{first.got}; and said in other ops: {last.got}"
+            raise first from last
 
 
 def spell_out(model: Model) -> bool:

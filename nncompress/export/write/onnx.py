@@ -32,7 +32,7 @@ from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_de
 from nncompress.export.lower.onnxruntime.state_io import State, state_as_inputs, store_initial
 from nncompress.export.lower.onnxruntime.sums import lower_sums
 from nncompress.export.lower.onnxruntime.tidy import name_layers, tidy
-from nncompress.export.lower.spell_out import spell_out
+from nncompress.export.lower.spell_out import in_other_words
 from nncompress.export.report import ANY, ExportReport, Int8Speed, TimeInt8
 from nncompress.export.storage import Storage
 from nncompress.export.write import external_data
@@ -41,7 +41,6 @@ from nncompress.export.write.onnx_exporter import convert, input_names
 from nncompress.export.write.onnx_ops import untranslated
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
-from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
 from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
@@ -207,18 +206,17 @@ def _write_here(model: Model, file: Path, storage: Storage) -> None:
 
 def _convert(model: Model, storage: Storage) -> _Graph:
     model = without_projections(model)
-    packed = model if storage == "plain" else pack(model, PER_OP, leave=stored_by_groups(model))
-    try:
-        program = convert(model, packed.exported_program(), lookups=packed is not model)
-    except UnsupportedError as refused:  # of an op that may make weights only, or be said in others
-        model = model.copy()
-        stored, spelled = store_constants(model), spell_out(model)
-        if not stored and not spelled:
-            raise
-        try:
-            program = convert(model, model.exported_program(), lookups=False)
-        except UnsupportedError:
-            raise refused from None  # which names the layer as the user does
+    own = model
+
+    def converted(said: Model) -> ONNXProgram:
+        packed = (
+            said
+            if said is not own or storage == "plain"
+            else pack(said, PER_OP, leave=stored_by_groups(said))
+        )
+        return convert(said, packed.exported_program(), lookups=packed is not said)
+
+    model, program = in_other_words(own, converted)
     if precision_of(model) in ("int8", "int4"):
         name_layers(program.model.graph)
     return _Graph(program, model)

@@ -19,6 +19,7 @@ from nncompress.export.lower.exporter.small_numbers import keep_small_numbers
 from nncompress.export.lower.onnxruntime import attention as attention_onnx
 from nncompress.export.lower.onnxruntime import dynamic as lower_dynamic
 from nncompress.export.lower.onnxruntime import recurrent
+from nncompress.export.lower.spell_out import Unspeakable
 from nncompress.export.write import exporter_cost
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
@@ -121,7 +122,7 @@ def _optimize_but_lookups(program: ONNXProgram) -> None:
     onnxscript.rewriter.onnx_fusions.fuse(program.model)
 
 
-def unsupported(error: Exception, model: Model) -> UnsupportedError:
+def unsupported(error: Exception, model: Model) -> Unspeakable:
     chain: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -133,10 +134,11 @@ def unsupported(error: Exception, model: Model) -> UnsupportedError:
     )
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
-    return UnsupportedError(
+    return Unspeakable(
         f"ONNX cannot express this op: {first_place(model.graph, named)}"
         if named
         else "the ONNX exporter cannot translate this model",
+        op=named or "",
         got=reason[:300],
         remedy="keep the model as .pt2, or replace the op in the model",
     )

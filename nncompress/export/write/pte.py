@@ -20,13 +20,12 @@ from nncompress.export.check import compare as verify
 from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
 from nncompress.export.check.int8_coverage import Coverage
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
-from nncompress.export.lower.spell_out import spell_out
+from nncompress.export.lower.spell_out import Unspeakable, in_other_words
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.export.report import ExportReport
 from nncompress.extras import need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
-from nncompress.ir.edit.computed import store_constants
 from nncompress.runtimes.on_executorch import RECORD
 from nncompress.runtimes.silence import silent
 from nncompress.runtimes.worker import run_apart
@@ -75,17 +74,7 @@ def _write(model: Model, file: Path) -> tuple[Coverage, tuple[str, ...]]:
     """Lower and save: what of it runs in int8, and the ops that the delegate does not take."""
     lowered = bounded(lower_xnnpack(model))
     record = _record(model, lowered)
-    try:
-        program, coverage, portable = _compile(lowered, record)
-    except UnsupportedError as refused:  # of an op that may make constants only, or be said in others
-        stored, spelled = store_constants(lowered), spell_out(lowered)
-        if not stored and not spelled:
-            raise
-        lowered.refresh()
-        try:
-            program, coverage, portable = _compile(lowered, record)
-        except UnsupportedError:
-            raise refused from None
+    _, (program, coverage, portable) = in_other_words(lowered, lambda said: _compile(said, record))
     with file.open("wb") as opened:
         program.write_to_file(opened)
     return coverage, portable
@@ -133,7 +122,7 @@ def _compile(lowered: Model, record: str) -> tuple[Any, Coverage, tuple[str, ...
         raise _refusal(error) from error
 
 
-def _refusal(error: BaseException) -> OSError | UnsupportedError:
+def _refusal(error: BaseException) -> OSError | Unspeakable:
     """What is to be told of an error while it was lowered: the first cause, where there was no room for its
     temporary files, or the op that is missing."""
     chain = [str(error)]
@@ -147,8 +136,9 @@ def _refusal(error: BaseException) -> OSError | UnsupportedError:
     op = re.search(r"(?:Operator |OpOverload.*?)((?:torch\._ops\.)?[a-z_]+[.:]+[a-z_0-9.]+)", text)
     named = missing.group(1).replace("'", "") if missing else op.group(1) if op else ""
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
-    return UnsupportedError(
+    return Unspeakable(
         f"ExecuTorch has no {named}" if named else "ExecuTorch cannot lower this model",
+        op=named,
         got=reason[:300],
         remedy="export it to .onnx, or replace the op in the model",
     )

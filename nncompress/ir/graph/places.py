@@ -86,18 +86,28 @@ def words(node: fx.Node) -> str:
 
 
 def first_place(graph: fx.Graph, op: str) -> str:
-    """`place` of the first such op; the op itself where the graph has none (what it was taken apart to).
+    """`place` of its `first_call`; the op itself where there is none (what another was taken apart to)."""
+    node = first_call(graph, op)
+    return _plain(op).replace("_", " ") if node is None else place(node)
+
+
+def first_call(graph: fx.Graph, op: str) -> fx.Node | None:
+    """The first call of an op, or of the one that it is part of.
 
     Args:
         op: the op's name, as in "aten.linalg_qr.default" or "aten::linalg_qr"; or of the kernel of one, as in
             "aten::_cdist_forward".
     """
-    plain = re.sub(r"^(aten|prims|quantized_decomposed)\.", "", op.replace("::", "."))
-    wanted = plain.partition(".")[0].strip("_").removesuffix("_forward")
+    wanted = _plain(op)
     calls = [n for n in graph.nodes if n.op == "call_function"]
     node = next((n for n in calls if op_name(n).strip("_") == wanted), None)
     if node is None:  # what an op was taken apart to is called like it: "linalg_inv_ex", "prod" of a cumprod
         letters = wanted.replace("_", "")
         names = [(n, op_name(n).replace("_", "")) for n in calls]
         node = next((n for n, name in names if len(name) > 2 and (name in letters or letters in name)), None)
-    return wanted.replace("_", " ") if node is None else place(node)
+    return node
+
+
+def _plain(op: str) -> str:
+    plain = re.sub(r"^(aten|prims|quantized_decomposed)\.", "", op.replace("::", "."))
+    return plain.partition(".")[0].strip("_").removesuffix("_forward")
