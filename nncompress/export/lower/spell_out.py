@@ -29,7 +29,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_constants
 from nncompress.ir.graph.normal_form.decompose import take_apart
-from nncompress.ir.graph.places import first_call
+from nncompress.ir.graph.places import first_call, first_place
 
 aten = torch.ops.aten
 Written = TypeVar("Written")
@@ -67,6 +67,8 @@ def in_other_words(model: Model, write: Callable[[Model], Written]) -> tuple[Mod
             return other, write(other)
         except Unspeakable as last:
             if last.op and first_call(model.graph, last.op) is not None:
+                here, there = (first_place(each.graph, last.op) for each in (model, other))
+                last.what = last.what.replace(there, here)  # behind the layer that the user knows
                 raise
             first.got = f"{first.got}; and said in other ops: {last.got}"
             raise first from last
