@@ -112,7 +112,7 @@ def worst(effects: list[Effect]) -> str:
     return text + (f", for {kept:.0%} of the saved bytes" if 0 < kept < 1 else "")
 
 
-def trial(row: dict[str, Any], number: int, metric: Metric) -> str:
+def trial(row: dict[str, Any], metric: Metric) -> str:
     """One line about a trial."""
     steps = [_short(entry) for entry in row["recipe"]]
     if (how := row.get("trained")) is not None:
@@ -121,8 +121,8 @@ def trial(row: dict[str, Any], number: int, metric: Metric) -> str:
         steps.insert(after, f"train ({told})")
     recipe = " → ".join(steps)
     if "failed" in row:
-        return f"{number}: {recipe}: {row['failed']}"
-    text = f"{number}: {recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}"
+        return f"{recipe}: {row['failed']}"
+    text = f"{recipe}: {row['macs']:.0%} of the MACs, {size(row['size'])}"
     text += f", {_change(row['lost'], metric)}"
     for measured in row.get("latency", {}).values():
         text += f", {1 / measured['share']:.2f}x as fast"
@@ -139,7 +139,10 @@ def _short(entry: dict[str, Any]) -> str:
     options = {key: value for key, value in entry.items() if key != "name"}
     if "ratios" in options:
         return f"{entry['name']} of {len(options['ratios'])} layers"
-    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    text = ", ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in options.items()
+    )
     return f"{entry['name']} ({text})" if text else str(entry["name"])
 
 

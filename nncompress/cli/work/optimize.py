@@ -173,7 +173,7 @@ def find(
     if json:
         print_json(document)
     else:
-        found = tables.trial(row, count, measure.metric)
+        found = tables.trial(row, measure.metric)
         show(f"best of {count} trials{' so far' if stopped else ''}: {found}")
         show(written(output_file))
         show(f"wrote {' and '.join(map(str, files))}; the result is made again by")
@@ -229,7 +229,7 @@ def _run(search: Any, trials: int, until: float, training: float | None = None) 
         rows = search.trials.all()
         best = search.best(rows)
         mark = "; the best so far" if best is not None and rows[best] == row else ""
-        say(tables.trial(row, len(rows), search.judge.measure.metric) + mark)
+        say(f"{len(rows)}: {tables.trial(row, search.judge.measure.metric)}{mark}")
 
     try:
         search.run(trials, until, told, say)

@@ -188,7 +188,10 @@ def _pass_title(entry: Mapping[str, Any]) -> str:
     options = {key: value for key, value in entry.items() if key != "name"}
     ratios = options.pop("ratios", None)
     told = [f"of {len(ratios)} layers"] if isinstance(ratios, list) else []
-    told += [f"{key} {value}" for key, value in options.items()]
+    told += [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in options.items()
+    ]
     name = str(entry.get("name", "?"))
     return clipped(f"{name} ({', '.join(told)})" if told else name)
 
