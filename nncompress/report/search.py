@@ -138,7 +138,8 @@ def _change(loss: float, metric: Metric) -> str:
 def _short(entry: dict[str, Any]) -> str:
     options = {key: value for key, value in entry.items() if key != "name"}
     if "ratios" in options:
-        return f"{entry['name']} of {len(options['ratios'])} layers"
+        count = len(options["ratios"])
+        return f"{entry['name']} of {count} layer{'s' if count != 1 else ''}"
     text = ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in options.items()

@@ -110,7 +110,7 @@ def test_the_result_keeps_its_promise_and_its_recipe_makes_it_again(here, effect
     assert json.loads(out)["trials"] == found["trials"]  # resumed: nothing is tried twice
     assert json.loads(out)["promise"] == found["promise"]
     code, out, _ = answer(capsys, "optimize", "my m.pt2", *SEARCH)
-    assert f"best of {len(found['trials'])} trials: {best['recipe'][0]['name']} (" in " ".join(out.split())
+    assert f"best of {len(found['trials'])} trials: {best['recipe'][0]['name']} " in " ".join(out.split())
     assert "with 95% confidence (asked for: at most 3.00 points)" in section_of("my m.optimize").summary
 
 

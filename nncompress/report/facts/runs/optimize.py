@@ -187,7 +187,7 @@ def _speedup(measured: Measured) -> Estimate | None:
 def _pass_title(entry: Mapping[str, Any]) -> str:
     options = {key: value for key, value in entry.items() if key != "name"}
     ratios = options.pop("ratios", None)
-    told = [f"of {len(ratios)} layers"] if isinstance(ratios, list) else []
+    told = [f"of {len(ratios)} layer{'s' if len(ratios) != 1 else ''}"] if isinstance(ratios, list) else []
     told += [
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in options.items()
