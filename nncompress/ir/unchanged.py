@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -55,6 +56,8 @@ def _is_same_window(one: Tensor, other: Tensor) -> bool:
 class _Writes(TorchDispatchMode):
     """Keeps what the memory of `tensors` held before it was first written to."""
 
+    supports_higher_order_operators = True  # torch.cond and loops, whose branches write to nothing of others
+
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self._tensors = tensors
@@ -65,7 +68,7 @@ class _Writes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if isinstance(func, OpOverload) and func._schema.is_mutable:
             for position, argument in enumerate(func._schema.arguments):
                 if argument.is_write:
                     given = args[position] if position < len(args) else kwargs.get(argument.name)

@@ -5,7 +5,8 @@
 | hypot                | √(a² + b²)                                                       |
 | cumprod              | products with itself shifted by 1, 2, 4, … (Hillis & Steele 1986) |
 | cummax, cummin       | the same of maxima, where nobody asks for the places              |
-| median, kthvalue     | sorted, and taken                                                |
+| median, nanmedian,   | sorted, and taken                                                |
+| kthvalue             |                                                                  |
 | adaptive max pools   | the maxima of their windows, where nobody asks for the places    |
 | fmax, fmin           | the greater, or the one that is a number                         |
 | copysign             | one of two magnitudes                                            |
@@ -127,6 +128,15 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
     return _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
 
 
+def _nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, ...]:
+    count = (~x.isnan()).sum(dim, keepdim=True)
+    place = torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
+    ordered = torch.sort(torch.where(x.isnan(), torch.inf, x), dim)  # no two runtimes sort NaN alike
+    value, origin = (each.gather(dim, place) for each in ordered)
+    value = torch.where(count > 0, value, torch.nan)
+    return (value, origin) if keepdim else (value.squeeze(dim), origin.squeeze(dim))
+
+
 def _searchsorted(
     bounds: Tensor,
     x: Tensor,
@@ -212,6 +222,7 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.cummin.default: _cummin,
     aten.kthvalue.default: _kthvalue,
     aten.median.dim: _median,
+    aten.nanmedian.dim: _nanmedian,
     aten.searchsorted.Tensor: _searchsorted,
     aten.adaptive_max_pool1d.default: _adaptive_max_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,

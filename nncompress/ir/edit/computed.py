@@ -26,7 +26,9 @@ from nncompress.ir.layers.weights import argument, roles_of, weight_at
 GROWTH = 4  # times as many numbers as it is computed from: in 8 bits no larger than those were in float
 
 
-def store_computed_weights(model: Model, only: Collection[str] | None = None) -> list[str]:
+def store_computed_weights(
+    model: Model, only: Collection[str] | None = None, *, read_elsewhere: bool = False
+) -> list[str]:
     """Store them, in place, and return their names; calls `model.refresh()` if there was one.
 
     Left as they are: weights computed from buffers alone (a table of frequencies, say) and those that would
@@ -34,6 +36,7 @@ def store_computed_weights(model: Model, only: Collection[str] | None = None) ->
 
     Args:
         only: the ops whose weights are meant, by name; None: all.
+        read_elsewhere: also those that others read, too (a transpose that ties two layers).
     """
     constant = constants(model)
     slots: dict[fx.Node, tuple[fx.Node, str]] = {}
@@ -53,7 +56,7 @@ def store_computed_weights(model: Model, only: Collection[str] | None = None) ->
         room = sum(model.tensor(str(n.target)).numel() for n in parameters)
         if not parameters or values[source].numel() > GROWTH * room:
             continue
-        if leaf.startswith("weight") and not idle.issuperset(parameters):
+        if leaf.startswith("weight") and not read_elsewhere and not idle.issuperset(parameters):
             continue
         base = _base(node, str(parameters[0].target))
         name = edit.add_tensor(model, _name(model, base, leaf), values[source])

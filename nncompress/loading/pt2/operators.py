@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the quantized_decomposed operators
 
+from nncompress.ir.graph.normal_form.normalize import WRITTEN_OUT
 from nncompress.loading.json_schema import Rejected, plain
 
 # symbolic arithmetic that torch keeps as Python functions (`_SYM_OPS`)
@@ -167,6 +168,8 @@ def operator_name(value: Any) -> str:
                 f"{target!r} is a step of torch's vmap, grad or jvp; before torch.export.save, "
                 "program.run_decompositions({}) makes operators of it"
             )
+        if target.startswith("torch.ops.higher_order."):
+            raise Rejected(f"{target!r} is no operator on tensors: {WRITTEN_OUT}")
         raise Rejected(f"the function {target!r} is not one of torch's tensor operators", code=True)
     namespace, name, overload = match.groups()
     if not _is_admitted(namespace, name) or f"{name}.{overload}" in _UNCHECKED_FORMS:

@@ -7,7 +7,7 @@ import torch
 from torch.export import Dim
 
 import nncompress
-from nncompress.errors import NNCompressError, UnsupportedError
+from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError
 from nncompress.ir import Model
 
 
@@ -119,6 +119,26 @@ def test_functions_that_torch_traces_with_plain_sizes_keep_the_batch_free(comput
     for batch in (1, 5):
         x = torch.randn(batch, 4, 3)
         torch.testing.assert_close(model(x), net(x))
+
+
+class Decides(torch.nn.Linear):
+    """Which of two ops runs, its input decides."""
+
+    def forward(self, x):
+        h = super().forward(x)
+        return torch.cond(x.sum() > 0, lambda t: t * 2, lambda t: t - 1, (h,))
+
+
+def test_a_branch_that_an_input_decides_is_refused_by_its_name(tmp_path):
+    """Its run was refused as one of the wrong shape, its graph in a traceback, its file as unsafe."""
+    net, x = Decides(4, 4).eval(), torch.randn(2, 4)
+    torch.export.save(torch.export.export(net, (x,)), tmp_path / "m.pt2")
+    with pytest.raises(ModelFileError) as refusal:
+        nncompress.load(tmp_path / "m.pt2")
+    assert "torch.where" in refusal.value.got
+    with pytest.raises(UnsupportedError, match=r"torch's cond") as traced:
+        nncompress.load(net, input=x)
+    assert "torch.where" in traced.value.remedy
 
 
 class OneLength(torch.nn.Module):

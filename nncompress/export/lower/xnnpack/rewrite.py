@@ -12,6 +12,7 @@
 | mean over height and width                         | the mean with both dims kept, then flatten         |
 | several parts at once (chunk, split, unbind)       | a slice for each (`slice_parts`)                   |
 | weights that the graph computes                    | what comes out (weight norm, say)                  |
+| one weight of layers of several kinds              | one per kind: each has a memory layout of its own  |
 | padding that wraps around                          | slices and a concatenation (`lay_ends_beside`)     |
 | every s-th pixel (slices), zero channels behind it | 1×1 convolution of stride s with weights 0 and 1   |
 
@@ -54,7 +55,8 @@ def lower_xnnpack(model: Model) -> Model:
     Values change by how inputs of linear layers and concatenated values are rounded, and by nothing else.
     """
     lowered = model.copy()
-    store_computed_weights(lowered)
+    store_computed_weights(lowered, read_elsewhere=True)
+    _untie_kinds(lowered)
     fold_batch_norms(lowered)
     slice_parts(lowered.graph)
     lay_ends_beside(lowered.graph)
@@ -82,6 +84,22 @@ def lower_xnnpack(model: Model) -> Model:
     lowered.graph.lint()
     lowered.graph_module.recompile()
     return lowered
+
+
+def _untie_kinds(model: Model) -> None:
+    """The delegate lays a weight out for the first layer that reads it; another kind reads it wrongly, or its
+    process ends."""
+    kinds: dict[int, dict[str, str]] = {}  # of a tensor: kind -> the name by which layers of it read it
+    for layer in list(layers(model)):
+        weight = layer.weight
+        if weight.quantized:
+            continue
+        names = kinds.setdefault(id(model.tensor(weight.name)), {layer.kind: weight.name})
+        if layer.kind not in names:
+            names[layer.kind] = edit.add_tensor(model, f"{weight.name}_of_{layer.kind}", weight.value())
+        if names[layer.kind] != weight.name:
+            own = edit.read_tensor(model, names[layer.kind], layer.node)
+            layer.node.replace_input_with(weight.source, own)
 
 
 def _compute_in_floats(model: Model, layer: RecurrentLayer) -> None:

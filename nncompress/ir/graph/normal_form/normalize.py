@@ -26,6 +26,7 @@ import torch
 from torch import fx
 from torch.fx.graph import CodeGen
 
+from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normal_form.autocast import write_casts
 from nncompress.ir.graph.normal_form.bags import take_bags_apart
 from nncompress.ir.graph.normal_form.batch_statistics import drop_unread_statistics
@@ -35,6 +36,9 @@ from nncompress.ir.graph.normal_form.recompose import recompose
 from nncompress.ir.graph.normal_form.writes import is_write
 from nncompress.ir.graph.ops import op_name
 
+WRITTEN_OUT = (
+    "write it in operators: both branches of a condition, and torch.where; the steps of a loop, unrolled"
+)
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
 _PARTS = {  # the unsafe ones know no symbolic sizes, and fix the batch where anything is asked of them
     torch.ops.aten.unsafe_chunk.default: torch.ops.aten.chunk.default,
@@ -54,6 +58,9 @@ def normalize(module: fx.GraphModule) -> bool:
     """Normalise `module` in place (table above). Its meaning does not change.
 
     Returns: whether every node knows its shape; where not, an export anew tells.
+
+    Raises:
+        UnsupportedError: it has branches or loops that an input decides.
     """
     graph = module.graph
     graph.set_codegen(CodeGen())
@@ -68,6 +75,7 @@ def normalize(module: fx.GraphModule) -> bool:
     _settle_roles(module)
     while _inline_wrappers(module):
         pass
+    _refuse_inner_graphs(graph)
     for node in list(graph.nodes):
         if node.op == "call_function" and op_name(node) in _ASSERTIONS:
             graph.erase_node(node)
@@ -211,6 +219,20 @@ def _inline_wrappers(module: fx.GraphModule) -> bool:
             module.graph.erase_node(user)
         module.graph.erase_node(node)
     return found
+
+
+def _refuse_inner_graphs(graph: fx.Graph) -> None:
+    """Refuse what has graphs of its own: which of their ops run, an input decides.
+
+    Raises:
+        UnsupportedError: naming it.
+    """
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedError(
+                f"forward() uses torch's {op_name(node)}, which is no operator on tensors",
+                remedy=WRITTEN_OUT,
+            )
 
 
 def _enabled_autocast(node: fx.Node) -> tuple[str, torch.dtype | None] | None:

@@ -27,6 +27,8 @@ class Rare(nn.Module):
         h = torch.hypot(h, x) + h.sigmoid().cumprod(1) + h.cummax(1)[0] + h.cummin(-1)[0]
         values, _ = h.kthvalue(2, 1, keepdim=True)
         h = h + values + h.median(-1, keepdim=True)[0]
+        holes = h.masked_fill(x > 1, torch.nan).nanmedian(-1, keepdim=True)[0].nan_to_num(0.5)
+        h = h + holes + x.masked_fill(x > 9, torch.nan).nanmedian(1)[0][:, None]
         return self.b(h) + torch.searchsorted(self.bounds, x) + torch.searchsorted(self.bounds, h, right=True)
 
 
