@@ -99,8 +99,8 @@ def read_pt2(
     except Unfit as error:
         raise ModelFileError(
             f"{path} holds a graph that cannot run here",
-            got=str(error),
-            remedy="export and save the model again",
+            got=error.reason,
+            remedy=error.remedy,
         ) from error
     return program, record
 

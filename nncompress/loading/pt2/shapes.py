@@ -42,7 +42,16 @@ _MOST_SIZE = 2**31  # of one dim of an input, whose hint the file states
 
 
 class Unfit(ValueError):
-    """The graph cannot run: shapes that do not fit, or more memory than there is."""
+    """The graph cannot run: shapes that do not fit, or more memory than there is.
+
+    Attributes:
+        reason: in one line; torch.fx adds more to the error's own text.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, reason: str, remedy: str = "export and save the model again") -> None:
+        self.reason, self.remedy = reason, remedy
+        super().__init__(reason)
 
 
 def check_shapes(program: ExportedProgram) -> None:
@@ -171,7 +180,11 @@ def _check_trusting(
     match schema.name.removeprefix("aten::"):
         case "embedding_bag" | "_embedding_bag":  # it reads where the offsets point
             if not counts_up(_by_name(schema, node.args, node.kwargs)["offsets"]):
-                raise Unfit(f"{node.name}: the offsets of an embedding bag that are no regular steps")
+                raise Unfit(
+                    f"{node.name}: its kernel reads wherever offsets point, and these are no regular steps",
+                    remedy="give nncompress.load the module and tensors, which says bags as sums of rows: "
+                    "nncompress.load(module, input=(ids, offsets)); or export it with ids [batch, n] alone",
+                )
         case "_weight_norm" | "_weight_norm_interface":
             v, dim = given["v"], given["dim"]
             expected = [1] * v.dim()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 
+from nncompress.dtypes import dtype_name
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import PRODUCTS
 from nncompress.ir.layers.weights import Layer, layers
@@ -30,6 +31,8 @@ def choose(model: Model, keep: Collection[str]) -> tuple[list[Layer], list[Chang
     for layer in found:
         if layer.weight.quantized:
             left.append(Change(layer.name, "skipped: quantized already", applied=False))
+        elif (dtype := layer.weight.value().dtype).is_complex:
+            left.append(Change(layer.name, f"skipped: {dtype_name(dtype)} is not rounded", applied=False))
         elif layer.weight.name in kept:
             left.append(Change(layer.name, "left in float by --keep", applied=False))
         elif layer.weight.name in head:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import nncompress
+from nncompress.errors import ModelFileError
 from nncompress.export import write_pt2
 from nncompress.ir import Model
 from nncompress.loading import load_model
@@ -46,3 +48,15 @@ def test_a_model_with_such_bags_is_written_and_read(tmp_path) -> None:
     write_pt2(Model.from_module(net, given), tmp_path / "m.pt2")
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path / "m.pt2")(*given), net(*given))
+
+
+def test_a_file_that_torch_wrote_of_such_bags_is_refused_with_what_loads(tmp_path) -> None:
+    net, given = Bags().eval(), (torch.tensor([1, 2, 3]), torch.tensor([0, 2]))
+    torch.export.save(torch.export.export(net, given), tmp_path / "m.pt2")
+    with pytest.raises(ModelFileError, match="cannot run here") as caught:
+        load_model(tmp_path / "m.pt2")
+    assert "\n" not in caught.value.got
+    assert "nncompress.load(module, input=(ids, offsets))" in caught.value.remedy
+    model = nncompress.load(net, input=given)  # as that says
+    with torch.no_grad():
+        torch.testing.assert_close(model(*given), net(*given))

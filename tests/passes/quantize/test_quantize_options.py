@@ -353,3 +353,24 @@ def test_small_convolutions_are_told_to_gain_nothing():
         sentence = too_small(model, list(layers(model)))
         assert (sentence is not None) == told
         assert not told or f"{macs:,}" in str(sentence)
+
+
+class Spectrum(nn.Module):
+    """A layer of complex numbers, and one that reads their parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8, dtype=torch.complex64), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.b(torch.view_as_real(self.a(x.to(torch.complex64))).flatten(1))
+
+
+@pytest.mark.parametrize("mode", ["weights", "float16"])
+def test_complex_weights_stay_and_are_named(mode):
+    given = Model.from_module(Spectrum().eval(), (torch.randn(2, 4),))
+    model, changes = run(given, Quantize(mode=mode))
+    said = {change.where: change.what for change in changes}
+    assert model.tensor("a.weight").dtype == torch.complex64
+    assert relative_error(model, given) < 0.02
+    assert mode == "float16" or said["a"] == "skipped: complex64 is not rounded"
