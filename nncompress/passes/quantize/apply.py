@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -51,7 +52,7 @@ from nncompress.passes.quantize.recurrent import (
     weights_of,
     without_groups,
 )
-from nncompress.passes.quantize.round import Rounding
+from nncompress.passes.quantize.round import Left, Rounding
 from nncompress.passes.quantize.small import too_small
 
 
@@ -182,7 +183,8 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
         )
         for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
         if timed:
-            slow = slow_in_int8(model, integer, options.mode, rounding.copy, context)
+            copied = partial(_copy_with_samples, rounding, context)
+            slow = slow_in_int8(model, integer, options.mode, copied, context)
             rounding = replace(rounding, left=slow)
         drop = None if options.max_drop is None else (options.max_drop, options.metric)
         changes = _round_within(model, rounding, drop, options.drift_bound, context)
@@ -192,6 +194,14 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     if context.data is not None and precision_of(model) in ("int8", "int4"):
         _keep_samples(model, context, options.no_samples)
     return changes
+
+
+def _copy_with_samples(rounding: Rounding, context: Context, left: Left) -> Model:
+    """What is timed is exported, and checked as what will be kept is: noise reaches values that the ranges of
+    the data do not, and refuses right files."""
+    small = rounding.copy(left)
+    _keep_samples(small, replace(context, notes=[]), none=False)
+    return small
 
 
 def _keep_samples(model: Model, context: Context, none: bool) -> None:

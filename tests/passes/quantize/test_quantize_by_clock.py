@@ -14,6 +14,7 @@ from nncompress.bench.latency import layer as layer_latency
 from nncompress.bench.latency import remembered
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.formats.samples import samples_of
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Quantize
 from nncompress.passes.quantize import apply, by_clock
@@ -148,6 +149,23 @@ def test_where_the_whole_model_is_no_faster_for_it_none_does(net, machine):
     in_bytes, _, notes = quantized(net)
     assert in_bytes == {"0", "2", "5"}
     assert "so none is" in notes
+
+
+def test_what_is_timed_in_int8_is_checked_on_samples_of_the_data(net, monkeypatch, machine):
+    """Its ranges are those of the data: noise would refuse right files, so that nothing was timed."""
+    machine(slow=3)
+    clocked, seen = by_clock.ModelLatency.glance, []
+
+    def glance(clock, other):
+        seen.append(samples_of(other.inputs))
+        return clocked(clock, other)
+
+    monkeypatch.setattr(by_clock.ModelLatency, "glance", glance)
+    quantized(net, no_samples=True)
+    batch = next(iter(DATA.batches(16))).inputs[0]
+    assert len(seen) == 2
+    for (samples,) in seen:
+        assert all(any(torch.allclose(x, y, atol=1e-2) for y in batch) for x in samples.float())
 
 
 def test_every_layer_is_rounded_where_that_is_asked_for(net, machine):
