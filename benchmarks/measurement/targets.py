@@ -47,7 +47,7 @@ from nncompress.passes import Context, Quantize
 from nncompress.pipeline import run
 from nncompress.runtimes import Runner, open_artifact
 
-CHECKED = 32  # samples that outputs are compared on
+CHECKED = 512  # samples that outputs are compared on at most: of 16, the SQNR has a standard error of 1.7 dB
 BITS = 7 if processor().saturates else 8
 QUANTIZE = Quantize(weight_bits=BITS, every_layer=True)
 FLOAT = "ORT float32"
@@ -210,15 +210,16 @@ def measure(path: Path, data: str, seconds: float, limit: int) -> dict[str, Any]
     folder.mkdir(exist_ok=True)
     runners = dict(opened(model, records, folder, limit))
     fitted, held = records.split()
-    unseen = [batch.inputs[0].numpy() for batch in (held or fitted).batches(1, limit=CHECKED)]
+    tests = path.with_suffix(".test.npz")
+    labelled = dataset(str(tests), model) if tests.exists() else None
+    checked = labelled or held or fitted
+    unseen = [batch.inputs[0].numpy() for batch in checked.batches(1, limit=CHECKED)]
     outputs = {name: [r.run(x)[0].copy() for x in unseen] for name, r in runners.items()}
     rows: dict[str, dict[str, Any]] = {}
     for name, each in outputs.items():
         ran = kernels(runners[name], folder / FORMS[name].file, unseen[0])
         rows[name] = {"sqnr": sqnr(each, outputs[FLOAT]), "kernels": ran}
-    tests = path.with_suffix(".test.npz")
-    if tests.exists():
-        labelled = dataset(str(tests), model)
+    if labelled is not None:
         correct = {name: right(r, labelled) for name, r in runners.items() if name != "A/A"}
         for name, each in correct.items():
             rows[name]["points"] = 100 * float(each.mean() - correct[FLOAT].mean())
