@@ -44,6 +44,37 @@ def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None,
             torch.testing.assert_close(model(x, mask), net(x, mask), atol=1e-5, rtol=1e-4)
 
 
+class Masked(nn.Module):
+    """Reads left to right: a mask made in forward, one that it stores, and one with padding beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(6))
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        made = torch.ones(6, 6, dtype=torch.bool).triu(1)
+        y = self.both(x, x, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
+        y = self.both.encoder(y, mask=made, src_key_padding_mask=padding)
+        return self.both.decoder(self.both.encoder(y, mask=self.mask), y[:, :3], self.mask)
+
+
+def test_causal_masks_of_transformers_are_traced() -> None:
+    """Whether a mask is the causal one was asked of its values, which a trace does not have."""
+    torch.manual_seed(0)
+    net, x = Masked().eval(), torch.randn(3, 6, 8)
+    padding = torch.arange(6) >= torch.tensor([5, 2, 6])[:, None]
+    told: list[str] = []
+    model = nncompress.load(net, input=(x, padding), notice=told.append)
+    assert any(
+        "nothing to attend to" in each for each in told
+    )  # of the random padding that it is compared on
+    for batch in (1, 3):
+        with torch.no_grad():
+            wanted = net(x[:batch], padding[:batch])
+            torch.testing.assert_close(model(x[:batch], padding[:batch]), wanted, atol=1e-5, rtol=1e-4)
+
+
 @dataclass
 class Found:
     scores: Tensor
