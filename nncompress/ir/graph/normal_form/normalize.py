@@ -13,6 +13,7 @@
 | a weight computed twice in the same way (a weight norm in an unrolled cell) | one computation  |
 | composite ops (`outer`, `hstack`, `swapaxes`)        | what they consist of (`decompose`) |
 | embedding bags whose offsets are values               | what they consist of (`bags`) |
+| tables whose rows are scaled when read (`max_norm`)   | tables that hold them so (`bounded_rows`) |
 | batch norms in training mode, beside their statistics | norms that keep none (`batch_statistics`) |
 | norms spelled out by `run_decompositions`             | one op (`recompose`)     |
 | get_attr nodes nobody uses                            | nothing                                |
@@ -30,6 +31,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir.graph.normal_form.autocast import write_casts
 from nncompress.ir.graph.normal_form.bags import take_bags_apart
 from nncompress.ir.graph.normal_form.batch_statistics import drop_unread_statistics
+from nncompress.ir.graph.normal_form.bounded_rows import bound_rows
 from nncompress.ir.graph.normal_form.decompose import decompose_composites
 from nncompress.ir.graph.normal_form.functionalize import functionalize
 from nncompress.ir.graph.normal_form.recompose import recompose
@@ -83,6 +85,7 @@ def normalize(module: fx.GraphModule) -> bool:
         _by_position(node)
     _drop_constant_inputs(graph)
     _flatten_outputs(graph)
+    bound_rows(module)
     complete = functionalize(module)
     decompose_composites(graph)
     take_bags_apart(graph)

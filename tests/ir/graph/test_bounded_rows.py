@@ -1,0 +1,43 @@
+"""Tables with a largest norm of their rows are stored so; the graph writes to no parameter."""
+
+import pytest
+import torch
+from torch import nn
+
+import nncompress
+
+
+class Bounded(nn.Module):
+    """An embedding and a bag of one table, whose rows are too long; `tied`: its head reads it, too."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4, max_norm=1.0)
+        self.bag = nn.EmbeddingBag(9, 4, mode="sum", max_norm=1.0)
+        self.bag.weight = self.table.weight
+        self.head = nn.Linear(4, 9)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens).mean(1) + self.bag(tokens))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_are_bounded_once(tied, tmp_path):
+    torch.manual_seed(0)
+    net = Bounded(tied).eval()
+    rows = net.table.weight.detach().clone()
+    tokens = torch.tensor([[1, 3], [3, 8]])
+    model = nncompress.load(net, input=tokens)
+    assert torch.equal(net.table.weight, rows)
+    assert (
+        any("next_state" in str(node.target) for node in model.graph.nodes) == tied
+    )  # a head reads other rows
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), net(tokens))
+    if not tied:
+        assert model.tensor("table.weight") is model.tensor("bag.weight")
+        assert model.tensor("table.weight").norm(dim=1).max() <= 1
+        nncompress.save(model, tmp_path / "m.onnx")
+        model.to_module()(tokens).sum().backward()
