@@ -54,18 +54,12 @@ class Paired:
         return file
 
     def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[ExportReport]:
-        """Take the result apart, and write its graphs; where the second fails, say what that leaves."""
+        """Take the result apart, and write its graphs: both, or none."""
         from nncompress import export
         from nncompress.ir.edit.apart import take_apart
 
         parts = take_apart(result, self.pair)
-        first = export.write(parts.prompt, files[0], **how)
-        try:
-            return [first, export.write(parts.step, files[1], **how)]
-        except BaseException:
-            if files[1].exists():
-                say(f"{files[0]} is new, {files[1]} is not: they go together when this has been done again")
-            raise
+        return export.write_together((parts.prompt, parts.step), files, **how)
 
 
 def open_paired(
@@ -80,11 +74,15 @@ def open_paired(
     from nncompress.ir.edit.pair import Pair
     from nncompress.pipeline import chooses_by_clock
 
-    timed = next((each.name for each in passes if chooses_by_clock(each)), None)
-    if timed:
+    timed = next(filter(chooses_by_clock, passes), None)
+    if timed is not None:
+        flag = "--latency" if getattr(timed, "latency", None) is not None else "--faster"
         raise UsageError(
-            f"{timed} --latency times a model as it runs, and with --with-past it runs as two",
-            remedy="--macs or --params instead of --latency",
+            f"{timed.name} {flag} times a model as it runs, and with --with-past it runs as two, whose "
+            "shares of the time depend on how long prompts and answers are",
+            remedy="--macs or --params instead of --latency"
+            if flag == "--latency"
+            else f"leave {flag} out; nncompress bench tells what became faster",
         )
     step = model_files.open_model(second, trust_pickle=trust_pickle)
     pair = Pair(first.model, step.model)

@@ -14,20 +14,24 @@ A target appears whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nncompress.errors import UsageError
 from nncompress.export.check.int8_coverage import Coverage, int8_coverage
+from nncompress.export.origin import is_ours
 from nncompress.export.report import ExportReport, TimeInt8
 from nncompress.export.storage import Storage
+from nncompress.export.write import external_data
 from nncompress.export.write.onnx import refuse_ops, write_onnx
 from nncompress.export.write.ort import write_ort
 from nncompress.export.write.pt2 import write_pt2
 from nncompress.export.write.pte import write_pte
 from nncompress.export.write.safetensors import write_safetensors
-from nncompress.export.write.xml import write_xml
+from nncompress.export.write.xml import are_our_weights, write_xml
+from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.targets import for_file
 
@@ -60,6 +64,7 @@ __all__ = [
     "write_pt2",
     "write_pte",
     "write_safetensors",
+    "write_together",
     "write_xml",
 ]
 
@@ -125,3 +130,30 @@ def write(
             + " or ".join(s for s, kinds in STORAGES.items() if storage in kinds),
         )
     return WRITERS[suffix](model, path, protect=protect, storage=storage, **given)
+
+
+def write_together(
+    models: Sequence[Model], paths: Sequence[Path], *, protect: Iterable[str | Path] = (), **how: Any
+) -> list[ExportReport]:
+    """Write several models that belong together, in one folder: all of their files are replaced, or none.
+
+    Args:
+        how: as of `write`.
+
+    Raises:
+        NNCompressError: as of `write`; or the name of one after the first is that of a file that is not ours.
+    """
+    replaced = [external_data.named_by(path, external_data.beside(path)) for path in paths]
+    reports = []
+    with replacing(paths[0], protect, _is_any_of_ours) as staged:
+        for model, path in zip(models, paths, strict=True):
+            reports.append(write(model, staged.with_name(path.name), protect=protect, **how))
+    left = [external_data.remove_replaced(path, before) for path, before in zip(paths, replaced)]
+    return [
+        replace(report, path=path, left=tuple(map(str, others)))
+        for report, path, others in zip(reports, paths, left)
+    ]
+
+
+def _is_any_of_ours(path: Path) -> bool:
+    return is_ours(path) or external_data.is_ours(path) or are_our_weights(path)

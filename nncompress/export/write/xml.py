@@ -46,8 +46,8 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     need("openvino", Path(path).name)
     start = time.perf_counter()
     refuse_changing(model, "an .xml")
-    check_chosen(Path(path).with_suffix(".bin"), _is_ours, "")
-    with replacing(path, protect, _is_ours) as temporary, TemporaryDirectory() as folder:
+    check_chosen(Path(path).with_suffix(".bin"), are_our_weights, "")
+    with replacing(path, protect, are_our_weights) as temporary, TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
         report = write_onnx(model, onnx)
         int8 = precision_of(model) == "int8"
@@ -110,8 +110,8 @@ def _save(openvino: Any, graph: Any, file: Path) -> None:
         raise
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a `.bin` is one that we wrote, whatever `.xml` an export that was killed left beside it."""
+def are_our_weights(path: Path) -> bool:
+    """Whether this is a `.bin` that we wrote, whatever `.xml` an export that was killed left beside it."""
     try:
         with path.open("rb") as weights:
             weights.seek(-SEAL, os.SEEK_END)

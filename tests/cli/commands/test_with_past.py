@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import nncompress
+from nncompress import export
 from nncompress.cli.app import run
-from nncompress.errors import ExitCode
+from nncompress.errors import ExitCode, OutputError
 from nncompress.ir.edit.pair import Pair
 from tests.ir.edit.decoders import decoder_pair
 
@@ -47,3 +48,22 @@ def test_what_does_not_go_is_refused_with_its_remedy(folder, capsys):
     assert not (folder / "new.pt2").exists()
     assert run(["prune-nodes", "with_past.pt2", "--with-past", "decoder.pt2"]) == ExitCode.USAGE
     assert "takes no cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffix, monkeypatch):
+    (folder / "out").mkdir()
+    assert ran("--mode", "weights", "-o", f"out/new.{suffix}", command="quantize") == 0
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    writer, written = export.WRITERS[f".{suffix}"], []
+
+    def full(model, path, **how):
+        written.append(path)
+        if len(written) == 2:
+            raise OutputError(f"cannot write {path}", got="No space left on device")
+        return writer(model, path, **how)
+
+    monkeypatch.setitem(export.WRITERS, f".{suffix}", full)
+    assert ran("--ratio", "0.5", "-o", f"out/new.{suffix}") == ExitCode.OUTPUT
+    assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
+    assert len(before) == len(written) == 2
