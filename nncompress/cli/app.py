@@ -24,6 +24,7 @@ from nncompress.cli.table import COMMANDS, added_commands
 from nncompress.errors import ExitCode, ExtensionError, NNCompressError, on_one_line
 from nncompress.extensions import culprit
 from nncompress.files.atomic import is_full, why_and_remedy
+from nncompress.files.interrupts import heard
 from nncompress.options import shown
 from nncompress.passes import PASSES
 
@@ -92,7 +93,7 @@ def run(arguments: list[str]) -> int:
     if _directory_is_gone():  # now: torch's libraries end the process where they find no directory
         return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
     try:
-        with _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose):
+        with heard(), _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose):
             command = typer.main.get_command(build(arguments[0] if arguments else None))
             make_readable(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)

@@ -1,16 +1,22 @@
-"""Ctrl-C and SIGTERM held back for a moment that must not be torn.
+"""Ctrl-C and SIGTERM held back for a moment that must not be torn, or heard while C++ computes.
 
-When files are moved into place or a temporary folder is removed; and while C++ calls into Python: torch's
-archive writer ends the process (abort) where the Python that it calls for every write raises.
+Held back: when files are moved into place or a temporary folder is removed; and while C++ calls into Python:
+torch's archive writer ends the process (abort) where the Python that it calls for every write raises.
+
+Heard: Python answers a signal when the main thread is back from C++, which a run of a model may be in for
+minutes. What can be stopped from another thread is told at once.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
+from weakref import WeakSet
 
 HELD = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -35,3 +41,43 @@ def held_back() -> Iterator[None]:
         handler = before[signal.Signals(number)]
         assert callable(handler)
         handler(number, frame)
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None:
+        """End what it is computing, in whatever thread; the caller of this is another one."""
+
+
+_STOPPABLE: WeakSet[Stoppable] = WeakSet()
+
+
+def stop_at_signals(each: Stoppable) -> None:
+    """From now on, as long as it is there and signals are `heard`."""
+    _STOPPABLE.add(each)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """A signal that arrives in the block ends what is being computed, so that Python comes to handle it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listening, told = socket.socketpair()
+    told.setblocking(False)
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(listening,), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        told.close()  # which ends the listener
+        listener.join()
+
+
+def _listen(listening: socket.socket) -> None:
+    with listening:
+        while numbers := listening.recv(64):
+            if any(number in numbers for number in HELD):
+                for each in list(_STOPPABLE):
+                    each.stop()

@@ -12,6 +12,7 @@ import onnxruntime
 
 from nncompress.devices import processor
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
+from nncompress.files.interrupts import stop_at_signals
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, input_array
 from nncompress.runtimes.external_data import stored_bytes
@@ -77,6 +78,7 @@ class OnnxRuntimeRunner(Runner):
             raise _explained(path, problem) from problem
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = FATAL
+        stop_at_signals(self)
         self.name = (
             f"ONNX Runtime {onnxruntime.__version__} CPU{'' if optimised else ' without optimisations'}"
         )
@@ -96,6 +98,10 @@ class OnnxRuntimeRunner(Runner):
         self.threads = threads
         self.notes = _saturation(path)
         self.file_size = stored_bytes(path)
+
+    def stop(self) -> None:
+        """End a run, and let none begin: a signal ends the command."""
+        self._run_options.terminate = True
 
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         feed = {spec.name: input_array(value) for spec, value in zip(self.inputs, inputs)}

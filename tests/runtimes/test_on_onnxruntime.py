@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper
 
 from nncompress.errors import DataError, ModelFileError, NNCompressError, UnsafeFileError, UnsupportedError
 from nncompress.export import write
+from nncompress.files.interrupts import heard
 from nncompress.ir import InputSpec, Model
 from nncompress.runtimes import open_artifact
 
@@ -175,3 +178,34 @@ def test_states_are_no_part_of_the_answer(tmp_path):
         (answer,) = runner.run(x)
         module.load_state_dict(torch.load(tmp_path / "w.pt"))
         torch.testing.assert_close(torch.from_numpy(answer), module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_without_end_answers_a_signal(tmp_path):
+    """Python handles it when the main thread is back from C++, which it would never be."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["before"], ["after"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    start = helper.make_tensor("start", TensorProto.BOOL, [], [True])
+    loop = helper.make_node("Loop", ["", "start", "x"], ["y"], body=body)
+    runner = open_artifact(save(tmp_path / "endless.onnx", [loop], [start]))
+    runner.patience = 600  # seconds, after which this test has failed
+
+    def interrupted() -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        runner.run(np.zeros((1, 4), np.float32))
+
+    with heard(), pytest.raises(KeyboardInterrupt):
+        interrupted()
