@@ -9,6 +9,7 @@ minutes. What can be stopped from another thread is told at once.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -49,6 +50,7 @@ class Stoppable(Protocol):
 
 
 _STOPPABLE: WeakSet[Stoppable] = WeakSet()
+_TOLD: set[int] = set()  # descriptors
 
 
 def stop_at_signals(each: Stoppable) -> None:
@@ -65,12 +67,14 @@ def heard() -> Iterator[None]:
     listening, told = socket.socketpair()
     told.setblocking(False)
     before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    _TOLD.add(told.fileno())
     listener = threading.Thread(target=_listen, args=(listening,), daemon=True)
     listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        _TOLD.remove(told.fileno())
         told.close()  # which ends the listener
         listener.join()
 
@@ -81,3 +85,14 @@ def _listen(listening: socket.socket) -> None:
             if any(number in numbers for number in HELD):
                 for each in list(_STOPPABLE):
                     each.stop()
+
+
+def _only_here() -> None:
+    """A signal to a child is none to its parent, whose descriptor it has."""
+    descriptor = signal.set_wakeup_fd(-1)
+    if descriptor not in _TOLD:
+        signal.set_wakeup_fd(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_only_here)
