@@ -6,8 +6,8 @@ is dropped: a factor behind the pool stands in for it. Euclidean distances of ro
 of what is scattered become the last of each: sums over counts stand in for them. Of infinities alone the
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
 index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
-concatenations, which more runtimes read. Functions that it says with a loss of digits are said in
-`special_functions`.
+concatenations, which more runtimes read. Bounds of which one is an int and one a float become floats.
+Functions that it says with a loss of digits are said in `special_functions`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def dodge_defects(program: ExportedProgram) -> None:
     """Edit in place; the program computes the same."""
     lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
+        _bounds_of_one_type(node)
         if node.target in SPECIAL_FUNCTIONS:
             take_apart(program.graph, node, SPECIAL_FUNCTIONS[node.target])
         elif node.target in (aten.view.default, aten.reshape.default):
@@ -57,6 +58,13 @@ def dodge_defects(program: ExportedProgram) -> None:
             elif argument(node, 4) in ("amax", "amin"):
                 _lay_infinities(node)
     program.graph_module.recompile()
+
+
+def _bounds_of_one_type(node: fx.Node) -> None:
+    """Of `clamp(-2, 1.9)` the exporter finds no form that takes an int and a float."""
+    if node.target is aten.clamp.default and any(isinstance(bound, float) for bound in node.args[1:]):
+        bounds = (float(bound) if isinstance(bound, int) else bound for bound in node.args[1:])
+        node.args = (node.args[0], *bounds)
 
 
 def _copy_attention(view: fx.Node) -> None:

@@ -54,5 +54,6 @@ def _replace(module: fx.GraphModule, old: Tensor, value: Tensor) -> None:
     if isinstance(old, torch.nn.Parameter):
         fresh = torch.nn.Parameter(value, requires_grad=old.requires_grad)
     for each in module.modules():
-        for tensors in (each._parameters, each._buffers):
-            tensors.update({name: fresh for name, tensor in tensors.items() if tensor is old})  # type: ignore[arg-type]
+        held: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+        for tensors in held:
+            tensors.update({name: fresh for name, tensor in tensors.items() if tensor is old})

@@ -259,7 +259,8 @@ def _flatten_outputs(graph: fx.Graph) -> None:
     output = graph.output_node()
     leaves: list[fx.Node] = []
     fx.map_arg(output.args, leaves.append)
-    output.args = (tuple(leaves),)
+    sizes = (torch.SymInt, torch.SymFloat, torch.SymBool)  # numbers that follow from a free size
+    output.args = (tuple(leaf for leaf in leaves if not isinstance(leaf.meta.get("val"), sizes)),)
 
 
 def _share_computed_weights(graph: fx.Graph) -> None:

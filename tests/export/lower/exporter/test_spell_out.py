@@ -151,3 +151,20 @@ def test_what_is_scattered_is_joined_as_torch_does(tmp_path):
     nncompress.save(nncompress.load(net, input="Bx5x6"), tmp_path / "m.onnx")
     (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), net(x), rtol=1e-5, atol=1e-5)
+
+
+class Bounds(nn.Module):
+    """Bounds of two types, and numbers that follow from the batch beside the result."""
+
+    def forward(self, x):
+        return x.clamp(-2, 1.9) + x.clamp(min=-0.5, max=1), x.shape[0] * 0.5, x.shape[0]
+
+
+def test_bounds_of_two_types_are_floats_and_numbers_are_no_outputs(tmp_path):
+    """The exporter had no such clamp, and a load ended in a traceback on the number."""
+    model = nncompress.load(Bounds(), input=torch.randn(2, 4))
+    assert len(model.outputs) == 1
+    nncompress.save(model, tmp_path / "m.onnx")
+    x = 3 * torch.randn(5, 4)
+    (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), Bounds()(x)[0])
