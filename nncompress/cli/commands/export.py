@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import model_files, options
-from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.declared import taking
 from nncompress.cli.output_format import check_suffix, suffix_for
 from nncompress.report import tables
@@ -44,6 +44,10 @@ def export(
             "smaller; or these entropy-coded, too (not in .onnx)"
         ),
     ] = "packed",
+    precision: Annotated[
+        Literal["float32"] | None,
+        typer.Option(help="make a float16 or bfloat16 model one of float32: weights, inputs and outputs"),
+    ] = None,
     target: options.TargetOption = None,
     no_samples: options.NoSamples = False,
     json: options.Json = False,
@@ -53,8 +57,11 @@ def export(
     opened = model_files.open_model(model, **loading)
     from nncompress.bench.latency.int8_speed import int8_speed
     from nncompress.export import write
+    from nncompress.ir.formats.precision import convert
     from nncompress.ir.formats.samples import without_samples
 
+    if precision is not None and not convert(opened.model, precision):
+        say(f"{opened.path} has no weights of 16 bits: it is written as it is")
     if no_samples:
         opened.model.inputs = without_samples(opened.model.inputs)
     reads = model_files.read_by(opened, loading["data"], loading["arch"])

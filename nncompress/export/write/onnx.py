@@ -300,7 +300,7 @@ def _refuse_types(model: Model) -> None:
     if where is not None:
         raise UnsupportedError(
             f"ONNX Runtime's CPU kernels do not compute in bfloat16, so no export could be checked: {where}",
-            remedy="convert the model to float32 or float16 first (module.float()), or keep it as .pt2",
+            remedy="nncompress export MODEL --precision float32 -o float32.pt2, and go on with that",
         )
     where = next((name for name, dtype in (given | taken).items() if dtype.is_complex), None)
     if where is not None:

@@ -2,11 +2,13 @@
 
 float16 holds nothing beyond 65504. Stored values beyond it are refused; constants in the graph (the −1e9 of a
 mask, say) become its ends, which do there what they did. bfloat16 has the range of float32. Floats that the
-graph makes of none (positions, shares of counts) are cast where they are made.
+graph makes of none (positions, shares of counts) are cast where they are made. Made float32 again, a model
+computes more exactly, with the weights that it has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +38,10 @@ def in_precision(model: Model, precision: str) -> Model:
 
 
 def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list[tuple[str, int]]:
-    """Convert a float32 model in place; returns (tensor name, number of values) of every converted tensor.
+    """Convert a model in place; returns (tensor name, number of values) of every converted tensor.
 
     Args:
-        precision: "float16" or "bfloat16".
+        precision: "float16" or "bfloat16", for what is float32; or "float32", for what is one of these.
         float32_ends: inputs and outputs stay float32, cast where they come in and go out, so that data and
             callers need not know.
 
@@ -49,15 +51,16 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
     """
     if is_quantized(model):
         raise UnsupportedError(
-            f"a quantized model has no {precision} form", remedy="convert the float32 model instead"
+            f"a quantized model has no {precision} form", remedy="convert the model before it is quantized"
         )
     dtype: torch.dtype = getattr(torch, precision)
+    others = (torch.float16, torch.bfloat16) if dtype == torch.float32 else (torch.float32,)
     largest = torch.finfo(dtype).max
-    converted = _convert_tensors(model, dtype, largest)
+    converted = _convert_tensors(model, others, dtype, largest)
 
     def narrow(value: Any) -> Any:
-        if value is torch.float32:
-            return dtype
+        if isinstance(value, torch.dtype):
+            return dtype if value in others else value
         if isinstance(value, float) and largest < abs(value) < float("inf"):
             return largest if value > 0 else -largest
         return value
@@ -67,13 +70,13 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
             continue
         node.args = fx.node.map_aggregate(node.args, narrow)
         node.kwargs = fx.node.map_aggregate(node.kwargs, narrow)
-        if _is_float32(node) and not _follows_operands(node, dtype):
+        if _is_of(node, others) and not _follows_operands(node, dtype):
             _cast_behind(node, node, dtype)
     if float32_ends:
         _cast_at_the_ends(model, dtype)
     else:
         model.inputs = tuple(
-            replace(spec, dtype=precision) if spec.dtype == "float32" else spec for spec in model.inputs
+            replace(spec, dtype=precision) if spec.torch_dtype() in others else spec for spec in model.inputs
         )
     model.refresh()
     return converted
@@ -84,11 +87,13 @@ def is_quantized(model: Model) -> bool:
     return any("quantize_per" in op_name(node) for node in model.graph.nodes)
 
 
-def _convert_tensors(model: Model, dtype: torch.dtype, largest: float) -> list[tuple[str, int]]:
+def _convert_tensors(
+    model: Model, others: Collection[torch.dtype], dtype: torch.dtype, largest: float
+) -> list[tuple[str, int]]:
     wide: dict[int, tuple[str, Tensor]] = {}  # a tied tensor once
     for name in model.state_dict():
         tensor = model.tensor(name)
-        if tensor.dtype == torch.float32:
+        if tensor.dtype in others:
             wide.setdefault(id(tensor), (name, tensor.detach()))
     for name, tensor in wide.values():
         peak = tensor.abs()[tensor.isfinite()].max() if tensor.isfinite().any() else 0.0
@@ -106,12 +111,12 @@ def _convert_tensors(model: Model, dtype: torch.dtype, largest: float) -> list[t
 def _cast_at_the_ends(model: Model, dtype: torch.dtype) -> None:
     placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
     for node in placeholders:
-        if _is_float32(node):
+        if _is_of(node, (torch.float32,)):
             _cast_behind(node, placeholders[-1], dtype)
     output = model.graph.output_node()
     values: Any = output.args[0]
     with edit.inserting_before(output) as call:
-        outside = [call(_CAST, v, torch.float32) if _is_float32(v) else v for v in values]
+        outside = [call(_CAST, v, torch.float32) if _is_of(v, (torch.float32,)) else v for v in values]
     output.args = (tuple(outside),)
 
 
@@ -132,6 +137,6 @@ def _follows_operands(node: fx.Node, dtype: torch.dtype) -> bool:
     return bool(floats) or dtype in (*node.args, *node.kwargs.values())
 
 
-def _is_float32(node: object) -> bool:
+def _is_of(node: object, dtypes: Collection[torch.dtype]) -> bool:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return isinstance(value, Tensor) and value.dtype == torch.float32
+    return isinstance(value, Tensor) and value.dtype in dtypes

@@ -25,6 +25,23 @@ def test_outputs_stay_close_in_half_precision(name, precision, tolerance):
     assert model.inputs[0].dtype != precision
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["residual", "attention", "tied"])
+def test_a_model_of_16_bits_becomes_one_of_float32(name, precision):
+    """With the weights that it has: as exact as its own graph with these in float32."""
+    half = in_precision(networks.model(name), precision)
+    wide = half.copy()
+    assert convert(wide, "float32")
+    assert {t.dtype for t in wide.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert [spec.dtype for spec in wide.inputs] == [spec.dtype for spec in networks.model(name).inputs]
+    rounded = networks.model(name).copy()
+    for key in rounded.state_dict():
+        rounded.tensor(key).data = half.tensor(key).to(rounded.tensor(key).dtype)
+    inputs = networks.inputs(name, 8)
+    torch.testing.assert_close(wide(*inputs), rounded(*inputs), rtol=1e-4, atol=1e-5)
+    assert not convert(wide, "float32")
+
+
 def test_a_quantized_model_has_no_half_precision():
     model = networks.model("residual")
     Quantize().apply(model, Context(data=images(32, None)))
