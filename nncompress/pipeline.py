@@ -193,7 +193,7 @@ def _run_one(
         start, model, changes = _edited(model, each, context)
     if not each.recurrent:
         changes += [
-            Change(layer.name, "skipped: a recurrent layer", applied=False)
+            Change(layer.name, "skipped: a recurrent layer, whose op takes its matrices whole", applied=False)
             for layer in recurrent_layers(model)
         ]
     context.progress.step(f"verifying {each.name}", 0, 1)
@@ -311,8 +311,10 @@ def _check_patterns(each: Pass, model: Model) -> None:
         UsageError: naming the pattern.
     """
     names = [layer.name for layer in layers(model)]
-    names += [name for layer in recurrent_layers(model) for name in layer.names]
-    known = {*names, *(layer_name(tensor) for tensor in model.state_dict())}
+    recurrent = list(recurrent_layers(model))
+    names += [name for layer in recurrent for name in layer.names]
+    matrices = [each.name for layer in recurrent for each in layer.matrices]
+    known = {*names, *matrices, *(layer_name(tensor) for tensor in model.state_dict())}
     for option in ("exclude", "keep"):
         for pattern in getattr(each, option, ()):
             if not any(fnmatch(name, pattern) for name in known):

@@ -70,7 +70,8 @@ class _Place:
 def _places(original: Model, changed: Model, names: Sequence[str]) -> Iterator[tuple[str, _Place]]:
     recurrent = {layer.name: layer for layer in recurrent_layers(changed)}
     for layer in recurrent_layers(original):
-        other = recurrent.get(layer.name) if layer.name in names else None
+        own = {layer.name, *(each.name for each in layer.matrices)}
+        other = recurrent.get(layer.name) if own & {*names} else None
         if other is not None and layer.result is not None and other.result is not None:
             yield layer.name, _Place(layer.data, layer.result, _unrounded(other), other.result)
     old = {layer.name: layer for layer in layers(original)}

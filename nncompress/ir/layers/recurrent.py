@@ -1,9 +1,10 @@
-"""Fused recurrent layers (LSTM, GRU, RNN): one node that reads many weights, so they are no `layers`."""
+"""Fused recurrent layers (LSTM, GRU, RNN): one node that reads many weights, so `layers` has none of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import fx
@@ -11,7 +12,7 @@ from torch import fx
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import RECURRENT, op_name
 from nncompress.ir.graph.places import layer_name
-from nncompress.ir.layers.weights import Weight, argument, weight_at
+from nncompress.ir.layers.weights import Layer, Roles, Weight, argument, layers, weight_at
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,25 @@ def recurrent_layers(model: Model) -> Iterator[RecurrentLayer]:
             name = recurrent_name(model, node)
             seen[name] = seen.get(name, 0) + 1
             yield RecurrentLayer(name if seen[name] == 1 else f"{name}#{seen[name]}", node, matrices)
+
+
+def with_recurrent_matrices(model: Model) -> list[Layer]:
+    """Layers, and every matrix of fused recurrent ones as a layer called as that weight, in graph order.
+
+    What such a matrix multiplies stands in no node: these are for who looks at weights alone.
+    """
+    found = list(layers(model))
+    for layer in recurrent_layers(model):
+        roles = Roles(layer.kind, data=0, weight=2, bias=None, outputs=0, inputs=1)
+        found += [Layer(each.name, layer.node, roles, each, None) for each in layer.matrices]
+    places = {node: place for place, node in enumerate(model.graph.nodes)}
+    return sorted(found, key=lambda each: places[each.node])
+
+
+def excluded(layer: Layer, patterns: Collection[str]) -> bool:
+    """Is its name among them; of a recurrent layer's matrix also that of the module?"""
+    names = {layer.name, layer_name(layer.weight.name) if layer.kind in RECURRENT else layer.name}
+    return any(fnmatch(name, pattern) for pattern in patterns for name in names)
 
 
 def recurrent_parameters(node: fx.Node) -> dict[str, fx.Node]:

@@ -25,7 +25,7 @@ from nncompress.ir.formats.moved_codes import store_moved_codes
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.ops import RECURRENT
 from nncompress.ir.graph.stated_input import InputShape
-from nncompress.ir.graph.tracing import MAX_BATCH, trace
+from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH, trace
 from nncompress.ir.python_names import is_argument_name
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
@@ -182,8 +182,11 @@ def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxM
 def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path: Path) -> Iterator[Model]:
     """Free dims free as they are named; as torch infers them; only the batch; none: what traces of these."""
     given = examples(inputs, sizes, seed=0)
-    dims = {name: Dim(re.sub(r"\W", "_", f"d_{name}"), min=1, max=MAX_BATCH) for name in sizes}
     batch = batch_dim(inputs)
+    dims = {
+        name: Dim(re.sub(r"\W", "_", f"d_{name}"), min=1, max=MAX_BATCH if name == batch else MAX_LENGTH)
+        for name in sizes
+    }
 
     def shapes(of: Callable[[str], Any]) -> Any:
         each = [

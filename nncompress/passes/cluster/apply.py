@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from typing import Any
 
 from torch import Tensor, uint8
@@ -15,7 +14,9 @@ from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest
-from nncompress.ir.layers.weights import Layer, layers
+from nncompress.ir.graph.ops import RECURRENT
+from nncompress.ir.layers.recurrent import excluded, with_recurrent_matrices
+from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cluster.entropy import counts_of, entropy_bytes, times
 from nncompress.passes.cluster.options import Cluster
@@ -33,7 +34,7 @@ def requires(options: Cluster, model: Model, context: Context) -> None:
             remedy="nncompress inspect shows the layers",
         )
     for pattern in options.exclude:
-        if not any(fnmatch(layer.name, pattern) for layer in chosen):
+        if not any(excluded(layer, [pattern]) for layer in chosen):
             raise UsageError(
                 f"cluster: --exclude {pattern} names no layer",
                 expected=", ".join(layer.name for layer in chosen[:5]) + (", …" if chosen[5:] else ""),
@@ -88,7 +89,7 @@ def apply(options: Cluster, model: Model, context: Context) -> list[Change]:
 def _chosen(model: Model) -> list[Layer]:
     """The first reader of every stored weight, in graph order."""
     first: dict[int, Layer] = {}
-    for layer in layers(model):
+    for layer in with_recurrent_matrices(model):
         first.setdefault(id(model.tensor(layer.weight.name)), layer)
     return list(first.values())
 
@@ -116,14 +117,14 @@ def _curvature(model: Model, weights: list[str], context: Context) -> dict[str, 
 
 def _moments(layer: Layer, seen: SeenInputs) -> tuple[Positions, Tensor] | None:
     """Where the weight stands in its layer's matrices, and the second moments of what they multiply."""
-    positions = Positions.of(layer)
+    positions = None if layer.kind in RECURRENT else Positions.of(layer)
     moments = None if positions is None else seen.second_moments(layer)
     return None if positions is None or moments is None else (positions, moments)
 
 
 def _why_not(layer: Layer, exclude: tuple[str, ...], rule: ValueRule) -> str:
     """Why the layer is skipped; "" where it is not."""
-    if any(fnmatch(layer.name, pattern) for pattern in exclude):
+    if excluded(layer, exclude):
         return "excluded"
     if layer.weight.quantized:
         return "its weight is quantized already"
@@ -163,7 +164,7 @@ def ensures(options: Cluster, model: Model, changes: list[Change]) -> None:
     if options.decimals is not None:
         return
     rule = ValueRule(options.decimals, options.codebook, options.share_lost, options.per == "channel")
-    by_name = {layer.name: layer for layer in layers(model)}
+    by_name = {layer.name: layer for layer in with_recurrent_matrices(model)}
     for change in changes:
         if not change.applied:
             continue

@@ -37,6 +37,7 @@ class Cluster(Pass):
     amounts = AMOUNTS
     more = "--codebook 16, best with --data"
     tensorwise = (*AMOUNTS, "per", "exclude")
+    recurrent = True
 
     relative: float | None = option(
         None,

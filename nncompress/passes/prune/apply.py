@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor
@@ -15,7 +14,9 @@ from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.rounding.sparsegpt import largest, pruned
 from nncompress.errors import ModelFileError, UsageError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.layers.weights import Layer, layers
+from nncompress.ir.graph.ops import RECURRENT
+from nncompress.ir.layers.recurrent import excluded, with_recurrent_matrices
+from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change, Context
 from nncompress.passes.prune.dead_nodes import remove_dead_nodes
 from nncompress.passes.prune.options import Prune, parse_pattern
@@ -98,11 +99,11 @@ def _ensure_pattern(pattern: str, pruned: Sequence[Layer]) -> None:
 def _chosen(model: Model, exclude: Sequence[str]) -> list[Layer]:
     seen: set[int] = set()
     chosen = []
-    for layer in layers(model):
+    for layer in with_recurrent_matrices(model):
         tensor = model.tensor(layer.weight.name)
         if layer.kind == "embedding" or tensor.dim() < 2 or id(tensor) in seen:
             continue
-        if any(fnmatch(layer.name, pattern) for pattern in exclude):
+        if excluded(layer, exclude):
             continue
         seen.add(id(tensor))
         chosen.append(layer)
@@ -158,7 +159,8 @@ def _patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | No
     inputs = weight.shape[layer.roles.inputs]
     if inputs % m:
         return Change(layer.name, f"skipped: {inputs} inputs are no multiple of {m}", applied=False)
-    if seen is None or "transpose" in layer.kind or why_not_fitted(model, layer) is not None:
+    alone = layer.kind in RECURRENT or "transpose" in layer.kind
+    if seen is None or alone or why_not_fitted(model, layer) is not None:
         return _assigned(layer, _largest_of(weight, layer.roles.inputs, n, m), {})
     left = seen.solved(layer, lambda second: _compensated(layer, weight, second, n, m))
     return _assigned(layer, left, {}, ", the others make up for it")

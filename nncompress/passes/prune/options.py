@@ -22,7 +22,7 @@ AMOUNTS = ("relative", "std", "threshold", "sparsity", "pattern")
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Zero small weights of convolutions, linear layers and stored matrix products.
+    """Zero small weights of convolutions, linear and recurrent layers and stored matrix products.
 
     One of `relative`, `std`, `threshold`, `sparsity` and `pattern` decides which.
     With `pattern` and --data, the weights that stay make up for those that go.
@@ -34,6 +34,7 @@ class Prune(Pass):
     amounts = AMOUNTS
     more = "--std 0.5, or --sparsity 0.5"
     tensorwise = (*AMOUNTS, "scope", "exclude")
+    recurrent = True
 
     relative: float | None = option(
         None,
