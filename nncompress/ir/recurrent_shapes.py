@@ -1,12 +1,13 @@
-"""What fused recurrent layers return, told by its shapes, while torch traces them.
+"""What fused recurrent layers return, told by the shapes of one step, while torch traces them.
 
-torch finds it by running them without values, step by step: that takes as long as the sequence is, and fixes
-its length in the graph, in which the layer is one node all the same.
+torch finds it by running them without values over all steps: that takes as long as the sequence is, and fixes
+its length in the graph, in which the layer is one node all the same. One step asks as much of the shapes: the
+op itself, with values, asks nothing, and reads beyond what does not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,33 +19,28 @@ from torch._decomp import decomposition_table
 _OPS = [getattr(torch.ops.aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")]
 _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 
+Op = Callable[..., tuple[Tensor, ...]]
 
-def _results(
-    x: Tensor,
-    states: Tensor | Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    last = [states] if isinstance(states, Tensor) else states
-    size = last[0].shape[-1] * (2 if bidirectional else 1)
-    return x.new_empty([*x.shape[:2], size]), *(torch.empty_like(state) for state in last)
+
+def _by_one_step(op: Op) -> Op:
+    def results(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        batch_first = others[-1]
+        step, *last = op(x.narrow(1 if batch_first else 0, 0, 1), *others)
+        return step.new_empty([*x.shape[:2], step.shape[-1]]), *last
+
+    return results
 
 
 @contextmanager
 def recurrent_shapes() -> Iterator[None]:
-    """Meanwhile these ops only tell shapes where torch traces; tensors with values are computed as ever."""
+    """Meanwhile torch traces one step of these ops; of tensors with values they compute all, as ever."""
     ops: list[Any] = _OPS
     places = [op.py_kernels for op in ops] + [decomposition_table]  # where torch.export, then a trace of its
     before = [dict(place) for place in places]  # graph look for what stands for them
     try:
         for op in ops:
-            op.py_kernels.update(dict.fromkeys(_KEYS, _results))
-            decomposition_table[op] = _results
+            op.py_kernels.update({key: _by_one_step(op.py_kernels[key]) for key in _KEYS})
+            decomposition_table[op] = _by_one_step(decomposition_table[op])
             op._dispatch_cache.clear()
         yield
     finally:

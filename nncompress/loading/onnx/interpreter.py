@@ -257,12 +257,17 @@ class OnnxModule(Store):
     Args:
         model: with its external data where it says it is, below `folder`.
         states: output -> input of every tensor that one call hands to the next; the module keeps these.
+        chosen: see `Store`.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, folder: str = "", states: Mapping[str, str] = MappingProxyType({})
+        self,
+        model: onnx.ModelProto,
+        folder: str = "",
+        states: Mapping[str, str] = MappingProxyType({}),
+        chosen: Callable[[str], object] = str,
     ) -> None:
-        super().__init__(model.graph, folder, states.values())
+        super().__init__(model.graph, folder, states.values(), chosen)
         self._handed_on = dict(states)
         self._graph = model.graph
         self._opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)

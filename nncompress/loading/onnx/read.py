@@ -88,7 +88,8 @@ def read_onnx(
     if any(node.op_type in ("Loop", "Scan") for node in proto.graph.node):
         check_unrolled(stated_ops(proto.graph) - len(proto.graph.node))
         runner.patience = PATIENCE
-    module = _module(proto, path, states)
+    chosen: dict[str, None] = {}
+    module = _module(proto, path, states, chosen.setdefault)
     inputs = [input_of(value, path) for value in module.inputs]
     remembered = record.metadata.pop("sizes", {})
     sizes = choose_sizes(inputs, runner, input_shapes, path, remembered)
@@ -112,6 +113,9 @@ def read_onnx(
     told = ", ".join(f"{d} = {n}" for d, n in fixed.items() if isinstance(d, str) and isinstance(n, int))
     if told:
         notice(f"sizes that the graph cannot leave free are fixed: {told}")
+    if chosen:
+        names = ", ".join([*chosen][:5])
+        notice(f"both branches of If are computed, and one is taken, where the input decides: {names}")
     free = model.dynamic.keys() - {BATCH}
     least = {dim: model.dynamic[dim][0] for dim in model.dynamic if dim in free and model.dynamic[dim][0] > 2}
     if least:
@@ -156,7 +160,9 @@ def _as_written(proto: onnx.ModelProto, path: Path, runner: OnnxRuntimeRunner) -
         yield OnnxRuntimeRunner(copy if exact else path, 1, optimised=False)
 
 
-def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxModule:
+def _module(
+    proto: onnx.ModelProto, path: Path, states: dict[str, str], chosen: Callable[[str], object]
+) -> OnnxModule:
     try:
         folder = str(path.resolve().parent)
         if any(entry.key.startswith(OURS) for entry in proto.metadata_props):
@@ -164,7 +170,7 @@ def _module(proto: onnx.ModelProto, path: Path, states: dict[str, str]) -> OnnxM
         spell_groups(proto, folder)
         spell_dynamic_lstms(proto.graph, folder)
         dynamic.spell_dynamic(proto)
-        return OnnxModule(proto, folder, states)
+        return OnnxModule(proto, folder, states, chosen)
     except NNCompressError:
         raise
     except Exception as error:  # bytes, dims and types of a tensor that do not fit, each in its own way

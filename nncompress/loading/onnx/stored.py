@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,18 @@ class Store(nn.Module):
 
     Attributes:
         arrays: by their names in the file.
+        chosen: called with the name of an `If` of which both branches are computed.
     """
 
-    def __init__(self, graph: onnx.GraphProto, folder: str, states: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        folder: str,
+        states: Collection[str] = (),
+        chosen: Callable[[str], object] = str,
+    ) -> None:
         super().__init__()
+        self.chosen = chosen
         self._folder, self._states = folder, frozenset(states)
         self.arrays: dict[str, np.ndarray] = {}
         self._owners: dict[str, tuple[nn.Module, str]] = {}

@@ -1,12 +1,14 @@
-"""Loops of an `.onnx` that would not end in anybody's time."""
+"""Loops of an `.onnx` that would not end in anybody's time, and branches that the input decides."""
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from nncompress.errors import UnsupportedError
 from nncompress.loading import load_model
+from tests.loading.onnx.test_read import floats, graph_file, session_outputs
 
 
 def value(name, shape, kind=TensorProto.FLOAT):
@@ -58,3 +60,46 @@ def test_a_loop_that_never_ends_is_ended(tmp_path, monkeypatch):
     onnx.save(_loops(0, 1), tmp_path / "m.onnx")
     with pytest.raises(UnsupportedError, match="does not end within"):
         load_model(tmp_path / "m.onnx")
+
+
+def _by_rate(path, *otherwise):
+    """As a voice detector chooses between two rates."""
+    branches = {}
+    for name, nodes in (("then_branch", ["Identity"]), ("else_branch", otherwise)):
+        made = ["x", *(f"{name}_{at}" for at in range(len(nodes)))]
+        inside = [helper.make_node(op, [a], [b]) for op, a, b in zip(nodes, made, made[1:])]
+        branches[name] = helper.make_graph(inside, name, [], [floats(made[-1], "N", "M")])
+    rate = helper.make_tensor_value_info("fast", TensorProto.BOOL, [])
+    nodes = [
+        helper.make_node("If", ["fast"], ["h"], name="by_rate", **branches),
+        helper.make_node("If", ["fast"], ["k"], name="again", **branches),
+        helper.make_node("Add", ["h", "k"], ["y"]),
+    ]
+    return graph_file(path, nodes, [floats("x", "N", 3), rate], [floats("y", "N", "M")])
+
+
+def test_of_a_branch_that_an_input_decides_both_are_computed(tmp_path):
+    path = _by_rate(tmp_path / "m.onnx", "Neg", "Exp")
+    said = []
+    model = load_model(path, notice=said.append)
+    assert any("both branches of If are computed" in each and "by_rate, again" in each for each in said)
+    for fast in (True, False):
+        x, rate = torch.randn(5, 3), torch.tensor(fast)
+        expected = torch.from_numpy(session_outputs(path, x, rate)[0])
+        torch.testing.assert_close(model.outputs_of(x, rate)[0], expected)
+
+
+def test_branches_of_other_shapes_are_refused_by_file_op_and_what_to_do(tmp_path):
+    path = _by_rate(tmp_path / "m.onnx", "Transpose")
+    with pytest.raises(UnsupportedError) as caught:
+        load_model(path)
+    told = str(caught.value)
+    for part in (
+        str(path),
+        "If",
+        "by_rate",
+        "condition depends on the input, and its branches",
+        "(one of 2 If)",
+        "bench and eval run the file",
+    ):
+        assert part in told

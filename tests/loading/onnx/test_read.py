@@ -301,32 +301,6 @@ def test_weights_in_constant_nodes_and_inside_branches_are_parameters(tmp_path):
     torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
 
 
-def test_a_branch_that_an_input_decides_is_refused_by_file_op_and_what_to_do(tmp_path):
-    """As a voice detector chooses between two rates."""
-    branches = {}
-    for name in ("then_branch", "else_branch"):
-        node = helper.make_node("Identity" if name == "then_branch" else "Neg", ["x"], [f"{name}_y"])
-        branches[name] = helper.make_graph([node], name, [], [floats(f"{name}_y", "N", 3)])
-    rate = helper.make_tensor_value_info("fast", TensorProto.BOOL, [])
-    nodes = [
-        helper.make_node("If", ["fast"], ["h"], name="by_rate", **branches),
-        helper.make_node("If", ["fast"], ["k"], name="again", **branches),
-        helper.make_node("Add", ["h", "k"], ["y"]),
-    ]
-    path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 3), rate], [floats("y", "N", 3)])
-    with pytest.raises(UnsupportedError) as caught:
-        load_model(path)
-    told = str(caught.value)
-    for part in (
-        str(path),
-        "If",
-        "by_rate",
-        "condition depends on the input (one of 2 If)",
-        "bench and eval run the file",
-    ):
-        assert part in told
-
-
 def test_a_stored_mask_is_no_weight(tmp_path):
     rng = np.random.default_rng()
     mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)

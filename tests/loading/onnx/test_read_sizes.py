@@ -143,3 +143,17 @@ def test_the_length_that_a_recurrent_layer_runs_over_stays_free(tmp_path, kind):
     again = tmp_path / "again.onnx"
     torch.testing.assert_close(torch.from_numpy(session_outputs(again, x)[0]), expected, **CLOSE)
     assert [node.op_type for node in onnx.load(again).graph.node].count(kind) == 1
+
+
+def test_states_of_a_recurrent_layer_are_for_as_many_samples_as_its_input(tmp_path):
+    """torch's op itself does not ask, and would read beyond them."""
+    draw = np.random.default_rng(0).standard_normal
+    weights = [
+        numpy_helper.from_array(draw((1, 20, size)).astype(np.float32), name)
+        for name, size in (("W", 3), ("R", 5))
+    ]
+    nodes = [helper.make_node("LSTM", ["x", "W", "R", "", "", "h", "c"], ["", "y"], hidden_size=5)]
+    given = [floats("x", "T", "?", 3), floats("h", 1, "?", 5), floats("c", 1, "?", 5)]
+    path = graph_file(tmp_path / "m.onnx", nodes, given, [floats("y", 1, "?", 5)], weights)
+    model = load_model(path)
+    assert len({spec.shape[1] for spec in model.inputs}) == 1, model.inputs

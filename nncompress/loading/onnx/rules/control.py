@@ -9,7 +9,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from nncompress.loading.onnx.interpreter import Call, Walk, rule
+from nncompress.errors import UnsupportedError
+from nncompress.loading.onnx.interpreter import Call, Missing, Walk, rule
 from nncompress.loading.onnx.values import Value, as_tensor, scalar
 
 MOST_TURNS = 512
@@ -23,7 +24,22 @@ def _inside(call: Call, graph: onnx.GraphProto, inputs: list[Value]) -> list[Val
 @rule("If")
 def branch(call: Call) -> Any:
     yes, no = call.get("then_branch"), call.get("else_branch")
-    return _inside(call, yes if bool(scalar(call.array(0, "its condition"))) else no, [])
+    if not call.depends(0):
+        return _inside(call, yes if bool(scalar(call.array(0))) else no, [])
+    depends = call.refusal(
+        "its condition depends on the input, and its branches do not fit each other or this size"
+    )
+    try:
+        condition = call.tensor(0).reshape([])
+        pairs = list(zip(*([as_tensor(value) for value in _inside(call, each, [])] for each in (yes, no))))
+    except (Missing, UnsupportedError):
+        raise
+    except Exception as error:  # whatever torch raises in the branch that is not for inputs of these sizes
+        raise depends from error
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        raise depends
+    call.walk.store.chosen(call.name)
+    return [torch.where(condition, a, b) for a, b in pairs]
 
 
 @rule("Loop")
