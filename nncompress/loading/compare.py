@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -123,13 +123,17 @@ def _settle_single_samples(
     torch.export takes every free dim for at least two: a forward that asks `x.shape[0] > 1` becomes the
     graph of several samples, whatever range was stated.
     """
-    low, high = model.dynamic.get(BATCH, (2, None))
-    if low > 1:
+    if model.dynamic.get(BATCH, (2, None))[0] > 1:
         return
     inputs = verification_inputs(model, 1, seed=1)
     try:
         expected = run_source(source, inputs)
     except Exception:  # whatever the user's forward raises: it takes no single sample itself
+        with suppress(Exception), torch.no_grad():
+            model.outputs_of(*inputs)
+            return
+        _take_several(model)
+        notice(f"{path} takes no single sample: batches of 2 or more")
         return
     try:
         with torch.no_grad():
@@ -139,12 +143,16 @@ def _settle_single_samples(
     except Exception as error:  # whatever an operator raises
         found = next(iter(str(error).splitlines()), type(error).__name__)[:160]
     if found:
-        model.dynamic = {**model.dynamic, BATCH: (2, high)}
-        model.metadata[LEAST_BATCH] = 2
+        _take_several(model)
         notice(
             f"{path} treats a single sample otherwise than several, by which it was traced ({found}): "
             "the graph is that of several, right for batches of 2 or more"
         )
+
+
+def _take_several(model: Model) -> None:
+    model.dynamic = {**model.dynamic, BATCH: (2, model.dynamic[BATCH][1])}
+    model.metadata[LEAST_BATCH] = 2
 
 
 def _say_if_calls_differ(

@@ -358,3 +358,20 @@ def test_a_batch_that_could_not_be_kept_free_is_told() -> None:
     model = nncompress.load(net, input="3x6", notice=notices.append)
     assert model.fixed_batch == 3
     assert [notice for notice in notices if "takes 3 samples at a time" in notice and "--input 3x6" in notice]
+
+
+class SecondSample(nn.Linear):
+    """Compares every sample with the second one."""
+
+    def forward(self, x):
+        h = super().forward(x)
+        return h - h[1]
+
+
+def test_a_module_that_takes_no_single_sample_is_run_on_none(tmp_path):
+    """An export ran it on one: a traceback."""
+    told = []
+    model = nncompress.load(SecondSample(4, 3).eval(), input=torch.randn(2, 4), notice=told.append)
+    assert model.least_batch == 2
+    assert any("takes no single sample" in each for each in told)
+    nncompress.save(model, tmp_path / "m.onnx")
