@@ -192,7 +192,7 @@ def _trial(path: Path) -> None:
 
     with _measured_anew():
         row = trial.record(read_json(path))
-        report.trial(row, 1, named_metric("top1"))
+        report.trial(row, named_metric("top1"))
         recipe_of(row)
 
 
