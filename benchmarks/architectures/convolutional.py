@@ -138,7 +138,7 @@ class DenseNet(nn.Module):
         x = self.stem(x)
         for block, transition in zip(self.blocks, self.transitions):
             seen = [x]
-            for layer in block:
+            for layer in block.children():
                 seen.append(layer(torch.cat(seen, 1)))
             x = F.avg_pool2d(transition(torch.cat(seen, 1)), 2)
         return self.head(x)

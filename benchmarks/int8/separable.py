@@ -14,6 +14,7 @@ import argparse
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -46,7 +47,7 @@ def norms(model: Model, train: Dataset, test: Dataset) -> None:
     batches = [batch.inputs for batch in test.batches(250, limit=1000)]
     expected = torch.cat([model.outputs_of(*inputs)[0].detach() for inputs in batches])
     one_scale = patch.object(condition, "scale_channels", lambda *_: 0)
-    forms = {
+    forms: dict[str, tuple[tuple[str, ...], Any]] = {
         "in int8, a scale per channel": ((), nullcontext()),
         "in int8, one scale": ((), one_scale),
         "in float, one scale": (tuple(norm_names(model)), one_scale),

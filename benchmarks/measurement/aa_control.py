@@ -66,7 +66,7 @@ def false_alarm(then: BenchResult, now: BenchResult) -> bool:
 
 def alone(result: BenchResult) -> BenchResult:
     """As if the second model had been measured without the first."""
-    return replace(result, arms=result.candidates[1:])
+    return replace(result, candidates=result.candidates[1:])
 
 
 def small_network(path: Path) -> Path:

@@ -221,8 +221,8 @@ def measure(path: Path, data: str, seconds: float, limit: int) -> dict[str, Any]
         rows[name] = {"sqnr": sqnr(each, outputs[FLOAT]), "kernels": ran}
     if labelled is not None:
         correct = {name: right(r, labelled) for name, r in runners.items() if name != "A/A"}
-        for name, each in correct.items():
-            rows[name]["points"] = 100 * float(each.mean() - correct[FLOAT].mean())
+        for name, hits in correct.items():
+            rows[name]["points"] = 100 * float(hits.mean() - correct[FLOAT].mean())
     times = measured({name: runner.bind(unseen[0]) for name, runner in runners.items()}, seconds)
     medians = {name: statistics.median(values) / 1e6 for name, values in times.items()}
     for name, value in medians.items():
