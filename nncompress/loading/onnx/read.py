@@ -189,10 +189,9 @@ def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path
     """Free dims free as they are named; as torch infers them; only the batch; none: what traces of these."""
     given = examples(inputs, sizes, seed=0)
     batch = batch_dim(inputs)
-    dims = {
-        name: Dim(re.sub(r"\W", "_", f"d_{name}"), min=1, max=MAX_BATCH if name == batch else MAX_LENGTH)
-        for name in sizes
-    }
+    most = {name: MAX_BATCH if name == batch else MAX_LENGTH for name in sizes}
+    dims = {name: Dim(re.sub(r"\W", "_", f"d_{name}"), min=1, max=most[name]) for name in sizes}
+    inferred = {name: Dim.AUTO(max=most[name]) for name in sizes}
 
     def shapes(of: Callable[[str], Any]) -> Any:
         each = [
@@ -204,8 +203,8 @@ def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path
     attempts = [shapes(dims.get)]
     if sizes:
         if batch is not None and len(sizes) > 1:
-            attempts.append(shapes(lambda name: dims[name] if name == batch else Dim.AUTO))
-        attempts.append(shapes(lambda name: Dim.AUTO))
+            attempts.append(shapes(lambda name: dims[name] if name == batch else inferred[name]))
+        attempts.append(shapes(inferred.get))
         if batch is not None and len(sizes) > 1:
             attempts.append(shapes(lambda name: dims[name] if name == batch else None))
         attempts.append(None)
