@@ -8,6 +8,7 @@ replaced as a whole, and read without running code.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,7 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         scan_file(path)  # what it would build takes no more memory than it has bytes
         stored = torch.load(path, map_location="cpu", weights_only=True)
         schema, found, state = stored["schema"], dict(stored["identity"]), dict(stored["state"])
+        json.dumps([schema, found])  # no tensors and classes, which cannot be compared
     except Exception as error:  # every opcode of a malformed pickle fails in its own way
         raise ModelFileError(
             f"{path} is not a checkpoint of nncompress train", remedy="delete it and train from the start"
@@ -91,7 +93,7 @@ def load(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
             expected=f"schema {SCHEMA}",
             remedy="end that run with the version that began it, or delete the checkpoint",
         )
-    differing = sorted(k for k in {*found, *identity} if found.get(k) != identity.get(k))
+    differing = sorted((k for k in {*found, *identity} if found.get(k) != identity.get(k)), key=str)
     if differing:
         raise UsageError(
             f"{path} is the checkpoint of another run, which would not be continued",
