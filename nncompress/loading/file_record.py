@@ -110,6 +110,8 @@ def read_record(
         ModelFileError: it is not what nncompress writes.
     """
     plain_record = _checked(_RECORD, dict(content), path)
+    if not all("pass" in step for step in plain_record["history"]):
+        raise damaged(path, "a step of its history that names no pass")
     inputs = tuple(InputSpec.from_json(item) for item in plain_record["inputs"])
     for spec, item in zip(inputs, plain_record["inputs"]):
         moments = item["like"]
@@ -135,7 +137,10 @@ def read_header(header: Mapping[str, str], path: Path) -> FileRecord:
             found[key] = parse_json(header[key])
         except (KeyError, Unreadable):  # some other tool's header
             continue
-    if not isinstance(found.get("history", []), list) or not isinstance(found.get("metadata", {}), dict):
+    history, metadata = found.get("history", []), found.get("metadata", {})
+    if not isinstance(history, list) or not isinstance(metadata, dict):
+        return FileRecord()
+    if not all(isinstance(step, dict) and "pass" in step for step in history):
         return FileRecord()
     return read_record(found, path)
 

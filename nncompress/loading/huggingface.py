@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.extras import need
@@ -26,6 +28,8 @@ from nncompress.loading.state_dict.fill import read_shards
 from nncompress.loading.state_dict.shards import read_header
 
 CONFIG = "config.json"
+MODULES = 64  # of a network for each stored tensor, and 10,000 more
+LABELS = 2**20
 _ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 EXTRA = "huggingface"
 
@@ -152,6 +156,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{folder / CONFIG} is no configuration of transformers", expected="an object with model_type"
         )
+    if isinstance(labels := config.get("num_labels"), int) and labels > LABELS:  # each gets a name
+        raise ModelFileError(f"{folder / CONFIG} makes no network", got=f"num_labels: {labels}")
     if packed := config.get("quantization_config"):
         method = packed.get("quant_method") if isinstance(packed, dict) else packed
         raise UnsupportedError(
@@ -184,11 +190,30 @@ def _class(folder: Path, config: dict[str, Any]) -> Any:
     return known
 
 
+@contextmanager
+def _no_more_modules_than_weights(folder: Path) -> Iterator[None]:
+    """A config of 10^12 layers would be built for ever; what is stored tells how many there can be."""
+    stored = sum(len(read_header(file)[0]) for file in folder.glob("*.safetensors"))
+    most, made = 10_000 + MODULES * stored, 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"more than {most} modules, for {stored} stored tensors")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _empty(folder: Path, config: dict[str, Any]) -> Any:
     """The model without its weights."""
     made = _class(folder, config)
     try:
-        with without_weights():
+        with without_weights(), _no_more_modules_than_weights(folder):
             return made(made.config_class.from_pretrained(str(folder), local_files_only=True)).eval()
     except Exception as error:  # whatever transformers raises for a configuration that makes no sense
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -213,14 +238,15 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        model, info = made.from_pretrained(
-            None if packed else str(folder),
-            config=made.config_class.from_pretrained(str(folder), local_files_only=True),
-            state_dict=packed,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _no_more_modules_than_weights(folder):
+            model, info = made.from_pretrained(
+                None if packed else str(folder),
+                config=made.config_class.from_pretrained(str(folder), local_files_only=True),
+                state_dict=packed,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # transformers raises all kinds for weights that do not fit its config
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ModelFileError(

@@ -76,7 +76,7 @@ def open_streams(files: Sequence[Path]) -> tuple[list[str], Batches]:
                     for batch in reader:
                         batch.validate(full=True)
                         yield from (batch.slice(at, ROWS) for at in range(0, len(batch), ROWS))
-            except (pyarrow.ArrowException, OSError) as problem:
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
                 raise DataError(f"{file} cannot be read as Arrow", got=str(problem)[:300]) from problem
 
     def batches() -> Batches:

@@ -105,7 +105,7 @@ def schema_of(table: Path) -> Any:
             return parquet.read_schema(part)
         with pyarrow.memory_map(str(part)) as source, pyarrow.ipc.open_stream(source) as reader:
             return reader.schema
-    except (pyarrow.ArrowException, OSError) as problem:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as problem:
         kind = "Arrow" if arrow else ".parquet"
         raise DataError(f"{part} cannot be read as {kind}", got=str(problem)[:300]) from problem
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from nncompress.errors import ModelFileError, UnsafeFileError
+from nncompress.files.atomic import is_full
 from nncompress.files.pickle_scan import scan_pickles
 from nncompress.loading.stored_zip import check_members
 
@@ -31,19 +34,28 @@ def read_torchscript(path: Path) -> torch.jit.ScriptModule:
         with zipfile.ZipFile(path) as archive:
             check_members(archive, path, deflated=MOST_DEFLATE)
             _refuse_running_code(archive, path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.jit.load(str(path), map_location="cpu").eval()  # sets what may be no flag
+            with TemporaryDirectory() as folder, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                copied = _without_positions(archive, Path(folder))
+                return torch.jit.load(str(copied), map_location="cpu").eval()  # sets what may be no flag
     except UnsafeFileError:
         raise
+    except OSError as error:
+        if is_full(error):  # of the copy
+            raise
+        raise _damaged(path, error) from error
     except Exception as error:  # zipfile, pickletools and torch raise all kinds for a damaged file
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ModelFileError(
-            f"{path} is damaged",
-            got=f"{type(error).__name__}: {reason}"[:300],
-            expected="a TorchScript archive",
-            remedy="copy or save the file again",
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelFileError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return ModelFileError(
+        f"{path} is damaged",
+        got=f"{type(error).__name__}: {reason}"[:300],
+        expected="a TorchScript archive",
+        remedy="copy or save the file again",
+    )
 
 
 def _refuse_running_code(archive: zipfile.ZipFile, path: Path) -> None:
@@ -71,6 +83,20 @@ def _refuse_running_code(archive: zipfile.ZipFile, path: Path) -> None:
             stored = members[f"{folder}/{key}"].file_size
             if max(size, scan.viewed.get(key, 0)) > stored:
                 raise ValueError(f"a tensor of {size} bytes of which {stored} are stored")
+
+
+def _without_positions(archive: zipfile.ZipFile, folder: Path) -> Path:
+    """A copy without the lines of source that operators came from.
+
+    torch reads these to word its errors, and a damaged one ends the process there.
+    """
+    copied = folder / "copied.pt"
+    with zipfile.ZipFile(copied, "w") as copy:
+        for info in archive.infolist():
+            if not info.filename.endswith(".debug_pkl"):
+                with archive.open(info) as source, copy.open(info.filename, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+    return copied
 
 
 def _unsafe(path: Path, what: str) -> UnsafeFileError:
