@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     OUTPUT = 10  # the result could not be written
     REGRESSION = 11  # a comparison that was asked for found a regression
     EXTENSION = 12  # a package that adds to nncompress is broken
-    NO_PROMISE = 13  # a result was found, but the data does not let its accuracy be promised
+    NO_PROMISE = 13  # no result of which the accuracy that was asked for can be promised
     HUNG_UP = 129  # 128 + SIGHUP, as a shell reports it
     INTERRUPTED = 130
     TERMINATED = 143
@@ -147,12 +147,12 @@ class RegressionError(NNCompressError):
 
 
 class ExtensionError(NNCompressError):
-    """A package that adds a pass, criterion, runtime, data source or metric is broken."""
+    """A package that adds a pass, criterion, runtime, target, data source or metric is broken."""
 
     exit_code = ExitCode.EXTENSION
 
 
 class PromiseError(NNCompressError):
-    """The data does not let it be promised that a result is as accurate as was asked for."""
+    """Of no result can it be promised that it is as accurate as was asked for."""
 
     exit_code = ExitCode.NO_PROMISE

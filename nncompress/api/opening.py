@@ -102,7 +102,7 @@ def load(
         raise DataError(
             f"the samples of {_spec(data)} do not fit {_spec(model)}",
             got=f"samples of {of}: {error.got}",
-            remedy="data the model takes; or --input 1x3x32x32, which says what it takes",
+            remedy="data the model takes; or --input, where it takes another shape than its file says",
         ) from error
     if normalize is not None:
         loaded.metadata["normalize"] = normalize

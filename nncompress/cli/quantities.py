@@ -20,7 +20,7 @@ def seconds(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    return _positive(_SECONDS, text, f"{option} is no duration", "10s, 500ms, 2m, or seconds")
+    return _positive(_SECONDS, text, f"{option} is no duration", "10s, 500ms, 2m, 1h, or seconds")
 
 
 def fraction(text: str, option: str) -> float:

@@ -319,7 +319,11 @@ class Search:
         """Why no trial could be taken, and what would help."""
         rows = [row for row in self.trials.all().values() if "samples" in row]
         if not rows:
-            return PromiseError("optimize: no recipe could be carried out in the time given")
+            return PromiseError(
+                "optimize: no recipe could be carried out in the time given",
+                got=f"{len(self.effects)} measurements of single layers, which come first and are kept",
+                remedy="the same command again, which goes on from there; or a longer --time",
+            )
         closest = min(rows, key=upper)
         asked = self.bounds.drop
         if asked is None:

@@ -56,7 +56,8 @@ class Target:
             that its files are checked in ONNX Runtime on the CPU.
         suffixes: of its files.
         extra: of this package, that brings the runtime; "" for what every installation has.
-        activations, weights: how they have to be rounded for its integer kernels.
+        activations, weights: how its integer kernels want them rounded, in words, for tables; `quantize`
+            goes by the booleans below.
         floats: in what it computes the layers that stay in float, by itself.
         compiler: what it makes of quantize and dequantize nodes, and where that is told.
         clock: how its latency is measured.

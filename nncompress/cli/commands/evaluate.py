@@ -10,7 +10,7 @@ from nncompress.cli import options
 from nncompress.cli.console import starting
 from nncompress.cli.declared import taking
 
-_HELP = """Measure models on --data: top-1 and top-5, RMSE, or reconstruction error.
+_HELP = """Measure models on --data: top-1 and top-5, RMSE, reconstruction error, or any --metric.
 
 Further models are compared with the first, sample by sample: the difference in top-1 with its 95 % interval;
 and without labels, how often the answers agree, the cosine, and the signal-to-noise ratio (SQNR).

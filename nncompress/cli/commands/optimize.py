@@ -17,10 +17,10 @@ from nncompress.errors import UsageError
 
 _HELP = """Find the pipeline that makes the model fastest (or smallest) and loses at most --max-drop.
 
-prune-nodes, factorize and quantize, alone, together and with strengths per layer, measured on one half of
---data. What is promised of the result is measured on the other half, which the search has not seen: the
-metric loses at most --max-drop with 95 % confidence. Where the samples are too few to say so, the exit code
-is 13, and it is said how many it would take. Without labels it is how often the original answers alike.
+prune-nodes, factorize, reduce and quantize, alone, together and with strengths per layer, measured on one
+half of --data. What is promised of the result is measured on the other half, which the search has not seen:
+the metric loses at most --max-drop with 95 % confidence. Where the samples are too few to say so, the exit
+code is 13, and it is said how many it would take. Without labels it is how often the original answers alike.
 
 Ctrl-C or --time end the search with the best so far; the same command goes on. Any number of workers help:
 nncompress optimize --join FOLDER.

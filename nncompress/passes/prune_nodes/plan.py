@@ -44,7 +44,7 @@ class Amount:
 
     Attributes:
         ratio: share of the nodes; ratios: of each group; share_lost: of what a group's nodes are worth.
-        threshold: nodes worth less than that; outliers: worth that many standard deviations less than others.
+        threshold: nodes worth less than that; outliers: outside the mean ± that many variances.
         macs, params: share of them that may be left.
         scope: nodes are compared within each group, everywhere, or ("auto") everywhere where that can be.
         round_to: a multiple of this many is left.

@@ -1,6 +1,7 @@
 """Rules of pointwise ops, reductions, pooling, norms and constants.
 
-Every rule takes `(trace, node, a)`, `a` being the arguments by schema name, and returns the labelled result.
+Every rule takes `(t, node, a)`: the tracer, the node, its arguments by schema name; it returns the labelled
+result.
 """
 
 from __future__ import annotations

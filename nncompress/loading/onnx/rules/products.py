@@ -48,7 +48,7 @@ def einsum(call: Call) -> Value:
     return torch.einsum(call.get("equation"), *(call.tensor(i) for i in range(len(call))))
 
 
-# --- attention and resizing -------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------
 
 
 @rule("Attention")
