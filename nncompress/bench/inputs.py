@@ -24,7 +24,7 @@ import torch
 
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import InputSpec
-from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE
+from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, mask
 from nncompress.results import Phase
 from nncompress.runtimes import Runner
 from nncompress.runtimes.base import Array, check_inputs
@@ -36,7 +36,7 @@ Inputs = tuple[np.ndarray, ...]
 def random_inputs(
     specs: Sequence[InputSpec], batch: int, seed: int, sizes: Mapping[str, int] | None = None
 ) -> Inputs:
-    """Standard normal floats, integers within each input's range.
+    """Standard normal floats, integers and booleans within each input's range.
 
     Args:
         sizes: of dynamic dims other than the batch; those that are not said have `USUAL_SIZE`.
@@ -49,7 +49,7 @@ def random_inputs(
         if spec.dtype.startswith(("float", "bfloat")):
             inputs.append(generator.standard_normal(shape).astype(np.float32))
         elif spec.dtype == "bool":
-            inputs.append(np.ones(shape, bool))
+            inputs.append(mask(spec, shape).numpy())
         else:
             inputs.append(generator.integers(spec.low, spec.high, shape).astype(spec.dtype))
     return tuple(inputs)

@@ -37,6 +37,7 @@ from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
 from nncompress.loading.huggingface import in_cache, read_huggingface
 from nncompress.loading.module.detection_head import remember_head
+from nncompress.loading.module.drawn_inputs import settle_masks
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
 from nncompress.loading.module.traced import Examples, marked, parsed, scripted, traced
@@ -158,8 +159,7 @@ def _loaded(
             return model
         return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.ONNX:
-        model = _from_onnx(path, input_shapes, notice)
-        return settle_batch(model, notice, stated=marked(input_shapes))
+        return settle_batch(_from_onnx(path, input_shapes, notice), notice, stated=marked(input_shapes))
     if kind is FileKind.HUGGINGFACE:
         return _from_huggingface(path, strict, input_shapes, example_inputs, notice)
     if kind is FileKind.TORCHSCRIPT:
@@ -295,6 +295,7 @@ def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
         except ValueError as error:
             raise damaged(path, str(error)) from error
     settle_sizes(model)
+    settle_masks(model)
     if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
         if samples_of(model.inputs):
             raise damaged(path, "samples on which the model does not run")

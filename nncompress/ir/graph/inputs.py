@@ -14,13 +14,14 @@ from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.ir.graph.ops import MOVES, op_name
+from nncompress.ir.graph.id_ranges import id_ranges
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
 USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
 LEAST_BATCH = "least_batch"  # key of a model's metadata: of fewer samples the graph makes something else
+MASKS = ((1, 2), (0, 1), (0, 2))  # ranges of booleans: all are True; all False; some of both
 BATCH = "batch"  # the name of the dim along which samples lie, at whatever position
 
 
@@ -32,7 +33,7 @@ class InputSpec:
         name: the argument's name in the original model.
         dtype: torch dtype without the prefix, e.g. "float32".
         shape: sizes; a string names a dynamic dim ("batch"). Equal names are equal sizes.
-        low, high: for integers, example values are drawn from [low, high).
+        low, high: for integers, example values are drawn from [low, high); booleans are one of `MASKS`.
         like: (mean, standard deviation) of calibration data, of each channel (dim 1) or of all: example
             floats are drawn like these. Empty: standard normal.
         samples: some samples of that data, along `batch_dim`, floats in at most as many bits as `dtype`;
@@ -106,6 +107,7 @@ def input_specs(
     """
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     examples = dict(zip(placeholders, _example_leaves(program)))
+    tables = {} if known else id_ranges(module)
     named = {spec.name: spec for spec in known or ()}
     dims: dict[str, str] = {}  # sympy symbol -> our name
     batch = None if known else _batch_symbol(placeholders)
@@ -136,7 +138,7 @@ def input_specs(
             kept = old.name if old.name not in {each.name for each in specs} else spec.name
             spec = replace(old, name=kept, dtype=spec.dtype, shape=spec.shape)
         elif not (value.dtype.is_floating_point or value.dtype.is_complex):
-            low, high = _integer_range(module, node, examples.get(node))
+            low, high = tables.get(node) or _range_of(examples.get(node))
             spec = replace(spec, low=low, high=high)
         specs.append(spec)
     return specs if known else with_batch_dims(specs), dynamic
@@ -286,29 +288,16 @@ def _bounds(program: ExportedProgram, expression: Any) -> tuple[int, int | None]
     return int(max(bounds.lower, 1)), int(most)
 
 
-def _integer_range(module: fx.GraphModule, node: fx.Node, example: Tensor | None) -> tuple[int, int]:
-    rows = _embedding_rows(node)
-    if rows:
-        return 0, min(rows)
-    if isinstance(example, Tensor) and example.numel() and example.dtype != torch.bool:
-        values = example.numpy(force=True)  # torch has no least of unsigned ones
-        return int(values.min()), int(values.max()) + 1
-    return (1, 2)  # a mask that hides nothing
-
-
-def _embedding_rows(ids: fx.Node) -> list[int]:
-    """The sizes of the tables that `ids` index, directly or after being reshaped or cast."""
-    rows: list[int] = []
-    for user in ids.users:
-        if op_name(user) == "embedding" and user.args[1] is ids and isinstance(user.args[0], fx.Node):
-            rows.append(int(user.args[0].meta["val"].shape[0]))
-        elif op_name(user) in MOVES | {"to"} and user.args and user.args[0] is ids:
-            rows += _embedding_rows(user)
-    return rows
+def _range_of(example: Tensor | None) -> tuple[int, int]:
+    """That of the values of an example; without one, a mask that hides nothing."""
+    if example is None or not example.numel():
+        return (1, 2)
+    values = example.numpy(force=True)  # torch has no least of unsigned ones
+    return int(values.min()), int(values.max()) + 1
 
 
 def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal floats as the spec has it, integers within its range, True for booleans; of this shape."""
+    """Normal floats as the spec has it, integers within its range, booleans as of `mask`; of this shape."""
     dtype = spec.torch_dtype()
     if dtype.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.complex64).to(dtype)
@@ -320,8 +309,18 @@ def random_input(spec: InputSpec, shape: tuple[int, ...], generator: torch.Gener
             values = values * std.view(per_channel) + mean.view(per_channel)
         return values.to(dtype)
     if dtype == torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    return torch.randint(spec.low, max(spec.high, spec.low + 1), shape, generator=generator).to(dtype)
+        return mask(spec, shape)
+    high = min(spec.high, torch.iinfo(dtype).max)
+    return torch.randint(spec.low, max(high, spec.low + 1), shape, generator=generator).to(dtype)
+
+
+def mask(spec: InputSpec, shape: tuple[int, ...]) -> Tensor:
+    """Booleans that are all True or all False, where the range has one of them; else the first of each row is
+    False: whichever of them means "hidden", no row is hidden whole."""
+    values = torch.full(shape, spec.high > 1)
+    if spec.low < 1 < spec.high and shape and shape[-1] > 1:
+        values[..., 0] = False
+    return values
 
 
 def name_placeholders(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UsageError
+from nncompress.ir import InputSpec
 from nncompress.ir.graph.stated_input import FORM, InputShape
+from nncompress.loading.module.drawn_inputs import drawn_for
 from nncompress.loading.module.dry_run import MOST_GUESSED, TooLarge, dry_run, refuse_size
 from nncompress.memory import most_bytes
 
@@ -63,7 +65,7 @@ def is_float(shape: InputShape) -> bool:
 def example_from_shapes(
     module: nn.Module, shapes: Sequence[InputShape], seed: int = 0, limits: Mapping[str, int] | None = None
 ) -> tuple[Tensor, ...]:
-    """Random inputs of those shapes: standard normal floats, token ids within the vocabulary.
+    """Random inputs of those shapes, as of `drawn_for`.
 
     Args:
         limits: by name, what integers stay below where that is not the vocabulary.
@@ -71,17 +73,16 @@ def example_from_shapes(
     Raises:
         UsageError: one takes more memory than there is.
     """
-    typed = [(shape, str(shape.dtype)) for shape in with_dtypes(module, shapes, limits)]
-    generator = torch.Generator().manual_seed(seed)
+    specs = [
+        InputSpec(shape.name or "", str(shape.dtype), shape.shape)
+        for shape in with_dtypes(module, shapes, limits)
+    ]
     try:
-        for shape, dtype in typed:
-            refuse_size(shape.shape, getattr(torch, dtype), most_bytes())
+        for spec, shape in zip(specs, shapes):
+            refuse_size(shape.shape, spec.torch_dtype(), most_bytes())
     except TooLarge as error:
         raise UsageError("--input states an input that does not fit", got=str(error)) from error
-    return tuple(
-        _random(module, shape.shape, dtype, generator, (limits or {}).get(shape.name or ""))
-        for shape, dtype in typed
-    )
+    return drawn_for(module, specs, limits or {}, seed)
 
 
 def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
@@ -101,7 +102,7 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
             remedy=f"give them: --input {stated_form(required)}; {FORM}",
         )
     if (shape := _known_shape(module)) is not None:
-        inputs = (_random(module, shape, _float_dtype(module), torch.Generator().manual_seed(0)),)
+        inputs = drawn_for(module, [InputSpec("", _float_dtype(module), shape)])
         if _runs(module, inputs) is None:
             shown = InputShape((1, *shape[1:]))
             return inputs, f"input not given: taken {shown} from its pretrained_cfg; --input states another"
@@ -113,7 +114,7 @@ def infer_input(module: nn.Module) -> tuple[tuple[Tensor, ...], str]:
                 break
             is_ids = isinstance(layer, nn.Embedding | nn.EmbeddingBag)
             dtype = "int64" if is_ids else _float_dtype(module)
-            inputs = (_random(module, shape, dtype, torch.Generator().manual_seed(0)),)
+            inputs = drawn_for(module, [InputSpec("", dtype, shape)])
             shown = InputShape((1, *shape[1:]), "int64" if is_ids else None)
             guess = f"input not given: guessed {shown} from {_what(name, layer)}; --input states another"
             fits = _runs(module, inputs)
@@ -276,20 +277,3 @@ def argument_names(module: nn.Module, count: int) -> list[str]:
 def _float_dtype(module: nn.Module) -> str:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     return dtype_name(dtype)
-
-
-def _random(
-    module: nn.Module,
-    shape: tuple[int, ...],
-    dtype: str,
-    generator: torch.Generator,
-    limit: int | None = None,
-) -> Tensor:
-    kind: torch.dtype = getattr(torch, dtype)
-    if kind.is_floating_point:
-        return torch.randn(shape, generator=generator).to(kind)
-    if kind == torch.bool:
-        return torch.ones(shape, dtype=kind)
-    rows = [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    vocabulary = limit or (rows[0] if rows else 2)
-    return torch.randint(0, min(vocabulary, torch.iinfo(kind).max), shape, generator=generator).to(kind)

@@ -17,6 +17,7 @@ from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, run_source
+from nncompress.loading.module.drawn_inputs import settle_masks
 from nncompress.loading.module.dry_run import dry_run
 from nncompress.loading.module.free_lengths import Length, with_free_lengths
 from nncompress.loading.module.infer_input import (
@@ -80,6 +81,7 @@ def traced(
     if marked(input_shapes) and dims is not None:
         _check_marks(first, dims)
     model = settle_batch(first, notice, others, stated=marked(input_shapes), traced=True)
+    settle_masks(model)
     compare_with_source(model, source or module, path, notice)
     return model
 
