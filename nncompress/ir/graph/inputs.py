@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError
+from nncompress.ir.graph.normal_form.id_ranges import id_ranges
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH
-from nncompress.ir.id_ranges import id_ranges
 
 MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
