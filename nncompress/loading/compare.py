@@ -108,11 +108,7 @@ def _inputs(model: Model, batch: int, turn: int) -> tuple[Tensor, ...]:
     before = model.sizes
     bounds = {dim: model.dynamic[dim] for dim in before.keys() & model.dynamic.keys()}
     lower = {dim: max(low, before[dim] - turn * max(before[dim] // 4, 1)) for dim, (low, _) in bounds.items()}
-    try:
-        model.sizes = before | lower
-        return verification_inputs(model, batch, seed=batch)
-    finally:
-        model.sizes = before
+    return verification_inputs(model, batch, seed=batch, sizes=lower if turn else None)
 
 
 def _settle_single_samples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from nncompress.ir import InputSpec
 from nncompress.ir.graph.inputs import BATCH as BATCH_DIM
@@ -45,6 +45,28 @@ def usual_sizes(
         yield chosen | {
             dim: sum(chosen.get(part) or int(part) for part in parts) for dim, parts in sums.items()
         }
+
+
+def other_sizes(sizes: Mapping[str, int], free: Set[str], batch: str | None) -> Iterator[dict[str, int]]:
+    """All free dims changed at once, no two alike; then alike; then the batch alone, and each dim alone."""
+    dims = [name for name in sizes if name in free and name != batch]
+    more = {batch: sizes[batch] + 1} if batch in free and batch is not None else {}
+
+    def others(size: int) -> list[int]:  # larger first: what is cut off at a length shows there only
+        return [n for n in (size + 32, size // 2, size + 1, 2 * size) if n > 1]
+
+    if not free:
+        return
+    for apart in (1, 0) if dims else (0,):
+        for start in range(4):
+            changed = {}
+            for position, name in enumerate(dims):
+                choice = others(sizes[name])
+                changed[name] = choice[(start + apart * position) % len(choice)]
+            yield {**sizes, **more, **changed}
+    for name in [*more, *dims]:
+        for size in [more[name]] if name in more else others(sizes[name]):
+            yield {**sizes, name: size}
 
 
 def _sum(dim: str, shapes: Sequence[tuple[int | str, ...]]) -> list[str]:

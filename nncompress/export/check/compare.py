@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,13 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
-from nncompress.errors import UnsupportedError, VerificationError
+from nncompress.errors import NNCompressError, UnsupportedError, VerificationError
 from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
-from nncompress.ir.graph.inputs import count_samples
+from nncompress.ir.graph.inputs import BATCH, count_samples, derived_sizes
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.free_sizes import other_sizes
 
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
 
@@ -64,7 +65,8 @@ def compare(
     proof: Callable[[], bool] | None = None,
     proven: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] | None = None,
 ) -> Comparison:
-    """Run the file and the graph on the same inputs, at these batch sizes where the batch is dynamic.
+    """Run the file and the graph on the same inputs, at these batch sizes where the batch is dynamic, and at
+    other sizes of the other free dims.
 
     The inputs are samples of what the model was calibrated on, where it keeps some; else random: like those
     that it was calibrated on, where it was, else standard normal.
@@ -94,15 +96,14 @@ def compare(
     as_written = precision.endswith("as written")
     rounding = Rounding(model, as_written=as_written, proof=proof, proven=proven) if quantized else None
     batches = batch_sizes(model, batches)
-    for batch in batches:
-        inputs = _inputs(model, batch)
+    for batch, inputs, sizes in _trials(model, batches):
         with torch.no_grad():
             ours = [model.outputs_of(*(each.clone() for each in given)) for given in inputs]
-            theirs = [run(given) for given in inputs]
+            theirs = _at_other_sizes(run, inputs[0], runtime, sizes) if sizes else list(map(run, inputs))
         for at, name in enumerate(model.outputs):
             if among is not None and name not in among:
                 continue
-            where = f"{runtime} disagrees with the graph on output {name!r} at batch {batch}"
+            where = f"{runtime} disagrees with the graph on output {name!r} at batch {batch}{sizes}"
             pair = _pooled([each[at].detach().cpu() for each in ours], [each[at] for each in theirs])
             try:
                 difference, relative = distance(where, *pair, precision, kernels[at])
@@ -115,6 +116,59 @@ def compare(
             worst_diff, worst_relative = max(worst_diff, difference), max(worst_relative, relative)
     told = "" if rounding is None else rounding.told
     return Comparison(worst_diff, worst_relative, runtime, batches, rounding=told)
+
+
+def _trials(model: Model, batches: Sequence[int]) -> Iterator[tuple[int, list[tuple[Tensor, ...]], str]]:
+    """(batch, inputs of each call, other sizes of the free dims in words), of which the last may be none."""
+    for batch in batches:
+        yield batch, _inputs(model, batch), ""
+    batch = batches[-1]
+    for sizes in _other_sizes(model, batch):
+        said = "".join(f", {dim} = {size}" for dim, size in sizes.items())
+        yield batch, [verification_inputs(model, batch=batch, seed=batch, sizes=sizes)], said
+
+
+def _other_sizes(model: Model, batch: int) -> Iterator[dict[str, int]]:
+    """Sizes of the free dims at which the graph runs, until each had one beside its usual one; a graph may
+    take some together only, or multiples alone."""
+    shapes = [zip(spec.shape, model.concrete_shape(spec, batch)) for spec in model.inputs]
+    usual = {d: size for shape in shapes for d, size in shape if isinstance(d, str) and d != BATCH}
+    follow = derived_sizes(model.graph_module, model.inputs, usual).keys()
+    left = usual.keys() - follow
+    for trial in other_sizes(usual, frozenset(left), None):
+        changed = {dim for dim in left if trial[dim] != usual[dim]}
+        bounds = [(trial[dim], *model.dynamic.get(dim, (1, None))) for dim in changed]
+        if not changed or any(not low <= size <= (high or size) for size, low, high in bounds):
+            continue
+        sizes = trial | derived_sizes(model.graph_module, model.inputs, trial)
+        try:
+            with torch.no_grad():
+                model.outputs_of(*verification_inputs(model, batch=batch, seed=batch, sizes=sizes))
+        except Exception:  # whatever an operator raises: the graph does not take these
+            continue
+        yield sizes
+        left -= changed
+
+
+def _at_other_sizes(
+    run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
+    inputs: tuple[Tensor, ...],
+    runtime: str,
+    sizes: str,
+) -> list[Sequence[Tensor]]:
+    """
+    Raises:
+        VerificationError: it does not run there.
+    """
+    try:
+        return [run(inputs)]
+    except NNCompressError as error:
+        raise VerificationError(
+            f"{runtime} does not run the file at every size that the graph leaves free",
+            got=f"{error.got or error.what}, at {sizes.removeprefix(', ')}",
+            expected="what the graph gives",
+            remedy="keep the model as .pt2",
+        ) from error
 
 
 def _inputs(model: Model, batch: int) -> list[tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -63,18 +63,29 @@ def samples_of(specs: Sequence[InputSpec]) -> list[Tensor]:
     return [spec.samples for spec in specs if spec.samples is not None]
 
 
-def verification_inputs(model: Model, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+def verification_inputs(
+    model: Model, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> tuple[Tensor, ...]:
     """What two forms of a model are compared on: samples of its calibration data, over and over where the
     batch is larger; values as in `Model.example_inputs` where none are kept.
 
     Args:
         seed: which is the first of the samples.
+        sizes: of other free dims than the batch; samples are cut, or repeated, to these.
     """
-    drawn = model.example_inputs(batch, seed)
+    drawn = model.example_inputs(batch, seed, sizes)
     return tuple(
-        x if spec.samples is None else _at_batch(spec, spec.samples, batch, seed)
+        x if spec.samples is None else _at_sizes(spec, spec.samples, batch, seed, sizes or {})
         for spec, x in zip(model.inputs, drawn, strict=True)
     )
+
+
+def _at_sizes(spec: InputSpec, samples: Tensor, batch: int, seed: int, sizes: Mapping[str, int]) -> Tensor:
+    samples = _at_batch(spec, samples, batch, seed)
+    for dim, name in enumerate(spec.shape):
+        if isinstance(name, str) and name in sizes:
+            samples = samples.index_select(dim, torch.arange(sizes[name]) % samples.shape[dim])
+    return samples
 
 
 def _at_batch(spec: InputSpec, samples: Tensor, batch: int, seed: int) -> Tensor:

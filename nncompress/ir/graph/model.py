@@ -240,16 +240,23 @@ class Model:
         """Parameters and buffers by dotted name, tied ones under every name they have."""
         return self.graph_module.state_dict()
 
-    def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    def example_inputs(
+        self, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, ...]:
         """Random inputs that fit: standard normal floats, integers within each input's range.
 
-        Every dynamic dim named "batch" gets the size `batch`; other dynamic dims a size inside their bounds.
+        Every dynamic dim named "batch" gets the size `batch`; other dynamic dims one of `sizes`, or the usual
+        one, inside their bounds.
         """
         generator = torch.Generator().manual_seed(seed)
-        return tuple(random_input(spec, self.concrete_shape(spec, batch), generator) for spec in self.inputs)
+        shapes = [self.concrete_shape(spec, batch, sizes) for spec in self.inputs]
+        return tuple(random_input(spec, shape, generator) for spec, shape in zip(self.inputs, shapes))
 
-    def concrete_shape(self, spec: InputSpec, batch: int) -> tuple[int, ...]:
-        """The input's shape with the dynamic dims put to numbers, "batch" to `batch`."""
+    def concrete_shape(
+        self, spec: InputSpec, batch: int, sizes: Mapping[str, int] | None = None
+    ) -> tuple[int, ...]:
+        """The input's shape with the dynamic dims put to numbers, "batch" to `batch`, some by `sizes`."""
+        chosen = {**self.sizes, **(sizes or {})}
 
         def size(dim: int | str) -> int:
             if isinstance(dim, int):
@@ -257,7 +264,7 @@ class Model:
             if dim == BATCH:
                 return batch
             low, high = self.dynamic.get(dim, (2, None))
-            return min(max(low, self.sizes.get(dim, USUAL_SIZE)), high or 2**31)
+            return min(max(low, chosen.get(dim, USUAL_SIZE)), high or 2**31)
 
         return tuple(size(dim) for dim in spec.shape)
 

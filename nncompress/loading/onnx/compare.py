@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from nncompress.errors import DataError, NNCompressError, UnsupportedError, Veri
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import random_input
 from nncompress.loading.onnx.sizes import Input, batch_dim
+from nncompress.runtimes.free_sizes import other_sizes
 
 Run = Callable[..., Sequence[np.ndarray]]
 
@@ -59,7 +60,7 @@ def compare(
         for ours, theirs in zip(spec.shape, each.shape)
         if isinstance(ours, str) and isinstance(theirs, str)
     }
-    for trial in _other_sizes(inputs, sizes, free.keys()):
+    for trial in other_sizes(sizes, free.keys(), batch_dim(inputs)):
         if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in free.items()):
             continue  # the graph does not claim to run at these
         try:
@@ -70,29 +71,6 @@ def compare(
             return None
         return max(worst, error) if beyond_kernels <= bound else None
     return worst
-
-
-def _other_sizes(inputs: list[Input], sizes: dict[str, int], free: Set[str]) -> Iterator[dict[str, int]]:
-    """All free dims changed at once, no two alike; then alike; then the batch alone, and each dim alone."""
-    batch = batch_dim(inputs)
-    dims = [name for name in sizes if name in free and name != batch]
-    fewer = {batch: sizes[batch] + 1} if batch in free and batch is not None else {}
-
-    def others(size: int) -> list[int]:  # larger first: what is cut off at a length shows there only
-        return [n for n in (size + 32, size // 2, size + 1, 2 * size) if n > 1]
-
-    if not free:
-        return
-    for apart in (1, 0) if dims else (0,):
-        for start in range(4):
-            changed = {}
-            for position, name in enumerate(dims):
-                choice = others(sizes[name])
-                changed[name] = choice[(start + apart * position) % len(choice)]
-            yield {**sizes, **fewer, **changed}
-    for name in [*fewer, *dims]:
-        for size in [fewer[name]] if name in fewer else others(sizes[name]):
-            yield {**sizes, name: size}
 
 
 def _error(
