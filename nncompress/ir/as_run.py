@@ -56,7 +56,8 @@ def _encode(
     """As `nn.TransformerEncoder.forward`."""
     result = nn.TransformerEncoder.forward(encoder, src, mask, src_key_padding_mask, bool(is_causal))
     packs = getattr(encoder, "use_nested_tensor", False) and getattr(encoder, "mask_check", False)
-    packed = packs and torch.backends.mha.get_fastpath_enabled() and src.dim() == 3 and mask is None
+    packs = packs and not encoder.layers[0].training and torch.backends.mha.get_fastpath_enabled()
+    packed = packs and src.dim() == 3 and mask is None
     if src_key_padding_mask is None or not packed or not torch.compiler.is_compiling():
         return result
     padded = src_key_padding_mask != 0  # a mask of numbers has -inf there

@@ -44,6 +44,25 @@ def test_padding_is_zero_where_all_of_it_lies_at_the_end(norm: nn.Module | None,
             torch.testing.assert_close(model(x, mask), net(x, mask), atol=1e-5, rtol=1e-4)
 
 
+def test_padding_is_computed_where_an_encoder_trains() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = nn.TransformerEncoder(layer, 2).train()
+    x, mask = torch.randn(3, 6, 8), torch.arange(6) >= torch.tensor(LENGTHS[0])[:, None]
+    with torch.no_grad():
+        expected = net(x, src_key_padding_mask=mask)
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.net(x, src_key_padding_mask=mask)
+
+    model = nncompress.Model.from_module(Padded().train(), (x, mask))
+    torch.testing.assert_close(model(x, mask), expected, atol=1e-5, rtol=1e-4)
+
+
 class Masked(nn.Module):
     """Reads left to right: a mask made in forward, one that it stores, and one with padding beside it."""
 

@@ -57,11 +57,13 @@ def export(
     opened = model_files.open_model(model, **loading)
     from nncompress.bench.latency.int8_speed import int8_speed
     from nncompress.export import write
-    from nncompress.ir.formats.precision import convert
+    from nncompress.ir.formats.precision import convert, has_halves
     from nncompress.ir.formats.samples import without_samples
 
-    if precision is not None and not convert(opened.model, precision):
-        say(f"{opened.path} has no weights of 16 bits: it is written as it is")
+    if precision is not None and has_halves(opened.model):
+        convert(opened.model, precision)
+    elif precision is not None:
+        say(f"{opened.path} has nothing of 16 bits: it is written as it is")
     if no_samples:
         opened.model.inputs = without_samples(opened.model.inputs)
     reads = model_files.read_by(opened, loading["data"], loading["arch"])

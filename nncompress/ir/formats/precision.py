@@ -8,7 +8,7 @@ computes more exactly, with the weights that it has.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +56,7 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
     dtype: torch.dtype = getattr(torch, precision)
     others = (torch.float16, torch.bfloat16) if dtype == torch.float32 else (torch.float32,)
     largest = torch.finfo(dtype).max
+    outside = [_is_of(v, (torch.float32,)) for v in model.graph.output_node().args[0]]  # type: ignore[union-attr]
     converted = _convert_tensors(model, others, dtype, largest)
 
     def narrow(value: Any) -> Any:
@@ -73,13 +74,20 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
         if _is_of(node, others) and not _follows_operands(node, dtype):
             _cast_behind(node, node, dtype)
     if float32_ends:
-        _cast_at_the_ends(model, dtype)
+        _cast_at_the_ends(model, dtype, outside)
     else:
         model.inputs = tuple(
             replace(spec, dtype=precision) if spec.torch_dtype() in others else spec for spec in model.inputs
         )
     model.refresh()
     return converted
+
+
+def has_halves(model: Model) -> bool:
+    """Something of it is float16 or bfloat16: weights, inputs, or what it computes."""
+    halves = (torch.float16, torch.bfloat16)
+    stored = any(model.tensor(name).dtype in halves for name in model.state_dict())
+    return stored or any(_is_of(node, halves) for node in model.graph.nodes)
 
 
 def is_quantized(model: Model) -> bool:
@@ -108,7 +116,10 @@ def _convert_tensors(
     return [(name, tensor.numel()) for name, tensor in wide.values()]
 
 
-def _cast_at_the_ends(model: Model, dtype: torch.dtype) -> None:
+def _cast_at_the_ends(model: Model, dtype: torch.dtype, outside: Sequence[bool]) -> None:
+    """Args:
+    outside: of each output, whether it is float32 for callers.
+    """
     placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
     for node in placeholders:
         if _is_of(node, (torch.float32,)):
@@ -116,8 +127,8 @@ def _cast_at_the_ends(model: Model, dtype: torch.dtype) -> None:
     output = model.graph.output_node()
     values: Any = output.args[0]
     with edit.inserting_before(output) as call:
-        outside = [call(_CAST, v, torch.float32) if _is_of(v, (torch.float32,)) else v for v in values]
-    output.args = (tuple(outside),)
+        cast = [call(_CAST, v, torch.float32) if wide else v for v, wide in zip(values, outside, strict=True)]
+    output.args = (tuple(cast),)
 
 
 def _cast_behind(node: fx.Node, place: fx.Node, dtype: torch.dtype) -> None:

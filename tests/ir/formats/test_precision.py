@@ -6,7 +6,7 @@ from torch import nn
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
-from nncompress.ir.formats.precision import convert, in_precision
+from nncompress.ir.formats.precision import convert, has_halves, in_precision
 from nncompress.passes import Context, Quantize
 
 
@@ -129,3 +129,34 @@ def test_floats_made_in_the_graph_are_of_its_precision(precision):
     got = half(x.to(half.inputs[0].torch_dtype()), tokens)
     assert got.dtype == getattr(torch, precision)
     torch.testing.assert_close(got.float(), model(x, tokens), rtol=0.05, atol=0.03)
+
+
+class Shares(torch.nn.Module):
+    """An output of no float that was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(x), (x > 0).sum(1) / 8
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_float32_ends_are_all_that_were_float32(precision):
+    x = torch.randn(3, 8)
+    model = Model.from_module(Shares().eval(), (x,))
+    convert(model, precision, float32_ends=True)
+    assert [y.dtype for y in model.outputs_of(x)] == [torch.float32] * 2
+
+
+def test_halves_are_weights_inputs_or_what_is_computed():
+    class Rounded(torch.nn.Module):
+        def forward(self, x):
+            return x.half().float()
+
+    x = torch.randn(2, 4)
+    assert has_halves(Model.from_module(Rounded(), (x,)))
+    assert has_halves(Model.from_module(torch.nn.Softmax(-1), (x.half(),)))
+    assert has_halves(Model.from_module(torch.nn.Linear(4, 2).bfloat16(), (x.bfloat16(),)))
+    assert not has_halves(Model.from_module(torch.nn.Linear(4, 2), (x,)))
