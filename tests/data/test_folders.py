@@ -60,11 +60,14 @@ def test_records_of_shards_come_in_the_order_asked_for(shards):
 def test_shards_that_differ_are_refused_by_name(shards):
     folder, _ = shards
     np.savez(folder / "part-9.npz", x=np.zeros((2, 4), np.float32), y=np.zeros(2, int))
-    with pytest.raises(DataError, match=r"part-9.npz has other inputs"):
+    with pytest.raises(DataError, match=r"part-9.npz has other inputs") as raised:
         open_data(str(folder))
+    assert raised.value.got == "x: float32 [4] a sample"
+    assert raised.value.expected == "x: float32 [3] a sample"
     np.savez(folder / "part-9.npz", x=np.zeros((2, 3), np.float32))
-    with pytest.raises(DataError, match=r"part-9.npz has other labels"):
+    with pytest.raises(DataError, match=r"part-9.npz has other labels") as raised:
         open_data(str(folder))
+    assert (raised.value.got, raised.value.expected) == ("no labels", "labels")
 
 
 # --- tensors ----------------------------------------------------------------------------------------------

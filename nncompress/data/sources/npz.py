@@ -157,6 +157,17 @@ def _normalization(arrays: dict[str, np.ndarray], path: Path) -> Normalization |
     return Normalization(mean, std)
 
 
+def _form(source: ArraySource) -> tuple[str, str, str]:
+    """What all shards have in common: inputs, labels, normalisation."""
+    inputs = ", ".join(f"{field.name}: {field.dtype} {list(field.shape)}" for field in source.fields)
+    scaled = source.normalization
+    return (
+        f"{inputs} a sample",
+        "labels" if source.has_labels else "no labels",
+        "none" if scaled is None else f"mean {list(scaled.mean)}, std {list(scaled.std)}",
+    )
+
+
 class Shards:
     """The samples of several sources, one after the other.
 
@@ -167,15 +178,9 @@ class Shards:
     def __init__(self, sources: Sequence[ArraySource], origins: Sequence[str]) -> None:
         first = sources[0]
         for source, origin in zip(sources, origins):
-            for what, own, others in (
-                ("inputs", source.fields, first.fields),
-                ("labels", source.has_labels, first.has_labels),
-                ("normalisation", source.normalization, first.normalization),
-            ):
+            for what, own, others in zip(("inputs", "labels", "normalisation"), _form(source), _form(first)):
                 if own != others:
-                    raise DataError(
-                        f"{origin} has other {what} than {origins[0]}", got=str(own), expected=str(others)
-                    )
+                    raise DataError(f"{origin} has other {what} than {origins[0]}", got=own, expected=others)
         classes = [source.classes for source in sources]
         self._sources = list(sources)
         self._starts = np.cumsum([0, *map(len, sources)])
