@@ -286,7 +286,7 @@ def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
     with pytest.raises(DataError, match="does not hold the 2 inputs") as refused:
         nncompress.load(Masked(), data=tmp_path / "one.npz")
     assert refused.value.expected == "x, mask"
-    assert "--input x:Bx…,mask:Bx…" in refused.value.remedy
+    assert "--input x:Bx…,mask:Bx… (each with its dtype, as :int64" in refused.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,10 @@ def heard() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        _TOLD.remove(told.fileno())
-        told.close()  # which ends the listener
+        if told.fileno() in _TOLD:  # not in a child, whose listener is its parent's
+            _TOLD.remove(told.fileno())
+            told.shutdown(socket.SHUT_WR)  # which ends the listener, whatever child has a copy of the socket
+        told.close()
         listener.join()
 
 
@@ -92,6 +94,7 @@ def _only_here() -> None:
     descriptor = signal.set_wakeup_fd(-1)
     if descriptor not in _TOLD:
         signal.set_wakeup_fd(descriptor)
+    _TOLD.clear()
 
 
 if hasattr(os, "register_at_fork"):

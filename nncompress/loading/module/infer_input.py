@@ -49,7 +49,7 @@ def with_dtypes(
         limits: by name, what stays below a number, and so is of integers.
     """
     first = next((layer for _, layer in _first_layers(module)), None)
-    integers = any(shape.dtype and not is_float(shape) for shape in shapes)
+    integers = any(shape.dtype not in (None, "bool") and not is_float(shape) for shape in shapes)
     ids = isinstance(first, nn.Embedding | nn.EmbeddingBag) and not integers
     default = "int64" if ids else _float_dtype(module)
     return [
@@ -250,8 +250,8 @@ def _runs(module: nn.Module, inputs: tuple[Tensor, ...]) -> str | None:
 
 
 def stated_form(names: Sequence[str]) -> str:
-    """How `--input` states several inputs: "x:Bx…,mask:Bx…"."""
-    return ",".join(f"{name}:Bx…" for name in names)
+    """How `--input` states several inputs: "x:Bx…,mask:Bx…", and that dtypes may follow."""
+    return ",".join(f"{name}:Bx…" for name in names) + " (each with its dtype, as :int64, :bool or :float32)"
 
 
 def required_inputs(module: nn.Module) -> list[str]:

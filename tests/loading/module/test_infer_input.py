@@ -69,6 +69,7 @@ class Weighted(nn.Module):
         ("w:Bx5,i:Bx5:int32", ["int32", "float32"]),
         ("i:Bx5,w:Bx5:float64", ["int64", "float64"]),
         ("i:Bx5,w:Bx5", ["int64", "int64"]),
+        ("i:Bx5,w:Bx5:bool", ["int64", "bool"]),  # a mask, which says nothing of the ids
     ],
 )
 def test_a_dtype_of_one_input_is_not_that_of_the_next(stated, dtypes):
