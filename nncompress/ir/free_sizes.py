@@ -17,14 +17,21 @@ class FreeSizes(TorchFunctionMode):
     """Meanwhile these functions are computed by their steps here."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _STEPS.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func not in _STEPS or kwargs.get("out") is not None:  # the sizes are those of what it writes to
+            return func(*args, **kwargs)
+        return _STEPS[func](*args, **{name: value for name, value in kwargs.items() if name != "out"})
 
 
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     if dim is None:
         return input.flatten().gather(0, indices.flatten())
-    shape = list(torch.broadcast_shapes(input.narrow(dim, 0, 1).shape, indices.narrow(dim, 0, 1).shape))
-    sizes = [[*shape], [*shape]]
+    if input.dim() != indices.dim() or not -input.dim() <= dim < input.dim():
+        return torch.take_along_dim(input, indices, dim)  # which says what is wrong
+    sizes = [[*input.shape], [*indices.shape]]
+    for size in sizes:
+        size[dim] = 1
+    sizes = [[*torch.broadcast_shapes(*sizes)] for _ in sizes]
     for size, given in zip(sizes, (input, indices)):
         size[dim] = given.shape[dim]
     return input.expand(sizes[0]).gather(dim, indices.expand(sizes[1]))

@@ -104,6 +104,7 @@ def test_a_file_with_steps_of_a_function_transform_says_what_makes_operators_of_
         lambda h, chosen: h.take_along_dim(chosen[:, :, :1], dim=-2),
         lambda h, chosen: torch.take_along_dim(h, torch.tensor([[[1], [0]]]), 1) + chosen.sum(),
         lambda h, chosen: torch.take_along_dim(h[0], chosen[0].flatten()).expand(h.shape[0], 6),
+        lambda h, chosen: torch.cat([torch.take_along_dim(h, chosen[:, :0], 1), h], 1),
         lambda h, chosen: torch.kron(h, chosen[0, 0] + 1.0),
         lambda h, chosen: torch.kron(torch.ones(2, 2, 1), h),
     ],
@@ -119,6 +120,22 @@ def test_functions_that_torch_traces_with_plain_sizes_keep_the_batch_free(comput
     for batch in (1, 5):
         x = torch.randn(batch, 4, 3)
         torch.testing.assert_close(model(x), net(x))
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda h: torch.take_along_dim(h, h.argsort(1), 1, out=torch.empty_like(h)),
+        lambda h: torch.kron(h, torch.ones(2), out=h.new_empty(2, 6)),
+    ],
+)
+def test_functions_that_write_to_a_given_tensor_are_taken(computed):
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            return computed(super().forward(x).detach())
+
+    net, x = Net(3, 3).eval(), torch.randn(2, 3)
+    torch.testing.assert_close(Model.from_module(net, (x,))(x), net(x))
 
 
 class Decides(torch.nn.Linear):

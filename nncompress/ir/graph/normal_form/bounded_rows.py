@@ -1,8 +1,8 @@
 """Tables whose rows have a largest norm, bounded once instead of whenever a row is read.
 
 `nn.Embedding(max_norm=…)` scales the rows that it reads, and keeps them so: a write to a parameter in every
-call. Scaling them again changes nothing, so that all rows may be scaled when the model is made, unless others
-read the table as well: they see rows that no call has scaled so far.
+call. Scaling them again changes nothing, so that all rows may be scaled when the model is made, where whoever
+reads the table has scaled what it reads, and all by one norm. Others see rows that no call has scaled so far.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 _BOUNDS = (aten.embedding_renorm_.default, aten.embedding_renorm.default)
+_HANDED_ON = (aten.detach.default, *_BOUNDS)
 _LOOKUPS = (aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 
 
 def bound_rows(module: fx.GraphModule) -> None:
     """Store every such table with its rows scaled, in place; the table of the original stays as it is."""
-    for node in list(module.graph.nodes):
-        if node.target not in _BOUNDS:
-            continue
-        table: Any = node.args[0]
-        while table.target is aten.detach.default:
-            table = table.args[0]
-        if table.op != "get_attr":
-            continue
-        stored = _tensor(module, table)
-        if stored.is_meta or not _only_looked_up(module, stored):  # whose rows come later
+    found: dict[Tensor, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.target in _BOUNDS and (table := _table(node)).op == "get_attr":
+            found.setdefault(_tensor(module, table), []).append(node)
+    for stored, bounds in found.items():
+        norm = bounds[0].args[2:]
+        if any(node.args[2:] != norm for node in bounds) or not _is_read_bounded(module, stored):
             continue
         every = torch.arange(len(stored), device=stored.device)
-        _replace(module, stored, aten.embedding_renorm.default(stored.detach(), every, *node.args[2:]))
-        node.replace_all_uses_with(table)
-        module.graph.erase_node(node)
+        _replace(module, stored, aten.embedding_renorm.default(stored.detach(), every, *norm))
+        for node in bounds:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            module.graph.erase_node(node)
+
+
+def _table(bound: fx.Node) -> fx.Node:
+    node: Any = bound
+    while node.target in _HANDED_ON:
+        node = node.args[0]
+    return node
 
 
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -41,11 +47,29 @@ def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
     return getattr(module.get_submodule(prefix), leaf)
 
 
-def _only_looked_up(module: fx.GraphModule, table: Tensor) -> bool:
-    reads = [n for n in module.graph.nodes if n.op == "get_attr" and _tensor(module, n) is table]
-    for node in reads:  # which grow by what only hands the table on
-        reads += [user for user in node.users if user.target in (aten.detach.default, *_BOUNDS)]
-    return all(user in reads or user.target in _LOOKUPS for node in reads for user in node.users)
+def _is_read_bounded(module: fx.GraphModule, table: Tensor) -> bool:
+    """Every reading is a lookup of rows that have been scaled before it in the same call."""
+    if table.is_meta:  # whose rows come later
+        return False
+    held: dict[fx.Node, set[Any]] = {}  # what hands the table on -> indices of its scaled rows
+    written: set[Any] = set()
+    for node in module.graph.nodes:
+        source: Any = node.args[0] if node.args else None
+        if node.op == "get_attr" and _tensor(module, node) is table:
+            held[node] = written
+        elif held.keys().isdisjoint(node.all_input_nodes):
+            continue
+        elif source not in held:
+            return False
+        elif node.target in _HANDED_ON:
+            held[node] = held[source]
+            if node.target is aten.embedding_renorm_.default:
+                held[node].add(node.args[1])
+            elif node.target is aten.embedding_renorm.default:
+                held[node] = held[source] | {node.args[1]}
+        elif node.target not in _LOOKUPS or node.args[1] not in held[source]:
+            return False
+    return True
 
 
 def _replace(module: fx.GraphModule, old: Tensor, value: Tensor) -> None:
