@@ -32,6 +32,7 @@ from nncompress.export.write.pte import write_pte
 from nncompress.export.write.safetensors import write_safetensors
 from nncompress.export.write.xml import are_our_weights, write_xml
 from nncompress.files.atomic import replacing
+from nncompress.files.signed_text import is_signed
 from nncompress.ir import Model
 from nncompress.targets import for_file
 
@@ -141,8 +142,15 @@ def write_together(
         how: as of `write`.
 
     Raises:
+        UsageError: the paths are in several folders, or two are the same.
         NNCompressError: as of `write`; or the name of one after the first is that of a file that is not ours.
     """
+    if len({path.parent.resolve() for path in paths}) > 1 or len({path.name for path in paths}) < len(paths):
+        raise UsageError(
+            "models that belong together are written to one folder, under a name each",
+            got=", ".join(map(str, paths)),
+            remedy="give them different names in the same folder",
+        )
     replaced = [external_data.named_by(path, external_data.beside(path)) for path in paths]
     reports = []
     with replacing(paths[0], protect, _is_any_of_ours) as staged:
@@ -156,4 +164,4 @@ def write_together(
 
 
 def _is_any_of_ours(path: Path) -> bool:
-    return is_ours(path) or external_data.is_ours(path) or are_our_weights(path)
+    return is_ours(path) or external_data.is_ours(path) or are_our_weights(path) or is_signed(path)

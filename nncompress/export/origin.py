@@ -8,11 +8,12 @@ from pathlib import Path
 from nncompress.files.bounded_text import Unreadable, check_regular
 
 # Names that stand uncompressed in the file: of a member in the zip's directory, of a metadata property.
-_MARKS = {".pt2": b"/extra/nncompress.json", ".onnx": b"nncompress.version", ".xml": b"nncompress.version"}
+_MARKS = {".pt2": b"/extra/nncompress.json"}
+_MARKS |= dict.fromkeys((".onnx", ".ort", ".xml"), b"nncompress.version")
 
 
 def is_ours(path: Path) -> bool:
-    """Whether nncompress wrote the `.pt2` or `.onnx`; files of other kinds are never said to be ours."""
+    """Whether nncompress wrote the model's file; files of other kinds are never said to be ours."""
     mark = _MARKS.get(path.suffix.lower())
     try:
         if check_regular(path) == 0 or mark is None:

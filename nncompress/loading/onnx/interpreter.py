@@ -175,10 +175,22 @@ def check_unrolled(ops: int) -> None:
 
 
 class Walk:
-    """Values by name while a graph is walked; the graphs inside nodes see those outside."""
+    """Values by name while a graph is walked; the graphs inside nodes see those outside.
 
-    def __init__(self, graph: onnx.GraphProto, store: Store, opset: int, outside: Walk | None = None) -> None:
+    Args:
+        check: may refuse a node before it is computed, of the graphs inside nodes, too.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        store: Store,
+        opset: int,
+        outside: Walk | None = None,
+        check: Callable[[Call], None] | None = None,
+    ) -> None:
         self.graph, self.store, self.opset, self._outside = graph, store, opset, outside
+        self._check = check or (outside._check if outside is not None else None)
         self._values: dict[str, Value] = {}
         self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
 
@@ -193,6 +205,8 @@ class Walk:
             if self._outside is not None:
                 self._outside.count_unrolled()
             call = Call(node, self)
+            if self._check is not None:
+                self._check(call)
             made = found(call)
             call.finish()
             results = made if isinstance(made, list) else [made]

@@ -103,3 +103,40 @@ def test_branches_of_other_shapes_are_refused_by_file_op_and_what_to_do(tmp_path
         "bench and eval run the file",
     ):
         assert part in told
+
+
+@pytest.mark.parametrize(
+    ("op", "reads", "read"),
+    [
+        ("Div", ["hundred", "x"], False),
+        ("Mod", ["hundred", "x"], False),
+        ("Gather", ["table", "x"], False),
+        ("Div", ["x", "hundred"], True),
+        ("Gather", ["x", "first"], True),
+    ],
+)
+def test_a_branch_that_fails_on_numbers_for_which_it_is_not_taken_is_refused(tmp_path, op, reads, read):
+    """`if min(x) > 0: 100 / x`: both branches are computed, and x = 0 ended in torch's ZeroDivisionError."""
+    stored = {"zero": 0, "hundred": 100, "table": range(50), "first": [0, 1, 2, 3]}
+    axis = {"axis": 1} if reads == ["x", "first"] else {}
+    kept = helper.make_node("Identity", ["x"], ["kept"])
+    made = helper.make_node(op, reads, ["made"], name="risky", **axis)
+    branches = {
+        "then_branch": helper.make_graph([made], "then", [], [value("made", None, TensorProto.INT64)]),
+        "else_branch": helper.make_graph([kept], "else", [], [value("kept", None, TensorProto.INT64)]),
+    }
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Greater", ["least", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["y"], name="guard", **branches),
+    ]
+    arrays = [numpy_helper.from_array(np.array(each, np.int64), name) for name, each in stored.items()]
+    ends = [value(name, ["N", 4], TensorProto.INT64) for name in ("x", "y")]
+    path = graph_file(tmp_path / "m.onnx", nodes, ends[:1], ends[1:], arrays)
+    if not read:
+        with pytest.raises(UnsupportedError, match=rf"(?s)node guard.*{op} in a branch \(risky\)"):
+            load_model(path)
+        return
+    model = load_model(path)
+    for x in (torch.tensor([[0, 250, 3, -70]]), torch.tensor([[1, 250, 300, 4]])):
+        torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))

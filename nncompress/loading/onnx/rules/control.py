@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,15 @@ from nncompress.loading.onnx.values import Value, as_tensor, scalar
 
 MOST_TURNS = 512
 
+# what torch refuses by numbers in the second operand: positions that are not there, integers that are zero
+_INDEXED = {"Gather", "GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND"}
+_DIVIDING = {"Div", "Mod"}
 
-def _inside(call: Call, graph: onnx.GraphProto, inputs: list[Value]) -> list[Value]:
-    walk = Walk(graph, call.walk.store, call.opset, outside=call.walk)
+
+def _inside(
+    call: Call, graph: onnx.GraphProto, inputs: list[Value], check: Callable[[Call], None] | None = None
+) -> list[Value]:
+    walk = Walk(graph, call.walk.store, call.opset, outside=call.walk, check=check)
     return walk.run(dict(zip((value.name for value in graph.input), inputs)))
 
 
@@ -29,9 +36,18 @@ def branch(call: Call) -> Any:
     depends = call.refusal(
         "its condition depends on the input, and its branches do not fit each other or this size"
     )
+
+    def check(inner: Call) -> None:
+        if _raises_by_value(inner):
+            raise call.refusal(
+                f"its condition depends on the input, and {inner.op} in a branch ({inner.name}) fails "
+                "on numbers for which the branch is not taken"
+            )
+
     try:
         condition = call.tensor(0).reshape([])
-        pairs = list(zip(*([as_tensor(value) for value in _inside(call, each, [])] for each in (yes, no))))
+        branches = ([as_tensor(value) for value in _inside(call, each, [], check)] for each in (yes, no))
+        pairs = list(zip(*branches))
     except (Missing, UnsupportedError):
         raise
     except Exception as error:  # whatever torch raises in the branch that is not for inputs of these sizes
@@ -40,6 +56,17 @@ def branch(call: Call) -> Any:
         raise depends
     call.walk.store.chosen(call.name)
     return [torch.where(condition, a, b) for a, b in pairs]
+
+
+def _raises_by_value(call: Call) -> bool:
+    """Can numbers that depend on the input make it fail? What needs known numbers is refused anyway."""
+    if call.op in _INDEXED:
+        return call.depends(1)
+    if call.op not in _DIVIDING:
+        return False
+    divisor = call.value(1)
+    floats = divisor.is_floating_point() if isinstance(divisor, Tensor) else divisor.dtype.kind == "f"
+    return not floats and (call.depends(1) or not call.array(1).all())
 
 
 @rule("Loop")
