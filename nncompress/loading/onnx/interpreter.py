@@ -190,7 +190,9 @@ class Walk:
         check: Callable[[Call], None] | None = None,
     ) -> None:
         self.graph, self.store, self.opset, self._outside = graph, store, opset, outside
-        self._check = check or (outside._check if outside is not None else None)
+        self._check: Callable[[Call], None] | None = check or (
+            outside._check if outside is not None else None
+        )
         self._values: dict[str, Value] = {}
         self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
 
