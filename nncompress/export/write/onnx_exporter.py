@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +64,19 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
     """
     _refuse_counted_groups(model)
     defects.dodge_defects(program)
+    table = translations()
+    shapes: AbstractContextManager[None] = recurrent_shapes()
+    if recurrent.in_steps(program.graph):
+        table = {op: said for op, said in table.items() if op not in recurrent.translations()}
+        shapes = nullcontext()
     try:
-        with quiet(), exporter_cost.kept(), without_stack_traces(), recurrent_shapes(), torch.no_grad():
+        with quiet(), exporter_cost.kept(), without_stack_traces(), shapes, torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
                 optimize=False,
-                custom_translation_table=translations(),
+                custom_translation_table=table,
             )
             assert converted is not None
             keep_small_numbers(converted.model)

@@ -72,3 +72,11 @@ def test_a_first_state_that_no_unit_projects_to_is_refused_by_name(tmp_path):
     model = Model.from_module(module, (torch.randn(5, 2, 6),))
     with pytest.raises(UnsupportedError, match=r"projections, and body\.1 cannot be written without"):
         write_onnx(model, tmp_path / "m.onnx")
+
+
+def test_a_layer_without_gates_in_double_is_written_in_steps(tmp_path):
+    module, x = nn.RNN(4, 5).double().eval(), torch.randn(3, 2, 4, dtype=torch.float64)
+    write_onnx(Model.from_module(module, (x,), dynamic_batch=False), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(got, module(x)[0].detach().numpy(), atol=1e-12)

@@ -116,3 +116,15 @@ def test_what_looks_at_all_that_is_masked_stays_right(write: Callable[[Tensor], 
     model = Model.from_module(module, (torch.randn(4, 3, 5),))
     x = torch.randn(6, 3, 5)
     torch.testing.assert_close(model(x), module(x))
+
+
+def _shifted(h: Tensor) -> Tensor:
+    whole = h.long().clamp(-2, 3)
+    mask = whole >= 0
+    whole[mask] = torch.tensor(1) << whole[mask]
+    return whole
+
+
+def test_what_torch_tells_no_shape_of_stays_a_write() -> None:
+    module, x = Writes(_shifted).eval(), torch.randn(4, 3, 5)
+    assert torch.equal(Model.from_module(module, (x,))(x), module(x))

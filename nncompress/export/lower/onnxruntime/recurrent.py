@@ -32,9 +32,19 @@ aten = torch.ops.aten
 INEXACT = 1e-5  # of h₀: more is lost where it is no projection of anything
 
 
+_PLAIN = {aten.rnn_tanh.input: "Tanh", aten.rnn_relu.input: "Relu"}
+
+
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export`: the layers without gates."""
-    return {aten.rnn_tanh.input: partial(_plain, "Tanh"), aten.rnn_relu.input: partial(_plain, "Relu")}
+    return {op: partial(_plain, activation) for op, activation in _PLAIN.items()}
+
+
+def in_steps(graph: fx.Graph) -> bool:
+    """Some compute in double, for which ONNX Runtime has no RNN: the exporter is to take them apart."""
+    return any(
+        node.target in _PLAIN and node.args[0].meta["val"].dtype == torch.float64 for node in graph.nodes
+    )  # type: ignore[union-attr]
 
 
 def _plain(

@@ -42,13 +42,19 @@ def write_where(node: fx.Node) -> bool:
     whole = _Whole(node, indices, _sizes(h), where.dim(), behind)
     if not whole.can(values):
         return False
-    mask = masks[0]
-    for _ in range(behind):
-        mask = _call(node, aten.unsqueeze.default, mask, -1)
-    chosen = whole.made(values, mask)
-    if any(accumulate):
-        chosen = _call(node, aten.add.Tensor, data, chosen)
-    node.replace_all_uses_with(_call(node, aten.where.self, mask, chosen, data))
+    mask, before = masks[0], node.prev
+    try:
+        for _ in range(behind):
+            mask = _call(node, aten.unsqueeze.default, mask, -1)
+        chosen = whole.made(values, mask)
+        if any(accumulate):
+            chosen = _call(node, aten.add.Tensor, data, chosen)
+        written = _call(node, aten.where.self, mask, chosen, data)
+    except RuntimeError:  # some kernels of torch tell no shape where a size is free
+        while node.prev is not before:
+            node.graph.erase_node(node.prev)
+        return False
+    node.replace_all_uses_with(written)
     node.graph.erase_node(node)
     return True
 
@@ -178,8 +184,9 @@ def _harmless(tensor: Tensor) -> float | int | bool:
 
 
 def _call(before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    given = fx.map_arg((args, kwargs), lambda each: each.meta["val"])
+    value = target(*given[0], **given[1])
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args, kwargs)
-    given = fx.map_arg((args, kwargs), lambda each: each.meta["val"])
-    node.meta["val"] = target(*given[0], **given[1])
+    node.meta["val"] = value
     return node
