@@ -44,7 +44,7 @@ def in_steps(graph: fx.Graph) -> bool:
     """Some compute in double, for which ONNX Runtime has no RNN: the exporter is to take them apart."""
     return any(
         node.target in _PLAIN and node.args[0].meta["val"].dtype == torch.float64 for node in graph.nodes
-    )  # type: ignore[union-attr]
+    )
 
 
 def _plain(
