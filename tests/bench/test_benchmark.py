@@ -105,12 +105,15 @@ def test_random_inputs_fit_their_specs():
         InputSpec("x", "float16", ("batch", 3, "h")),
         InputSpec("ids", "int64", ("batch", 5), low=2, high=7),
         InputSpec("mask", "bool", (4, 5)),
+        InputSpec("kept", "bool", (4, 5), low=1, high=2),
     ]
-    x, ids, mask = random_inputs(specs, 4, seed=0)
+    x, ids, mask, kept = random_inputs(specs, 4, seed=0)
     assert (x.shape, ids.shape, mask.shape) == ((4, 3, 16), (4, 5), (4, 5))
     assert ids.min() >= 2
     assert ids.max() < 7
-    assert mask.all()
+    assert kept.all()
+    assert not mask[:, 0].any()  # whichever of the two hides, no row is hidden whole
+    assert mask[:, 1:].all()
 
 
 def test_environment_is_json():
