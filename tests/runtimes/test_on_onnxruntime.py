@@ -207,7 +207,9 @@ def test_a_loop_without_end_answers_a_signal(tmp_path):
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         runner.run(np.zeros((1, 4), np.float32))
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a shell's background job ignores
     try:
         with heard(), pytest.raises(KeyboardInterrupt):
             interrupted()
