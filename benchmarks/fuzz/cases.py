@@ -177,7 +177,7 @@ def _trained(path: Path) -> None:
 
 
 def _search(path: Path) -> None:
-    from nncompress.cli.work.search_folder import SETTINGS
+    from nncompress.cli.work.search.search_folder import SETTINGS
     from nncompress.search.records import read
 
     read(path, SETTINGS)

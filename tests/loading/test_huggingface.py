@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nncompress import extras
-from nncompress.cli.model_files import open_model
+from nncompress.cli.work.model_files import open_model
 from nncompress.errors import (
     DataError,
     MissingExtraError,

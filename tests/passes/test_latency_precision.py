@@ -15,7 +15,7 @@ from nncompress.bench.latency.layer import Latencies
 from nncompress.bench.latency.steps import Steps
 from nncompress.bench.latency.target import floats_in
 from nncompress.cli import main
-from nncompress.cli.run_passes import _command
+from nncompress.cli.work.passes.run_passes import _command
 from nncompress.data import open_data
 from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model

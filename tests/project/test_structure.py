@@ -131,6 +131,31 @@ def test_what_a_function_imports_of_ours_exists(folder):
     assert not wrong
 
 
+def test_only_what_help_reads_imports_ours_inside_functions():
+    """Help reads names and options without torch; whatever else a function imports belongs at the top."""
+    names = {f"{package}/__init__.py" for package in ("cli", "cycles", "runtimes", "targets")}
+    names |= {"analysis/metrics/registry.py", "cli/table.py", "passes/base.py", "zoo/registry.py"}
+    names |= {"runtimes/worker.py"}  # a process of its own: its parent needs the file for the way it talks
+    found = {
+        path.relative_to(HOUSE).as_posix()
+        for path in HOUSE.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("nncompress.")
+    }
+    assert found == names
+
+
+def test_the_work_that_a_command_names_exists():
+    places = [
+        place
+        for path in HOUSE.glob("cli/commands/**/*.py")
+        for place in re.findall(r'later\("(.+)"\)', path.read_text())
+    ]
+    assert len(places) > 12 and all(callable(named(f"nncompress.cli.work.{place}")) for place in places)
+
+
 @cache
 def _exists(module: str, name: str) -> bool:
     path = HOUSE.parent.joinpath(*module.split("."))

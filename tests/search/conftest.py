@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nncompress.api import dataset
-from nncompress.cli.work import search_folder
+from nncompress.cli.work.search import search_folder
 from nncompress.files.folders import make_folder
 from nncompress.files.json_file import write_json
 from nncompress.loading import load_model

@@ -332,7 +332,7 @@ def test_the_metric_is_settled_by_the_half_that_chooses(here, capsys, monkeypatc
     def settled(model, data, name):
         raise UsageError(f"asked of {data.spec}")
 
-    monkeypatch.setattr("nncompress.cli.work.optimize.settled", settled)
+    monkeypatch.setattr("nncompress.cli.work.search.optimize.settled", settled)
     code, _, err = answer(capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "1")
     assert (code, "asked of val.npz?half=1" in err) == (ExitCode.USAGE, True)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import model_files, options, quantities, report_file
-from nncompress.cli.console import progress, starting
+from nncompress.cli import options, quantities
 from nncompress.cli.declared import taking
+from nncompress.cli.later import later
 from nncompress.errors import UsageError
+
+work = later("bench:bench")
 
 _HELP = """Measure models against the first one: speed, memory, size, accuracy.
 
@@ -134,15 +133,6 @@ def bench(
     json: options.Json = False,
     **loading: Any,
 ) -> None:
-    with starting():
-        from nncompress.bench import baseline, files
-        from nncompress.cli.work import artifacts, bench_candidates
-        from nncompress.cli.work import bench as work
-        from nncompress.cli.work.in_target import check_runs
-    if target is not None:
-        to = bench_candidates.target(*bench_candidates.from_targets(target, device, runtime), precision, mode)
-    else:
-        to = bench_candidates.target(device, runtime, precision, mode)
     if profile and device == "cuda":
         raise UsageError(
             "--profile tells the operators of the processor only",
@@ -158,37 +148,22 @@ def bench(
         "profiled": profile,
         "seed": seed,
     }
-    allowed = quantities.fraction(tolerance, "--tolerance")
-    batches = None if batch is None else quantities.counts(batch, "--batch")
-
-    # What could fail after the measurement is tried before it.
-    reads = model_files.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
-    files.check_files(output or [], protect=reads)
-    report_file.check_report(report, reads, *(output or []))
-    old = None if compare is None else baseline.read(compare)
-    opened = artifacts.open_all(models, every=every, **loading)
-    if tokens is not None:
-        work.check_tokens(opened, tokens)
-    if target is not None:
-        for each in opened:
-            check_runs(each, bench_candidates.named(target))
-    names = artifacts.names(opened)
-    batches = batches or (work.fixed_batch(opened[0]) or opened[0].least_batch,)
-    data = loading["data"]
-    samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
-    with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        made = [
-            bench_candidates.candidates_of(each, name, to, Path(folder) / f"{position}", bar)
-            for position, (each, name) in enumerate(zip(opened, names))
-        ]
-        candidates = [candidate for each in made for candidate in each]
-        settled = artifacts.answers(opened, samples, metric=metric)
-        answers = [answer for each, answer in zip(made, settled) for _ in each]
-        if not candidates:
-            raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
-        if old is not None:
-            work.check_plan(old, candidates, batches, threads, str(compare))
-        suite = work.measure(candidates, batches, samples, answers, metric, settings, bar, tokens)
-    if old is not None and not suite.interrupted:
-        suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=allowed))
-    work.tell(suite, output or [], report, json, reads)
+    work(
+        models,
+        every=every,
+        runtime=runtime,
+        target=target,
+        device=device,
+        precision=precision,
+        mode=mode,
+        batches=None if batch is None else quantities.counts(batch, "--batch"),
+        tokens=tokens,
+        settings=settings,
+        outputs=output or [],
+        compare=compare,
+        tolerance=quantities.fraction(tolerance, "--tolerance"),
+        metric=metric,
+        report=report,
+        json=json,
+        loading=loading,
+    )

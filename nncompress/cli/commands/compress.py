@@ -8,9 +8,12 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.declared import taking
-from nncompress.cli.run_passes import run_passes
+from nncompress.cli.later import later
+from nncompress.cli.output_format import check_output
 from nncompress.errors import UsageError
 from nncompress.recipe import parse_pass, read_recipe
+
+run_passes = later("passes.run_passes:run_passes")
 
 _HELP = """Run an ordered pipeline of passes, verify and record each, and write the result.
 
@@ -45,5 +48,6 @@ def compress(
             "compress: give either --recipe or --pass",
             remedy="nncompress compress model.pt --pass prune:std=0.5",
         )
+    check_output(running["output"], running["target"])
     chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
     run_passes(chosen, model, recipe=recipe, dry_run=dry_run, **running)

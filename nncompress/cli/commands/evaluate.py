@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.console import starting
 from nncompress.cli.declared import taking
+from nncompress.cli.later import later
+
+work = later("evaluate:evaluate")
 
 _HELP = """Measure models on --data: top-1 and top-5, RMSE, reconstruction error, or any --metric.
 
@@ -50,8 +52,6 @@ def evaluate(
     json: options.Json = False,
     **loading: Any,
 ) -> None:
-    with starting():
-        from nncompress.cli.work.evaluate import evaluate as work
     work(
         models,
         task,

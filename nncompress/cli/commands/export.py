@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import model_files, options
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli import options
 from nncompress.cli.declared import taking
-from nncompress.cli.output_format import check_suffix, suffix_for
-from nncompress.report import tables
-from nncompress.results import SCHEMA
+from nncompress.cli.later import later
+from nncompress.cli.output_format import check_suffix
+
+work = later("export:export")
 
 _HELP = """Write MODEL as .onnx, .ort, .xml, .pte, .pt2 or .safetensors.
 
@@ -54,27 +53,13 @@ def export(
     **loading: Any,
 ) -> None:
     check_suffix(output, target)
-    opened = model_files.open_model(model, **loading)
-    from nncompress.bench.latency.int8_speed import int8_speed
-    from nncompress.export import write
-    from nncompress.ir.formats.precision import convert, has_halves
-    from nncompress.ir.formats.samples import without_samples
-
-    if precision is not None and has_halves(opened.model):
-        convert(opened.model, precision)
-    elif precision is not None:
-        say(f"{opened.path} has nothing of 16 bits: it is written as it is")
-    if no_samples:
-        opened.model.inputs = without_samples(opened.model.inputs)
-    reads = model_files.read_by(opened, loading["data"], loading["arch"])
-    file = model_files.output_for(output, Path(f"{opened.stem}{suffix_for(target)}"), reads)
-    with progress() as bar:
-        bar.step(f"writing {file.name}", 0, None)
-        report = write(
-            opened.model, file, protect=reads, storage=storage, target=target, time_int8=int8_speed
-        )
-        model_files.remember(opened, file, opened.model, opened.model)
-    if json:
-        print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})
-    else:
-        show(tables.written(report))
+    work(
+        model,
+        output,
+        storage=storage,
+        precision=precision,
+        target=target,
+        no_samples=no_samples,
+        json=json,
+        loading=loading,
+    )

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nncompress.cli import model_files, options
+from nncompress.cli import options
 from nncompress.cli.declared import taking
+from nncompress.cli.later import later
 from nncompress.errors import UsageError
+
+work = later("inspect:inspect")
 
 _HELP = """Show a model's layers: kind, shape, parameters, MACs and bytes.
 
@@ -49,15 +52,4 @@ def inspect(
     ]
     if len(asked) > 1:
         raise UsageError("inspect: give one of --units, --spectrum and --target", got=" ".join(asked))
-    if target is not None:
-        from nncompress.bench.latency.target import layer_clock
-
-        layer_clock(target)  # refused before the model is opened
-    opened = model_files.open_model(model, **loading)
-    from nncompress.cli.work import inspect as work
-
-    if target is not None:
-        work.show_forecast(opened, target, json)
-        return
-    show = work.show_units if units else work.show_spectra if spectrum else work.show_layers
-    show(opened, json)
+    work(model, units=units, spectrum=spectrum, target=target, json=json, loading=loading)

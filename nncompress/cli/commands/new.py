@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nncompress.cli import model_files, options
-from nncompress.cli.console import print_json, progress, show
+from nncompress.cli import options
+from nncompress.cli.console import print_json, show
+from nncompress.cli.later import later
 from nncompress.cli.output_format import check_suffix
 from nncompress.errors import UsageError
 from nncompress.report import tables
 from nncompress.results import SCHEMA
 from nncompress.zoo.registry import ARCHITECTURES, architecture
+
+work = later("new:new")
 
 _HELP = """Build an architecture of the papers with fresh weights, ready to be trained.
 
@@ -53,31 +55,7 @@ def new(
     if name is None:
         raise UsageError("new: no NAME was given", remedy="nncompress new --list shows them")
     check_suffix(output)
-    chosen = architecture(name)
-    target = model_files.output_for(output, Path(f"{chosen.name}.pt2"), ())
-    with progress() as bar:
-        bar.step(f"building {chosen.name}", 0, None)
-        from nncompress import export
-        from nncompress.ir.graph.stated_input import parse_input
-
-        shape = None
-        if input is not None:
-            shapes = parse_input(input)
-            if len(shapes) != 1:
-                raise UsageError(f"{chosen.name} takes one input", got=input)
-            if len(shapes[0].shape) == len(chosen.shape):
-                raise UsageError(
-                    f"--input {input} has no batch", expected="the batch first", remedy=f"--input 1x{input}"
-                )
-            shape = tuple(shapes[0].shape[1:])
-        model = chosen.build(classes=classes, shape=shape, seed=seed)
-        report = export.write(model, target)
-    if target.suffix.lower() == ".pt2":
-        model_files.begin_session(target)
-    if json:
-        print_json({"schema": SCHEMA, "kind": "export", **report.to_json()})
-    else:
-        show(tables.written(report))
+    work(architecture(name), output, classes=classes, input=input, seed=seed, json=json)
 
 
 def _list(json: bool) -> None:

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nncompress.cli import model_files, options
-from nncompress.cli.console import starting
+from nncompress.cli import options
 from nncompress.cli.declared import taking
+from nncompress.cli.later import later
 from nncompress.cli.output_format import check_output
 from nncompress.cli.quantities import bytes_, seconds
 from nncompress.errors import UsageError
+
+join_search = later("search.optimize:join")
+find = later("search.optimize:find")
 
 _HELP = """Find the pipeline that makes the model fastest (or smallest) and loses at most --max-drop.
 
@@ -118,9 +121,7 @@ def optimize(
     until = clock.monotonic() + seconds(time, "--time")
     if join is not None:
         _only_helps(context)
-        with starting():
-            from nncompress.cli.work import optimize as work
-        work.join(Path(join), model, loading["data"], metric, trials, until)
+        join_search(Path(join), model, loading["data"], metric, trials, until)
         return
     training = None if finetune is None else _minutes(finetune)
     if training is not None and max_drop is None:
@@ -140,11 +141,8 @@ def optimize(
     if data is None:
         raise UsageError("optimize needs data", remedy="add --data FILE.npz (or a folder of images)")
     check_output(output, target)
-    opened = model_files.open_model(model, **loading)
-    from nncompress.cli.work import optimize as work
-
-    work.find(
-        opened,
+    find(
+        model,
         asked,
         metric=metric,
         max_drop=max_drop,

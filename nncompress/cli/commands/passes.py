@@ -12,9 +12,13 @@ import typer
 from nncompress.cli import options
 from nncompress.cli.console import say
 from nncompress.cli.declared import declared, with_parameters
-from nncompress.cli.run_passes import run_passes
+from nncompress.cli.later import later
+from nncompress.cli.output_format import check_output
 from nncompress.options import flag_of
 from nncompress.passes import PASSES, Pass
+
+run_passes = later("passes.run_passes:run_passes")
+run_streamed = later("passes.stream:run_streamed")
 
 
 def register(app: typer.Typer, name: str) -> None:
@@ -50,11 +54,10 @@ def command_of(pass_class: type[Pass]) -> Callable[..., None]:
         settings = {name: values.pop(name) for name in own}
         stream, model = values.pop("stream", False), values.pop("model")
         if stream:
-            from nncompress.cli.work.stream import run_streamed  # which imports torch
-
             defaults = {name: default for name, (_, default) in options.RUNNING.items()}
             run_streamed(pass_class(**settings), model, values, defaults)
         else:
+            check_output(values["output"], values["target"])
             run_passes([pass_class(**settings)], model, **values)
 
     parameters = {"model": (options.ModelArgument, None), **declared(pass_class), **options.RUNNING}

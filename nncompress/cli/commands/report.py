@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.console import print_text, say, starting
-from nncompress.cli.report_file import format_of
+from nncompress.cli.later import later
 from nncompress.errors import UsageError
-from nncompress.files.targets import check_target
+
+work = later("report:report")
 
 _HELP = """One page of what runs have left behind: what was gained at what loss, with plots and the recipe.
 
@@ -50,20 +49,4 @@ def report(runs: _Runs, output: _Output = None, form: _Format = None, json: opti
     if len(runs) > MOST_RUNS:
         most = f"at most {MOST_RUNS}"
         raise UsageError("report: too many runs for one page", got=str(len(runs)), expected=most)
-    reads = tuple(map(Path, runs))
-    if output is not None:
-        wanted = wanted or format_of(output)
-        check_target(Path(output), reads)
-    with starting():
-        from nncompress.report.facts.headline import report as report_of
-        from nncompress.report.facts.read import section_of
-        from nncompress.report.files import write_report, written
-        from nncompress.report.html.page import MOST_BYTES
-    sections = [section_of(run) for run in runs]
-    if output is None:
-        print_text(written(report_of(sections), str(wanted)))
-    else:
-        size = write_report(Path(output), str(wanted), sections, reads)
-        say(f"wrote {output} ({size / 1000:.0f} kB)")
-        if size > MOST_BYTES and wanted == "html":
-            say(f"{output} is larger than {MOST_BYTES // 1000} kB: fewer runs make a smaller page")
+    work(runs, output, wanted)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
-from nncompress.cli import model_files, options
-from nncompress.cli.console import print_json, progress, say, show
-from nncompress.errors import UsageError
-from nncompress.files.folders import make_folder
-from nncompress.report.studies import report
+from nncompress.cli import options
+from nncompress.cli.later import later
+
+work = later("reproduce:reproduce")
 
 _HELP = """Run an experiment of the papers anew; the paper's figures stand beside ours, called so.
 
@@ -56,35 +52,15 @@ def reproduce(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    from nncompress.studies import STUDIES, Request, check_plot
-    from nncompress.studies import plot as draw
-    from nncompress.studies.study import Drawable
-
-    if name not in STUDIES:
-        raise UsageError("reproduce: no such study", got=name, expected=", ".join(STUDIES))
-    study = STUDIES[name]
-    values = {"plot": plot, "data": data, "runs": runs, "epochs": epochs, "keep": keep, "model": model}
-    study.refuse_unused([*(k for k, v in values.items() if v is not None), *(["seed"] if seed else [])])
-    if plot is not None:
-        check_plot(Path(plot), model_files.read_by(None, data, model))
-    with _folder(keep) as folder, progress() as bar:
-        request = Request(Path(folder), runs, epochs, quick, data, model, seed, bar, say)
-        result = study.run(request)
-    if json:
-        print_json(result.to_json())
-    else:
-        show(report(result))
-    if plot is not None:  # last: what was found is on the screen if the disk is full
-        draw(cast(Drawable, result), Path(plot))
-
-
-def _folder(keep: str | None) -> AbstractContextManager[str]:
-    """Where the study's files go.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
-    if keep is None:
-        return tempfile.TemporaryDirectory()
-
-    return nullcontext(str(make_folder(keep)))
+    work(
+        name,
+        runs,
+        quick=quick,
+        epochs=epochs,
+        keep=keep,
+        model=model,
+        data=data,
+        plot=plot,
+        seed=seed,
+        json=json,
+    )

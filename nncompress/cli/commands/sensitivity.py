@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from nncompress.cli import model_files, options, report_file
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli import options
 from nncompress.cli.declared import taking
+from nncompress.cli.later import later
 from nncompress.cli.quantities import seconds
-from nncompress.errors import UsageError
-from nncompress.files.folders import cache_folder, folder_to_fill
-from nncompress.passes import Context
-from nncompress.report import search as tables
 
-if TYPE_CHECKING:
-    from nncompress.search.records import Records
+work = later("search.sensitivity:sensitivity")
 
 _HELP = """Measure each layer by itself: how far one pass on it moves the outputs, and what it saves.
 
@@ -74,62 +67,17 @@ def sensitivity(
     **loading: Any,
 ) -> None:
     until = clock.monotonic() + seconds(time, "--time") if time else float("inf")
-    reads = model_files.read_by(None, model, loading["data"], loading["arch"])
-    report_file.check_report(report, reads)
-    opened = model_files.open_model(model, **loading)
-    from nncompress import api
-    from nncompress.search.sensitivity import METHODS, probes
-    from nncompress.search.sensitivity import sensitivity as measure
-
-    methods = tuple(dict.fromkeys(method or METHODS))
-    for each in methods:
-        if each not in METHODS:
-            raise UsageError(
-                "sensitivity: --method names no pass it knows", got=each, expected=", ".join(METHODS)
-            )
-    data = loading["data"]
-    samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
-    if samples is None:
-        say("no --data: errors are those on random inputs, and quantize rounds weights only")
-    measured = None
-    if metric is not None:
-        if samples is None:
-            raise UsageError("sensitivity: --metric is measured on data", remedy="add --data FILE.npz")
-        from nncompress.search.measure import Measure, settled
-
-        metric = settled(opened.model, samples, metric)
-        measured = Measure(opened.model, metric).metric
-    if target is not None:
-        from nncompress.bench.latency.target import clocked
-
-        target = clocked(target).name
-    with _kept(folder) as kept, progress() as bar:
-        context = Context(data=samples, seed=seed, limit=limit, progress=bar)
-        wanted = probes(opened.model, methods, context)
-        result = measure(opened.model, wanted, context, kept, until, metric, target)
-    for note in context.notes:
-        say(note)
-    if kept.unkept:
-        say(f"what was measured is measured anew next time: {kept.unkept}; --folder names a folder for it")
-    missing = len(wanted) - len(result.effects)
-    if missing:
-        say(f"{missing} of {len(wanted)} were not measured in the time given: the same command goes on")
-    if json:
-        print_json(result.to_json())
-    else:
-        show(tables.sensitivity(result, every=all_strengths, metric=measured))
-    report_file.write(report, result.to_json(), reads)
-
-
-@contextmanager
-def _kept(folder: str | None) -> Iterator[Records]:
-    """What is kept where the user says, else in the cache folder, where that can be written."""
-    from nncompress.search.records import Records
-    from nncompress.search.sensitivity import RECORD
-
-    if folder:
-        with folder_to_fill(folder) as made:
-            yield Records(made, RECORD)
-    else:
-        cache = cache_folder()
-        yield Records(cache and cache / "sensitivity", RECORD, needed=False)
+    work(
+        model,
+        methods=method,
+        all_strengths=all_strengths,
+        folder=folder,
+        until=until,
+        metric=metric,
+        target=target,
+        limit=limit,
+        seed=seed,
+        report=report,
+        json=json,
+        loading=loading,
+    )

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import typer
-from rich.console import Group
-from rich.text import Text
 
-from nncompress import extras
 from nncompress.cli import options
-from nncompress.cli.console import print_json, progress, show
-from nncompress.report.tables import plain
-from nncompress.results import SCHEMA
-from nncompress.targets import TARGETS
+from nncompress.cli.later import later
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+work = later("targets:targets")
 
 _HELP = """List the runtimes that --target names: what they take, whether they are here, which is fastest.
 
@@ -32,55 +23,4 @@ def register(app: typer.Typer) -> None:
 
 
 def targets(json: options.Json = False) -> None:
-    with progress() as bar:
-        bar.step("timing the runtimes", 0, None)
-        found = described()
-    if json:
-        print_json(found)
-    else:
-        show(_table(found))
-
-
-def described() -> dict[str, Any]:
-    """Everything that `targets` says, as JSON holds it."""
-    from nncompress.bench.latency.target import fastest, speeds
-
-    seconds = speeds()
-    return {
-        "schema": SCHEMA,
-        "kind": "targets",
-        "fastest": fastest(),
-        "targets": [
-            {
-                "name": each.name,
-                "title": each.title,
-                "files": list(each.suffixes),
-                "installed": each.installed,
-                "command": extras.command(each.extra) if each.extra and not each.installed else None,
-                "seconds": seconds.get(each.name),
-                "activations": each.activations,
-                "weights": each.weights,
-                "floats": each.floats,
-                "compiler": each.compiler,
-                "notes": list(each.notes),
-            }
-            for each in TARGETS.usable()
-        ],
-    }
-
-
-def _table(found: dict[str, Any]) -> RenderableType:
-    table = plain("target", "runs", "files", "here", right=4)
-    for column in table.columns:
-        column.no_wrap = False
-    notes = []
-    for each in found["targets"]:
-        if each["seconds"]:
-            here = f"{each['seconds'] * 1e3:.2f} ms"
-            here += ", the fastest" if each["name"] == found["fastest"] else ""
-        else:
-            here = "yes" if each["installed"] else each["command"] or "files only"
-        table.add_row(each["name"], each["title"], " ".join(each["files"]), here)
-        notes += [Text(f"{each['name']}: {note}") for note in each["notes"]]
-    timed = "ms: a stack of convolutions in float32, one thread, CPU time; ratios of other networks differ"
-    return Group(table, Text(timed), Text(), *notes)
+    work(json)

@@ -11,8 +11,9 @@ from typing import Any
 from nncompress.analysis.answer import PROBED, Answers, index_of
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench.inputs import sizes_that_run
-from nncompress.cli import model_files, session
+from nncompress.cli import session
 from nncompress.cli.console import say
+from nncompress.cli.work import model_files
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model

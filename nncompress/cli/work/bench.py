@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -17,9 +18,9 @@ from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, fil
 from nncompress.bench.environment import environment
 from nncompress.bench.inputs import Inputs, inputs_of, phases
 from nncompress.bench.sessions import clock_of
-from nncompress.cli import report_file
-from nncompress.cli.console import print_json, say, show
-from nncompress.cli.work import artifacts
+from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.work import artifacts, bench_candidates, model_files, report_file
+from nncompress.cli.work.in_target import check_runs
 from nncompress.data import Dataset
 from nncompress.errors import DataError, ExitCode, RegressionError, UsageError
 from nncompress.ir.graph.inputs import BATCH
@@ -28,6 +29,73 @@ from nncompress.progress import Progress
 from nncompress.report import bench_table
 from nncompress.results import BenchResult, BenchSuite, Phase
 from nncompress.runtimes.free_sizes import free_dims
+
+
+def bench(
+    models: list[str] | None,
+    *,
+    every: bool,
+    runtime: str,
+    target: str | None,
+    device: str,
+    precision: str | None,
+    mode: str | None,
+    batches: tuple[int, ...] | None,
+    tokens: int | None,
+    settings: dict[str, Any],
+    outputs: list[str],
+    compare: str | None,
+    tolerance: float,
+    metric: str | None,
+    report: str | None,
+    json: bool,
+    loading: dict[str, Any],
+) -> None:
+    """See the options of the command.
+
+    Args:
+        settings: of `nncompress.bench.benchmark`.
+
+    Raises:
+        UsageError: nothing here is measured in what was asked for, or not with the baseline.
+        RegressionError: a model is slower than the baseline allows.
+    """
+    if target is not None:
+        to = bench_candidates.target(*bench_candidates.from_targets(target, device, runtime), precision, mode)
+    else:
+        to = bench_candidates.target(device, runtime, precision, mode)
+
+    # What could fail after the measurement is tried before it.
+    reads = model_files.read_by(None, *(models or []), compare, loading["data"], loading["arch"])
+    files.check_files(outputs, protect=reads)
+    report_file.check_report(report, reads, *(outputs))
+    old = None if compare is None else baseline.read(compare)
+    opened = artifacts.open_all(models, every=every, **loading)
+    if tokens is not None:
+        check_tokens(opened, tokens)
+    if target is not None:
+        for each in opened:
+            check_runs(each, bench_candidates.named(target))
+    names = artifacts.names(opened)
+    batches = batches or (fixed_batch(opened[0]) or opened[0].least_batch,)
+    data = loading["data"]
+    samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
+    with progress() as bar, TemporaryDirectory() as folder:
+        made = [
+            bench_candidates.candidates_of(each, name, to, Path(folder) / f"{position}", bar)
+            for position, (each, name) in enumerate(zip(opened, names))
+        ]
+        candidates = [candidate for each in made for candidate in each]
+        settled = artifacts.answers(opened, samples, metric=metric)
+        answers = [answer for each, answer in zip(made, settled) for _ in each]
+        if not candidates:
+            raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")
+        if old is not None:
+            check_plan(old, candidates, batches, settings["threads"], str(compare))
+        suite = measure(candidates, batches, samples, answers, metric, settings, bar, tokens)
+    if old is not None and not suite.interrupted:
+        suite = replace(suite, baseline=baseline.compare(old, suite, name=str(compare), tolerance=tolerance))
+    tell(suite, outputs, report, json, reads)
 
 
 def check_plan(

@@ -13,9 +13,8 @@ from nncompress.analysis import accuracy
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.bench.inputs import random_inputs
-from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
-from nncompress.cli.work import artifacts
+from nncompress.cli.work import artifacts, model_files, report_file
 from nncompress.cli.work.in_target import in_target
 from nncompress.data import Batch, Dataset
 from nncompress.data.dataset import measuring_batch

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.couplings.summary import summarize
 from nncompress.analysis.lowrank.spectrum import spectra
 from nncompress.bench.latency.forecast import forecast
-from nncompress.cli import model_files
+from nncompress.bench.latency.target import layer_clock
 from nncompress.cli.console import print_json, progress, show
+from nncompress.cli.work import model_files
 from nncompress.report import tables
 from nncompress.report.forecast import forecast as forecast_table
 from nncompress.report.groups import groups
 from nncompress.results import SCHEMA
+
+
+def inspect(
+    model: str | None,
+    *,
+    units: bool,
+    spectrum: bool,
+    target: str | None,
+    json: bool,
+    loading: dict[str, Any],
+) -> None:
+    """See the options of the command."""
+    if target is not None:
+        layer_clock(target)  # refused before the model is opened
+    opened = model_files.open_model(model, **loading)
+    if target is not None:
+        show_forecast(opened, target, json)
+        return
+    shown = show_units if units else show_spectra if spectrum else show_layers
+    shown(opened, json)
 
 
 def show_layers(opened: model_files.Opened, json: bool) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from nncompress.cli import options
-from nncompress.cli.commands.training.job import AFTER, BEFORE, Job, how_to_go_on, settings_of
-from nncompress.cli.console import progress, say
+from nncompress.cli.commands.training.options import AFTER, BEFORE, check_files, settings_of
 from nncompress.cli.declared import declared, with_parameters
+from nncompress.cli.later import later
 from nncompress.cycles import CycleSettings
-from nncompress.errors import UsageError
-from nncompress.report import training as report
 from nncompress.train import TrainSettings
+
+work = later("training.cycle:run")
 
 _HELP = """Train and prune in cycles, until nothing is left to prune.
 
@@ -41,53 +39,7 @@ def register(app: typer.Typer) -> None:
     }
 
     def called(**values: Any) -> None:
-        run(settings_of(CycleSettings, values), settings_of(TrainSettings, values), **values)
+        check_files("cycle", values)
+        work(settings_of(CycleSettings, values), settings_of(TrainSettings, values), **values)
 
     app.command("cycle", help=_HELP)(with_parameters(called, parameters, "cycle"))
-
-
-def run(
-    cycling: CycleSettings,
-    training: TrainSettings,
-    model: str | None,
-    *,
-    folder: str | None,
-    resume: bool,
-    **files: Any,
-) -> None:
-    """Train and prune in cycles, and write what is left."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UsageError(
-            "cycle runs in one process",
-            got=f"{os.environ['WORLD_SIZE']} by torchrun",
-            remedy="without torchrun; or torchrun -m nncompress train, and prune-nodes between",
-        )
-    job = Job.open("cycle", model, **files)
-    from nncompress.cycles import Cycle, run_cycles
-
-    records = Path(folder) if folder else Path(f"{job.opened.stem}.cycles")
-    if os.path.exists(records / "state.json") and not resume:
-        raise UsageError(
-            f"{records} holds the cycles of an earlier run",
-            remedy="--resume continues it; or name another --folder",
-        )
-
-    def done(each: Cycle) -> None:
-        if not job.json:
-            say(report.cycle_line(each))
-
-    with how_to_go_on(records), progress() as bar:
-        pruned, result = run_cycles(
-            job.opened.model,
-            job.data,
-            training,
-            cycling,
-            folder=records,
-            validation=job.validation,
-            teacher=job.teacher,
-            resume=resume,
-            done=done,
-            progress=bar,
-            notice=say,
-        )
-        job.finish(pruned, result, report.cycles(result), bar)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nncompress.api.opening import dataset, outline
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.errors import UsageError
 from nncompress.loading.state_dict.shards import Checkpoint, open_checkpoint
@@ -86,8 +87,6 @@ def run_streamed(
 def _on_data(
     each: Quantize, source: Checkpoint, output: str, values: Mapping[str, Any], bar: Progress
 ) -> Streamed:
-    from nncompress.api.opening import dataset, outline
-
     asked = {name: values[name] for name in ("data", "arch", "input", "normalize")}
     model = outline(source, **asked, notice=say)
     samples = dataset(values["data"], model, values["normalize"], say)

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nncompress.cli import model_files, options, report_file
+from nncompress import api, export, pipeline
+from nncompress.bench.environment import environment
+from nncompress.bench.latency.int8_speed import int8_speed
+from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
-from nncompress.cli.output_format import check_output, written_for
-from nncompress.cli.paired import open_paired
+from nncompress.cli.output_format import written_for
+from nncompress.cli.work import model_files, report_file
+from nncompress.cli.work.passes.paired import open_paired
 from nncompress.errors import UsageError
 from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
@@ -42,7 +46,6 @@ def run_passes(
         with_past: the decoder with past of the decoder that `path` is: both are treated as one.
         dry_run: only check what every pass requires, and say what would be done.
     """
-    check_output(output, target)
     if dry_run and report is not None:
         raise UsageError(
             "--dry-run does nothing that a --report could tell of", remedy="leave one of them out"
@@ -56,10 +59,6 @@ def run_passes(
         both = open_paired(opened, with_past, passes, trust_pickle=loading["trust_pickle"])
         opened, timing = both.joined, False
     loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
-    from nncompress import api, export, pipeline
-    from nncompress.bench.environment import environment
-    from nncompress.bench.latency.int8_speed import int8_speed
-
     label = passes[0].name if len(passes) == 1 else "compressed"
     data = loading["data"]
     reads = model_files.read_by(opened, data, loading["arch"], recipe, with_past)
@@ -139,9 +138,7 @@ def _command(model: Path, output: Path, given: dict[str, Any]) -> str:
 
 def _check_timed(passes: Sequence[Pass]) -> None:
     """--for says what is timed: refuse it where nothing is."""
-    from nncompress.pipeline import chooses_by_clock
-
-    if not any(chooses_by_clock(each) for each in passes):
+    if not any(pipeline.chooses_by_clock(each) for each in passes):
         raise UsageError(
             "--for is the precision that prune-nodes, factorize and grow time with --latency (or --faster)",
             got=", ".join(each.name for each in passes),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nncompress import api, export
-from nncompress.cli import model_files
 from nncompress.cli.console import progress, say
+from nncompress.cli.work import model_files
 from nncompress.errors import UsageError
 from nncompress.files.json_file import write_json
 from nncompress.files.ledger import Ledger

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nncompress.cli import model_files
+from nncompress import export
 from nncompress.cli.console import say
+from nncompress.cli.work import model_files
 from nncompress.errors import UsageError
+from nncompress.export.origin import is_ours
 from nncompress.files.targets import check_chosen, check_target
-
-if TYPE_CHECKING:
-    from nncompress.export import ExportReport
-    from nncompress.ir import Model
-    from nncompress.ir.edit.pair import Pair
-    from nncompress.passes import Pass
+from nncompress.ir import Model
+from nncompress.ir.edit.apart import take_apart
+from nncompress.ir.edit.joined import join
+from nncompress.ir.edit.pair import Pair
+from nncompress.passes import Pass
+from nncompress.pipeline import chooses_by_clock
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,6 @@ class Paired:
             OutputError, UsageError: it cannot be written, is one of `reads`, the first's, or a file that is
                 not ours.
         """
-        from nncompress.export.origin import is_ours
-
         stem = self.step.stem if output else f"{self.step.stem}.{label}"
         file = first.with_name(f"{stem}{first.suffix}")
         if file == first:
@@ -53,11 +53,8 @@ class Paired:
         check_chosen(file, is_ours, "")
         return file
 
-    def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[ExportReport]:
+    def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[export.ExportReport]:
         """Take the result apart, and write its graphs: both, or none."""
-        from nncompress import export
-        from nncompress.ir.edit.apart import take_apart
-
         parts = take_apart(result, self.pair)
         return export.write_together((parts.prompt, parts.step), files, **how)
 
@@ -70,10 +67,6 @@ def open_paired(
     Raises:
         UsageError: the two are no pair, or a pass measures latencies of a model that runs as two.
     """
-    from nncompress.ir.edit.joined import join
-    from nncompress.ir.edit.pair import Pair
-    from nncompress.pipeline import chooses_by_clock
-
     timed = next(filter(chooses_by_clock, passes), None)
     if timed is not None:
         flag = "--latency" if getattr(timed, "latency", None) is not None else "--faster"

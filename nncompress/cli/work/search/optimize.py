@@ -16,11 +16,11 @@ from nncompress.analysis.metrics.base import Metric
 from nncompress.bench.environment import environment
 from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.bench.latency.target import clocked, floats_in
-from nncompress.cli import model_files, report_file
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
-from nncompress.cli.work import made_again
-from nncompress.cli.work.search_folder import ORIGINAL, SETTINGS, begin, half
+from nncompress.cli.work import model_files, report_file
+from nncompress.cli.work.search import made_again
+from nncompress.cli.work.search.search_folder import ORIGINAL, SETTINGS, begin, half
 from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import folder_to_fill
@@ -41,7 +41,7 @@ from nncompress.search.records import model_key, read
 
 
 def find(
-    opened: model_files.Opened,
+    model: str | None,
     asked: dict[str, Any],
     *,
     metric: str | None,
@@ -73,6 +73,7 @@ def find(
     Raises:
         PromiseError: the promise is not kept.
     """
+    opened = model_files.open_model(model, **loading)
     data = loading["data"]
     reads = model_files.read_by(opened, data, fit, loading["arch"])
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)

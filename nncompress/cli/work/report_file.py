@@ -10,6 +10,9 @@ from typing import Any
 from nncompress.cli.console import say
 from nncompress.errors import UsageError
 from nncompress.files.targets import check_target
+from nncompress.report.facts.read import section_in
+from nncompress.report.files import write_report
+from nncompress.results import plain
 
 FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 
@@ -53,10 +56,6 @@ def write(path: str | None, document: dict[str, Any], reads: Iterable[Path]) -> 
     """The report of what a command has just done, if one was asked for."""
     if path is None:
         return
-    from nncompress.report.facts.read import section_in
-    from nncompress.report.files import write_report
-    from nncompress.results import plain
-
     section = section_in(plain(document), "this run")
     write_report(Path(path), format_of(path), [section], reads)
     say(f"wrote {path}")

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
+from rich.console import RenderableType
 
-from nncompress.cli import model_files, options, report_file
+from nncompress import api, export
+from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.cli.console import print_json, say, show
-from nncompress.cli.declared import Parameters
-from nncompress.cli.output_format import check_suffix
+from nncompress.cli.work import model_files, report_file
+from nncompress.cli.work.artifacts import CARRIED, needed_by
+from nncompress.data import Dataset
 from nncompress.errors import UsageError
+from nncompress.ir import Model
+from nncompress.progress import Progress
 from nncompress.report.tables import written
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from nncompress.data import Dataset
-    from nncompress.ir import Model
-    from nncompress.progress import Progress
-    from nncompress.results import Result
-
-Validation = Annotated[
-    str | None, typer.Option("--val", metavar="DATA", help="measured after every epoch; decides --patience")
-]
-Teacher = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="model whose answers are imitated, e.g. the original")
-]
-TeacherArch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE.py:FACTORY", help="what builds the network of a teacher's state_dict [default: --arch]"
-    ),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="continue the run that was killed")]
-BEFORE: Parameters = {
-    "data": (options.Data, None),
-    "val": (Validation, None),
-    "teacher": (Teacher, None),
-    "teacher_arch": (TeacherArch, None),
-}
-AFTER: Parameters = {
-    "resume": (Resume, False),
-    "output": (options.Output, None),
-    **{name: pair for name, pair in options.LOADING.items() if name != "data"},
-    "report": (options.Report, None),
-    "json": (options.Json, False),
-}
+from nncompress.results import Result
 
 
 @dataclass(frozen=True)
@@ -76,7 +46,7 @@ class Job:
         command: str,
         model: str | None,
         *,
-        data: str | None,
+        data: str,
         val: str | None,
         teacher: str | None,
         teacher_arch: str | None,
@@ -91,13 +61,8 @@ class Job:
             NNCompressError: one of them cannot be, there is no data, or the output could not be written: told
                 before the training that would be lost.
         """
-        check_suffix(output)
-        if data is None:
-            raise UsageError(f"{command} needs data", remedy="add --data FILE.npz (or a folder of images)")
         own, of_teacher = _loading_of(model, teacher, teacher_arch, loading)
         opened = model_files.open_model(model, data=data, **own)
-        from nncompress import api, export
-
         sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = model_files.output_for(output, model_files.default_output(opened, command), sources)
         report_file.check_report(report, sources, target)
@@ -120,9 +85,6 @@ class Job:
         spent: Path | None = None,
     ) -> None:
         """Write the model, remove `spent` (kept in case it came to nothing), and print what was done."""
-        from nncompress import export
-        from nncompress.bench.latency.int8_speed import int8_speed
-
         progress.step(f"writing {self.target.name}", 0, None)
         file = export.write(trained, self.target, protect=self.sources, time_int8=int8_speed)
         model_files.remember(self.opened, self.target, self.opened.model, trained)
@@ -148,13 +110,9 @@ def _loading_of(
     if teacher_arch is not None:
         if teacher is None:
             raise UsageError("--teacher-arch is for a teacher", remedy="add --teacher MODEL, or leave it out")
-        from nncompress.cli.work.artifacts import CARRIED
-
         return loading, {**loading, **CARRIED, "arch": teacher_arch}
     if teacher is None:
         return loading, loading
-    from nncompress.cli.work.artifacts import CARRIED, needed_by
-
     if model is None:  # what an earlier command wrote carries its architecture
         return {**loading, **CARRIED}, loading
     needed = needed_by((model, teacher), loading)
@@ -170,8 +128,3 @@ def how_to_go_on(kept: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and kept.exists():
             say(f"{kept} has the run until its last epoch or minute: --resume continues it")
         raise
-
-
-def settings_of(kind: type[Any], values: dict[str, Any]) -> Any:
-    """Take the options of the dataclass `kind` out of a command's values."""
-    return kind(**{f.name: values.pop(f.name) for f in fields(kind)})

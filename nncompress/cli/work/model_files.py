@@ -6,17 +6,18 @@ import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nncompress import api, export
+from nncompress.analysis.answer import ANSWER, index_of
 from nncompress.cli import session
 from nncompress.cli.console import progress, say
 from nncompress.errors import OutputError, UsageError
+from nncompress.export.origin import is_ours
 from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
 from nncompress.files.targets import check_chosen, check_target
-
-if TYPE_CHECKING:
-    from nncompress.ir import Model
+from nncompress.ir import Model
+from nncompress.loading.collections import names_architecture
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,6 @@ class Opened:
 
 
 def _stem(path: Path) -> str:
-    from nncompress.loading.collections import names_architecture
-
     if names_architecture(path):
         return str(path).partition("?")[0].partition(":")[2]
     return path.stem if path.is_file() else path.name  # which may have points in it, as Qwen2.5-0.5B
@@ -80,8 +79,6 @@ def open_model(
         say(f"using {path}, the previous result in this directory")
     with progress() as bar:
         bar.step(f"loading {path}", 0, None)
-        from nncompress import api  # torch takes seconds to import, and the bar tells of it
-
         model = api.load(
             path,
             arch=arch,
@@ -95,8 +92,6 @@ def open_model(
             notice=say,
         )
     if output_index is not None:
-        from nncompress.analysis.answer import ANSWER, index_of
-
         model.metadata[ANSWER] = index_of(model.outputs, output_index)
     if weights is not None:  # the same, said with the file first
         path, arch = weights, path
@@ -134,8 +129,6 @@ def output_for(output: str | None, chosen: Path, reads: tuple[Path, ...]) -> Pat
     Raises:
         OutputError: it cannot be written, is one of `reads`, or we chose the name of a file that is not ours.
     """
-    from nncompress.export.origin import is_ours
-
     target = Path(output) if output else chosen
     check_target(target, reads)
     if not output:
@@ -179,8 +172,6 @@ def _say_not_remembered(error: OutputError) -> None:
 
 def _keep(model: Model, name: str, read: tuple[str, ...] = ()) -> str:
     """Write the model to the session's folder, under another name where the model of that name was read."""
-    from nncompress import export
-
     stem, path = Path(name).stem, session.FOLDER / name
     for number in itertools.count(2):
         if str(path) not in read:

@@ -1,0 +1,1 @@
+"""Passes on a model: `compress`, and a command for each pass."""

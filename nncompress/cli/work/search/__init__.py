@@ -1,0 +1,1 @@
+"""`optimize` and `sensitivity`: what the search needs around it."""

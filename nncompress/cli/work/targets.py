@@ -1,0 +1,69 @@
+"""`targets`: the runtimes that --target names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from nncompress import extras
+from nncompress.bench.latency.target import fastest, speeds
+from nncompress.cli.console import print_json, progress, show
+from nncompress.report.tables import plain
+from nncompress.results import SCHEMA
+from nncompress.targets import TARGETS
+
+
+def targets(json: bool) -> None:
+    """Time the runtimes, and tell what each takes."""
+    with progress() as bar:
+        bar.step("timing the runtimes", 0, None)
+        found = described()
+    if json:
+        print_json(found)
+    else:
+        show(_table(found))
+
+
+def described() -> dict[str, Any]:
+    """Everything that `targets` says, as JSON holds it."""
+    seconds = speeds()
+    return {
+        "schema": SCHEMA,
+        "kind": "targets",
+        "fastest": fastest(),
+        "targets": [
+            {
+                "name": each.name,
+                "title": each.title,
+                "files": list(each.suffixes),
+                "installed": each.installed,
+                "command": extras.command(each.extra) if each.extra and not each.installed else None,
+                "seconds": seconds.get(each.name),
+                "activations": each.activations,
+                "weights": each.weights,
+                "floats": each.floats,
+                "compiler": each.compiler,
+                "notes": list(each.notes),
+            }
+            for each in TARGETS.usable()
+        ],
+    }
+
+
+def _table(found: dict[str, Any]) -> RenderableType:
+    table = plain("target", "runs", "files", "here", right=4)
+    for column in table.columns:
+        column.no_wrap = False
+    notes = []
+    for each in found["targets"]:
+        if each["seconds"]:
+            here = f"{each['seconds'] * 1e3:.2f} ms"
+            here += ", the fastest" if each["name"] == found["fastest"] else ""
+        else:
+            here = "yes" if each["installed"] else each["command"] or "files only"
+        table.add_row(each["name"], each["title"], " ".join(each["files"]), here)
+        notes += [Text(f"{each['name']}: {note}") for note in each["notes"]]
+    timed = "ms: a stack of convolutions in float32, one thread, CPU time; ratios of other networks differ"
+    return Group(table, Text(timed), Text(), *notes)

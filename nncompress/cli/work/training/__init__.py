@@ -1,0 +1,1 @@
+"""Commands that train: a model and its data come in, a trained model goes out."""
