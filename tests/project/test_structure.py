@@ -153,7 +153,8 @@ def test_the_work_that_a_command_names_exists():
         for path in HOUSE.glob("cli/commands/**/*.py")
         for place in re.findall(r'later\("(.+)"\)', path.read_text())
     ]
-    assert len(places) > 12 and all(callable(named(f"nncompress.cli.work.{place}")) for place in places)
+    assert len(places) > 12
+    assert all(callable(named(f"nncompress.cli.work.{place}")) for place in places)
 
 
 @cache
