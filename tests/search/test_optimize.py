@@ -71,7 +71,7 @@ def test_a_cache_that_cannot_be_written_costs_no_result(here, capsys, monkeypatc
     (here / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "file"))
     if cache == "none":
-        monkeypatch.setattr("nncompress.cli.commands.sensitivity.cache_folder", lambda: None)
+        monkeypatch.setattr("nncompress.cli.work.search.sensitivity.cache_folder", lambda: None)
     code, out, err = answer(capsys, "sensitivity", "m.pt2", "--method", "factorize", "--json")
     assert (code, json.loads(out)["known"]) == (0, 0)
     assert "is measured anew next time: " in " ".join(err.split())
