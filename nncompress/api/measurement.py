@@ -22,6 +22,8 @@ from nncompress.data import Dataset, open_data
 from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.graph.stated_constants import split_constants
+from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.progress import Progress
 from nncompress.results import BenchResult, EvalResult
 from nncompress.runtimes import OPENERS, open_artifact
@@ -44,7 +46,8 @@ def evaluate(
     Args:
         task: see `nncompress.analysis.accuracy.measure`.
         metric: another measure: a name, or "file.py:function" of your own (docs/eval.md).
-        input: what a module takes, where `data` does not say it (see `load`).
+        input: what a module takes, where `data` does not say it, and which inputs are one number (see
+            `load`).
         output_index: number or name of the output that the labels are held against; None: the one that they
             fit.
         limit: use this many samples, spread over the data.
@@ -56,7 +59,7 @@ def evaluate(
     if isinstance(data, Iterator):
         data = kept(data)
     if _is_artifact(model):
-        runner = open_artifact(model)
+        runner = _as_stated(Candidate("", model), model, input).open(1)
         if isinstance(data, Dataset):
             samples = data
         else:
@@ -106,7 +109,7 @@ def benchmark(
 
     Args:
         models: loaded, in memory, or files (`.onnx`, `.ort`, `.pte` in their own runtime).
-        input: what modules take (see `load`).
+        input: what modules take, and which inputs are one number (see `load`).
         seconds: of measuring.
         runtime: "onnxruntime": what is no file of a runtime is exported for the measurement.
 
@@ -125,7 +128,7 @@ def benchmark(
         candidates = []
         for position, (name, model) in enumerate(models.items()):
             if _is_artifact(model):
-                candidates.append(Candidate(name, model))
+                candidates.append(_as_stated(Candidate(name, model), model, input))
                 continue
             if isinstance(model, str | Path):
                 given = load(model, input=input, notice=warnings.warn)
@@ -139,6 +142,18 @@ def benchmark(
                 candidate = replace(candidate, artifact=file)
             candidates.append(candidate)
         return measure(candidates, batch=batch, threads=threads, time_budget=seconds, progress=progress)
+
+
+def _as_stated(file: Candidate, path: str | Path, input: Input | None) -> Candidate:
+    """A file with the inputs that it is said to have."""
+    if not isinstance(input, str | None):
+        raise UsageError(f"{path} says what it takes", remedy='leave input out, or state it: "1x3x32x32"')
+    shapes, constants = split_constants(input)
+    file = replace(file, constants=constants)
+    if shapes is None:
+        return file
+    inputs, sizes, _ = restated(file.open(1).inputs, parse_input(shapes), str(path))
+    return replace(file, inputs=tuple(inputs), sizes=sizes)
 
 
 def _is_artifact(model: Any) -> TypeGuard[str | Path]:

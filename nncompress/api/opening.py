@@ -17,6 +17,7 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
+from nncompress.ir.graph.stated_constants import split_constants
 from nncompress.ir.graph.table_rows import check_positions, table_rows
 from nncompress.loading import Examples, load_model, load_module, parse_input, stated_form
 from nncompress.loading.outline import outline as read_outline
@@ -51,7 +52,7 @@ def load(
         weights_key: where a checkpoint holds the weights, keys joined by dots ("state_dict.student").
         strict: False: weights that are missing or unexpected are told to `notice` instead of refused.
         input: what it takes, where the model does not carry it: shapes such as "1x3x32x32", or example
-            tensors, samples along the first dim.
+            tensors, samples along the first dim; and inputs that are one number from now on: "sr=16000".
         data: samples to take the input's shape from, where neither model nor `input` says it.
         normalize: how its images are normalised ("imagenet", "m1,m2,m3/s1,s2,s3"); kept with the model.
         trust_pickle: allow a pickle to run code.
@@ -69,7 +70,7 @@ def load(
     if module is None and not isinstance(model, str | Path):
         raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN)
     path = Path() if isinstance(model, torch.nn.Module) else Path(model)
-    shapes = input if isinstance(input, str) else None
+    shapes, constants = split_constants(input) if isinstance(input, str) else (None, ())
     examples: Examples | None = _examples(input)
     drawn: list[Tensor] = []
 
@@ -78,11 +79,13 @@ def load(
             drawn[:] = _samples_as_examples(data, normalize, names, _spec(model))
         return tuple(drawn)
 
-    if input is None and data is not None:
+    if shapes is None and examples is None and data is not None:
         examples = samples
     try:
         if module is not None:
-            loaded = load_module(module, input_shapes=shapes, example_inputs=examples, notice=say)
+            loaded = load_module(
+                module, input_shapes=shapes, example_inputs=examples, constants=constants, notice=say
+            )
         else:
             loaded = load_model(
                 path,
@@ -93,6 +96,7 @@ def load(
                 input_shapes=shapes,
                 trust_pickle=trust_pickle,
                 example_inputs=examples,
+                constants=constants,
                 notice=say,
             )
     except UsageError as error:
@@ -106,7 +110,7 @@ def load(
         ) from error
     if normalize is not None:
         loaded.metadata["normalize"] = normalize
-    if module is None and input is None and data is None:
+    if module is None and shapes is None and data is None:
         sizes = {d: n for s in loaded.inputs for d, n in zip(s.shape, loaded.concrete_shape(s, 1))}
         told = guess_told(path, loaded.inputs, {str(d): n for d, n in sizes.items()})
         if told is not None:
@@ -132,8 +136,10 @@ def outline(
     def samples(names: Sequence[str]) -> tuple[Tensor, ...]:
         return _samples_as_examples(data, normalize, names, str(source.path))
 
-    shapes = None if input is None else parse_input(input)
-    return read_outline(source, arch=arch, input_shapes=shapes, examples=samples, notice=notice)
+    stated, constants = split_constants(input)
+    shapes = None if stated is None else parse_input(stated)
+    how: Any = {"arch": arch, "input_shapes": shapes, "constants": constants}
+    return read_outline(source, **how, examples=samples, notice=notice)
 
 
 def dataset(

@@ -203,9 +203,11 @@ def _with_memory(
     found = []
     for i, candidate in enumerate(candidates):
         progress.step("measuring peak memory and cold start", i, len(candidates))
-        own = in_own_process(
-            candidate.artifact, inputs, threads, runtime=candidate.runtime, precision=candidate.precision
+        given, how = (
+            candidate.complete(inputs),
+            {"runtime": candidate.runtime, "precision": candidate.precision},
         )
+        own = in_own_process(candidate.artifact, given, threads, **how)
         found.append(
             replace(result.candidates[i], peak_memory=own.peak_memory, cold_start_s=own.cold_start_s)
         )
@@ -243,9 +245,8 @@ def _with_profiles(
 
 
 def _profile(candidate: Candidate, inputs: Inputs, threads: int) -> tuple[OperatorTime, ...] | None:
-    return profile(
-        candidate.artifact, inputs, threads, runtime=candidate.runtime, precision=candidate.precision
-    )
+    given, how = candidate.complete(inputs), {"runtime": candidate.runtime, "precision": candidate.precision}
+    return profile(candidate.artifact, given, threads, **how)
 
 
 def _speedup(times: list[list[CandidateTimes]], candidate: int, clock: str, seed: int) -> Estimate | None:

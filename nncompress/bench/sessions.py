@@ -16,9 +16,12 @@ from nncompress.bench.gpu import event_clock, gpu_state
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import Call, CandidateTimes, Measurement, undisturbed
 from nncompress.ir import InputSpec, Model
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.progress import Progress
 from nncompress.runtimes import Runner, open_artifact
+from nncompress.runtimes.base import input_array
 from nncompress.runtimes.on_cuda import Cuda, open_on_cuda
+from nncompress.runtimes.with_constants import with_constants
 
 FEWEST_SESSIONS = 3  # so many even where the time is up: fewer say nothing of their spread
 FEWEST_ROUNDS = 5  # per session
@@ -36,6 +39,7 @@ class Candidate:
         cuda: run it on the GPU.
         runtime, precision: of a file: another runtime than its own, and in what that computes floats.
         inputs, sizes: how a file's inputs are to be read, where that was stated: `Runner.inputs`, `.sizes`.
+        constants: inputs of a file that have the same value in every run.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Candidate:
     precision: str | None = None
     inputs: tuple[InputSpec, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    constants: tuple[Constant, ...] = ()
 
     def open(self, threads: int, *, anew: bool = False) -> Runner:
         """In its runtime; `anew`: in memory of its own, also where it is a loaded model."""
@@ -55,12 +60,24 @@ class Candidate:
         if anew and isinstance(artifact, Model):
             artifact = artifact.copy()
         if self.cuda is not None:
-            opened = open_on_cuda(artifact, self.cuda)
+            opened = with_constants(open_on_cuda(artifact, self.cuda), self.constants, self.name)
         else:
-            opened = open_artifact(artifact, threads, runtime=self.runtime, precision=self.precision)
+            opened = open_artifact(
+                artifact,
+                threads,
+                runtime=self.runtime,
+                precision=self.precision,
+                constants=self.constants,
+            )
         if self.inputs:
             opened.inputs, opened.sizes = self.inputs, self.sizes
         return opened
+
+    def complete(self, inputs: Inputs) -> Inputs:
+        """All that the file takes, constants too."""
+        if not self.constants:
+            return inputs
+        return tuple(map(input_array, self.open(1).complete(inputs)))
 
 
 def clock_of(candidates: Sequence[Candidate], threads: int) -> str:

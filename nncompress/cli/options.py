@@ -89,7 +89,8 @@ Input = Annotated[
     typer.Option(
         "--input",
         metavar="1x3x32x32",
-        help="input shape, where neither file nor --data tell it; B marks the batch: x:Bx40,state:2xBx128",
+        help="input shape, where neither file nor --data tell it; B marks the batch: x:Bx40,state:2xBx128; "
+        "one that is always the same: sr=16000",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -25,27 +25,26 @@ from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.formats.lookup import unpack
-from nncompress.ir.formats.samples import from_text, samples_of
+from nncompress.ir.edit.fixed_inputs import fix_inputs, remembering
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.sample_dims import settle_batch
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.loading.collections import file_and_arch, names_architecture, of_collection
-from nncompress.loading.compare import AsExported, check_graph_runs, compare_with_source, settle_sizes
 from nncompress.loading.file_kind import FileKind, file_kind
-from nncompress.loading.file_record import FileRecord, damaged, read_header, read_record
+from nncompress.loading.file_record import FileRecord, read_header
+from nncompress.loading.from_pt2 import model_of_pt2
 from nncompress.loading.huggingface import in_cache, read_huggingface
 from nncompress.loading.module.detection_head import remember_head
-from nncompress.loading.module.drawn_inputs import settle_masks
+from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.from_network import model_of
 from nncompress.loading.module.infer_input import infer_input, stated_form
 from nncompress.loading.module.traced import Examples, marked, parsed, scripted, traced
 from nncompress.loading.module.wrappers import held, with_graphs_of_scripts
 from nncompress.loading.onnx import read_onnx
 from nncompress.loading.pickle.read import describe, read_pickle
-from nncompress.loading.pt2.archive import read_pt2, read_samples
-from nncompress.loading.random_numbers import refuse_random_numbers
+from nncompress.loading.pt2.archive import read_pt2
 from nncompress.loading.repeated import MOST_REPEATED, repeated_bytes
 from nncompress.loading.state_dict.architecture import build_architecture
 from nncompress.loading.state_dict.checkpoint import find_weights, in_float32
@@ -83,6 +82,7 @@ def load_model(
     input_shapes: str | Sequence[InputShape] | None = None,
     trust_pickle: bool = False,
     example_inputs: Examples | None = None,
+    constants: Sequence[Constant] = (),
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """The model in `path`, in eval mode, with a dynamic batch where its graph allows one.
@@ -96,6 +96,7 @@ def load_model(
         trust_pickle: run the code a pickle asks for.
         example_inputs: for a file without shapes, a batch of data instead of `input_shapes`; or what gives
             one when it is asked for inputs of these names.
+        constants: inputs that have one value from now on, and are none of the model's.
         notice: told, in a sentence, what was guessed.
 
     Raises:
@@ -110,8 +111,9 @@ def load_model(
         file, arch = file_and_arch(path, arch, weights, weights_key)
         if file is None:
             module = of_collection(arch).eval()
+            fixed, _ = fix_arguments(module, constants, arch)
             notice(f"{arch} has fresh weights, which nothing has trained; --weights FILE gives it others")
-            return traced(module, arch, input_shapes, example_inputs, notice)
+            return remembering(traced(module, arch, input_shapes, example_inputs, notice), fixed, notice)
         path = file
     path = in_cache(path) or path
     kind = file_kind(path)
@@ -127,7 +129,16 @@ def load_model(
         )
     with bounded_memory(path, _bytes(path, kind)):
         return _loaded(
-            path, kind, arch, weights_key, strict, input_shapes, trust_pickle, example_inputs, notice
+            path,
+            kind,
+            arch,
+            weights_key,
+            strict,
+            input_shapes,
+            trust_pickle,
+            example_inputs,
+            constants,
+            notice,
         )
 
 
@@ -149,28 +160,32 @@ def _loaded(
     input_shapes: str | Sequence[InputShape] | None,
     trust_pickle: bool,
     example_inputs: Examples | None,
+    constants: Sequence[Constant],
     notice: Callable[[str], None],
 ) -> Model:
     if kind is FileKind.PT2:
-        model, settled = _from_pt2(path, notice)
+        model, settled = model_of_pt2(path, notice)
+        fix_inputs(model, constants, path, notice)
         if input_shapes is not None:
             restate(model, parsed(input_shapes), path)
         elif settled:
             return model
         return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.ONNX:
-        return settle_batch(_from_onnx(path, input_shapes, notice), notice, stated=marked(input_shapes))
+        model = _from_onnx(path, input_shapes, constants, notice)
+        return settle_batch(model, notice, stated=marked(input_shapes))
     if kind is FileKind.HUGGINGFACE:
-        return _from_huggingface(path, strict, input_shapes, example_inputs, notice)
+        return _from_huggingface(path, strict, input_shapes, example_inputs, constants, notice)
     if kind is FileKind.TORCHSCRIPT:
-        return scripted(read_torchscript(path), path, input_shapes, example_inputs, notice)
+        return scripted(read_torchscript(path), path, input_shapes, example_inputs, constants, notice)
     module, record = _module(path, kind, arch, weights_key, strict, trust_pickle, notice)
     module = held(module).cpu().eval()
+    fixed, _ = fix_arguments(module, constants, path)
     model = traced(module, path, input_shapes, example_inputs, notice)
     remember_head(model, module, notice)
     model.metadata.update(record.metadata)
     model.history = list(record.history)
-    return model
+    return remembering(model, fixed, notice)
 
 
 def load_module(
@@ -178,6 +193,7 @@ def load_module(
     *,
     input_shapes: str | Sequence[InputShape] | None = None,
     example_inputs: Examples | None = None,
+    constants: Sequence[Constant] = (),
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """A module in memory, in eval mode, on the CPU, with a dynamic batch where its graph allows one.
@@ -187,7 +203,7 @@ def load_module(
     are known.
 
     Args:
-        input_shapes, example_inputs, notice: as in `load_model`.
+        input_shapes, example_inputs, constants, notice: as in `load_model`.
 
     Raises:
         UsageError: it cannot be copied, or does not run on the inputs.
@@ -198,7 +214,9 @@ def load_module(
     if isinstance(module, Network):
         if input_shapes is not None:
             raise UsageError(f"{name} knows its inputs", remedy="leave input out")
-        return model_of(module)
+        model = model_of(module)
+        fix_inputs(model, constants, name, notice)
+        return model
     try:
         copied = copy.deepcopy(module)
     except Exception as error:  # whatever the user's attributes raise
@@ -208,11 +226,15 @@ def load_module(
             remedy="give it fresh, or torch.export.export(module, …), saved as .pt2",
         ) from error
     if isinstance(copied, torch.jit.ScriptModule):
-        return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, notice)
+        return scripted(copied.cpu().eval(), name, input_shapes, example_inputs, constants, notice)
     source = copied.cpu().eval()
-    model = traced(with_graphs_of_scripts(source), name, input_shapes, example_inputs, notice, source)
+    graphs = with_graphs_of_scripts(source)
+    fixed, _ = fix_arguments(graphs, constants, name)
+    if graphs is not source:
+        fix_arguments(source, constants, name)
+    model = traced(graphs, name, input_shapes, example_inputs, notice, source)
     remember_head(model, copied, notice)
-    return model
+    return remembering(model, fixed, notice)
 
 
 def _from_huggingface(
@@ -220,17 +242,18 @@ def _from_huggingface(
     strict: bool,
     input_shapes: str | Sequence[InputShape] | None,
     example_inputs: Examples | None,
+    constants: Sequence[Constant],
     notice: Callable[[str], None],
 ) -> Model:
     shapes = None if input_shapes is None else parsed(input_shapes)
     examples = None if shapes is not None else example_inputs
-    found = read_huggingface(path, shapes, examples, strict=strict, notice=notice)
+    found = read_huggingface(path, shapes, examples, strict=strict, constants=constants, notice=notice)
     model = traced(found.module, path, shapes, found.inputs, notice, None, found.limits, found.lengths)
     normalize = found.normalize
     if normalize is not None:
         model.metadata["normalize"] = normalize
         notice(f"images are normalised by {normalize}, as {path} says; --normalize states another")
-    return model
+    return remembering(model, constants, notice)
 
 
 def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
@@ -265,52 +288,16 @@ def holds_weights_only(path: str | Path, *, trust_pickle: bool = False) -> bool:
 def _from_onnx(
     path: Path,
     input_shapes: str | Sequence[InputShape] | None,
+    constants: Sequence[Constant],
     notice: Callable[[str], None],
 ) -> Model:
     shapes = None if input_shapes is None else parsed(input_shapes)
-    model = read_onnx(path, input_shapes=shapes, notice=notice)
+    model = read_onnx(path, input_shapes=shapes, constants=constants, notice=notice)
     if shapes is not None and marked(shapes):  # names are those of the file
         names = model.metadata.get("input_names", {})
         in_order = matched(shapes, [names.get(spec.name, spec.name) for spec in model.inputs])
         restate(model, [replace(shape, name=None) for shape in in_order], path)
     return model
-
-
-def _from_pt2(path: Path, notice: Callable[[str], None]) -> tuple[Model, bool]:
-    """The model, and whether it is one of ours, which say where their records lie."""
-    program, content = read_pt2(path, notice)
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    values = [
-        placeholders[name].meta["val"] for name in program.graph_signature.user_inputs if name in placeholders
-    ]
-    shapes = [value.shape for value in values if isinstance(value, Tensor)]
-    record = read_record(content, path, shapes)
-    model = Model.from_exported(
-        program, history=record.history, metadata=record.metadata, inputs=record.inputs
-    )
-    refuse_random_numbers(model, path)
-    if record.inputs is not None and (text := read_samples(path)):
-        try:
-            model.inputs = from_text(text, model.inputs, model.dynamic)
-        except ValueError as error:
-            raise damaged(path, str(error)) from error
-    settle_sizes(model)
-    settle_masks(model)
-    if compare_with_source(model, AsExported(program), path, notice, batches=(2,)) is None:
-        if samples_of(model.inputs):
-            raise damaged(path, "samples on which the model does not run")
-        check_graph_runs(model, path)
-    try:
-        unpack(model)
-    except ValueError as error:
-        raise ModelFileError(
-            f"{path} is damaged: a packed weight does not unpack",
-            got=str(error),
-            remedy="copy or save the file again",
-        ) from error
-    if len(record.outputs) == len(model.outputs):
-        model.outputs = record.outputs
-    return model, record.inputs is not None
 
 
 def _module(

@@ -20,8 +20,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.loading.huggingface_inputs import default_inputs, length_of, normalization
+from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.free_lengths import Length
 from nncompress.loading.module.without_weights import without_weights
 from nncompress.loading.state_dict.fill import read_shards
@@ -76,6 +78,7 @@ def read_huggingface(
     *,
     strict: bool,
     notice: Callable[[str], None],
+    constants: Sequence[Constant] = (),
     weights: bool = True,
 ) -> Found:
     """The model of the directory, with tensors for arguments.
@@ -85,6 +88,7 @@ def read_huggingface(
         examples: data instead: tensors of the first inputs that it would take itself, or what gives those
             of their names.
         strict: refuse weights that are missing, or beyond those of the class.
+        constants: arguments of its class that have one value.
         weights: False: the model is made without them (see `without_weights`).
 
     Raises:
@@ -97,14 +101,15 @@ def read_huggingface(
     need(EXTRA, str(folder))
     model = _opened(folder, config, strict, notice) if weights else _empty(folder, config)
     model.config.use_cache = False
+    fix_arguments(model, constants, folder)
     given = None
     if shapes is not None and all(shape.name for shape in shapes):
         names = [str(shape.name) for shape in shapes]
-        taken = inspect.signature(type(model).forward).parameters
+        taken = inspect.signature(model.forward).parameters
         if unknown := [name for name in names if name not in taken]:
             raise UsageError(
                 f"{folder}: {type(model).__name__} takes no input {unknown[0]!r}",
-                expected=", ".join(name for name in taken if name != "self")[:300],
+                expected=", ".join(taken)[:300],
             )
     else:
         defaults = default_inputs(model, folder)

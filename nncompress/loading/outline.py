@@ -14,8 +14,10 @@ from torch import Tensor
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.loading.huggingface import CONFIG, read_huggingface
+from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.infer_input import required_inputs
 from nncompress.loading.module.traced import inputs_to_trace
 from nncompress.loading.module.without_weights import emptied, stood_in_for, without_weights
@@ -30,6 +32,7 @@ def outline(
     *,
     arch: str | None,
     input_shapes: Sequence[InputShape] | None,
+    constants: Sequence[Constant],
     examples: Callable[[Sequence[str]], tuple[Tensor, ...]],
     notice: Callable[[str], None],
 ) -> Model:
@@ -38,6 +41,7 @@ def outline(
     Args:
         arch: what builds the network, where no config.json of transformers lies beside the weights.
         input_shapes: what it takes, where `examples` is not to say it.
+        constants: arguments that have one value.
         examples: gives samples of data for inputs of these names.
 
     Raises:
@@ -57,11 +61,14 @@ def outline(
         raise UsageError(f"{folder} says its architecture in its configuration", remedy="leave --arch out")
     if arch is None:
         given = None if input_shapes is not None else examples
-        found = read_huggingface(folder, input_shapes, given, strict=True, notice=notice, weights=False)
+        found = read_huggingface(
+            folder, input_shapes, given, strict=True, notice=notice, constants=constants, weights=False
+        )
         module, drawn, limits = found.module, found.inputs, found.limits
     else:
         with without_weights():
             module = held(build_architecture(arch)).eval()
+        fix_arguments(module, constants, arch)
         drawn = examples(required_inputs(module)) if input_shapes is None else None
         limits = {}
     inputs, dims = inputs_to_trace(module, input_shapes, drawn, notice, limits)

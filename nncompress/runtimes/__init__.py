@@ -19,7 +19,7 @@ an entry point that names a `Runtime` (docs/extending.md), and runs what it is a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +27,11 @@ from pathlib import Path
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
 from nncompress.ir import Model
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.memory import bounded_memory
 from nncompress.runtimes.base import Runner
 from nncompress.runtimes.external_data import stored_bytes
+from nncompress.runtimes.with_constants import with_constants
 
 __all__ = ["OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
 
@@ -71,6 +73,7 @@ def open_artifact(
     *,
     runtime: str | None = None,
     precision: str | None = None,
+    constants: Sequence[Constant] = (),
 ) -> Runner:
     """Open a file, or take a loaded model, in the runtime it belongs to, or in another that takes it.
 
@@ -79,8 +82,10 @@ def open_artifact(
         threads: how many threads one run may use.
         runtime: a key of `RUNTIMES`, for a file.
         precision: of floats ("float32", "bfloat16"), for a runtime that can be asked.
+        constants: inputs of a file that have the same value in every run; runs take the others.
     Raises:
-        UsageError: there is no such runtime, or it does not take such a file or a precision.
+        UsageError: there is no such runtime, it does not take such a file or a precision, or the file has no
+            such input as a constant is stated for.
         ModelFileError: the file is missing, damaged, or no runtime owns its kind.
         UnsafeFileError: the file reaches for files outside its folder.
         UnsupportedError: the runtime cannot run what is in it.
@@ -112,7 +117,8 @@ def open_artifact(
         raise ModelFileError(f"there is no file {path}")
     opened: Callable[..., Runner] = named(chosen.opener)
     with bounded_memory(path, stored_bytes(path)):
-        return opened(path, threads, *((precision,) if chosen.precisions else ()))
+        runner = opened(path, threads, *((precision,) if chosen.precisions else ()))
+    return with_constants(runner, constants, str(path))
 
 
 def load_runtime(path: Path, runtime: str | None = None) -> None:

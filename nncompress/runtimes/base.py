@@ -26,7 +26,8 @@ Call = Callable[[], Sequence[np.ndarray]]
 
 def input_array(value: Array) -> np.ndarray:
     """Contiguous, for a runtime that takes numpy's."""
-    return np.ascontiguousarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value)
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    return np.asarray(array, order="C")  # ascontiguousarray makes [1] of a single number
 
 
 def output_array(output: Tensor) -> np.ndarray:
@@ -84,6 +85,10 @@ class Runner(ABC):
     def least_batch(self) -> int:
         """The fewest samples at a time of which it makes what the model's source does."""
         return least_batch_of(self.remembered())
+
+    def complete(self, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """All that its file takes, of what a run is given; more where some inputs are constants."""
+        return tuple(inputs)
 
     @abstractmethod
     def _bind(self, inputs: tuple[Array, ...]) -> Call:

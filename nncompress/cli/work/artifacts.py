@@ -18,6 +18,7 @@ from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import sizes_of
+from nncompress.ir.graph.stated_constants import Constant, split_constants
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import check_positions, table_rows
 from nncompress.loading import holds_weights_only
@@ -41,6 +42,7 @@ class Artifact:
         answer: the output that labels belong to, where that was said or is remembered.
         least_batch: the fewest samples that it takes at a time.
         runtime: that the file is opened in; None: the one that owns its format.
+        constants: of its inputs those that have the same value in every run, and are not among `inputs`.
     """
 
     path: Path
@@ -53,10 +55,12 @@ class Artifact:
     answer: int | None = None
     least_batch: int = 1
     runtime: str | None = None
+    constants: tuple[Constant, ...] = ()
 
     def open(self, threads: int) -> Runner:
         """In torch for a graph, else in the runtime of the file."""
-        runner = open_artifact(self.path if self.model is None else self.model, threads, runtime=self.runtime)
+        artifact = self.path if self.model is None else self.model
+        runner = open_artifact(artifact, threads, runtime=self.runtime, constants=self.constants)
         if self.inputs:
             runner.inputs, runner.sizes = self.inputs, self.sizes
         return runner
@@ -162,10 +166,11 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         normalize, answer = model.metadata.get("normalize"), model.metadata.get("answer")
         given = (model.inputs, model.sizes, model.outputs, answer, model.least_batch)
         return Artifact(Path(path), model, normalize, name, *given)
-    runner = open_artifact(path)
+    shapes, constants = split_constants(loading["input"])
+    runner = open_artifact(path, constants=constants)
     inputs, sizes, remembered = runner.inputs, runner.sizes, runner.remembered()
-    if loading["input"] is not None:
-        stated, sizes, _ = restated(inputs, parse_input(loading["input"]), path)
+    if shapes is not None:
+        stated, sizes, _ = restated(inputs, parse_input(shapes), path)
         inputs = tuple(stated)
     elif loading["data"] is None:
         sizes = sizes_that_run(runner, _whole_numbers(remembered.get("sizes")))
@@ -185,6 +190,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
         runner.outputs,
         answer,
         runner.least_batch,
+        constants=constants,
     )
 
 

@@ -166,7 +166,14 @@ def candidates_of(
     """
     with artifact.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    candidate = Candidate(name, artifact.path, sha256=digest, inputs=artifact.inputs, sizes=artifact.sizes)
+    candidate = Candidate(
+        name,
+        artifact.path,
+        sha256=digest,
+        inputs=artifact.inputs,
+        sizes=artifact.sizes,
+        constants=artifact.constants,
+    )
     if artifact.model is not None:
         costs = cost(artifact.model)
         candidate = replace(
@@ -176,6 +183,7 @@ def candidates_of(
             macs=costs.macs,
             inputs=(),
             sizes={},
+            constants=(),
         )
     if to.device == "cuda":
         return _on_gpu(candidate, to, base, bar)

@@ -67,13 +67,18 @@ def store_computed_weights(
     return stored
 
 
-def store_constants(model: Model) -> list[str]:
+def store_constants(model: Model, of: Collection[fx.Node] | None = None) -> list[str]:
     """Store, in place, whatever is computed from stored tensors alone, and return the names.
 
     For a writer whose format lacks an op that only makes such a value. What stands for the weights of a
     quantized model stays computed.
+
+    Args:
+        of: only what depends on one of these nodes.
     """
     constant = {node for node in constants(model) if "quantize" not in op_name(node)}
+    if of is not None:
+        constant = {node for node in constant if not behind(node).isdisjoint(of)}
     values: dict[fx.Node, Any] = {}
     stored = []
     for node in list(model.graph.nodes):

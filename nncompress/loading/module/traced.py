@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import InputSpec, Model
+from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
+from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, run_source
 from nncompress.loading.module.drawn_inputs import settle_masks
 from nncompress.loading.module.dry_run import dry_run
+from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.free_lengths import Length, with_free_lengths
 from nncompress.loading.module.infer_input import (
     argument_names,
@@ -129,12 +132,15 @@ def scripted(
     path: Path | str,
     input_shapes: str | Sequence[InputShape] | None,
     example_inputs: Examples | None,
+    constants: Sequence[Constant],
     notice: Callable[[str], None],
 ) -> Model:
-    """The graph of a TorchScript module, compared with TorchScript; arguments as of `traced`."""
-    module = GraphModule(script)
-    source = AsScripted(script, module)
-    return traced(module, path, input_shapes, example_inputs, notice, source)
+    """The graph of a TorchScript module, compared with TorchScript; arguments as of `load_model`."""
+    module = GraphModule(script, [each.name for each in constants])
+    fixed, arguments = fix_arguments(module, constants, path)
+    source = AsScripted(script, module, lambda *inputs: arguments.complete(*inputs).args)
+    model = traced(module, path, input_shapes, example_inputs, notice, source)
+    return remembering(model, fixed, notice)
 
 
 def inputs_to_trace(

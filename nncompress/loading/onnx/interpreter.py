@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -273,7 +273,7 @@ class OnnxModule(Store):
     Args:
         model: with its external data where it says it is, below `folder`.
         states: output -> input of every tensor that one call hands to the next; the module keeps these.
-        chosen: see `Store`.
+        chosen, fixed: see `Store`.
     """
 
     def __init__(
@@ -282,8 +282,9 @@ class OnnxModule(Store):
         folder: str = "",
         states: Mapping[str, str] = MappingProxyType({}),
         chosen: Callable[[str], object] = str,
+        fixed: Collection[str] = (),
     ) -> None:
-        super().__init__(model.graph, folder, states.values(), chosen)
+        super().__init__(model.graph, folder, states.values(), chosen, fixed)
         self._handed_on = dict(states)
         self._graph = model.graph
         self._opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)

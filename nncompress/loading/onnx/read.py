@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +13,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnx.inliner import inline_local_functions
 from torch import Tensor
 from torch.export import Dim
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_computed_weights
+from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.formats.moved_codes import store_moved_codes
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.ops import RECURRENT
+from nncompress.ir.graph.stated_constants import Constant, left_to_fix
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH, trace
 from nncompress.ir.python_names import is_argument_name
@@ -38,6 +42,7 @@ from nncompress.runtimes.exact_copy import spell_dynamic_lstms, write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
 from nncompress.runtimes.onnx_files.loops import stated_ops
+from nncompress.runtimes.with_constants import with_constants
 
 ROUNDING = (
     "DequantizeLinear",
@@ -55,6 +60,7 @@ def read_onnx(
     path: Path,
     *,
     input_shapes: Sequence[InputShape] | None = None,
+    constants: Sequence[Constant] = (),
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Model:
     """The model of an `.onnx` file, its weights as parameters under their names there.
@@ -64,6 +70,7 @@ def read_onnx(
 
     Args:
         input_shapes: what sizes to trace with, per input, where free dims leave it open.
+        constants: inputs that have one value, and are none of the model's.
         notice: told, in a sentence, what was guessed, fixed and measured.
 
     Raises:
@@ -88,17 +95,21 @@ def read_onnx(
     if any(node.op_type in ("Loop", "Scan") for node in proto.graph.node):
         check_unrolled(stated_ops(proto.graph) - len(proto.graph.node))
         runner.patience = PATIENCE
+    taken = [spec.name for spec in runner.inputs]
+    stored = left_to_fix(constants, taken, runner.remembered(), str(path))
+    given = with_constants(runner, stored, str(path))
+    _store_inputs(proto, stored, path)
     chosen: dict[str, None] = {}
-    module = _module(proto, path, states, chosen.setdefault)
+    module = _module(proto, path, states, chosen.setdefault, [each.name for each in stored])
     inputs = [input_of(value, path) for value in module.inputs]
     remembered = record.metadata.pop("sizes", {})
-    sizes = choose_sizes(inputs, runner, input_shapes, path, remembered)
+    sizes = choose_sizes(inputs, given, input_shapes, path, remembered)
     module.eval()
     outputs = [output.name for output in proto.graph.output]
     kept = [position for position, name in enumerate(outputs) if name not in states]
 
     def run(*arrays: Tensor) -> list[np.ndarray]:
-        results = reference.run(*arrays)
+        results = with_constants(reference, stored, str(path)).run(*arrays)
         return [results[position] for position in kept]
 
     with _as_written(proto, path, runner) as reference:
@@ -127,6 +138,7 @@ def read_onnx(
     model.metadata = {**record.metadata, **model.metadata}
     if model.least_batch > 1 and BATCH in model.dynamic:
         model.dynamic[BATCH] = (model.least_batch, model.dynamic[BATCH][1])
+    remembering(model, stored, notice)
     notice(f"{path.name} was read as a graph that agrees with {reference.name} to {compared:.1e}")
     return model
 
@@ -160,8 +172,23 @@ def _as_written(proto: onnx.ModelProto, path: Path, runner: OnnxRuntimeRunner) -
         yield OnnxRuntimeRunner(copy if exact else path, 1, optimised=False)
 
 
+def _store_inputs(proto: onnx.ModelProto, fixed: Sequence[Constant], path: Path) -> None:
+    """Inputs that are constants lie among what the file stores."""
+    by_name = {each.name: each for each in fixed}
+    values = {value.name: value for value in proto.graph.input if value.name in by_name}
+    for name, value in values.items():
+        each = input_of(value, path)
+        array = by_name[name].tensor(dtype_name(each.dtype), each.shape).numpy()
+        proto.graph.input.remove(value)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
 def _module(
-    proto: onnx.ModelProto, path: Path, states: dict[str, str], chosen: Callable[[str], object]
+    proto: onnx.ModelProto,
+    path: Path,
+    states: dict[str, str],
+    chosen: Callable[[str], object],
+    fixed: Collection[str],
 ) -> OnnxModule:
     try:
         folder = str(path.resolve().parent)
@@ -170,7 +197,7 @@ def _module(
         spell_groups(proto, folder)
         spell_dynamic_lstms(proto.graph, folder)
         dynamic.spell_dynamic(proto)
-        return OnnxModule(proto, folder, states, chosen)
+        return OnnxModule(proto, folder, states, chosen, fixed)
     except NNCompressError:
         raise
     except Exception as error:  # bytes, dims and types of a tensor that do not fit, each in its own way
@@ -213,7 +240,7 @@ def _traced(module: OnnxModule, inputs: list[Input], sizes: dict[str, int], path
         try:
             program = trace(module, given, {}, dynamic_shapes)
         except UnsupportedError as error:
-            failure = _named(error, path)
+            failure = _named(error, path, inputs)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -240,14 +267,18 @@ def _states(proto: onnx.ModelProto) -> dict[str, str]:
     return pairs if fits else {}
 
 
-def _named(error: UnsupportedError, path: Path) -> UnsupportedError:
+def _named(error: UnsupportedError, path: Path, inputs: list[Input]) -> UnsupportedError:
     """Our own refusal of an op where one is behind what torch.export said."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Missing):
             of_input = "depends on the input" in (cause.got or "")
-            constant = f", or an .onnx in which what {cause.op} is told is constant" if of_input else ""
-            return UnsupportedError(f"{path}: {cause.what}", got=cause.got, remedy=INSTEAD + constant)
+            single = [each.name for each in inputs if all(size == 1 for size in each.shape)]
+            stated = f"; where one is always the same: --input {single[0]}=NUMBER" if single else ""
+            constant = f", or an .onnx in which what {cause.op} is told is constant{stated}"
+            return UnsupportedError(
+                f"{path}: {cause.what}", got=cause.got, remedy=INSTEAD + (constant if of_input else "")
+            )
         if isinstance(cause, UnsupportedError) and cause is not error:
             return cause
         cause = cause.__cause__ or cause.__context__

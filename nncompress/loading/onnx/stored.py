@@ -27,6 +27,9 @@ class Store(nn.Module):
     Attributes:
         arrays: by their names in the file.
         chosen: called with the name of an `If` of which both branches are computed.
+
+    Args:
+        fixed: names of what is stored and is no weight.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class Store(nn.Module):
         folder: str,
         states: Collection[str] = (),
         chosen: Callable[[str], object] = str,
+        fixed: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.chosen = chosen
-        self._folder, self._states = folder, frozenset(states)
+        self._folder, self._states, self._fixed = folder, frozenset(states), frozenset(fixed)
         self.arrays: dict[str, np.ndarray] = {}
         self._owners: dict[str, tuple[nn.Module, str]] = {}
         self._taken: set[str] = set()
@@ -83,7 +87,7 @@ class Store(nn.Module):
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
         tensor = from_array(array)
-        if is_weight(tensor) and not state:
+        if is_weight(tensor) and not state and name not in self._fixed:
             owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=True))
         else:
             owner.register_buffer(leaf, tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -36,12 +36,13 @@ class GraphModule(nn.Module):
 
     Args:
         script: in eval mode; it is kept, and not changed.
+        fixed: arguments that have one value, and need not be tensors.
 
     Raises:
         UnsupportedError: operators that are not read (named, with counts), an input that is no tensor, hooks.
     """
 
-    def __init__(self, script: torch.jit.ScriptModule) -> None:
+    def __init__(self, script: torch.jit.ScriptModule, fixed: Collection[str] = ()) -> None:
         super().__init__()
         modules: list[Any] = list(script.modules())
         if any(m._c._get_forward_hooks() or m._c._get_forward_pre_hooks() for m in modules):
@@ -57,11 +58,13 @@ class GraphModule(nn.Module):
         defaults = [_default(argument) for argument in arguments]
         for argument in arguments:
             kind = str(argument.type)
-            if not argument.has_default_value() and kind not in ("Tensor", "Optional[Tensor]"):
+            taken = argument.has_default_value() or argument.name in fixed
+            if not taken and kind not in ("Tensor", "Optional[Tensor]"):
                 raise UnsupportedError(
                     f"the TorchScript module takes an input {argument.name!r} that is no tensor",
                     got=kind,
-                    remedy="wrap it in a module that takes tensors, and save that",
+                    remedy=f"--input {argument.name}=NUMBER fixes one that is a number; or wrap it in a "
+                    "module that takes tensors, and save that",
                 )
         _mirror(script, self, {})
         self.constants: dict[str, str] = {}  # value of the graph -> parameter
@@ -72,10 +75,12 @@ class GraphModule(nn.Module):
                 self.constants[node.output().debugName()] = name
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))
         names = [a.name if a.name.isidentifier() else f"input_{i}" for i, a in enumerate(arguments)]
-        taken = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        self.forward = self._named(
-            inspect.Signature([inspect.Parameter(n, taken, default=d) for n, d in zip(names, defaults)])
-        )
+        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [
+            inspect.Parameter(name, either, default=default, annotation=str(argument.type))
+            for name, default, argument in zip(names, defaults, arguments)
+        ]
+        self.forward = self._named(inspect.Signature(parameters))
 
     def _named(self, signature: inspect.Signature) -> Callable[..., Any]:
         """The forward with arguments under the names that they have in the archive."""
@@ -93,14 +98,21 @@ class AsScripted(nn.Module):
     """The TorchScript module as torch runs it, on a copy, so that its state stays.
 
     The graph is walked on the same inputs and random numbers first, which bounds what it does.
+
+    Args:
+        complete: all arguments of the script, of those that are given.
     """
 
     script: torch.jit.ScriptModule
     walked: GraphModule
+    complete: Callable[..., tuple[Any, ...]]
 
-    def __init__(self, script: torch.jit.ScriptModule, walked: GraphModule) -> None:
+    def __init__(
+        self, script: torch.jit.ScriptModule, walked: GraphModule, complete: Callable[..., tuple[Any, ...]]
+    ) -> None:
         super().__init__()
-        self.__dict__.update(script=script, walked=walked)  # no submodules, which would be looked into
+        kept = {"script": script, "walked": walked, "complete": complete}
+        self.__dict__.update(kept)  # no submodules, which would be looked into
 
     def forward(self, *inputs: Tensor) -> Any:
         before = torch.get_rng_state()
@@ -108,7 +120,7 @@ class AsScripted(nn.Module):
             self.walked(*(tensor.clone() for tensor in inputs))
         torch.set_rng_state(before)  # so that it takes the branches that were walked
         with torch.enable_grad(), torch.jit.optimized_execution(False):  # as the walk says: no fused forms
-            results = copy.deepcopy(self.script)(*inputs)
+            results = copy.deepcopy(self.script)(*self.complete(*inputs))
         return pytree.tree_map_only(Tensor, Tensor.detach, results)
 
 

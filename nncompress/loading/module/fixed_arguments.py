@@ -1,0 +1,64 @@
+"""A module whose forward has the same value of some arguments in every call, and takes the others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nncompress.ir.graph.stated_constants import Constant, left_to_fix
+
+
+@dataclass(frozen=True)
+class FixedArguments:
+    """Which arguments of a signature have which values."""
+
+    signature: inspect.Signature
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def left(self) -> inspect.Signature:
+        """What is still to be given."""
+        parameters = self.signature.parameters.items()
+        return self.signature.replace(parameters=[p for name, p in parameters if name not in self.values])
+
+    def complete(self, *inputs: Any, **named: Any) -> inspect.BoundArguments:
+        """All arguments, of those that are given."""
+        given = self.left.bind(*inputs, **named)
+        given.apply_defaults()
+        arguments = {**given.arguments, **self.values}
+        in_order: Any = {name: arguments[name] for name in self.signature.parameters}
+        return inspect.BoundArguments(self.signature, in_order)
+
+
+def fix_arguments(
+    module: nn.Module, constants: Sequence[Constant], origin: Path | str
+) -> tuple[list[Constant], FixedArguments]:
+    """Let the module's forward have these values, in place.
+
+    An argument that is annotated as a tensor gets one; others a number, as a caller would write it.
+
+    Raises:
+        UsageError: forward takes no argument of the name.
+    """
+    forward = module.forward
+    signature = inspect.signature(forward)
+    fixed = left_to_fix(constants, list(signature.parameters), {}, str(origin))
+    values = {
+        each.name: each.argument("Tensor" in str(signature.parameters[each.name].annotation))
+        for each in fixed
+    }
+    arguments = FixedArguments(signature, values)
+    if fixed:
+
+        def with_values(*inputs: Any, **named: Any) -> Any:
+            bound = arguments.complete(*inputs, **named)
+            return forward(*bound.args, **bound.kwargs)
+
+        with_values.__signature__ = arguments.left  # type: ignore[attr-defined]
+        module.__dict__["forward"] = with_values
+    return fixed, arguments

@@ -1,0 +1,165 @@
+"""Inputs that are one number from now on: `--input sr=16000`, through every door."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import nncompress
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode, UnsupportedError, UsageError
+
+
+class ByRate(nn.Module):
+    """Other layers for other rates; `other` lies behind the constant, as the state of a stream does."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow, self.fast = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x, sr: int, other):
+        return (self.fast(x) if sr == 16000 else self.slow(x)) + other
+
+
+class ByTensor(ByRate):
+    def forward(self, x, sr: torch.Tensor, other):
+        return torch.where(sr == 16000, self.fast(x), self.slow(x)) + other
+
+
+def x_and_other(batch=3):
+    return torch.randn(batch, 4), torch.randn(batch, 3)
+
+
+def onnx_file(path, length="N"):
+    """`If` on the rate, whose branches give other shapes."""
+    random = np.random.default_rng(0)
+    branches = {}
+    for name, wide in (("then_branch", 3), ("else_branch", 5)):
+        stored = [numpy_helper.from_array(random.standard_normal((4, wide)).astype(np.float32), f"w{wide}")]
+        node = helper.make_node("MatMul", ["x", f"w{wide}"], [f"y{wide}"])
+        result = helper.make_tensor_value_info(f"y{wide}", TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph([node], name, [], [result], stored)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Equal", ["sr", "rate"], ["is_fast"]),
+            helper.make_node("If", ["is_fast"], ["y"], **branches),
+        ],
+        "graph",
+        [
+            helper.make_tensor_value_info("sr", TensorProto.INT64, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [length, 4]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(16000), "rate")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_a_module_takes_a_number_or_a_tensor_as_its_forward_says(tensor):
+    module, said, (x, other) = (ByTensor if tensor else ByRate)(), [], x_and_other()
+    model = nncompress.load(module, input="x:Bx4,other:Bx3,sr=16000", notice=said.append)
+    assert [spec.name for spec in model.inputs] == ["x", "other"]
+    torch.testing.assert_close(model(x, other), module.fast(x) + other)
+    assert any("sr=16000: constant from now on" in each for each in said)
+    assert module(x, torch.tensor(8000), other).shape == (3, 3)  # the caller's own still takes it
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("rate", [16000, 8000])
+def test_torchscript_is_scripted_with_it(here, tensor, rate):
+    module, (x, other) = (ByTensor if tensor else ByRate)().eval(), x_and_other()
+    torch.jit.script(module).save("m.pt")
+    model = nncompress.load("m.pt", input=f"x:Bx4,other:Bx3,sr={rate}")
+    expected = (module.fast if rate == 16000 else module.slow)(x) + other
+    torch.testing.assert_close(model(x, other), expected)
+    assert model.agreement is not None
+
+
+def test_a_pt2_keeps_the_branch_that_is_taken(here):
+    module, (x, other) = ByTensor().eval(), x_and_other()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(
+        module, (x, torch.tensor(16000), other), dynamic_shapes=({0: batch}, None, {0: batch})
+    )
+    torch.export.save(program, "m.pt2")
+    model = nncompress.load("m.pt2", input="sr=16000")
+    torch.testing.assert_close(model(x, other), module.fast(x) + other)
+    assert [name for name, _ in model.graph_module.named_parameters()] == ["fast.weight", "fast.bias"]
+    again = nncompress.load(model.to_module(), input="sr=16000")  # it is that already
+    assert [spec.name for spec in again.inputs] == ["x", "other"]
+    with pytest.raises(UsageError, match="fixed to another value"):
+        nncompress.load(model.to_module(), input="sr=8000")
+
+
+def test_a_directory_of_transformers_takes_arguments_of_its_class(tmp_path):
+    hf = pytest.importorskip("transformers")
+    config = hf.ViTConfig(image_size=8, patch_size=4, hidden_size=8, intermediate_size=8, num_labels=2)
+    config.num_hidden_layers, config.num_attention_heads = 1, 2
+    hf.ViTForImageClassification(config).eval().save_pretrained(tmp_path)
+    model = nncompress.load(tmp_path, input="pixel_values:Bx3x16x16,interpolate_pos_encoding=true")
+    assert [spec.shape for spec in model.inputs] == [("batch", 3, 16, 16)]
+
+
+def test_an_onnx_file_has_its_if_decided_and_goes_out_without_the_input(here, capsys):
+    onnx_file(here / "m.onnx")
+    np.savez("d.npz", x=np.random.randn(8, 4).astype(np.float32))
+    assert (
+        run(["quantize", "m.onnx", "--input", "sr=16000", "--data", "d.npz", "-o", "q.onnx"]) == ExitCode.OK
+    )
+    assert "sr=16000: constant from now on, and no input of the model any more" in capsys.readouterr().err
+    written = onnx.load("q.onnx")
+    assert [each.name for each in written.graph.input] == ["x"]
+    assert [each.name for each in written.graph.output] == ["y"]
+    assert not any(node.op_type == "If" for node in written.graph.node)
+
+
+@pytest.mark.parametrize("command", ["eval", "bench"])
+def test_files_are_run_with_it_beside_those_that_have_it_in_them(here, capsys, command):
+    """A runtime is given the number in every call; a file that was made with it takes it no more."""
+    onnx_file(here / "m.onnx")
+    np.savez("d.npz", x=np.random.randn(8, 4).astype(np.float32))
+    np.savez("labelled.npz", x=np.random.randn(8, 4).astype(np.float32), y=np.arange(8) % 3)
+    model = nncompress.load("m.onnx", input="sr=16000")
+    nncompress.save(model, "small.onnx")
+    short = ["--time", "0.1s", "--profile"] if command == "bench" else []
+    files = ["m.onnx", "small.onnx", "--data", "d.npz", "--json"]
+    assert run([command, *files, "--input", "sr=16000", *short]) == ExitCode.OK
+    printed = capsys.readouterr().out
+    assert '"small.onnx"' in printed
+    assert '"peak_memory": null' not in printed  # the file ran in a process of its own, too
+    assert nncompress.evaluate("m.onnx", "labelled.npz", input="sr=16000").samples == 8
+    assert run([command, *files, "--input", "sr=8000", *short]) == ExitCode.USAGE
+    assert "fixed to another value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ("rate=16000", "no input of this name"),
+        ("sr=1.5", "does not hold this value"),
+        ("sr=16000:int32", "another dtype"),
+        ("sr=fast", "is no constant"),
+        ("sr=1,sr=2", "said twice"),
+        ("x=0", "whose sizes are known"),
+        ("sr=99999999999999999999", "is no constant"),
+    ],
+)
+def test_what_is_no_value_of_an_input_is_refused(tmp_path, stated, says):
+    with pytest.raises(UsageError, match=says):
+        nncompress.load(onnx_file(tmp_path / "m.onnx"), input=stated)
+
+
+def test_an_if_that_an_input_decides_names_the_way(tmp_path):
+    with pytest.raises(UnsupportedError) as refused:
+        nncompress.load(onnx_file(tmp_path / "m.onnx"))
+    assert "--input sr=NUMBER" in str(refused.value)
