@@ -22,8 +22,8 @@ from nncompress.data import Dataset, open_data
 from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.ir.graph.stated_constants import split_constants
 from nncompress.ir.graph.stated_input import parse_input, restated
+from nncompress.ir.stated_constants import split_constants
 from nncompress.progress import Progress
 from nncompress.results import BenchResult, EvalResult
 from nncompress.runtimes import OPENERS, open_artifact

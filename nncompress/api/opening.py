@@ -17,8 +17,8 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import sizes_of
-from nncompress.ir.graph.stated_constants import split_constants
 from nncompress.ir.graph.table_rows import check_positions, table_rows
+from nncompress.ir.stated_constants import split_constants
 from nncompress.loading import Examples, load_model, load_module, parse_input, stated_form
 from nncompress.loading.outline import outline as read_outline
 from nncompress.loading.state_dict.shards import Checkpoint

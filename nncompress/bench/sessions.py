@@ -16,7 +16,7 @@ from nncompress.bench.gpu import event_clock, gpu_state
 from nncompress.bench.inputs import Inputs, inputs_for
 from nncompress.bench.measure import Call, CandidateTimes, Measurement, undisturbed
 from nncompress.ir import InputSpec, Model
-from nncompress.ir.graph.stated_constants import Constant
+from nncompress.ir.stated_constants import Constant
 from nncompress.progress import Progress
 from nncompress.runtimes import Runner, open_artifact
 from nncompress.runtimes.base import input_array

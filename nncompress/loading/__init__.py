@@ -28,9 +28,9 @@ from nncompress.ir import Model
 from nncompress.ir.edit.fixed_inputs import fix_inputs, remembering
 from nncompress.ir.graph.network import Network
 from nncompress.ir.graph.sample_dims import settle_batch
-from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
 from nncompress.ir.graph.stated_input import restated as restated_inputs
+from nncompress.ir.stated_constants import Constant
 from nncompress.loading.collections import file_and_arch, names_architecture, of_collection
 from nncompress.loading.file_kind import FileKind, file_kind
 from nncompress.loading.file_record import FileRecord, read_header

@@ -20,8 +20,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from nncompress.errors import DataError, ModelFileError, UnsafeFileError, UnsupportedError, UsageError
 from nncompress.extras import need
 from nncompress.files.bounded_text import Unreadable, read_json
-from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape
+from nncompress.ir.stated_constants import Constant
 from nncompress.loading.huggingface_inputs import default_inputs, length_of, normalization
 from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.free_lengths import Length

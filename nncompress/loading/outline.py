@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape
+from nncompress.ir.stated_constants import Constant
 from nncompress.loading.huggingface import CONFIG, read_huggingface
 from nncompress.loading.module.fixed_arguments import fix_arguments
 from nncompress.loading.module.infer_input import required_inputs

@@ -27,7 +27,7 @@ from pathlib import Path
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
 from nncompress.ir import Model
-from nncompress.ir.graph.stated_constants import Constant
+from nncompress.ir.stated_constants import Constant
 from nncompress.memory import bounded_memory
 from nncompress.runtimes.base import Runner
 from nncompress.runtimes.external_data import stored_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nncompress.ir.graph.stated_constants import Constant, left_to_fix
+from nncompress.ir.stated_constants import Constant, left_to_fix
 from nncompress.runtimes.base import Array, Call, Runner
 
 

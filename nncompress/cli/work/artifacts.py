@@ -18,9 +18,9 @@ from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, NNCompressError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import sizes_of
-from nncompress.ir.graph.stated_constants import Constant, split_constants
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import check_positions, table_rows
+from nncompress.ir.stated_constants import Constant, split_constants
 from nncompress.loading import holds_weights_only
 from nncompress.loading.collections import names_architecture
 from nncompress.runtimes import OPENERS, Runner, open_artifact

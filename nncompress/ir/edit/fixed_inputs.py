@@ -13,7 +13,7 @@ from nncompress.ir.edit.computed import constants as constant_nodes
 from nncompress.ir.edit.computed import store_constants, value_of
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.graph.stated_constants import Constant, left_to_fix, remember_fixed
+from nncompress.ir.stated_constants import Constant, left_to_fix, remember_fixed
 
 
 def fix_inputs(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nncompress.ir.graph.stated_constants import Constant, left_to_fix
+from nncompress.ir.stated_constants import Constant, left_to_fix
 
 
 @dataclass(frozen=True)

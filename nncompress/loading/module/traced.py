@@ -15,8 +15,8 @@ from nncompress.ir import InputSpec, Model
 from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
-from nncompress.ir.graph.stated_constants import Constant
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
+from nncompress.ir.stated_constants import Constant
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, run_source
 from nncompress.loading.module.drawn_inputs import settle_masks

@@ -27,10 +27,10 @@ from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.formats.moved_codes import store_moved_codes
 from nncompress.ir.graph.inputs import BATCH
 from nncompress.ir.graph.ops import RECURRENT
-from nncompress.ir.graph.stated_constants import Constant, left_to_fix
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH, trace
 from nncompress.ir.python_names import is_argument_name
+from nncompress.ir.stated_constants import Constant, left_to_fix
 from nncompress.loading.file_record import read_header
 from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.groups import spell_groups
