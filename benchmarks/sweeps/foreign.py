@@ -9,7 +9,8 @@ FOLDER holds what is in the wheels of rapidocr-onnxruntime, magika, basic-pitch,
 of the written .onnx against the file's, on data; `written`: that .onnx against the .pt2 of the same model,
 read again, at another batch and other free sizes. Names of inputs and outputs and free sizes have to be the
 file's. Data are made here: text for the networks that read it, this package's own code as bytes, tones for
-those that hear, and for those that hear features what the networks before them make of the tones.
+those that hear, and for those that hear features what the networks before them make of the tones. Where a
+file asks for the rate of the sound, that is a constant, and no input of what is written.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ Arrays = tuple[np.ndarray, ...]
 STEPS = ("prune-nodes:ratio=0.3", "quantize", "cluster", "prune:sparsity=0.5")
 WHERE_NO_NODES = "factorize:params=0.8"
 SAMPLES = 8
+RATE = "sr"
 COLUMNS = ("file", "pass", "read", "parameters", "moved", "written", "CPU")
 PACKAGES = {
     "rapidocr-onnxruntime": "ch_*.onnx",
@@ -80,9 +82,11 @@ def bytes_of_code(count: int) -> Arrays:
     return (rows,)
 
 
-def states(count: int, length: int, *more: np.ndarray) -> Arrays:
-    state = np.random.default_rng(count).standard_normal((2, count, 128)).astype(np.float32)
-    return (tones(count, length), 0.1 * state, *more)
+def states(count: int, length: int, width: int = 128, tensors: int = 1) -> Arrays:
+    """Sound, and what a detector remembers of the sound before it."""
+    draw = np.random.default_rng(count)
+    kept = [0.1 * draw.standard_normal((2, count, width)).astype(np.float32) for _ in range(tensors)]
+    return (tones(count, length), *kept)
 
 
 def heard(folder: Path, count: int, frames: int) -> Arrays:
@@ -100,7 +104,8 @@ def heard(folder: Path, count: int, frames: int) -> Arrays:
 def data_for(folder: Path, path: Path, count: int, other: bool) -> Arrays | None:
     """Samples that the file takes, in the order of its inputs; `other`: of other free sizes."""
     name, more = path.name, 32 if other else 0
-    frames = onnxruntime.InferenceSession(path).get_inputs()[0].shape
+    taken = onnxruntime.InferenceSession(path).get_inputs()
+    frames = taken[0].shape
     rules: dict[str, Callable[[], Arrays]] = {
         "ch_PP-OCR*_det_*": lambda: text(count, 160 + more, 320 - more, 4),
         "ch_PP-OCR*_rec_*": lambda: text(count, 48, 320 + 2 * more),
@@ -113,9 +118,11 @@ def data_for(folder: Path, path: Path, count: int, other: bool) -> Arrays | None
             tones(count, 576),
             *np.zeros((2, 1, 1, 128), np.float32),
         ),
-        "silero_vad_16k_op15.onnx": lambda: states(count, 512, np.array(16000)),
         "silero_vad_half.onnx": lambda: states(count, 512),
         "silero_vad_openvino_16k.onnx": lambda: states(count, 576),
+        "silero_vad*.onnx": lambda: states(
+            count, 512, max(value.shape[-1] for value in taken if len(value.shape) == 3), len(taken) - 2
+        ),
         "*_v0.1.onnx": lambda: heard(folder, count, int(frames[1])),
     }
     found = next((make for pattern, make in rules.items() if fnmatch(name, pattern)), None)
@@ -124,8 +131,9 @@ def data_for(folder: Path, path: Path, count: int, other: bool) -> Arrays | None
 
 def ran(path: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(path)
-    given = dict(zip((value.name for value in session.get_inputs()), inputs))
-    return session.run(None, given)
+    asked = [value.name for value in session.get_inputs()]
+    given = dict(zip((name for name in asked if name != RATE), inputs))
+    return session.run(None, given | {name: np.array(16000) for name in asked if name == RATE})
 
 
 def apart(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
@@ -138,9 +146,10 @@ def apart(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
 
 
 def declared(path: Path) -> list[tuple[str, list[bool]]]:
-    """Names of inputs and outputs, and which sizes of inputs are free."""
+    """Names of inputs, the rate apart, and outputs, and which sizes of inputs are free."""
     session = onnxruntime.InferenceSession(path)
-    given = [(v.name, [not isinstance(d, int) or d < 1 for d in v.shape]) for v in session.get_inputs()]
+    asked = [value for value in session.get_inputs() if value.name != RATE]
+    given = [(v.name, [not isinstance(d, int) or d < 1 for d in v.shape]) for v in asked]
     return given + [(value.name, []) for value in session.get_outputs()]
 
 
@@ -194,8 +203,11 @@ def rows(folder: Path, path: Path) -> Iterator[dict[str, object]]:
         yield {"read": "there is no data for it here"}
         return
     said: list[str] = []
+    rated = RATE in (value.name for value in onnxruntime.InferenceSession(path).get_inputs())
     try:
-        model = nncompress.load(path, data=(data, None), notice=said.append)
+        model = nncompress.load(
+            path, data=(data, None), input=f"{RATE}=16000" if rated else None, notice=said.append
+        )
     except NNCompressError as refused:
         yield {"read": f"{refused.what.partition(': ')[2]}: {refused.got}"}
         return

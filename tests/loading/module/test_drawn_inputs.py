@@ -193,6 +193,33 @@ class Fields(nn.Module):
         return self.table(ids + self.begins)
 
 
+class OneHot(nn.Module):
+    """Without a table: each number is told from all others, as JAX writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(100, D), nn.Linear(4, D)
+
+    def forward(self, ids, kind):
+        told = [
+            (each.unsqueeze(-1) == torch.arange(layer.in_features)).float()
+            for each, layer in ((ids, self.a), (kind, self.b))
+        ]
+        return self.a(told[0]) + self.b(told[1])
+
+
+class Special(Tables):
+    """A few ids are looked for beside their table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("special", torch.tensor([2, 3]))
+
+    def forward(self, ids, kind):
+        special = (ids.unsqueeze(-1) == self.special).any(-1, keepdim=True)
+        return self.a(ids) * (~special) + self.b(kind)
+
+
 class Places(Tables):
     """The larger table, registered first, is that of positions."""
 
@@ -213,6 +240,8 @@ TWO = "ids:Bx6:int64,kind:Bx6:int64"
         (Counted, TWO, [(0, 50), (0, 4)]),
         (Rows, TWO, [(0, 100), (0, 4)]),
         (Bags, TWO, [(0, 100), (0, 4)]),
+        (OneHot, TWO, [(0, 100), (0, 4)]),
+        (Special, TWO, [(0, 100), (0, 4)]),
         (Fields, "Bx3:int64", [(0, 30)]),
         (Places, None, [(0, 4)]),
     ],
