@@ -4,7 +4,8 @@ python -m benchmarks.language.outliers DIR
 
 DIR holds lm.pt2 of `model.py`, which makes it. Outliers are planted at no change of the function:
 in every block four channels of both norms and of the values are a hundred times larger, and the weights that
-read them a hundred times smaller. Perplexity and the share of bytes that are guessed right are of ONNX
+read them a hundred times smaller. Or the residual stream is seen in axes of which four are the directions
+that it is largest in, as the streams of large models have their outliers. Perplexity and the share of bytes that are guessed right are of ONNX
 Runtime on the file as it runs, on text that the model has not seen. "ORT static" is ONNX Runtime's own
 quantizer.
 """
@@ -23,15 +24,28 @@ from torch.nn import functional as F
 
 import nncompress
 from benchmarks.language.model import CALIBRATION, CONTEXT, HELD_OUT, Reader, open_file, text, trained
+from nncompress.analysis.observe.walk import Walk
 from nncompress.devices import processor
 from nncompress.ir import Model
+from nncompress.ir.graph.ops import op_name
+from nncompress.passes.quantize.rotation.rotate import turn
+from nncompress.passes.quantize.rotation.streams import find_streams
 
 TIMES, CHANNELS = 100, 4
+PRINCIPAL = 4
 ROWS = {
     "static, --no-smooth": "quantize:smooth=false",
     "static": "quantize",
+    "static, --no-smooth --rotate": "quantize:smooth=false,rotate=true",
+    "static, --rotate": "quantize:rotate=true",
     "dynamic, --no-smooth": "quantize:mode=dynamic,max-drift=0.99,smooth=false",
     "dynamic": "quantize:mode=dynamic,max-drift=0.99",
+    "4 bits": "quantize:weight-bits=4,group-size=32",
+    "4 bits, --rotate": "quantize:weight-bits=4,group-size=32,rotate=true",
+    "4 bits, nearest": "quantize:weight-bits=4,group-size=32,rounding=nearest",
+    "4 bits, nearest, --rotate": "quantize:weight-bits=4,group-size=32,rounding=nearest,rotate=true",
+    "4 bits, a scale per output": "quantize:mode=weights,weight-bits=4",
+    "4 bits, a scale per output, --rotate": "quantize:mode=weights,weight-bits=4,rotate=true",
 }
 
 
@@ -53,6 +67,35 @@ def plant(model: Model) -> Model:
                 for layer in reads:
                     scale(f"blocks.{block}.{layer}.weight", 1, 1 / TIMES)
     return model
+
+
+def aligned(model: Model, ids: Tensor) -> Model:
+    """A copy whose stream has the directions that it is largest in along single channels."""
+    model = model.copy()
+    (stream,) = find_streams(model)[0]
+    seen: list[Tensor] = []
+    walk = Walk(model)
+    for node in model.graph.nodes:
+        if op_name(node) == "layer_norm":
+            walk.hooks[node.args[0]] = [lambda x: seen.append(x.flatten(0, 1).double() / x.std())]
+    with torch.no_grad():
+        walk.outputs(ids[:32])
+    rows = torch.cat(seen)
+    rows -= rows.mean(1, keepdim=True)
+    largest = torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :PRINCIPAL]
+    at = torch.randperm(stream.width, generator=torch.Generator().manual_seed(0))[:PRINCIPAL]
+    channels = torch.eye(stream.width, dtype=torch.float64)[:, at]
+    turn(model, stream, _axes(largest) @ _axes(channels).T)
+    return model
+
+
+def _axes(first: Tensor) -> Tensor:
+    """An orthogonal matrix that begins with the mean and these directions."""
+    width = len(first)
+    rest = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mean = torch.full((width, 1), width**-0.5, dtype=torch.float64)
+    axes, triangle = torch.linalg.qr(torch.cat([mean, first, rest], 1)[:, :width])
+    return axes * triangle.diagonal().sign()
 
 
 def quality(path: Path, ids: Tensor) -> tuple[float, float]:
@@ -88,7 +131,8 @@ def main() -> None:
     ids = known[at + torch.arange(CONTEXT)]
     rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
     print(f"| {len(rows)} × {CONTEXT} bytes | | perplexity | next byte | change |\n|---|---|---|---|---|")
-    for network, each in (("as trained", model), ("with outliers", plant(model))):
+    networks = {"as trained": model, "outliers": plant(model), "in the stream": aligned(model, ids)}
+    for network, each in networks.items():
         files = {"float32": folder / f"{network}.onnx"}
         nncompress.save(each, str(files["float32"]))
         for name, options in ROWS.items():

@@ -52,6 +52,7 @@ from nncompress.passes.quantize.recurrent import (
     weights_of,
     without_groups,
 )
+from nncompress.passes.quantize.rotation.rotate import turned_as, with_rotation
 from nncompress.passes.quantize.round import Left, Rounding
 from nncompress.passes.quantize.small import too_small
 
@@ -120,6 +121,8 @@ def _refuse_other_dtypes(weights: Sequence[Weight], taken: str) -> None:
 
 
 def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
+    if options.rotate:
+        return with_rotation(model, context, partial(apply, replace(options, rotate=False)))
     prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
@@ -270,6 +273,8 @@ def contributions(
     context: Context,
 ) -> dict[str, float]:
     reference = before.copy()  # as it was when its layers were rounded
+    if options.rotate:
+        turned_as(reference, changes, context.seed)
     prepare(reference, include_head=options.include_head)
     if for_the_kernel(options.mode, context.target, options.weight_bits):
         one_layer_each(reference)

@@ -119,6 +119,10 @@ class Quantize(Pass):
     smooth: bool = option(
         True, help="with data, scale channels before matrix products where rounding then errs less"
     )
+    rotate: bool = option(
+        False,
+        help="also see a transformer's residual stream in other axes, if it then errs less on --data",
+    )
     correct_bias: bool = option(False, help="take back how far rounding moved the mean of each channel")
 
     def __post_init__(self) -> None:
@@ -173,7 +177,7 @@ class Quantize(Pass):
                 remedy="add --weight-bits 4",
             )
         fitting = {"mode", "weight_bits", "group_size", "asymmetric", "keep", "include_head"}
-        fitting |= {"rounding", "no_samples"}
+        fitting |= {"rounding", "no_samples", "rotate"}
         other = next((name for name in self.settings() if name not in fitting), None)
         if other is not None:
             raise UsageError(f"quantize: --group-size goes without {flag_of(other)}")

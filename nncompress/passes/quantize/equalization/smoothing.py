@@ -20,19 +20,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from nncompress.analysis.observe.batch_size import largest_batch, quick_batch
+from nncompress.analysis.observe.batch_size import quick_batch
 from nncompress.analysis.observe.budget import BUDGET
 from nncompress.analysis.observe.calibration import Histogram, RangeRule
 from nncompress.analysis.observe.statistics import observe
-from nncompress.errors import VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import LEVELS, round_weight
-from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.weights import Layer, layers, reads
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReader, Followed, example_shapes
 from nncompress.passes.quantize.equalization.sources import is_matrix, sources
+from nncompress.passes.quantize.equalization.unchanged import outputs_of_few, prove_alike
 
 SAMPLES, BATCH = 128, 16  # whose values are looked at; every other batch is held out
 Hooks = Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]
@@ -43,7 +42,6 @@ LIMIT = 1e4  # of a scale, either way
 HELPS = 0.9  # of the squared error has to be left, at most, where scaling costs nothing
 PAYS = 0.25  # the same where it costs a multiplication,
 COUNTS = 1e-3  # and what the error must be before, of the outputs' square
-ALIKE = 1e-3  # how near the outputs stay, in floats
 
 aten = torch.ops.aten
 
@@ -158,7 +156,7 @@ def smooth(
     seen = _look(model, [each.layer.data for site in sites for each in site.readers], context, run)
     if seen is None:
         return None
-    before, size = _outputs(model, context), len(model.graph.nodes)
+    before, size = outputs_of_few(model, context), len(model.graph.nodes)
     found = []
     for done, site in enumerate(sites):
         context.progress.step("smoothing activations", done, len(sites))
@@ -176,7 +174,8 @@ def smooth(
         return None
     if len(model.graph.nodes) > size:
         model.refresh()
-    _prove(model, before, _outputs(model, context))
+    after = outputs_of_few(model, context)
+    prove_alike(model, before, after, "scaling channels", "--no-smooth leaves them")
     plain, smoothed = (math.sqrt(sum(row[i] for row in found) / len(found)) for i in (1, 2))
     return Smoothed(len(found), sum(costs for costs, _, _ in found), plain, smoothed)
 
@@ -326,22 +325,3 @@ class _Case:
         )
         moved = (rows @ (stored * steps[:, None]).T - self._expected).double().square().sum()
         return float(moved) / (float(self._expected.double().square().sum()) or 1.0)
-
-
-def _outputs(model: Model, context: Context) -> tuple[Tensor, ...]:
-    """Of two samples, or as many as the model takes."""
-    assert context.data is not None
-    count = model.fixed_batch or min(2, largest_batch(model))
-    inputs = next(iter(context.data.batches(count, limit=count))).inputs
-    with torch.no_grad():
-        return model.outputs_of(*(x.clone() for x in inputs))
-
-
-def _prove(model: Model, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
-    worst = max((row.amount for row in drift(model, after, before)), default=0.0)
-    if worst > ALIKE:
-        raise VerificationError(
-            "quantize: scaling channels changed what the model computes in floats",
-            got=f"outputs {worst:.2%} away",
-            remedy="--no-smooth leaves them",
-        )
