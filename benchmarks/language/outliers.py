@@ -5,9 +5,9 @@ python -m benchmarks.language.outliers DIR
 DIR holds lm.pt2 of `model.py`, which makes it. Outliers are planted at no change of the function:
 in every block four channels of both norms and of the values are a hundred times larger, and the weights that
 read them a hundred times smaller. Or the residual stream is seen in axes of which four are the directions
-that it is largest in, as the streams of large models have their outliers. Perplexity and the share of bytes that are guessed right are of ONNX
-Runtime on the file as it runs, on text that the model has not seen. "ORT static" is ONNX Runtime's own
-quantizer.
+that it is largest in, as the streams of large models have their outliers. Perplexity and the share of bytes
+that are guessed right are of ONNX Runtime on the file as it runs, on text that the model has not seen.
+"ORT static" is ONNX Runtime's own quantizer.
 """
 
 from __future__ import annotations
