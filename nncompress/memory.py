@@ -85,7 +85,7 @@ def bounded_memory(what: object, stored: int) -> Iterator[None]:
         with _limit(most):
             yield
     except Exception as error:
-        if not _is_refusal(error):
+        if not is_refusal(error):
             raise
         raise ModelFileError(
             f"{what} asks for more memory than its size explains",
@@ -143,7 +143,7 @@ def _used() -> int:
         return int(next(line.split()[1] for line in lines if line.startswith("VmData"))) * 1024
 
 
-def _is_refusal(error: BaseException | None) -> bool:
+def is_refusal(error: BaseException | None) -> bool:
     """Memory was refused, or that is what the error came from; each library says so in its own words."""
     while error is not None:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in _REFUSED):

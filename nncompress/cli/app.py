@@ -25,6 +25,7 @@ from nncompress.errors import ExitCode, ExtensionError, NNCompressError, on_one_
 from nncompress.extensions import culprit
 from nncompress.files.atomic import is_full, why_and_remedy
 from nncompress.files.interrupts import heard
+from nncompress.memory import is_refusal
 from nncompress.options import shown
 from nncompress.passes import PASSES
 
@@ -128,10 +129,6 @@ def run(arguments: list[str]) -> int:
         if Path(frame.filename).is_relative_to(Path(typer.__file__).parent):  # completion, used or set up
             return int(error.code or 0)
         return _fail(_left(error, frame), ExitCode.USAGE, show_traceback)
-    except MemoryError:
-        return _fail(
-            "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
-        )
     except OSError as error:
         if is_full(error):
             reason, remedy = why_and_remedy(error)
@@ -143,6 +140,10 @@ def run(arguments: list[str]) -> int:
             said = on_one_line(error.format_message()).replace("Value error, ", "")  # pydantic's, of a choice
             return _fail(
                 f"{said}{_given(error, arguments)}{_suggestion(arguments)}", ExitCode.USAGE, show_traceback
+            )
+        if is_refusal(error):
+            return _fail(
+                "out of memory\n  try:      a smaller --limit or --batch", ExitCode.INTERNAL, show_traceback
             )
         return _defect(error)
 

@@ -42,26 +42,49 @@ TOLD = 256  # inputs, spread evenly, that a ridge is judged on
 class Moments:
     """Streamed first and second moments of vectors in groups.
 
+    A few vectors are less than the sum of their outer products, [d, d], so the last ones are kept as they are.
+
     Attributes:
         count: vectors seen (per group).
         total: their sum, float64 [groups, d].
-        products: the sum of their outer products, float64 [groups, d, d].
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.total = self.products = torch.zeros(0)
+        self.total = torch.zeros(0)
+        self._products: Tensor | None = None
+        self._rows: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
         """Take in rows [groups, n, d]."""
         rows = rows.detach().to(torch.float64)
-        total, products = rows.sum(1), rows.transpose(1, 2) @ rows
-        if self.count == 0:
-            self.total, self.products = total, products
-        else:
-            self.total += total
-            self.products += products
+        self.total = rows.sum(1) if self.count == 0 else self.total + rows.sum(1)
         self.count += rows.shape[1]
+        self._rows.append(rows)
+        if sum(each.shape[1] for each in self._rows) > rows.shape[2] // 4:
+            self._sum_up()
+
+    @property
+    def products(self) -> Tensor:
+        """The sum of their outer products, float64 [groups, d, d]."""
+        self._sum_up()
+        return torch.zeros(0) if self._products is None else self._products
+
+    def _sum_up(self) -> None:
+        if self._rows:
+            rows = self._rows[0] if len(self._rows) == 1 else torch.cat(self._rows, 1)
+            self._rows = []
+            if self._products is None:
+                self._products = rows.mT @ rows
+            else:
+                self._products.baddbmm_(rows.mT, rows)  # a large matrix: in place
+
+    def times(self, columns: Tensor) -> Tensor:
+        """`products` times columns [groups, d, n]."""
+        found = torch.zeros_like(columns) if self._products is None else self._products @ columns
+        for rows in self._rows:
+            found += rows.mT @ (rows @ columns)
+        return found
 
     def add_lookups(self, indices: Tensor, size: int) -> None:
         """Take in vectors that are 1 at an index and 0 elsewhere; their mean is the diagonal of E[x xᵀ], of
@@ -73,11 +96,15 @@ class Moments:
     def join(self, other: Moments) -> None:
         """Take in what another has seen, which is not to be used any more."""
         if self.count == 0:
-            self.count, self.total, self.products = other.count, other.total, other.products
+            self.__dict__ = other.__dict__
         elif other.count:
             self.count += other.count
-            self.total += other.total
-            self.products += other.products
+            self.total = self.total + other.total
+            self._rows += other._rows
+            if self._products is None:
+                self._products = other._products
+            elif other._products is not None:
+                self._products += other._products
 
     @property
     def mean(self) -> Tensor:
@@ -197,15 +224,24 @@ def with_ridge(
         together: moments [n, d, d] that are held against each other have their mean eigenvalue in common, so
             that one that is small stays so.
     """
-    lifted = moment.clone()
-    diagonal = lifted if moment.dim() == 1 else lifted.diagonal(dim1=-2, dim2=-1)
+    return lift(moment.clone(), ridge, of_nothing, together=together)
+
+
+def lift(moment: Tensor, ridge: float, of_nothing: float = 1.0, *, together: bool = False) -> Tensor:
+    """As `with_ridge`, in place."""
+    diagonal = moment if moment.dim() == 1 else moment.diagonal(dim1=-2, dim2=-1)
     diagonal += _lift(diagonal, ridge, of_nothing, together=together)
-    return lifted
+    return moment
 
 
 def _lift(diagonal: Tensor, ridge: float, of_nothing: float = 1.0, *, together: bool = False) -> Tensor:
     mean = diagonal.mean() if together else diagonal.mean(-1, keepdim=True)
     return torch.where(mean > 0, ridge * mean, torch.full_like(mean, of_nothing))
+
+
+def cholesky(moment: Tensor) -> Tensor:
+    """The lower factor of one [..., d, d], in its place: a view of it, for LAPACK goes through columns."""
+    return torch.linalg.cholesky(moment.mT, out=moment.mT)
 
 
 def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
@@ -219,7 +255,7 @@ def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) ->
     return torch.linalg.solve(with_ridge(second, ridge), (cross + start * lift).mT).mT
 
 
-def held_out_ridge(fitted: Tensor, held: Tensor) -> float:
+def held_out_ridge(fitted: Tensor, held: Moments) -> float:
     """The ridge with which inputs make up best for each other, on samples that were held out.
 
     With P = (S + λ)⁻¹, the others tell an input to within (P x)_j / P_jj, which is what an output loses with
@@ -227,7 +263,7 @@ def held_out_ridge(fitted: Tensor, held: Tensor) -> float:
 
     Args:
         fitted: S, second moments of samples, float64 [..., d, d].
-        held: H, of other samples.
+        held: of other samples, whose products are H.
     """
     width = fitted.shape[-1]
     inputs = torch.linspace(0, width - 1, min(width, TOLD)).round().long()
@@ -236,8 +272,10 @@ def held_out_ridge(fitted: Tensor, held: Tensor) -> float:
     @cache
     def error(at: int) -> float:
         """With that ridge of `RIDGES`."""
-        columns = torch.cholesky_solve(wanted, torch.linalg.cholesky(with_ridge(fitted, RIDGES[at])))  # P_:j
-        left = (columns * (held @ columns)).sum(-2) / (columns * wanted).sum(-2).square()
+        lower = cholesky(with_ridge(fitted, RIDGES[at]))
+        halfway = torch.linalg.solve_triangular(lower, wanted, upper=False)  # copies no large matrix
+        columns = torch.linalg.solve_triangular(lower.mT, halfway, upper=True)  # P_:j
+        left = (columns * held.times(columns)).sum(-2) / (columns * wanted).sum(-2).square()
         return float(left.sum())
 
     best = usual = RIDGES.index(FEW)

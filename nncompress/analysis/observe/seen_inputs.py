@@ -10,7 +10,15 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
-from nncompress.analysis.observe.moments import FEW, HELD_OUT, RIDGES, Moments, held_out_ridge, with_ridge
+from nncompress.analysis.observe.moments import (
+    FEW,
+    HELD_OUT,
+    RIDGES,
+    Moments,
+    held_out_ridge,
+    lift,
+    with_ridge,
+)
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
@@ -68,9 +76,10 @@ class SeenInputs:
         fitted, held, _ = self._seen(layer, seen)
         ridge = FEW
         if fitted.count and held.count:  # of sums instead of means, which are further copies, it is the same
-            ridge = held_out_ridge(fitted.products, held.products)
+            ridge = held_out_ridge(fitted.products, held)
         moment = self._lifted(layer, fitted, held, ridge)
-        self._last = (layer.data, moment) if layer.roles.groups is None else None
+        again = layer.roles.groups is None and len(layer.data.users) > 1
+        self._last = (layer.data, moment) if again else None
         return moment
 
     def solved(self, layer: Layer, solve: Callable[[Tensor], Tensor]) -> Tensor:
@@ -101,7 +110,7 @@ class SeenInputs:
         fitted.join(held)
         self.ridges[layer.name] = ridge
         self.rows.append(Rows(layer.name, fitted.count, fitted.total.shape[1], sum(self._samples)))
-        return with_ridge(fitted.second, ridge)
+        return lift(fitted.products.div_(fitted.count), ridge)  # a large matrix, not used any more: in place
 
     def _seen(self, layer: Layer, values: Iterable[tuple[Tensor]]) -> tuple[Moments, Moments, Moments]:
         """Of the rows of three quarters of the samples, of those of the others, of the others' mean rows."""

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nncompress.analysis.observe.moments import cholesky
+
 BLOCK = 128  # inputs whose updates are gathered before they reach the rest of the matrix
 
 
@@ -36,7 +38,7 @@ def elimination(moment: Tensor) -> tuple[Tensor, Tensor]:
     float64 [in, in]. No more than three matrices of that size are held at a time."""
     order = moment.diagonal().argsort(descending=True)  # what matters most is rounded while all can make up
     last = order.flip(0)
-    lower = torch.linalg.cholesky(moment[last][:, last])
+    lower = cholesky(moment[last[:, None], last])
     lower /= lower.diagonal().clone()
     return order, lower.flip(0, 1)
 

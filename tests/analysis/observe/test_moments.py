@@ -10,6 +10,8 @@ from nncompress.analysis.observe import budget
 from nncompress.analysis.observe.moments import (
     RIDGES,
     InputMoments,
+    Moments,
+    cholesky,
     held_out_ridge,
     solve_towards,
     with_ridge,
@@ -34,6 +36,14 @@ def moment(x):
     return x.T @ x / len(x)
 
 
+def seen(*groups):
+    """Moments of samples [n, d] of each group, which come a few at a time."""
+    moments = Moments()
+    for rows in torch.stack(groups).split(7, 1):
+        moments.add(rows)
+    return moments
+
+
 def error_of(fitted, held, ridge):
     """Of every input the error of its regression on the others, with that ridge: summed mean squares."""
     lift = ridge * moment(fitted).diagonal().mean()
@@ -54,13 +64,14 @@ def test_the_ridge_is_the_first_with_the_least_held_out_error(samples):
         fitted, held = draw(count), draw(100)
         errors = [error_of(fitted, held, ridge) for ridge in RIDGES]
         first = next(i for i, (a, b) in enumerate(zip(errors, [*errors[1:], float("inf")])) if a <= b)
-        assert held_out_ridge(moment(fitted), moment(held)) == RIDGES[first]
+        assert held_out_ridge(moment(fitted), seen(held)) == RIDGES[first]
 
 
 def test_few_samples_ask_for_more_than_many(samples):
     draw, population = samples
     few, many = draw(10), draw(5000)
-    weak, strong = (held_out_ridge(moment(x), population) for x in (many, few))
+    others = seen(torch.linalg.cholesky(population).T)
+    weak, strong = (held_out_ridge(moment(x), others) for x in (many, few))
     assert weak < strong
     errors = {}
     for ridge in (weak, strong):
@@ -71,16 +82,38 @@ def test_few_samples_ask_for_more_than_many(samples):
 
 def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples, monkeypatch):
     draw, _ = samples
-    fitted, held = moment(draw(50)), moment(draw(50))
-    both = torch.stack([fitted, fitted]), torch.stack([held, held])
-    assert held_out_ridge(*both) == held_out_ridge(fitted, held)
+    fitted, held = moment(draw(50)), draw(50)
+    both = torch.stack([fitted, fitted]), seen(held, held)
+    assert held_out_ridge(*both) == held_out_ridge(fitted, seen(held))
     monkeypatch.setattr("nncompress.analysis.observe.moments.TOLD", 10)
     assert held_out_ridge(*both) in RIDGES
 
 
 def test_inputs_that_are_all_zero_ask_for_no_ridge_in_particular():
     nothing = torch.zeros(1, 4, 4, dtype=torch.float64)
-    assert held_out_ridge(nothing, nothing) in RIDGES
+    assert held_out_ridge(nothing, seen(torch.zeros(3, 4).double())) in RIDGES
+
+
+@pytest.mark.parametrize("count", [3, 40, 500])
+def test_moments_are_those_of_all_rows_however_they_come_and_join(count):
+    rows, others = torch.randn(2, count, 30, dtype=torch.float64), torch.randn(2, 9, 30, dtype=torch.float64)
+    columns = torch.randn(2, 30, 4, dtype=torch.float64)
+    moments, second = seen(*rows), seen(*others)
+    torch.testing.assert_close(moments.times(columns), rows.mT @ rows @ columns)
+    torch.testing.assert_close(moments.second, rows.mT @ rows / count)
+    moments.join(second)
+    together = torch.cat([rows, others], 1)
+    torch.testing.assert_close(moments.products, together.mT @ together)
+    torch.testing.assert_close(moments.mean, together.mean(1))
+    assert moments.count == count + 9
+
+
+def test_a_factor_takes_the_place_of_its_moment():
+    moment = seen(*torch.randn(2, 50, 8).double()).products
+    wanted = torch.linalg.cholesky(moment)
+    lower = cholesky(moment)
+    torch.testing.assert_close(lower, wanted)
+    assert lower.data_ptr() == moment.data_ptr()
 
 
 def test_least_squares_towards_a_start(samples):
