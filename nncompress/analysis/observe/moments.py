@@ -42,7 +42,7 @@ TOLD = 256  # inputs, spread evenly, that a ridge is judged on
 class Moments:
     """Streamed first and second moments of vectors in groups.
 
-    A few vectors are less than the sum of their outer products, [d, d], so the last ones are kept as they are.
+    Few vectors are less than the sum of their outer products, [d, d]: the last ones are kept as they are.
 
     Attributes:
         count: vectors seen (per group).
