@@ -10,7 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nncompress.errors import ModelFileError
+from nncompress.cli.app import run
+from nncompress.errors import ExitCode, ModelFileError
 from nncompress.loading import load_model
 from nncompress.memory import bounded_memory, unbounded_memory
 from nncompress.runtimes import open_artifact
@@ -93,3 +94,18 @@ def test_what_is_read_beside_the_file_is_not_held_to_its_bound():
         assert resource.getrlimit(resource.RLIMIT_DATA) == bound
     with unbounded_memory():
         assert resource.getrlimit(resource.RLIMIT_DATA) == free
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")],
+)
+def test_memory_that_runs_out_is_no_defect_whichever_library_says_so(monkeypatch, capsys, error):
+    def out_of_memory(*arguments, **values):
+        raise error
+
+    monkeypatch.setattr("nncompress.api.load", out_of_memory)
+    assert run(["prune", "model.pt", "--std", "1"]) == ExitCode.INTERNAL
+    said = capsys.readouterr().err
+    assert "out of memory" in said
+    assert "defect" not in said

@@ -303,21 +303,6 @@ def test_a_full_disk_is_no_defect(here, capsys, monkeypatch, code):
     assert "TMPDIR=" in said
 
 
-@pytest.mark.parametrize(
-    "error",
-    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")],
-)
-def test_memory_that_runs_out_is_no_defect_whichever_library_says_so(here, monkeypatch, capsys, error):
-    def out_of_memory(*arguments, **values):
-        raise error
-
-    monkeypatch.setattr("nncompress.api.load", out_of_memory)
-    assert run(["prune", "model.pt", "--std", "1"]) == ExitCode.INTERNAL
-    said = capsys.readouterr().err
-    assert "out of memory" in said
-    assert "defect" not in said
-
-
 def test_help_fits_80_columns_and_names_every_command():
     text = help_text()
     assert max(map(len, text.splitlines())) <= 80
