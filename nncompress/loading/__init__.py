@@ -27,9 +27,8 @@ from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.edit.fixed_inputs import fix_inputs, remembering
 from nncompress.ir.graph.network import Network
-from nncompress.ir.graph.sample_dims import settle_batch
+from nncompress.ir.graph.sample_dims import restate, settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
-from nncompress.ir.graph.stated_input import restated as restated_inputs
 from nncompress.ir.stated_constants import Constant
 from nncompress.loading.collections import file_and_arch, names_architecture, of_collection
 from nncompress.loading.file_kind import FileKind, file_kind
@@ -254,23 +253,6 @@ def _from_huggingface(
         model.metadata["normalize"] = normalize
         notice(f"images are normalised by {normalize}, as {path} says; --normalize states another")
     return remembering(model, constants, notice)
-
-
-def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
-    """Take from `--input` what the file left open: sizes of dynamic dims, and which dim is the batch.
-
-    Raises:
-        UsageError: it contradicts the file.
-    """
-    inputs, model.sizes, names = restated_inputs(model.inputs, shapes, str(path))
-    model.inputs = tuple(inputs)
-    model.dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
-    for name, size in model.sizes.items():
-        low, high = model.dynamic[name]
-        if not low <= size <= (high or size):
-            raise UsageError(
-                f"--input contradicts {path}", got=f"{name} = {size}", expected=f"{low} to {high or 'any'}"
-            )
 
 
 def holds_weights_only(path: str | Path, *, trust_pickle: bool = False) -> bool:

@@ -78,6 +78,7 @@ _RECORD = record(
             normalize=optional(_normalization),
             detection_head=optional(listed(plain(str))),
             input_names=mapped(plain(str), plain(str)),
+            batch_name=optional(_DIM),
             constants=optional(listed(plain(str)), []),
             sizes=mapped(plain(str), plain(int, lambda size: 0 < size < 2**31)),
         ),

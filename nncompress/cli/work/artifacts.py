@@ -170,7 +170,7 @@ def _open(path: str, name: str, loading: dict[str, Any]) -> Artifact:
     runner = open_artifact(path, constants=constants)
     inputs, sizes, remembered = runner.inputs, runner.sizes, runner.remembered()
     if shapes is not None:
-        stated, sizes, _ = restated(inputs, parse_input(shapes), path)
+        stated, sizes, _ = restated(inputs, parse_input(shapes), path, remembered)
         inputs = tuple(stated)
     elif loading["data"] is None:
         sizes = sizes_that_run(runner, _whole_numbers(remembered.get("sizes")))

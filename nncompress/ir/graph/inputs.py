@@ -21,6 +21,7 @@ MOST_MOMENTS = 64  # channels of an input whose moments are kept one by one
 SHARED = -1  # in JSON: no dim, where one that is missing is the first
 USUAL_SIZE = 16  # of other dynamic dims, where nothing says better
 LEAST_BATCH = "least_batch"  # key of a model's metadata: of fewer samples the graph makes something else
+BATCH_NAME = "batch_name"  # key of a model's metadata: what its source calls the dim that is "batch" here
 MASKS = ((1, 2), (0, 1), (0, 2))  # ranges of booleans: all are True; all False; some of both
 BATCH = "batch"  # the name of the dim along which samples lie, at whatever position
 
@@ -123,8 +124,8 @@ def input_specs(
         old = named.get(name) or (known[position] if known and position < len(known) else None)
         shape: list[int | str] = []
         for axis, size in enumerate(value.shape):
-            if isinstance(size, int):
-                shape.append(size)
+            if isinstance(size, int) or size.node.expr.is_Integer:  # that tracing found to be one number
+                shape.append(int(size))
                 continue
             symbol = str(size.node.expr)
             if symbol not in dims:
@@ -162,6 +163,15 @@ def derived_sizes(
 def is_dim_name(text: str) -> bool:
     """It may name a dynamic dim: a word of any file, "p2o.DynamicDimension.1", that fits into a message."""
     return text.isprintable() and len(text) <= 200 and any(letter.isalnum() for letter in text)
+
+
+def name_without_batch(specs: Sequence[InputSpec], metadata: Mapping[str, Any]) -> str:
+    """What to call the dim "batch" once another one is: as its source does; else a name that no dim has."""
+    taken = {size for spec in specs for size in spec.shape}
+    stated = metadata.get(BATCH_NAME)
+    if isinstance(stated, str) and stated not in taken:
+        return stated
+    return next(f"dim{i}" for i in range(len(taken) + 1) if f"dim{i}" not in taken)
 
 
 def count_samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor | np.ndarray]) -> int:

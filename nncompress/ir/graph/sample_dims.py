@@ -5,16 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nncompress.errors import NNCompressError, UnsupportedError, UsageError
-from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH, InputSpec, count_samples, take_samples
+from nncompress.ir.graph.inputs import (
+    BATCH,
+    BATCH_NAME,
+    LEAST_BATCH,
+    InputSpec,
+    count_samples,
+    name_without_batch,
+    take_samples,
+    with_batch_dims,
+)
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
+from nncompress.ir.graph.stated_input import InputShape, restated
 
 INDEPENDENT = (
     1e-2  # relative difference of outputs, together and alone: rounding stays far below, sharing above
@@ -162,6 +174,26 @@ def settle_batch(
     return model
 
 
+def restate(model: Model, shapes: Sequence[InputShape], path: Path) -> None:
+    """Take from `--input` what the file left open: sizes of dynamic dims, and which dim is the batch.
+
+    Raises:
+        UsageError: it contradicts the file.
+    """
+    inputs, model.sizes, names = restated(model.inputs, shapes, str(path), model.metadata)
+    model.inputs = tuple(inputs)
+    model.dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
+    if BATCH in names:
+        model.metadata.pop(BATCH_NAME, None)
+    model.metadata.update((BATCH_NAME, old) for old, new in names.items() if new == BATCH != old)
+    for name, size in model.sizes.items():
+        low, high = model.dynamic[name]
+        if not low <= size <= (high or size):
+            raise UsageError(
+                f"--input contradicts {path}", got=f"{name} = {size}", expected=f"{low} to {high or 'any'}"
+            )
+
+
 def _norms(model: Model) -> str:
     """A sentence on batch norms in training mode, if there are some."""
     norms = [n for n in model.graph.nodes if op_name(n) == "batch_norm" and n.args[3] is None]
@@ -209,7 +241,7 @@ def _with_batch(make: Callable[[], Model]) -> Callable[[], Model]:
 def _other_names(model: Model) -> Iterator[Callable[[], Model]]:
     """With another dynamic dim as batch; where all sizes are numbers, the one dim of size 1."""
     for name in [name for name in model.dynamic if name != BATCH]:
-        yield lambda name=name: renamed(model, {name: BATCH, BATCH: name})  # type: ignore[misc]
+        yield partial(_with_batch_at, model, name)
     ones = [spec.shape.index(1) for spec in model.inputs if spec.shape.count(1) == 1]
     if not model.dynamic and len(ones) == len(model.inputs):
         inputs = [replace(spec, fixed_dim=dim) for spec, dim in zip(model.inputs, ones)]
@@ -218,14 +250,17 @@ def _other_names(model: Model) -> Iterator[Callable[[], Model]]:
         )
 
 
-def renamed(model: Model, names: dict[str, str]) -> Model:
-    """The same graph and weights, with dynamic dims called otherwise."""
+def _with_batch_at(model: Model, name: str) -> Model:
+    """The same graph and weights, with its samples along the dynamic dim of this name."""
+    names = {name: BATCH, BATCH: name_without_batch(model.inputs, model.metadata)}
     inputs = [replace(s, shape=tuple(names.get(str(d), d) for d in s.shape)) for s in model.inputs]
-    dynamic = {names.get(name, name): bounds for name, bounds in model.dynamic.items()}
-    metadata = dict(model.metadata)
-    if BATCH in names:
-        metadata.pop(LEAST_BATCH, None)
-    return Model(model.graph_module, inputs, model.outputs, dynamic, model.history, metadata)
+    dynamic = {names.get(dim, dim): bounds for dim, bounds in model.dynamic.items()}
+    metadata = {key: value for key, value in model.metadata.items() if key != LEAST_BATCH}
+    specs = with_batch_dims(inputs)
+    other = Model(model.graph_module, specs, model.outputs, dynamic, model.history, metadata)
+    other.sizes = {dim: size for dim, size in model.sizes.items() if dim != name}
+    other.metadata[BATCH_NAME] = name
+    return other
 
 
 def _dependence(model: Model, *, alone: bool = True) -> float | None:

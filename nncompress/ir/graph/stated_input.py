@@ -8,12 +8,13 @@ any B, samples lie along the first dims. A dtype may follow. An input without di
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nncompress.dtypes import INPUTS
 from nncompress.errors import UsageError
-from nncompress.ir.graph.inputs import BATCH, InputSpec
+from nncompress.ir.graph.inputs import BATCH, InputSpec, name_without_batch
 
 MARK = "B"
 FORM = (
@@ -100,10 +101,12 @@ def matched(shapes: Sequence[InputShape], names: Sequence[str]) -> list[InputSha
 
 
 def restated(
-    specs: Sequence[InputSpec], shapes: Sequence[InputShape], origin: str
+    specs: Sequence[InputSpec], shapes: Sequence[InputShape], origin: str, metadata: Mapping[str, Any]
 ) -> tuple[list[InputSpec], dict[str, int], dict[str, str]]:
     """The inputs of a model whose file states them, with what `--input` adds.
 
+    Args:
+        metadata: the model's, which may know the name of the dim that was the batch.
     Returns: the specs, their batch where the B was; the sizes that were said of dynamic dims, by name; and
         the new names of dims that are called otherwise now.
     Raises:
@@ -125,9 +128,8 @@ def restated(
             for spec, shape in zip(specs, shapes)
             if shape.batch_dim is not None and isinstance(size := spec.shape[shape.batch_dim], str)
         ]
-        taken = {size for spec in specs for size in spec.shape}
-        if BATCH in taken and BATCH not in marked:
-            renamed[BATCH] = next(f"dim{i}" for i in range(len(taken) + 1) if f"dim{i}" not in taken)
+        if BATCH not in marked:
+            renamed[BATCH] = name_without_batch(specs, metadata)
         renamed.update(dict.fromkeys(marked, BATCH))
         stated = [
             replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from nncompress.analysis.distance.precision import (
 )
 from nncompress.errors import DataError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import random_input
-from nncompress.loading.onnx.sizes import Input, batch_dim
+from nncompress.ir.graph.inputs import BATCH, derived_sizes
+from nncompress.loading.onnx.sizes import Input
 from nncompress.runtimes.free_sizes import other_sizes
 
 Run = Callable[..., Sequence[np.ndarray]]
@@ -41,10 +41,16 @@ def compare(
         VerificationError: it differs at `sizes`.
         UnsupportedError: what was read does not run in torch.
     """
-    worst, beyond_kernels, output = _error(model, run, inputs, sizes, seed=0)
+    traced = {
+        ours: sizes[theirs]
+        for spec, each in zip(model.inputs, inputs)
+        for ours, theirs in zip(spec.shape, each.shape)
+        if isinstance(ours, str) and isinstance(theirs, str)
+    }
+    worst, beyond_kernels, output = _error(model, run, traced, seed=0)
     bound = TOLERANCE[precision_of(model)]
     if bound < beyond_kernels < math.inf:
-        bound *= amplification(model, _drawn(model, inputs, sizes, seed=0), output)
+        bound *= amplification(model, _drawn(model, traced, seed=0), output)
     if not beyond_kernels <= bound:
         raise VerificationError(
             f"{path}: what was read differs from {runtime} on output {model.outputs[output]!r}",
@@ -54,17 +60,14 @@ def compare(
             expected=f"at most {bound:.2g} in {precision_of(model)}",
             remedy="this is a defect of the reader; bench and eval run the file as it is",
         )
-    free = {
-        theirs: model.dynamic.get(ours, (1, None))
-        for spec, each in zip(model.inputs, inputs)
-        for ours, theirs in zip(spec.shape, each.shape)
-        if isinstance(ours, str) and isinstance(theirs, str)
-    }
-    for trial in other_sizes(sizes, free.keys(), batch_dim(inputs)):
-        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in free.items()):
+    follow = derived_sizes(model.graph_module, model.inputs, traced).keys()
+    bounds = {dim: model.dynamic.get(dim, (1, None)) for dim in traced}
+    for trial in other_sizes(traced, traced.keys() - follow, BATCH):
+        trial |= derived_sizes(model.graph_module, model.inputs, trial)
+        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in bounds.items()):
             continue  # the graph does not claim to run at these
         try:
-            error, beyond_kernels, _ = _error(model, run, inputs, trial, seed=1)
+            error, beyond_kernels, _ = _error(model, run, trial, seed=1)
         except DataError:  # the file does not run at these
             continue
         except Exception:  # the graph that was read does not, whatever torch raises
@@ -73,11 +76,9 @@ def compare(
     return worst
 
 
-def _error(
-    model: Model, run: Run, inputs: list[Input], sizes: dict[str, int], seed: int
-) -> tuple[float, float, int]:
+def _error(model: Model, run: Run, sizes: Mapping[str, int], seed: int) -> tuple[float, float, int]:
     """The largest relative error; what of it the runtime's kernels do not explain, and the output of that."""
-    arrays = _drawn(model, inputs, sizes, seed)
+    arrays = _drawn(model, sizes, seed)
     expected = run(*arrays)
     try:
         with torch.no_grad():
@@ -99,13 +100,9 @@ def _error(
     return max(plain, default=0.0), *worst
 
 
-def _drawn(model: Model, inputs: list[Input], sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
+def _drawn(model: Model, sizes: Mapping[str, int], seed: int) -> tuple[Tensor, ...]:
     """Random inputs of those sizes; integers within the ranges that the graph takes."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        random_input(spec, tuple(sizes[d] if isinstance(d, str) else d for d in each.shape), generator)
-        for spec, each in zip(model.inputs, inputs)
-    )
+    return model.example_inputs(sizes.get(BATCH, 1), seed, sizes)
 
 
 def _relative_error(ours: Tensor, theirs: Tensor, resolution: float = 0.0) -> float:

@@ -25,7 +25,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.formats.moved_codes import store_moved_codes
-from nncompress.ir.graph.inputs import BATCH
+from nncompress.ir.graph.inputs import BATCH, BATCH_NAME
 from nncompress.ir.graph.ops import RECURRENT
 from nncompress.ir.graph.stated_input import InputShape
 from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH, trace
@@ -286,15 +286,16 @@ def _named(error: UnsupportedError, path: Path, inputs: list[Input]) -> Unsuppor
 
 
 def _rename(model: Model, inputs: list[Input], outputs: list[str]) -> None:
-    """Inputs, outputs and free dims as the file names them (inputs: as far as Python takes the name)."""
+    """Inputs, outputs and free dims as the file names them (inputs: as far as Python takes the name).
+
+    Of dims that the graph makes equal the first gives the name; the batch before all.
+    """
     batch = batch_dim(inputs)
     names: dict[str, str] = {}
     for spec, each in zip(model.inputs, inputs):
-        names |= {
-            ours: ("batch" if theirs == batch else theirs)
-            for ours, theirs in zip(spec.shape, each.shape)
-            if isinstance(ours, str) and isinstance(theirs, str)
-        }
+        for ours, theirs in zip(spec.shape, each.shape):
+            if isinstance(ours, str) and isinstance(theirs, str):
+                names[ours] = BATCH if theirs == batch else names.get(ours, theirs)
     taken: set[str] = set()
     specs, stated = [], {}
     for spec, each in zip(model.inputs, inputs):
@@ -311,3 +312,5 @@ def _rename(model: Model, inputs: list[Input], outputs: list[str]) -> None:
         model.outputs = tuple(outputs)
     if stated:
         model.metadata["input_names"] = stated
+    if batch is not None and batch != BATCH:
+        model.metadata[BATCH_NAME] = batch

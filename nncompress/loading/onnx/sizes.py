@@ -89,7 +89,10 @@ def choose_sizes(
 def _stated(inputs: list[Input], given: Sequence[InputShape], path: Path) -> dict[str, int]:
     given = matched(given, [each.name for each in inputs])
     sizes: dict[str, int] = {}
+    batches = {batch_dim(inputs)}
     for each, stated in zip(inputs, given):
+        if stated.batch_dim is not None and stated.batch_dim < len(each.shape):
+            batches.add(str(each.shape[stated.batch_dim]))
         fits = len(stated.shape) == len(each.shape)
         for d, (dim, size) in enumerate(zip(each.shape, stated.shape)):
             if d == stated.batch_dim and isinstance(dim, int):
@@ -101,10 +104,8 @@ def _stated(inputs: list[Input], given: Sequence[InputShape], path: Path) -> dic
                 got=str(stated),
                 expected=f"{each.name} [{', '.join(map(str, each.shape))}]",
             )
-    batch = batch_dim(inputs)
-    if batch is not None and sizes.get(batch) == 1:
-        sizes[batch] = BATCH  # torch.export would take 1 for a constant
-    return sizes
+    # of a batch torch.export would take 1 for a constant
+    return {dim: BATCH if dim in batches and size == 1 else size for dim, size in sizes.items()}
 
 
 def batch_dim(inputs: list[Input]) -> str | None:

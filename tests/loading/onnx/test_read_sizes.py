@@ -158,3 +158,61 @@ def test_states_of_a_recurrent_layer_are_for_as_many_samples_as_its_input(tmp_pa
     path = graph_file(tmp_path / "m.onnx", nodes, given, [floats("y", 1, "?", 5)], weights)
     model = load_model(path)
     assert len({spec.shape[1] for spec in model.inputs}) == 1, model.inputs
+
+
+TRANSPOSED_SUM = [
+    helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0]),
+    helper.make_node("Add", ["x", "t"], ["y"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "other", "expected"),
+    [
+        ([helper.make_node("Add", ["x", "h"], ["y"])], ("T", "M"), [("T", "batch"), ("T", "batch")]),
+        (TRANSPOSED_SUM, ("?", "?"), [("T", "batch"), ("batch", "T")]),
+    ],
+)
+def test_of_dims_that_the_graph_makes_equal_the_batch_gives_the_name_then_the_first(
+    tmp_path, nodes, other, expected
+):
+    given = [floats("x", "T", "N"), floats("h", *other)]
+    model = load_model(graph_file(tmp_path / "m.onnx", nodes, given, [floats("y", "T", "N")]))
+    assert [spec.shape for spec in model.inputs] == expected
+    assert model.dynamic.keys() == {"T", "batch"}
+
+
+def test_dims_that_the_graph_makes_equal_are_compared_at_another_size(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        RULES, "Relu", lambda call: torch.relu(call.tensor(0)) * (call.tensor(0).shape[0] / 2)
+    )
+    nodes = [helper.make_node("Add", ["x", "h"], ["s"]), helper.make_node("Relu", ["s"], ["y"])]
+    given = [floats("x", "N", 5), floats("h", "M", 5)]
+    said = []
+    load_model(graph_file(tmp_path / "m.onnx", nodes, given, [floats("y", "N", 5)]), notice=said.append)
+    assert any("fixed: N = 2, M = 2" in sentence for sentence in said), said
+
+
+CENTERED = [
+    helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+    helper.make_node("Sub", ["x", "m"], ["y"]),
+]
+
+
+@pytest.mark.parametrize("stated", [None, "9xBx3"])
+def test_a_first_dim_that_is_no_batch_keeps_the_name_that_the_file_gives_it(tmp_path, stated):
+    dims = ("time", "voices", 3)
+    path = graph_file(tmp_path / "m.onnx", CENTERED, [floats("x", *dims)], [floats("y", *dims)], (), 17)
+    model = load_model(path, input_shapes=stated)
+    assert model.inputs[0].shape == ("time", "batch", 3)
+    nncompress.save(model, tmp_path / "again.onnx")
+    (given,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").get_inputs()
+    assert given.shape == ["time", "batch", 3]
+
+
+def test_a_dim_marked_as_the_batch_by_a_single_sample_stays_free(tmp_path):
+    dims = ("time", "voices", 3)
+    path = graph_file(tmp_path / "m.onnx", CENTERED, [floats("x", *dims)], [floats("y", *dims)], (), 17)
+    model = load_model(path, input_shapes="5xBx3")
+    assert model.inputs[0].shape == ("time", "batch", 3)
+    assert model.sizes == {"time": 5}
