@@ -152,7 +152,8 @@ def _as_stated(file: Candidate, path: str | Path, input: Input | None) -> Candid
     file = replace(file, constants=constants)
     if shapes is None:
         return file
-    inputs, sizes, _ = restated(file.open(1).inputs, parse_input(shapes), str(path))
+    runner = file.open(1)
+    inputs, sizes, _ = restated(runner.inputs, parse_input(shapes), str(path), runner.remembered())
     return replace(file, inputs=tuple(inputs), sizes=sizes)
 
 
