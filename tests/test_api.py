@@ -69,7 +69,7 @@ def test_a_module_is_compressed_and_stays_as_it_is(classifier):
         lambda x, y: lambda: ((x[i : i + 8],) for i in range(0, 48, 8)),
     ],
 )
-def test_data_in_memory(classifier, given):
+def test_every_pass_over_data_in_memory_gives_all_records(classifier, given):
     x, y = records()
     loaded = nncompress.load(nn.Conv1d(3, 2, 3), input=x[:1])
     dataset = nncompress.dataset(given(x, y), loaded)
@@ -254,7 +254,7 @@ def test_a_file_is_measured_as_its_model_was(tmp_path):
         assert nncompress.evaluate(measured, str(tmp_path / "d.npz")).top1 == 1
 
 
-def test_measured_by_name(classifier):
+def test_models_in_memory_are_measured_under_their_names(classifier):
     wide = nncompress.load(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), input="1x8")
     result = nncompress.benchmark({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")
     assert [arm.name for arm in result.candidates] == ["a", "b"]

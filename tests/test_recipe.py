@@ -30,7 +30,7 @@ def test_a_pass_prints_as_the_text_that_makes_it():
         ("prune:std=-1", "out of range"),
     ],
 )
-def test_bad_pass_text(text, message):
+def test_a_text_that_is_no_pass_is_refused_by_what_is_wrong(text, message):
     with pytest.raises(UsageError, match=message):
         parse_pass(text)
 
@@ -46,7 +46,7 @@ def test_bad_pass_text(text, message):
         "[[step]]\nname='prune'",
     ],
 )
-def test_bad_recipe_files(tmp_path, text):
+def test_a_file_that_is_no_recipe_is_refused_by_its_name(tmp_path, text):
     path = tmp_path / "r.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"r\.toml"):
@@ -74,7 +74,7 @@ def test_a_recipe_that_is_not_there_is_refused():
         b"\xff",
     ],
 )
-def test_hostile_recipe_files(tmp_path, content):
+def test_hostile_recipes_are_one_short_message(tmp_path, content):
     path = tmp_path / "r.toml"
     path.write_bytes(content)
     with pytest.raises(UsageError) as refused:

@@ -58,7 +58,7 @@ def test_the_size_of_the_batch_does_not_matter(data):
     assert evaluate(model, dataset, limit=20).samples == 20
 
 
-def test_regression_and_reconstruction(data):
+def test_the_labels_decide_between_regression_and_reconstruction(data):
     rng = np.random.default_rng()
     x, w, y = rng.standard_normal((40, 4)), rng.standard_normal((4, 2)), rng.standard_normal((40, 2))
     result = evaluate(linear(w), data(x, y), batch_size=7)

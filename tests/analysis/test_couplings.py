@@ -80,7 +80,7 @@ def test_zero_padded_shortcuts_tie_only_what_they_carry():
     assert outer["head.weight", 1].indices.tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
 
 
-def test_roles_and_sites():
+def test_a_group_knows_its_producers_consumers_and_sites():
     couplings = find_couplings(model("concat"))
     a = couplings["a"]
     assert [(m.tensor, m.dim) for m in a.producers] == [("a.weight", 0)]
@@ -197,7 +197,7 @@ def test_grouped_convolution_goes_by_group_or_by_column(groups, channels, units)
     assert (convolution.args[6] == groups) == (groups == 2)
 
 
-def test_transposed_grouped_convolution():
+def test_units_of_a_transposed_grouped_convolution_go_by_groups():
     class Up(nn.Module):
         def __init__(self):
             super().__init__()

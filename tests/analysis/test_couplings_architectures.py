@@ -39,7 +39,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_pruned_and_proven(name):
+def test_every_architecture_is_pruned_and_proven(name):
     model = build(ARCHITECTURES[name])
     first, second = (model.outputs_of(*model.example_inputs(3, seed=s)) for s in (1, 2))
     assert all((a - b).abs().max() > 1e-2 * b.abs().max() for a, b in zip(first, second))

@@ -45,7 +45,7 @@ def test_too_noisy_to_tell():
     assert "to tell" not in text
 
 
-def test_clocks_that_disagree():
+def test_clocks_that_disagree_are_told():
     (text,) = of(candidate("b", speedup=Estimate(1.6, 1.58, 1.62)), Estimate(2.85, 2.8, 2.9))
     assert "clocks disagree on b: 1.60x" in text
     assert "2.85x by the wall" in text

@@ -116,7 +116,7 @@ def test_with_one_round_a_session_the_interval_is_student_s(sessions):
         assert (math.log(estimate.low), math.log(estimate.high)) == pytest.approx(reference, rel=1e-6)
 
 
-def test_latency_against_numpy():
+def test_percentiles_are_those_of_sorted_times():
     times = np.random.default_rng().integers(1_000, 9_000_000, 1001)
     result = latency(times)
     seconds = np.sort(times) / 1e9

@@ -54,7 +54,7 @@ def test_samples_that_a_fixed_batch_leaves_out():
     assert said(x, batch=4) == []
 
 
-def test_one_hot_labels():
+def test_one_hot_labels_are_told_with_their_remedy():
     x, y = np.zeros((8, 5), np.float32), np.eye(2, dtype=np.float32)[np.arange(8) % 2]
     assert ["class numbers (y.argmax(1))" in line for line in said(x, y)] == [True]
     assert said(x, y + 0.5) == []

@@ -55,7 +55,7 @@ def test_damaged_idx_files_are_refused(tmp_path, split):
         read_idx(tmp_path / "f.gz", 3)
 
 
-def test_missing_or_unknown(tmp_path):
+def test_a_missing_file_or_an_unknown_option_is_refused(tmp_path):
     with pytest.raises(DataError, match="no t10k-images"):
         open_data(f"mnist:{tmp_path}")
     with pytest.raises(DataError, match="unknown option"):

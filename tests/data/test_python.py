@@ -68,7 +68,7 @@ def test_every_form_gives_the_same_batches(here, features4, function, batch_size
 
 
 @pytest.mark.parametrize("function", ["arrays", "generator"])
-def test_shuffle_and_limit(here, features4, function):
+def test_a_shuffle_keeps_all_records_and_a_limit_some(here, features4, function):
     dataset = open_data(f"{here}:{function}", features4)
     labels = torch.cat([b.labels for b in dataset.batches(3, shuffle_seed=1)]).tolist()
     assert labels != list(range(10))
@@ -98,7 +98,7 @@ def test_labels_may_be_missing_and_inputs_several(here, features4):
         ("mismatch", "number of labels"),
     ],
 )
-def test_refused_at_opening(here, features4, function, says):
+def test_what_a_function_declares_wrongly_is_refused_at_opening(here, features4, function, says):
     with pytest.raises(DataError, match=says):
         open_data(f"{here}:{function}", features4)
 
@@ -112,7 +112,7 @@ def test_refused_at_opening(here, features4, function, says):
         ("nan_later", "sample 14 of x holds NaN"),
     ],
 )
-def test_refused_when_reached(here, features4, function, says):
+def test_a_batch_that_is_wrong_is_refused_when_reached(here, features4, function, says):
     dataset = open_data(f"{here}:{function}", features4)
     with pytest.raises(DataError, match=says):
         list(dataset.batches(4))

@@ -25,7 +25,7 @@ def test_mnist_begins_as_is_well_known():
     assert batch.labels[:5].tolist() == [7, 2, 1, 0, 4]  # the test set's well-known beginning
 
 
-def test_real_cifar10_tar(rgb32):
+def test_a_real_cifar10_tar_is_read_with_its_classes(rgb32):
     dataset = open_data(f"cifar10:{SHARED / 'cifar10'}", rgb32, "imagenet")
     assert len(dataset) == 10_000
     assert " ".join(dataset.class_names) == CLASSES

@@ -95,7 +95,7 @@ def test_state_dict_with_arch(net, arch, tmp_path):
     assert_same(model, net, torch.randn(4, 3, 24, 24))
 
 
-def test_safetensors_with_arch(net, arch, tmp_path):
+def test_safetensors_fill_the_network_of_arch(net, arch, tmp_path):
     safetensors.torch.save_file(net.state_dict(), tmp_path / "weights.safetensors")
     model = load_model(tmp_path / "weights.safetensors", arch=arch)
     assert_same(model, net, torch.randn(4, 3, 32, 32))
@@ -110,7 +110,7 @@ def test_example_inputs_give_the_shape(net, arch, tmp_path):
     assert heard == []
 
 
-def test_weights_without_arch(net, tmp_path):
+def test_weights_alone_are_refused_and_the_message_names_arch(net, tmp_path):
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="--arch"):
         load_model(tmp_path / "weights.pth")
@@ -211,7 +211,7 @@ def test_checkpoint_is_not_run(tmp_path):
         (torch.export.Dim.AUTO, (2, 4096)),  # torch: 0 and 1 are never dynamic
     ],
 )
-def test_batch_without_bounds(dim, bounds, tmp_path):
+def test_a_batch_keeps_the_bounds_that_the_file_says(dim, bounds, tmp_path):
     """As people export: no maximum means infinity in the file."""
     program = torch.export.export(nn.Linear(3, 2), (torch.randn(4, 3),), dynamic_shapes=({0: dim},))
     torch.export.save(program, tmp_path / "model.pt2")

@@ -96,7 +96,7 @@ def test_models_that_answer_alike_on_few_samples_are_not_promised_to_everywhere(
     assert means(0.0, np.zeros(50), 0.0, 50).at_most() == math.inf  # not even what one sample counts is known
 
 
-def test_tokens_and_draws():
+def test_bounds_of_tokens_hold_what_samples_may_be_missing():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 5, (80, 12), generator=generator)
     sure = torch.nn.functional.one_hot(tokens, 5) * 3.0

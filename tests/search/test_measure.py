@@ -60,7 +60,7 @@ def test_an_output_of_numbers_without_labels_is_measured_by_its_error_or_its_inp
 
 
 @pytest.mark.parametrize("name", ["agreement", "error", "rmse", "f1", "top1"])
-def test_what_is_lost(models, data, name):
+def test_what_is_lost_is_the_difference_that_the_metric_says(models, data, name):
     target = np.zeros((300, 4), np.float32) if name == "rmse" else np.arange(300) % 4
     records = data(None if name in ("agreement", "error") else target)
     measure = Measure(models[0], name)

@@ -259,7 +259,7 @@ def test_shards_and_an_index_that_do_not_belong_together(spoil, told, folder, ar
         b'{"a":' * 50_000,
     ],
 )
-def test_headers_that_lie(header, tmp_path):
+def test_headers_that_lie_are_told_as_damage(header, tmp_path):
     file = tmp_path / "a.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
     with pytest.raises(ModelFileError, match="damaged"):

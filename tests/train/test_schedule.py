@@ -14,7 +14,7 @@ def rates(**options):
     return [learning_rate(settings, step, 20) for step in range(200)]
 
 
-def test_constant_and_warmup():
+def test_a_constant_rate_stays_and_a_warmup_climbs_to_it():
     assert set(rates(schedule="constant")) == {0.8}
     warm = rates(schedule="constant", warmup=2.0)
     assert warm[0] == pytest.approx(0.8 / 40)

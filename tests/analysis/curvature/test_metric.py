@@ -55,7 +55,7 @@ def test_the_cut_is_the_best_under_the_metric(kind, shape):
         assert metric.energy(matrix - a @ b) == pytest.approx(cost(metric, matrix - a @ b), rel=1e-9)
 
 
-def test_rank_deficient_statistics():
+def test_statistics_of_low_rank_keep_what_they_show():
     """Ten observations of 40 inputs: what they show is kept, with and without a ridge."""
     matrix = torch.randn(12, 40, generator=torch.Generator().manual_seed(5)).double()
     inputs = positive(40, 3, rank=10)
@@ -66,7 +66,7 @@ def test_rank_deficient_statistics():
         assert cost(Metric(inputs), matrix - a @ b) < 1e-3 * cost(Metric(inputs), matrix)
 
 
-def test_roots_and_ridge():
+def test_roots_multiply_to_the_moment_and_a_ridge_fills_zeros():
     moment = positive(6, 4)
     root, inverse = roots(moment)
     torch.testing.assert_close(root @ root, moment)

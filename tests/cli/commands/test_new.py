@@ -35,7 +35,7 @@ def test_list_names_every_architecture_in_80_columns(capsys):
     assert len(json.loads(capsys.readouterr().out)["architectures"]) == len(ARCHITECTURES)
 
 
-def test_input_and_classes(capsys):
+def test_an_architecture_takes_other_inputs_and_classes(capsys):
     arguments = ["new", "alternatives-separable", "--input", "1x1x28x28", "--classes", "7"]
     assert run(arguments) == ExitCode.OK
     capsys.readouterr()

@@ -108,7 +108,7 @@ class OneBias(Weighted):
 
 
 @pytest.mark.parametrize("network", [Shared, ReadTwice, AfterAdd, Tokens, Weighted, OneBias])
-def test_must_not_fire(network):
+def test_what_only_looks_like_a_foldable_norm_stays(network):
     module = settle(network(), 3, 8, 8)
     model = Model.from_module(module, (torch.randn(2, 3, 8, 8),))
     before, count = model.state_dict(), norms(model)
@@ -117,7 +117,7 @@ def test_must_not_fire(network):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_not_in_training():
+def test_norms_in_training_are_not_folded():
     model = Model.from_module(
         settle(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), 3, 8, 8), (torch.randn(2, 3, 8, 8),)
     )

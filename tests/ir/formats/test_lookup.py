@@ -61,7 +61,7 @@ def test_packing_keeps_every_bit_and_unpacking_every_name(form):
             assert node.meta["val"].shape == loaded.tensor(str(node.target)).shape
 
 
-def test_nothing_to_pack():
+def test_a_model_without_repeats_is_returned_as_it_is():
     model = Model.from_module(Tied().eval(), (torch.randn(2, 81),))
     assert pack(model) is model
 

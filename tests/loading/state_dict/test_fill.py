@@ -41,7 +41,7 @@ def test_fill_copies_the_values():
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."]
 )
-def test_prefixes_of_wrappers(prefix):
+def test_prefixes_of_wrappers_are_taken_off(prefix):
     source, target = Net(), Net()
     fill(target, {prefix + name: value for name, value in source.state_dict().items()}, PATH, "a:b")
     assert torch.equal(target.embed.weight, source.embed.weight)

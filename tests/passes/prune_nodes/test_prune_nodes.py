@@ -120,7 +120,7 @@ def test_blocks_that_contribute_least_are_left_out():
     assert "up" not in {layer.name for layer in layers(both)}
 
 
-def test_threshold_and_outliers():
+def test_a_threshold_and_outliers_remove_the_nodes_they_name():
     each = model("residual")
     norms = each.tensor("conv1.weight").flatten(1).norm(dim=1)
     threshold = float(norms.sort().values[3:5].mean())
