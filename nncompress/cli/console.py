@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import (
@@ -201,6 +202,17 @@ def progress() -> Iterator[ProgressProtocol]:
             yield _Bar(bar)
         finally:
             _Bar.active = None
+
+
+@contextmanager
+def how_to_go_on(kept: Path | None, has: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run, and it is said what the file or folder `kept` has of it."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and kept is not None and kept.exists():
+            say(f"{kept} {has}")
+        raise
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from nncompress.errors import UsageError
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _BYTES = {"b": 1.0, "": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
-_WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)")
+_WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z%]*)")
 _PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)\s*(%?)")
 
 
@@ -54,7 +54,18 @@ def bytes_(text: str, option: str) -> float:
     Raises:
         UsageError: naming the option; also for zero.
     """
-    return _positive(_BYTES, text, f"{option} is no size", "300kB, 1.5MB, or bytes")
+    return _positive(_BYTES, text, f"{option} is no size", "300kB, 1.5MB, bytes, or 30%")
+
+
+def size(text: str, option: str, whole: float) -> float:
+    """As `bytes_`, or "30%" of `whole`.
+
+    Raises:
+        UsageError: naming the option; also for zero.
+    """
+    if not text.strip().endswith("%"):
+        return bytes_(text, option)
+    return whole * _positive({"%": 0.01}, text, f"{option} is no share", "30%, or 300kB")
 
 
 def _positive(units: Mapping[str, float], text: str, wrong: str, expected: str) -> float:

@@ -188,7 +188,7 @@ class Pass(Options):
         self, before: Model, after: Model, changes: list[Change], inputs: tuple[Tensor, ...], context: Context
     ) -> dict[str, float]:
         """Which layers have moved the outputs most, and how far each by itself; worst first."""
-        from nncompress.analysis.distance.blame import contributions
+        from nncompress.analysis.distance.contributions import contributions
 
         return contributions(before, after, [c.where for c in changes if c.applied], inputs)
 

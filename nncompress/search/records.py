@@ -42,6 +42,7 @@ class Records:
         needed: others read them there; else, where the folder takes nothing, results are held in memory.
 
     Attributes:
+        folder: where they are; None: nowhere.
         unkept: why what was measured will be measured again by the next process; "" where it is kept.
 
     Raises:
@@ -49,7 +50,7 @@ class Records:
     """
 
     def __init__(self, folder: Path | None, admit: Check = _ANY, *, needed: bool = True) -> None:
-        self._folder, self._admit, self._needed = folder, admit, needed
+        self.folder, self._admit, self._needed = folder, admit, needed
         self._held: dict[str, dict[str, Any]] = {}
         self.unkept = "" if folder else "the user has no cache folder"
         if folder is not None:
@@ -58,10 +59,10 @@ class Records:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A result; None where there is none (a damaged file is none: it is measured anew)."""
-        if key in self._held or self._folder is None:
+        if key in self._held or self.folder is None:
             return self._held.get(key)
         try:
-            found: dict[str, Any] = self._admit(read_json(self._folder / f"{key}.json"))
+            found: dict[str, Any] = self._admit(read_json(self.folder / f"{key}.json"))
         except (Unreadable, Rejected):
             return None
         return found
@@ -77,13 +78,13 @@ class Records:
             self._admit(result)
         except Rejected as error:
             raise VerificationError(
-                f"{key} in {self._folder} is not kept: it would not be read again",
+                f"{key} in {self.folder} is not kept: it would not be read again",
                 got=str(error),
                 remedy="this is a defect of nncompress; please report it",
             ) from error
-        if self._folder is not None:
+        if self.folder is not None:
             with self._writing():
-                write_json(self._folder / f"{key}.json", result)
+                write_json(self.folder / f"{key}.json", result)
                 return
         self._held[key] = result
 
@@ -98,7 +99,7 @@ class Records:
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Every result by its key."""
-        names = self._held if self._folder is None else [path.stem for path in self._folder.glob("*.json")]
+        names = self._held if self.folder is None else [path.stem for path in self.folder.glob("*.json")]
         found = {key: self.get(key) for key in sorted({*names, *self._held})}
         return {key: result for key, result in found.items() if result is not None}
 
@@ -114,15 +115,15 @@ class Records:
 
     def _lock_file(self, key: str) -> int | None:
         """None where nobody else can put the result there either."""
-        if self._folder is None:
+        if self.folder is None:
             return None
         try:
-            return os.open(self._folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            return os.open(self.folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if not self._needed:
                 return None
-            reason, remedy = why_and_remedy(error, self._folder)
-            raise OutputError(f"cannot write to {self._folder}", got=reason, remedy=remedy) from error
+            reason, remedy = why_and_remedy(error, self.folder)
+            raise OutputError(f"cannot write to {self.folder}", got=reason, remedy=remedy) from error
 
     def fill(
         self,

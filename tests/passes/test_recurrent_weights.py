@@ -6,7 +6,7 @@ from torch import nn
 
 import nncompress
 from nncompress import pipeline
-from nncompress.analysis.distance.blame import contributions
+from nncompress.analysis.distance.contributions import contributions
 from nncompress.errors import UsageError
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.passes import Cluster, Context, Prune

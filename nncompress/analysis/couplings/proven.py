@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nncompress.analysis.couplings.blame import groups_at_fault
+from nncompress.analysis.couplings.at_fault import groups_at_fault
 from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.proof import Proof, check
 from nncompress.analysis.couplings.removal import remove_units
@@ -36,8 +36,8 @@ def remove_proven(couplings: Couplings, removal: Removal) -> Proven:
     """Remove units from a copy of the model and prove it; on failure find the groups at fault and leave them.
 
     A failure is a defect of the analysis, but a user with an unusual architecture is better served with nine
-    groups of ten. One run tells which ops go wrong, and so which groups (`blame`); what is not seen there, as
-    where only the export fails, is found by halving.
+    groups of ten. One run tells which ops go wrong, and so which groups (`at_fault`); what is not seen there,
+    as where only the export fails, is found by halving.
     """
     outcome = _failure(couplings, removal)
     if not isinstance(outcome, str):

@@ -13,7 +13,7 @@ Computed is what lies between, in graph order; a value is dropped as soon as not
 | `statistics.observe`                   | hooks, over many batches                                         |
 | `layerwise.LayerwiseRunner`            | goes on from where the last walk ended, on many batches          |
 | `gradient_hooks.GradientHooks`         | gradients                                                        |
-| `distance.blame`, `quantize`'s `worst` | other values in place of some                                    |
+| `distance.contributions`, and `worst`  | other values in place of some                                    |
 """
 
 from __future__ import annotations

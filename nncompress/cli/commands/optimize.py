@@ -12,7 +12,7 @@ from nncompress.cli import options
 from nncompress.cli.declared import taking
 from nncompress.cli.later import later
 from nncompress.cli.output_format import check_output
-from nncompress.cli.quantities import bytes_, seconds
+from nncompress.cli.quantities import seconds, size
 from nncompress.errors import UsageError
 
 join_search = later("search.optimize:join")
@@ -51,7 +51,7 @@ _Latency = Annotated[
     str | None,
     typer.Option(metavar="5ms", help="per sample, in --target on this machine, one thread"),
 ]
-_Size = Annotated[str | None, typer.Option(metavar="1MB", help="of the weights")]
+_Size = Annotated[str | None, typer.Option(metavar="1MB|30%", help="of the weights; 30%: of what they are")]
 _Goal = Annotated[
     Literal["latency", "macs", "size"], typer.Option(help="what is made least under the bounds")
 ]
@@ -126,13 +126,14 @@ def optimize(
     training = None if finetune is None else _minutes(finetune)
     if training is not None and max_drop is None:
         raise UsageError("--finetune trains what loses more than --max-drop", remedy="add --max-drop 0.5")
+    if max_size is not None:
+        size(max_size, "--max-size", 1.0)  # refused before the model is opened
     asked: dict[str, Any] = {
-        "size": None if max_size is None else bytes_(max_size, "--max-size"),
         "latency": None if max_latency is None else seconds(max_latency, "--max-latency"),
         "goal": goal,
         "ends_in": "bfloat16" if for_ == "bf16" else for_,
     }
-    if max_drop is None and asked["size"] is None and asked["latency"] is None:
+    if max_drop is None and max_size is None and asked["latency"] is None:
         raise UsageError(
             "optimize: nothing is asked for", remedy="--max-drop 0.5, --max-size or --max-latency"
         )
@@ -146,6 +147,7 @@ def optimize(
         asked,
         metric=metric,
         max_drop=max_drop,
+        max_size=max_size,
         clock_in=clock_in,
         fit=fit,
         trials=trials,

@@ -22,8 +22,8 @@ from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, check_budget, proven_cut, refusal, refuse_16_bits, removals
-from nncompress.passes.prune_nodes.blame import group_contributions
 from nncompress.passes.prune_nodes.compensated import compensated
+from nncompress.passes.prune_nodes.contributions import group_contributions
 from nncompress.passes.prune_nodes.latency_budget import by_latency
 from nncompress.passes.prune_nodes.options import PruneNodes
 from nncompress.passes.prune_nodes.plan import Amount, Plan, Ranked, ranked

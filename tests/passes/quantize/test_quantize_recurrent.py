@@ -15,7 +15,7 @@ from records import Records
 from torch import nn
 
 from nncompress.analysis.cost import cost
-from nncompress.analysis.distance.blame import contributions
+from nncompress.analysis.distance.contributions import contributions
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.export import write, write_onnx
 from nncompress.ir import Model

@@ -12,15 +12,18 @@ from typing import Any
 
 from nncompress import api, export
 from nncompress.analysis.answer import settle_answer
+from nncompress.analysis.cost import cost
 from nncompress.analysis.metrics.base import Metric
 from nncompress.bench.environment import environment
 from nncompress.bench.latency.int8_speed import int8_speed
 from nncompress.bench.latency.target import clocked, floats_in
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.console import how_to_go_on, print_json, progress, say, show
 from nncompress.cli.output_format import written_for
+from nncompress.cli.quantities import size
 from nncompress.cli.work import model_files, report_file
 from nncompress.cli.work.search import made_again
 from nncompress.cli.work.search.search_folder import ORIGINAL, SETTINGS, begin, half
+from nncompress.cli.work.search.sensitivity import GOES_ON
 from nncompress.data.spec import is_code
 from nncompress.errors import PromiseError, UsageError
 from nncompress.files.folders import folder_to_fill
@@ -46,6 +49,7 @@ def find(
     *,
     metric: str | None,
     max_drop: float | None,
+    max_size: str | None,
     clock_in: bool,
     fit: str | None,
     trials: int,
@@ -66,6 +70,7 @@ def find(
     Args:
         asked: the other bounds and the goal.
         max_drop: in the unit of `metric` that users read.
+        max_size: bytes, or a share of what the weights take now.
         clock_in: latencies are measured.
         until: of the clock, when no further trial begins.
         training: seconds to fine-tune for; None: not at all.
@@ -74,6 +79,8 @@ def find(
         PromiseError: the promise is not kept.
     """
     opened = model_files.open_model(model, **loading)
+    whole = cost(opened.model).bytes
+    asked["size"] = None if max_size is None else size(max_size, "--max-size", whole)
     data = loading["data"]
     reads = model_files.read_by(opened, data, fit, loading["arch"])
     result = model_files.output_for(output, model_files.default_output(opened, "optimize"), reads)
@@ -124,7 +131,7 @@ def find(
     say(f"workers that help:  {help_it}")
     say("as a SLURM array:   #SBATCH --array=1-8")
     say(f"                    srun {help_it}")
-    with progress() as bar:
+    with how_to_go_on(kept, GOES_ON), progress() as bar:
         search = _search(kept, settings, bar)
         stopped = _run(search, trials, until, training)
         search.measure_here()

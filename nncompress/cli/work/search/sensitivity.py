@@ -8,7 +8,7 @@ from typing import Any
 
 from nncompress import api
 from nncompress.bench.latency.target import clocked
-from nncompress.cli.console import print_json, progress, say, show
+from nncompress.cli.console import how_to_go_on, print_json, progress, say, show
 from nncompress.cli.work import model_files, report_file
 from nncompress.errors import UsageError
 from nncompress.files.folders import cache_folder, folder_to_fill
@@ -18,6 +18,8 @@ from nncompress.search.measure import Measure, settled
 from nncompress.search.records import Records
 from nncompress.search.sensitivity import METHODS, RECORD, probes
 from nncompress.search.sensitivity import sensitivity as measure
+
+GOES_ON = "has what was measured: the same command goes on"
 
 
 def sensitivity(
@@ -64,7 +66,7 @@ def sensitivity(
         measured = Measure(opened.model, metric).metric
     if target is not None:
         target = clocked(target).name
-    with _kept(folder) as kept, progress() as bar:
+    with _kept(folder) as kept, how_to_go_on(kept.folder, GOES_ON), progress() as bar:
         context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, chosen, context)
         result = measure(opened.model, wanted, context, kept, until, metric, target)

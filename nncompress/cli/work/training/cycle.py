@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nncompress.cli.console import progress, say
-from nncompress.cli.work.training.job import Job, how_to_go_on
+from nncompress.cli.console import how_to_go_on, progress, say
+from nncompress.cli.work.training.job import RESUMED, Job
 from nncompress.cycles import Cycle, CycleSettings, run_cycles
 from nncompress.errors import UsageError
 from nncompress.report import training as report
@@ -42,7 +42,7 @@ def run(
         if not job.json:
             say(report.cycle_line(each))
 
-    with how_to_go_on(records), progress() as bar:
+    with how_to_go_on(records, RESUMED), progress() as bar:
         pruned, result = run_cycles(
             job.opened.model,
             job.data,

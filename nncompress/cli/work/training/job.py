@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from nncompress.ir import Model
 from nncompress.progress import Progress
 from nncompress.report.tables import written
 from nncompress.results import Result
+
+RESUMED = "has the run until its last epoch or minute: --resume continues it"
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,3 @@ def _loading_of(
         return {**loading, **CARRIED}, loading
     needed = needed_by((model, teacher), loading)
     return needed[model], needed[teacher]
-
-
-@contextmanager
-def how_to_go_on(kept: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run, but what it has reached lies in the file or folder `kept`."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and kept.exists():
-            say(f"{kept} has the run until its last epoch or minute: --resume continues it")
-        raise

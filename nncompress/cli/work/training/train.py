@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nncompress.cli.console import progress, say
-from nncompress.cli.work.training.job import Job, how_to_go_on
+from nncompress.cli.console import how_to_go_on, progress, say
+from nncompress.cli.work.training.job import RESUMED, Job
 from nncompress.errors import OutputError, UsageError
 from nncompress.files.targets import check_chosen, check_target
 from nncompress.report.training import epochs
@@ -35,7 +35,7 @@ def run(
         raise OutputError(f"--log {epochs_file} is written by this training, too", remedy="give another name")
     if log is None:
         check_chosen(epochs_file, is_log, "--log")
-    with how_to_go_on(checkpoint), process_group() as group, progress() as bar:
+    with how_to_go_on(checkpoint, RESUMED), process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,
             job.data,

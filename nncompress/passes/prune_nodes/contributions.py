@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.couplings.proof import ZeroedReference
-from nncompress.analysis.distance.blame import TOLD, TRIED
+from nncompress.analysis.distance.contributions import TOLD, TRIED
 from nncompress.ir import Model
 from nncompress.ir.graph.verify import Distances
 from nncompress.passes.base import Change
