@@ -48,6 +48,7 @@ class Quantize(Pass):
     stored_weights = False
     recurrent = True
     protects = "keep"
+    afterwards = f"--max-drift {NEAR:g} finds the fewest to leave so that the outputs stay that near."
     tensorwise = ("mode", "weight_bits", "group_size", "asymmetric", "keep")
 
     mode: Literal["static", "dynamic", "weights", "float16"] = option(

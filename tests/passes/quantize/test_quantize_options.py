@@ -220,8 +220,9 @@ def test_without_data_no_rounding_moves_the_outputs_far(mode):
 def test_static_rounding_is_bounded_where_that_is_asked_for():
     model = cancelling(5)
     data = Records(model, 64)
-    whole, _ = run(model, Quantize(smooth=False), data=data)
+    whole, (step,) = pipeline.run(model, [Quantize(smooth=False)], Context(data=data))
     assert relative_error(whole, model) > 0.3
+    assert any("--max-drift 0.05" in warning for warning in step.warnings)  # which is what follows
     near, changes = run(model, Quantize(max_drift=0.05, smooth=False), data=data)
     assert relative_error(near, model) < 0.1
     assert [change.where for change in changes if "--max-drift" in change.what] == ["2"]
