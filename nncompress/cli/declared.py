@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from nncompress.cli.tokenizer import encoding_texts
 from nncompress.options import Options, flag_of, key_of, option_types
 
 Parameters = dict[str, tuple[Any, Any]]  # name -> annotation, default
@@ -64,7 +65,11 @@ def taking(shared: Parameters) -> Callable[[Callable[..., None]], Callable[..., 
 def with_parameters(
     command: Callable[..., None], parameters: Mapping[str, tuple[Any, Any]], name: str
 ) -> Callable[..., None]:
-    """Give a function of keywords the signature that the parser reads."""
+    """Give a function of keywords the signature that the parser reads.
+
+    `tokenizer`, where it is among them, belongs to the texts of data, and goes to the command with these.
+    """
+    command = encoding_texts(command) if "tokenizer" in parameters else command
     signature = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for key, (annotation, default) in sorted(parameters.items(), key=_is_of_papers)

@@ -39,6 +39,14 @@ Normalize = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="of the texts in --data: tokenizer.json of the tokenizers library, or the folder that holds it",
+        rich_help_panel=_PANEL,
+    ),
+]
 NoSamples = Annotated[
     bool,
     typer.Option(
@@ -190,6 +198,7 @@ Report = Annotated[
 
 LOADING: Parameters = {  # how a model file is opened: the keywords of `open_model`
     "data": (Data, None),
+    "tokenizer": (Tokenizer, None),
     "normalize": (Normalize, None),
     "arch": (Arch, None),
     "weights": (Weights, None),

@@ -29,8 +29,8 @@ from nncompress.data.sources.npz import open_npz, open_shards
 from nncompress.data.sources.python import name_of, open_memory, open_python
 from nncompress.data.sources.saved_datasets import is_saved_dataset, table_of
 from nncompress.data.sources.sounds import has_sounds, open_sound_folder
+from nncompress.data.sources.tables import LINES, open_table
 from nncompress.data.sources.tables import SUFFIXES as TABLES
-from nncompress.data.sources.tables import open_table
 from nncompress.data.sources.tensors import open_tensors
 from nncompress.data.sources.texts import open_texts
 from nncompress.errors import DataError
@@ -42,6 +42,7 @@ SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: 
 _CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
+    "texts in these or in a .txt, with --tokenizer DIR; "
     "a folder that datasets.save_to_disk wrote, ?split=train&x=a&y=c; "
     "a folder of images or sounds by class, of images/ and masks/, of images/ and labels/ (YOLO), of "
     "images and COCO's annotations; mnist:DIR, cifar10:DIR, package.module:function or file.py:function"
@@ -90,6 +91,20 @@ def open_data(
     return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec), asked)
 
 
+def with_tokenizer(spec: str, tokenizer: str) -> str:
+    """The data of `spec`, whose texts this tokenizer encodes.
+
+    Raises:
+        DataError: it names one itself.
+    """
+    _, options = _split_options(spec)
+    if "tokenizer" in options:
+        raise DataError(
+            f"{spec} names a tokenizer itself", got=f"--tokenizer {tokenizer}, too", remedy="leave one out"
+        )
+    return f"{spec}{'&' if options else '?'}tokenizer={tokenizer}"
+
+
 def is_code(spec: str) -> bool:
     """Whether opening it runs code: that of the user, or of a package that adds a kind of data."""
     path, _ = _split_options(spec)
@@ -115,12 +130,12 @@ def _open_source(
     if name in SOURCES:
         opener = SOURCES[name]
         return open_memory(lambda: opener(place), expected)
-    table = Path(path) if path.endswith(TABLES) and os.path.isfile(path) else None
+    table = Path(path) if path.endswith((*TABLES, LINES)) and os.path.isfile(path) else None
     if os.path.isdir(path) and is_saved_dataset(Path(path)):
         table = table_of(Path(path), options.pop("split", None))
     if table is not None:
-        if {"text", "tokenizer"} & set(options):
-            return open_texts(table, options, expected)
+        if {"text", "tokenizer"} & set(options) or table.suffix == LINES:
+            return open_texts(table, options, expected, names)
         if encoded := encoded_columns(table, options, expected):
             return open_encoded(table, encoded, options, expected)
         return open_table(table, options, expected)

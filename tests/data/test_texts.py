@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from nncompress import extras
+from nncompress.cli.app import run
 from nncompress.data import open_data
 from nncompress.data.sources import texts
-from nncompress.errors import DataError, MissingExtraError
+from nncompress.errors import DataError, ExitCode, MissingExtraError
 from nncompress.ir import InputSpec
 
 
@@ -46,10 +47,47 @@ def test_ids_mask_and_classes(reviews, tokenizer):
 
 def test_the_length_is_stated_where_the_model_leaves_it_open(reviews, tokenizer):
     open_ended = [InputSpec("tokens", "int64", ("batch", "n"))]
-    with pytest.raises(DataError, match="&length=128"):
+    with pytest.raises(DataError, match="length=128"):
         open_data(reviews, open_ended)
     assert whole(open_data(f"{reviews}&length=5", open_ended)).inputs[0].shape == (3, 5)
     assert whole(open_data(f"{reviews}&length=2")).inputs[0].dtype == torch.int64
+
+
+def test_each_line_of_a_text_file_is_a_sample(reviews, tokenizer, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("good film\n\nbad, bad film\r\n", encoding="utf-8")
+    data = open_data(f"{lines}?tokenizer={tmp_path}&length=3", names=["ids"])
+    assert whole(data).inputs[0].tolist() == [[2, 4, 1], [3, 5, 3]]
+    assert not data.has_labels
+    with pytest.raises(DataError, match="--tokenizer DIR"):
+        open_data(f"{lines}?length=3")
+    (tmp_path / "t.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n')
+    data = open_data(f"{tmp_path}/t.jsonl?tokenizer={tmp_path}&length=1", names=["ids"])
+    assert whole(data).inputs[0].tolist() == [[2], [3]]  # the column called text
+    assert whole(data).labels.tolist() == [1, 0]
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = torch.nn.Embedding(6, 8), torch.nn.Linear(8, 6)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.table(ids)))
+
+
+def test_the_tokenizer_is_an_option_of_every_command_that_takes_data(
+    reviews, tokenizer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.txt").write_text("good film\nbad bad film\nfilm good\n" * 4)
+    torch.save(Tagger(), "m.pt")
+    data = ["--data", "lines.txt?length=4", "--tokenizer", "."]
+    assert run(["quantize", "m.pt", "--trust-pickle", *data]) == ExitCode.OK
+    assert run(["eval", "--metric", "perplexity", *data]) == ExitCode.OK
+    assert "perplexity" in capsys.readouterr().out
+    assert run(["eval", "m.pt", "--trust-pickle", "--tokenizer", "."]) == ExitCode.USAGE
+    assert run(["eval", "--data", "lines.txt?length=4&tokenizer=.", "--tokenizer", "."]) == ExitCode.DATA
 
 
 def test_what_is_no_tokenizer_or_no_text_is_a_message(reviews, tokenizer, tmp_path):

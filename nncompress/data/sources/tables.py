@@ -32,6 +32,7 @@ EXACT = 2**53  # up to which a number of eight bytes holds every integer
 MOST_LINE = 2**24  # bytes of one line
 MOST_LABEL = 1000  # characters
 TEXTS = (".csv", ".tsv", ".jsonl")
+LINES, LINE = ".txt", "text"  # a file of lines, and what the column of these is called
 SUFFIXES = (*TEXTS, ".parquet")
 Rows = Iterator[tuple[int, dict[str, Any]]]  # samples, with their line or number
 
@@ -131,10 +132,11 @@ def open_rows(path: Path) -> tuple[list[str], Rows]:
         DataError: it cannot be read, or holds none.
         MissingExtraError: pyarrow is not installed, for .parquet and .arrow.
     """
-    if path.suffix not in TEXTS:
+    readers = {".jsonl": _json_lines, LINES: _plain_lines}
+    if path.suffix not in (*TEXTS, LINES):
         names, batches = _open_batches(path)
         return names, rows_of(batches)
-    rows = _json_lines(path) if path.suffix == ".jsonl" else _separated(path)
+    rows = readers.get(path.suffix, _separated)(path)
     try:
         first = next(rows, None)
     except (OSError, csv.Error, UnicodeDecodeError) as problem:
@@ -197,6 +199,13 @@ def _json_lines(path: Path) -> Rows:
                     f"{path}: line {number} is no object", got=line[:60].strip(), expected='{"x": …, "y": …}'
                 )
             yield number, row
+
+
+def _plain_lines(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(_lines(file.readline, path), 1):
+            if line.strip():
+                yield number, {LINE: line.rstrip("\r\n")}
 
 
 def _lines(read: Callable[[int], str], path: Path) -> Iterator[str]:

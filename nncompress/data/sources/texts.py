@@ -1,15 +1,15 @@
 """Texts in a column of a table, as token ids: `reviews.csv?text=review&y=label&tokenizer=DIR&length=128`.
 
-DIR holds the tokenizer.json of the tokenizers library (or is that file). Texts are cut at `length` tokens and
-filled up to it; the model's inputs are told by their names: ids, the mask of what is text, the number of the
-segment.
+Where no column is named it is the one called text; of a `.txt` each line is a sample. DIR holds the
+tokenizer.json of the tokenizers library (or is that file). Texts are cut at `length` tokens and filled up to
+it; the model's inputs are told by their names: ids, the mask of what is text, the number of the segment.
 """
 
 from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy as np
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import ArraySource, check_allocation
 from nncompress.data.sources.npz import LABEL_NAMES
-from nncompress.data.sources.tables import Column, check_named, open_rows
+from nncompress.data.sources.tables import LINE, Column, check_named, open_rows
 from nncompress.errors import DataError
 from nncompress.extras import need
 from nncompress.files.bounded_text import read_json
 
+IDS_AND_MASK = ("input_ids", "attention_mask")
 OPTIONS = ("text", "tokenizer", "length")
 TOGETHER = 2**16  # characters of the texts that are encoded at a time, but for the last of them
 MOST_TOKENIZER = 2**28  # bytes; vocabularies of 250,000 words take 2^25
@@ -31,25 +32,31 @@ _PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 _WHAT = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
-def open_texts(path: Path, options: dict[str, str], expected: list[ExpectedInput] | None) -> ArraySource:
+def open_texts(
+    path: Path, options: dict[str, str], expected: list[ExpectedInput] | None, called: Sequence[str] = ()
+) -> ArraySource:
     """int64 [N, length] for every input of the model, ids and their mask where it is not known; and labels.
+
+    Args:
+        called: the model's inputs, where no more is known of them.
 
     Raises:
         DataError: table or tokenizer cannot be read, no length is known, or an input is none of these.
         MissingExtraError: the tokenizers library is not installed.
     """
     rest = {key: value for key, value in options.items() if key not in (*OPTIONS, "y")}
-    if "text" not in options or "tokenizer" not in options or rest:
+    if "tokenizer" not in options or rest:
         raise DataError(
             f"{path}: texts need a column and a tokenizer",
             got="&".join(f"{key}={value}" for key, value in options.items()),
-            expected=f"{path.name}?text=review&y=label&tokenizer=DIR&length=128",
+            expected=f"{path.name}?text=review&y=label&length=128, and --tokenizer DIR (or &tokenizer=DIR)",
         )
     need("text", str(path))
     names, rows = open_rows(path)
-    text, label = options["text"], options.get("y") or next((n for n in LABEL_NAMES if n in names), None)
+    text = options.get("text", LINE)
+    label = options.get("y") or next((n for n in LABEL_NAMES if n in names), None)
     check_named([text, *([label] if label else [])], names, path)
-    given = [e.name for e in expected] if expected is not None else ["input_ids", "attention_mask"]
+    given = list(called or IDS_AND_MASK) if expected is None else [e.name for e in expected]
     what = _contents(given, path)
     length = _length(options.get("length"), expected, path)
     tokenizer = _opened(options["tokenizer"], length)
@@ -111,7 +118,7 @@ def _encoded(tokenizer: Any, some: list[str], length: int, place: str) -> list[A
         raise DataError(
             f"the tokenizer at {place} does not make {length} tokens of a text",
             got=f"{max(len(each.ids) for each in found)}: what it adds to every text is more than that",
-            remedy="a greater &length=",
+            remedy="a greater length=",
         )
     return found
 
@@ -142,7 +149,7 @@ def _length(stated: str | None, expected: list[ExpectedInput] | None, path: Path
         raise DataError(
             f"{path}: it is not known how many tokens a sample has",
             got=f"length={stated}" if stated else "",
-            remedy="add &length=128",
+            remedy=f"say it: --data {path.name}?length=128 (behind other options &length=128)",
         )
     return int(stated)
 
