@@ -9,6 +9,7 @@ from typing import Any
 from nncompress.errors import UsageError
 
 SPECS = ("data", "val")
+KEY = "tokenizer"
 
 
 def encoding_texts(command: Callable[..., None]) -> Callable[..., None]:
@@ -20,11 +21,18 @@ def encoding_texts(command: Callable[..., None]) -> Callable[..., None]:
             given = [name for name in SPECS if values.get(name) is not None]
             if not given:
                 raise UsageError(
-                    "--tokenizer is for the texts of --data", remedy="--data reviews.txt?length=128"
+                    "--tokenizer is for the texts of --data", remedy="add --data reviews.txt?length=128"
                 )
-            from nncompress.data.spec import with_tokenizer  # torch takes seconds to import
-
-            values.update({name: with_tokenizer(values[name], tokenizer) for name in given})
+            values.update({name: _encoded(name, values[name], tokenizer) for name in given})
         command(**values)
 
     return called
+
+
+def _encoded(name: str, spec: str, tokenizer: str) -> str:
+    options = spec.partition("?")[2]
+    if f"&{KEY}=" in f"&{options}":
+        raise UsageError(
+            f"--{name} {spec} names a tokenizer itself", got=f"--tokenizer {tokenizer}", remedy="leave one out"
+        )
+    return f"{spec}{'&' if options else '?'}{KEY}={tokenizer}"

@@ -91,20 +91,6 @@ def open_data(
     return Dataset(spec, source, conversions, _fixed_batch(source, expected, spec), asked)
 
 
-def with_tokenizer(spec: str, tokenizer: str) -> str:
-    """The data of `spec`, whose texts this tokenizer encodes.
-
-    Raises:
-        DataError: it names one itself.
-    """
-    _, options = _split_options(spec)
-    if "tokenizer" in options:
-        raise DataError(
-            f"{spec} names a tokenizer itself", got=f"--tokenizer {tokenizer}, too", remedy="leave one out"
-        )
-    return f"{spec}{'&' if options else '?'}tokenizer={tokenizer}"
-
-
 def is_code(spec: str) -> bool:
     """Whether opening it runs code: that of the user, or of a package that adds a kind of data."""
     path, _ = _split_options(spec)
