@@ -33,6 +33,8 @@ def _encoded(name: str, spec: str, tokenizer: str) -> str:
     options = spec.partition("?")[2]
     if f"&{KEY}=" in f"&{options}":
         raise UsageError(
-            f"--{name} {spec} names a tokenizer itself", got=f"--tokenizer {tokenizer}", remedy="leave one out"
+            f"--{name} {spec} names a tokenizer itself",
+            got=f"--tokenizer {tokenizer}",
+            remedy="leave one out",
         )
     return f"{spec}{'&' if options else '?'}{KEY}={tokenizer}"
