@@ -7,8 +7,8 @@ does the layers of a model in memory, by the same code. `run_layerwise` has data
 of which it holds a few weights at a time.
 """
 
-from nncompress.streaming.layerwise import run_layerwise
+from nncompress.streaming.layerwise import ON_DATA, run_layerwise
 from nncompress.streaming.run import run
 from nncompress.streaming.shards import Row, Streamed
 
-__all__ = ["Row", "Streamed", "run", "run_layerwise"]
+__all__ = ["ON_DATA", "Row", "Streamed", "run", "run_layerwise"]

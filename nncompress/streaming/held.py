@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
+from nncompress.loading.module.without_weights import replace
 from nncompress.loading.state_dict.shards import StoredTensor
 from nncompress.streaming.layer import as_float, layer_name
 
@@ -49,6 +52,18 @@ class HeldWeights(Mapping[str, Tensor]):
         self._held.pop(name, None)
         self._hold(name, value)
 
+    @contextmanager
+    def put_in(self, model: Model, name: str) -> Iterator[nn.Parameter]:
+        """Meanwhile the model, whose weights are empty, holds this one, for code that changes it in place."""
+        empty = model.tensor(name)
+        assert isinstance(empty, nn.Parameter)
+        filled = nn.Parameter(self[name].clone(), requires_grad=False)
+        replace(model.graph_module, {empty: filled})
+        try:
+            yield filled
+        finally:
+            replace(model.graph_module, {filled: empty})
+
     def _hold(self, name: str, value: Tensor) -> None:
         self._held[name] = value
         while len(self._held) > 1 and sum(each.nbytes for each in self._held.values()) > self._most:
@@ -64,11 +79,12 @@ def read_float(tensor: StoredTensor) -> Tensor:
     value = tensor.read()
     if value.dtype.itemsize not in (2, 4) or not value.dtype.is_floating_point:
         raise UnsupportedError(
-            f"quantize works on float32 and halves; {layer_name(tensor.name)} is {dtype_name(value.dtype)}",
+            "--stream --data works on float32 and halves",
+            got=f"{layer_name(tensor.name)} is {dtype_name(value.dtype)}",
             remedy="convert the checkpoint first, or leave --data out: each weight is then treated by itself",
         )
     value = as_float(value)
     if not all(bool(part.isfinite().all()) for part in value.flatten().split(2**20)):
         where = layer_name(tensor.name)
-        raise UnsupportedError(f"quantize: the weight of {where} has NaN or infinite values")
+        raise UnsupportedError(f"the weight of {where} has NaN or infinite values")
     return value

@@ -73,8 +73,11 @@ def _into(
     return shards.complete()
 
 
-def by_itself(each: Pass, source: Checkpoint) -> tuple[Pass, tuple[str, ...]]:
+def by_itself(each: Pass, source: Checkpoint, also: Sequence[str] = ()) -> tuple[Pass, tuple[str, ...]]:
     """The pass for a single layer, without the patterns that spare layers; and those patterns.
+
+    Args:
+        also: options that are taken besides those that look at one weight.
 
     Raises:
         UsageError
@@ -85,7 +88,7 @@ def by_itself(each: Pass, source: Checkpoint) -> tuple[Pass, tuple[str, ...]]:
             remedy="leave --stream out, and give a model with its architecture (--arch)",
         )
     reason = each.needs_network()
-    other = next((name for name in each.settings() if name not in each.tensorwise), None)
+    other = next((name for name in each.settings() if name not in (*each.tensorwise, *also)), None)
     if other is not None:
         reason = reason or f"{flag_of(other)} looks at the network as a whole"
     if reason:

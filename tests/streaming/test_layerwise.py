@@ -277,6 +277,81 @@ def test_activations_that_find_no_room(source, arch, data, tmp_path, monkeypatch
         streamed(source, tmp_path / "out", arch, data)
 
 
+def matrices_of(model: Model) -> dict[str, torch.Tensor]:
+    """By the name of the linear layer; of factors their product."""
+    weights = {layer.name: layer.weight.value() for layer in layers(model)}
+    first = [name.removesuffix(".0") for name in weights if f"{name.removesuffix('.0')}.1" in weights]
+    return weights | {name: weights[f"{name}.1"] @ weights[f"{name}.0"] for name in first if "block" in name}
+
+
+@pytest.mark.parametrize(
+    "text", ["prune:pattern=2:4,exclude=head", "factorize:ratio=0.6,minimize=layer,refit=false"]
+)
+def test_other_passes_make_of_weights_what_they_make_in_memory(text, source, arch, data, tmp_path):
+    done = streamed(source, tmp_path / "out", arch, data, text)
+    read = opened(tmp_path / "out", arch)
+    memory = in_memory(built(), data, text)
+    found, wanted = matrices_of(read), matrices_of(memory)
+    for name in ("blocks.0.gate", "blocks.1.down", "blocks.1.gate"):
+        assert torch.equal(found[name], wanted[name]), name
+        weights = read.tensor(f"{name}.bias"), biases(memory)[name]
+        assert torch.equal(*weights), name
+    assert {row.name for row in done.rows if row.applied} >= {"blocks.0.gate.weight", "blocks.1.down.weight"}
+    told = {row.name: row.what for row in done.rows}
+    assert not any("no weight" in told[name] for name in ("embed.weight", "head.weight"))
+
+
+def biases(model: Model) -> dict[str, torch.Tensor]:
+    return {
+        layer.name.removesuffix(".1"): layer.bias.value() for layer in layers(model) if layer.bias is not None
+    }
+
+
+def test_factors_on_data_err_less_than_without(source, arch, data, tmp_path):
+    (x,) = (torch.from_numpy(np.load(data)["x"]),)
+    whole = opened(source, arch).outputs_of(x)[0]
+    command = ["factorize", str(source), "--stream", "--ratio", "0.6"]
+    errors = []
+    for name, more in (("data", ["--data", data, "--arch", arch]), ("weights", [])):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, *more, "-o", str(tmp_path / name), "--exclude", "embed"])
+        assert not ended.value.code
+        errors.append(float((opened(tmp_path / name, arch).outputs_of(x)[0] - whole).norm()))
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("text", ["prune:pattern=2:4", "factorize:ratio=0.6"])
+def test_a_killed_run_of_other_passes_goes_on(text, source, arch, data, tmp_path):
+    class Early:
+        def step(self, description, done, total):
+            if description in ("pruning connections", "factorizing") and done == 5:
+                raise Killed
+
+    with pytest.raises(Killed):
+        streamed(source, tmp_path / "out", arch, data, text, progress=Early())
+    again = streamed(source, tmp_path / "out", arch, data, text)
+    once = streamed(source, tmp_path / "once", arch, data, text)
+    assert (again.resumed, once.resumed) == (1, 0)
+    assert again.rows == once.rows
+    for file in (tmp_path / "once").glob("*.safetensors*"):
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prune:std=0.5", "no --pattern"),
+        ("factorize:ratio=0.6,minimize=model", "--minimize model"),
+        ("factorize:macs=0.6", "--macs looks at the network"),
+    ],
+)
+def test_options_that_data_does_not_go_with(text, told, source, arch, data, tmp_path):
+    with pytest.raises(UsageError, match="--stream") as refused:
+        streamed(source, tmp_path / "out", arch, data, text)
+    assert told in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_network_or_a_group_size(source, arch, data, tmp_path):
     with pytest.raises(UsageError, match="--arch"):
         streamed(source, tmp_path / "out", None, data)
@@ -292,7 +367,7 @@ def test_the_command_rounds_shards_on_data_and_says_so(source, arch, data, tmp_p
     printed = capsys.readouterr()
     assert not ended.value.code, printed.err
     assert "3 shards and their index" in " ".join(printed.out.split())
-    assert "rounded on the data" in printed.err
+    assert "changed for what it multiplies on the data" in printed.err
     for more, told in (
         (["--target", "ort-cpu"], "goes without --target"),
         (["--rounding", "nearest"], "--rounding looks at the network"),

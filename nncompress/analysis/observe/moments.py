@@ -187,11 +187,15 @@ class InputMoments(Mapping[str, Moments]):
             for layer in self._readers[name]:
                 take = partial(_take, layer, moments, self._most, generator)
                 watches.setdefault(layer.data, []).append(take)
-        seen = observe(self._model, self._batches, watches, progress=self._progress, total=self._total)
+        seen = self._watch(watches)
         for name, moments in found.items():
             if self._readers[name][0].kind != "embedding":
                 self.rows[name] = Rows(name, moments.count, moments.total.shape[1], seen)
         return found
+
+    def _watch(self, watches: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]) -> int:
+        """Show the values of some nodes to their watches; returns the number of samples."""
+        return observe(self._model, self._batches, watches, progress=self._progress, total=self._total)
 
 
 def _take(

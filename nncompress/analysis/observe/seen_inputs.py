@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
@@ -51,7 +52,7 @@ class SeenInputs:
         spill: bool = False,
     ) -> None:
         self._run = LayerwiseRunner(model, batches, weights=weights, spill=spill)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
         self._samples = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []
         self.ridges: dict[str, float] = {}
@@ -115,6 +116,8 @@ class SeenInputs:
     def _seen(self, layer: Layer, values: Iterable[tuple[Tensor]]) -> tuple[Moments, Moments, Moments]:
         """Of the rows of three quarters of the samples, of those of the others, of the others' mean rows."""
         fitted, held, means = Moments(), Moments(), Moments()
+        # the same whichever layers were asked for before
+        generator = torch.Generator().manual_seed(self._seed + crc32(layer.name.encode()))
         first = 0
         for (value,), samples in zip(values, self._samples, strict=True):
             # of which sample each entry of the first dim is; a value without that dim is of the first
@@ -125,10 +128,10 @@ class SeenInputs:
             first += samples
             if own.any():
                 most = max(1, ROWS * int(own.sum()) // len(own))
-                fitted.add(input_rows(layer, whole[own], most, self._generator))
+                fitted.add(input_rows(layer, whole[own], most, generator))
             for number in numbers[~own].unique():
                 most = max(1, ROWS // samples)
-                rows = input_rows(layer, whole[numbers == number], most, self._generator)
+                rows = input_rows(layer, whole[numbers == number], most, generator)
                 held.add(rows)
                 means.add(rows.mean(1, keepdim=True))
         return fitted, held, means

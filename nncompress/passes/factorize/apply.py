@@ -55,16 +55,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         targets, left = _named(ratios, targets, left)
     elif options.ratio is not None:
         ratios = {target.name: options.ratio for target in targets}
-    rule = RankRule(
-        err=options.err,
-        share_lost=options.share_lost if options.energy is None else 1 - options.energy,
-        rank=options.rank,
-        ratios=ratios,
-        macs=options.macs,
-        params=options.params,
-        latency=options.latency,
-        faster=options.faster,
-    )
+    rule = _rule(options, ratios)
     if not targets and all(layer.weight.quantized for layer in layers(model)):
         context.notes.append(
             "factorize left the model as it was: all its weights are quantized already, and factors are "
@@ -83,7 +74,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
                 target,
                 shapes,
                 rule,
-                form="channel" if options.rank is not None and options.form == "auto" else options.form,
+                form=_form(options),
                 round_to=options.round_to,
                 statistics=statistics,
                 minimized=minimized,
@@ -122,6 +113,48 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     if original is not None:
         changes += repair(original, model, stages, context)
     return changes
+
+
+def _rule(options: Factorize, ratios: Mapping[str, float]) -> RankRule:
+    return RankRule(
+        err=options.err,
+        share_lost=options.share_lost if options.energy is None else 1 - options.energy,
+        rank=options.rank,
+        ratios=ratios,
+        macs=options.macs,
+        params=options.params,
+        latency=options.latency,
+        faster=options.faster,
+    )
+
+
+def factors_of(
+    options: Factorize, model: Model, target: Target, shapes: Shapes, statistics: CalibrationStatistics
+) -> tuple[Change, list[Tensor], Tensor | None]:
+    """What becomes of one layer by itself, with the error of what it computes: its factors, if it gets any,
+    and the bias that then goes with them."""
+    rule = _rule(options, {} if options.ratio is None else {target.name: options.ratio})
+    form = _form(options)
+    option = option_of(
+        target,
+        shapes,
+        rule,
+        form=form,
+        round_to=options.round_to,
+        statistics=statistics,
+        minimized="layer",
+        oracle=None,
+    )
+    (choice,) = rule.choices(model, [option], "layer")
+    if choice.candidate is None:
+        return _change(choice, "layer"), [], None
+    _, weights, bias = _factors(choice, statistics)
+    return _change(choice, "layer"), weights, bias
+
+
+def _form(options: Factorize) -> str:
+    """One rank for all forms means nothing."""
+    return "channel" if options.rank is not None and options.form == "auto" else options.form
 
 
 def _named(

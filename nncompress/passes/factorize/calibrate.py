@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from nncompress.analysis.curvature.metric import Metric
 from nncompress.analysis.curvature.sensitivity import output_gradients
 from nncompress.analysis.observe.enough import Rows
-from nncompress.analysis.observe.moments import Moments, with_ridge
+from nncompress.analysis.observe.moments import InputMoments, Moments, with_ridge
 from nncompress.analysis.weight_targets import Target
 from nncompress.data import Dataset, open_data
 from nncompress.ir import Model
@@ -42,6 +42,8 @@ class CalibrationStatistics:
 
     Args:
         outputs: measure errors in the model's output instead of the layer's own.
+        gather: gives the moments of what layers multiply.
+        new_biases: a layer without a bias may get one, which takes up the mean of its error.
 
     Attributes:
         passes: how many forward passes one round through the targets takes.
@@ -51,10 +53,19 @@ class CalibrationStatistics:
     """
 
     def __init__(
-        self, model: Model, targets: Sequence[Target], data: Dataset, context: Context, outputs: bool
+        self,
+        model: Model,
+        targets: Sequence[Target],
+        data: Dataset,
+        context: Context,
+        outputs: bool,
+        *,
+        gather: Callable[..., InputMoments] = input_moments,
+        new_biases: bool = True,
     ) -> None:
+        self._new_biases = new_biases
         usable = [t for t in targets if len({layer.kind for layer in t.layers}) == 1]
-        self._moments = input_moments(model, {target.name: target.layers for target in usable}, data, context)
+        self._moments = gather(model, {target.name: target.layers for target in usable}, data, context)
         self._last: tuple[str, TargetStatistics] | None = None
         self._gradients: dict[fx.Node, Tensor] | None = None
         if outputs:
@@ -87,7 +98,8 @@ class CalibrationStatistics:
             if self._gradients is not None:
                 zero = torch.zeros(())
                 sensitivity = sum(self._gradients.get(layer.node, zero) for layer in target.layers)
-            self._last = target.name, _statistics(target, moments, sensitivity)
+            centred = takes_mean(target, new=self._new_biases)
+            self._last = target.name, _statistics(target, moments, sensitivity, centred)
         return self._last[1]
 
     def rows(self, targets: Sequence[Target]) -> list[Rows]:
@@ -116,21 +128,25 @@ def random_tokens(model: Model, context: Context) -> Dataset | None:
     return open_data(model.example_inputs(RANDOM, context.seed), model.inputs)
 
 
-def takes_mean(target: Target) -> bool:
-    """Can a bias take up the mean of the target's error? Only if it is one layer with room for a bias."""
+def takes_mean(target: Target, *, new: bool = True) -> bool:
+    """Can a bias take up the mean of the target's error? Only if it is one layer with room for a bias.
+
+    Args:
+        new: a layer without one has room.
+    """
     layer = target.layers[0]
     if len(target.layers) > 1 or layer.roles.bias is None or "transpose" in layer.kind:
         return False
     if argument(layer.node, layer.roles.bias) is None:
-        return True
+        return new
     return layer.bias is not None and not layer.bias.quantized and layer.bias.value().dim() == 1
 
 
-def _statistics(target: Target, moments: Moments, sensitivity: object) -> TargetStatistics:
+def _statistics(target: Target, moments: Moments, sensitivity: object, centred: bool) -> TargetStatistics:
     mean = None
     if target.layers[0].kind == "embedding":  # how often each row is looked up
         inputs = with_ridge(moments.mean[0]).unsqueeze(0)
-    elif takes_mean(target):
+    elif centred:
         mean, inputs = moments.mean, with_ridge(moments.covariance)
     else:
         inputs = with_ridge(moments.second)

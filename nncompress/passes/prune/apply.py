@@ -25,7 +25,7 @@ _PART = 2**20  # weights whose squares are summed up at a time, in float64
 
 
 def requires(options: Prune, model: Model, context: Context) -> None:
-    chosen = _chosen(model, options.exclude)
+    chosen = weights_to_prune(model, options.exclude)
     if not chosen:
         raise UsageError(
             "prune: no layer to prune",
@@ -39,7 +39,7 @@ def requires(options: Prune, model: Model, context: Context) -> None:
 
 
 def apply(options: Prune, model: Model, context: Context) -> list[Change]:
-    chosen = _chosen(model, options.exclude)
+    chosen = weights_to_prune(model, options.exclude)
     kept: dict[str, Tensor] = {}
     if options.sparsity is not None and options.scope == "global":
         kept = _kept_of_all(chosen, options.sparsity)
@@ -52,7 +52,7 @@ def apply(options: Prune, model: Model, context: Context) -> list[Change]:
             changes.append(Change(layer.name, "skipped: its weight is empty", applied=False))
             continue
         if options.pattern is not None:
-            changes.append(_patterned(model, layer, *parse_pattern(options.pattern), seen))
+            changes.append(patterned(model, layer, *parse_pattern(options.pattern), seen))
         elif options.sparsity is not None:
             keep = kept[layer.name] if kept else _all_but_smallest(weight.abs(), options.sparsity)
             changes.append(_assigned(layer, weight.masked_fill(~keep, 0), {}))
@@ -77,18 +77,20 @@ def _seen(model: Model, context: Context) -> SeenInputs | None:
 def ensures(options: Prune, model: Model, changes: list[Change]) -> None:
     if options.pattern is not None and not options.remove_dead:
         pruned = {change.where for change in changes if change.applied}
-        _ensure_pattern(
-            options.pattern, [each for each in _chosen(model, options.exclude) if each.name in pruned]
+        ensure_pattern(
+            options.pattern,
+            [each for each in weights_to_prune(model, options.exclude) if each.name in pruned],
         )
     if options.sparsity is None or options.remove_dead:
         return
-    weights = [layer.weight.value() for layer in _chosen(model, options.exclude)]
+    weights = [layer.weight.value() for layer in weights_to_prune(model, options.exclude)]
     zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     if zeros < int(options.sparsity * total) - len(weights):
         raise VerificationError("prune: the sparsity asked for was not reached", got=f"{zeros} of {total}")
 
 
-def _ensure_pattern(pattern: str, pruned: Sequence[Layer]) -> None:
+def ensure_pattern(pattern: str, pruned: Sequence[Layer]) -> None:
+    """Refuse layers that do not have it."""
     n, m = parse_pattern(pattern)
     for layer in pruned:
         rows = layer.weight.value().movedim(layer.roles.inputs, -1)
@@ -96,7 +98,8 @@ def _ensure_pattern(pattern: str, pruned: Sequence[Layer]) -> None:
             raise VerificationError(f"prune: {layer.name} is not {pattern}")
 
 
-def _chosen(model: Model, exclude: Sequence[str]) -> list[Layer]:
+def weights_to_prune(model: Model, exclude: Sequence[str]) -> list[Layer]:
+    """A layer for each weight, in graph order."""
     seen: set[int] = set()
     chosen = []
     for layer in with_recurrent_matrices(model):
@@ -153,7 +156,7 @@ def _assigned(layer: Layer, value: Tensor, numbers: dict[str, float], how: str =
     return Change(layer.name, f"{zeros / total:.1%} of {total} weights are zero{how}", numbers, changed)
 
 
-def _patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | None) -> Change:
+def patterned(model: Model, layer: Layer, n: int, m: int, seen: SeenInputs | None) -> Change:
     """Keep n of every m neighbouring inputs, at each place of a kernel, as sparse tensor cores read them."""
     weight = layer.weight.value()
     inputs = weight.shape[layer.roles.inputs]

@@ -12,11 +12,10 @@ from nncompress.errors import UsageError
 from nncompress.loading.state_dict.shards import Checkpoint, open_checkpoint
 from nncompress.options import flag_of
 from nncompress.passes import Context, Pass
-from nncompress.passes.quantize.options import Quantize
 from nncompress.progress import Progress
 from nncompress.report.streamed import streamed
 from nncompress.results import SCHEMA
-from nncompress.streaming import Streamed, run, run_layerwise
+from nncompress.streaming import ON_DATA, Streamed, run, run_layerwise
 
 TAKEN = ("output", "json")  # of what commands that run passes share
 WITH_DATA = ("data", "limit", "seed", "arch", "input", "normalize")  # and where there is data
@@ -39,10 +38,10 @@ def run_streamed(
             remedy=f"nncompress {each.name} folder --stream -o smaller",
         )
     on_data = values["data"] is not None
-    if on_data and not isinstance(each, Quantize):
+    if on_data and each.name not in ON_DATA:
         raise UsageError(
             f"{each.name} --stream goes without --data: it sees weights, and no network",
-            remedy="leave one of them out; quantize --stream takes data",
+            remedy=f"leave one of them out; {', '.join(ON_DATA)} --stream take data",
         )
     taken = (*TAKEN, *WITH_DATA) if on_data else TAKEN
     for name, value in values.items():
@@ -60,7 +59,7 @@ def run_streamed(
         )
     source = open_checkpoint(model)
     with progress() as bar:
-        if isinstance(each, Quantize) and on_data:
+        if on_data:
             done = _on_data(each, source, output, values, bar)
         else:
             done = run(each, source, output, progress=bar)
@@ -77,7 +76,7 @@ def run_streamed(
         return
     show(streamed(done))
     arch = "" if "config.json" in done.copied else " --arch file.py:factory"
-    how = "rounded on the data" if on_data else "treated by itself"
+    how = "changed for what it multiplies on the data" if on_data else "treated by itself"
     say(
         f"each weight was {how}: how far the outputs of the network moved was not measured; "
         f"nncompress eval {output}{arch} --data DATA tells, where memory allows it"
@@ -85,7 +84,7 @@ def run_streamed(
 
 
 def _on_data(
-    each: Quantize, source: Checkpoint, output: str, values: Mapping[str, Any], bar: Progress
+    each: Pass, source: Checkpoint, output: str, values: Mapping[str, Any], bar: Progress
 ) -> Streamed:
     asked = {name: values[name] for name in ("data", "arch", "input", "normalize")}
     model = outline(source, **asked, notice=say)
