@@ -24,6 +24,7 @@ from nncompress.passes import Context
 from nncompress.passes.factorize.apply import factors_of
 from nncompress.passes.factorize.calibrate import CalibrationStatistics
 from nncompress.passes.factorize.options import Factorize
+from nncompress.passes.factorize.rule import RankRule
 from nncompress.passes.prune.apply import ensure_pattern, patterned, weights_to_prune
 from nncompress.passes.prune.options import Prune, parse_pattern
 from nncompress.streaming.blocks import Blocks
@@ -107,6 +108,8 @@ def factorize(each: Factorize, model: Model, blocks: Blocks, held: HeldWeights, 
     statistics = CalibrationStatistics(
         model, targets, context.data, context, outputs=False, gather=gather, new_biases=False
     )
+    shares = {} if each.ratio is None else {target.name: each.ratio for target in targets}
+    rule = RankRule(ratios=shares, **each.asked)
     blocks.begin([target.weight.name for target in targets])
     for done, target in enumerate(targets):
         context.progress.step("factorizing", done, len(targets))
@@ -114,7 +117,9 @@ def factorize(each: Factorize, model: Model, blocks: Blocks, held: HeldWeights, 
         if blocks.finished(name):
             continue
         with held.put_in(model, name):
-            change, weights, bias = factors_of(each, model, target, shapes, statistics)
+            change, weights, bias = factors_of(
+                model, target, shapes, rule, each.forms, each.round_to, statistics
+            )
         if weights:
             dtype = blocks.tensors[name].dtype
             first, second = weights if target.outputs_first else reversed(weights)

@@ -55,7 +55,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         targets, left = _named(ratios, targets, left)
     elif options.ratio is not None:
         ratios = {target.name: options.ratio for target in targets}
-    rule = _rule(options, ratios)
+    rule = RankRule(ratios=ratios, **options.asked)
     if not targets and all(layer.weight.quantized for layer in layers(model)):
         context.notes.append(
             "factorize left the model as it was: all its weights are quantized already, and factors are "
@@ -74,7 +74,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
                 target,
                 shapes,
                 rule,
-                form=_form(options),
+                form=options.forms,
                 round_to=options.round_to,
                 statistics=statistics,
                 minimized=minimized,
@@ -115,32 +115,23 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     return changes
 
 
-def _rule(options: Factorize, ratios: Mapping[str, float]) -> RankRule:
-    return RankRule(
-        err=options.err,
-        share_lost=options.share_lost if options.energy is None else 1 - options.energy,
-        rank=options.rank,
-        ratios=ratios,
-        macs=options.macs,
-        params=options.params,
-        latency=options.latency,
-        faster=options.faster,
-    )
-
-
 def factors_of(
-    options: Factorize, model: Model, target: Target, shapes: Shapes, statistics: CalibrationStatistics
+    model: Model,
+    target: Target,
+    shapes: Shapes,
+    rule: RankRule,
+    form: str,
+    round_to: int,
+    statistics: CalibrationStatistics,
 ) -> tuple[Change, list[Tensor], Tensor | None]:
     """What becomes of one layer by itself, with the error of what it computes: its factors, if it gets any,
     and the bias that then goes with them."""
-    rule = _rule(options, {} if options.ratio is None else {target.name: options.ratio})
-    form = _form(options)
     option = option_of(
         target,
         shapes,
         rule,
         form=form,
-        round_to=options.round_to,
+        round_to=round_to,
         statistics=statistics,
         minimized="layer",
         oracle=None,
@@ -150,11 +141,6 @@ def factors_of(
         return _change(choice, "layer"), [], None
     _, weights, bias = _factors(choice, statistics)
     return _change(choice, "layer"), weights, bias
-
-
-def _form(options: Factorize) -> str:
-    """One rank for all forms means nothing."""
-    return "channel" if options.rank is not None and options.form == "auto" else options.form
 
 
 def _named(

@@ -11,7 +11,7 @@ or the whole model, compute; then the factors are fitted to what the compressed 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from nncompress.errors import UsageError
 from nncompress.options import LossWeights, shares_of
@@ -104,6 +104,17 @@ class Factorize(Pass):
                 got=f"--{given[0]}" if given else "no budget",
                 remedy="--macs 0.7, or leave --loss-weight out",
             )
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides the ranks, as `RankRule` takes it, without shares by layer."""
+        named = {name: getattr(self, name) for name in ("err", "rank", "macs", "params", "latency", "faster")}
+        return named | {"share_lost": self.share_lost if self.energy is None else 1 - self.energy}
+
+    @property
+    def forms(self) -> str:
+        """Which are tried; a rank given for all layers is that of one form."""
+        return "channel" if self.rank is not None and self.form == "auto" else self.form
 
     def treats(self, kind: str) -> bool:
         return kind == "linear"
