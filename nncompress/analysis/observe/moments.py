@@ -86,6 +86,22 @@ class Moments:
             found += rows.mT @ (rows @ columns)
         return found
 
+    def inverse(self, ridge: float, inputs: Tensor) -> Tensor:
+        """These columns of the inverse of `products` with a ridge, float64 [groups, d, inputs].
+
+        Of few rows X, (Xᵀ X + λ)⁻¹ = (1 − Xᵀ (X Xᵀ + λ)⁻¹ X) / λ: what is factored has their number.
+        """
+        few = self._products is None and self.count > 0
+        rows = torch.cat(self._rows, 1) if few else self.products
+        wanted = torch.zeros(*rows.shape[::2], len(inputs), dtype=rows.dtype)
+        wanted[:, inputs, torch.arange(len(inputs))] = 1.0
+        if not few:
+            return _solved(cholesky(with_ridge(rows, ridge)), wanted)
+        lifted = _lift(rows.square().sum(1), ridge)[..., None]
+        inner = rows @ rows.mT
+        inner.diagonal(dim1=-2, dim2=-1).add_(lifted[..., 0])
+        return (wanted - rows.mT @ _solved(cholesky(inner), rows[..., inputs])) / lifted
+
     def add_lookups(self, indices: Tensor, size: int) -> None:
         """Take in vectors that are 1 at an index and 0 elsewhere; their mean is the diagonal of E[x xᵀ], of
         which nothing else is kept."""
@@ -248,6 +264,12 @@ def cholesky(moment: Tensor) -> Tensor:
     return torch.linalg.cholesky(moment.mT, out=moment.mT)
 
 
+def _solved(lower: Tensor, columns: Tensor) -> Tensor:
+    """What a moment of that factor makes the columns of; `cholesky_solve` would copy the factor."""
+    halfway = torch.linalg.solve_triangular(lower, columns, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, halfway, upper=True)
+
+
 def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
     """W [..., out, d] that minimises tr(W S Wᵀ) − 2 tr(W Cᵀ) + λ|W − start|², λ the ridge.
 
@@ -259,28 +281,25 @@ def solve_towards(second: Tensor, cross: Tensor, start: Tensor, ridge: float) ->
     return torch.linalg.solve(with_ridge(second, ridge), (cross + start * lift).mT).mT
 
 
-def held_out_ridge(fitted: Tensor, held: Moments) -> float:
+def held_out_ridge(fitted: Moments, held: Moments) -> float:
     """The ridge with which inputs make up best for each other, on samples that were held out.
 
     With P = (S + λ)⁻¹, the others tell an input to within (P x)_j / P_jj, which is what an output loses with
     it (Hassibi and Stork 1993): on samples of moment H, (P H P)_jj / P_jj² in the mean of squares.
 
     Args:
-        fitted: S, second moments of samples, float64 [..., d, d].
+        fitted: of samples, whose products are S.
         held: of other samples, whose products are H.
     """
-    width = fitted.shape[-1]
+    width = fitted.total.shape[-1]
     inputs = torch.linspace(0, width - 1, min(width, TOLD)).round().long()
-    wanted = torch.eye(width, dtype=fitted.dtype)[:, inputs].expand(*fitted.shape[:-1], -1).contiguous()
 
     @cache
     def error(at: int) -> float:
         """With that ridge of `RIDGES`."""
-        lower = cholesky(with_ridge(fitted, RIDGES[at]))
-        halfway = torch.linalg.solve_triangular(lower, wanted, upper=False)  # copies no large matrix
-        columns = torch.linalg.solve_triangular(lower.mT, halfway, upper=True)  # P_:j
-        left = (columns * held.times(columns)).sum(-2) / (columns * wanted).sum(-2).square()
-        return float(left.sum())
+        columns = fitted.inverse(RIDGES[at], inputs)  # P_:j
+        own = columns[:, inputs, torch.arange(len(inputs))]
+        return float(((columns * held.times(columns)).sum(-2) / own.square()).sum())
 
     best = usual = RIDGES.index(FEW)
     for step in (1, -1):  # downhill, to one side: a try is a factorization of the whole moment

@@ -77,7 +77,7 @@ class SeenInputs:
         fitted, held, _ = self._seen(layer, seen)
         ridge = FEW
         if fitted.count and held.count:  # of sums instead of means, which are further copies, it is the same
-            ridge = held_out_ridge(fitted.products, held)
+            ridge = held_out_ridge(fitted, held)
         moment = self._lifted(layer, fitted, held, ridge)
         again = layer.roles.groups is None and len(layer.data.users) > 1
         self._last = (layer.data, moment) if again else None

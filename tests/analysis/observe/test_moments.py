@@ -64,14 +64,14 @@ def test_the_ridge_is_the_first_with_the_least_held_out_error(samples):
         fitted, held = draw(count), draw(100)
         errors = [error_of(fitted, held, ridge) for ridge in RIDGES]
         first = next(i for i, (a, b) in enumerate(zip(errors, [*errors[1:], float("inf")])) if a <= b)
-        assert held_out_ridge(moment(fitted), seen(held)) == RIDGES[first]
+        assert held_out_ridge(seen(fitted), seen(held)) == RIDGES[first]
 
 
 def test_few_samples_ask_for_more_than_many(samples):
     draw, population = samples
     few, many = draw(10), draw(5000)
     others = seen(torch.linalg.cholesky(population).T)
-    weak, strong = (held_out_ridge(moment(x), others) for x in (many, few))
+    weak, strong = (held_out_ridge(seen(x), others) for x in (many, few))
     assert weak < strong
     errors = {}
     for ridge in (weak, strong):
@@ -82,16 +82,16 @@ def test_few_samples_ask_for_more_than_many(samples):
 
 def test_groups_share_a_ridge_and_only_some_inputs_of_many_are_looked_at(samples, monkeypatch):
     draw, _ = samples
-    fitted, held = moment(draw(50)), draw(50)
-    both = torch.stack([fitted, fitted]), seen(held, held)
-    assert held_out_ridge(*both) == held_out_ridge(fitted, seen(held))
+    fitted, held = draw(50), draw(50)
+    both = seen(fitted, fitted), seen(held, held)
+    assert held_out_ridge(*both) == held_out_ridge(seen(fitted), seen(held))
     monkeypatch.setattr("nncompress.analysis.observe.moments.TOLD", 10)
     assert held_out_ridge(*both) in RIDGES
 
 
 def test_inputs_that_are_all_zero_ask_for_no_ridge_in_particular():
-    nothing = torch.zeros(1, 4, 4, dtype=torch.float64)
-    assert held_out_ridge(nothing, seen(torch.zeros(3, 4).double())) in RIDGES
+    nothing = seen(torch.zeros(3, 4).double())
+    assert held_out_ridge(nothing, nothing) in RIDGES
 
 
 @pytest.mark.parametrize("count", [3, 40, 500])
@@ -106,6 +106,15 @@ def test_moments_are_those_of_all_rows_however_they_come_and_join(count):
     torch.testing.assert_close(moments.products, together.mT @ together)
     torch.testing.assert_close(moments.mean, together.mean(1))
     assert moments.count == count + 9
+
+
+@pytest.mark.parametrize("count", [0, 5, 90])
+@pytest.mark.parametrize("ridge", [1e-4, 1.0])
+def test_columns_of_the_inverse_are_the_same_of_few_rows_and_of_many(count, ridge):
+    rows = torch.randn(2, count, 40, dtype=torch.float64) * torch.rand(40).double()
+    moments, inputs = seen(*rows), torch.tensor([0, 7, 39])
+    inverse = torch.linalg.inv(with_ridge(rows.mT @ rows, ridge))
+    torch.testing.assert_close(moments.inverse(ridge, inputs), inverse[..., inputs], rtol=1e-7, atol=1e-9)
 
 
 def test_a_factor_takes_the_place_of_its_moment():
