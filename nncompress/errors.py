@@ -19,6 +19,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 _NESTED = re.compile(r"\n  (got|expected|try): +")  # the further lines of a message
 
 
+class Told(UserWarning):
+    """What a room far below the faces has to say to the user; a line of every command."""
+
+
 class ExitCode(IntEnum):
     """The process exit codes, one per kind of outcome."""
 

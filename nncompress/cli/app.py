@@ -17,7 +17,7 @@ from pathlib import Path
 import typer
 
 from nncompress.cli.commands import passes
-from nncompress.cli.console import Unwritable, Volume
+from nncompress.cli.console import Unwritable, Volume, warnings_told
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
@@ -94,7 +94,7 @@ def run(arguments: list[str]) -> int:
     if _directory_is_gone():  # now: torch's libraries end the process where they find no directory
         return _fail("the working directory was deleted", ExitCode.OUTPUT, show_traceback)
     try:
-        with heard(), _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose):
+        with heard(), _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose), warnings_told():
             command = typer.main.get_command(build(arguments[0] if arguments else None))
             make_readable(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)

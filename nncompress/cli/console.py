@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from nncompress.cli.streams import give_up
-from nncompress.errors import on_one_line, printable
+from nncompress.errors import Told, on_one_line, printable
 from nncompress.progress import NullProgress
 from nncompress.progress import Progress as ProgressProtocol
 from nncompress.results import plain
@@ -98,6 +99,25 @@ def say(sentence: str) -> None:
         err.print(on_one_line(sentence), soft_wrap=True)
     except OSError:  # closed or full: no reason to lose the result
         give_up(2)
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """What is warned of as `Told` is said."""
+    show = warnings.showwarning
+
+    def said(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, Told):
+            say(str(message))
+        else:
+            show(message, category, *where)
+
+    warnings.simplefilter("always", Told)
+    warnings.showwarning = said  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def print_json(value: Any) -> None:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 from nncompress.files.bounded_text import Unreadable, check_regular
 
-# Names that stand uncompressed in the file: of a member in the zip's directory, of a metadata property.
-_MARKS = {".pt2": b"/extra/nncompress.json"}
+# Names that stand uncompressed in the file: of a member in the zip's directory, of a metadata property, in
+# the record of a program, in a header.
+_MARKS = {
+    ".pt2": b"/extra/nncompress.json",
+    ".pte": b'"nncompress": "',
+    ".safetensors": b'"nncompress.version":',
+}
 _MARKS |= dict.fromkeys((".onnx", ".ort", ".xml"), b"nncompress.version")
 
 
@@ -19,6 +24,7 @@ def is_ours(path: Path) -> bool:
         if check_regular(path) == 0 or mark is None:
             return False
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.rfind(mark) >= 0
+            first = path.suffix.lower() == ".safetensors"  # where the header comes before the weights
+            return (content.find(mark) if first else content.rfind(mark)) >= 0
     except (Unreadable, OSError):
         return False

@@ -2,10 +2,12 @@
 
     .nncompress-k3v9x0_a.part/writer.json    who writes, locked by that process for as long as it lives
     .nncompress-k3v9x0_a.part/new/model.pt2  what becomes model.pt2 once it is complete and synced
+    .nncompress-k3v9x0_a.part/moving         what `new` of several files is called once they take their places
 
 The folder lies beside the target, so that the last step is a rename. What a killed process left is removed
 by the next one that writes to that directory: it is told by the name, the content of `writer.json`, and the
-lock that nobody holds any more.
+lock that nobody holds any more. What it left in `moving` is put in its place first, so that several files
+are new together however the one that wrote them ended.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nncompress.errors import OutputError
+from nncompress.errors import OutputError, Told
 from nncompress.files.interrupts import held_back
 from nncompress.files.lock import lock
 from nncompress.files.targets import check_chosen, check_target
 
 PREFIX, SUFFIX = ".nncompress-", ".part"
-RECORD, NEW = "writer.json", "new"
+RECORD, NEW, MOVING = "writer.json", "new", "moving"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
 
@@ -53,7 +56,7 @@ def replacing(
     claimed: list[tuple[Path, int]] = []
     try:
         try:
-            remove_leftovers(target.parent)
+            remove_leftovers(target.parent, protect)
             with held_back():
                 claimed.append(_claim(target.parent))
             new = claimed[0][0] / NEW
@@ -74,8 +77,14 @@ def replacing(
             raise
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what writers to `directory` left that were killed before they could: nobody holds their lock."""
+def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> None:
+    """Remove what writers to `directory` left that were killed before they could: nobody holds their lock.
+
+    Those that were killed between the first and the last of several files are finished.
+
+    Args:
+        protect: files that are being read: what would replace one of them is left for later.
+    """
     for folder in directory.glob(f"{PREFIX}*{SUFFIX}"):
         try:
             descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -84,10 +93,43 @@ def remove_leftovers(directory: Path) -> None:
                 folder.rmdir()  # which removes nothing but an empty folder
             continue
         try:
-            if _is_dead(descriptor):
+            if _is_dead(descriptor) and _finish(folder, protect):
                 _discard(folder)
         finally:
             os.close(descriptor)
+
+
+def _finish(folder: Path, protect: tuple[str | Path, ...]) -> bool:
+    """Put the files in their places that a killed writer had begun to; False where that has to wait.
+
+    What somebody else has put in such a place since then stays, and all that was left goes.
+    """
+    moving = folder / MOVING
+    if not moving.is_dir():
+        return True
+    if hasattr(os, "geteuid") and moving.stat().st_uid != os.geteuid():
+        return False
+    began = moving.stat().st_ctime_ns
+    left = sorted(moving.iterdir())
+    places = [folder.parent / file.name for file in left]
+    try:
+        for place in places:
+            check_target(place, protect)
+    except OutputError:
+        return False
+    names = ", ".join(place.name for place in places)
+    if any(os.path.lexists(place) and place.lstat().st_ctime_ns > began for place in places):
+        warnings.warn(
+            f"a run that was killed had not put {names} in place; others are there since, which stay",
+            Told,
+            stacklevel=2,
+        )
+        return True
+    for file, place in zip(left, places):
+        os.replace(file, place)
+    if left:
+        warnings.warn(f"{names}: put in place now, where a run that was killed had not", Told, stacklevel=2)
+    return True
 
 
 def _claim(directory: Path) -> tuple[Path, int]:
@@ -172,7 +214,8 @@ def _release(claimed: list[tuple[Path, int]]) -> None:
 
 def _discard(folder: Path) -> None:
     """Remove what `replacing` put there, and the folder if that was all."""
-    shutil.rmtree(folder / NEW, ignore_errors=True)
+    for part in (NEW, MOVING):
+        shutil.rmtree(folder / part, ignore_errors=True)
     with suppress(OSError):
         (folder / RECORD).unlink(missing_ok=True)
         folder.rmdir()
@@ -181,7 +224,8 @@ def _discard(folder: Path) -> None:
 def _move(
     folder: Path, target: Path, protect: tuple[str | Path, ...], is_ours: Callable[[Path], bool]
 ) -> None:
-    """All files of the folder to where the target is, the target last."""
+    """All files of the folder to where the target is, the target last; begun, that is finished by whoever
+    writes there next."""
     written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     for file in written:
         check_target(target.parent / file.name, protect)
@@ -190,8 +234,11 @@ def _move(
         file.chmod(_mode(target.parent / file.name))
         _sync(file)
     _sync(folder)
+    if len(written) > 1:
+        folder = folder.rename(folder.with_name(MOVING))
+        _sync(folder.parent)
     for file in written:
-        os.replace(file, target.parent / file.name)
+        os.replace(folder / file.name, target.parent / file.name)
     _sync(target.parent)
 
 

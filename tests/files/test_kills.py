@@ -118,6 +118,7 @@ def test_the_old_file_or_the_new_one(tmp_path, monkeypatch, write):
             if name != ".nncompress.json":  # the record may name both
                 assert content in (old.get(name), expected[name]), f"{name} before call {call}"
         assert set(found) == set(expected) == set(old)
+        assert write is not two_files or found in (old, expected), f"one of each before call {call}"
         write(folder, 1)  # whatever the kill left, it is not in the way
     assert call > 8, "it made no calls that it could be killed before"
     found = contents(folder)

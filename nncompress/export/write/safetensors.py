@@ -19,6 +19,7 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest
+from nncompress.version import __version__
 
 _CODES = "its integer weights are read by its graph, which a .pt2 holds, and by no --arch"
 OVERHEAD = 512  # bytes that a packed tensor's entries take in the header, about
@@ -62,6 +63,7 @@ def write_safetensors(
         **tied,
         "history": json.dumps(model.history),
         "metadata": json.dumps(model.metadata),
+        "nncompress.version": __version__,
         **({"packed": json.dumps(shapes)} if shapes else {}),
         **({"deflated": json.dumps(coded)} if coded else {}),
     }

@@ -50,6 +50,16 @@ def test_what_does_not_go_is_refused_with_its_remedy(folder, capsys):
     assert "takes no cache" in capsys.readouterr().err
 
 
+def test_second_weights_that_are_ours_are_replaced(folder):
+    (folder / "out").mkdir()
+    for _ in range(2):
+        assert ran("--ratio", "0.5", "-o", "out/new.safetensors") == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "new.safetensors",
+        "with_past.safetensors",
+    ]
+
+
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
 def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffix, monkeypatch):
     (folder / "out").mkdir()
@@ -67,3 +77,16 @@ def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffi
     assert ran("--ratio", "0.5", "-o", f"out/new.{suffix}") == ExitCode.OUTPUT
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
     assert len(before) == len(written) == 2
+
+
+def test_a_pair_of_which_one_was_left_by_a_killed_run_is_completed_by_the_next_which_says_so(folder, capsys):
+    (folder / "out").mkdir()
+    assert ran("--mode", "weights", "-o", "out/new.pt2", command="quantize") == 0
+    before = (folder / "out" / "with_past.pt2").read_bytes()
+    left = folder / "out" / ".nncompress-killed.part"
+    (left / "moving").mkdir(parents=True)
+    (left / "writer.json").write_text('{"writer": "nncompress", "host": "here", "pid": 1}')
+    (left / "moving" / "with_past.pt2").write_bytes(before + b"new")
+    assert ran("--mode", "weights", "-o", "out/other.safetensors", command="quantize") == 0
+    assert "with_past.pt2: put in place now" in " ".join(capsys.readouterr().err.split())
+    assert (folder / "out" / "with_past.pt2").read_bytes() == before + b"new"

@@ -14,6 +14,7 @@ from nncompress.cli.app import run as command_line
 from nncompress.errors import DataError, ExitCode, ModelFileError, UnsupportedError
 from nncompress.export import write, write_pt2
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
+from nncompress.export.origin import is_ours
 from nncompress.export.write import pte
 from nncompress.export.write.pte import LARGEST_BATCH
 from nncompress.ir import Model
@@ -186,6 +187,13 @@ def dynamic(model: Model) -> Model:
 
 
 @needs_executorch
+@needs_executorch
+def test_a_file_is_told_as_ours(files, tmp_path):
+    assert all(is_ours(path) for _, path, _ in files.values())
+    (tmp_path / "other.pte").write_bytes(b"ET12 of another")
+    assert not is_ours(tmp_path / "other.pte")
+
+
 def test_dynamic_int8_stays_dynamic(tmp_path):
     model = dynamic(networks.model("two-outputs"))
     report = write(model, tmp_path / "m.pte")
