@@ -49,7 +49,10 @@ from nncompress.runtimes import Runner, open_artifact
 
 CHECKED = 512  # samples that outputs are compared on at most: of 16, the SQNR has a standard error of 1.7 dB
 BITS = 7 if processor().saturates else 8
-QUANTIZE = Quantize(weight_bits=BITS, every_layer=True)
+EVERY_LAYER = Quantize(weight_bits=BITS, every_layer=True)
+BY_CLOCK = Quantize(
+    weight_bits=BITS
+)  # as `quantize --target` is typed: what is slower in int8 stays in floats
 FLOAT = "ORT float32"
 ORT, OV = "onnxruntime", "openvino"
 TRANSFORMER = {"layer_norm", "scaled_dot_product_attention"}  # networks with both, for NNCF
@@ -65,17 +68,20 @@ class Form:
     target: str | None = None
     quantized_for: str | None = None  # as `quantize --target`
     cut: bool = False  # of NAME.cut.pt2
+    by_clock: bool = False  # layers that are slower in int8 stay in floats
 
 
 FORMS = {
     FLOAT: Form("float.onnx", ORT),
     "A/A": Form("float.onnx", ORT),
     "ORT ours": Form("ort.onnx", ORT, True, "ort-cpu"),
+    "ORT ours, clock": Form("ort-clock.onnx", ORT, True, "ort-cpu", "ort-cpu", by_clock=True),
     "ORT ours, cut": Form("ort-cut.onnx", ORT, True, "ort-cpu", cut=True),
     "ORT's own": Form("own.onnx", ORT),
     "OV as it comes": Form("float.onnx", OV),
     "OV NNCF": Form("nncf.xml", OV),
     "OV ours": Form("openvino.onnx", OV, True, "openvino", "openvino"),
+    "OV ours, clock": Form("openvino-clock.onnx", OV, True, "openvino", "openvino", by_clock=True),
     "OV ours, cut": Form("openvino-cut.onnx", OV, True, "openvino", "openvino", cut=True),
     "OV plain": Form("plain.onnx", OV, True),
 }
@@ -95,10 +101,10 @@ def make(form: Form, model: Model, data: Dataset, folder: Path, limit: int) -> N
     """Write the file of one column, calibrated on `limit` records."""
     path, source = folder / form.file, folder / "float.onnx"
     if form.ours:
-        small = folder / f"{form.quantized_for or 'any'}{'-cut' * form.cut}.pt2"
+        small = folder / f"{form.quantized_for or 'any'}{'-cut' * form.cut}{'-clock' * form.by_clock}.pt2"
         if not small.exists():
             context = Context(data=data, limit=limit, target=form.quantized_for)
-            nncompress.save(run(model, [QUANTIZE], context)[0], small)
+            nncompress.save(run(model, [BY_CLOCK if form.by_clock else EVERY_LAYER], context)[0], small)
         write(nncompress.load(small), path, target=form.target)
     elif path == source:
         write(model, path)
