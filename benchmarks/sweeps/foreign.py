@@ -85,7 +85,7 @@ def bytes_of_code(count: int) -> Arrays:
 def states(count: int, length: int, width: int = 128, tensors: int = 1) -> Arrays:
     """Sound, and what a detector remembers of the sound before it."""
     draw = np.random.default_rng(count)
-    kept = [0.1 * draw.standard_normal((2, count, width)).astype(np.float32) for _ in range(tensors)]
+    kept = [0.1 * draw.standard_normal((count, 2, width)).astype(np.float32) for _ in range(tensors)]
     return (tones(count, length), *kept)
 
 
@@ -102,7 +102,7 @@ def heard(folder: Path, count: int, frames: int) -> Arrays:
 
 
 def data_for(folder: Path, path: Path, count: int, other: bool) -> Arrays | None:
-    """Samples that the file takes, in the order of its inputs; `other`: of other free sizes."""
+    """Samples that the file takes, a row each, in the order of its inputs; `other`: of other free sizes."""
     name, more = path.name, 32 if other else 0
     taken = onnxruntime.InferenceSession(path).get_inputs()
     frames = taken[0].shape
@@ -154,11 +154,11 @@ def declared(path: Path) -> list[tuple[str, list[bool]]]:
 
 
 def for_one_call(model: nncompress.Model, inputs: Arrays) -> Arrays:
-    """As many samples as it takes at once."""
-    if "batch" in model.dynamic:
-        return inputs
+    """As many samples as it takes at once, where each input wants them."""
+    several = "batch" in model.dynamic
     return tuple(
-        x if spec.batch_dim is None else x.take([0], spec.batch_dim) for spec, x in zip(model.inputs, inputs)
+        x if spec.batch_dim is None else np.moveaxis(x if several else x[:1], 0, spec.batch_dim)
+        for spec, x in zip(model.inputs, inputs)
     )
 
 

@@ -81,14 +81,17 @@ def int8_coverage(path: str | Path) -> Coverage:
         open_session(Path(path), save_to=optimised)
         graph = onnx.load(optimised, load_external_data=False).graph
     stored = {tensor.name for tensor in graph.initializer}
+    products = ("MatMul", "Gemm")  # of two weights: a weight that is computed
     for node in graph.node:
         if node.op_type in ("DequantizeLinear", "Transpose", "Cast") and node.input[0] in stored:
+            stored.update(node.output)
+        if node.op_type in products and stored.issuperset(filter(None, node.input)):
             stored.update(node.output)
     groups: dict[str, list[tuple[str, str]]] = {"int8": [], "int4": [], "float": [], "activations": []}
     conversions = 0
     for node in graph.node:
         entry = (node.op_type, layer_of(node.name))
-        if is_pool(entry[1]):
+        if is_pool(entry[1]) or stored.issuperset(node.output):
             continue
         if node.op_type in INT8_KERNELS:
             groups["int8"].append(entry)
@@ -117,7 +120,7 @@ def _reasons(graph: onnx.GraphProto, left: list[tuple[str, str]]) -> dict[str, s
     written = {node.name: node for node in graph.node}
 
     def from_int8(name: str) -> bool:
-        while name in made_by and made_by[name].op_type in (*WEIGHT_OPS, "Concat"):
+        while name in made_by and made_by[name].op_type in (*WEIGHT_OPS, "Concat", "Unsqueeze"):
             name = made_by[name].input[0]
         return types.get(name) in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
 

@@ -63,7 +63,7 @@ def recurrent_layers(model: Model) -> Iterator[RecurrentLayer]:
     for node in model.graph.nodes:
         if node.op == "call_function" and op_name(node) in RECURRENT:
             found = [weight_at(model, source) for source in recurrent_parameters(node).values()]
-            matrices = tuple(each for each in found if each is not None and each.value().dim() == 2)
+            matrices = tuple(each for each in found if each is not None and each.dim == 2)
             name = recurrent_name(model, node)
             seen[name] = seen.get(name, 0) + 1
             yield RecurrentLayer(name if seen[name] == 1 else f"{name}#{seen[name]}", node, matrices)

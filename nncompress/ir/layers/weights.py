@@ -107,6 +107,10 @@ class Weight:
             return None
         return int(argument(self.source, 6))  # type: ignore[call-overload]
 
+    @property
+    def dim(self) -> int:
+        return self.model.tensor(self.name).dim()
+
     def value(self) -> Tensor:
         """The float value, detached. A copy if it is quantized, else the parameter's own memory."""
         stored = self.model.tensor(self.name).detach()

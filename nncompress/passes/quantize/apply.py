@@ -128,7 +128,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
         return _halve(model)
     integers = for_the_kernel(options.mode, context.target, options.weight_bits)
     if integers:
-        one_layer_each(model)
+        one_layer_each(model, options.keep)
     chosen, changes = choose(model, options.keep)
     recurrent, skipped = choose_recurrent(model, options.keep)
     changes += skipped
@@ -277,7 +277,7 @@ def contributions(
         turned_as(reference, changes, context.seed)
     prepare(reference, include_head=options.include_head)
     if for_the_kernel(options.mode, context.target, options.weight_bits):
-        one_layer_each(reference)
+        one_layer_each(reference, options.keep)
     if options.mode != "float16":
         silent = replace(context, notes=[])
         condition(reference, options.mode, options.keep, options.equalize, silent)

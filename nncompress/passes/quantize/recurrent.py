@@ -25,12 +25,14 @@ WITH_INT8_KERNEL = "lstm"
 aten = torch.ops.aten
 
 
-def one_layer_each(model: Model) -> None:
+def one_layer_each(model: Model, keep: Collection[str]) -> None:
     """Nodes of several layers as one node a layer, in place; calls `model.refresh()` if there was one.
 
-    What each hands on is then seen, and can be rounded as the kernel rounds it.
+    What each hands on is then seen, and can be rounded as the kernel rounds it. Those that stay in float as a
+    whole stay one node.
     """
-    found = [layer.node for layer in recurrent_layers(model) if layer.kind == WITH_INT8_KERNEL]
+    layers = (layer for layer in recurrent_layers(model) if layer.kind == WITH_INT8_KERNEL)
+    found = [layer.node for layer in layers if not _matches(layer, keep)]
     several = [node for node in found if op_arguments(node)["num_layers"] > 1]
     for node in several:
         _take_apart(node)

@@ -18,10 +18,12 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.contributions import contributions
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.export import write, write_onnx
+from nncompress.export.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.layers.recurrent import recurrent_layers
-from nncompress.loading import load_model
+from nncompress.loading import load_model, load_module
 from nncompress.passes import Context
+from nncompress.passes.quantize.recurrent import one_layer_each
 from nncompress.pipeline import run
 from nncompress.recipe import parse_pass
 from nncompress.runtimes.onnx_files.saturation import saturating_weights
@@ -157,15 +159,54 @@ def test_a_recurrent_layer_that_hurts_most_stays_in_float():
 
 def test_a_layer_of_a_module_is_kept_with_all_of_it():
     _, model = made()
-    said = quantized(model, ",keep=rnn")[1]
-    assert [said[name] for name in ("rnn", "rnn#2")] == ["left in float by --keep"] * 2
+    kept, said = quantized(model, ",keep=rnn")
+    assert said["rnn"] == "left in float by --keep"
+    assert len(list(recurrent_layers(kept))) == 1  # one node, as it was
 
 
 def test_layers_in_one_node_are_the_same_taken_apart():
     module, model = made(layers=3)
-    rounded, _ = quantized(model, ",weight_bits=8,keep=*")
+    one_layer_each(model, ())
+    assert len(list(recurrent_layers(model))) == 3
     x = torch.randn(2, 9, 6)
-    assert away(rounded.outputs_of(x)[0], module(x)) < 1e-6
+    assert away(model.outputs_of(x)[0], module(x)) < 1e-6
+
+
+class CalledTwice(nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(6, 16, batch_first=True, **settings), nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0] + self.rnn(2 * x)[0])
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weights"])
+def test_several_calls_of_a_layer_store_its_codes_once(tmp_path, mode):
+    model = load_module(CalledTwice().eval(), input_shapes="1x9x6")
+    rounded, _ = run(model, [parse_pass(f"quantize:mode={mode},keep=head,max_drift=0.9")], Context())
+    write_onnx(rounded, tmp_path / "m.onnx", target=TARGETS["ort-cpu"], read_back=True)
+    file = onnx.load(tmp_path / "m.onnx").graph
+    codes = [t for t in file.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 3]
+    assert len(codes) == 2  # W and R
+
+
+def test_a_projected_lstm_is_told_by_its_name(tmp_path):
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(6, 16, batch_first=True, proj_size=4)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    model = load_module(Projected().eval(), input_shapes="1x9x6")
+    rounded, _ = run(model, [parse_pass("quantize:mode=weights")], Context())
+    write_onnx(rounded, tmp_path / "m.onnx")
+    found = int8_coverage(tmp_path / "m.onnx")
+    assert [op for op, _ in found.float] == ["LSTM", "MatMul"]  # the layer and its projection, no weights
+    assert found.float[0][1] == "rnn.weight_ih_l0"
+    assert found.reasons["rnn.weight_ih_l0"].startswith("its weights are int8")
 
 
 def test_blame_finds_the_recurrent_layer():

@@ -12,6 +12,7 @@ call, the layer becomes that (`DynamicQuantizeLSTM`), which rounds the state of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -33,27 +34,46 @@ def lower_recurrent(graph: ir.Graph, *, integers: bool) -> int:
     Returns:
         how many layers run on that kernel now.
     """
-    count = 0
+    rounded = 0
+    shelf = _Shelf(graph)
     seen: dict[str, int] = {}
     for node in list(graph):
         if node.op_type not in ("LSTM", "GRU", "RNN"):
             continue
         found = [_stacked(node.inputs[position]) for position in WEIGHTS]
         weights = [each for each in found if each is not None]
-        if len(weights) < len(found):
+        complete = len(weights) == len(found)
+        if weights:
+            layer = layer_name(weights[0][0]) if complete else weights[0][0]
+            seen[layer] = seen.get(layer, 0) + 1
+            node.name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
+        if not complete:  # as of a projected one, whose states are multiplied by a product of two
             continue
-        layer = layer_name(weights[0][0])
-        seen[layer] = seen.get(layer, 0) + 1
-        node.name = layer if seen[layer] == 1 else f"{layer}#{seen[layer]}"
         fits = integers and node.op_type == "LSTM" and not _others(node)
         data = _dynamic_input(graph, node) if fits else None
         if data is not None:
-            _round_state(graph, node, data, weights)
-            count += 1
+            _round_state(shelf, node, data, weights)
+            rounded += 1
         else:
             for position, weight in zip(WEIGHTS, weights):
-                _multiply_out(graph, node, position, *weight)
-    return count
+                _multiply_out(shelf, node, position, *weight)
+    return rounded
+
+
+@dataclass
+class _Shelf:
+    """What was made of weights for one call of a layer, for its other calls."""
+
+    graph: ir.Graph
+    stored: dict[str, tuple[ir.Value, np.ndarray]] = field(default_factory=dict)
+    joined: dict[tuple[str, ...], ir.Value] = field(default_factory=dict)
+
+    def store(self, name: str, content: np.ndarray) -> ir.Value:
+        value, known = self.stored.get(name, (None, None))
+        if value is None or known is None or not np.array_equal(known, content):
+            value = store(self.graph, name, content)
+            self.stored[name] = value, content
+        return value
 
 
 Stacked = tuple[str, np.ndarray, np.ndarray]  # name, codes [directions, rows, columns], scales [..., rows, 1]
@@ -135,34 +155,43 @@ def _others(node: ir.Node) -> list[str]:
 
 
 def _multiply_out(
-    graph: ir.Graph, node: ir.Node, position: int, name: str, codes: np.ndarray, scales: np.ndarray
+    shelf: _Shelf, node: ir.Node, position: int, name: str, codes: np.ndarray, scales: np.ndarray
 ) -> None:
-    made = []
+    graph, parts = shelf.graph, []
     for side, (stored, factors) in enumerate(zip(codes, scales)):  # a scale per row: of one direction each
         named = f"{name}_gates" + (f"_{side}" if len(codes) > 1 else "")
-        value = store(graph, f"{named}_int8", np.ascontiguousarray(stored[None]))
-        cast = insert(graph, node, ir.node("Cast", [value], {"to": ir.DataType.FLOAT}))
-        cast.type, cast.shape = FLOAT, value.shape
-        factor = store(graph, f"{named}_scales", np.ascontiguousarray(factors[None]))
-        made.append(insert(graph, node, ir.node("Mul", [cast, factor]), cast))
-    joined = made[0] if len(made) == 1 else insert(graph, node, ir.node("Concat", made, {"axis": 0}))
-    joined.type, joined.shape = FLOAT, ir.Shape(codes.shape)
+        value = shelf.store(f"{named}_int8", np.ascontiguousarray(stored[None]))
+        parts.append((value, shelf.store(f"{named}_scales", np.ascontiguousarray(factors[None]))))
+    key = tuple(str(value.name) for part in parts for value in part)
+    joined = shelf.joined.get(key)
+    if joined is None:
+        made = []
+        for value, factor in parts:
+            cast = insert(graph, node, ir.node("Cast", [value], {"to": ir.DataType.FLOAT}))
+            cast.type, cast.shape = FLOAT, value.shape
+            made.append(insert(graph, node, ir.node("Mul", [cast, factor]), cast))
+        joined = made[0] if len(made) == 1 else insert(graph, node, ir.node("Concat", made, {"axis": 0}))
+        joined.type, joined.shape = FLOAT, ir.Shape(codes.shape)
+        shelf.joined[key] = joined
     node.replace_input_with(position, joined)
 
 
-def _round_state(graph: ir.Graph, node: ir.Node, data: ir.Value, weights: list[Stacked]) -> None:
+def _round_state(shelf: _Shelf, node: ir.Node, data: ir.Value, weights: list[Stacked]) -> None:
+    graph = shelf.graph
     given: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     given[0] = data
     scaled: list[ir.Value | None] = []
     for position, (name, codes, scales) in zip(WEIGHTS, weights):
         turned = np.ascontiguousarray(codes.transpose(0, 2, 1))  # as [directions, in, gates · hidden]
-        given[position] = store(graph, f"{name}_gates_int8", turned)
+        given[position] = shelf.store(f"{name}_gates_int8", turned)
         rows = np.ascontiguousarray(scales[..., 0])
-        scaled += [store(graph, f"{name}_gates_scales", rows)]
-        scaled += [store(graph, f"{name}_gates_zero", np.zeros(rows.shape, np.int8))]
+        scaled += [shelf.store(f"{name}_gates_scales", rows)]
+        scaled += [shelf.store(f"{name}_gates_zero", np.zeros(rows.shape, np.int8))]
     kept = [given for name, given in node.attributes.items() if name in KEPT]
-    count = len(node.outputs)
-    made = ir.Node(DOMAIN, "DynamicQuantizeLSTM", [*given, *scaled], kept, num_outputs=count, name=node.name)
+    outputs = len(node.outputs)
+    made = ir.Node(
+        DOMAIN, "DynamicQuantizeLSTM", [*given, *scaled], kept, num_outputs=outputs, name=node.name
+    )
     graph.insert_before(node, made)
     for old, new in zip(node.outputs, made.outputs):
         new.name, new.type, new.shape = f"{old.name}_rounded", old.type, old.shape
