@@ -16,6 +16,7 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
+from nncompress.dtypes import dtype_name
 from nncompress.errors import NNCompressError, UnsupportedError, VerificationError
 from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
@@ -207,10 +208,17 @@ def distance(
         factor: of the tolerance (`amplification`).
 
     Raises:
-        VerificationError: shapes differ, or values by more than the tolerance.
+        VerificationError: shapes or types differ, or values by more than the tolerance.
     """
     if expected.shape != got.shape:
         raise VerificationError(where, got=f"shape {tuple(got.shape)}", expected=f"{tuple(expected.shape)}")
+    if expected.dtype != got.dtype:
+        raise VerificationError(
+            where,
+            got=f"values of {dtype_name(got.dtype)}",
+            expected=dtype_name(expected.dtype),
+            remedy="this is a defect of the export; keep the model as .pt2 and report it",
+        )
     if expected.dtype.is_complex:
         expected, got = torch.view_as_real(expected), torch.view_as_real(got)
     if not expected.dtype.is_floating_point:

@@ -14,11 +14,13 @@
 | scatter with reduce, | what they add or multiply, by `scatter_reduce`                    |
 | index_reduce         |                                                                  |
 | cdist, p other than 2 | norms of differences                                             |
+| sort(stable=True)    | sort                                                             |
 | searchsorted         | how many bounds are smaller, for one row of bounds               |
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -161,16 +163,27 @@ def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _fmax(a: Tensor, b: Tensor) -> Tensor:
+    if not (a.is_floating_point() or b.is_floating_point()):
+        return torch.maximum(a, b)
     return torch.where(a.isnan(), b, torch.where(b.isnan(), a, torch.maximum(a, b)))
 
 
 def _fmin(a: Tensor, b: Tensor) -> Tensor:
+    if not (a.is_floating_point() or b.is_floating_point()):
+        return torch.minimum(a, b)
     return torch.where(a.isnan(), b, torch.where(b.isnan(), a, torch.minimum(a, b)))
 
 
-def _copysign(x: Tensor, sign: Tensor) -> Tensor:
+def _copysign(x: Tensor, sign: Tensor | float) -> Tensor:
+    size = x.abs() if x.is_floating_point() else x.to(torch.get_default_dtype()).abs()
+    if not isinstance(sign, Tensor):
+        return size * math.copysign(1.0, sign)
     negative = (sign < 0) | ((sign == 0) & (1 / sign < 0))  # of a zero, too
-    return torch.where(negative, -x.abs(), x.abs())
+    return torch.where(negative, -size, size)
+
+
+def _sort(x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    return torch.sort(x, dim, descending)  # ONNX keeps the order of equal ones
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -230,6 +243,8 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.fmax.default: _fmax,
     aten.fmin.default: _fmin,
     aten.copysign.Tensor: _copysign,
+    aten.copysign.Scalar: _copysign,
+    aten.sort.stable: _sort,
     aten.linalg_inv.default: _inverse,
     aten.inverse.default: _inverse,
 }

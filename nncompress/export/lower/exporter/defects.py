@@ -7,7 +7,8 @@ of what is scattered become the last of each: sums over counts stand in for them
 extreme becomes the largest finite number: an infinity is laid there first. A source that is larger than its
 index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
 concatenations, which more runtimes read. Bounds of which one is an int and one a float become floats.
-Functions that it says with a loss of digits are said in `special_functions`.
+Functions that it says with a loss of digits are said in `special_functions`, those that it says wrongly at
+edges in `edge_values`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from nncompress.export.lower.exporter.edge_values import EDGE_VALUES
 from nncompress.export.lower.exporter.special_functions import SPECIAL_FUNCTIONS
 from nncompress.export.lower.wrapped import lay_ends_beside
 from nncompress.ir.graph.normal_form.decompose import take_apart
@@ -28,6 +30,7 @@ from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
+FUNCTIONS = SPECIAL_FUNCTIONS | EDGE_VALUES
 SCATTERS = (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
 
 
@@ -43,8 +46,8 @@ def dodge_defects(program: ExportedProgram) -> None:
     lay_ends_beside(program.graph)
     for node in list(program.graph.nodes):
         _bounds_of_one_type(node)
-        if node.target in SPECIAL_FUNCTIONS:
-            take_apart(program.graph, node, SPECIAL_FUNCTIONS[node.target])
+        if node.target in FUNCTIONS:
+            take_apart(program.graph, node, FUNCTIONS[node.target])
         elif node.target in (aten.view.default, aten.reshape.default):
             _copy_attention(node)
         elif op_name(node) in DIMS:

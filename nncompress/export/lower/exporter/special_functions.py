@@ -38,7 +38,7 @@ def _of_floats(steps: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @_of_floats
-def _log1p(x: Tensor) -> Tensor:
+def log1p(x: Tensor) -> Tensor:
     """What 1 + x rounds away, log(1 + x) lacks in the same proportion (Kahan)."""
     above = 1 + x
     rounded = above - 1
@@ -79,13 +79,7 @@ def _erfcx(x: Tensor) -> Tensor:
 def _log_ndtr(x: Tensor) -> Tensor:
     below = x.clamp_max(-1)
     tail = _log_erfcx(below * -sqrt(0.5)) - 0.5 * below * below - log(2)
-    return torch.where(x == below, tail, _log1p(-0.5 * _erfc(x * sqrt(0.5))))
-
-
-@_of_floats
-def _xlog1py(x: Tensor | float, y: Tensor) -> Tensor:
-    product = x * _log1p(y)
-    return torch.where((x == 0) & ~y.isnan(), 0.0, product) if isinstance(x, Tensor) else product
+    return torch.where(x == below, tail, log1p(-0.5 * _erfc(x * sqrt(0.5))))
 
 
 @_of_floats
@@ -122,13 +116,11 @@ def _log_cum_sum_exp(x: Tensor, dim: int) -> Tensor:
 
 
 SPECIAL_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
-    aten.log1p.default: _log1p,
+    aten.log1p.default: log1p,
     aten.expm1.default: _expm1,
     aten.erfc.default: _erfc,
     aten.special_erfcx.default: _erfcx,
     aten.special_log_ndtr.default: _log_ndtr,
-    aten.special_xlog1py.default: _xlog1py,
-    aten.special_xlog1py.self_scalar: _xlog1py,
     aten.remainder.Tensor: _remainder,
     aten.remainder.Scalar: _remainder,
     aten.remainder.Scalar_Tensor: _remainder,
