@@ -29,6 +29,7 @@ from nncompress.ir.layers.weights import argument
 from nncompress.ir.recurrent_shapes import recurrent_shapes
 
 if TYPE_CHECKING:
+    import onnx_ir
     from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
@@ -86,11 +87,28 @@ def convert(model: Model, program: ExportedProgram, *, lookups: bool) -> ONNXPro
                 converted.optimize()
     except Exception as error:  # the exporter wraps whatever a translation raises
         raise unsupported(error, model) from error
+    _cast_outputs(converted.model.graph, model)
     graph = converted.model.graph  # named last: the optimizer renames an input that is an output, too
     for values, names in ((graph.inputs, input_names(model)), (graph.outputs, model.outputs)):
         for value, name in zip(values, names):
             value.name = name
     return converted
+
+
+def _cast_outputs(graph: onnx_ir.Graph, model: Model) -> None:
+    """To the types that the model's have: the exporter leaves sums of halves in float32, and bytes signed."""
+    import onnx_ir
+    from onnx_ir.tensor_adapters import from_torch_dtype
+
+    results: Any = model.graph.output_node().args[0]
+    for at, (value, node) in enumerate(zip(graph.outputs, results)):
+        wanted = from_torch_dtype(node.meta["val"].dtype)
+        if value.dtype in (None, wanted):
+            continue
+        cast = onnx_ir.node("Cast", [value], {"to": wanted})
+        graph.append(cast)
+        cast.outputs[0].dtype, cast.outputs[0].shape = wanted, value.shape
+        graph.outputs[at] = cast.outputs[0]
 
 
 def _refuse_counted_groups(model: Model) -> None:

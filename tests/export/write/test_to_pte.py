@@ -187,7 +187,6 @@ def dynamic(model: Model) -> Model:
 
 
 @needs_executorch
-@needs_executorch
 def test_a_file_is_told_as_ours(files, tmp_path):
     assert all(is_ours(path) for _, path, _ in files.values())
     (tmp_path / "other.pte").write_bytes(b"ET12 of another")

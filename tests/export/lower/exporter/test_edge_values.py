@@ -96,3 +96,15 @@ def test_a_stable_sort_keeps_the_order_of_equal_ones(tmp_path) -> None:
 def test_values_of_another_type_are_another_result() -> None:
     with pytest.raises(VerificationError, match="values of int8"):
         distance("here", torch.ones(2, dtype=torch.uint8), torch.ones(2, dtype=torch.int8), "float32")
+
+
+def test_outputs_have_the_types_that_they_have_in_torch(tmp_path) -> None:
+    class Typed(nn.Module):
+        def forward(self, x: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+            return x.sum(1), n << 1, n >> 2
+
+    given = (torch.randn(2, 3).half(), torch.randint(0, 255, (2, 3), dtype=torch.uint8))
+    write_onnx(Model.from_module(Typed().eval(), given), tmp_path / "m.onnx")
+    got = open_artifact(tmp_path / "m.onnx").run(*given)
+    for found, right in zip(got, Typed()(*given), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), right)
