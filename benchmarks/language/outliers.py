@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -119,10 +120,26 @@ def theirs(source: Path, ids: Tensor) -> Path:
     return made
 
 
+def files(model: Model, base: Path, ids: Tensor) -> Iterator[tuple[str, Path]]:
+    """The model in each form, float32 first."""
+    first = base.with_suffix(".onnx")
+    nncompress.save(model, str(first))
+    yield "float32", first
+    for name, options in ROWS.items():
+        path = base.with_name(f"{base.name}, {name}.onnx")
+        small = nncompress.compress(model, [options], data=ids)
+        # with 4 bits the kernels of ort-cpu would round activations, too, which is another question
+        nncompress.save(small, str(path), target=None if name.startswith("4 bits") else "ort-cpu")
+        yield name, path
+    yield "ORT static", theirs(first, ids)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("dir", type=Path)
-    folder = parser.parse_args().dir
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="of those in the table")
+    given = parser.parse_args()
+    folder = given.dir
     torch.set_num_threads(1)
     data = text()
     known, held = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
@@ -132,21 +149,13 @@ def main() -> None:
     rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
     print(f"| {len(rows)} × {CONTEXT} bytes | | perplexity | next byte | change |\n|---|---|---|---|---|")
     networks = {"as trained": model, "outliers": plant(model), "in the stream": aligned(model, ids)}
-    for network, each in networks.items():
-        files = {"float32": folder / f"{network}.onnx"}
-        nncompress.save(each, str(files["float32"]))
-        for name, options in ROWS.items():
-            files[name] = folder / f"{network}, {name}.onnx"
-            small = nncompress.compress(each, [options], data=ids)
-            nncompress.save(small, str(files[name]), target="ort-cpu")
-        files["ORT static"] = theirs(files["float32"], ids)
-        base = quality(files["float32"], rows)[1]
-        for name, path in files.items():
+    for network in given.networks or networks:
+        base = None
+        for name, path in files(networks[network], folder / network, ids):
             found, right = quality(path, rows)
-            print(
-                f"| {network} | {name} | {found:.3f} | {right:.2%} | {100 * (right - base):+.2f} |",
-                flush=True,
-            )
+            base = right if base is None else base
+            change = 100 * (right - base)
+            print(f"| {network} | {name} | {found:.3f} | {right:.2%} | {change:+.2f} |", flush=True)
 
 
 if __name__ == "__main__":

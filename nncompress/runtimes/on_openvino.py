@@ -32,6 +32,9 @@ from nncompress.runtimes.silence import silent
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # ours -> INFERENCE_PRECISION_HINT
 ABILITIES = {"bfloat16": "BF16", "float16": "FP16"}  # -> what the device has to list
+# what keeps OpenVINO from integer kernels, and from rounding what is multiplied with weights by groups, to 8
+# bits, a scale for each group, as it does by itself where the processor multiplies bytes
+AS_WRITTEN = {"LP_TRANSFORMS_MODE": "NO", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 DTYPES = {
     "f32": "float32",
     "f64": "float64",
@@ -205,7 +208,7 @@ class OpenVinoRunner(Runner):
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,
                 **({"PERF_COUNT": True} if watched else {}),
-                **({} if self.integers else {"LP_TRANSFORMS_MODE": "NO"}),
+                **({} if self.integers else AS_WRITTEN),
             }
             if self.precision is not None:
                 settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[self.precision]
