@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,9 +45,17 @@ def offered(module: ModuleType) -> list[str]:
 
 
 def last_line(error: BaseException) -> str:
-    """An error of the user's code in one line."""
+    """An error of the user's code in one line, and where it was raised there."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text[:300]}"
+    return f"{type(error).__name__}: {text[:300]}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line that is neither ours nor an installed package's; "" where there is none."""
+    others = (str(Path(__file__).parent), *{sysconfig.get_path(name) for name in ("stdlib", "purelib")})
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.endswith(".py") and not f.filename.startswith(others)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 @contextmanager

@@ -127,7 +127,11 @@ def _open_source(
         return open_table(table, options, expected)
     if options:
         raise DataError(
-            f"{spec} takes no options", got="?" + "&".join(options), remedy="leave out what follows the ?"
+            f"{spec} takes no options",
+            got="?" + "&".join(options),
+            remedy="leave --tokenizer out: it is for texts, in a .txt or a table"
+            if "tokenizer" in options
+            else "leave out what follows the ?",
         )
     if os.path.isdir(path):
         return _open_folder(Path(path), expected, names)

@@ -114,9 +114,12 @@ def _no_file(path: Path, reason: str) -> ModelFileError:
         )
     if reason == "a directory":
         files = _models_in(path, (*_SUFFIXES, ".bin"))
-        inside = f"name one of the files in it: {', '.join(files[:5])}" if files else "name a file"
+        inside = f"name one of the files in it: {', '.join(files[:5])}" if files else _NO_MODELS
         return ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
     return ModelFileError(f"{str(path)[:100]} is no file that can be read", got=reason, expected=_EXPECTED)
+
+
+_NO_MODELS = "name a file, or a folder that save_pretrained of transformers wrote (with config.json)"
 
 
 def _models_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:

@@ -40,7 +40,7 @@ def open_parquet(path: Path) -> tuple[list[str], Batches]:
         groups = [file.metadata.row_group(at) for file in files for at in range(file.num_row_groups)]
         values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
     except Exception as problem:  # pyarrow's own
-        raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
+        raise _unread(path, problem) from problem
     rows = FEW_ROWS if any(holds_files(field.type) for field in files[0].schema_arrow) else ROWS
     check_allocation(8 * values, str(path))  # a value that is repeated takes no bytes in the file
 
@@ -49,9 +49,18 @@ def open_parquet(path: Path) -> tuple[list[str], Batches]:
             for file in files:
                 yield from file.iter_batches(rows)
         except Exception as problem:
-            raise DataError(f"{path} cannot be read as .parquet", got=str(problem)[:300]) from problem
+            raise _unread(path, problem) from problem
 
     return names, batches()
+
+
+def _unread(path: Path, problem: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read as .parquet",
+        got=str(problem)[:300],
+        expected="a whole file, as pandas, pyarrow or the datasets library write it",
+        remedy="write or copy it again",
+    )
 
 
 def open_streams(files: Sequence[Path]) -> tuple[list[str], Batches]:

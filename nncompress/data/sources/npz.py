@@ -90,7 +90,9 @@ def input_names(
             f"{path} has no array x",
             got=", ".join(names) or "no arrays",
             expected=f"x (and y), or x0, x1, ...{by_name}",
-            remedy="numpy.savez(file, x=images, y=labels)",
+            remedy="numpy.savez(file, x=images, y=labels)"
+            if path.suffix == ".npz"
+            else 'torch.save({"x": images, "y": labels}, file)',
         )
     return [single]
 

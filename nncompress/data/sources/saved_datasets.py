@@ -140,7 +140,12 @@ def _files(folder: Path) -> list[Path]:
     files = listed if isinstance(listed, list) else []
     names = [str(each.get("filename")) if isinstance(each, dict) else "" for each in files]
     if not names or not all(map(_is_name, names)):
-        raise DataError(f"{folder / STATE} lists no files beside it", got=repr(listed)[:80])
+        raise DataError(
+            f"{folder / STATE} lists no files beside it",
+            got=repr(listed)[:80],
+            expected="what save_to_disk() of the datasets library writes",
+            remedy="copy the whole folder again",
+        )
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise DataError(
             f"{folder} holds a selection of its rows by their numbers",

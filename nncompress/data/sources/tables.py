@@ -193,7 +193,9 @@ def _json_lines(path: Path) -> Rows:
             try:
                 row = parse_json(line)
             except Unreadable as problem:
-                raise DataError(f"{path}: line {number} is no JSON", got=str(problem)) from problem
+                raise DataError(
+                    f"{path}: line {number} is no JSON", got=str(problem), expected='{"x": …, "y": …}'
+                ) from problem
             if not isinstance(row, dict):
                 raise DataError(
                     f"{path}: line {number} is no object", got=line[:60].strip(), expected='{"x": …, "y": …}'

@@ -166,7 +166,12 @@ def _opened(place: str, length: int) -> Any:
         tokenizer = Tokenizer.from_file(str(path))
     except BaseException as problem:
         _check_own(problem)
-        raise DataError(f"{path} cannot be read as a tokenizer", got=str(problem)[:300]) from problem
+        raise DataError(
+            f"{path} cannot be read as a tokenizer",
+            got=str(problem)[:300],
+            expected="the tokenizer.json that save_pretrained or Tokenizer.save writes",
+            remedy="name the folder of the model that the texts are for",
+        ) from problem
     tokenizer.enable_truncation(length)
     padding = tokenizer.padding or {}
     pad = padding.get("pad_token") or next((t for t in _PADS if tokenizer.token_to_id(t) is not None), None)

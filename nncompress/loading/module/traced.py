@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.edit.fixed_inputs import remembering
@@ -117,14 +118,24 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str)
         raise
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
-        names = argument_names(module, len(inputs))
-        images = len(inputs) == 1 and inputs[0].is_floating_point()
         raise UsageError(
             f"{path} does not run on an input of shape {shapes}",
             got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
-            remedy="state the input that it takes: --input "
-            + ("1x3x32x32" if images or not names else stated_form(names)),
+            remedy=_what_runs(module, inputs),
         ) from error
+
+
+def _what_runs(module: nn.Module, given: tuple[Tensor, ...]) -> str:
+    """An input on which the module runs, where one is found; else the form of what it takes."""
+    try:
+        (found,), _ = infer_input(module)
+    except UsageError:
+        names = argument_names(module, len(given))
+        images = len(given) == 1 and given[0].is_floating_point()
+        form = "1x3x32x32" if images or not names else stated_form(names)
+        return f"state the input that it takes, as --input {form}"
+    dtype = None if found.is_floating_point() else dtype_name(found.dtype)
+    return f"it runs on --input {InputShape((1, *found.shape[1:]), dtype)}, or state another"
 
 
 def scripted(

@@ -28,6 +28,9 @@ _WALKED = {
 }
 
 
+_NUMBERS = ("int", "float", "bool", "number")
+
+
 class GraphModule(nn.Module):
     """The graph of a TorchScript module; takes its tensors in order.
 
@@ -63,8 +66,8 @@ class GraphModule(nn.Module):
                 raise UnsupportedError(
                     f"the TorchScript module takes an input {argument.name!r} that is no tensor",
                     got=kind,
-                    remedy=f"--input {argument.name}=NUMBER fixes one that is a number; or wrap it in a "
-                    "module that takes tensors, and save that",
+                    remedy=(f"--input {argument.name}=NUMBER fixes it; or " if kind in _NUMBERS else "")
+                    + "wrap it in a module that takes tensors, and save that",
                 )
         _mirror(script, self, {})
         self.constants: dict[str, str] = {}  # value of the graph -> parameter
