@@ -4,7 +4,7 @@ what its code keeps elsewhere."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from nncompress.ir.reached import Reached
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """What would be compiled when it runs (torch.cond, flex_attention) is not: torch fails to, beside what
+    watches the writes, and what it has kept of that makes later exports of the user's own fail."""
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
@@ -34,7 +40,7 @@ def unchanged(module: nn.Module, *, traced: bool = False) -> Iterator[None]:
     try:
         if traced:
             writes.keep_all_but([*module.parameters(), *module.buffers()])
-        with nullcontext() if traced else writes:
+        with nullcontext() if traced else _uncompiled(), nullcontext() if traced else writes:
             yield
     finally:
         reached.restore()

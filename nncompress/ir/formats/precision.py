@@ -8,12 +8,15 @@ computes more exactly, with the weights that it has.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError
@@ -80,7 +83,19 @@ def convert(model: Model, precision: str, *, float32_ends: bool = False) -> list
             replace(spec, dtype=precision) if spec.torch_dtype() in others else spec for spec in model.inputs
         )
     model.refresh()
+    if dtype != torch.float32 and _leave_wide(model, dtype):
+        model.refresh()
     return converted
+
+
+def computed_in_float32(model: Model) -> list[fx.Node]:
+    """Of a model in halves, the ops for which torch has no kernel of halves."""
+    found = (
+        node.all_input_nodes[0] if node.target is operator.getitem else node
+        for node in model.graph.nodes
+        if node.op == "call_function" and node.target is not _CAST and _is_of(node, (torch.float32,))
+    )
+    return list(dict.fromkeys(found))
 
 
 def has_halves(model: Model) -> bool:
@@ -136,6 +151,48 @@ def _cast_behind(node: fx.Node, place: fx.Node, dtype: torch.dtype) -> None:
     with edit.inserting_before(place.next) as call:
         inside = call(_CAST, node, dtype)
     node.replace_all_uses_with(inside, delete_user_cb=lambda user: user is not inside)
+
+
+def _leave_wide(model: Model, dtype: torch.dtype) -> bool:
+    """Let ops that have no kernel of this type read and give float32, between casts; False without any."""
+    run = _Halves(model.graph_module, dtype)
+    with torch.no_grad(), suppress(Exception):  # what it does not run at all is told by whoever checks it
+        run.run(*model.example_inputs(max(2, model.least_batch)))
+    for node in run.without_kernel:
+        with edit.inserting_before(node) as call:
+            halves = [n for n in node.all_input_nodes if _is_of(n, (dtype,))]
+            for each in halves:
+                node.replace_input_with(each, call(_CAST, each, torch.float32))
+        for made in [node] if isinstance(node.meta["val"], Tensor) else list(node.users):
+            if _is_of(made, (dtype,)):
+                _cast_behind(made, made, dtype)
+    return bool(run.without_kernel)
+
+
+class _Halves(fx.Interpreter):
+    """Runs a graph of halves, and notes which of its ops cannot."""
+
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
+        super().__init__(module)
+        self._dtype = dtype
+        self.without_kernel: list[fx.Node] = []
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_function(target, args, kwargs)
+        except (NotImplementedError, RuntimeError):  # of which torch raises either
+            wide = self._cast((args, kwargs), self._dtype, torch.float32)
+            result = super().call_function(target, *wide)
+            self.without_kernel.append(self._node)
+            return self._cast(result, torch.float32, self._dtype)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._node = n
+        return super().run_node(n)
+
+    @staticmethod
+    def _cast(values: Any, old: torch.dtype, new: torch.dtype) -> Any:
+        return pytree.tree_map(lambda v: v.to(new) if isinstance(v, Tensor) and v.dtype == old else v, values)
 
 
 def _follows_operands(node: fx.Node, dtype: torch.dtype) -> bool:

@@ -20,9 +20,9 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
-from nncompress.ir.formats.precision import convert
+from nncompress.ir.formats.precision import computed_in_float32, convert
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
-from nncompress.ir.graph.places import layer_name
+from nncompress.ir.graph.places import layer_name, place
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
@@ -289,10 +289,12 @@ def contributions(
 
 def _halve(model: Model) -> list[Change]:
     fold_batch_norms(model)
-    return [
+    halves = [
         Change(name, "float16", {"bytes_before": 4 * size, "bytes": 2 * size})
         for name, size in convert(model, "float16", float32_ends=True)
     ]
+    what = "left in float32: torch has no kernel of float16"
+    return halves + [Change(place(node), what, applied=False) for node in computed_in_float32(model)]
 
 
 def ensures(options: Quantize, model: Model, changes: list[Change]) -> None:

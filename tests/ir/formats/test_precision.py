@@ -4,6 +4,7 @@ import torch
 from records import images
 from torch import nn
 
+import nncompress
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.formats.precision import convert, has_halves, in_precision
@@ -160,3 +161,29 @@ def test_halves_are_weights_inputs_or_what_is_computed():
     assert has_halves(Model.from_module(torch.nn.Softmax(-1), (x.half(),)))
     assert has_halves(Model.from_module(torch.nn.Linear(4, 2).bfloat16(), (x.bfloat16(),)))
     assert not has_halves(Model.from_module(torch.nn.Linear(4, 2), (x,)))
+
+
+class WithoutKernels(nn.Module):
+    """Distances and determinants, which torch computes in no halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.centres = nn.Linear(8, 4), nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        h = self.layer(x)
+        return torch.cdist(h, self.centres) * 2, torch.linalg.det(h.view(-1, 2, 2)) + 1
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_ops_without_a_kernel_of_halves_stay_in_float32_and_are_named(tmp_path, suffix):
+    module = WithoutKernels().eval()
+    model = Model.from_module(module, (torch.randn(2, 8),))
+    left = [c.where for c in Quantize(mode="float16").apply(model, Context()) if not c.applied]
+    assert left == ["cdist behind centres", "linalg det behind layer"]
+    assert model.tensor("layer.weight").dtype == torch.float16
+    x = torch.randn(6, 8)
+    nncompress.save(model, tmp_path / f"m.{suffix}")
+    for got in (model(x), nncompress.load(tmp_path / f"m.{suffix}")(x)):
+        for found, right in zip(got, module(x), strict=True):
+            torch.testing.assert_close(found, right, rtol=0.02, atol=0.02)

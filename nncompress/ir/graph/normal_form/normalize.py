@@ -39,7 +39,8 @@ from nncompress.ir.graph.normal_form.writes import is_write
 from nncompress.ir.graph.ops import op_name
 
 WRITTEN_OUT = (
-    "write it in operators: both branches of a condition, and torch.where; the steps of a loop, unrolled"
+    "write it in operators: both branches of a condition, and torch.where; the steps of a loop, unrolled; "
+    "attention as scaled_dot_product_attention"
 )
 _WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}  # name -> arguments before the body
 _PARTS = {  # the unsafe ones know no symbolic sizes, and fix the batch where anything is asked of them
