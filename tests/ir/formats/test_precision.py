@@ -9,6 +9,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.formats.precision import convert, has_halves, in_precision
 from nncompress.passes import Context, Quantize
+from nncompress.runtimes import open_artifact
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float16", 0.01), ("bfloat16", 0.06)])
@@ -175,15 +176,15 @@ class WithoutKernels(nn.Module):
         return torch.cdist(h, self.centres) * 2, torch.linalg.det(h.view(-1, 2, 2)) + 1
 
 
-@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_ops_without_a_kernel_of_halves_stay_in_float32_and_are_named(tmp_path, suffix):
+def test_ops_without_a_kernel_of_halves_stay_in_float32_and_are_named(tmp_path):
     module = WithoutKernels().eval()
     model = Model.from_module(module, (torch.randn(2, 8),))
     left = [c.where for c in Quantize(mode="float16").apply(model, Context()) if not c.applied]
-    assert left == ["cdist behind centres", "linalg det behind layer"]
+    assert left == ["cdist behind centres", "det behind layer"]
     assert model.tensor("layer.weight").dtype == torch.float16
-    x = torch.randn(6, 8)
-    nncompress.save(model, tmp_path / f"m.{suffix}")
-    for got in (model(x), nncompress.load(tmp_path / f"m.{suffix}")(x)):
-        for found, right in zip(got, module(x), strict=True):
-            torch.testing.assert_close(found, right, rtol=0.02, atol=0.02)
+    x = torch.randn(2, 8)
+    nncompress.save(model, tmp_path / "m.pt2")
+    nncompress.save(model, tmp_path / "m.onnx")
+    written = tuple(map(torch.from_numpy, open_artifact(tmp_path / "m.onnx").run(x)))
+    for got in (model(x), nncompress.load(tmp_path / "m.pt2")(x), written):
+        torch.testing.assert_close(got, module(x), rtol=0.02, atol=0.02)
