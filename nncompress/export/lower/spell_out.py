@@ -15,7 +15,10 @@
 | index_reduce         |                                                                  |
 | cdist, p other than 2 | norms of differences                                             |
 | sort(stable=True)    | sort                                                             |
-| searchsorted         | how many bounds are smaller, for one row of bounds               |
+| searchsorted         | how many bounds are smaller                                      |
+| isin                 | comparisons with each                                            |
+| diagonal_scatter     | rows, each with one value written                                |
+| mode                 | sorted, and taken where most are equal; unless the place is asked for |
 """
 
 from __future__ import annotations
@@ -148,10 +151,40 @@ def _searchsorted(
     side: Any = None,
     sorter: Any = None,
 ) -> Tensor:
-    if bounds.dim() != 1 or sorter is not None:
-        raise NotImplementedError
-    smaller = bounds <= x[..., None] if right or side == "right" else bounds < x[..., None]
+    ordered = bounds if sorter is None else bounds.gather(-1, sorter)
+    row = ordered[..., None, :]
+    smaller = row <= x[..., None] if right or side == "right" else row < x[..., None]
     return smaller.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def _is_in(
+    x: Tensor | float, among: Tensor | float, *, assume_unique: bool = False, invert: bool = False
+) -> Tensor:
+    row = among.flatten() if isinstance(among, Tensor) else among
+    found = (x[..., None] == row if isinstance(x, Tensor) else x == row).any(-1)
+    return ~found if invert else found
+
+
+def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The rows that the diagonal crosses, each with its one value written."""
+    laid = x.movedim((dim1, dim2), (-2, -1))
+    first, count = max(-offset, 0), source.shape[-1]
+    rows = laid.narrow(-2, first, count)
+    place = torch.arange(count, device=x.device)[:, None] + (first + offset)
+    columns = torch.arange(laid.shape[-1], device=x.device)
+    rows = torch.where(columns == place, source[..., None], rows)
+    after = first + count
+    whole = [laid.narrow(-2, 0, first), rows, laid.narrow(-2, after, laid.shape[-2] - after)]
+    return torch.cat(whole, -2).movedim((-2, -1), (dim1, dim2))
+
+
+def _mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The least of those that are there most often."""
+    laid = torch.sort(x, dim).values.movedim(dim, -1)
+    often = (laid[..., None] == laid[..., None, :]).sum(-1)
+    found = laid.gather(-1, often.argmax(-1, keepdim=True)).movedim(-1, dim)
+    found = found if keepdim else found.squeeze(dim)
+    return found, found
 
 
 def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -221,6 +254,7 @@ def _distances(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = 
 
 
 _WITH_PLACES = (
+    aten.mode.default,
     *(aten.cummax.default, aten.cummin.default),
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
 )
@@ -237,6 +271,10 @@ _STEPS: dict[Any, Callable[..., Any]] = {
     aten.median.dim: _median,
     aten.nanmedian.dim: _nanmedian,
     aten.searchsorted.Tensor: _searchsorted,
+    aten.isin.Tensor_Tensor: _is_in,
+    aten.isin.Tensor_Scalar: _is_in,
+    aten.diagonal_scatter.default: _diagonal_scatter,
+    aten.mode.default: _mode,
     aten.adaptive_max_pool1d.default: _adaptive_max_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     aten.adaptive_max_pool3d.default: _adaptive_max_pool,

@@ -7,9 +7,9 @@ overflow or vanish.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from math import inf, log, sqrt
+from math import inf, log, nan, sqrt
 from typing import Any
 
 import torch
@@ -23,6 +23,33 @@ _ERFC = (
     *(-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807),
     *(-1.13520398, 1.48851587, -0.82215223, 0.17087277),
 )
+
+
+# of erfinv(x) / x, in w - 2.5 and √w - 3 for w = -log(1 - x²) below and above 5; Giles 2010, Approximating
+# the erfinv function: right to 3e-7 of the value
+_ERFINV_NEAR = (
+    *(1.50140941, 0.246640727, -0.00417768164, -0.00125372503, 0.00021858087),
+    *(-4.39150654e-06, -3.5233877e-06, 3.43273939e-07, 2.81022636e-08),
+)
+_ERFINV_FAR = (
+    *(2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773),
+    *(-0.00367342844, 0.00134934322, 0.000100950558, -0.000200214257),
+)
+# of the Bessel function I0(x) in (x / 3.75)², and of √x exp(-x) I0(x) in 3.75 / x beyond 3.75; Abramowitz and
+# Stegun 9.8.1 and 9.8.2: right to 6e-7 of the value
+_I0_NEAR = (1.0, 3.5156229, 3.0899424, 1.2067492, 0.2659732, 0.0360768, 0.0045813)
+_I0_FAR = (
+    *(0.39894228, 0.01328592, 0.00225319, -0.00157565, 0.00916281),
+    *(-0.02057706, 0.02635537, -0.01647633, 0.00392377),
+)
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """The first is of x⁰."""
+    result = torch.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        result = result * x + coefficient
+    return result
 
 
 def _of_floats(steps: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -57,10 +84,7 @@ def _expm1(x: Tensor) -> Tensor:
 def _log_erfcx(x: Tensor) -> Tensor:
     """log(exp(x²) erfc(x)) for x >= 0."""
     t = 1 / (1 + 0.5 * x)
-    polynomial = torch.zeros_like(t)
-    for coefficient in reversed(_ERFC):
-        polynomial = polynomial * t + coefficient
-    return torch.log(t) + polynomial
+    return torch.log(t) + _polynomial(t, _ERFC)
 
 
 @_of_floats
@@ -87,6 +111,31 @@ def _remainder(x: Tensor | float, by: Tensor | float) -> Tensor:
     """With the sign of the divisor, of the exact rest: no quotient is rounded."""
     rest = torch.fmod(x if isinstance(x, Tensor) else torch.full_like(by, x), by)  # type: ignore[arg-type]
     return torch.where((rest != 0) & ((rest < 0) != (by < 0)), rest + by, rest)
+
+
+def _erfinv(x: Tensor) -> Tensor:
+    if x.dtype != torch.float32:
+        raise NotImplementedError  # of which it has fewer digits
+    inside = x.clamp(-1 + 2**-24, 1 - 2**-24)
+    w = -torch.log((1 - inside) * (1 + inside))
+    near, far = _polynomial(w - 2.5, _ERFINV_NEAR), _polynomial(torch.sqrt(w) - 3, _ERFINV_FAR)
+    found = torch.where(w < 5, near, far) * x
+    return torch.where(x.abs() < 1, found, torch.where(x.abs() == 1, x * inf, nan))
+
+
+def _scaled_i0(x: Tensor) -> Tensor:
+    """exp(-|x|) I0(x)."""
+    if x.dtype != torch.float32:
+        raise NotImplementedError
+    size = x.abs()
+    near, far = size.clamp_max(3.75), size.clamp_min(3.75)
+    of_small = _polynomial((near / 3.75) ** 2, _I0_NEAR) * torch.exp(-near)
+    return torch.where(size < 3.75, of_small, _polynomial(3.75 / far, _I0_FAR) / torch.sqrt(far))
+
+
+def _i0(x: Tensor) -> Tensor:
+    half = torch.exp(0.5 * x.abs())  # of which the square overflows before the result does
+    return _scaled_i0(x) * half * half
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
@@ -119,6 +168,9 @@ SPECIAL_FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     aten.log1p.default: log1p,
     aten.expm1.default: _expm1,
     aten.erfc.default: _erfc,
+    aten.erfinv.default: _erfinv,
+    aten.i0.default: _i0,
+    aten.special_i0e.default: _scaled_i0,
     aten.special_erfcx.default: _erfcx,
     aten.special_log_ndtr.default: _log_ndtr,
     aten.remainder.Tensor: _remainder,

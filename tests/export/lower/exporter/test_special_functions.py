@@ -24,6 +24,9 @@ FUNCTIONS = {
     "remainder of a number": lambda x, y: torch.remainder(1.7, x),
     "remainder by a number": lambda x, y: torch.remainder(x, -1.7),
     "logaddexp2": torch.logaddexp2,
+    "erfinv": lambda x, y: torch.erfinv(x / 20),
+    "i0": lambda x, y: torch.special.i0(x),
+    "i0e": lambda x, y: torch.special.i0e(x),
 }
 
 

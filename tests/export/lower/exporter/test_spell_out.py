@@ -10,6 +10,7 @@ import nncompress
 from nncompress import pipeline
 from nncompress.cli.app import run
 from nncompress.errors import UnsupportedError
+from nncompress.ir import Model
 
 
 class Rare(nn.Module):
@@ -71,7 +72,8 @@ def test_small_matrices_and_uneven_windows_are_said_in_others(tmp_path):
     [
         ("inv", lambda h: torch.linalg.inv(h + 9 * torch.eye(4))),
         ("cummax", lambda h: h.cummax(1)[1].float()),
-        ("erfinv", lambda h: h.tanh().erfinv()),
+        ("modified bessel i1", lambda h: torch.special.modified_bessel_i1(h)),
+        ("mode", lambda h: h.mode(1)[1].float()),
         ("lgamma", lambda h: torch.hypot(h, h) + torch.lgamma(h.abs())),  # not the one that has other words
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -168,3 +170,30 @@ def test_bounds_of_two_types_are_floats_and_numbers_are_no_outputs(tmp_path):
     x = 3 * torch.randn(5, 4)
     (got,) = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), Bounds()(x)[0])
+
+
+class Found(nn.Module):
+    """x [n, 4, 6], ids [n, 7] -> what is found in rows, and written to diagonals."""
+
+    def forward(self, x, ids):
+        rows, line = x.sort(-1).values, x[..., 0]
+        return (
+            torch.searchsorted(rows, x),
+            torch.searchsorted(x, x, right=True, sorter=x.argsort(-1)),
+            torch.isin(ids, torch.tensor([1, 3])),
+            torch.isin(ids, torch.tensor([2, 4]), invert=True),
+            torch.diagonal_scatter(x, line, 1, 1, 2),
+            torch.diagonal_scatter(x, line[:, :2], -2, -2, -1),
+            ids.mode(1).values,
+            ids.mode(-1, keepdim=True).values,
+        )
+
+
+def test_what_is_found_in_rows_and_written_to_diagonals_is_what_torch_finds_and_writes(tmp_path):
+    given = (torch.randn(5, 4, 6), torch.randint(0, 5, (5, 7)))
+    nncompress.save(Model.from_module(Found().eval(), given), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    given = (torch.randn(3, 4, 6), torch.randint(0, 5, (3, 7)))
+    results = session.run(None, dict(zip(("x", "ids"), (each.numpy() for each in given))))
+    for got, right in zip(results, Found()(*given), strict=True):
+        assert torch.equal(torch.from_numpy(got), right)
