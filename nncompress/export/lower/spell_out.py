@@ -157,11 +157,9 @@ def _searchsorted(
     return smaller.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
-def _is_in(
-    x: Tensor | float, among: Tensor | float, *, assume_unique: bool = False, invert: bool = False
-) -> Tensor:
+def _is_in(x: Tensor, among: Tensor | float, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
     row = among.flatten() if isinstance(among, Tensor) else among
-    found = (x[..., None] == row if isinstance(x, Tensor) else x == row).any(-1)
+    found = torch.eq(x[..., None], row).any(-1)
     return ~found if invert else found
 
 

@@ -22,6 +22,7 @@ from nncompress.runtimes.free_sizes import BATCH, free_dims, usual_sizes
 from nncompress.runtimes.named_dims import usual_batch
 
 MOST_VALUES = 2**40  # of one input
+_NO_KERNEL = ("NOT_IMPLEMENTED", "does not support")  # in what ONNX Runtime says where no size is to blame
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def choose_sizes(
             failure = str(error.got)
             continue
         return chosen
+    if any(word in failure for word in _NO_KERNEL):
+        raise UnsupportedError(
+            f"ONNX Runtime does not run {path} at any size",
+            got=failure,
+            remedy="a file in float32 or of other operators; to compress it, load the model it came from",
+        )
     shapes = ", ".join(f"{each.name} [{', '.join(map(str, each.shape))}]" for each in inputs)
     raise UsageError(
         f"{path} leaves sizes free, and none of the usual ones runs",

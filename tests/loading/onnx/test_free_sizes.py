@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nncompress
 from nncompress.bench.inputs import sizes_that_run
-from nncompress.errors import VerificationError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.free_sizes import usual_sizes
 
@@ -145,3 +145,17 @@ def test_free_sizes_are_tried_from_the_remembered_and_likely_ones_on():
 def test_a_dim_called_a_sum_is_that_sum_and_a_cache_no_image():
     shapes = [("batch", 1), ("batch", "past_length + 1"), ("batch", 4, "past_length", 8)]
     assert next(usual_sizes(shapes, "batch", {})) == {"batch": 2, "past_length": 16, "past_length + 1": 17}
+
+
+def test_a_file_that_runs_at_no_size_whatever_is_not_blamed_on_its_sizes(tmp_path):
+    """ONNX Runtime has no recurrent layers of doubles, and says so when they run."""
+    draw = np.random.default_rng(0).standard_normal
+    weights = [numpy_helper.from_array(draw((1, 20, size)), name) for name, size in (("w", 3), ("r", 5))]
+    given = helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["T", "batch", 3])
+    made = helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["T", 1, "batch", 5])
+    nodes = [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=5)]
+    graph = helper.make_graph(nodes, "g", [given], [made], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedError, match="does not support double"):
+        nncompress.load(tmp_path / "m.onnx")
