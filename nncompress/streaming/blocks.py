@@ -19,6 +19,7 @@ from nncompress.passes import Context
 from nncompress.streaming.held import read_float
 from nncompress.streaming.shards import Row, Shards, identity
 
+HELD = 4  # of the largest matrix of a block in float32: what gates or attention need at a time, and one more
 _BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 
@@ -139,6 +140,16 @@ def units_of(source: Checkpoint) -> list[list[StoredTensor]]:
         blocks.setdefault(found[1] if found else "", []).append(tensor)
     rest = blocks.pop("", [])
     return [*blocks.values(), *([rest] if rest else [])]
+
+
+def held_at_a_time(named: Mapping[str, Tensor]) -> int:
+    """Bytes of weights in float32; a table outside of the blocks, which may be larger, is held alone.
+
+    Args:
+        named: all of a network's.
+    """
+    inside = {name: value for name, value in named.items() if _BLOCK.match(name)}
+    return HELD * max((4 * value.shape.numel() for value in (inside or named).values()), default=0)
 
 
 def repeated_in(model: Model, source: Checkpoint) -> dict[str, str]:

@@ -33,12 +33,10 @@ from nncompress.passes.quantize.matrices import Matrices
 from nncompress.passes.quantize.options import Quantize
 from nncompress.passes.quantize.prepare import prepare
 from nncompress.streaming import by_layer
-from nncompress.streaming.blocks import Blocks, fill_small, made_by, repeated_in, units_of
+from nncompress.streaming.blocks import Blocks, fill_small, held_at_a_time, made_by, repeated_in, units_of
 from nncompress.streaming.held import HeldWeights
 from nncompress.streaming.run import by_itself
 from nncompress.streaming.shards import Shards, Streamed, alone_at
-
-HELD = 4  # of the largest matrix of a block in float32: what gates or attention need at a time, and one more
 
 
 def run_layerwise(
@@ -67,8 +65,7 @@ def run_layerwise(
         blocks = Blocks(units, shards, repeated_in(model, source))
         named = dict(model.graph_module.named_parameters())
         own = {name: blocks.tensors[name] for name, value in named.items() if value.is_meta}
-        largest = max((4 * value.shape.numel() for value in named.values()), default=0)
-        on_data.change(each, model, blocks, HeldWeights(own, HELD * largest), context)
+        on_data.change(each, model, blocks, HeldWeights(own, held_at_a_time(named)), context)
         return shards.complete()
 
 

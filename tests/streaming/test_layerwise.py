@@ -24,6 +24,7 @@ from nncompress.loading.state_dict.shards import INDEX, open_checkpoint
 from nncompress.passes import Context
 from nncompress.recipe import parse_pass
 from nncompress.streaming import run_layerwise
+from nncompress.streaming.blocks import held_at_a_time
 from nncompress.streaming.held import HeldWeights
 
 WIDTH, VOCABULARY, LENGTH, BLOCKS = 32, 48, 6, 2
@@ -209,6 +210,12 @@ def test_few_weights_are_held_and_none_is_read_for_every_batch(whole):
     _, _, read, most = whole
     assert most <= 4 * (4 * 2 * WIDTH * WIDTH)
     assert max(map(read.count, set(read))) <= 4
+
+
+def test_a_large_table_does_not_let_more_weights_of_blocks_be_held():
+    named = {"embed.weight": torch.zeros(1000, 8), "blocks.0.up.weight": torch.zeros(16, 8)}
+    assert held_at_a_time(named) == 4 * 4 * 16 * 8
+    assert held_at_a_time({"embed.weight": torch.zeros(1000, 8)}) == 4 * 4 * 8000
 
 
 class Killed(Exception):
