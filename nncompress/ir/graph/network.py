@@ -27,7 +27,6 @@ from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import as_writes
 from nncompress.ir.graph.training_flag import training_flag
 
-_FILLED = ("zeros", "ones", "full")
 _ROUNDED, _RESTORED = ("quantize_per", "choose_qparams"), "dequantize_per"
 _TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -150,21 +149,23 @@ def _trainable(given: fx.Graph) -> fx.Graph:
 
 
 def _follow_precision(graph: fx.Graph, start: fx.Node, owner: nn.Module | None) -> None:
-    """Tensors filled with one value (first states of a recurrent layer) that are as precise as the weights,
-    and what int8 values stand for, get the precision that the weights have when it runs. Values are rounded
-    to int8 from float32, the only precision that these ops know."""
+    """What is made or cast to be as precise as the weights (first states of a recurrent layer, whole numbers
+    that are computed with), and what int8 values stand for, gets the precision that the weights have when it
+    runs. Values are rounded to int8 from float32, the only precision that these ops know."""
     weight = _precision(owner)
     if weight is None:
         return
-    made = [n for n in graph.nodes if op_name(n) in _FILLED and n.kwargs.get("dtype") == weight[1]]
     rounded = [n for n in graph.nodes if op_name(n).startswith(_ROUNDED)]
     restored = [n for n in graph.nodes if op_name(n).startswith(_RESTORED)]
-    if not (made or rounded or restored):
+    apart = {*rounded, *restored}
+    stated = [n for n in graph.nodes if n not in apart and any(v is weight[1] for v in _values(n))]
+    if not (stated or rounded or restored):
         return
     with graph.inserting_before(start):
         dtype = graph.call_function(getattr, (graph.get_attr(weight[0]), "dtype"))
-    for node in made:
-        node.update_kwarg("dtype", dtype)
+    for node in stated:
+        node.args = tuple(dtype if value is weight[1] else value for value in node.args)
+        node.kwargs = {key: dtype if value is weight[1] else value for key, value in node.kwargs.items()}
     for node in rounded:
         with graph.inserting_before(node):
             node.update_arg(0, graph.call_function(as_precise, (node.args[0], torch.float32)))
