@@ -52,8 +52,10 @@ def said_of(specs: Sequence[InputSpec]) -> str | None:
     kept = samples_of(specs)
     if not kept:
         return None
+    count = count_samples(specs, kept)
+    stay = "1 sample of the data ({}) stays" if count == 1 else f"{count} samples of the data ({{}}) stay"
     return (
-        f"{count_samples(specs, kept)} samples of the data ({sum(x.nbytes for x in kept) / 1e3:.3g} kB) stay "
+        f"{stay.format(f'{sum(x.nbytes for x in kept) / 1e3:.3g} kB')} "
         "with the model, in its .pt2: exported files are compared on them; --no-samples keeps none"
     )
 
