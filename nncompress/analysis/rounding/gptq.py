@@ -33,13 +33,14 @@ def round_compensated(matrix: Tensor, moment: Tensor, rounded: Callable[[Tensor,
     return round_in_order(matrix.double(), *elimination(moment), rounded)
 
 
-def elimination(moment: Tensor) -> tuple[Tensor, Tensor]:
+def elimination(moment: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """In which order inputs are rounded, and how the later make up for each: A_ik / A_kk in that order,
-    float64 [in, in]. No more than three matrices of that size are held at a time."""
+    `dtype` [in, in]. Two and a half float64 matrices of that size are held at most, the moment among them."""
     order = moment.diagonal().argsort(descending=True)  # what matters most is rounded while all can make up
     last = order.flip(0)
     lower = cholesky(moment[last[:, None], last])
     lower /= lower.diagonal().clone()
+    lower = lower.to(dtype)
     return order, lower.flip(0, 1)
 
 

@@ -190,8 +190,8 @@ def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str
 def _codes(weight: Tensor, groups: Groups, second: Tensor | None) -> Tensor:
     if second is None:
         return groups.codes(weight)
-    order, factor = elimination(second)
-    factor, second = factor.float(), second.float()  # what decides between neighbouring values needs no more
+    order, factor = elimination(second, torch.float32)  # between neighbouring values no more decides
+    second = second.float()
     codes = []
     height = max(1, _MOST // weight.shape[1])
     for rows, own in zip(weight.split(height), groups.split(height)):
