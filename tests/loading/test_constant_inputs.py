@@ -87,18 +87,35 @@ def test_torchscript_is_scripted_with_it(here, tensor, rate):
 
 def test_a_pt2_keeps_the_branch_that_is_taken(here):
     module, (x, other) = ByTensor().eval(), x_and_other()
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(
-        module, (x, torch.tensor(16000), other), dynamic_shapes=({0: batch}, None, {0: batch})
-    )
-    torch.export.save(program, "m.pt2")
-    model = nncompress.load("m.pt2", input="sr=16000")
+    model = nncompress.load(pt2_file("m.pt2", module), input="sr=16000")
     torch.testing.assert_close(model(x, other), module.fast(x) + other)
     assert [name for name, _ in model.graph_module.named_parameters()] == ["fast.weight", "fast.bias"]
     again = nncompress.load(model.to_module(), input="sr=16000")  # it is that already
     assert [spec.name for spec in again.inputs] == ["x", "other"]
     with pytest.raises(UsageError, match="fixed to another value"):
         nncompress.load(model.to_module(), input="sr=8000")
+
+
+def pt2_file(path, module=None):
+    batch = torch.export.Dim("batch", min=1, max=64)
+    x, other = x_and_other()
+    shapes = ({0: batch}, None, {0: batch})
+    program = torch.export.export(
+        module or ByTensor().eval(), (x, torch.tensor(16000), other), dynamic_shapes=shapes
+    )
+    torch.export.save(program, path)
+    return path
+
+
+def test_the_next_commands_know_the_original_with_its_constants(here, capsys):
+    pt2_file("m.pt2")
+    assert run(["prune", "m.pt2", "--std", "0.5", "--input", "sr=16000"]) == ExitCode.OK
+    assert run(["quantize", "--mode", "weights", "-o", "q.pt2"]) == ExitCode.OK
+    assert run(["quantize", "m.prune.pt2", "--input", "sr=16000", "--mode", "weights"]) == ExitCode.OK
+    x, other = x_and_other(8)
+    np.savez("d.npz", x=x.numpy(), other=other.numpy())
+    assert run(["eval", "--data", "d.npz", "--json"]) == ExitCode.OK
+    assert '"original"' in capsys.readouterr().out
 
 
 def test_a_directory_of_transformers_takes_arguments_of_its_class(tmp_path):

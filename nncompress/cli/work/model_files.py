@@ -27,12 +27,14 @@ class Opened:
     Attributes:
         path: of the file; the architecture's name, as `timm:resnet18`, where there is none.
         arch: what builds its network, where the file does not say it.
+        stated: --input says what the file alone does not.
     """
 
     model: Model
     path: Path
     chain: tuple[str, ...]
     arch: str | None = None
+    stated: bool = False
 
     @property
     def stem(self) -> str:
@@ -95,7 +97,7 @@ def open_model(
         model.metadata[ANSWER] = index_of(model.outputs, output_index)
     if weights is not None:  # the same, said with the file first
         path, arch = weights, path
-    return Opened(model, Path(path), _ancestors(previous, str(Path(path))), arch)
+    return Opened(model, Path(path), _ancestors(previous, str(Path(path))), arch, input is not None)
 
 
 def _ancestors(previous: session.Session | None, path: str) -> tuple[str, ...]:
@@ -147,7 +149,7 @@ def remember(opened: Opened, artifact: Path, original: Model, result: Model) -> 
     chain = opened.chain
     made = [] if artifact.suffix.lower() == ".safetensors" else [str(artifact)]
     try:
-        if opened.original.suffix != ".pt2":
+        if opened.original.suffix != ".pt2" or (opened.stated and len(chain) == 1):
             chain = (_keep(original, f"{_stem(opened.original)}.original.pt2"), *chain[1:])
         if artifact.suffix != ".pt2" and result is not opened.model:
             made.insert(0, _keep(result, f"{artifact.stem}.pt2", opened.chain))
