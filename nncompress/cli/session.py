@@ -1,8 +1,8 @@
 """What the previous commands in this directory made, so that MODEL may be left out.
 
 `.nncompress/session.json` names the model it all began with and what was made of it, exports too. A model
-that needed options to load (an architecture, an input shape, a constant) is kept beside it as `.pt2`, so that `bench` and
-`eval` can compare with it without asking again.
+that needed options to load (an architecture, an input shape, a constant) is kept beside it as `.pt2`, so that
+`bench` and `eval` can compare with it without asking again.
 """
 
 from __future__ import annotations
