@@ -7,7 +7,8 @@
 The folder lies beside the target, so that the last step is a rename. What a killed process left is removed
 by the next one that writes to that directory: it is told by the name, the content of `writer.json`, and the
 lock that nobody holds any more. What it left in `moving` is put in its place first, so that several files
-are new together however the one that wrote them ended.
+are new together however the one that wrote them ended. An archive or a copy may bring such a folder, so no
+link is followed, and nothing is moved but the very files (by inode) that the writer noted in `writer.json`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -66,7 +68,7 @@ def replacing(
         try:
             yield new / target.name
             with held_back():  # several files are moved as one
-                _move(new, target, protect, is_ours)
+                _move(new, claimed[0][1], target, protect, is_ours)
         except OSError as error:
             raise _failure(target, error) from error
     finally:
@@ -86,6 +88,8 @@ def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> N
         protect: files that are being read: what would replace one of them is left for later.
     """
     for folder in directory.glob(f"{PREFIX}*{SUFFIX}"):
+        if folder.is_symlink():  # no writer makes one
+            continue
         try:
             descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # its writer has just ended or not yet signed, or it is another user's
@@ -93,24 +97,27 @@ def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> N
                 folder.rmdir()  # which removes nothing but an empty folder
             continue
         try:
-            if _is_dead(descriptor) and _finish(folder, protect):
+            if _is_dead(descriptor) and _finish(folder, descriptor, protect):
                 _discard(folder)
         finally:
             os.close(descriptor)
 
 
-def _finish(folder: Path, protect: tuple[str | Path, ...]) -> bool:
+def _finish(folder: Path, record: int, protect: tuple[str | Path, ...]) -> bool:
     """Put the files in their places that a killed writer had begun to; False where that has to wait.
 
     What somebody else has put in such a place since then stays, and all that was left goes.
     """
     moving = folder / MOVING
-    if not moving.is_dir():
+    if not os.path.lexists(moving):
         return True
-    if hasattr(os, "geteuid") and moving.stat().st_uid != os.geteuid():
+    if not all(_is_own(state) for state in (folder.lstat(), os.fstat(record))):
         return False
-    began = moving.stat().st_ctime_ns
-    left = sorted(moving.iterdir())
+    began = moving.lstat().st_ctime_ns
+    left = _noted(moving, record)
+    if left is None:
+        _tell(f"{moving} is left alone: it is not what a run that was killed had noted; delete {folder}")
+        return False
     places = [folder.parent / file.name for file in left]
     try:
         for place in places:
@@ -119,17 +126,45 @@ def _finish(folder: Path, protect: tuple[str | Path, ...]) -> bool:
         return False
     names = ", ".join(place.name for place in places)
     if any(os.path.lexists(place) and place.lstat().st_ctime_ns > began for place in places):
-        warnings.warn(
-            f"a run that was killed had not put {names} in place; others are there since, which stay",
-            Told,
-            stacklevel=2,
-        )
+        _tell(f"a run that was killed had not put {names} in place; others are there since, which stay")
         return True
-    for file, place in zip(left, places):
-        os.replace(file, place)
+    try:
+        for file, place in zip(left, places):
+            os.replace(file, place)
+    except OSError as error:  # what is written now has nothing to do with it
+        _tell(
+            f"{names}: a run that was killed had not put them in place, nor can they be now: {error.strerror}"
+        )
+        return False
     if left:
-        warnings.warn(f"{names}: put in place now, where a run that was killed had not", Told, stacklevel=2)
+        _tell(f"{names}: put in place now, where a run that was killed had not")
     return True
+
+
+def _noted(moving: Path, record: int) -> list[Path] | None:
+    """The files in `moving` in their order; None where something is not what its writer noted."""
+    if not stat.S_ISDIR(moving.lstat().st_mode) or not _is_own(moving.lstat()):
+        return None
+    try:
+        os.lseek(record, 0, os.SEEK_SET)
+        with open(os.dup(record), encoding="utf-8") as lines:
+            noted = json.loads(lines.read().splitlines()[1])
+        left = {file.name: file.lstat() for file in moving.iterdir()}
+        if any(noted[name] != state.st_ino or not _is_own(state) for name, state in left.items()):
+            return None
+    except (OSError, ValueError, IndexError, KeyError, TypeError):  # not as `_note` writes it
+        return None
+    if not all(stat.S_ISREG(state.st_mode) for state in left.values()):
+        return None
+    return [moving / name for name in noted if name in left]
+
+
+def _is_own(state: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
+
+
+def _tell(what: str) -> None:
+    warnings.warn(what, Told, stacklevel=3)
 
 
 def _claim(directory: Path) -> tuple[Path, int]:
@@ -171,7 +206,7 @@ def _me() -> dict[str, str | int]:
 def _is_dead(descriptor: int) -> bool:
     """Whether the writer that signed is no more; takes its lock then."""
     try:
-        content = os.read(descriptor, 4096)
+        content = os.read(descriptor, 4096).partition(b"\n")[0]
         signed = json.loads(content) if content else {"writer": "nncompress"}  # killed before it signed
         if signed["writer"] != "nncompress":
             return False
@@ -222,7 +257,11 @@ def _discard(folder: Path) -> None:
 
 
 def _move(
-    folder: Path, target: Path, protect: tuple[str | Path, ...], is_ours: Callable[[Path], bool]
+    folder: Path,
+    record: int,
+    target: Path,
+    protect: tuple[str | Path, ...],
+    is_ours: Callable[[Path], bool],
 ) -> None:
     """All files of the folder to where the target is, the target last; begun, that is finished by whoever
     writes there next."""
@@ -235,11 +274,20 @@ def _move(
         _sync(file)
     _sync(folder)
     if len(written) > 1:
+        _note(written, record)
         folder = folder.rename(folder.with_name(MOVING))
         _sync(folder.parent)
     for file in written:
         os.replace(folder / file.name, target.parent / file.name)
     _sync(target.parent)
+
+
+def _note(written: list[Path], record: int) -> None:
+    """The second line of the record: what is about to be moved, in its order."""
+    line = "\n" + json.dumps({file.name: file.lstat().st_ino for file in written})
+    with open(os.dup(record), "a", encoding="utf-8") as lines:
+        lines.write(line)
+    os.fsync(record)
 
 
 def _mode(target: Path) -> int:

@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from nncompress.errors import OutputError, Told
+from nncompress.errors import OutputError
 from nncompress.files import atomic
 from nncompress.files.atomic import replacing
 
@@ -171,7 +171,7 @@ def test_file_and_directory_are_on_the_disk_before_and_after_the_rename(tmp_path
         path.write_text("graph")
         path.with_name("m.onnx.data").write_text("weights")
     assert sorted(steps[:2]) == ["m.onnx", "m.onnx.data"]
-    assert steps[2:] == ["new", steps[3], "move m.onnx.data", "move m.onnx", tmp_path.name]
+    assert steps[2:] == ["new", "writer.json", steps[4], "move m.onnx.data", "move m.onnx", tmp_path.name]
 
 
 @pytest.mark.parametrize("call", ["tempfile.mkdtemp", "os.fsync", "os.replace"])
@@ -251,54 +251,3 @@ def test_an_interrupt_just_before_the_folder_is_removed_leaves_nothing(tmp_path,
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as path:
         path.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-KILLED_BETWEEN = """
-import os, signal, sys
-from pathlib import Path
-from nncompress.files.atomic import replacing
-move = os.replace
-def killed(source, target):
-    move(source, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.replace = killed
-with replacing(Path(sys.argv[1]) / "a", is_ours=lambda path: True) as path:
-    path.write_text("new")
-    path.with_name("b").write_text("new")
-"""
-
-
-@pytest.fixture
-def half_moved(tmp_path):
-    for name in "ab":
-        (tmp_path / name).write_text("old")
-    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(tmp_path)], check=False)
-    assert killed.returncode == -9
-    assert {name: (tmp_path / name).read_text() for name in "ab"} == {"a": "old", "b": "new"}
-    return tmp_path
-
-
-def test_several_files_of_which_some_were_moved_are_all_moved_by_the_next_writer_that_says_so(half_moved):
-    with pytest.warns(Told, match="^a: put in place now"), replacing(half_moved / "next") as path:
-        path.write_text("next")
-    assert {file.name: file.read_text() for file in half_moved.iterdir()} == {
-        "a": "new",
-        "b": "new",
-        "next": "next",
-    }
-
-
-def test_what_was_not_moved_waits_while_its_place_is_read(half_moved):
-    with replacing(half_moved / "next", protect=[half_moved / "a"]) as path:
-        path.write_text("next")
-    assert (half_moved / "a").read_text() == "old"
-    with pytest.warns(Told):
-        atomic.remove_leftovers(half_moved)
-    assert (half_moved / "a").read_text() == "new"
-
-
-def test_what_somebody_put_there_since_stays(half_moved):
-    (half_moved / "a").write_text("mine")
-    with pytest.warns(Told, match="others are there since"):
-        atomic.remove_leftovers(half_moved)
-    assert {file.name: file.read_text() for file in half_moved.iterdir()} == {"a": "mine", "b": "new"}
