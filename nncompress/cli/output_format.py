@@ -1,4 +1,4 @@
-"""The format of a result, by the suffix of its file and by --target: refused before any work is done."""
+"""The format of a result or a report, by its suffix and by --target: refused before any work is done."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nncompress.extras import need
 OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
 SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
 _SEPARATORS = tuple({"/", os.sep})
+REPORTS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file
 
 
@@ -65,3 +66,19 @@ def check_output(output: str | None, target: str | None) -> None:
 def written_for(file: Path, target: str | None) -> str | None:
     """The target that a file is written for; None for a model of ours."""
     return None if file.suffix.lower() in OURS else target
+
+
+def report_format(path: str) -> str:
+    """Of a report's file, by its suffix.
+
+    Raises:
+        UsageError: it names none.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in REPORTS:
+        raise UsageError(
+            f"{path}: cannot tell the format of the report",
+            got=suffix or "no suffix",
+            expected=".html, .md or .json",
+        )
+    return REPORTS[suffix]

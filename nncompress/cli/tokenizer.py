@@ -37,4 +37,9 @@ def _encoded(name: str, spec: str, tokenizer: str) -> str:
             got=f"--tokenizer {tokenizer}",
             remedy="leave one out",
         )
+    if "&" in tokenizer:
+        raise UsageError(
+            f"--tokenizer {tokenizer}: an & ends an option of the data",
+            remedy="ln -s to a name without &, and name that",
+        )
     return f"{spec}{'&' if options else '?'}{KEY}={tokenizer}"

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from nncompress.cli.app import run
+from nncompress.cli.work.model_files import read_by
 from nncompress.errors import ExitCode, OutputError
 from nncompress.files.signed_text import is_signed
+from nncompress.files.targets import check_target
 from nncompress.passes import Prune
 from nncompress.recipe import read_recipe, write_recipe
 from nncompress.studies.growth import sine
@@ -76,6 +78,16 @@ def test_bench_does_not_write_what_it_reads(here, capsys, read):
     assert run(["bench", *arguments, "-o", "out.json"]) == ExitCode.OUTPUT
     assert "is not overwritten" in capsys.readouterr().err
     assert Path(read).read_bytes() == content
+
+
+def test_the_tokenizer_of_the_data_is_not_written_but_what_else_lies_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tokenizer.json", "old.pt2"):
+        Path(name).write_text("{}")
+    reads = read_by(None, "r.csv?length=128&tokenizer=.")
+    with pytest.raises(OutputError, match="is the input"):
+        check_target(Path("tokenizer.json"), reads)
+    check_target(Path("old.pt2"), reads)
 
 
 def test_a_plot_is_not_drawn_over_an_image_of_the_data(here, capsys):

@@ -88,6 +88,8 @@ def test_the_tokenizer_is_an_option_of_every_command_that_takes_data(
     assert "perplexity" in capsys.readouterr().out
     assert run(["eval", "m.pt", "--trust-pickle", "--tokenizer", "."]) == ExitCode.USAGE
     assert run(["eval", "--data", "lines.txt?length=4&tokenizer=.", "--tokenizer", "."]) == ExitCode.USAGE
+    assert run(["eval", "--data", "lines.txt?length=4", "--tokenizer", "a&b"]) == ExitCode.USAGE
+    assert "ln -s" in capsys.readouterr().err
 
 
 def test_what_is_no_tokenizer_or_no_text_is_a_message(reviews, tokenizer, tmp_path):

@@ -48,6 +48,10 @@ def compress(
             "compress: give either --recipe or --pass",
             remedy="nncompress compress model.pt --pass prune:std=0.5",
         )
+    if dry_run and running["report"] is not None:
+        raise UsageError(
+            "--dry-run does nothing that a --report could tell of", remedy="leave one of them out"
+        )
     check_output(running["output"], running["target"])
     chosen = read_recipe(recipe) if recipe else [parse_pass(text) for text in passes or ()]
     run_passes(chosen, model, recipe=recipe, dry_run=dry_run, **running)

@@ -8,6 +8,7 @@ import typer
 
 from nncompress.cli import options
 from nncompress.cli.later import later
+from nncompress.cli.output_format import report_format
 from nncompress.errors import UsageError
 
 work = later("report:report")
@@ -49,4 +50,6 @@ def report(runs: _Runs, output: _Output = None, form: _Format = None, json: opti
     if len(runs) > MOST_RUNS:
         most = f"at most {MOST_RUNS}"
         raise UsageError("report: too many runs for one page", got=str(len(runs)), expected=most)
+    if output is not None and wanted is None:
+        wanted = report_format(output)
     work(runs, output, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,17 @@ def read_by(opened: Opened | None, *named: str | None) -> tuple[Path, ...]:
     """Files and folders that a command reads, which it must not write.
 
     Args:
-        named: values of options as the user wrote them: `data.npz`, `mnist:DIR?split=train`,
+        named: values of options as the user wrote them: `data.npz`, `texts.csv?tokenizer=DIR`,
             `net.py:build`, `package.module:function`.
     """
     found = [] if opened is None else [opened.path, opened.original]
     for text in filter(None, named):
-        bare = text.partition("?")[0]
+        bare, _, asked = text.partition("?")
         place = bare.rpartition(":")[0]
         found += [Path(each) for each in (text, bare, place, bare.partition(":")[2]) if each]
+        values = [Path(pair.partition("=")[2] or os.devnull) for pair in asked.split("&")]
+        for value in values:  # of a tokenizer's folder, which may be the working directory, its own files
+            found += value.glob("*.json") if value.is_dir() else [value]
         module = getattr(sys.modules.get(place), "__file__", None)
         if module is not None:
             found.append(Path(module))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nncompress.cli.console import print_text, say
-from nncompress.cli.work.report_file import format_of
+from nncompress.cli.output_format import report_format
 from nncompress.files.targets import check_target
 from nncompress.report.facts.headline import report as report_of
 from nncompress.report.facts.read import section_of
@@ -21,7 +21,7 @@ def report(runs: list[str], output: str | None, wanted: str | None) -> None:
     """
     reads = tuple(map(Path, runs))
     if output is not None:
-        wanted = wanted or format_of(output)
+        wanted = wanted or report_format(output)
         check_target(Path(output), reads)
     sections = [section_of(run) for run in runs]
     if output is None:

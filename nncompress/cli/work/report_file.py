@@ -8,29 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.cli.console import say
+from nncompress.cli.output_format import report_format
 from nncompress.errors import UsageError
 from nncompress.files.targets import check_target
 from nncompress.report.facts.read import section_in
 from nncompress.report.files import write_report
 from nncompress.results import plain
-
-FORMATS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
-
-
-def format_of(path: str) -> str:
-    """Of a report's file, by its suffix.
-
-    Raises:
-        UsageError: it names none.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise UsageError(
-            f"{path}: cannot tell the format of the report",
-            got=suffix or "no suffix",
-            expected=".html, .md or .json",
-        )
-    return FORMATS[suffix]
 
 
 def check_report(path: str | None, reads: Iterable[Path], *outputs: Path | str) -> None:
@@ -45,7 +28,7 @@ def check_report(path: str | None, reads: Iterable[Path], *outputs: Path | str) 
     """
     if path is None:
         return
-    format_of(path)
+    report_format(path)
     check_target(Path(path), reads)
     for other in outputs:
         if os.path.realpath(other) == os.path.realpath(path):
@@ -57,5 +40,5 @@ def write(path: str | None, document: dict[str, Any], reads: Iterable[Path]) -> 
     if path is None:
         return
     section = section_in(plain(document), "this run")
-    write_report(Path(path), format_of(path), [section], reads)
+    write_report(Path(path), report_format(path), [section], reads)
     say(f"wrote {path}")

@@ -46,10 +46,6 @@ def run_passes(
         with_past: the decoder with past of the decoder that `path` is: both are treated as one.
         dry_run: only check what every pass requires, and say what would be done.
     """
-    if dry_run and report is not None:
-        raise UsageError(
-            "--dry-run does nothing that a --report could tell of", remedy="leave one of them out"
-        )
     if for_ is not None:
         _check_timed(passes)
     precision: Precision | None = "bfloat16" if for_ == "bf16" else for_
