@@ -19,38 +19,32 @@ MOST_UNROLLED = 20_000  # nodes, as in a run of TorchScript
 Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
 RULES: dict[str, Rule] = {}  # "Conv", or "com.microsoft.Gelu" -> what computes it
 
-# attributes that say what is known anyway, or what counts in training or in other kinds of the op only
-HARMLESS = {
-    *("kernel_shape", "consumed_inputs", "momentum", "spatial", "is_test", "seed", "ratio", "storage_order"),
-    *(
-        "stash_type",
-        "precision",
-        "saturate",
-        "round_mode",
-        "cubic_coeff_a",
-        "extrapolation_value",
-        "nearest_mode",
-    ),
-    *(
-        "hidden_size",
-        "activation_alpha",
-        "activation_beta",
-        "training_mode",
-        "coordinate_transformation_mode",
-    ),
-    *("axis", "dtype", "value", "output_padding"),
-}
+IGNORED: dict[str, frozenset[str]] = {}  # by the same names: attributes that cannot change what is computed
+
+# which buffers a kernel of the first opset may write to
+_OF_NO_OP = frozenset({"consumed_inputs"})
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register what computes these ops."""
+def rule(*names: str, ignores: Collection[str] = ()) -> Callable[[Rule], Rule]:
+    """Register what computes these ops.
+
+    Args:
+        ignores: attributes that it need not read, since no value of theirs changes the result of a form that
+            the rule takes. An attribute that is neither read nor named here is refused.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
+            IGNORED[name] = _OF_NO_OP.union(ignores)
         return function
 
     return register
+
+
+def key_of(node: onnx.NodeProto) -> str:
+    """Under which name a rule for it is registered."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 class Missing(UnsupportedError):
@@ -75,7 +69,7 @@ class Call:
         self.attributes: dict[str, Any] = {a.name: attribute_of(a) for a in node.attribute}
         self.outputs = list(node.output)
         self.opset = walk.opset
-        self._unread: set[str | int] = {name for name in self.attributes if name not in HARMLESS}
+        self._unread: set[str | int] = set(self.attributes) - IGNORED[key_of(node)]
         self._unread |= {i for i, name in enumerate(node.input) if name}
 
     def finish(self) -> None:
@@ -200,7 +194,7 @@ class Walk:
         """Outputs of the graph."""
         self._values.update(inputs)
         for node in self.graph.node:
-            key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+            key = key_of(node)
             found = RULES.get(key)
             if found is None:
                 raise Missing(key, f"node {node.name or key}")
@@ -312,7 +306,7 @@ def missing_ops(graph: onnx.GraphProto) -> dict[str, int]:
     """Ops without a rule, the graphs inside nodes included, and how often each occurs."""
     found: dict[str, int] = {}
     for node in graph.node:
-        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        key = key_of(node)
         if key not in RULES:
             found[key] = found.get(key, 0) + 1
         for inner in inner_graphs(node):

@@ -58,16 +58,24 @@ def convolution(call: Call) -> Value:
     spatial = weight.dim() - 2
     if spatial not in _CONV or call.op == "FusedConv":
         raise call.refusal(f"over {spatial} dims" if spatial not in _CONV else "a fused convolution")
+    _check_kernel(call, weight)
     stride, dilation = call.get("strides", [1] * spatial), call.get("dilations", [1] * spatial)
     pads = _pads(call, x, list(weight.shape[2:]), stride, dilation)
     x, padding = _padded(x, pads)
     return _CONV[spatial](x, weight, bias, stride, padding, dilation, call.get("group", 1))
 
 
+def _check_kernel(call: Call, weight: Tensor) -> None:
+    said, kernel = call.get("kernel_shape"), list(weight.shape[2:])
+    if said is not None and said != kernel:
+        raise call.refusal(f"with kernel_shape {said} and a weight whose kernel is {kernel}")
+
+
 @rule("ConvTranspose")
 def transposed_convolution(call: Call) -> Value:
     x, weight, bias = call.tensor(0), call.tensor(1), call.optional(2)
     spatial = weight.dim() - 2
+    _check_kernel(call, weight)
     stride, dilation = call.get("strides", [1] * spatial), call.get("dilations", [1] * spatial)
     extra, kernel = call.get("output_padding", [0] * spatial), list(weight.shape[2:])
     pads, wanted = call.get("pads", [0] * (2 * spatial)), call.get("output_shape")
@@ -98,7 +106,7 @@ def transposed_convolution(call: Call) -> Value:
 # --- pools ------------------------------------------------------------------------------------------------
 
 
-@rule("MaxPool")
+@rule("MaxPool", ignores=["storage_order"])  # of its indices, which are refused
 def max_pool(call: Call) -> Value:
     x, kernel = call.tensor(0), call.get("kernel_shape")
     if len([name for name in call.outputs if name]) > 1:

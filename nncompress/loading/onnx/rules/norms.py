@@ -7,13 +7,15 @@ from torch.nn import functional as F
 from nncompress.loading.onnx.interpreter import Call, rule
 from nncompress.loading.onnx.values import Value
 
-# --- norms ------------------------------------------------------------------------------------------------
+_PRECISION = ["stash_type"]  # in which means and deviations are rounded on the way
 
 
-@rule("BatchNormalization")
+@rule("BatchNormalization", ignores=["momentum"])  # of the statistics that training gathers
 def batch_norm(call: Call) -> Value:
-    if call.get("training_mode", 0):
+    if call.get("training_mode", 0) or (call.opset < 7 and not call.get("is_test", 0)):
         raise call.refusal("it is in training mode")
+    if not call.get("spatial", 1):
+        raise call.refusal("with statistics of each position (spatial = 0)")
     x, scale, bias, mean, variance = (call.tensor(i) for i in range(5))
     epsilon = call.get("epsilon", 1e-5)
     if call.depends(3) or call.depends(4):  # statistics that are computed, by which torch's has no gradient
@@ -31,7 +33,7 @@ def instance_norm(call: Call) -> Value:
     return F.instance_norm(x, weight=scale, bias=bias, eps=call.get("epsilon", 1e-5))
 
 
-@rule("LayerNormalization")
+@rule("LayerNormalization", ignores=_PRECISION)
 def layer_norm(call: Call) -> Value:
     x, scale, bias = call.tensor(0), call.tensor(1), call.optional(2)
     if len([name for name in call.outputs if name]) > 1:
@@ -57,14 +59,19 @@ def skip_layer_norm(call: Call) -> list[Value | None]:
     return [result, None, None, total]
 
 
-@rule("RMSNormalization", "SimplifiedLayerNormalization", "com.microsoft.SimplifiedLayerNormalization")
+@rule(
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    "com.microsoft.SimplifiedLayerNormalization",
+    ignores=_PRECISION,
+)
 def rms_norm(call: Call) -> Value:
     x, scale = call.tensor(0), call.tensor(1)
     axis = call.get("axis", -1) % x.dim()
     return F.rms_norm(x, list(x.shape[axis:]), scale, call.get("epsilon", 1e-5))
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", ignores=_PRECISION)
 def group_norm(call: Call) -> Value:
     x, scale, bias = (call.tensor(i) for i in range(3))
     groups, channels = call.get("num_groups"), x.shape[1]

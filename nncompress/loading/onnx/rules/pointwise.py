@@ -184,7 +184,10 @@ def where(call: Call) -> Value:
     return torch.where(as_tensor(condition), as_tensor(a, dtype), as_tensor(b, dtype))
 
 
-@rule("Cast")
+_OF_FLOAT8 = ["saturate", "round_mode"]  # to which nothing is cast: it is refused
+
+
+@rule("Cast", ignores=_OF_FLOAT8)
 def cast(call: Call) -> Value:
     value, to = call.value(0), int(call.get("to"))
     if to not in DTYPES:
@@ -199,7 +202,7 @@ def cast(call: Call) -> Value:
     return as_tensor(value).to(DTYPES[to])
 
 
-@rule("CastLike")
+@rule("CastLike", ignores=_OF_FLOAT8)
 def cast_like(call: Call) -> Value:
     return call.tensor(0).to(call.tensor(1).dtype)
 
@@ -329,10 +332,11 @@ def shift(call: Call) -> Value:
     return torch.where(by == 0, bits, half >> (by - 1).clamp_min(0)).to(x.dtype)
 
 
-@rule("Dropout")
+@rule("Dropout", ignores=["ratio", "seed"])  # what training drops
 def dropout(call: Call) -> Value:
     """As in evaluation: the identity (a graph exported for training says so itself, and is refused)."""
-    if call.has(2) and bool(scalar(call.array(2, "its training mode"))):
+    training = call.has(2) and bool(scalar(call.array(2, "its training mode")))
+    if training or (call.opset < 7 and not call.get("is_test", 0)):
         raise call.refusal("it is in training mode")
     if call.has(1):
         call.value(1)  # the share that training would drop

@@ -51,12 +51,14 @@ def einsum(call: Call) -> Value:
 # --- attention --------------------------------------------------------------------------------------------
 
 
-@rule("Attention")
+@rule("Attention", ignores=["softmax_precision"])  # how the softmax is rounded on the way
 def attention(call: Call) -> Value:
     if any(call.outputs[1:]) or any(call.has(i) for i in (4, 5, 6)):
         raise call.refusal("with past keys and values, or more than one output")
     if call.get("softcap", 0.0) or call.get("qk_matmul_output_mode", 0):
         raise call.refusal("with a soft cap")
+    if max(call.get("left_window_size", -1), call.get("right_window_size", -1)) >= 0:
+        raise call.refusal("with a window")
     q, k, v = (call.tensor(i) for i in range(3))
     flat = q.dim() == 3
     if flat:
@@ -76,7 +78,7 @@ def attention(call: Call) -> Value:
     return y.transpose(1, 2).flatten(2) if flat else y
 
 
-@rule("RotaryEmbedding")
+@rule("RotaryEmbedding", ignores=["num_heads"])  # of inputs of 3 dims, which are refused
 def rotary(call: Call) -> Value:
     x, cos, sin = call.tensor(0), call.tensor(1), call.tensor(2)
     if call.has(3) or call.get("interleaved", 0) or call.get("rotary_embedding_dim", 0) or x.dim() != 4:

@@ -19,7 +19,8 @@ _GATES = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}
 _ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
-@rule("LSTM", "GRU", "RNN")
+# alpha and beta: of activations that are refused; sigmoid, tanh and relu have none
+@rule("LSTM", "GRU", "RNN", ignores=["activation_alpha", "activation_beta"])
 def recurrent(call: Call) -> Any:
     directions = {"forward": 1, "reverse": 1, "bidirectional": 2}[call.get("direction", "forward")]
     x, hidden = call.tensor(0), call.get("hidden_size")

@@ -16,7 +16,7 @@ from nncompress.loading.onnx.values import Value, items
 _MODES = {"nearest": "nearest", "linear": "linear", "cubic": "bicubic"}
 
 
-@rule("Resize", "Upsample")
+@rule("Resize", "Upsample", ignores=["extrapolation_value"])  # of tf_crop_and_resize, which is refused
 def resize(call: Call) -> Value:
     x = call.tensor(0)
     first = 1 if call.op == "Upsample" or call.opset < 11 else 2
@@ -63,10 +63,11 @@ def _interpolated(call: Call, x: Tensor, sizes: list[Any], factors: list[float |
     mode = call.get("mode", "nearest")
     default = "half_pixel" if call.op == "Resize" and call.opset >= 11 else "asymmetric"
     transform = call.get("coordinate_transformation_mode", default)
+    rounding = call.get("nearest_mode", "round_prefer_floor" if call.opset >= 11 else "floor")
+    coefficient = call.get("cubic_coeff_a", -0.75)
     if call.get("antialias", 0) or call.get("exclude_outside", 0):
         raise call.refusal("with antialiasing")
     if mode == "nearest":
-        rounding = call.get("nearest_mode", "round_prefer_floor" if call.opset >= 11 else "floor")
         return _nearest(call, x, sizes, factors, transform, rounding)
     for size, to, factor in zip(x.shape[2:], sizes, factors):
         if factor is not None and isinstance(size, int) and abs(size * factor - to) > 1e-6:
@@ -82,8 +83,8 @@ def _interpolated(call: Call, x: Tensor, sizes: list[Any], factors: list[float |
     name = names.get((mode, len(sizes)))
     if name is None or transform not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         raise call.refusal(f"{mode}, {transform}, over {len(sizes)} dims")
-    if name == "bicubic" and abs(call.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6:
-        raise call.refusal(f"the coefficient {call.get('cubic_coeff_a')}")
+    if name == "bicubic" and abs(coefficient + 0.75) > 1e-6:
+        raise call.refusal(f"the coefficient {coefficient}")
     return F.interpolate(x, sizes, mode=name, align_corners=transform == "align_corners")
 
 
