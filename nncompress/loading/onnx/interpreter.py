@@ -69,7 +69,7 @@ class Call:
         self.attributes: dict[str, Any] = {a.name: attribute_of(a) for a in node.attribute}
         self.outputs = list(node.output)
         self.opset = walk.opset
-        self._unread: set[str | int] = set(self.attributes) - IGNORED[key_of(node)]
+        self._unread: set[str | int] = {*self.attributes} - IGNORED[key_of(node)]
         self._unread |= {i for i, name in enumerate(node.input) if name}
 
     def finish(self) -> None:
