@@ -69,8 +69,8 @@ class Call:
         self.attributes: dict[str, Any] = {a.name: attribute_of(a) for a in node.attribute}
         self.outputs = list(node.output)
         self.opset = walk.opset
-        self._unread: set[str | int] = {*self.attributes} - IGNORED[key_of(node)]
-        self._unread |= {i for i, name in enumerate(node.input) if name}
+        self._unread: set[str | int] = {i for i, name in enumerate(node.input) if name}
+        self._unread |= self.attributes.keys() - IGNORED[key_of(node)]
 
     def finish(self) -> None:
         """Refuse what the rule did not look at: it could mean anything.
