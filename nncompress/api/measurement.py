@@ -23,7 +23,7 @@ from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.stated_input import parse_input, restated
-from nncompress.ir.stated_constants import split_constants
+from nncompress.ir.stated_constants import each_with_its_own, split_constants
 from nncompress.progress import Progress
 from nncompress.results import BenchResult, EvalResult
 from nncompress.runtimes import OPENERS, open_artifact
@@ -59,6 +59,10 @@ def evaluate(
     if isinstance(data, Iterator):
         data = kept(data)
     if _is_artifact(model):
+        if not isinstance(input, str | None):
+            raise UsageError(
+                f"{model} says what it takes", remedy='leave input out, or state it: "1x3x32x32"'
+            )
         runner = _as_stated(Candidate("", model), model, input).open(1)
         if isinstance(data, Dataset):
             samples = data
@@ -80,7 +84,7 @@ def evaluate(
             progress=progress,
         )
     if isinstance(model, str | Path):
-        given = load(model, data=data, notice=warnings.warn)
+        given = load(model, input=input, data=data, notice=warnings.warn)
     else:
         given = taken(model, input, data, warnings.warn)
     return accuracy.evaluate(
@@ -109,7 +113,7 @@ def benchmark(
 
     Args:
         models: loaded, in memory, or files (`.onnx`, `.ort`, `.pte` in their own runtime).
-        input: what modules take, and which inputs are one number (see `load`).
+        input: what modules take, and which inputs are one number (see `load`), of those that have them.
         seconds: of measuring.
         runtime: "onnxruntime": what is no file of a runtime is exported for the measurement.
 
@@ -124,35 +128,44 @@ def benchmark(
             got=type(models).__name__,
             expected='{"original": model, "small": smaller}',
         )
+    if not isinstance(input, str | None) and all(map(_is_artifact, models.values())):
+        raise UsageError(
+            "tensors are for modules, and these files say what they take", remedy="leave input out"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        candidates = []
-        for position, (name, model) in enumerate(models.items()):
+
+        def opened(item: tuple[str, Any], stated: str | None) -> Candidate:
+            name, model = item
             if _is_artifact(model):
-                candidates.append(_as_stated(Candidate(name, model), model, input))
-                continue
+                return _as_stated(Candidate(name, model), model, stated)
+            how = stated if isinstance(input, str) else input
             if isinstance(model, str | Path):
-                given = load(model, input=input, notice=warnings.warn)
+                given = load(model, input=how, notice=warnings.warn)
             else:
-                given = taken(model, input, None, warnings.warn)
+                given = taken(model, how, None, warnings.warn)
             costs = cost(given)
-            candidate = Candidate(name, given, parameters=costs.parameters, macs=costs.macs)
-            if runtime == "onnxruntime":
+            return Candidate(name, given, parameters=costs.parameters, macs=costs.macs)
+
+        stated = input if isinstance(input, str) else None
+        candidates = each_with_its_own(models.items(), stated, opened, warnings.warn)
+        for position, candidate in enumerate(candidates):
+            if runtime == "onnxruntime" and isinstance(candidate.artifact, Model):
                 file = Path(folder) / f"{position}.onnx"
-                export.write(given, file, target="ort-cpu", read_back=False)  # measured here, and then gone
-                candidate = replace(candidate, artifact=file)
-            candidates.append(candidate)
+                # measured here, and then gone
+                export.write(candidate.artifact, file, target="ort-cpu", read_back=False)
+                candidates[position] = replace(candidate, artifact=file)
         return measure(candidates, batch=batch, threads=threads, time_budget=seconds, progress=progress)
 
 
-def _as_stated(file: Candidate, path: str | Path, input: Input | None) -> Candidate:
+def _as_stated(file: Candidate, path: str | Path, stated: str | None) -> Candidate:
     """A file with the inputs that it is said to have."""
-    if not isinstance(input, str | None):
-        raise UsageError(f"{path} says what it takes", remedy='leave input out, or state it: "1x3x32x32"')
-    shapes, constants = split_constants(input)
+    if stated is None:
+        return file
+    shapes, constants = split_constants(stated)
     file = replace(file, constants=constants)
+    runner = file.open(1)
     if shapes is None:
         return file
-    runner = file.open(1)
     inputs, sizes, _ = restated(runner.inputs, parse_input(shapes), str(path), runner.remembered())
     return replace(file, inputs=tuple(inputs), sizes=sizes)
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nncompress.dtypes import INPUTS
-from nncompress.errors import UsageError
+from nncompress.errors import NNCompressError, UsageError
 
 FIXED = "fixed_inputs"  # key of a model's metadata: the inputs that were made constants, with their values
 FORM = "NAME=NUMBER, true or false; a dtype may follow: sr=16000, speed=1.5:float32"
+M = TypeVar("M")
+T = TypeVar("T")
 _WORDS = {"true": True, "false": False}
 _STATED = re.compile(r"(?P<name>[^=]*)=(?P<value>[^=:]*)(:(?P<dtype>[^=:]*))?")
 
@@ -119,6 +122,80 @@ def _number(text: str) -> bool | int | float | None:
     return real if math.isfinite(real) else None
 
 
+class NoSuchInput(UsageError):
+    """A constant is said of an input that a model does not have.
+
+    Attributes:
+        told: what is said where that is no mistake, as another model has it.
+    """
+
+    def __init__(self, constant: Constant, origin: str, names: Collection[str]) -> None:
+        super().__init__(
+            f"--input {constant}: {origin} has no input of this name",
+            expected=", ".join(names) or "no inputs",
+        )
+        self.constant = constant
+        self.told = f"{constant} is no input of {origin}, which is run without it"
+
+
+def each_with_its_own(
+    models: Iterable[M],
+    text: str | None,
+    open_with: Callable[[M, str | None], T],
+    notice: Callable[[str], None],
+) -> list[T]:
+    """Each of several models opened with what --input says of it: a constant may be for some of them.
+
+    Args:
+        notice: told of those that do not have a constant that others have.
+    Raises:
+        UsageError: none of them has an input of a constant's name.
+    """
+    opened, lacking = [], []
+    for model in models:
+        made, lacks = with_its_own(text, partial(open_with, model))
+        opened.append(made)
+        lacking.append(lacks)
+    for lacks in lacking:
+        for constant, lack in lacks.items():
+            if all(constant in each for each in lacking):
+                raise lack
+            notice(lack.told)
+    return opened
+
+
+def with_its_own(
+    text: str | None, open_with: Callable[[str | None], T]
+) -> tuple[T, dict[Constant, NoSuchInput]]:
+    """A model opened with what --input says, less the constants that are none of its inputs: these, too."""
+    said, lacks = text, dict[Constant, NoSuchInput]()
+    while True:
+        try:
+            return open_with(said), lacks
+        except NoSuchInput as error:
+            lacks[error.constant] = error
+            shapes, constants = split_constants(text)
+            said = stated(shapes, [each for each in constants if each not in lacks])
+        except NNCompressError as error:  # it may be that a constant's name is misspelt
+            if lacks:
+                raise next(iter(lacks.values())) from error
+            raise
+
+
+def stated(shapes: str | None, constants: Iterable[Constant]) -> str | None:
+    """What `--input` says, put together again."""
+    return ",".join([*([shapes] if shapes else []), *map(str, constants)]) or None
+
+
+def with_remembered(text: str | None, metadata: Mapping[str, Any]) -> str | None:
+    """The constants that --input says, and those that a model remembers, as --input for another model."""
+    _, typed = split_constants(text)
+    names = [each.name for each in typed]
+    known = [(name, value) for name, value in _fixed_in(metadata).items() if name not in names]
+    kept = [Constant(name, value) for name, value in known if isinstance(value, bool | int | float)]
+    return stated(None, [*typed, *kept])
+
+
 def left_to_fix(
     constants: Iterable[Constant], names: Collection[str], metadata: Mapping[str, Any], origin: str
 ) -> list[Constant]:
@@ -136,10 +213,7 @@ def left_to_fix(
         if each.name in names:
             found.append(each)
         elif each.name not in fixed:
-            raise UsageError(
-                f"--input {each}: {origin} has no input of this name",
-                expected=", ".join(names) or "no inputs",
-            )
+            raise NoSuchInput(each, origin, names)
         elif fixed[each.name] != each.value:
             raise UsageError(
                 f"--input {each}: in {origin} it is fixed to another value",

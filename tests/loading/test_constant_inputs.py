@@ -118,6 +118,21 @@ def test_the_next_commands_know_the_original_with_its_constants(here, capsys):
     assert '"original"' in capsys.readouterr().out
 
 
+def test_a_teacher_has_the_constants_of_what_it_teaches(here, capsys):
+    pt2_file("m.pt2")
+    x, other = x_and_other(8)
+    np.savez("d.npz", x=x.numpy(), other=other.numpy())
+    train = ["train", "--data", "d.npz", "--teacher", "m.pt2", "--teacher-weight", "1", "--epochs", "1"]
+    assert run([*train, "m.pt2", "--input", "sr=16000", "-o", "t.pt2"]) == ExitCode.OK
+    assert run([*train, "t.pt2", "-o", "again.pt2"]) == ExitCode.OK  # which remembers them
+    capsys.readouterr()
+    plain = nncompress.load(nn.Bilinear(4, 3, 3), input="Bx4,Bx3")
+    nncompress.save(plain, "plain.pt2")
+    np.savez("d.npz", input1=x.numpy(), input2=other.numpy())
+    assert run([*train, "plain.pt2", "-o", "other.pt2"]) == ExitCode.USAGE
+    assert "got:      4, one number, 3 there, 4, 3 here" in capsys.readouterr().err
+
+
 def test_a_directory_of_transformers_takes_arguments_of_its_class(tmp_path):
     hf = pytest.importorskip("transformers")
     config = hf.ViTConfig(image_size=8, patch_size=4, hidden_size=8, intermediate_size=8, num_labels=2)
@@ -157,6 +172,25 @@ def test_files_are_run_with_it_beside_those_that_have_it_in_them(here, capsys, c
     assert nncompress.evaluate("m.onnx", "labelled.npz", input="sr=16000").samples == 8
     assert run([command, *files, "--input", "sr=8000", *short]) == ExitCode.USAGE
     assert "fixed to another value" in capsys.readouterr().err
+
+
+def test_of_several_models_each_is_given_what_it_takes(here, capsys):
+    module = nn.Sequential(nn.Linear(4, 3))
+    nncompress.save(nncompress.load(module, input="1x4"), "plain.onnx")
+    short = {"seconds": 0.05, "runtime": "torch"}
+    result = nncompress.benchmark({"m": module, "f": "plain.onnx"}, input=torch.randn(2, 4), **short)
+    assert [each.name for each in result.candidates] == ["m", "f"]
+    onnx_file(here / "m.onnx")
+    with pytest.warns(UserWarning, match="sr=16000 is no input of plain.onnx, which is run without it"):
+        nncompress.benchmark({"f": "plain.onnx", "m": "m.onnx"}, input="sr=16000", **short)
+    np.savez("d.npz", x=np.random.randn(8, 4).astype(np.float32))
+    command = ["eval", "plain.onnx", "m.onnx", "--data", "d.npz", "--input"]
+    assert run([*command, "sr=16000"]) == ExitCode.OK
+    assert "sr=16000 is no input of plain.onnx" in capsys.readouterr().err
+    assert run([*command, "rate=16000"]) == ExitCode.USAGE
+    assert "rate=16000: plain.onnx has no input of this name" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="tensors are for modules"):
+        nncompress.benchmark({"f": "plain.onnx"}, input=torch.randn(2, 4))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import sizes_of
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.graph.table_rows import check_positions, table_rows
-from nncompress.ir.stated_constants import Constant, split_constants
+from nncompress.ir.stated_constants import Constant, each_with_its_own, split_constants
 from nncompress.loading import holds_weights_only
 from nncompress.loading.collections import names_architecture
 from nncompress.runtimes import OPENERS, Runner, open_artifact
@@ -98,7 +98,12 @@ def open_all(
             )
         say(f"comparing {', '.join(paths)}")
     options_of = needed_by(paths, loading)
-    return [_open(path, Path(path).name if named else _made_by(path), options_of[path]) for path in paths]
+
+    def opened(path: str, stated: str | None) -> Artifact:
+        name = Path(path).name if named else _made_by(path)
+        return _open(path, name, {**options_of[path], "input": stated})
+
+    return each_with_its_own(paths, loading["input"], opened, say)
 
 
 def needed_by(paths: Sequence[str], loading: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -107,7 +107,7 @@ def _alike(one: Shape, other: Shape) -> bool:
 
 
 def _of_one_sample(shapes: Sequence[Shape]) -> str:
-    return ", ".join("×".join(map(str, shape[1:])) for shape in shapes)
+    return ", ".join("×".join(map(str, shape[1:])) or "one number" for shape in shapes)
 
 
 def _refuse_other_pixels(teacher: Model, student: Model) -> None:

@@ -16,6 +16,7 @@ from nncompress.cli.work.artifacts import CARRIED, needed_by
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.stated_constants import with_its_own, with_remembered
 from nncompress.progress import Progress
 from nncompress.report.tables import written
 from nncompress.results import Result
@@ -73,7 +74,12 @@ class Job:
         if teacher is not None:
             keys = ("arch", "weights", "weights_key", "strict", "trust_pickle")
             how = {key: of_teacher[key] for key in keys}
-            imitated = api.load(teacher, data=data, notice=say, **how)
+            said = with_remembered(loading["input"], opened.model.metadata)
+            imitated, lacks = with_its_own(
+                said, lambda input: api.load(teacher, input=input, data=data, notice=say, **how)
+            )
+            for lack in lacks.values():
+                say(lack.told)
         return cls(opened, samples, held_out, imitated, target, sources, report, json)
 
     def finish(
