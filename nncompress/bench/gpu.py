@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nncompress.runtimes.on_cuda import stream
+from nncompress.runtimes.cuda.on_cuda import stream
 
 IDLE = 0x1  # not throttled, only not at work
 CHOSEN = 0x2 | 0x100  # clocks that somebody set: lower than they could be, and constant
@@ -58,7 +58,7 @@ class EventClock:
 
 
 def event_clock() -> EventClock:
-    """For the stream of `nncompress.runtimes.on_cuda`."""
+    """For the stream of `nncompress.runtimes.cuda.on_cuda`."""
     return EventClock(stream())
 
 
@@ -137,7 +137,7 @@ def gpu_environment(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
-        "tf32": False,  # see `nncompress.runtimes.on_cuda`
+        "tf32": False,  # see `nncompress.runtimes.cuda.on_cuda`
         "before": states[0],
         "sessions": list(states[1:-1]),
         "after": states[-1],

@@ -20,7 +20,7 @@ from nncompress.ir.stated_constants import Constant
 from nncompress.progress import Progress
 from nncompress.runtimes import Runner, open_artifact
 from nncompress.runtimes.base import input_array
-from nncompress.runtimes.on_cuda import Cuda, open_on_cuda
+from nncompress.runtimes.cuda.on_cuda import Cuda, open_on_cuda
 from nncompress.runtimes.with_constants import with_constants
 
 FEWEST_SESSIONS = 3  # so many even where the time is up: fewer say nothing of their spread

@@ -11,8 +11,8 @@
 | a loaded `Model`    | torch        | `on_torch`        |
 
 OpenVINO runs `.onnx` files, too, where it is asked for: `open_artifact("model.onnx", runtime="openvino")`.
-`on_cuda.open_on_cuda` runs models and `.onnx` files on a GPU.
-A new runtime is one module with an `open_*` function and one line in `RUNTIMES`; one of another package is
+`cuda.on_cuda.open_on_cuda` runs models and `.onnx` files on a GPU.
+A new runtime is one module with an `open_*` function and one line in `_OWN`; one of another package is
 an entry point that names a `Runtime` (docs/extending.md), and runs what it is asked to run.
 """
 
@@ -33,7 +33,7 @@ from nncompress.runtimes.base import Runner
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.with_constants import with_constants
 
-__all__ = ["OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
+__all__ = ["ON_CPU", "OPENERS", "RUNTIMES", "Runner", "Runtime", "load_runtime", "open_artifact"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,18 @@ class Runtime:
         opener: "module:function", imported when first needed: a runtime may be an extra, or slow to import.
         suffixes: of the files that it takes.
         precisions: it can be asked for the precision of floats.
+        device: of `bench` on which it runs files: "cpu" or "mobile".
     """
 
     opener: str
     suffixes: tuple[str, ...]
     precisions: bool = False
+    device: str = "cpu"
 
 
 _OWN: dict[str, Runtime | str] = {  # the first one that takes a suffix owns it
     "onnxruntime": Runtime("nncompress.runtimes.on_onnxruntime:open_onnx", (".onnx", ".ort")),
-    "executorch": Runtime("nncompress.runtimes.on_executorch:open_pte", (".pte",)),
+    "executorch": Runtime("nncompress.runtimes.on_executorch:open_pte", (".pte",), device="mobile"),
     "openvino": Runtime("nncompress.runtimes.on_openvino:open_openvino", (".onnx", ".xml"), precisions=True),
 }
 RUNTIMES: Registry[Runtime] = Registry(
@@ -61,6 +63,7 @@ RUNTIMES: Registry[Runtime] = Registry(
     _OWN,
     lambda name, it: "" if isinstance(it, Runtime) else f"{it!r:.80} is no nncompress.runtimes.Runtime",
 )
+ON_CPU = (*(name for name in _OWN if RUNTIMES[name].device == "cpu"), "torch")  # ours; torch runs no files
 OPENERS: dict[str, str] = {}  # suffix -> the name of our runtime that owns it
 for _name in _OWN:
     for _suffix in RUNTIMES[_name].suffixes:

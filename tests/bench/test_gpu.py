@@ -13,7 +13,7 @@ from nncompress.bench import gpu as gpu_module
 from nncompress.bench.gpu import EventClock, gpu_environment, gpu_state
 from nncompress.bench.measure import Measurement
 from nncompress.bench.sessions import clock_of
-from nncompress.runtimes.on_cuda import Cuda, open_on_cuda
+from nncompress.runtimes.cuda.on_cuda import Cuda, open_on_cuda
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

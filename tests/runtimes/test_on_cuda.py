@@ -22,8 +22,8 @@ from nncompress.ir.formats.precision import in_precision
 from nncompress.passes import Context
 from nncompress.passes.prune.options import Prune
 from nncompress.passes.quantize.options import Quantize
-from nncompress.runtimes import cuda_linear, on_cuda
-from nncompress.runtimes.on_cuda import Cuda, move, open_on_cuda
+from nncompress.runtimes.cuda import linear, on_cuda
+from nncompress.runtimes.cuda.on_cuda import Cuda, move, open_on_cuda
 
 META = torch.device("meta")
 
@@ -266,7 +266,7 @@ def test_linear_layers_of_a_quantized_model_multiply_integers(gpu, perceptron):
     x = torch.randn(5, 3, 8, 8)
     expected = perceptron(x).detach()
     own = perceptron.copy()
-    swapped = cuda_linear.use_int8(own)
+    swapped = linear.use_int8(own)
     assert swapped.done == ["fc1", "fc2", "odd"]
     assert swapped.left == {"head": "10 outputs, no multiple of 8"}
     torch.testing.assert_close(own(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -282,7 +282,7 @@ def test_the_product_of_integers_is_that_of_the_numbers_they_stand_for(shape):
     weight = torch.randint(-127, 128, (16, 24), generator=generator, dtype=torch.int8)
     scales, bias = torch.rand(16, generator=generator), torch.randn(16, generator=generator)
     shift = (128 - 37) * weight.sum(1, dtype=torch.int32)
-    got = cuda_linear.int8_linear(x, weight, 0.02 * scales, shift, bias)
+    got = linear.int8_linear(x, weight, 0.02 * scales, shift, bias)
     exact = (x.double() - 37) * 0.02 @ (weight.double() * scales.double()[:, None]).T + bias.double()
     assert got.shape == (*shape, 16)
     torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=1e-5)
@@ -296,7 +296,7 @@ def test_exactly_the_layers_that_are_2_of_4_become_sparse(gpu, perceptron, monke
         converted.append(weight)
         return weight * 2  # so that it can be seen
 
-    monkeypatch.setattr(cuda_linear, "_converter", lambda: converter)
+    monkeypatch.setattr(linear, "_converter", lambda: converter)
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
     half = in_precision(perceptron, "bfloat16")
     runner = open_on_cuda(half, Cuda(sparse=True))
@@ -315,12 +315,12 @@ def test_exactly_the_layers_that_are_2_of_4_become_sparse(gpu, perceptron, monke
 
 def test_what_has_no_16_bits_or_too_small_a_side_stays(perceptron, monkeypatch):
     Prune(pattern="2:4").apply(perceptron, Context())
-    monkeypatch.setattr(cuda_linear, "_converter", lambda: lambda weight: pytest.fail("nothing to convert"))
-    swapped = cuda_linear.use_semi_structured(perceptron.copy())
+    monkeypatch.setattr(linear, "_converter", lambda: lambda weight: pytest.fail("nothing to convert"))
+    swapped = linear.use_semi_structured(perceptron.copy())
     assert set(swapped.left.values()) == {"its weight is not of 16 bits"}
-    monkeypatch.setattr(cuda_linear, "_converter", lambda: lambda weight: weight)
+    monkeypatch.setattr(linear, "_converter", lambda: lambda weight: weight)
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: False)  # CUTLASS wants 32 × 64
-    swapped = cuda_linear.use_semi_structured(in_precision(perceptron, "float16"))
+    swapped = linear.use_semi_structured(in_precision(perceptron, "float16"))
     assert swapped.done == ["fc2"]
     assert swapped.left["fc1"] == "16 inputs, no multiple of 64"
     assert swapped.left["odd"] == "48 outputs, no multiple of 32"
@@ -340,7 +340,7 @@ def test_a_weight_that_an_embedding_reads_too_stays_dense(monkeypatch):
     with torch.no_grad():
         model.tensor("embedding.weight").zero_()
     monkeypatch.setattr(torch.backends.cusparselt, "is_available", lambda: True)
-    swapped = cuda_linear.use_semi_structured(in_precision(model, "float16"))
+    swapped = linear.use_semi_structured(in_precision(model, "float16"))
     assert (swapped.done, list(swapped.left.values())) == (
         [],
         ["its weight is read by more than linear layers"],
@@ -349,7 +349,7 @@ def test_a_weight_that_an_embedding_reads_too_stays_dense(monkeypatch):
 
 def test_2_of_4_is_read_along_the_inputs():
     pattern = torch.tensor([[1.0, 1, 0, 0, 0, 1, 0, 1]])
-    assert cuda_linear.is_semi_structured(pattern)
-    assert cuda_linear.is_semi_structured(torch.zeros(3, 8))
-    assert not cuda_linear.is_semi_structured(pattern.roll(1))
-    assert not cuda_linear.is_semi_structured(torch.zeros(3, 6))
+    assert linear.is_semi_structured(pattern)
+    assert linear.is_semi_structured(torch.zeros(3, 8))
+    assert not linear.is_semi_structured(pattern.roll(1))
+    assert not linear.is_semi_structured(torch.zeros(3, 6))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
 
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model
-from nncompress.runtimes import RUNTIMES, open_artifact
+from nncompress.runtimes import ON_CPU, RUNTIMES, open_artifact
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,18 @@ def test_what_no_runtime_owns(model, tmp_path):
         open_artifact(tmp_path / "model.onnx")
     with pytest.raises(UsageError, match="threads"):
         open_artifact(model, threads=0)
+
+
+def test_bench_takes_and_names_the_runtimes_that_run_on_the_processor():
+    from nncompress.cli.commands.bench import bench
+    from nncompress.cli.work.bench_candidates import target
+
+    help_text = get_type_hints(bench, include_extras=True)["runtime"].__metadata__[0].help
+    assert {*ON_CPU} == {"onnxruntime", "openvino", "torch"}
+    assert all(name in help_text for name in ON_CPU)
+    assert target("cpu", "torch", None, None).runtimes == ("torch",)
+    with pytest.raises(UsageError, match="not known"):
+        target("cpu", "executorch", None, None)  # which is --device mobile
 
 
 def test_registry_names_exist():

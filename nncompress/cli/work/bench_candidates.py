@@ -22,16 +22,15 @@ from nncompress.ir import Model
 from nncompress.ir.formats.precision import in_precision, is_quantized
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
-from nncompress.runtimes import RUNTIMES as KNOWN
-from nncompress.runtimes.cuda_linear import is_semi_structured
-from nncompress.runtimes.on_cuda import Cuda
+from nncompress.runtimes import ON_CPU, RUNTIMES
+from nncompress.runtimes.cuda.linear import is_semi_structured
+from nncompress.runtimes.cuda.on_cuda import Cuda
 from nncompress.runtimes.on_openvino import PRECISIONS as FLOATS
 from nncompress.runtimes.on_openvino import precisions
 
 SPARSE = "-2:4"  # behind a precision: linear layers with 2:4 weights on sparse tensor cores
 PRECISIONS = ("float32", "float16", "bfloat16", f"float16{SPARSE}", f"bfloat16{SPARSE}")
 MODES = ("eager", "graphs", "compile")
-RUNTIMES = ("onnxruntime", "openvino", "torch")  # and those that other packages add
 
 SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 
@@ -42,8 +41,8 @@ class Target:
 
     Attributes:
         device: "cpu", "mobile" or "cuda".
-        runtimes: of "onnxruntime", "openvino" and "torch"; each model is measured in each; on "mobile" it is
-            ExecuTorch, on "cuda" one of the first and the last.
+        runtimes: of `ON_CPU` and other packages'; each model is measured in each; on "mobile" it is
+            ExecuTorch, on "cuda" ONNX Runtime or torch.
         precisions: each model is measured in each: on the GPU, and of floats in OpenVINO ("" as it comes).
         modes: torch's on the GPU.
     """
@@ -100,7 +99,7 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
         UsageError: options that do not go together.
         DeviceError, MissingExtraError: there is no GPU, or the extra is not installed.
     """
-    runtimes = _listed(runtime, (*RUNTIMES, *offered("nncompress.runtimes")), "--runtime")
+    runtimes = _listed(runtime, (*ON_CPU, *offered("nncompress.runtimes")), "--runtime")
     if device != "cpu" and (len(runtimes) > 1 or runtime not in ("onnxruntime", "torch")):
         raise UsageError(f"{runtime} is for --device cpu", got=f"--device {device}")
     if device == "cpu" and "openvino" in runtimes:
@@ -217,15 +216,15 @@ def _on_cpu(candidate: Candidate, to: Target, base: Path, bar: Progress) -> list
                 target="ort-cpu" if runtime == "onnxruntime" else None,
             )
         assert file is not None
-        if file.suffix.lower() not in KNOWN[runtime].suffixes:
+        if file.suffix.lower() not in RUNTIMES[runtime].suffixes:
             raise UsageError(
                 f"{runtime} does not run {candidate.name}",
                 got=file.suffix,
-                expected=", ".join(KNOWN[runtime].suffixes),
+                expected=", ".join(RUNTIMES[runtime].suffixes),
                 remedy="export the model to .onnx, which both run",
             )
         own = replace(candidate, artifact=file, runtime=runtime)
-        if not KNOWN[runtime].precisions:
+        if not RUNTIMES[runtime].precisions:
             name = f"{candidate.name} {runtime}" if len(to.runtimes) > 1 else candidate.name
             candidates.append(replace(own, name=name))
             continue

@@ -24,7 +24,7 @@ from nncompress.devices import need_cuda
 from nncompress.errors import DeviceError, MissingExtraError, NNCompressError, UnsupportedError, UsageError
 from nncompress.ir import Model
 from nncompress.runtimes.base import Array, Call, Runner, check_inputs, output_array
-from nncompress.runtimes.cuda_linear import use_int8, use_semi_structured
+from nncompress.runtimes.cuda.linear import use_int8, use_semi_structured
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner
 from nncompress.runtimes.silence import silent
 

@@ -1,0 +1,1 @@
+"""torch and ONNX Runtime on an NVIDIA GPU, and the faster kernels of linear layers there."""
