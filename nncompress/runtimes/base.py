@@ -32,7 +32,7 @@ def input_array(value: Array) -> np.ndarray:
 
 def output_array(output: Tensor) -> np.ndarray:
     """numpy has no bfloat16: float32 holds it exactly."""
-    return (output.float() if output.dtype == torch.bfloat16 else output).cpu().numpy()
+    return (output.float() if output.dtype == torch.bfloat16 else output).numpy(force=True)
 
 
 class Runner(ABC):

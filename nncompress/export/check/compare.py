@@ -23,6 +23,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import BATCH, count_samples, derived_sizes
 from nncompress.ir.graph.state import changed_tensors
+from nncompress.runtimes.base import output_array
 from nncompress.runtimes.free_sizes import other_sizes
 
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
@@ -99,13 +100,14 @@ def compare(
     batches = batch_sizes(model, batches)
     for batch, inputs, sizes in _trials(model, batches):
         with torch.no_grad():
-            ours = [model.outputs_of(*(each.clone() for each in given)) for given in inputs]
+            made = [model.outputs_of(*(each.clone() for each in given)) for given in inputs]
+            ours = [[torch.from_numpy(output_array(each)) for each in outputs] for outputs in made]
             theirs = _at_other_sizes(run, inputs[0], runtime, sizes) if sizes else list(map(run, inputs))
         for at, name in enumerate(model.outputs):
             if among is not None and name not in among:
                 continue
             where = f"{runtime} disagrees with the graph on output {name!r} at batch {batch}{sizes}"
-            pair = _pooled([each[at].detach().cpu() for each in ours], [each[at] for each in theirs])
+            pair = _pooled([each[at] for each in ours], [each[at] for each in theirs])
             try:
                 difference, relative = distance(where, *pair, precision, kernels[at])
             except VerificationError as refused:

@@ -51,6 +51,7 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     need("mobile", Path(path).name)
     start = time.perf_counter()
     verify.refuse_changing(model, "a .pte")
+    _refuse_types(model)
     with replacing(path, protect) as temporary:
         coverage, portable = _write(model, temporary)
         found = _compare(model, temporary)
@@ -68,6 +69,16 @@ def write_pte(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
         portable=portable,
         target="xnnpack",
     )
+
+
+def _refuse_types(model: Model) -> None:
+    """What no data can give, as numpy has none of it."""
+    where = next((spec.name for spec in model.inputs if spec.torch_dtype() == torch.bfloat16), None)
+    if where is not None:
+        raise UnsupportedError(
+            f"a .pte that takes bfloat16 cannot be given its inputs to be checked: input {where}",
+            remedy="nncompress export MODEL --precision float32 -o float32.pt2, and go on with that",
+        )
 
 
 def _write(model: Model, file: Path) -> tuple[Coverage, tuple[str, ...]]:
