@@ -28,7 +28,7 @@ def test_an_output_of_bfloat16_is_compared_as_the_float32_that_runtimes_give(tmp
 def test_inputs_of_bfloat16_are_refused_by_name_with_the_way_to_float32(tmp_path):
     module = nn.Linear(8, 4).eval().bfloat16()
     model = Model.from_module(module, (torch.randn(2, 8).bfloat16(),))
-    with pytest.raises(UnsupportedError, match="bfloat16.*input input") as refused:
+    with pytest.raises(UnsupportedError, match=r"bfloat16.*input input") as refused:
         write(model, tmp_path / "m.pte")
     assert "--precision float32" in refused.value.remedy
     assert not list(tmp_path.iterdir())
