@@ -124,8 +124,7 @@ def run(
 
 def chooses_by_clock(each: Pass) -> bool:
     """Latencies of layers or models decide what it does, in the precision that the pipeline ends in."""
-    timed = getattr(each, "latency", None) is not None or getattr(each, "faster", False)
-    return each.name in ("prune-nodes", "factorize", "grow") and timed
+    return any(getattr(each, name) for name in each.by_clock)
 
 
 def _ending(each: Pass, later: Sequence[Pass], context: Context) -> tuple[Context, str]:

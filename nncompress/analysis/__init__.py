@@ -1,1 +1,1 @@
-"""Facts about a model, measured or computed; nothing here changes it."""
+"""Facts about a model, measured or computed; but for removal and repair, nothing here changes it."""

@@ -12,6 +12,7 @@ import sys
 
 from nncompress.cli.streams import give_up, open_closed, warn
 from nncompress.cli.table import help_text
+from nncompress.errors import ExitCode
 from nncompress.version import __version__
 
 COMPLETION = "_NNCOMPRESS_COMPLETE"  # set by a shell that asks how a line may go on
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             code = run(arguments)
         except KeyboardInterrupt:  # while the parser is imported, before anything was done; or once more
             warn("error: interrupted")
-            code = 130
+            code = ExitCode.INTERRUPTED
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # all is done; the exit takes a moment
             if script and hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -48,4 +49,4 @@ def _print(text: str) -> None:
     except OSError as error:
         give_up(1)
         warn(f"error: cannot print: {(error.strerror or str(error)).lower()}")
-        sys.exit(10)
+        sys.exit(ExitCode.OUTPUT)

@@ -14,18 +14,18 @@ from nncompress.data.fit import ExpectedInput, fit_inputs
 from nncompress.data.held_out import half_of
 from nncompress.data.normalization import parse_normalization
 from nncompress.data.source import Source, StreamSource
-from nncompress.data.sources.boxes import (
+from nncompress.data.sources.cifar10 import open_cifar10
+from nncompress.data.sources.encoded_columns import encoded_columns, open_encoded
+from nncompress.data.sources.mnist import open_mnist
+from nncompress.data.sources.npz import open_npz, open_shards
+from nncompress.data.sources.pictures.boxes import (
     annotations_of,
     is_yolo_folder,
     open_coco_folder,
     open_yolo_folder,
 )
-from nncompress.data.sources.cifar10 import open_cifar10
-from nncompress.data.sources.encoded_columns import encoded_columns, open_encoded
-from nncompress.data.sources.images import open_image_folder
-from nncompress.data.sources.masks import is_mask_folder, open_mask_folder
-from nncompress.data.sources.mnist import open_mnist
-from nncompress.data.sources.npz import open_npz, open_shards
+from nncompress.data.sources.pictures.images import open_image_folder
+from nncompress.data.sources.pictures.masks import is_mask_folder, open_mask_folder
 from nncompress.data.sources.python import name_of, open_memory, open_python
 from nncompress.data.sources.saved_datasets import is_saved_dataset, table_of
 from nncompress.data.sources.sounds import has_sounds, open_sound_folder
@@ -39,6 +39,10 @@ from nncompress.extensions import Registry
 SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: NAME:PLACE
     "nncompress.data", {}, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function"
 )
+_NAMED: dict[str, Callable[[Path, str, list[ExpectedInput] | None], Source]] = {  # NAME:DIR?split=…
+    "mnist": lambda folder, split, expected: open_mnist(folder, split),
+    "cifar10": open_cifar10,
+}
 _CODE = r"([\w.]+|.+\.py):\w+"
 FORMS = (
     "file.npz, or several (a folder, part-*.npz); .csv, .tsv, .jsonl or .parquet?x=a,b&y=c; .pt of tensors; "
@@ -95,7 +99,7 @@ def is_code(spec: str) -> bool:
     """Whether opening it runs code: that of the user, or of a package that adds a kind of data."""
     path, _ = _split_options(spec)
     kind = path.partition(":")[0]
-    if kind in ("mnist", "cifar10") or os.path.exists(path):
+    if kind in _NAMED or os.path.exists(path):
         return False
     return kind in SOURCES or re.fullmatch(_CODE, path) is not None
 
@@ -108,10 +112,9 @@ def _open_source(
         half = options.pop("half")
         rest = "&".join(f"{key}={value}" for key, value in options.items())
         return half_of(_open_source(f"{path}?{rest}" if rest else path, expected, names), half, spec)
-    if path.startswith("mnist:"):
-        return open_mnist(Path(path.removeprefix("mnist:")), _split(options, spec))
-    if path.startswith("cifar10:"):
-        return open_cifar10(Path(path.removeprefix("cifar10:")), _split(options, spec), expected)
+    kind, colon, folder = path.partition(":")
+    if colon and kind in _NAMED:
+        return _NAMED[kind](Path(folder), _split(options, spec), expected)
     name, _, place = spec.partition(":")
     if name in SOURCES:
         opener = SOURCES[name]

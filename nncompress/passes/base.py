@@ -120,6 +120,7 @@ class Pass(Options):
         amounts: the options that say how much is to change. Where none is given, `relative`, which is one of
             them, is chosen. Empty for a pass that does not ask.
         more: what to type for more than that.
+        by_clock: the options with which latencies, measured as the result will run, decide what it does.
         tensorwise: the options with which it can treat one weight after the other, each as a network of its
             own (`nncompress.streaming`); None where it looks at the network as a whole.
     """
@@ -132,6 +133,7 @@ class Pass(Options):
     afterwards: ClassVar[str] = ""
     amounts: ClassVar[tuple[str, ...]] = ()
     more: ClassVar[str] = ""
+    by_clock: ClassVar[tuple[str, ...]] = ()
     tensorwise: ClassVar[tuple[str, ...] | None] = None
 
     def strengths(self) -> list[Self]:

@@ -11,6 +11,7 @@ from documents import ROOT, arguments_of, lines_of
 
 from nncompress.cli.app import build
 from nncompress.cli.table import COMMANDS
+from nncompress.errors import ExitCode
 from nncompress.passes import PASSES
 from nncompress.recipe import parse_pass, read_recipe
 
@@ -61,3 +62,9 @@ def test_a_line_with_a_wrong_option_would_be_found(commands):
         name, *arguments = arguments_of(line)
         with pytest.raises(Exception, match=r"stdd|valid number"):
             commands[name].make_context(name, arguments)
+
+
+def test_the_list_of_exit_codes_is_the_enum():
+    _, _, after = (ROOT / "docs" / "architecture.md").read_text().partition("## Exit codes\n")
+    said = re.findall(r"(?:^|[\s,;:])(\d+) (?=[a-z])", after.partition("\n## ")[0])
+    assert sorted(map(int, said)) == sorted(ExitCode)

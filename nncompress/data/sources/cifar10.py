@@ -22,7 +22,7 @@ import numpy as np
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import ArraySource, check_allocation
-from nncompress.data.sources.images import SUFFIXES, EncodedImage, ImageSource
+from nncompress.data.sources.pictures.images import SUFFIXES, EncodedImage, ImageSource
 from nncompress.errors import DataError
 
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}

@@ -19,8 +19,8 @@ from nncompress.data.fit import ExpectedInput
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, check_allocation, check_labels
 from nncompress.data.sources.arrow import holds_files
-from nncompress.data.sources.images import EncodedImage, ImageSource
 from nncompress.data.sources.npz import LABEL_NAMES
+from nncompress.data.sources.pictures.images import EncodedImage, ImageSource
 from nncompress.data.sources.saved_datasets import class_names_of, feature_of, schema_of
 from nncompress.data.sources.sounds import EncodedSound, SoundSource, is_sound
 from nncompress.data.sources.tables import Column, check_named, open_rows

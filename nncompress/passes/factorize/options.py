@@ -31,6 +31,7 @@ class Factorize(Pass):
     summary = "replace layers by low-rank factors where that multiplies less"
     example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
     amounts = SELECTORS
+    by_clock = ("latency", "faster")
     more = "--macs 0.7, best with --data"
     tensorwise = ("err", "relative", "energy", "rank", "ratio", "round_to", "exclude")
 

@@ -23,6 +23,7 @@ class Grow(Pass):
     summary = "add nodes (channels, heads, hidden units) without changing what the model computes"
     example = "nncompress grow model.pt2 --by 16 --where auto --data images/"
     stored_weights = False
+    by_clock = ("latency",)
 
     by: int | None = option(
         None, least=1, help=f"add so many nodes to every group, on average [default: {DEFAULT_BY}]"

@@ -39,6 +39,7 @@ class PruneNodes(Pass):
     recurrent = True
     stored_weights = False
     amounts = (*SIZES, "drop_blocks")
+    by_clock = ("latency",)
     more = "--macs 0.7, or --ratio 0.1, best with --data"
     afterwards = "Train or distil the result (nncompress train), or remove less."
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nncompress.data.fit import ExpectedInput
-from nncompress.data.sources.images import EncodedImage, ImageSource, image_files, resized
+from nncompress.data.sources.pictures.images import EncodedImage, ImageSource, image_files, resized
 from nncompress.errors import DataError
 
 IMAGES, MASKS = "images", "masks"

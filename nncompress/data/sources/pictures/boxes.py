@@ -23,7 +23,7 @@ from PIL import Image
 
 from nncompress.data.fit import ExpectedInput
 from nncompress.data.source import check_allocation
-from nncompress.data.sources.images import EncodedImage, ImageSource, image_files
+from nncompress.data.sources.pictures.images import EncodedImage, ImageSource, image_files
 from nncompress.errors import DataError
 from nncompress.files.bounded_text import Unreadable, check_regular, read_json, read_text
 
