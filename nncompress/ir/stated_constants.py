@@ -24,6 +24,13 @@ FORM = "NAME=NUMBER, true or false; a dtype may follow: sr=16000, speed=1.5:floa
 M = TypeVar("M")
 T = TypeVar("T")
 _WORDS = {"true": True, "false": False}
+# which numbers are values of a type of TorchScript
+_SCRIPTED: dict[str, set[type]] = {
+    "bool": {bool},
+    "int": {int},
+    "float": {int, float},
+    "number": {bool, int, float},
+}
 _STATED = re.compile(r"(?P<name>[^=]*)=(?P<value>[^=:]*)(:(?P<dtype>[^=:]*))?")
 
 
@@ -61,21 +68,39 @@ class Constant:
         kind: torch.dtype = getattr(torch, dtype)
         made = torch.tensor(self.value, dtype=torch.float64 if isinstance(self.value, float) else torch.int64)
         held = made.to(kind)
-        exact = held.isfinite() if kind.is_floating_point else held.to(made.dtype) == made
-        if not exact:
+        # a fraction is rounded, as any literal is; a whole number is meant as it is said
+        fraction = isinstance(self.value, float) and not (self.value.is_integer() and abs(self.value) < 2**53)
+        near = kind.is_floating_point and bool(held.isfinite())
+        if not (near if fraction and kind.is_floating_point else held.item() == self.value):
             raise UsageError(
                 f"--input {self}: {self.name} is of {dtype}, which does not hold this value",
                 expected="true or false" if dtype == "bool" else f"a number of {dtype}",
+                remedy=f"--input {self.name}={int(held)}, the nearest" if near else "",
             )
         return held.expand([int(size) for size in shape]).clone()
 
-    def argument(self, of_tensor: bool) -> Any:
-        """The value as an argument of Python code: a number, or a tensor where it takes one or a dtype was
-        said."""
-        if not of_tensor and self.dtype is None:
+    def argument(self, annotation: Any) -> Any:
+        """The value as an argument of Python code: a number, or a tensor where it takes nothing else or a
+        dtype was said."""
+        words = re.findall(r"\w+", str(annotation))
+        takes_tensor = any(word.endswith("Tensor") for word in words)
+        if self.dtype is None and (not takes_tensor or not {"bool", "int", "float"}.isdisjoint(words)):
             return self.value
         usual = {bool: "bool", int: "int64", float: "float32"}[type(self.value)]
         return self.tensor(self.dtype or usual)
+
+    def scripted_argument(self, kind: str) -> Any:
+        """The value as an argument of TorchScript, of this type.
+
+        Raises:
+            UsageError: the type has no such value.
+        """
+        plain = kind.removeprefix("Optional[").removesuffix("]")
+        if plain == "Tensor":
+            return self.argument(plain)
+        if self.dtype is not None or type(self.value) not in _SCRIPTED.get(plain, set()):
+            raise UsageError(f"--input {self}: the argument of TorchScript is of another type", expected=kind)
+        return float(self.value) if plain == "float" else self.value
 
 
 def split_constants(text: str | None) -> tuple[str | None, tuple[Constant, ...]]:
@@ -205,10 +230,10 @@ def left_to_fix(
         names: of its inputs.
         metadata: what the model remembers.
     Raises:
-        UsageError: it has no such input, or was fixed to another value.
+        UsageError: it has no such input, or no other, or was fixed to another value.
     """
     fixed = _fixed_in(metadata)
-    found = []
+    found: list[Constant] = []
     for each in constants:
         if each.name in names:
             found.append(each)
@@ -220,6 +245,11 @@ def left_to_fix(
                 got=f"{each.name}={fixed[each.name]}",
                 remedy="start from the model that still takes it",
             )
+    if found and len(found) == len(names):
+        raise UsageError(
+            f"--input {','.join(map(str, found))}: {origin} would have no input left",
+            expected="a model that takes something else, too",
+        )
     return found
 
 

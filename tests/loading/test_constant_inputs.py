@@ -10,6 +10,8 @@ from torch import nn
 import nncompress
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UnsupportedError, UsageError
+from nncompress.ir.layers.weights import layers
+from nncompress.ir.stated_constants import Constant
 
 
 class ByRate(nn.Module):
@@ -131,6 +133,94 @@ def test_a_teacher_has_the_constants_of_what_it_teaches(here, capsys):
     np.savez("d.npz", input1=x.numpy(), input2=other.numpy())
     assert run([*train, "plain.pt2", "-o", "other.pt2"]) == ExitCode.USAGE
     assert "got:      4, one number, 3 there, 4, 3 here" in capsys.readouterr().err
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x, alpha: torch.Tensor):
+        return nn.functional.linear(x, self.fc.weight * alpha, self.fc.bias)
+
+
+def test_a_weight_times_a_constant_is_still_trained_and_pruned(here):
+    module = Scaled().eval()
+    torch.export.save(torch.export.export(module, (torch.randn(1, 4), torch.tensor(2.0))), "m.pt2")
+    model = nncompress.load("m.pt2", input="alpha=2")
+    assert [name for name, _ in model.graph_module.named_parameters()] == ["fc.weight", "fc.bias"]
+    x = torch.randn(1, 4)
+    torch.testing.assert_close(model(x), module(x, torch.tensor(2.0)))
+    assert run(["prune", "m.pt2", "--input", "alpha=2", "--std", "0.5"]) == ExitCode.OK
+    pruned = nncompress.load("m.prune.pt2")
+    assert [layer.name for layer in layers(pruned)] == ["fc"]
+    assert any(each.eq(0).any() for each in pruned.graph_module.parameters())
+
+
+class ByKinds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x, k: int, z: float, flag: bool):
+        return self.fc(x) * k / z if flag else self.fc(x)
+
+
+@pytest.mark.parametrize("wrong", ["k=2.5", "k=true", "z=false", "flag=1", "k=2:int32"])
+def test_torchscript_takes_values_of_the_type_that_it_says(wrong):
+    script = torch.jit.script(ByKinds().eval())
+    right = {"k": "k=2", "z": "z=3", "flag": "flag=true"}
+    nncompress.load(script, input=",".join(["x:Bx4", *right.values()]))
+    stated = {**right, wrong[: wrong.index("=")]: wrong}
+    with pytest.raises(UsageError, match="the argument of TorchScript is of another type"):
+        nncompress.load(script, input=",".join(["x:Bx4", *stated.values()]))
+
+
+def test_an_argument_that_may_be_a_number_gets_one():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, keep: int | torch.Tensor = 0):
+            return self.fc(x)[:, slice(-keep, None) if isinstance(keep, int) else keep]
+
+    assert nncompress.load(Last(), input="x:Bx4,keep=1").output_shapes() == [("batch", 1)]
+
+
+@pytest.mark.parametrize("value", [44100, 44100.0])
+def test_a_whole_number_is_held_as_it_is_said(value):
+    with pytest.raises(UsageError, match="float16, which does not hold this value") as refused:
+        Constant("sr", value).tensor("float16")
+    assert "--input sr=44096, the nearest" in str(refused.value)
+    assert Constant("sr", 44096).tensor("float16").item() == 44096
+    assert Constant("speed", 0.1).tensor("float16").item() == pytest.approx(0.1, rel=1e-3)
+
+
+def test_what_would_leave_nothing_to_give_is_refused(here):
+    class Rest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, *rest, **named):
+            return self.fc(x)
+
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.randn(3),)), "m.pt2")
+    for model, stated in (("m.pt2", "input=1"), (nn.ReLU(), "input=1"), (Rest(), "x=1")):
+        with pytest.raises(UsageError, match="would have no input left"):
+            nncompress.load(model, input=stated)
+    for stated in ("rest=1", "named=1", "other=1"):
+        with pytest.raises(UsageError, match=f"{stated}: .* has no input of this name"):
+            nncompress.load(Rest(), input=f"x:Bx4,{stated}")
+
+
+def test_the_input_that_is_proposed_has_the_constants():
+    with pytest.raises(UsageError) as refused:
+        nncompress.load(ByKinds(), input="x:Bx5,k=2,z=3,flag=true")
+    proposed = str(refused.value).partition("--input ")[2].partition(", or")[0]
+    assert proposed == "1x4,k=2,z=3,flag=true"
+    nncompress.load(ByKinds(), input=proposed)
 
 
 def test_a_directory_of_transformers_takes_arguments_of_its_class(tmp_path):

@@ -50,9 +50,7 @@ def store_computed_weights(
     idle = _unread(model, slots, constant)
     stored = []
     for source, (node, leaf) in slots.items():
-        read_by = behind(source)
-        read = [n for n in model.graph.nodes if n.op == "get_attr" and n in read_by]
-        parameters = [n for n in read if isinstance(model.tensor(str(n.target)), torch.nn.Parameter)]
+        parameters = _parameters(model, behind(source))
         room = sum(model.tensor(str(n.target)).numel() for n in parameters)
         if not parameters or values[source].numel() > GROWTH * room:
             continue
@@ -74,11 +72,15 @@ def store_constants(model: Model, of: Collection[fx.Node] | None = None) -> list
     quantized model stays computed.
 
     Args:
-        of: only what depends on one of these nodes.
+        of: only what depends on one of these nodes, and on no parameter, which is trained and pruned.
     """
     constant = {node for node in constants(model) if "quantize" not in op_name(node)}
     if of is not None:
-        constant = {node for node in constant if not behind(node).isdisjoint(of)}
+        constant = {
+            node
+            for node in constant
+            if not behind(node).isdisjoint(of) and not _parameters(model, behind(node))
+        }
     values: dict[fx.Node, Any] = {}
     stored = []
     for node in list(model.graph.nodes):
@@ -131,6 +133,12 @@ def behind(node: fx.Node) -> set[fx.Node]:
         found |= new
         waiting += new
     return found
+
+
+def _parameters(model: Model, among: set[fx.Node]) -> list[fx.Node]:
+    """The nodes among these that read one, in the graph's order."""
+    read = [n for n in model.graph.nodes if n.op == "get_attr" and n in among]
+    return [n for n in read if isinstance(model.tensor(str(n.target)), torch.nn.Parameter)]
 
 
 def _unread(model: Model, slots: Collection[fx.Node], constant: set[fx.Node]) -> set[fx.Node]:

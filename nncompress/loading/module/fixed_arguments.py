@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,25 @@ class FixedArguments:
 
 
 def fix_arguments(
-    module: nn.Module, constants: Sequence[Constant], origin: Path | str
+    module: nn.Module,
+    constants: Sequence[Constant],
+    origin: Path | str,
+    argument: Callable[[Constant, Any], Any] = Constant.argument,
 ) -> tuple[list[Constant], FixedArguments]:
     """Let the module's forward have these values, in place.
 
     An argument that is annotated as a tensor gets one; others a number, as a caller would write it.
 
+    Args:
+        argument: makes it from a constant and its annotation.
     Raises:
-        UsageError: forward takes no argument of the name.
+        UsageError: forward takes no argument of the name, or no other.
     """
     forward = module.forward
     signature = inspect.signature(forward)
-    fixed = left_to_fix(constants, list(signature.parameters), {}, str(origin))
-    values = {
-        each.name: each.argument("Tensor" in str(signature.parameters[each.name].annotation))
-        for each in fixed
-    }
+    named = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    fixed = left_to_fix(constants, named, {}, str(origin))
+    values = {each.name: argument(each, signature.parameters[each.name].annotation) for each in fixed}
     arguments = FixedArguments(signature, values)
     if fixed:
 
@@ -60,5 +63,6 @@ def fix_arguments(
             return forward(*bound.args, **bound.kwargs)
 
         with_values.__signature__ = arguments.left  # type: ignore[attr-defined]
+        with_values.constants = tuple(fixed)  # type: ignore[attr-defined]
         module.__dict__["forward"] = with_values
     return fixed, arguments

@@ -17,7 +17,7 @@ from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
 from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
-from nncompress.ir.stated_constants import Constant
+from nncompress.ir.stated_constants import Constant, stated
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, run_source
 from nncompress.loading.module.drawn_inputs import settle_masks
@@ -127,15 +127,17 @@ def _check_runs(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | str)
 
 def _what_runs(module: nn.Module, given: tuple[Tensor, ...]) -> str:
     """An input on which the module runs, where one is found; else the form of what it takes."""
+    constants = getattr(module.forward, "constants", ())
     try:
         (found,), _ = infer_input(module)
     except UsageError:
         names = argument_names(module, len(given))
         images = len(given) == 1 and given[0].is_floating_point()
         form = "1x3x32x32" if images or not names else stated_form(names)
-        return f"state the input that it takes, as --input {form}"
+        return f"state the input that it takes, as --input {stated(form, constants)}"
     dtype = None if found.is_floating_point() else dtype_name(found.dtype)
-    return f"it runs on --input {InputShape((1, *found.shape[1:]), dtype)}, or state another"
+    form = str(InputShape((1, *found.shape[1:]), dtype))
+    return f"it runs on --input {stated(form, constants)}, or state another"
 
 
 def scripted(
@@ -148,7 +150,7 @@ def scripted(
 ) -> Model:
     """The graph of a TorchScript module, compared with TorchScript; arguments as of `load_model`."""
     module = GraphModule(script, [each.name for each in constants])
-    fixed, arguments = fix_arguments(module, constants, path)
+    fixed, arguments = fix_arguments(module, constants, path, Constant.scripted_argument)
     source = AsScripted(script, module, lambda *inputs: arguments.complete(*inputs).args)
     model = traced(module, path, input_shapes, example_inputs, notice, source)
     return remembering(model, fixed, notice)
