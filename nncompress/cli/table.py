@@ -22,7 +22,7 @@ COMMANDS = {
         "substitute": "cheaper operations instead of K×K convolutions",
         "share": "residual blocks of a stage share one 3×3 weight",
         "grow": "add nodes (channels, heads, hidden units) without changing what the model computes",
-        "quantize": "int8 weights and activations, calibrated on data",
+        "quantize": "weights of 2 to 8 bits, int8 activations, calibrated on data",
     },
     "training": {
         "train": "train, fine-tune or distil; resumes after a kill",

@@ -19,7 +19,7 @@ from nncompress.analysis.compensation.regression import Regression
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
-from nncompress.analysis.observe.moments import ROWS
+from nncompress.analysis.observe.moments import ROWS_OF_MOMENTS
 from nncompress.analysis.observe.patches import draw_positions, input_rows, output_rows, samples_of
 from nncompress.analysis.observe.walk import Inputs
 from nncompress.ir import Model
@@ -69,7 +69,7 @@ def refit(
         for (read, *added), (wanted, *was), samples in zip(now, before, counts, strict=True):
             if branch is not None:
                 wanted = wanted + branch.error(was[0], added[0])
-            positions = draw_positions(fitted, wanted, ROWS, generator)
+            positions = draw_positions(fitted, wanted, ROWS_OF_MOMENTS, generator)
             inputs = input_rows(fitted, read, positions=positions).double()
             numbers = seen + samples_of(fitted, wanted, samples, positions)
             regression.add(inputs, output_rows(fitted, wanted, positions).double(), numbers)

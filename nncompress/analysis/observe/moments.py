@@ -27,13 +27,13 @@ from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.progress import Progress
 
-ROWS = 8192  # positions of a layer that are drawn from every batch
+ROWS_OF_MOMENTS = 8192  # positions of a layer that are drawn from every batch
 
 # So that inverses exist. As a constant in the metrics of `factorize`, where weights are cut by rank, it is as
 # good as any (benchmarks/resnets/ridges.py): a ResNet-20's outputs move by 11.24 % with 32 images and 9.70 %
 # with 512, with 1e-6 as with 1e-4, and farther with 1e-2 and more.
 RIDGE = 1e-4
-FEW = 1e-2  # where no sample could be held out
+RIDGE_OF_FEW = 1e-2  # where no sample could be held out
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # weakest first; the last leaves nothing of correlations
 HELD_OUT = 4  # every fourth sample decides
 TOLD = 256  # inputs, spread evenly, that a ridge is judged on
@@ -159,7 +159,7 @@ class InputMoments(Mapping[str, Moments]):
         readers: Mapping[str, Sequence[Layer]],
         batches: Sequence[Inputs],
         *,
-        rows: int | None = ROWS,
+        rows: int | None = ROWS_OF_MOMENTS,
         seed: int = 0,
         progress: Progress | None = None,
         total: int | None = None,
@@ -301,7 +301,7 @@ def held_out_ridge(fitted: Moments, held: Moments) -> float:
         own = columns[:, inputs, torch.arange(len(inputs))]
         return float(((columns * held.times(columns)).sum(-2) / own.square()).sum())
 
-    best = usual = RIDGES.index(FEW)
+    best = usual = RIDGES.index(RIDGE_OF_FEW)
     for step in (1, -1):  # downhill, to one side: a try is a factorization of the whole moment
         while 0 <= best + step < len(RIDGES) and error(best + step) < error(best):
             best += step

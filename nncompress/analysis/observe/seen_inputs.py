@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.moments import (
-    FEW,
     HELD_OUT,
+    RIDGE_OF_FEW,
     RIDGES,
     Moments,
     held_out_ridge,
@@ -27,7 +27,7 @@ from nncompress.ir.graph.inputs import count_samples
 from nncompress.ir.layers.weights import Layer
 
 CLEARLY = 1.1  # worse than the best ridge: stronger ones are not tried
-ROWS = 2048  # positions of a layer that are drawn from every batch
+ROWS_SEEN = 2048  # positions of a layer that are drawn from every batch
 UNSEEN = 1e-2  # what a row that is never looked up counts, of what they count in the mean
 
 
@@ -75,7 +75,7 @@ class SeenInputs:
                 lookups.add_lookups(value, len(layer.weight.value()))
             return with_ridge(lookups.total[0], UNSEEN).unsqueeze(0)
         fitted, held, _ = self._seen(layer, seen)
-        ridge = FEW
+        ridge = RIDGE_OF_FEW
         if fitted.count and held.count:  # of sums instead of means, which are further copies, it is the same
             ridge = held_out_ridge(fitted, held)
         moment = self._lifted(layer, fitted, held, ridge)
@@ -93,7 +93,7 @@ class SeenInputs:
         Layers must be asked for in graph order.
         """
         fitted, held, means = self._seen(layer, self._run.values(layer.data))
-        ridge = FEW
+        ridge = RIDGE_OF_FEW
         if fitted.count and held.count:
             before = _rows_of(layer, layer.weight.value())
             judges = [(moments.second, _power(before, moments.second)) for moments in (held, means)]
@@ -127,10 +127,10 @@ class SeenInputs:
             own |= value.dim() < 2
             first += samples
             if own.any():
-                most = max(1, ROWS * int(own.sum()) // len(own))
+                most = max(1, ROWS_SEEN * int(own.sum()) // len(own))
                 fitted.add(input_rows(layer, whole[own], most, generator))
             for number in numbers[~own].unique():
-                most = max(1, ROWS // samples)
+                most = max(1, ROWS_SEEN // samples)
                 rows = input_rows(layer, whole[numbers == number], most, generator)
                 held.add(rows)
                 means.add(rows.mean(1, keepdim=True))

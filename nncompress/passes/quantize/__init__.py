@@ -1,1 +1,1 @@
-"""`quantize`: int8 weights and activations."""
+"""`quantize`: weights of 2 to 8 bits, and int8 activations."""

@@ -304,7 +304,7 @@ def ensures(options: Quantize, model: Model, changes: list[Change]) -> None:
             if layer.weight.value().dtype == torch.float32:
                 raise VerificationError(f"quantize: {layer.name} is not float16 after all")
         elif layer.name in done and not layer.weight.quantized:
-            raise VerificationError(f"quantize: {layer.name} is not int8 after all")
+            raise VerificationError(f"quantize: {layer.name} is not quantized after all")
     for recurrent in recurrent_layers(model) if options.mode != "float16" else ():
         if recurrent.name in done and not all(weight.quantized for weight in recurrent.matrices):
-            raise VerificationError(f"quantize: {recurrent.name} is not int8 after all")
+            raise VerificationError(f"quantize: {recurrent.name} is not quantized after all")

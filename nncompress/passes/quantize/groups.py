@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
-from nncompress.analysis.observe.moments import FEW, ROWS, Moments, with_ridge
+from nncompress.analysis.observe.moments import RIDGE_OF_FEW, ROWS_OF_MOMENTS, Moments, with_ridge
 from nncompress.analysis.observe.patches import input_rows
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.analysis.observe.walk import Inputs
@@ -168,7 +168,7 @@ def _tied_moments(
         generator = torch.Generator().manual_seed(context.seed + crc32(layer.name.encode()))
         for (value,) in run.values(layer.data):
             if moments is not None:
-                moments.add(input_rows(layer, value, ROWS, generator))
+                moments.add(input_rows(layer, value, ROWS_OF_MOMENTS, generator))
         left -= moments is not None
         if not left:
             break
@@ -182,7 +182,7 @@ def _second_moment(layers_: Sequence[Layer], seen: SeenInputs, tied: Mapping[str
         return None
     if len(layers_) == 1:
         return seen.second_moments(products[0])[0]
-    moments = [with_ridge(tied[layer.name].second[0], FEW) for layer in products]
+    moments = [with_ridge(tied[layer.name].second[0], RIDGE_OF_FEW) for layer in products]
     alike = torch.stack([moment / moment.diagonal().mean() for moment in moments]).mean(0)
     return alike if len(products) == len(layers_) else with_ridge(alike, 1.0)
 

@@ -43,7 +43,7 @@ class Quantize(Pass):
     """
 
     name = "quantize"
-    summary = "int8 weights and activations, calibrated on data"
+    summary = "weights of 2 to 8 bits, int8 activations, calibrated on data"
     example = "nncompress quantize model.pt2 --data calibration.npz"
     stored_weights = False
     recurrent = True

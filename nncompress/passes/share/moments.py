@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from nncompress.analysis.compensation.held_out import fit_and_decide
-from nncompress.analysis.observe.moments import FEW, RIDGES, InputMoments, with_ridge
+from nncompress.analysis.observe.moments import RIDGE_OF_FEW, RIDGES, InputMoments, with_ridge
 from nncompress.analysis.observe.shelf import Shelf
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer
@@ -32,7 +32,7 @@ class GroupMoments:
         """The problems of the layers of a group, with the moments of all samples and the group's ridge."""
         if self._held is None:
             return [
-                self._lifted(problem, self._fitted[name].second, FEW)
+                self._lifted(problem, self._fitted[name].second, RIDGE_OF_FEW)
                 for problem, name in zip(problems, names)
             ]
         parts, fitted, held, shares = Shelf(), [], [], []

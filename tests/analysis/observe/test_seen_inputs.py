@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.analysis.observe.moments import FEW, RIDGES, with_ridge
+from nncompress.analysis.observe.moments import RIDGE_OF_FEW, RIDGES, with_ridge
 from nncompress.analysis.observe.seen_inputs import SeenInputs
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
@@ -47,7 +47,7 @@ def test_batches_of_one_sample_are_held_out_as_a_whole():
     assert set(seen.ridges.values()) <= set(RIDGES)
     assert seen.rows[1].count == 8
     alone, _, _ = seen_by_second(3, batches=1)
-    assert set(alone.ridges.values()) == {FEW}  # too few to hold any out
+    assert set(alone.ridges.values()) == {RIDGE_OF_FEW}  # too few to hold any out
 
 
 @pytest.mark.parametrize("count", [12, 400])

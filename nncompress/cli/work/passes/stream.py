@@ -47,7 +47,8 @@ def run_streamed(
     for name, value in values.items():
         if name not in taken and value != defaults[name]:
             raise UsageError(
-                f"{each.name} --stream goes without {flag_of(name)}: it sees weights, and no network",
+                f"{each.name} --stream goes without {flag_of(name)}: "
+                + ("it takes the network layer by layer" if on_data else "it sees weights, and no network"),
                 remedy="leave one of them out",
             )
     output = values["output"]
