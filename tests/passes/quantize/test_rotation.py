@@ -150,6 +150,35 @@ class Sorted(Words):
         return self.head(self.norm(x)) * torch.softmax(x, -1).amax(-1, keepdim=True)
 
 
+class Penalised(Words):
+    """A weight of the stream is read by itself."""
+
+    def forward(self, ids):
+        return super().forward(ids), self.blocks[0].down.weight.pow(2).sum(1)
+
+
+class Rounded(Words):
+    def forward(self, ids):
+        return self.head(self.norm(self.blocks(self.embed(ids)).to(torch.int32).float()))
+
+
+class NormedAlike(Words):
+    """One norm is called twice."""
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        x = x + self.blocks[0].down(F.gelu(self.blocks[0].up(self.norm(x))))
+        return self.head(self.norm(x))
+
+
+class Weighed(Words):
+    """What the stream takes up is scaled by channel, behind the norm."""
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(self.norm(x + self.blocks[0].norm.bias * self.blocks[0].down(self.blocks[0].up(x))))
+
+
 @pytest.mark.parametrize(
     ("net", "told"),
     [
@@ -157,6 +186,10 @@ class Sorted(Words):
         (AddedAfter(layer_norm), "products with weights of their own"),
         (Gated(layer_norm), "tanh"),
         (Sorted(layer_norm), "softmax"),
+        (Penalised(layer_norm), "pow in blocks.0.down reads blocks.0.down.weight by itself"),
+        (Rounded(layer_norm), "rounds it to int32"),
+        (NormedAlike(layer_norm), "layer norm in norm has no scales in float32 of its own"),
+        (Weighed(layer_norm), "own read a product in blocks.0.norm"),
     ],
 )
 def test_why_a_stream_is_not_turned(net, told):

@@ -32,9 +32,8 @@ def with_rotation(
     skipped = [Change(_name(n), f"skipped: {why}", applied=False) for n, why in reasons.items()]
     if not streams:
         if not reasons:
-            context.notes.append(
-                "quantize: --rotate turned nothing: no residual stream between norms was found"
-            )
+            none = "no residual stream between norms with scales of their own was found"
+            context.notes.append(f"quantize: --rotate turned nothing: {none}")
         return skipped + rounded(model, context)
     rotate(turned, streams, context.seed)
     before, after = outputs_of_few(model, context), outputs_of_few(turned, context)

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings import Group, find_couplings
+from nncompress.dtypes import dtype_name
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, MOVES, PRODUCTS, op_name
 from nncompress.ir.graph.places import layer_name, place
-from nncompress.ir.layers.weights import Layer, argument, layers, reads
+from nncompress.ir.layers.weights import Layer, argument, layers, readers, reads
 from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReader, Followed, example_shapes
 from nncompress.passes.quantize.equalization.sources import Source, is_matrix, norm_vectors
 
 SMALL = 1e-4  # of the largest scale of a norm: by one that is smaller its bias is not divided
+_FLOATS = (torch.float32, torch.float64)  # whose rounding is below what a proof of x Q can see
+_NORMS = frozenset({"layer_norm", "rms_norm"})
 _SPLITS = frozenset({"split", "split_with_sizes", "chunk", "unbind"})
 _OVER = frozenset({"mean", "sum"})  # of channels: the same of x Q; of rows: a row
 # the result is made of whole rows of channels, where its channels are all of the operand's, in their order
@@ -62,7 +65,9 @@ def find_streams(model: Model) -> tuple[list[Stream], dict[str, str]]:
     left = [node for node in model.graph.nodes if norm_vectors(model, node)]
     for group in couplings.groups:
         carriers = {site.node for site in group.carriers}
-        norms = [node for node in carriers if norm_vectors(model, node) is not None]
+        norms = [
+            node for node in carriers if op_name(node) in _NORMS or norm_vectors(model, node) is not None
+        ]
         if not norms or not group.consumers:
             continue
         left = [node for node in left if node not in carriers]
@@ -105,7 +110,15 @@ class _Check:
         for name in {member.tensor for member in self._group.members}:
             if not self._is_float(name):
                 return f"{name} is no stored tensor of floats"
+            other = self._other_reader(name)
+            if other is not None:
+                return f"{place(other)} reads {name} by itself"
         for node in self._place:
+            value = node.meta["val"]
+            if isinstance(value, Tensor) and value.dtype not in _FLOATS:
+                return f"{place(node)} rounds it to {dtype_name(value.dtype)}"
+            if op_name(node) in _NORMS and norm_vectors(self._model, node) is None:
+                return f"{place(node)} has no scales in float32 of its own"
             if not self._keeps(node):
                 return f"{place(node)} looks at single channels"
             for user in node.users.keys() - self._place.keys():
@@ -118,7 +131,15 @@ class _Check:
             tensor = self._model.tensor(name)
         except AttributeError:  # computed of others
             return False
-        return tensor.dtype in (torch.float32, torch.float64)
+        return tensor.dtype in _FLOATS
+
+    def _other_reader(self, name: str) -> fx.Node | None:
+        """What reads a stored tensor of the stream and is neither of the stream nor a product behind it."""
+        users = (user for node in readers(self._model, name) for user in node.users)
+        return next((user for user in users if user not in self._place and not self._is_behind(user)), None)
+
+    def _is_behind(self, user: fx.Node) -> bool:
+        return user in self._products and self._products[user].data in self._place
 
     def _keeps(self, node: fx.Node) -> bool:
         """The op makes x Q of what holds x Q."""
@@ -128,8 +149,8 @@ class _Check:
             return self._has(layer, layer.roles.outputs) and self._fits(layer) and self._follows(layer)
         if name in ("add", "sub"):
             return all(self._is_row(each, node) or not self._varies(each, node) for each in node.args[:2])
-        if name in ("layer_norm", "rms_norm"):
-            return norm_vectors(self._model, node) is not None and self._place[node] == 1
+        if name in _NORMS:
+            return self._place[node] == 1
         if self._squares(node):
             return all(op_name(user) in _OVER and self._over_channels(user, node) for user in node.users)
         if name in ("mul", "div"):
@@ -215,7 +236,7 @@ def _norm(model: Model, node: fx.Node, products: dict[fx.Node, Layer]) -> Norm |
     names = norm_vectors(model, node) or []
     scales = model.tensor(names[0]).detach().abs()
     if not bool(followed.free.all()) or any(bool((r.channels == OTHER).any()) for r in followed.readers):
-        return f"not only products with weights of their own read the {place(node)}"
+        return f"not only products with weights of their own read {place(node)}"
     if len(names) > 1 and float(scales.min()) < SMALL * float(scales.max()):
-        return f"the {place(node)} scales a channel by almost 0"
+        return f"{place(node)} scales a channel by almost 0"
     return Norm(Source(model, node, tuple(names)), tuple(followed.readers))
