@@ -16,15 +16,19 @@ from torch import Tensor
 from nncompress.export.lower.exporter.special_functions import log1p
 
 aten = torch.ops.aten
+_HALVES = (torch.float16, torch.bfloat16)
 _DIVIDED = (torch.int32, torch.int64)  # integers that ONNX Runtime divides
 Number = Tensor | float
 
 
 def _pair(a: Number, b: Number, *, floats: bool = False) -> tuple[Tensor, Tensor]:
     """Both as tensors of the type that their result has; `floats`: which is none of integers."""
-    kind, place = torch.result_type(a, b), a if isinstance(a, Tensor) else b
-    if floats and not kind.is_floating_point:
-        kind = torch.get_default_dtype()
+    kind = torch.result_type(a, b)
+    return _as(torch.get_default_dtype() if floats and not kind.is_floating_point else kind, a, b)
+
+
+def _as(kind: torch.dtype, a: Number, b: Number) -> tuple[Tensor, Tensor]:
+    place = a if isinstance(a, Tensor) else b
     assert isinstance(place, Tensor)
     given = (x if isinstance(x, Tensor) else torch.full_like(place, x, dtype=kind) for x in (a, b))
     first, second = (x.to(kind) for x in given)
@@ -32,24 +36,26 @@ def _pair(a: Number, b: Number, *, floats: bool = False) -> tuple[Tensor, Tensor
 
 
 def _divide(a: Number, b: Number, *, rounding_mode: str | None = None) -> Tensor:
-    a, b = _pair(a, b)
-    if rounding_mode is None or a.dtype == torch.bool:
+    kind = torch.result_type(a, b)
+    if rounding_mode is None or kind == torch.bool:
         raise NotImplementedError  # which the exporter has right
-    if a.is_floating_point():
-        return torch.trunc(a / b) if rounding_mode == "trunc" else _floor_quotient(a, b)
-    wide = a.dtype if a.dtype in _DIVIDED else torch.int32
+    if kind.is_floating_point:
+        # Halves torch divides as float32, which a single number is, too: 1 // 0.1 is 9, of halves 10.
+        a, b = _as(torch.float32 if kind in _HALVES else kind, a, b)
+        return (torch.trunc(a / b) if rounding_mode == "trunc" else _floor_quotient(a, b)).to(kind)
+    a, b = _pair(a, b)
+    wide = kind if kind in _DIVIDED else torch.int32
     dividend, divisor = a.to(wide), b.to(wide)
     quotient = torch.floor_divide(dividend, divisor)  # of integers the exporter has that right
     if rounding_mode == "trunc":
         quotient = quotient + ((quotient < 0) & (quotient * divisor != dividend)).to(wide)
-    return quotient.to(a.dtype)
+    return quotient.to(kind)
 
 
 def _floor_divide(a: Number, b: Number) -> Tensor:
-    a, b = _pair(a, b)
-    if not a.is_floating_point():
+    if not torch.result_type(a, b).is_floating_point:
         raise NotImplementedError
-    return _floor_quotient(a, b)
+    return _divide(a, b, rounding_mode="floor")
 
 
 def _floor_quotient(a: Tensor, b: Tensor) -> Tensor:

@@ -108,3 +108,15 @@ def test_outputs_have_the_types_that_they_have_in_torch(tmp_path) -> None:
     got = open_artifact(tmp_path / "m.onnx").run(*given)
     for found, right in zip(got, Typed()(*given), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), right)
+
+
+def test_halves_are_divided_as_float32_with_numbers_as_they_are(tmp_path) -> None:
+    class Divided(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return x // 0.1, torch.div(x, 0.1, rounding_mode="trunc"), x // y, x // torch.tensor(0.3)
+
+    x = torch.arange(-40, 41).half()
+    y = (torch.arange(81) * 0.1 + 0.1).half()
+    write_onnx(Model.from_module(Divided().eval(), (x, y)), tmp_path / "m.onnx")
+    for got, right in zip(open_artifact(tmp_path / "m.onnx").run(x, y), Divided()(x, y), strict=True):
+        assert torch.equal(torch.from_numpy(got), right)
