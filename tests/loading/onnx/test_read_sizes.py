@@ -216,3 +216,42 @@ def test_a_dim_marked_as_the_batch_by_a_single_sample_stays_free(tmp_path):
     model = load_model(path, input_shapes="5xBx3")
     assert model.inputs[0].shape == ("time", "batch", 3)
     assert model.sizes == {"time": 5}
+
+
+@pytest.mark.parametrize("op", ["Slice", "Split"])
+def test_stored_numbers_cut_at_a_free_length_leave_it_free(tmp_path, op):
+    """As a table of positions is cut to the length of its text: `position_ids[:, :length]`."""
+    cut = {
+        "Slice": [helper.make_node("Slice", ["positions", "zero", "length", "one"], ["own"])],
+        "Split": [
+            helper.make_node("Sub", ["whole", "length"], ["rest"]),
+            helper.make_node("Concat", ["length", "rest"], ["parts"], axis=0),
+            helper.make_node("Split", ["positions", "parts"], ["own", "others"], axis=1),
+        ],
+    }
+    nodes = [
+        helper.make_node("Shape", ["x"], ["length"], start=1, end=2),
+        *cut[op],
+        helper.make_node("Gather", ["table", "own"], ["places"]),
+        helper.make_node("Add", ["x", "places"], ["y"]),
+    ]
+    table = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    stored = {
+        "positions": np.arange(12)[None],
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "whole": np.array([12]),
+        "table": table,
+    }
+    path = graph_file(
+        tmp_path / "m.onnx",
+        nodes,
+        [floats("x", "N", "T", 3)],
+        [floats("y", "N", "T", 3)],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    model = load_model(path)
+    assert "T" in model.dynamic
+    for length in (2, 7, 11):
+        x = torch.randn(2, length, 3)
+        torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))

@@ -125,9 +125,10 @@ def split(call: Call) -> Any:
     if parts is None and call.has(1):
         parts = items(call.array(1, "the sizes"))
     count = call.get("num_outputs", len(call.outputs))
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and all(isinstance(n, int) for n in parts or ()):
         ends = np.cumsum(parts)[:-1] if parts is not None else count
         return list(np.split(value, ends, axis))
+    value = as_tensor(value)
     if parts is None:
         whole = value.shape[axis]
         each = -(-whole // count)
@@ -145,6 +146,8 @@ def slice_(call: Call) -> Value:
         starts, ends = items(call.array(1, "where it starts")), items(call.array(2, "where it ends"))
         axes = items(call.array(3)) if call.has(3) else list(range(len(starts)))
         steps = items(call.array(4, "its step")) if call.has(4) else [1] * len(starts)
+    if not all(isinstance(n, int) for n in (*starts, *ends, *steps)):
+        value = as_tensor(value)  # numpy would take a free size for the number that it has in the example
     for start, end, axis, step in zip(starts, ends, axes, steps):
         axis %= value.ndim
         if isinstance(value, np.ndarray):
