@@ -159,6 +159,8 @@ def settle_batch(
         except NNCompressError:
             continue
         now = _dependence(other)
+        if now is None and BATCH in other.dynamic:
+            continue  # it ran on no batch there, which proves nothing
         if now is None or now < INDEPENDENT:
             say(
                 f"samples lie along {_places(other)}; along {_places(model)} they would change each other's "

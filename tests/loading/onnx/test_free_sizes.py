@@ -1,6 +1,7 @@
 """Files whose free sizes must fit the network, named as some exporters name dims and weights."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -159,3 +160,28 @@ def test_a_file_that_runs_at_no_size_whatever_is_not_blamed_on_its_sizes(tmp_pat
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UnsupportedError, match="does not support double"):
         nncompress.load(tmp_path / "m.onnx")
+
+
+def test_a_dim_along_which_no_batch_runs_is_not_taken_for_that_of_the_samples(tmp_path):
+    """More of them along `s` do not fit `past + s`, which proves nothing."""
+    nodes = [
+        helper.make_node("Concat", ["p", "x"], ["c"], axis=1),
+        helper.make_node("ReduceSum", ["mask"], ["all"], keepdims=1),
+        helper.make_node("Mul", ["c", "all"], ["scaled"]),
+        helper.make_node("Unsqueeze", ["mask", "two"], ["column"]),
+        helper.make_node("Mul", ["scaled", "column"], ["y"]),
+    ]
+    taken = {"x": ["b", "s", 8], "p": ["b", "past", 8], "mask": ["b", "past + s"]}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in taken.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([2]), "two")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    said = []
+    found = nncompress.load(tmp_path / "m.onnx", notice=said.append)
+    assert [spec.batch_dim for spec in found.inputs] == [0, 0, 0]
+    assert any("change each other's outputs" in each for each in said)
