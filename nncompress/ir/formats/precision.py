@@ -170,16 +170,27 @@ def _leave_wide(model: Model, dtype: torch.dtype) -> bool:
 
 
 class _Halves(fx.Interpreter):
-    """Runs a graph of halves, and notes which of its ops cannot."""
+    """Runs a graph of halves, and notes which of its ops cannot.
+
+    Processors are slow in halves: an op that has run once, on as many dims, is computed in float32.
+    """
 
     def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__(module)
         self._dtype = dtype
         self.without_kernel: list[fx.Node] = []
+        self._ran: set[tuple[Any, ...]] = set()
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        given = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        kind = (target, *((v.dim(), v.dtype) for v in given))
+        if kind in self._ran and _is_of(self._node, (self._dtype,)):
+            wide = self._cast((args, kwargs), self._dtype, torch.float32)
+            return super().call_function(target, *wide).to(self._dtype)
         try:
-            return super().call_function(target, args, kwargs)
+            result = super().call_function(target, args, kwargs)
+            self._ran.add(kind)
+            return result
         except (NotImplementedError, RuntimeError):  # of which torch raises either
             wide = self._cast((args, kwargs), self._dtype, torch.float32)
             result = super().call_function(target, *wide)
