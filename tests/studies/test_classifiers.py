@@ -12,8 +12,8 @@ from printed import check
 from torch import nn
 
 from nncompress.cli.app import run as command
-from nncompress.cli.commands import reproduce
 from nncompress.cli.console import print_json
+from nncompress.cli.work import reproduce
 from nncompress.errors import DataError, ExitCode, UsageError
 from nncompress.export import write
 from nncompress.ir import InputSpec, Model

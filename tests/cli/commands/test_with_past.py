@@ -1,5 +1,9 @@
 """`--with-past`: a decoder and its decoder with past by one command."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -79,14 +83,29 @@ def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffi
     assert len(before) == len(written) == 2
 
 
+KILLED_BETWEEN = """
+import os, signal
+from pathlib import Path
+from nncompress.files.atomic import replacing
+move = os.replace
+def killed(source, target):
+    move(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+file = Path("with_past.pt2")
+with replacing(file, is_ours=lambda path: True) as path:
+    path.write_bytes(file.read_bytes() + b"new")
+    path.with_name("decoder.pt2").write_bytes(b"new")
+    os.replace = killed
+"""
+
+
 def test_a_pair_of_which_one_was_left_by_a_killed_run_is_completed_by_the_next_which_says_so(folder, capsys):
     (folder / "out").mkdir()
     assert ran("--mode", "weights", "-o", "out/new.pt2", command="quantize") == 0
     before = (folder / "out" / "with_past.pt2").read_bytes()
-    left = folder / "out" / ".nncompress-killed.part"
-    (left / "moving").mkdir(parents=True)
-    (left / "writer.json").write_text('{"writer": "nncompress", "host": "here", "pid": 1}')
-    (left / "moving" / "with_past.pt2").write_bytes(before + b"new")
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN], cwd=folder / "out", check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "out" / "with_past.pt2").read_bytes() == before
     assert ran("--mode", "weights", "-o", "out/other.safetensors", command="quantize") == 0
     assert "with_past.pt2: put in place now" in " ".join(capsys.readouterr().err.split())
     assert (folder / "out" / "with_past.pt2").read_bytes() == before + b"new"
