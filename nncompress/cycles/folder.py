@@ -13,6 +13,7 @@ from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.json_file import put_json
 from nncompress.files.ledger import Ledger
+from nncompress.files.leftovers import complete
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.json_schema import Rejected, listed, number, optional, plain, record, table_with
@@ -61,6 +62,7 @@ class Folder:
             UsageError: it is of another run.
         """
         path = self.path / "state.json"
+        complete(path)
         if not path.exists():
             return State()
         try:

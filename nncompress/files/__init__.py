@@ -2,7 +2,8 @@
 
 | module         | what it is for                                                             |
 |----------------|----------------------------------------------------------------------------|
-| `atomic`       | a file appears whole or not at all; what a killed writer left is removed   |
+| `atomic`       | a file appears whole or not at all                                         |
+| `leftovers`    | what a killed writer left: removed, or finished before it is read          |
 | `targets`      | may this name be written?                                                  |
 | `ledger`       | which files of a folder are ours, and may be replaced or deleted           |
 | `lock`         | is another process at work here?                                           |

@@ -1,14 +1,9 @@
 """A file appears whole or not at all.
 
-    .nncompress-k3v9x0_a.part/writer.json    who writes, locked by that process for as long as it lives
     .nncompress-k3v9x0_a.part/new/model.pt2  what becomes model.pt2 once it is complete and synced
-    .nncompress-k3v9x0_a.part/moving         what `new` of several files is called once they take their places
 
-The folder lies beside the target, so that the last step is a rename. What a killed process left is removed
-by the next one that writes to that directory: it is told by the name, the content of `writer.json`, and the
-lock that nobody holds any more. What it left in `moving` is put in its place first, so that several files
-are new together however the one that wrote them ended. An archive or a copy may bring such a folder, so no
-link is followed, and nothing is moved but the very files (by inode) that the writer noted in `writer.json`.
+The folder lies beside the target, so that the last step is a rename. What a killed process left in such a
+folder is told by what it signed there (`leftovers`), and removed or finished by the next one.
 """
 
 from __future__ import annotations
@@ -16,26 +11,20 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import socket
-import stat
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nncompress.errors import OutputError, Told
+from nncompress.errors import OutputError
 from nncompress.files.interrupts import held_back
+from nncompress.files.leftovers import MOVING, NEW, PREFIX, RECORD, SUFFIX, discard, remove_leftovers
 from nncompress.files.lock import lock
 from nncompress.files.targets import check_chosen, check_target
 
-PREFIX, SUFFIX = ".nncompress-", ".part"
-RECORD, NEW, MOVING = "writer.json", "new", "moving"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
 
 
 @contextmanager
@@ -79,94 +68,6 @@ def replacing(
             raise
 
 
-def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> None:
-    """Remove what writers to `directory` left that were killed before they could: nobody holds their lock.
-
-    Those that were killed between the first and the last of several files are finished.
-
-    Args:
-        protect: files that are being read: what would replace one of them is left for later.
-    """
-    for folder in directory.glob(f"{PREFIX}*{SUFFIX}"):
-        if folder.is_symlink():  # no writer makes one
-            continue
-        try:
-            descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-        except OSError:  # its writer has just ended or not yet signed, or it is another user's
-            with suppress(OSError):
-                folder.rmdir()  # which removes nothing but an empty folder
-            continue
-        try:
-            if _is_dead(descriptor) and _finish(folder, descriptor, protect):
-                _discard(folder)
-        finally:
-            os.close(descriptor)
-
-
-def _finish(folder: Path, record: int, protect: tuple[str | Path, ...]) -> bool:
-    """Put the files in their places that a killed writer had begun to; False where that has to wait.
-
-    What somebody else has put in such a place since then stays, and all that was left goes.
-    """
-    moving = folder / MOVING
-    if not os.path.lexists(moving):
-        return True
-    if not all(_is_own(state) for state in (folder.lstat(), os.fstat(record))):
-        return False
-    began = moving.lstat().st_ctime_ns
-    left = _noted(moving, record)
-    if left is None:
-        _tell(f"{moving} is left alone: it is not what a run that was killed had noted; delete {folder}")
-        return False
-    places = [folder.parent / file.name for file in left]
-    try:
-        for place in places:
-            check_target(place, protect)
-    except OutputError:
-        return False
-    names = ", ".join(place.name for place in places)
-    if any(os.path.lexists(place) and place.lstat().st_ctime_ns > began for place in places):
-        _tell(f"a run that was killed had not put {names} in place; others are there since, which stay")
-        return True
-    try:
-        for file, place in zip(left, places):
-            os.replace(file, place)
-    except OSError as error:  # what is written now has nothing to do with it
-        _tell(
-            f"{names}: a run that was killed had not put them in place, nor can they be now: {error.strerror}"
-        )
-        return False
-    if left:
-        _tell(f"{names}: put in place now, where a run that was killed had not")
-    return True
-
-
-def _noted(moving: Path, record: int) -> list[Path] | None:
-    """The files in `moving` in their order; None where something is not what its writer noted."""
-    if not stat.S_ISDIR(moving.lstat().st_mode) or not _is_own(moving.lstat()):
-        return None
-    try:
-        os.lseek(record, 0, os.SEEK_SET)
-        with open(os.dup(record), encoding="utf-8") as lines:
-            noted = json.loads(lines.read().splitlines()[1])
-        left = {file.name: file.lstat() for file in moving.iterdir()}
-        if any(noted[name] != state.st_ino or not _is_own(state) for name, state in left.items()):
-            return None
-    except (OSError, ValueError, IndexError, KeyError, TypeError):  # not as `_note` writes it
-        return None
-    if not all(stat.S_ISREG(state.st_mode) for state in left.values()):
-        return None
-    return [moving / name for name in noted if name in left]
-
-
-def _is_own(state: os.stat_result) -> bool:
-    return not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
-
-
-def _tell(what: str) -> None:
-    warnings.warn(what, Told, stacklevel=3)
-
-
 def _claim(directory: Path) -> tuple[Path, int]:
     """A new folder in `directory`, and the descriptor of its record, which holds the lock."""
     while True:
@@ -174,7 +75,7 @@ def _claim(directory: Path) -> tuple[Path, int]:
         try:
             held = _sign(folder)
         except BaseException:
-            _discard(folder)
+            discard(folder)
             raise
         if held is not None:
             return folder, held
@@ -203,36 +104,6 @@ def _me() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
-def _is_dead(descriptor: int) -> bool:
-    """Whether the writer that signed is no more; takes its lock then."""
-    try:
-        content = os.read(descriptor, 4096).partition(b"\n")[0]
-        signed = json.loads(content) if content else {"writer": "nncompress"}  # killed before it signed
-        if signed["writer"] != "nncompress":
-            return False
-        taken = lock(descriptor)
-        if taken is not None:
-            return taken
-        if not content:
-            return time.time() - os.fstat(descriptor).st_mtime > YOUNG
-    except (OSError, ValueError, KeyError, TypeError):  # not ours
-        return False
-    # No locks here, and processes of other hosts cannot be asked.
-    return signed.get("host") == socket.gethostname() and not _is_alive(signed.get("pid"))
-
-
-def _is_alive(pid: object) -> bool:
-    if not isinstance(pid, int) or pid <= 0 or sys.platform == "win32":  # where kill(pid, 0) kills
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _release(claimed: list[tuple[Path, int]]) -> None:
     """Remove the folders, and take them from the list."""
     with held_back():
@@ -240,20 +111,11 @@ def _release(claimed: list[tuple[Path, int]]) -> None:
             folder, held = claimed[-1]
             if sys.platform == "win32":  # where what is open cannot be removed
                 os.close(held)
-                _discard(folder)
+                discard(folder)
             else:
-                _discard(folder)
+                discard(folder)
                 os.close(held)
             claimed.pop()
-
-
-def _discard(folder: Path) -> None:
-    """Remove what `replacing` put there, and the folder if that was all."""
-    for part in (NEW, MOVING):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    with suppress(OSError):
-        (folder / RECORD).unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def _move(

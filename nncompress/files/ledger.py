@@ -16,9 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
-from nncompress.files.atomic import PREFIX, SUFFIX, replacing
+from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.json_file import write_json
+from nncompress.files.leftovers import PREFIX, SUFFIX
 from nncompress.files.lock import alone_in
 
 NAME = ".nncompress.json"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import ModelFileError, NNCompressError, UsageError
+from nncompress.files.leftovers import complete
 from nncompress.ir import Model
 from nncompress.ir.edit.fixed_inputs import fix_inputs, remembering
 from nncompress.ir.graph.network import Network
@@ -115,6 +116,7 @@ def load_model(
             return remembering(traced(module, arch, input_shapes, example_inputs, notice), fixed, notice)
         path = file
     path = in_cache(path) or path
+    complete(path)
     kind = file_kind(path)
     of_weights = kind in (FileKind.PICKLE, FileKind.SAFETENSORS, FileKind.SHARDS)
     if arch is not None and not of_weights:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
+from nncompress.files.leftovers import complete
 from nncompress.ir import Model
 from nncompress.ir.stated_constants import Constant
 from nncompress.memory import bounded_memory
@@ -116,6 +117,7 @@ def open_artifact(
         raise UsageError(f"{name} does not run {path}", got=suffix, expected=", ".join(chosen.suffixes))
     if precision is not None and not chosen.precisions:
         raise UsageError(f"{name} runs a file in the precision that it has", got=precision)
+    complete(path)
     if not os.path.isfile(path):
         raise ModelFileError(f"there is no file {path}")
     opened: Callable[..., Runner] = named(chosen.opener)

@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 from nncompress.errors import OutputError
-from nncompress.files import atomic
+from nncompress.files import atomic, leftovers
 from nncompress.files.atomic import replacing
 
 KILLED = """
@@ -22,14 +22,14 @@ with replacing(sys.argv[1]) as path:
 """
 
 
-def leftovers(path):
+def left_in(path):
     return list(path.glob(".nncompress-*.part"))
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_one_of_any_name(tmp_path):
     target = tmp_path / "m.pt2"
     assert subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False).returncode == -9
-    (left,) = leftovers(tmp_path)
+    (left,) = left_in(tmp_path)
     assert (left / "new" / "m.pt2").read_text() == "half"
     assert not target.exists()
     with replacing(tmp_path / "other.pt2") as path:
@@ -42,8 +42,8 @@ def test_what_was_left_by_a_writer_that_was_killed_before_it_signed_goes(tmp_pat
     for folder in (empty, unsigned):
         folder.mkdir()
     (unsigned / "writer.json").touch()
-    atomic.remove_leftovers(tmp_path)
-    assert not leftovers(tmp_path)
+    leftovers.remove_leftovers(tmp_path)
+    assert not left_in(tmp_path)
 
 
 @pytest.mark.parametrize("found", ["folder", "record"])
@@ -56,8 +56,8 @@ def test_a_writer_that_was_taken_for_a_leftover_while_it_signed_begins_anew(tmp_
         if not cleaned:
             cleaned.append(True)
             with monkeypatch.context() as real:
-                real.setattr(atomic, "lock", lambda descriptor: True)
-                atomic.remove_leftovers(tmp_path)
+                real.setattr(leftovers, "lock", lambda descriptor: True)
+                leftovers.remove_leftovers(tmp_path)
         return result
 
     owner, name = (atomic.tempfile, "mkdtemp") if found == "folder" else (atomic, "lock")
@@ -76,11 +76,11 @@ def test_a_writer_at_work_is_left_alone(tmp_path):
             quick.write_text("quick")
         slow.write_text("slow")
     assert target.read_text() == "slow"
-    assert not leftovers(tmp_path)
+    assert not left_in(tmp_path)
 
 
 def test_without_locks_a_writer_is_dead_whose_process_is_no_more_on_this_host(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "lock", lambda descriptor: None)
+    monkeypatch.setattr(leftovers, "lock", lambda descriptor: None)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = socket.gethostname()
@@ -89,8 +89,8 @@ def test_without_locks_a_writer_is_dead_whose_process_is_no_more_on_this_host(tm
         folder = tmp_path / f".nncompress-{name}.part"
         (folder / "new").mkdir(parents=True)
         (folder / "writer.json").write_text(json.dumps({"writer": "nncompress", "host": host, "pid": pid}))
-    atomic.remove_leftovers(tmp_path)
-    assert {folder.name for folder in leftovers(tmp_path)} == {
+    leftovers.remove_leftovers(tmp_path)
+    assert {folder.name for folder in left_in(tmp_path)} == {
         ".nncompress-alive.part",
         ".nncompress-far.part",
     }
@@ -112,7 +112,7 @@ def test_what_only_looks_like_a_leftover_is_the_users(tmp_path):
 
 def test_a_users_file_in_a_dead_writers_folder_stays(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "m.pt2")], check=False)
-    (left,) = leftovers(tmp_path)
+    (left,) = left_in(tmp_path)
     (left / "notes.txt").write_text("mine")
     with replacing(tmp_path / "m.pt2") as path:
         path.write_text("new")
@@ -187,7 +187,7 @@ def test_a_system_call_that_fails_is_one_error_and_leaves_the_old_file(tmp_path,
         path.write_text("new")
     assert refusal.value.got == os.strerror(code)
     assert target.read_text() == "old"
-    assert not leftovers(tmp_path)
+    assert not left_in(tmp_path)
 
 
 def test_a_file_that_is_written_to_be_moved_is_named_as_the_user_knows_it(tmp_path):

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress.errors import DataError, ModelFileError, UsageError
+from nncompress import export
+from nncompress.errors import DataError, ModelFileError, Told, UsageError
 from nncompress.ir import Model
+from nncompress.loading import load_model
 from nncompress.runtimes import ON_CPU, RUNTIMES, open_artifact
+from tests.support.kills import half_moved
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,29 @@ def test_registry_names_exist():
     for runtime in RUNTIMES.values():
         module, _, function = runtime.opener.partition(":")
         assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("read", [open_artifact, load_model])
+def test_a_pair_that_a_killed_writer_left_half_replaced_is_never_read_as_it_is(model, tmp_path, read):
+    import onnx
+
+    for folder, factor in (("here", 1.0), ("new", 2.0)):
+        (tmp_path / folder).mkdir()
+        weight = torch.nn.Linear(4, 3)
+        weight.weight.data = model.tensor("weight").data * factor
+        export.write(Model.from_module(weight.eval(), (torch.zeros(2, 4),)), tmp_path / folder / "one.onnx")
+        written = onnx.load(tmp_path / folder / "one.onnx")
+        onnx.save(
+            written,
+            tmp_path / folder / "m.onnx",
+            save_as_external_data=True,
+            location="m.data",
+            size_threshold=0,
+        )
+    x = torch.randn(5, 4)
+    (expected,) = open_artifact(tmp_path / "new" / "m.onnx").run(x)
+    half_moved(tmp_path / "here", tmp_path / "new" / "m.onnx", tmp_path / "new" / "m.data")
+    with pytest.warns(Told, match=r"^m\.onnx: put in place now"):
+        opened = read(tmp_path / "here" / "m.onnx")
+    found = opened(x).detach() if isinstance(opened, Model) else opened.run(x)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

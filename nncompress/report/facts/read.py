@@ -9,6 +9,7 @@ from typing import Any
 
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, parse_json, read_json, read_text
+from nncompress.files.leftovers import complete
 from nncompress.loading.file_kind import file_kind
 from nncompress.loading.json_schema import Rejected
 from nncompress.report.facts.content import Section
@@ -49,6 +50,7 @@ def section_of(path: str) -> Section:
     Raises:
         DataError: it is missing, damaged, or nothing that a command leaves behind.
     """
+    complete(Path(path))
     try:
         if os.path.isdir(path):
             return _folder(Path(path), path)

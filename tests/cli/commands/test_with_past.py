@@ -1,9 +1,5 @@
 """`--with-past`: a decoder and its decoder with past by one command."""
 
-import signal
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,6 +9,7 @@ from nncompress.cli.app import run
 from nncompress.errors import ExitCode, OutputError
 from nncompress.ir.edit.pair import Pair
 from tests.ir.edit.decoders import decoder_pair
+from tests.support.kills import half_moved
 
 
 @pytest.fixture
@@ -83,28 +80,14 @@ def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffi
     assert len(before) == len(written) == 2
 
 
-KILLED_BETWEEN = """
-import os, signal
-from pathlib import Path
-from nncompress.files.atomic import replacing
-move = os.replace
-def killed(source, target):
-    move(source, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-file = Path("with_past.pt2")
-with replacing(file, is_ours=lambda path: True) as path:
-    path.write_bytes(file.read_bytes() + b"new")
-    path.with_name("decoder.pt2").write_bytes(b"new")
-    os.replace = killed
-"""
-
-
 def test_a_pair_of_which_one_was_left_by_a_killed_run_is_completed_by_the_next_which_says_so(folder, capsys):
     (folder / "out").mkdir()
     assert ran("--mode", "weights", "-o", "out/new.pt2", command="quantize") == 0
     before = (folder / "out" / "with_past.pt2").read_bytes()
-    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN], cwd=folder / "out", check=False)
-    assert killed.returncode == -signal.SIGKILL
+    (folder / "new").mkdir()
+    for name, added in (("with_past.pt2", b"new"), ("decoder.pt2", b"")):
+        (folder / "new" / name).write_bytes(before + added)
+    half_moved(folder / "out", folder / "new" / "with_past.pt2", folder / "new" / "decoder.pt2")
     assert (folder / "out" / "with_past.pt2").read_bytes() == before
     assert ran("--mode", "weights", "-o", "out/other.safetensors", command="quantize") == 0
     assert "with_past.pt2: put in place now" in " ".join(capsys.readouterr().err.split())
