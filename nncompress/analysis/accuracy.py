@@ -27,6 +27,7 @@ from nncompress.analysis.answer import (
 )
 from nncompress.analysis.intervals import paired_difference
 from nncompress.analysis.metrics.base import Metric, Scores, check_pair, settle_threshold, threshold_of
+from nncompress.analysis.metrics.fit import check_fit, require_labels
 from nncompress.analysis.metrics.registry import metric_of, named_metric
 from nncompress.analysis.metrics.summed import SummedScores
 from nncompress.data import Batch, Dataset
@@ -103,8 +104,10 @@ def measure(
     if task not in TASKS:
         raise UsageError("unknown task", got=task, expected=", ".join(TASKS))
     chosen = None if metric is None else named_metric(metric)
-    if chosen.needs_labels if chosen is not None else task in ("classification", "regression"):
-        dataset.require_labels(task if chosen is None else f"--metric {metric}")
+    if chosen is not None:
+        require_labels(chosen, dataset)
+    elif task in ("classification", "regression"):
+        dataset.require_labels(task)
     answers = Answers(predict, dataset, task, output, chosen)
     measured: list[Scores] = []
     samples = 0
@@ -112,7 +115,7 @@ def measure(
         result = answers.of(batch, samples)
         if not measured:
             if chosen is not None:
-                chosen.check(result, batch, dataset.spec)
+                check_fit(chosen, result, batch, dataset.spec)
             measured = [each.begin() for each in _metrics(chosen, answers.task, result)]
         for scores in measured:
             scores.add(result, batch, dataset.spec)

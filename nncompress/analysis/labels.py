@@ -150,7 +150,8 @@ def target_like(result: Tensor, target: Tensor | None, origin: str, task: str) -
             f"{origin}: the {wanted} and the model's output differ in shape",
             got="none" if target is None else str(list(target.shape)),
             expected=str(list(result.shape)),
-            remedy="boxes are measured by --metric map"
+            remedy="boxes are measured by --metric map, and learnt from a model that finds them: "
+            "--teacher MODEL --teacher-weight 1"
             if boxes
             else "save class numbers as integers, or choose another --task",
         )

@@ -271,8 +271,11 @@ class Dataset:
         assert parts[0] is not None
         return parts[0], parts[1]
 
-    def require_labels(self, purpose: str) -> None:
+    def require_labels(self, purpose: str, remedy: str = "") -> None:
         """Refuse data without labels before work starts.
+
+        Args:
+            remedy: what can be done without any.
 
         Raises:
             DataError: there are none.
@@ -281,6 +284,7 @@ class Dataset:
             raise DataError(
                 f"{purpose} needs labels and {self.spec} has none",
                 expected="an array y of labels, or images in one folder per class",
+                remedy=remedy,
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from nncompress.analysis.answer import PROBED, Answers, Predict, answer_index
 from nncompress.analysis.labels import is_one_number, task_of
 from nncompress.analysis.metrics.base import Metric, Scores, settle_threshold, threshold_of
+from nncompress.analysis.metrics.fit import check_fit, require_labels
 from nncompress.analysis.metrics.registry import TASK_METRICS, named_metric
 from nncompress.analysis.metrics.summed import MeanMetric, SummedMetric
 from nncompress.data import Batch, Dataset
@@ -101,8 +102,7 @@ class Measure:
             DataError: there are no samples, or the metric does not fit what is answered or the labels.
             VerificationError: an answer is NaN or infinite.
         """
-        if self.metric.needs_labels:
-            data.require_labels(f"--metric {self.name}")
+        require_labels(self.metric, data)
         chosen = self._output if output is None else output
         answers = Answers(predict, data, "auto", chosen, self.metric)
         originals = Answers(self._original, data, "auto", self._output, self.metric)
@@ -111,7 +111,7 @@ class Measure:
             given = replace(batch, labels=originals.of(batch, seen)) if self.by_original else batch
             result = answers.of(given, seen)
             if not seen:
-                self.metric.check(result, given, data.spec)
+                check_fit(self.metric, result, given, data.spec)
             found.add(result, given, data.spec)
             seen += len(batch)
         if not seen:
@@ -159,7 +159,7 @@ def settled(model: Model, data: Dataset, name: str | None) -> str:
     Measure(model, name).scores(model, data, limit=size)
     if name in ("top1", "top5", "f1") and data.classes:
         result = Answers(model, data, "classification").of(batch, 0)
-        named_metric(name).check(result, batch, data.spec)
+        check_fit(named_metric(name), result, batch, data.spec)
         told_apart = 2 if is_one_number(result) else result.shape[-1]
         if result.is_floating_point() and data.classes > told_apart:
             raise DataError(

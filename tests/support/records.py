@@ -41,7 +41,7 @@ class Records(Whole):
         self._inputs, self._labels = inputs, labels
         self.has_labels = labels is not None
 
-    def require_labels(self, purpose: str) -> None:
+    def require_labels(self, purpose: str, remedy: str = "") -> None:
         assert self.has_labels, purpose
 
     def planned_samples(self, limit: int | None = None) -> int:

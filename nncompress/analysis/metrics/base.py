@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
+from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError
 from nncompress.results import Estimate
 
@@ -64,19 +65,25 @@ class Metric(ABC):
             classes: one more than the greatest class number of the whole data, where that is known.
         """
 
-    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+    def check(self, output: Tensor, batch: Batch, origin: str, remedy: str) -> None:
         """Refuse answers [N, ...] or labels that this is no metric of.
+
+        Args:
+            remedy: which metrics are.
 
         Raises:
             DataError: saying what it takes.
         """
         if not self.fits(output, batch, None):
             labels = batch.labels
-            given = "no labels" if labels is None else f"labels {labels.dtype} {list(labels.shape)}"
+            given = (
+                "no labels" if labels is None else f"labels {dtype_name(labels.dtype)} {list(labels.shape)}"
+            )
             raise DataError(
                 f"{origin}: --metric {self.name} does not fit this output and these labels",
-                got=f"an output of shape {list(output.shape)} and {given.replace('torch.', '')}",
+                got=f"an output of shape {list(output.shape)} and {given}",
                 expected=" ".join((type(self).__doc__ or "").partition("\n\n")[0].split()),
+                remedy=remedy,
             )
 
     @abstractmethod

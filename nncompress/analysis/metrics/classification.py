@@ -31,11 +31,11 @@ class _OfClasses(SummedMetric):
             return are_two_classes(batch.labels, classes)
         return fits_classes(output, batch, classes)
 
-    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+    def check(self, output: Tensor, batch: Batch, origin: str, remedy: str) -> None:
         if is_one_number(output):
             two_class_labels(batch.labels, origin, 0)
         else:
-            class_labels(output, batch.labels, origin, 0)
+            class_labels(output, batch.labels, origin, 0, remedy)
 
     def begin(self) -> SummedScores:
         return ClassScores(self)
@@ -50,14 +50,14 @@ class Top(_OfClasses, MeanMetric):
         several = output.is_floating_point() and not is_one_number(output)
         return super().fits(output, batch, classes) and (self.count == 1 or several)
 
-    def check(self, output: Tensor, batch: Batch, origin: str) -> None:
+    def check(self, output: Tensor, batch: Batch, origin: str, remedy: str) -> None:
         if self.count > 1 and is_one_number(output):
             raise DataError(
                 f"{origin}: --metric {self.name} is of scores of several classes",
                 got="one number per sample",
-                remedy="--metric top1 or f1",
+                remedy=remedy,
             )
-        super().check(output, batch, origin)
+        super().check(output, batch, origin, remedy)
 
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         labels = class_labels(output, batch.labels, origin, first_sample)

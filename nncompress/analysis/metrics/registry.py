@@ -9,7 +9,7 @@ from nncompress.analysis.metrics.base import Metric
 from nncompress.errors import UsageError
 from nncompress.extensions import Registry
 
-_OWN = {
+OWN = {
     "top1": "nncompress.analysis.metrics.classification:Top1",
     "top5": "nncompress.analysis.metrics.classification:Top5",
     "f1": "nncompress.analysis.metrics.classification:F1",
@@ -23,7 +23,7 @@ _OWN = {
     "wer": "nncompress.analysis.metrics.sequences:ErrorRate",
 }
 METRICS: Registry[Callable[..., Any]] = Registry(  # classes; of other packages also functions, as in `user`
-    "nncompress.metrics", _OWN, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function or class"
+    "nncompress.metrics", OWN, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function or class"
 )
 TASK_METRICS = {"classification": "top1", "regression": "rmse", "reconstruction": "mse"}
 

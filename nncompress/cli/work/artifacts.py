@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.analysis.answer import PROBED, Answers, index_of
+from nncompress.analysis.metrics.fit import check_fit, require_labels
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.bench.inputs import sizes_that_run
 from nncompress.cli import session
@@ -255,11 +256,15 @@ def answers(
     """Per model the output that labels belong to: as stated or remembered, else the one that they fit.
 
     Raises:
-        DataError: the labels fit several outputs, or none.
+        UsageError: there is a metric, and no data to measure it on.
+        DataError: the labels fit several outputs, or none; or there are none, and the metric needs them.
     """
     wanted = None if metric is None else named_metric(metric)
-    unlabelled = task == "reconstruction" or (wanted is not None and not wanted.needs_labels)
-    if samples is None or not (samples.has_labels or unlabelled):
+    if wanted is not None and samples is None:
+        raise UsageError(f"--metric {metric} is measured on data", remedy="add --data FILE.npz")
+    if wanted is not None and samples is not None:
+        require_labels(wanted, samples)
+    if samples is None or not (samples.has_labels or task == "reconstruction" or wanted is not None):
         return [None] * len(opened)
 
     found = []
@@ -268,7 +273,9 @@ def answers(
         size = samples.fixed_batch or PROBED
         for first in samples.batches(size, limit=size):
             with told_of(each.name, opened):
-                choice.of(first, 0)
+                answer = choice.of(first, 0)
+                if wanted is not None:
+                    check_fit(wanted, answer, first, samples.spec)
             break
         found.append(choice.output)
         if choice.output is not None and len(each.outputs) > 1:

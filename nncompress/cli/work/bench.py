@@ -80,13 +80,13 @@ def bench(
     batches = batches or (fixed_batch(opened[0]) or opened[0].least_batch,)
     data = loading["data"]
     samples = None if data is None else artifacts.dataset_for(opened, data, loading["normalize"])
+    settled = artifacts.answers(opened, samples, metric=metric)
     with progress() as bar, TemporaryDirectory() as folder:
         made = [
             bench_candidates.candidates_of(each, name, to, Path(folder) / f"{position}", bar)
             for position, (each, name) in enumerate(zip(opened, names))
         ]
         candidates = [candidate for each in made for candidate in each]
-        settled = artifacts.answers(opened, samples, metric=metric)
         answers = [answer for each, answer in zip(made, settled) for _ in each]
         if not candidates:
             raise UsageError("no model can be measured in what was asked for", got=f"--precision {precision}")

@@ -58,7 +58,7 @@ def evaluate(
         and samples is not None
         and not samples.has_labels
         and task != "reconstruction"
-        and (wanted is None or wanted.needs_labels)
+        and wanted is None
     ):
         raise UsageError(
             f"{data} has no labels, so one model alone has nothing to be measured by",

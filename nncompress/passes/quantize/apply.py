@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.precision import precision_of
+from nncompress.analysis.metrics.fit import require_labels
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.observe.calibration import Histogram, RangeRule
 from nncompress.analysis.observe.enough import too_few
@@ -99,8 +100,8 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
     for needs in ("size", "max_drop", "correct_bias"):
         if weights and getattr(options, needs) not in (None, False):
             data = need_data(context, f"quantize --{needs.replace('_', '-')}", "it is measured")
-            if needs == "max_drop" and named_metric(options.metric).needs_labels:
-                data.require_labels("quantize --max-drop")
+            if needs == "max_drop":
+                require_labels(named_metric(options.metric), data)
     if chosen and options.rounding == "adaptive":
         need_data(context, "quantize --rounding adaptive", "it is measured")
     if options.group_size is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nncompress.analysis.answer import PROBED, answer_index
 from nncompress.analysis.metrics.base import Metric
+from nncompress.analysis.metrics.fit import check_fit, require_labels
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.data import Batch, Dataset
 from nncompress.errors import UsageError, VerificationError
@@ -87,7 +88,7 @@ class _Sums:
                 self._elements += output.numel()
         if self._metric is not None and self._scores is not None:
             if not self.samples:
-                self._metric.check(output, batch, self._origin)
+                check_fit(self._metric, output, batch, self._origin)
             self._scores.add(output, batch, self._origin)
         self.samples += len(batch)
 
@@ -122,8 +123,7 @@ class HeldOut:
                 got=f"--metric {settings.metric} without --val",
                 remedy="add --val DATA",
             )
-        if self._metric.needs_labels:
-            dataset.require_labels(f"--metric {settings.metric}")
+        require_labels(self._metric, dataset)
 
     def check(self, predict: Predict, task: Task | None, device: torch.device) -> None:
         """Hold a few samples against the model's answers, before an epoch is spent.

@@ -42,7 +42,7 @@ class Labelled(Records):
         super().__init__(model, count)
         self.labels = model(*self.inputs).argmax(1)
 
-    def require_labels(self, purpose):
+    def require_labels(self, purpose, remedy=""):
         pass
 
     def planned_samples(self, limit=None):
