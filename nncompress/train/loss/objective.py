@@ -32,7 +32,10 @@ from nncompress.train.settings import TrainSettings
 NUMBERS = 64  # samples that tell a logit from a probability
 BINARY = "binary-cross-entropy"
 CLASSES = ("cross-entropy", BINARY)  # losses of classification
-TAUGHT = "one class number per sample, or floats shaped as the output (--task regression)"
+TAUGHT = (
+    "one class number per sample, or floats shaped as the output (--task regression); else what another model "
+    "answers: --teacher MODEL --teacher-weight 1"
+)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def labels_of(images, most):
 def scored(output, labels):
     batch = Batch((torch.zeros(len(output), 3, 32, 32),), labels)
     metric = named_metric("map")
-    metric.check(output, batch, "here")
+    metric.check(output, batch, "here", "")
     scores = metric.begin()
     for part in (slice(0, 2), slice(2, None)):
         if len(output[part]):
