@@ -33,8 +33,8 @@ NUMBERS = 64  # samples that tell a logit from a probability
 BINARY = "binary-cross-entropy"
 CLASSES = ("cross-entropy", BINARY)  # losses of classification
 TAUGHT = (
-    "one class number per sample, or floats shaped as the output (--task regression); else what another model "
-    "answers: --teacher MODEL --teacher-weight 1"
+    "one class number per sample, or floats shaped as the output (--task regression); else what another "
+    "model answers: --teacher MODEL --teacher-weight 1"
 )
 
 
