@@ -81,7 +81,7 @@ def extensions() -> list[dict[str, str]]:
         "nncompress.criteria": "nncompress.analysis.importance:CRITERIA",
         "nncompress.runtimes": "nncompress.runtimes:RUNTIMES",
         "nncompress.targets": "nncompress.targets:TARGETS",
-        "nncompress.data": "nncompress.data.spec:SOURCES",
+        "nncompress.data": "nncompress.data.sources.python:SOURCES",
         "nncompress.metrics": "nncompress.analysis.metrics.registry:METRICS",
     }
     found = []

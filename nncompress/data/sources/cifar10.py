@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Asked, Kind
 from nncompress.data.source import ArraySource, check_allocation
 from nncompress.data.sources.pictures.images import SUFFIXES, EncodedImage, ImageSource
 from nncompress.errors import DataError
@@ -249,3 +250,10 @@ class _Bounded(io.RawIOBase):
     def _check(self, end: int) -> None:
         if end > self._most:
             raise tarfile.TarError(f"it unpacks to more than {self._most} bytes")
+
+
+def _open_asked(asked: Asked) -> ArraySource | ImageSource:
+    return open_cifar10(Path(asked.place), asked.one_of("split", tuple(BATCHES), "test"), asked.expected)
+
+
+KIND = Kind("cifar10:DIR", lambda asked: asked.scheme == "cifar10", _open_asked, options=("split",))

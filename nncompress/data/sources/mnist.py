@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nncompress.data.kind import Kind
 from nncompress.data.source import MOST_COMPRESSION, ArraySource, check_allocation
 from nncompress.errors import DataError
 
@@ -82,3 +83,11 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             remedy="download it again",
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+KIND = Kind(
+    "mnist:DIR",
+    lambda asked: asked.scheme == "mnist",
+    lambda asked: open_mnist(Path(asked.place), asked.one_of("split", tuple(PREFIX), "test")),
+    options=("split",),
+)

@@ -9,6 +9,7 @@ bytes each, beyond into a temporary file, of which samples are read as they are 
 
 from __future__ import annotations
 
+import glob
 import math
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Asked, Kind
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import MOST_COMPRESSION, ArraySource, Raw, check_allocation, native
 from nncompress.data.stored_rows import StoredRows, UnpackedRows, check_content, member_offset
@@ -226,3 +228,22 @@ def open_shards(
             remedy="write one .npz",
         )
     return Shards(sources, [str(path) for path in paths])
+
+
+def _shards_of(asked: Asked) -> list[Path]:
+    """Of a folder, or of a pattern."""
+    if asked.folder is not None:
+        return sorted(path for path in asked.folder.glob("*.npz") if path.is_file())
+    return sorted(map(Path, glob.glob(asked.path))) if asked.path.endswith(".npz") else []
+
+
+KIND = Kind(
+    "file.npz",
+    lambda asked: asked.file is not None and asked.path.endswith(".npz"),
+    lambda asked: open_npz(Path(asked.path), asked.expected, asked.names),
+)
+SHARDS = Kind(
+    "several .npz (a folder, part-*.npz)",
+    lambda asked: bool(_shards_of(asked)),
+    lambda asked: open_shards(_shards_of(asked), asked.expected, asked.names),
+)

@@ -12,6 +12,8 @@ The function takes no arguments and returns (and what is given in memory is)
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +22,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Asked, Kind
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import ArraySource, Field, Raw, check_finite, check_labels, native
 from nncompress.data.sources.npz import LABEL_NAMES
 from nncompress.errors import RAISED_BY_OTHERS, DataError
+from nncompress.extensions import Registry
 from nncompress.user_code import imported, last_line
 
 MOST_KEPT = 2**32  # bytes of batches of an iterator
@@ -310,3 +314,22 @@ def _named(inputs: tuple[np.ndarray, ...], names: tuple[str, ...] | None) -> dic
     if names is None or len(names) != len(inputs):
         names = ("x",) if len(inputs) == 1 else tuple(f"x{i}" for i in range(len(inputs)))
     return dict(zip(names, inputs))
+
+
+def _open_added(asked: Asked) -> ArraySource | PythonStream:
+    opener, place = SOURCES[asked.scheme], asked.spec.partition(":")[2]
+    return open_memory(lambda: opener(place), asked.expected)
+
+
+SOURCES: Registry[Callable[[str], Any]] = Registry(  # what other packages add: NAME:PLACE
+    "nncompress.data", {}, lambda name, it: "" if callable(it) else f"{it!r:.80} is no function"
+)
+ADDED = Kind("", lambda asked: asked.scheme in SOURCES, _open_added, options=None, runs_code=True)
+CODE = Kind(
+    "package.module:function or file.py:function",
+    lambda asked: (
+        not os.path.exists(asked.path) and re.fullmatch(r"([\w.]+|.+\.py):\w+", asked.path) is not None
+    ),
+    lambda asked: open_python(asked.path, asked.expected),
+    runs_code=True,
+)

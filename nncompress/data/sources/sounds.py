@@ -18,6 +18,7 @@ import numpy as np
 
 from nncompress.data.class_folders import files_by_class, files_in
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Kind
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, check_allocation
 from nncompress.errors import DataError, MissingExtraError
@@ -260,3 +261,10 @@ def open_sound_folder(folder: Path, expected: list[ExpectedInput] | None) -> Sou
         for path in files
     ]
     return SoundSource(labelled, tuple(by_class), expected)
+
+
+KIND = Kind(
+    "a folder of sounds by class",
+    lambda asked: asked.folder is not None and has_sounds(asked.folder),
+    lambda asked: open_sound_folder(Path(asked.path), asked.expected),
+)

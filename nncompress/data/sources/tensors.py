@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Kind
 from nncompress.data.source import ArraySource
 from nncompress.data.sources.npz import LABEL_NAMES, input_names
 from nncompress.data.sources.python import PythonStream, open_memory
@@ -73,3 +74,10 @@ def _holds_tensors(found: Any) -> bool:
         plain = found.layout == torch.strided and not found.is_quantized and not found.is_nested
         return plain and found.device.type == "cpu"
     return isinstance(found, tuple | list) and all(part is None or _holds_tensors(part) for part in found)
+
+
+KIND = Kind(
+    ".pt of tensors",
+    lambda asked: asked.file is not None and asked.path.endswith((".pt", ".pth")),
+    lambda asked: open_tensors(Path(asked.path), asked.expected, asked.names),
+)

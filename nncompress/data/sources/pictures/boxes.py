@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Asked, Kind
 from nncompress.data.source import check_allocation
 from nncompress.data.sources.pictures.images import EncodedImage, ImageSource, image_files
 from nncompress.errors import DataError
@@ -205,3 +206,22 @@ def open_coco_folder(folder: Path, file: Path, expected: list[ExpectedInput] | N
 def _pictures(folder: Path) -> list[Path]:
     inside = folder / IMAGES
     return image_files(inside if inside.is_dir() else folder)
+
+
+def _open_annotated(asked: Asked) -> BoxSource:
+    folder = Path(asked.path)
+    annotations = annotations_of(folder)
+    assert annotations is not None, "claimed"
+    return open_coco_folder(folder, annotations, asked.expected)
+
+
+YOLO = Kind(
+    "a folder of images/ and labels/ (YOLO)",
+    lambda asked: asked.folder is not None and is_yolo_folder(asked.folder),
+    lambda asked: open_yolo_folder(Path(asked.path), asked.expected),
+)
+COCO = Kind(
+    "a folder of images and COCO's annotations",
+    lambda asked: asked.folder is not None and annotations_of(asked.folder) is not None,
+    _open_annotated,
+)

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from nncompress.data.class_folders import files_by_class, files_in
 from nncompress.data.fit import CHANNELS, ExpectedInput
+from nncompress.data.kind import Kind
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, check_allocation
 from nncompress.errors import DataError
@@ -193,3 +194,10 @@ def open_image_folder(folder: Path, expected: list[ExpectedInput] | None) -> Ima
 def image_files(folder: Path) -> list[Path]:
     """By name."""
     return files_in(folder, SUFFIXES)
+
+
+KIND = Kind(
+    "a folder of images by class",
+    lambda asked: asked.folder is not None,
+    lambda asked: open_image_folder(Path(asked.path), asked.expected),
+)

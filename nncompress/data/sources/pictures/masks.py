@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nncompress.data.fit import ExpectedInput
+from nncompress.data.kind import Kind
 from nncompress.data.sources.pictures.images import EncodedImage, ImageSource, image_files, resized
 from nncompress.errors import DataError
 
@@ -87,3 +88,10 @@ def open_mask_folder(folder: Path, expected: list[ExpectedInput] | None) -> Mask
 
 def _encoded(paths: list[Path]) -> list[EncodedImage]:
     return [EncodedImage(str(path), path, None) for path in paths]
+
+
+KIND = Kind(
+    "a folder of images/ and masks/",
+    lambda asked: asked.folder is not None and is_mask_folder(asked.folder),
+    lambda asked: open_mask_folder(Path(asked.path), asked.expected),
+)
