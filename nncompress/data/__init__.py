@@ -7,6 +7,7 @@
     open_data("val.pt", model.inputs)                      tensors that torch.save wrote
     open_data("photos/", model.inputs, "imagenet")         a folder of images by class, or images/ and masks/
     open_data("sounds/", model.inputs)                     a folder of .wav files by class
+    open_data("clips/?vocabulary=vocab.json", ...)         a folder of .wav files, a .txt beside each
     open_data("mnist:DIR?split=train", model.inputs)       IDX files, gzipped or not
     open_data("cifar10:DIR", model.inputs)                 the official batches, or tars of images by class
     open_data("package.module:function", model.inputs)     your own code

@@ -21,7 +21,8 @@ def assumptions(
         asked: the user said how pixels are normalised.
     """
     inputs, labels = source.read(np.arange(min(LOOKED_AT, len(source))))
-    found = [] if fixed_batch is None else list(_left_over(spec, len(source), fixed_batch))
+    found = [f"{spec}: {note}" for note in getattr(source, "notes", ())]
+    found += [] if fixed_batch is None else _left_over(spec, len(source), fixed_batch)
     if not asked:
         for conversion, array in zip(conversions, inputs):
             found += _pixels(spec, conversion, array)

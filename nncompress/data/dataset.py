@@ -16,6 +16,7 @@ from nncompress.data.held_out import hold_out
 from nncompress.data.input_batches import InputBatches, Inputs
 from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, StreamSource
+from nncompress.data.vocabulary import Vocabulary
 from nncompress.dtypes import dtype_name
 from nncompress.errors import DataError, UsageError
 
@@ -32,11 +33,13 @@ class Batch:
         inputs: one tensor per input of the model, in its order and dtypes.
         labels: int64 [N] classes, float32 [N, ...] targets, or None.
         dims: per input the dim along which its N samples lie, None where they share it; empty: 0 for all.
+        vocabulary: how a model spells, where labels are texts: int64 [N, characters], filled up with -1.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
     dims: tuple[int | None, ...] = ()
+    vocabulary: Vocabulary | None = None
 
     def __len__(self) -> int:
         for tensor, dim in zip(self.inputs, self.dims or (0,)):
@@ -55,7 +58,8 @@ class Batch:
             tensor if dim is None else tensor[(*[slice(None)] * dim, samples)]
             for tensor, dim in zip(self.inputs, self.dims or (0,) * len(self.inputs))
         )
-        return Batch(inputs, None if self.labels is None else self.labels[samples], self.dims)
+        labels = None if self.labels is None else self.labels[samples]
+        return replace(self, inputs=inputs, labels=labels)
 
 
 class Dataset:
@@ -71,6 +75,7 @@ class Dataset:
         dims: per input the dim along which a batch's samples lie, None where they share it.
         least_batch: the fewest samples that the model takes at a time (`at_least`).
         classes: one more than the greatest class number, where the source knows it.
+        vocabulary: how a model spells the texts that the labels are.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Dataset:
         self.least_batch = 1
         self.dims = tuple(c.batch_dim for c in conversions)
         self.classes: int | None = getattr(source, "classes", None)
+        self.vocabulary: Vocabulary | None = getattr(source, "vocabulary", None)
         self._length = len(source) if isinstance(source, Source) else None
 
     def __len__(self) -> int:
@@ -172,6 +178,7 @@ class Dataset:
                 self._converted(inputs),
                 None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
                 self.dims if any(dim != 0 for dim in self.dims) else (),
+                self.vocabulary,
             )
 
     def input_batches(self, batch_size: int, limit: int | None = None) -> InputBatches:

@@ -76,6 +76,8 @@ class Selection:
         self.fields, self.has_labels = source.fields, source.has_labels
         self.class_names, self.normalization = source.class_names, source.normalization
         self.classes = getattr(source, "classes", None)
+        self.vocabulary = getattr(source, "vocabulary", None)
+        self.notes = getattr(source, "notes", ())
 
     def __len__(self) -> int:
         return len(self._indices)

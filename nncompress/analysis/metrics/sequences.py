@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,7 +62,8 @@ class ErrorRate(MeanMetric):
 
     Labels [N, L] are symbol numbers, padded with numbers below 0. The answer is symbol numbers [N, T], or
     scores [N, T, C] of which symbol 0 is the blank: the best at every step, repeats merged, blanks dropped
-    (greedy decoding of CTC, Graves et al. 2006).
+    (greedy decoding of CTC, Graves et al. 2006). Of transcripts words are counted, in the data's vocabulary,
+    which says which symbol is the blank; the scores may be [N, C, T], too.
     """
 
     name, title = "wer", "WER"
@@ -74,20 +77,37 @@ class ErrorRate(MeanMetric):
             return False
         return output.dim() == (3 if output.is_floating_point() else 2)
 
+    def check(self, output: Tensor, batch: Batch, origin: str, remedy: str) -> None:
+        super().check(output, batch, origin, remedy)
+        if batch.vocabulary is not None and output.is_floating_point():
+            symbols = len(batch.vocabulary.symbols)
+            if symbols not in output.shape[1:]:
+                raise DataError(
+                    f"{origin}: the model scores another number of symbols than the vocabulary has",
+                    got=f"scores {list(output.shape)}",
+                    expected=f"{symbols} at each step",
+                    remedy="its own vocabulary; with &blank=first or &blank=last where that lacks the blank",
+                )
+
     def sums(self, output: Tensor, batch: Batch, origin: str, first_sample: int) -> np.ndarray:
         assert batch.labels is not None
+        spelled = batch.vocabulary
         if output.is_floating_point():
-            answers = [
-                [int(s) for s in torch.unique_consecutive(best) if s != self.BLANK]
-                for best in output.argmax(2)
-            ]
+            if spelled is not None and output.shape[2] != len(spelled.symbols):
+                output = output.transpose(1, 2)
+            blank = self.BLANK if spelled is None else spelled.blank
+            rows = [torch.unique_consecutive(best) for best in output.argmax(2)]
         else:
-            answers = [[int(s) for s in row if s >= 0] for row in output]
-        wanted = [[int(s) for s in row if s >= 0] for row in batch.labels]
+            blank, rows = -1, list(output)
+        answers: list[list[Any]] = [[s for s in row.tolist() if s >= 0 and s != blank] for row in rows]
+        wanted: list[list[Any]] = [[s for s in row.tolist() if s >= 0] for row in batch.labels]
+        if spelled is not None:
+            answers = [spelled.words(spelled.text(row)) for row in answers]
+            wanted = [spelled.words("".join(map(chr, row))) for row in wanted]
         return np.array([[edits(a, b), len(b)] for a, b in zip(answers, wanted)], np.float64)
 
 
-def edits(answer: list[int], wanted: list[int]) -> int:
+def edits(answer: list[Any], wanted: list[Any]) -> int:
     """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein 1966)."""
     row = list(range(len(wanted) + 1))
     for i, symbol in enumerate(answer, 1):

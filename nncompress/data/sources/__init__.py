@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from nncompress.data.kind import Kind
-from nncompress.data.sources import cifar10, columns, mnist, npz, python, sounds, tensors
+from nncompress.data.sources import cifar10, columns, mnist, npz, python, sounds, tensors, transcripts
 from nncompress.data.sources.pictures import boxes, images, masks
 
 KINDS: tuple[Kind, ...] = (
     npz.KIND,
+    transcripts.TABLE,
     columns.TEXTS,
     columns.COLUMNS,
     tensors.KIND,
     masks.KIND,
     boxes.YOLO,
     boxes.COCO,
+    transcripts.FOLDER,
     sounds.KIND,
     npz.SHARDS,
     images.KIND,

@@ -24,6 +24,7 @@ from nncompress.data.sources.pictures.images import EncodedImage, ImageSource
 from nncompress.data.sources.saved_datasets import class_names_of, feature_of, schema_of
 from nncompress.data.sources.sounds import EncodedSound, SoundSource, is_sound
 from nncompress.data.sources.tables import Column, check_named, open_rows
+from nncompress.data.vocabulary import Vocabulary
 from nncompress.errors import DataError
 
 
@@ -81,7 +82,7 @@ def open_encoded(
     if label is None:
         return inner
     numbers, words = labels.labels()
-    return _Labelled(inner, numbers, words or class_names_of(table, label), str(table))
+    return Labelled(inner, numbers, words or class_names_of(table, label), str(table))
 
 
 def _files(
@@ -106,10 +107,12 @@ def _files(
         yield f"{table}, {column} of sample {place},", content
 
 
-class _Labelled:
+class Labelled:
     """A source with labels of its own."""
 
     normalization: Normalization | None = None
+    vocabulary: Vocabulary | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class _Labelled:
         self.class_names = class_names
         self.has_labels = True
         whole = self._values.dtype.kind == "i"
-        self.classes = int(self._values.max(initial=-1)) + 1 if whole else None
+        self.classes: int | None = int(self._values.max(initial=-1)) + 1 if whole else None
         if class_names is not None and (self.classes or 0) > len(class_names):
             raise DataError(
                 f"{origin}: a label names no class",

@@ -58,12 +58,14 @@ class SoundSource:
     Args:
         sounds: all of them with labels, or all without.
         rate: samples a second that all are to have; None: as many as the first has.
+        whole: none is cut, and the longest says how many samples all have where the model does not.
 
     Raises:
         DataError: the first cannot be read, or the model takes no sound.
     """
 
     normalization: Normalization | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -71,8 +73,10 @@ class SoundSource:
         class_names: tuple[str, ...] | None,
         expected: list[ExpectedInput] | None,
         rate: int | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
-        self._sounds = sounds
+        self._sounds, self._whole = sounds, whole
         first = _read(sounds[0], 1)
         self._rate, self._rate_of = rate or first.rate, sounds[0].name if rate is None else "their column"
         channels, frames = len(first.numbers), first.frames
@@ -88,7 +92,9 @@ class SoundSource:
         length = shape[-1]
         self._channels = shape[0] if len(shape) == 2 else None
         self._fixed = isinstance(length, int) and expected is not None
-        self._length = length if isinstance(length, int) else frames
+        if whole and not self._fixed:
+            frames = max(_read(sound, 1).frames for sound in sounds)
+        self._length = length if self._fixed and isinstance(length, int) else frames
         self._check(first, sounds[0].name)
         given = (self._length,) if self._channels is None else (channels, self._length)
         self.fields: tuple[Field, ...] = (Field("sounds", "float32", given),)
@@ -134,7 +140,14 @@ class SoundSource:
                 expected=str(channels),
                 remedy="mix it down, or split it",
             )
-        if not self._fixed and sound.frames != self._length:
+        if self._whole and sound.frames > self._length:
+            raise DataError(
+                f"{name} is longer than the model takes, and what is said at its end would be cut off",
+                got=f"{sound.frames} samples",
+                expected=f"at most {self._length}",
+                remedy="cut it, and its transcript; or a model whose length is free",
+            )
+        if not self._fixed and not self._whole and sound.frames != self._length:
             raise DataError(
                 f"{name} is not as long as {self._sounds[0].name}",
                 got=f"{sound.frames} samples",
