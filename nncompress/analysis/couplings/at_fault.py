@@ -11,16 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from nncompress.analysis.couplings.groups import Couplings, Removal
-from nncompress.analysis.couplings.proof import WidenedReference
+from nncompress.analysis.couplings.proof import WidenedReference, surviving
 from nncompress.analysis.couplings.removal import find_couplings, fold_weights
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH
 from nncompress.errors import NNCompressError
-from nncompress.ir.edit.resize import Survivors, rewrite_literal, take
+from nncompress.ir.edit.resize import Survivors, rewrite_literal
 from nncompress.ir.graph.places import place
 from nncompress.ir.graph.verify import in_double
 
@@ -106,11 +105,11 @@ class _Comparison(WidenedReference):
         """What is wrong with the cut op; "" if nothing is."""
         twin = self._twin[n]
 
-        def surviving(operand: fx.Node) -> Any:
+        def part_of(operand: fx.Node) -> Any:
             node = self._original[operand]
             return _part(self.env[node], self._kept.get(node))
 
-        args, kwargs = fx.map_arg((twin.args, twin.kwargs), surviving)
+        args, kwargs = fx.map_arg((twin.args, twin.kwargs), part_of)
         try:
             got = twin.target(*args, **kwargs)  # type: ignore[operator]
         except Exception as error:  # whatever an op raises on sizes that do not fit
@@ -125,7 +124,7 @@ def _part(value: Any, kept: Any) -> Any:
         each = kept if isinstance(kept, list) else [None] * len(value)
         return [_part(v, k) for v, k in zip(value, each)]
     if isinstance(value, Tensor) and isinstance(kept, dict):
-        return take(value, {dim: np.resize(mask, value.shape[dim]) for dim, mask in kept.items()})
+        return surviving(value, kept)
     return value
 
 

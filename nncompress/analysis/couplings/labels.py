@@ -26,6 +26,7 @@ class Labels:
     Attributes:
         reasons: why classes are pinned; `reason` numbers point here.
         context: prefixed to the next reasons: the node that is being looked at.
+        pending: choices of units that wait until all ties are known, each with the context of its reasons.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class Labels:
         self._pinned = np.ones(1, np.int32)  # 0: free, else 1 + index into `reasons`
         self._weak = np.zeros(1, bool)  # nothing trained is in the class
         self._count = 1
+        self.pending: list[tuple[str, Sequence[Factor], Sequence[Option]]] = []
         self.reasons: list[str] = ["fixed"]
         self._reason_ids: dict[str, int] = {"fixed": 0}
         self.context = ""
@@ -175,7 +177,13 @@ class Labels:
             if sum(map(bool, inside)) <= 1 and not fixing:
                 result += [f for own in inside for f in own]
                 continue
-            pairs = [(self.only_one(own), spans) for own, (_, spans) in zip(inside, operands) if own]
+            grid = next((own[0] for own in inside if len(own) == 1 and varying(own[0]) == dims), None)
+            pairs = []
+            for own, (_, spans) in zip(inside, operands):
+                if grid is not None and len(own) > 1 and _are_axes(own):
+                    self.decide_later([grid, *own], *(_tied_to(i) for i in range(1, len(own) + 1)))
+                elif own:
+                    pairs.append((self.only_one(own), spans))
             arrays = [array for array, _ in pairs]
             yielding = [(a, spans) for a, spans in pairs if varying(a) < dims and self.weak(a)]
             if yielding and len(yielding) < len(arrays):
@@ -188,6 +196,10 @@ class Labels:
                 self.unite(arrays[0], other)
             result += self.fix(arrays[:1], fixing, why)
         return self.settle(result)
+
+    def decide_later(self, arrays: Sequence[Factor], *options: Option) -> None:
+        """Leave a choice of units until all other ties are known; see `choose`."""
+        self.pending.append((self.context, arrays, options))
 
     def choose(self, arrays: Sequence[Factor], options: Sequence[Option]) -> None:
         """Apply the option that leaves most removable classes among `arrays`; of equals the first.
@@ -215,6 +227,23 @@ class Labels:
             if factor is not best:
                 self.pin(factor, "two kinds of units along one dim, of which the other is taken")
         return best
+
+
+def _are_axes(factors: Sequence[Factor]) -> bool:
+    """Each varies along one dim, which no other does."""
+    dims = [varying(f) for f in factors]
+    return all(len(d) == 1 for d in dims) and len(set(dims)) == len(dims)
+
+
+def _tied_to(axis: int) -> Option:
+    """Of a grid and what is labelled along each of its dims, the units are those of one."""
+
+    def unite(labels: Labels, arrays: Sequence[Factor]) -> None:
+        labels.unite(arrays[0], arrays[axis])
+        for other in (*arrays[1:axis], *arrays[axis + 1 :]):
+            labels.pin(other, "two kinds of units along one dim, of which the other is taken")
+
+    return unite
 
 
 def _in_blocks(factor: Factor) -> bool:

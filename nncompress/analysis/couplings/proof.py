@@ -19,7 +19,7 @@ from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH, arguments
 from nncompress.errors import VerificationError
 from nncompress.ir import Model
-from nncompress.ir.edit.resize import Kept
+from nncompress.ir.edit.resize import Kept, take
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import in_double
 
@@ -44,30 +44,31 @@ class ZeroedReference(fx.Interpreter):
                 self.env[operand] = self.env[operand] * _mask(kept, self.env[operand])
         normed = self._trace.survivor_norms.get(n, ())
         partial = any(d in self._survivors.of(n.all_input_nodes[0]) for d in normed)
-        result = self._norm(n) if partial else super().run_node(n)
+        result = self._over_survivors(n) if partial else super().run_node(n)
         self.env.update(replaced)
         return result
 
-    def _norm(self, node: fx.Node) -> Tensor:
-        source = node.all_input_nodes[0]
-        a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
-        x = self.env[source]
-        mask = _mask(self._survivors.of(source), x)
-        if op_name(node) in ("mean", "var", "std"):
-            return statistic_over(op_name(node), a, x, mask, self._trace.survivor_norms[node])
-        if op_name(node).startswith("avg_pool"):
-            return self._among_survivors(node, source)
-        return norm_over(op_name(node), a, mask)
-
-    def _among_survivors(self, node: fx.Node, source: fx.Node) -> Tensor:
-        """What the op makes of the survivors, each at its place in a result that is 0 elsewhere."""
-        (dim,) = self._trace.survivor_norms[node]
-        read, made = (torch.from_numpy(np.flatnonzero(self._survivors.of(n)[dim])) for n in (source, node))
-        whole, self.env[source] = self.env[source], self.env[source].index_select(dim, read)
+    def _over_survivors(self, node: fx.Node) -> Any:
+        source, dims = node.all_input_nodes[0], self._trace.survivor_norms[node]
+        whole, kept = self.env[source], self._survivors.of(source)
+        if op_name(node).endswith("_norm"):
+            a = {k: self.env[v] if isinstance(v, fx.Node) else v for k, v in arguments(node).items()}
+            return norm_over(op_name(node), a, _mask(kept, whole))
+        self.env[source] = surviving(whole, {d: mask for d, mask in kept.items() if d in dims})
         result = super().run_node(node)
         self.env[source] = whole
-        shape = [*result.shape[:dim], len(self._survivors.of(node)[dim]), *result.shape[dim + 1 :]]
-        return result.new_zeros(shape).index_copy(dim, made, result)
+        return self._in_place(node, dims[0], result) if op_name(node).startswith("avg_pool") else result
+
+    def _in_place(self, node: fx.Node, dim: int, result: Tensor) -> Tensor:
+        """What an op made of the survivors, each at its place in a result that is 0 elsewhere."""
+        kept = self._survivors.of(node)[dim]
+        shape = [*result.shape[:dim], len(kept), *result.shape[dim + 1 :]]
+        return result.new_zeros(shape).index_copy(dim, torch.from_numpy(np.flatnonzero(kept)), result)
+
+
+def surviving(value: Tensor, kept: Kept) -> Tensor:
+    """The part of a value that stays; a dim that merges batch and heads repeats with the batch."""
+    return take(value, {dim: np.resize(mask, value.shape[dim]) for dim, mask in kept.items()})
 
 
 def _mask(kept: Kept, like: Tensor) -> Tensor:
@@ -78,18 +79,6 @@ def _mask(kept: Kept, like: Tensor) -> Tensor:
         keep = np.resize(keep, like.shape[dim])  # a dim that merges batch and heads repeats with the batch
         mask = mask * torch.from_numpy(keep).to(like.dtype).reshape(shape)
     return mask
-
-
-def statistic_over(kind: str, a: dict[str, Any], x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """mean, var or std over the positions where `mask` is 1."""
-    mask = mask.expand_as(x)
-    count = mask.sum(dims, keepdim=True)
-    result = (x * mask).sum(dims, keepdim=True) / count
-    if kind != "mean":
-        correction = a["correction"] if a.get("correction") is not None else int(a.get("unbiased", True))
-        result = ((x - result).square() * mask).sum(dims, keepdim=True) / (count - correction)
-    result = result.sqrt() if kind == "std" else result
-    return result if a["keepdim"] else result.squeeze(dims)
 
 
 def norm_over(kind: str, a: dict[str, Any], mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -12,7 +13,7 @@ from nncompress.analysis.couplings.groups import Couplings, Removal
 from nncompress.analysis.couplings.trace import Trace, constants_to_fold, folded_name
 from nncompress.ir import Model
 from nncompress.ir.edit.nodes import add_tensor, read_tensor, replace_node
-from nncompress.ir.edit.resize import resize
+from nncompress.ir.edit.resize import Survivors, resize
 
 
 def find_couplings(model: Model) -> Couplings:
@@ -35,8 +36,23 @@ def remove_units(model: Model, removal: Removal, couplings: Couplings | None = N
     couplings = couplings or find_couplings(model)
     survivors = couplings.survivors(removal)
     if fold_weights(model):
-        survivors = find_couplings(model).survivors(removal)
+        folded = find_couplings(model)
+        survivors = folded.survivors(_in_groups_of(folded, survivors))
     resize(model, survivors)
+
+
+def _in_groups_of(couplings: Couplings, survivors: Survivors) -> Removal:
+    """The same removal where groups have other names, and units another order: as weights are folded."""
+    removal = {}
+    for group in couplings.groups:
+        gone = [
+            member.unit[(member.unit >= 0) & ~survivors.tensors[member.tensor][member.dim]]
+            for member in group.members
+            if member.dim in survivors.tensors.get(member.tensor, {})
+        ]
+        if gone:
+            removal[group.name] = np.unique(np.concatenate(gone))
+    return removal
 
 
 def fold_weights(model: Model) -> list[str]:

@@ -1,7 +1,8 @@
-"""What each group of units is worth: the rows of `inspect --units`."""
+"""What each group of units is worth, as `inspect --units` shows it; and why others are in no group."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,13 @@ class GroupSummary:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def why_fixed(couplings: Couplings, most: int = 3) -> str:
+    """Which ops fix the outputs of layers, and how: the reasons, those of most layers first."""
+    reasons = Counter(why for place, why in couplings.pinned.items() if place in couplings.trace.outputs)
+    shown = [why for why, _ in reasons.most_common(most)]
+    return "; ".join(shown) + (f"; and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
 def summarize(couplings: Couplings) -> list[GroupSummary]:

@@ -27,7 +27,7 @@ class Trace(Tracer):
         for node in model.graph.nodes:
             self.labels.context = place(node)
             self.values[node] = None if node in inner else self._visit(node, fold)
-        for context, arrays, options in self._pending:
+        for context, arrays, options in self.labels.pending:
             self.labels.context = context
             self.labels.choose(arrays, options)
         self.labels.context = ""

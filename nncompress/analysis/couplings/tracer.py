@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from nncompress.analysis.couplings.labels import Factor, Labels, Option, shrink, varying
+from nncompress.analysis.couplings.labels import Factor, Labels, shrink, varying
 from nncompress.analysis.couplings.value import EXAMPLE_BATCH, UNKNOWN_SIZE, Result, Value, flat, nested_shape
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes
@@ -41,7 +41,6 @@ class Tracer:
         self.inputs: set[tuple[str, int]] = set()
         self.outputs: set[tuple[str, int]] = set()
         self._read: list[tuple[Factor, int]] = []  # labels of what a layer reads, and the dim it sums over
-        self._pending: list[tuple[str, Sequence[Factor], Sequence[Option]]] = []
         self._shapes = Shapes(model, EXAMPLE_BATCH, UNKNOWN_SIZE)
         self._owner: dict[int, str] = {}  # id of a tensor -> first name
         self._starts: list[int] = []  # first label of each (tensor, dim), ascending
@@ -54,6 +53,10 @@ class Tracer:
 
     def shape(self, node: fx.Node) -> Any:
         return nested_shape(self._shapes, node.meta.get("val"))
+
+    def number(self, argument: Any) -> int:
+        """A number among a call's arguments, which may be computed from sizes."""
+        return self._shapes.size(argument.meta["val"]) if isinstance(argument, fx.Node) else argument
 
     def static(self, node: fx.Node, dim: int) -> bool:
         return isinstance(node.meta["val"].shape[dim], int)
@@ -87,10 +90,6 @@ class Tracer:
             )
 
         return plain(self.shape(node))
-
-    def decide_later(self, arrays: Sequence[Factor], *options: Option) -> None:
-        """Leave a choice of units until all other ties are known; see `Labels.choose`."""
-        self._pending.append((self.labels.context, arrays, options))
 
     def contraction(self, node: fx.Node, operand: Any, *, outputs: list[int], inputs: list[int]) -> None:
         """Say where `node` sums over a labelled dim: `inputs` are the contracted dims of `operand`."""

@@ -250,7 +250,7 @@ def _pad(node: fx.Node, s: Survivors) -> None:
 
 def _convolution(node: fx.Node, s: Survivors) -> None:
     groups = read(node, "groups")
-    if groups == 1:
+    if groups == 1 or isinstance(groups, fx.Node):  # none, or one for each sample
         return
     data, weight = read(node, "input"), read(node, "weight")
     transposed = "transpose" in op_name(node) or (op_name(node) == "convolution" and read(node, "transposed"))

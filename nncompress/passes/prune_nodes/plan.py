@@ -8,6 +8,7 @@ from typing import Literal
 
 from nncompress.analysis.compensation import Cut
 from nncompress.analysis.couplings import Couplings
+from nncompress.analysis.couplings.summary import why_fixed
 from nncompress.analysis.curvature.autograd import differentiable_outputs
 from nncompress.analysis.importance import (
     CRITERIA,
@@ -150,9 +151,10 @@ def ranked(
         return Ranked(model, False, (), {}, tuple(branches), dropped, losses)
     if not choices:
         tied = " or tied to a residual block that is left out" if dropped else ""
+        why = "" if couplings.groups else f": {why_fixed(couplings)}"
         raise UsageError(
             "prune-nodes: no nodes can be removed",
-            got="every node is fixed" + (" or excluded" if exclude else "") + tied,
+            got="every node is fixed" + (" or excluded" if exclude else "") + tied + why,
             remedy="leave out --ratio and the like, and run prune-nodes again on the result"
             if dropped
             else "nncompress inspect --units shows why",

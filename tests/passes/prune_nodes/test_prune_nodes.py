@@ -229,6 +229,15 @@ def test_nothing_to_remove_is_said():
         run(model("residual"), exclude=("*",))
 
 
+def test_what_fixes_every_node_is_named():
+    module = nn.Sequential(nn.Linear(5, 12), nn.Softmax(-1), nn.Linear(12, 3)).eval()
+    with pytest.raises(UsageError) as caught:
+        run(Model.from_module(module, (torch.randn(2, 5),)), ratio=0.3)
+    assert caught.value.got == (
+        "every node is fixed: softmax behind 0: softmax along it; output: an output of the model"
+    )
+
+
 def test_weights_that_are_not_numbers_are_named():
     each = model("residual")
     with torch.no_grad():

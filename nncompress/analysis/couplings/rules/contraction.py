@@ -221,7 +221,7 @@ def _shared_by_heads(x: Value, heads: int) -> Value:
 def convolution(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Plain, depthwise, grouped and transposed, 1 to 3 spatial dims."""
     x, w = t.value(a["input"]), t.value(a["weight"])
-    rank, groups = len(w.shape), a["groups"]
+    rank, groups = len(w.shape), t.number(a["groups"])
     if len(x.shape) != rank:
         return t.unknown(node)  # no batch dim
     transposed = a["transposed"] if "transposed" in a else "transpose" in op_name(node)
@@ -238,7 +238,7 @@ def convolution(t: Tracer, node: fx.Node, a: Arguments) -> Result:
         names = ["o", "c"] if not transposed else ["c", "o"]
         out = contract(t, [(x, ["n", "c", *space]), (w, [*names, *kernel])], ["n", "o", *space], shape)
     else:
-        out = _grouped(t, x, w, groups, transposed, shape)
+        out = _grouped(t, x, w, groups, transposed, shape, alike=groups is not a["groups"])
     return add_bias(t, out, a.get("bias"), 1)
 
 
@@ -250,12 +250,17 @@ def _keeps_positions(a: Arguments, weight: tuple[int, ...], d: int) -> bool:
     return weight[2 + d] == 1 and at(a["stride"]) == 1 and pad in (0, "valid", "same")
 
 
-def _grouped(t: Tracer, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...]) -> Value:
+def _grouped(
+    t: Tracer, x: Value, w: Value, groups: int, transposed: bool, shape: tuple[int, ...], alike: bool
+) -> Value:
     """The grid groups x channels: a unit is a whole group, or a column, the same channel of every group.
 
     A whole group takes its inputs and outputs along; columns of inputs and of outputs stay apart. What gives
     more units is known when everything else is tied. The weight's dim 0 holds the channels of all groups
     (outputs; inputs if transposed), its dim 1 those of one group.
+
+    Args:
+        alike: there are as many groups as samples, each with a kernel of its own: all lose the same.
     """
     inner, made_inner = x.shape[1] // groups, shape[1] // groups
     space = [1] * (len(shape) - 2)
@@ -293,10 +298,12 @@ def _grouped(t: Tracer, x: Value, w: Value, groups: int, transposed: bool, shape
             labels.unite(one_group, (made if transposed else taken)[0])
 
     options = [whole_groups, columns] if groups >= inner else [columns, whole_groups]
-    if inner == 1 and taken.any():
+    if alike:
+        columns(t.labels, [taken, made, one_group])
+    elif inner == 1 and taken.any():
         whole_groups(t.labels, [taken, made, one_group])
     else:
-        t.decide_later([taken, made, one_group], *options)
+        t.labels.decide_later([taken, made, one_group], *options)
     return Value(shape, [*others, made.reshape(1, -1, *space)])
 
 

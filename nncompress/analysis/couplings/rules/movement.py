@@ -110,10 +110,13 @@ def repeat(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 
 def repeat_interleave(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    if not isinstance(a.get("repeats"), int) or not isinstance(a.get("dim"), int):
+    if "self" not in a or not isinstance(a.get("dim"), int):
         return t.unknown(node)
     x = t.value(a["self"])
     dim = x.at(a["dim"])
+    if isinstance(a["repeats"], fx.Node):
+        t.fix_all(t.value(a["repeats"]), "numbers of repetitions")
+        return Value(t.shape(node), t.labels.fix(x.factors, [dim], "repeated by numbers of its own"))
     return Value(
         t.shape(node), [np.repeat(f, a["repeats"], dim) if f.shape[dim] > 1 else f for f in x.factors]
     )

@@ -19,14 +19,16 @@ from nncompress.ir.graph.ops import RESHAPES, op_name
 
 
 def pointwise(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """All tensor arguments broadcast; what stands at one position is united."""
-    shape = t.shape(node)
+    """All tensor arguments broadcast; what stands at one position is united, in each of several results."""
+    shapes = t.shape(node)
+    shape = shapes[0] if isinstance(shapes, list) else shapes
     operands = []
     for value in t.operands(node):
         lead = len(shape) - len(value.shape)
         factors = [f.reshape((1,) * lead + f.shape) for f in value.factors]
         operands.append((factors, [False] * lead + value.spans))
-    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
+    made = t.labels.unify(operands, "meets a fixed size")
+    return [Value(s, list(made)) for s in shapes] if isinstance(shapes, list) else Value(shape, made)
 
 
 def follow_first(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -110,10 +112,9 @@ def fixed(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 
 def reduce(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """mean, max, …: the reduced dims are fixed, unless the result serves a norm (`_normalises`) or is a sum.
+    """mean, max, …: statistics (`STATISTICS`) are taken over the survivors; other reductions fix their dims.
 
-    A sum, or a norm of an order from 0 on, of what is removed is 0: it is a contraction with ones. The
-    statistics of a norm are taken over the survivors.
+    A sum, or a norm of an order from 0 on, of what is removed is 0: it is a contraction with ones.
     """
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
@@ -123,7 +124,7 @@ def reduce(t: Tracer, node: fx.Node, a: Arguments) -> Result:
         order = a.get("ord", a.get("p"))
         sums = order is None or (isinstance(order, int | float) and order >= 0)
     kept = x.factors
-    if own and (sums or _normalises(node)):
+    if own and (sums or _is_statistic(node)):
         if sums:
             t.contraction(node, node.args[0], outputs=[], inputs=dims)
         else:
@@ -166,23 +167,15 @@ def unpooled(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     return Value(t.shape(node), t.labels.unify(operands, "meets a fixed size"))
 
 
-def _normalises(node: fx.Node) -> bool:
-    """Whether a statistic belongs to a norm that is written out.
+STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "logsumexp"}
 
-    The mean of x that is only subtracted from x; the mean of squares or norms, variance or deviation of x
-    that is only made positive by an epsilon and divided by.
-    """
-    source, name = node.args[0], op_name(node)
-    if not isinstance(source, fx.Node) or not node.users:
-        return False
-    if name == "mean" and not _positive(source):
-        return all(op_name(user) == "sub" and user.args == (source, node) for user in node.users)
-    scales = {"add", "sqrt", "rsqrt", "clamp", "clamp_min"}
 
-    def scaled_by(user: fx.Node) -> bool:
-        return op_name(user) in scales or (op_name(user) == "div" and user.args[1] is node)
-
-    return name in ("mean", "var", "std") and all(map(scaled_by, node.users))
+def _is_statistic(node: fx.Node) -> bool:
+    """Whether fewer positions give the same kind of number: not where the place of a maximum is asked for."""
+    values = node.meta["val"]
+    if op_name(node) in ("max", "min") and isinstance(values, list | tuple):
+        return all(op_name(user) == "getitem" and user.args[1] == 0 for user in node.users)
+    return op_name(node) in STATISTICS
 
 
 def _squared(node: fx.Node) -> bool:
@@ -190,14 +183,6 @@ def _squared(node: fx.Node) -> bool:
     if name == "mul":
         return node.args[0] is node.args[1]
     return name == "square" or (name == "pow" and bool(node.args[1] == 2))
-
-
-def _positive(node: fx.Node) -> bool:
-    """A size: a square, a norm, an absolute value, sums and roots of such."""
-    source = node.args[0] if node.args else None
-    if op_name(node) in ("sum", "mean", "sqrt") and isinstance(source, fx.Node):
-        return _positive(source)
-    return _squared(node) or op_name(node) in ("abs", "norm", "linalg_vector_norm")
 
 
 def along(t: Tracer, node: fx.Node, a: Arguments) -> Result:
@@ -302,7 +287,7 @@ def group_norm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
         if f.shape[1] > 1:
             grid = t.labels.unite_along(f, varying(f) - {1}).reshape(groups, channels // groups)
             rows_first = groups >= channels // groups
-            t.decide_later([grid], *(_row, _column) if rows_first else (_column, _row))
+            t.labels.decide_later([grid], *(_row, _column) if rows_first else (_column, _row))
             t.survivor_norms[node] = (1,)
     return Value(x.shape, factors)
 

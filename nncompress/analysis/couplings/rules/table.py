@@ -49,7 +49,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (i.index_select, "index_select"),
     (i.slice_scatter, "slice_scatter"),
     (i.select_scatter, "select_scatter"),
-    (i.scattered, "gather scatter scatter_add scatter_reduce index_add index_copy"),
+    (i.scattered, "gather scatter scatter_add scatter_reduce index_add index_copy index_reduce index_fill"),
     (i.masked_scatter, "masked_scatter"),
     (i.sampled, "grid_sampler grid_sampler_2d grid_sampler_3d"),
     (i.embedding_bag, "embedding_bag _embedding_bag"),
@@ -77,7 +77,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (
         p.reduce,
         "mean sum amax amin max min any all prod norm linalg_vector_norm var std var_mean std_mean logsumexp"
-        " argmax argmin count_nonzero aminmax nansum median",
+        " argmax argmin count_nonzero aminmax nansum median nanmedian quantile nanquantile kthvalue mode",
     ),
     (
         p.along,
@@ -109,7 +109,8 @@ _TABLE: list[tuple[Rule, str]] = [
         " hardsigmoid hardtanh relu relu6 selu elu celu gelu silu mish leaky_relu softplus threshold"
         " log_sigmoid clamp clamp_min clamp_max softsign hardshrink softshrink tanhshrink sigmoid tanh"
         " rsqrt sqrt exp log1p floor_divide bitwise_and bitwise_or logical_and logical_or logical_not"
-        " heaviside nan_to_num atan2 fmod remainder isnan isinf copy",
+        " heaviside nan_to_num atan2 fmod remainder isnan isinf copy complex polar _conj _neg_view frexp"
+        " fake_quantize_per_tensor_affine_cachemask",
     ),
     (p.gated, "glu"),
     (p.as_complex, "view_as_complex"),
