@@ -321,62 +321,6 @@ def test_the_place_of_a_maximum_over_channels_pins_them():
     assert not couplings.groups
 
 
-def test_biases_per_head_leave_whole_heads():
-    """As in Transformer-XL and Conformer: a stored [heads, head size] is added to queries of that grid."""
-
-    class Biased(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.qkv, self.out = nn.Linear(8, 96), nn.Linear(32, 5)
-            self.u, self.v = (nn.Parameter(torch.randn(4, 8)) for _ in range(2))
-
-        def forward(self, x):
-            q, k, v = self.qkv(x).view(-1, 6, 3, 4, 8).unbind(2)
-            near = torch.einsum("bihd,bjhd->bhij", q + self.u, k)
-            far = torch.einsum("bihd,bjhd->bhij", q + self.v, k.roll(1, 1))
-            return self.out(torch.einsum("bhij,bjhd->bihd", (near + far).softmax(-1), v).flatten(2))
-
-    given, couplings = analysed(Biased(), torch.randn(2, 6, 8))
-    assert list(sizes(couplings).values()) == [4]
-    prune(given, couplings)
-
-
-def test_kernels_that_are_mixed_for_each_sample_lose_channels():
-    """As many groups as samples: a convolution of a batch that is folded into the channels."""
-
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.gate, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8, 3), nn.Linear(12, 5)
-            self.kernels = nn.Parameter(torch.randn(3, 12, 8, 3, 3))
-
-        def forward(self, x):
-            h = self.a(x).relu()
-            mix = self.gate(h.mean((2, 3))).softmax(-1)
-            kernels = torch.einsum("be,eoihw->boihw", mix, self.kernels).reshape(-1, 8, 3, 3)
-            y = F.conv2d(h.reshape(1, -1, 6, 6), kernels, groups=x.shape[0])
-            return self.out(y.view(x.shape[0], 12, 4, 4).mean((2, 3)))
-
-    given, couplings = analysed(Mixed(), torch.randn(2, 3, 8, 8))
-    assert sorted(sizes(couplings).values()) == [8, 12]
-    prune(given, couplings)
-
-
-def test_units_are_found_again_when_folded_weights_change_the_names_of_groups():
-    class Wavelets(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 1)
-            self.register_buffer("h", torch.randn(2, 1, 2, 2))
-
-        def forward(self, x):
-            return self.b(F.conv2d(self.a(x).relu(), self.h.repeat(8, 1, 1, 1), groups=8))
-
-    given, couplings = analysed(Wavelets(), torch.randn(2, 3, 8, 8))
-    assert sizes(couplings) == {"a": 8}
-    prune(given, couplings)
-
-
 def test_tied_weights_stay_tied():
     given = model("tied")
     couplings = find_couplings(given)
