@@ -30,8 +30,9 @@ from nncompress.analysis.observe.walk import Walk
 from nncompress.devices import processor
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
-from nncompress.passes.quantize.rotation.rotate import turn
-from nncompress.passes.quantize.rotation.streams import find_streams
+from nncompress.passes import Context
+from nncompress.passes.invariance.rotation.streams import find_streams
+from nncompress.passes.invariance.rotation.turn import Axes, rotate
 
 TIMES, CHANNELS = 100, 4
 PRINCIPAL = 4
@@ -74,7 +75,7 @@ def plant(model: Model) -> Model:
 def aligned(model: Model, ids: Tensor) -> Model:
     """A copy whose stream has the directions that it is largest in along single channels."""
     model = model.copy()
-    (stream,) = find_streams(model)[0]
+    streams = find_streams(model)[0]
     seen: list[Tensor] = []
     walk = Walk(model)
     for node in model.graph.nodes:
@@ -85,9 +86,10 @@ def aligned(model: Model, ids: Tensor) -> Model:
     rows = torch.cat(seen)
     rows -= rows.mean(1, keepdim=True)
     largest = torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :PRINCIPAL]
-    at = torch.randperm(stream.width, generator=torch.Generator().manual_seed(0))[:PRINCIPAL]
-    channels = torch.eye(stream.width, dtype=torch.float64)[:, at]
-    turn(model, stream, _axes(largest) @ _axes(channels).T)
+    at = torch.randperm(streams[0].width, generator=torch.Generator().manual_seed(0))[:PRINCIPAL]
+    channels = torch.eye(streams[0].width, dtype=torch.float64)[:, at]
+    matrix = _axes(largest) @ _axes(channels).T
+    rotate(model, streams, Axes("", False, lambda *_: [matrix]), Context())
     return model
 
 

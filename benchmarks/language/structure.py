@@ -8,6 +8,7 @@ share of the multiply-adds (a row says which). Perplexity is of torch, on text t
 | row        |                                                                                              |
 |------------|----------------------------------------------------------------------------------------------|
 | ours       | prune-nodes --macs                                                                           |
+| rotated    | prune-nodes --macs --rotate; separate: --blocks separate, too                                 |
 | factorize  | factorize --macs, also ours                                                                  |
 | random     | prune-nodes --macs --criterion random --no-compensate: the mean of three seeds               |
 | magnitude  | prune-nodes --macs --criterion l2 --no-compensate                                            |
@@ -160,6 +161,8 @@ def main() -> None:
         plain = f"prune-nodes:macs={macs},compensate=false,renormalize=false,criterion="
         for name, seeds, options in (
             ("ours", (0,), f"prune-nodes:macs={macs}"),
+            ("rotated", (0,), f"prune-nodes:macs={macs},rotate=true"),
+            ("rotated, separate", (0,), f"prune-nodes:macs={macs},rotate=true,blocks=separate"),
             ("factorize", (0,), f"factorize:macs={macs}"),
             ("magnitude", (0,), f"{plain}l2"),
             ("random", (0, 1, 2), f"{plain}random"),

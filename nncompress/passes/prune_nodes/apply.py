@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
 from nncompress.passes.cut import apply_cut, check_budget, proven_cut, refusal, refuse_16_bits, removals
+from nncompress.passes.invariance.rotation.turn import PRINCIPAL
+from nncompress.passes.invariance.rotation.whichever import turned_alike, with_rotation
 from nncompress.passes.prune_nodes.compensated import compensated
 from nncompress.passes.prune_nodes.contributions import group_contributions
 from nncompress.passes.prune_nodes.latency_budget import by_latency
@@ -40,6 +44,8 @@ def requires(options: PruneNodes, model: Model, context: Context) -> None:
                 got=f"{data.spec} has none",
                 remedy="--criterion reconstruction needs none",
             )
+    if options.rotate:
+        need_data(context, options.name, "--rotate finds the axes that it lies along")
     if options.drop_blocks:
         need_data(context, options.name, "--drop-blocks measures what each block contributes")
     broken = spoiling(model)
@@ -74,6 +80,9 @@ def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> Non
 
 
 def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
+    if options.rotate:
+        work = partial(apply, replace(options, rotate=False))
+        return with_rotation(options.name, PRINCIPAL, model, context, work)
     context.progress.step("finding what is tied together", 0, 1)
     fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
     couplings = find_couplings(model)
@@ -184,4 +193,8 @@ def contributions(
     inputs: tuple[Tensor, ...],
     context: Context,
 ) -> dict[str, float]:
-    return group_contributions(before, changes, inputs)
+    reference = before
+    if options.rotate:
+        reference = before.copy()
+        turned_alike(reference, changes, PRINCIPAL, context)
+    return group_contributions(reference, changes, inputs)

@@ -102,6 +102,10 @@ class PruneNodes(Pass):
         (), metavar="PATTERN", help="layers whose nodes stay, e.g. 'head*' (repeatable)"
     )
     round_to: int = option(1, least=1, help="leave a multiple of this many nodes where a group has that many")
+    rotate: bool = option(
+        False,
+        help="also see a transformer's residual stream in its principal axes, if it then errs less on --data",
+    )
     verify: bool = option(True, help="prove the result against the original with zeroed consumers")
 
     def __post_init__(self) -> None:

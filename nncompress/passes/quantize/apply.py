@@ -27,6 +27,8 @@ from nncompress.ir.graph.places import layer_name, place
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
+from nncompress.passes.invariance.rotation.turn import SPREAD
+from nncompress.passes.invariance.rotation.whichever import turned_alike, with_rotation
 from nncompress.passes.quantize.by_clock import slow_in_int8
 from nncompress.passes.quantize.calibrate import (
     CalibrationStatistics,
@@ -53,7 +55,6 @@ from nncompress.passes.quantize.recurrent import (
     weights_of,
     without_groups,
 )
-from nncompress.passes.quantize.rotation.rotate import turned_as, with_rotation
 from nncompress.passes.quantize.round import Left, Rounding
 from nncompress.passes.quantize.small import too_small
 
@@ -123,7 +124,8 @@ def _refuse_other_dtypes(weights: Sequence[Weight], taken: str) -> None:
 
 def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
     if options.rotate:
-        return with_rotation(model, context, partial(apply, replace(options, rotate=False)))
+        work = partial(apply, replace(options, rotate=False))
+        return with_rotation(options.name, SPREAD, model, context, work)
     prepare(model, include_head=options.include_head)
     if options.mode == "float16":
         return _halve(model)
@@ -275,7 +277,7 @@ def contributions(
 ) -> dict[str, float]:
     reference = before.copy()  # as it was when its layers were rounded
     if options.rotate:
-        turned_as(reference, changes, context.seed)
+        turned_alike(reference, changes, SPREAD, context)
     prepare(reference, include_head=options.include_head)
     if for_the_kernel(options.mode, context.target, options.weight_bits):
         one_layer_each(reference, options.keep)

@@ -18,7 +18,7 @@ from nncompress.ir import Model
 from nncompress.ir.formats.groups import Groups
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, RESHAPES, op_name
 from nncompress.ir.layers.weights import Layer
-from nncompress.passes.quantize.equalization.sources import norm_vectors
+from nncompress.passes.invariance.sources import norm_vectors
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of the second moment; half of AWQ's, of the mean size
 KEEPS = COPIES | RESHAPES | DROPOUTS  # the order of values

@@ -29,9 +29,9 @@ from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import LEVELS, round_weight
 from nncompress.ir.layers.weights import Layer, layers, reads
 from nncompress.passes.base import Context
-from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReader, Followed, example_shapes
-from nncompress.passes.quantize.equalization.sources import is_matrix, sources
-from nncompress.passes.quantize.equalization.unchanged import outputs_of_few, prove_alike
+from nncompress.passes.invariance.followed import OTHER, ChannelReader, Followed, example_shapes
+from nncompress.passes.invariance.sources import is_matrix, sources
+from nncompress.passes.invariance.unchanged import outputs_of_few, prove_alike
 
 SAMPLES, BATCH = 128, 16  # whose values are looked at; every other batch is held out
 Hooks = Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]
@@ -175,7 +175,7 @@ def smooth(
     if len(model.graph.nodes) > size:
         model.refresh()
     after = outputs_of_few(model, context)
-    prove_alike(model, before, after, "scaling channels", "--no-smooth leaves them")
+    prove_alike("quantize", model, before, after, "scaling channels", "--no-smooth leaves them")
     plain, smoothed = (math.sqrt(sum(row[i] for row in found) / len(found)) for i in (1, 2))
     return Smoothed(len(found), sum(costs for costs, _, _ in found), plain, smoothed)
 

@@ -26,11 +26,17 @@ def outputs_of_few(model: Model, context: Context) -> tuple[Tensor, ...]:
 
 
 def prove_alike(
-    model: Model, before: tuple[Tensor, ...], after: tuple[Tensor, ...], what: str, without: str
+    name: str,
+    model: Model,
+    before: tuple[Tensor, ...],
+    after: tuple[Tensor, ...],
+    what: str,
+    without: str,
 ) -> None:
     """Refuse outputs that moved.
 
     Args:
+        name: of the pass.
         what: was done to the model; without: the flag that leaves it undone.
 
     Raises:
@@ -39,7 +45,7 @@ def prove_alike(
     worst = max((row.amount for row in drift(model, after, before)), default=0.0)
     if worst > ALIKE:
         raise VerificationError(
-            f"quantize: {what} changed what the model computes in floats",
+            f"{name}: {what} changed what the model computes in floats",
             got=f"outputs {worst:.2%} away",
             remedy=without,
         )

@@ -3,6 +3,9 @@
 The groups of `couplings` say which dims of which tensors hold the channels of a stream, whatever the
 architecture. Here is checked that nothing looks at single channels: what moves, adds and averages rows of
 channels does to x Q what it does to x, and so does a norm whose scales have gone into the products behind it.
+
+For a Q that does not leave the mean, nothing may look at the mean either. A layer norm does: where norms
+alone read the stream it may be centred, and layer norms are then RMS norms (`centred`).
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from nncompress.ir import Model
 from nncompress.ir.graph.ops import COPIES, DROPOUTS, MOVES, PRODUCTS, op_name
 from nncompress.ir.graph.places import layer_name, place
 from nncompress.ir.layers.weights import Layer, argument, layers, readers, reads
-from nncompress.passes.quantize.equalization.followed import OTHER, ChannelReader, Followed, example_shapes
-from nncompress.passes.quantize.equalization.sources import Source, is_matrix, norm_vectors
+from nncompress.passes.invariance.followed import OTHER, ChannelReader, Followed, example_shapes
+from nncompress.passes.invariance.sources import Source, is_matrix, norm_vectors
 
 SMALL = 1e-4  # of the largest scale of a norm: by one that is smaller its bias is not divided
 _FLOATS = (torch.float32, torch.float64)  # whose rounding is below what a proof of x Q can see
@@ -48,17 +51,29 @@ class Stream:
 
     Attributes:
         name: the layer that begins it.
-        dims: stored tensors, and the dim of each that holds the channels, in their order.
+        dims: stored tensors, and the dim of each that holds the channels, in their order; not the scales of
+            norms, which are all the same then.
+        written: those among them that make what norms read, not those that read it or shift what they make.
+        norms: those whose scales the products behind them must take first.
+        normed: what norms make of it.
+        centred: layer norms that must become RMS norms of a centred stream first.
     """
 
     name: str
     width: int
     dims: tuple[tuple[str, int], ...]
+    written: tuple[tuple[str, int], ...]
     norms: tuple[Norm, ...]
+    normed: tuple[fx.Node, ...]
+    centred: tuple[fx.Node, ...]
 
 
-def find_streams(model: Model) -> tuple[list[Stream], dict[str, str]]:
-    """Those that may be turned; of the others with norms why not, by the layer that begins them."""
+def find_streams(model: Model, *, any_axes: bool = False) -> tuple[list[Stream], dict[str, str]]:
+    """Those that may be turned; of the others with norms why not, by the layer that begins them.
+
+    Args:
+        any_axes: by any orthogonal matrix, not only by one that leaves the mean of the channels.
+    """
     products = {layer.node: layer for layer in layers(model)}
     couplings = find_couplings(model)
     found, reasons = [], {}
@@ -71,15 +86,18 @@ def find_streams(model: Model) -> tuple[list[Stream], dict[str, str]]:
         if not norms or not group.consumers:
             continue
         left = [node for node in left if node not in carriers]
-        reason = _Check(model, group, products).reason()
+        check = _Check(model, group, products, any_axes)
+        reason = check.reason()
         scaled = [] if reason else [_norm(model, node, products) for node in norms if _differ(model, node)]
         reason = reason or next((each for each in scaled if isinstance(each, str)), "")
         if reason:
             reasons[group.name] = reason
             continue
-        dims = tuple((member.tensor, member.dim) for member in group.members)
+        scales = {names[0] for names in (norm_vectors(model, node) for node in norms) if names}
+        dims = {(m.tensor, m.dim): m.role for m in group.members if m.tensor not in scales}
+        written = tuple(d for d, role in dims.items() if role != "input" and d[0] not in check.behind)
         whole = tuple(each for each in scaled if isinstance(each, Norm))
-        found.append(Stream(group.name, group.size, dims, whole))
+        found.append(Stream(group.name, group.size, tuple(dims), written, whole, tuple(norms), check.centred))
     for node in left:
         name = (norm_vectors(model, node) or [""])[0]
         why = couplings.pinned.get((name, 0), "")
@@ -91,8 +109,10 @@ def find_streams(model: Model) -> tuple[list[Stream], dict[str, str]]:
 class _Check:
     """Whether all that holds the channels of a group, or reads them, may be given x Q."""
 
-    def __init__(self, model: Model, group: Group, products: dict[fx.Node, Layer]) -> None:
-        self._model, self._group, self._products = model, group, products
+    def __init__(self, model: Model, group: Group, products: dict[fx.Node, Layer], any_axes: bool) -> None:
+        self._model, self._group, self._products, self._any_axes = model, group, products, any_axes
+        self.centred: tuple[fx.Node, ...] = ()
+        self.behind: set[str] = set()  # tensors that are no part of what is centred
         self._members = {(member.tensor, member.dim) for member in group.members}
         self._place = {}  # of the channels of each node, from the end
         for site in group.carriers:
@@ -124,6 +144,39 @@ class _Check:
             for user in node.users.keys() - self._place.keys():
                 if not self._reads(user, node):
                     return f"{place(user)} reads single channels"
+        return self._why_not_centred() if self._any_axes else ""
+
+    def _why_not_centred(self) -> str:
+        """Why layer norms can not be RMS norms of a centred stream; "" where they can, or there are none."""
+        centred = tuple(node for node in self._place if op_name(node) == "layer_norm")
+        if not centred:
+            return ""
+        behind, waiting = set(), list(centred)
+        while waiting:  # what norms made, moved around
+            node = waiting.pop()
+            if node not in behind and node in self._place and node not in self._products:
+                behind.add(node)
+                waiting += node.users
+        for node in behind:
+            rows = [each for each in node.all_input_nodes if self._is_row(each, node)]
+            values = [each for each in rows if each.op != "get_attr"]
+            if node in centred and values[0] in behind:
+                return f"{place(node)} follows a norm"
+            if node not in centred and any(each not in behind for each in values):
+                return f"{place(node)} adds to what a norm made"
+        for node in self._place.keys() - behind:
+            if self._squares(node) or op_name(node) == "rms_norm":
+                return f"{place(node)} is no layer norm, and reads it beside layer norms"
+            for user in node.users.keys() - self._place.keys():
+                if user in self._products:
+                    return f"{place(user)} reads it without a norm"
+        for name, _ in self._members:
+            users = [user for node in readers(self._model, name) for user in node.users]
+            if any(user in behind for user in users):
+                self.behind.add(name)
+                if not all(user in behind for user in users):
+                    return f"{name} is added before a norm and behind it"
+        self.centred = centred
         return ""
 
     def _is_float(self, name: str) -> bool:
@@ -148,7 +201,10 @@ class _Check:
             layer = self._products[node]
             return self._has(layer, layer.roles.outputs) and self._fits(layer) and self._follows(layer)
         if name in ("add", "sub"):
-            return all(self._is_row(each, node) or not self._varies(each, node) for each in node.args[:2])
+            return all(
+                self._is_row(each, node) or not (self._any_axes or self._varies(each, node))
+                for each in node.args[:2]
+            )
         if name in _NORMS:
             return self._place[node] == 1
         if self._squares(node):
@@ -176,7 +232,9 @@ class _Check:
         value = user.meta.get("val")
         if op_name(user) in _SPLITS:
             return True  # of their parts each is looked at
-        return not isinstance(value, Tensor | list | tuple) or self._over_channels(user, node)
+        if not isinstance(value, Tensor | list | tuple):
+            return True
+        return self._over_channels(user, node) and (not self._any_axes or self._squares(node))
 
     def _fits(self, layer: Layer) -> bool:
         return layer.kind in _LAYERS and layer.groups == 1 and not layer.weight.quantized

@@ -1,0 +1,73 @@
+"""Run a pass on a model as it is and in other axes of its residual streams, and keep what errs less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
+from nncompress.ir import Model
+from nncompress.passes.base import Change, Context
+from nncompress.passes.invariance.rotation.streams import find_streams
+from nncompress.passes.invariance.rotation.turn import Axes, rotate
+from nncompress.passes.invariance.unchanged import outputs_of_few, prove_alike
+
+Work = Callable[[Model, Context], list[Change]]
+
+
+def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: Work) -> list[Change]:
+    """Change a model, in place, in those axes of its residual streams, its own or others, in which the
+    outputs then err less; without data there is nothing to tell by, and they are turned.
+
+    Args:
+        name: of the pass.
+        work: changes a model in place.
+    """
+    turned = model.copy()
+    streams, reasons = find_streams(turned, any_axes=axes.any_axes)
+    skipped = [Change(_name(n), f"skipped: {why}", applied=False) for n, why in reasons.items()]
+    if not streams:
+        if not reasons:
+            none = "no residual stream between norms with scales of their own was found"
+            context.notes.append(f"{name}: --rotate turned nothing: {none}")
+        return skipped + work(model, context)
+    rotate(turned, streams, axes, context)
+    before, after = outputs_of_few(model, context), outputs_of_few(turned, context)
+    prove_alike(name, model, before, after, "turning the residual stream", "leave --rotate out")
+    done = [
+        Change(_name(each.name), f"turned: its {each.width} channels are {axes.told}") for each in streams
+    ]
+    if context.data is None:
+        done += work(turned, context)
+        _become(model, turned)
+        return skipped + done
+    held = fit_and_decide(model, context.data, context.batch_size, context.limit)[1]
+    original = model.copy()
+    tries = [(each, replace(context, notes=[], warnings=[])) for each in (model, turned)]
+    both = [work(each, own) for each, own in tries]
+    errors = [output_error(original, each, held)() ** 0.5 for each, _ in tries]
+    better = errors[1] < errors[0]
+    context.notes += tries[better][1].notes
+    context.warnings += tries[better][1].warnings
+    figures = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
+    if better:
+        _become(model, turned)
+        context.notes.append(f"{name}: with the residual stream turned {figures}")
+        return skipped + done + both[1]
+    skipped += [replace(each, what=f"skipped: turned, {figures}", applied=False) for each in done]
+    return skipped + both[0]
+
+
+def turned_alike(model: Model, changes: list[Change], axes: Axes, context: Context) -> None:
+    """Turn a model as the one that `changes` are of was."""
+    done = {change.where for change in changes if change.applied}
+    found, _ = find_streams(model, any_axes=axes.any_axes)
+    rotate(model, [each for each in found if _name(each.name) in done], axes, context)
+
+
+def _name(stream: str) -> str:
+    return f"residual stream of {stream}"
+
+
+def _become(model: Model, other: Model) -> None:
+    model.graph_module, model.inputs = other.graph_module, other.inputs
