@@ -63,6 +63,14 @@ def memory() -> int:
     return min([there, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
+def give_back() -> None:
+    """Memory that was freed goes back to the system: glibc keeps what lies below a block that is in use."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # not in musl
+            trim(0)
+
+
 def most_bytes() -> int:
     """What the tensors of a run, weights and inputs aside, may take at a time; and what one tensor may."""
     return memory() // 4

@@ -23,6 +23,7 @@ from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import layers
+from nncompress.memory import give_back
 from nncompress.options import flag_of
 from nncompress.passes import Change, Context, Pass, Quantize
 from nncompress.passes.base import NEAR
@@ -238,7 +239,9 @@ def _edited(model: Model, each: Pass, context: Context) -> tuple[Model, Model, l
     start = edited.copy() if computed else model
     _check_patterns(each, start)
     each.requires(start, context)
+    give_back()  # most of what a command holds at its peak was needed before and is free
     changes = each.apply(edited, context)
+    give_back()
     if not any(change.applied for change in changes):
         return start, model, changes
     edited.refresh()

@@ -375,3 +375,17 @@ def test_a_module_that_takes_no_single_sample_is_run_on_none(tmp_path):
     assert model.least_batch == 2
     assert any("takes no single sample" in each for each in told)
     nncompress.save(model, tmp_path / "m.onnx")
+
+
+def test_a_graph_that_is_read_as_it_is_in_the_file_runs_once(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    model = Model.from_module(net, (torch.randn(2, 3, 8, 8),))
+    x = torch.randn(3, 3, 8, 8)
+    expected = model(x)
+    with monkeypatch.context() as patched:  # the program of the file tells that it runs
+        patched.setattr(Model, "outputs_of", lambda *_: pytest.fail("the same calls run again"))
+        nncompress.save(model, tmp_path / "m.pt2")
+        found = nncompress.load(tmp_path / "m.pt2")
+    assert found.agreement == 0.0
+    assert torch.equal(found(x), expected)

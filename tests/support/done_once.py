@@ -56,7 +56,7 @@ def refreshed_once(refresh: Callable[[Model], None]) -> Callable[[Model], None]:
     @wraps(refresh)
     def refreshed(model: Model) -> None:
         remove_dead_code(model.graph_module)
-        if model._traced_form is not None and model._traced_form == form_of(model.graph_module):
+        if model.has_shapes:
             return
         own = _tensors(model.graph_module)
         if not _kept(own):
@@ -74,7 +74,7 @@ def refreshed_once(refresh: Callable[[Model], None]) -> Callable[[Model], None]:
             graph_module, names = kept[key]
             memo: dict[int, Any] = {at: own[name] for at, name in names.items()}
             model.graph_module = copy.deepcopy(graph_module, memo)
-            model._traced_form = form_of(model.graph_module)
+            model.traced_form = form_of(model.graph_module)
             return
         refresh(model)
         names = {id(t): name for name, t in own.items()}

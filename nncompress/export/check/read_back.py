@@ -16,6 +16,7 @@ from nncompress.export.check.compare import compare
 from nncompress.ir import Model
 from nncompress.ir.formats.raw_bytes import raw_bytes
 from nncompress.ir.formats.samples import samples_of, verification_inputs
+from nncompress.ir.graph.form import same_calls
 from nncompress.ir.graph.ops import op_name
 from nncompress.loading import load_model
 from nncompress.loading.file_record import read_header
@@ -48,6 +49,8 @@ def read_back_pt2(model: Model, file: Path) -> str:
     samples = samples_of(model.inputs), samples_of(found.inputs)
     if len(samples[0]) != len(samples[1]) or any(map(_differs, *samples)):
         raise _other(file, "the samples kept with it differ")
+    if same_calls(model.graph, found.graph, str.__eq__):  # on tensors that were compared above
+        return ""
     inputs = verification_inputs(model)
     try:
         expected = _run(model, inputs)

@@ -28,12 +28,12 @@ def fold_batch_norms(model: Model) -> list[tuple[str, str]]:
     weight or bias is shared with another layer or already int8, and after an addition or concatenation.
     Calls `model.refresh()` if anything was folded.
     """
-    folded = []
-    for layer, norm in foldable_norms(model):
-        folded.append((layer.name, norm_name(norm)))
-        _fold(model, layer, norm)
-    if folded:
-        model.refresh()
+    found = foldable_norms(model)
+    folded = [(layer.name, norm_name(norm)) for layer, norm in found]
+    if found:
+        with edit.keeping_shapes(model):
+            for layer, norm in found:
+                _fold(model, layer, norm)
     return folded
 
 

@@ -11,11 +11,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 
+from nncompress.ir.graph.form import form_of
 from nncompress.ir.graph.model import Model
+from nncompress.ir.graph.normal_form.normalize import remove_dead_code
 from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
+
+
+@contextmanager
+def keeping_shapes(model: Model) -> Iterator[None]:
+    """Edits that leave the shape of every value as it was, and refreshes; nothing is exported again where the
+    new nodes that compute say their own (`meta["val"]`)."""
+    right = model.has_shapes
+    yield
+    if right:
+        remove_dead_code(model.graph_module)
+        _tell_stored_shapes(model)
+        model.traced_form = form_of(model.graph_module)
+    model.refresh()
+
+
+def _tell_stored_shapes(model: Model) -> None:
+    values = (node.meta.get("val") for node in model.graph.nodes if node.op == "placeholder")
+    mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    for node in model.graph.nodes:
+        if mode is not None and node.op == "get_attr" and "val" not in node.meta:
+            node.meta["val"] = mode.from_tensor(model.tensor(str(node.target)), static_shapes=True)
 
 
 def fresh_name(model: Model, wanted: str) -> str:

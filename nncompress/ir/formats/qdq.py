@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
+import nncompress.ir.formats.qdq_kernels  # noqa: F401  declares the ops, with kernels of ours
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.normal_form.normalize import remove_dead_code
@@ -147,6 +147,8 @@ def insert_pair(node: fx.Node, qparams: QParams, readers: Collection[fx.Node]) -
     with edit.inserting_before(behind) as call:
         quantized = call(ops.quantize_per_tensor.default, node, *bounds)
         dequantized = call(ops.dequantize_per_tensor.default, quantized, *bounds)
+    if "val" in node.meta:
+        quantized.meta["val"], dequantized.meta["val"] = node.meta["val"].to(torch.uint8), node.meta["val"]
     node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user in readers)
 
 
@@ -216,8 +218,12 @@ def store_int8(model: Model, name: str, stored: Tensor, scales: Tensor, axis: in
         value = call(
             ops.dequantize_per_channel.default, int8_node, scale_node, None, axis, -top, top, torch.int8
         )
+    if "val" in first.meta:
+        value.meta["val"] = first.meta["val"].detach()  # no parameter
     for node in nodes:
         edit.replace_node(node, value)
+    for alias in edit.names_of(model, model.tensor(name)):  # now, not after all layers: it is the larger one
+        edit.remove_tensor(model, alias)
 
 
 def bias_units(model: Model) -> list[tuple[Layer, float, str]]:

@@ -52,6 +52,7 @@ class Model:
         history: what was done to it, oldest first; JSON objects.
         agreement: the largest relative distance of an output from that of the file or module that it was read
             from, as found on loading; None: not compared; not kept in files.
+        traced_form: for which the shapes in the graph are right, see `form_of`; None: maybe for none.
         metadata: JSON object kept with the model: `normalize` (how its images are normalised), `constants`
             (stored tensors that the state_dict of where it came from does not hold), `sizes`,
             `least_batch`, …
@@ -73,7 +74,7 @@ class Model:
         self.history = list(history)
         self.metadata = dict(metadata or {})
         self.agreement: float | None = None
-        self._traced_form: Hashable | None = None  # for which the shapes in the graph are right
+        self.traced_form: Hashable | None = None
 
     # -- made from ---------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class Model:
         if constants:
             model.metadata["constants"] = constants
         if complete:
-            model._traced_form = form_of(graph_module)
+            model.traced_form = form_of(graph_module)
         else:
             model.refresh()
         return model
@@ -236,9 +237,9 @@ class Model:
         prefix, _, leaf = name.rpartition(".")
         return getattr(self.graph_module.get_submodule(prefix), leaf)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name, tied ones under every name they have."""
-        return self.graph_module.state_dict()
+        return self.graph_module.state_dict(keep_vars=keep_vars)
 
     def example_inputs(
         self, batch: int = 2, seed: int = 0, sizes: Mapping[str, int] | None = None
@@ -270,17 +271,18 @@ class Model:
 
     # -- change ------------------------------------------------------------------------------------------
 
-    def copy(self) -> Model:
-        """A deep copy: weights, graph and history."""
+    def copy(self, *, weights: bool = True) -> Model:
+        """A deep copy; without `weights` its tensors are these ones, to which then nothing may write."""
+        stored = () if weights else self.state_dict(keep_vars=True).values()
         copied = Model(
-            copy.deepcopy(self.graph_module),
+            copy.deepcopy(self.graph_module, {id(tensor): tensor for tensor in stored}),
             self.inputs,
             self.outputs,
             self.dynamic,
             copy.deepcopy(self.history),
             copy.deepcopy(self.metadata),
         )
-        copied._traced_form = self._traced_form
+        copied.traced_form = self.traced_form
         return copied
 
     def set_training(self, training: bool) -> None:
@@ -302,6 +304,11 @@ class Model:
             self.graph_module, self.inputs, self.outputs, self.dynamic, self.history, self.metadata
         )
 
+    @property
+    def has_shapes(self) -> bool:
+        """Those in the graph are right: only values of weights have changed since they were derived."""
+        return self.traced_form is not None and self.traced_form == form_of(self.graph_module)
+
     def refresh(self) -> None:
         """After an edit: drop dead code and derive every node's shape anew by exporting again.
 
@@ -311,10 +318,10 @@ class Model:
             UnsupportedError: the edited graph does not trace; the message names the op.
         """
         remove_dead_code(self.graph_module)
-        if self._traced_form is not None and self._traced_form == form_of(self.graph_module):
+        if self.has_shapes:
             return
         fresh = Model.from_exported(self._traced(self.graph_module, batch=2), inputs=self.inputs)
-        self.graph_module, self._traced_form = fresh.graph_module, fresh._traced_form
+        self.graph_module, self.traced_form = fresh.graph_module, fresh.traced_form
 
     def exported_program(self, batch: int = 2) -> ExportedProgram:
         """The model as a `torch.export` program with the same names and dynamic dims.

@@ -60,7 +60,7 @@ from nncompress.passes.quantize.small import too_small
 
 
 def requires(options: Quantize, model: Model, context: Context) -> None:
-    model = model.copy()
+    model = model.copy(weights=False)  # what `prepare` computes it stores anew
     prepare(model, include_head=options.include_head)
     found, recurrent = list(layers(model)), list(recurrent_layers(model))
     folded = {layer.name: norm for layer, norm in foldable_norms(model)}

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from nncompress.analysis.rounding.coordinate_descent import round_adaptively
 from nncompress.data import Dataset
 from nncompress.ir import Model
+from nncompress.ir.edit import nodes as edit
 from nncompress.ir.formats.qdq import (
     QParams,
     insert_dynamic,
@@ -134,13 +135,13 @@ class Rounding:
         left = {**left, **self.left}
         chosen, changes = choose(model, self.keep)
         wanted = [layer for layer in chosen if layer.name not in left]
-        rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
-        recurrent, skipped = choose_recurrent(model, self.keep)
-        asked = [layer for layer in recurrent if layer.name not in left]
-        rounded += round_recurrent(model, asked, self.statistics.bits, integers=self.integers)
+        with edit.keeping_shapes(model):
+            rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
+            recurrent, skipped = choose_recurrent(model, self.keep)
+            asked = [layer for layer in recurrent if layer.name not in left]
+            rounded += round_recurrent(model, asked, self.statistics.bits, integers=self.integers)
         names = [layer.name for layer in chosen] + [layer.name for layer in recurrent]
         kept = [Change(name, left[name], applied=False) for name in names if name in left]
-        model.refresh()
         if self.unbiased is not None:
             correct_biases(model, self.reference, self.unbiased, self.limit)
         round_biases(model)

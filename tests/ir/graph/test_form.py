@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from records import Records
+from torch import Tensor, fx, nn
 
 from nncompress.ir import Model
+from nncompress.ir.edit.fold import fold_batch_norms
 from nncompress.ir.graph import model as model_module
+from nncompress.ir.graph.form import same_calls
+from nncompress.passes import Context, Quantize
 
 
 class Net(nn.Module):
@@ -84,3 +88,66 @@ def test_a_node_without_a_shape_gets_one(model, traces):
     model.refresh()
     assert len(traces) == 1
     assert all("val" in n.meta for n in model.graph.nodes if n.op == "call_function")
+
+
+def test_batch_norms_are_folded_and_layers_rounded_without_a_trace(traces):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = Model.from_module(net.eval(), (torch.randn(2, 3, 8, 8),))
+    del traces[:]
+    assert fold_batch_norms(model)
+    data = Records((torch.randn(16, 3, 8, 8),))
+    assert all(change.applied for change in Quantize().apply(model, Context(data=data)))
+    assert not traces
+    again = Model.from_exported(model.exported_program())
+
+    def shapes(of: Model) -> list[str]:
+        return [f"{n.target} {n.meta['val']}" for n in of.graph.nodes if n.op == "call_function"]
+
+    assert shapes(model) == shapes(again)
+    stored = [n for n in model.graph.nodes if n.op == "get_attr"]
+    assert all(n.meta["val"].shape == model.tensor(n.target).shape for n in stored)
+
+
+def _graph(forward) -> fx.Graph:
+    class Of(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self, x)
+
+    return torch.export.export(Of(), (torch.ones(3, 4),)).module().graph
+
+
+def _dead(m, x):
+    x.sin()
+    return x * m.a + 2
+
+
+def test_the_same_calls_on_the_same_tensors():
+    one = _graph(lambda m, x: x * m.a + 2)
+    assert same_calls(one, _graph(lambda m, x: (x * m.a + 2,)), str.__eq__)
+    assert same_calls(one, _graph(_dead), str.__eq__)
+    assert not same_calls(one, _graph(lambda m, x: x * m.a + 2), lambda one, other: False)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x * m.b + 2,
+        lambda m, x: x * m.a + 2.0,
+        lambda m, x: x * m.a - 2,
+        lambda m, x: m.a * x + 2,
+        lambda m, x: (x * m.a + 2).relu(),
+        lambda m, x: (x * m.a + 2, x),
+    ],
+)
+def test_other_calls(forward):
+    assert not same_calls(_graph(lambda m, x: x * m.a + 2), _graph(forward), str.__eq__)
+
+
+def test_what_is_drawn_at_random_or_written_is_not_told():
+    for forward in (lambda m, x: x * torch.rand(4), lambda m, x: x.clone().add_(m.a)):
+        assert not same_calls(_graph(forward), _graph(forward), str.__eq__)

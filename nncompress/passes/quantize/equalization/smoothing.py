@@ -156,13 +156,16 @@ def smooth(
     seen = _look(model, [each.layer.data for site in sites for each in site.readers], context, run)
     if seen is None:
         return None
-    before, size = outputs_of_few(model, context), len(model.graph.nodes)
+    before: tuple[Tensor, ...] | None = None
+    size = len(model.graph.nodes)
     found = []
     for done, site in enumerate(sites):
         context.progress.step("smoothing activations", done, len(sites))
         scales, plain, smoothed = _best(site, wanted, seen, ranges, bits)
         if scales is None:
             continue
+        if before is None:
+            before = outputs_of_few(model, context)
         site.divide(scales)
         for reader in site.readers:
             weight = reader.layer.weight.value().double()
@@ -170,7 +173,7 @@ def smooth(
             dim = reader.layer.roles.inputs % 2
             reader.layer.weight.assign(weight * (columns if dim else columns[:, None]))
         found.append((site.costs, plain, smoothed))
-    if not found:
+    if before is None:
         return None
     if len(model.graph.nodes) > size:
         model.refresh()
