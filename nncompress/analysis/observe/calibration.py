@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 BINS = 4096  # on each side of zero
 FEW = 16  # samples below which ranges are a guess
-MOST = 1 << 16  # values of an activation that are counted of each batch: more tell no more of their spread
+MOST = (
+    1 << 18
+)  # values of an activation that are counted of each batch: more tell no more of their distribution
 
 
 class Histogram:
