@@ -68,7 +68,7 @@ def _steps(graph: fx.Graph) -> list[Any] | None:
             live.add(node)
             waiting += node.all_input_nodes
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    values = {node: _Value(place) for place, node in enumerate(inputs)}
+    values: dict[fx.Node, Any] = {node: _Value(place) for place, node in enumerate(inputs)}
     steps: list[Any] = [len(inputs)]
     for node in graph.nodes:
         if node.op == "get_attr":
