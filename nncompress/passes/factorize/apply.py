@@ -8,13 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.bench.latency.target import layer_clock
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.edit.recurrent import absorb_inputs, expose_inputs
 from nncompress.ir.graph.shapes import Shapes
+from nncompress.ir.layers.recurrent import recurrent_layers, with_recurrent_matrices
 from nncompress.ir.layers.weights import layers
 from nncompress.options import LossWeights, shares_of
 from nncompress.passes.base import Change, Context, need_data
@@ -29,15 +32,17 @@ from nncompress.passes.factors.forms.base import Form
 from nncompress.passes.factors.replace import replace_layer
 from nncompress.passes.repair import repair
 
+UNTIMED = "a recurrent layer's product of its input is not timed by itself: another budget, as --macs"
+IN_THE_LOOP = "factors cannot stand within a fused layer's steps: prune-nodes takes units, quantize bits"
 SPECTRUM = 32  # ranks of one layer whose error is recorded, and the chosen one
 
 
 def requires(options: Factorize, model: Model, context: Context) -> None:
-    found = list(layers(model))
+    found = with_recurrent_matrices(model)
     if not found:
         raise UsageError(
             "factorize: no layer to factorize",
-            got="no convolution, linear layer or stored matrix",
+            got="no convolution, linear or recurrent layer, or stored matrix",
             remedy="nncompress inspect shows the layers",
         )
     for layer in found:
@@ -48,6 +53,20 @@ def requires(options: Factorize, model: Model, context: Context) -> None:
 
 
 def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
+    before = cost(model)
+    recurrent = [layer.name for layer in recurrent_layers(model)]
+    timed = options.faster or options.latency is not None
+    exposed, left = expose_inputs(model, ["*"] if timed else options.exclude)
+    left = dict.fromkeys(left, UNTIMED) if timed else left
+    changes = _apply(options, model, before, context)
+    absorb_inputs(model, exposed)
+    if exposed:
+        model.refresh()
+    skipped = {**left, **{f"{name}.weight_hh": IN_THE_LOOP for name in recurrent if name not in left}}
+    return changes + [Change(name, f"skipped: {reason}", applied=False) for name, reason in skipped.items()]
+
+
+def _apply(options: Factorize, model: Model, before: Cost, context: Context) -> list[Change]:
     shapes = Shapes(model)
     targets, left = find_targets(model, shapes, options.exclude)
     ratios = shares_of(options.name, "ratios", options.ratios)
@@ -93,7 +112,7 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
         )
     if oracle is not None and oracle.unkept:
         context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
-    choices, reached = _choose(model, per_layer, rule, minimized, oracle, options.exclude, context)
+    choices, reached = _choose(model, before, per_layer, rule, minimized, oracle, options.exclude, context)
     if not any(choice.candidate for choice in choices):
         return changes + [_change(choice, minimized) for choice in choices]
     changes += reached
@@ -136,7 +155,7 @@ def factors_of(
         minimized="layer",
         oracle=None,
     )
-    (choice,) = rule.choices(model, [option], "layer")
+    (choice,) = rule.choices(None, [option], "layer")
     if choice.candidate is None:
         return _change(choice, "layer"), [], None
     _, weights, bias = _factors(choice, statistics)
@@ -186,6 +205,7 @@ def _calibrate(
 
 def _choose(
     model: Model,
+    before: Cost,
     per_layer: list[Option],
     rule: RankRule,
     minimized: str,
@@ -195,7 +215,7 @@ def _choose(
 ) -> tuple[list[Choice], list[Change]]:
     """A choice per option, and what is to be said of the model as a whole."""
     if oracle is None or rule.latency is None:
-        choices = rule.choices(model, per_layer, minimized)
+        choices = rule.choices(before, per_layer, minimized)
         return (choices if oracle is None else confirm(choices, oracle)), []
     timed = [option for option in per_layer if option.timings]
     choices, reached = by_latency(model, timed, rule.latency, minimized == "model", oracle, exclude, context)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nncompress.analysis.cost import cost
+from nncompress.analysis.cost import Cost
 from nncompress.analysis.weight_targets import Target
-from nncompress.ir import Model
 from nncompress.passes.factorize.choose import Choice, Option, by_budget, by_error, by_rank, by_ratio
 
 
@@ -56,8 +55,11 @@ class RankRule:
             return self.err * (1 if minimized == "model" else elements)
         return None if self.share_lost is None else self.share_lost * total
 
-    def choices(self, model: Model, options: Sequence[Option], minimized: str) -> list[Choice]:
+    def choices(self, before: Cost | None, options: Sequence[Option], minimized: str) -> list[Choice]:
         """A choice per option, by anything but latency; for a budget, of those that have such a cost.
+
+        Args:
+            before: of the model; of a budget only.
 
         Raises:
             UsageError: a budget is out of reach; says what is within.
@@ -65,7 +67,7 @@ class RankRule:
         for unit, share in (("macs", self.macs), ("parameters", self.params)):
             if share is not None:
                 counted = [option for option in options if option.unit == unit]
-                return by_budget(getattr(cost(model), unit), counted, share, unit, minimized == "model")
+                return by_budget(getattr(before, unit), counted, share, unit, minimized == "model")
         if not options:
             return []
         if self.rank is not None:

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
-from operator import getitem
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from nncompress.ir import Model
-from nncompress.ir.edit import nodes as edit
+from nncompress.ir.edit.recurrent import one_node_each
 from nncompress.ir.formats.qdq import insert_dynamic, round_weight, store_int8
-from nncompress.ir.layers.recurrent import RecurrentLayer, op_arguments, recurrent_layers
+from nncompress.ir.layers.recurrent import RecurrentLayer, recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight
 from nncompress.passes.base import Change
 
 WITH_INT8_KERNEL = "lstm"
-aten = torch.ops.aten
 
 
 def one_layer_each(model: Model, keep: Collection[str]) -> None:
@@ -32,36 +29,7 @@ def one_layer_each(model: Model, keep: Collection[str]) -> None:
     whole stay one node.
     """
     layers = (layer for layer in recurrent_layers(model) if layer.kind == WITH_INT8_KERNEL)
-    found = [layer.node for layer in layers if not _matches(layer, keep)]
-    several = [node for node in found if op_arguments(node)["num_layers"] > 1]
-    for node in several:
-        _take_apart(node)
-    if several:
-        model.refresh()
-
-
-def _take_apart(node: fx.Node) -> None:
-    given = op_arguments(node)
-    x, layers, params, share = given["input"], given["num_layers"], given["params"], given["dropout"]
-    directions = 2 if given["bidirectional"] else 1
-    each = len(params) // layers
-    ends: list[list[fx.Node]] = []
-    with edit.inserting_before(node) as call:
-        for layer in range(layers):
-            first = layer * directions
-            states = [call(aten.slice.Tensor, state, 0, first, first + directions) for state in given["hx"]]
-            own = params[layer * each : (layer + 1) * each]
-            both, batch_first = given["bidirectional"], given["batch_first"]
-            rest = given["has_biases"], 1, 0.0, given["train"], both, batch_first
-            made = call(aten.lstm.input, x, states, own, *rest)
-            x, *last = (call(getitem, made, position) for position in range(3))
-            ends.append(last)
-            if share and layer < layers - 1:
-                x = call(aten.dropout.default, x, share, given["train"])
-        results = [x, *(call(aten.cat.default, list(parts), 0) for parts in zip(*ends))]
-    for user in list(node.users):
-        edit.replace_node(user, results[user.args[1]])  # type: ignore[index]
-    node.graph.erase_node(node)
+    one_node_each(model, [layer for layer in layers if not _matches(layer, keep)])
 
 
 def choose_recurrent(model: Model, keep: Collection[str]) -> tuple[list[RecurrentLayer], list[Change]]:
