@@ -15,7 +15,7 @@ from nncompress.analysis.weight_targets import Target, find_targets
 from nncompress.bench.latency.target import layer_clock
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.edit.recurrent import absorb_inputs, expose_inputs
+from nncompress.ir.edit.recurrent.inputs import inputs_as_layers
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.ir.layers.recurrent import recurrent_layers, with_recurrent_matrices
 from nncompress.ir.layers.weights import layers
@@ -56,82 +56,76 @@ def apply(options: Factorize, model: Model, context: Context) -> list[Change]:
     before = cost(model)
     recurrent = [layer.name for layer in recurrent_layers(model)]
     timed = options.faster or options.latency is not None
-    exposed, left = expose_inputs(model, ["*"] if timed else options.exclude)
-    left = dict.fromkeys(left, UNTIMED) if timed else left
-    changes = _apply(options, model, before, context)
-    absorb_inputs(model, exposed)
-    if exposed:
-        model.refresh()
-    skipped = {**left, **{f"{name}.weight_hh": IN_THE_LOOP for name in recurrent if name not in left}}
-    return changes + [Change(name, f"skipped: {reason}", applied=False) for name, reason in skipped.items()]
-
-
-def _apply(options: Factorize, model: Model, before: Cost, context: Context) -> list[Change]:
-    shapes = Shapes(model)
-    targets, left = find_targets(model, shapes, options.exclude)
-    ratios = shares_of(options.name, "ratios", options.ratios)
-    if ratios:
-        targets, left = _named(ratios, targets, left)
-    elif options.ratio is not None:
-        ratios = {target.name: options.ratio for target in targets}
-    rule = RankRule(ratios=ratios, **options.asked)
-    if not targets and all(layer.weight.quantized for layer in layers(model)):
-        context.notes.append(
-            "factorize left the model as it was: all its weights are quantized already, and factors are "
-            "floats. Factorize the float model, then quantize."
-        )
-    changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
-    statistics, minimized = _calibrate(model, targets, options.minimize, rule, context)
-    oracle = None
-    if options.faster or options.latency is not None:
-        oracle = LatencyOracle(shapes, layer_clock(context.target), context.ends_in)
-    per_layer = []
-    for done, target in enumerate(targets):
-        context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
-        per_layer.append(
-            option_of(
-                target,
-                shapes,
-                rule,
-                form=options.forms,
-                round_to=options.round_to,
-                statistics=statistics,
-                minimized=minimized,
-                oracle=oracle,
+    with inputs_as_layers(model, ["*"] if timed else options.exclude) as kept:
+        kept = dict.fromkeys(kept, UNTIMED) if timed else kept
+        shapes = Shapes(model)
+        targets, left = find_targets(model, shapes, options.exclude)
+        ratios = shares_of(options.name, "ratios", options.ratios)
+        if ratios:
+            targets, left = _named(ratios, targets, left)
+        elif options.ratio is not None:
+            ratios = {target.name: options.ratio for target in targets}
+        rule = RankRule(ratios=ratios, **options.asked)
+        if not targets and all(layer.weight.quantized for layer in layers(model)):
+            context.notes.append(
+                "factorize left the model as it was: all its weights are quantized already, and factors are "
+                "floats. Factorize the float model, then quantize."
             )
+        left |= {**kept, **{f"{name}.weight_hh": IN_THE_LOOP for name in recurrent if name not in kept}}
+        changes = [Change(name, f"skipped: {reason}", applied=False) for name, reason in left.items()]
+        statistics, minimized = _calibrate(model, targets, options.minimize, rule, context)
+        oracle = None
+        if options.faster or options.latency is not None:
+            oracle = LatencyOracle(shapes, layer_clock(context.target), context.ends_in)
+        per_layer = []
+        for done, target in enumerate(targets):
+            context.progress.step("decomposing" if oracle is None else "timing", done, len(targets))
+            per_layer.append(
+                option_of(
+                    target,
+                    shapes,
+                    rule,
+                    form=options.forms,
+                    round_to=options.round_to,
+                    statistics=statistics,
+                    minimized=minimized,
+                    oracle=oracle,
+                )
+            )
+        context.progress.step("decomposing", len(targets), len(targets))
+        weights = LossWeights(options.name, options.loss_weight)
+        weights.check(layer.name for layer in layers(model))
+        per_layer = [replace(each, weight=weights.of([each.target.name])) for each in per_layer]
+        steps = sorted({each.multiple for each in per_layer if each.timings} - {1})
+        if oracle is not None and steps and options.rank is None:
+            which = " or ".join(map(str, steps))
+            context.notes.append(
+                f"ranks are multiples of {which}, the steps of latency in {oracle.where.runtime_name}"
+            )
+        if oracle is not None and oracle.unkept:
+            context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
+        choices, reached = _choose(
+            model, before, per_layer, rule, minimized, oracle, options.exclude, context
         )
-    context.progress.step("decomposing", len(targets), len(targets))
-    weights = LossWeights(options.name, options.loss_weight)
-    weights.check(layer.name for layer in layers(model))
-    per_layer = [replace(each, weight=weights.of([each.target.name])) for each in per_layer]
-    steps = sorted({each.multiple for each in per_layer if each.timings} - {1})
-    if oracle is not None and steps and options.rank is None:
-        which = " or ".join(map(str, steps))
-        context.notes.append(
-            f"ranks are multiples of {which}, the steps of latency in {oracle.where.runtime_name}"
-        )
-    if oracle is not None and oracle.unkept:
-        context.notes.append(f"the layers' latencies are measured anew each time: {oracle.unkept}")
-    choices, reached = _choose(model, before, per_layer, rule, minimized, oracle, options.exclude, context)
-    if not any(choice.candidate for choice in choices):
-        return changes + [_change(choice, minimized) for choice in choices]
-    changes += reached
-    original = model.copy() if context.data is not None and options.refit else None
-    chosen = [choice for choice in choices if choice.candidate is not None]
-    factors = []
-    for done, choice in enumerate(chosen):  # all of them before the first layer changes
-        context.progress.step("factorizing", done, len(chosen))
-        factors.append(_factors(choice, statistics))
-    context.progress.step("factorizing", len(chosen), len(chosen))
-    if statistics is not None and context.data is not None:
-        context.warn(too_few(options.name, statistics.rows([choice.option.target for choice in chosen])))
-    stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
-    changes += [_change(choice, minimized) for choice in choices]
-    del statistics, per_layer, choices, chosen, factors  # statistics and decompositions
-    model.refresh()
-    if original is not None:
-        changes += repair(original, model, stages, context)
-    return changes
+        if not any(choice.candidate for choice in choices):
+            return changes + [_change(choice, minimized) for choice in choices]
+        changes += reached
+        original = model.copy() if context.data is not None and options.refit else None
+        chosen = [choice for choice in choices if choice.candidate is not None]
+        factors = []
+        for done, choice in enumerate(chosen):  # all of them before the first layer changes
+            context.progress.step("factorizing", done, len(chosen))
+            factors.append(_factors(choice, statistics))
+        context.progress.step("factorizing", len(chosen), len(chosen))
+        if statistics is not None and context.data is not None:
+            context.warn(too_few(options.name, statistics.rows([choice.option.target for choice in chosen])))
+        stages = {choice.option.target: replace_layer(model, *made) for choice, made in zip(chosen, factors)}
+        changes += [_change(choice, minimized) for choice in choices]
+        del statistics, per_layer, choices, chosen, factors  # statistics and decompositions
+        model.refresh()
+        if original is not None:
+            changes += repair(original, model, stages, context)
+        return changes
 
 
 def factors_of(

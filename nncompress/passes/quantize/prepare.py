@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nncompress.ir import Model
-from nncompress.ir.edit.cells import spell_out_cells
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.edit.pools import pad_before_pools
 from nncompress.ir.edit.products import plain_products
+from nncompress.ir.edit.recurrent.cells import spell_out_cells
 from nncompress.passes.quantize.choose import HEAD
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from torch import Tensor
 
 from nncompress.ir import Model
-from nncompress.ir.edit.recurrent import one_node_each
+from nncompress.ir.edit.recurrent.inputs import one_node_each
 from nncompress.ir.formats.qdq import insert_dynamic, round_weight, store_int8
 from nncompress.ir.layers.recurrent import RecurrentLayer, recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nncompress.ir import Model
-from nncompress.ir.edit.cells import spell_out_cells
+from nncompress.ir.edit.recurrent.cells import spell_out_cells
 from nncompress.ir.layers.weights import layers
 
 

@@ -2,13 +2,14 @@
 
     h' = step(W x + b, h)    is a linear layer W x + b in front of step(1 g + 0, h)
 
-So whoever works on linear layers works on these, too: `expose_inputs`, the work, `absorb_inputs`. Of a chain
-of linear layers that the work leaves there, the recurrent layer takes in the last one.
+So whoever works on linear layers works on these, too, within `inputs_as_layers`. Of a chain of linear layers
+that the work leaves there, the recurrent layer takes in the last one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from operator import getitem
@@ -72,6 +73,20 @@ def _take_apart(node: fx.Node) -> None:
 
 
 # -- what multiplies the inputs ------------------------------------------------------------------------------
+
+
+@contextmanager
+def inputs_as_layers(model: Model, exclude: Collection[str] = ()) -> Iterator[dict[str, str]]:
+    """Meanwhile every product of an input is a linear layer, `lstm.input_l0`.
+
+    Args:
+        exclude: patterns of layers that stay as they are.
+
+    Yields: by name why others stay.
+    """
+    exposed, left = expose_inputs(model, exclude)
+    yield left
+    absorb_inputs(model, exposed)
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,8 @@ def _expose(model: Model, layer: RecurrentLayer) -> Exposed:
     return Exposed(stored[0].rpartition(".")[0], *names, tuple(identities))
 
 
-def absorb_inputs(model: Model, exposed: Iterable[Exposed]) -> None:
-    """What makes the gates back into the recurrent layers; the model still has to be refreshed."""
+def absorb_inputs(model: Model, exposed: Sequence[Exposed]) -> None:
+    """What makes the gates, back into the recurrent layers; calls `model.refresh()` if there was one."""
     for each in exposed:
         node = next(user for read in _readers(model, each.identities[0]) for user in read.users)
         product = argument(node, 0)
@@ -172,6 +187,8 @@ def absorb_inputs(model: Model, exposed: Iterable[Exposed]) -> None:
                 name = edit.add_tensor(model, names[at], values[at])
                 _exchange(model, node, params, old[f"{kind}_l0{side}"], name)
         _set(node, x, params)
+    if exposed:
+        model.refresh()
 
 
 def _of(found: dict[str, Weight | None], kind: str) -> list[Weight]:
