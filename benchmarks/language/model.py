@@ -5,8 +5,9 @@ python -m benchmarks.language.model DIR [--train-s 540] [--only train|quality|sp
 The model reads bytes; the text is what any Python brings: the documentation of its topics and the
 docstrings of its library. It is trained once, into DIR/lm.pt2 (at most `--train-s` seconds of CPU time).
 All perplexities are of ONNX Runtime on the file as it runs, on the last tenth of the text; "relative" is
-to float32. Times are of a wider model with random weights, batch 1, one token, one thread, interleaved;
-memory is the peak of a process of its own beyond the runtime.
+to float32, with twice the standard error of the mean of the sequences' differences. Times are of a wider
+model with random weights, batch 1, one token, one thread, interleaved; memory is the peak of a process of
+its own beyond the runtime.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from nncompress.devices import processor
 from nncompress.ir import Model
 
 CONTEXT, VOCABULARY, BATCH = 128, 256, 8
-CALIBRATION, HELD_OUT = 128, 256  # sequences
+CALIBRATION, HELD_OUT, MANY = 128, 256, 1024  # sequences; many, to tell forms of one network apart
 FLOAT = "keep=embed*+place*"  # as their quantizer does it
 OURS = {
     "int8 weights": "quantize:mode=weights",
@@ -141,14 +142,13 @@ def trained(folder: Path, data: Tensor, seconds: float) -> Model:
     return nncompress.load(str(path))
 
 
-def perplexity(path: Path, ids: Tensor) -> float:
-    session = open_file(path)
-    lost = [
-        F.cross_entropy(torch.from_numpy(session.run(None, {"ids": rows.numpy()})[0])[:, :-1].flatten(0, 1),
-                        rows[:, 1:].flatten())
-        for rows in ids.split(16)
-    ]  # fmt: skip
-    return math.exp(torch.stack(lost).mean())
+def losses(path: Path, ids: Tensor) -> Tensor:
+    """Cross-entropy of each sequence, [n]."""
+    session, lost = open_file(path), []
+    for rows in ids.split(16):
+        scores = torch.from_numpy(session.run(None, {"ids": rows.numpy()})[0])[:, :-1]
+        lost.append(F.cross_entropy(scores.mT, rows[:, 1:], reduction="none").mean(1))
+    return torch.cat(lost)
 
 
 def open_file(path: Path) -> onnxruntime.InferenceSession:
@@ -196,18 +196,20 @@ def quality(folder: Path, model: Model, data: Tensor) -> None:
     train, held = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
     at = torch.randint(0, len(train) - CONTEXT, (CALIBRATION, 1), generator=torch.Generator().manual_seed(1))
     ids = train[at + torch.arange(CONTEXT)]
-    rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:HELD_OUT]
+    rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:MANY]
     files = {"float32": folder / "float32.onnx"}
     nncompress.save(model, str(files["float32"]))
     for name, text_ in OURS.items():
         files[name] = folder / f"{name}.onnx"
         nncompress.save(nncompress.compress(model, [text_], data=ids), str(files[name]), target="ort-cpu")
     files |= dict(theirs(folder, files["float32"], ids))
-    base = perplexity(files["float32"], rows)
+    base = losses(files["float32"], rows)
     print(f"\n| {len(rows)} × {CONTEXT} bytes | perplexity | relative | file |\n|---|---|---|---|")
     for name, path in files.items():
-        found = perplexity(path, rows)
-        print(f"| {name} | {found:.4f} | {found / base - 1:+.2%} | {path.stat().st_size:,} |", flush=True)
+        found = losses(path, rows)
+        moved = found - base
+        relative = f"{math.expm1(moved.mean()):+.2%} ± {2 * float(moved.std()) / len(moved) ** 0.5:.2%}"
+        print(f"| {name} | {math.exp(found.mean()):.4f} | {relative} | {path.stat().st_size:,} |", flush=True)
 
 
 def speed(folder: Path) -> None:
@@ -216,7 +218,8 @@ def speed(folder: Path) -> None:
     model = nncompress.load(LanguageModel(1024, 2, 16).eval(), input=(ids,))
     files = {"float32": folder / "wide.onnx"}
     nncompress.save(model, str(files["float32"]))
-    chosen = ("int8 weights", "int8 dynamic", "ours, nearest", "ours, nearest, asymmetric")
+    chosen = ("int8 weights", "int8 dynamic")
+    chosen += tuple(f"ours, nearest{each}" for each in ("", ", asymmetric", ", 128"))
     for name in chosen:
         files[name] = folder / f"wide {name}.onnx"
         small = nncompress.compress(model, [OURS[name]], data=ids.repeat(8, 1))
