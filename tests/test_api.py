@@ -260,6 +260,15 @@ def test_models_in_memory_are_measured_under_their_names(classifier):
     assert [arm.name for arm in result.candidates] == ["a", "b"]
 
 
+def test_input_is_of_the_modules_beside_loaded_models():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    wide = nncompress.load(net, input="1x8")
+    measured = nncompress.benchmark({"a": wide, "b": net}, input="1x8", seconds=0.1, runtime="torch")
+    assert [arm.name for arm in measured.candidates] == ["a", "b"]
+    with pytest.raises(UsageError, match="loaded models know their inputs"):
+        nncompress.benchmark({"a": wide, "b": wide}, input="1x8", seconds=0.1)
+
+
 def test_the_face_is_typed_and_complete():
     assert files(nncompress).joinpath("py.typed").is_file()
     for name in nncompress.__all__:

@@ -23,7 +23,7 @@ from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.stated_input import parse_input, restated
-from nncompress.ir.stated_constants import each_with_its_own, split_constants
+from nncompress.ir.stated_constants import each_with_its_own, left_to_fix, split_constants
 from nncompress.progress import Progress
 from nncompress.results import BenchResult, EvalResult
 from nncompress.runtimes import OPENERS, open_artifact
@@ -113,7 +113,8 @@ def benchmark(
 
     Args:
         models: loaded, in memory, or files (`.onnx`, `.ort`, `.pte` in their own runtime).
-        input: what modules take, and which inputs are one number (see `load`), of those that have them.
+        input: what modules take, and which inputs are one number (see `load`), of those that have them;
+            models that are loaded know theirs.
         seconds: of measuring.
         runtime: "onnxruntime": what is no file of a runtime is exported for the measurement.
 
@@ -128,6 +129,8 @@ def benchmark(
             got=type(models).__name__,
             expected='{"original": model, "small": smaller}',
         )
+    if input is not None and all(isinstance(model, Model) for model in models.values()):
+        raise UsageError("loaded models know their inputs", remedy="leave input out")
     if not isinstance(input, str | None) and all(map(_is_artifact, models.values())):
         raise UsageError(
             "tensors are for modules, and these files say what they take", remedy="leave input out"
@@ -139,7 +142,10 @@ def benchmark(
             if _is_artifact(model):
                 return _as_stated(Candidate(name, model), model, stated)
             how = stated if isinstance(input, str) else input
-            if isinstance(model, str | Path):
+            if isinstance(model, Model):
+                _check_fixed(model, name, stated)
+                given = taken(model, None, None, warnings.warn)
+            elif isinstance(model, str | Path):
                 given = load(model, input=how, notice=warnings.warn)
             else:
                 given = taken(model, how, None, warnings.warn)
@@ -168,6 +174,21 @@ def _as_stated(file: Candidate, path: str | Path, stated: str | None) -> Candida
         return file
     inputs, sizes, _ = restated(runner.inputs, parse_input(shapes), str(path), runner.remembered())
     return replace(file, inputs=tuple(inputs), sizes=sizes)
+
+
+def _check_fixed(model: Model, name: str, stated: str | None) -> None:
+    """Refuse constants that a loaded model still has as inputs: they are taken out where it is loaded.
+
+    Raises:
+        UsageError: it has one.
+    """
+    names = [spec.name for spec in model.inputs]
+    left = left_to_fix(split_constants(stated)[1], names, model.metadata, name)
+    if left:
+        raise UsageError(
+            f"{name} was loaded, and still takes {', '.join(each.name for each in left)}",
+            remedy=f"load it with input={stated!r}",
+        )
 
 
 def _is_artifact(model: Any) -> TypeGuard[str | Path]:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch.export import Dim
 
 import nncompress
 from nncompress import export
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, OutputError
 from nncompress.ir.edit.pair import Pair
-from tests.ir.edit.decoders import decoder_pair
+from tests.ir.edit.decoders import HEADS, SIZE, decoder_pair
 from tests.support.kills import half_moved
 
 
@@ -92,3 +93,35 @@ def test_a_pair_of_which_one_was_left_by_a_killed_run_is_completed_by_the_next_w
     assert ran("--mode", "weights", "-o", "out/other.safetensors", command="quantize") == 0
     assert "with_past.pt2: put in place now" in " ".join(capsys.readouterr().err.split())
     assert (folder / "out" / "with_past.pt2").read_bytes() == before + b"new"
+
+
+class Scaled(torch.nn.Module):
+    """A graph of a decoder whose logits are multiplied by one more input."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, ids, mask, past, rate):
+        logits, *cache = self.graph(ids, mask, *past)
+        return logits * rate, *cache
+
+
+def test_a_constant_of_input_is_one_of_both_files(folder, capsys):
+    net, _, _ = decoder_pair()
+    batch, length, past = Dim("batch", max=64), Dim("length", min=2, max=60), Dim("past", min=2, max=60)
+    ids, mask, cached = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 6), torch.zeros(2, HEADS, 5, SIZE)
+    text, kept = {0: batch, 1: length}, {0: batch, 2: past}
+    for file, given, shapes in (
+        ("decoder", (ids, torch.ones(2, 5), ()), (text, text, ())),
+        (
+            "with_past",
+            (ids[:, :1], mask, (cached, cached + 1)),
+            ({0: batch}, {0: batch, 1: past + 1}, (kept, kept)),
+        ),
+    ):
+        made = torch.export.export(Scaled(net), (*given, torch.tensor(1.0)), dynamic_shapes=(*shapes, None))
+        torch.export.save(made, f"{file}.pt2")
+    assert ran("--ratio", "0.5", "--input", "rate=2.0") == 0
+    for file in ("decoder", "with_past"):
+        assert "rate" not in [spec.name for spec in nncompress.load(f"{file}.prune-nodes.pt2").inputs]

@@ -17,6 +17,7 @@ from nncompress.ir import Model
 from nncompress.ir.edit.apart import take_apart
 from nncompress.ir.edit.joined import join
 from nncompress.ir.edit.pair import Pair
+from nncompress.ir.stated_constants import with_its_own, with_remembered
 from nncompress.passes import Pass
 from nncompress.pipeline import chooses_by_clock
 
@@ -60,9 +61,17 @@ class Paired:
 
 
 def open_paired(
-    first: model_files.Opened, second: str, passes: Sequence[Pass], *, trust_pickle: bool
+    first: model_files.Opened,
+    second: str,
+    passes: Sequence[Pass],
+    input: str | None,
+    *,
+    trust_pickle: bool,
 ) -> Paired:
     """Open the file that --with-past names, and join it to MODEL.
+
+    Args:
+        input: what was said of MODEL's; constants of it are the second's, too.
 
     Raises:
         UsageError: the two are no pair, or a pass measures latencies of a model that runs as two.
@@ -77,7 +86,12 @@ def open_paired(
             if flag == "--latency"
             else f"leave {flag} out; nncompress bench tells what became faster",
         )
-    step = model_files.open_model(second, trust_pickle=trust_pickle)
+    step, lacks = with_its_own(
+        with_remembered(input, first.model.metadata),
+        lambda said: model_files.open_model(second, trust_pickle=trust_pickle, input=said),
+    )
+    for lack in lacks.values():
+        say(lack.told)
     pair = Pair(first.model, step.model)
     if pair.guessed:
         say(f"names do not tell which cache is which, so they are taken in order: {pair.guessed}")

@@ -52,7 +52,7 @@ def run_passes(
     opened = model_files.open_model(path, **loading)
     both = None
     if with_past is not None:
-        both = open_paired(opened, with_past, passes, trust_pickle=loading["trust_pickle"])
+        both = open_paired(opened, with_past, passes, loading["input"], trust_pickle=loading["trust_pickle"])
         opened, timing = both.joined, False
     loading |= {"arch": opened.arch, "weights": None}  # of `opened.path`
     label = passes[0].name if len(passes) == 1 else "compressed"
