@@ -152,9 +152,12 @@ def unsupported(error: Exception, model: Model) -> Unspeakable:
         chain.append(str(cause))
         cause = cause.__cause__
     text = "\n".join(reversed(chain))
-    op = re.search(r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?", text) or re.search(
-        r"for ([a-z_]+[.:]+[a-z_0-9.]+)", text
+    told = (
+        r"OpOverload\(op='([\w.:]+)'(?:, overload='(\w+)')?",
+        r"for ([a-z_]+[.:]+[a-z_0-9.]+)",
+        r"translating node .*?target=torch\.ops\.([\w.]+)\]",
     )
+    op = next(filter(None, (re.search(pattern, text) for pattern in told)), None)
     named = op.group(1) if op else None
     reason = next((line.strip() for line in chain[-1].splitlines() if line.strip()), type(error).__name__)
     return Unspeakable(

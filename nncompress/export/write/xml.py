@@ -15,6 +15,7 @@ from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
 from nncompress.export.check import openvino as check
 from nncompress.export.check.compare import refuse_changing
+from nncompress.export.lower.openvino.fourier import spell_transforms
 from nncompress.export.report import ExportReport
 from nncompress.export.write.onnx import write_onnx
 from nncompress.extras import need
@@ -50,6 +51,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     with replacing(path, protect, are_our_weights) as temporary, TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
         report = write_onnx(model, onnx)
+        spell_transforms(onnx)
         int8 = precision_of(model) == "int8"
         overflow = len(saturating_weights(onnx)) if int8 else 0
         with silent():

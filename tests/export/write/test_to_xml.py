@@ -227,3 +227,48 @@ def test_commands_take_it(model, tmp_path, monkeypatch, capsys):
     assert run(["eval", "m.pt2", "m.xml"]) == 0
     assert run(["bench", "m.pt2", "m.xml", "--time", "0.1"]) == 0
     assert run(["inspect", "m.xml"]) == ExitCode.MODEL_FILE
+
+
+TRANSFORMS = {
+    "rfft": lambda h: torch.view_as_real(torch.fft.rfft(h)),
+    "rfft-short": lambda h: torch.view_as_real(torch.fft.rfft(h, 9)),
+    "irfft": lambda h: torch.fft.irfft(torch.complex(h, h * 2)[..., :9], n=16),
+    "irfft-odd": lambda h: torch.fft.irfft(torch.complex(h, h * 2)[..., :8], n=15),
+    "of-tokens": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1) * 2, n=6, dim=1),
+    "mixing": lambda h: torch.fft.fft2(h).real,
+    "hfft": lambda h: torch.fft.hfft(torch.complex(h, h)[..., :9], n=16),
+    "shifted": lambda h: torch.fft.fftshift(torch.fft.ifft(h), dim=-1).abs(),
+    "istft": lambda h: torch.istft(
+        torch.complex(h.mT[:, :9], h.mT[:, 5:14]), 16, 4, 16, torch.hann_window(16), length=18
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_fourier_transforms_compute_what_torch_does(name, tmp_path):
+    class Transformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 16)
+
+        def forward(self, x):
+            return TRANSFORMS[name](self.first(x))
+
+    torch.manual_seed(0)
+    module, x = Transformed().eval(), torch.randn(3, 6, 4)
+    write(Model.from_module(module, (x,)), tmp_path / "m.xml")
+    (found,) = open_artifact(tmp_path / "m.xml", precision="float32").run(x)
+    expected = module(x).detach()
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_transform_over_a_free_size_is_refused_by_name(tmp_path):
+    class Long(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x).abs()
+
+    dims = ({0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=64)},)
+    model = Model.from_module(Long(), (torch.randn(2, 6),), dynamic_shapes=dims)
+    with pytest.raises(UnsupportedError, match="Fourier transform"):
+        write(model, tmp_path / "m.xml")

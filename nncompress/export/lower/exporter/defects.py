@@ -8,7 +8,7 @@ extreme becomes the largest finite number: an infinity is laid there first. A so
 index is refused by ONNX Runtime: it is cut to the index's size. Padding that wraps around is said as
 concatenations, which more runtimes read. Bounds of which one is an int and one a float become floats.
 Functions that it says with a loss of digits are said in `special_functions`, those that it says wrongly at
-edges in `edge_values`.
+edges in `edge_values`, frames laid over each other in `frames`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from nncompress.export.lower.exporter.edge_values import EDGE_VALUES
+from nncompress.export.lower.exporter.frames import istft
 from nncompress.export.lower.exporter.special_functions import SPECIAL_FUNCTIONS
 from nncompress.export.lower.wrapped import lay_ends_beside
 from nncompress.ir.graph.normal_form.decompose import take_apart
@@ -30,7 +31,7 @@ from nncompress.ir.layers.weights import argument
 
 aten = torch.ops.aten
 DIMS = {"avg_pool2d": 2, "avg_pool3d": 3}
-FUNCTIONS = SPECIAL_FUNCTIONS | EDGE_VALUES
+FUNCTIONS = SPECIAL_FUNCTIONS | EDGE_VALUES | {aten.istft.default: istft}
 SCATTERS = (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
 
 
