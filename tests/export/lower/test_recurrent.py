@@ -80,3 +80,12 @@ def test_a_layer_without_gates_in_double_is_written_in_steps(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     np.testing.assert_allclose(got, module(x)[0].detach().numpy(), atol=1e-12)
+
+
+def test_steps_of_a_free_number_in_double_are_refused_by_name(tmp_path):
+    x = torch.randn(3, 7, 4, dtype=torch.float64)
+    dims = ({0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=64)},)
+    module = nn.RNN(4, 5, batch_first=True).double().eval()
+    model = Model.from_module(module, (x,), dynamic_shapes=dims)
+    with pytest.raises(UnsupportedError, match="no RNN of float64"):
+        write_onnx(model, tmp_path / "m.onnx")

@@ -24,6 +24,7 @@ from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import place
 from nncompress.ir.layers.recurrent import recurrent_name
 from nncompress.ir.layers.weights import argument
 
@@ -41,10 +42,22 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def in_steps(graph: fx.Graph) -> bool:
-    """Some compute in double, for which ONNX Runtime has no RNN: the exporter is to take them apart."""
-    return any(
-        node.target in _PLAIN and node.args[0].meta["val"].dtype == torch.float64 for node in graph.nodes
-    )
+    """Some compute in double, for which ONNX Runtime has no RNN: the exporter is to take them apart.
+
+    Raises:
+        UnsupportedError: it would have to know how many steps there are.
+    """
+    in_double = False
+    for node in graph.nodes:
+        if node.target in _PLAIN and node.args[0].meta["val"].dtype == torch.float64:
+            in_double = True
+            if not isinstance(node.args[0].meta["val"].shape[1 if argument(node, 8) else 0], int):
+                raise UnsupportedError(
+                    "ONNX Runtime has no RNN of float64, and steps of a free number cannot be written out: "
+                    + place(node),
+                    remedy="convert the model to float32 (module.float()), or fix the length with --input",
+                )
+    return in_double
 
 
 def _plain(

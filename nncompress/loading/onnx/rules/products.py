@@ -48,6 +48,11 @@ def einsum(call: Call) -> Value:
     return torch.einsum(call.get("equation"), *(call.tensor(i) for i in range(len(call))))
 
 
+@rule("Det")
+def determinant(call: Call) -> Value:
+    return torch.linalg.det(call.tensor(0))
+
+
 # --- attention --------------------------------------------------------------------------------------------
 
 
