@@ -44,7 +44,7 @@ def spell_transforms(path: Path) -> None:
 def _steps(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: dict[str, Any]) -> list[Any]:
     """What one transform consists of: its axis moved beside the parts, a product, and back."""
     helper, result = onnx.helper, node.output[0]
-    given = shapes.get(node.input[0])
+    given: Any = shapes.get(node.input[0])
     sizes = [dim.dim_value for dim in given.shape.dim] if given is not None else []
     rank = len(sizes)
     length, axis = (
