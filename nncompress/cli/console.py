@@ -225,13 +225,14 @@ def progress() -> Iterator[ProgressProtocol]:
 
 
 @contextmanager
-def how_to_go_on(kept: Path | None, has: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run, and it is said what the file or folder `kept` has of it."""
+def how_to_go_on(kept: Callable[[], Path | None], has: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run, and it is said what the file or folder that `kept` gives has of it."""
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and kept is not None and kept.exists():
-            say(f"{kept} {has}")
+        place = None if isinstance(error, Exception) else kept()
+        if place is not None and place.exists():
+            say(f"{place} {has}")
         raise
 
 

@@ -57,6 +57,10 @@ class Records:
             with self._writing():
                 make_folder(folder)
 
+    def place(self) -> Path | None:
+        """The folder, where the next process finds in it what was measured."""
+        return None if self.unkept else self.folder
+
     def get(self, key: str) -> dict[str, Any] | None:
         """A result; None where there is none (a damaged file is none: it is measured anew)."""
         if key in self._held or self.folder is None:

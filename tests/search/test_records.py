@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from nncompress.cli.console import how_to_go_on
 from nncompress.errors import VerificationError
 from nncompress.search import trial
 from nncompress.search.records import Records
@@ -70,3 +71,15 @@ def test_three_workers_one_killed_in_the_middle_of_a_trial(here):
     assert len(records.all()) == 12
     begun = [line.split() for line in (here / "begun").read_text().splitlines()]
     assert sorted(key for key, pid in begun if pid != str(doomed.pid)) == sorted(records.all())
+
+
+def test_an_interrupted_run_names_the_folder_only_where_it_took_what_was_measured(tmp_path, capsys):
+    for name, refuses in (("full", True), ("kept", False)):
+        records = Records(tmp_path / name, needed=False)
+        if refuses:
+            (tmp_path / name).rmdir()
+            (tmp_path / name).write_text("no folder")
+        with pytest.raises(KeyboardInterrupt), how_to_go_on(records.place, "has it"):
+            records.put("a", {"macs": 1})
+            raise KeyboardInterrupt
+        assert ("has it" in capsys.readouterr().err) is not refuses

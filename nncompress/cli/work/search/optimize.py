@@ -131,7 +131,7 @@ def find(
     say(f"workers that help:  {help_it}")
     say("as a SLURM array:   #SBATCH --array=1-8")
     say(f"                    srun {help_it}")
-    with how_to_go_on(kept, GOES_ON), progress() as bar:
+    with how_to_go_on(lambda: kept, GOES_ON), progress() as bar:
         search = _search(kept, settings, bar)
         stopped = _run(search, trials, until, training)
         search.measure_here()

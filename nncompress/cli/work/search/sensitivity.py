@@ -66,7 +66,7 @@ def sensitivity(
         measured = Measure(opened.model, metric).metric
     if target is not None:
         target = clocked(target).name
-    with _kept(folder) as kept, how_to_go_on(kept.folder, GOES_ON), progress() as bar:
+    with _kept(folder) as kept, how_to_go_on(kept.place, GOES_ON), progress() as bar:
         context = Context(data=samples, seed=seed, limit=limit, progress=bar)
         wanted = probes(opened.model, chosen, context)
         result = measure(opened.model, wanted, context, kept, until, metric, target)

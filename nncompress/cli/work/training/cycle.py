@@ -42,7 +42,7 @@ def run(
         if not job.json:
             say(report.cycle_line(each))
 
-    with how_to_go_on(records, RESUMED), progress() as bar:
+    with how_to_go_on(lambda: records, RESUMED), progress() as bar:
         pruned, result = run_cycles(
             job.opened.model,
             job.data,

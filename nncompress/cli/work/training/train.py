@@ -35,7 +35,7 @@ def run(
         raise OutputError(f"--log {epochs_file} is written by this training, too", remedy="give another name")
     if log is None:
         check_chosen(epochs_file, is_log, "--log")
-    with how_to_go_on(checkpoint, RESUMED), process_group() as group, progress() as bar:
+    with how_to_go_on(lambda: checkpoint, RESUMED), process_group() as group, progress() as bar:
         trained, result = train(
             job.opened.model,
             job.data,
