@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BLOCK = 128  # columns whose moves reach those to their right in one product
 
 def pruned(weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     """`weight` with n of every m neighbouring columns left in each row; the rest makes up for the others.
@@ -26,17 +27,25 @@ def pruned(weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     # Row j of the upper factor U, H⁻¹ = Uᵀ U: (U_jj², U_jj U_j) are (H⁻¹)_jj and (H⁻¹)_j once what is left
     # of j is fixed.
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(second)), upper=True)
-    left, gone = weight.to(torch.float64, copy=True), weight == 0
-    for first in range(0, width, m):
-        group = slice(first, first + m)
-        cost = (left[:, group] / upper.diagonal()[group]).square().masked_fill(gone[:, group], -1)
-        going = largest(-cost, m - n) | gone[:, group]
-        for j in range(m):
-            column = first + j
-            amount = torch.where(going[:, j], left[:, column], 0) / upper[column, column]
-            left[:, column + 1 :] -= amount[:, None] * upper[column, column + 1 :]
-            left[going[:, j], column] = 0
-    return left
+    # Transposed: what is a column of the weight lies together.
+    left = weight.T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    gone = left == 0
+    step = max(m, BLOCK // m * m)
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        amounts = left.new_zeros(stop - start, left.shape[1])
+        for first in range(start, stop, m):
+            group = slice(first, first + m)
+            cost = (left[group] / upper.diagonal()[group, None]).square().masked_fill(gone[group], -1)
+            going = largest(-cost.T, m - n).T | gone[group]
+            for j in range(m):
+                column = first + j
+                amount = torch.where(going[j], left[column], 0) / upper[column, column]
+                left[column + 1 : stop].addr_(upper[column, column + 1 : stop], amount, alpha=-1)
+                left[column, going[j]] = 0
+                amounts[column - start] = amount
+        left[stop:].addmm_(upper[start:stop, stop:].T, amounts, alpha=-1)
+    return left.T
 
 
 def largest(values: Tensor, count: int) -> Tensor:

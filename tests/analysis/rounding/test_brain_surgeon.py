@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nncompress.analysis.observe.moments import with_ridge
+from nncompress.analysis.rounding import sparsegpt
 from nncompress.analysis.rounding.sparsegpt import pruned
 
 
@@ -36,8 +37,10 @@ def by_inverses(row: np.ndarray, second: np.ndarray, n: int, m: int) -> np.ndarr
     return w
 
 
+@pytest.mark.parametrize("block", [6, 128])  # in several blocks and in one
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (1, 2)])
-def test_each_weight_is_at_its_optimum_when_its_turn_comes(n, m):
+def test_each_weight_is_at_its_optimum_when_its_turn_comes(n, m, block, monkeypatch):
+    monkeypatch.setattr(sparsegpt, "BLOCK", block)
     seed = 10 * n + m
     second = correlated(16, seed)
     weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
