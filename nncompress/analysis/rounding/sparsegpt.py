@@ -14,6 +14,7 @@ from torch import Tensor
 
 BLOCK = 128  # columns whose moves reach those to their right in one product
 
+
 def pruned(weight: Tensor, second: Tensor, n: int, m: int) -> Tensor:
     """`weight` with n of every m neighbouring columns left in each row; the rest makes up for the others.
 
