@@ -16,6 +16,7 @@ from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
 from nncompress.analysis.observe.batch_size import largest_batch
 from nncompress.bench.latency.model import speed_note
+from nncompress.bench.latency.target import clocked, floats_in
 from nncompress.errors import UsageError
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model
@@ -175,7 +176,19 @@ def check(model: Model, passes: Sequence[Pass], context: Context) -> None:
         if each.stored_weights:
             store_computed_weights(given)
         _check_patterns(each, given)
+        _check_clock(each, context)
         each.requires(given, context)
+
+
+def _check_clock(each: Pass, context: Context) -> None:
+    """Refuse, before minutes of other work, a target whose latencies cannot be measured here, or a precision
+    that it does not compute in.
+
+    Raises:
+        NNCompressError: one of these.
+    """
+    if chooses_by_clock(each):
+        floats_in(clocked(context.target), context.ends_in)
 
 
 def _run_one(
@@ -238,6 +251,7 @@ def _edited(model: Model, each: Pass, context: Context) -> tuple[Model, Model, l
     computed = store_computed_weights(edited) if each.stored_weights else []
     start = edited.copy() if computed else model
     _check_patterns(each, start)
+    _check_clock(each, context)
     each.requires(start, context)
     give_back()  # most of what a command holds at its peak was needed before and is free
     changes = each.apply(edited, context)

@@ -19,7 +19,7 @@ from nncompress.bench.latency.layer_file import LayerShape
 from nncompress.bench.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.passes import Context, Factorize, PruneNodes
+from nncompress.passes import Context, Factorize, Grow, PruneNodes
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
 from nncompress.runtimes import open_artifact
@@ -145,6 +145,27 @@ def test_what_does_not_run_on_this_processor_times_nothing(name):
     with pytest.raises(UsageError, match="cannot be measured here") as caught:
         target_speed.clocked(name)
     assert "openvino" in caught.value.expected
+
+
+@pytest.mark.parametrize("each", [PruneNodes(latency=0.7), Factorize(latency=0.7), Grow(latency=1.5)])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"target": "tensorrt"}, "cannot be measured here"),
+        ({"target": "ort-cpu", "ends_in": "bfloat16"}, "ONNX Runtime computes floats in float32"),
+    ],
+)
+def test_a_clock_that_is_not_here_is_refused_before_any_work(net, monkeypatch, each, asked, said):
+    monkeypatch.setattr(type(each), "apply", lambda *_: pytest.fail("worked first"))
+    for work in (pipeline.run, pipeline.check):
+        with pytest.raises(UsageError, match=said):
+            work(net, [each], Context(**asked))
+
+
+def test_factorize_asks_for_the_clock_of_layers_before_any_work(net, monkeypatch):
+    monkeypatch.setattr(Factorize, "apply", lambda *_: pytest.fail("worked first"))
+    with pytest.raises(UsageError, match="single layers cannot be timed in xnnpack"):
+        pipeline.check(net, [Factorize(latency=0.8)], Context(target="xnnpack"))
 
 
 def test_the_fastest_is_measured_once_and_remembered(monkeypatch, tmp_path):

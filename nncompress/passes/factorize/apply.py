@@ -38,6 +38,8 @@ SPECTRUM = 32  # ranks of one layer whose error is recorded, and the chosen one
 
 
 def requires(options: Factorize, model: Model, context: Context) -> None:
+    if options.faster or options.latency is not None:
+        layer_clock(context.target)
     found = with_recurrent_matrices(model)
     if not found:
         raise UsageError(

@@ -65,7 +65,8 @@ def run_passes(
         export.check_ops(model, file)
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
-        pipeline.check(opened.model, passes, Context(data=samples, seed=seed, limit=limit, target=target))
+        asked = Context(data=samples, seed=seed, limit=limit, target=target, ends_in=precision)
+        pipeline.check(opened.model, passes, asked)
         _show_plan(passes, str(opened.path), str(file), json)
         return
     original = opened.model
