@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, solve_towards
+from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, add_products, solve_towards
 
 PULL = 1e-3  # where there are too few samples to hold any out
 
@@ -38,7 +38,7 @@ class _Sums:
         rows, targets = (each - origin for each, origin in zip((rows, targets), self._origin, strict=True))
         self.x += rows.sum(1, dtype=torch.float64)
         self.t += targets.sum(1, dtype=torch.float64)
-        self.xx += rows.transpose(1, 2) @ rows
+        add_products(self.xx, rows)
         self.tx += targets.transpose(1, 2) @ rows
         self.count += rows.shape[1]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nncompress.analysis.importance.choices import Indices
-from nncompress.analysis.observe.moments import with_ridge
+from nncompress.analysis.observe.moments import solved, with_ridge
 
 PENDING = 256  # columns of steps that wait before the inverse is brought up to date
 
@@ -84,7 +84,9 @@ class _Eliminator:
 
     def errors(self) -> Tensor:
         """What removing each unit that is left would cost, `[units]`."""
-        return (self._energy * torch.linalg.inv(self._blocks)).sum((1, 2))
+        single = self._columns.shape[1] == 1  # LAPACK is called for each block
+        inverses = self._blocks.reciprocal() if single else torch.linalg.inv(self._blocks)
+        return (self._energy * inverses).sum((1, 2))
 
     def remove(self, position: int) -> None:
         """Remove a unit, by its place among those that are left."""
@@ -146,5 +148,5 @@ def refit(weight: Tensor, second: Tensor, kept: Indices) -> Tensor:
     columns = torch.from_numpy(np.asarray(kept))
     fitted = torch.zeros_like(weight, dtype=torch.float64)
     target = weight.double() @ moment[:, columns]
-    fitted[:, columns] = torch.linalg.solve(moment[columns][:, columns], target.T).T
+    fitted[:, columns] = solved(moment[columns][:, columns], target.T).T
     return fitted
