@@ -95,6 +95,8 @@ class Kind:
         remedy = "leave out what follows the ?"
         if "tokenizer" in unknown:
             remedy = "leave --tokenizer out: it is for texts, in a .txt or a table"
+        elif "vocabulary" in unknown:
+            remedy = "leave it out; or put transcripts there: a .txt beside each sound, or *.trans.txt"
         elif self.options:
             remedy = f"leave it out; it takes {', '.join(self.options)}"
         raise DataError(

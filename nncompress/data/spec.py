@@ -82,7 +82,11 @@ def _opened(asked: Asked) -> Source | StreamSource:
         kind.check_options(asked)
         return kind.open(asked)
     if asked.file is not None:
-        raise DataError(f"{asked.path} is not a kind of data that can be read", expected=FORMS)
+        raise DataError(
+            f"{asked.path} is not a kind of data that can be read",
+            expected=FORMS,
+            remedy=f"name what gives the data: {asked.path}:function" if asked.path.endswith(".py") else "",
+        )
     if os.path.exists(asked.path):
         raise DataError(
             f"{asked.path} is neither a file nor a folder", got="a device or a pipe", expected=FORMS

@@ -40,3 +40,22 @@ def test_only_what_runs_code_is_code(tmp_path, monkeypatch):
     assert is_code("package.module:samples")
     assert is_code("own.py:samples")
     assert not any(map(is_code, ("d.npz", "d.npz?half=1", "mnist:DIR", ".", "gone.csv?y=a")))
+
+
+def test_the_next_step_is_named(tmp_path, monkeypatch):
+    """Of code without its function, of texts without a tokenizer, of sounds without transcripts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("")
+    (tmp_path / "reviews.csv").write_text("text,label\ngood,1\nbad,0\n")
+    (tmp_path / "lines.txt").write_text("good\n")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(b"")
+    for asked, step in {
+        "own.py": "own.py:function",
+        "reviews.csv": "--tokenizer DIR",
+        "lines.txt": "--tokenizer and the folder",
+        "clips?vocabulary=v.json": "a .txt beside each sound",
+    }.items():
+        with pytest.raises(DataError) as refused:
+            open_data(asked)
+        assert step in refused.value.remedy, asked

@@ -51,7 +51,7 @@ def _table(asked: Asked) -> tuple[Path, Asked]:
     return found
 
 
-TEXTS = Kind("texts in these or in a .txt, with --tokenizer DIR", _claims_texts, _open_texts, options=None)
+TEXTS = Kind("texts in a table or a .txt, with --tokenizer DIR", _claims_texts, _open_texts, options=None)
 COLUMNS = Kind(
     ".csv, .tsv, .jsonl or .parquet?x=a,b&y=c; a folder that datasets.save_to_disk wrote, "
     "?split=train&x=a&y=c",

@@ -274,7 +274,7 @@ class Column:
         return DataError(
             f"{self._path}: {self._name} {what} in {unit} {place}",
             got=got,
-            remedy=f"{self._path.name}?x=…&y=… names the columns that are meant",
+            remedy=f"{self._path.name}?x=…&y=… names the columns that are meant; --tokenizer DIR takes texts",
         )
 
     def numbers(self) -> np.ndarray:

@@ -50,6 +50,7 @@ def open_texts(
             f"{path}: texts need a column and a tokenizer",
             got="&".join(f"{key}={value}" for key, value in options.items()),
             expected=f"{path.name}?text=review&y=label&length=128, and --tokenizer DIR (or &tokenizer=DIR)",
+            remedy="--tokenizer and the folder that holds the model's tokenizer.json",
         )
     need("text", str(path))
     names, rows = open_rows(path)
