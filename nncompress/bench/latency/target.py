@@ -41,8 +41,8 @@ def clocked(name: str | None) -> Target:
         raise UsageError(
             f"latencies for {name} cannot be measured here",
             expected=", ".join(t.name for t in TARGETS.usable() if t.runtime and t.device != "cuda"),
-            remedy="leave --target out, or budget what needs no clock (--macs); export --target "
-            f"{name} writes the result for it",
+            remedy="name one of these, or leave --target out; a pass has budgets without a clock (--macs), "
+            f"and export --target {name} writes the result",
         )
     chosen.need()
     return chosen
