@@ -89,7 +89,7 @@ def aligned(model: Model, ids: Tensor) -> Model:
     at = torch.randperm(streams[0].width, generator=torch.Generator().manual_seed(0))[:PRINCIPAL]
     channels = torch.eye(streams[0].width, dtype=torch.float64)[:, at]
     matrix = _axes(largest) @ _axes(channels).T
-    rotate(model, streams, Axes("", False, lambda *_: [matrix]), Context())
+    rotate(model, streams, Axes("", False, False, lambda *_: [matrix]), Context())
     return model
 
 

@@ -91,13 +91,13 @@ def test_norms_whose_scales_are_alike_keep_them():
     x = model.example_inputs(4, 1)
     wanted = model.outputs_of(*x)[0]
     streams, _ = find_streams(model, any_axes=True)
-    rotate(model, streams, Axes("", True, random_axes), Context())
+    rotate(model, streams, Axes("", True, False, random_axes), Context())
     assert torch.allclose(model.outputs_of(*x)[0], wanted, atol=1e-5)
 
 
-def in_few_directions(norm, kept: int) -> Model:
+def in_few_directions(norm, kept: int, *, tied: bool = False) -> Model:
     """All that is written into the stream lies along `kept` directions, none of them a channel."""
-    model = built(Words(norm))
+    model = built(Words(norm, tied))
     axes = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3)))[0][:, :kept]
     onto = axes @ axes.T
     with torch.no_grad():
@@ -142,3 +142,21 @@ def test_what_a_group_moves_is_told_in_the_axes_that_it_was_cut_in():
     moved = options.contributions(model, each, changes, (rows,), context)
     plain = PruneNodes(ratios=("embed=0.375",)).contributions(model, each, changes, (rows,), context)
     assert 0 < moved["embed"] < plain["embed"] / 2
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+def test_a_table_that_is_the_output_layer_too_is_stored_twice_and_told(norm):
+    rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
+    model = in_few_directions(norm, D // 2, tied=True)
+    wanted = model.outputs_of(rows)[0].detach()
+    each, context = model.copy(), Context(data=open_data((rows,), model.inputs))
+    changes = PruneNodes(ratios=("embed=0.375",), rotate=True).apply(each, context)
+    assert any(c.where == "embed" and "stored twice" in c.what and c.applied for c in changes)
+    assert any(c.where.startswith("residual stream") and c.applied for c in changes)
+    each.refresh()
+    assert {name: each.tensor(name).shape for name in ("embed.weight", "head.weight")} == {
+        "embed.weight": (CLASSES, 15),
+        "head.weight": (CLASSES, 15),
+    }
+    assert float((each.outputs_of(rows)[0].detach() - wanted).norm() / wanted.norm()) < 0.05
+    assert torch.equal(model.outputs_of(rows)[0], wanted)

@@ -23,11 +23,13 @@ class Axes:
     Attributes:
         told: what they are.
         any_axes: the mean of the channels need not stay.
+        parts_tables: a table that is the output layer, too, is stored twice.
         of: Q of each stream, orthogonal, float64 [width, width].
     """
 
     told: str
     any_axes: bool
+    parts_tables: bool
     of: Callable[[Model, Sequence[Stream], Context], list[Tensor]]
 
 
@@ -41,8 +43,8 @@ def _principal(model: Model, streams: Sequence[Stream], context: Context) -> lis
     return principal_axes(model, streams, batches, context.progress)
 
 
-SPREAD = Axes("seen in other axes", False, _spread)
-PRINCIPAL = Axes("seen in its principal axes", True, _principal)
+SPREAD = Axes("seen in other axes", False, False, _spread)
+PRINCIPAL = Axes("seen in its principal axes", True, True, _principal)
 
 
 def rotate(model: Model, streams: Sequence[Stream], axes: Axes, context: Context) -> None:

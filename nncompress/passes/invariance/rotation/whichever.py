@@ -9,6 +9,7 @@ from nncompress.analysis.compensation.held_out import fit_and_decide, output_err
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
 from nncompress.passes.invariance.rotation.streams import find_streams
+from nncompress.passes.invariance.rotation.tables import part_tables
 from nncompress.passes.invariance.rotation.turn import Axes, rotate
 from nncompress.passes.invariance.unchanged import outputs_of_few, prove_alike
 
@@ -24,6 +25,7 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
         work: changes a model in place.
     """
     turned = model.copy()
+    parted = part_tables(turned) if axes.parts_tables else []
     streams, reasons = find_streams(turned, any_axes=axes.any_axes)
     skipped = [Change(_name(n), f"skipped: {why}", applied=False) for n, why in reasons.items()]
     if not streams:
@@ -34,7 +36,9 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
     rotate(turned, streams, axes, context)
     before, after = outputs_of_few(model, context), outputs_of_few(turned, context)
     prove_alike(name, model, before, after, "turning the residual stream", "leave --rotate out")
-    done = [
+    twice = "stored twice: the output layer gets a copy of its own"
+    done = [Change(n, twice) for n in parted]
+    done += [
         Change(_name(each.name), f"turned: its {each.width} channels are {axes.told}") for each in streams
     ]
     if context.data is None:
@@ -54,13 +58,15 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
         _become(model, turned)
         context.notes.append(f"{name}: with the residual stream turned {figures}")
         return skipped + done + both[1]
-    skipped += [replace(each, what=f"skipped: turned, {figures}", applied=False) for each in done]
+    skipped += [replace(e, what=f"skipped: {e.what}; {figures}", applied=False) for e in done]
     return skipped + both[0]
 
 
 def turned_alike(model: Model, changes: list[Change], axes: Axes, context: Context) -> None:
     """Turn a model as the one that `changes` are of was."""
     done = {change.where for change in changes if change.applied}
+    if axes.parts_tables:
+        part_tables(model)
     found, _ = find_streams(model, any_axes=axes.any_axes)
     rotate(model, [each for each in found if _name(each.name) in done], axes, context)
 
