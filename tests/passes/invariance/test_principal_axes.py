@@ -160,3 +160,16 @@ def test_a_table_that_is_the_output_layer_too_is_stored_twice_and_told(norm):
     }
     assert float((each.outputs_of(rows)[0].detach() - wanted).norm() / wanted.norm()) < 0.05
     assert torch.equal(model.outputs_of(rows)[0], wanted)
+
+
+def test_a_stream_of_which_nothing_goes_stays_as_it_was():
+    rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
+    model = built(Words(layer_norm, tied=True))
+    plain, turned = model.copy(), model.copy()
+    options = {"ratios": ("blocks.0.up=0.5",)}
+    PruneNodes(**options).apply(plain, Context(data=open_data((rows,), model.inputs)))
+    changes = PruneNodes(**options, rotate=True).apply(turned, Context(data=open_data((rows,), model.inputs)))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(turned.tensor(name), tensor), name
+    skipped = [change.what for change in changes if not change.applied]
+    assert sum("none of its channels went" in what for what in skipped) == 2

@@ -180,8 +180,8 @@ def test_what_errs_more_is_not(monkeypatch):
     same, changes, context = quantized(with_outliers(), rows, rotate=True)
     assert same == plain
     assert changes[1:] == before
-    told = "skipped: turned: its 24 channels are seen in other axes; outputs err by 20.00%, without by 10.00%, "
-    assert changes[0].what == told + "on every fourth sample"
+    told = "skipped: turned: its 24 channels are seen in other axes; outputs err by 20.00%, without by 10.00%"
+    assert changes[0].what == f"{told}, on every fourth sample"
     assert len(context.notes) == len(set(context.notes))
 
 

@@ -23,13 +23,14 @@ class Axes:
     Attributes:
         told: what they are.
         any_axes: the mean of the channels need not stay.
-        parts_tables: a table that is the output layer, too, is stored twice.
+        to_cut: some of them will go: a table that is the output layer, too, is stored twice for that, and
+            where none went, the stream stays as it was.
         of: Q of each stream, orthogonal, float64 [width, width].
     """
 
     told: str
     any_axes: bool
-    parts_tables: bool
+    to_cut: bool
     of: Callable[[Model, Sequence[Stream], Context], list[Tensor]]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
-from nncompress.passes.invariance.rotation.streams import find_streams
+from nncompress.passes.invariance.rotation.streams import Stream, find_streams
 from nncompress.passes.invariance.rotation.tables import part_tables
 from nncompress.passes.invariance.rotation.turn import Axes, rotate
 from nncompress.passes.invariance.unchanged import outputs_of_few, prove_alike
@@ -25,7 +25,7 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
         work: changes a model in place.
     """
     turned = model.copy()
-    parted = part_tables(turned) if axes.parts_tables else []
+    parted = part_tables(turned) if axes.to_cut else []
     streams, reasons = find_streams(turned, any_axes=axes.any_axes)
     skipped = [Change(_name(n), f"skipped: {why}", applied=False) for n, why in reasons.items()]
     if not streams:
@@ -50,10 +50,12 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
     tries = [(each, replace(context, notes=[], warnings=[])) for each in (model, turned)]
     both = [work(each, own) for each, own in tries]
     errors = [output_error(original, each, held)() ** 0.5 for each, _ in tries]
-    better = errors[1] < errors[0]
+    went = not axes.to_cut or _narrower(turned, streams)
+    better = went and errors[1] < errors[0]
     context.notes += tries[better][1].notes
     context.warnings += tries[better][1].warnings
     figures = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
+    figures = figures if went else "none of its channels went"
     if better:
         _become(model, turned)
         context.notes.append(f"{name}: with the residual stream turned {figures}")
@@ -64,8 +66,8 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
 
 def turned_alike(model: Model, changes: list[Change], axes: Axes, context: Context) -> None:
     """Turn a model as the one that `changes` are of was."""
-    done = {change.where for change in changes if change.applied}
-    if axes.parts_tables:
+    done = {change.where for change in changes if change.applied and change.where.startswith(_name(""))}
+    if done and axes.to_cut:
         part_tables(model)
     found, _ = find_streams(model, any_axes=axes.any_axes)
     rotate(model, [each for each in found if _name(each.name) in done], axes, context)
@@ -73,6 +75,15 @@ def turned_alike(model: Model, changes: list[Change], axes: Axes, context: Conte
 
 def _name(stream: str) -> str:
     return f"residual stream of {stream}"
+
+
+def _narrower(model: Model, streams: Sequence[Stream]) -> bool:
+    """Something that holds channels of these streams holds fewer than they have."""
+    stored = model.state_dict()
+    held = (
+        (stored[name].shape[dim], each.width) for each in streams for name, dim in each.dims if name in stored
+    )
+    return any(size < width for size, width in held)
 
 
 def _become(model: Model, other: Model) -> None:
