@@ -73,6 +73,10 @@ def file_kind(path: str | Path) -> FileKind:
         return FileKind.SAFETENSORS
     if head[4:8] == b"ET12":
         raise _artifact(path, "an ExecuTorch program")
+    if head[4:8] == b"ORTM":
+        raise _artifact(path, "a model in ONNX Runtime's mobile format")
+    if head.startswith(b"<?xml") and b"<net " in head:
+        raise _artifact(path, "an OpenVINO model")
     if _is_onnx(head):
         return FileKind.ONNX
     for offset, magic, what in _NOT_A_MODEL_OF_TORCH:
@@ -124,7 +128,7 @@ _NO_MODELS = "name a file, or a folder that save_pretrained of transformers wrot
 
 def _models_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     try:
-        return sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+        return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
     except OSError:
         return []
 

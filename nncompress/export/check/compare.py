@@ -52,7 +52,7 @@ def refuse_changing(model: Model, what: str) -> None:
         raise UnsupportedError(
             f"{what} of a model that changes its own tensors could not be compared over several calls",
             got=", ".join(changed[:5]),
-            remedy="export it to .onnx, where they become inputs and outputs",
+            remedy="export it to a plain .onnx (without --target), where they become inputs and outputs",
         )
 
 

@@ -16,7 +16,7 @@ from nncompress.ir import InputSpec, Model
 from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.graph.inputs import BATCH, with_batch_dims
 from nncompress.ir.graph.sample_dims import settle_batch
-from nncompress.ir.graph.stated_input import InputShape, matched, parse_input
+from nncompress.ir.graph.stated_input import FORM, InputShape, matched, parse_input
 from nncompress.ir.stated_constants import Constant, stated
 from nncompress.ir.unchanged import unchanged
 from nncompress.loading.compare import compare_with_source, run_source
@@ -132,8 +132,7 @@ def _what_runs(module: nn.Module, given: tuple[Tensor, ...]) -> str:
         (found,), _ = infer_input(module)
     except UsageError:
         names = argument_names(module, len(given))
-        images = len(given) == 1 and given[0].is_floating_point()
-        form = "1x3x32x32" if images or not names else stated_form(names)
+        form = stated_form(names) if names else FORM
         return f"state the input that it takes, as --input {stated(form, constants)}"
     dtype = None if found.is_floating_point() else dtype_name(found.dtype)
     form = str(InputShape((1, *found.shape[1:]), dtype))

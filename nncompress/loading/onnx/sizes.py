@@ -41,7 +41,8 @@ def input_of(value: onnx.ValueInfoProto, path: Path) -> Input:
     if not kind.HasField("shape"):
         raise UnsupportedError(
             f"{path}: the input {value.name} has no shape, not even a number of dims",
-            remedy="set one with onnx.tools.update_model_dims",
+            remedy="replace it by one that has: "
+            "graph.input[i].CopyFrom(onnx.helper.make_tensor_value_info(name, type, ['batch', 3, 224, 224]))",
         )
     shape: list[int | str] = []
     for axis, dim in enumerate(kind.shape.dim):
@@ -85,11 +86,12 @@ def choose_sizes(
             remedy="a file in float32 or of other operators; to compress it, load the model it came from",
         )
     shapes = ", ".join(f"{each.name} [{', '.join(map(str, each.shape))}]" for each in inputs)
+    free = ", ".join(free_dims([each.shape for each in inputs]))
     raise UsageError(
         f"{path} leaves sizes free, and none of the usual ones runs",
         got=f"{shapes}; {failure}",
-        remedy="state them: --input "
-        + ",".join("x".join(str(d if isinstance(d, int) else 1) for d in each.shape) for each in inputs),
+        remedy=f"state them, a number in the place of {free}: --input "
+        + ",".join("x".join(map(str, each.shape)) or f"{each.name}=NUMBER" for each in inputs),
     )
 
 

@@ -145,14 +145,16 @@ def _needs_code(path: Path, names: set[str], keys: tuple[str, ...]) -> UnsafeFil
     shown = sorted(names)
     listing = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
     if keys:
-        key = next((key for key in WEIGHT_KEYS if key in keys), "state_dict")
+        key = next((repr(key) for key in WEIGHT_KEYS if key in keys), "KEY")
+        of = "" if key != "KEY" else ", KEY being that of the weights"
         return UnsafeFileError(
             f"{path} needs code to load: beside its weights it holds objects of other classes than torch's",
             got=f"{listing}; keys {', '.join(map(repr, keys[:8]))}",
             expected="tensors, numbers and text",
             remedy="where those classes can be imported, save the weights alone: "
-            f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pt'), and give "
-            "--arch file.py:factory; or, if you trust its origin, add --trust-pickle",
+            f"torch.save(torch.load({str(path)!r}, weights_only=False)[{key}], 'weights.pt'){of} (of a "
+            "module its .state_dict()), and give --arch file.py:factory; or, if you trust its origin, add "
+            "--trust-pickle",
         )
     if any(name.startswith("torch._dynamo.") for name in names):
         return UnsafeFileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def find_weights(
         raise ModelFileError(
             f"{path} holds several tables of weights",
             got=", ".join(_shown(at) for at in tables)[:500],
-            remedy=f"say which is meant: --weights-key {next(iter(tables))[:80]}",
+            remedy=f"say which is meant: --weights-key {shlex.quote(next(iter(tables)))}",
         )
     chosen = next(iter(usual or tables)) if "" not in tables else ""
     if chosen:

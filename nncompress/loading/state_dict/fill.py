@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,11 @@ def fill(
             remedy=how_to_open(passes)
             if passes
             else _remedy(
-                path, key, [n for n in unexpected if n in named], bool(given) and not misshaped + lost
+                path,
+                key,
+                [n for n in unexpected if n in named],
+                tuple(wanted),
+                bool(given) and not misshaped + lost,
             ),
         )
     if missing or unexpected:
@@ -247,16 +252,18 @@ def _listed(*kinds: Sequence[str]) -> str:
     )[:1000]
 
 
-def _remedy(path: Path, key: str, unexpected: Sequence[str], partly: bool) -> str:
+def _remedy(path: Path, key: str, unexpected: Sequence[str], wanted: tuple[str, ...], partly: bool) -> str:
     if re.search(r"-\d+-of-\d+\.", path.name):
         return (
             "this is one shard of several; where the model is: torch.save(model.state_dict(), 'weights.pt')"
         )
     remedy = "check that the factory builds the model that was trained, with the same options"
-    inside = Counter(name.partition(".")[0] for name in unexpected if "." in name)
-    if len(inside) > 1:
-        most = inside.most_common(1)[0][0]
-        remedy += f"; --weights-key {f'{key}.{most}'.strip('.')} takes those whose names begin with {most}."
+    below = [(first, rest) for first, dot, rest in (name.partition(".") for name in unexpected) if dot]
+    fits = Counter(first for first, rest in below if rest.endswith(wanted))
+    if fits and len({first for first, _ in below}) > 1:
+        most = fits.most_common(1)[0][0]
+        stated = shlex.quote(f"{key}.{most}".strip("."))
+        remedy += f"; --weights-key {stated} takes those whose names begin with {most}."
     return f"{remedy}; --no-strict leaves out what does not fit" if partly else remedy
 
 
