@@ -242,9 +242,9 @@ def test_classes_of_the_training_script_beside_the_weights(arch, tmp_path):
         load_model(path, arch=arch)
     message = str(caught.value)
     assert "Settings" in message
-    remedy = "torch.save(torch.load('c.ckpt', weights_only=False)['state_dict'], 'weights.pt')"
+    remedy = f"torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'weights.pt')"
     assert remedy in message
-    exec(remedy.replace("'c.ckpt'", repr(str(path))).replace("'weights.pt'", repr(str(tmp_path / "w.pt"))))
+    exec(remedy.replace("'weights.pt'", repr(str(tmp_path / "w.pt"))))
     load_model(tmp_path / "w.pt", arch=arch, input_shapes="1x3x5x5")
     load_model(path, arch=arch, trust_pickle=True, input_shapes="1x3x5x5")
 
