@@ -24,6 +24,8 @@ from nncompress.cli import main
 from nncompress.cli.app import build
 from nncompress.cli.table import help_text
 from nncompress.cli.work.bench_candidates import from_targets
+from nncompress.data import open_data
+from nncompress.data.sources.python import SOURCES
 from nncompress.errors import ExitCode, ExtensionError, UsageError
 from nncompress.passes import PASSES
 from nncompress.passes.prune_nodes import options as prune_nodes
@@ -88,6 +90,20 @@ def test_a_pass_of_another_package_is_a_command(shrink_tools, model, capsys):
     bound = 1.5 * float(original.std())
     torch.testing.assert_close(weight, original.clamp(-bound, bound))
     assert not torch.equal(weight, original)
+
+
+def test_half_of_its_data_is_half_of_what_its_place_gives(shrink_tools, tmp_path, monkeypatch):
+    """It gets what is written behind the colon, but for `half`, which is ours."""
+    asked = []
+    monkeypatch.setitem(SOURCES._own, "written", lambda place: asked.append(place) or np.zeros((8, 3)))
+    for place, wanted in {
+        "8?half=1": "8",
+        "a b?x=1&half=2&x=2&y": "a b?x=1&x=2&y",
+        "?half=1": "",
+    }.items():
+        assert len(open_data(f"written:{place}")) == 4
+        assert asked.pop() == wanted
+    assert len(open_data("noise:12?half=2")) == 6
 
 
 def test_every_line_that_the_page_shows_is_one_that_the_commands_take(shrink_tools):

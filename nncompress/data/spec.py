@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,8 @@ def is_code(spec: str) -> bool:
 
 def _opened(asked: Asked) -> Source | StreamSource:
     if "half" in asked.options:
-        rest = dict(asked.options)
-        half = rest.pop("half")
-        return half_of(_opened(replace(asked, options=rest)), half, asked.spec)
+        half, rest = asked.options["half"], _without(asked.spec, "half")
+        return half_of(_opened(_asked(rest, asked.expected, asked.names)), half, asked.spec)
     try:
         kind = next((kind for kind in KINDS if kind.claims(asked)), None)
     except OSError as problem:
@@ -100,6 +98,13 @@ def _asked(spec: str, expected: list[ExpectedInput] | None = None, names: Sequen
         return Asked(spec, spec, {}, expected, names)
     pairs = (part.partition("=") for part in query.split("&"))
     return Asked(spec, path, {key: value for key, _, value in pairs}, expected, names)
+
+
+def _without(spec: str, option: str) -> str:
+    """The rest of it, as it was written."""
+    path, _, query = spec.partition("?")
+    kept = "&".join(part for part in query.split("&") if part.partition("=")[0] != option)
+    return f"{path}?{kept}" if kept else path
 
 
 def _fixed_batch(

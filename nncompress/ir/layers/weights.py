@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
@@ -264,8 +265,10 @@ def readers(model: Model, name: str) -> list[fx.Node]:
 
 
 def reads(model: Model, name: str) -> int:
-    """How many nodes read this stored tensor, under any of its names."""
-    return sum(len(node.users) for node in readers(model, name))
+    """How often nodes read this stored tensor, under any of its names; one may read it more than once."""
+    sources = readers(model, name)
+    users = {user for source in sources for user in source.users}
+    return sum(leaf in sources for user in users for leaf in tree_leaves((user.args, user.kwargs)))
 
 
 def owns_tensors(model: Model, layer: Layer) -> bool:

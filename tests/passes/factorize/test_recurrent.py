@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import nncompress
-from nncompress.ir.edit.recurrent.inputs import absorb_inputs, expose_inputs
+from nncompress.ir.edit.recurrent.inputs import absorb_inputs, expose_inputs, inputs_as_layers
 from nncompress.ir.layers.recurrent import recurrent_layers
 
 LAYERS = {
@@ -103,3 +103,34 @@ def test_what_stays_is_named_with_the_reason(tmp_path, capsys, monkeypatch):
     assert "prune-nodes takes units" in said
     assert run(["factorize", "m.pt2", "--ratio", "0.5", "--exclude", "rnn", "-o", "b.pt2"]) == 0
     assert "rnn.input_l0" not in "".join(capsys.readouterr())
+
+
+def share_directions(rnn):
+    rnn.weight_ih_l0_reverse = rnn.weight_ih_l0
+
+
+def share_biases(rnn):
+    rnn.bias_hh_l0 = rnn.bias_ih_l0
+
+
+def share_layers(rnn):
+    rnn.bias_ih_l1_reverse = rnn.bias_ih_l0_reverse
+
+
+@pytest.mark.parametrize("share", [share_directions, share_biases, share_layers])
+def test_tensors_shared_within_one_node_stay_with_the_reason(share):
+    net = built("both directions")
+    share(net.rnn)
+    model, x = nncompress.load(net, input=f"Bx7x{SIZE}"), torch.randn(5, 7, SIZE)
+    exposed, left = expose_inputs(model)
+    assert (exposed, left) == ([], {"rnn": "its weights are shared: they are read more than once"})
+    small = nncompress.compress(model, ["factorize:ratio=0.5,exclude=out"])
+    torch.testing.assert_close(small.to_module()(x), net(x).detach())
+
+
+def test_work_that_fails_leaves_the_layers_whole():
+    model = nncompress.load(built("lstm"), input=f"Bx7x{SIZE}")
+    names = set(model.state_dict())
+    with pytest.raises(KeyError), inputs_as_layers(model):
+        raise KeyError
+    assert set(model.state_dict()) == names

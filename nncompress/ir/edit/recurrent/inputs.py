@@ -85,8 +85,10 @@ def inputs_as_layers(model: Model, exclude: Collection[str] = ()) -> Iterator[di
     Yields: by name why others stay.
     """
     exposed, left = expose_inputs(model, exclude)
-    yield left
-    absorb_inputs(model, exposed)
+    try:
+        yield left
+    finally:
+        absorb_inputs(model, exposed)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _reason(model: Model, layer: RecurrentLayer, exclude: Collection[str]) -> st
     if any(each.quantized for each in found):
         return "its weights are quantized: factorize before quantize"
     if any(reads(model, each.name) > 1 for each in found):
-        return "its weights are also read elsewhere"
+        return "its weights are shared: they are read more than once"
     return ""
 
 
