@@ -41,6 +41,9 @@ class Comparison:
     rounding: str = ""
 
 
+_REPORT = "this is a defect of the export; keep the model as .pt2 and report it"
+
+
 def refuse_changing(model: Model, what: str) -> None:
     """A model that changes its own tensors, where `what`, "a .pte", takes these for constants.
 
@@ -219,14 +222,14 @@ def distance(
             where,
             got=f"values of {dtype_name(got.dtype)}",
             expected=dtype_name(expected.dtype),
-            remedy="this is a defect of the export; keep the model as .pt2 and report it",
+            remedy=_REPORT,
         )
     if expected.dtype.is_complex:
         expected, got = torch.view_as_real(expected), torch.view_as_real(got)
     if not expected.dtype.is_floating_point:
         flipped = (expected != got.to(expected.dtype)).double().mean().item() if expected.numel() else 0.0
         if flipped > FLIPPED_INTEGERS:
-            raise VerificationError(where, got=f"{flipped:.1%} of its integers differ")
+            raise VerificationError(where, got=f"{flipped:.1%} of its integers differ", remedy=_REPORT)
         return 0.0, 0.0
     reference, result = expected.double(), got.double()
     finite = torch.isfinite(reference)
@@ -254,6 +257,6 @@ def distance(
             where,
             got=f"relative error {relative:.2g}, median {median:.2g}, largest difference {difference:.3g}",
             expected=f"at most {largest:.2g}, median {usual:.2g}, in {precision}",
-            remedy="this is a defect of the export; keep the model as .pt2 and report it",
+            remedy=_REPORT,
         )
     return difference, relative

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError, VerificationError
@@ -22,6 +22,8 @@ from nncompress.export.check.unrounded import agrees_without_rounding
 from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import verification_inputs
+from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.places import place
 
 
 def compare(
@@ -115,7 +117,17 @@ def compare_steps(model: Model, path: Path, states: Sequence[State], steps: int 
 
 
 def _whose_defect(model: Model, path: Path, error: VerificationError) -> VerificationError:
-    """The same, unless the file is right when it is run as it is written."""
+    """The same, unless the file is right when it is run as it is written; of a known kernel its reason."""
+    power = next(filter(_of_whole_numbers, model.graph.nodes), None)
+    if power is not None:
+        return VerificationError(
+            error.what,
+            got=error.got,
+            expected=error.expected,
+            remedy=f"keep the model as .pt2, or take the power of floats: {place(power)} is one of whole "
+            "numbers, which ONNX Runtime computes in floating point, and beyond the type's range otherwise "
+            "than torch",
+        )
     try:
         if path.suffix != ".onnx":
             return error
@@ -128,6 +140,10 @@ def _whose_defect(model: Model, path: Path, error: VerificationError) -> Verific
         expected=error.expected,
         remedy="keep the model as .pt2 and report it: such graphs can be written so that they are left alone",
     )
+
+
+def _of_whole_numbers(node: fx.Node) -> bool:
+    return op_name(node) == "pow" and not node.meta["val"].is_floating_point()
 
 
 def _runtime() -> str:

@@ -87,5 +87,8 @@ def test_steps_of_a_free_number_in_double_are_refused_by_name(tmp_path):
     dims = ({0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=64)},)
     module = nn.RNN(4, 5, batch_first=True).double().eval()
     model = Model.from_module(module, (x,), dynamic_shapes=dims)
-    with pytest.raises(UnsupportedError, match="no RNN of float64"):
+    with pytest.raises(UnsupportedError, match="no RNN of float64") as refused:
         write_onnx(model, tmp_path / "m.onnx")
+    assert "(module.float()), or give a graph" in refused.value.remedy
+    write_onnx(Model.from_module(module, (x,)), tmp_path / "m.onnx")
+    write_onnx(Model.from_module(module.float(), (x.float(),), dynamic_shapes=dims), tmp_path / "m.onnx")

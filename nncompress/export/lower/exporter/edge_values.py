@@ -2,12 +2,14 @@
 
 It rounds quotients of floats down that were rounded up before (0.6 // 0.1 is 5), makes floats of integers
 that are divided (24 bits of 64 are left), and forgets that 0 · log 0 is 0 where the 0 is a number.
+A bound that is NaN ONNX Runtime takes for none.
 Whether integers are NaN, and what they are rounded to, no runtime answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -85,6 +87,13 @@ def _times_log(log: Callable[[Tensor], Tensor]) -> Callable[[Number, Number], Te
     return product
 
 
+def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """By a number that is NaN, of which nothing but NaN comes."""
+    if not any(bound is not None and isnan(bound) for bound in (low, high)):
+        raise NotImplementedError
+    return torch.full_like(x, nan, dtype=torch.result_type(x, nan))
+
+
 def _of_integers(steps: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def checked(x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -107,6 +116,7 @@ EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
     aten.special_xlog1py.default: _times_log(log1p),
     aten.special_xlog1py.self_scalar: _times_log(log1p),
     aten.special_xlog1py.other_scalar: _times_log(log1p),
+    aten.clamp.default: _clamp,
     aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
     **dict.fromkeys(
         (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default),

@@ -55,7 +55,8 @@ def in_steps(graph: fx.Graph) -> bool:
                 raise UnsupportedError(
                     "ONNX Runtime has no RNN of float64, and steps of a free number cannot be written out: "
                     + place(node),
-                    remedy="convert the model to float32 (module.float()), or fix the length with --input",
+                    remedy="convert the model to float32 (module.float()), or give a graph that was "
+                    "exported with a number for that size",
                 )
     return in_double
 

@@ -55,7 +55,7 @@ def _steps(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: di
         raise UnsupportedError(
             "OpenVINO computes a Fourier transform wrongly, and over a free size no constant stands for it:"
             f" {node.name or result}",
-            remedy="fix that size with --input, or write an .onnx",
+            remedy="give a graph that was exported with a number for that size, or write an .onnx",
         )
     points = sizes[axis % rank]
     how = {attribute.name: attribute.i for attribute in node.attribute}

@@ -34,6 +34,9 @@ OF_FLOATS: Functions = {
     "xlog1py": torch.special.xlog1py,
     "xlog1py of 0": lambda a, b: torch.special.xlog1py(0, a),
     "copysign": torch.copysign,
+    "clamp by nan": lambda a, b: a.clamp(torch.nan, 1.0),
+    "clamp to nan": lambda a, b: a.clamp(0, torch.nan),
+    "clamp": lambda a, b: a.clamp(-1, 2.5),
     "copysign of a number": lambda a, b: torch.copysign(a, -0.0),
 }
 OF_INTEGERS: Functions = {
@@ -120,3 +123,16 @@ def test_halves_are_divided_as_float32_with_numbers_as_they_are(tmp_path) -> Non
     write_onnx(Model.from_module(Divided().eval(), (x, y)), tmp_path / "m.onnx")
     for got, right in zip(open_artifact(tmp_path / "m.onnx").run(x, y), Divided()(x, y), strict=True):
         assert torch.equal(torch.from_numpy(got), right)
+
+
+def test_a_power_of_whole_numbers_that_is_not_right_is_named(tmp_path) -> None:
+    class Power(nn.Module):
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            return x.abs() ** n.abs()
+
+    given = (torch.tensor([3, 10]), torch.tensor([50, 30]))
+    model = Model.from_module(Power().eval(), given)
+    with pytest.raises(VerificationError, match="integers differ") as refused:
+        write_onnx(model, tmp_path / "m.onnx")
+    assert "pow" in refused.value.remedy
+    assert "floating point" in refused.value.remedy
