@@ -17,6 +17,7 @@ from nncompress.analysis.couplings import (
 )
 from nncompress.analysis.couplings.proof import TOLERANCE
 from nncompress.errors import VerificationError
+from nncompress.ir import Model
 from tests.analysis.test_couplings import analysed, share_of_each_group
 
 
@@ -106,3 +107,27 @@ def test_rounding_that_a_model_amplifies_is_told_from_a_wrong_removal():
     assert prove(couplings, asked, wrong).error < 0.1
     with pytest.raises(VerificationError, match="does not compute what the original computes"):
         check(couplings, asked, wrong)
+
+
+class StandardDeviation(nn.Module):
+    """Unbiased, as the annotated transformer's norm has it: of one survivor it is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.b((h - h.mean(1, keepdim=True)) / (h.std(1, keepdim=True) + 1e-5))
+
+
+def test_units_of_which_too_few_are_left_to_compute_with_stay():
+    network = Model.from_module(StandardDeviation().eval(), (torch.randn(4, 6),))
+    couplings = find_couplings(network)
+    two = remove_proven(couplings, {"a": list(range(6))})
+    assert not two.refused
+    assert two.proof.error < 1e-5
+    assert two.model.tensor("a.weight").shape == (2, 6)
+    one = remove_proven(couplings, {"a": list(range(7))})
+    assert list(one.refused) == ["a"]
+    assert one.model.tensor("a.weight").shape == (8, 6)

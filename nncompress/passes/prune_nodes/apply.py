@@ -12,6 +12,7 @@ from nncompress.analysis.answer import answer_index, output_dims
 from nncompress.analysis.compensation import Fitted, without_data
 from nncompress.analysis.compensation.batch_norms import batch_norms, reestimate
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
+from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
@@ -81,7 +82,7 @@ def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> Non
 
 def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     if options.rotate:
-        work = partial(apply, replace(options, rotate=False))
+        work = partial(_of_what_came, options, cost(model).parameters)
         return with_rotation(options.name, PRINCIPAL, model, context, work)
     context.progress.step("finding what is tied together", 0, 1)
     fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
@@ -150,6 +151,18 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     if cut:
         model.graph_module = pruned.graph_module
     return changes
+
+
+def _of_what_came(options: PruneNodes, parameters: int, model: Model, context: Context) -> list[Change]:
+    """`--params` is a share of the model that came in; one whose axes are turned may hold a table twice.
+
+    Args:
+        parameters: of the model that came in.
+    """
+    params = options.params
+    if params is not None:
+        params *= parameters / cost(model).parameters
+    return apply(replace(options, rotate=False, params=params), model, context)
 
 
 def _within_latency(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nncompress.analysis.cost import cost
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
@@ -173,3 +174,32 @@ def test_a_stream_of_which_nothing_goes_stays_as_it_was():
         assert torch.equal(turned.tensor(name), tensor), name
     skipped = [change.what for change in changes if not change.applied]
     assert sum("none of its channels went" in what for what in skipped) == 2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_the_budget_of_parameters_is_of_the_model_that_came_in(share):
+    rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
+    model = in_few_directions(layer_norm, D // 2, tied=True)
+    each = model.copy()
+    PruneNodes(params=share, rotate=True).apply(each, Context(data=open_data((rows,), model.inputs)))
+    each.refresh()
+    assert cost(each).parameters <= 1.02 * share * cost(model).parameters
+
+
+class ManyWords(Words):
+    """Most of its parameters are the table."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_norm)
+        self.embed, self.head = nn.Embedding(900, D), nn.Linear(D, 900, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_what_would_hold_more_parameters_than_came_in_is_not_kept():
+    rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
+    model = built(ManyWords())
+    each, context = model.copy(), Context(data=open_data((rows,), model.inputs))
+    changes = PruneNodes(macs=0.8, rotate=True).apply(each, context)
+    each.refresh()
+    assert cost(each).parameters < cost(model).parameters
+    assert any("parameters would be left of" in change.what for change in changes if not change.applied)

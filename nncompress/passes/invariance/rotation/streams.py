@@ -129,7 +129,7 @@ class _Check:
             return "a value has its channels along two dims"
         for name in {member.tensor for member in self._group.members}:
             if not self._is_float(name):
-                return f"{name} is no stored tensor of floats"
+                return f"{name} is no stored tensor of float32 or float64"
             other = self._other_reader(name)
             if other is not None:
                 return f"{place(other)} reads {name} by itself"

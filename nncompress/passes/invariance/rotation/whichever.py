@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
+from nncompress.analysis.cost import cost
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
 from nncompress.passes.invariance.rotation.streams import Stream, find_streams
@@ -50,12 +51,12 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
     tries = [(each, replace(context, notes=[], warnings=[])) for each in (model, turned)]
     both = [work(each, own) for each, own in tries]
     errors = [output_error(original, each, held)() ** 0.5 for each, _ in tries]
-    went = not axes.to_cut or _narrower(turned, streams)
-    better = went and errors[1] < errors[0]
+    figures = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
+    against = _why_not(original, turned, streams) if axes.to_cut else ""
+    better = not against and errors[1] < errors[0]
     context.notes += tries[better][1].notes
     context.warnings += tries[better][1].warnings
-    figures = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
-    figures = figures if went else "none of its channels went"
+    figures = against or figures
     if better:
         _become(model, turned)
         context.notes.append(f"{name}: with the residual stream turned {figures}")
@@ -77,13 +78,18 @@ def _name(stream: str) -> str:
     return f"residual stream of {stream}"
 
 
-def _narrower(model: Model, streams: Sequence[Stream]) -> bool:
-    """Something that holds channels of these streams holds fewer than they have."""
-    stored = model.state_dict()
+def _why_not(original: Model, cut: Model, streams: Sequence[Stream]) -> str:
+    """Why what was cut in other axes is not kept, however little it errs; "" where nothing is against it."""
+    stored = cut.state_dict()
     held = (
         (stored[name].shape[dim], each.width) for each in streams for name, dim in each.dims if name in stored
     )
-    return any(size < width for size, width in held)
+    if not any(size < width for size, width in held):
+        return "none of its channels went"
+    before, after = cost(original).parameters, cost(cut).parameters
+    if after > before:
+        return f"{after:,} parameters would be left of {before:,}"
+    return ""
 
 
 def _become(model: Model, other: Model) -> None:
