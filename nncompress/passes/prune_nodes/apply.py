@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor
 
@@ -82,8 +81,14 @@ def _read(model: Model, context: Context, data: Dataset, *, labels: bool) -> Non
 
 def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     if options.rotate:
-        work = partial(_of_what_came, options, cost(model).parameters)
-        return with_rotation(options.name, PRINCIPAL, model, context, work)
+        parameters = cost(model).parameters
+
+        def plainly(each: Model, own: Context) -> list[Change]:
+            # --params is a share of the model that came in; one in other axes may hold a table twice
+            share = None if options.params is None else options.params * parameters / cost(each).parameters
+            return apply(replace(options, rotate=False, params=share), each, own)
+
+        return with_rotation(options.name, PRINCIPAL, model, context, plainly)
     context.progress.step("finding what is tied together", 0, 1)
     fold_weights(model)  # a weight norm: what is scored, fitted and cut is the weight it makes
     couplings = find_couplings(model)
@@ -151,18 +156,6 @@ def apply(options: PruneNodes, model: Model, context: Context) -> list[Change]:
     if cut:
         model.graph_module = pruned.graph_module
     return changes
-
-
-def _of_what_came(options: PruneNodes, parameters: int, model: Model, context: Context) -> list[Change]:
-    """`--params` is a share of the model that came in; one whose axes are turned may hold a table twice.
-
-    Args:
-        parameters: of the model that came in.
-    """
-    params = options.params
-    if params is not None:
-        params *= parameters / cost(model).parameters
-    return apply(replace(options, rotate=False, params=params), model, context)
 
 
 def _within_latency(
