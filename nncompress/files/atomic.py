@@ -20,7 +20,16 @@ from pathlib import Path
 
 from nncompress.errors import OutputError
 from nncompress.files.interrupts import held_back
-from nncompress.files.leftovers import MOVING, NEW, PREFIX, RECORD, SUFFIX, discard, remove_leftovers
+from nncompress.files.leftovers import (
+    MOVING,
+    NEW,
+    PREFIX,
+    RECORD,
+    SUFFIX,
+    discard,
+    remove_leftovers,
+    remove_replaced,
+)
 from nncompress.files.lock import lock
 from nncompress.files.targets import check_chosen, check_target
 
@@ -142,6 +151,7 @@ def _move(
     for file in written:
         os.replace(folder / file.name, target.parent / file.name)
     _sync(target.parent)
+    remove_replaced(target.parent, {file.name for file in written})
 
 
 def _note(written: list[Path], record: int) -> None:

@@ -32,6 +32,7 @@ from nncompress.files.targets import check_target
 PREFIX, SUFFIX = ".nncompress-", ".part"
 RECORD, NEW, MOVING = "writer.json", "new", "moving"
 YOUNG = 60  # seconds: where there are no locks, a writer may be about to sign
+PATIENCE = 5  # seconds, for another process to move several files: renames, and one sync of their folder
 
 
 def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> None:
@@ -51,44 +52,93 @@ def remove_leftovers(directory: Path, protect: tuple[str | Path, ...] = ()) -> N
                 discard(folder)
 
 
+def remove_replaced(directory: Path, written: set[str]) -> None:
+    """Remove what killed writers left to be moved to files that have now been written anew, all of them.
+
+    Of a copied folder no inode is the noted one: nothing else ends what readers are refused for.
+    """
+    for folder in _folders(directory):
+        with _record(folder) as record:
+            if record is not None and _is_dead(record) and (left := _left(folder)) and left <= written:
+                _tell(f"{', '.join(sorted(left))}: written anew, so what a killed run had left of it goes")
+                discard(folder)
+
+
 def complete(path: Path) -> None:
     """Before `path` is read: where a killed writer had put some of several files in place and `path` is one
-    of them, the others take theirs now.
+    of them, the others take theirs now. Who is moving them at this moment is waited for.
 
     Raises:
-        ModelFileError: they cannot, so that what would be read is of two writes.
+        ModelFileError: they cannot, or are not in time, so that what would be read is of two writes.
     """
     places, names = {path}, None
     if not os.path.isdir(path):
-        with suppress(ValueError):  # no name of a file, as whoever reads it says
-            links = {path, Path(os.path.realpath(path))}
-            places, names = {each.parent for each in links}, {each.name for each in links}
+        links = {path}
+        with suppress(ValueError, OSError):  # no name of a file, or not to be seen, as whoever reads it says
+            links.add(Path(os.path.realpath(path)))
+        places, names = {each.parent for each in links}, {each.name for each in links}
     for folder in (folder for each in places for folder in _folders(each)):
-        if not os.access(folder, os.R_OK | os.X_OK):
+        if not _may_be_read(folder):
             _tell(f"{folder} is another user's, who writes there or was killed: {path} may be of two writes")
             continue
-        with _record(folder) as record:
-            if record is None or not (_is_dead(record) and _is_under_way(folder, record, names)):
-                continue
-            if not _finish(folder, record, ()):
+        until = time.monotonic() + PATIENCE
+        while not _is_settled(folder, path, names):
+            if time.monotonic() >= until:
                 raise ModelFileError(
-                    f"{path} is one of several files, of which some were replaced when a run was killed",
-                    got=f"the others in {folder / MOVING}, which cannot be put in place",
-                    remedy=f"write {path} anew; or delete {folder}, to read the files as they are",
+                    f"{path} is one of several files that another process is replacing",
+                    got=f"after {PATIENCE} seconds, some of them are still in {folder / MOVING}",
+                    remedy="read it once that process has ended; "
+                    f"if it was one of another machine and was killed, delete {folder}",
                 )
-            discard(folder)
+            time.sleep(0.02)
+
+
+def _is_settled(folder: Path, path: Path, names: set[str] | None) -> bool:
+    """Whether nothing in the folder is to be moved any more that is read with `path`; False while another
+    process is at it."""
+    with _record(folder) as record:
+        if record is None or (dead := _is_dead(record)) is None or not _is_under_way(folder, record, names):
+            return True
+        if not dead:
+            return False
+        if not _finish(folder, record, ()):
+            raise ModelFileError(
+                f"{path} is one of several files, of which some were replaced when a run was killed",
+                got=f"the others in {folder / MOVING}, which cannot be put in place",
+                remedy=_remedy(folder, path),
+            )
+        discard(folder)
+        return True
+
+
+def _remedy(folder: Path, path: Path) -> str:
+    if all(os.access(each, os.W_OK | os.X_OK) for each in (folder.parent, folder, folder / MOVING)):
+        return f"write all of them anew; or delete {folder}, to read the files as they are"
+    return (
+        f"copy the files elsewhere without {folder.name}, to read them as they are; "
+        f"or get the right to write to {folder.parent} and all of {folder.name}, and read {path} again"
+    )
 
 
 def _folders(directory: Path) -> list[Path]:
-    return [folder for folder in directory.glob(f"{PREFIX}*{SUFFIX}") if not folder.is_symlink()]
+    try:
+        return [folder for folder in directory.glob(f"{PREFIX}*{SUFFIX}") if not folder.is_symlink()]
+    except PermissionError:  # as whoever reads or writes a file there says
+        return []
 
 
 @contextmanager
 def _record(folder: Path) -> Iterator[int | None]:
-    """The descriptor of the record; None where it cannot be opened."""
-    try:
-        descriptor = os.open(folder / RECORD, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
+    """The descriptor of the record; None where it cannot be opened.
+
+    To judge, the right to read is enough (a read-only mount); some network file systems lock only what may
+    be written.
+    """
+    for access in (os.O_RDWR, os.O_RDONLY):
+        with suppress(OSError):
+            descriptor = os.open(folder / RECORD, access | getattr(os, "O_NOFOLLOW", 0))
+            break
+    else:
         yield None
         return
     try:
@@ -99,9 +149,22 @@ def _record(folder: Path) -> Iterator[int | None]:
 
 def _is_under_way(folder: Path, record: int, names: set[str] | None) -> bool:
     """Whether files of these names, or any, were about to be moved when some had been."""
-    left = set(os.listdir(folder / MOVING)) if os.path.isdir(folder / MOVING) else set()
-    noted = _notes(record) or {}
+    left, noted = _left(folder), _notes(record) or {}
     return bool(left) and (names is None or not names.isdisjoint({*left, *noted}))
+
+
+def _left(folder: Path) -> set[str]:
+    """The names of the files that were about to be moved and are not."""
+    try:
+        return set(os.listdir(folder / MOVING))
+    except OSError:  # there is none, or it has just been removed
+        return set()
+
+
+def _may_be_read(folder: Path) -> bool:
+    """Whether all that tells a leftover may be looked into, as far as it is there."""
+    needed = {folder: os.R_OK | os.X_OK, folder / RECORD: os.R_OK, folder / MOVING: os.R_OK | os.X_OK}
+    return all(os.access(part, right) or not os.path.exists(part) for part, right in needed.items())
 
 
 def _finish(folder: Path, record: int, protect: tuple[str | Path, ...]) -> bool:
@@ -179,20 +242,20 @@ def _tell(what: str) -> None:
     warnings.warn(what, Told, stacklevel=3)
 
 
-def _is_dead(descriptor: int) -> bool:
-    """Whether the writer that signed is no more; takes its lock then."""
+def _is_dead(descriptor: int) -> bool | None:
+    """Whether the writer that signed is no more; takes its lock then. None where it is not one of ours."""
     try:
         content = os.read(descriptor, 4096).partition(b"\n")[0]
         signed = json.loads(content) if content else {"writer": "nncompress"}  # killed before it signed
         if signed["writer"] != "nncompress":
-            return False
+            return None
         taken = lock(descriptor)
         if taken is not None:
             return taken
         if not content:
             return time.time() - os.fstat(descriptor).st_mtime > YOUNG
     except (OSError, ValueError, KeyError, TypeError):  # not ours
-        return False
+        return None
     # No locks here, and processes of other hosts cannot be asked.
     return signed.get("host") == socket.gethostname() and not _is_alive(signed.get("pid"))
 

@@ -9,8 +9,10 @@ import warnings
 import pytest
 
 from nncompress.errors import ModelFileError, Told
+from nncompress.files import leftovers
 from nncompress.files.atomic import replacing
 from nncompress.files.leftovers import complete, remove_leftovers
+from nncompress.files.lock import lock
 from tests.support.kills import half_moved
 
 
@@ -102,6 +104,72 @@ def test_what_is_half_moved_and_cannot_be_finished_is_not_read_until_that_is_set
     complete(torn / "b")
 
 
+def test_without_the_right_to_write_what_is_half_moved_is_refused_all_the_same(torn, monkeypatch):
+    opened, asked = os.open, os.access
+
+    def open_to_read(path, flags, *mode, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, "read-only file system")
+        return opened(path, flags, *mode, **options)
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, "open", open_to_read)
+        read_only.setattr(os, "access", lambda path, right: not right & os.W_OK and asked(path, right))
+        with pytest.raises(ModelFileError) as caught:
+            complete(torn / "b")
+    assert (torn / "a").read_text() == "old"
+    assert "delete" not in caught.value.remedy
+    with pytest.warns(Told, match="^a: put in place now"):  # once it may be written to
+        complete(torn / "b")
+
+
+@pytest.mark.parametrize("hidden", ["", "writer.json", "moving"])
+def test_what_may_not_be_looked_into_is_said(torn, monkeypatch, hidden):
+    [left] = torn.glob(".nncompress-*.part")
+    asked = os.access
+    monkeypatch.setattr(os, "access", lambda path, right: path != left / hidden and asked(path, right))
+    with pytest.warns(Told, match="may be of two writes"):
+        complete(torn / "b")
+
+
+@pytest.fixture
+def moved_by_another(torn):
+    [left] = torn.glob(".nncompress-*.part")
+    with (left / "writer.json").open() as record:
+        assert lock(record.fileno())
+        yield left, record
+
+
+def test_who_is_moving_several_files_is_waited_for(torn, moved_by_another, monkeypatch):
+    left, record = moved_by_another
+
+    def end(seconds):
+        os.replace(left / "moving" / "a", torn / "a")
+        shutil.rmtree(left)
+        record.close()
+
+    monkeypatch.setattr(leftovers.time, "sleep", end)
+    complete(torn / "b")
+    assert (torn / "a").read_text() == "new"
+
+
+def test_who_is_moving_several_files_for_long_is_not_read_beside(torn, moved_by_another, monkeypatch):
+    monkeypatch.setattr(leftovers, "PATIENCE", 0)
+    (torn / "c").write_text("c")
+    complete(torn / "c")
+    with pytest.raises(ModelFileError, match="another process is replacing"):
+        complete(torn / "b")
+
+
+def test_a_file_of_a_folder_that_may_not_be_looked_into_is_left_to_its_reader(tmp_path, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EACCES, "permission denied")
+
+    monkeypatch.setattr(os.path, "realpath", refused)
+    monkeypatch.setattr(type(tmp_path), "glob", refused)
+    complete(tmp_path / "m.onnx")
+
+
 def brought(folder, make_moving, noted=None):
     """What an archive may bring: a dead writer's folder."""
     left = folder / ".nncompress-abc_defg.part"
@@ -125,6 +193,25 @@ def test_files_that_no_writer_noted_replace_nothing(tmp_path, noted):
         path.write_text("next")
     assert (tmp_path / "data.csv").read_text() == "mine"
     assert (left / "moving" / "data.csv").exists()
+
+
+def test_of_a_copied_folder_the_files_are_read_once_all_are_written_anew(torn):
+    copy = torn.with_name("copy")
+    shutil.copytree(torn, copy)  # other inodes than those that were noted
+    with pytest.warns(Told, match="left alone"), pytest.raises(ModelFileError) as caught:
+        complete(copy / "b")
+    assert "write all of them anew" in caught.value.remedy
+
+    def write_anew():
+        with replacing(copy / "b", is_ours=lambda path: True) as path:
+            for file in (path, path.with_name("a")):
+                file.write_text("anew")
+
+    with pytest.warns(Told) as told:
+        write_anew()
+    assert "a: written anew" in str(told[-1].message)
+    complete(copy / "b")
+    assert {file.name: file.read_text() for file in copy.iterdir()} == {"a": "anew", "b": "anew"}
 
 
 @pytest.mark.parametrize("link", ["moving", "folder", "file"])
