@@ -51,12 +51,14 @@ class SummedMetric(Metric):
 
 
 class MeanMetric(SummedMetric):
-    """The mean over all that is counted: sums are [score · weight, weight]."""
+    """The mean over all that is counted: sums are [score · weight, weight]. Of nothing there is none: NaN.
+
+    Samples drawn anew of which nothing counts (transcripts without a word) are left out of intervals.
+    """
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = sums[..., 0] / sums[..., 1]
-        return found
+        total, weight = sums[..., 0], sums[..., 1]
+        return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight != 0)
 
 
 class SummedScores:

@@ -55,8 +55,7 @@ class TranscribedSource(Labelled):
         super().__init__(inner, numbers, None, origin)
         self.classes = None
         self.vocabulary = vocabulary
-        if vocabulary.case:
-            self.notes = (f"texts are compared in {vocabulary.case} case, the only one of the vocabulary",)
+        self.notes = vocabulary.notes
 
 
 def open_clips(
@@ -76,6 +75,10 @@ def open_clips(
             "--metric wer",
         )
         return sounds
+    if not any(clip.text.split() for clip in clips):
+        raise DataError(
+            f"{origin}: no word is said in any transcript", expected="texts, of which some are not empty"
+        )
     vocabulary = open_vocabulary(options["vocabulary"], options.get("blank"))
     return TranscribedSource(sounds, [clip.text for clip in clips], vocabulary, origin)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import wave
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -156,8 +157,50 @@ def test_what_is_said_is_not_cut_off(here):
 def test_vocabularies_as_they_are_kept(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content)
     found = open_vocabulary(str(tmp_path / name))
-    assert (*found.symbols[1:3], found.case) == expected
-    assert found.blank == 0
+    assert (*(each.decode() for each in found.symbols[1:3]), found.case) == expected
+    assert (found.blank, len(found.notes)) == (0, bool(found.case))
+
+
+@pytest.mark.parametrize(
+    ("symbols", "said", "words"),
+    [
+        (["<pad>", "play", "##ing", "##é", "|"], [1, 2, 4, 1, 3], ["playing", "|", "playé"]),
+        (["<pad>", "Ġa", "b", "Ġ", "Ã", "©", "|"], [1, 2, 1, 6, 3, 4, 0, 5], ["ab", "a|", "é"]),
+        (["<pad>", "▁a", "<0xC3>", "<0xA9>", "b"], [1, 2, 3, 1, 4], ["aé", "ab"]),
+        (["<pad>", "pl@@", "ay", "a"], [1, 2, 3], ["play", "a"]),
+        (["<pad>", "pl", "ay</w>", "a</w>"], [1, 2, 3], ["play", "a"]),
+        (["<pad>", "e", "\u0301", "|", "Ġ"], [1, 2, 3, 1, 4], ["é", "eĠ"]),
+    ],
+)
+def test_subwords_are_joined_to_words(tmp_path, symbols, said, words):
+    (tmp_path / "v.json").write_text(json.dumps(symbols))
+    found = open_vocabulary(str(tmp_path / "v.json"))
+    assert found.words(found.text(said)) == words
+    assert found.words(normalize("NFD", " ".join(words))) == words
+
+
+def test_what_is_taken_for_granted_of_a_vocabulary_is_said(tmp_path):
+    (tmp_path / "v.txt").write_text("<pad> 0\n<eps> 1\na 2\nB 3\n")
+    file = str(tmp_path / "v.txt")
+    blank, spaces = open_vocabulary(file).notes
+    assert "<eps> is taken as the blank of CTC, where <pad> would do, too; &blank=<eps> says so" in blank
+    assert "no symbol writes a space" in spaces
+    assert open_vocabulary(file, "<eps>").notes == (spaces,)
+    with pytest.raises(DataError, match="vocabulary= names no file"):
+        open_vocabulary("")
+
+
+def test_texts_without_a_word_count_in_no_interval(here):
+    """5 words too many of 1: samples drawn without that word have no rate."""
+    asked = folder(here, ("", "", "doll"))
+    found = nncompress.evaluate(Speller(), asked, metric="wer", input="Bx88")
+    assert found.value == 5.0
+    assert found.interval.low == 1.0
+    assert 5 <= found.interval.high < 20
+    for number in range(3):
+        (here / "clips" / f"{number}.txt").write_text(" \n")
+    with pytest.raises(DataError, match="no word is said"):
+        nncompress.evaluate(Speller(), asked, metric="wer", input="Bx88")
 
 
 @pytest.mark.parametrize("content", ['{"a": 0, "b": 2}', "[]", '"a"', '{"a": [0]}', "{"])
