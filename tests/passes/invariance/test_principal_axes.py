@@ -10,9 +10,10 @@ from nncompress.analysis.cost import cost
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model
-from nncompress.passes import Context, PruneNodes
+from nncompress.passes import Change, Context, PruneNodes
+from nncompress.passes.invariance.rotation import whichever
 from nncompress.passes.invariance.rotation.streams import find_streams
-from nncompress.passes.invariance.rotation.turn import SPREAD, Axes, rotate
+from nncompress.passes.invariance.rotation.turn import PRINCIPAL, SPREAD, Axes, rotate
 from tests.passes.invariance.networks import (
     CLASSES,
     D,
@@ -203,3 +204,20 @@ def test_what_would_hold_more_parameters_than_came_in_is_not_kept():
     each.refresh()
     assert cost(each).parameters < cost(model).parameters
     assert any("parameters would be left of" in change.what for change in changes if not change.applied)
+
+
+def test_a_budget_that_two_tables_cannot_keep_leaves_the_stream_as_it_was():
+    rows = torch.randint(0, CLASSES, (64, T), generator=torch.Generator().manual_seed(0))
+    model = built(ManyWords())
+
+    def work(each: Model, _context: Context) -> list[Change]:
+        if "head.weight" in each.state_dict() and each.tensor("head.weight") is not each.tensor(
+            "embed.weight"
+        ):
+            raise UsageError("prune-nodes: the budget is out of reach")
+        return [Change("embed", "cut")]
+
+    context = Context(data=open_data((rows,), model.inputs))
+    changes = whichever.with_rotation("prune-nodes", PRINCIPAL, model, context, work)
+    assert [change.applied for change in changes] == [False, False, True]
+    assert "out of reach" in changes[0].what

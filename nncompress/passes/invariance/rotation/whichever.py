@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nncompress.analysis.compensation.held_out import fit_and_decide, output_error
 from nncompress.analysis.cost import cost
+from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context
 from nncompress.passes.invariance.rotation.streams import Stream, find_streams
@@ -48,21 +49,25 @@ def with_rotation(name: str, axes: Axes, model: Model, context: Context, work: W
         return skipped + done
     held = fit_and_decide(model, context.data, context.batch_size, context.limit)[1]
     original = model.copy()
-    tries = [(each, replace(context, notes=[], warnings=[])) for each in (model, turned)]
-    both = [work(each, own) for each, own in tries]
-    errors = [output_error(original, each, held)() ** 0.5 for each, _ in tries]
-    figures = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
-    against = _why_not(original, turned, streams) if axes.to_cut else ""
-    better = not against and errors[1] < errors[0]
-    context.notes += tries[better][1].notes
-    context.warnings += tries[better][1].warnings
-    figures = against or figures
-    if better:
-        _become(model, turned)
-        context.notes.append(f"{name}: with the residual stream turned {figures}")
-        return skipped + done + both[1]
-    skipped += [replace(e, what=f"skipped: {e.what}; {figures}", applied=False) for e in done]
-    return skipped + both[0]
+    plain, other = (replace(context, notes=[], warnings=[]) for _ in range(2))
+    changes = work(model, plain)
+    try:
+        instead = work(turned, other)
+        against = _why_not(original, turned, streams) if axes.to_cut else ""
+    except UsageError as error:  # a budget that a model with one more table cannot keep
+        against = error.what
+    if not against:
+        errors = [output_error(original, each, held)() ** 0.5 for each in (model, turned)]
+        against = f"outputs err by {errors[1]:.2%}, without by {errors[0]:.2%}, on every fourth sample"
+        if errors[1] < errors[0]:
+            _become(model, turned)
+            context.notes += [*other.notes, f"{name}: with the residual stream turned {against}"]
+            context.warnings += other.warnings
+            return skipped + done + instead
+    context.notes += plain.notes
+    context.warnings += plain.warnings
+    skipped += [replace(each, what=f"skipped: {each.what}; {against}", applied=False) for each in done]
+    return skipped + changes
 
 
 def turned_alike(model: Model, changes: list[Change], axes: Axes, context: Context) -> None:
