@@ -48,7 +48,7 @@ class TranscribedSource(Labelled):
     """Sounds with texts as labels, int64 [N, characters]."""
 
     def __init__(self, inner: SoundSource, texts: list[str], vocabulary: Vocabulary, origin: str) -> None:
-        longest = max(1, *map(len, texts))
+        longest = max(2, *map(len, texts))  # a row of one number would be a class
         numbers = np.full((len(texts), longest), END, np.int64)
         for row, text in zip(numbers, texts):
             row[: len(text)] = list(map(ord, text))

@@ -197,6 +197,8 @@ def test_texts_without_a_word_count_in_no_interval(here):
     assert found.value == 5.0
     assert found.interval.low == 1.0
     assert 5 <= found.interval.high < 20
+    (here / "clips" / "2.txt").write_text("a")
+    assert nncompress.evaluate(Speller(), asked, metric="wer", input="Bx88").value == 6.0
     for number in range(3):
         (here / "clips" / f"{number}.txt").write_text(" \n")
     with pytest.raises(DataError, match="no word is said"):
