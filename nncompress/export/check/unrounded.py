@@ -71,12 +71,18 @@ def _take_out(graph: onnx.GraphProto) -> _Steps | None:
     """
     stored = {each.name: each for each in graph.initializer}
     instead: dict[str, str] = {}
+    codes: set[str] = set()  # of activations; those of weights may be unpacked and moved, too
     found: _Steps = set()
     kept = []
     for node in graph.node:
         if any(attribute.HasField("g") for attribute in node.attribute):
             return None
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[0] in stored:
+        reads_codes = not codes.isdisjoint(node.input)
+        rounds = node.op_type == "QuantizeLinear"
+        ends = reads_codes and node.op_type == "DequantizeLinear"
+        if rounds or (reads_codes and not ends):
+            codes.update(node.output)
+        if not (rounds or ends):
             kept.append(node)
             continue
         instead[node.output[0]] = instead.get(node.input[0], node.input[0])

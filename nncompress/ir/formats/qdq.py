@@ -110,11 +110,18 @@ def make_signed(node: fx.Node) -> None:
 def without_rounding(model: Model) -> Model:
     """A copy whose activations stay the floats that they are; weights as they are stored."""
     copied = model.copy()
-    for node in list(copied.graph.nodes):
-        if op_name(node) == "quantize_per_tensor" or (
-            op_name(node) == "dequantize_per_tensor" and node.args[0].op != "get_attr"
-        ):
-            node.replace_all_uses_with(node.args[0])
+    codes: set[fx.Node] = set()  # of activations; those of weights may be unpacked and moved, too
+    rounding = []
+    for node in copied.graph.nodes:
+        reads_codes = not codes.isdisjoint(node.all_input_nodes)
+        rounds = op_name(node) == "quantize_per_tensor"
+        ends = reads_codes and op_name(node) == "dequantize_per_tensor"
+        if rounds or (reads_codes and not ends):
+            codes.add(node)
+        if rounds or ends:
+            rounding.append(node)
+    for node in rounding:
+        node.replace_all_uses_with(node.args[0])
     remove_dead_code(copied.graph_module)
     copied.graph_module.recompile()
     return copied

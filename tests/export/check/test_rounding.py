@@ -113,10 +113,14 @@ def _scaled(file, of):
     """One scale of the file is 5 % larger: of its weights, or of an activation."""
     stored = {each.name: each for each in file.graph.initializer}
     kind = "QuantizeLinear" if of == "activations" else "DequantizeLinear"
-    nodes = [node for node in file.graph.node if node.op_type == kind]
-    name = next(node for node in nodes if (node.input[0] in stored) == (of == "weights")).input[1]
+    name = next(node for node in file.graph.node if node.op_type == kind).input[1]
     larger = numpy_helper.to_array(stored[name]) * np.float32(1.05)
     stored[name].CopyFrom(numpy_helper.from_array(larger, name))
+
+
+def _opened(path):
+    session = open_session(path, optimised=False)
+    return lambda inputs: run(session, inputs)
 
 
 @pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
@@ -126,12 +130,25 @@ def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(o
     if of != "nothing":
         _scaled(file, of)
         onnx.save(file, tmp_path / "m.onnx")
+    assert agrees_without_rounding(quantized, tmp_path / "m.onnx", _opened) == (of == "nothing")
 
-    def opened(path):
-        session = open_session(path, optimised=False)
-        return lambda inputs: run(session, inputs)
 
-    assert agrees_without_rounding(quantized, tmp_path / "m.onnx", opened) == (of == "nothing")
+@pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
+def test_the_proof_without_rounding_knows_weights_that_are_unpacked(of, tmp_path):
+    """Codes of which most are zero are stored without these: others reach the scale through further nodes."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(16, 64, 3, bias=False), torch.randn(64, 16, 5, 5)
+    with torch.no_grad():
+        conv.weight *= torch.rand_like(conv.weight) < 0.1
+    model = Model.from_module(conv.eval(), (x[:2],))
+    Quantize().apply(model, Context(data=Records((x,))))
+    write_onnx(model, tmp_path / "m.onnx")
+    file = onnx.load(tmp_path / "m.onnx")
+    assert "CumSum" in {node.op_type for node in file.graph.node}
+    if of != "nothing":
+        _scaled(file, of)
+        onnx.save(file, tmp_path / "m.onnx")
+    assert agrees_without_rounding(model, tmp_path / "m.onnx", _opened) == (of == "nothing")
 
 
 def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):
@@ -197,3 +214,22 @@ def test_samples_that_a_model_keeps_are_judged_together(off):
         return
     with pytest.raises(VerificationError):
         compare(model, file, "kernels", precision="int8 as written")
+
+
+class _MovedCodes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.arange(-6, 6, dtype=torch.int8).reshape(3, 4))
+
+    def forward(self, x):
+        ops = torch.ops.quantized_decomposed
+        stored = ops.dequantize_per_tensor(self.codes.T, 0.5, 0, -128, 127, torch.int8)
+        rounded = ops.quantize_per_tensor(x, 0.25, 128, 0, 255, torch.uint8)
+        return ops.dequantize_per_tensor(rounded.flip(1), 0.25, 128, 0, 255, torch.uint8) @ stored
+
+
+def test_without_rounding_weights_keep_their_scale_whatever_moves_their_codes():
+    x = torch.randn(5, 4)
+    model = Model.from_module(_MovedCodes().eval(), (x,))
+    floats = rounding.without_rounding(model)(x)
+    torch.testing.assert_close(floats, x.flip(1) @ (0.5 * torch.arange(-6.0, 6).reshape(3, 4).T))
