@@ -46,6 +46,18 @@ class Choices:
     comparable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A file made of `Choices.probe`: its outputs, what runs it, the precision to ask of it; the others as in
+    `nncompress.export.check.rounding.Rounding`."""
+
+    run: Run
+    runtime: str
+    precision: str
+    proof: Callable[[], bool] | None = None
+    proven: Run | None = None
+
+
 def find_choices(model: Model) -> Choices | None:
     """The choices that are made from rounded values; None where there are none."""
     probe = model.copy()
@@ -97,21 +109,20 @@ def compare_choices(
     run: Run,
     runtime: str,
     batches: tuple[int, ...],
-    probes: Iterable[tuple[Run, str, str]],
+    probes: Iterable[Probe],
 ) -> verify.Comparison:
     """Compare what is comparable of a model that chooses, and count how often the rest comes out the same.
 
     Args:
         run: the file's outputs.
-        probes: runs of a file made of `choices.probe` in the same way, each with what runs it and the
-            precision to ask of it.
+        probes: runs of a file made of `choices.probe` in the same way.
 
     Raises:
         VerificationError: what the choices are made from, or an output that hangs on none, differs from the
             graph's.
     """
-    for probe, by, precision in probes:
-        verify.compare(choices.probe, probe, by, batches, precision=precision, among=choices.comparable)
+    for probe in probes:
+        verify.compare(choices.probe, batches=batches, among=choices.comparable, **vars(probe))
     found = verify.compare(
         model, run, runtime, batches, among=[name for name in model.outputs if name in choices.comparable]
     )

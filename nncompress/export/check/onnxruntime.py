@@ -17,7 +17,7 @@ from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import Comparison
-from nncompress.export.check.discrete_choices import compare_choices, find_choices
+from nncompress.export.check.discrete_choices import Probe, compare_choices, find_choices
 from nncompress.export.check.unrounded import agrees_without_rounding
 from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
@@ -51,6 +51,7 @@ def compare(
     precision = precision_of(model)
     quantized = precision in ("int8", "int4")
     kernels = kernels or path
+    choices = find_choices(model) if precision == "int8" else None  # whose comparison tells more than a proof
     told = ""
     right = not quantized or write is None  # as it is written
     proven = None
@@ -63,15 +64,12 @@ def compare(
                 unoptimised,
                 as_written,
                 precision=f"{precision} as written",
-                proof=lambda: agrees_without_rounding(
-                    model, path, lambda file: _runner(file, optimised=False)
-                ),
+                proof=None if choices else _proof(model, path),
             ).rounding
             right, proven = True, unoptimised
         found = verify.compare(model, _runner(kernels), _runtime(), proven=proven)
         return replace(found, rounding=found.rounding or told)
     except VerificationError as error:
-        choices = find_choices(model) if precision == "int8" else None
         if choices is None:
             if not right:
                 raise
@@ -81,13 +79,11 @@ def compare(
             if write is not None:
                 probe = Path(folder) / "probe.onnx"
                 write(choices.probe, probe)
+                written = _runner(probe, optimised=False)
+                by, precise = f"{_runtime()} without optimisations", f"{precision} as written"
                 probes = [
-                    (
-                        _runner(probe, optimised=False),
-                        f"{_runtime()} without optimisations",
-                        "int8 as written",
-                    ),
-                    (_runner(probe), _runtime(), "int8"),
+                    Probe(written, by, precise, proof=_proof(choices.probe, probe)),
+                    Probe(_runner(probe), _runtime(), precision, proven=written),
                 ]
             return compare_choices(model, choices, _runner(kernels), _runtime(), (1, 3), probes)
 
@@ -144,6 +140,10 @@ def _whose_defect(model: Model, path: Path, error: VerificationError) -> Verific
 
 def _of_whole_numbers(node: fx.Node) -> bool:
     return op_name(node) == "pow" and not node.meta["val"].is_floating_point()
+
+
+def _proof(model: Model, path: Path) -> Callable[[], bool]:
+    return lambda: agrees_without_rounding(model, path, lambda file: _runner(file, optimised=False))
 
 
 def _runtime() -> str:

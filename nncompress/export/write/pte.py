@@ -17,7 +17,7 @@ from torch import Tensor
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.errors import DataError, ModelFileError, UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
-from nncompress.export.check.discrete_choices import Run, compare_choices, find_choices
+from nncompress.export.check.discrete_choices import Probe, Run, compare_choices, find_choices
 from nncompress.export.check.int8_coverage import Coverage
 from nncompress.export.check.pte_coverage import outside_the_delegate, pte_coverage
 from nncompress.export.lower.spell_out import Unspeakable, in_other_words
@@ -167,7 +167,7 @@ def _compare(model: Model, path: Path) -> verify.Comparison:
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.pte"
             _write(choices.probe, probe)
-            probes = [(_runner(probe), runtime, "int8")]
+            probes = [Probe(_runner(probe), runtime, "int8")]
             return compare_choices(model, choices, _runner(path), runtime, CHECKED_BATCHES, probes)
 
 
