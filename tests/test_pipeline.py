@@ -22,6 +22,7 @@ from nncompress.passes.cluster.options import Cluster
 from nncompress.passes.factorize.options import Factorize
 from nncompress.passes.prune.options import Prune
 from nncompress.passes.prune_nodes.options import PruneNodes
+from nncompress.passes.share.options import Share
 from nncompress.recipe import parse_pass
 
 
@@ -104,9 +105,11 @@ def test_recurrent_layers_are_listed_as_left_by_a_pass_that_does_not_change_them
             return self.out(self.rnn(x)[0][:, -1])
 
     each = Model.from_module(Recurrent().eval(), (torch.randn(2, 5, 4),))
-    steps = pipeline.run(each, [Factorize(err=0.5), PruneNodes(ratio=0.3)], Context())[1]
+    steps = pipeline.run(each, [Share(), Factorize(err=0.5), PruneNodes(ratio=0.3)], Context())[1]
     left = [[(c.where, c.what) for c in step.changes if not c.applied] for step in steps]
-    assert left == [[("rnn", "skipped: a recurrent layer, whose op takes its matrices whole")], []]
+    assert left[0] == [("rnn", "skipped: a recurrent layer, whose op takes its matrices whole")]
+    assert [where for where, _ in left[1]] == ["rnn.weight_hh"]  # once, and by what stays of it
+    assert left[2] == []
 
 
 @dataclass(frozen=True)

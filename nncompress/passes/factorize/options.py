@@ -30,6 +30,7 @@ class Factorize(Pass):
     name = "factorize"
     summary = "replace layers by low-rank factors where that multiplies less"
     example = "nncompress factorize model.pt2 --macs 0.5 --data train.npz"
+    recurrent = True
     amounts = SELECTORS
     by_clock = ("latency", "faster")
     more = "--macs 0.7, best with --data"
