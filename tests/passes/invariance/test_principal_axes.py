@@ -14,6 +14,7 @@ from nncompress.passes import Change, Context, PruneNodes
 from nncompress.passes.invariance.rotation import whichever
 from nncompress.passes.invariance.rotation.streams import find_streams
 from nncompress.passes.invariance.rotation.turn import PRINCIPAL, SPREAD, Axes, rotate
+from nncompress.progress import NullProgress
 from tests.passes.invariance.networks import (
     CLASSES,
     D,
@@ -221,3 +222,17 @@ def test_a_budget_that_two_tables_cannot_keep_leaves_the_stream_as_it_was():
     changes = whichever.with_rotation("prune-nodes", PRINCIPAL, model, context, work)
     assert [change.applied for change in changes] == [False, False, True]
     assert "out of reach" in changes[0].what
+
+
+def test_progress_counts_the_samples_that_the_axes_are_found_on():
+    class Seen(NullProgress):
+        def step(self, description: str, done: int, total: int | None) -> None:
+            if description == "finding axes":
+                steps.append((done, total))
+
+    steps: list[tuple[int, int | None]] = []
+    rows = torch.randint(0, CLASSES, (24, T))
+    model = built(Words(layer_norm))
+    streams, _ = find_streams(model, any_axes=True)
+    rotate(model, streams, PRINCIPAL, Context(data=open_data((rows,), model.inputs), progress=Seen()))
+    assert steps[-1] == (24, 24)

@@ -14,7 +14,6 @@ from nncompress.ir.layers.weights import argument
 from nncompress.passes.invariance.rotation.streams import Stream
 
 aten = torch.ops.aten
-LAYER_NORM_EPS = 1e-5
 
 
 def centre(model: Model, stream: Stream) -> None:
@@ -30,8 +29,7 @@ def centre(model: Model, stream: Stream) -> None:
 
 
 def _as_rms_norm(norm: fx.Node) -> None:
-    x, shape, weight, bias = (argument(norm, position) for position in range(4))
-    eps = argument(norm, 4, LAYER_NORM_EPS)
+    x, shape, weight, bias, eps = (argument(norm, position) for position in range(5))
     with edit.inserting_before(norm) as call:
         normed = call(aten.rms_norm.default, x, shape, weight, eps)
         normed.meta.update(norm.meta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,7 @@ from nncompress.progress import Progress
 
 
 def principal_axes(
-    model: Model, streams: Sequence[Stream], batches: Sequence[Inputs], progress: Progress
+    model: Model, streams: Sequence[Stream], batches: Sequence[Inputs], total: int | None, progress: Progress
 ) -> list[Tensor]:
     """Q of each stream, orthogonal, float64 [width, width]: its columns in falling order of their share.
 
@@ -24,17 +24,18 @@ def principal_axes(
 
     Args:
         streams: whose norms scale nothing any more.
+        total: number of samples to come, for the progress display.
     """
     seen = [Moments() for _ in streams]
-    watches: dict[fx.Node, list] = {}
+    watches: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
     for stream, moments in zip(streams, seen, strict=True):
         for node in stream.normed:
             watches.setdefault(node, []).append(_rows_into(moments))
-    observe(model, batches, watches, progress=progress, total=len(batches), description="finding axes")
+    observe(model, batches, watches, progress=progress, total=total, description="finding axes")
     return [torch.linalg.eigh(moments.products[0])[1].flip(1) for moments in seen]
 
 
-def _rows_into(moments: Moments):
+def _rows_into(moments: Moments) -> Callable[[Tensor], None]:
     def add(value: Tensor) -> None:
         moments.add(value.reshape(1, -1, value.shape[-1]))
 

@@ -41,7 +41,8 @@ def _spread(model: Model, streams: Sequence[Stream], context: Context) -> list[T
 def _principal(model: Model, streams: Sequence[Stream], context: Context) -> list[Tensor]:
     assert context.data is not None
     batches = context.data.input_batches(context.batch_size, context.limit)
-    return principal_axes(model, streams, batches, context.progress)
+    total = context.data.planned_samples(context.limit)
+    return principal_axes(model, streams, batches, total, context.progress)
 
 
 SPREAD = Axes("seen in other axes", False, False, _spread)
