@@ -16,9 +16,9 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
+from nncompress.analysis.distance.rounding import Rounding
 from nncompress.dtypes import dtype_name
 from nncompress.errors import NNCompressError, UnsupportedError, VerificationError
-from nncompress.export.check.rounding import Rounding
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import BATCH, count_samples, derived_sizes
@@ -79,7 +79,7 @@ def compare(
     Integer kernels round a value on a boundary to the other side, and deep in a network that takes the
     outputs as far from the graph's as rounding took these from float. So outputs beyond the tolerance are
     compared with those of the same graph without rounding of activations: right is what is about as far from
-    them as the graph's are (`nncompress.export.check.rounding`).
+    them as the graph's are (`nncompress.analysis.distance.rounding`).
 
     Of the samples that a model keeps, all are run, and judged together: a value on a boundary takes a single
     sample of a right file farther than a wrong scale would.

@@ -49,7 +49,7 @@ class Choices:
 @dataclass(frozen=True)
 class Probe:
     """A file made of `Choices.probe`: its outputs, what runs it, the precision to ask of it; the others as in
-    `nncompress.export.check.rounding.Rounding`."""
+    `nncompress.analysis.distance.rounding.Rounding`."""
 
     run: Run
     runtime: str

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export.check import compare as verify
 from nncompress.export.check.compare import Comparison
 from nncompress.export.check.discrete_choices import Probe, compare_choices, find_choices
-from nncompress.export.check.unrounded import agrees_without_rounding
 from nncompress.export.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
+from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
+from nncompress.runtimes.onnx_files.unrounded import write_unrounded
 
 
 def compare(
@@ -142,8 +144,22 @@ def _of_whole_numbers(node: fx.Node) -> bool:
     return op_name(node) == "pow" and not node.meta["val"].is_floating_point()
 
 
+def agrees_without_rounding(model: Model, path: Path) -> bool:
+    """Whether the file at `path` says what the graph says; False where that cannot be told."""
+    with tempfile.TemporaryDirectory() as folder:
+        floats = Path(folder) / "floats.onnx"
+        if not write_unrounded(model, path, floats):
+            return False
+        try:
+            run = _runner(floats, optimised=False)
+            verify.compare(without_rounding(model), run, "the file without rounding", precision="float32")
+        except (UnsupportedError, VerificationError):
+            return False
+    return True
+
+
 def _proof(model: Model, path: Path) -> Callable[[], bool]:
-    return lambda: agrees_without_rounding(model, path, lambda file: _runner(file, optimised=False))
+    return partial(agrees_without_rounding, model, path)
 
 
 def _runtime() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from nncompress.analysis.distance.precision import (
     precision_of,
     resolutions,
 )
+from nncompress.analysis.distance.rounding import Rounding
 from nncompress.errors import DataError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, derived_sizes
@@ -26,13 +28,27 @@ from nncompress.runtimes.free_sizes import other_sizes
 Run = Callable[..., Sequence[np.ndarray]]
 
 
+class Agreement(NamedTuple):
+    """The largest relative error, and what was told of outputs that rounding takes far apart ("": none)."""
+
+    error: float
+    rounding: str = ""
+
+
 def compare(
-    model: Model, run: Run, runtime: str, inputs: list[Input], sizes: dict[str, int], path: Path
-) -> float | None:
-    """The largest relative error against the runtime, at `sizes` and at another one of every free dim.
+    model: Model,
+    run: Run,
+    runtime: str,
+    inputs: list[Input],
+    sizes: dict[str, int],
+    path: Path,
+    proof: Callable[[], bool] | None = None,
+) -> Agreement | None:
+    """How far the model is from the runtime, at `sizes` and at another one of every free dim.
 
     Args:
         run: the file's outputs; a `DataError` where it does not run on inputs of these sizes.
+        proof: of a quantized file: see `Rounding`.
 
     Returns:
         None where the model agrees at `sizes` and not at others: its graph has fixed one that it calls free.
@@ -47,38 +63,52 @@ def compare(
         for ours, theirs in zip(spec.shape, each.shape)
         if isinstance(ours, str) and isinstance(theirs, str)
     }
-    worst, beyond_kernels, output = _error(model, run, traced, seed=0)
-    bound = TOLERANCE[precision_of(model)]
-    if bound < beyond_kernels < math.inf:
-        bound *= amplification(model, _drawn(model, traced, seed=0), output)
-    if not beyond_kernels <= bound:
-        raise VerificationError(
-            f"{path}: what was read differs from {runtime} on output {model.outputs[output]!r}",
-            got=f"relative error {worst:.2g}"
-            if beyond_kernels < math.inf
-            else "another shape, or other infinities",
-            expected=f"at most {bound:.2g} in {precision_of(model)}",
-            remedy="this is a defect of the reader; bench and eval run the file as it is",
-        )
+    precision = precision_of(model)
+    quantized = precision in ("int8", "int4")
+    rounding = Rounding(model, as_written=True, proof=proof) if quantized else None
+    bounds = [TOLERANCE[precision]] * len(model.outputs)
+
+    def error_at(trial: Mapping[str, int], seed: int, *, amplified: bool) -> float:
+        arrays = _drawn(model, trial, seed)
+        pairs = _outputs(model, run, arrays)
+        for at, (pair, resolution) in enumerate(zip(pairs, resolutions(model), strict=True)):
+            beyond_kernels = _relative_error(*pair, resolution)
+            if amplified and bounds[at] < beyond_kernels < math.inf:
+                bounds[at] *= amplification(model, arrays, at)
+            if beyond_kernels <= bounds[at]:
+                continue
+            refused = VerificationError(
+                f"{path}: what was read differs from {runtime} on output {model.outputs[at]!r}",
+                got=f"relative error {beyond_kernels:.2g}"
+                if beyond_kernels < math.inf
+                else "another shape, or other infinities",
+                expected=f"at most {bounds[at]:.2g} in {precision}",
+                remedy="this is a defect of the reader; bench and eval run the file as it is",
+            )
+            if rounding is None:
+                raise refused
+            rounding.explains(refused, [arrays], at, *pair)
+        return max((_relative_error(*pair) for pair in pairs), default=0.0)
+
+    worst = error_at(traced, seed=0, amplified=True)
     follow = derived_sizes(model.graph_module, model.inputs, traced).keys()
-    bounds = {dim: model.dynamic.get(dim, (1, None)) for dim in traced}
+    limits = {dim: model.dynamic.get(dim, (1, None)) for dim in traced}
     for trial in other_sizes(traced, traced.keys() - follow, BATCH):
         trial |= derived_sizes(model.graph_module, model.inputs, trial)
-        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in bounds.items()):
+        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in limits.items()):
             continue  # the graph does not claim to run at these
         try:
-            error, beyond_kernels, _ = _error(model, run, trial, seed=1)
+            worst = max(worst, error_at(trial, seed=1, amplified=False))
+            break
         except DataError:  # the file does not run at these
             continue
-        except Exception:  # the graph that was read does not, whatever torch raises
+        except Exception:  # the graph that was read does not, whatever torch raises, or it differs there
             return None
-        return max(worst, error) if beyond_kernels <= bound else None
-    return worst
+    return Agreement(worst, "" if rounding is None else rounding.told)
 
 
-def _error(model: Model, run: Run, sizes: Mapping[str, int], seed: int) -> tuple[float, float, int]:
-    """The largest relative error; what of it the runtime's kernels do not explain, and the output of that."""
-    arrays = _drawn(model, sizes, seed)
+def _outputs(model: Model, run: Run, arrays: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each of the model's, and the runtime's."""
     expected = run(*arrays)
     try:
         with torch.no_grad():
@@ -91,13 +121,7 @@ def _error(model: Model, run: Run, sizes: Mapping[str, int], seed: int) -> tuple
             got=next(iter(str(error).splitlines()), type(error).__name__)[:300],
             remedy="bench and eval run the file as it is",
         ) from error
-    pairs = [(a.detach(), torch.from_numpy(b)) for a, b in zip(got, expected, strict=True)]
-    plain = [_relative_error(a, b) for a, b in pairs]
-    errors = [
-        (_relative_error(*pairs[at], resolution), at) for at, resolution in enumerate(resolutions(model))
-    ]
-    worst = next(((e, at) for e, at in errors if math.isnan(e)), max(errors, default=(0.0, 0)))
-    return max(plain, default=0.0), *worst
+    return [(a.detach(), torch.from_numpy(b)) for a, b in zip(got, expected, strict=True)]
 
 
 def _drawn(model: Model, sizes: Mapping[str, int], seed: int) -> tuple[Tensor, ...]:

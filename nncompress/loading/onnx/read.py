@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.export import Dim
 
 from nncompress.dtypes import dtype_name
-from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError
+from nncompress.errors import ModelFileError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import Model
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.edit.fixed_inputs import remembering
 from nncompress.ir.formats.moved_codes import store_moved_codes
+from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.graph.inputs import BATCH, BATCH_NAME
 from nncompress.ir.graph.ops import RECURRENT
 from nncompress.ir.graph.stated_input import InputShape
@@ -42,6 +44,7 @@ from nncompress.runtimes.exact_copy import spell_dynamic_lstms, write_exact
 from nncompress.runtimes.external_data import external_files
 from nncompress.runtimes.on_onnxruntime import OnnxRuntimeRunner, open_onnx
 from nncompress.runtimes.onnx_files.loops import stated_ops
+from nncompress.runtimes.onnx_files.unrounded import write_unrounded
 from nncompress.runtimes.with_constants import with_constants
 
 ROUNDING = (
@@ -108,14 +111,27 @@ def read_onnx(
     outputs = [output.name for output in proto.graph.output]
     kept = [position for position, name in enumerate(outputs) if name not in states]
 
-    def run(*arrays: Tensor) -> list[np.ndarray]:
-        results = with_constants(reference, stored, str(path)).run(*arrays)
+    def run(by: OnnxRuntimeRunner, *arrays: Tensor) -> list[np.ndarray]:
+        results = with_constants(by, stored, str(path)).run(*arrays)
         return [results[position] for position in kept]
 
-    with _as_written(proto, path, runner) as reference:
+    def right_without_rounding(model: Model, file: Path) -> bool:
+        with TemporaryDirectory() as folder:
+            floats = Path(folder) / path.name
+            if not write_unrounded(model, file, floats):
+                return False
+            by = OnnxRuntimeRunner(floats, 1, optimised=False)
+            plain = without_rounding(model)
+            try:
+                return compare(plain, partial(run, by), by.name, inputs, sizes, path) is not None
+            except (UnsupportedError, VerificationError):
+                return False
+
+    with _as_written(proto, path, runner) as (reference, file):
         for model in _traced(module, inputs, sizes, path):
             _rename(model, inputs, [outputs[position] for position in kept])
-            compared = compare(model, run, reference.name, inputs, sizes, path)
+            proof = partial(right_without_rounding, model, file)
+            compared = compare(model, partial(run, reference), reference.name, inputs, sizes, path, proof)
             if compared is not None:
                 break
         else:
@@ -133,13 +149,14 @@ def read_onnx(
         bounds = ", ".join(f"{dim} from {size}" for dim, size in least.items())
         notice(f"sizes that the graph takes only from a bound on: {bounds}")
     model.sizes = {dim: size for dim, size in sizes.items() if dim in free}
-    model.agreement = compared
+    model.agreement = compared.error
     model.history = list(record.history)
     model.metadata = {**record.metadata, **model.metadata}
     if model.least_batch > 1 and BATCH in model.dynamic:
         model.dynamic[BATCH] = (model.least_batch, model.dynamic[BATCH][1])
     remembering(model, stored, notice)
-    notice(f"{path.name} was read as a graph that agrees with {reference.name} to {compared:.1e}")
+    told = f" ({compared.rounding})" if compared.rounding else ""
+    notice(f"{path.name} was read as a graph that agrees with {reference.name} to {compared.error:.1e}{told}")
     return model
 
 
@@ -160,16 +177,19 @@ def _opened(path: Path) -> onnx.ModelProto:
 
 
 @contextmanager
-def _as_written(proto: onnx.ModelProto, path: Path, runner: OnnxRuntimeRunner) -> Iterator[OnnxRuntimeRunner]:
-    """What computes a quantized file as it says: integer kernels round a little otherwise, and cut off their
-    sums on processors without VNNI."""
+def _as_written(
+    proto: onnx.ModelProto, path: Path, runner: OnnxRuntimeRunner
+) -> Iterator[tuple[OnnxRuntimeRunner, Path]]:
+    """What computes a quantized file as it says, and the file that it runs: integer kernels round a little
+    otherwise, and cut off their sums on processors without VNNI."""
     if not any(node.op_type in ROUNDING for node in proto.graph.node):
-        yield runner
+        yield runner, path
         return
     with TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         exact = not external_files(path) and write_exact(path, copy)  # which it would not find from there
-        yield OnnxRuntimeRunner(copy if exact else path, 1, optimised=False)
+        file = copy if exact else path
+        yield OnnxRuntimeRunner(file, 1, optimised=False), file
 
 
 def _store_inputs(proto: onnx.ModelProto, fixed: Sequence[Constant], path: Path) -> None:

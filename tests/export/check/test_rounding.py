@@ -10,13 +10,12 @@ from onnx import numpy_helper
 from records import Records
 from torch import nn
 
+from nncompress.analysis.distance import rounding
 from nncompress.errors import VerificationError
 from nncompress.export import write_onnx
 from nncompress.export.check import compare as verify
-from nncompress.export.check import rounding
 from nncompress.export.check.compare import compare
-from nncompress.export.check.onnxruntime import open_session, run
-from nncompress.export.check.unrounded import agrees_without_rounding
+from nncompress.export.check.onnxruntime import agrees_without_rounding
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.passes import Context, Quantize
@@ -118,11 +117,6 @@ def _scaled(file, of):
     stored[name].CopyFrom(numpy_helper.from_array(larger, name))
 
 
-def _opened(path):
-    session = open_session(path, optimised=False)
-    return lambda inputs: run(session, inputs)
-
-
 @pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
 def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(of, quantized, tmp_path):
     write_onnx(quantized, tmp_path / "m.onnx")
@@ -130,7 +124,7 @@ def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(o
     if of != "nothing":
         _scaled(file, of)
         onnx.save(file, tmp_path / "m.onnx")
-    assert agrees_without_rounding(quantized, tmp_path / "m.onnx", _opened) == (of == "nothing")
+    assert agrees_without_rounding(quantized, tmp_path / "m.onnx") == (of == "nothing")
 
 
 @pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
@@ -148,7 +142,7 @@ def test_the_proof_without_rounding_knows_weights_that_are_unpacked(of, tmp_path
     if of != "nothing":
         _scaled(file, of)
         onnx.save(file, tmp_path / "m.onnx")
-    assert agrees_without_rounding(model, tmp_path / "m.onnx", _opened) == (of == "nothing")
+    assert agrees_without_rounding(model, tmp_path / "m.onnx") == (of == "nothing")
 
 
 def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import networks
 import numpy as np
 import onnx
@@ -13,13 +15,17 @@ from onnxruntime import quantization
 from records import Records
 from torch import nn
 
-from nncompress.analysis.distance.precision import precision_of
-from nncompress.errors import UnsupportedError
+from nncompress.analysis.distance.precision import TOLERANCE, precision_of
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.export import write
 from nncompress.ir import Model
+from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
+from nncompress.loading.onnx import read
+from nncompress.loading.onnx.compare import compare
 from nncompress.loading.onnx.interpreter import RULES
+from nncompress.loading.onnx.sizes import Input
 from nncompress.passes import Context
 from nncompress.pipeline import run
 from nncompress.recipe import parse_pass
@@ -172,3 +178,60 @@ def test_weights_that_our_file_has_in_a_smaller_form_are_layers_again(step, tmp_
         assert torch.equal(ours.weight.value(), theirs.weight.value())
         assert (ours.name, ours.weight.quantized) == (theirs.name, theirs.weight.quantized)
     agree(read, model, [torch.randn(3, 2, 4, 4)])
+
+
+def rounded_layer():
+    """Of inputs of any batch and length."""
+    torch.manual_seed(0)
+    model = Model.from_module(nn.Linear(8, 16).eval(), (torch.randn(2, 5, 8),))
+    model, _ = run(model, [parse_pass("quantize")], Context(data=Records((torch.randn(64, 5, 8),))))
+    return model
+
+
+@pytest.mark.parametrize(("wrong_from", "proven"), [(0, True), (0, False), (3, True), (3, False)])
+def test_what_rounding_takes_apart_at_one_of_the_sizes_is_right_if_it_is_without_rounding(wrong_from, proven):
+    """As far from the graph as this is from float, at every size or at the other one alone."""
+    model, noise = rounded_layer(), torch.Generator().manual_seed(0)
+    floats = without_rounding(model)
+
+    def file(x):
+        got, exact = model(x), floats(x)
+        other = torch.randn(got.shape, generator=noise)
+        far = 1.3 * (got - exact).norm() * other / other.norm()
+        return [(exact + far if len(x) >= wrong_from else got).detach().numpy()]
+
+    def found():
+        given = [Input("x", torch.float32, ("batch", 5, 8))]
+        return compare(model, file, "it", given, {"batch": 2}, Path("m.onnx"), lambda: proven)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(TOLERANCE, "int8", 1e-4)
+        if proven:
+            assert "from float, where the graph is" in found().rounding
+        elif wrong_from:
+            assert found() is None
+        else:
+            with pytest.raises(VerificationError, match="differs from it"):
+                found()
+
+
+@pytest.mark.parametrize("of", ["nothing", "an activation"])
+def test_the_proof_without_rounding_is_of_the_file_that_is_read(of, tmp_path, monkeypatch):
+    proofs = []
+
+    def compared(*given):
+        proofs.extend(given[6:])
+        return compare(*given)
+
+    monkeypatch.setattr(read, "compare", compared)
+    path = tmp_path / "m.onnx"
+    write(rounded_layer(), path)
+    proofs.clear()  # of reading it back
+    load_model(path)
+    if of == "an activation":  # has another step in the file than in the graph
+        file = onnx.load(path)
+        name = next(node for node in file.graph.node if node.op_type == "QuantizeLinear").input[1]
+        scale = next(each for each in file.graph.initializer if each.name == name)
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.05), name))
+        onnx.save(file, path)
+    assert proofs[0]() == (of == "nothing")
