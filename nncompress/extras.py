@@ -2,15 +2,20 @@
 
     need("mobile")      # raises MissingExtraError where executorch is not installed
 
-Nothing here imports a runtime.
+Only `need` imports one: what is installed may lack a library of the system, and is then as good as missing.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 
 from nncompress.errors import MissingExtraError
+
+LACKING = (ImportError, OSError)  # what an import raises of a package that lacks a part of it, or a library
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,27 @@ class Extra:
         package: the distribution that it installs.
         module: its top package, which has to be there.
         offers: what it adds, in words.
+        without: a module that is hidden from it while it is imported.
     """
 
     package: str
     module: str
     offers: str
+    without: str = ""
 
 
 EXTRAS = {
     "train": Extra("kornia", "kornia", "augmented images for `train` and `cycle`"),
     "studies": Extra("matplotlib", "matplotlib", "plots of `reproduce`"),
     "mobile": Extra("executorch", "executorch", "ExecuTorch with XNNPACK: .pte files for phones"),
-    "openvino": Extra("openvino", "openvino", "OpenVINO: .onnx and .xml on CPUs, in bfloat16 where they can"),
+    "openvino": Extra(
+        "openvino",
+        "openvino",
+        "OpenVINO: .onnx and .xml on CPUs, in bfloat16 where they can",
+        # which counts its uses in the user's home and tells its makers; there is a stub for when it is absent
+        # (openvino/tools/ovc/telemetry_utils.py)
+        without="openvino_telemetry",
+    ),
     "huggingface": Extra("transformers", "transformers", "directories of `save_pretrained` as MODEL"),
     "torchvision": Extra("torchvision", "torchvision", "`torchvision:NAME` as MODEL, with `--weights FILE`"),
     "timm": Extra("timm", "timm", "`timm:NAME` as MODEL, with `--weights FILE`"),
@@ -68,15 +82,43 @@ def installed(extra: str) -> bool:
 
 
 def need(extra: str, what: str) -> None:
-    """Go on only with the extra.
+    """Import the module of an extra, or go no further.
 
     Args:
         what: what needs it: "model.pte".
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or cannot be imported.
     """
+    wanted = EXTRAS[extra]
     if not installed(extra):
-        wanted = EXTRAS[extra]
         raise MissingExtraError(
             f"{what} needs {wanted.package}, which is not installed", remedy=command(extra)
         )
+    try:
+        with _hidden(wanted.without):
+            import_module(wanted.module)
+    except LACKING as error:
+        raise broken(extra, what, error) from error
+
+
+def broken(extra: str, what: str, error: BaseException) -> MissingExtraError:
+    """What to say where it is installed, and importing it, or a part of it, failed."""
+    package = EXTRAS[extra].package
+    return MissingExtraError(
+        f"{what} needs {package}, which is installed and cannot be imported",
+        got=str(error),
+        remedy=f"pip install --force-reinstall {package}",
+    )
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """As if it were not installed; unless the user's own program has imported it."""
+    if not module or module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # how Python says that there is no such module
+    try:
+        yield
+    finally:
+        del sys.modules[module]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nncompress.dtypes import SCALAR_TYPES
 from nncompress.errors import DataError, ModelFileError, UnsupportedError
-from nncompress.extras import need, version
+from nncompress.extras import LACKING, broken, need, version
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.ir import InputSpec
 from nncompress.runtimes.base import Array, Call, Runner, output_array
@@ -31,13 +31,15 @@ def runtime() -> Any:
     """ExecuTorch's runtime and its bindings, imported when first needed: that takes seconds.
 
     Raises:
-        MissingExtraError: the extra is not installed.
+        MissingExtraError: the extra is not installed, or broken.
     """
     need("mobile", "ExecuTorch")
     with silent():
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
+        try:
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+        except LACKING as error:
+            raise broken("mobile", "ExecuTorch", error) from error
         return Runtime.get(), portable_lib
 
 

@@ -10,10 +10,8 @@ OpenVINO's documentation: "Precision control", "CPU device", "High-level perform
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,28 +89,11 @@ def core() -> Any:
     Raises:
         MissingExtraError: the extra is not installed.
     """
-    need("openvino", "OpenVINO")
-    with silent(), _without_telemetry():
+    with silent():
+        need("openvino", "OpenVINO")
         import openvino
 
         return openvino.Core()
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """OpenVINO imported here does not count its uses in the user's home, nor tell its makers over the net.
-
-    Without that package it uses a stub of its own (openvino/tools/ovc/telemetry_utils.py).
-    """
-    name = "openvino_telemetry"
-    if name in sys.modules:  # the user's own program has imported OpenVINO
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]  # how Python says that there is no such module
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def precisions() -> tuple[str, ...]:

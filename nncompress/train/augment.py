@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nncompress.data import Batch, Dataset, Normalization
 from nncompress.data.normalization import standardized
-from nncompress.errors import MissingExtraError, UsageError
+from nncompress.errors import UsageError
+from nncompress.extras import need
 from nncompress.train.settings import TrainSettings
 
 
@@ -60,12 +61,9 @@ class Augmentation:
 
 
 def _operations(settings: TrainSettings, height: int, width: int) -> list[Any]:
-    try:
-        import kornia.augmentation as K
-    except ImportError as error:
-        raise MissingExtraError(
-            "train: image augmentation needs kornia", remedy="pip install 'nncompress[train]'"
-        ) from error
+    need("train", "train: image augmentation")
+    import kornia.augmentation as K
+
     chosen: list[Any] = []
     if settings.crop:
         chosen.append(K.RandomCrop((height, width), padding=settings.crop))

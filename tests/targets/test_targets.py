@@ -53,6 +53,18 @@ def test_a_target_whose_runtime_is_missing_names_the_extra(monkeypatch):
     assert targets.for_file(".onnx", "tensorrt") is TARGETS["tensorrt"]  # which is only written
 
 
+def test_a_runtime_that_is_installed_and_does_not_load_says_why_and_how_to_mend_it(monkeypatch):
+    def imported(module):
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(extras, "installed", lambda extra: True)
+    monkeypatch.setattr(extras, "import_module", imported)
+    with pytest.raises(MissingExtraError, match="which is installed and cannot be imported") as caught:
+        targets.for_file(".onnx", "openvino")
+    assert "libtbb.so.12" in caught.value.got
+    assert caught.value.remedy == "pip install --force-reinstall openvino"
+
+
 @pytest.mark.parametrize(
     ("rewrites", "runtime", "flags", "said"),
     [

@@ -112,7 +112,11 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
     if device == "cuda":
         need_cuda(runtime, "bench --device cuda")
     elif precision is not None or mode is not None:
-        raise UsageError("--precision and --mode are for --device cuda", got=f"--device {device}")
+        raise UsageError(
+            "--precision and --mode are for --device cuda",
+            got=f"--device {device}",
+            remedy="on a CPU, --runtime openvino takes a --precision",
+        )
     precisions = _precisions(precision or "float32", PRECISIONS)
     modes = _listed(mode or "eager", MODES, "--mode")
     if device == "cuda" and runtime == "onnxruntime":
@@ -128,7 +132,7 @@ def target(device: str, runtime: str, precision: str | None, mode: str | None) -
 
 def _with_openvino(runtimes: tuple[str, ...], precision: str | None, mode: str | None) -> Target:
     """Refuse a precision that this CPU does not compute in before anything is exported."""
-    need("openvino", "bench --runtime openvino")
+    need("openvino", "bench in OpenVINO")
     if mode is not None:
         raise UsageError("--mode is for torch on --device cuda", got=f"--mode {mode}")
     if precision is None:

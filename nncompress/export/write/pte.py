@@ -23,7 +23,7 @@ from nncompress.export.check.pte_coverage import outside_the_delegate, pte_cover
 from nncompress.export.lower.spell_out import Unspeakable, in_other_words
 from nncompress.export.lower.xnnpack.rewrite import lower_xnnpack
 from nncompress.export.report import ExportReport
-from nncompress.extras import need, version
+from nncompress.extras import broken, need, version
 from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.runtimes.on_executorch import RECORD
@@ -129,6 +129,8 @@ def _compile(lowered: Model, record: str) -> tuple[Any, Coverage, tuple[str, ...
             )
             inside = edge.exported_program()
             return edge.to_executorch(), pte_coverage(inside), outside_the_delegate(inside)
+    except ImportError as error:
+        raise broken("mobile", "a .pte", error) from error
     except Exception as error:  # its passes raise whatever they stumble over
         raise _refusal(error) from error
 
