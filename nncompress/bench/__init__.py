@@ -26,7 +26,7 @@ from nncompress.bench import noise, stats
 from nncompress.bench.energy import energy_per_call, meters
 from nncompress.bench.environment import environment
 from nncompress.bench.gpu import gpu_environment, gpu_state, waiting
-from nncompress.bench.inputs import Inputs, inputs_for, random_inputs
+from nncompress.bench.inputs import Inputs, inputs_for, inputs_of_model, random_inputs
 from nncompress.bench.machine import activity, between
 from nncompress.bench.measure import CandidateTimes
 from nncompress.bench.own_process import in_own_process
@@ -257,14 +257,13 @@ def _speedup(times: list[list[CandidateTimes]], candidate: int, clock: str, seed
 
 
 def _example(candidates: Sequence[Candidate], runners: Sequence[Runner], batch: int, seed: int) -> Inputs:
-    """Random inputs of this batch. A loaded model knows the bounds of its dynamic dims, a file does not."""
+    """Random inputs of this batch."""
     model = next(
         (candidate.artifact for candidate in candidates if isinstance(candidate.artifact, Model)), None
     )
     if model is None:
         return random_inputs(runners[0].inputs, batch, seed, runners[0].sizes)
-    tensors = model.example_inputs(batch, seed)
-    return tuple((x.float() if x.is_floating_point() else x).numpy() for x in tensors)
+    return inputs_of_model(model, batch, seed)
 
 
 def _samples(measured: Measured, candidate: int, *, with_cpu: bool) -> Samples:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from nncompress.errors import DataError, UsageError
-from nncompress.ir import InputSpec
+from nncompress.ir import InputSpec, Model
 from nncompress.ir.graph.inputs import BATCH, USUAL_SIZE, mask
 from nncompress.results import Phase
 from nncompress.runtimes import Runner
@@ -53,6 +53,12 @@ def random_inputs(
         else:
             inputs.append(generator.integers(spec.low, spec.high, shape).astype(spec.dtype))
     return tuple(inputs)
+
+
+def inputs_of_model(model: Model, batch: int, seed: int = 0) -> Inputs:
+    """Random ones of a loaded model, which knows ranges, bounds and sizes, as a file does not."""
+    tensors = model.example_inputs(batch, seed)
+    return tuple((x.float() if x.is_floating_point() else x).numpy() for x in tensors)
 
 
 def sizes_that_run(runner: Runner, remembered: Mapping[str, int]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import typer
 
 from nncompress.cli.commands import passes
 from nncompress.cli.console import Unwritable, Volume, warnings_told
+from nncompress.cli.given_once import refuse_repeats
 from nncompress.cli.help_texts import make_readable
 from nncompress.cli.streams import give_up, warn
 from nncompress.cli.table import COMMANDS, added_commands
@@ -97,6 +98,7 @@ def run(arguments: list[str]) -> int:
         with heard(), _termination_unwinds(), Volume.of(quiet=quiet, verbose=verbose), warnings_told():
             command = typer.main.get_command(build(arguments[0] if arguments else None))
             make_readable(command)
+            refuse_repeats(command)
             result = command.main(arguments, prog_name="nncompress", standalone_mode=False)
         _flush()
         if result == ExitCode.INTERRUPTED:  # the parser turns Ctrl-C into this number

@@ -245,6 +245,23 @@ def test_an_onnx_file_has_its_if_decided_and_goes_out_without_the_input(here, ca
     assert not any(node.op_type == "If" for node in written.graph.node)
 
 
+@pytest.mark.parametrize(("rate", "width"), [(16000, 3), (8000, 5)])
+def test_an_if_is_decided_by_what_is_computed_of_constants_alone(rate, width, tmp_path):
+    """Floats, too, through whatever ops: only what depends on the input leaves both branches open."""
+    proto = onnx.load(onnx_file(tmp_path / "m.onnx"))
+    proto.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    steps = [
+        helper.make_node("ReduceMax", ["sr"], ["highest"], keepdims=0),
+        helper.make_node("Cast", ["highest"], ["whole"], to=TensorProto.INT64),
+    ]
+    for node in reversed(steps):
+        proto.graph.node.insert(0, node)
+    proto.graph.node[2].input[0] = "whole"
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = nncompress.load(tmp_path / "m.onnx", input=f"sr={rate}")
+    assert model.output_shapes() == [("batch", width)]
+
+
 @pytest.mark.parametrize("command", ["eval", "bench"])
 def test_files_are_run_with_it_beside_those_that_have_it_in_them(here, capsys, command):
     """A runtime is given the number in every call; a file that was made with it takes it no more."""

@@ -218,6 +218,16 @@ def test_a_batch_keeps_the_bounds_that_the_file_says(dim, bounds, tmp_path):
     assert load_model(tmp_path / "model.pt2").dynamic == {"batch": bounds}
 
 
+def test_a_length_that_is_a_multiple_keeps_its_bounds_in_what_we_write(tmp_path):
+    net = nn.Sequential(nn.Unflatten(1, (-1, 16)), nn.Linear(16, 3)).eval()
+    length = 16 * torch.export.Dim("steps", min=10, max=100)
+    program = torch.export.export(net, (torch.randn(2, 320),), dynamic_shapes=({1: length},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    model = load_model(tmp_path / "model.pt2")
+    write_pt2(model, tmp_path / "written.pt2")  # and reads it back
+    assert load_model(tmp_path / "written.pt2").dynamic == model.dynamic == {"dim0": (160, 1600)}
+
+
 def test_input_does_not_contradict_a_pt2(tmp_path):
     torch.export.save(torch.export.export(nn.Linear(3, 2), (torch.randn(2, 3),)), tmp_path / "m.pt2")
     assert load_model(tmp_path / "m.pt2", input_shapes="1x3").inputs[0].shape == (2, 3)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nncompress.analysis.cost import cost
 from nncompress.bench import Candidate, benchmark
+from nncompress.bench.inputs import inputs_of_model
 from nncompress.bench.latency.target import clocked, floats_in
 from nncompress.errors import NNCompressError
 from nncompress.export import write
@@ -22,7 +23,8 @@ LARGEST = 1e9  # MACs of a model that a report times: a larger one takes longer 
 
 
 class ModelLatency:
-    """Exports the original once; one thread, one sample, CPU time of the thread, in turns.
+    """Exports the original once; one thread, one sample of the sizes that it is used at, CPU time,
+    in turns.
 
     Args:
         target: where they run; the files are written for it.
@@ -47,11 +49,17 @@ class ModelLatency:
         self._finish = finish
         self._folder = tempfile.TemporaryDirectory(prefix="nncompress-")
         self._progress = progress
+        self._inputs = inputs_of_model(original, original.least_batch)
         self._original = self._other = self._kept = self._export(original, "original")
 
     def seconds(self) -> float:
         """Of the original, for one sample."""
-        result = benchmark([self._candidate("original", self._original)], time_budget=SECONDS, memory=False)
+        result = benchmark(
+            [self._candidate("original", self._original)],
+            inputs=self._inputs,
+            time_budget=SECONDS,
+            memory=False,
+        )
         if result.interrupted:
             raise KeyboardInterrupt
         return (result.candidates[0].cpu or result.candidates[0].wall).median
@@ -72,7 +80,12 @@ class ModelLatency:
     def _compared(self, first: Path, seconds: float) -> Estimate:
         candidates = [self._candidate("original", first), self._candidate("other", self._other)]
         result = benchmark(
-            candidates, time_budget=seconds, memory=False, energy=False, progress=self._progress
+            candidates,
+            inputs=self._inputs,
+            time_budget=seconds,
+            memory=False,
+            energy=False,
+            progress=self._progress,
         )
         if result.interrupted:  # which a bench shows as far as it came, and a pass must not choose by
             raise KeyboardInterrupt

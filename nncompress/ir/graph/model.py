@@ -353,7 +353,7 @@ class Model:
                 raise
         # A relation between dims that plain named dims cannot state: let torch infer it. Of the batch's own
         # only where it must: it would take away batches of 1.
-        inferred = {name: Dim.AUTO(max=high) for name, (_, high) in self.dynamic.items()}
+        inferred = {name: Dim.AUTO(min=low, max=high) for name, (low, high) in self.dynamic.items()}
         if BATCH in dims:
             with suppress(UnsupportedError):
                 return trace(module, examples, {}, shapes(inferred | {BATCH: dims[BATCH]}))

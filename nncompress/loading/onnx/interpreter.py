@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from nncompress.errors import UnsupportedError
-from nncompress.loading.onnx.stored import Store, attribute_of, inner_graphs, is_host
-from nncompress.loading.onnx.values import Value, as_tensor, items, numbers
+from nncompress.loading.onnx.stored import MOST_HOST, Store, attribute_of, inner_graphs, is_host
+from nncompress.loading.onnx.values import Value, as_tensor, is_symbolic, items, numbers
 
 MOST_UNROLLED = 20_000  # nodes, as in a run of TorchScript
 Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
@@ -142,9 +142,25 @@ class Call:
 
     def computed(self, *known: np.ndarray) -> np.ndarray:
         """The value for operands that are known: by the standard's own evaluator, which no tracing sees."""
+        return np.asarray(self._evaluated(known)[0])
+
+    def _evaluated(self, known: Sequence[np.ndarray]) -> list[Any]:
         given: Any = dict(zip((name for name in self._node.input if name), known))
-        results: Any = ReferenceEvaluator(self._node).run(None, given)
-        return np.asarray(results[0])
+        evaluator = ReferenceEvaluator(self._node, opsets={self._node.domain: self.opset})
+        results: Any = evaluator.run(None, given)
+        return results
+
+    def folded(self) -> dict[str, np.ndarray]:
+        """Its results by name, where no operand depends on the input: so a tensor of the graph is a number to
+        who needs one."""
+        known = [self.walk.known(name) for name in self._node.input if name]
+        if not known or any(each is None or is_symbolic(each) or each.size > MOST_HOST for each in known):
+            return {}
+        try:
+            results = self._evaluated([each for each in known if each is not None])
+        except Exception:  # the evaluator lacks the op, or this form: then it is no number, as before
+            return {}
+        return {name: np.asarray(result) for name, result in zip(self.outputs, results) if name}
 
     def refusal(self, why: str) -> Missing:
         others = self.walk.how_many(self.op) if list(inner_graphs(self._node)) else 1
@@ -188,6 +204,7 @@ class Walk:
             outside._check if outside is not None else None
         )
         self._values: dict[str, Value] = {}
+        self._folded: dict[str, np.ndarray] = {}  # of tensors that do not depend on the input: their numbers
         self._unrolled = 0  # nodes in loops and branches, counted by the outermost graph
 
     def run(self, inputs: dict[str, Value]) -> list[Value]:
@@ -209,6 +226,10 @@ class Walk:
             for name, result in zip(node.output, results):
                 if name and result is not None:
                     self._values[name] = result
+            tensors = [result for result in results if isinstance(result, Tensor)]
+            few = all(isinstance(x.numel(), int) and x.numel() <= MOST_HOST for x in tensors)
+            if tensors and few and not [*inner_graphs(node)]:
+                self._folded.update(call.folded())
         return [self.value(output.name) for output in self.graph.output]
 
     def count_unrolled(self) -> None:
@@ -247,18 +268,22 @@ class Walk:
 
     def known(self, name: str) -> np.ndarray | None:
         """Its numbers, if they do not depend on the input."""
-        found = self._find(name)
-        if isinstance(found, np.ndarray):
-            return found
-        return self.store.arrays.get(name) if found is None else None
+        walk = self._where(name)
+        if walk is None:
+            return self.store.arrays.get(name)
+        found = walk._values[name]
+        return found if isinstance(found, np.ndarray) else walk._folded.get(name)
 
     def _find(self, name: str) -> Value | None:
+        walk = self._where(name)
+        return None if walk is None else walk._values[name]
+
+    def _where(self, name: str) -> Walk | None:
+        """The graph that computes it: this one, or one around it."""
         walk: Walk | None = self
-        while walk is not None:
-            if name in walk._values:
-                return walk._values[name]
+        while walk is not None and name not in walk._values:
             walk = walk._outside
-        return None
+        return walk
 
 
 class OnnxModule(Store):

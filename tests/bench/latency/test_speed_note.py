@@ -14,6 +14,7 @@ from nncompress.ir import Model
 from nncompress.passes import Context, PruneNodes
 from nncompress.progress import NullProgress
 from nncompress.results import Estimate
+from nncompress.targets import TARGETS
 
 
 @built_once
@@ -60,3 +61,21 @@ def test_a_pass_with_a_budget_is_timed_where_that_is_asked_for():
         ]
     ]
     assert [any("as fast here" in note for note in step.notes) for step in steps] == [True, False, False]
+
+
+def test_whole_models_are_timed_at_the_sizes_that_they_are_used_at(monkeypatch):
+    """Not at the 16 that stands for a size of which nothing is known."""
+    timed = []
+    really = model_latency.benchmark
+    monkeypatch.setattr(
+        model_latency,
+        "benchmark",
+        lambda *args, **named: (timed.append(named["inputs"][0].shape), really(*args, **named))[1],
+    )
+    net = nn.Sequential(nn.Conv1d(1, 2, 20, stride=20), nn.Flatten(0, 1)).eval()
+    free = {"input": {2: torch.export.Dim("length", min=20, max=400)}}
+    sounds = Model.from_module(net, (torch.randn(1, 1, 60),), dynamic_shapes=free)
+    sounds.sizes = {"length": 60}
+    with ModelLatency(sounds, NullProgress(), TARGETS["ort-cpu"]) as latency:
+        latency.glance(sounds)
+    assert timed == [(1, 1, 60)]
