@@ -273,16 +273,6 @@ def test_code_of_the_user_that_ends_the_process_is_no_success(here, capsys):
     assert "net.py, line 5, ended the command by exit(0)" in capsys.readouterr().err
 
 
-def test_an_option_that_takes_one_value_is_given_once_and_one_that_takes_more_as_often_as_one_likes(
-    here, capsys
-):
-    assert run(["inspect", "m.pt", "--input", "1x3x8x8", "--input=1x3x4x4"]) == ExitCode.USAGE
-    assert "--input is given 2 times, and takes one value" in capsys.readouterr().err
-    arguments = ["prune", "m.pt", "--threshold", "1", "-o", "p.pt2", "--exclude", "a*", "--exclude", "b*"]
-    run(arguments)
-    assert "times" not in capsys.readouterr().err
-
-
 def test_traceback_on_request(here, capsys):
     assert run(["--traceback", "prune", "nowhere.pt"]) == ExitCode.MODEL_FILE
     assert "Traceback" in capsys.readouterr().err
