@@ -238,6 +238,10 @@ TRANSFORMS = {
     "mixing": lambda h: torch.fft.fft2(h).real,
     "hfft": lambda h: torch.fft.hfft(torch.complex(h, h)[..., :9], n=16),
     "shifted": lambda h: torch.fft.fftshift(torch.fft.ifft(h), dim=-1).abs(),
+    "stft": lambda h: torch.stft(h.flatten(1), 16, 4, 12, torch.hann_window(12), return_complex=True).abs(),
+    "stft-whole": lambda h: torch.view_as_real(
+        torch.stft(h.flatten(1), 16, 8, center=False, onesided=False, return_complex=True)
+    ),
     "istft": lambda h: torch.istft(
         torch.complex(h.mT[:, :9], h.mT[:, 5:14]), 16, 4, 16, torch.hann_window(16), length=18
     ),

@@ -120,3 +120,18 @@ def test_normalization_by_what_the_batch_has_is_read_with_its_gradient(tmp_path)
     model = nncompress.load(tmp_path / "m.onnx", notice=str)
     torch.testing.assert_close(model(x), net(x))
     model(x).square().sum().backward()
+
+
+def test_transforms_of_our_own_files_are_read(tmp_path):
+    """Of the axis beside the last, and of frames."""
+    of_frames = {"n_fft": 8, "hop_length": 4, "window": torch.hann_window(8), "return_complex": True}
+
+    class Spectral(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft2(x).abs(), torch.stft(x.flatten(1), **of_frames).abs()
+
+    x = torch.randn(3, 6, 10)
+    nncompress.save(nncompress.load(Spectral(), input="1x6x10", notice=str), tmp_path / "m.onnx")
+    read = nncompress.load(tmp_path / "m.onnx", notice=str)
+    for got, expected in zip(read.outputs_of(x), Spectral()(x), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

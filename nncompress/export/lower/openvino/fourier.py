@@ -1,7 +1,8 @@
 """Fourier transforms as products with their matrices: OpenVINO 2026.4 reads `DFT` of an `.onnx` wrongly.
 
 Its results have another shape or other values than torch's. Sizes are static, so that a transform is a
-product with a constant, real and imaginary parts side by side.
+product with a constant, real and imaginary parts side by side. One of each frame of a signal (`STFT`), which
+it does not read at all, is a convolution with such a matrix.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def spell_transforms(path: Path) -> None:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    if not any(node.op_type == "DFT" for node in model.graph.node):
+    if not any(node.op_type in _SPELLED for node in model.graph.node):
         return
     known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {
@@ -34,14 +35,54 @@ def spell_transforms(path: Path) -> None:
     nodes = [
         step
         for node in model.graph.node
-        for step in (_steps(onnx, model, node, shapes, numbers) if node.op_type == "DFT" else [node])
+        for step in _SPELLED.get(node.op_type, _as_it_is)(onnx, model, node, shapes, numbers)
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
 
 
-def _steps(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: dict[str, Any]) -> list[Any]:
+def _as_it_is(onnx: Any, model: Any, node: Any, *known: Any) -> list[Any]:
+    return [node]
+
+
+def _of_frames(
+    onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: dict[str, Any]
+) -> list[Any]:
+    """What a short-time transform of a real signal [batch, length, 1], as the exporter has it, consists of: a
+    convolution whose channels are the parts of the results."""
+    helper, result = onnx.helper, node.output[0]
+    signal, step, window, length = node.input
+    given: Any = shapes.get(signal)
+    real = given is not None and given.shape.dim[-1].dim_value == 1
+    if not real or not {step, length} <= numbers.keys():
+        raise UnsupportedError(
+            f"OpenVINO does not read this short-time Fourier transform: {node.name or result}",
+            got="its step or the length of its frames is free" if real else "it is of complex numbers",
+            remedy="write an .onnx, which ONNX Runtime runs",
+        )
+    stride, points = (int(onnx.numpy_helper.to_array(numbers[name])) for name in (step, length))
+    halved = all(attribute.i for attribute in node.attribute if attribute.name == "onesided")
+    matrix, parts = transform(points, 1, points, False, halved)
+
+    def constant(name: str, value: NDArray[Any]) -> str:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, f"{result}_{name}"))
+        return f"{result}_{name}"
+
+    kind = helper.tensor_dtype_to_np_dtype(given.elem_type)
+    weights = constant("matrix", np.ascontiguousarray(matrix.T[:, None]).astype(kind))
+    apart = constant("apart", np.array([0, 0, matrix.shape[1] // parts, parts], np.int64))
+    made = [f"{result}_{each}" for each in ("channel", "windowed", "products", "frames")]
+    return [
+        helper.make_node("Transpose", [signal], [made[0]], perm=[0, 2, 1]),
+        helper.make_node("Mul", [weights, window], [made[1]]),
+        helper.make_node("Conv", made[:2], [made[2]], name=node.name, strides=[stride]),
+        helper.make_node("Transpose", [made[2]], [made[3]], perm=[0, 2, 1]),
+        helper.make_node("Reshape", [made[3], apart], [result]),
+    ]
+
+
+def _of_all(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: dict[str, Any]) -> list[Any]:
     """What one transform consists of: its axis moved beside the parts, a product, and back."""
     helper, result = onnx.helper, node.output[0]
     given: Any = shapes.get(node.input[0])
@@ -108,3 +149,6 @@ def transform(
     rows = [np.stack(of_real, -1), np.stack(of_imaginary, -1)][:parts]
     matrix = np.stack(rows, 1)  # [points, parts, results, parts of each]
     return matrix.reshape(points * parts, -1), matrix.shape[-1]
+
+
+_SPELLED = {"DFT": _of_all, "STFT": _of_frames}

@@ -4,6 +4,7 @@ from nncompress.loading.onnx.rules import (  # noqa: F401
     control,
     convolution,
     dynamic,
+    fourier,
     indexing,
     movement,
     norms,
