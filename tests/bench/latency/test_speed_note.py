@@ -75,7 +75,7 @@ def test_whole_models_are_timed_at_the_sizes_that_they_are_used_at(monkeypatch):
     net = nn.Conv1d(1, 2, 1).eval()
     free = {"input": {2: torch.export.Dim("length", min=1, max=400)}}
     sounds = Model.from_module(net, (torch.randn(1, 1, 60),), dynamic_shapes=free)
-    sounds.sizes = {"length": 60}
+    sounds.sizes = dict.fromkeys(sounds.dynamic, 60)
     with ModelLatency(sounds, NullProgress(), TARGETS["ort-cpu"]) as latency:
         latency.glance(sounds)
     assert timed == [(1, 1, 60)]
