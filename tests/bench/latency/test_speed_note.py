@@ -72,10 +72,9 @@ def test_whole_models_are_timed_at_the_sizes_that_they_are_used_at(monkeypatch):
         "benchmark",
         lambda *args, **named: (timed.append(named["inputs"][0].shape), really(*args, **named))[1],
     )
-    net = nn.Conv1d(1, 2, 1).eval()
-    free = {"input": {2: torch.export.Dim("length", min=1, max=400)}}
-    sounds = Model.from_module(net, (torch.randn(1, 1, 60),), dynamic_shapes=free)
-    sounds.sizes = dict.fromkeys(sounds.dynamic, 60)
+    free = ({0: torch.export.Dim("batch"), 2: torch.export.Dim("length")},)
+    sounds = Model.from_module(nn.Conv1d(1, 2, 1).eval(), (torch.randn(2, 1, 60),), dynamic_shapes=free)
+    sounds.sizes = {dim: 60 for dim in sounds.dynamic if dim != "batch"}
     with ModelLatency(sounds, NullProgress(), TARGETS["ort-cpu"]) as latency:
         latency.glance(sounds)
     assert timed == [(1, 1, 60)]
