@@ -4,7 +4,7 @@
 
     model = nncompress.load("model.pt2")  # or compress your nn.Module as it is
     model = nncompress.compress(model, [nncompress.passes.Prune(std=0.5)], data="val.npz")
-    nncompress.save(model, "smaller.onnx")
+    nncompress.export(model, "smaller.onnx")
     module = model.to_module()  # an nn.Module for a training loop of your own
 
 | function    | takes                                           | gives                              |
@@ -13,8 +13,8 @@
 | `compress`  | a `Model` or module, passes, data               | a smaller `Model`                  |
 | `inspect`   | a `Model` or module                             | costs per layer                    |
 | `evaluate`  | a `Model`, module or file, and data with labels | how good it is                     |
-| `benchmark` | several of these, by name                       | how fast each is, with intervals   |
-| `save`      | a `Model` and a path                            | a file, verified                   |
+| `bench`     | several of these, by name                       | how fast each is, with intervals   |
+| `export`    | a `Model` and a path                            | a file, verified                   |
 | `dataset`   | what `data` is, and a `Model`                   | its samples, as the model takes them |
 
 Importing this package does not import torch; the first attribute used does.
@@ -28,19 +28,19 @@ from typing import TYPE_CHECKING
 from nncompress.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nncompress.api import Model, as_passes, benchmark, compress, dataset, evaluate, inspect, load, save
+    from nncompress.api import Model, as_passes, bench, compress, dataset, evaluate, export, inspect, load
 
 __all__ = [
     "Model",
     "as_passes",
-    "benchmark",
+    "bench",
     "compress",
     "dataset",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "passes",
-    "save",
 ]
 
 

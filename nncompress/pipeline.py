@@ -15,8 +15,8 @@ from typing import Any
 from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.distance.drift import BOUND, Reference, Samples, amount
 from nncompress.analysis.observe.batch_size import largest_batch
-from nncompress.bench.latency.model import speed_note
-from nncompress.bench.latency.target import clocked, floats_in
+from nncompress.benchmarking.latency.model import speed_note
+from nncompress.benchmarking.latency.target import clocked, floats_in
 from nncompress.errors import UsageError
 from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model

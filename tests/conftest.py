@@ -15,11 +15,11 @@ import pytest
 import torch
 from done_once import exported_once, refreshed_once, traced_once
 
-from nncompress.bench import measure
-from nncompress.bench.latency import model as model_latency
-from nncompress.bench.latency import target as target_speed
-from nncompress.bench.own_process import OwnProcess
-from nncompress.export.write import onnx as onnx_writer
+from nncompress.benchmarking import measure
+from nncompress.benchmarking.latency import model as model_latency
+from nncompress.benchmarking.latency import target as target_speed
+from nncompress.benchmarking.own_process import OwnProcess
+from nncompress.exporting.write import onnx as onnx_writer
 from nncompress.ir import Model
 
 torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def _short_measurements():
         # Nor does it wait for the garbage of all tests before it.
         patch.setattr(measure, "gc", SimpleNamespace(**{**vars(gc), "collect": lambda: 0}))
         # A process for each artifact takes seconds: `test_own_process` starts some.
-        patch.setattr("nncompress.bench.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
+        patch.setattr("nncompress.benchmarking.in_own_process", lambda *_, **how: OwnProcess(1000, 0.5))
         # Which runtime is fastest depends on the load: the one that every installation has.
         patch.setattr(target_speed, "fastest", lambda: "ort-cpu")
         yield

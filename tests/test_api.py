@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from importlib.resources import files
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_a_file_is_measured_as_its_model_was(tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     loaded = nncompress.load(net, input="1x3x8x8", normalize="0.9,0.1,0.5/0.1,0.2,0.3")
-    nncompress.save(loaded, tmp_path / "m.onnx")
+    nncompress.export(loaded, tmp_path / "m.onnx")
     chance = np.random.default_rng(0)
     images = chance.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     scaled = (images / 255 - [0.9, 0.1, 0.5]) / [0.1, 0.2, 0.3]  # by hand
@@ -256,23 +257,26 @@ def test_a_file_is_measured_as_its_model_was(tmp_path):
 
 def test_models_in_memory_are_measured_under_their_names(classifier):
     wide = nncompress.load(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), input="1x8")
-    result = nncompress.benchmark({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")
+    result = nncompress.bench({"a": wide, "b": wide.to_module()}, seconds=0.1, runtime="torch")
     assert [arm.name for arm in result.candidates] == ["a", "b"]
 
 
 def test_input_is_of_the_modules_beside_loaded_models():
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     wide = nncompress.load(net, input="1x8")
-    measured = nncompress.benchmark({"a": wide, "b": net}, input="1x8", seconds=0.1, runtime="torch")
+    measured = nncompress.bench({"a": wide, "b": net}, input="1x8", seconds=0.1, runtime="torch")
     assert [arm.name for arm in measured.candidates] == ["a", "b"]
     with pytest.raises(UsageError, match="loaded models know their inputs"):
-        nncompress.benchmark({"a": wide, "b": wide}, input="1x8", seconds=0.1)
+        nncompress.bench({"a": wide, "b": wide}, input="1x8", seconds=0.1)
 
 
 def test_the_face_is_typed_and_complete():
     assert files(nncompress).joinpath("py.typed").is_file()
     for name in nncompress.__all__:
         assert getattr(nncompress, name).__doc__
+        # a module of that name would take its place when it is imported
+        assert name == "passes" or find_spec(f"nncompress.{name}") is None
+    assert all(hasattr(nncompress.api, name) for name in nncompress.api.__all__)
     assert set(nncompress.__all__) <= set(dir(nncompress))
 
 
@@ -303,9 +307,9 @@ def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
     [
         (lambda net, x: nncompress.compress(net, [3], data=x), "these are no passes"),
         (lambda net, x: nncompress.compress(net, None, data=x), "these are no passes"),
-        (lambda net, x: nncompress.benchmark([net]), "benchmark takes models by name"),
+        (lambda net, x: nncompress.bench([net]), "benchmark takes models by name"),
         (lambda net, x: nncompress.evaluate(net, (x, x), metric=3), "a metric is named by a text"),
-        (lambda net, x: nncompress.save("net.pt", "net.onnx"), "this takes a loaded model"),
+        (lambda net, x: nncompress.export("net.pt", "net.onnx"), "this takes a loaded model"),
     ],
 )
 def test_what_a_function_does_not_take_is_refused_in_a_sentence(call, what):
@@ -317,7 +321,7 @@ def test_a_module_that_came_out_is_saved_as_it_is(tmp_path):
     module = nncompress.load(nn.Linear(4, 3), input="1x4").to_module()
     with torch.no_grad():
         module.get_parameter("weight").mul_(2)
-    nncompress.save(module, tmp_path / "net.pt2")
+    nncompress.export(module, tmp_path / "net.pt2")
     again = nncompress.load(tmp_path / "net.pt2")
     x = torch.randn(5, 4)
     torch.testing.assert_close(again.outputs_of(x)[0], module(x))

@@ -70,7 +70,7 @@ def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
-    nncompress.save(nncompress.load(net.eval(), input="1x20"), "model.pt2")
+    nncompress.export(nncompress.load(net.eval(), input="1x20"), "model.pt2")
     return "model.pt2"
 
 
@@ -183,7 +183,7 @@ def test_a_target_of_another_package_is_quantized_for_checked_in_its_runtime(
     (note,) = notes(kept, "onnxruntime")
     assert "it was written for reference-cpu" in note
     assert from_targets("ort-cpu,reference-cpu", "cpu", "onnxruntime") == ("cpu", "onnxruntime,reference")
-    monkeypatch.setattr("nncompress.bench.latency.target.speeds", lambda: {"ort-cpu": 1e-3})
+    monkeypatch.setattr("nncompress.benchmarking.latency.target.speeds", lambda: {"ort-cpu": 1e-3})
     assert run("targets", "--json") == 0
     assert "reference-cpu" in [each["name"] for each in json.loads(capsys.readouterr().out)["targets"]]
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import nncompress
 from benchmarks.networks import cifar_resnet
-from nncompress.bench import Candidate, benchmark
-from nncompress.export import write
+from nncompress.benchmarking import Candidate, benchmark
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest

@@ -53,7 +53,7 @@ def prepare(folder: Path, images: int) -> None:
     modules = [(settled_resnet50(), 224)] + [(CifarResNet((d - 2) // 6).eval(), 32) for d in DEPTHS]
     for number, (module, size) in enumerate(modules):
         example = (torch.randn(2, 3, size, size),)
-        nncompress.save(
+        nncompress.export(
             Model.from_module(module, example, metadata={"normalize": "imagenet"}), folder / f"{number}.pt2"
         )
     pixels = np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8)

@@ -42,7 +42,7 @@ def prepare(folder: Path) -> None:
         torch.manual_seed(0)
         ids = torch.randint(0, VOCABULARY, (case["samples"], case["tokens"]))
         net = LanguageModel(case["width"], 4, 4).eval()
-        nncompress.save(nncompress.load(net, input=(ids[:2],)), str(folder / f"{name}.pt2"))
+        nncompress.export(nncompress.load(net, input=(ids[:2],)), str(folder / f"{name}.pt2"))
         np.savez(folder / f"{name}.npz", x=ids.numpy())
 
 

@@ -79,7 +79,7 @@ def network(layers: int) -> nn.Sequential:
 
 def write(folder: Path, layers: int) -> None:
     import nncompress
-    from nncompress import export
+    from nncompress import exporting
 
     folder.mkdir()
     net, x = network(layers), torch.randn(2, WIDTH)
@@ -90,13 +90,13 @@ def write(folder: Path, layers: int) -> None:
     torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: batch},)), folder / "exported.pt2")
     model = nncompress.load(net, input=x)
     for name in ("plain.pt2", "plain.onnx", "state.safetensors", "plain.xml"):
-        nncompress.save(model, folder / name)
-    export.write(model, folder / "entropy.pt2", storage="entropy")
+        nncompress.export(model, folder / name)
+    exporting.write(model, folder / "entropy.pt2", storage="entropy")
     for name, each in PASSES.items():
         made = nncompress.compress(model, [each])
         for file in (f"{name}.pt2", f"state-{name}.safetensors", f"{name}.onnx"):
             if any(row.endswith(file) for row in FORMATS):
-                nncompress.save(made, folder / file)
+                nncompress.export(made, folder / file)
     values = np.random.default_rng(0).integers(0, 4, (layers * WIDTH, WIDTH)).astype(np.float32)
     np.savez(folder / "plain.npz", x=values)
     np.savez_compressed(folder / "deflated.npz", x=values)

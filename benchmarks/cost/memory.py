@@ -151,7 +151,7 @@ def cell(name: str, data: str, pixels: str, command: str) -> None:
         train(model, dataset, TrainSettings(epochs=1, batch=8))
     elif command == "bench":
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            nncompress.save(model, Path(folder, "m.pt2"))
+            nncompress.export(model, Path(folder, "m.pt2"))
             run(["bench", f"{folder}/m.pt2", "--data", data, "--time", "1"])
     else:
         pipeline.run(model, [parse_pass(command)], Context(data=dataset, limit=None))

@@ -51,8 +51,8 @@ def prepare(folder: Path, images: int) -> None:
     from nncompress.ir import Model
 
     model = Model.from_module(settled_resnet50(), (torch.randn(2, 3, 224, 224),))
-    nncompress.save(model, folder / "model.pt2")
-    nncompress.save(model, folder / "model.onnx")
+    nncompress.export(model, folder / "model.pt2")
+    nncompress.export(model, folder / "model.onnx")
     np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((images, 3, 224, 224), np.float32))
 
 

@@ -80,7 +80,7 @@ def _checkpoint(path: Path) -> None:
 
 
 def _bench(path: Path) -> None:
-    from nncompress.bench import baseline
+    from nncompress.benchmarking import baseline
 
     baseline.read(path)
 
@@ -92,7 +92,7 @@ def _ledger(path: Path) -> None:
 
 
 def _latency(path: Path) -> None:
-    from nncompress.bench.latency.table import LatencyTable
+    from nncompress.benchmarking.latency.table import LatencyTable
     from nncompress.targets import TARGETS
 
     table = LatencyTable(TARGETS["ort-cpu"], path.parent)

@@ -58,7 +58,7 @@ def _stored(write: Callable[[Any], None]) -> bytes:
 def good_files(folder: Path, apart: bool = True) -> dict[str, list[bytes]]:
     """By kind; `folder` is where what a reader needs beside its file is written."""
     from nncompress.data import open_data
-    from nncompress.export import write
+    from nncompress.exporting import write
     from nncompress.ir import Model
     from nncompress.passes.base import Context
     from nncompress.pipeline import run
@@ -175,7 +175,7 @@ def _png() -> bytes:
 
 def _suite() -> Any:
     """What `bench -o` writes, of two models in two sessions of two rounds."""
-    from nncompress.bench.stats import latency
+    from nncompress.benchmarking.stats import latency
     from nncompress.results import BenchResult, BenchSuite, CandidateResult, Samples
 
     times = (1000, 1100, 900, 1000)

@@ -167,7 +167,7 @@ def _parquet(folder: Path) -> list[bytes]:
 
 
 def _openvino(model: Any, folder: Path, apart: bool) -> list[bytes]:
-    from nncompress.export import write
+    from nncompress.exporting import write
 
     if apart:
         write(model, folder / "a.pt2")

@@ -21,9 +21,9 @@ import onnx
 import torch
 
 from benchmarks.int8.latency import NETWORKS, prepare
-from nncompress.bench.latency.int8_speed import profile
-from nncompress.export.check.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
-from nncompress.export.lower.onnxruntime.int8.tiles import LONG_CACHED, LONG_POINTWISE
+from nncompress.benchmarking.latency.int8_speed import profile
+from nncompress.exporting.check.int8_coverage import FLOAT_KERNELS, INT8_KERNELS, layer_of
+from nncompress.exporting.lower.onnxruntime.int8.tiles import LONG_CACHED, LONG_POINTWISE
 
 KINDS = {  # and what bounds them
     "first convolution": "gathering 3 channels",

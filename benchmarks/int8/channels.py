@@ -3,7 +3,7 @@
     python -m benchmarks.int8.channels
 
 Each row is a network of one op, 20 times in a row, against the same with the channels that
-`nncompress.export.lower.onnxruntime.int8.channels` would give it; first layers and pools stand there once,
+`nncompress.exporting.lower.onnxruntime.int8.channels` would give it; first layers and pools stand there once,
 with what is before them. One thread, batch 1, interleaved in random order, medians of CPU time. Above 1: the
 second form is faster.
 """

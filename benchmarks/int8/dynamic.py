@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from benchmarks.int8.latency import measure
 from nncompress.data import Batch
 from nncompress.data.input_batches import InputBatches
-from nncompress.export import write_onnx
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write_onnx
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.quantize.options import Quantize

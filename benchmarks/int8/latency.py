@@ -26,8 +26,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from benchmarks.networks import cifar_resnet, int8_networks
 from nncompress.data import Batch
 from nncompress.data.input_batches import InputBatches
-from nncompress.export import write_onnx
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write_onnx
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.quantize.options import Quantize

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.int8.latency import NETWORKS, Noise
 from benchmarks.networks.int8_networks import settled
-from nncompress.bench import Candidate, benchmark
-from nncompress.export import write
+from nncompress.benchmarking import Candidate, benchmark
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.passes.quantize.options import Quantize

@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from nncompress.export import write_onnx
+from nncompress.exporting import write_onnx
 from nncompress.ir import Model
 from nncompress.passes import Context
 from nncompress.pipeline import run

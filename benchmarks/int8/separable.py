@@ -22,7 +22,7 @@ import torch
 
 import nncompress
 from nncompress.data import Dataset
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import norm_names
 from nncompress.ir.layers.weights import layers

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import nncompress
-from nncompress.bench.latency.int8_speed import int8_speed
-from nncompress.export import write
+from nncompress.benchmarking.latency.int8_speed import int8_speed
+from nncompress.exporting import write
 from nncompress.ir import Model
 
 DEPTH = 6

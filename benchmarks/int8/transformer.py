@@ -26,8 +26,8 @@ from benchmarks.int8.latency import measure_files, session
 from benchmarks.networks.tiny_transformer import tiny_vit
 from nncompress.data.input_batches import InputBatches
 from nncompress.data.sources.mnist import read_idx
-from nncompress.export import write_onnx
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write_onnx
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context

@@ -101,7 +101,7 @@ def trained(path: Path, make: Callable[[], nn.Module], known: tuple[Tensor, Tens
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        nncompress.save(nncompress.load(net.eval(), input=(x[:2],)), str(path))
+        nncompress.export(nncompress.load(net.eval(), input=(x[:2],)), str(path))
     return nncompress.load(str(path))
 
 
@@ -134,7 +134,7 @@ def main() -> None:
         for number, (name, passes) in enumerate(ROWS.items()):
             path = given.dir / f"{case} {number}.onnx"
             small = nncompress.compress(model, list(passes), data=known[0][drawn]) if passes else model
-            nncompress.save(small, str(path), target="ort-cpu")
+            nncompress.export(small, str(path), target="ort-cpu")
             found = accuracy(path, held)
             first = first or found
             told = (f"{found:.2%}", f"{100 * (found - first):+.2f}", f"{cost(small).macs / whole:.2f}")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from nncompress import pipeline
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.passes import Context, Quantize
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nncompress
-from nncompress.bench.own_process import in_own_process
+from nncompress.benchmarking.own_process import in_own_process
 from nncompress.devices import processor
 from nncompress.ir import Model
 
@@ -138,7 +138,7 @@ def trained(folder: Path, data: Tensor, seconds: float) -> Model:
             if step % 50 == 0:
                 print(f"step {step}: {float(loss):.3f} nats a byte", file=sys.stderr, flush=True)
         model = nncompress.load(net.eval(), input=(data[: 2 * CONTEXT].view(2, CONTEXT),))
-        nncompress.save(model, str(path))
+        nncompress.export(model, str(path))
     return nncompress.load(str(path))
 
 
@@ -198,10 +198,10 @@ def quality(folder: Path, model: Model, data: Tensor) -> None:
     ids = train[at + torch.arange(CONTEXT)]
     rows = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)[:MANY]
     files = {"float32": folder / "float32.onnx"}
-    nncompress.save(model, str(files["float32"]))
+    nncompress.export(model, str(files["float32"]))
     for name, text_ in OURS.items():
         files[name] = folder / f"{name}.onnx"
-        nncompress.save(nncompress.compress(model, [text_], data=ids), str(files[name]), target="ort-cpu")
+        nncompress.export(nncompress.compress(model, [text_], data=ids), str(files[name]), target="ort-cpu")
     files |= dict(theirs(folder, files["float32"], ids))
     base = losses(files["float32"], rows)
     print(f"\n| {len(rows)} × {CONTEXT} bytes | perplexity | relative | file |\n|---|---|---|---|")
@@ -217,13 +217,13 @@ def speed(folder: Path) -> None:
     ids = torch.randint(0, VOCABULARY, (2, 1))
     model = nncompress.load(LanguageModel(1024, 2, 16).eval(), input=(ids,))
     files = {"float32": folder / "wide.onnx"}
-    nncompress.save(model, str(files["float32"]))
+    nncompress.export(model, str(files["float32"]))
     chosen = ("int8 weights", "int8 dynamic")
     chosen += tuple(f"ours, nearest{each}" for each in ("", ", asymmetric", ", 128"))
     for name in chosen:
         files[name] = folder / f"wide {name}.onnx"
         small = nncompress.compress(model, [OURS[name]], data=ids.repeat(8, 1))
-        nncompress.save(small, str(files[name]), target="ort-cpu")
+        nncompress.export(small, str(files[name]), target="ort-cpu")
     files |= dict(theirs(folder, files["float32"], None))
     sessions = {name: open_file(path) for name, path in files.items()}
     taken: dict[str, list[float]] = {name: [] for name in files}

@@ -130,7 +130,7 @@ def theirs(source: Path, ids: Tensor) -> Path:
 def forms(model: Model, base: Path, ids: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     """The model in each form, float32 first."""
     first = base.with_suffix(".onnx")
-    nncompress.save(model, str(first))
+    nncompress.export(model, str(first))
     yield "float32", as_it_runs(first)
     for name, options in ROWS.items():
         small = nncompress.compress(model, [options], data=ids)
@@ -138,7 +138,7 @@ def forms(model: Model, base: Path, ids: Tensor) -> Iterator[tuple[str, Callable
             yield name, lambda rows, small=small: small.outputs_of(rows)[0].detach()
         else:
             path = base.with_name(f"{base.name}, {name}.onnx")
-            nncompress.save(small, str(path), target="ort-cpu")
+            nncompress.export(small, str(path), target="ort-cpu")
             yield name, as_it_runs(path)
     yield "ORT static", as_it_runs(theirs(first, ids))
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from nncompress.bench import Candidate, baseline, benchmark
+from nncompress.benchmarking import Candidate, baseline, benchmark
 from nncompress.results import BenchResult, BenchSuite
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 import nncompress
 from nncompress.api import dataset
-from nncompress.bench.latency.forecast import Forecast, LayerForecast, forecast
+from nncompress.benchmarking.latency.forecast import Forecast, LayerForecast, forecast
 from nncompress.devices import processor
 from nncompress.passes import Context, Quantize
 from nncompress.pipeline import run

@@ -26,7 +26,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measurement.aa_control import small_network
-from nncompress.bench import Candidate, benchmark, stats
+from nncompress.benchmarking import Candidate, benchmark, stats
 
 AGREE = 0.02
 

@@ -40,7 +40,7 @@ from nncompress.api import dataset
 from nncompress.data import Dataset
 from nncompress.devices import processor
 from nncompress.errors import NNCompressError
-from nncompress.export import int8_coverage, write
+from nncompress.exporting import int8_coverage, write
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.passes import Context, Quantize
@@ -104,7 +104,7 @@ def make(form: Form, model: Model, data: Dataset, folder: Path, limit: int) -> N
         small = folder / f"{form.quantized_for or 'any'}{'-cut' * form.cut}{'-clock' * form.by_clock}.pt2"
         if not small.exists():
             context = Context(data=data, limit=limit, target=form.quantized_for)
-            nncompress.save(run(model, [BY_CLOCK if form.by_clock else EVERY_LAYER], context)[0], small)
+            nncompress.export(run(model, [BY_CLOCK if form.by_clock else EVERY_LAYER], context)[0], small)
         write(nncompress.load(small), path, target=form.target)
     elif path == source:
         write(model, path)

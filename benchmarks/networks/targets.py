@@ -108,13 +108,13 @@ def random_network(name: str, folder: Path) -> None:
         data = torch.randint(0, WORDS, (RECORDS, LENGTH), generator=torch.Generator().manual_seed(0))
         network = bert()
     like_trained(network, data[:32])
-    nncompress.save(nncompress.load(network, input=(data[:2],)), folder / f"{name}.pt2")
+    nncompress.export(nncompress.load(network, input=(data[:2],)), folder / f"{name}.pt2")
     np.savez(folder / f"{name}.npz", x=data.numpy())
 
 
 def trained_network(name: str, folder: Path, cifar: Path) -> None:
     model, test, train = trained(cifar, name)
-    nncompress.save(model, folder / f"{name}.pt2")
+    nncompress.export(model, folder / f"{name}.pt2")
     for images, count, file in ((train, CALIBRATED, f"{name}.npz"), (test, TESTED, f"{name}.test.npz")):
         drawn = list(images.batches(250, count, shuffle_seed=0))
         x = np.concatenate([batch.inputs[0].numpy() for batch in drawn])

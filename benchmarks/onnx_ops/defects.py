@@ -4,7 +4,7 @@
 
 Every chain is built twice from one table: as ONNX nodes and as torch calls. ONNX Runtime runs it with and
 without its optimisations, against torch. `--avoid` applies what
-`nncompress.export.lower.onnxruntime.runtime_defects` does to every exported file: with it, nothing may be
+`nncompress.exporting.lower.onnxruntime.runtime_defects` does to every exported file: with it, nothing may be
 listed.
 """
 
@@ -29,7 +29,7 @@ from benchmarks.onnx_ops import (
     windows,  # noqa: F401
 )
 from benchmarks.onnx_ops.chain import OPS, Chain
-from nncompress.export.lower.onnxruntime.runtime_defects import avoid_runtime_defects
+from nncompress.exporting.lower.onnxruntime.runtime_defects import avoid_runtime_defects
 
 SHAPE = (2, 4, 6, 7)
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "float16": 5e-2}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.onnx_ops.precision import Called, elementwise
 from nncompress.errors import NNCompressError
-from nncompress.export.write.onnx import write_onnx
+from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
 

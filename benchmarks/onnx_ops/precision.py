@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import NNCompressError
-from nncompress.export.write.onnx import write_onnx
+from nncompress.exporting.write.onnx import write_onnx
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
 

@@ -19,7 +19,7 @@ import nncompress
 from benchmarks.networks.trained_resnet import trained_resnet
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Candidate, benchmark
+from nncompress.benchmarking import Candidate, benchmark
 from nncompress.errors import UsageError
 from nncompress.runtimes import open_artifact
 
@@ -61,9 +61,9 @@ def compare(name: str, made: dict[str, list[str]], folder: Path, limit: int, kee
                 print(f"{name} {text}: {error}", file=sys.stderr, flush=True)
                 continue
             if kept and not kept.is_file():
-                nncompress.save(model, kept)
+                nncompress.export(model, kept)
             path = Path(work) / f"{text}.onnx"
-            nncompress.save(model, path)
+            nncompress.export(model, path)
             candidates.append(Candidate(text, path, macs=cost(model).macs))
             print(f"made {name} {text}", file=sys.stderr, flush=True)
         results = [benchmark(candidates, batch=batch, time_budget=15, memory=False) for batch in (1, 16)]

@@ -114,7 +114,7 @@ def network(name: str, folder: Path, work: Path) -> Model:
         context = Context(data=images, limit=256)
         small, _ = pipeline.run(given, [PruneNodes(drop_blocks=blocks)], context)
         train(small, images, TRAINING, checkpoint=work / f"{name}.checkpoint", resume=True)
-        nncompress.save(small, str(kept))
+        nncompress.export(small, str(kept))
     return nncompress.load(kept)
 
 

@@ -17,7 +17,7 @@ import nncompress
 from benchmarks.networks.trained_resnet import trained_resnet
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Candidate, benchmark
+from nncompress.benchmarking import Candidate, benchmark
 from nncompress.runtimes import open_artifact
 
 CHAINS = {
@@ -39,7 +39,7 @@ def main() -> None:
         for name, passes in CHAINS.items():
             model = nncompress.compress(original, passes, data=train) if passes else original
             path = Path(work) / f"{name}.onnx"
-            nncompress.save(model, path)
+            nncompress.export(model, path)
             candidates.append(Candidate(name, path, macs=cost(model).macs))
             print(f"made {name}", file=sys.stderr)
         result = benchmark(candidates, batch=1, time_budget=30)

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.int8.accuracy import right
 from benchmarks.networks.cifar_resnet import trained
-from nncompress.export import write_onnx
+from nncompress.exporting import write_onnx
 from nncompress.passes import Context
 from nncompress.passes.prune.options import Prune
 

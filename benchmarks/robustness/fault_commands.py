@@ -7,7 +7,7 @@ from benchmarks.robustness.fault_series import Command
 SESSION = (".nncompress",)
 TRAINING = ("--data", "data.npz", "--epochs", "2", "--batch", "20")
 SEARCH = ("optimize", "m.pt2", "--data", "data.npz", "--goal", "macs", "--trials", "2", "--folder", "kept")
-_TO_ONNX = "nncompress.export.write.onnx:convert"
+_TO_ONNX = "nncompress.exporting.write.onnx:convert"
 
 
 def _pass(name: str, *arguments: str) -> Command:
@@ -43,7 +43,7 @@ COMMANDS = (
         "export .pte",
         ("export", "m.pt2", "-o", "out.pte"),
         ("out.pte", *SESSION),
-        "nncompress.export.write.pte:_compile",
+        "nncompress.exporting.write.pte:_compile",
     ),
     Command(
         "session, .original.pt2",

@@ -78,7 +78,7 @@ def make_inputs() -> None:
     """Two models of each format, data, and files of the user under names that ours could take."""
     from safetensors.torch import save_file
 
-    from nncompress import export
+    from nncompress import exporting
     from nncompress.ir import Model
 
     scope: dict[str, type] = {}
@@ -91,7 +91,7 @@ def make_inputs() -> None:
             nn.Linear(256, 3),
         ).eval()  # fmt: skip
         torch.save(module, f"{name}.pt")
-        export.write(Model.from_module(module, (torch.randn(2, 1, 8, 8),)), f"{name}.pt2")
+        exporting.write(Model.from_module(module, (torch.randn(2, 1, 8, 8),)), f"{name}.pt2")
         save_file(scope["build"]().state_dict(), f"{name}.safetensors")
     chance = np.random.default_rng(0)
     x = chance.normal(size=(40, 1, 8, 8)).astype(np.float32)

@@ -177,8 +177,8 @@ def row(model: nncompress.Model, path: Path, step: str, data: Arrays, other: Arr
     name, small = compressed(model, step, data)
     with tempfile.TemporaryDirectory() as folder:
         written, kept = Path(folder) / "small.onnx", Path(folder) / "small.pt2"
-        nncompress.save(small, written)
-        nncompress.save(small, kept)
+        nncompress.export(small, written)
+        nncompress.export(small, kept)
         if declared(written) != declared(path):
             raise AssertionError(f"other names or sizes: {declared(written)} for {declared(path)}")
         seen, unseen = (for_one_call(small, inputs) for inputs in (data, other))

@@ -37,7 +37,7 @@ logging.disable(logging.WARNING)
 import nncompress  # noqa: E402
 from benchmarks.architectures import Architecture, everything, settle  # noqa: E402
 from benchmarks.architectures.published import published  # noqa: E402
-from nncompress.export import write  # noqa: E402
+from nncompress.exporting import write  # noqa: E402
 
 TRACING = range(13, 21)  # opsets of the exporter by tracing
 EXPORTING = range(18, 21)  # and of the one by torch.export, which writes no older ones

@@ -27,7 +27,7 @@ logging.disable(logging.WARNING)
 
 from benchmarks.architectures import Architecture, build, everything  # noqa: E402
 from nncompress.analysis.couplings import find_couplings, prove, remove_units  # noqa: E402
-from nncompress.export import write  # noqa: E402
+from nncompress.exporting import write  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
 
 COLUMNS = "architecture groups share parameters after MACs after error effect input onnx analysis CPU"

@@ -36,9 +36,9 @@ logging.disable(logging.WARNING)
 
 import nncompress  # noqa: E402
 from benchmarks.architectures import Architecture, build, everything  # noqa: E402
-from nncompress import export  # noqa: E402
+from nncompress import exporting  # noqa: E402
 from nncompress.errors import NNCompressError  # noqa: E402
-from nncompress.export.check.onnxruntime import open_session, run  # noqa: E402
+from nncompress.exporting.check.onnxruntime import open_session, run  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
 from nncompress.ir.layers.weights import layers  # noqa: E402
 
@@ -100,7 +100,7 @@ def error_of(model: Model, reference: Model) -> float:
 
 
 def same_bits(model: Model, path: Path) -> bool:
-    export.write(model, path)
+    exporting.write(model, path)
     loaded = nncompress.load(path)
     inputs = model.example_inputs(3, seed=2)
     with torch.no_grad():
@@ -121,8 +121,8 @@ def row(
         small = nncompress.compress(model, ["quantize"], data=data)
         if not same_bits(small, file.with_suffix(".pt2")):
             wrong.append(".pt2 loaded again computes something else")
-        report = export.write(small, file)
-        coverage = export.int8_coverage(file)
+        report = exporting.write(small, file)
+        coverage = exporting.int8_coverage(file)
         steps, share = against_onnx(small, model, file)
         if share > MOST_SHARE:
             wrong.append(f"ONNX Runtime is off by {share:.2f} of the error")
@@ -140,7 +140,7 @@ def row(
                 continue
             try:
                 changed = nncompress.compress(model, [f"quantize:mode={mode}"])
-                export.write(changed, file)
+                exporting.write(changed, file)
                 cells.append(f"{error_of(changed, model):.4f}")
             except NNCompressError as refused:
                 wrong.append(f"{mode}: {refused}")
@@ -148,7 +148,7 @@ def row(
         cells.append("")
         if pte and name in MOBILE:
             try:
-                cells[-1] = f"{export.write(small, file.with_suffix('.pte')).relative_error:.3f}"
+                cells[-1] = f"{exporting.write(small, file.with_suffix('.pte')).relative_error:.3f}"
             except NNCompressError as refused:
                 wrong.append(f".pte: {refused}")
                 cells[-1] = "refused"

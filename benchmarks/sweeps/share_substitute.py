@@ -50,7 +50,7 @@ from nncompress import pipeline  # noqa: E402
 from nncompress.analysis.cost import cost  # noqa: E402
 from nncompress.data import Batch  # noqa: E402
 from nncompress.data.input_batches import InputBatches  # noqa: E402
-from nncompress.export import write  # noqa: E402
+from nncompress.exporting import write  # noqa: E402
 from nncompress.ir import Model  # noqa: E402
 from nncompress.ir.graph.ops import op_name  # noqa: E402
 from nncompress.ir.layers.weights import Layer, layers  # noqa: E402

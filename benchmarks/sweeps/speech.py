@@ -85,7 +85,7 @@ def main() -> None:
         small = nncompress.compress(model, [recipe], data=(x, None))
         with tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "small.onnx"
-            nncompress.save(small, written)
+            nncompress.export(small, written)
             found, size = run(written, held)[0], written.stat().st_size / path.stat().st_size
         off, other = np.abs(found - expected), np.mean((found > 0.5) != (expected > 0.5))
         print(f"{recipe}\t{other:.2%}\t{off.mean():.4f}\t{off.max():.2f}\t{size:.0%}", flush=True)

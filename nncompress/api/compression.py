@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.analysis.cost import Cost, cost
 from nncompress.api.opening import Input, Notice, dataset, taken
-from nncompress.bench.latency.int8_speed import int8_speed
+from nncompress.benchmarking.latency.int8_speed import int8_speed
 from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
-from nncompress.export import ExportReport
+from nncompress.exporting import ExportReport
 from nncompress.ir import Model
 from nncompress.passes import Context, Pass
 from nncompress.progress import NullProgress, Progress
@@ -93,7 +93,7 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
     return made
 
 
-def save(
+def export(
     model: Model | torch.nn.Module,
     path: str | Path,
     *,
@@ -111,7 +111,7 @@ def save(
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
-    report = export.write(
+    report = exporting.write(
         taken(model, None, None, warnings.warn), path, protect=protect, target=target, time_int8=int8_speed
     )
     if report.overflow:

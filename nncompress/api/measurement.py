@@ -11,13 +11,12 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 
-from nncompress import export
+from nncompress import exporting
 from nncompress.analysis import accuracy
 from nncompress.analysis.answer import index_of, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.api.opening import Input, dataset, load, taken
-from nncompress.bench import Candidate
-from nncompress.bench import benchmark as measure
+from nncompress.benchmarking import Candidate, benchmark
 from nncompress.data import Dataset, open_data
 from nncompress.data.sources.python import kept
 from nncompress.errors import UsageError
@@ -99,7 +98,7 @@ def evaluate(
     )
 
 
-def benchmark(
+def bench(
     models: Mapping[str, Model | torch.nn.Module | str | Path],
     *,
     input: Input | None = None,
@@ -125,7 +124,7 @@ def benchmark(
         raise UsageError("unknown runtime", got=runtime, expected="onnxruntime, torch")
     if not isinstance(models, Mapping):
         raise UsageError(
-            "benchmark takes models by name",
+            "bench takes models by name",
             got=type(models).__name__,
             expected='{"original": model, "small": smaller}',
         )
@@ -158,9 +157,9 @@ def benchmark(
             if runtime == "onnxruntime" and isinstance(candidate.artifact, Model):
                 file = Path(folder) / f"{position}.onnx"
                 # measured here, and then gone
-                export.write(candidate.artifact, file, target="ort-cpu", read_back=False)
+                exporting.write(candidate.artifact, file, target="ort-cpu", read_back=False)
                 candidates[position] = replace(candidate, artifact=file)
-        return measure(candidates, batch=batch, threads=threads, time_budget=seconds, progress=progress)
+        return benchmark(candidates, batch=batch, threads=threads, time_budget=seconds, progress=progress)
 
 
 def _as_stated(file: Candidate, path: str | Path, stated: str | None) -> Candidate:

@@ -10,7 +10,7 @@ from nncompress.errors import UsageError
 from nncompress.extras import need
 
 OURS = (".pt2", ".safetensors")  # what this tool reads, and no runtime
-SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.export.WRITERS
+SUFFIXES = (".pt2", ".onnx", ".ort", ".xml", ".pte", ".safetensors")  # of nncompress.exporting.WRITERS
 _SEPARATORS = tuple({"/", os.sep})
 REPORTS = {".html": "html", ".htm": "html", ".md": "md", ".json": "json"}
 RUN_BY = {".pte": "mobile", ".xml": "openvino"}  # the extra whose runtime checks such a file

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nncompress.errors import UsageError
-from nncompress.export.write.pt2 import write_pt2
+from nncompress.exporting.write.pt2 import write_pt2
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import Unreadable, read_json
 from nncompress.files.json_file import put_json

@@ -89,7 +89,7 @@ _RECORD = record(
 
 @dataclass(frozen=True)
 class FileRecord:
-    """As `nncompress.export` wrote it; empty for a file from elsewhere."""
+    """As `nncompress.exporting` wrote it; empty for a file from elsewhere."""
 
     inputs: tuple[InputSpec, ...] | None = None
     outputs: tuple[str, ...] = ()

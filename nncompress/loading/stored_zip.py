@@ -1,6 +1,6 @@
 """Zip archives as torch writes them: members stored, so that none is larger than the file.
 
-Ours may be deflated (`nncompress.export.deflated_zip`), to at most 32 times their bytes.
+Ours may be deflated (`nncompress.exporting.deflated_zip`), to at most 32 times their bytes.
 """
 
 from __future__ import annotations

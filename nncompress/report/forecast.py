@@ -12,7 +12,7 @@ from nncompress.report.tables import Name, plain
 from nncompress.report.units import duration, share
 
 if TYPE_CHECKING:
-    from nncompress.bench.latency.forecast import Forecast
+    from nncompress.benchmarking.latency.forecast import Forecast
 
 
 def forecast(found: Forecast, path: Path) -> RenderableType:

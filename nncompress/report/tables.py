@@ -22,7 +22,7 @@ from nncompress.report.units import count, share, size, times
 if TYPE_CHECKING:
     from nncompress.analysis.cost import Cost
     from nncompress.analysis.lowrank.spectrum import LayerSpectrum
-    from nncompress.export import ExportReport
+    from nncompress.exporting import ExportReport
     from nncompress.ir import Model
     from nncompress.ir.graph.verify import Drift
     from nncompress.pipeline import Step

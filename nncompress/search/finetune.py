@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.files.bounded_text import Unreadable, read_json
@@ -126,7 +126,7 @@ class Trainer:
             resume=True,
             progress=self._context.progress,
         )
-        export.write(model, self.folder / f"{key}.pt2")
+        exporting.write(model, self.folder / f"{key}.pt2")
         checkpoint.unlink(missing_ok=True)
         return self.model(key, recipe), {"trained": settings}
 

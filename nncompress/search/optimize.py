@@ -25,7 +25,7 @@ from typing import Any
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
-from nncompress.bench.latency.target import layer_clock
+from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
 from nncompress.files.json_file import write_json

@@ -18,9 +18,9 @@ from nncompress.analysis.distance.drift import amount
 from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.weight_targets import find_targets
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.remembered import machine
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.remembered import machine
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.errors import NNCompressError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms

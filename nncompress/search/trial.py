@@ -21,9 +21,9 @@ from nncompress.analysis.answer import Predict, known_answer
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.drift import MOST, Reference, Samples, amount
 from nncompress.analysis.metrics.base import Scores
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.remembered import machine
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.remembered import machine
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.errors import DataError, ModelFileError, NNCompressError, OutputError, UsageError
 from nncompress.ir import Model

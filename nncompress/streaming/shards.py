@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from nncompress.errors import ModelFileError, OutputError
-from nncompress.export.check.read_back import read_back_tensors
-from nncompress.export.write.safetensors import write_tensors
+from nncompress.exporting.check.read_back import read_back_tensors
+from nncompress.exporting.write.safetensors import write_tensors
 from nncompress.files.bounded_text import Unreadable, parse_json
 from nncompress.files.ledger import NAME, OWN, Ledger
 from nncompress.files.lock import alone_in

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nncompress.errors import UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.studies.images import PER_IMAGE, Crops, Images, open_images

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from nncompress.analysis.accuracy import evaluate, evaluate_paired
 from nncompress.analysis.cost import cost
-from nncompress.bench import Candidate, benchmark
+from nncompress.benchmarking import Candidate, benchmark
 from nncompress.data import Dataset
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.results import Estimate, Result
 from nncompress.runtimes import open_artifact

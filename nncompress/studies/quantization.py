@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from importlib.util import find_spec
 
-from nncompress.export import WRITERS
+from nncompress.exporting import WRITERS
 from nncompress.studies.approximation import CALIBRATION, compressed, samples, subject
 from nncompress.studies.classifiers import QUICK_TEST
 from nncompress.studies.comparison import ComparisonResult, Entry, Measured, measure

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU.
 
 Sources: onnxruntime's documentation of quantization; what its kernels were measured to like is in the
-modules of `nncompress.export.lower.onnxruntime`, each with its figures.
+modules of `nncompress.exporting.lower.onnxruntime`, each with its figures.
 """
 
 from nncompress.targets.base import Target

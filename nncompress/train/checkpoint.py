@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nncompress.data import Dataset
 from nncompress.errors import ModelFileError, UsageError, VerificationError
-from nncompress.export.write.pt2 import Sink
+from nncompress.exporting.write.pt2 import Sink
 from nncompress.files.atomic import replacing
 from nncompress.files.bounded_text import check_regular
 from nncompress.files.interrupts import held_back

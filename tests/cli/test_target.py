@@ -9,7 +9,7 @@ from torch import nn
 from nncompress import extras
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from networks import NETWORKS, context, inputs, model
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.ir import Model
 from nncompress.passes import PASSES, Pass
 
@@ -83,7 +83,7 @@ def test_every_pass_in_either_order_then_onnx(network_name, forward, tmp_path):
         model(network_name), times * (chain if forward else chain[::-1]), context(network_name)
     )
     path = tmp_path / "m.onnx"
-    export.write(result, path, target="ort-cpu")  # whose kernels run it
+    exporting.write(result, path, target="ort-cpu")  # whose kernels run it
     session = onnxruntime.InferenceSession(path)
     x = inputs(network_name, 4)
     outputs = session.run(None, {spec.name: t.numpy() for spec, t in zip(result.inputs, x)})

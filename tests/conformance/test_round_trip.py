@@ -5,7 +5,7 @@ import torch
 from networks import model
 from torch import nn
 
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.loading import load_model

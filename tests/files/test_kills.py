@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nncompress.cli import session
-from nncompress.export import write_pt2
+from nncompress.exporting import write_pt2
 from nncompress.files.atomic import replacing
 from nncompress.files.ledger import Ledger
 from nncompress.ir import Model

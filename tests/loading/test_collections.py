@@ -11,7 +11,7 @@ from torch import nn
 from nncompress import extras
 from nncompress.cli import main as command_line
 from nncompress.errors import MissingExtraError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.loading import collections, load_model, load_module
 
 

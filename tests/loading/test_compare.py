@@ -15,7 +15,7 @@ from pt2_members import write
 from torch import Tensor, nn
 
 import nncompress
-from nncompress import export
+from nncompress import exporting
 from nncompress.cli.app import run
 from nncompress.errors import ModelFileError, UnsafeFileError, UsageError, VerificationError
 from nncompress.ir import Model
@@ -94,7 +94,7 @@ def test_a_graph_that_computes_something_else_is_refused() -> None:
 def test_state_is_kept_as_the_file_had_it(tmp_path: Path) -> None:
     net = Stateful().eval()
     model = Model.from_module(net, (torch.randn(2, 4),))
-    export.write(model, tmp_path / "net.pt2")
+    exporting.write(model, tmp_path / "net.pt2")
     loaded = load_model(tmp_path / "net.pt2")
     x = torch.randn(3, 4)
     torch.testing.assert_close(loaded(x), run_source(net, (x,))[0])
@@ -155,7 +155,7 @@ def test_torch_says_nothing_of_sizes_that_cannot_be_told(tmp_path: Path) -> None
 def test_a_graph_whose_kernels_take_no_input_is_refused(tmp_path: Path) -> None:
     """Shape rules let mixed dtypes pass: every later run would end in a traceback."""
     model = Model.from_module(nn.Sequential(nn.Linear(4, 3)).eval(), (torch.randn(2, 4),))
-    export.write(model, tmp_path / "m.pt2")
+    exporting.write(model, tmp_path / "m.pt2")
     content = (tmp_path / "m.pt2").read_bytes()
     members = {}
     with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
@@ -293,7 +293,7 @@ def test_dataclasses_are_outputs_as_dicts_are(tmp_path: Path) -> None:
     expected = net(x)
     for got, want in zip(model(x), (expected.scores.logits, *expected.boxes), strict=True):
         torch.testing.assert_close(got, want)
-    nncompress.save(model, tmp_path / "m.pt2")
+    nncompress.export(model, tmp_path / "m.pt2")
     torch.testing.assert_close(nncompress.load(tmp_path / "m.pt2")(x)[0], expected.scores.logits)
 
 
@@ -336,7 +336,7 @@ def test_a_single_sample_never_goes_through_the_graph_of_several(tmp_path: Path,
     exact = nncompress.evaluate(model, (x.numpy(), net(x).detach().numpy()), batch_size=2)  # 2 and 3 samples
     assert exact.rmse < 1e-6
     for name in ("m.pt2", "m.onnx"):
-        nncompress.save(model, tmp_path / name)
+        nncompress.export(model, tmp_path / name)
         again = nncompress.load(tmp_path / name)
         assert again.dynamic["batch"][0] == 2
         with pytest.raises(UsageError, match="right for batches of 2 or more"):
@@ -374,7 +374,7 @@ def test_a_module_that_takes_no_single_sample_is_run_on_none(tmp_path):
     model = nncompress.load(SecondSample(4, 3).eval(), input=torch.randn(2, 4), notice=told.append)
     assert model.least_batch == 2
     assert any("takes no single sample" in each for each in told)
-    nncompress.save(model, tmp_path / "m.onnx")
+    nncompress.export(model, tmp_path / "m.onnx")
 
 
 def test_a_graph_that_is_read_as_it_is_in_the_file_runs_once(tmp_path, monkeypatch) -> None:
@@ -385,7 +385,7 @@ def test_a_graph_that_is_read_as_it_is_in_the_file_runs_once(tmp_path, monkeypat
     expected = model(x)
     with monkeypatch.context() as patched:  # the program of the file tells that it runs
         patched.setattr(Model, "outputs_of", lambda *_: pytest.fail("the same calls run again"))
-        nncompress.save(model, tmp_path / "m.pt2")
+        nncompress.export(model, tmp_path / "m.pt2")
         found = nncompress.load(tmp_path / "m.pt2")
     assert found.agreement == 0.0
     assert torch.equal(found(x), expected)

@@ -129,7 +129,7 @@ def test_a_teacher_has_the_constants_of_what_it_teaches(here, capsys):
     assert run([*train, "t.pt2", "-o", "again.pt2"]) == ExitCode.OK  # which remembers them
     capsys.readouterr()
     plain = nncompress.load(nn.Bilinear(4, 3, 3), input="Bx4,Bx3")
-    nncompress.save(plain, "plain.pt2")
+    nncompress.export(plain, "plain.pt2")
     np.savez("d.npz", input1=x.numpy(), input2=other.numpy())
     assert run([*train, "plain.pt2", "-o", "other.pt2"]) == ExitCode.USAGE
     assert "got:      4, one number, 3 there, 4, 3 here" in capsys.readouterr().err
@@ -269,7 +269,7 @@ def test_files_are_run_with_it_beside_those_that_have_it_in_them(here, capsys, c
     np.savez("d.npz", x=np.random.randn(8, 4).astype(np.float32))
     np.savez("labelled.npz", x=np.random.randn(8, 4).astype(np.float32), y=np.arange(8) % 3)
     model = nncompress.load("m.onnx", input="sr=16000")
-    nncompress.save(model, "small.onnx")
+    nncompress.export(model, "small.onnx")
     short = ["--time", "0.1s", "--profile"] if command == "bench" else []
     files = ["m.onnx", "small.onnx", "--data", "d.npz", "--json"]
     assert run([command, *files, "--input", "sr=16000", *short]) == ExitCode.OK
@@ -283,13 +283,13 @@ def test_files_are_run_with_it_beside_those_that_have_it_in_them(here, capsys, c
 
 def test_of_several_models_each_is_given_what_it_takes(here, capsys):
     module = nn.Sequential(nn.Linear(4, 3))
-    nncompress.save(nncompress.load(module, input="1x4"), "plain.onnx")
+    nncompress.export(nncompress.load(module, input="1x4"), "plain.onnx")
     short = {"seconds": 0.05, "runtime": "torch"}
-    result = nncompress.benchmark({"m": module, "f": "plain.onnx"}, input=torch.randn(2, 4), **short)
+    result = nncompress.bench({"m": module, "f": "plain.onnx"}, input=torch.randn(2, 4), **short)
     assert [each.name for each in result.candidates] == ["m", "f"]
     onnx_file(here / "m.onnx")
     with pytest.warns(UserWarning, match="sr=16000 is no input of plain.onnx, which is run without it"):
-        nncompress.benchmark({"f": "plain.onnx", "m": "m.onnx"}, input="sr=16000", **short)
+        nncompress.bench({"f": "plain.onnx", "m": "m.onnx"}, input="sr=16000", **short)
     np.savez("d.npz", x=np.random.randn(8, 4).astype(np.float32))
     command = ["eval", "plain.onnx", "m.onnx", "--data", "d.npz", "--input"]
     assert run([*command, "sr=16000"]) == ExitCode.OK
@@ -297,7 +297,7 @@ def test_of_several_models_each_is_given_what_it_takes(here, capsys):
     assert run([*command, "rate=16000"]) == ExitCode.USAGE
     assert "rate=16000: plain.onnx has no input of this name" in capsys.readouterr().err
     with pytest.raises(UsageError, match="tensors are for modules"):
-        nncompress.benchmark({"f": "plain.onnx"}, input=torch.randn(2, 4))
+        nncompress.bench({"f": "plain.onnx"}, input=torch.randn(2, 4))
 
 
 @pytest.mark.parametrize(

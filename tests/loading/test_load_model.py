@@ -12,7 +12,7 @@ from torch import nn
 
 import nncompress
 from nncompress.errors import ModelFileError, UnsafeFileError, UnsupportedError, UsageError
-from nncompress.export import write_pt2, write_safetensors
+from nncompress.exporting import write_pt2, write_safetensors
 from nncompress.ir import Model
 from nncompress.loading import load_model, load_module
 
@@ -264,7 +264,7 @@ def test_a_batch_that_is_stated_wrongly_is_refused_and_a_right_one_is_taken(form
             program = torch.export.export(net, (torch.randn(5, 3, 4),), dynamic_shapes=({0: time, 1: batch},))
             torch.export.save(program, file)
         else:
-            nncompress.save(model, file)
+            nncompress.export(model, file)
     name = load_model(file, input_shapes="5xBx4", trust_pickle=True).inputs[0].name
     for stated in ("5xBx4", f"{name}:5xBx4"):
         assert load_model(file, input_shapes=stated, trust_pickle=True).inputs[0].batch_dim == 1
@@ -294,7 +294,7 @@ def test_a_dim_whose_size_is_fixed_is_not_taken_for_the_batch(tmp_path):
     model = load_module(Average().eval(), input_shapes="1x4", notice=told.append)
     assert model.dynamic.keys() == {"batch"}
     assert told[-1].startswith("samples in one batch, along dim 0 of x, change each other's outputs")
-    nncompress.save(model, tmp_path / "m.onnx")  # the counter is an input of no dims
+    nncompress.export(model, tmp_path / "m.onnx")  # the counter is an input of no dims
 
 
 class NamedAsGraphsDo(nn.Module):

@@ -91,5 +91,5 @@ def test_what_is_switched_off_or_unused_is_no_draw(tmp_path):
     net, x = Quiet().eval(), torch.randn(3, 4)
     model = nncompress.load(net, input="1x4")
     torch.testing.assert_close(model(x), net(x))
-    nncompress.save(model, tmp_path / "m.pt2")
+    nncompress.export(model, tmp_path / "m.pt2")
     torch.testing.assert_close(load_model(tmp_path / "m.pt2")(x), net(x))

@@ -80,7 +80,7 @@ class Opaque:
 @pytest.mark.parametrize("name", ["b.pt2", ""])
 def test_a_file_beside_is_named_as_it_is_typed(tmp_path, name):
     (tmp_path / "sub").mkdir()
-    nncompress.save(nncompress.load(build(), input="1x4"), tmp_path / "sub" / "a.pt2")
+    nncompress.export(nncompress.load(build(), input="1x4"), tmp_path / "sub" / "a.pt2")
     with pytest.raises(ModelFileError) as refused:
         nncompress.load(tmp_path / "sub" / name)
     assert nncompress.load(refused.value.remedy.rpartition(": ")[2]).outputs

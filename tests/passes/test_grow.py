@@ -10,7 +10,7 @@ from networks import inputs, model
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.growth import is_quantized
-from nncompress.bench.latency.model import ModelLatency
+from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.data import open_data
 from nncompress.errors import UsageError
 from nncompress.ir import Model

@@ -7,13 +7,13 @@ import torch
 from records import images
 from torch import nn
 
-from nncompress import pipeline, save
+from nncompress import export, pipeline
 from nncompress.analysis.distance.precision import precision_of
-from nncompress.bench.latency import remembered
-from nncompress.bench.latency import target as target_speed
-from nncompress.bench.latency.layer import Latencies
-from nncompress.bench.latency.steps import Steps
-from nncompress.bench.latency.target import floats_in
+from nncompress.benchmarking.latency import remembered
+from nncompress.benchmarking.latency import target as target_speed
+from nncompress.benchmarking.latency.layer import Latencies
+from nncompress.benchmarking.latency.steps import Steps
+from nncompress.benchmarking.latency.target import floats_in
 from nncompress.cli import main
 from nncompress.cli.work.passes.run_passes import _command
 from nncompress.data import open_data
@@ -117,7 +117,7 @@ def test_layers_are_timed_in_that_precision_too(net, monkeypatch, tmp_path, ends
         return Latencies(1e-3, (0.5,) * len(chains))
 
     monkeypatch.setattr(remembered, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr("nncompress.bench.latency.table.measure", measure)
+    monkeypatch.setattr("nncompress.benchmarking.latency.table.measure", measure)
     monkeypatch.setattr("nncompress.passes.factorize.latency.measure", measure)
     run(net, Factorize(ratio=0.7, faster=True), data=DATA, ends_in=ends_in)
     assert seen == {precision}
@@ -138,7 +138,7 @@ def test_a_precision_that_is_not_computed_in_is_refused(monkeypatch):
     ["prune {} --sparsity 0.5 --for int8", "prune-nodes {} --macs 0.7 --for int8", "grow {} --for bf16"],
 )
 def test_for_is_refused_where_nothing_is_timed(net, tmp_path, capsys, command):
-    save(net, tmp_path / "m.pt2")
+    export(net, tmp_path / "m.pt2")
     with pytest.raises(SystemExit) as ended:
         main(command.format(tmp_path / "m.pt2").split())
     assert ended.value.code == 2

@@ -11,12 +11,12 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.analysis.cost import cost
-from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.latency import remembered
-from nncompress.bench.latency import target as target_speed
-from nncompress.bench.latency.layer import measure
-from nncompress.bench.latency.layer_file import LayerShape
-from nncompress.bench.latency.model import ModelLatency
+from nncompress.benchmarking.latency import layer as layer_latency
+from nncompress.benchmarking.latency import remembered
+from nncompress.benchmarking.latency import target as target_speed
+from nncompress.benchmarking.latency.layer import measure
+from nncompress.benchmarking.latency.layer_file import LayerShape
+from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, Grow, PruneNodes

@@ -47,7 +47,7 @@ def test_every_matrix_is_changed_and_files_hold_it(tmp_path, kind, settings, ste
             assert (value == 0).float().mean() == pytest.approx(0.5, abs=0.05)
     x = torch.randn(3, 6, 8)
     for name in ("m.onnx", "m.pt2"):
-        nncompress.save(changed, tmp_path / name)
+        nncompress.export(changed, tmp_path / name)
         again = nncompress.load(tmp_path / name).outputs_of(x)[0]
         torch.testing.assert_close(again, changed.outputs_of(x)[0], rtol=1e-4, atol=1e-5)
 

@@ -11,7 +11,7 @@ from records import Whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nncompress import export, pipeline, zoo
+from nncompress import exporting, pipeline, zoo
 from nncompress.analysis.cost import cost
 from nncompress.analysis.observe.moments import RIDGES, with_ridge
 from nncompress.data import Batch
@@ -175,7 +175,7 @@ def wide() -> Model:
 def test_files_hold_one_copy(wide, tmp_path, suffix):
     result, _ = run(wide, Share(saving=1))
     files = [
-        export.write(m, tmp_path / f"{i}{suffix}", read_back=False) for i, m in enumerate((wide, result))
+        exporting.write(m, tmp_path / f"{i}{suffix}", read_back=False) for i, m in enumerate((wide, result))
     ]
     sizes = [file.bytes for file in files]
     one = 32 * 32 * 9 * 4

@@ -11,7 +11,7 @@ from torch import nn
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.drift import Samples
-from nncompress.export.report import ExportReport
+from nncompress.exporting.report import ExportReport
 from nncompress.ir import Model
 from nncompress.passes import Factorize
 from nncompress.pipeline import Step

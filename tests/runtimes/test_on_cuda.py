@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from nncompress.data import Batch
 from nncompress.errors import DeviceError, MissingExtraError, UnsupportedError
-from nncompress.export import write_onnx
+from nncompress.exporting import write_onnx
 from nncompress.ir import Model
 from nncompress.ir.formats.precision import in_precision
 from nncompress.passes import Context

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from nncompress.errors import DataError, ModelFileError, NNCompressError, UnsafeFileError, UnsupportedError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.files.interrupts import heard
 from nncompress.ir import InputSpec, Model
 from nncompress.runtimes import open_artifact

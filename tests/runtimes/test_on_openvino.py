@@ -11,7 +11,7 @@ from torch import nn
 
 from nncompress.devices import abilities
 from nncompress.errors import DataError, DeviceError, ModelFileError, NNCompressError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.on_openvino import OpenVinoRunner, by_itself, precisions, summary

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncompress import export
+from nncompress import exporting
 from nncompress.errors import DataError, ModelFileError, Told, UsageError
 from nncompress.ir import Model
 from nncompress.loading import load_model
@@ -74,7 +74,9 @@ def test_a_pair_that_a_killed_writer_left_half_replaced_is_never_read_as_it_is(m
         (tmp_path / folder).mkdir()
         weight = torch.nn.Linear(4, 3)
         weight.weight.data = model.tensor("weight").data * factor
-        export.write(Model.from_module(weight.eval(), (torch.zeros(2, 4),)), tmp_path / folder / "one.onnx")
+        exporting.write(
+            Model.from_module(weight.eval(), (torch.zeros(2, 4),)), tmp_path / folder / "one.onnx"
+        )
         written = onnx.load(tmp_path / folder / "one.onnx")
         onnx.save(
             written,

@@ -19,7 +19,7 @@ def test_a_file_is_compared_without_the_rounding_of_activations(tmp_path):
     model = nncompress.load(net, input=(x,))
     Quantize(weight_bits=4, group_size=32).apply(model, Context())
     model.refresh()
-    nncompress.save(model, str(tmp_path / "small.xml"))
+    nncompress.export(model, str(tmp_path / "small.xml"))
     wanted = model.outputs_of(x)[0].detach()
 
     def error(**how) -> float:

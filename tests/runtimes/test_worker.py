@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nncompress.errors import DataError, UnsupportedError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.runtimes import worker
 
 

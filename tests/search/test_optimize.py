@@ -178,7 +178,7 @@ def test_a_folder_of_another_model_is_refused_and_its_own_is_not_taken_for_it(he
     model = load_model("m.pt2")
     with torch.no_grad():
         next(iter(model.state_dict().values())).mul_(0.5)
-    nncompress.save(model, "other/m.pt2")
+    nncompress.export(model, "other/m.pt2")
     shutil.copytree(effects, "m.optimize/sensitivity")
     assert answer(capsys, "optimize", "m.pt2", *common)[0] == 0
     code, _, err = answer(capsys, "optimize", "other/m.pt2", *common, "-o", "other.pt2")
@@ -311,7 +311,7 @@ def test_without_labels_the_original_is_what_results_are_held_against(tmp_path, 
     with torch.no_grad():  # nearly of rank 2
         net.weight.copy_(torch.randn(12, 2) @ torch.randn(2, 16) + 0.02 * torch.randn(12, 16))
     x = torch.randn(400, 16)
-    nncompress.save(Model.from_module(net, (x[:2],)), "m.pt2")
+    nncompress.export(Model.from_module(net, (x[:2],)), "m.pt2")
     np.savez("x.npz", x=x.numpy())
     code, out, err = answer(
         capsys, "optimize", "m.pt2", "--data", "x.npz", "--max-drop", "12", "--goal", "macs", "--trials", "1",

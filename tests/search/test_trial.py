@@ -8,7 +8,7 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.api import dataset
-from nncompress.bench.latency.model import ModelLatency
+from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.passes import Context, PruneNodes, Quantize

@@ -15,7 +15,7 @@ from nncompress.cli.app import run as command
 from nncompress.cli.console import print_json
 from nncompress.cli.work import reproduce
 from nncompress.errors import DataError, ExitCode, UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import InputSpec, Model
 from nncompress.report.studies import report
 from nncompress.studies import Request, classifiers, quantization, sharesnet

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
-from nncompress.export.write.onnx_exporter import input_names
+from nncompress.exporting.write.onnx_exporter import input_names
 from nncompress.ir import Model
 from nncompress.ir.graph.form import form_of
 from nncompress.ir.graph.normal_form.normalize import remove_dead_code
@@ -27,7 +27,7 @@ MOST = 1 << 20  # bytes of weights; larger networks are not kept
 
 
 def exported_once(convert: Callable[..., ONNXProgram]) -> Callable[..., ONNXProgram]:
-    """`convert` of `nncompress.export.write.onnx_exporter`, which gives a copy of what it gave before."""
+    """`convert` of `nncompress.exporting.write.onnx_exporter`, which gives a copy of what it gave before."""
     kept: dict[bytes, ONNXProgram] = {}
 
     @wraps(convert)

@@ -135,7 +135,7 @@ def any_order(net: Net, steps: Sequence[str], with_data: bool) -> list[str]:
 def file_is_model(model: Model, net: Net) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
-        nncompress.save(model, path)
+        nncompress.export(model, path)
         loaded = nncompress.load(path)
     # Export writes literals in the graph with the digits they have: the same operations on the same weights.
     same(
@@ -159,7 +159,7 @@ def onnx_is_model(net: Net, steps: Sequence[str]) -> list[str]:
     result, _, refused = run(given(net), steps, net)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            nncompress.save(result, Path(folder) / "model.onnx")
+            nncompress.export(result, Path(folder) / "model.onnx")
         except UnsupportedError as error:
             refusal("onnx", error)
             refused.append(f"onnx: {error.what} ({error.got})")

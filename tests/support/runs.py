@@ -8,7 +8,7 @@ from typing import Any
 from nncompress.analysis.cost import Cost, LayerCost
 from nncompress.analysis.distance.drift import Samples
 from nncompress.cycles.result import Cycle, CycleResult
-from nncompress.export.report import ExportReport
+from nncompress.exporting.report import ExportReport
 from nncompress.ir.graph.verify import Drift
 from nncompress.passes import Change
 from nncompress.pipeline import Step

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncompress.bench import measure, sessions
-from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.latency.layer_file import Chain, weights
-from nncompress.bench.sessions import Candidate
+from nncompress.benchmarking import measure, sessions
+from nncompress.benchmarking.latency import layer as layer_latency
+from nncompress.benchmarking.latency.layer_file import Chain, weights
+from nncompress.benchmarking.sessions import Candidate
 from nncompress.ir import Model
 from nncompress.runtimes import Runner
 

@@ -9,7 +9,7 @@ import pytest
 from nncompress import extras, targets
 from nncompress.devices import Processor
 from nncompress.errors import MissingExtraError, UsageError
-from nncompress.export import WRITERS
+from nncompress.exporting import WRITERS
 from nncompress.extras import EXTRAS
 from nncompress.runtimes import RUNTIMES
 from nncompress.targets import TARGETS, written_for

@@ -11,7 +11,7 @@ from networks import built_once
 from torch import nn
 
 from nncompress.analysis.cost import cost
-from nncompress.bench.latency.model import ModelLatency
+from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.data import Dataset, open_data
 from nncompress.errors import DataError, UnsupportedError, UsageError
 from nncompress.ir import Model

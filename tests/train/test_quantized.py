@@ -10,7 +10,7 @@ from kills import Kill, Killed
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.data import open_data
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
@@ -111,7 +111,7 @@ def test_training_makes_up_for_few_bits_and_the_artifact_stays_int8(trained, tmp
     assert [record["pass"] for record in better.history] == ["train", "quantize", "train"]
 
     onnxruntime = pytest.importorskip("onnxruntime")
-    export.write(better, tmp_path / "m.onnx")
+    exporting.write(better, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: batch.inputs[0].numpy()})
     exact = Exact(better)

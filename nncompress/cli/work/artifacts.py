@@ -11,7 +11,7 @@ from typing import Any
 from nncompress.analysis.answer import PROBED, Answers, index_of
 from nncompress.analysis.metrics.fit import check_fit, require_labels
 from nncompress.analysis.metrics.registry import named_metric
-from nncompress.bench.inputs import sizes_that_run
+from nncompress.benchmarking.inputs import sizes_that_run
 from nncompress.cli import session
 from nncompress.cli.console import say
 from nncompress.cli.work import model_files

@@ -14,10 +14,10 @@ from nncompress.analysis.accuracy import Measured
 from nncompress.analysis.accuracy import measure as measured
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.metrics.two_classes import assumption
-from nncompress.bench import PARITY_SAMPLES, Candidate, baseline, benchmark, files
-from nncompress.bench.environment import environment
-from nncompress.bench.inputs import Inputs, inputs_of, phases
-from nncompress.bench.sessions import clock_of
+from nncompress.benchmarking import PARITY_SAMPLES, Candidate, baseline, benchmark, files
+from nncompress.benchmarking.environment import environment
+from nncompress.benchmarking.inputs import Inputs, inputs_of, phases
+from nncompress.benchmarking.sessions import clock_of
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.work import artifacts, bench_candidates, model_files, report_file
 from nncompress.cli.work.in_target import check_runs
@@ -54,7 +54,7 @@ def bench(
     """See the options of the command.
 
     Args:
-        settings: of `nncompress.bench.benchmark`.
+        settings: of `nncompress.benchmarking.benchmark`.
 
     Raises:
         UsageError: nothing here is measured in what was asked for, or not with the baseline.

@@ -9,13 +9,13 @@ from typing import Any
 
 from nncompress import targets
 from nncompress.analysis.cost import cost
-from nncompress.bench import Candidate
+from nncompress.benchmarking import Candidate
 from nncompress.cli.console import say
 from nncompress.cli.work import artifacts
 from nncompress.cli.work.in_target import not_run
 from nncompress.devices import need_cuda
 from nncompress.errors import DeviceError, UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.extensions import offered
 from nncompress.extras import need
 from nncompress.ir import Model

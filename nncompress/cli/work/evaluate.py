@@ -12,7 +12,7 @@ import torch
 from nncompress.analysis import accuracy
 from nncompress.analysis.metrics.registry import named_metric
 from nncompress.analysis.metrics.two_classes import assumption
-from nncompress.bench.inputs import random_inputs
+from nncompress.benchmarking.inputs import random_inputs
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.work import artifacts, model_files, report_file
 from nncompress.cli.work.in_target import in_target

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from nncompress.bench.latency.int8_speed import int8_speed
+from nncompress.benchmarking.latency.int8_speed import int8_speed
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import suffix_for
 from nncompress.cli.work import model_files
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir.formats.precision import convert, has_halves
 from nncompress.ir.formats.samples import without_samples
 from nncompress.report import tables

@@ -9,7 +9,7 @@ from pathlib import Path
 from nncompress.cli.console import say
 from nncompress.cli.work.artifacts import Artifact, told_of
 from nncompress.errors import UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.targets import TARGETS, Target, target
 
 

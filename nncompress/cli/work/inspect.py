@@ -9,8 +9,8 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.analysis.couplings.summary import summarize
 from nncompress.analysis.lowrank.spectrum import spectra
-from nncompress.bench.latency.forecast import forecast
-from nncompress.bench.latency.target import layer_clock
+from nncompress.benchmarking.latency.forecast import forecast
+from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.work import model_files
 from nncompress.report import tables

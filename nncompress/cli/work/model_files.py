@@ -8,12 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncompress import api, export
+from nncompress import api, exporting
 from nncompress.analysis.answer import ANSWER, index_of
 from nncompress.cli import session
 from nncompress.cli.console import progress, say
 from nncompress.errors import OutputError, UsageError
-from nncompress.export.origin import is_ours
+from nncompress.exporting.origin import is_ours
 from nncompress.files.folders import make_folder
 from nncompress.files.ledger import Ledger
 from nncompress.files.targets import check_chosen, check_target
@@ -184,7 +184,7 @@ def _keep(model: Model, name: str, read: tuple[str, ...] = ()) -> str:
             break
         path = path.with_name(f"{stem}.{number}.pt2")
     with Ledger(make_folder(session.FOLDER)).writing(path.name) as temporary:
-        export.write(model, temporary)
+        exporting.write(model, temporary)
     return str(path)
 
 

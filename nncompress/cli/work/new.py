@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nncompress import export
+from nncompress import exporting
 from nncompress.cli.console import print_json, progress, show
 from nncompress.cli.work import model_files
 from nncompress.errors import UsageError
@@ -36,7 +36,7 @@ def new(
                 )
             shape = tuple(shapes[0].shape[1:])
         model = chosen.build(classes=classes, shape=shape, seed=seed)
-        report = export.write(model, target)
+        report = exporting.write(model, target)
     if target.suffix.lower() == ".pt2":
         model_files.begin_session(target)
     if json:

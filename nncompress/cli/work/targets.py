@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nncompress import extras
-from nncompress.bench.latency.target import fastest, speeds
+from nncompress.benchmarking.latency.target import fastest, speeds
 from nncompress.cli.console import print_json, progress, show
 from nncompress.report.tables import plain
 from nncompress.results import SCHEMA

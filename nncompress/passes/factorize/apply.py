@@ -12,7 +12,7 @@ from nncompress.analysis.cost import Cost, cost
 from nncompress.analysis.lowrank.ranks import Candidate
 from nncompress.analysis.observe.enough import too_few
 from nncompress.analysis.weight_targets import Target, find_targets
-from nncompress.bench.latency.target import layer_clock
+from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.errors import ModelFileError, UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.recurrent.inputs import inputs_as_layers

@@ -8,11 +8,11 @@ from math import lcm
 
 from nncompress import targets
 from nncompress.analysis.weight_targets import Target
-from nncompress.bench.latency.layer import Latencies, measure
-from nncompress.bench.latency.layer_file import Chain, LayerShape, convolution, in_precision
-from nncompress.bench.latency.steps import Steps
-from nncompress.bench.latency.table import LatencyTable
-from nncompress.bench.latency.target import floats_in
+from nncompress.benchmarking.latency.layer import Latencies, measure
+from nncompress.benchmarking.latency.layer_file import Chain, LayerShape, convolution, in_precision
+from nncompress.benchmarking.latency.steps import Steps
+from nncompress.benchmarking.latency.table import LatencyTable
+from nncompress.benchmarking.latency.target import floats_in
 from nncompress.ir.graph.shapes import Shapes
 from nncompress.passes.factors.forms.base import Form, Ranks
 from nncompress.passes.factors.forms.convolution import ConvolutionForm

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nncompress.analysis.weight_targets import find_targets
-from nncompress.bench.latency.model import ModelLatency
+from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes

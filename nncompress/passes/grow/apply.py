@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.growth import Amount, Budget, Growth, Wish, grow_step, is_quantized, largest_within
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.errors import UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.passes.base import Change, Context, need_data

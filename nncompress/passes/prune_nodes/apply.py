@@ -15,7 +15,7 @@ from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings, fold_weights
 from nncompress.analysis.curvature.losses import check_labels
 from nncompress.analysis.importance import CRITERIA
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.errors import DataError, ModelFileError, UsageError
 from nncompress.ir import Model

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import lcm
 
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.steps import Steps
-from nncompress.bench.latency.table import LatencyTable
-from nncompress.bench.latency.target import floats_in, layer_clock
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.steps import Steps
+from nncompress.benchmarking.latency.table import LatencyTable
+from nncompress.benchmarking.latency.target import floats_in, layer_clock
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers

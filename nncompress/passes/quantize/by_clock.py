@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nncompress.analysis.int8_cut import Times, layers_in_float
-from nncompress.bench.latency.int8 import Int8Times, int8_times
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.target import layer_clock
+from nncompress.benchmarking.latency.int8 import Int8Times, int8_times
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.errors import MissingExtraError, NNCompressError, UsageError
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import Layer

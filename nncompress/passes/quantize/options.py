@@ -3,7 +3,7 @@
 Weights become int8 with a scale per output channel, activations uint8 with a range found on calibration data
 (Jacob et al. 2018; Nagel et al. 2021, "A white paper on neural network quantization"). One quantized graph
 means the same in every runtime: torch computes its rounding in floats, an exported ONNX file runs its layers
-on int8 kernels (`nncompress.export.check.int8_coverage` says which).
+on int8 kernels (`nncompress.exporting.check.int8_coverage` says which).
 """
 
 from __future__ import annotations

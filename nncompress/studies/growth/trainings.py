@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from nncompress.bench.measure import Measurement, undisturbed
-from nncompress.bench.stats import speedup
+from nncompress.benchmarking.measure import Measurement, undisturbed
+from nncompress.benchmarking.stats import speedup
 from nncompress.data import Batch, Dataset
 from nncompress.errors import UsageError
 from nncompress.files.bounded_text import Unreadable, read_json

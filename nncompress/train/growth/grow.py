@@ -28,8 +28,8 @@ from nncompress.analysis.growth import (
     largest_within,
     require_fitting_labels,
 )
-from nncompress.bench.latency.model import ModelLatency
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.data import Dataset
 from nncompress.errors import UnsupportedError, UsageError
 from nncompress.ir import Model

@@ -90,7 +90,7 @@ def test_every_command_refuses_a_metric_that_does_not_fit_with_those_that_do(
     monkeypatch.chdir(tmp_path)
     np.savez("d.npz", x=np.random.randn(20, 4).astype(np.float32), y=np.arange(20) % 3)
     model = nncompress.load(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), input="Bx4")
-    nncompress.save(model, "m.pt2")
+    nncompress.export(model, "m.pt2")
     line = [command, "m.pt2", "--data", "d.npz", *COMMANDS[command], "--metric"]
     assert run([*line, "miou"]) == ExitCode.DATA
     said = " ".join(capsys.readouterr().err.split())

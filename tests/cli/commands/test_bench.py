@@ -1,4 +1,4 @@
-"""`bench` as a user types it; the measurement itself is tested in tests/bench."""
+"""`bench` as a user types it; the measurement itself is tested in tests/benchmarking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from scripted_machine import script
 
-from nncompress.bench import sessions
+from nncompress.benchmarking import sessions
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 
@@ -108,7 +108,7 @@ def test_what_could_fail_after_the_measurement_fails_before_it(here, monkeypatch
     def never(*_, **__):
         raise AssertionError("something was measured")
 
-    monkeypatch.setattr("nncompress.bench.measure_sessions", never)
+    monkeypatch.setattr("nncompress.benchmarking.measure_sessions", never)
     assert run(["bench", "heavy.onnx", "-o", "none/r.json"]) == ExitCode.OUTPUT
     assert run(["bench", "heavy.onnx", "-o", "r.txt"]) == ExitCode.USAGE
     for wrong in (["--batch", "0"], ["--time", "soon"], ["--target-error", "0"], ["--tolerance", "200%"]):

@@ -8,7 +8,7 @@ from nncompress.cli.app import run
 from nncompress.cli.work import bench_candidates
 from nncompress.cli.work.artifacts import Artifact
 from nncompress.errors import ExitCode, UsageError
-from nncompress.export import write_pt2
+from nncompress.exporting import write_pt2
 from nncompress.passes import Context
 from nncompress.passes.prune.options import Prune
 from nncompress.passes.quantize.options import Quantize

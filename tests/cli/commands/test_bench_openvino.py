@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from nncompress import extras, load
-from nncompress.bench.own_process import OwnProcess, in_own_process
+from nncompress.benchmarking.own_process import OwnProcess, in_own_process
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.runtimes import on_openvino
 
@@ -40,7 +40,7 @@ def test_each_model_is_measured_in_each_runtime_and_says_which(here, capsys, mon
             in_own_process(artifact, inputs, threads, **where) if len(asked) == 4 else OwnProcess(1000, 0.5)
         )
 
-    monkeypatch.setattr("nncompress.bench.in_own_process", process)
+    monkeypatch.setattr("nncompress.benchmarking.in_own_process", process)
     candidates = bench(
         capsys, "m.pt2", "m.onnx", "--runtime", "onnxruntime,openvino", "--precision", "float32"
     )

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import nncompress
-from nncompress.bench.inputs import random_inputs
+from nncompress.benchmarking.inputs import random_inputs
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode
 from nncompress.runtimes import open_artifact
@@ -86,7 +86,7 @@ def test_one_number_tells_two_classes_apart_and_it_is_said_how(here, capsys, las
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 1), last)
     exported("m.pt2", module)
-    nncompress.save(nncompress.load("m.pt2"), "m.onnx")
+    nncompress.export(nncompress.load("m.pt2"), "m.onnx")
     x, y = records("d.npz", 2)
     truth = 100 * ((module(x)[:, 0] > threshold).numpy() == y).mean()
     assert run(["eval", "m.pt2", "m.onnx", "--data", "d.npz"]) == 0
@@ -303,7 +303,7 @@ def test_a_refusal_names_the_model_that_it_is_of(here, capsys):
 @pytest.mark.parametrize(("target", "runtime"), [("ort-cpu", "ONNX Runtime"), ("openvino", "OpenVINO")])
 def test_target_runs_every_model_there_as_a_file_for_it(here, capsys, target, runtime):
     exported(here / "a.pt2", nn.Sequential(nn.Linear(8, 10)))
-    nncompress.save(nncompress.load(here / "a.pt2"), here / "a.onnx")
+    nncompress.export(nncompress.load(here / "a.pt2"), here / "a.onnx")
     records(here / "data.npz", 10)
     command = ["eval", "a.pt2", "a.onnx", "--data", "data.npz", "--target", target]
     assert run([*command, "--json"]) == 0
@@ -328,7 +328,7 @@ def test_target_runs_every_model_there_as_a_file_for_it(here, capsys, target, ru
 )
 def test_a_target_that_cannot_run_it_is_refused(here, capsys, target, why):
     exported(here / "a.pt2", nn.Sequential(nn.Linear(8, 10)))
-    nncompress.save(nncompress.load(here / "a.pt2"), here / "a.onnx")
+    nncompress.export(nncompress.load(here / "a.pt2"), here / "a.onnx")
     records(here / "data.npz", 10)
     assert run(["eval", "a.onnx", "--data", "data.npz", "--target", target]) == ExitCode.USAGE
     assert why in capsys.readouterr().err

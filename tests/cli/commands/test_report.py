@@ -81,7 +81,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
-    nncompress.save(nncompress.load(net.eval(), input="1x20"), folder / "m.pt2")
+    nncompress.export(nncompress.load(net.eval(), input="1x20"), folder / "m.pt2")
     x = np.random.default_rng(0).normal(size=(64, 20)).astype(np.float32)
     np.savez(folder / "d.npz", x=x, y=x[:, :3].argmax(1))
     return folder

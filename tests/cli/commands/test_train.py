@@ -161,8 +161,8 @@ def test_cycles_are_not_recorded_under_a_file(here, capsys, monkeypatch):
 def _refused_before_training(capsys, monkeypatch, command: list[str], text: str) -> None:
     """The mistake is told with exit code 10, no step was trained, and every file is what it was."""
     model = nncompress.load("model.pt", input="1x4")
-    nncompress.save(model, "start.pt2")
-    nncompress.save(model, "teacher.pt2")
+    nncompress.export(model, "start.pt2")
+    nncompress.export(model, "teacher.pt2")
     Path("folder.pt2").mkdir()
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     monkeypatch.setattr(Run, "step", lambda *_: pytest.fail("a step was trained"))

@@ -5,7 +5,7 @@ import torch
 from torch.export import Dim
 
 import nncompress
-from nncompress import export
+from nncompress import exporting
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, OutputError
 from nncompress.ir.edit.pair import Pair
@@ -17,8 +17,8 @@ from tests.support.kills import half_moved
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, prompt, step = decoder_pair()
-    nncompress.save(prompt, "decoder.pt2")
-    nncompress.save(step, "with_past.pt2")
+    nncompress.export(prompt, "decoder.pt2")
+    nncompress.export(step, "with_past.pt2")
     return tmp_path
 
 
@@ -67,7 +67,7 @@ def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffi
     (folder / "out").mkdir()
     assert ran("--mode", "weights", "-o", f"out/new.{suffix}", command="quantize") == 0
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
-    writer, written = export.WRITERS[f".{suffix}"], []
+    writer, written = exporting.WRITERS[f".{suffix}"], []
 
     def full(model, path, **how):
         written.append(path)
@@ -75,7 +75,7 @@ def test_where_the_second_cannot_be_written_both_stay_as_they_were(folder, suffi
             raise OutputError(f"cannot write {path}", got="No space left on device")
         return writer(model, path, **how)
 
-    monkeypatch.setitem(export.WRITERS, f".{suffix}", full)
+    monkeypatch.setitem(exporting.WRITERS, f".{suffix}", full)
     assert ran("--ratio", "0.5", "-o", f"out/new.{suffix}") == ExitCode.OUTPUT
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
     assert len(before) == len(written) == 2

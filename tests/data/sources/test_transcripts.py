@@ -109,7 +109,7 @@ def test_a_wrong_word_a_missing_and_a_further_one(here, capsys):
         found = nncompress.evaluate(Speller(time_last=time_last), asked, metric="wer", input="Bx88")
         assert found.value == pytest.approx(3 / 6)
         assert found.interval.low <= found.value <= found.interval.high
-    nncompress.save(nncompress.load(Speller(), input="Bx88"), "m.pt2")
+    nncompress.export(nncompress.load(Speller(), input="Bx88"), "m.pt2")
     capsys.readouterr()
     assert run(["eval", "m.pt2", "m.pt2", "--data", asked, "--metric", "wer", "--json"]) == 0
     out, err = capsys.readouterr()

@@ -183,8 +183,8 @@ def test_ops_without_a_kernel_of_halves_stay_in_float32_and_are_named(tmp_path):
     assert left == ["cdist behind centres", "det behind layer"]
     assert model.tensor("layer.weight").dtype == torch.float16
     x = torch.randn(2, 8)
-    nncompress.save(model, tmp_path / "m.pt2")
-    nncompress.save(model, tmp_path / "m.onnx")
+    nncompress.export(model, tmp_path / "m.pt2")
+    nncompress.export(model, tmp_path / "m.onnx")
     written = tuple(map(torch.from_numpy, open_artifact(tmp_path / "m.onnx").run(x)))
     for got in (model(x), nncompress.load(tmp_path / "m.pt2")(x), written):
         torch.testing.assert_close(got, module(x), rtol=0.02, atol=0.02)

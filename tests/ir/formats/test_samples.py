@@ -12,7 +12,7 @@ from torch import nn
 
 from nncompress.cli.app import run
 from nncompress.errors import ModelFileError
-from nncompress.export import write_onnx, write_pt2
+from nncompress.exporting import write_onnx, write_pt2
 from nncompress.ir import InputSpec, Model
 from nncompress.ir.formats.samples import (
     MOST_BYTES,

@@ -42,5 +42,5 @@ class Foreach(nn.Linear):
 def test_an_op_that_a_file_may_not_hold_is_named_before_it_is_written(tmp_path):
     model = nncompress.load(Foreach(8, 4).eval(), input="1x8")
     with pytest.raises(UnsupportedError, match="foreach tanh"):
-        nncompress.save(model, tmp_path / "a.pt2")
+        nncompress.export(model, tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import nncompress
 from nncompress.errors import ModelFileError
-from nncompress.export import write_pt2
+from nncompress.exporting import write_pt2
 from nncompress.ir import Model
 from nncompress.loading import load_model
 

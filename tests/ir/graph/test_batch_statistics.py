@@ -45,5 +45,5 @@ def test_the_batch_is_normalised_and_nothing_is_stored_anew(source: str, tmp_pat
         first = model(fresh)
         torch.testing.assert_close(first, net(fresh))
         assert torch.equal(model(fresh), first)
-    nncompress.save(model, tmp_path / "again.pt2")
+    nncompress.export(model, tmp_path / "again.pt2")
     assert not [name for name in model.state_dict() if "running" in name or "tracked" in name]

@@ -40,7 +40,7 @@ def test_rows_are_bounded_once(tied, tmp_path):
     if not tied:
         assert model.tensor("table.weight") is model.tensor("bag.weight")
         assert model.tensor("table.weight").norm(dim=1).max() <= 1
-        nncompress.save(model, tmp_path / "m.onnx")
+        nncompress.export(model, tmp_path / "m.onnx")
         model.to_module()(tokens).sum().backward()
 
 

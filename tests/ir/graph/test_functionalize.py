@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nncompress import export
+from nncompress import exporting
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.graph.normal_form.functionalize import is_write
@@ -264,7 +264,7 @@ def test_a_layer_that_is_overwritten_is_not_kept_for_its_size(tmp_path: Path, fl
     net, x = Net().eval(), torch.randn(5, 4)
     model = Model.from_module(net, (x,))
     assert flat or "dead.weight" not in model.state_dict()  # twice the batch is no input's size
-    export.write(model, tmp_path / "m.pt2")
+    exporting.write(model, tmp_path / "m.pt2")
     torch.testing.assert_close(load_model(tmp_path / "m.pt2")(x), net(x))
 
 

@@ -9,7 +9,7 @@ import nncompress
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.errors import UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.layers.weights import layers
 from nncompress.loading import load_model
@@ -228,7 +228,7 @@ def test_a_module_named_like_an_attribute_of_the_graph_is_renamed(name, tmp_path
     model = Model.from_module(module, (x,))
     assert torch.equal(model(x), module(x))
     assert [layer.name for layer in layers(model)] == [name + "__", name + "_", "out"]
-    nncompress.save(model, tmp_path / "named.pt2")
+    nncompress.export(model, tmp_path / "named.pt2")
     again = nncompress.load(tmp_path / "named.pt2")
     again.refresh()
     assert torch.equal(again(x), module(x))

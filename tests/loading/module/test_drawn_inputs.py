@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncompress.bench.inputs import random_inputs
+from nncompress.benchmarking.inputs import random_inputs
 from nncompress.ir import InputSpec
 from nncompress.loading import load_model, load_module
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nncompress.errors import UsageError, VerificationError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.loading import load_model
 from nncompress.loading.module.free_lengths import Length
 from nncompress.loading.module.traced import traced

@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import nncompress
-from nncompress.bench.inputs import sizes_that_run
+from nncompress.benchmarking.inputs import sizes_that_run
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.free_sizes import usual_sizes
@@ -59,7 +59,7 @@ def test_sizes_at_which_a_file_runs_are_found_kept_and_used(tmp_path):
 
     pruned = nncompress.compress(model, ["prune:std=0.2"])
     for suffix in ("pt2", "onnx"):
-        nncompress.save(pruned, tmp_path / f"small.{suffix}")
+        nncompress.export(pruned, tmp_path / f"small.{suffix}")
         back = nncompress.load(tmp_path / f"small.{suffix}")
         assert back.sizes == ({} if suffix == "onnx" else model.sizes)  # there they are fixed
         assert back.dynamic["batch"][0] == 1
@@ -105,7 +105,7 @@ def test_a_sigmoid_far_from_0_agrees_as_far_as_the_kernel_is_exact(tmp_path):
     (theirs,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x.numpy()})
     apart = (model(x) - torch.from_numpy(theirs)).norm() / model(x).norm()
     assert apart > 1e-3  # of ONNX Runtime's kernel; should it become exact, so may the reader be
-    nncompress.save(model, tmp_path / "again.onnx")
+    nncompress.export(model, tmp_path / "again.onnx")
 
 
 def test_a_network_that_amplifies_rounding_is_read_and_another_function_is_not(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_values_are_clipped_to_what_the_input_says(tmp_path):
 def test_normalization_by_what_the_batch_has_is_read_with_its_gradient(tmp_path):
     net = nn.Sequential(nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6, track_running_stats=False)).eval()
     x = torch.randn(5, 4, 3)
-    nncompress.save(nncompress.load(net, input="1x4x3", notice=str), tmp_path / "m.onnx")
+    nncompress.export(nncompress.load(net, input="1x4x3", notice=str), tmp_path / "m.onnx")
     model = nncompress.load(tmp_path / "m.onnx", notice=str)
     torch.testing.assert_close(model(x), net(x))
     model(x).square().sum().backward()

@@ -95,7 +95,7 @@ def test_a_read_file_is_pruned_and_written_back(tmp_path):
     exported("net", tmp_path / "m.onnx")
     model = nncompress.load(tmp_path / "m.onnx")
     small = nncompress.compress(model, ["prune-nodes:ratio=0.3"])
-    nncompress.save(small, tmp_path / "small.onnx")
+    nncompress.export(small, tmp_path / "small.onnx")
     before, after = (onnxruntime.InferenceSession(tmp_path / f) for f in ("m.onnx", "small.onnx"))
     assert [i.name for i in after.get_inputs()] == [i.name for i in before.get_inputs()]
     assert [o.name for o in after.get_outputs()] == [o.name for o in before.get_outputs()]
@@ -138,7 +138,7 @@ def test_names_that_python_does_not_take_come_back_in_the_written_file(given, st
     onnx.save(model, tmp_path / "m.onnx")
     read = load_model(tmp_path / "m.onnx")
     assert [name for name, _ in read.graph_module.named_parameters()] == [kept]
-    nncompress.save(read, tmp_path / "again.onnx")
+    nncompress.export(read, tmp_path / "again.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "again.onnx")
     assert [i.name for i in session.get_inputs()] == [given]
     assert [o.name for o in session.get_outputs()] == ["out/logits"]
@@ -243,7 +243,7 @@ def test_our_own_files_come_back_with_history_metadata_and_state(tmp_path):
     x = torch.randn(2, 4)
     model = nncompress.compress(nncompress.load(Stateful().eval(), input=x), ["prune:sparsity=0.5"])
     model.metadata["normalize"] = "imagenet"
-    nncompress.save(model, tmp_path / "m.onnx")
+    nncompress.export(model, tmp_path / "m.onnx")
     read = load_model(tmp_path / "m.onnx")
     assert [step["pass"] for step in read.history] == ["prune"]
     assert read.metadata["normalize"] == "imagenet"
@@ -251,7 +251,7 @@ def test_our_own_files_come_back_with_history_metadata_and_state(tmp_path):
     assert read.outputs == model.outputs
     assert changed_tensors(read.graph) == ["seen"]
     torch.testing.assert_close(read.tensor("seen"), torch.tensor([[0.5, -1.0, 2.0]]))
-    nncompress.save(read, tmp_path / "again.onnx")
+    nncompress.export(read, tmp_path / "again.onnx")
     first, second = (onnxruntime.InferenceSession(tmp_path / name) for name in ("m.onnx", "again.onnx"))
     assert [o.name for o in second.get_outputs()] == [o.name for o in first.get_outputs()]
     for name in ("m.onnx", "again.onnx"):
@@ -332,7 +332,7 @@ def test_weights_called_as_the_exporter_calls_values_are_written_again(tmp_path)
     path = graph_file(tmp_path / "m.onnx", nodes, [floats("x", "N", 6)], [floats("y", "N", 2, 3)], stored)
     model = load_model(path)
     for storage in ("plain", "packed"):
-        nncompress.export.write(model, tmp_path / "again.onnx", storage=storage)
+        nncompress.exporting.write(model, tmp_path / "again.onnx", storage=storage)
         x = np.random.default_rng().standard_normal((3, 6)).astype(np.float32)
         (got,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").run(None, {"x": x})
         np.testing.assert_allclose(got, (x + sum(range(12))).reshape(3, 2, 3), rtol=1e-6)

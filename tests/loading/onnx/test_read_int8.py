@@ -17,7 +17,7 @@ from torch import nn
 
 from nncompress.analysis.distance.precision import TOLERANCE, precision_of
 from nncompress.errors import UnsupportedError, VerificationError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.layers.weights import layers

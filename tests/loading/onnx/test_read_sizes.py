@@ -67,7 +67,7 @@ def test_dims_whose_names_python_does_not_take_keep_them(tmp_path):
     model = nncompress.compress(load_model(path), ["prune:sparsity=0.5"])
     model.refresh()
     assert model.inputs[0].shape == ("batch", 3, "length-1")
-    nncompress.save(model, tmp_path / "again.onnx")
+    nncompress.export(model, tmp_path / "again.onnx")
     (given,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").get_inputs()
     assert given.shape == ["batch", 3, "length-1"]
 
@@ -139,7 +139,7 @@ def test_the_length_that_a_recurrent_layer_runs_over_stays_free(tmp_path, kind):
     x = torch.randn(9, 4, 3)
     expected = torch.from_numpy(session_outputs(path, x)[0])
     for name in ("again.onnx", "again.pt2"):
-        nncompress.save(model, tmp_path / name)
+        nncompress.export(model, tmp_path / name)
         torch.testing.assert_close(load_model(tmp_path / name).outputs_of(x)[0], expected, **CLOSE)
     again = tmp_path / "again.onnx"
     torch.testing.assert_close(torch.from_numpy(session_outputs(again, x)[0]), expected, **CLOSE)
@@ -205,7 +205,7 @@ def test_a_first_dim_that_is_no_batch_keeps_the_name_that_the_file_gives_it(tmp_
     path = graph_file(tmp_path / "m.onnx", CENTERED, [floats("x", *dims)], [floats("y", *dims)], (), 17)
     model = load_model(path, input_shapes=stated)
     assert model.inputs[0].shape == ("time", "batch", 3)
-    nncompress.save(model, tmp_path / "again.onnx")
+    nncompress.export(model, tmp_path / "again.onnx")
     (given,) = onnxruntime.InferenceSession(tmp_path / "again.onnx").get_inputs()
     assert given.shape == ["time", "batch", 3]
 

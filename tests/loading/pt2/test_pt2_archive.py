@@ -284,7 +284,7 @@ def test_literals_that_are_no_numbers_of_json_come_back(value, tmp_path):
             return x.masked_fill(x > 0, value), torch.nn.functional.pad(x, (1, 1), value=value)
 
     each = Model.from_module(Filled(), (torch.randn(2, 5),))
-    nncompress.save(each, tmp_path / "m.pt2")
+    nncompress.export(each, tmp_path / "m.pt2")
     x = torch.randn(3, 5)
     for ours, wanted in zip(nncompress.load(tmp_path / "m.pt2").outputs_of(x), Filled()(x)):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
@@ -339,7 +339,7 @@ def test_a_layer_whose_name_begins_with_two_underscores_comes_back(tmp_path):
             return getattr(self, "__a")(x)
 
     model = Model.from_module(Net().eval(), (torch.randn(2, 4),))
-    nncompress.save(model, tmp_path / "m.pt2")
+    nncompress.export(model, tmp_path / "m.pt2")
     x = torch.randn(5, 4)
     assert torch.equal(nncompress.load(tmp_path / "m.pt2")(x), model(x))
 
@@ -349,7 +349,7 @@ def test_a_layer_called_as_pythons_own_attributes_is_refused_before_a_file_is_wr
     net.add_module("__c__", nn.Linear(4, 3))
     model = Model.from_module(net.eval(), (torch.randn(2, 4),))
     with pytest.raises(UnsupportedError, match="of this name") as caught:
-        nncompress.save(model, tmp_path / "m.pt2")
+        nncompress.export(model, tmp_path / "m.pt2")
     assert caught.value.got == "__c__.weight"
     assert not list(tmp_path.iterdir())
-    nncompress.save(model, tmp_path / "m.onnx")  # as the remedy says
+    nncompress.export(model, tmp_path / "m.onnx")  # as the remedy says

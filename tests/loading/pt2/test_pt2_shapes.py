@@ -8,7 +8,7 @@ from pt2_members import GRAPH, edit_json, write
 from torch import nn
 
 from nncompress.errors import ModelFileError
-from nncompress.export import write_pt2
+from nncompress.exporting import write_pt2
 from nncompress.ir import Model
 from nncompress.loading import load_model
 from nncompress.loading.pt2.archive import read_pt2

@@ -35,7 +35,7 @@ def test_composites_are_taken_apart_whatever_bounds_the_batch_has(
     ops = [op_name(node) for node in nncompress.load(net, input=x).graph.nodes if node.op == "call_function"]
     assert [op_name(node) for node in read.graph.nodes if node.op == "call_function"] == ops
     assert not {"hstack", "swapaxes", "moveaxis"}.intersection(ops)
-    nncompress.save(read, tmp_path / "m.onnx")  # where a median is sorted, and taken
+    nncompress.export(read, tmp_path / "m.onnx")  # where a median is sorted, and taken
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     for batch in (2, 5) if bounds.get("min") == 2 else (1, 5):
         fresh = torch.randn(batch, 6)

@@ -181,10 +181,10 @@ def test_weights_that_we_wrote_fit_the_class_with_constants_in_its_code(tmp_path
     net, x, told = space["Net"]().eval(), torch.randn(5, 4), []
     net.scale, net.shift = net.scale * 2, net.shift + 1
     model = nncompress.load(net, input="1x4")
-    nncompress.save(model, tmp_path / "m.safetensors")
-    nncompress.save(model, tmp_path / "m.pt2")
+    nncompress.export(model, tmp_path / "m.safetensors")
+    nncompress.export(model, tmp_path / "m.pt2")
     for again in (model, load_model(tmp_path / "m.pt2")):
-        nncompress.save(again, tmp_path / "n.safetensors")
+        nncompress.export(again, tmp_path / "n.safetensors")
         found = load_model(
             tmp_path / "n.safetensors", arch=f"{tmp_path}/net.py:Net", input_shapes="1x4", notice=told.append
         )
@@ -198,7 +198,7 @@ def test_weights_that_passes_have_changed_open_by_what_is_said_of_them(tmp_path,
     given = nncompress.load(nn.Linear(64, 32), input="1x64")
     model = nncompress.compress(given, applied, data=torch.randn(128, 64), notice=lambda sentence: None)
     path = tmp_path / "n.safetensors"
-    report = nncompress.save(model, path)
+    report = nncompress.export(model, path)
     assert ("" if opens else "which a .pt2 holds") in report.not_read
     with pytest.raises(UsageError, match="weights only") as caught:
         load_model(path)

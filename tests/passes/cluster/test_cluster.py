@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from nncompress.analysis.rounding.kmeans import codebook, nearest
 from nncompress.errors import ModelFileError, UsageError
-from nncompress.export import write
+from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.formats.deflate import encode
 from nncompress.ir.formats.packed import smallest

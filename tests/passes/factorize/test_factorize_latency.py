@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from nncompress.analysis.cost import cost
 from nncompress.analysis.weight_targets import find_targets
-from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.latency import table as latency_table
-from nncompress.bench.latency.layer import Latencies
-from nncompress.bench.latency.steps import Steps
+from nncompress.benchmarking.latency import layer as layer_latency
+from nncompress.benchmarking.latency import table as latency_table
+from nncompress.benchmarking.latency.layer import Latencies
+from nncompress.benchmarking.latency.steps import Steps
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.shapes import Shapes

@@ -61,7 +61,7 @@ def test_matrices_of_low_rank_are_replaced_without_loss(kind, tmp_path):
     assert names == ["rnn", "rnn#2"][: getattr(net.rnn, "num_layers", 1)]
     if kind != "both directions":
         return
-    nncompress.save(small, tmp_path / "m.onnx")
+    nncompress.export(small, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
@@ -95,7 +95,7 @@ def test_what_stays_is_named_with_the_reason(tmp_path, capsys, monkeypatch):
     from nncompress.cli.app import run
 
     monkeypatch.chdir(tmp_path)
-    nncompress.save(nncompress.load(built("lstm"), input=f"Bx7x{SIZE}"), "m.pt2")
+    nncompress.export(nncompress.load(built("lstm"), input=f"Bx7x{SIZE}"), "m.pt2")
     assert run(["factorize", "m.pt2", "--ratio", "0.5", "-o", "a.pt2"]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     assert "rnn.input_l0" in said

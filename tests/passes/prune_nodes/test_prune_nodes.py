@@ -13,7 +13,7 @@ from records import Records, images
 from torch import nn
 from torch.nn import functional as F
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.couplings import find_couplings
 from nncompress.data import open_data
@@ -175,7 +175,7 @@ def test_saved_loaded_pruned_again_fine_tuned_exported(options, tmp_path):
     optimizer.step()
     assert not torch.equal(before, loaded.tensor("head.weight"))
     loaded.set_training(False)
-    export.write(loaded, tmp_path / "pruned.onnx")  # compared with ONNX Runtime before it is kept
+    exporting.write(loaded, tmp_path / "pruned.onnx")  # compared with ONNX Runtime before it is kept
 
 
 # -- bad input ---------------------------------------------------------------------------------------------

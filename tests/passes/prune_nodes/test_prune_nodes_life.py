@@ -37,7 +37,7 @@ assert all(p.grad is not None for p in parameters)
 optimizer.step()
 model.set_training(False)
 
-from nncompress.export import write
+from nncompress.exporting import write
 write(model, sys.argv[2])
 write(model, sys.argv[3])
 again = load_model(sys.argv[2])
@@ -52,7 +52,7 @@ def test_life_of_a_pruned_model(name, tmp_path):
     """Pruned, saved, loaded where the architecture's code is unknown, pruned, trained and exported again."""
     given = model(name)
     PruneNodes(ratio=0.3).apply(given, Context())
-    from nncompress.export import write
+    from nncompress.exporting import write
 
     first, second, onnx = (str(tmp_path / f) for f in ("first.pt2", "second.pt2", "second.onnx"))
     write(given, first)

@@ -11,21 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 import nncompress
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.data import Batch
 from nncompress.errors import DataError, UnsupportedError, UsageError
-from nncompress.export import write_pt2
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write_pt2
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import QParams, round_weight
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Factorize, Prune, Quantize
 from nncompress.targets import TARGETS
-from tests.export.networks import convolutional, language
+from tests.exporting.networks import convolutional, language
 
 # For this machine's kernels, whatever it is.
-write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])
+write_onnx = partial(exporting.write_onnx, target=TARGETS["ort-cpu"])
 
 
 class Records(Whole):
@@ -276,7 +276,7 @@ def test_contradicting_options_are_refused():
 def test_an_int8_onnx_is_quantized_already_and_stays_as_it_is(tmp_path):
     model = Model.from_module(nn.Sequential(nn.Conv2d(2, 4, 3)).eval(), (torch.randn(2, 2, 5, 5),))
     small, _ = pipeline.run(model, [Quantize(weight_bits=7)], Context(data=Records(model, 16)))
-    nncompress.save(small, tmp_path / "m.onnx")
+    nncompress.export(small, tmp_path / "m.onnx")
     read = nncompress.load(tmp_path / "m.onnx")
     again, (step,) = pipeline.run(read, [Quantize()], Context(data=Records(read, 16)))
     assert [(each.what, each.applied) for each in step.changes] == [("skipped: quantized already", False)]
@@ -333,7 +333,7 @@ def test_biases_are_what_an_integer_kernel_stores(tmp_path):
         counts = layer.bias.value().double() / (scales * QParams.of(layer.data).scale)
         torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-4)
         assert not torch.equal(layer.bias.value(), model.tensor(layer.bias.name))
-    export.write(result, tmp_path / "m.onnx")
+    exporting.write(result, tmp_path / "m.onnx")
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

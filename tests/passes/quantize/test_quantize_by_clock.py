@@ -10,8 +10,8 @@ from torch import nn
 
 from nncompress import pipeline
 from nncompress.analysis.int8_cut import Times, layers_in_float
-from nncompress.bench.latency import layer as layer_latency
-from nncompress.bench.latency import remembered
+from nncompress.benchmarking.latency import layer as layer_latency
+from nncompress.benchmarking.latency import remembered
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of

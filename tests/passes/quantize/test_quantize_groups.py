@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.observe.moments import InputMoments
 from nncompress.data import open_data
@@ -179,7 +179,7 @@ def test_a_pt2_holds_four_bits_and_loads_to_the_bit(decoder, tmp_path):
     wide = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 64))
     for asymmetric in (False, True):
         model = rounded(Model.from_module(wide, (torch.randn(2, 512),)), asymmetric=asymmetric, size=64)[0]
-        export.write_pt2(model, tmp_path / "m.pt2")
+        exporting.write_pt2(model, tmp_path / "m.pt2")
         again = load_model(tmp_path / "m.pt2")
         assert all(torch.equal(again.state_dict()[n], t) for n, t in model.state_dict().items())
         assert (tmp_path / "m.pt2").stat().st_size < 0.2 * 4 * 512 * 576  # 5 bits of 32, and the graph

@@ -10,13 +10,13 @@ import torch
 from networks import built_once
 from torch import nn
 
-from nncompress import export, pipeline
+from nncompress import exporting, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.data import Batch
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.export import write_pt2
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write_pt2
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
@@ -25,11 +25,11 @@ from nncompress.passes import Context, Prune, Quantize
 from nncompress.passes.base import NEAR
 from nncompress.passes.quantize.equalization.cross_layer import equalize, pairs
 from nncompress.targets import TARGETS
-from tests.export.networks import convolutional, language
+from tests.exporting.networks import convolutional, language
 from tests.passes.quantize.test_quantize import Records, relative_error, run
 
 # For this machine's kernels, whatever it is.
-write_onnx = partial(export.write_onnx, target=TARGETS["ort-cpu"])
+write_onnx = partial(exporting.write_onnx, target=TARGETS["ort-cpu"])
 
 
 class Labelled(Records):

@@ -17,8 +17,8 @@ from torch import nn
 from nncompress.analysis.cost import cost
 from nncompress.analysis.distance.contributions import contributions
 from nncompress.errors import UnsupportedError, UsageError
-from nncompress.export import write, write_onnx
-from nncompress.export.check.int8_coverage import int8_coverage
+from nncompress.exporting import write, write_onnx
+from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.ir import Model
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.loading import load_model, load_module

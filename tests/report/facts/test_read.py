@@ -135,7 +135,7 @@ def test_files_folders_and_logs(tmp_path):
 def test_a_model_file_tells_what_was_done_to_it(tmp_path):
     net = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
     small = nncompress.compress(nncompress.load(net.eval(), input="1x20"), ["prune-nodes:ratio=0.5"])
-    nncompress.save(small, tmp_path / "small.pt2")
+    nncompress.export(small, tmp_path / "small.pt2")
     found = section_of(str(tmp_path / "small.pt2"))
     assert found.summary == "small.pt2 has 2 layers, 387 parameters and 368 MACs; made by prune-nodes."
     assert found.outcomes[0].macs == 0.5

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nncompress import export
+from nncompress import exporting
 from nncompress.cli.console import say
 from nncompress.cli.work import model_files
 from nncompress.errors import UsageError
-from nncompress.export.origin import is_ours
+from nncompress.exporting.origin import is_ours
 from nncompress.files.targets import check_chosen, check_target
 from nncompress.ir import Model
 from nncompress.ir.edit.apart import take_apart
@@ -54,10 +54,10 @@ class Paired:
         check_chosen(file, is_ours, "")
         return file
 
-    def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[export.ExportReport]:
+    def write(self, result: Model, files: Sequence[Path], **how: Any) -> list[exporting.ExportReport]:
         """Take the result apart, and write its graphs: both, or none."""
         parts = take_apart(result, self.pair)
-        return export.write_together((parts.prompt, parts.step), files, **how)
+        return exporting.write_together((parts.prompt, parts.step), files, **how)
 
 
 def open_paired(

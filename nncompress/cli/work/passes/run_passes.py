@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nncompress import api, export, pipeline
-from nncompress.bench.environment import environment
-from nncompress.bench.latency.int8_speed import int8_speed
+from nncompress import api, exporting, pipeline
+from nncompress.benchmarking.environment import environment
+from nncompress.benchmarking.latency.int8_speed import int8_speed
 from nncompress.cli import options
 from nncompress.cli.console import print_json, progress, say, show
 from nncompress.cli.output_format import written_for
@@ -62,7 +62,7 @@ def run_passes(
     report_file.check_report(report, reads, file)
     second = None if both is None else both.file(file, label, output, reads)
     for model in (opened.model,) if both is None else (both.pair.prompt, both.pair.step):
-        export.check_ops(model, file)
+        exporting.check_ops(model, file)
     samples = None if data is None else api.dataset(data, opened.model, loading["normalize"], say)
     if dry_run:
         asked = Context(data=samples, seed=seed, limit=limit, target=target, ends_in=precision)
@@ -88,7 +88,7 @@ def run_passes(
         bar.step(f"writing {file.name}", 0, None)
         how: dict[str, Any] = {"protect": reads, "target": written_for(file, target), "time_int8": int8_speed}
         if both is None or second is None:
-            reports = [export.write(result, file, **how)]
+            reports = [exporting.write(result, file, **how)]
             model_files.remember(opened, file, opened.model, result)
         else:
             reports = both.write(result, (file, second), **how)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nncompress import api, export
+from nncompress import api, exporting
 from nncompress.analysis.answer import settle_answer
 from nncompress.analysis.cost import cost
 from nncompress.analysis.metrics.base import Metric
-from nncompress.bench.environment import environment
-from nncompress.bench.latency.int8_speed import int8_speed
-from nncompress.bench.latency.target import clocked, floats_in
+from nncompress.benchmarking.environment import environment
+from nncompress.benchmarking.latency.int8_speed import int8_speed
+from nncompress.benchmarking.latency.target import clocked, floats_in
 from nncompress.cli.console import how_to_go_on, print_json, progress, say, show
 from nncompress.cli.output_format import written_for
 from nncompress.cli.quantities import size
@@ -90,7 +90,7 @@ def find(
     for file in made_again.recipe_files(result):
         check_target(file, reads)
         check_chosen(file, is_signed)
-    export.check_ops(opened.model, result)
+    exporting.check_ops(opened.model, result)
     report_file.check_report(report, reads, result, *made_again.recipe_files(result))
     chooses = api.dataset(half(data, 1), opened.model, loading["normalize"], say)
     if chooses.has_labels:
@@ -145,7 +145,7 @@ def find(
         elif result.suffix.lower() == ".pt2" and (note := said_of(made.inputs)) is not None:
             say(note)
         bar.step(f"writing {result.name}", 0, None)
-        output_file = export.write(
+        output_file = exporting.write(
             made, result, protect=reads, target=written_for(result, target), time_int8=int8_speed
         )
         files, commands = made_again.write(

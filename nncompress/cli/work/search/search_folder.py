@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from nncompress import api, export
+from nncompress import api, exporting
 from nncompress.cli.console import progress, say
 from nncompress.cli.work import model_files
 from nncompress.errors import UsageError
@@ -72,7 +72,7 @@ def begin(
                 remedy="name a new --folder",
             )
         with ledger.writing(ORIGINAL) as temporary:
-            export.write(opened.model, temporary)
+            exporting.write(opened.model, temporary)
         write_json(kept / "search.json", settings)
 
 

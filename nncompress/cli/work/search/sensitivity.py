@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nncompress import api
-from nncompress.bench.latency.target import clocked
+from nncompress.benchmarking.latency.target import clocked
 from nncompress.cli.console import how_to_go_on, print_json, progress, say, show
 from nncompress.cli.work import model_files, report_file
 from nncompress.errors import UsageError

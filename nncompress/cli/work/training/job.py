@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from nncompress import api, export
-from nncompress.bench.latency.int8_speed import int8_speed
+from nncompress import api, exporting
+from nncompress.benchmarking.latency.int8_speed import int8_speed
 from nncompress.cli.console import print_json, say, show
 from nncompress.cli.work import model_files, report_file
 from nncompress.cli.work.artifacts import CARRIED, needed_by
@@ -67,7 +67,7 @@ class Job:
         sources = model_files.read_by(opened, data, val, teacher, loading["arch"], teacher_arch)
         target = model_files.output_for(output, model_files.default_output(opened, command), sources)
         report_file.check_report(report, sources, target)
-        export.check_ops(opened.model, target)
+        exporting.check_ops(opened.model, target)
         samples = api.dataset(data, opened.model, loading["normalize"], say)
         held_out = None if val is None else api.dataset(val, opened.model, loading["normalize"])
         imitated = None
@@ -92,7 +92,7 @@ class Job:
     ) -> None:
         """Write the model, remove `spent` (kept in case it came to nothing), and print what was done."""
         progress.step(f"writing {self.target.name}", 0, None)
-        file = export.write(trained, self.target, protect=self.sources, time_int8=int8_speed)
+        file = exporting.write(trained, self.target, protect=self.sources, time_int8=int8_speed)
         model_files.remember(self.opened, self.target, self.opened.model, trained)
         if spent is not None:
             spent.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ _NAMES = {
 
 
 def environment(found: Mapping[str, Any]) -> dict[str, str]:
-    """What `nncompress.bench.environment` records, in words; what is not known is left out."""
+    """What `nncompress.benchmarking.environment` records, in words; what is not known is left out."""
     texts = {}
     for key, title in _NAMES.items():
         value = found.get(key)

@@ -1,0 +1,125 @@
+"""Functions that torch's ONNX exporter says rightly for usual numbers and wrongly at the edges, said exactly.
+
+It rounds quotients of floats down that were rounded up before (0.6 // 0.1 is 5), makes floats of integers
+that are divided (24 bits of 64 are left), and forgets that 0 · log 0 is 0 where the 0 is a number.
+A bound that is NaN ONNX Runtime takes for none.
+Whether integers are NaN, and what they are rounded to, no runtime answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan, nan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nncompress.exporting.lower.exporter.special_functions import log1p
+
+aten = torch.ops.aten
+_HALVES = (torch.float16, torch.bfloat16)
+_DIVIDED = (torch.int32, torch.int64)  # integers that ONNX Runtime divides
+Number = Tensor | float
+
+
+def _pair(a: Number, b: Number, *, floats: bool = False) -> tuple[Tensor, Tensor]:
+    """Both as tensors of the type that their result has; `floats`: which is none of integers."""
+    kind = torch.result_type(a, b)
+    return _as(torch.get_default_dtype() if floats and not kind.is_floating_point else kind, a, b)
+
+
+def _as(kind: torch.dtype, a: Number, b: Number) -> tuple[Tensor, Tensor]:
+    place = a if isinstance(a, Tensor) else b
+    assert isinstance(place, Tensor)
+    given = (x if isinstance(x, Tensor) else torch.full_like(place, x, dtype=kind) for x in (a, b))
+    first, second = (x.to(kind) for x in given)
+    return first, second
+
+
+def _divide(a: Number, b: Number, *, rounding_mode: str | None = None) -> Tensor:
+    kind = torch.result_type(a, b)
+    if rounding_mode is None or kind == torch.bool:
+        raise NotImplementedError  # which the exporter has right
+    if kind.is_floating_point:
+        # Halves torch divides as float32, which a single number is, too: 1 // 0.1 is 9, of halves 10.
+        a, b = _as(torch.float32 if kind in _HALVES else kind, a, b)
+        return (torch.trunc(a / b) if rounding_mode == "trunc" else _floor_quotient(a, b)).to(kind)
+    a, b = _pair(a, b)
+    wide = kind if kind in _DIVIDED else torch.int32
+    dividend, divisor = a.to(wide), b.to(wide)
+    quotient = torch.floor_divide(dividend, divisor)  # of integers the exporter has that right
+    if rounding_mode == "trunc":
+        quotient = quotient + ((quotient < 0) & (quotient * divisor != dividend)).to(wide)
+    return quotient.to(kind)
+
+
+def _floor_divide(a: Number, b: Number) -> Tensor:
+    if not torch.result_type(a, b).is_floating_point:
+        raise NotImplementedError
+    return _divide(a, b, rounding_mode="floor")
+
+
+def _floor_quotient(a: Tensor, b: Tensor) -> Tensor:
+    """As torch and Python have it: of what is left when the rest is taken away."""
+    rest = torch.fmod(a, b)
+    quotient = (a - rest) / b
+    quotient = torch.where((rest != 0) & ((b < 0) != (rest < 0)), quotient - 1, quotient)
+    floor = torch.floor(quotient)
+    floor = torch.where(quotient - floor > 0.5, floor + 1, floor)
+    return torch.where(b == 0, a / b, floor)
+
+
+def _fmod(a: Number, b: Number) -> Tensor:
+    a, b = _pair(a, b)
+    if a.dtype not in _DIVIDED:
+        raise NotImplementedError
+    return a - _divide(a, b, rounding_mode="trunc") * b
+
+
+def _times_log(log: Callable[[Tensor], Tensor]) -> Callable[[Number, Number], Tensor]:
+    """x · log y, which is 0 where x is, whatever the logarithm; NaN where y is."""
+
+    def product(x: Number, y: Number) -> Tensor:
+        x, y = _pair(x, y, floats=True)
+        return torch.where((x == 0) & ~y.isnan(), torch.zeros_like(x * y), x * log(y))
+
+    return product
+
+
+def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """By a number that is NaN, of which nothing but NaN comes."""
+    if not any(bound is not None and isnan(bound) for bound in (low, high)):
+        raise NotImplementedError
+    return torch.full_like(x, nan, dtype=torch.result_type(x, nan))
+
+
+def _of_integers(steps: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def checked(x: Tensor) -> Tensor:
+        if x.is_floating_point():
+            raise NotImplementedError
+        return steps(x)
+
+    return checked
+
+
+EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
+    aten.div.Tensor_mode: _divide,
+    aten.div.Scalar_mode: _divide,
+    aten.floor_divide.default: _floor_divide,
+    aten.floor_divide.Scalar: _floor_divide,
+    aten.fmod.Tensor: _fmod,
+    aten.fmod.Scalar: _fmod,
+    aten.xlogy.Tensor: _times_log(torch.log),
+    aten.xlogy.Scalar_Self: _times_log(torch.log),
+    aten.xlogy.Scalar_Other: _times_log(torch.log),
+    aten.special_xlog1py.default: _times_log(log1p),
+    aten.special_xlog1py.self_scalar: _times_log(log1p),
+    aten.special_xlog1py.other_scalar: _times_log(log1p),
+    aten.clamp.default: _clamp,
+    aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
+    **dict.fromkeys(
+        (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default),
+        _of_integers(torch.clone),
+    ),
+}
