@@ -307,7 +307,7 @@ def test_data_gives_every_input_by_the_name_of_the_argument(tmp_path):
     [
         (lambda net, x: nncompress.compress(net, [3], data=x), "these are no passes"),
         (lambda net, x: nncompress.compress(net, None, data=x), "these are no passes"),
-        (lambda net, x: nncompress.bench([net]), "benchmark takes models by name"),
+        (lambda net, x: nncompress.bench([net]), "bench takes models by name"),
         (lambda net, x: nncompress.evaluate(net, (x, x), metric=3), "a metric is named by a text"),
         (lambda net, x: nncompress.export("net.pt", "net.onnx"), "this takes a loaded model"),
     ],
