@@ -56,8 +56,13 @@ def store_computed_weights(
             continue
         if leaf.startswith("weight") and not read_elsewhere and not idle.issuperset(parameters):
             continue
-        base = _base(node, str(parameters[0].target))
-        name = edit.add_tensor(model, _name(model, base, leaf), values[source])
+        kept = _taken_over(model, source, slots, idle, values[source])
+        base = _base(node, kept or str(parameters[0].target))
+        if kept in (base, f"{base}.{leaf}"):
+            name = kept
+            edit.replace_tensor(model, name, values[source])
+        else:
+            name = edit.add_tensor(model, _name(model, base, leaf), values[source])
         edit.replace_node(source, edit.read_tensor(model, name, source))
         stored.append(name)
     if stored:
@@ -139,6 +144,24 @@ def _parameters(model: Model, among: set[fx.Node]) -> list[fx.Node]:
     """The nodes among these that read one, in the graph's order."""
     read = [n for n in model.graph.nodes if n.op == "get_attr" and n in among]
     return [n for n in read if isinstance(model.tensor(str(n.target)), torch.nn.Parameter)]
+
+
+def _taken_over(
+    model: Model, source: fx.Node, slots: Collection[fx.Node], idle: set[fx.Node], value: Tensor
+) -> str:
+    """The parameter of which the computed weight is another form (scaled, transposed, cast), in whose place
+    it can be stored: the only one of its size in it, of which nothing else comes; "" for none."""
+    own = behind(source)
+    sized = {str(n.target) for n in _parameters(model, own)}
+    sized = {name for name in sized if model.tensor(name).numel() == value.numel()}
+    if len(sized) != 1:
+        return ""
+    (name,) = sized
+    tensor = model.tensor(name)
+    reads = {n for n in model.graph.nodes if n.op == "get_attr" and model.tensor(str(n.target)) is tensor}
+    others = (slot for slot in slots if slot is not source)
+    alone = reads <= own and reads <= idle and all(reads.isdisjoint(behind(slot)) for slot in others)
+    return name if alone else ""
 
 
 def _unread(model: Model, slots: Collection[fx.Node], constant: set[fx.Node]) -> set[fx.Node]:

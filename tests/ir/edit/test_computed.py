@@ -56,9 +56,9 @@ def test_computed_weights_become_layers_and_the_function_stays():
     assert {layer.name for layer in layers(changed)} >= {
         "old", "new", "standard", "spectral", "attention.in_proj", "attention.in_proj#2",
         "attention.in_proj#3",
-        "base_weight",
+        "base",
     }  # fmt: skip
-    assert {"new.weight", "spectral.weight", "attention.in_proj.weight"} <= set(names)
+    assert {"new.weight", "standard.weight", "spectral.weight", "attention.in_proj.weight"} <= set(names)
     stored = set(changed.state_dict())
     assert not [
         name for name in stored if "parametrizations" in name or name.endswith(("_g", "_v", "down", "up"))
@@ -69,6 +69,26 @@ def test_computed_weights_become_layers_and_the_function_stays():
         for expected, got in zip(model.outputs_of(*inputs), changed.outputs_of(*inputs)):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert store_computed_weights(changed) == []
+
+
+def test_another_form_of_a_weight_has_its_name():
+    class Forms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.turned = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(8, 6))
+            self.scale, self.narrow = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(8, 6).half())
+
+        def forward(self, x):
+            return x @ (self.matrix * self.scale) @ self.turned.T @ self.narrow.float()
+
+    model = Model.from_module(Forms(), (torch.randn(2, 8),))
+    x = torch.randn(3, 8)
+    expected = model(x)
+    assert store_computed_weights(model) == ["matrix", "turned", "narrow"]
+    assert (
+        [layer.name for layer in layers(model)] == list(model.state_dict()) == ["matrix", "turned", "narrow"]
+    )
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_a_weight_that_others_read_too_is_not_stored_twice():
@@ -142,7 +162,7 @@ def test_a_weight_that_an_iteration_computes():
     model = Model.from_module(Orthonormalised(), (torch.randn(2, 8),))
     x = torch.randn(4, 8)
     expected = model(x)
-    assert store_computed_weights(model) == ["weight_weight"]
+    assert store_computed_weights(model) == ["weight"]
     torch.testing.assert_close(model(x), expected)
     (layer,) = layers(model)
     torch.testing.assert_close(layer.weight.value() @ layer.weight.value().T, torch.eye(8), rtol=0, atol=1e-4)
