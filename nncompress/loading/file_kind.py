@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -27,18 +29,22 @@ class FileKind(Enum):
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's magic number, pickled
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own limit
 
+_UNPACK = "unpack it, and give the model that is in it"
+_CONVERT = "write it as .onnx where it comes from (of TensorFlow and Keras: tf2onnx), and give that"
+_DATA = "give it to --data instead, if it holds data"
+_SAVE = "write the model with torch.export.save, torch.save or torch.onnx.export, and give that"
 _NOT_A_MODEL_OF_TORCH = [
-    (0, b"\x89HDF", "an HDF5 file (Keras)"),
-    (0, b"\x93NUMPY", "a NumPy array"),
-    (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"BZh", "a bzip2 archive"),
-    (0, b"\xfd7zXZ", "an xz archive"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"GGUF", "a GGUF file (llama.cpp)"),
-    (4, b"TFL3", "a TensorFlow Lite model"),
-    (0, b"\x89PNG", "an image"),
-    (0, b"\xff\xd8\xff", "an image"),
-    (0, b"\x7fELF", "a compiled library"),
+    (0, b"\x89HDF", "an HDF5 file (Keras)", _CONVERT),
+    (0, b"\x93NUMPY", "a NumPy array", _DATA),
+    (0, b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (0, b"BZh", "a bzip2 archive", _UNPACK),
+    (0, b"\xfd7zXZ", "an xz archive", _UNPACK),
+    (257, b"ustar", "a tar archive", _UNPACK),
+    (0, b"GGUF", "a GGUF file (llama.cpp)", "give the model that it was converted from"),
+    (4, b"TFL3", "a TensorFlow Lite model", _CONVERT),
+    (0, b"\x89PNG", "an image", _SAVE),
+    (0, b"\xff\xd8\xff", "an image", _SAVE),
+    (0, b"\x7fELF", "a compiled library", _SAVE),
 ]
 _SUFFIXES = (".pt2", ".pt", ".pth", ".safetensors", ".onnx")
 _EXPECTED = "a .pt2 (torch.export.save), a torch.save file, .safetensors or .onnx"
@@ -63,6 +69,9 @@ def file_kind(path: str | Path) -> FileKind:
             "where the model is: model.save_pretrained('folder'), which writes safetensors",
         )
     head, size = _head(path)
+    for offset, magic, what, remedy in _NOT_A_MODEL_OF_TORCH:  # a tar may end as the archive that is in it
+        if head[offset : offset + len(magic)] == magic:
+            raise _not_a_model(path, what, remedy)
     if _ends_as_zip(path):
         return _zip_kind(path)
     if head.startswith(b"PK\x03\x04"):
@@ -79,12 +88,9 @@ def file_kind(path: str | Path) -> FileKind:
         raise _artifact(path, "an OpenVINO model")
     if _is_onnx(head):
         return FileKind.ONNX
-    for offset, magic, what in _NOT_A_MODEL_OF_TORCH:
-        if head[offset : offset + len(magic)] == magic:
-            raise _not_a_model(path, what)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         raise _not_a_model(path, "a pickle that torch.save did not write", "save it with torch.save")
-    raise _not_a_model(path, *_text(head))
+    raise _not_a_model(path, *_text(path, head))
 
 
 def _head(path: Path) -> tuple[bytes, int]:
@@ -103,7 +109,23 @@ def _head(path: Path) -> tuple[bytes, int]:
 
 
 def _no_file(path: Path, reason: str) -> ModelFileError:
+    address = re.fullmatch(r"(\w{2,}):/+(.+)", path.as_posix())  # of which a path keeps one slash
+    if address:
+        url = f"{address[1]}://{address[2]}"
+        how = f"curl -LO {shlex.quote(url)}" if address[1] in ("http", "https") else "and give its path"
+        return ModelFileError(
+            f"{url} is an address, and models are read from files here",
+            expected=_EXPECTED,
+            remedy=f"download it first: {how}",
+        )
     if reason == "no such file or directory":
+        code = path.name.rpartition(":")[0]
+        if code and path.with_name(code).is_file():
+            return ModelFileError(
+                f"{path} names what builds a network, and MODEL is the file of its weights",
+                expected=_EXPECTED,
+                remedy=f"nncompress COMMAND weights.pt --arch {shlex.quote(str(path))}",
+            )
         here = _models_in(path.parent, _SUFFIXES)
         if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists() and not path.suffix:
             return ModelFileError(
@@ -120,7 +142,12 @@ def _no_file(path: Path, reason: str) -> ModelFileError:
         files = _models_in(path, (*_SUFFIXES, ".bin"))
         inside = f"name one of the files in it: {', '.join(files[:5])}" if files else _NO_MODELS
         return ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
-    return ModelFileError(f"{str(path)[:100]} is no file that can be read", got=reason, expected=_EXPECTED)
+    return ModelFileError(
+        f"{str(path)[:100]} is no file that can be read",
+        got=reason,
+        expected=_EXPECTED,
+        remedy="give the path of a file",
+    )
 
 
 _NO_MODELS = "name a file, or a folder that save_pretrained of transformers wrote (with config.json)"
@@ -147,7 +174,7 @@ def _zip_kind(path: Path) -> FileKind:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _not_a_model(path, f"a damaged zip archive ({error})", "copy it again") from error
     if not infos:
-        raise _not_a_model(path, "an empty zip archive")
+        raise _not_a_model(path, "an empty zip archive", "save or copy it again")
     if min(info.header_offset for info in infos) != 0:  # the end of a member that is itself an archive
         raise _not_a_model(path, "a zip archive whose end is missing: the file was cut off", "copy it again")
     names = {info.filename.split("/", 1)[-1] for info in infos}
@@ -164,8 +191,10 @@ def _zip_kind(path: Path) -> FileKind:
     if "data.pkl" in names:
         return FileKind.PICKLE
     if any(name.endswith(".npy") for name in names):
-        raise _not_a_model(path, "NumPy arrays (.npz)", "give it to --data instead, if it holds data")
-    raise _not_a_model(path, f"a zip archive of {', '.join(sorted(names)[:3])}")
+        raise _not_a_model(path, "NumPy arrays (.npz)", _DATA)
+    if {"metadata.json", "config.json", "model.weights.h5"} <= names:
+        raise _not_a_model(path, "a Keras archive", _CONVERT)
+    raise _not_a_model(path, f"a zip archive of {', '.join(sorted(names)[:3])}", _UNPACK)
 
 
 def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
@@ -185,7 +214,7 @@ def _is_onnx(head: bytes) -> bool:
     )
 
 
-def _text(head: bytes) -> tuple[str, str]:
+def _text(path: Path, head: bytes) -> tuple[str, str]:
     """What it is and what to do, of a file that is no known binary."""
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: the file itself was not fetched", "run git lfs pull"
@@ -197,11 +226,12 @@ def _text(head: bytes) -> tuple[str, str]:
         text = "\0"
     if all(character.isprintable() or character.isspace() for character in text):
         first = text.strip().splitlines()[0][:60] if text.strip() else ""
-        return f"a text file: {first!r}", ""
-    return "bytes of no kind known here", ""
+        built = f"code builds a network: give the file of its weights, and --arch {path}:NAME"
+        return f"a text file: {first!r}", built if path.suffix == ".py" else _SAVE
+    return "bytes of no kind known here", _SAVE
 
 
-def _not_a_model(path: Path, what: str, remedy: str = "") -> ModelFileError:
+def _not_a_model(path: Path, what: str, remedy: str) -> ModelFileError:
     return ModelFileError(
         f"{path} is not a model that can be loaded", got=what, expected=_EXPECTED, remedy=remedy
     )

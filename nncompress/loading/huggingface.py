@@ -31,6 +31,7 @@ from nncompress.loading.state_dict.shards import read_header
 
 CONFIG = "config.json"
 MODULES = 64  # of a network for each stored tensor, and 10,000 more
+_AGAIN = "model.save_pretrained('folder') writes it anew"
 LABELS = 2**20
 _ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 EXTRA = "huggingface"
@@ -156,10 +157,12 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
     except Unreadable as error:
-        raise ModelFileError(f"{folder / CONFIG} cannot be read", got=str(error)) from error
+        raise ModelFileError(f"{folder / CONFIG} cannot be read", got=str(error), remedy=_AGAIN) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelFileError(
-            f"{folder / CONFIG} is no configuration of transformers", expected="an object with model_type"
+            f"{folder / CONFIG} is no configuration of transformers",
+            expected="an object with model_type",
+            remedy=f"{_AGAIN}; a model of another library goes in as an nn.Module in memory, or as .onnx",
         )
     if isinstance(labels := config.get("num_labels"), int) and labels > LABELS:  # each gets a name
         raise ModelFileError(f"{folder / CONFIG} makes no network", got=f"num_labels: {labels}")
@@ -191,6 +194,8 @@ def _class(folder: Path, config: dict[str, Any]) -> Any:
             f"{folder / CONFIG} names no class of transformers {transformers.__version__}",
             got=f"architectures: {names}"[:300],
             expected="such as BertForSequenceClassification",
+            remedy=f"put the name of its class under architectures in {CONFIG}, or install the transformers "
+            "that has it",
         )
     return known
 
@@ -233,9 +238,17 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
     made = _class(folder, config)
     name = made.__name__
     if not any(folder.glob("*.safetensors")):
+        files = sorted(path.name for path in folder.iterdir())
+        if not any(each.endswith((".bin", ".pt", ".pth", ".ckpt")) for each in files):
+            raise ModelFileError(
+                f"{folder} holds no weights",
+                got=", ".join(files)[:300],
+                expected="model.safetensors, or the shards of model.safetensors.index.json",
+                remedy=f"copy them beside {CONFIG}; {_AGAIN}",
+            )
         raise UnsafeFileError(
             f"{folder} holds no .safetensors, and pickled weights are not opened",
-            got=", ".join(sorted(path.name for path in folder.iterdir()))[:300],
+            got=", ".join(files)[:300],
             remedy=f"{name}.from_pretrained(…).save_pretrained('folder'), where it can be trusted",
         )
     packed = _packed(folder)
@@ -253,11 +266,10 @@ def _opened(folder: Path, config: dict[str, Any], strict: bool, notice: Callable
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises all kinds for weights that do not fit its config
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ModelFileError(
             f"{folder} cannot be opened as {name}",
-            got=f"{type(error).__name__}: {reason}"[:400],
-            remedy="save or copy it again",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400],
+            remedy=f"check {CONFIG}; {_AGAIN}",
         ) from error
     finally:
         transformers.logging.set_verbosity(level)

@@ -43,7 +43,11 @@ def external_files(path: Path) -> tuple[Path, ...]:
                 remedy="save the model in one file, or its data beside it",
             )
         if not (folder / location).is_file():
-            raise ModelFileError(f"{path} keeps weights in {location}, which is not beside it")
+            raise ModelFileError(
+                f"{path} keeps weights in {location}, which is not beside it",
+                expected=f"{path.parent / location}",
+                remedy="copy both files, side by side",
+            )
     return tuple(folder / location for location in locations)
 
 

@@ -190,11 +190,15 @@ def _explained(path: Path, problem: Exception) -> Exception:
             remedy="export it with a lower opset, or install a newer onnxruntime",
         )
     return ModelFileError(
-        f"{path} is not a model that ONNX Runtime reads", got=message, expected="an ONNX file"
+        f"{path} is not a model that ONNX Runtime reads",
+        got=message,
+        expected="an ONNX file",
+        remedy="copy or export it again, with the opset of an ONNX that is released",
     )
 
 
 def _message(problem: Exception) -> str:
     """One line, without the runtime's prefix and the path that is already named."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(problem).split()))
-    return re.sub(r"Load model from .* failed: ?", "", text)[:300]
+    text = re.sub(r"Load model from .* failed: ?", "", text)
+    return re.sub(r"\S*/onnxruntime/\S+:\d+ .*?\) (?=[A-Z\[])", "", text)[:300]  # where in its own code

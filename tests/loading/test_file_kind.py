@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -81,6 +82,14 @@ def zip_bytes(tmp_path, *names: str) -> bytes:
     return path.read_bytes()
 
 
+def tar_bytes(tmp_path) -> bytes:
+    """Which ends as the archive in it does."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "weights.pt")
+    with tarfile.open(tmp_path / "archive.tar", "w") as archive:
+        archive.add(tmp_path / "weights.pt", "weights.pt")
+    return (tmp_path / "archive.tar").read_bytes()
+
+
 REFUSED = {
     "empty": (lambda t: b"", "is empty"),
     "text": (lambda t: b"hello, world\nsecond line", "text file: 'hello, world'"),
@@ -99,6 +108,8 @@ REFUSED = {
         lambda t: struct.pack("<Q", 10**6) + b'{"a":1}',
         "cut off",
     ),
+    "a tar of a model": (lambda t: tar_bytes(t), "a tar archive"),
+    "keras 3": (lambda t: zip_bytes(t, "metadata.json", "config.json", "model.weights.h5"), "tf2onnx"),
     "truncated zip": (lambda t: b"PK\x03\x04" + bytes(100), "cut off"),
 }
 
@@ -111,6 +122,7 @@ def test_files_that_are_no_model(name, tmp_path):
     with pytest.raises(ModelFileError, match=message) as caught:
         file_kind(path)
     assert str(path) in str(caught.value)
+    assert caught.value.remedy
     assert len(str(caught.value).splitlines()) <= 4
 
 
@@ -130,6 +142,26 @@ def test_a_program_for_phones_is_no_source(tmp_path):
 def test_a_torchscript_archive_is_known_by_its_contents(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "model.pt"))
     assert file_kind(tmp_path / "model.pt") is FileKind.TORCHSCRIPT
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "remedy"),
+    [
+        (
+            "https://example.com/m.pt",
+            "https://example.com/m.pt is an address",
+            "curl -LO https://example.com/m.pt",
+        ),
+        ("s3://shelf/m.pt", "s3://shelf/m.pt is an address", "download it first"),
+        ("net.py:build", "names what builds a network", "weights.pt --arch net.py:build"),
+    ],
+)
+def test_what_is_no_path_of_a_model_says_how_to_get_one(name, message, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text("")
+    with pytest.raises(ModelFileError, match=message) as caught:
+        file_kind(name)
+    assert remedy in caught.value.remedy
 
 
 def test_missing_file_names_its_neighbours(files):

@@ -142,6 +142,21 @@ def test_the_id_of_a_model_in_the_cache_is_its_name_and_others_are_refused(bert,
         assert in_cache(Path(name)) is None
 
 
+@pytest.mark.parametrize(
+    ("kept", "error", "message"),
+    [
+        ("model.safetensors.index.json", ModelFileError, "holds no weights"),
+        ("pytorch_model.bin", UnsafeFileError, "pickled weights are not opened"),
+    ],
+)
+def test_a_folder_without_its_weights_says_which_are_missing(bert, tmp_path, kept, error, message):
+    (tmp_path / "config.json").write_text((bert[0] / "config.json").read_text())
+    (tmp_path / kept).write_text("{}")
+    with pytest.raises(error, match=message) as refused:
+        load_model(tmp_path)
+    assert "save_pretrained('folder')" in refused.value.remedy
+
+
 def test_a_sharded_directory_is_one_model_and_roberta_counts_positions_from_its_padding(tmp_path):
     hf = pytest.importorskip("transformers")
     original = hf.RobertaForMaskedLM(hf.RobertaConfig(**{**BERT, "pad_token_id": 1})).eval()

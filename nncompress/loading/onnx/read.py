@@ -172,7 +172,10 @@ def _opened(path: Path) -> onnx.ModelProto:
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
         )
         raise ModelFileError(
-            f"{path} is not a model that can be read", got=reason[:300], expected="an ONNX file"
+            f"{path} is not a model that can be read",
+            got=reason[:300],
+            expected="an ONNX file",
+            remedy="copy or export it again",
         ) from error
 
 

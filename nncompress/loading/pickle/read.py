@@ -191,5 +191,6 @@ def _damaged(path: Path, error: Exception) -> ModelFileError:
 def describe(found: Any) -> str:
     """What an unpickled object is, for a message."""
     if isinstance(found, dict):
-        return f"a dict with the keys {', '.join(map(repr, list(found)[:6]))}"
+        keys = ", ".join(map(repr, list(found)[:6]))
+        return f"a dict with the keys {keys}" if keys else "a dict without keys"
     return f"a {found.of if isinstance(found, Record) else type(found).__name__}"

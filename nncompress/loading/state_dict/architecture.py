@@ -36,10 +36,11 @@ def build_architecture(arch: str) -> nn.Module:
     factory: Any = module
     for part in name.split("."):
         factory = getattr(factory, part, None)
-    if factory is None:
+    if factory is None or not callable(factory):
         names = offered(module)
         raise UsageError(
-            f"--arch {arch}: {location} has no {name!r}",
+            f"--arch {arch}: {location} has no {name!r}"
+            + ("" if factory is None else f" that can be called, but {type(factory).__name__}"),
             expected=_FORM,
             remedy=f"it has: {', '.join(names[:8])}" if names else "",
         )

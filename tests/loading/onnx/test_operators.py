@@ -131,7 +131,7 @@ def test_transforms_of_our_own_files_are_read(tmp_path):
             return torch.fft.rfft2(x).abs(), torch.stft(x.flatten(1), **of_frames).abs()
 
     x = torch.randn(3, 6, 10)
-    nncompress.save(nncompress.load(Spectral(), input="1x6x10", notice=str), tmp_path / "m.onnx")
+    nncompress.export(nncompress.load(Spectral(), input="1x6x10", notice=str), tmp_path / "m.onnx")
     read = nncompress.load(tmp_path / "m.onnx", notice=str)
     for got, expected in zip(read.outputs_of(x), Spectral()(x), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
