@@ -35,7 +35,8 @@ class Rounding:
     """What rounding its activations does to a model.
 
     Args:
-        proof: whether the file is right, told otherwise than by its outputs; asked where these do not tell.
+        proof: why the file is not right, or cannot be told to be, otherwise than by its outputs; asked where
+            these do not tell. "" where it is right.
         proven: runs a file that is right, as good a reference as the graph.
     Attributes:
         told: of the outputs that it explained, the one that is farthest from the graph's; "" for none.
@@ -46,7 +47,7 @@ class Rounding:
         model: Model,
         *,
         as_written: bool,
-        proof: Callable[[], bool] | None = None,
+        proof: Callable[[], str] | None = None,
         proven: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] | None = None,
     ) -> None:
         self.told = ""
@@ -106,14 +107,17 @@ class Rounding:
             right = _within(file - graph, rounded, AS_WRITTEN) or (
                 right and self._last_bits(inputs, output, graph, file)
             )
-        if not right and of_graph <= MOST and self._proof is not None:
-            right = _within(file - floats, rounded, PROVEN) and self._proof()
+        unproven = ""
+        near = of_graph <= MOST and _within(file - floats, rounded, PROVEN)
+        if not right and near and self._proof is not None:
+            unproven = self._proof()
+            right = not unproven
         if not right and of_graph <= MOST and self._proven is not None:
             with torch.no_grad():
                 other = _joined([self._proven(tuple(given))[output] for given in inputs]).reshape(graph.shape)
             right = _within(file - floats, (other - floats).abs(), AS_FAR)
         if not right:
-            refused.got = f"{refused.got}; {told}"
+            refused.got = "; ".join(filter(None, (refused.got, told, unproven)))
             raise refused
         difference = file - graph
         relative = float(difference.norm() / graph.norm())

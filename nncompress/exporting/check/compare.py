@@ -67,7 +67,7 @@ def compare(
     *,
     precision: str = "",
     among: Collection[str] | None = None,
-    proof: Callable[[], bool] | None = None,
+    proof: Callable[[], str] | None = None,
     proven: Callable[[tuple[Tensor, ...]], Sequence[Tensor]] | None = None,
 ) -> Comparison:
     """Run the file and the graph on the same inputs, at these batch sizes where the batch is dynamic, and at

@@ -54,7 +54,7 @@ class Probe:
     run: Run
     runtime: str
     precision: str
-    proof: Callable[[], bool] | None = None
+    proof: Callable[[], str] | None = None
     proven: Run | None = None
 
 

@@ -144,22 +144,23 @@ def _of_whole_numbers(node: fx.Node) -> bool:
     return op_name(node) == "pow" and not node.meta["val"].is_floating_point()
 
 
-def agrees_without_rounding(model: Model, path: Path) -> bool:
-    """Whether the file at `path` says what the graph says; False where that cannot be told."""
+def differs_without_rounding(model: Model, path: Path) -> str:
+    """Where the file at `path` says something else than the graph, or why that cannot be told; "" where it
+    says the same."""
     with tempfile.TemporaryDirectory() as folder:
         floats = Path(folder) / "floats.onnx"
-        if not write_unrounded(model, path, floats):
-            return False
+        if why := write_unrounded(model, path, floats):
+            return why
         try:
             run = _runner(floats, optimised=False)
             verify.compare(without_rounding(model), run, "the file without rounding", precision="float32")
-        except (UnsupportedError, VerificationError):
-            return False
-    return True
+        except (UnsupportedError, VerificationError) as error:
+            return f"{error.what}: {error.got}"
+    return ""
 
 
-def _proof(model: Model, path: Path) -> Callable[[], bool]:
-    return partial(agrees_without_rounding, model, path)
+def _proof(model: Model, path: Path) -> Callable[[], str]:
+    return partial(differs_without_rounding, model, path)
 
 
 def _runtime() -> str:

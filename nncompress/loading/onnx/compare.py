@@ -42,7 +42,7 @@ def compare(
     inputs: list[Input],
     sizes: dict[str, int],
     path: Path,
-    proof: Callable[[], bool] | None = None,
+    proof: Callable[[], str] | None = None,
 ) -> Agreement | None:
     """How far the model is from the runtime, at `sizes` and at another one of every free dim.
 

@@ -115,22 +115,23 @@ def read_onnx(
         results = with_constants(by, stored, str(path)).run(*arrays)
         return [results[position] for position in kept]
 
-    def right_without_rounding(model: Model, file: Path) -> bool:
+    def differs_without_rounding(model: Model, file: Path) -> str:
         with TemporaryDirectory() as folder:
             floats = Path(folder) / path.name
-            if not write_unrounded(model, file, floats):
-                return False
+            if why := write_unrounded(model, file, floats):
+                return why
             by = OnnxRuntimeRunner(floats, 1, optimised=False)
             plain = without_rounding(model)
             try:
-                return compare(plain, partial(run, by), by.name, inputs, sizes, path) is not None
-            except (UnsupportedError, VerificationError):
-                return False
+                found = compare(plain, partial(run, by), by.name, inputs, sizes, path)
+            except (UnsupportedError, VerificationError) as error:
+                return f"without rounding, {error.what}: {error.got}"
+        return "" if found is not None else "without rounding it differs at other sizes"
 
     with _as_written(proto, path, runner) as (reference, file):
         for model in _traced(module, inputs, sizes, path):
             _rename(model, inputs, [outputs[position] for position in kept])
-            proof = partial(right_without_rounding, model, file)
+            proof = partial(differs_without_rounding, model, file)
             compared = compare(model, partial(run, reference), reference.name, inputs, sizes, path, proof)
             if compared is not None:
                 break

@@ -23,20 +23,26 @@ MOST_BYTES = 2**31 - 2**20  # of a file in one message
 _Steps = set[tuple[float, int]]  # of quantization: (scale, zero point from the least integer)
 
 
-def write_unrounded(model: Model, path: Path, to: Path) -> bool:
-    """Write the file at `path` without its rounding of activations; False where it has other steps than the
-    graph of `model`, or they cannot be told."""
-    steps = _steps_of(model)
-    if steps is None or path.stat().st_size > MOST_BYTES:
-        return False
+def write_unrounded(model: Model, path: Path, to: Path) -> str:
+    """Write the file at `path` without its rounding of activations.
+
+    Returns:
+        "", or why not: it has other steps than the graph of `model`, or they cannot be told.
+    """
+    too_large = "it cannot be compared without rounding: it is larger than 2 GiB"
+    if path.stat().st_size > MOST_BYTES:
+        return too_large
     file = onnx.load(path)
-    if _take_out(file.graph) != steps:
-        return False
+    steps, found = _steps_of(model), _take_out(file.graph)
+    if steps is None or found is None:
+        return "it cannot be compared without rounding: it has steps that are computed, or branches"
+    if found != steps:
+        return "it rounds activations by other steps than the graph"
     try:
         onnx.save(file, to)
-    except ValueError:  # with its external data too large for one message
-        return False
-    return True
+    except ValueError:  # with its external data
+        return too_large
+    return ""
 
 
 def _steps_of(model: Model) -> _Steps | None:
