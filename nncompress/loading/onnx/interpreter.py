@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from nncompress.errors import UnsupportedError
 from nncompress.loading.onnx.stored import MOST_HOST, Store, attribute_of, inner_graphs, is_host
-from nncompress.loading.onnx.values import Value, as_tensor, is_symbolic, items, numbers
+from nncompress.loading.onnx.values import DTYPES, Value, as_tensor, is_symbolic, items, numbers
 
 MOST_UNROLLED = 20_000  # nodes, as in a run of TorchScript
 Rule = Callable[["Call"], Any]  # the op's value, or a list of its values
@@ -130,6 +131,17 @@ class Call:
         """An attribute."""
         self._unread.discard(name)
         return self.attributes.get(name, default)
+
+    def steps_in(self, name: str, x: Tensor) -> None:
+        """Read the attribute that says in which precision steps on the way are computed: torch's kernels take
+        that of `x`, float32 for halves, and no other step shows in the result but for its last bits.
+
+        Raises:
+            Missing: it is less precise than `x`.
+        """
+        to = DTYPES.get(self.get(name, 1), torch.float32)
+        if to.itemsize < min(x.dtype.itemsize, torch.float32.itemsize):  # doubles no runtime takes in float32
+            raise self.refusal(f"with {name}, which rounds its steps to {str(to).removeprefix('torch.')}")
 
     def axes(self, position: int, rank: int | None = None) -> list[int] | None:
         """Axes: an attribute in older opsets, an operand in newer ones; None where not given."""

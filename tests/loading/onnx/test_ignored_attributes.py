@@ -81,6 +81,8 @@ STATISTICS = [np.ones(3, np.float32)] * 4
         ("BatchNormalization", STATISTICS, {"spatial": 0, "opset": 7}),
         ("BatchNormalization", STATISTICS, {"is_test": 0, "opset": 6}),
         ("Dropout", [], {"is_test": 0, "opset": 6}),
+        ("LayerNormalization", [np.ones(4, np.float32)], {"stash_type": TensorProto.BFLOAT16}),
+        ("Attention", [np.ones((2, 3, 4, 4), np.float32)] * 2, {"softmax_precision": 10, "opset": 23}),
         ("Conv", [np.ones((2, 3, 3, 3), np.float32)], {"kernel_shape": [1, 1]}),
         ("ConvTranspose", [np.ones((3, 2, 3, 3), np.float32)], {"kernel_shape": [1, 1]}),
     ],

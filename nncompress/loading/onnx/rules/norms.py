@@ -7,8 +7,6 @@ from torch.nn import functional as F
 from nncompress.loading.onnx.interpreter import Call, rule
 from nncompress.loading.onnx.values import Value
 
-_PRECISION = ["stash_type"]  # in which means and deviations are rounded on the way
-
 
 @rule("BatchNormalization", ignores=["momentum"])  # of the statistics that training gathers
 def batch_norm(call: Call) -> Value:
@@ -33,9 +31,10 @@ def instance_norm(call: Call) -> Value:
     return F.instance_norm(x, weight=scale, bias=bias, eps=call.get("epsilon", 1e-5))
 
 
-@rule("LayerNormalization", ignores=_PRECISION)
+@rule("LayerNormalization")
 def layer_norm(call: Call) -> Value:
     x, scale, bias = call.tensor(0), call.tensor(1), call.optional(2)
+    call.steps_in("stash_type", x)
     if len([name for name in call.outputs if name]) > 1:
         raise call.refusal("its mean and deviation are asked for")
     axis = call.get("axis", -1) % x.dim()
@@ -63,17 +62,18 @@ def skip_layer_norm(call: Call) -> list[Value | None]:
     "RMSNormalization",
     "SimplifiedLayerNormalization",
     "com.microsoft.SimplifiedLayerNormalization",
-    ignores=_PRECISION,
 )
 def rms_norm(call: Call) -> Value:
     x, scale = call.tensor(0), call.tensor(1)
+    call.steps_in("stash_type", x)
     axis = call.get("axis", -1) % x.dim()
     return F.rms_norm(x, list(x.shape[axis:]), scale, call.get("epsilon", 1e-5))
 
 
-@rule("GroupNormalization", ignores=_PRECISION)
+@rule("GroupNormalization")
 def group_norm(call: Call) -> Value:
     x, scale, bias = (call.tensor(i) for i in range(3))
+    call.steps_in("stash_type", x)
     groups, channels = call.get("num_groups"), x.shape[1]
     if call.opset < 21 and scale.shape[0] != channels:  # of each group
         scale, bias = (v.repeat_interleave(channels // groups) for v in (scale, bias))

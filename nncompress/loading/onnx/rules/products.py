@@ -56,7 +56,7 @@ def determinant(call: Call) -> Value:
 # --- attention --------------------------------------------------------------------------------------------
 
 
-@rule("Attention", ignores=["softmax_precision"])  # how the softmax is rounded on the way
+@rule("Attention")
 def attention(call: Call) -> Value:
     if any(call.outputs[1:]) or any(call.has(i) for i in (4, 5, 6)):
         raise call.refusal("with past keys and values, or more than one output")
@@ -65,6 +65,7 @@ def attention(call: Call) -> Value:
     if max(call.get("left_window_size", -1), call.get("right_window_size", -1)) >= 0:
         raise call.refusal("with a window")
     q, k, v = (call.tensor(i) for i in range(3))
+    call.steps_in("softmax_precision", q)
     flat = q.dim() == 3
     if flat:
         heads, kv_heads = call.get("q_num_heads"), call.get("kv_num_heads")
