@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from nncompress.errors import UnsupportedError
 from nncompress.ir.edit.nodes import replace_tensor
+from nncompress.ir.edit.picked import listed_pick
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
@@ -288,6 +289,37 @@ def _squeeze(node: fx.Node, s: Survivors) -> None:
     node.target, node.args = aten.squeeze.dims, (source_of(node), [d for d in dims if shape[d] == 1])
 
 
+def _listed(node: fx.Node, s: Survivors) -> None:
+    """Another list: where what stays stands among what stays."""
+    source, found = source_of(node), listed_pick(node)
+    before = s.of(source).get(found[1]) if found is not None else None
+    if found is None or before is None:
+        return
+    index, dim, picked = found
+    times = s.of(node).get(dim, np.ones(len(picked), int)).astype(int)
+    first = np.cumsum(before) - before
+    places = [first[each] + copy for each, count in zip(picked, times) for copy in range(count)]
+    module = node.graph.owning_module
+    assert module is not None
+    name = f"{node.name}_list"
+    while hasattr(module, name):
+        name += "_"
+    module.register_buffer(name, torch.tensor(places, dtype=index.meta["val"].dtype))
+    with node.graph.inserting_before(node):
+        node.replace_input_with(index, node.graph.get_attr(name))
+
+
+def _roll(node: fx.Node, s: Survivors) -> None:
+    """By as many as stay of those that go round."""
+    shape = s.shapes[source_of(node)]
+    shifts, dims = list(read(node, "shifts")), [d % len(shape) for d in read(node, "dims")]
+    for at, dim in enumerate(dims):
+        kept = s.of(node).get(dim)
+        if kept is not None:
+            shifts[at] = int(kept[: shifts[at] % shape[dim]].sum())
+    write(node, "shifts", shifts)
+
+
 REWRITES: dict[str, Callable[[fx.Node, Survivors], None]] = {
     **dict.fromkeys(
         ("view", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "full", "empty"), _sizes("size")
@@ -318,4 +350,7 @@ REWRITES: dict[str, Callable[[fx.Node, Survivors], None]] = {
     "rms_norm": _layer_norm,
     "scaled_dot_product_attention": _attention,
     "squeeze": _squeeze,
+    "index": _listed,
+    "index_select": _listed,
+    "roll": _roll,
 }  # fmt: skip

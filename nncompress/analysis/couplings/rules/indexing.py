@@ -9,21 +9,33 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from nncompress.analysis.couplings.labels import Factor
 from nncompress.analysis.couplings.tracer import Tracer
 from nncompress.analysis.couplings.value import Arguments, Result, Value
+from nncompress.ir.edit.picked import listed_pick
 from nncompress.ir.graph.ops import op_name
 
 
 def index(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """x[i, :, j]: the indexed dims are fixed, the others keep their labels."""
+    """x[i, :, j]: the indexed dims are fixed, the others keep their labels; by a stored list they move."""
     x = t.value(a["self"])
+    if (found := listed_pick(node)) is not None:
+        return _listed(t, node, x, *found)
     where = _indexed(t, a["indices"])
     fixed = t.labels.fix(x.factors, where, "indexed")
     after = t.shape(node)
     return Value(after, _picked(fixed, where, len(after)))
+
+
+def _listed(
+    t: Tracer, node: fx.Node, x: Value, index: fx.Node, dim: int, picked: NDArray[np.int64]
+) -> Result:
+    """A list that the model stores picks from a dim: the labels move as the data do."""
+    t.fix_all(t.value(index), "a list of indices")
+    return Value(t.shape(node), [f if f.shape[dim] == 1 else np.take(f, picked, dim) for f in x.factors])
 
 
 def _indexed(t: Tracer, indices: Sequence[fx.Node | None]) -> list[int]:
@@ -130,6 +142,8 @@ def looked_up(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 def index_select(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
+    if (found := listed_pick(node)) is not None:
+        return _listed(t, node, x, *found)
     t.fix_all(t.value(a["index"]), "used as an index")
     dim = x.at(a["dim"])
     return Value(t.shape(node), t.labels.fix(x.factors, [dim], "indexed"))

@@ -263,6 +263,19 @@ def flip(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     return Value(x.shape, [np.flip(f, tuple(as_dims(a["dims"], len(x.shape)))) for f in x.factors])
 
 
+def roll(t: Tracer, node: fx.Node, a: Arguments) -> Result:
+    """Without dims, all values move as one line."""
+    x = t.value(a["self"])
+    if not a["dims"] or any(isinstance(shift, fx.Node) for shift in a["shifts"]):
+        return t.unknown(node)
+    dims = as_dims(a["dims"], len(x.shape))
+    moved = []
+    for f in x.factors:
+        along = [(shift, dim) for shift, dim in zip(a["shifts"], dims) if f.shape[dim] > 1]
+        moved.append(np.roll(f, [shift for shift, _ in along], [dim for _, dim in along]) if along else f)
+    return Value(x.shape, moved)
+
+
 def rot90(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x = t.value(a["self"])
     dims = as_dims(a["dims"], len(x.shape))

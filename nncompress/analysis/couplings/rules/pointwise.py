@@ -186,7 +186,7 @@ def _squared(node: fx.Node) -> bool:
 
 
 def along(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """softmax, cumsum, sort, roll, …: the shape stays, the dim is fixed."""
+    """softmax, cumsum, sort, …: the shape stays, the dim is fixed."""
     x = t.value(node.args[0])
     dims = as_dims(a.get("dim", a.get("dims")), len(x.shape))
     kept = t.labels.fix(x.factors, dims, f"{op_name(node)} along it")

@@ -34,6 +34,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (m.stack, "stack"),
     (m.pad, "pad constant_pad_nd"),
     (m.flip, "flip"),
+    (m.roll, "roll"),
     (m.rot90, "rot90"),
     (m.block_diag, "block_diag"),
     (m.diagonal, "diagonal diag_embed"),
@@ -84,7 +85,7 @@ _TABLE: list[tuple[Rule, str]] = [
         "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2"
         " fft_hfft2 fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"
         " softmax log_softmax softmin _softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort"
-        " roll cummax cummin",
+        " cummax cummin",
     ),
     (
         p.spatial,
