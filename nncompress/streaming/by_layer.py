@@ -49,7 +49,7 @@ def prune(each: Prune, model: Model, blocks: Blocks, held: HeldWeights, context:
     assert context.data is not None
     n, m = parse_pattern(each.pattern)
     batches = context.data.input_batches(context.batch_size, context.limit)
-    seen = SeenInputs(model, batches, context.seed, weights=held, spill=True)
+    seen = SeenInputs(model, batches, context.seed, weights=held)
     chosen = weights_to_prune(model, each.exclude)
     for layer in layers(model):
         excluded = any(fnmatch(layer.name, pattern) for pattern in each.exclude)
@@ -158,7 +158,7 @@ class LayerwiseMoments(InputMoments):
 
     def _watch(self, watches: Mapping[fx.Node, Sequence[Callable[[Tensor], None]]]) -> int:
         if self._runner is None:
-            self._runner = LayerwiseRunner(self._model, self._batches, weights=self._weights, spill=True)
+            self._runner = LayerwiseRunner(self._model, self._batches, weights=self._weights)
         order = {node: place for place, node in enumerate(self._model.graph.nodes)}
         for node in sorted(watches, key=order.__getitem__):
             for (value,) in self._runner.values(node):

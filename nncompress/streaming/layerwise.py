@@ -76,7 +76,6 @@ class StreamedMatrices(Matrices):
         model: vectors hold their values, matrices are on the meta device.
     """
 
-    spill = True
     turned = False
 
     def __init__(self, model: Model, blocks: Blocks, held: HeldWeights) -> None:

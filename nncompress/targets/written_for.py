@@ -38,9 +38,9 @@ def notes(metadata: Mapping[str, str], runtime: str, device: str = "cpu") -> tup
     if written is None:
         return ()
     target, rewrites = written
-    here = next((t.name for t in TARGETS.usable() if (t.runtime, t.device) == (runtime, device)), "")
     text = described(rewrites) or "with nothing in it that others run otherwise"
-    if target.name != here:
+    if (target.runtime, target.device) != (runtime, device):
+        here = next((t.name for t in TARGETS.usable() if (t.runtime, t.device) == (runtime, device)), "")
         remedy = f"nncompress export MODEL -o NAME.onnx --target {here}" if here else "export it plain"
         return (f"it was written for {target.name} ({text}): {remedy} writes it for here",)
     found = processor()

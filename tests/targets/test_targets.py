@@ -1,7 +1,7 @@
 """Targets: one file each, and a file that was written for one says so where it runs elsewhere."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from nncompress import extras, targets
 from nncompress.devices import Processor
 from nncompress.errors import MissingExtraError, UsageError
 from nncompress.exporting import WRITERS
+from nncompress.extensions import Registry
 from nncompress.extras import EXTRAS
 from nncompress.runtimes import RUNTIMES
 from nncompress.targets import TARGETS, written_for
@@ -85,6 +86,16 @@ def test_a_file_says_what_it_was_written_for_where_that_is_not_here(
     assert said in " ".join(found)
     assert bool(said) == bool(found)
     assert notes(record(None, {}), runtime) == ()
+
+
+def test_a_file_of_one_of_several_targets_with_a_runtime_is_at_home_there(monkeypatch):
+    own = replace(TARGETS["ort-cpu"], name="npu")
+    registry = Registry("nncompress.targets", {**TARGETS, "npu": own}, lambda name, found: "")
+    monkeypatch.setattr(written_for, "TARGETS", registry)
+    assert notes(record(own, {}), "onnxruntime") == ()
+    (note,) = notes(record(own, {}), "openvino")
+    assert "it was written for npu" in note
+    assert "--target openvino" in note
 
 
 @pytest.mark.parametrize(

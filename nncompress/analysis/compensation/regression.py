@@ -17,6 +17,7 @@ from nncompress.analysis.importance.choices import Indices
 from nncompress.analysis.observe.moments import HELD_OUT, RIDGES, add_products, solve_towards
 
 PULL = 1e-3  # where there are too few samples to hold any out
+TOLD = 64  # outputs of a group, spread evenly, that a pull is judged on
 
 
 class _Sums:
@@ -159,16 +160,20 @@ class Regression:
         return self.target_mean - (weight @ self.mean[:, :, None])[:, :, 0]
 
     def _best(self, start: Tensor, columns: Tensor) -> float:
-        """The pull with the least error on the samples held out, from the weakest on until none is better."""
+        """The pull with the least error on the samples held out, from the weakest on until none is better; of
+        some outputs, as one pull serves all: solving for each costs as much as the factorization."""
         if not (self._fit and self._held and self._fit.count and self._held.count):
             return PULL
         centre = self._centre(self._fit)  # b is from the samples fitted to
         second, cross = (moment[..., columns] for moment in self._fit.about(*centre))
         unseen, wanted = (moment[..., columns] for moment in self._held.about(*centre))
+        told = torch.linspace(0, start.shape[1] - 1, min(start.shape[1], TOLD)).round().long()
+        cross, wanted, start = cross[:, told], wanted[:, told], start[:, told][..., columns]
+        second, unseen = second[:, columns], unseen[:, columns]
         best, least = PULL, float("inf")
         for ridge in RIDGES:
-            weight = solve_towards(second[:, columns], cross, start[:, :, columns], ridge)
-            error = float(((weight @ unseen[:, columns] - 2 * wanted) * weight).sum())  # less E|t|²
+            weight = solve_towards(second, cross, start, ridge)
+            error = float(((weight @ unseen - 2 * wanted) * weight).sum())  # less E|t|²
             if error >= least:
                 break
             best, least = ridge, error

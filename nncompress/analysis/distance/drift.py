@@ -18,8 +18,8 @@ Inputs = tuple[Tensor, ...]
 
 BOUND = 0.25  # of `Drift.amount`, beyond which a pass warns: docs/compress.md
 RANDOM = 8  # inputs, where there is no data
-FEWEST, MOST = 16, 64  # samples of the data
-MACS = 10**11  # in all samples together, but for the fewest
+FEWEST, MOST = 8, 64  # samples of the data
+MACS = 4 * 10**10  # in all samples together, but for the fewest
 
 
 @dataclass(frozen=True)

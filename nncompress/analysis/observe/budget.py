@@ -4,7 +4,7 @@
 |----------------------------------------------------|----------------------------------------------------|
 | the values of a batch while it runs                | fewer samples to a batch, at least one             |
 | those with their gradients, twice the budget       | fewer samples to a batch, at least one             |
-| checkpoints between the layers of a layer-wise run | computed again from where they are                 |
+| checkpoints between the layers of a layer-wise run | temporary files; or computed again, where no room  |
 | outputs that are compared                          | computed again, or fewer samples compared          |
 | moments of layers' inputs                          | a further pass over the data; at least one layer's |
 """

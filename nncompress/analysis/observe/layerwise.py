@@ -6,11 +6,10 @@
 
 No batch's activations are kept. What is kept of a batch is a *checkpoint*: the values from which everything
 that is still to come can be computed (at first its inputs, later the frontier of the walk). Checkpoints move
-forward as long as all of them fit in a `ByteBudget`; a batch for which there is no room stays where it is
-and is computed again from there, in the end from its inputs, which `batches` may read anew. (Where weights
-are read from disk as well, going back is dear: there checkpoints without room go to temporary files.) So
-memory does not grow with the data, where there is room nothing is computed twice, and the results are the
-same bits.
+forward as long as all of them fit in a `ByteBudget`, and beyond it in temporary files: writing and reading
+them takes a fraction of computing them again. A batch for which there is no room there either stays where it
+is and is computed again from there, in the end from its inputs, which `batches` may read anew. So memory does
+not grow with the data, where there is room nothing is computed twice, and the results are the same bits.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from nncompress.analysis.observe.budget import ByteBudget
-from nncompress.analysis.observe.shelf import SpilledValues
+from nncompress.analysis.observe.shelf import SpilledValues, room_for_files
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.ir.graph.model import Model
+
+FILES = 100  # that a runner may have open: a process may have 256 on some systems
 
 
 class LayerwiseRunner(Walk):
@@ -38,7 +39,6 @@ class LayerwiseRunner(Walk):
         batches: the model's inputs, batch by batch. A batch for which there is no room is asked for again.
         budget: what checkpoints may take.
         weights: tensor name -> value that stands in for the stored one, read whenever it is needed.
-        spill: keep checkpoints that have no room in temporary files.
     """
 
     def __init__(
@@ -48,15 +48,14 @@ class LayerwiseRunner(Walk):
         budget: ByteBudget | None = None,
         *,
         weights: Mapping[str, Tensor] | None = None,
-        spill: bool = False,
     ) -> None:
         super().__init__(model)
         if weights is not None:
             self.weights = weights
-        self._batches, self._spill = batches, spill
+        self._batches = batches
         # None: its inputs, to be read again
         self._points: list[Env | SpilledValues | None] = [None] * len(batches)
-        self._budget = budget or ByteBudget()
+        self._budget, self._disk, self._files = budget or ByteBudget(), room_for_files(), ByteBudget(FILES)
         self._done = set(self._inputs)
         self._waiting = {node: len(node.users) for node in self._order}
 
@@ -121,15 +120,22 @@ class LayerwiseRunner(Walk):
         new = {node: env[node] for node in alive if node in env}
         _, starts = self.between({**start, **new}, alive - set(new))
         new.update((node, start[node]) for node in starts if node in start)
-        old = self._points[number]
-        held = _bytes(old) if isinstance(old, dict) else 0
-        if self._budget.fits(_bytes(new) - held):
+        old, size = self._points[number], _bytes(new)
+        if isinstance(old, SpilledValues):
+            if self._budget.fits(size):
+                self._points[number] = new
+                self._disk.fits(-old.size)
+                self._files.fits(-1)
+            elif self._disk.fits(size - old.size):
+                old.write(new, size)
+            return
+        held = 0 if old is None else _bytes(old)
+        if self._budget.fits(size - held):
             self._points[number] = new
-        elif self._spill:
+        elif self._disk.fits(size) and self._files.fits(1):
             self._budget.fits(-held)
-            spilled = old if isinstance(old, SpilledValues) else SpilledValues()
-            spilled.write(new)
-            self._points[number] = spilled
+            self._points[number] = spilled = SpilledValues()
+            spilled.write(new, size)
 
 
 def _bytes(env: Env) -> int:

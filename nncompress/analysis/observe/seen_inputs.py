@@ -35,7 +35,7 @@ class SeenInputs:
     """Second moments of every layer's inputs. The network is run layer by layer, on all batches.
 
     Args:
-        weights, spill: as of `LayerwiseRunner`.
+        weights: as of `LayerwiseRunner`.
 
     Attributes:
         rows: what was seen of each layer that was asked for.
@@ -49,9 +49,8 @@ class SeenInputs:
         seed: int,
         *,
         weights: Mapping[str, Tensor] | None = None,
-        spill: bool = False,
     ) -> None:
-        self._run = LayerwiseRunner(model, batches, weights=weights, spill=spill)
+        self._run = LayerwiseRunner(model, batches, weights=weights)
         self._seed = seed
         self._samples = [count_samples(model.inputs, inputs) for inputs in batches]
         self.rows: list[Rows] = []

@@ -4,6 +4,7 @@ happens to the process."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from shutil import disk_usage
 from tempfile import TemporaryFile, gettempdir
 from weakref import finalize
 
@@ -50,20 +51,25 @@ class Shelf:
 
 
 class SpilledValues:
-    """Values of nodes, in a file of their own."""
+    """Values of nodes, in a file of their own.
+
+    Attributes:
+        size: their bytes.
+    """
 
     def __init__(self) -> None:
+        self.size = 0
         self._file = TemporaryFile()  # noqa: SIM115
         finalize(self, self._file.close)
         self._nodes: tuple[fx.Node, ...] = ()
 
-    def write(self, env: Env) -> None:
-        """Hold these values instead of those before.
+    def write(self, env: Env, size: int) -> None:
+        """Hold these values, of so many bytes, instead of those before.
 
         Raises:
             OutputError: there is no room for them.
         """
-        self._nodes = tuple(env)
+        self._nodes, self.size = tuple(env), size
         try:
             self._file.seek(0)
             self._file.truncate()
@@ -76,6 +82,11 @@ class SpilledValues:
         """The values, bit for bit."""
         self._file.seek(0)
         return dict(zip(self._nodes, torch.load(self._file, weights_only=True), strict=True))
+
+
+def room_for_files() -> ByteBudget:
+    """What temporary files may take: a quarter of what is free, as runs go side by side."""
+    return ByteBudget(disk_usage(gettempdir()).free // 4)
 
 
 def _no_room(error: Exception, expected: str = "") -> OutputError:

@@ -94,7 +94,7 @@ def round_by_groups(
     if context.data is not None and not nearest:
         batches = context.data.input_batches(context.batch_size, context.limit)
         tied = _tied_moments(model, matrices, batches, context, stored)
-        seen = SeenInputs(model, batches, context.seed, weights=stored.weights, spill=stored.spill)
+        seen = SeenInputs(model, batches, context.seed, weights=stored.weights)
     reasons = {name: _reason_to_leave(model, each, stored.turned) for name, each in matrices.items()}
     alone = [each[0] for name, each in matrices.items() if len(each) == 1 and not reasons[name]]
     products = [layer for layer in alone if layer.kind in PRODUCTS]
@@ -161,7 +161,7 @@ def _tied_moments(
     found = {layer.name: Moments() for layer in wanted if layer.kind in PRODUCTS}
     if not found:
         return {}
-    run = LayerwiseRunner(model, batches, weights=stored.weights, spill=stored.spill)
+    run = LayerwiseRunner(model, batches, weights=stored.weights)
     left = len(found)
     for layer in (layer for layer in layers(model) if layer.kind in PRODUCTS):
         moments = found.get(layer.name)

@@ -17,12 +17,10 @@ class Matrices:
 
     Attributes:
         weights: what stands in for the model's own in a walk; None: nothing.
-        spill: activations between its layers that have no room in memory go to temporary files.
         turned: a matrix that is stored inputs first may be stored outputs first instead.
     """
 
     weights: Mapping[str, Tensor] | None = None
-    spill = False
     turned = True
 
     def __init__(self, model: Model) -> None:

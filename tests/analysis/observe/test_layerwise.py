@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from networks import inputs, model
 from torch import nn
 
-from nncompress.analysis.observe import budget
+from nncompress.analysis.observe import budget, layerwise
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.outputs import Outputs
@@ -84,12 +87,33 @@ def test_a_pass_gives_the_same_bits_whatever_the_budget(text, tmp_path, monkeypa
     np.savez(tmp_path / "d.npz", x=inputs("residual", 96, seed=3)[0].numpy())
     data = open_data(str(tmp_path / "d.npz"), each.inputs)
     found = []
-    for most in (0, 2**30):
+    for most, on_disk in ((0, 0), (0, 2**30), (2**30, 0)):
         monkeypatch.setattr(budget, "BUDGET", most)
+        monkeypatch.setattr(layerwise, "room_for_files", partial(ByteBudget, on_disk))
         result, _ = run(each, [parse_pass(text)], Context(data=data, batch_size=16))
         found.append(result.state_dict())
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        assert all(torch.equal(found[0][name], other[name]) for name in other)
+
+
+def test_what_has_no_room_in_memory_is_computed_once_where_files_have_room(monkeypatch):
+    each = model("residual")
+    batches = [inputs("residual", 4, seed=s) for s in range(3)]
+    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
+    computed: Counter[torch.fx.Node] = Counter()
+    compute = LayerwiseRunner.compute
+
+    def counted(self, node, env):
+        computed[node] += node.op == "call_function"
+        return compute(self, node, env)
+
+    monkeypatch.setattr(LayerwiseRunner, "compute", counted)
+    runner = LayerwiseRunner(each, batches, ByteBudget(0))
+    for node in nodes:
+        for _ in runner.values(node):
+            pass
+    assert max(computed.values()) == len(batches)
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])
