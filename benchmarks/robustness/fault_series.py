@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks.robustness.fault_files import RECORD, contents, is_whole, leftovers, restore, weights
 from nncompress.cli.app import run
 from nncompress.files.atomic import replacing
+from nncompress.files.leftovers import MOVING
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "tempfile.mkdtemp")
 CODES = {signal.SIGINT: (130,), signal.SIGTERM: (143, -signal.SIGTERM)}  # which a shell reports as 143
@@ -282,7 +283,7 @@ class _Series:
     def _write_again(self) -> None:
         """In a copy, where this process, which goes on, has no locks: is what the dead one left removed?"""
         shutil.rmtree(self.copy, ignore_errors=True)
-        shutil.copytree(self.work, self.copy)
+        shutil.copytree(self.work, self.copy, copy_function=_copy)
         for folder in sorted({self.copy, *(path.parent for path in leftovers(self.copy))}):
             if folder.exists():  # else it was inside another
                 with replacing(folder / "next") as path:
@@ -306,6 +307,11 @@ class _Series:
         self.counts["resumed"] += same
         if not same:
             self.notes.append(f"continued, it ended with {code} or in other weights")
+
+
+def _copy(source: str, target: str) -> None:
+    """What is about to be moved stays the very file, by which the next writer tells it."""
+    (os.link if Path(source).parent.name == MOVING else shutil.copy2)(source, target)
 
 
 def _names(folder: Path) -> set[Path]:

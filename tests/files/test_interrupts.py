@@ -2,6 +2,8 @@
 
 import os
 import select
+import signal
+import threading
 
 import pytest
 
@@ -23,3 +25,18 @@ def test_the_block_ends_while_a_forked_child_lives_on():
     os.close(waits)
     os.close(go)  # which the child waits for
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_signal_that_comes_while_an_object_is_cleared_away_is_not_lost():
+    """Python ignores what is raised there."""
+
+    class Cleared:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def clear_and_wait() -> None:
+        Cleared()
+        threading.Event().wait(120)
+
+    with heard(), pytest.raises(KeyboardInterrupt):
+        clear_and_wait()
