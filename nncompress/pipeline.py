@@ -22,6 +22,7 @@ from nncompress.ir.edit.computed import store_computed_weights
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
+from nncompress.ir.layers.factors import products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import layers
 from nncompress.memory import give_back
@@ -331,6 +332,7 @@ def _check_patterns(each: Pass, model: Model) -> None:
     names += [name for layer in recurrent for name in layer.names]
     matrices = [each.name for layer in recurrent for each in layer.matrices]
     known = {*names, *matrices, *(layer_name(tensor) for tensor in model.state_dict())}
+    known.update(product.name for product in products(model))
     for option in ("exclude", "keep"):
         for pattern in getattr(each, option, ()):
             if not any(fnmatch(name, pattern) for name in known):

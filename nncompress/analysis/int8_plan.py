@@ -15,7 +15,8 @@ Other runtimes' int8 convolutions give floats as well, and compute what follows 
 (`float_results`). For them no value is rounded that only float ops read, nor one between a convolution and
 its activation (SiLU, Hardswish, GELU, …), nor the gate of a squeeze-and-excitation. Others add a residual
 branch within the convolution (`fused_sums`), whose own result is then not rounded, or write the branches of a
-concatenation into one tensor (`joined_concats`), which takes one grid for all.
+concatenation into one tensor (`joined_concats`), which takes one grid for all, or multiply two activations in
+int8 (`products`), whose zero must then be 0.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nncompress.ir.edit.fold import is_affine
 from nncompress.ir.formats.qdq import is_dequantized, is_quantized
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import CLAMPS, DROPOUTS, MOVES, PRODUCTS, op_name
+from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.weights import Layer, argument
 
 # in 8 bits the same values, with the same qparams
@@ -54,6 +56,7 @@ class Plan:
         one_grid: for those that have one grid together, the first of them.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
         computed: those that an op computes from 8-bit values, other than a layer.
+        signed: those whose grid has the zero in its middle, as signed bytes.
     """
 
     points: list[fx.Node] = field(default_factory=list)
@@ -61,6 +64,7 @@ class Plan:
     one_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     computed: set[fx.Node] = field(default_factory=set)
+    signed: set[fx.Node] = field(default_factory=set)
 
 
 def plan_activations(
@@ -70,6 +74,7 @@ def plan_activations(
     float_results: bool = False,
     fused_sums: bool = False,
     joined_concats: bool = False,
+    products: Collection[Product] = (),
 ) -> Plan:
     """The activations to round so that `layers` run in int8.
 
@@ -77,13 +82,15 @@ def plan_activations(
         float_results: of convolutions are no loss of time (`nncompress.targets.Target.float_results`).
         fused_sums: convolutions add what else a sum reads, before they round (`Target.fused_sums`).
         joined_concats: what a concatenation reads and gives has one grid (`Target.joined_concats`).
+        products: of activations, that run in int8, too (`Target.products`).
     """
     nodes = list(model.graph.nodes)
     last = results(float_results=float_results)
-    read = {layer.data for layer in layers}
+    multiplied = {factor for product in products for factor in product.factors}
+    read = {layer.data for layer in layers} | multiplied
     written = {last(layer.node) for layer in layers if layer.kind not in PRODUCTS}
     computed_by_layer = {last(layer.node) for layer in layers}
-    layer_nodes = {layer.node for layer in layers}
+    layer_nodes = {layer.node for layer in layers} | {product.node for product in products}
     possible = _possible(nodes, read | written)
     wanted = _read_in_int8(nodes, read, possible) if float_results else _wanted(nodes, read, possible)
     asked = wanted if float_results else wanted | written
@@ -100,6 +107,8 @@ def plan_activations(
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
         if op_name(node) in SAME_VALUES and node in plan.computed:
             plan.same_qparams[node] = node.args[0]
+        elif node in multiplied:
+            plan.signed.add(node)
     if fused_sums:
         convolutions = {layer.node for layer in layers if layer.kind not in PRODUCTS}
         for node in _summands(nodes, plan.points, convolutions):

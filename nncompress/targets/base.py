@@ -15,6 +15,7 @@ from nncompress import extras
 # sums:              residual sums that one layer norm reads as Sum, which is not fused with it
 # amx-tiles:         weights w as w − 1 with the zero point −1, where the processor that writes has AMX
 # unsigned-weights:  weights w as w + 128 with the zero point 128, where it has no VNNI and sums overflow
+# matrices:          products of more than a matrix as MatMul, where ONNX Runtime wants a Gemm over rows
 # lstm:              LSTMs by ONNX Runtime's own operator with int8 weights, which rounds every state
 # float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
@@ -24,6 +25,7 @@ Rewrite = Literal[
     "channels",
     "silu",
     "sums",
+    "matrices",
     "lstm",
     "amx-tiles",
     "unsigned-weights",
@@ -36,6 +38,7 @@ SAID: dict[str, str] = {
     "channels": "values with zero channels for its kernels",
     "silu": "SiLUs as QuickGelu",
     "sums": "residual sums kept apart from layer norms",
+    "matrices": "products over more than rows",
     "lstm": "LSTMs whose inputs and states are rounded at every step",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",
@@ -65,6 +68,8 @@ class Target:
             before they round: what float ops read, and what lies between the two, stays float.
         symmetric: it refuses activations with a zero point other than 0.
         fused_sums: its convolutions add a residual branch before they round.
+        products: its products of two activations (queries and keys) run in int8 where both are signed bytes
+            with the zero point 0.
         joined_concats: the branches of a concatenation are written into one tensor, if they have one grid.
         rewrites: what its files may have that those of no other target have.
         notes: what its users must know.
@@ -85,6 +90,7 @@ class Target:
     symmetric: bool = False
     fused_sums: bool = False
     joined_concats: bool = False
+    products: bool = False
     rewrites: tuple[Rewrite, ...] = ()
     notes: tuple[str, ...] = ()
 

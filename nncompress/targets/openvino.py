@@ -20,6 +20,8 @@ TARGET = Target(
     "`bench --profile` say which layers, asked of the compiled graph",
     clock="CPU time of the calling thread, one stream, interleaved",
     float_results=True,
+    products=True,
+    rewrites=("matrices",),
     notes=(
         "the baseline that costs nothing is the float model as it comes: bfloat16 on AMX or AVX512-BF16",
         "quantize --target openvino rounds less than others need: elsewhere its layers may run in float",

@@ -33,7 +33,10 @@ def test_what_only_one_runtime_likes_belongs_to_one_target():
     owners = {
         rewrite: [t.name for t in TARGETS.values() if rewrite in t.rewrites] for rewrite in targets.SAID
     }
-    assert owners == {rewrite: ["ort-cpu"] for rewrite in targets.SAID} | {"float16": ["tensorrt"]}
+    assert owners == {rewrite: ["ort-cpu"] for rewrite in targets.SAID} | {
+        "float16": ["tensorrt"],
+        "matrices": ["openvino"],
+    }
 
 
 def test_a_file_is_for_the_one_target_that_reads_its_format_and_else_for_any():

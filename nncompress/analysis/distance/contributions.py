@@ -18,8 +18,9 @@ from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import Distances
-from nncompress.ir.layers.recurrent import RecurrentLayer, recurrent_layers
-from nncompress.ir.layers.weights import Layer, layers
+from nncompress.ir.layers.factors import products
+from nncompress.ir.layers.recurrent import recurrent_layers
+from nncompress.ir.layers.weights import layers
 
 TRIED = 8  # layers whose effect on the outputs is measured
 TOLD = 3  # of these, how many are told
@@ -35,7 +36,7 @@ def contributions(original: Model, changed: Model, names: Sequence[str], inputs:
     """
     original, changed = original.copy(), changed.copy()  # running a model may change its state
     places = dict(_places(original, changed, names))
-    ends = {node for place in places.values() for node in (place.start, place.end)}
+    ends = {node for place in places.values() for node in (*place.starts, place.end)}
     walk, end = Walk(original), original.graph.output_node()
     known = walk.start(*(x.clone() for x in inputs))
     with torch.no_grad():
@@ -43,7 +44,7 @@ def contributions(original: Model, changed: Model, names: Sequence[str], inputs:
         made: dict[str, Tensor] = {}
         errors: dict[str, float] = {}
         for name, place in places.items():
-            value = _new_value(changed, place, usual[place.start], inputs)
+            value = _new_value(changed, place, [usual[start] for start in place.starts], inputs)
             wanted = usual[place.end]
             if value is not None and value.shape == wanted.shape:
                 made[name] = value.to(wanted.dtype)
@@ -61,9 +62,9 @@ def contributions(original: Model, changed: Model, names: Sequence[str], inputs:
 class _Place:
     """Where a layer stands: what it reads and what it gives, in the original and in the changed graph."""
 
-    start: fx.Node
+    starts: tuple[fx.Node, ...]
     end: fx.Node
-    new_start: fx.Node
+    new_starts: tuple[fx.Node, ...]
     new_end: fx.Node
 
 
@@ -73,7 +74,15 @@ def _places(original: Model, changed: Model, names: Sequence[str]) -> Iterator[t
         own = {layer.name, *(each.name for each in layer.matrices)}
         other = recurrent.get(layer.name) if own & {*names} else None
         if other is not None and layer.result is not None and other.result is not None:
-            yield layer.name, _Place(layer.data, layer.result, _unrounded(other), other.result)
+            yield layer.name, _Place((layer.data,), layer.result, (_unrounded(other.data),), other.result)
+    multiplied = {product.name: product for product in products(changed)}
+    for product in products(original):
+        twin = multiplied.get(product.name) if product.name in names else None
+        if twin is not None:
+            yield (
+                product.name,
+                _Place(product.factors, product.node, tuple(map(_unrounded, twin.factors)), twin.node),
+            )
     old = {layer.name: layer for layer in layers(original)}
     new = list(layers(changed))
     for name in dict.fromkeys(names):
@@ -86,9 +95,9 @@ def _places(original: Model, changed: Model, names: Sequence[str]) -> Iterator[t
             yield (
                 name,
                 _Place(
-                    old[name].data,
+                    (old[name].data,),
                     norm or old[name].node,
-                    _unrounded(stages[0]),
+                    (_unrounded(stages[0].data),),
                     new_norm or stages[-1].node,
                 ),
             )
@@ -101,19 +110,19 @@ def _stands_for(stage: str, name: str, old: Collection[str]) -> bool:
     return number.isdigit() and stem in (f"{name}.", f"{name}_") and stage not in old
 
 
-def _unrounded(layer: Layer | RecurrentLayer) -> fx.Node:
-    """What the layer reads, before it is rounded to int8."""
-    node = layer.data
+def _unrounded(node: fx.Node) -> fx.Node:
+    """What a layer reads, before it is rounded to int8."""
     while node.op == "call_function" and "quantize" in op_name(node):
         node = node.all_input_nodes[0]
     return node
 
 
-def _new_value(changed: Model, place: _Place, start: Tensor, inputs: Inputs) -> Tensor | None:
-    """What the changed layer makes of its original input; None where that does not fit it."""
+def _new_value(changed: Model, place: _Place, starts: Sequence[Tensor], inputs: Inputs) -> Tensor | None:
+    """What the changed layer makes of its original inputs; None where that does not fit it."""
     walk = Walk(changed)
     try:
-        return walk.run({**walk.start(*inputs), place.new_start: start}, [place.new_end])[place.new_end]
+        known = {**walk.start(*inputs), **dict(zip(place.new_starts, starts))}
+        return walk.run(known, [place.new_end])[place.new_end]
     except RuntimeError:  # fewer channels
         return None
 

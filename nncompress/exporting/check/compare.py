@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,12 +22,15 @@ from nncompress.analysis.distance.rounding import Rounding
 from nncompress.dtypes import dtype_name
 from nncompress.errors import NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
+from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.ir.graph.inputs import BATCH, count_samples, derived_sizes
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.runtimes.base import output_array
 from nncompress.runtimes.free_sizes import other_sizes
+from nncompress.runtimes.onnx_files.unrounded import write_unrounded
 
+Run = Callable[[tuple[Tensor, ...]], Sequence[Tensor]]
 FLIPPED_INTEGERS = 0.02  # share of integer outputs (arg-max, comparisons) that may differ at near ties
 
 
@@ -122,6 +127,25 @@ def compare(
             worst_diff, worst_relative = max(worst_diff, difference), max(worst_relative, relative)
     told = "" if rounding is None else rounding.told
     return Comparison(worst_diff, worst_relative, runtime, batches, rounding=told)
+
+
+def differs_without_rounding(model: Model, path: Path, open_file: Callable[[Path], Run]) -> str:
+    """Where the `.onnx` at `path` says something else than the graph, or why that cannot be told; "" where it
+    says the same.
+
+    Args:
+        open_file: how a file is run as it is written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        floats = Path(folder) / "floats.onnx"
+        if why := write_unrounded(model, path, floats):
+            return why
+        try:
+            run = open_file(floats)
+            compare(without_rounding(model), run, "the file without rounding", precision="float32")
+        except (UnsupportedError, VerificationError) as error:
+            return f"{error.what}: {error.got}"
+    return ""
 
 
 def _trials(model: Model, batches: Sequence[int]) -> Iterator[tuple[int, list[tuple[Tensor, ...]], str]]:

@@ -21,11 +21,9 @@ from nncompress.exporting.check.compare import Comparison
 from nncompress.exporting.check.discrete_choices import Probe, compare_choices, find_choices
 from nncompress.exporting.lower.onnxruntime.state_io import State
 from nncompress.ir import Model
-from nncompress.ir.formats.qdq import without_rounding
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.places import place
-from nncompress.runtimes.onnx_files.unrounded import write_unrounded
 
 
 def compare(
@@ -144,23 +142,8 @@ def _of_whole_numbers(node: fx.Node) -> bool:
     return op_name(node) == "pow" and not node.meta["val"].is_floating_point()
 
 
-def differs_without_rounding(model: Model, path: Path) -> str:
-    """Where the file at `path` says something else than the graph, or why that cannot be told; "" where it
-    says the same."""
-    with tempfile.TemporaryDirectory() as folder:
-        floats = Path(folder) / "floats.onnx"
-        if why := write_unrounded(model, path, floats):
-            return why
-        try:
-            run = _runner(floats, optimised=False)
-            verify.compare(without_rounding(model), run, "the file without rounding", precision="float32")
-        except (UnsupportedError, VerificationError) as error:
-            return f"{error.what}: {error.got}"
-    return ""
-
-
 def _proof(model: Model, path: Path) -> Callable[[], str]:
-    return partial(differs_without_rounding, model, path)
+    return partial(verify.differs_without_rounding, model, path, lambda file: _runner(file, optimised=False))
 
 
 def _runtime() -> str:

@@ -25,10 +25,11 @@ from nncompress.runtimes.on_openvino import HEAVY, OpenVinoRunner, by_itself, su
 NAMED = 5  # layers in float that a report names
 
 
-def compare(model: Model, path: Path, *, integers: bool = True) -> Comparison:
+def compare(model: Model, path: Path, *, source: Path | None = None, integers: bool = True) -> Comparison:
     """See `nncompress.exporting.check.compare.compare`.
 
     Args:
+        source: the `.onnx` that an `.xml` was made of (default: `path` is one).
         integers: False: integer kernels of this processor are known to be wrong about it, and not compared.
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -38,19 +39,33 @@ def compare(model: Model, path: Path, *, integers: bool = True) -> Comparison:
     runtime = f"openvino {version('openvino')}"
     own = precision_of(model)
     quantized = own in ("int8", "int4")
-    found, told = None, ""
+    found, told, as_written = None, "", None
     if quantized:
         as_written = _run(path, "float32", integers=False)
-        found = verify.compare(model, as_written, f"{runtime} in floats", precision=f"{own} as written")
+        found = verify.compare(
+            model,
+            as_written,
+            f"{runtime} in floats",
+            precision=f"{own} as written",
+            proof=lambda: verify.differs_without_rounding(
+                model, source or path, lambda file: _run(file, "float32", integers=False)
+            ),
+        )
         told = found.rounding
     if found is None or integers:
-        found = verify.compare(model, _run(path, "float32"), runtime)
+        found = verify.compare(model, _run(path, "float32"), runtime, proven=as_written)
         found = replace(found, rounding=found.rounding or told)
     floats = by_itself()
     if floats != "float32" and integers:
         precision = own if quantized else floats
         try:
-            verify.compare(model, _run(path, None), f"{runtime} as it comes", precision=precision)
+            verify.compare(
+                model,
+                _run(path, None),
+                f"{runtime} as it comes",
+                precision=precision,
+                proven=as_written,
+            )
         except VerificationError as error:
             raise VerificationError(
                 f"right in float32, but {error.what}",

@@ -24,6 +24,7 @@ from nncompress.exporting.check.compare import compare as compare_outputs
 from nncompress.exporting.check.int8_coverage import int8_coverage
 from nncompress.exporting.check.onnxruntime import compare, compare_steps
 from nncompress.exporting.check.read_back import read_back_onnx
+from nncompress.exporting.lower.masks import with_known_masks
 from nncompress.exporting.lower.onnxruntime.float_twin import float_twin
 from nncompress.exporting.lower.onnxruntime.groups import lower_groups
 from nncompress.exporting.lower.onnxruntime.int8.rewrite import lower_int8
@@ -43,7 +44,7 @@ from nncompress.files.atomic import replacing
 from nncompress.ir import Model
 from nncompress.ir.formats.groups import stored_by_groups
 from nncompress.ir.formats.lookup import pack
-from nncompress.ir.formats.qdq import MIDDLE, is_dynamic, make_signed
+from nncompress.ir.formats.qdq import MIDDLE, QParams, is_dynamic, make_signed
 from nncompress.ir.formats.samples import verification_inputs
 from nncompress.ir.graph.ops import op_name
 from nncompress.runtimes import open_artifact
@@ -68,6 +69,7 @@ def write_onnx(
     protect: Iterable[str | Path] = (),
     storage: Storage = "packed",
     target: Target | None = None,
+    run_there: bool = True,
     read_back: bool = False,
     time_int8: TimeInt8 | None = None,
 ) -> ExportReport:
@@ -78,6 +80,7 @@ def write_onnx(
 
     Args:
         target: what it is written for; None: plain, the same on every machine.
+        run_there: compare it where the target runs it, too; False: who asks will do that.
         read_back: say whether our own reader takes the file for the model.
         time_int8: what measures a quantized model beside float32 on this machine; None: it is not measured.
 
@@ -124,7 +127,7 @@ def write_onnx(
         finally:
             exact.unlink(missing_ok=True)
         compare_steps(model, kernels, states)
-        if target is not None and target.runtime not in ("", "onnxruntime"):
+        if target is not None and run_there and target.runtime not in ("", "onnxruntime"):
             found, covered = _in_its_runtime(model, temporary, states, target, integers=not cut_off)
             twin = None  # which is measured in ONNX Runtime
         elif int8 and here:
@@ -205,7 +208,7 @@ def _write_here(model: Model, file: Path, storage: Storage) -> None:
 
 
 def _convert(model: Model, storage: Storage) -> _Graph:
-    model = without_projections(model)
+    model = with_known_masks(without_projections(model))
     own = model
 
     def converted(said: Model) -> ONNXProgram:
@@ -270,7 +273,8 @@ def _signed(model: Model, target: Target) -> Model:
     for node in model.graph_module.graph.nodes:
         if not op_name(node).startswith(("quantize_per_tensor", "choose_qparams")):
             continue
-        if is_dynamic(node) or op_name(node).startswith("choose_qparams") or node.args[2] != MIDDLE:
+        computed = is_dynamic(node) or op_name(node).startswith("choose_qparams")
+        if computed or QParams.of(node).zero_point != MIDDLE:
             raise UnsupportedError(
                 f"{target.title} takes activations in signed 8 bits with the zero point 0 alone",
                 got="ranges that are found when it runs" if is_dynamic(node) else "ranges with another zero",

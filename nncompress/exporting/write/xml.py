@@ -50,7 +50,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
     check_chosen(Path(path).with_suffix(".bin"), are_our_weights, "")
     with replacing(path, protect, are_our_weights) as temporary, TemporaryDirectory() as folder:
         onnx = Path(folder) / "model.onnx"
-        report = write_onnx(model, onnx)
+        report = write_onnx(model, onnx, target=TARGETS["openvino"], run_there=False)
         spell_transforms(onnx)
         int8 = precision_of(model) == "int8"
         overflow = len(saturating_weights(onnx)) if int8 else 0
@@ -70,7 +70,7 @@ def write_xml(model: Model, path: str | Path, *, protect: Iterable[str | Path] =
             with temporary.with_suffix(".bin").open("ab") as weights:
                 weights.write(seal)
         cut_off = overflow > 0 and processor().saturates
-        found = check.compare(model, temporary, integers=not cut_off)
+        found = check.compare(model, temporary, source=onnx, integers=not cut_off)
         told = [check.coverage(model, temporary)] if int8 else []
         warned = ""
         if cut_off:

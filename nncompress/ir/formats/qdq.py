@@ -78,7 +78,7 @@ class QParams:
     @classmethod
     def of(cls, node: fx.Node) -> QParams:
         """Read off a static `quantize_per_tensor` or `dequantize_per_tensor` node."""
-        return cls(float(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
+        return cls(float(node.args[1]), int(node.args[2]) - int(node.args[3]))  # type: ignore[arg-type]
 
 
 def is_dequantized(node: object) -> bool:
@@ -145,8 +145,10 @@ class StraightThrough(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def insert_pair(node: fx.Node, qparams: QParams, readers: Collection[fx.Node]) -> None:
-    """`readers` of `node` read it rounded to `qparams`."""
+def insert_pair(
+    node: fx.Node, qparams: QParams, readers: Collection[fx.Node], *, signed: bool = False
+) -> None:
+    """`readers` of `node` read it rounded to `qparams`; `signed`: stored as signed bytes."""
     behind = node.next
     while behind.op == "placeholder":
         behind = behind.next
@@ -154,8 +156,12 @@ def insert_pair(node: fx.Node, qparams: QParams, readers: Collection[fx.Node]) -
     with edit.inserting_before(behind) as call:
         quantized = call(ops.quantize_per_tensor.default, node, *bounds)
         dequantized = call(ops.dequantize_per_tensor.default, quantized, *bounds)
+    if signed:
+        make_signed(quantized)
+        make_signed(dequantized)
     if "val" in node.meta:
-        quantized.meta["val"], dequantized.meta["val"] = node.meta["val"].to(torch.uint8), node.meta["val"]
+        codes = torch.int8 if signed else torch.uint8
+        quantized.meta["val"], dequantized.meta["val"] = node.meta["val"].to(codes), node.meta["val"]
     node.replace_all_uses_with(dequantized, delete_user_cb=lambda user: user in readers)
 
 

@@ -22,8 +22,10 @@ from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
 from nncompress.ir.formats.precision import computed_in_float32, convert
+from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.graph.places import layer_name, place
+from nncompress.ir.layers.factors import products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data
@@ -40,7 +42,7 @@ from nncompress.passes.quantize.calibrate import (
     placement,
     rounded_for_one,
 )
-from nncompress.passes.quantize.choose import choose, integer_layers
+from nncompress.passes.quantize.choose import choose, choose_products, integer_layers
 from nncompress.passes.quantize.equalization.condition import condition
 from nncompress.passes.quantize.equalization.smoothing import Hooks, smooth
 from nncompress.passes.quantize.groups import check_groups, round_by_groups
@@ -70,7 +72,8 @@ def requires(options: Quantize, model: Model, context: Context) -> None:
             got="no convolution, linear layer, embedding or recurrent layer with weights",
         )
     named = [layer.name for layer in found] + [name for layer in recurrent for name in layer.names]
-    names = named + norm_names(model, folded.values())
+    multiplied, _ = choose_products(model, (), options.mode, context.target)
+    names = named + norm_names(model, folded.values()) + [product.name for product in multiplied]
     for pattern in options.keep:
         if not any(fnmatch(name, pattern) for name in names):
             raise UsageError(
@@ -160,13 +163,16 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             seen = _smooth(model, options.mode, options.keep, ranges, options.weight_bits, context)
         chosen, _ = choose(model, options.keep)  # anew: nodes were replaced
         integer = integer_layers(chosen, options.mode)
+        multiplied, _ = choose_products(model, options.keep, options.mode, context.target)
         statistics = CalibrationStatistics(
             bits=dict.fromkeys((w.name for w in weights_of(chosen, recurrent)), options.weight_bits),
             placement=placement(context),
         )
         if options.mode == "static":
-            seen = activation_histograms(model, integer, context) if seen is None else seen
-            statistics.qparams = activation_qparams(statistics.plan(model, integer), seen, ranges, context)
+            if seen is None:
+                seen = activation_histograms(model, integer, multiplied, context)
+            plan = statistics.plan(model, integer, multiplied)
+            statistics.qparams = activation_qparams(plan, seen, ranges, context)
         if options.size is not None:
             statistics.bits = bits_by_fisher(
                 model, chosen, options.size, bytes_before, bytes_saved(recurrent), context
@@ -186,11 +192,12 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             unbiased=context.data if options.correct_bias else None,
             limit=context.limit,
             integers=integers,
+            target=context.target,
         )
         for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
         if timed:
             copied = partial(_copy_with_samples, rounding, context)
-            slow = slow_in_int8(model, integer, options.mode, copied, context)
+            slow = slow_in_int8(model, integer, multiplied, options.mode, copied, context)
             rounding = replace(rounding, left=slow)
         drop = None if options.max_drop is None else (options.max_drop, options.metric)
         changes = _round_within(model, rounding, drop, options.drift_bound, context)
@@ -229,10 +236,11 @@ def _smooth(
     Returns: the histograms of what will be rounded, where the data was run for them and they still hold.
     """
     integer = integer_layers(choose(model, keep)[0], mode)
+    multiplied, _ = choose_products(model, keep, mode, context.target)
     seen: dict[fx.Node, Histogram] = {}
 
     def run(hooks: Hooks) -> None:
-        seen.update(activation_histograms(model, integer, context, hooks))
+        seen.update(activation_histograms(model, integer, multiplied, context, hooks))
 
     if mode == "static":
         smoothed = smooth(model, integer, for_target(ranges, context), bits, context, run)
@@ -308,6 +316,9 @@ def ensures(options: Quantize, model: Model, changes: list[Change]) -> None:
                 raise VerificationError(f"quantize: {layer.name} is not float16 after all")
         elif layer.name in done and not layer.weight.quantized:
             raise VerificationError(f"quantize: {layer.name} is not quantized after all")
+    for product in products(model) if options.mode == "static" else ():
+        if product.name in done and not all(map(is_dequantized, product.factors)):
+            raise VerificationError(f"quantize: what {product.name} multiplies is not quantized after all")
     for recurrent in recurrent_layers(model) if options.mode != "float16" else ():
         if recurrent.name in done and not all(weight.quantized for weight in recurrent.matrices):
             raise VerificationError(f"quantize: {recurrent.name} is not quantized after all")

@@ -15,6 +15,7 @@ from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.errors import MissingExtraError, NNCompressError, UsageError
 from nncompress.ir import Model
+from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.choose import choose, integer_layers
@@ -30,13 +31,20 @@ UNCHANGED = Estimate(1.0, 1.0, 1.0)
 
 
 def slow_in_int8(
-    model: Model, integer: Sequence[Layer], mode: str, rounded: Callable[[Left], Model], context: Context
+    model: Model,
+    integer: Sequence[Layer],
+    products: Sequence[Product],
+    mode: str,
+    rounded: Callable[[Left], Model],
+    context: Context,
 ) -> Left:
-    """The layers to leave in float, for the speed of `context.target`. What was measured is in the notes.
+    """The layers and products of activations to leave in float, for the speed of `context.target`. What was
+    measured is in the notes.
 
     Args:
         model: in floats.
         integer: its layers whose activations would be rounded.
+        products: of activations, that would be rounded.
         rounded: a copy of it in int8 without these layers.
     """
     if not integer:
@@ -49,7 +57,7 @@ def slow_in_int8(
     names = layers_in_float(model, integer, times.layers, times.conversion, float_results=floats)
     _tell_what_is_unknown(times, where, context)
     left = {name: _why(times.layers.get(name)) for name in sorted(names)}
-    return _fastest(model, rounded, left, len(integer), where, context)
+    return _fastest(model, rounded, left, products, len(integer), where, context)
 
 
 def slower_layers(model: Model, where: Target, progress: Progress) -> tuple[str, ...]:
@@ -106,6 +114,7 @@ def _fastest(
     original: Model,
     rounded: Callable[[Left], Model],
     left: Left,
+    products: Sequence[Product],
     count: int,
     where: Target,
     context: Context,
@@ -117,21 +126,29 @@ def _fastest(
     """
     name, floats = where.runtime_name, by_itself() if where.name == "openvino" else "float32"
     none_left = len(left) == count  # that would run in int8
+    apart = {product.name: f"left in {floats}: the model is faster so" for product in products}
     try:
         with ModelLatency(original, context.progress, where) as clock:
             whole = clock.glance(rounded({}))
             mixed = UNCHANGED if none_left else clock.glance(rounded(left)) if left else whole
+            chosen, best = (left, mixed) if left and mixed.value < whole.value else ({}, whole)
+            plain = clock.glance(rounded({**chosen, **apart})) if apart and best is not UNCHANGED else best
     except NNCompressError as error:
         context.notes.append(f"the whole model was not timed in {name}: {error.what}")
-        return left
+        return {**left, **apart} if none_left else left
     told = f"in {name} here the model takes {_text(whole)} of its time in {floats} with every layer in int8"
-    if left and mixed.value < whole.value:
-        best = mixed
+    if chosen:
         told += "" if none_left else f", {_text(mixed)} with {len(left)} of {count} in float"
-    else:
-        best = whole
-        told += f"; with {len(left)} of {count} in float {_text(mixed)}, so none is" if left else ""
-        left = {}
+    elif left:
+        told += f"; with {len(left)} of {count} in float {_text(mixed)}, so none is"
+    left = chosen
+    if best is UNCHANGED:
+        left = {**left, **apart}
+    elif apart:
+        told += f"; with its products of activations in {floats} {_text(plain)}"
+        if plain.value < best.value:
+            left, best = {**left, **apart}, plain
+            told += ", so they are"
     if best.value >= 1:
         surely = (whole if best is UNCHANGED else best).low > 1
         told += (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import Plan, plan_activations
@@ -14,6 +14,7 @@ from nncompress.analysis.observe.moments import InputMoments
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import QParams
 from nncompress.ir.graph.ops import PRODUCTS
+from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     from torch import Tensor, fx
 
 FISHER_BATCH = 16  # samples per sample of the gradient
+
+
+class Placement(TypedDict, total=False):
+    """How a target wants activations rounded: see `plan_activations`."""
+
+    float_results: bool
+    fused_sums: bool
+    joined_concats: bool
 
 
 @dataclass
@@ -43,13 +52,13 @@ class CalibrationStatistics:
 
     bits: dict[str, int]
     qparams: dict[str, QParams] = field(default_factory=dict)
-    placement: Mapping[str, bool] = field(default_factory=dict)
+    placement: Placement = field(default_factory=lambda: Placement())
     moments: InputMoments | None = None
     adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def plan(self, model: Model, integer: list[Layer]) -> Plan:
-        """The activations to round so that `integer` run in int8."""
-        return plan_activations(model, integer, **self.placement)
+    def plan(self, model: Model, integer: list[Layer], products: list[Product]) -> Plan:
+        """The activations to round so that `integer` and `products` run in int8."""
+        return plan_activations(model, integer, products=products, **self.placement)
 
     def rows(self) -> list[Rows]:
         """What was seen of the layers that were rounded so."""
@@ -99,7 +108,7 @@ def can_round_adaptively(layer: Layer) -> bool:
 
 def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str | None:
     """What is said where the target needs fewer activations rounded than all runtimes do; else None."""
-    here = plan_activations(model, integer, **placement(context)).points
+    here = plan_activations(model, integer, **placement(context)).points  # of layers, which all run somehow
     if len(here) == len(plan_activations(model, integer).points):
         return None
     runtime = TARGETS[context.target or ""].runtime_name
@@ -110,10 +119,15 @@ def rounded_for_one(model: Model, integer: list[Layer], context: Context) -> str
 
 
 def activation_histograms(
-    model: Model, integer: list[Layer], context: Context, hooks: Hooks | None = None
+    model: Model,
+    integer: list[Layer],
+    products: list[Product],
+    context: Context,
+    hooks: Hooks | None = None,
 ) -> dict[fx.Node, Histogram]:
-    """Of every activation that is rounded for the layers `integer`; `hooks` see values in the same run."""
-    plan = plan_activations(model, integer, **placement(context))
+    """Of every activation that is rounded for the layers `integer` and the `products`; `hooks` see values in
+    the same run."""
+    plan = plan_activations(model, integer, products=products, **placement(context))
     if not plan.points:
         return {}
     return histograms(
@@ -140,7 +154,8 @@ def activation_qparams(
     found = {}
     for done, (node, histogram) in enumerate(seen.items()):
         context.progress.step("choosing ranges", done, len(seen))
-        found[node.name] = ranges.qparams(histogram)
+        own = replace(ranges, symmetric=True) if node in plan.signed else ranges
+        found[node.name] = own.qparams(histogram)
     for node, source in plan.same_qparams.items():
         found[node.name] = found.get(source.name) or QParams.of(source)
     return found
@@ -152,7 +167,7 @@ def for_target(ranges: RangeRule, context: Context) -> RangeRule:
     return replace(ranges, symmetric=True) if where is not None and where.symmetric else ranges
 
 
-def placement(context: Context) -> dict[str, bool]:
+def placement(context: Context) -> Placement:
     """What `plan_activations` has to know of the target."""
     where = TARGETS.get(context.target or "")
     if where is None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 
+from nncompress.devices import processor
 from nncompress.dtypes import dtype_name
 from nncompress.ir import Model
+from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.ops import PRODUCTS
+from nncompress.ir.layers.factors import Product, products
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change
+from nncompress.targets import TARGETS
 
 # Weights alone are int8: ONNX Runtime has no int8 kernel for these, so rounding their activations only costs.
 WEIGHTS_ONLY = ("embedding", "conv_transpose", "convolution_transposed")
@@ -57,6 +61,27 @@ def integer_layers(chosen: Sequence[Layer], mode: str) -> list[Layer]:
         return []
     found = [each for each in chosen if not each.kind.startswith(WEIGHTS_ONLY)]
     return [each for each in found if each.kind in PRODUCTS] if mode == "dynamic" else found
+
+
+def choose_products(
+    model: Model, keep: Collection[str], mode: str, target: str | None
+) -> tuple[list[Product], list[Change]]:
+    """Products of activations that run in int8 in the target, and a record of each that is kept from it.
+
+    Where sums of 8-bit products overflow, weights can take 7 bits; activations stay floats.
+    """
+    where = TARGETS.get(target or "")
+    if mode != "static" or where is None or not where.products or processor().saturates:
+        return [], []
+    chosen, left = [], []
+    for product in products(model):
+        if all(map(is_dequantized, product.factors)):
+            left.append(Change(product.name, "skipped: quantized already", applied=False))
+        elif any(fnmatch(product.name, each) for each in keep):
+            left.append(Change(product.name, "left in float by --keep", applied=False))
+        else:
+            chosen.append(product)
+    return chosen, left
 
 
 def by_weight(chosen: Sequence[Layer]) -> dict[str, list[Layer]]:

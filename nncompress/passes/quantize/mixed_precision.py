@@ -24,6 +24,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import LEVELS, QParams
 from nncompress.ir.graph.verify import drift
+from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
@@ -40,14 +41,15 @@ def damages(
     model: Model,
     chosen: list[Layer],
     recurrent: list[RecurrentLayer],
+    products: list[Product],
     mode: str,
     statistics: CalibrationStatistics,
     inputs: Inputs,
 ) -> dict[str, float]:
-    """Per stored weight (or recurrent layer), ‖y' − y‖² / ‖y‖² of the outputs when only the layers that read
-    it are rounded."""
+    """Per stored weight (recurrent layer, product of activations), ‖y' − y‖² / ‖y‖² of the outputs when only
+    the layers that read it are rounded."""
     integer = integer_layers(chosen, mode)
-    plan = statistics.plan(model, integer) if mode == "static" else None
+    plan = statistics.plan(model, integer, products) if mode == "static" else None
     qparams = {node: statistics.qparams[node.name] for node in plan.points} if plan is not None else {}
     found = {}
     with torch.no_grad():
@@ -72,6 +74,10 @@ def damages(
                 given = qparams if layer in integer else None
                 walk.instead[layer.node] = partial(_one_rounded, layer, stored * scales.reshape(shape), given)
             found[name] = moved_by(walk)
+        for product in products:
+            walk = Walk(model)
+            walk.instead[product.node] = partial(_factors_rounded, product, qparams)
+            found[product.name] = moved_by(walk)
     return found
 
 
@@ -84,6 +90,14 @@ def _one_rounded(layer: Layer, weight: Tensor, qparams: Mapping[fx.Node, QParams
         given[layer.roles.data] = _rounded(given[layer.roles.data], qparams.get(layer.data))
     assert callable(layer.node.target)
     return layer.node.target(*given, **kwargs)
+
+
+def _factors_rounded(product: Product, qparams: Mapping[fx.Node, QParams], env: Env) -> Tensor:
+    given: list[Any] = list(fx.map_arg(product.node.args, env.__getitem__))
+    kwargs: Any = fx.map_arg(product.node.kwargs, env.__getitem__)
+    given[:2] = [_rounded(x, qparams.get(factor)) for x, factor in zip(given, product.factors)]
+    assert callable(product.node.target)
+    return product.node.target(*given, **kwargs)
 
 
 def _rounded(value: Tensor, known: QParams | None) -> Tensor:
@@ -172,7 +186,7 @@ def within_drift(rounding: Rounding, whole: Model, bound: float, context: Contex
     left, count = search.fewest(lambda left: moved(rounding.copy(left)) <= bound)
     context.notes.append(
         f"quantize: with every layer rounded the outputs would be {at_first:.0%} away {origin}, more than "
-        f"{bound:.0%}: the worst {count} of {len(search)} weights stay in float ({', '.join(left)}); "
+        f"{bound:.0%}: the worst {count} of {len(search)} layers stay in float ({', '.join(left)}); "
         "--max-drift sets another bound"
     )
     return left
@@ -196,14 +210,15 @@ class _Search:
     def __init__(self, rounding: Rounding, inputs: Inputs, reason: str, context: Context) -> None:
         model = rounding.reference
         chosen, recurrent = rounding.chosen(model), rounding.chosen_recurrent(model)
-        damage = damages(model, chosen, recurrent, rounding.mode, rounding.statistics, inputs)
+        products = rounding.chosen_products(model)
+        damage = damages(model, chosen, recurrent, products, rounding.mode, rounding.statistics, inputs)
         self._context, self._reason = context, reason
         self._ranked = sorted(damage, key=lambda name: -damage[name])
         self._layers = {
             name: tuple(layer.name for layer in sharing)
             for shared in (by_first_matrix(recurrent), by_weight(chosen))
             for name, sharing in shared.items()
-        }
+        } | {product.name: (product.name,) for product in products}
 
     def __len__(self) -> int:
         return len(self._ranked)

@@ -23,11 +23,20 @@ from nncompress.ir.formats.qdq import (
     round_weight,
     store_int8,
 )
+from nncompress.ir.graph.ops import op_name
+from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change
 from nncompress.passes.quantize.calibrate import CalibrationStatistics
-from nncompress.passes.quantize.choose import by_weight, choose, integer_layers, one_scale, scale_axis
+from nncompress.passes.quantize.choose import (
+    by_weight,
+    choose,
+    choose_products,
+    integer_layers,
+    one_scale,
+    scale_axis,
+)
 from nncompress.passes.quantize.correct_bias import correct_biases
 from nncompress.passes.quantize.recurrent import choose_recurrent, round_recurrent
 
@@ -35,12 +44,16 @@ Left = Mapping[str, str]  # layer -> why it stays in float
 
 
 def round_layers(
-    model: Model, chosen: list[Layer], mode: str, statistics: CalibrationStatistics
+    model: Model,
+    chosen: list[Layer],
+    products: list[Product],
+    mode: str,
+    statistics: CalibrationStatistics,
 ) -> list[Change]:
-    """Quantize `chosen`; the model still has to be refreshed."""
+    """Quantize `chosen` and what `products` multiply; the model still has to be refreshed."""
     integer = integer_layers(chosen, mode)
     qparams: dict[fx.Node, QParams] = {}
-    plan = statistics.plan(model, integer) if mode == "static" else None
+    plan = statistics.plan(model, integer, products) if mode == "static" else None
     if plan is not None:
         qparams = {node: statistics.qparams[node.name] for node in plan.points}
     changes = []
@@ -57,11 +70,17 @@ def round_layers(
         store_int8(model, name, stored, scales, axis, bits)
     if plan is not None:
         for node in plan.points:
-            insert_pair(node, qparams[node], plan.readers[node])
+            insert_pair(node, qparams[node], plan.readers[node], signed=node in plan.signed)
+        changes += [Change(product.name, _factors(product)) for product in products]
     elif mode == "dynamic":
         for data in dict.fromkeys(layer.data for layer in integer):
             insert_dynamic(data, [layer.node for layer in integer if layer.data is data])
     return changes
+
+
+def _factors(product: Product) -> str:
+    attention = op_name(product.node) == "scaled_dot_product_attention"
+    return f"int8 {'queries and keys' if attention else 'factors'}"
 
 
 _ACTIVATIONS = {"static": " and activations", "dynamic": ", activations on the range of each batch"}
@@ -111,6 +130,7 @@ class Rounding:
         reference: in floats.
         unbiased: on these samples, `limit` of them, biases make up for the mean error; None leaves them.
         integers: recurrent layers are meant for the int8 kernel, where there is one.
+        target: where activations run in int8.
         left: layers that stay in float whatever else is asked, and why.
     """
 
@@ -121,11 +141,15 @@ class Rounding:
     unbiased: Dataset | None
     limit: int | None
     integers: bool = False
+    target: str | None = None
     left: Left = field(default_factory=dict)
 
     def chosen(self, model: Model) -> list[Layer]:
         """The layers that are rounded if no others are left."""
         return choose(model, (*self.keep, *self.left))[0]
+
+    def chosen_products(self, model: Model) -> list[Product]:
+        return choose_products(model, (*self.keep, *self.left), self.mode, self.target)[0]
 
     def chosen_recurrent(self, model: Model) -> list[RecurrentLayer]:
         return choose_recurrent(model, (*self.keep, *self.left))[0]
@@ -135,12 +159,20 @@ class Rounding:
         left = {**left, **self.left}
         chosen, changes = choose(model, self.keep)
         wanted = [layer for layer in chosen if layer.name not in left]
+        products, kept_products = choose_products(model, self.keep, self.mode, self.target)
+        changes += kept_products
+        multiplied = [product for product in products if product.name not in left]
         with edit.keeping_shapes(model):
-            rounded = round_layers(model, wanted, self.mode, self.statistics) if wanted else []
+            rounded = (
+                round_layers(model, wanted, multiplied, self.mode, self.statistics)
+                if wanted or multiplied
+                else []
+            )
             recurrent, skipped = choose_recurrent(model, self.keep)
             asked = [layer for layer in recurrent if layer.name not in left]
             rounded += round_recurrent(model, asked, self.statistics.bits, integers=self.integers)
         names = [layer.name for layer in chosen] + [layer.name for layer in recurrent]
+        names += [product.name for product in products]
         kept = [Change(name, left[name], applied=False) for name in names if name in left]
         if self.unbiased is not None:
             correct_biases(model, self.reference, self.unbiased, self.limit)

@@ -14,8 +14,9 @@ from nncompress.analysis.distance import rounding
 from nncompress.errors import VerificationError
 from nncompress.exporting import write_onnx
 from nncompress.exporting.check import compare as verify
-from nncompress.exporting.check.compare import compare
-from nncompress.exporting.check.onnxruntime import differs_without_rounding
+from nncompress.exporting.check import openvino as in_openvino
+from nncompress.exporting.check.compare import Comparison, compare, differs_without_rounding
+from nncompress.exporting.check.onnxruntime import open_session, run
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of, verification_inputs
 from nncompress.passes import Context, Quantize
@@ -118,6 +119,11 @@ def _scaled(file, of):
     stored[name].CopyFrom(numpy_helper.from_array(larger, name))
 
 
+def _opened(path):
+    session = open_session(path, optimised=False)
+    return lambda inputs: run(session, inputs)
+
+
 @pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
 def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(of, quantized, tmp_path):
     write_onnx(quantized, tmp_path / "m.onnx")
@@ -126,9 +132,36 @@ def test_the_proof_without_rounding_shows_a_scale_that_is_wrong_by_a_twentieth(o
         _scaled(file, of)
         onnx.save(file, tmp_path / "m.onnx")
     said = {"nothing": "", "weights": "without rounding", "activations": "other steps than the graph"}[of]
-    found = differs_without_rounding(quantized, tmp_path / "m.onnx")
+    found = differs_without_rounding(quantized, tmp_path / "m.onnx", _opened)
     assert said in found
     assert bool(found) == bool(said)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("of", ["nothing", "weights"])
+def test_of_a_file_in_openvino_that_proof_is_asked_too(quantized, tmp_path, monkeypatch, of, suffix):
+    openvino = pytest.importorskip("openvino")
+    source = tmp_path / "m.onnx"
+    write_onnx(quantized, source)
+    if of != "nothing":
+        file = onnx.load(source)
+        _scaled(file, of)
+        onnx.save(file, source)
+    path = source.with_suffix(suffix)
+    if suffix == ".xml":
+        openvino.save_model(openvino.Core().read_model(source), path)
+    asked, really = [], verify.compare
+
+    def compared(*given, **how):
+        asked.append(how)
+        return (
+            Comparison(0.0, 0.0, "it", (1,)) if "proven" in how or "proof" in how else really(*given, **how)
+        )
+
+    monkeypatch.setattr(verify, "compare", compared)
+    in_openvino.compare(quantized, path, source=source)
+    assert bool(asked[0]["proof"]()) == (of != "nothing")
+    assert [how["proven"] is not None for how in asked[1:] if "proven" in how].count(True) >= 1
 
 
 @pytest.mark.parametrize("of", ["nothing", "weights", "activations"])
@@ -146,7 +179,7 @@ def test_the_proof_without_rounding_knows_weights_that_are_unpacked(of, tmp_path
     if of != "nothing":
         _scaled(file, of)
         onnx.save(file, tmp_path / "m.onnx")
-    assert bool(differs_without_rounding(model, tmp_path / "m.onnx")) == (of != "nothing")
+    assert bool(differs_without_rounding(model, tmp_path / "m.onnx", _opened)) == (of != "nothing")
 
 
 def test_nothing_is_explained_where_rounding_has_left_nothing(quantized):

@@ -24,6 +24,7 @@ And for a target whose `rewrites` have them, since other kernels, or other machi
 |-------------------------------------------------|---------------------------------------------------------|
 | stride-2 Conv over few channels                 | stride-1 Conv over 2×2 blocks (`stem`)                  |
 | AveragePool of 8-bit values                     | depthwise Conv with weights of 1 (`lower_pools`)        |
+| MatMul of more than a matrix, Add of the bias   | the same, in float (`matrices`)                         |
 | LSTM of what is rounded to its own range        | DynamicQuantizeLSTM, of its own (`lower_recurrent`)     |
 | x · sigmoid(x) of 8-bit values                  | QuickGelu, of its own (`lower_silu`)                    |
 | channels that are no multiple of 16, or of 4    | zero channels up to the next (`lower_channels`)         |
@@ -43,7 +44,7 @@ from nncompress.exporting.lower.onnxruntime.dynamic import lower_dynamic
 from nncompress.exporting.lower.onnxruntime.edit import array, insert, producer, replace, store, turned
 from nncompress.exporting.lower.onnxruntime.int8.channels import lower_channels
 from nncompress.exporting.lower.onnxruntime.int8.pools import lower_pools
-from nncompress.exporting.lower.onnxruntime.int8.products import gemm_over_rows
+from nncompress.exporting.lower.onnxruntime.int8.products import gemm_over_rows, is_over_rows
 from nncompress.exporting.lower.onnxruntime.int8.protect_floats import protect_floats
 from nncompress.exporting.lower.onnxruntime.int8.recurrent_layers import lower_recurrent
 from nncompress.exporting.lower.onnxruntime.int8.saturating import lower_saturating
@@ -68,6 +69,7 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
     if not any(node.op_type == "DequantizeLinear" for node in graph):
         return {}
     lower_dynamic(graph)
+    kept = 0
     for node in list(graph):  # a rewrite may remove nodes that come later
         if node.graph is None:
             continue
@@ -78,8 +80,9 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
             _round_bias(graph, node)
         elif node.op_type == "MatMul":
             _transpose_stored(graph, node)
-            gemm = gemm_over_rows(graph, node)
-            if gemm is not None:
+            if "matrices" in rewrites:
+                kept += is_over_rows(node)
+            elif (gemm := gemm_over_rows(graph, node)) is not None:
                 _round_bias(graph, gemm)
         elif node.op_type == "ReduceMean":
             _pool_globally(graph, node)
@@ -92,7 +95,7 @@ def lower_int8(model: ir.Model, rewrites: Collection[Rewrite] = ()) -> dict[str,
     own = {"blocks": _gather_blocks, "pools": lower_pools, "channels": lower_channels, "silu": lower_silu}
     applied = {name: lower(graph) for name, lower in own.items() if name in rewrites}
     recurrent = lower_recurrent(graph, integers="lstm" in rewrites)
-    applied |= {"lstm": recurrent}
+    applied |= {"lstm": recurrent, "matrices": kept}
     lower_weights(graph)
     protect_floats(graph)
     machine = {"amx-tiles": lower_tiles, "unsigned-weights": lower_saturating}

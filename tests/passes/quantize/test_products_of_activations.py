@@ -1,0 +1,175 @@
+"""Queries and keys in int8, for a target that multiplies them so."""
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional as F
+
+from nncompress import pipeline
+from nncompress.api import dataset
+from nncompress.errors import UsageError
+from nncompress.exporting import write
+from nncompress.ir import Model
+from nncompress.ir.formats.qdq import is_dequantized
+from nncompress.ir.graph.ops import op_name
+from nncompress.ir.layers.factors import products
+from nncompress.passes import Context, Quantize
+from nncompress.passes.quantize import by_clock, choose
+from nncompress.results import Estimate
+
+
+class Attention(nn.Module):
+    """`by_hand`, its products are matrix products with a softmax between."""
+
+    def __init__(self, by_hand: bool = False) -> None:
+        super().__init__()
+        self.by_hand = by_hand
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (each(x).view(x.shape[0], 6, 2, 8).transpose(1, 2) for each in (self.q, self.k, self.v))
+        if self.by_hand:
+            mixed = torch.matmul(F.dropout(torch.matmul(q, k.mT).softmax(-1), 0.1, self.training), v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+SAMPLES = torch.randn(64, 6, 16)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """A processor that adds up 8-bit products exactly."""
+
+    class Exact:
+        saturates = False
+
+    monkeypatch.setattr(choose, "processor", Exact)
+
+
+def quantized(module, target="openvino", **options):
+    torch.manual_seed(0)
+    model = Model.from_module(module.eval(), (torch.randn(2, 6, 16),))
+    asked = Quantize(every_layer=True, **options)
+    small, (step,) = pipeline.run(
+        model, [asked], Context(data=dataset(SAMPLES, model), target=target), timing=False
+    )
+    return model, small, {change.where: change.what for change in step.changes}
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_queries_and_keys_are_rounded_and_what_a_softmax_weights_is_not(by_hand):
+    model, small, said = quantized(Attention(by_hand))
+    (product,) = products(model)
+    (rounded,) = products(small)
+    assert said[product.name] == ("int8 factors" if by_hand else "int8 queries and keys")
+    assert all(map(is_dequantized, rounded.factors))
+    last = [n for n in small.graph.nodes if op_name(n) in ("matmul", "scaled_dot_product_attention")][-1]
+    assert not is_dequantized(last.args[1 if by_hand else 2])  # the values
+    x = torch.randn(32, 6, 16)
+    _, without, _ = quantized(Attention(by_hand), "openvino", keep=(product.name,))
+    exact, found, layers_only = (each.outputs_of(x)[0] for each in (model, small, without))
+    assert (
+        0 < (found - layers_only).norm() < (layers_only - exact).norm()
+    )  # less than weights and inputs move
+
+
+def test_they_are_signed_bytes_with_the_zero_point_0(tmp_path):
+    _, small, _ = quantized(Attention())
+    write(small, tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    stored = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    zeros = [stored[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    signed = [zero for zero in zeros if zero.dtype == "int8"]
+    assert len(signed) == 2
+    assert not any(zero.any() for zero in signed)
+
+
+@pytest.mark.parametrize("target", [None, "ort-cpu", "tensorrt"])
+def test_other_targets_multiply_floats(target):
+    _, small, _ = quantized(Attention(), target)
+    (product,) = products(small)
+    assert not any(map(is_dequantized, product.factors))
+
+
+def test_where_sums_of_bytes_overflow_they_stay_floats(monkeypatch):
+    class Saturates:
+        saturates = True
+
+    monkeypatch.setattr(choose, "processor", Saturates)
+    _, small, said = quantized(Attention())
+    assert not any(map(is_dequantized, next(products(small)).factors))
+    assert not any("queries" in what for what in said.values())
+
+
+def test_keep_takes_their_name():
+    model, small, said = quantized(Attention(), keep=("scaled_dot*",))
+    (product,) = products(model)
+    assert said[product.name] == "left in float by --keep"
+    assert not any(map(is_dequantized, next(products(small)).factors))
+    with pytest.raises(UsageError, match="names no layer"):
+        quantized(Attention(), target="ort-cpu", keep=("scaled_dot*",))
+
+
+def test_rounded_again_they_are_as_they_were():
+    _, small, _ = quantized(Attention())
+    again, (step,) = pipeline.run(
+        small,
+        [Quantize(every_layer=True)],
+        Context(data=dataset(SAMPLES, small), target="openvino"),
+        timing=False,
+    )
+    assert str(again.graph) == str(small.graph)
+    assert {change.what for change in step.changes} == {"skipped: quantized already"}
+
+
+def test_where_drift_is_bounded_they_may_be_what_stays_in_float():
+    class Sharp(Attention):
+        """The largest entries of queries and keys meet nothing: rounding loses all that matters."""
+
+        def forward(self, x):
+            outlier = torch.zeros(8).index_fill(0, torch.tensor([0]), 1e4)
+            q, k, v = (each(x).view(x.shape[0], 6, 2, 8).transpose(1, 2) for each in (self.q, self.k, self.v))
+            q = q + outlier
+            k = k * (outlier == 0)
+            return self.out(F.scaled_dot_product_attention(3 * q, 3 * k, v).transpose(1, 2).flatten(2))
+
+    _, small, said = quantized(Sharp(), max_drift=0.05)
+    (name,) = (product.name for product in products(small))
+    assert said[name] == "left in float by --max-drift"
+    assert said["q"].startswith("int8")
+
+
+def test_the_clock_leaves_them_in_float_where_the_model_is_faster_so(monkeypatch):
+    class Clocked:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def glance(self, other):
+            (product,) = products(other)
+            share = 0.6 if all(map(is_dequantized, product.factors)) else 0.5
+            return Estimate(share, share, share)
+
+    monkeypatch.setattr(by_clock, "ModelLatency", Clocked)
+    monkeypatch.setattr(by_clock, "layers_in_float", lambda *_, **__: set())
+
+    class Times:
+        layers, untimed, unkept, conversion = {}, {}, "", None
+
+    monkeypatch.setattr(by_clock, "int8_times", lambda *_: Times)
+    model = Model.from_module(Attention().eval(), (torch.randn(2, 6, 16),))
+    context = Context(data=dataset(SAMPLES, model), target="openvino")
+    small, (step,) = pipeline.run(model, [Quantize()], context, timing=False)
+    assert not any(map(is_dequantized, next(products(small)).factors))
+    assert "with its products of activations in" in " ".join(step.notes)
+    said = {change.where: change.what for change in step.changes}
+    assert "the model is faster so" in said[next(products(small)).name]
