@@ -19,10 +19,10 @@ from nncompress.benchmarking.latency.model import speed_note
 from nncompress.benchmarking.latency.target import clocked, floats_in
 from nncompress.errors import UsageError
 from nncompress.ir.edit.computed import store_computed_weights
+from nncompress.ir.factors import products
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.places import layer_name
 from nncompress.ir.graph.verify import Drift
-from nncompress.ir.layers.factors import products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import layers
 from nncompress.memory import give_back

@@ -29,10 +29,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from nncompress.ir.edit.fold import is_affine
+from nncompress.ir.factors import Product
 from nncompress.ir.formats.qdq import is_dequantized, is_quantized
 from nncompress.ir.graph.model import Model
 from nncompress.ir.graph.ops import CLAMPS, DROPOUTS, MOVES, PRODUCTS, op_name
-from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.weights import Layer, argument
 
 # in 8 bits the same values, with the same qparams

@@ -16,9 +16,9 @@ from torch import Tensor, fx
 from nncompress.analysis.observe.residual import norm_of
 from nncompress.analysis.observe.walk import Inputs, Walk
 from nncompress.ir import Model
+from nncompress.ir.factors import products
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.verify import Distances
-from nncompress.ir.layers.factors import products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import layers
 

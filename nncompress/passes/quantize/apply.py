@@ -21,11 +21,11 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import UnsupportedError, UsageError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.edit.fold import fold_batch_norms, foldable_norms, folded_weight, norm_names
+from nncompress.ir.factors import products
 from nncompress.ir.formats.precision import computed_in_float32, convert
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.formats.samples import said_of, with_samples, without_samples
 from nncompress.ir.graph.places import layer_name, place
-from nncompress.ir.layers.factors import products
 from nncompress.ir.layers.recurrent import recurrent_layers
 from nncompress.ir.layers.weights import Layer, Weight, layers
 from nncompress.passes.base import Change, Context, Pass, need_data

@@ -15,7 +15,7 @@ from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.errors import MissingExtraError, NNCompressError, UsageError
 from nncompress.ir import Model
-from nncompress.ir.layers.factors import Product
+from nncompress.ir.factors import Product
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context
 from nncompress.passes.quantize.choose import choose, integer_layers

@@ -12,9 +12,9 @@ from nncompress.analysis.observe.calibration import Histogram, RangeRule, histog
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments
 from nncompress.ir import Model
+from nncompress.ir.factors import Product
 from nncompress.ir.formats.qdq import QParams
 from nncompress.ir.graph.ops import PRODUCTS
-from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.geometry import geometry
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context, need_data

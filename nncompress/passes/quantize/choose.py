@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from nncompress.devices import processor
 from nncompress.dtypes import dtype_name
 from nncompress.ir import Model
+from nncompress.ir.factors import Product, products
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.ops import PRODUCTS
-from nncompress.ir.layers.factors import Product, products
 from nncompress.ir.layers.weights import Layer, layers
 from nncompress.passes.base import Change
 from nncompress.targets import TARGETS

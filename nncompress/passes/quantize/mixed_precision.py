@@ -22,9 +22,9 @@ from nncompress.analysis.observe.walk import Env, Inputs, Walk
 from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
+from nncompress.ir.factors import Product
 from nncompress.ir.formats.qdq import LEVELS, QParams
 from nncompress.ir.graph.verify import drift
-from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Context

@@ -14,6 +14,7 @@ from nncompress.analysis.rounding.coordinate_descent import round_adaptively
 from nncompress.data import Dataset
 from nncompress.ir import Model
 from nncompress.ir.edit import nodes as edit
+from nncompress.ir.factors import Product
 from nncompress.ir.formats.qdq import (
     QParams,
     insert_dynamic,
@@ -24,7 +25,6 @@ from nncompress.ir.formats.qdq import (
     store_int8,
 )
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.factors import Product
 from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
 from nncompress.passes.base import Change

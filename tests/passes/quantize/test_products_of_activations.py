@@ -12,9 +12,9 @@ from nncompress.api import dataset
 from nncompress.errors import UsageError
 from nncompress.exporting import write
 from nncompress.ir import Model
+from nncompress.ir.factors import products
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.ops import op_name
-from nncompress.ir.layers.factors import products
 from nncompress.passes import Context, Quantize
 from nncompress.passes.quantize import by_clock, choose
 from nncompress.results import Estimate
