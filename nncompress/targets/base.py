@@ -19,6 +19,7 @@ from nncompress import extras
 # lstm:              LSTMs by ONNX Runtime's own operator with int8 weights, which rounds every state
 # float16:           floats of an int8 file, since it computes in the types of the file
 # nbits:             weights of 4 bits by groups as operands of ONNX Runtime's own operators
+# nbits-floats:      the same at accuracy level 1, where rounding what they multiply takes outputs too far
 Rewrite = Literal[
     "blocks",
     "pools",
@@ -30,6 +31,7 @@ Rewrite = Literal[
     "amx-tiles",
     "unsigned-weights",
     "nbits",
+    "nbits-floats",
     "float16",
 ]
 SAID: dict[str, str] = {
@@ -44,6 +46,8 @@ SAID: dict[str, str] = {
     "unsigned-weights": "weights unsigned for a processor without VNNI",
     "float16": "tensors of floats in float16",
     "nbits": "operators of ONNX Runtime for weights of 4 bits (accuracy level 4: their inputs in 8 bits)",
+    "nbits-floats": "operators of ONNX Runtime for weights of 4 bits (accuracy level 1, slower: their inputs "
+    "are not rounded, which took outputs too far)",
 }
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ import torch
 
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.devices import processor
-from nncompress.errors import UnsupportedError
+from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.exporting.check import openvino
 from nncompress.exporting.check.compare import Comparison
 from nncompress.exporting.check.compare import compare as compare_outputs
@@ -104,6 +104,7 @@ def write_onnx(
         graph = _convert(signed, storage)
         # For this processor the same graph is lowered otherwise.
         again = graph.copy() if few and processor().saturates and signed is model else None
+        floats = graph.copy() if target is not None and "nbits" in target.rewrites else None
         twin = float_twin(graph.program.model) if few and here and time_int8 is not None else None
         offered = _lower(graph.copy(), HERE) if few and target is None else {}
         applied = _save(graph, temporary, states, target)
@@ -120,12 +121,16 @@ def write_onnx(
             kernels = Path(folder) / temporary.name
             _save(again or _convert(model, storage), kernels, states, HERE)
         del again
-        exact = temporary.parent / ("exact" if temporary.name != "exact" else "copy")  # of a short name
         try:
-            written_so = exact if int8 and write_exact(temporary, exact) else temporary
-            found = compare(model, written_so, partial(_write_here, storage=storage), kernels=kernels)
-        finally:
-            exact.unlink(missing_ok=True)
+            found = _compared(model, temporary, kernels, storage, int8=int8)
+        except VerificationError:
+            if target is None or floats is None or "nbits" not in applied:
+                raise
+            unrounded = ["nbits-floats" if each == "nbits" else each for each in target.rewrites]
+            applied = _save(floats, temporary, states, replace(target, rewrites=tuple(unrounded)))
+            told[0] = described(applied)
+            found = _compared(model, temporary, temporary, storage, int8=int8)
+        del floats
         compare_steps(model, kernels, states)
         if target is not None and run_there and target.runtime not in ("", "onnxruntime"):
             found, covered = _in_its_runtime(model, temporary, states, target, integers=not cut_off)
@@ -163,6 +168,16 @@ def write_onnx(
         not_read=not_read,
         overflow=overflow,
     )
+
+
+def _compared(model: Model, file: Path, kernels: Path, storage: Storage, *, int8: bool) -> Comparison:
+    """With what the file computes in ONNX Runtime; its integer kernels are those of `kernels`."""
+    exact = file.parent / ("exact" if file.name != "exact" else "copy")  # of a short name
+    try:
+        written_so = exact if int8 and write_exact(file, exact) else file
+        return compare(model, written_so, partial(_write_here, storage=storage), kernels=kernels)
+    finally:
+        exact.unlink(missing_ok=True)
 
 
 def _in_its_runtime(
@@ -229,7 +244,8 @@ def _lower(graph: _Graph, target: Target | None) -> dict[str, int]:
     """In place; the rewrites of the target that were made."""
     rewrites = () if target is None else target.rewrites
     nbits = lower_groups(graph.program.model, rewrites)
-    applied = lower_int8(graph.program.model, rewrites) | ({"nbits": nbits} if nbits else {})
+    how = "nbits" if "nbits" in rewrites else "nbits-floats"
+    applied = lower_int8(graph.program.model, rewrites) | ({how: nbits} if nbits else {})
     sums = lower_sums(graph.program.model.graph) if "sums" in rewrites else 0
     return applied | ({"sums": sums} if sums else {})
 

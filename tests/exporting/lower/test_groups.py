@@ -105,6 +105,32 @@ def test_what_the_file_holds(written):
     assert [node.op_type for node in file.graph.node].count("GatherBlockQuantized") == 1
 
 
+class Outlier(nn.Module):
+    """One channel is a thousand times as large as those beside it, and its weights are 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("large", torch.ones(WIDTH).index_fill(0, torch.tensor([3]), 1000.0))
+        self.mix = nn.Linear(WIDTH, ROWS)
+        with torch.no_grad():
+            self.mix.weight[:, 3] = 0
+
+    def forward(self, x):
+        return self.mix(x * self.large)
+
+
+def test_where_rounding_what_is_multiplied_takes_outputs_too_far_it_stays_floats(tmp_path):
+    torch.manual_seed(0)
+    model = Model.from_module(Outlier().eval(), (torch.randn(2, WIDTH),))
+    small = pipeline.run(model, [Quantize(weight_bits=4, group_size=SIZE)], Context())[0]
+    report = exporting.write(small, tmp_path / "m.onnx", target="ort-cpu")
+    file, _ = stored_in(tmp_path / "m.onnx")
+    (product,) = (attributes(node) for node in file.graph.node if node.op_type == "MatMulNBits")
+    assert product["accuracy_level"] == 1
+    assert "accuracy level 1, slower: their inputs are not rounded" in report.int8
+    assert report.relative_error < 1e-3
+
+
 def test_the_mobile_format_takes_it(tmp_path):
     report = exporting.write(words(True), tmp_path / "m.ort")
     assert report.relative_error is not None

@@ -7,7 +7,8 @@
 
 ONNX Runtime makes MatMulNBits of the first by itself, if the blocks lie along the first dim; the second it
 dequantizes as a whole in every call. The accuracy level of MatMulNBits is written down: 4, which rounds what
-it multiplies to 8 bits, with a scale for each block. Level 1, in floats, took 3 times as long on AVX2.
+it multiplies to 8 bits, with a scale for each block. Level 1, in floats, took 3 times as long on AVX2; it is
+for activations whose outliers share a block with the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nncompress.ir.formats.groups import HIGH, LOW
 from nncompress.targets import Rewrite
 
 OPSET = 21  # the first in which DequantizeLinear has blocks, and 4 bits
-LEVEL = 4
+LEVELS = {"nbits": 4, "nbits-floats": 1}  # of accuracy
 MICROSOFT = "com.microsoft"
 FLIP = -LOW  # codes and zero points as unsigned numbers
 
@@ -37,13 +38,14 @@ def lower_groups(model: ir.Model, rewrites: Collection[Rewrite]) -> int:
         return 0
     onnxscript.version_converter.convert_version(model, OPSET)
     count = 0
+    level = next((level for name, level in LEVELS.items() if name in rewrites), None)
     for dequantize in found:
         weight = _Weight(graph, dequantize)
         for use in list(dequantize.outputs[0].uses()):
             for product in _products(use.node):
-                count += weight.multiply(product, own="nbits" in rewrites)
+                count += weight.multiply(product, level)
             if use.node.op_type == "Gather" and use.idx == 0 and _axis(use.node) == 0:
-                count += weight.look_up(use.node, own="nbits" in rewrites)
+                count += weight.look_up(use.node, own=level is not None)
         weight.finish()
     if count:
         model.opset_imports[MICROSOFT] = 1
@@ -89,17 +91,21 @@ class _Weight:
             graph.initializers.pop(name, None)
         self._known: dict[str, list[ir.Value]] = {}
 
-    def multiply(self, product: ir.Node, *, own: bool) -> int:
-        """Put the product with this weight in place of `product`, a MatMul or Gemm; 1 if by MatMulNBits."""
+    def multiply(self, product: ir.Node, level: int | None) -> int:
+        """Put the product with this weight in place of `product`, a MatMul or Gemm; 1 if by MatMulNBits.
+
+        Args:
+            level: of its accuracy; None: by MatMul.
+        """
         data, result = product.inputs[0], product.outputs[0]
-        own = own and self._has_4_bits
+        own = level is not None and self._has_4_bits
         bias = product.inputs[2] if len(product.inputs) > 2 else None
         if own:
             packed, scales, *zeros = self._stored("packed")
             operands = [data, packed, scales, zeros[0] if zeros else None]
             given = {
                 "K": self._codes.shape[1], "N": self._codes.shape[0], "bits": 4, "block_size": self._size,
-                "accuracy_level": LEVEL,
+                "accuracy_level": level,
             }  # fmt: skip
             node = ir.node("MatMulNBits", operands, given, domain=MICROSOFT, name=product.name)
         else:
