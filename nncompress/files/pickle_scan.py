@@ -23,7 +23,7 @@ _MOST_KEYS = 1_000  # of one dict that are kept
 
 _ITEM_BYTES = {
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage", "UntypedStorage"), 1),
-    **dict.fromkeys(("QUInt8Storage", "QInt8Storage"), 1),
+    **dict.fromkeys(("QUInt8Storage", "QInt8Storage", "QUInt4x2Storage", "QUInt2x4Storage"), 1),
     **dict.fromkeys(("ShortStorage", "HalfStorage", "BFloat16Storage"), 2),
     **dict.fromkeys(("IntStorage", "FloatStorage", "ComplexHalfStorage", "QInt32Storage"), 4),
     **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),

@@ -117,16 +117,16 @@ def read_huggingface(
         given = examples(tuple(defaults)) if callable(examples) else examples
         count = len(shapes or given or defaults)
         names = list(defaults)[:count]
+        said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
         if len(names) < count:
             raise UsageError(
                 f"{folder} takes fewer inputs than were given",
                 got=str(count),
                 expected=", ".join(names),
-                remedy="name them: --input input_ids:Bx32:int64,attention_mask:Bx32:int64",
+                remedy=f"name those that it shall have: --input {said}",
             )
         if shapes is None and given is None:
             given = tuple(defaults.values())
-            said = ",".join(str(InputShape((1, *x.shape[1:]), _dtype(x), n)) for n, x in defaults.items())
             notice(f"input not given: taken {said} from {CONFIG}; --input states another")
     sizes: Sequence[Sequence[int]]
     sizes = [x.shape for x in given or ()] if shapes is None else [shape.shape for shape in shapes]

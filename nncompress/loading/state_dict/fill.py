@@ -165,6 +165,12 @@ def check_plain(weights: Mapping[str, Tensor], path: Path) -> None:
         ModelFileError: naming the first.
     """
     for name, tensor in weights.items():
+        if tensor.is_quantized:
+            raise ModelFileError(
+                f"{path}: the weight {name:.100} is quantized by torch",
+                got=dtype_name(tensor.dtype),
+                remedy="save its floats, tensor.dequantize(), and `nncompress quantize` the network",
+            )
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
             what = "nested" if tensor.is_nested else "without numbers (meta)" if tensor.is_meta else "sparse"
             raise ModelFileError(

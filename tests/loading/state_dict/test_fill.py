@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,12 @@ def test_weights_that_passes_have_changed_open_by_what_is_said_of_them(tmp_path,
     assert refused.value.remedy.startswith("open the .pt2")
 
 
+def _quantized(dtype: torch.dtype) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_channel(torch.eye(5)[:, :3], torch.ones(5), torch.zeros(5), 0, dtype)
+
+
 @pytest.mark.parametrize(
     ("weight", "says"),
     [
@@ -221,8 +228,10 @@ def test_weights_that_passes_have_changed_open_by_what_is_said_of_them(tmp_path,
         (torch.eye(5)[:, :3].to_sparse_csr(), "sparse"),
         (torch.nested.nested_tensor([torch.zeros(3)] * 5), "nested"),
         (torch.full((5, 3), 1j), "complex64 instead of float32"),
+        (_quantized(torch.quint8), "quantized by torch"),
+        (_quantized(torch.quint4x2), "quantized by torch"),
     ],
-    ids=["meta", "sparse", "csr", "nested", "complex"],
+    ids=["meta", "sparse", "csr", "nested", "complex", "uint8", "uint4"],
 )
 def test_weights_that_are_no_numbers_of_the_architecture_are_refused(tmp_path, weight, says):
     """Imaginary parts were dropped in silence; the others ended in a traceback."""
