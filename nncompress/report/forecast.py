@@ -25,7 +25,7 @@ def forecast(found: Forecast, path: Path) -> RenderableType:
             row.kind,
             "×".join(map(str, row.weight)),
             duration(row.seconds),
-            share(row.seconds, found.seconds),
+            share(row.share, 1.0),
             "is int8" if row.int8 is None else duration(row.int8),
             "" if row.bf16 is None else duration(row.bf16),
             "" if row.half is None else duration(row.half),
@@ -39,13 +39,17 @@ def forecast(found: Forecast, path: Path) -> RenderableType:
         )
     ]
     floats = [row for row in found.layers if row.int8 is not None]
-    saved = sum(row.seconds - min(row.seconds, row.int8) for row in floats if row.int8 is not None)
     notes = []
+    if timed > found.seconds:
+        notes.append(
+            "layers by themselves take more than in the model, which leaves out what each does to its inputs "
+            "and outputs: % and what int8 saves are in proportion"
+        )
     if not found.layers and not found.skipped:
         notes.append("it has no layer with weights of its own to be timed by itself")
     if floats:
         notes.append(
-            f"in int8, where that is faster: {duration(max(found.seconds - saved, 0.0))} for the model at "
+            f"in int8, where that is faster: {duration(found.seconds - found.saved)} for the model at "
             "best, without the rounding between int8 and float"
         )
     slower = [row.name for row in floats if row.int8 is not None and row.int8 >= row.seconds]

@@ -30,7 +30,8 @@ class LayerForecast:
         precision: that it is timed in now: "int8" where it takes bytes and its weight is bytes (whether the
             target has a kernel for that or not), else that in which the target computes floats by itself.
         seconds: now.
-        share: of the whole model's seconds.
+        share: of the whole model's seconds; of the sum of all layers' where that is more, since a layer by
+            itself also puts what it reads and gives in another order, which between layers is left out.
         int8: seconds between layers in int8; None where it is in int8 already.
         bf16: seconds in bfloat16; None where it is in int8, or the target does not compute in that here.
         half: seconds in the same precision with half the outputs, of a depthwise one half the channels; None
@@ -57,6 +58,8 @@ class Forecast:
         floats: the precision in which it computes floats by itself here.
         no_bf16: why the target does not compute in bfloat16 here; "" where it does.
         seconds: of the whole model, as it is.
+        saved: of these, what all layers in int8 would save, where that is faster: in proportion, where layers
+            by themselves take more than the whole.
         skipped: layer and why it was not timed.
         unkept: why all of this is measured again next time; "" where it is remembered.
     """
@@ -65,6 +68,7 @@ class Forecast:
     floats: str
     no_bf16: str
     seconds: float
+    saved: float
     layers: tuple[LayerForecast, ...]
     skipped: tuple[tuple[str, str], ...]
     unkept: str
@@ -101,9 +105,13 @@ def forecast(model: Model, target: str, progress: Progress) -> Forecast:
         if isinstance(shape, str):
             skipped.append((layer.name, shape))
         else:
-            found.append(_timed(layer, shape, shapes.of(layer.data), table, floats, not no_bf16, whole))
+            found.append(_timed(layer, shape, shapes.of(layer.data), table, floats, not no_bf16))
     progress.step("timing layers", len(every), len(every))
-    return Forecast(where.name, floats, no_bf16, whole, tuple(found), tuple(skipped), table.unkept)
+    most = max(whole, sum(row.seconds for row in found))
+    found = [replace(row, share=row.seconds / most) for row in found]
+    saved = sum(row.seconds - min(row.seconds, row.int8) for row in found if row.int8 is not None)
+    every_layer = (tuple(found), tuple(skipped))
+    return Forecast(where.name, floats, no_bf16, whole, saved * whole / most, *every_layer, table.unkept)
 
 
 def _timed(
@@ -113,7 +121,6 @@ def _timed(
     table: LatencyTable,
     floats: str,
     bf16: bool,
-    whole: float,
 ) -> LayerForecast:
     integer = layer.weight.quantized and is_dequantized(layer.data)
     now: Chain = in_precision((shape,), "int8" if integer else "")
@@ -131,7 +138,7 @@ def _timed(
         tuple(layer.weight.value().shape),
         "int8" if integer else floats,
         times.reference,
-        times.reference / whole,
+        1.0,
         None if integer else seconds[0],
         seconds[1] if bf16 and not integer else None,
         narrow,

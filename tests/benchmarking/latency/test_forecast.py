@@ -60,7 +60,9 @@ def test_times_are_those_of_the_layers_shapes(net, target):
     assert [row.name for row in found.layers] == list(weights)
     for row in found.layers:
         assert row.seconds == pytest.approx(10e-9 * weights[row.name], rel=0.05)
-        assert row.share == pytest.approx(row.seconds / found.seconds)
+        assert row.share == pytest.approx(
+            row.seconds / max(found.seconds, 10e-9 * sum(weights.values())), rel=0.05
+        )
         assert row.int8 == pytest.approx(row.seconds / 4, rel=0.05)
         if row.name == "grouped":
             assert row.half is None
@@ -90,6 +92,14 @@ def test_bfloat16_is_timed_where_the_processor_has_it(net, monkeypatch):
     assert all(row.bf16 == pytest.approx(6e-5, rel=0.05) for row in found.layers)
 
 
+def test_layers_that_take_more_by_themselves_than_in_the_model_are_shares_of_their_sum(net, monkeypatch):
+    script(monkeypatch, chain_cost=lambda chain, _: 2.5e8 if chain[0].precision == "int8" else 1e9)
+    found = forecast(net, "openvino", NullProgress())
+    assert sum(row.seconds for row in found.layers) > found.seconds
+    assert sum(row.share for row in found.layers) == pytest.approx(1.0)
+    assert found.saved == pytest.approx(0.75 * found.seconds, rel=0.05)
+
+
 def test_a_second_forecast_measures_no_layer_again(net, monkeypatch):
     first = forecast(net, "ort-cpu", NullProgress())
     monkeypatch.setattr("nncompress.benchmarking.latency.table.measure", None)
@@ -105,7 +115,7 @@ def test_layers_that_are_int8_are_timed_as_such(net):
 
 
 def test_a_model_without_layers_of_its_own_is_not_an_empty_table():
-    found = Forecast("ort-cpu", "float32", "", 1e-3, (), (), "")
+    found = Forecast("ort-cpu", "float32", "", 1e-3, 0.0, (), (), "")
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(shown(found, Path("bare.onnx")))
     assert "no layer with weights" in console.export_text()
