@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nncompress.ir import Model
 from nncompress.passes import Context, Pass
 from nncompress.progress import NullProgress, Progress
 from nncompress.recipe import parse_pass, read_recipe
+from nncompress.targets import target as named_target
 
 
 def compress(
@@ -50,6 +51,8 @@ def compress(
         NNCompressError: a pass refused, or its result did not check out.
     """
     chosen = as_passes(passes)
+    if target is not None:
+        named_target(target)  # before anything is opened
     if isinstance(data, Iterator):  # which can be gone through once only
         data = kept(data)
     given = taken(model, input, data, notice)
@@ -81,7 +84,11 @@ def as_passes(passes: Sequence[Pass | str] | str | Path) -> list[Pass]:
         return read_recipe(passes)
     if isinstance(passes, str | Pass):
         passes = [passes]
-    if not isinstance(passes, Iterable) or not all(isinstance(each, str | Pass) for each in passes):
+    if (
+        not isinstance(passes, Iterable)
+        or isinstance(passes, Mapping)
+        or not all(isinstance(each, str | Pass) for each in passes)
+    ):
         raise UsageError(
             "these are no passes",
             got=f"{passes!r:.80}",
@@ -111,6 +118,8 @@ def export(
         OutputError: it cannot be written.
         VerificationError: the written file does not compute what the model computes.
     """
+    if not isinstance(path, str | Path):
+        raise UsageError("a path says where to write", got=type(path).__name__, expected='"small.onnx"')
     report = exporting.write(
         taken(model, None, None, warnings.warn), path, protect=protect, target=target, time_int8=int8_speed
     )

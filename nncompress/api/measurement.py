@@ -55,6 +55,8 @@ def evaluate(
         DataError: labels are missing or do not fit the outputs.
         NNCompressError: the model cannot be opened.
     """
+    if batch_size < 1:
+        raise UsageError("batch_size must be at least 1", got=str(batch_size))
     if isinstance(data, Iterator):
         data = kept(data)
     if _is_artifact(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,12 @@ def load(
             "arch, weights, weights_key and trust_pickle are for files", got=f"a {type(model).__name__}"
         )
     if module is None and not isinstance(model, str | Path):
-        raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN)
+        remedy = ""
+        if isinstance(model, type):
+            remedy = f"the module itself, not its class: {model.__name__}(…)"
+        elif isinstance(model, Mapping):
+            remedy = "a module with these weights: module.load_state_dict(…)"
+        raise UsageError("there is no model in this", got=type(model).__name__, expected=GIVEN, remedy=remedy)
     path = Path() if isinstance(model, torch.nn.Module) else Path(model)
     shapes, constants = split_constants(input) if isinstance(input, str) else (None, ())
     examples: Examples | None = _examples(input)
@@ -158,6 +163,12 @@ def dataset(
     Raises:
         DataError: it cannot be read or does not fit the model's inputs.
     """
+    if not isinstance(model, Model):
+        raise UsageError(
+            "data is opened for a loaded model",
+            got=type(model).__name__,
+            remedy="nncompress.load(…) makes one of a module or a file",
+        )
     if isinstance(spec, Dataset):
         found = spec
     else:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from nncompress.errors import ModelFileError, NNCompressError, UsageError
 from nncompress.files.leftovers import complete
@@ -218,6 +219,16 @@ def load_module(
         model = model_of(module)
         fix_inputs(model, constants, name, notice)
         return model
+    empty = [
+        each for each, t in module.named_parameters() if t.is_meta or isinstance(t, UninitializedParameter)
+    ]
+    if empty:
+        raise UsageError(
+            f"{name} has parameters without values",
+            got=", ".join(empty[:5]),
+            expected="weights, as training left them",
+            remedy="load its weights first; run a lazy module once on a sample",
+        )
     try:
         copied = copy.deepcopy(module)
     except Exception as error:  # whatever the user's attributes raise
