@@ -43,7 +43,7 @@ class TuckerDecomposition:
         self._in, self._out = _basis(self._white, 1), _basis(self._white, 0)
 
     def errors(self) -> dict[tuple[int, int], float]:
-        """An upper estimate of tr(G Δ S Δᵀ) for a grid of (r₁, r₂)."""
+        """An upper estimate of tr(G Δ S Δᵀ) for a grid of (r₁, r₂), where K… · r₁ inputs make r₂ outputs."""
         core = torch.einsum("ob,oik,ia->bak", self._out, self._white, self._in)
         kept = core.square().sum(2).cumsum(0).cumsum(1)  # [r₂, r₁]
         total = self.metric.energy(self.weight.flatten(1))
@@ -52,6 +52,7 @@ class TuckerDecomposition:
             (a, b): float(lost[b - 1, a - 1])
             for a in _steps(self._in.shape[1])
             for b in _steps(self._out.shape[1])
+            if b <= a * self.weight.shape[2]
         }
 
     def factors(self, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
