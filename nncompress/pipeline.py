@@ -332,8 +332,9 @@ def _check_patterns(each: Pass, model: Model) -> None:
     names += [name for layer in recurrent for name in layer.names]
     matrices = [each.name for layer in recurrent for each in layer.matrices]
     known = {*names, *matrices, *(layer_name(tensor) for tensor in model.state_dict())}
-    known.update(product.name for product in products(model))
     for option in ("exclude", "keep"):
+        if option == "keep":  # of `quantize`, which rounds what these multiply
+            known |= {product.name for product in products(model)}
         for pattern in getattr(each, option, ()):
             if not any(fnmatch(name, pattern) for name in known):
                 raise UsageError(

@@ -56,7 +56,8 @@ class Plan:
         one_grid: for those that have one grid together, the first of them.
         readers: who reads the rounded value. What a float op computed is rounded for int8 readers only.
         computed: those that an op computes from 8-bit values, other than a layer.
-        signed: those whose grid has the zero in its middle, as signed bytes.
+        factors: what products of activations multiply; they alone read it as signed bytes, on a grid that has
+            the zero in its middle.
     """
 
     points: list[fx.Node] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Plan:
     one_grid: dict[fx.Node, fx.Node] = field(default_factory=dict)
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     computed: set[fx.Node] = field(default_factory=set)
-    signed: set[fx.Node] = field(default_factory=set)
+    factors: list[fx.Node] = field(default_factory=list)
 
 
 def plan_activations(
@@ -86,15 +87,16 @@ def plan_activations(
     """
     nodes = list(model.graph.nodes)
     last = results(float_results=float_results)
-    multiplied = {factor for product in products for factor in product.factors}
-    read = {layer.data for layer in layers} | multiplied
+    read = {layer.data for layer in layers}
     written = {last(layer.node) for layer in layers if layer.kind not in PRODUCTS}
     computed_by_layer = {last(layer.node) for layer in layers}
-    layer_nodes = {layer.node for layer in layers} | {product.node for product in products}
+    layer_nodes = {layer.node for layer in layers}
     possible = _possible(nodes, read | written)
     wanted = _read_in_int8(nodes, read, possible) if float_results else _wanted(nodes, read, possible)
     asked = wanted if float_results else wanted | written
     plan = Plan()
+    multiplied = dict.fromkeys(factor for product in products for factor in product.factors)
+    plan.factors = [factor for factor in multiplied if not is_dequantized(factor)]
     for node in nodes:
         if node not in possible or node not in asked:
             continue
@@ -107,8 +109,6 @@ def plan_activations(
         plan.readers[node] = [user for user in node.users if int8 or user in layer_nodes or user in wanted]
         if op_name(node) in SAME_VALUES and node in plan.computed:
             plan.same_qparams[node] = node.args[0]
-        elif node in multiplied:
-            plan.signed.add(node)
     if fused_sums:
         convolutions = {layer.node for layer in layers if layer.kind not in PRODUCTS}
         for node in _summands(nodes, plan.points, convolutions):

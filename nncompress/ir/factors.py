@@ -39,7 +39,7 @@ class Product:
 
 
 def products(model: Model) -> Iterator[Product]:
-    """Those of float32 matrices, in graph order."""
+    """Those of float32 matrices that they read as nothing else (values, a mask), in graph order."""
     stored = constants(model)
     for node in model.graph.nodes:
         if node.op != "call_function" or op_name(node) not in _NAMES:
@@ -47,9 +47,17 @@ def products(model: Model) -> Iterator[Product]:
         first, second = node.args[:2]
         if not all(isinstance(each, fx.Node) and _is_matrix(each) for each in (first, second)):
             continue
+        if {first, second} & _other_operands(node):
+            continue  # which would be rounded, too
         if first in stored or second in stored or any(map(_is_softmax, (first, second))):
             continue
         yield Product(node, (first, second))
+
+
+def _other_operands(node: fx.Node) -> set[fx.Node]:
+    others: list[fx.Node] = []
+    fx.map_arg((node.args[2:], node.kwargs), others.append)
+    return set(others)
 
 
 def _is_matrix(node: fx.Node) -> bool:

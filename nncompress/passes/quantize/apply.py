@@ -37,6 +37,7 @@ from nncompress.passes.quantize.calibrate import (
     activation_histograms,
     activation_qparams,
     bits_by_fisher,
+    factor_qparams,
     for_target,
     moments_to_round_by,
     placement,
@@ -173,6 +174,7 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
                 seen = activation_histograms(model, integer, multiplied, context)
             plan = statistics.plan(model, integer, multiplied)
             statistics.qparams = activation_qparams(plan, seen, ranges, context)
+            statistics.factors = factor_qparams(plan, seen, ranges)
         if options.size is not None:
             statistics.bits = bits_by_fisher(
                 model, chosen, options.size, bytes_before, bytes_saved(recurrent), context

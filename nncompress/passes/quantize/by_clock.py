@@ -47,7 +47,7 @@ def slow_in_int8(
         products: of activations, that would be rounded.
         rounded: a copy of it in int8 without these layers.
     """
-    if not integer:
+    if not integer and not products:
         return {}
     where = _clock(mode, context)
     if where is None:

@@ -45,6 +45,7 @@ class CalibrationStatistics:
     Attributes:
         bits: of each weight.
         qparams: of each activation that may be rounded.
+        factors: of those that products multiply, as they read them.
         placement: how the target wants activations rounded, see `placement`.
         moments: of what each layer multiplies, where rounding looks at it.
         adaptive: of layers that read one weight, its scales and what it was rounded to for the moments.
@@ -52,6 +53,7 @@ class CalibrationStatistics:
 
     bits: dict[str, int]
     qparams: dict[str, QParams] = field(default_factory=dict)
+    factors: dict[str, QParams] = field(default_factory=dict)
     placement: Placement = field(default_factory=lambda: Placement())
     moments: InputMoments | None = None
     adaptive: dict[tuple[str, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -128,11 +130,11 @@ def activation_histograms(
     """Of every activation that is rounded for the layers `integer` and the `products`; `hooks` see values in
     the same run."""
     plan = plan_activations(model, integer, products=products, **placement(context))
-    if not plan.points:
+    if not plan.points and not plan.factors:
         return {}
     return histograms(
         model,
-        [node for node in plan.points if node not in plan.same_qparams],
+        list(dict.fromkeys([n for n in plan.points if n not in plan.same_qparams] + plan.factors)),
         need_data(context, "quantize", "it sets the range of every activation"),
         limit=context.limit,
         batch_size=context.batch_size,
@@ -152,13 +154,19 @@ def activation_qparams(
         runtime = TARGETS[context.target or ""].runtime_name
         context.notes.append(f"--symmetric-activations: {runtime} takes no others")
     found = {}
-    for done, (node, histogram) in enumerate(seen.items()):
-        context.progress.step("choosing ranges", done, len(seen))
-        own = replace(ranges, symmetric=True) if node in plan.signed else ranges
-        found[node.name] = own.qparams(histogram)
+    own = [node for node in plan.points if node in seen]
+    for done, node in enumerate(own):
+        context.progress.step("choosing ranges", done, len(own))
+        found[node.name] = ranges.qparams(seen[node])
     for node, source in plan.same_qparams.items():
         found[node.name] = found.get(source.name) or QParams.of(source)
     return found
+
+
+def factor_qparams(plan: Plan, seen: Mapping[fx.Node, Histogram], ranges: RangeRule) -> dict[str, QParams]:
+    """Of what products multiply, by its node's name."""
+    middle = replace(ranges, symmetric=True)
+    return {node.name: middle.qparams(seen[node]) for node in plan.factors}
 
 
 def for_target(ranges: RangeRule, context: Context) -> RangeRule:

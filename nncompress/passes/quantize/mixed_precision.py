@@ -76,7 +76,7 @@ def damages(
             found[name] = moved_by(walk)
         for product in products:
             walk = Walk(model)
-            walk.instead[product.node] = partial(_factors_rounded, product, qparams)
+            walk.instead[product.node] = partial(_factors_rounded, product, statistics.factors)
             found[product.name] = moved_by(walk)
     return found
 
@@ -92,10 +92,10 @@ def _one_rounded(layer: Layer, weight: Tensor, qparams: Mapping[fx.Node, QParams
     return layer.node.target(*given, **kwargs)
 
 
-def _factors_rounded(product: Product, qparams: Mapping[fx.Node, QParams], env: Env) -> Tensor:
+def _factors_rounded(product: Product, qparams: Mapping[str, QParams], env: Env) -> Tensor:
     given: list[Any] = list(fx.map_arg(product.node.args, env.__getitem__))
     kwargs: Any = fx.map_arg(product.node.kwargs, env.__getitem__)
-    given[:2] = [_rounded(x, qparams.get(factor)) for x, factor in zip(given, product.factors)]
+    given[:2] = [_rounded(x, qparams.get(factor.name)) for x, factor in zip(given, product.factors)]
     assert callable(product.node.target)
     return product.node.target(*given, **kwargs)
 

@@ -69,8 +69,11 @@ def round_layers(
             changes.append(Change(layer.name, what, numbers if layer is sharing[0] else {}))
         store_int8(model, name, stored, scales, axis, bits)
     if plan is not None:
+        for factor in plan.factors:  # first: a pair of all readers would be theirs, too
+            readers = [product.node for product in products if factor in product.factors]
+            insert_pair(factor, statistics.factors[factor.name], readers, signed=True)
         for node in plan.points:
-            insert_pair(node, qparams[node], plan.readers[node], signed=node in plan.signed)
+            insert_pair(node, qparams[node], plan.readers[node])
         changes += [Change(product.name, _factors(product)) for product in products]
     elif mode == "dynamic":
         for data in dict.fromkeys(layer.data for layer in integer):

@@ -160,6 +160,8 @@ def _why_not_int8(layer: Layer) -> str:
     source = layer.weight.source
     if not is_dequantized(layer.data):
         return "its input has no static range"
+    if layer.data.args[5] != torch.uint8:
+        return "its input is in signed bytes"
     if op_name(source) != "dequantize_per_channel" or source.args[3] != 0:
         return "its weight has no scale per output"
     if layer.weight.model.tensor(layer.weight.name).dtype != torch.int8:

@@ -15,7 +15,8 @@ from nncompress.ir import Model
 from nncompress.ir.factors import products
 from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.ops import op_name
-from nncompress.passes import Context, Quantize
+from nncompress.ir.layers.weights import layers
+from nncompress.passes import Context, Prune, Quantize
 from nncompress.passes.quantize import by_clock, choose
 from nncompress.results import Estimate
 
@@ -87,6 +88,59 @@ def test_they_are_signed_bytes_with_the_zero_point_0(tmp_path):
     assert not any(zero.any() for zero in signed)
 
 
+class Shared(nn.Module):
+    """What a layer reads after a relu, and what has no negative half there, is multiplied as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        return self.b(h), torch.matmul(h, h.mT)
+
+
+def test_layers_keep_their_grid_for_what_is_multiplied_too():
+    _, small, _ = quantized(Shared())
+    (product,) = products(small)
+    assert [factor.args[1:] for factor in product.factors] == [product.factors[0].args[1:]] * 2
+    assert all(factor.args[2:] == (0, -128, 127, torch.int8) for factor in product.factors)
+    (read,) = (layer.data for layer in layers(small) if layer.name == "b")
+    assert read.args[2:] == (0, 0, 255, torch.uint8)
+
+
+class Itself(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x) + F.scaled_dot_product_attention(
+            x, x.cos(), x.sin(), x[..., :6]
+        )
+
+
+def test_what_is_value_or_mask_as_well_is_let_be():
+    model = Model.from_module(Itself(), (torch.randn(2, 6, 16),))
+    (product,) = products(model)
+    assert op_name(product.factors[1]) == "cos"
+
+
+def test_the_mobile_format_takes_both_grids(tmp_path):
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            a, b = self.a(x).relu(), self.b(x)
+            return self.c(torch.cat([a, b], 1)), torch.matmul(a, b)
+
+    pytest.importorskip("executorch")
+    model = Model.from_module(Joined().eval(), (torch.randn(2, 3, 8, 8),))
+    context = Context(data=dataset(torch.randn(32, 3, 8, 8), model), target="openvino")
+    small, _ = pipeline.run(model, [Quantize(every_layer=True)], context, timing=False)
+    assert write(small, tmp_path / "m.pte").relative_error < 0.1
+
+
 @pytest.mark.parametrize("target", [None, "ort-cpu", "tensorrt"])
 def test_other_targets_multiply_floats(target):
     _, small, _ = quantized(Attention(), target)
@@ -111,6 +165,12 @@ def test_keep_takes_their_name():
     assert not any(map(is_dequantized, next(products(small)).factors))
     with pytest.raises(UsageError, match="names no layer"):
         quantized(Attention(), target="ort-cpu", keep=("scaled_dot*",))
+
+
+def test_exclude_does_not_take_a_name_that_means_nothing_to_the_pass():
+    model = Model.from_module(Attention().eval(), (torch.randn(2, 6, 16),))
+    with pytest.raises(UsageError, match="names no layer"):
+        pipeline.run(model, [Prune(sparsity=0.5, exclude=("scaled_dot*",))], Context(), timing=False)
 
 
 def test_rounded_again_they_are_as_they_were():

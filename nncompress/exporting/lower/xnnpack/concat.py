@@ -49,4 +49,5 @@ def _covering(every: list[QParams]) -> QParams:
 def _set(group: list[fx.Node], qparams: QParams) -> None:
     for quantize in group:
         for node in (quantize, *quantize.users):
-            node.args = (node.args[0], qparams.scale, qparams.zero_point, *node.args[3:])
+            least: Any = node.args[3]  # some are signed
+            node.args = (node.args[0], qparams.scale, qparams.zero_point + least, *node.args[3:])
