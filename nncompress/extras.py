@@ -103,12 +103,16 @@ def need(extra: str, what: str) -> None:
 
 def broken(extra: str, what: str, error: BaseException) -> MissingExtraError:
     """What to say where it is installed, and importing it, or a part of it, failed."""
-    package = EXTRAS[extra].package
     return MissingExtraError(
-        f"{what} needs {package}, which is installed and cannot be imported",
+        f"{what} needs {EXTRAS[extra].package}, which is installed and cannot be imported",
         got=str(error),
-        remedy=f"pip install --force-reinstall {package}",
+        remedy=again(extra),
     )
+
+
+def again(extra: str) -> str:
+    """What a user types where it is installed and does not load."""
+    return f"pip install --force-reinstall {EXTRAS[extra].package}"
 
 
 @contextmanager

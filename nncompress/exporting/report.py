@@ -27,14 +27,18 @@ class Int8Speed:
     slower: tuple[tuple[str, float], ...] = ()
     conversions: float = 0.0
 
-    def summary(self) -> str:
-        """ "1.78x as fast as float32 here", or why not."""
+    def summary(self, *, advise: bool) -> str:
+        """ "1.78x as fast as float32 here", or why not.
+
+        Args:
+            advise: say what would ask the clock; where the file is for no target, that was not done yet.
+        """
         text = f"{self.ratio:.2f}x as fast as float32 here (batch 1, one thread)"
         if self.ratio < 1.05:
             if self.slower:
                 named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in self.slower[:3])
                 text += f"; slower in int8: {named}" + (", …" if len(self.slower) > 3 else "")
-                text += ": quantize --target ort-cpu asks the clock of each"
+                text += "; for ONNX Runtime, quantize --target ort-cpu asks the clock of each" * advise
             if self.conversions:
                 text += f"; {self.conversions:.0%} of its time is rounding to int8 and back"
         return text

@@ -9,7 +9,7 @@ import torch
 from scripted_machine import script
 from torch import nn
 
-from nncompress import pipeline
+from nncompress import extras, pipeline
 from nncompress.analysis.cost import cost
 from nncompress.benchmarking.latency import layer as layer_latency
 from nncompress.benchmarking.latency import remembered
@@ -17,6 +17,7 @@ from nncompress.benchmarking.latency import target as target_speed
 from nncompress.benchmarking.latency.layer import measure
 from nncompress.benchmarking.latency.layer_file import LayerShape
 from nncompress.benchmarking.latency.model import ModelLatency
+from nncompress.cli.app import run
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, Grow, PruneNodes
@@ -128,6 +129,29 @@ def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(monkeypatch):
     target_speed.speeds.cache_clear()
     assert set(target_speed.speeds()) == {"ort-cpu"}
     target_speed.speeds.cache_clear()
+
+
+def test_targets_says_of_an_installed_runtime_that_does_not_load_why_and_what_mends_it(monkeypatch, capsys):
+    def imported(runtime):
+        if runtime == "openvino":
+            raise ImportError("libtbb.so.12: cannot open shared object file")
+        return "1.0"
+
+    monkeypatch.setattr(extras, "installed", lambda extra: True)
+    monkeypatch.setattr(target_speed, "version", imported)
+    target_speed.speeds.cache_clear()
+    assert run(["targets", "--json"]) == 0
+    target_speed.speeds.cache_clear()
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["targets"]}
+    assert found["openvino"]["fault"] == "libtbb.so.12: cannot open shared object file"
+    assert found["openvino"]["command"] == "pip install --force-reinstall openvino"
+    assert found["ort-cpu"]["fault"] is found["ort-cpu"]["command"] is None
+
+
+def test_a_precision_that_a_runtime_lacks_is_offered_where_it_is():
+    with pytest.raises(UsageError) as caught:
+        target_speed.floats_in(TARGETS["ort-cpu"], "bfloat16")
+    assert caught.value.remedy == "--target openvino, or leave --for out"
 
 
 def test_ctrl_c_while_runtimes_are_timed_is_an_interrupt(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper, save
 
+from nncompress import extras
 from nncompress.benchmarking import Candidate, benchmark
 from nncompress.benchmarking.latency.remembered import Remembered, machine, version
 from nncompress.errors import DeviceError, NNCompressError, UsageError
@@ -74,7 +75,12 @@ def floats_in(where: Target, precision: str | None) -> str | None:
     asked = None if precision == "int8" else precision
     if asked is None or not RUNTIMES[where.runtime].precisions:
         if asked == "bfloat16":
-            raise UsageError(f"{where.runtime_name} computes floats in float32", got="--for bf16")
+            others = [t.name for t in TARGETS.usable() if t.runtime and RUNTIMES[t.runtime].precisions]
+            raise UsageError(
+                f"{where.runtime_name} computes floats in float32",
+                got="--for bf16",
+                remedy=f"--target {' or '.join(others)}, or leave --for out",
+            )
         return None
     if where.runtime == "openvino" and asked not in precisions():
         raise DeviceError(
@@ -95,7 +101,7 @@ def speeds() -> Mapping[str, float]:
     """Seconds of one run in each target of ours that runs `.onnx` files on this processor; the others' are
     not comparable, those of other packages run where they are named. Measured once per machine and versions,
     and kept in the user's cache folder."""
-    there = [t for t in OURS if t.device == "cpu" and ".onnx" in t.suffixes and _works(t)]
+    there = [t for t in _installed() if not _fault(t)]
     if len(there) == 1:
         return {there[0].name: 0.0}
     key = {"machine": machine(), "runtimes": {t.name: version(t.runtime) for t in there}}
@@ -109,15 +115,22 @@ def speeds() -> Mapping[str, float]:
     return found
 
 
-def _works(candidate: Target) -> bool:
-    """Its runtime is installed, and can be imported."""
-    if not candidate.installed:
-        return False
+def broken() -> dict[str, str]:
+    """Targets that would be timed if their runtimes, which are installed, could be imported, and why not."""
+    return {t.name: why for t in _installed() if (why := _fault(t))}
+
+
+def _installed() -> list[Target]:
+    return [t for t in OURS if t.device == "cpu" and ".onnx" in t.suffixes and t.installed]
+
+
+def _fault(candidate: Target) -> str:
+    """Why its runtime cannot be imported; "" where it can."""
     try:
         version(candidate.runtime)
-    except (ImportError, OSError):  # half an installation, a library that is missing
-        return False
-    return True
+    except extras.LACKING as error:  # half an installation, a library that is missing
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _measured(there: list[Target]) -> dict[str, float]:

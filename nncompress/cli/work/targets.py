@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from nncompress import extras
-from nncompress.benchmarking.latency.target import fastest, speeds
+from nncompress.benchmarking.latency.target import broken, fastest, speeds
 from nncompress.cli.console import print_json, progress, show
 from nncompress.report.tables import plain
 from nncompress.results import SCHEMA
-from nncompress.targets import TARGETS
+from nncompress.targets import TARGETS, Target
 
 
 def targets(json: bool) -> None:
@@ -28,7 +28,7 @@ def targets(json: bool) -> None:
 
 def described() -> dict[str, Any]:
     """Everything that `targets` says, as JSON holds it."""
-    seconds = speeds()
+    seconds, faults = speeds(), broken()
     return {
         "schema": SCHEMA,
         "kind": "targets",
@@ -39,7 +39,8 @@ def described() -> dict[str, Any]:
                 "title": each.title,
                 "files": list(each.suffixes),
                 "installed": each.installed,
-                "command": extras.command(each.extra) if each.extra and not each.installed else None,
+                "fault": faults.get(each.name),
+                "command": _command(each, each.name in faults),
                 "seconds": seconds.get(each.name),
                 "activations": each.activations,
                 "weights": each.weights,
@@ -52,6 +53,13 @@ def described() -> dict[str, Any]:
     }
 
 
+def _command(each: Target, fails: bool) -> str | None:
+    """What makes its runtime work here, where one command does."""
+    if not each.extra or (each.installed and not fails):
+        return None
+    return extras.again(each.extra) if fails else extras.command(each.extra)
+
+
 def _table(found: dict[str, Any]) -> RenderableType:
     table = plain("target", "runs", "files", "here", right=4)
     for column in table.columns:
@@ -61,8 +69,10 @@ def _table(found: dict[str, Any]) -> RenderableType:
         if each["seconds"]:
             here = f"{each['seconds'] * 1e3:.2f} ms"
             here += ", the fastest" if each["name"] == found["fastest"] else ""
+        elif each["fault"]:
+            here = f"cannot be imported ({each['fault']}): {each['command']}"
         else:
-            here = "yes" if each["installed"] else each["command"] or "files only"
+            here = "installed, not timed" if each["installed"] else each["command"] or "files only"
         table.add_row(each["name"], each["title"], " ".join(each["files"]), here)
         notes += [Text(f"{each['name']}: {note}") for note in each["notes"]]
     timed = "ms: a stack of convolutions in float32, one thread, CPU time; ratios of other networks differ"

@@ -141,7 +141,7 @@ def write_onnx(
         if twin is not None and time_int8 is not None:
             try:
                 speed = time_int8(twin, temporary, _sample(model))
-                told.append(speed.summary())
+                told.append(speed.summary(advise=target is None))
             except Exception as error:  # a comparison that fails is no reason to lose a file that is right
                 told.append(f"not compared with float32 ({str(error).splitlines()[0][:80]})")
         if int8 and target is not None and "float16" in target.rewrites:

@@ -7,6 +7,7 @@ import pytest
 import nncompress
 from nncompress import exporting
 from nncompress.benchmarking.latency.int8_speed import slower_in_int8
+from nncompress.exporting.report import Int8Speed
 from nncompress.passes import Quantize
 from tests.passes.quantize.test_quantize_options import perceptron
 
@@ -18,6 +19,12 @@ def test_only_layers_on_integer_kernels_are_slower_in_int8():
         "int8": [("a", "QLinearConv", 20.0), ("b", "Conv", 11.0), ("c", "QGemm", 5.0), ("d", "LSTM", 6.0)],
     }
     assert slower_in_int8(profiles) == (("a", 0.5),)
+
+
+def test_the_clock_of_a_target_is_advised_only_where_none_was_named():
+    slow = Int8Speed(0.9, (("conv", 0.8),))
+    assert "quantize --target ort-cpu" in slow.summary(advise=True)
+    assert slow.summary(advise=False).endswith("slower in int8: conv (0.80x)")
 
 
 def test_a_file_for_the_user_is_measured_and_one_to_decide_by_is_not(tmp_path):
