@@ -12,6 +12,7 @@ Cluster(values=1)             # UsageError: cluster: --values is out of range ..
 from __future__ import annotations
 
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -162,6 +163,18 @@ def _checked(name: str, f: Field[Any], hint: Any, value: Any) -> Any:
     if kind in (int, float):
         _check_bounds(where, value, bounds)
     return value
+
+
+def check_whole(what: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one, of arguments in Python.
+
+    Raises:
+        UsageError: it is.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise UsageError(f"{what} is not {_A[int]}", got=shown(value))
+    if operator.index(value) < least:
+        raise UsageError(f"{what} must be at least {least}", got=str(value))
 
 
 def shown(value: Any) -> str:

@@ -23,6 +23,7 @@ from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.stated_input import parse_input, restated
 from nncompress.ir.stated_constants import each_with_its_own, left_to_fix, split_constants
+from nncompress.options import check_whole
 from nncompress.progress import Progress
 from nncompress.results import BenchResult, EvalResult
 from nncompress.runtimes import OPENERS, open_artifact
@@ -55,8 +56,9 @@ def evaluate(
         DataError: labels are missing or do not fit the outputs.
         NNCompressError: the model cannot be opened.
     """
-    if batch_size < 1:
-        raise UsageError("batch_size must be at least 1", got=str(batch_size))
+    check_whole("batch_size", batch_size)
+    if limit is not None:
+        check_whole("limit", limit)
     if isinstance(data, Iterator):
         data = kept(data)
     if _is_artifact(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +207,18 @@ def taken(model: Any, input: Input | None, data: Any, notice: Notice) -> Model:
 def _examples(input: Input | None) -> tuple[Tensor, ...] | None:
     if input is None or isinstance(input, str):
         return None
-    tensors = (input,) if isinstance(input, Tensor) else tuple(input)
+    tensors = tuple(input) if isinstance(input, Iterable) and not isinstance(input, Tensor) else (input,)
     if not tensors or not all(isinstance(each, Tensor) and each.dim() for each in tensors):
         raise UsageError(
             "input is no shape and no tensors",
             got=str([type(each).__name__ for each in tensors]),
             expected='"1x3x32x32", or a tensor per argument, samples along the first dim',
+        )
+    if not all(each.numel() for each in tensors):
+        raise UsageError(
+            "input holds no numbers",
+            got=", ".join(str(list(each.shape)) for each in tensors),
+            expected="a tensor per argument, at least one sample along the first dim",
         )
     return tuple(each.detach().cpu() for each in tensors)
 

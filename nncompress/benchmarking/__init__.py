@@ -36,6 +36,7 @@ from nncompress.benchmarking.sessions import Candidate, Measured, Plan, clock_of
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, count_samples
+from nncompress.options import check_whole, shown
 from nncompress.progress import NullProgress, Progress
 from nncompress.results import BenchResult, CandidateResult, Estimate, OperatorTime, Samples
 from nncompress.runtimes import Runner
@@ -297,10 +298,9 @@ def _check_options(
     if not candidates:
         raise UsageError("there is nothing to benchmark", expected="at least one artifact")
     for name, value in {**at_least_one, **({} if rounds is None else {"rounds": rounds})}.items():
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1", got=str(value))
-    if not 0 < seconds < float("inf"):
-        raise UsageError("the time to measure must be above 0 seconds", got=str(seconds))
+        check_whole(name, value)
+    if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        raise UsageError("the time to measure must be above 0 seconds", got=shown(seconds))
     if target_error is not None and not stats.RESOLUTION <= target_error < 1:
         raise UsageError(
             "the target error is out of range",

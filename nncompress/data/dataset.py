@@ -18,7 +18,8 @@ from nncompress.data.normalization import Normalization
 from nncompress.data.source import Field, Raw, Source, StreamSource
 from nncompress.data.vocabulary import Vocabulary
 from nncompress.dtypes import dtype_name
-from nncompress.errors import DataError, UsageError
+from nncompress.errors import DataError
+from nncompress.options import check_whole
 
 SHUFFLE_WINDOW = 4096  # samples of a stream that are held at once to shuffle them
 INPUT_BYTES = 2**22  # of a batch's inputs, where nobody knows what a model makes of them: up to 60 times that
@@ -222,8 +223,8 @@ class Dataset:
             UsageError: one is below 1.
         """
         for name, value in (("the batch size", batch_size), ("the limit of samples", limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1", got=str(value))
+            if value is not None:
+                check_whole(name, value)
         least = self.least_batch
         return self.fixed_batch or max(batch_size, least), None if limit is None else max(limit, least)
 

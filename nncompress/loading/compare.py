@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from nncompress.errors import ModelFileError, VerificationError
+from nncompress.errors import ModelFileError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.as_run import in_dicts
 from nncompress.ir.formats.samples import samples_of, verification_inputs
@@ -51,7 +51,7 @@ def compare_with_source(
 
     Raises:
         VerificationError: the graph computes something else.
-        UnsupportedError: two runs of the source differ.
+        UnsupportedError: two runs of the source differ, or give no tensor.
     """
     worst: float | None = None
     undefined, same = False, _is_same(model, source)
@@ -60,12 +60,15 @@ def compare_with_source(
         attributes = not isinstance(source, AsExported)  # of Python, which a graph has none of
         twice = attributes and turn == 0 and not changed_tensors(model.graph)
         try:
-            expected, second = _run_twice(source, inputs) if twice else (run_source(source, inputs), None)
+            results, second = _run_twice(source, inputs) if twice else (_run(source, inputs), None)
         except Exception as error:  # whatever the user's forward raises on random values
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
             what = "the samples that it keeps" if samples_of(model.inputs) else "random inputs"
             notice(f"not compared with {path} at batch {batch}: it does not run on {what} ({reason})")
             continue
+        expected = _tensors(results)
+        if turn == 0 and (others := _others(results)):
+            notice(f"{path} returns more than tensors, which are all that is kept: {others}")
         try:
             with torch.no_grad():
                 got = tuple(expected) if same else model.outputs_of(*inputs)
@@ -262,9 +265,18 @@ class AsExported(nn.Module):
 
 
 def run_source(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
-    """The tensors among its outputs; its state, the inputs and torch's random numbers stay as they are."""
+    """The tensors among its outputs; its state, the inputs and torch's random numbers stay as they are.
+
+    Raises:
+        UnsupportedError: it gives none.
+    """
+    return _tensors(_run(source, inputs, seed))
+
+
+def _run(source: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> list[Any]:
+    """What it returns, out of its containers."""
     with _left_alone(source, seed):
-        return _tensors(source, inputs)
+        return _call(source, inputs)
 
 
 def _by_plain_attention(
@@ -282,12 +294,12 @@ def _by_plain_attention(
     return [torch.where(each.isnan(), other, each) for each, other in zip(expected, plain)]
 
 
-def _run_twice(source: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | Exception]:
-    """As `run_source`, in two calls of which the second finds what the first has left; or what it raises."""
+def _run_twice(source: nn.Module, inputs: Sequence[Tensor]) -> tuple[list[Any], list[Tensor] | Exception]:
+    """As `_run`, and the tensors of a second call, which finds what the first has left; or what it raises."""
     with _left_alone(source, seed=0):
-        first = _tensors(source, inputs)
+        first = _call(source, inputs)
         try:
-            return first, _tensors(source, inputs)
+            return first, _tensors(_call(source, inputs))
         except Exception as error:  # whatever the user's forward raises
             return first, error
 
@@ -300,9 +312,35 @@ def _left_alone(source: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def _tensors(source: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    results = source(*(tensor.clone() for tensor in inputs))
-    return [leaf.clone() for leaf in pytree.tree_leaves(in_dicts(results)) if isinstance(leaf, Tensor)]
+def _call(source: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
+    results = pytree.tree_leaves(in_dicts(source(*(tensor.clone() for tensor in inputs))))
+    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in results]
+
+
+def _tensors(results: Sequence[Any]) -> list[Tensor]:
+    """Those among what a source returns.
+
+    Raises:
+        UnsupportedError: there are none.
+    """
+    found = [leaf for leaf in results if isinstance(leaf, Tensor)]
+    if not found:
+        raise UnsupportedError(
+            "the model returns no tensor",
+            got=_others(results) or "nothing",
+            remedy="let forward() return tensors, or tuples, lists, dicts or dataclasses of them",
+        )
+    return found
+
+
+def _others(results: Sequence[Any]) -> str:
+    """What is no tensor among what a source returns, which a graph has no place for; "" where all are."""
+    found = [
+        f"output {place} is {None if leaf is None else f'of type {type(leaf).__name__}'}"
+        for place, leaf in enumerate(results)
+        if not isinstance(leaf, Tensor)
+    ]
+    return ", ".join(found[:5]) + (", …" if found[5:] else "")
 
 
 def _beyond(model: Model, expected: Sequence[Tensor], got: Sequence[Tensor]) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from nncompress.errors import UsageError
 from nncompress.extensions import named
-from nncompress.options import Options, option
+from nncompress.options import Options, check_whole, option
 from nncompress.progress import NullProgress, Progress
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class Context:
     finish: Callable[[Model], Model] | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_whole("seed", self.seed, least=0)
+        if self.limit is not None:
+            check_whole("limit", self.limit)
 
     @property
     def ending(self) -> str:

@@ -30,6 +30,7 @@ from nncompress.files.leftovers import complete
 from nncompress.ir import Model
 from nncompress.ir.stated_constants import Constant
 from nncompress.memory import bounded_memory
+from nncompress.options import check_whole
 from nncompress.runtimes.base import Runner
 from nncompress.runtimes.external_data import stored_bytes
 from nncompress.runtimes.with_constants import with_constants
@@ -94,8 +95,7 @@ def open_artifact(
         UnsafeFileError: the file reaches for files outside its folder.
         UnsupportedError: the runtime cannot run what is in it.
     """
-    if threads < 1:
-        raise UsageError("the number of threads must be at least 1", got=str(threads))
+    check_whole("the number of threads", threads)
     if isinstance(artifact, Model):
         from nncompress.runtimes.on_torch import TorchRunner
 
