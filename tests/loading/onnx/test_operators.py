@@ -94,6 +94,36 @@ def test_operators_compute_what_the_standard_says():
     assert missing
 
 
+@pytest.mark.parametrize(
+    ("op", "stored", "attributes", "expected"),
+    [
+        ("Div", [[-3, 3, -4, 5], [2, -2, 2, 2]], {}, [-1, -1, -2, 2]),
+        ("Mod", [[-4, 7, 5], [3, -3, 8]], {"fmod": 1}, [-1, 1, 5]),
+        ("Mod", [[-4, 7, 5], [3, -3, 8]], {}, [2, -2, 5]),
+    ],
+)
+def test_what_follows_from_constants_alone_is_computed_as_the_op_is(op, stored, attributes, expected):
+    names = [f"w{place}" for place in range(len(stored))]
+    graph = helper.make_graph(
+        [helper.make_node(op, names, ["y"], **attributes)],
+        "constants",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, None)],
+        [numpy_helper.from_array(np.array(each, np.int64), name) for each, name in zip(stored, names)],
+    )
+    (got,) = OnnxModule(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])).eval()()
+    assert got.tolist() == expected
+
+
+def test_a_range_whose_ends_are_turned_round_is_its_upper_end():
+    node = helper.make_node("Clip", ["x", "low", "high"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy"]
+    bounds = [numpy_helper.from_array(np.float32(v), name) for name, v in (("low", 2), ("high", 1))]
+    graph = helper.make_graph([node], "clip", ends[:1], ends[1:], bounds)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    assert OnnxModule(model).eval()(torch.tensor([-5.0, 0, 5]))[0].tolist() == [1, 1, 1]
+
+
 def test_values_are_clipped_to_what_the_input_says(tmp_path):
     """As spectrograms are: to a range below their own peak."""
     nodes = [

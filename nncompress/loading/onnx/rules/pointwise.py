@@ -73,7 +73,10 @@ def _division(a: Any, b: Any) -> Any:
         return torch.div(a, b) if floats else torch.div(a, b, rounding_mode="trunc")
     if is_float(a) or is_float(b):
         return a / b
-    return a // b  # sizes: not negative
+    down = a // b
+    if any(isinstance(x, np.ndarray) and is_symbolic(x) for x in (a, b)):  # sizes: not negative
+        return down
+    return down + ((a % b != 0) & ((a < 0) != (b < 0)))
 
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
@@ -133,10 +136,10 @@ def power(call: Call) -> Value:
 
 @rule("Mod")
 def modulo(call: Call) -> Value:
-    a, b = call.value(0), call.value(1)
+    a, b, signed_as_first = call.value(0), call.value(1), bool(call.get("fmod", 0))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.asarray(a % b)
-    return (torch.fmod if call.get("fmod", 0) else torch.remainder)(*map(as_tensor, (a, b)))
+        return np.asarray((np.fmod if signed_as_first else np.remainder)(a, b))
+    return (torch.fmod if signed_as_first else torch.remainder)(*map(as_tensor, (a, b)))
 
 
 @rule("Max", "Min")
@@ -228,7 +231,7 @@ def clip(call: Call) -> Value:
         return x
     if bounds == [0.0, None]:
         return torch.relu(x)
-    if None not in bounds and x.is_floating_point():
+    if None not in bounds and x.is_floating_point() and bounds[0] <= bounds[1]:
         return F.hardtanh(x, *bounds)
     return torch.clamp(x, *bounds)
 
