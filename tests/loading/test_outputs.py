@@ -1,0 +1,38 @@
+"""Of what a model returns tensors are kept; the rest is said."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor, nn
+
+import nncompress
+from nncompress.errors import UnsupportedError
+
+
+class Returns(nn.Module):
+    """Its answer and more, or something else."""
+
+    def __init__(self, returned: object, alone: bool) -> None:
+        super().__init__()
+        self.linear, self.returned, self.alone = nn.Linear(4, 3), returned, alone
+
+    def forward(self, x: Tensor) -> object:
+        answer = self.linear(x)
+        return self.returned if self.alone else (answer, self.returned)
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"), [(None, "1 is None"), ("a", "of type str"), (3, "of type int")]
+)
+def test_what_is_no_tensor_among_outputs_is_said(returned: object, what: str) -> None:
+    said: list[str] = []
+    loaded = nncompress.load(Returns(returned, alone=False), input="Bx4", notice=said.append)
+    assert loaded.outputs == ("output",)
+    (sentence,) = said
+    assert what in sentence
+
+
+@pytest.mark.parametrize("returned", [None, "a", ()])
+def test_a_module_that_returns_no_tensor_is_refused(returned: object) -> None:
+    with pytest.raises(UnsupportedError, match="returns no tensor"):
+        nncompress.load(Returns(returned, alone=True), input="Bx4")
