@@ -40,7 +40,7 @@ SAID: dict[str, str] = {
     "channels": "values with zero channels for its kernels",
     "silu": "SiLUs as QuickGelu",
     "sums": "residual sums kept apart from layer norms",
-    "matrices": "products over more than rows",
+    "matrices": "products of tokens as MatMul",
     "lstm": "LSTMs whose inputs and states are rounded at every step",
     "amx-tiles": "weights moved by one for AMX tiles",
     "unsigned-weights": "weights unsigned for a processor without VNNI",

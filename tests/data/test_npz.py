@@ -347,3 +347,9 @@ def test_a_wrong_label_is_named_in_whichever_piece_it_lies(tmp_path, monkeypatch
     np.savez(tmp_path / "d.npz", x=np.zeros((30, 4), np.float32), y=y)
     with pytest.raises(DataError, match="sample 27 of the labels"):
         open_data(str(tmp_path / "d.npz"))
+
+
+def test_what_lacks_an_input_is_told_which(tmp_path):
+    path = save(tmp_path / "d.npz", ids=np.zeros((3, 4), np.int64))
+    with pytest.raises(DataError, match=r"some inputs(?s:.*)mask, too(?s:.*)store mask=\.\.\."):
+        open_data(path, [InputSpec("ids", "int64", ("batch", 4)), InputSpec("mask", "int64", ("batch", 4))])

@@ -86,6 +86,14 @@ def input_names(
     if numbered and numbered == [f"x{i}" for i in range(len(numbered))]:
         return numbered
     single = next((n for n in INPUT_NAMES if n in names), None)
+    if single is None and set(wanted) & set(names):
+        lacking = [name for name in wanted if name not in names]
+        raise DataError(
+            f"{path} has arrays for some inputs of the model only",
+            got=", ".join(names),
+            expected=f"{', '.join(lacking)}, too",
+            remedy=f"store {', '.join(f'{name}=...' for name in lacking)} in it as well, as many as of the rest",
+        )
     if single is None:
         by_name = f", or the model's inputs by name: {', '.join(wanted)}" if wanted else ""
         raise DataError(
