@@ -92,7 +92,7 @@ def input_names(
             f"{path} has arrays for some inputs of the model only",
             got=", ".join(names),
             expected=f"{', '.join(lacking)}, too",
-            remedy=f"store {', '.join(f'{name}=...' for name in lacking)} in it as well, as many as of the rest",
+            remedy=f"store {', '.join(f'{name}=...' for name in lacking)} beside them, one a sample",
         )
     if single is None:
         by_name = f", or the model's inputs by name: {', '.join(wanted)}" if wanted else ""
