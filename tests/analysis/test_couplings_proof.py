@@ -131,3 +131,45 @@ def test_units_of_which_too_few_are_left_to_compute_with_stay():
     one = remove_proven(couplings, {"a": list(range(7))})
     assert list(one.refused) == ["a"]
     assert one.model.tensor("a.weight").shape == (8, 6)
+
+
+class Picks(nn.Module):
+    """Units in the order of a list, which another pick may share, and that the model may change."""
+
+    def __init__(self, order, changes: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(2 * len(order), 3)
+        self.register_buffer("order", torch.tensor(order))
+        self.changes = changes
+
+    def forward(self, x):
+        found = torch.cat([self.a(x)[:, self.order], self.b(x).index_select(-1, self.order % 8)], -1)
+        if self.changes:
+            self.order.copy_(self.order.flip(0))
+        return self.c(found)
+
+
+@pytest.mark.parametrize("order", [[-1, -8, 3, 2, 0, 1, 5, 4], [7, 7, 3, 3, 0], [6, 2, 4]])
+def test_what_a_list_picks_is_removed_with_its_units(order):
+    given, couplings = analysed(Picks(order).eval(), torch.randn(4, 6))
+    groups = [g for g in couplings.groups if {m.tensor for m in g.members} & {"a.weight", "b.weight"}]
+    assert groups
+    removal = {g.name: [0] for g in groups}
+    pruned = given.copy()
+    remove_units(pruned, removal)
+    proof = prove(couplings, removal, pruned)
+    assert proof.error < 1e-5 < 1e-3 < proof.effect
+
+
+def test_units_behind_a_list_that_the_model_changes_stay():
+    _, couplings = analysed(Picks([3, 2, 1, 0], changes=True).eval(), torch.randn(4, 6))
+    assert not any(m.tensor in ("a.weight", "b.weight") for g in couplings.groups for m in g.members)
+
+
+def test_a_pick_from_a_single_number_is_no_list():
+    class Scaled(Picks):
+        def forward(self, x):
+            return super().forward(x) * x.sum().index_select(0, torch.tensor([0]))
+
+    _, couplings = analysed(Scaled([3, 2, 1, 0]).eval(), torch.randn(4, 6))
+    assert any(m.tensor == "a.weight" for g in couplings.groups for m in g.members)

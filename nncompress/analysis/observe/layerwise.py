@@ -7,14 +7,17 @@
 No batch's activations are kept. What is kept of a batch is a *checkpoint*: the values from which everything
 that is still to come can be computed (at first its inputs, later the frontier of the walk). Checkpoints move
 forward as long as all of them fit in a `ByteBudget`, and beyond it in temporary files: writing and reading
-them takes a fraction of computing them again. A batch for which there is no room there either stays where it
-is and is computed again from there, in the end from its inputs, which `batches` may read anew. So memory does
-not grow with the data, where there is room nothing is computed twice, and the results are the same bits.
+them takes a fraction of computing them again. A batch for which there is no room there either (the disk is
+full, a quota is reached, no folder may be written, of which a line tells) stays where it is and is computed
+again from there, in the end from its inputs, which `batches` may read anew. So memory does not grow with the
+data, where there is room nothing is computed twice, and the results are the same bits.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from torch.utils import _pytree as pytree
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.shelf import SpilledValues, room_for_files
 from nncompress.analysis.observe.walk import Env, Inputs, Walk
+from nncompress.errors import OutputError, Told
 from nncompress.ir.graph.model import Model
 
 FILES = 100  # that a runner may have open: a process may have 256 on some systems
@@ -55,7 +59,7 @@ class LayerwiseRunner(Walk):
         self._batches = batches
         # None: its inputs, to be read again
         self._points: list[Env | SpilledValues | None] = [None] * len(batches)
-        self._budget, self._disk, self._files = budget or ByteBudget(), room_for_files(), ByteBudget(FILES)
+        self._budget, self._files = budget or ByteBudget(), ByteBudget(FILES)
         self._done = set(self._inputs)
         self._waiting = {node: len(node.users) for node in self._order}
 
@@ -126,16 +130,42 @@ class LayerwiseRunner(Walk):
                 self._points[number] = new
                 self._disk.fits(-old.size)
                 self._files.fits(-1)
-            elif self._disk.fits(size - old.size):
-                old.write(new, size)
+            elif self._disk.fits(size - old.size) and not self._written(old, new, size):
+                self._points[number] = None  # what it held is lost
             return
         held = 0 if old is None else _bytes(old)
         if self._budget.fits(size - held):
             self._points[number] = new
         elif self._disk.fits(size) and self._files.fits(1):
-            self._budget.fits(-held)
-            self._points[number] = spilled = SpilledValues()
-            spilled.write(new, size)
+            spilled = SpilledValues()
+            if self._written(spilled, new, size):
+                self._budget.fits(-held)
+                self._points[number] = spilled
+
+    @cached_property
+    def _disk(self) -> ByteBudget:
+        """What temporary files may take; asked for once memory does not do."""
+        try:
+            return room_for_files()
+        except OutputError as error:
+            _tell(error)
+            return ByteBudget(0)
+
+    def _written(self, spilled: SpilledValues, values: Env, size: int) -> bool:
+        """Write values to a file; where that fails, no others are written any more."""
+        try:
+            spilled.write(values, size)
+        except OutputError as error:
+            if self._disk.limit > 0:
+                self._disk.limit = 0
+                _tell(error)
+            return False
+        return True
+
+
+def _tell(error: OutputError) -> None:
+    line = f"{error.what}: {error.got}; layers are computed again instead, which takes longer"
+    warnings.warn(line, Told, stacklevel=2)
 
 
 def _bytes(env: Env) -> int:

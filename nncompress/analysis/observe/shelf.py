@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from shutil import disk_usage
 from tempfile import TemporaryFile, gettempdir
+from typing import IO
 from weakref import finalize
 
 import numpy as np
@@ -23,8 +24,7 @@ class Shelf:
 
     def __init__(self, budget: ByteBudget | None = None) -> None:
         self._budget = budget or ByteBudget()
-        self._file = TemporaryFile()  # noqa: SIM115
-        finalize(self, self._file.close)
+        self._file: IO[bytes] | None = None
 
     def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
         """What gives the tensor, the same bits, as often as it is asked.
@@ -36,16 +36,18 @@ class Shelf:
             return lambda: tensor
         values = tensor.numpy()
         shape, dtype, size = values.shape, values.dtype, values.size
-        place = self._file.seek(0, 2)
+        place = 0
         try:
-            values.tofile(self._file)
-            self._file.flush()
+            self._file = file = self._file or _file_of(self)
+            place = file.seek(0, 2)
+            values.tofile(file)
+            file.flush()
         except OSError as error:
             raise _no_room(error, f"{place + tensor.nbytes} bytes") from error
 
         def read() -> Tensor:
-            self._file.seek(place)
-            return torch.from_numpy(np.fromfile(self._file, dtype, size).reshape(shape))
+            file.seek(place)
+            return torch.from_numpy(np.fromfile(file, dtype, size).reshape(shape))
 
         return read
 
@@ -59,39 +61,58 @@ class SpilledValues:
 
     def __init__(self) -> None:
         self.size = 0
-        self._file = TemporaryFile()  # noqa: SIM115
-        finalize(self, self._file.close)
+        self._file: IO[bytes] | None = None
         self._nodes: tuple[fx.Node, ...] = ()
 
     def write(self, env: Env, size: int) -> None:
         """Hold these values, of so many bytes, instead of those before.
 
         Raises:
-            OutputError: there is no room for them.
+            OutputError: there is no room for them; those before are lost.
         """
         self._nodes, self.size = tuple(env), size
         try:
-            self._file.seek(0)
-            self._file.truncate()
-            torch.save(list(env.values()), self._file)
-            self._file.flush()
+            self._file = file = self._file or _file_of(self)
+            file.seek(0)
+            file.truncate()
+            torch.save(list(env.values()), file)
+            file.flush()
         except (OSError, RuntimeError) as error:  # torch's writer says so of a disk that is full
             raise _no_room(error) from error
 
     def read(self) -> Env:
         """The values, bit for bit."""
+        assert self._file is not None
         self._file.seek(0)
         return dict(zip(self._nodes, torch.load(self._file, weights_only=True), strict=True))
 
 
 def room_for_files() -> ByteBudget:
-    """What temporary files may take: a quarter of what is free, as runs go side by side."""
-    return ByteBudget(disk_usage(gettempdir()).free // 4)
+    """What temporary files may take: a quarter of what is free, as runs go side by side.
+
+    Raises:
+        OutputError: there is no folder for them.
+    """
+    try:
+        return ByteBudget(disk_usage(gettempdir()).free // 4)
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _file_of(owner: object) -> IO[bytes]:
+    """A temporary file that is closed with its owner."""
+    file: IO[bytes] = TemporaryFile()  # noqa: SIM115
+    finalize(owner, file.close)
+    return file
 
 
 def _no_room(error: Exception, expected: str = "") -> OutputError:
+    try:
+        where = f" in {gettempdir()}"
+    except OSError:  # there is none: the error says which were tried
+        where = ""
     return OutputError(
-        f"no room for a temporary file in {gettempdir()}",
+        f"no room for a temporary file{where}",
         got=getattr(error, "strerror", None) or str(error)[:300],
         expected=expected,
         remedy="make room and run it again, or name another folder: TMPDIR=FOLDER nncompress ...",

@@ -34,21 +34,23 @@ def with_known_masks(model: Model) -> Model:
         return model
     model = model.copy(weights=False)
     known: dict[fx.Node, Any] = {}
-    stored: dict[fx.Node, fx.Node] = {}
+    stored: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
     for node, values in _masks(model).items():
         content = value_of(model, values, known)
         if _hides_nothing(content):
             node.update_arg(MASK, None)
         elif _leaves_something(content) and _is_plain(node):
-            if content.dtype == torch.bool and values not in stored:
-                added = torch.zeros(content.shape, dtype=node.meta["val"].dtype)
+            guarded, dtype = node.args[MASK], node.meta["val"].dtype
+            if content.dtype == torch.bool and (values, dtype) not in stored:
+                added = torch.zeros(content.shape, dtype=dtype)
                 name = edit.add_tensor(
                     model, f"{node.name}.mask", added.masked_fill_(~content, -torch.inf), trainable=False
                 )
-                stored[values] = edit.read_tensor(model, name, values)
-                stored[values].meta["val"] = values.meta["val"].new_empty(content.shape, dtype=added.dtype)
-            node.update_arg(MASK, stored.get(values, values))
-            take_apart(model.graph, node, _attention)
+                stored[values, dtype] = read = edit.read_tensor(model, name, values)
+                read.meta["val"] = values.meta["val"].new_empty(content.shape, dtype=dtype)
+            node.update_arg(MASK, stored.get((values, dtype), values))
+            if not take_apart(model.graph, node, _attention):
+                node.update_arg(MASK, guarded)
     model.refresh()
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from operator import attrgetter
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from nncompress.ir.graph.ops import op_name
+from nncompress.ir.graph.state import changed_tensors
 
 _MAKING = {"lift_fresh_copy", "clone", "to", "_to_copy", "arange", "flip"}  # a list
 
@@ -18,7 +20,8 @@ _MAKING = {"lift_fresh_copy", "clone", "to", "_to_copy", "arange", "flip"}  # a 
 def listed_pick(node: fx.Node) -> tuple[fx.Node, int, NDArray[np.int64]] | None:
     """The node of the list, the dim and what is picked there, of `x[:, [2, 0, 1]]` and `index_select`.
 
-    None where several dims are picked from, by a mask, by more than a list, or by what depends on the input.
+    None where several dims are picked from, or there is none, by a mask, by more than a list, or by what
+    depends on the input or on what the model changes when it runs.
     """
     x, *how = cast(list[Any], node.args)
     picking = [tuple(how)]
@@ -28,21 +31,23 @@ def listed_pick(node: fx.Node) -> tuple[fx.Node, int, NDArray[np.int64]] | None:
         return None
     ((dim, index),) = picking
     made = index.meta.get("val")
-    if not isinstance(made, Tensor) or made.dim() != 1 or made.dtype in (torch.bool, torch.uint8):
-        return None
-    stored = _numbers(index)
     rank = x.meta["val"].dim()
+    if not rank or not isinstance(made, Tensor) or made.dim() != 1 or made.dtype in (torch.bool, torch.uint8):
+        return None
+    stored = _numbers(index, changed_tensors(node.graph))
     return None if stored is None else (index, dim % rank, stored.numpy(force=True).astype(np.int64))
 
 
-def _numbers(node: fx.Node) -> Tensor | None:
-    """The value of what is stored, or made of nothing else."""
+def _numbers(node: fx.Node, state: Collection[str]) -> Tensor | None:
+    """The value of what is stored and stays what it is, or made of nothing else."""
     if node.op == "get_attr":
+        if node.target in state:
+            return None
         assert node.graph.owning_module is not None
         return attrgetter(str(node.target))(node.graph.owning_module)
     if op_name(node) not in _MAKING:
         return None
-    known = {each: _numbers(each) for each in node.all_input_nodes}
+    known = {each: _numbers(each, state) for each in node.all_input_nodes}
     if any(value is None for value in known.values()):
         return None
     assert callable(node.target)

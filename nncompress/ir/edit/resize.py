@@ -312,12 +312,14 @@ def _listed(node: fx.Node, s: Survivors) -> None:
 def _roll(node: fx.Node, s: Survivors) -> None:
     """By as many as stay of those that go round."""
     shape = s.shapes[source_of(node)]
-    shifts, dims = list(read(node, "shifts")), [d % len(shape) for d in read(node, "dims")]
-    for at, dim in enumerate(dims):
-        kept = s.of(node).get(dim)
-        if kept is not None:
-            shifts[at] = int(kept[: shifts[at] % shape[dim]].sum())
-    write(node, "shifts", shifts)
+    shifts: dict[int, int] = {}  # of a dim that is named more than once, the sum
+    for shift, dim in zip(read(node, "shifts"), read(node, "dims")):
+        shifts[dim % len(shape)] = shifts.get(dim % len(shape), 0) + shift
+    for dim, kept in s.of(node).items():
+        if dim in shifts:
+            shifts[dim] = int(kept[: shifts[dim] % shape[dim]].sum())
+    write(node, "shifts", list(shifts.values()))
+    write(node, "dims", list(shifts))
 
 
 REWRITES: dict[str, Callable[[fx.Node, Survivors], None]] = {

@@ -26,7 +26,8 @@ NEXT_STATE = torch.ops.nncompress.next_state.default
 
 def changed_tensors(graph: fx.Graph) -> list[str]:
     """The dotted names of the tensors that a run would change."""
-    return [str(node.args[0].target) for node in graph.nodes if node.target is NEXT_STATE]
+    calls = graph.find_nodes(op="call_function", target=NEXT_STATE)
+    return [str(node.args[0].target) for node in calls]
 
 
 def as_writes(graph: fx.Graph) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import warnings
 from collections import Counter
 from functools import partial
 
@@ -11,11 +14,12 @@ import torch
 from networks import inputs, model
 from torch import nn
 
-from nncompress.analysis.observe import budget, layerwise
+from nncompress.analysis.observe import budget, layerwise, shelf
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.layerwise import LayerwiseRunner
 from nncompress.analysis.observe.outputs import Outputs
 from nncompress.data import open_data
+from nncompress.errors import Told
 from nncompress.ir import Model
 from nncompress.passes.base import Context
 from nncompress.pipeline import run
@@ -114,6 +118,50 @@ def test_what_has_no_room_in_memory_is_computed_once_where_files_have_room(monke
         for _ in runner.values(node):
             pass
     assert max(computed.values()) == len(batches)
+
+
+def _refused(*given, **options):
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+class _Full(io.BytesIO):
+    """Has no room but for the first few values."""
+
+    def write(self, given, /) -> int:
+        return super().write(given) if self.tell() < 4000 else _refused()
+
+
+@pytest.mark.parametrize(
+    "failing", [{"TemporaryFile": _refused}, {"TemporaryFile": _Full}, {"disk_usage": _refused}]
+)
+def test_where_files_may_not_be_written_layers_are_computed_again(failing, monkeypatch):
+    each = model("residual")
+    batches = [inputs("residual", n, seed=n) for n in (1, 4)]
+    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
+    roomy = LayerwiseRunner(each, batches)
+    for name, stub in failing.items():
+        monkeypatch.setattr(shelf, name, stub)
+    tight = LayerwiseRunner(each, batches, ByteBudget(0))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for node in nodes:
+            for (a,), (b,) in zip(roomy.values(node), tight.values(node), strict=True):
+                assert torch.equal(a, b)
+    (line,) = (str(each.message) for each in told if each.category is Told)
+    assert "computed again" in line
+    if "TemporaryFile" in failing and failing["TemporaryFile"] is not _Full:
+        assert "Disk quota exceeded" in line
+
+
+def test_what_memory_holds_asks_for_no_temporary_folder(monkeypatch):
+    for name in ("TemporaryFile", "disk_usage", "gettempdir"):
+        monkeypatch.setattr(shelf, name, _refused)
+    each, batch = model("residual"), inputs("residual", 2)
+    nodes = [n for n in each.graph.nodes if n.op == "call_function"]
+    runner = LayerwiseRunner(each, [batch])
+    assert all(len(list(runner.values(node))) == 1 for node in nodes)
+    tensor = torch.ones(3)
+    assert shelf.Shelf().keep(tensor)() is tensor
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])

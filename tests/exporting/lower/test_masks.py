@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nncompress.exporting import write_onnx
+from nncompress.exporting.lower import masks
 from nncompress.exporting.lower.masks import with_known_masks
 from nncompress.ir import Model
 
@@ -59,3 +60,27 @@ def test_the_model_itself_keeps_its_masks():
     before = str(model.graph)
     assert str(with_known_masks(model).graph) != before
     assert str(model.graph) == before
+
+
+class TwoPrecisions(nn.Module):
+    """One mask of two attentions."""
+
+    def forward(self, x):
+        mask, half = (torch.arange(5)[:, None] - torch.arange(5)).abs() < 2, x.half()
+        exact = F.scaled_dot_product_attention(x, x.cos(), x.sin(), mask)
+        return exact, F.scaled_dot_product_attention(half, half, half, mask)
+
+
+def test_a_mask_is_added_in_the_precision_of_each_attention():
+    module, x = TwoPrecisions().eval(), torch.randn(2, 3, 5, 8)
+    found = with_known_masks(Model.from_module(module, (x,)))
+    for got, expected in zip(found.outputs_of(x), module(x), strict=True):
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-2 if got.dtype == torch.half else 1e-6)
+
+
+def test_an_attention_that_cannot_be_taken_apart_keeps_its_mask(monkeypatch):
+    monkeypatch.setattr(masks, "take_apart", lambda *given: False)
+    module, x = Attends(BANDED[1]).eval(), torch.randn(2, 3, 5, 8)
+    model = Model.from_module(module, (x,))
+    assert str(with_known_masks(model).graph) == str(model.graph)

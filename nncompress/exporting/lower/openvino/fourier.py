@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from nncompress.errors import UnsupportedError
 
+AXIS_IS_INPUT = 20  # the first opset in which DFT has its axis as an input; an attribute before
+
 
 def spell_transforms(path: Path) -> None:
     """Edit the `.onnx` in place.
@@ -52,16 +54,17 @@ def _of_frames(
     """What a short-time transform of a real signal [batch, length, 1], as the exporter has it, consists of: a
     convolution whose channels are the parts of the results."""
     helper, result = onnx.helper, node.output[0]
-    signal, step, window, length = node.input
+    signal, step, window, length = [*node.input, "", ""][:4]
     given: Any = shapes.get(signal)
     real = given is not None and given.shape.dim[-1].dim_value == 1
-    if not real or not {step, length} <= numbers.keys():
+    if not {step, length or window} <= numbers.keys() or not real:
         raise UnsupportedError(
             f"OpenVINO does not read this short-time Fourier transform: {node.name or result}",
             got="its step or the length of its frames is free" if real else "it is of complex numbers",
             remedy="write an .onnx, which ONNX Runtime runs",
         )
-    stride, points = (int(onnx.numpy_helper.to_array(numbers[name])) for name in (step, length))
+    stride = int(onnx.numpy_helper.to_array(numbers[step]))
+    points = int(onnx.numpy_helper.to_array(numbers[length])) if length else numbers[window].dims[0]
     halved = all(attribute.i for attribute in node.attribute if attribute.name == "onesided")
     matrix, parts = transform(points, 1, points, False, halved)
 
@@ -73,10 +76,12 @@ def _of_frames(
     weights = constant("matrix", np.ascontiguousarray(matrix.T[:, None]).astype(kind))
     apart = constant("apart", np.array([0, 0, matrix.shape[1] // parts, parts], np.int64))
     made = [f"{result}_{each}" for each in ("channel", "windowed", "products", "frames")]
+    windowed = [helper.make_node("Mul", [weights, window], [made[1]])] if window else []
+    read = [made[0], made[1] if window else weights]
     return [
         helper.make_node("Transpose", [signal], [made[0]], perm=[0, 2, 1]),
-        helper.make_node("Mul", [weights, window], [made[1]]),
-        helper.make_node("Conv", made[:2], [made[2]], name=node.name, strides=[stride]),
+        *windowed,
+        helper.make_node("Conv", read, [made[2]], name=node.name, strides=[stride]),
         helper.make_node("Transpose", [made[2]], [made[3]], perm=[0, 2, 1]),
         helper.make_node("Reshape", [made[3], apart], [result]),
     ]
@@ -88,9 +93,11 @@ def _of_all(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: d
     given: Any = shapes.get(node.input[0])
     sizes = [dim.dim_value for dim in given.shape.dim] if given is not None else []
     rank = len(sizes)
+    how = {attribute.name: attribute.i for attribute in node.attribute}
+    old = any(each.domain == "" and each.version < AXIS_IS_INPUT for each in model.opset_import)
     length, axis = (
         int(onnx.numpy_helper.to_array(numbers[name])) if name in numbers else default
-        for name, default in zip([*node.input[1:], "", ""], (0, -2))
+        for name, default in zip([*node.input[1:], "", ""], (0, how.get("axis", 1) if old else -2))
     )
     if not rank or not sizes[axis % rank] or any(name and name not in numbers for name in node.input[1:]):
         raise UnsupportedError(
@@ -99,7 +106,6 @@ def _of_all(onnx: Any, model: Any, node: Any, shapes: dict[str, Any], numbers: d
             remedy="give a graph that was exported with a number for that size, or write an .onnx",
         )
     points = sizes[axis % rank]
-    how = {attribute.name: attribute.i for attribute in node.attribute}
     matrix, parts = transform(points, sizes[-1], length, bool(how.get("inverse")), bool(how.get("onesided")))
     order = [d for d in range(rank - 1) if d != axis % rank] + [axis % rank, rank - 1]
     back = [order.index(d) for d in range(rank)]
