@@ -72,7 +72,7 @@ SPELLINGS = {
     "some picked twice": (lambda h, w: h[..., [3, 5, 3, -1, 0, 5]], 6),
     "index-select": (lambda h, w: h.index_select(2, torch.arange(15, -1, -1)), 16),
     "a weight picked from": (lambda h, w: h @ w[:, torch.arange(15, -1, -1)].T, 4),
-    "roll twice": (lambda h, w: h.roll((2, 3), (2, -1)) + h.roll((1, 9, 12), (2, 1, 2)), 16),
+    "roll twice": (lambda h, w: h.roll((1, 9, 12), (2, 1, -1)), 16),
     "roll": (lambda h, w: h.roll((3, 1), (2, 1)) + h.roll(-13, -1), 16),
     "swapaxes": (lambda h, w: h.swapaxes(1, 2).swapdims(1, 2), 16),
     "moveaxis": (lambda h, w: h.movedim(2, 0).moveaxis(0, -1), 16),
