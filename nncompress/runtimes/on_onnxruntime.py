@@ -48,9 +48,11 @@ class OnnxRuntimeRunner(Runner):
 
     Attributes:
         patience: seconds after which a run is ended; None: never.
+        remembers: a run begins with the state that the last one left; else with what the file holds.
     """
 
     patience: float | None = None
+    remembers: bool = False
 
     runtime = "onnxruntime"
 
@@ -94,6 +96,8 @@ class OnnxRuntimeRunner(Runner):
                 remedy="copy or export the model again",
             ) from problem
         states = states_of(self.metadata)
+        self._states = states
+        self._left: dict[str, np.ndarray] = {}  # by the last run that remembers: its state
         self.outputs = tuple(name for name in outputs if name not in states)
         self.threads = threads
         self.notes = _saturation(path)
@@ -106,11 +110,15 @@ class OnnxRuntimeRunner(Runner):
     def _bind(self, inputs: tuple[Array, ...]) -> Call:
         feed = {spec.name: input_array(value) for spec, value in zip(self.inputs, inputs)}
         session, run_options, outputs = self._session, self._run_options, list(self.outputs)
+        states = self._states if self.remembers else {}
 
         def call() -> Sequence[np.ndarray]:
             try:
                 with ended_in_time(run_options, self.patience):
-                    return session.run(outputs, feed, run_options)
+                    results = session.run([*outputs, *states], feed | self._left, run_options)
+                if states:
+                    self._left = dict(zip(states.values(), results[len(outputs) :]))
+                return results[: len(outputs)]
             except UnsupportedError:
                 raise
             except Exception as problem:
@@ -134,7 +142,8 @@ def _check_loops(path: Path) -> None:
 def states_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """Output → input of every state in a file that was exported here: what one call hands to the next.
 
-    A call of a runner is a first one: the states are what the file holds, and no part of the answer.
+    A call of a runner is a first one, unless it `remembers`: the states are what the file holds, and no part
+    of the answer.
     """
     try:
         stated = json.loads(metadata.get("nncompress.state", "{}"))

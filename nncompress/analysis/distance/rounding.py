@@ -60,6 +60,11 @@ class Rounding:
     def _unrounded(self) -> Model:
         return without_rounding(self._model)
 
+    @cached_property
+    def _unproven(self) -> str:
+        """Of the file, whichever output and inputs ask."""
+        return "" if self._proof is None else self._proof()
+
     def _last_bits(
         self, inputs: Sequence[Sequence[Tensor]], output: int, graph: Tensor, file: Tensor
     ) -> bool:
@@ -110,7 +115,7 @@ class Rounding:
         unproven = ""
         near = of_graph <= MOST and _within(file - floats, rounded, PROVEN)
         if not right and near and self._proof is not None:
-            unproven = self._proof()
+            unproven = self._unproven
             right = not unproven
         if not right and of_graph <= MOST and self._proven is not None:
             with torch.no_grad():

@@ -22,10 +22,12 @@ from nncompress.analysis.distance.rounding import Rounding
 from nncompress.errors import DataError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.graph.inputs import BATCH, derived_sizes
+from nncompress.ir.graph.state import as_writes, changed_tensors
 from nncompress.loading.onnx.sizes import Input
 from nncompress.runtimes.free_sizes import other_sizes
 
 Run = Callable[..., Sequence[np.ndarray]]
+CALLS = 3  # in a row, of a model with a state
 
 
 class Agreement(NamedTuple):
@@ -57,12 +59,7 @@ def compare(
         VerificationError: it differs at `sizes`.
         UnsupportedError: what was read does not run in torch.
     """
-    traced = {
-        ours: sizes[theirs]
-        for spec, each in zip(model.inputs, inputs)
-        for ours, theirs in zip(spec.shape, each.shape)
-        if isinstance(ours, str) and isinstance(theirs, str)
-    }
+    traced = _traced_sizes(model, inputs, sizes)
     precision = precision_of(model)
     quantized = precision in ("int8", "int4")
     rounding = Rounding(model, as_written=True, proof=proof) if quantized else None
@@ -71,24 +68,8 @@ def compare(
     def error_at(trial: Mapping[str, int], seed: int, *, amplified: bool) -> float:
         arrays = _drawn(model, trial, seed)
         pairs = _outputs(model, run, arrays)
-        for at, (pair, resolution) in enumerate(zip(pairs, resolutions(model), strict=True)):
-            beyond_kernels = _relative_error(*pair, resolution)
-            if amplified and bounds[at] < beyond_kernels < math.inf:
-                bounds[at] *= amplification(model, arrays, at)
-            if beyond_kernels <= bounds[at]:
-                continue
-            refused = VerificationError(
-                f"{path}: what was read differs from {runtime} on output {model.outputs[at]!r}",
-                got=f"relative error {beyond_kernels:.2g}"
-                if beyond_kernels < math.inf
-                else "another shape, or other infinities",
-                expected=f"at most {bounds[at]:.2g} in {precision}",
-                remedy="this is a defect of the reader; bench and eval run the file as it is",
-            )
-            if rounding is None:
-                raise refused
-            rounding.explains(refused, [arrays], at, *pair)
-        return max((_relative_error(*pair) for pair in pairs), default=0.0)
+        what = f"{path}: what was read differs from {runtime}"
+        return _check(what, model, arrays, pairs, bounds, rounding, amplified=amplified)
 
     worst = error_at(traced, seed=0, amplified=True)
     follow = derived_sizes(model.graph_module, model.inputs, traced).keys()
@@ -105,6 +86,90 @@ def compare(
         except Exception:  # the graph that was read does not, whatever torch raises, or it differs there
             return None
     return Agreement(worst, "" if rounding is None else rounding.told)
+
+
+def _traced_sizes(model: Model, inputs: list[Input], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The model's free dims as they were traced."""
+    return {
+        ours: sizes[theirs]
+        for spec, each in zip(model.inputs, inputs)
+        for ours, theirs in zip(spec.shape, each.shape)
+        if isinstance(ours, str) and isinstance(theirs, str)
+    }
+
+
+def compare_calls(
+    model: Model,
+    run: Run,
+    runtime: str,
+    inputs: list[Input],
+    sizes: dict[str, int],
+    path: Path,
+    proof: Callable[[], str] | None = None,
+) -> None:
+    """Several calls in a row, each with the state that the last one left, the first with the file's own.
+
+    Args:
+        run: the file's outputs, of a call after the last one.
+        proof: see `compare`.
+
+    Raises:
+        VerificationError: a call differs.
+        UnsupportedError: what was read does not run in torch.
+    """
+    precision = precision_of(model)
+    calls = model.copy()
+    as_writes(calls.graph)
+    calls.graph_module.recompile()
+    for call in range(CALLS):
+        before = model.copy()
+        for name in changed_tensors(model.graph):
+            before.tensor(name).copy_(calls.tensor(name))
+        quantized = precision in ("int8", "int4")
+        rounding = Rounding(before, as_written=True, proof=proof) if quantized else None
+        arrays = _drawn(model, _traced_sizes(model, inputs, sizes), call)
+        what = f"{path}: what was read differs from {runtime} in call {call + 1}"
+        bounds = [TOLERANCE[precision]] * len(model.outputs)
+        _check(what, before, arrays, _outputs(calls, run, arrays), bounds, rounding, amplified=True)
+
+
+def _check(
+    what: str,
+    model: Model,
+    arrays: tuple[Tensor, ...],
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    bounds: list[float],
+    rounding: Rounding | None,
+    *,
+    amplified: bool,
+) -> float:
+    """The largest relative error of the outputs, each the model's and the runtime's.
+
+    Args:
+        what: is wrong where one is beyond its bound.
+        bounds: of each; larger afterwards where the model amplifies rounding, with `amplified`.
+
+    Raises:
+        VerificationError: one is beyond its bound, and rounding does not explain it.
+    """
+    for at, (pair, resolution) in enumerate(zip(pairs, resolutions(model), strict=True)):
+        beyond_kernels = _relative_error(*pair, resolution)
+        if amplified and bounds[at] < beyond_kernels < math.inf:
+            bounds[at] *= amplification(model, arrays, at)
+        if beyond_kernels <= bounds[at]:
+            continue
+        refused = VerificationError(
+            f"{what} on output {model.outputs[at]!r}",
+            got=f"relative error {beyond_kernels:.2g}"
+            if beyond_kernels < math.inf
+            else "another shape, or other infinities",
+            expected=f"at most {bounds[at]:.2g} in {precision_of(model)}",
+            remedy="this is a defect of the reader; bench and eval run the file as it is",
+        )
+        if rounding is None:
+            raise refused
+        rounding.explains(refused, [arrays], at, *pair)
+    return max((_relative_error(*pair) for pair in pairs), default=0.0)
 
 
 def _outputs(model: Model, run: Run, arrays: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -119,12 +119,13 @@ class Call:
         """An operand whose numbers must be known.
 
         Raises:
-            Missing: they depend on the model's input.
+            Missing: they depend on the model's input, or on its state.
         """
         self._unread.discard(position)
         found = self.walk.known(self._node.input[position])
         if found is None:
-            raise self.refusal(f"{what} depends on the input")
+            state = ", or on what the last call left" if self.walk.store.has_state else ""
+            raise self.refusal(f"{what} depends on the input{state}")
         return found
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -265,10 +266,8 @@ class Walk:
         found = self._find(name)
         if found is not None:
             return found
-        array = self.store.arrays.get(name)
-        if array is None:
-            raise UnsupportedError("the ONNX graph reads a value that nothing computes", got=name)
-        return array if is_host(array) else self.store.tensor(name)
+        array = self.store.constant(name)
+        return array if array is not None and is_host(array) else self.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
         found = self._find(name)
@@ -279,10 +278,10 @@ class Walk:
         return self.store.tensor(name) if self.store.holds(name) else as_tensor(self.store.arrays[name])
 
     def known(self, name: str) -> np.ndarray | None:
-        """Its numbers, if they do not depend on the input."""
+        """Its numbers, if they depend neither on the input nor on what the last call left."""
         walk = self._where(name)
         if walk is None:
-            return self.store.arrays.get(name)
+            return self.store.constant(name)
         found = walk._values[name]
         return found if isinstance(found, np.ndarray) else walk._folded.get(name)
 

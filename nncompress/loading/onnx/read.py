@@ -34,7 +34,7 @@ from nncompress.ir.graph.tracing import MAX_BATCH, MAX_LENGTH, trace
 from nncompress.ir.python_names import is_argument_name
 from nncompress.ir.stated_constants import Constant, left_to_fix
 from nncompress.loading.file_record import read_header
-from nncompress.loading.onnx.compare import compare
+from nncompress.loading.onnx.compare import compare, compare_calls
 from nncompress.loading.onnx.groups import spell_groups
 from nncompress.loading.onnx.interpreter import Missing, OnnxModule, check_unrolled, missing_ops
 from nncompress.loading.onnx.rules import dynamic
@@ -137,6 +137,10 @@ def read_onnx(
                 break
         else:
             raise AssertionError("a graph without free sizes is compared at one")
+        if states:
+            reference.remembers = True
+            again = partial(run, reference)
+            compare_calls(model, again, reference.name, inputs, sizes, path, proof)
     fixed = {d: n for spec, i in zip(model.inputs, inputs) for d, n in zip(i.shape, spec.shape)}
     told = ", ".join(f"{d} = {n}" for d, n in fixed.items() if isinstance(d, str) and isinstance(n, int))
     if told:

@@ -93,6 +93,15 @@ class Store(nn.Module):
             owner.register_buffer(leaf, tensor)
         self._owners[name] = (owner, leaf)
 
+    @property
+    def has_state(self) -> bool:
+        """One call hands something to the next."""
+        return bool(self._states)
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """Its numbers, where these are the same in every call: those of a state are not."""
+        return None if name in self._states else self.arrays.get(name)
+
     def tensor(self, name: str) -> Tensor:
         owner, leaf = self._owners[name]
         return getattr(owner, leaf)

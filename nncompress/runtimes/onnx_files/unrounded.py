@@ -8,19 +8,38 @@ that it rounded by have to be the graph's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from torch import fx
 
 from nncompress.ir import Model
 from nncompress.ir.graph.ops import op_name
 
 MOST_BYTES = 2**31 - 2**20  # of a file in one message
-_Steps = set[tuple[float, int]]  # of quantization: (scale, zero point from the least integer)
+
+
+@dataclass(frozen=True, order=True)
+class _Step:
+    """Of quantization; the zero point is counted from the least integer of so many bits."""
+
+    scale: float
+    zero: int
+    bits: int
+    least: int = field(compare=False)
+
+
+_Place = tuple[Hashable, _Step]  # what is rounded, and by which step: each once, in the order of the graph
+
+
+class _NotTold(Exception):
+    """Steps that are no plain numbers, or whose place is not told."""
 
 
 def write_unrounded(model: Model, path: Path, to: Path) -> str:
@@ -33,11 +52,13 @@ def write_unrounded(model: Model, path: Path, to: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
         return too_large
     file = onnx.load(path)
-    steps, found = _steps_of(model), _take_out(file.graph)
-    if steps is None or found is None:
-        return "it cannot be compared without rounding: it has steps that are computed, or branches"
+    try:
+        steps, found = _steps_of(model), _take_out(file.graph)
+    except _NotTold as error:
+        return f"it cannot be compared without rounding: {error}"
     if found != steps:
-        return "it rounds activations by other steps than the graph"
+        where = ", or in another order" if sorted(found) == sorted(steps) else ""
+        return f"it rounds activations by other steps than the graph{where}"
     try:
         onnx.save(file, to)
     except ValueError:  # with its external data
@@ -45,47 +66,74 @@ def write_unrounded(model: Model, path: Path, to: Path) -> str:
     return ""
 
 
-def _steps_of(model: Model) -> _Steps | None:
-    found = set()
+def _steps_of(model: Model) -> list[_Step]:
+    """
+    Raises:
+        _NotTold: steps are computed, or a value is given back by another step than it was rounded by.
+    """
+    instead: dict[fx.Node, fx.Node] = {}
+    codes: dict[fx.Node, set[_Step]] = {}
+    found: dict[_Place, None] = {}
     for node in model.graph.nodes:
-        if op_name(node) == "quantize_per_tensor":
-            scale, zero, least = node.args[1:4]
-            if not isinstance(scale, float) or not isinstance(zero, int):
-                return None
-            found.add((float(np.float32(scale)), zero - least))
-    return found
+        read = set[_Step]().union(*(codes.get(each, ()) for each in node.all_input_nodes))
+        rounds = op_name(node) == "quantize_per_tensor"
+        ends = bool(read) and op_name(node) == "dequantize_per_tensor"
+        if not (rounds or ends):
+            if read:
+                codes[node] = read
+            continue
+        source, scale, zero, least, _, dtype = node.args[:6]
+        if not isinstance(scale, float) or not isinstance(zero, int):
+            raise _NotTold("the graph has steps that are computed")
+        step = _Step(float(np.float32(scale)), zero - least, 8 * dtype.itemsize, least)
+        instead[node] = instead.get(source, source)
+        _enter(step, node.name, instead[node], read if ends else None, found)
+        if rounds:
+            codes[node] = {step}
+    return [step for _, step in found]
 
 
-def _take_out(graph: onnx.GraphProto) -> _Steps | None:
+def _enter(
+    step: _Step, name: str, source: Hashable, read: set[_Step] | None, found: dict[_Place, None]
+) -> None:
+    """A value is rounded by that step; or given back, after it was rounded by those that are `read`.
+
+    Raises:
+        _NotTold: these are others.
+    """
+    if read is None:
+        found[source, step] = None
+    elif read != {step}:
+        raise _NotTold(f"{name} gives activations back by another step than they were rounded by")
+
+
+def _take_out(graph: onnx.GraphProto) -> list[_Step]:
     """Join what pairs of QuantizeLinear and DequantizeLinear stand between; their steps.
 
-    None: it holds subgraphs, or steps that are computed.
+    Raises:
+        _NotTold: it holds subgraphs, or steps that are computed or no pair's.
     """
     stored = {each.name: each for each in graph.initializer}
     instead: dict[str, str] = {}
-    codes: set[str] = set()  # of activations; those of weights may be unpacked and moved, too
-    found: _Steps = set()
+    codes: dict[str, set[_Step]] = {}  # of activations; those of weights may be unpacked and moved, too
+    found: dict[_Place, None] = {}
     kept = []
     for node in graph.node:
         if any(attribute.HasField("g") for attribute in node.attribute):
-            return None
-        reads_codes = not codes.isdisjoint(node.input)
+            raise _NotTold("it has branches")
+        read = set[_Step]().union(*(codes.get(name, ()) for name in node.input))
         rounds = node.op_type == "QuantizeLinear"
-        ends = reads_codes and node.op_type == "DequantizeLinear"
-        if rounds or (reads_codes and not ends):
-            codes.update(node.output)
+        ends = bool(read) and node.op_type == "DequantizeLinear"
         if not (rounds or ends):
+            if read:
+                codes.update(dict.fromkeys(node.output, read))
             kept.append(node)
             continue
+        step = _step_of(node, stored, read)
         instead[node.output[0]] = instead.get(node.input[0], node.input[0])
-        if node.op_type == "QuantizeLinear":
-            if len(node.input) < 3 or not set(node.input[1:3]) <= set(stored):
-                return None
-            scale, zero = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
-            if scale.size != 1:
-                return None
-            least = np.iinfo(zero.dtype).min
-            found.add((float(np.float32(scale.reshape(-1)[0])), int(zero.reshape(-1)[0]) - int(least)))
+        _enter(step, node.name or node.output[0], instead[node.output[0]], read if ends else None, found)
+        if rounds:
+            codes[node.output[0]] = {step}
     for node in kept:
         node.input[:] = [instead.get(name, name) for name in node.input]
     kept += [
@@ -95,7 +143,36 @@ def _take_out(graph: onnx.GraphProto) -> _Steps | None:
     ]
     _replace(graph.node, kept)
     _replace(graph.value_info, [])
-    return found
+    return [step for _, step in found]
+
+
+def _step_of(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], read: set[_Step]) -> _Step:
+    """Of one that rounds; or that gives back what was rounded by those that are `read`. A zero point that it
+    does not state is 0.
+
+    Raises:
+        _NotTold: it is computed, of several scales, or of codes that are no integers.
+    """
+    names = [name for name in node.input[1:3] if name]
+    if not set(names) <= stored.keys():
+        raise _NotTold("it has steps that are computed")
+    scale = numpy_helper.to_array(stored[names[0]])
+    if scale.size != 1:
+        raise _NotTold("it rounds activations by a scale per channel")
+    value = float(np.float32(scale.reshape(-1)[0]))
+    if len(names) == 1 and read:
+        least, bits = next((each.least, each.bits) for each in read)
+        return _Step(value, -least, bits, least)
+    stated = next((a.i for a in node.attribute if a.name == "output_dtype"), 0) or onnx.TensorProto.UINT8
+    kind = stored[names[1]].data_type if len(names) > 1 else stated
+    name = onnx.TensorProto.DataType.Name(kind)
+    integer = re.fullmatch(r"(U?)INT(\d+)", name)
+    if integer is None:
+        raise _NotTold(f"it rounds activations to {name}")
+    bits = int(integer[2])
+    least = 0 if integer[1] else -(2 ** (bits - 1))
+    zero = int(numpy_helper.to_array(stored[names[1]]).reshape(-1)[0]) if len(names) > 1 else 0
+    return _Step(value, zero - least, bits, least)
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:
