@@ -236,6 +236,7 @@ class Walk:
             made = found(call)
             call.finish()
             results = made if isinstance(made, list) else [made]
+            results = [np.asarray(x) if isinstance(x, np.generic) else x for x in results]  # of numpy's, 0-d
             for name, result in zip(node.output, results):
                 if name and result is not None:
                     self._values[name] = result

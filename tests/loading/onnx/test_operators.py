@@ -115,6 +115,16 @@ def test_what_follows_from_constants_alone_is_computed_as_the_op_is(op, stored, 
     assert got.tolist() == expected
 
 
+def test_a_power_of_two_numbers_that_are_stored_multiplies_the_input():
+    """As torch writes the scale of attention; numpy gives no array of it."""
+    nodes = [helper.make_node("Pow", ["w", "half"], ["s"]), helper.make_node("Mul", ["x", "s"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    stored = [numpy_helper.from_array(np.float32(v), name) for name, v in (("w", 4), ("half", -0.5))]
+    graph = helper.make_graph(nodes, "scale", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    assert OnnxModule(model).eval()(torch.tensor([2.0, 6]))[0].tolist() == [1, 3]
+
+
 def test_a_range_whose_ends_are_turned_round_is_its_upper_end():
     node = helper.make_node("Clip", ["x", "low", "high"], ["y"])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in "xy"]

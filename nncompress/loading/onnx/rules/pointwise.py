@@ -138,7 +138,8 @@ def power(call: Call) -> Value:
 def modulo(call: Call) -> Value:
     a, b, signed_as_first = call.value(0), call.value(1), bool(call.get("fmod", 0))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.asarray((np.fmod if signed_as_first else np.remainder)(a, b))
+        as_first = signed_as_first and not is_symbolic(a) and not is_symbolic(b)  # sizes: not negative
+        return np.asarray((np.fmod if as_first else np.remainder)(a, b))
     return (torch.fmod if signed_as_first else torch.remainder)(*map(as_tensor, (a, b)))
 
 
