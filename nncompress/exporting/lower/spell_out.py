@@ -2,7 +2,7 @@
 
 | op                   | becomes                                                          |
 |----------------------|------------------------------------------------------------------|
-| hypot                | √(a² + b²)                                                       |
+| hypot                | a · √(1 + (b / a)²), a being the longer side                     |
 | cumprod              | products with itself shifted by 1, 2, 4, … (Hillis & Steele 1986) |
 | cummax, cummin       | the same of maxima, where nobody asks for the places              |
 | median, nanmedian,   | sorted, and taken                                                |
@@ -98,7 +98,12 @@ def _places_are_read(node: fx.Node) -> bool:
 
 
 def _hypot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * a + b * b).sqrt()
+    """In proportion to the longer side: squares overflow and vanish."""
+    a, b = a.abs(), b.abs()
+    long, short = torch.maximum(a, b), torch.minimum(a, b)
+    ratio = torch.where(long == short, (long > 0).to(long.dtype), short / long)
+    endless = (a == math.inf) | (b == math.inf)  # beside NaN, too
+    return torch.where(endless, torch.full_like(long, math.inf), long * torch.sqrt(1 + ratio * ratio))
 
 
 def _scan(x: Tensor, dim: int, join: Callable[[Tensor, Tensor], Tensor], neutral: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 It rounds quotients of floats down that were rounded up before (0.6 // 0.1 is 5), makes floats of integers
 that are divided (24 bits of 64 are left), and forgets that 0 · log 0 is 0 where the 0 is a number.
+Angles it takes from a quotient, in which the sign of a zero is lost; NaN has a sign with torch that is 0.
 A bound that is NaN ONNX Runtime takes for none.
 Whether integers are NaN, and what they are rounded to, no runtime answers.
 """
@@ -9,7 +10,7 @@ Whether integers are NaN, and what they are rounded to, no runtime answers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan, nan
+from math import isnan, nan, pi
 from typing import Any
 
 import torch
@@ -94,6 +95,49 @@ def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Te
     return torch.full_like(x, nan, dtype=torch.result_type(x, nan))
 
 
+def _is_below_zero(x: Tensor) -> Tensor:
+    """A zero with a sign, too."""
+    return (x < 0) | (1 / x < 0)
+
+
+def _atan2(y: Tensor, x: Tensor) -> Tensor:
+    kind = _pair(y, x, floats=True)[0].dtype
+    y, x = _as(torch.float32 if kind in _HALVES else kind, y, x)
+    high, wide = y.abs(), x.abs()
+    slope = torch.where(high == wide, (high > 0).to(x.dtype), high / wide)  # of zeros, of infinities
+    angle = torch.atan(slope)
+    angle = torch.where(_is_below_zero(x), pi - angle, angle)
+    return torch.where(_is_below_zero(y), -angle, angle).to(kind)
+
+
+def _angle(x: Tensor) -> Tensor:
+    """Of a real number: π where it is below zero."""
+    if x.is_complex():
+        raise NotImplementedError
+    if not x.is_floating_point():
+        return (x < 0).to(torch.get_default_dtype()) * pi
+    return torch.where(x.isnan(), x, (x < 0).to(x.dtype) * pi)
+
+
+def _sign(x: Tensor) -> Tensor:
+    """Of NaN it is 0."""
+    if not x.is_floating_point():
+        raise NotImplementedError
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+def _heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
+    return torch.where(x == 0, at_zero, (x > 0).to(at_zero.dtype))
+
+
+def _lerp(a: Tensor, b: Tensor, weight: Number) -> Tensor:
+    """From the nearer end."""
+    from_first, from_last = a + weight * (b - a), b - (b - a) * (1 - weight)
+    if isinstance(weight, Tensor):
+        return torch.where(weight.abs() < 0.5, from_first, from_last)
+    return from_first if abs(weight) < 0.5 else from_last
+
+
 def _of_integers(steps: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def checked(x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -116,6 +160,13 @@ EDGE_VALUES: dict[Any, Callable[..., Tensor]] = {
     aten.special_xlog1py.default: _times_log(log1p),
     aten.special_xlog1py.self_scalar: _times_log(log1p),
     aten.special_xlog1py.other_scalar: _times_log(log1p),
+    aten.atan2.default: _atan2,
+    aten.angle.default: _angle,
+    aten.sign.default: _sign,
+    aten.sgn.default: _sign,
+    aten.heaviside.default: _heaviside,
+    aten.lerp.Scalar: _lerp,
+    aten.lerp.Tensor: _lerp,
     aten.clamp.default: _clamp,
     aten.isnan.default: _of_integers(lambda x: torch.zeros_like(x, dtype=torch.bool)),
     **dict.fromkeys(

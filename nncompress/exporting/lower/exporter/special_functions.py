@@ -52,19 +52,17 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return result
 
 
-def _of_floats(steps: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Of whole numbers the exporter's own words are right."""
+def _in_floats(steps: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Of whole numbers, too, as torch has it."""
 
     @wraps(steps)
-    def checked(*given: Any) -> Tensor:
-        if not all(x.is_floating_point() for x in given if isinstance(x, Tensor)):
-            raise NotImplementedError
-        return steps(*given)
+    def converted(x: Tensor) -> Tensor:
+        return steps(x if x.is_floating_point() else x.to(torch.get_default_dtype()))
 
-    return checked
+    return converted
 
 
-@_of_floats
+@_in_floats
 def log1p(x: Tensor) -> Tensor:
     """What 1 + x rounds away, log(1 + x) lacks in the same proportion (Kahan)."""
     above = 1 + x
@@ -73,7 +71,7 @@ def log1p(x: Tensor) -> Tensor:
     return torch.where(rounded == 0, x, torch.log(above) * ratio)
 
 
-@_of_floats
+@_in_floats
 def _expm1(x: Tensor) -> Tensor:
     near = x.clamp(-0.5, 0.5)
     grown = near.exp()
@@ -87,32 +85,34 @@ def _log_erfcx(x: Tensor) -> Tensor:
     return torch.log(t) + _polynomial(t, _ERFC)
 
 
-@_of_floats
+@_in_floats
 def _erfc(x: Tensor) -> Tensor:
     away = x.clamp_min(4.0 if x.dtype == torch.float64 else 0.5)  # before, 1 - erf(x) is no worse
     return torch.where(x == away, torch.exp(_log_erfcx(away) - away * away), 1 - torch.erf(x))
 
 
-@_of_floats
+@_in_floats
 def _erfcx(x: Tensor) -> Tensor:
     scaled = torch.exp(_log_erfcx(x.abs()))
     return torch.where(x < 0, 2 * torch.exp(x * x) - scaled, scaled)
 
 
-@_of_floats
+@_in_floats
 def _log_ndtr(x: Tensor) -> Tensor:
     below = x.clamp_max(-1)
     tail = _log_erfcx(below * -sqrt(0.5)) - 0.5 * below * below - log(2)
     return torch.where(x == below, tail, log1p(-0.5 * _erfc(x * sqrt(0.5))))
 
 
-@_of_floats
 def _remainder(x: Tensor | float, by: Tensor | float) -> Tensor:
     """With the sign of the divisor, of the exact rest: no quotient is rounded."""
+    if not all(each.is_floating_point() for each in (x, by) if isinstance(each, Tensor)):
+        raise NotImplementedError  # of whole numbers the exporter's own words are right
     rest = torch.fmod(x if isinstance(x, Tensor) else torch.full_like(by, x), by)  # type: ignore[arg-type]
     return torch.where((rest != 0) & ((rest < 0) != (by < 0)), rest + by, rest)
 
 
+@_in_floats
 def _erfinv(x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         raise NotImplementedError  # of which it has fewer digits
@@ -123,6 +123,7 @@ def _erfinv(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1, found, torch.where(x.abs() == 1, x * inf, nan))
 
 
+@_in_floats
 def _scaled_i0(x: Tensor) -> Tensor:
     """exp(-|x|) I0(x)."""
     if x.dtype != torch.float32:
@@ -133,6 +134,7 @@ def _scaled_i0(x: Tensor) -> Tensor:
     return torch.where(size < 3.75, of_small, _polynomial(3.75 / far, _I0_FAR) / torch.sqrt(far))
 
 
+@_in_floats
 def _i0(x: Tensor) -> Tensor:
     half = torch.exp(0.5 * x.abs())  # of which the square overflows before the result does
     return _scaled_i0(x) * half * half

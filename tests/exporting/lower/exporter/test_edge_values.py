@@ -17,7 +17,7 @@ from nncompress.ir import Model
 from nncompress.runtimes import open_artifact
 
 Functions = dict[str, Callable[[Tensor, Tensor], Tensor]]
-FLOATS = (0.0, 0.1, -0.3, 0.6, -1.0, 2.0, -2.5, 7.0, 1e10, torch.inf, -torch.inf, torch.nan)
+FLOATS = (0.0, -0.0, 0.1, -0.3, 0.6, -1.0, 2.0, -2.5, 7.0, 1e10, torch.inf, -torch.inf, torch.nan)
 INTEGERS = (1, -1, 2, -3, 7, -8, 2**24 + 1, -(2**31) + 1, 2**31 - 1)
 LONG = (*INTEGERS, 2**53 + 1, -(2**63) + 1, 2**63 - 1)
 
@@ -38,6 +38,17 @@ OF_FLOATS: Functions = {
     "clamp to nan": lambda a, b: a.clamp(0, torch.nan),
     "clamp": lambda a, b: a.clamp(-1, 2.5),
     "copysign of a number": lambda a, b: torch.copysign(a, -0.0),
+    "atan2": torch.atan2,
+    "atan2 of zeros": lambda a, b: torch.atan2(a * 0.0, b * 0.0),
+    "angle": lambda a, b: a.angle(),
+    "hypot": lambda a, b: torch.hypot(a * 1e25, b * 1e25),
+    "hypot of little": lambda a, b: torch.hypot(a * 1e-30, b * 1e-30),
+    "sign": lambda a, b: a.sign(),
+    "sgn": lambda a, b: b.sgn(),
+    "heaviside": torch.heaviside,
+    "lerp": lambda a, b: torch.lerp(a, b, -1.0),
+    "lerp beyond half": lambda a, b: torch.lerp(a, b, 0.75),
+    "lerp by a tensor": lambda a, b: torch.lerp(a, b, b),
 }
 OF_INTEGERS: Functions = {
     "div floor": lambda a, b: torch.div(a, b, rounding_mode="floor"),
@@ -54,6 +65,15 @@ OF_INTEGERS: Functions = {
     "isnan": lambda a, b: a.isnan(),
     "round": lambda a, b: a.round(),
     "xlogy": lambda a, b: torch.xlogy(a.abs(), b.abs()),
+    "atan2": torch.atan2,
+    "atan2 of 0": lambda a, b: torch.atan2(torch.zeros_like(a), b),
+    "angle": lambda a, b: a.angle(),
+    "erfc": lambda a, b: (a % 6).erfc(),
+    "erfinv": lambda a, b: (a % 3 - 1).erfinv(),
+    "log_ndtr": lambda a, b: torch.special.log_ndtr(a % 9 - 4),
+    "i0": lambda a, b: torch.i0(a % 20),
+    "i0e": lambda a, b: torch.special.i0e(b % 20),
+    "erfcx": lambda a, b: torch.special.erfcx(b % 6),
 }
 
 
