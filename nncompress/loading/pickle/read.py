@@ -134,7 +134,10 @@ def _load_trusted(path: Path) -> Any:
         raise ModelFileError(
             f"{path} needs classes that cannot be imported here",
             got=f"{type(error).__name__}: {error}",
-            remedy="run where the model's package can be imported; or save, there, its state_dict alone",
+            remedy="its class is of the script that saved it, which has it alone: save its state_dict there, "
+            "and say --arch THAT_SCRIPT.py:CLASS here"
+            if "__main__" in str(error)
+            else "run where the model's package can be imported; or save, there, its state_dict alone",
         ) from error
     except Exception as error:  # the file's own code may raise anything
         raise _damaged(path, error) from error

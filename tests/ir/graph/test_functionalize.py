@@ -15,6 +15,7 @@ from nncompress import exporting
 from nncompress.errors import UnsupportedError
 from nncompress.ir import Model
 from nncompress.ir.graph.normal_form.functionalize import is_write
+from nncompress.ir.graph.ops import op_name
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.loading import load_model, load_module
 
@@ -335,3 +336,23 @@ def test_a_stored_tensor_that_is_given_other_memory_is_refused() -> None:
         with pytest.raises(UnsupportedError, match=reason):
             load_module(net, input_shapes="1x4")
         assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)
+
+
+def test_a_composite_view_that_is_written_to_is_taken_apart_in_a_file_too(tmp_path):
+    """Where sizes are free, and the file has forgotten that they are more than 1."""
+
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            h = self.a(x) * 1
+            h.swapdims(0, 1).relu_()
+            return h
+
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Swapped().eval(), (torch.randn(4, 8),), dynamic_shapes=(batch,))
+    torch.export.save(program, tmp_path / "m.pt2")
+    model = load_model(tmp_path / "m.pt2")
+    assert "swapdims" not in map(op_name, model.graph.nodes)

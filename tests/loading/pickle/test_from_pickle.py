@@ -332,3 +332,17 @@ def test_attributes_of_tensors_are_dropped(tmp_path):
     loaded = read_pickle(save(module, tmp_path / "model.pt"))
     assert loaded.weight.__dict__ == {}
     assert torch.equal(loaded.weight, torch.Tensor.detach(module.weight))
+
+
+def test_a_class_of_the_script_that_saved_it_is_known_nowhere_else(tmp_path, monkeypatch):
+    class Lone(nn.Module):
+        pass
+
+    Lone.__module__, Lone.__qualname__ = "__main__", "Lone"
+    with monkeypatch.context() as there:
+        there.setattr(sys.modules["__main__"], "Lone", Lone, raising=False)
+        torch.save(Lone(), tmp_path / "m.pt")
+    with pytest.raises(
+        ModelFileError, match=r"of the script that saved it(?s:.*)--arch THAT_SCRIPT\.py:CLASS"
+    ):
+        read_pickle(tmp_path / "m.pt", trust_pickle=True)

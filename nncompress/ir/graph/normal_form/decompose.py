@@ -131,9 +131,9 @@ def _steps(node: fx.Node, operands: list[fx.Node], by: Callable[..., Any]) -> fx
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
         return by(*args, **kwargs)
 
-    environment = getattr(tensors[0].fake_mode, "shape_env", None)  # type: ignore[attr-defined]
+    mode = tensors[0].fake_mode  # type: ignore[attr-defined]
     try:
-        with unlogged(), _without_guards(environment):
+        with unlogged(), _without_guards(getattr(mode, "shape_env", None)), _without_cache(mode):
             steps = make_fx(call, decomposition_table={}, tracing_mode="real")(*values)
     except Exception:  # whatever a kernel raises on fake tensors, and guards on sizes
         return None
@@ -141,6 +141,16 @@ def _steps(node: fx.Node, operands: list[fx.Node], by: Callable[..., Any]) -> fx
     stored = any(s.op == "get_attr" for s in steps.graph.nodes)
     itself = any(s.target is target for s in steps.graph.nodes)
     return steps if known and not stored and not itself else None
+
+
+@contextmanager
+def _without_cache(mode: Any) -> Iterator[None]:
+    """Of what ops gave: to keep that, it asks questions on sizes that no op asks."""
+    before, mode.cache_enabled = mode.cache_enabled, False
+    try:
+        yield
+    finally:
+        mode.cache_enabled = before
 
 
 @contextmanager
