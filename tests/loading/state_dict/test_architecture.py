@@ -80,7 +80,7 @@ def test_factory_in_a_package(source):
         ("architecture_of_mine.py:needs", r"without arguments(.|\n)*width(.|\n)*function of no arguments"),
         ("architecture_of_mine.py:broken", r"raised an error(.|\n)*no such option"),
         ("architecture_of_mine.py:dictionary", r"no torch\.nn\.Module(.|\n)*a dict"),
-        ("architecture_of_mine.py:number", "not callable"),
+        ("architecture_of_mine.py:number", "that can be called, but int"),
     ],
 )
 def test_mistakes_in_arch_are_named_in_few_lines(arch, message, source):
