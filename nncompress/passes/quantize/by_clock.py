@@ -122,10 +122,12 @@ def _fastest(
     """`left`, or nothing where the whole model is no faster for it. Says what was measured.
 
     Args:
+        left: layers that are slower in int8 by themselves, and why they stay in float.
+        products: of activations, that would be rounded.
         count: of the layers that could run in int8.
     """
     name, floats = where.runtime_name, by_itself() if where.name == "openvino" else "float32"
-    none_left = len(left) == count  # that would run in int8
+    none_left = bool(left) and len(left) == count  # that would run in int8
     apart = {product.name: f"left in {floats}: the model is faster so" for product in products}
     try:
         with ModelLatency(original, context.progress, where) as clock:

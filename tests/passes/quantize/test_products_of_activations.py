@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nncompress import pipeline
 from nncompress.api import dataset
-from nncompress.errors import UsageError
+from nncompress.errors import UnsupportedError, UsageError
 from nncompress.exporting import write
 from nncompress.ir import Model
 from nncompress.ir.factors import products
@@ -232,3 +232,43 @@ def test_the_clock_leaves_them_in_float_where_the_model_is_faster_so(monkeypatch
     assert "with its products of activations in" in " ".join(step.notes)
     said = {change.where: change.what for change in step.changes}
     assert "the model is faster so" in said[next(products(small)).name]
+
+
+def test_where_no_layer_multiplies_integers_and_nothing_could_be_timed_products_are_rounded(monkeypatch):
+    class Looked(nn.Module):
+        """A table, whose rows are stored in 8 bits and computed with in floats."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Embedding(20, 16)
+
+        def forward(self, ids):
+            h = self.table(ids)
+            return torch.matmul(h, h.cos().mT)
+
+    class Clocked:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def glance(self, other):
+            raise UnsupportedError("it does not run there")
+
+    class Times:
+        layers, untimed, unkept, conversion = {}, {}, "", None
+
+    monkeypatch.setattr(by_clock, "ModelLatency", Clocked)
+    monkeypatch.setattr(by_clock, "layers_in_float", lambda *_, **__: set())
+    monkeypatch.setattr(by_clock, "int8_times", lambda *_: Times)
+    ids = torch.randint(0, 20, (32, 6), generator=torch.Generator().manual_seed(3))
+    model = Model.from_module(Looked().eval(), (ids[:2],))
+    context = Context(data=dataset(ids, model), target="openvino")
+    small, (step,) = pipeline.run(model, [Quantize()], context, timing=False)
+    assert all(map(is_dequantized, next(products(small)).factors))
+    assert "not timed in OpenVINO: it does not run there" in " ".join(step.notes)
