@@ -37,6 +37,14 @@ class Product:
         """As `inspect` lists it."""
         return self.node.name
 
+    def of(self, first: Tensor, second: Tensor) -> Tensor:
+        """What it makes of such factors; of an attention the scores, before they are scaled."""
+        if op_name(self.node) != "scaled_dot_product_attention":
+            return torch.matmul(first, second)
+        if self.node.kwargs.get("enable_gqa"):
+            second = second.repeat_interleave(first.shape[-3] // second.shape[-3], -3)
+        return torch.matmul(first, second.mT)
+
 
 def products(model: Model) -> Iterator[Product]:
     """Those of float32 matrices that they read as nothing else (values, a mask), in graph order."""

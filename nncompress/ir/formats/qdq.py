@@ -75,6 +75,10 @@ class QParams:
             scale = np.nextafter(scale, np.float32(0))
         return cls(max(float(scale), FINEST), MIDDLE)
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """The values of the grid next to those of `x`."""
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, LEVELS)
+
     @classmethod
     def of(cls, node: fx.Node) -> QParams:
         """Read off a static `quantize_per_tensor` or `dequantize_per_tensor` node."""

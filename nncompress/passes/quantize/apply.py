@@ -41,6 +41,7 @@ from nncompress.passes.quantize.calibrate import (
     for_target,
     moments_to_round_by,
     placement,
+    rough_products,
     rounded_for_one,
 )
 from nncompress.passes.quantize.choose import choose, choose_products, integer_layers
@@ -169,12 +170,14 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             bits=dict.fromkeys((w.name for w in weights_of(chosen, recurrent)), options.weight_bits),
             placement=placement(context),
         )
+        rough: Left = {}
         if options.mode == "static":
             if seen is None:
                 seen = activation_histograms(model, integer, multiplied, context)
             plan = statistics.plan(model, integer, multiplied)
             statistics.qparams = activation_qparams(plan, seen, ranges, context)
             statistics.factors = factor_qparams(plan, seen, ranges)
+            rough = rough_products(model, multiplied, statistics.factors, context)
         if options.size is not None:
             statistics.bits = bits_by_fisher(
                 model, chosen, options.size, bytes_before, bytes_saved(recurrent), context
@@ -195,12 +198,14 @@ def apply(options: Quantize, model: Model, context: Context) -> list[Change]:
             limit=context.limit,
             integers=integers,
             target=context.target,
+            left=rough,
         )
         for_one = rounded_for_one(model, integer, context) if options.mode == "static" else None
         if timed:
             copied = partial(_copy_with_samples, rounding, context)
-            slow = slow_in_int8(model, integer, multiplied, options.mode, copied, context)
-            rounding = replace(rounding, left=slow)
+            whole = [product for product in multiplied if product.name not in rough]
+            slow = slow_in_int8(model, integer, whole, options.mode, copied, context)
+            rounding = replace(rounding, left={**rough, **slow})
         drop = None if options.max_drop is None else (options.max_drop, options.metric)
         changes = _round_within(model, rounding, drop, options.drift_bound, context)
         if for_one is not None and any(change.applied for change in changes):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypedDict
+from functools import partial
+from typing import TypedDict
+
+import torch
+from torch import Tensor, fx
 
 from nncompress.analysis.curvature.fisher import fisher_information
 from nncompress.analysis.int8_plan import Plan, plan_activations
 from nncompress.analysis.observe.calibration import Histogram, RangeRule, histograms
 from nncompress.analysis.observe.enough import Rows
 from nncompress.analysis.observe.moments import InputMoments
+from nncompress.analysis.observe.walk import Env, Walk
 from nncompress.ir import Model
 from nncompress.ir.factors import Product
 from nncompress.ir.formats.qdq import QParams
@@ -24,9 +29,8 @@ from nncompress.passes.quantize.choose import by_weight
 from nncompress.passes.quantize.equalization.smoothing import Hooks
 from nncompress.targets import TARGETS
 
-if TYPE_CHECKING:
-    from torch import Tensor, fx
-
+ROUGH = 0.05  # of its norm: a product that 8 bits of its factors move farther stays float; 1 to 2 % is usual
+LOOKED_AT = 8  # samples that are multiplied both ways
 FISHER_BATCH = 16  # samples per sample of the gradient
 
 
@@ -167,6 +171,41 @@ def factor_qparams(plan: Plan, seen: Mapping[fx.Node, Histogram], ranges: RangeR
     """Of what products multiply, by its node's name."""
     middle = replace(ranges, symmetric=True)
     return {node.name: middle.qparams(seen[node]) for node in plan.factors}
+
+
+def rough_products(
+    model: Model, products: list[Product], factors: Mapping[str, QParams], context: Context
+) -> dict[str, str]:
+    """Those that 8 bits of what they multiply move by more than `ROUGH`, by name, and why they stay in float.
+
+    A few channels of queries may be a hundred times larger than the rest, and those of keys as much smaller:
+    one grid takes the others for 0, and no norm or layer before takes a scale back.
+    """
+    if not products:
+        return {}
+    data = need_data(context, "quantize", "it sets the range of every activation")
+    moved: dict[str, float] = {}
+    walk = Walk(model)
+
+    def multiply(product: Product, env: Env) -> Tensor:
+        exact = [env[factor] for factor in product.factors]
+        rounded = [factors[n.name].rounded(x) for n, x in zip(product.factors, exact)]
+        whole = product.of(*exact)
+        size = whole.norm().clamp_min(torch.finfo(whole.dtype).tiny)
+        moved[product.name] = float((product.of(*rounded) - whole).norm() / size)
+        args, kwargs = fx.map_arg((product.node.args, product.node.kwargs), env.__getitem__)
+        assert callable(product.node.target)
+        return product.node.target(*args, **kwargs)
+
+    for product in products:
+        walk.instead[product.node] = partial(multiply, product)
+    with torch.no_grad():
+        walk.outputs(*next(iter(data.input_batches(LOOKED_AT, LOOKED_AT))))
+    return {
+        name: f"left in float: 8 bits of what it multiplies move it by {error:.0%}"
+        for name, error in moved.items()
+        if not error <= ROUGH
+    }
 
 
 def for_target(ranges: RangeRule, context: Context) -> RangeRule:

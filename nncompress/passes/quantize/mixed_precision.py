@@ -23,7 +23,7 @@ from nncompress.data import Dataset
 from nncompress.errors import UsageError
 from nncompress.ir import Model
 from nncompress.ir.factors import Product
-from nncompress.ir.formats.qdq import LEVELS, QParams
+from nncompress.ir.formats.qdq import QParams
 from nncompress.ir.graph.verify import drift
 from nncompress.ir.layers.recurrent import RecurrentLayer
 from nncompress.ir.layers.weights import Layer
@@ -103,7 +103,7 @@ def _factors_rounded(product: Product, qparams: Mapping[str, QParams], env: Env)
 def _rounded(value: Tensor, known: QParams | None) -> Tensor:
     if known is None:  # a range of its own
         known = QParams.covering(min(float(value.min()), 0.0), max(float(value.max()), 0.0))
-    return torch.fake_quantize_per_tensor_affine(value, known.scale, known.zero_point, 0, LEVELS)
+    return known.rounded(value)
 
 
 def within_drop(rounding: Rounding, most: float, metric_name: str, context: Context) -> Left:

@@ -1,5 +1,8 @@
 """Queries and keys in int8, for a target that multiplies them so."""
 
+import math
+import re
+
 import onnx
 import pytest
 import torch
@@ -17,7 +20,7 @@ from nncompress.ir.formats.qdq import is_dequantized
 from nncompress.ir.graph.ops import op_name
 from nncompress.ir.layers.weights import layers
 from nncompress.passes import Context, Prune, Quantize
-from nncompress.passes.quantize import by_clock, choose
+from nncompress.passes.quantize import by_clock, calibrate, choose
 from nncompress.results import Estimate
 
 
@@ -185,7 +188,9 @@ def test_rounded_again_they_are_as_they_were():
     assert {change.what for change in step.changes} == {"skipped: quantized already"}
 
 
-def test_where_drift_is_bounded_they_may_be_what_stays_in_float():
+def test_where_drift_is_bounded_they_may_be_what_stays_in_float(monkeypatch):
+    monkeypatch.setattr(calibrate, "ROUGH", math.inf)  # which would leave it in float before that
+
     class Sharp(Attention):
         """The largest entries of queries and keys meet nothing: rounding loses all that matters."""
 
@@ -200,6 +205,27 @@ def test_where_drift_is_bounded_they_may_be_what_stays_in_float():
     (name,) = (product.name for product in products(small))
     assert said[name] == "left in float by --max-drift"
     assert said["q"].startswith("int8")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_outliers_that_one_grid_does_not_hold_leave_a_product_in_float(by_hand):
+    """At no change of the function: what is a hundred times larger in queries is as much smaller in keys."""
+
+    class Planted(Attention):
+        def __init__(self) -> None:
+            super().__init__(by_hand)
+            with torch.no_grad():
+                for layer, times in ((self.q, 100), (self.k, 0.01)):
+                    layer.weight[[0, 8]] *= times
+                    layer.bias[[0, 8]] *= times
+
+    model, small, said = quantized(Planted())
+    (product,) = products(model)
+    assert re.fullmatch(r"left in float: 8 bits of what it multiplies move it by \d+%", said[product.name])
+    assert not any(map(is_dequantized, next(products(small)).factors))
+    x = torch.randn(64, 6, 16, generator=torch.Generator().manual_seed(4))
+    exact, found = (each.outputs_of(x)[0] for each in (model, small))
+    assert (found - exact).norm() < 0.1 * exact.norm()
 
 
 def test_the_clock_leaves_them_in_float_where_the_model_is_faster_so(monkeypatch):
