@@ -59,6 +59,13 @@ SPELLINGS = {
     "linalg-multi-dot": (lambda h, w: h @ torch.linalg.multi_dot([w.T, w, w.T]), 4),
     "chain-matmul": (lambda h, w: h @ torch.chain_matmul(w.T, w, w.T), 4),
     "einsum": (lambda h, w: torch.einsum("btc,oc->bto", h, w), 4),
+    "einsum of one": (lambda h, w: h * torch.einsum("btc,d->bt", h, w[0])[..., None], 16),
+    "a scalar transposed": (lambda h, w: h * w.mean().transpose(0, -1).t().swapdims(0, 0), 16),
+    "a vector's t": (lambda h, w: h * w[0].t(), 16),
+    "prelu by a scalar": (lambda h, w: F.prelu(h, w.mean()), 16),
+    "linear of a vector": (lambda h, w: h * F.linear(h, w[0], w.mean())[..., None], 16),
+    "linear of vectors": (lambda h, w: h * F.linear(w[1], w[0], w.mean()), 16),
+    "nothing joined": (lambda h, w: h + torch.cat([h.new_zeros(0), h.new_zeros(0)]).sum(), 16),
     "cosine-similarity": (lambda h, w: F.cosine_similarity(h[..., None, :], w, dim=-1), 4),
     "cdist": (lambda h, w: torch.cdist(h, w), 4),
     "pairwise-distance": (lambda h, w: F.pairwise_distance(h[..., None, :], w, eps=0.0), 4),
@@ -126,6 +133,16 @@ SPELLINGS = {
         16,
     ),
     "rms-by-reciprocal": (lambda h, w: h * torch.reciprocal((h * h).mean(-1, True).sqrt() + 1e-6), 16),
+    "linear systems": (lambda h, w: torch.linalg.solve(torch.eye(6) * 2 + torch.ones(6, 6), h), 16),
+    "systems from the right": (
+        lambda h, w: torch.linalg.solve(torch.eye(6) * 2 + torch.ones(6, 6), h.mT, left=False).mT,
+        16,
+    ),
+    "triangular systems": (
+        lambda h, w: torch.linalg.solve_triangular(torch.eye(6).tril(), h, upper=False),
+        16,
+    ),
+    "cholesky-solve": (lambda h, w: torch.cholesky_solve(h, torch.eye(6)), 16),
     "dist": (lambda h, w: h * torch.dist(h, h.roll(1, 1)).tanh(), 16),
     "max-unpool": (
         lambda h, w: (

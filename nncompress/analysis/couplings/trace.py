@@ -60,7 +60,7 @@ class Trace(Tracer):
         try:
             result = rule(self, node, arguments(node))
             _check(result, self.shape(node))
-        except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             # A form of the op that its rule does not foresee. Ties made so far only tie more.
             self.surprises[node] = f"{type(error).__name__}: {error}"
             return self.unknown(node)

@@ -64,14 +64,15 @@ def add_bias(t: Tracer, value: Value, bias: Any, dim: int) -> Value:
     """A bias vector joins the labels of `dim`."""
     if bias is None:
         return value
-    return Value(value.shape, per_channel(t, value, [bias], dim % len(value.shape)))
+    return Value(value.shape, per_channel(t, value, [bias], value.at(dim)))
 
 
 def linear(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     x, w = t.value(a["input"]), t.value(a["weight"])
     lead = [f"b{i}" for i in range(len(x.shape) - 1)]
-    t.contraction(node, a["weight"], outputs=[0], inputs=[1])
-    out = contract(t, [(x, [*lead, "k"]), (w, ["o", "k"])], [*lead, "o"], t.shape(node))
+    made = ["o"] if len(w.shape) > 1 else []
+    t.contraction(node, a["weight"], outputs=[0] * len(made), inputs=[len(made)])
+    out = contract(t, [(x, [*lead, "k"]), (w, [*made, "k"])], [*lead, *made], t.shape(node))
     return add_bias(t, out, a.get("bias"), -1)
 
 
@@ -154,18 +155,14 @@ def einsum(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     if any(len(set(n)) < len(n) for n in names):
         return t.unknown(node)
     count = {letter: sum(letter in n for n in names) for n in names for letter in n}
-    operands = []
-    for value, n in zip(values, names):
-        alone = [d for d, letter in enumerate(n) if count[letter] == 1 and letter not in out]
-        operands.append((Value(value.shape, t.labels.fix(value.factors, alone, "summed")), n))
-    shared = {letter for letter in count if count[letter] > 1 and letter not in out}
-    for tensor, n in list(zip(tensors, names))[1:]:  # one of the operands of every sum
-        summed = [n.index(letter) for letter in n if letter in shared]
-        shared -= set(n)
-        if summed or len(tensors) == 2:
-            made = [n.index(letter) for letter in n if letter in out]
-            t.contraction(node, tensor, outputs=made, inputs=summed)
-    return contract(t, operands, out, t.shape(node))
+    left = {letter for letter in count if letter not in out}
+    for position, (tensor, n) in enumerate(zip(tensors, names)):  # one of the operands of every sum
+        summed = [letter for letter in n if letter in left and (position or count[letter] == 1)]
+        left.difference_update(summed)
+        if summed or (position and len(tensors) == 2):
+            made = [n.index(letter) for letter in n if letter in out] if position else []
+            t.contraction(node, tensor, outputs=made, inputs=[n.index(letter) for letter in summed])
+    return contract(t, list(zip(values, names)), out, t.shape(node))
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:

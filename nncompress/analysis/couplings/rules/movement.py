@@ -71,11 +71,9 @@ def permute(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Also transpose and t."""
     x = t.value(a["self"])
     rank = len(x.shape)
-    if "dims" in a:
-        order = as_dims(a["dims"], rank)
-    else:
-        order = list(range(rank))
-        first, second = (a["dim0"] % rank, a["dim1"] % rank) if "dim0" in a else (0, rank - 1)
+    order = as_dims(a["dims"], rank) if "dims" in a else list(range(rank))
+    if "dims" not in a and rank > 1:  # of fewer, torch gives back what came
+        first, second = (x.at(a["dim0"]), x.at(a["dim1"])) if "dim0" in a else (0, 1)
         order[first], order[second] = order[second], order[first]
     return Value(t.shape(node), [f.transpose(order) for f in x.factors])
 
@@ -186,7 +184,8 @@ def getitem(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 
 def cat(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    values = [v for v in map(t.value, a["tensors"]) if v.shape != (0,)]
+    given = [t.value(n) for n in a["tensors"]]
+    values = [v for v in given if v.shape != (0,)] or given[:1]
     dim = values[0].at(a.get("dim", 0))
     return Value(t.shape(node), concatenate(t, values, dim))
 

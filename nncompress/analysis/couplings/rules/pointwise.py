@@ -43,18 +43,16 @@ def prelu(t: Tracer, node: fx.Node, a: Arguments) -> Result:
 
 
 def per_channel(t: Tracer, x: Value, vectors: list[Any], dim: int) -> list[Factor]:
-    """Vectors of dim `dim`'s size join its labels; absent (None) and one-element vectors do not."""
+    """Vectors of dim `dim`'s size join its labels; absent (None) ones and those of one number do not."""
     rank = len(x.shape)
     operands = [(x.factors, x.spans)]
     for vector in vectors:
-        if vector is None:
-            continue
         v = t.value(vector)
+        if not any(v.spans):
+            continue
         shape = [1] * rank
         shape[dim] = -1
-        operands.append(
-            ([f.reshape(shape) for f in v.factors], [d == dim and v.shape[0] > 1 for d in range(rank)])
-        )
+        operands.append(([f.reshape(shape) for f in v.factors], [d == dim for d in range(rank)]))
     return t.labels.unify(operands, "meets a fixed size")
 
 
@@ -235,16 +233,33 @@ def _of_squares(node: Any) -> bool:
 
 
 def last_two(t: Tracer, node: fx.Node, a: Arguments) -> Result:
-    """tril, triu: the diagonal gives the last two dims a meaning."""
-    x = t.value(a["self"])
+    """tril, triu, inverses: the last two dims are those of a matrix, which is one thing."""
+    x = t.value(node.args[0])
     rank = len(x.shape)
-    return Value(x.shape, t.labels.fix(x.factors, [rank - 2, rank - 1], op_name(node)))
+    return Value(t.shape(node), t.labels.fix(x.factors, [rank - 2, rank - 1], op_name(node)))
+
+
+def solved(t: Tracer, node: fx.Node, a: Arguments) -> Result:
+    """A x = b (x A = b with left=False): columns (rows) of b are systems of their own."""
+    shape = t.shape(node)
+    rank = len(shape)
+    matrix, sides = (t.value(a[n]) for n in (("input2", "self") if "input2" in a else (next(iter(a)), "B")))
+    if len(sides.shape) != rank or len(matrix.shape) > rank:
+        return t.unknown(node)  # several vectors, or one matrix for several systems
+    mixed = rank - 2 if a.get("left", True) else rank - 1
+    operands = []
+    for value, fixed in ((matrix, {rank - 2, rank - 1}), (sides, {mixed})):
+        lead = rank - len(value.shape)
+        kept = t.labels.fix([f.reshape((1,) * lead + f.shape) for f in value.factors], fixed, op_name(node))
+        spans = [False] * lead + value.spans
+        operands.append((kept, [span and d not in fixed for d, span in enumerate(spans)]))
+    return Value(shape, t.labels.unify(operands, "meets a fixed size"))
 
 
 def renorm(t: Tracer, node: fx.Node, a: Arguments) -> Result:
     """Each index of one dim is scaled by its own norm over all others."""
     x = t.value(a["self"])
-    others = set(range(len(x.shape))) - {a["dim"] % len(x.shape)}
+    others = set(range(len(x.shape))) - {x.at(a["dim"])}
     return Value(x.shape, t.labels.fix(x.factors, others, "a norm over it"))
 
 

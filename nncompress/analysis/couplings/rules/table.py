@@ -100,7 +100,11 @@ _TABLE: list[tuple[Rule, str]] = [
     (p.average_pool, "avg_pool2d avg_pool3d"),
     (p.unpooled, "max_unpool2d max_unpool3d"),
     (p.dist, "dist"),
-    (p.last_two, "tril triu"),
+    (
+        p.last_two,
+        "tril triu inverse linalg_inv linalg_pinv linalg_matrix_exp linalg_cholesky cholesky_inverse",
+    ),
+    (p.solved, "linalg_solve linalg_solve_triangular cholesky_solve"),
     (p.cross, "linalg_cross"),
     (p.renorm, "renorm"),
     # -- pointwise, where torch's own tag is missing; all others carry it
