@@ -2,9 +2,10 @@
 
 A family of recipes has one number, the share of the model that it is to leave. The smallest share that holds
 the bound is found by bisection, in all families side by side: the two passes by themselves, both uniformly,
-both with strengths per layer, both chosen and repaired together by `reduce`; each in float and in int8, of
-which the layers that bear it worst may stay in float; for a size in 4 bits too, and widths, ranks and bits of
-each layer together. What is near the best of them is tried then (`neighbourhood`).
+both with strengths per layer, both chosen and repaired together by `reduce`, whole residual blocks left out
+(what is left has the old shapes: every runtime gains from it in full); each in float and in int8, of which
+the layers that bear it worst may stay in float; for a size in 4 bits too, and widths, ranks and bits of each
+layer together. What is near the best of them is tried then (`neighbourhood`).
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def families(
     quantizes: bool,
     by_time: bool = False,
     slow: tuple[str, ...] = (),
+    blocks: int = 0,
 ) -> list[Family]:
     """Args:
     unit: "macs" or "params": what the shares are of.
     quantizes: some layer can be, and that serves the goal.
     slow: layers that take longer in int8.
     by_time: strengths per layer are chosen by the time that they save, and leave shares of that.
+    blocks: how many residual blocks could be left out.
     """
     counted = "time" if by_time else {"params": "parameters"}.get(unit, unit)
 
@@ -67,6 +70,9 @@ def families(
     def layered(share: float) -> Recipe:
         return by_ratios(per_layer(effects, share, counted))
 
+    def without_blocks(share: float) -> Recipe:
+        return (PruneNodes(drop_blocks=max(round((1 - share) * blocks), 1)),)
+
     found = []
     if any(e.method == "prune-nodes" and e.error is not None for e in effects):
         found.append(Family("prune-nodes", prune))
@@ -76,6 +82,8 @@ def families(
         found += [Family("prune-nodes and factorize", both), Family("reduce", reduce)]
     if found:
         found.append(Family("per layer", layered))
+    if blocks:
+        found.append(Family("residual blocks left out", without_blocks))
     if not quantizes:
         return found
     bits, alone = Bits.of(effects), tuple(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from random import Random
 from typing import Any
 
@@ -26,6 +27,7 @@ UNCHANGED = {PruneNodes.name: 0.0, Factorize.name: 1.0, Reduce.name: 1.0, Quanti
 LIMITS = {PruneNodes.name: (0.0, 0.95), Factorize.name: (0.05, 1.0)}
 BUDGETS = ("macs", "params")
 SEVERAL = "the whole"  # where a budget applies
+BLOCKS = "drop_blocks"  # how many residual blocks go, of the whole, too
 
 Place = tuple[str, str]  # method; layer or group
 
@@ -53,7 +55,7 @@ class Neighbourhood:
             wanted = [
                 (LOSSES + each.name, where)
                 for each in middle
-                if _budget(each)
+                if _budget(each) in BUDGETS
                 for method, where in done
                 if method == _of(each.name)
             ]
@@ -69,6 +71,8 @@ class Neighbourhood:
                 around = tuple(now * COUNTS**k for k in range(-STEPS, STEPS + 1))
             elif where == SEVERAL:
                 around = _around(now, BUDGET, 0.05, 0.975)
+            elif where == BLOCKS:
+                around = _around(now, 1, 1, inf)
             else:
                 around = _around(now, VARIED, *LIMITS[method])
             if len(around) > 1:
@@ -144,6 +148,8 @@ class Neighbourhood:
 
     @staticmethod
     def _weighed(each: Pass, unit: str, chosen: Mapping[str, Mapping[str, float]]) -> Pass:
+        if unit == BLOCKS:
+            return replace(each, **{BLOCKS: int(chosen[each.name].get(BLOCKS, getattr(each, BLOCKS)))})
         share = chosen[each.name].get(SEVERAL, getattr(each, unit))
         weights = tuple(f"{where}={factor:g}" for where, factor in chosen.get(LOSSES + each.name, {}).items())
         settings: dict[str, Any] = {unit: share, "loss_weight": weights}
@@ -153,7 +159,7 @@ class Neighbourhood:
         found: dict[Place, float] = {}
         for each in recipe:
             if unit := _budget(each):
-                found[each.name, SEVERAL] = getattr(each, unit)
+                found[each.name, BLOCKS if unit == BLOCKS else SEVERAL] = getattr(each, unit)
             for method, pairs in ((each.name, "ratios"), (LOSSES + each.name, "loss_weight")):
                 for pair in getattr(each, pairs, ()):
                     where, _, strength = pair.rpartition("=")
@@ -178,7 +184,7 @@ def settled_key(recipe: Recipe) -> str:
 
 
 def _budget(each: Pass) -> str:
-    return next((unit for unit in BUDGETS if getattr(each, unit, None) is not None), "")
+    return next((unit for unit in (*BUDGETS, BLOCKS) if getattr(each, unit, None)), "")
 
 
 def _of(name: str) -> str:

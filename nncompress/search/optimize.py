@@ -25,6 +25,7 @@ from typing import Any
 from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
+from nncompress.analysis.observe.residual import find_branches
 from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
@@ -111,7 +112,8 @@ class Search:
         quantizes = any(effect.method == "quantize" for effect in self.effects)
         by_time = self.bounds.timed and self.bounds.goal == "latency"
         slow = self._slower_in_int8(say) if quantizes and by_time else ()
-        searched = families(self.effects, "params" if by_size else "macs", quantizes, by_time, slow)
+        unit, blocks = "params" if by_size else "macs", len(find_branches(self.original))
+        searched = families(self.effects, unit, quantizes, by_time, slow, blocks)
         searched = [each for each in searched if self.bounds.admits(each.recipe(0.5))]
         proposals = Proposals(
             self.judge,

@@ -106,6 +106,15 @@ def test_layers_that_are_slower_in_int8_stay_in_float_in_some():
     assert not any("faster" in family.name for family in families(effects, "macs", True))
 
 
+def test_whole_residual_blocks_are_left_out_and_the_rest_rounded():
+    effects = [effect("quantize", "a", 8, 0.1, 0.3)]
+    found = {family.name: family for family in families(effects, "macs", True, blocks=9)}
+    assert found["residual blocks left out"].recipe(0.75) == (PruneNodes(drop_blocks=2),)
+    assert found["residual blocks left out"].recipe(0.975) == (PruneNodes(drop_blocks=1),)
+    assert found["residual blocks left out, int8"].recipe(0.5) == (PruneNodes(drop_blocks=4), Quantize())
+    assert not any("blocks" in family.name for family in families(effects, "macs", True))
+
+
 @pytest.mark.parametrize(
     ("ends_in", "admitted"), [(None, "fq"), ("float32", "f"), ("bfloat16", "f"), ("int8", "q")]
 )

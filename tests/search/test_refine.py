@@ -91,6 +91,17 @@ def mixed_bits():
     return Quantize(weight_bits=4, keep=("b*",)), Quantize()
 
 
+def test_neighbours_of_blocks_left_out_are_a_block_more_or_less():
+    effects = [effect("prune-nodes", "g", 0.5, 0.1), effect("quantize", "a", 8, 0.2)]
+    middle = (PruneNodes(drop_blocks=1), Quantize())
+    near = Neighbourhood(middle, effects)
+    assert near.recipe(near.middle) == middle
+    saving, giving = list(near.steps(True)), list(near.steps(False))
+    assert (PruneNodes(drop_blocks=2), Quantize()) in saving
+    assert (PruneNodes(drop_blocks=1),) in giving  # nothing in int8
+    assert not any(recipe[0].drop_blocks < 1 for recipe in giving)  # none left out is another family
+
+
 def test_single_steps_save_or_give_back_and_the_cheapest_come_first():
     steps = list(Neighbourhood((Reduce(params=0.5), Quantize()), EFFECTS).steps(True))
     assert steps[0] == (Reduce(params=0.4875), Quantize())
