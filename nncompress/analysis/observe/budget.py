@@ -7,6 +7,7 @@
 | checkpoints between the layers of a layer-wise run | temporary files; or computed again, where no room  |
 | outputs that are compared                          | computed again, or fewer samples compared          |
 | moments of layers' inputs                          | a further pass over the data; at least one layer's |
+| those of a group that shares a weight              | temporary files; or memory all the same            |
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@ happens to the process."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 from shutil import disk_usage
 from tempfile import TemporaryFile, gettempdir
 from typing import IO
@@ -15,12 +18,13 @@ from torch import Tensor, fx
 
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.walk import Env
-from nncompress.errors import OutputError
+from nncompress.errors import OutputError, Told
+from nncompress.memory import most_bytes
 
 
 class Shelf:
     """Tensors that are needed again and again, in any order: in memory within the budget, beyond it in a
-    file."""
+    file, or in memory all the same where files have no room. What gives them keeps the shelf."""
 
     def __init__(self, budget: ByteBudget | None = None) -> None:
         self._budget = budget or ByteBudget()
@@ -30,26 +34,36 @@ class Shelf:
         """What gives the tensor, the same bits, as often as it is asked.
 
         Raises:
-            OutputError: there is no room for it.
+            OutputError: neither files nor memory have room for it.
         """
         if self._budget.fits(tensor.nbytes):
             return lambda: tensor
-        values = tensor.numpy()
-        shape, dtype, size = values.shape, values.dtype, values.size
-        place = 0
         try:
-            self._file = file = self._file or _file_of(self)
+            return self._written(tensor)
+        except OutputError as error:
+            self._budget.limit = most_bytes()
+            if not self._budget.fits(tensor.nbytes):
+                raise
+            line = f"{error.what}: {error.got}; up to {self._budget.limit / 2**30:.1f} GiB of memory instead"
+            warnings.warn(line, Told, stacklevel=2)
+            return lambda: tensor
+
+    def _written(self, tensor: Tensor) -> Callable[[], Tensor]:
+        values = np.ascontiguousarray(tensor.numpy())
+        rest, place = values.data.cast("B"), 0
+        try:
+            self._file = file = self._file or _file_of(self, buffering=0)
             place = file.seek(0, 2)
-            values.tofile(file)
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError as error:
             raise _no_room(error, f"{place + tensor.nbytes} bytes") from error
+        return partial(self._read, place, values.shape, values.dtype)
 
-        def read() -> Tensor:
-            file.seek(place)
-            return torch.from_numpy(np.fromfile(file, dtype, size).reshape(shape))
-
-        return read
+    def _read(self, place: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        assert self._file is not None
+        self._file.seek(place)
+        return torch.from_numpy(np.fromfile(self._file, dtype, math.prod(shape)).reshape(shape))
 
 
 class SpilledValues:
@@ -99,9 +113,9 @@ def room_for_files() -> ByteBudget:
         raise _no_room(error) from error
 
 
-def _file_of(owner: object) -> IO[bytes]:
+def _file_of(owner: object, buffering: int = -1) -> IO[bytes]:
     """A temporary file that is closed with its owner."""
-    file: IO[bytes] = TemporaryFile()  # noqa: SIM115
+    file: IO[bytes] = TemporaryFile(buffering=buffering)  # noqa: SIM115
     finalize(owner, file.close)
     return file
 

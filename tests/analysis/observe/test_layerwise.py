@@ -127,6 +127,9 @@ def _refused(*given, **options):
 class _Full(io.BytesIO):
     """Has no room but for the first few values."""
 
+    def __init__(self, buffering: int) -> None:
+        super().__init__()
+
     def write(self, given, /) -> int:
         return super().write(given) if self.tell() < 4000 else _refused()
 

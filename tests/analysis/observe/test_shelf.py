@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
+from nncompress.analysis.observe import shelf as shelves
 from nncompress.analysis.observe.budget import ByteBudget
 from nncompress.analysis.observe.shelf import Shelf
-from nncompress.errors import OutputError
+from nncompress.errors import OutputError, Told
 
 
 def test_gives_the_same_bits_in_any_order():
@@ -21,13 +22,18 @@ def test_gives_the_same_bits_in_any_order():
     for i in (3, 0, 1, 2, 1, 3):
         assert torch.equal(kept[i](), tensors[i])
     assert kept[1]() is not kept[1]()
+    del shelf
+    assert torch.equal(kept[3](), tensors[3])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
-def test_says_where_there_is_no_room():
-    shelf = Shelf(ByteBudget(0))
-    with (
-        open("/dev/full", "r+b", buffering=0) as shelf._file,
-        pytest.raises(OutputError, match="no room for"),
-    ):
-        shelf.keep(torch.ones(10000))
+def test_memory_holds_what_files_have_no_room_for(monkeypatch):
+    monkeypatch.setattr(shelves, "most_bytes", lambda: 100_000)
+    shelf, tensors = Shelf(ByteBudget(0)), [torch.randn(10_000), torch.randn(10_000)]
+    with open("/dev/full", "r+b", buffering=0) as shelf._file:
+        with pytest.warns(Told, match=r"No space left on device; .* of memory instead") as told:
+            kept = [shelf.keep(tensor) for tensor in tensors]
+        assert len(told) == 1
+        assert all(torch.equal(read(), tensor) for read, tensor in zip(kept, tensors))
+        with pytest.raises(OutputError, match="no room for"):
+            shelf.keep(torch.randn(10_000))
