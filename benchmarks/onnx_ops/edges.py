@@ -36,6 +36,7 @@ NUMBERS: dict[str, tuple[int | float, ...]] = {
     "float32": (0.0, -1.0, 2.0, 0.3, -2.5, torch.inf),
     "int": (2, -3, 0),
 }
+DTYPES = (torch.float32, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 Function = Callable[..., Tensor]
 
 
@@ -62,7 +63,7 @@ def listed() -> Iterator[tuple[str, Function, list[Tensor]]]:
     for name, op, kinds in elementwise():
         if "polynomial" in name:  # which takes as many steps as its second argument says
             continue
-        for dtype in (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool):
+        for dtype in DTYPES:
             count = kinds.count("Tensor")
             given = pairs(count, dtype)
             places = len(kinds) - count

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from nncompress.errors import ModelFileError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.as_run import in_dicts
-from nncompress.ir.formats.samples import samples_of, verification_inputs
+from nncompress.ir.formats.samples import moved_sizes, other_batch, samples_of, verification_inputs
 from nncompress.ir.graph.form import same_calls
 from nncompress.ir.graph.inputs import BATCH, LEAST_BATCH
 from nncompress.ir.graph.state import changed_tensors
@@ -39,10 +39,10 @@ def compare_with_source(
     source: nn.Module,
     path: object,
     notice: Callable[[str], None],
-    batches: Sequence[int] = (2, 3),
+    batches: Sequence[int] | None = None,
 ) -> float | None:
-    """The largest relative error of any output, at these batch sizes where the batch is dynamic, each at
-    other sizes of the other free dims.
+    """The largest relative error of any output, at these batch sizes (None: two) where any size is free,
+    each at other sizes of the other free dims.
 
     None where nothing could be compared, of which `notice` is told. It is the model's `agreement` from then.
 
@@ -55,7 +55,8 @@ def compare_with_source(
     """
     worst: float | None = None
     undefined, same = False, _is_same(model, source)
-    for turn, batch in enumerate(batches if "batch" in model.dynamic else batches[:1]):
+    batches = batches or (2, other_batch(model.inputs))
+    for turn, batch in enumerate(batches if model.dynamic else batches[:1]):
         inputs = _inputs(model, batch, turn)
         attributes = not isinstance(source, AsExported)  # of Python, which a graph has none of
         twice = attributes and turn == 0 and not changed_tensors(model.graph)
@@ -125,10 +126,7 @@ def _windows(tensors: Mapping[str, Tensor]) -> dict[str, Hashable]:
 
 def _inputs(model: Model, batch: int, turn: int) -> tuple[Tensor, ...]:
     """Of that batch; after the first turn its sizes are others, where they are free."""
-    before = model.sizes
-    bounds = {dim: model.dynamic[dim] for dim in before.keys() & model.dynamic.keys()}
-    lower = {dim: max(low, before[dim] - turn * max(before[dim] // 4, 1)) for dim, (low, _) in bounds.items()}
-    return verification_inputs(model, batch, seed=batch, sizes=lower if turn else None)
+    return verification_inputs(model, batch, seed=batch, sizes=moved_sizes(model, turn) if turn else None)
 
 
 def _settle_single_samples(

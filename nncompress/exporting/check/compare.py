@@ -23,8 +23,8 @@ from nncompress.dtypes import dtype_name
 from nncompress.errors import NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
 from nncompress.ir.formats.qdq import without_rounding
-from nncompress.ir.formats.samples import samples_of, verification_inputs
-from nncompress.ir.graph.inputs import BATCH, count_samples, derived_sizes
+from nncompress.ir.formats.samples import other_batch, samples_of, usual_sizes_of, verification_inputs
+from nncompress.ir.graph.inputs import count_samples, derived_sizes
 from nncompress.ir.graph.state import changed_tensors
 from nncompress.runtimes.base import output_array
 from nncompress.runtimes.free_sizes import other_sizes
@@ -68,7 +68,7 @@ def compare(
     model: Model,
     run: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
     runtime: str,
-    batches: tuple[int, ...] = (1, 3),
+    batches: tuple[int, ...] | None = None,
     *,
     precision: str = "",
     among: Collection[str] | None = None,
@@ -161,8 +161,7 @@ def _trials(model: Model, batches: Sequence[int]) -> Iterator[tuple[int, list[tu
 def _other_sizes(model: Model, batch: int) -> Iterator[dict[str, int]]:
     """Sizes of the free dims at which the graph runs, until each had one beside its usual one; a graph may
     take some together only, or multiples alone."""
-    shapes = [zip(spec.shape, model.concrete_shape(spec, batch)) for spec in model.inputs]
-    usual = {d: size for shape in shapes for d, size in shape if isinstance(d, str) and d != BATCH}
+    usual = usual_sizes_of(model)
     follow = derived_sizes(model.graph_module, model.inputs, usual).keys()
     left = usual.keys() - follow
     for trial in other_sizes(usual, frozenset(left), None):
@@ -219,8 +218,9 @@ def _pooled(expected: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[Tensor, 
     return torch.cat([each.flatten() for each in expected]), torch.cat([each.flatten() for each in got])
 
 
-def batch_sizes(model: Model, wanted: tuple[int, ...] = (1, 3)) -> tuple[int, ...]:
-    """Those that `model` takes."""
+def batch_sizes(model: Model, wanted: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Those that `model` takes of the wanted ones; None: of one and several."""
+    wanted = wanted or (1, other_batch(model.inputs))
     if "batch" not in model.dynamic:
         wanted = wanted[:1]
     low, high = model.dynamic.get("batch", (1, None))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, take_samples
+from nncompress.ir.graph.inputs import BATCH, InputSpec, count_samples, derived_sizes, take_samples
 from nncompress.ir.graph.model import Model
 
 MOST_SAMPLES = 8
@@ -80,6 +80,28 @@ def verification_inputs(
         x if spec.samples is None else _at_sizes(spec, spec.samples, batch, seed, sizes or {})
         for spec, x in zip(model.inputs, drawn, strict=True)
     )
+
+
+def other_batch(specs: Sequence[InputSpec]) -> int:
+    """Beside one sample, or two: what is no first dim may be a length, of which 3 would tell little."""
+    return 3 if all(spec.batch_dim in (0, None) for spec in specs) else 19
+
+
+def usual_sizes_of(model: Model) -> dict[str, int]:
+    """The size that each free dim beside the batch has where nobody says another."""
+    shapes = [zip(spec.shape, model.concrete_shape(spec, batch=1)) for spec in model.inputs]
+    return {d: size for shape in shapes for d, size in shape if isinstance(d, str) and d != BATCH}
+
+
+def moved_sizes(model: Model, quarters: int) -> dict[str, int]:
+    """Other sizes of the free dims beside the batch: so many quarters less, or more where none are below."""
+    usual = usual_sizes_of(model)
+    moved = {}
+    for dim, size in usual.items():
+        low, high = model.dynamic.get(dim, (1, None))
+        step = quarters * max(size // 4, 1)
+        moved[dim] = size - step if size - step >= max(low, 1) else min(size + step, high or size + step)
+    return moved | derived_sizes(model.graph_module, model.inputs, moved)
 
 
 def _at_sizes(spec: InputSpec, samples: Tensor, batch: int, seed: int, sizes: Mapping[str, int]) -> Tensor:

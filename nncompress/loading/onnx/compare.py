@@ -21,10 +21,11 @@ from nncompress.analysis.distance.precision import (
 from nncompress.analysis.distance.rounding import Rounding
 from nncompress.errors import DataError, NNCompressError, UnsupportedError, VerificationError
 from nncompress.ir import Model
-from nncompress.ir.graph.inputs import BATCH, derived_sizes
+from nncompress.ir.graph.inputs import BATCH, BATCH_NAME, derived_sizes
 from nncompress.ir.graph.state import as_writes, changed_tensors
 from nncompress.loading.onnx.sizes import Input
 from nncompress.runtimes.free_sizes import other_sizes
+from nncompress.runtimes.named_dims import usual_batch
 
 Run = Callable[..., Sequence[np.ndarray]]
 CALLS = 3  # in a row, of a model with a state
@@ -74,17 +75,23 @@ def compare(
     worst = error_at(traced, seed=0, amplified=True)
     follow = derived_sizes(model.graph_module, model.inputs, traced).keys()
     limits = {dim: model.dynamic.get(dim, (1, None)) for dim in traced}
-    for trial in other_sizes(traced, traced.keys() - follow, BATCH):
+    left = traced.keys() - follow
+    # a first dim that is called otherwise may be a length: another sample would tell too little of it
+    batch = BATCH if usual_batch([model.metadata.get(BATCH_NAME, BATCH)]) is not None else None
+    for trial in other_sizes(traced, frozenset(left), batch):
+        changed = {dim for dim in left if trial[dim] != traced[dim]}
         trial |= derived_sizes(model.graph_module, model.inputs, trial)
-        if any(not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in limits.items()):
+        if not changed or any(
+            not low <= trial[dim] <= (high or math.inf) for dim, (low, high) in limits.items()
+        ):
             continue  # the graph does not claim to run at these
         try:
             worst = max(worst, error_at(trial, seed=1, amplified=False))
-            break
         except DataError:  # the file does not run at these
             continue
         except Exception:  # the graph that was read does not, whatever torch raises, or it differs there
             return None
+        left -= changed
     return Agreement(worst, "" if rounding is None else rounding.told)
 
 

@@ -10,6 +10,7 @@ from torch.export import Dim
 from nncompress.errors import UnsupportedError, VerificationError
 from nncompress.exporting.check.compare import compare
 from nncompress.ir import Model
+from nncompress.loading.compare import compare_with_source
 
 
 class _Sums(nn.Module):
@@ -62,3 +63,27 @@ def test_sizes_lie_within_the_bounds_of_the_graph() -> None:
     compare(model, run, "a runtime")
     assert all(2 <= size <= 20 for sizes in seen for size in sizes)
     assert all(len(set(sizes)) > 1 for sizes in zip(*seen, strict=True))
+
+
+class _Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1)
+
+
+def test_what_is_called_batch_and_is_no_first_dim_is_moved_far() -> None:
+    """A length alone is free, and is taken for the dim of samples: 1 and 3 of them would tell little."""
+    shapes = {"x": {1: Dim("time", max=99)}}
+    model = Model.from_module(_Last(), (torch.randn(1, 16, 3),), dynamic_shapes=shapes)
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:, :8].sum(1)
+
+    with pytest.raises(VerificationError, match="batch 19"):
+        compare(model, lambda inputs: [cut(*inputs)], "a runtime")
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return cut(x)
+
+    with pytest.raises(VerificationError, match="at batch 19"):
+        compare_with_source(model, Cut(), "net.pt", print)

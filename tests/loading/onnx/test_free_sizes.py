@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nncompress
 from nncompress.benchmarking.inputs import sizes_that_run
-from nncompress.errors import UnsupportedError, VerificationError
+from nncompress.errors import DataError, UnsupportedError, VerificationError
+from nncompress.loading.onnx.compare import compare
+from nncompress.loading.onnx.sizes import Input
 from nncompress.runtimes import open_artifact
 from nncompress.runtimes.free_sizes import usual_sizes
 
@@ -185,3 +187,31 @@ def test_a_dim_along_which_no_batch_runs_is_not_taken_for_that_of_the_samples(tm
     found = nncompress.load(tmp_path / "m.onnx", notice=said.append)
     assert [spec.batch_dim for spec in found.inputs] == [0, 0, 0]
     assert any("change each other's outputs" in each for each in said)
+
+
+def _doubled(path, *dims):
+    shape = [*dims, 4]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return nncompress.load(path), [Input("x", torch.float32, tuple(shape))]
+
+
+def test_a_first_dim_that_is_not_called_as_a_batch_is_moved_as_a_length_is(tmp_path):
+    model, inputs = _doubled(tmp_path / "m.onnx", "tokens")
+
+    def run(x):
+        return [(2 * x * (x.shape[0] < 9)).numpy()]
+
+    assert compare(model, run, "a runtime", inputs, {"tokens": 2}, tmp_path) is None
+
+
+def test_every_free_dim_is_moved_where_a_file_takes_them_one_by_one(tmp_path):
+    model, inputs = _doubled(tmp_path / "m.onnx", "batch", "time", "words")
+
+    def run(x):
+        if x.shape[1] != 16 and x.shape[2] != 16:
+            raise DataError("does not run")
+        return [(2 * x * (x.shape[2] == 16)).numpy()]
+
+    assert compare(model, run, "a runtime", inputs, {"batch": 2, "time": 16, "words": 16}, tmp_path) is None

@@ -117,8 +117,32 @@ def test_branches_of_other_shapes_are_refused_by_file_op_and_what_to_do(tmp_path
 )
 def test_a_branch_that_fails_on_numbers_for_which_it_is_not_taken_is_refused(tmp_path, op, reads, read):
     """`if min(x) > 0: 100 / x`: both branches are computed, and x = 0 ended in torch's ZeroDivisionError."""
+    path = _guarded(tmp_path / "m.onnx", op, reads)
+    if not read:
+        with pytest.raises(UnsupportedError, match=rf"(?s)node guard.*{op} in a branch \(risky\)"):
+            load_model(path)
+        return
+    model = load_model(path)
+    for x in (torch.tensor([[0, 250, 3, -70]]), torch.tensor([[1, 250, 300, 4]])):
+        torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherElements", "GatherND", "ScatterND"])
+def test_a_branch_that_reads_beyond_a_size_is_left_out_with_a_line(tmp_path, op):
+    """ONNX Runtime runs the file, as long as nobody takes that branch."""
+    reads = {"ScatterND": ["x", "place", "update"], "GatherND": ["x", "place"]}.get(op, ["x", "beyond"])
+    path, said = _guarded(tmp_path / "m.onnx", op, reads), []
+    model = load_model(path, notice=said.append)
+    assert any("guard (its other branch fails whenever it is taken" in each for each in said)
+    x = torch.tensor([[0, 250, 3, -70]])
+    torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+
+
+def _guarded(path, op, reads):
+    """`y = op(reads) if min(x) > 0 else x`."""
     stored = {"zero": 0, "hundred": 100, "table": range(50), "first": [0, 1, 2, 3]}
-    axis = {"axis": 1} if reads == ["x", "first"] else {}
+    stored |= {"beyond": [[0, 1, 2, 4]], "place": [[0, -5]], "update": [7]}
+    axis = {"axis": 1} if reads[1] in ("first", "beyond") else {}
     kept = helper.make_node("Identity", ["x"], ["kept"])
     made = helper.make_node(op, reads, ["made"], name="risky", **axis)
     branches = {
@@ -132,11 +156,4 @@ def test_a_branch_that_fails_on_numbers_for_which_it_is_not_taken_is_refused(tmp
     ]
     arrays = [numpy_helper.from_array(np.array(each, np.int64), name) for name, each in stored.items()]
     ends = [value(name, ["N", 4], TensorProto.INT64) for name in ("x", "y")]
-    path = graph_file(tmp_path / "m.onnx", nodes, ends[:1], ends[1:], arrays)
-    if not read:
-        with pytest.raises(UnsupportedError, match=rf"(?s)node guard.*{op} in a branch \(risky\)"):
-            load_model(path)
-        return
-    model = load_model(path)
-    for x in (torch.tensor([[0, 250, 3, -70]]), torch.tensor([[1, 250, 300, 4]])):
-        torch.testing.assert_close(model.outputs_of(x)[0], torch.from_numpy(session_outputs(path, x)[0]))
+    return graph_file(path, nodes, ends[:1], ends[1:], arrays)

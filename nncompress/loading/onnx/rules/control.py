@@ -21,6 +21,10 @@ _INDEXED = {"Gather", "GatherElements", "GatherND", "Scatter", "ScatterElements"
 _DIVIDING = {"Div", "Mod"}
 
 
+class Fails(Exception):
+    """Whoever takes this branch of an `If` gets an error: what is read then has the other one."""
+
+
 def _inside(
     call: Call, graph: onnx.GraphProto, inputs: list[Value], check: Callable[[Call], None] | None = None
 ) -> list[Value]:
@@ -43,10 +47,25 @@ def branch(call: Call) -> Any:
                 f"its condition depends on the input, and {inner.op} in a branch ({inner.name}) fails "
                 "on numbers for which the branch is not taken"
             )
+        if _reads_outside(inner):
+            raise Fails
+
+    def results(branch: onnx.GraphProto) -> list[Tensor] | None:
+        try:
+            return [as_tensor(value) for value in _inside(call, branch, [], check)]
+        except Fails:
+            return None
 
     try:
         condition = call.tensor(0).reshape([])
-        branches = ([as_tensor(value) for value in _inside(call, each, [], check)] for each in (yes, no))
+        branches = [made for each in (yes, no) if (made := results(each)) is not None]
+        if not branches:
+            raise call.refusal("its branches read positions that are not there")
+        if len(branches) == 1:
+            call.walk.store.chosen(
+                f"{call.name} (its other branch fails whenever it is taken, and is left out)"
+            )
+            return branches[0]
         pairs = list(zip(*branches))
     except (Missing, UnsupportedError):
         raise
@@ -67,6 +86,20 @@ def _raises_by_value(call: Call) -> bool:
     divisor = call.value(1)
     floats = divisor.is_floating_point() if isinstance(divisor, Tensor) else divisor.dtype.kind == "f"
     return not floats and (call.depends(1) or not call.array(1).all())
+
+
+def _reads_outside(call: Call) -> bool:
+    """Is one of the known positions that it reads or writes at beyond a known size?"""
+    if call.op not in _INDEXED or call.depends(1):
+        return False
+    shape, index = call.value(0).shape, call.array(1)
+    if call.op.endswith("ND"):
+        start = call.get("batch_dims", 0)
+        axes, columns = range(start, len(shape)), np.moveaxis(index, -1, 0)
+    else:
+        axes, columns = range(call.get("axis", 0) % len(shape), len(shape)), index[None]
+    sizes = ((shape[axis], column) for axis, column in zip(axes, columns))
+    return any(isinstance(n, int) and bool(((at >= n) | (at < -n)).any()) for n, at in sizes)
 
 
 @rule("Loop")
