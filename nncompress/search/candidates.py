@@ -10,7 +10,7 @@ layer together. What is near the best of them is tried then (`neighbourhood`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -39,16 +39,17 @@ def recipe_key(recipe: Recipe) -> str:
 
 
 def families(
+    methods: Collection[str],
     effects: Sequence[Effect],
     unit: str,
-    quantizes: bool,
     by_time: bool = False,
     slow: tuple[str, ...] = (),
     blocks: int = 0,
 ) -> list[Family]:
     """Args:
+    methods: passes by which some layer or group can be made smaller, and that serve the goal.
+    effects: what single layers bear, as far as it is known: without any, no recipe differs layer by layer.
     unit: "macs" or "params": what the shares are of.
-    quantizes: some layer can be, and that serves the goal.
     slow: layers that take longer in int8.
     by_time: strengths per layer are chosen by the time that they save, and leave shares of that.
     blocks: how many residual blocks could be left out.
@@ -74,23 +75,21 @@ def families(
         return (PruneNodes(drop_blocks=max(round((1 - share) * blocks), 1)),)
 
     found = []
-    if any(e.method == "prune-nodes" and e.error is not None for e in effects):
+    if "prune-nodes" in methods:
         found.append(Family("prune-nodes", prune))
-    if any(e.method == "factorize" and e.error is not None for e in effects):
+    if "factorize" in methods:
         found.append(Family("factorize", factorize))
     if len(found) == 2:
         found += [Family("prune-nodes and factorize", both), Family("reduce", reduce)]
-    if found:
+    if any(e.method in ("prune-nodes", "factorize") and e.error is not None for e in effects):
         found.append(Family("per layer", layered))
     if blocks:
         found.append(Family("residual blocks left out", without_blocks))
-    if not quantizes:
+    if "quantize" not in methods:
         return found
     bits, alone = Bits.of(effects), tuple(found)
     found += [Family(f"{f.name}, int8", _then(f, lambda recipe: (Quantize(),))) for f in alone]
-    if unit == "params" and any(
-        e.method == "quantize" and e.strength == 4 and e.error is not None for e in effects
-    ):
+    if unit == "params":
         found += [Family(f"{f.name}, 4 bits", _then(f, lambda recipe: (FOUR_BITS,))) for f in alone]
         found.append(Family("4 bits", lambda share: (FOUR_BITS,)))
     if len(bits.worst) > 1:

@@ -26,26 +26,25 @@ from nncompress.analysis.answer import known_answer
 from nncompress.analysis.metrics.base import Scores
 from nncompress.analysis.metrics.two_classes import assumption
 from nncompress.analysis.observe.residual import find_branches
-from nncompress.benchmarking.latency.target import layer_clock
 from nncompress.data import Dataset
 from nncompress.errors import NNCompressError, PromiseError, UsageError
 from nncompress.files.json_file import write_json
 from nncompress.ir import Model
 from nncompress.loading.json_schema import listed, plain, record, table_with
 from nncompress.passes import Context
-from nncompress.passes.quantize.by_clock import slower_layers
 from nncompress.recipe import make_pass
 from nncompress.runtimes import open_artifact
 from nncompress.search import trial
-from nncompress.search.candidates import Recipe, families, recipe_key
+from nncompress.search.candidates import Family, Recipe, families, recipe_key
 from nncompress.search.finetune import ROUNDS, Trainer, bisected, in_two, trained_key
+from nncompress.search.layers_alone import effects_alone, slower_in_int8, wanted_probes
 from nncompress.search.loss import lost
 from nncompress.search.measure import metric_key
 from nncompress.search.promise import CONFIDENCE, Promise
 from nncompress.search.proposals import Proposals
 from nncompress.search.records import WAIT, Records, data_key, model_key, read
 from nncompress.search.refine import Refinement
-from nncompress.search.sensitivity import METHODS, RECORD, Effect, Probe, probes, sensitivity
+from nncompress.search.sensitivity import Effect
 from nncompress.search.trial import Bounds, Judge, upper
 from nncompress.version import __version__
 
@@ -107,19 +106,37 @@ class Search:
         """
         if taken := assumption(self.judge.measure.threshold):
             say(taken)
-        by_size = self.bounds.goal == "size"
-        self.effects = self._effects(until)
-        quantizes = any(effect.method == "quantize" for effect in self.effects)
+        wanted = wanted_probes(self.original, self.bounds, self.context)
+        methods = {probe.method for probe in wanted}
         by_time = self.bounds.timed and self.bounds.goal == "latency"
-        slow = self._slower_in_int8(say) if quantizes and by_time else ()
-        unit, blocks = "params" if by_size else "macs", len(find_branches(self.original))
-        searched = families(self.effects, unit, quantizes, by_time, slow, blocks)
-        searched = [each for each in searched if self.bounds.admits(each.recipe(0.5))]
-        proposals = Proposals(
-            self.judge,
-            searched,
-            lambda: Refinement(self.folder, self.judge, self.effects, self.context.seed, say),
+        unit, blocks = "params" if self.bounds.goal == "size" else "macs", len(find_branches(self.original))
+        slow = (
+            slower_in_int8(self.original, self.bounds, self.context, say)
+            if by_time and "quantize" in methods
+            else ()
         )
+
+        def searched() -> list[Family]:
+            found = families(methods, self.effects, unit, by_time, slow, blocks)
+            return [each for each in found if self.bounds.admits(each.recipe(0.5))]
+
+        # what is the same everywhere needs no measurement of single layers, which in a deep model take hours
+        self._try(Proposals(self.judge, searched()), (most + 1) // 2, _half_way(until), told)
+        self.effects = effects_alone(
+            self.original,
+            wanted,
+            self.context,
+            self.bounds,
+            self.folder / "sensitivity",
+            _half_way(until),
+            say,
+        )
+        refinement = Refinement(self.folder, self.judge, self.effects, self.context.seed, say)
+        self._try(Proposals(self.judge, searched(), refinement), most, until, told)
+
+    def _try(
+        self, proposals: Proposals, most: int, until: float, told: Callable[[dict[str, Any]], None]
+    ) -> None:
         while time.monotonic() < until:
             rows = {key: row for key, row in self.trials.all().items() if "trained" not in row}
             if len(rows) >= most:
@@ -140,38 +157,6 @@ class Search:
                 break
             else:
                 time.sleep(WAIT)  # others are at all of them
-
-    def _slower_in_int8(self, say: Callable[[str], None]) -> tuple[str, ...]:
-        """Layers that take longer in int8 in the target, where single ones can be timed there."""
-        try:
-            where = layer_clock(self.bounds.target)
-        except UsageError as error:
-            say(f"which layers gain by int8 is not known beforehand: {error.what}")
-            return ()
-        slow = slower_layers(self.original, where, self.context.progress)
-        if slow:
-            named = ", ".join(slow[:5]) + (", …" if slow[5:] else "")
-            say(f"by themselves slower in int8 in {where.runtime_name}: {named}")
-        return slow
-
-    def _effects(self, until: float) -> tuple[Effect, ...]:
-        """What each layer bears; where latency counts, also the time that fewer nodes and ranks save. Of int8
-        that would mislead: one layer in int8 alone rounds and restores what its neighbours, in int8 too, hand
-        on as it is."""
-        wanted, records = self._probes(), Records(self.folder / "sensitivity", RECORD)
-        rounded = [probe for probe in wanted if probe.method == "quantize"]
-        others = [probe for probe in wanted if probe.method != "quantize"]
-        target = self.bounds.target if self.bounds.timed else None
-        timed = sensitivity(self.original, others, self.context, records, until, target=target)
-        return timed.effects + sensitivity(self.original, rounded, self.context, records, until).effects
-
-    def _probes(self) -> list[Probe]:
-        """What is measured of each layer before: of int8 where it serves the goal, of 4 bits for a size."""
-        by_size = self.bounds.goal == "size"
-        rounds = by_size or self.bounds.timed or self.bounds.size is not None
-        methods = METHODS if rounds else METHODS[:2]
-        found = probes(self.original, methods, self.context, include_head=False)  # as what is tried leaves it
-        return [probe for probe in found if probe.method != "quantize" or probe.strength == 8 or by_size]
 
     def best(self, rows: dict[str, dict[str, Any]] | None = None) -> str | None:
         """The key of the trial to take; None where none holds the bounds."""
@@ -323,7 +308,7 @@ class Search:
         if not rows:
             return PromiseError(
                 "optimize: no recipe could be carried out in the time given",
-                got=f"{len(self.effects)} measurements of single layers, which come first and are kept",
+                got=f"{len(self.effects)} measurements of single layers, which are kept",
                 remedy="the same command again, which goes on from there; or a longer --time",
             )
         closest = min(rows, key=upper)
@@ -353,3 +338,8 @@ def recipe_of(row: dict[str, Any]) -> Recipe:
 
 
 PROMISES = record(sequences=listed(listed(plain(str))))
+
+
+def _half_way(until: float) -> float:
+    """When half of the time from now on is over."""
+    return time.monotonic() + (until - time.monotonic()) / 2

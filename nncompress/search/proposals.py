@@ -6,7 +6,7 @@ the third goes on with the families behind: one of them may still come to be ahe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -23,15 +23,13 @@ class Proposals:
 
     Args:
         searched: the families of the search.
-        refinement: makes what varies the best layer by layer; called once, when it is first wanted.
+        refinement: varies the best layer by layer; without it there is nothing to try but the families.
     """
 
     def __init__(
-        self, judge: Judge, searched: Sequence[Family], refinement: Callable[[], Refinement]
+        self, judge: Judge, searched: Sequence[Family], refinement: Refinement | None = None
     ) -> None:
-        self._judge, self._searched = judge, searched
-        self._make = refinement
-        self._refinement: Refinement | None = None
+        self._judge, self._searched, self._refinement = judge, searched, refinement
 
     def next(self, rows: Rows, best: str | None) -> list[Recipe]:
         """Recipes to try, those first that are worth most; empty where nothing is left.
@@ -44,13 +42,12 @@ class Proposals:
             self._searched, lambda each: self._verdict(each, rows), lambda each: self._reached(each, rows)
         )
         families = self._admitted(recipe for _, recipe in waiting)
-        if best is None:
+        if best is None or self._refinement is None:
             return families
         recipe, row = rows[best]
         ahead = any(reached <= self._judge.goal(row) for reached, _ in waiting)
         if families and (ahead or len(rows) % BEHIND == 0):
             return families
-        self._refinement = self._refinement or self._make()
         return self._admitted(self._refinement.recipes(recipe, rows)) or families
 
     def _admitted(self, recipes: Iterable[Recipe]) -> list[Recipe]:

@@ -46,11 +46,7 @@ class Refinement:
         self._folder, self._judge, self._effects, self._seed = folder, judge, effects, seed
         self._say = say
         self._by_optuna = extras.installed(EXTRA)
-        say(
-            "strengths of the best are varied one by one, and in turns jointly as Optuna proposes"
-            if self._by_optuna
-            else f"strengths of the best are varied one by one; with Optuna ({extras.command(EXTRA)}) jointly"
-        )
+        self._told = False
 
     def recipes(self, best: Recipe, rows: Mapping[str, tuple[Recipe, dict[str, Any]]]) -> list[Recipe]:
         """The next to try, those first that another worker may have left; empty where nothing is left.
@@ -58,6 +54,14 @@ class Refinement:
         Args:
             rows: recipe and result of every trial by its key.
         """
+        if not self._told:
+            self._told = True
+            how = (
+                ", and in turns jointly as Optuna proposes"
+                if self._by_optuna
+                else f"; with Optuna ({extras.command(EXTRA)}) jointly"
+            )
+            self._say(f"strengths of the best are varied one by one{how}")
         known = {settled_key(recipe): row for recipe, row in rows.values()}
         near = Neighbourhood(best, self._effects)
         saving = self._judge.bounds.drop is not None

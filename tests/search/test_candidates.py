@@ -12,7 +12,7 @@ from nncompress.pipeline import run
 from nncompress.results import Estimate
 from nncompress.search.candidates import Bits, Family, families, untried
 from nncompress.search.neighbourhood import Neighbourhood
-from nncompress.search.sensitivity import Effect, per_layer
+from nncompress.search.sensitivity import METHODS, Effect, per_layer
 from nncompress.search.trial import Bounds
 
 
@@ -51,7 +51,7 @@ def test_with_a_goal_of_latency_layers_are_chosen_by_the_time_that_they_save():
     assert per_layer(effects, 0.75, "time")["factorize"] == {"b": 0.5}  # 0.09 / 0.3 is less than 0.04 / 0.1
     assert per_layer(effects, 0.3, "time")["factorize"] == {"b": 0.5, "c": 0.5}
     assert per_layer([effect("factorize", "d", 0.5, 0.1, 0.3)], 0.75, "time")["factorize"] == {}  # not timed
-    found = {each.name: each for each in families(effects, "macs", False, by_time=True)}
+    found = {each.name: each for each in families(METHODS[:2], effects, "macs", by_time=True)}
     assert found["per layer"].recipe(0.75) == (Factorize(ratios=("b=0.5",)),)
     assert found["factorize"].recipe(0.75) == (Factorize(macs=0.75),)
     steps = [
@@ -77,42 +77,50 @@ def test_layers_stay_in_float_under_the_names_of_their_factors():
 
 def test_reduce_is_tried_where_there_are_nodes_and_ranks_to_choose_from():
     nodes, ranks = effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("factorize", "a", 0.5, 0.1, 0.3)
-    found = {family.name: family for family in families([nodes, ranks], "params", True)}
+    found = {family.name: family for family in families(METHODS, [nodes, ranks], "params")}
     assert found["reduce"].recipe(0.4) == (Reduce(params=0.4),)
     assert found["reduce, int8"].recipe(0.4) == (Reduce(params=0.4), Quantize())
     for alone in (nodes, ranks):
-        assert not any("reduce" in family.name for family in families([alone], "macs", False))
+        assert not any("reduce" in family.name for family in families([alone.method], [alone], "macs"))
+
+
+def test_what_is_the_same_everywhere_needs_no_measurement_of_single_layers():
+    names = {family.name for family in families(METHODS, (), "macs", blocks=3)}
+    uniform = {"prune-nodes", "factorize", "prune-nodes and factorize", "reduce", "residual blocks left out"}
+    assert names == uniform | {f"{name}, int8" for name in uniform} | {"int8"}
 
 
 def test_int8_is_tried_where_it_serves_the_goal_only():
     effects = [effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("factorize", "a", 0.5, 0.1, 0.3)]
-    assert not any("int8" in family.name for family in families(effects, "macs", False))
+    assert not any("int8" in family.name for family in families(METHODS[:2], effects, "macs"))
     with_bits = [*effects, effect("quantize", "a", 8, 0.1, 0.3), effect("quantize", "b", 8, 0.2, 0.3)]
-    by_size = {family.name for family in families(with_bits, "params", True)}
+    by_size = {family.name for family in families(METHODS, with_bits, "params")}
     assert {"int8", "int8, the worst in float", "widths, ranks and bits per layer"} <= by_size
-    assert not any("4 bits" in name for name in by_size)
-    four = {f.name: f for f in families([*with_bits, effect("quantize", "a", 4, 0.3, 0.4)], "params", True)}
+    four = {f.name: f for f in families(METHODS, with_bits, "params")}
     assert four["4 bits"].recipe(0.5) == (Quantize(weight_bits=4),)
     assert four["reduce, 4 bits"].recipe(0.4) == (Reduce(params=0.4), Quantize(weight_bits=4))
-    assert "widths, ranks and bits per layer" not in {f.name for f in families(with_bits, "macs", True)}
+    assert "widths, ranks and bits per layer" not in {f.name for f in families(METHODS, with_bits, "macs")}
 
 
 def test_layers_that_are_slower_in_int8_stay_in_float_in_some():
     effects = [effect("prune-nodes", "g", 0.5, 0.1, 0.4), effect("quantize", "a", 8, 0.1, 0.3)]
-    found = {family.name: family for family in families(effects, "macs", True, slow=("a", "b"))}
+    found = {
+        family.name: family
+        for family in families(("prune-nodes", "quantize"), effects, "macs", slow=("a", "b"))
+    }
     assert found["int8 where that is faster"].recipe(0.5) == (Quantize(keep=("a", "b")),)
     both = found["prune-nodes, int8 where that is faster"].recipe(0.5)
     assert both == (PruneNodes(macs=0.5), Quantize(keep=("a", "b")))
-    assert not any("faster" in family.name for family in families(effects, "macs", True))
+    assert not any("faster" in family.name for family in families(METHODS, effects, "macs"))
 
 
 def test_whole_residual_blocks_are_left_out_and_the_rest_rounded():
     effects = [effect("quantize", "a", 8, 0.1, 0.3)]
-    found = {family.name: family for family in families(effects, "macs", True, blocks=9)}
+    found = {family.name: family for family in families(["quantize"], effects, "macs", blocks=9)}
     assert found["residual blocks left out"].recipe(0.75) == (PruneNodes(drop_blocks=2),)
     assert found["residual blocks left out"].recipe(0.975) == (PruneNodes(drop_blocks=1),)
     assert found["residual blocks left out, int8"].recipe(0.5) == (PruneNodes(drop_blocks=4), Quantize())
-    assert not any("blocks" in family.name for family in families(effects, "macs", True))
+    assert not any("blocks" in family.name for family in families(METHODS, effects, "macs"))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-from math import inf
 
 import numpy as np
 import pytest
@@ -17,20 +16,19 @@ import nncompress
 from nncompress.api import dataset
 from nncompress.cli.app import run
 from nncompress.errors import ExitCode, UsageError
-from nncompress.files.folders import make_folder
 from nncompress.ir import Model
 from nncompress.ir.formats.samples import samples_of
 from nncompress.loading import load_model
-from nncompress.passes import Context, Quantize
+from nncompress.passes import Quantize
 from nncompress.progress import NullProgress
 from nncompress.recipe import read_recipe, recipe_text
 from nncompress.report.facts.read import section_of
 from nncompress.search import optimize
 from nncompress.search.candidates import recipe_key
-from nncompress.search.optimize import PROMISES, Search
+from nncompress.search.optimize import PROMISES
 from nncompress.search.records import read
-from nncompress.search.sensitivity import Sensitivity, probes
-from nncompress.search.trial import Bounds, Judge
+from nncompress.search.sensitivity import probes
+from nncompress.search.trial import Judge
 from nncompress.search.unseen import shared
 
 SEARCH = ["--data", "val.npz", "--trials", "8", "--max-drop", "3", "--goal", "macs", "--time", "10m"]
@@ -217,7 +215,7 @@ def test_what_is_fitted_to_is_not_what_promises(here, capsys, fit):
 
 
 def test_samples_that_stay_with_the_result_are_told_and_need_not_stay(here, placed, capsys, monkeypatch):
-    monkeypatch.setattr(Search, "_probes", lambda search: probes(search.original, ("quantize",))[:1])
+    monkeypatch.setattr(optimize, "wanted_probes", lambda model, *_: probes(model, ("quantize",))[:1])
     row = {"macs": 1.0, "size": 400, "lost": 0.0, "at_most": 0.001, "samples": 1500}
     recipe = (Quantize(),)
     trial = {**row, "worker": "w", "seconds": 1.0, "recipe": [{"name": "quantize"}]}
@@ -286,7 +284,7 @@ def test_an_interrupt_before_the_first_trial_is_an_interrupt(here, capsys, monke
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(optimize, "sensitivity", interrupted)
+    monkeypatch.setattr(optimize, "wanted_probes", interrupted)
     code, out, err = answer(capsys, "optimize", "m.pt2", *SEARCH, "-o", "small.pt2")
     assert (code, out) == (ExitCode.INTERRUPTED, "")
     assert "best so far" not in err
@@ -346,25 +344,6 @@ def test_more_points_than_there_are_and_metrics_that_do_not_fit(here, capsys):
     assert not (here / "m.optimize").exists()
 
 
-def test_a_goal_of_latency_times_what_nodes_and_ranks_save_of_it(here, monkeypatch):
-    asked = []
-
-    def measured(model, wanted, context, records, until, target=None):
-        asked.append(({probe.method for probe in wanted}, target))
-        return Sensitivity("", (), 0, 0)
-
-    monkeypatch.setattr(optimize, "sensitivity", measured)
-    model = load_model("m.pt2")
-    chooses = dataset("few.npz?half=1", model)
-    for number, (goal, target) in enumerate((("latency", "ort-cpu"), ("macs", None))):
-        bounds = Bounds(0.3, None, None, goal, target)
-        folder = make_folder(here / str(number))
-        Search(folder, model, chooses, Context(data=chooses, limit=8), bounds)._effects(inf)
-    nodes_and_ranks = {"prune-nodes", "factorize"}
-    assert asked[:2] == [(nodes_and_ranks, "ort-cpu"), ({"quantize"}, None)]
-    assert asked[2:] == [(nodes_and_ranks, None), (set(), None)]
-
-
 def test_an_interrupt_within_a_trial_leaves_the_fastest_so_far(here, effects, capsys, monkeypatch):
     script(monkeypatch, lambda *each: 1000 * artifact_bytes(*each))  # few calls fill a second
     shutil.copytree(effects, "m.optimize/sensitivity")
@@ -377,7 +356,7 @@ def test_an_interrupt_within_a_trial_leaves_the_fastest_so_far(here, effects, ca
         return compressed(judge, recipe)
 
     monkeypatch.setattr(Judge, "compressed", interrupted)
-    monkeypatch.setattr(Search, "_probes", lambda search: probes(search.original, ("prune-nodes",)))
+    monkeypatch.setattr(optimize, "wanted_probes", lambda model, *_: probes(model, ("prune-nodes",)))
     code, out, err = answer(
         capsys, "optimize", "m.pt2", "--data", "val.npz", "--max-drop", "30", "--target", "ort-cpu", "--json"
     )

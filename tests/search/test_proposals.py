@@ -41,7 +41,7 @@ def of_macs(*after):
 
 def searched(least=0.4, ends_in=None):
     bounds = Bounds(0.01, None, None, "macs", ends_in=ends_in)
-    return Proposals(Holds(least, bounds), [of_macs(), of_macs(Quantize())], Near)
+    return Proposals(Holds(least, bounds), [of_macs(), of_macs(Quantize())], Near())
 
 
 def test_nothing_is_near_the_best_before_the_family_that_leads_is_settled():
@@ -62,7 +62,7 @@ def test_nothing_is_near_the_best_before_the_family_that_leads_is_settled():
 @pytest.mark.parametrize(("more", "near"), [(0, False), (1, True), (2, True), (3, False)])
 def test_one_trial_of_three_goes_to_the_families_behind(more, near):
     bounds = Bounds(0.01, None, None, "macs")
-    proposals = Proposals(Holds(0.4, bounds), [of_macs(Quantize())], Near)
+    proposals = Proposals(Holds(0.4, bounds), [of_macs(Quantize())], Near())
     best = (PruneNodes(macs=0.4),)
     behind = (PruneNodes(macs=0.525), Quantize())
     rows = tried(best, behind, *[(PruneNodes(macs=0.2 + i / 100),) for i in range(1 + more)])
