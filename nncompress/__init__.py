@@ -22,11 +22,9 @@ Importing this package does not import torch; the first attribute used does.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from nncompress.version import __version__ as __version__
 
+TYPE_CHECKING = False  # as `typing` has it, which would be imported for this alone
 if TYPE_CHECKING:
     from nncompress.api import Model, as_passes, bench, compress, dataset, evaluate, export, inspect, load
 
@@ -45,6 +43,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name == "passes":
         return import_module("nncompress.passes")
     if name in __all__:

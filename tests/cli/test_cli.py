@@ -238,16 +238,23 @@ def test_interrupting_leaves_nothing_behind(here, capsys, monkeypatch):
     assert {p.name for p in here.iterdir()} == before
 
 
-def test_interrupting_before_a_command_began_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize("module", ["app", "script"])
+def test_interrupting_before_a_command_began_is_one_line(module, monkeypatch, capsys):
     class Importing:
         def __getattr__(self, name: str) -> object:
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "nncompress.cli.app", Importing())
+    monkeypatch.setitem(sys.modules, f"nncompress.cli.{module}", Importing())
     with pytest.raises(SystemExit) as ended:
         main(["prune", "model.pt"])
     assert ended.value.code == ExitCode.INTERRUPTED
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_nothing_is_imported_before_an_interrupt_is_answered():
+    code = "import sys, nncompress.cli; print(*sorted(n for n in sys.modules if 'nncompress' in n))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["nncompress", "nncompress.cli", "nncompress.version"]
 
 
 def test_terminating_while_writing_leaves_nothing_behind(here, capsys, monkeypatch):
