@@ -48,7 +48,11 @@ def signals_as_in_the_foreground():
 @pytest.fixture
 def given_up(monkeypatch):
     streams: list[int] = []
-    for place in ("nncompress.cli.script.give_up", "nncompress.cli.app.give_up", "nncompress.cli.streams.give_up"):
+    for place in (
+        "nncompress.cli.script.give_up",
+        "nncompress.cli.app.give_up",
+        "nncompress.cli.streams.give_up",
+    ):
         monkeypatch.setattr(place, streams.append)
     return streams
 
