@@ -1,6 +1,7 @@
-"""What this machine can run models on, told without importing a runtime: asking costs milliseconds.
+"""What this machine can run models on.
 
-The processor is read off the system, the GPUs off NVIDIA's driver, the runtimes off what is installed.
+The processor is read off the system, the GPUs off NVIDIA's driver, the runtimes off what is installed; those
+that take a moment to import are, each in a process of its own, as one that lacks a library runs nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from nncompress.errors import DeviceError, MissingExtraError
-from nncompress.extras import EXTRAS, command, installed, version
+from nncompress.extras import EXTRAS, command, fault, installed, reinstall, version
 
 # Dot products of 8-bit integers in one instruction: without one, int8 gains little over float32.
 INT8_INSTRUCTIONS = {
@@ -165,7 +166,7 @@ def abilities() -> list[Ability]:
     int8 = f"int8 by {', '.join(found.int8)}" if found.int8 else "no int8 instructions: little gain"
     rows = [
         Ability("CPU", f"torch {version('torch')}", ("float32", "bfloat16"), "int8 simulated in float32"),
-        Ability("CPU", f"ONNX Runtime {onnxruntime}", ("float32", "int8"), int8),
+        _imported("onnxruntime", Ability("CPU", f"ONNX Runtime {onnxruntime}", ("float32", "int8"), int8)),
         _openvino(found, int8),
         Ability("mobile", f"ExecuTorch {executorch}", ("float32", "int8"), int8)
         if executorch
@@ -187,7 +188,15 @@ def _openvino(found: Processor, int8: str) -> Ability:
     floats += ["bfloat16"] if bfloat16 else []
     floats += ["float16"] if {"amx_fp16", "avx512_fp16"} & found.flags else []
     by_itself = "; floats in bfloat16 unless told otherwise" if bfloat16 else ""
-    return Ability("CPU", f"OpenVINO {version('openvino')}", (*floats, "int8"), int8 + by_itself)
+    row = Ability("CPU", f"OpenVINO {version('openvino')}", (*floats, "int8"), int8 + by_itself)
+    return _imported("openvino", row)
+
+
+def _imported(module: str, row: Ability) -> Ability:
+    """As it is, where the module of its runtime can be imported."""
+    if not (why := fault(module)):
+        return row
+    return replace(row, runs=(), note=f"cannot be imported ({why}): {reinstall(module)}")
 
 
 def _on(gpu: Gpu) -> list[Ability]:

@@ -7,6 +7,7 @@ Only `need` imports one: what is installed may lack a library of the system, and
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +113,21 @@ def broken(extra: str, what: str, error: BaseException) -> MissingExtraError:
 
 def again(extra: str) -> str:
     """What a user types where it is installed and does not load."""
-    return f"pip install --force-reinstall {EXTRAS[extra].package}"
+    return reinstall(EXTRAS[extra].package)
+
+
+def reinstall(package: str) -> str:
+    return f"pip install --force-reinstall {package}"
+
+
+def fault(module: str) -> str:
+    """Why importing it fails, in a process of its own, as broken ones may end it; "" where it does not."""
+    tried = subprocess.run(
+        [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False
+    )
+    if not tried.returncode:
+        return ""
+    return (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
 
 
 @contextmanager

@@ -12,7 +12,8 @@ H100 = devices.Gpu("H100", 80 << 30, (9, 0))
 def machine(monkeypatch):
     """machine(gpus=..., installed=..., torch=...) makes this machine one with these."""
 
-    def make(gpus=(), installed=(), torch="2.13.0+cu130"):
+    def make(gpus=(), installed=(), torch="2.13.0+cu130", broken=()):
+        monkeypatch.setattr(devices, "fault", lambda module: "no libtbb.so" if module in broken else "")
         monkeypatch.setattr(devices, "gpus", lambda: tuple(gpus))
         monkeypatch.setattr(devices, "installed", lambda extra: extra in installed)
         real = extras.version
@@ -37,6 +38,15 @@ def test_openvino_computes_floats_in_bfloat16_where_the_processor_can(flag, said
     monkeypatch.setattr(devices, "processor", lambda: found)
     (row,) = (row for row in devices.abilities() if row.runtime.startswith("OpenVINO"))
     assert ("bfloat16 unless told otherwise" in row.note) == said == ("bfloat16" in row.runs)
+
+
+def test_what_cannot_be_imported_runs_nothing(machine):
+    machine(installed=("openvino",), broken=("openvino",))
+    (row,) = (row for row in devices.abilities() if row.runtime.startswith("OpenVINO"))
+    assert row.runs == ()
+    assert row.note == "cannot be imported (no libtbb.so): pip install --force-reinstall openvino"
+    assert extras.fault("nothing.of_this_name") == "ModuleNotFoundError: No module named 'nothing'"
+    assert extras.fault("os, signal; os.kill(os.getpid(), signal.SIGSEGV)").startswith("exit code")
 
 
 def test_a_gpu_without_its_runtimes(machine):

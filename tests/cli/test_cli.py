@@ -251,12 +251,6 @@ def test_interrupting_before_a_command_began_is_one_line(module, monkeypatch, ca
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
-def test_nothing_is_imported_before_an_interrupt_is_answered():
-    code = "import sys, nncompress.cli; print(*sorted(n for n in sys.modules if 'nncompress' in n))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["nncompress", "nncompress.cli", "nncompress.version"]
-
-
 def test_terminating_while_writing_leaves_nothing_behind(here, capsys, monkeypatch):
     def killed(*_: object, **__: object) -> None:
         assert list(here.glob(".*.part"))

@@ -162,3 +162,9 @@ def test_a_deleted_working_directory_is_one_line(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.startswith("error: ")
+
+
+def test_nothing_is_imported_before_an_interrupt_is_answered():
+    code = "import sys, nncompress.cli; print(*sorted(n for n in sys.modules if 'nncompress' in n))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["nncompress", "nncompress.cli", "nncompress.version"]

@@ -18,7 +18,7 @@ from nncompress.benchmarking.latency.layer import measure
 from nncompress.benchmarking.latency.layer_file import LayerShape
 from nncompress.benchmarking.latency.model import ModelLatency
 from nncompress.cli.app import run
-from nncompress.errors import UsageError
+from nncompress.errors import DeviceError, UsageError
 from nncompress.ir import Model
 from nncompress.passes import Context, Factorize, Grow, PruneNodes
 from nncompress.progress import NullProgress
@@ -127,8 +127,24 @@ def test_a_runtime_that_cannot_be_imported_is_not_the_fastest(monkeypatch):
 
     monkeypatch.setattr(target_speed, "version", broken)
     target_speed.speeds.cache_clear()
-    assert set(target_speed.speeds()) == {"ort-cpu"}
+    assert target_speed.fastest() == "ort-cpu"
+    assert target_speed.speeds() == {}
     target_speed.speeds.cache_clear()
+
+
+def test_a_runtime_that_fails_while_it_is_timed_is_named(monkeypatch, tmp_path, capsys):
+    def failing(*_, **__):
+        raise DeviceError("openvino cannot run network.onnx", got="no such kernel")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(target_speed, "benchmark", failing)
+    target_speed.speeds.cache_clear()
+    assert run(["targets", "--json"]) == 0
+    assert target_speed.fastest() == "ort-cpu"
+    target_speed.speeds.cache_clear()
+    told = capsys.readouterr()
+    assert told.err.count("openvino cannot run network.onnx: no such kernel") == 1
+    assert {each["seconds"] for each in json.loads(told.out)["targets"]} == {None}
 
 
 def test_targets_says_of_an_installed_runtime_that_does_not_load_why_and_what_mends_it(monkeypatch, capsys):

@@ -8,6 +8,7 @@ gains by that here as it does for the user.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from nncompress import extras
 from nncompress.benchmarking import Candidate, benchmark
 from nncompress.benchmarking.latency.remembered import Remembered, machine, version
-from nncompress.errors import DeviceError, NNCompressError, UsageError
+from nncompress.errors import DeviceError, NNCompressError, Told, UsageError
 from nncompress.runtimes import RUNTIMES
 from nncompress.runtimes.on_openvino import precisions
 from nncompress.targets import OURS, TARGETS, Target, target
@@ -93,17 +94,18 @@ def floats_in(where: Target, precision: str | None) -> str | None:
 def fastest() -> str:
     """The name of the target that takes the least time."""
     measured = speeds()
-    return min(measured, key=lambda name: measured[name])
+    there = measured or [t.name for t in _installed() if not _fault(t)] or ["ort-cpu"]
+    return min(there, key=lambda name: measured.get(name, 0.0))
 
 
 @cache
 def speeds() -> Mapping[str, float]:
     """Seconds of one run in each target of ours that runs `.onnx` files on this processor; the others' are
-    not comparable, those of other packages run where they are named. Measured once per machine and versions,
-    and kept in the user's cache folder."""
+    not comparable, those of other packages run where they are named. Empty where there are not several, or
+    one fails. Measured once per machine and versions, and kept in the user's cache folder."""
     there = [t for t in _installed() if not _fault(t)]
-    if len(there) == 1:
-        return {there[0].name: 0.0}
+    if len(there) < 2:
+        return {}
     key = {"machine": machine(), "runtimes": {t.name: version(t.runtime) for t in there}}
     file = Remembered("target-speed", key)
     known = file.read().get("seconds")
@@ -140,8 +142,10 @@ def _measured(there: list[Target]) -> dict[str, float]:
         candidates = [Candidate(t.name, path, runtime=t.runtime) for t in there]
         try:
             result = benchmark(candidates, time_budget=SECONDS, memory=False, energy=False)
-        except NNCompressError:  # one that is installed and does not work: the one that always does
-            return {"ort-cpu": 0.0}
+        except NNCompressError as error:
+            said = f"{error.what}: {error.got}" if error.got else error.what
+            warnings.warn(f"no runtime is timed, as one fails: {said}", Told, stacklevel=2)
+            return {}
     if result.interrupted:  # half a measurement is not to be remembered
         raise KeyboardInterrupt
     return {each.name: (each.cpu or each.wall).median for each in result.candidates}

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _HELP = """Show what is installed, what each device can run, and the one command that adds what is missing.
 
-Nothing is measured. What other packages add is imported, and named where it is broken.
+Nothing is measured. What other packages add and the runtimes of CPUs are imported, and named where they
+are broken.
 
 Example:  nncompress doctor --json | jq .devices
 """
