@@ -96,6 +96,19 @@ def core() -> Any:
         return openvino.Core()
 
 
+def need_precision(precision: str) -> None:
+    """
+    Raises:
+        DeviceError: this CPU does not compute in it.
+    """
+    if precision not in precisions():
+        raise DeviceError(
+            f"OpenVINO does not compute in {precision} on this CPU",
+            expected=", ".join(precisions()),
+            remedy="leave --precision or --for out: without, it takes what the CPU has",
+        )
+
+
 def precisions() -> tuple[str, ...]:
     """The precisions in which this CPU computes floats."""
     able = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -133,10 +146,8 @@ class OpenVinoRunner(Runner):
         self, path: Path, threads: int, precision: str | None = None, *, integers: bool = True
     ) -> None:
         need("openvino", path.name)
-        if precision is not None and precision not in precisions():
-            raise DeviceError(
-                f"OpenVINO does not compute in {precision} on this CPU", expected=", ".join(precisions())
-            )
+        if precision is not None:
+            need_precision(precision)
         self._model = read_graph(path, path)
         self._path, self._compiled = path, {}  # type: ignore[var-annotated]
         self.threads, self.precision, self.integers = threads, precision, integers

@@ -10,7 +10,6 @@ from torch import nn
 from nncompress import export, pipeline
 from nncompress.analysis.distance.precision import precision_of
 from nncompress.benchmarking.latency import remembered
-from nncompress.benchmarking.latency import target as target_speed
 from nncompress.benchmarking.latency.layer import Latencies
 from nncompress.benchmarking.latency.steps import Steps
 from nncompress.benchmarking.latency.target import floats_in
@@ -126,7 +125,7 @@ def test_layers_are_timed_in_that_precision_too(net, monkeypatch, tmp_path, ends
 def test_a_precision_that_is_not_computed_in_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="ONNX Runtime computes floats in float32"):
         floats_in(TARGETS["ort-cpu"], "bfloat16")
-    monkeypatch.setattr(target_speed, "precisions", lambda: ("float32",))
+    monkeypatch.setattr("nncompress.runtimes.on_openvino.precisions", lambda: ("float32",))
     with pytest.raises(DeviceError, match="OpenVINO does not compute in bfloat16"):
         floats_in(TARGETS["openvino"], "bfloat16")
     assert floats_in(TARGETS["openvino"], "float32") == "float32"

@@ -67,8 +67,9 @@ def test_layers_say_in_what_they_ran(exported):
 def test_a_precision_that_the_cpu_lacks_is_refused(exported, monkeypatch):
     assert "float32" in precisions()
     monkeypatch.setattr("nncompress.runtimes.on_openvino.precisions", lambda: ("float32",))
-    with pytest.raises(DeviceError, match="bfloat16"):
+    with pytest.raises(DeviceError, match="bfloat16") as caught:
         open_artifact(exported[1], runtime="openvino", precision="bfloat16")
+    assert "leave --precision" in caught.value.remedy
 
 
 def test_doctor_says_what_openvino_computes_floats_in_here():

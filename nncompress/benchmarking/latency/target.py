@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 from nncompress import extras
 from nncompress.benchmarking import Candidate, benchmark
 from nncompress.benchmarking.latency.remembered import Remembered, machine, version
-from nncompress.errors import DeviceError, NNCompressError, Told, UsageError
+from nncompress.errors import NNCompressError, Told, UsageError
 from nncompress.runtimes import RUNTIMES
-from nncompress.runtimes.on_openvino import precisions
+from nncompress.runtimes.on_openvino import need_precision
 from nncompress.targets import OURS, TARGETS, Target, target
 
 SECONDS = 2.0
@@ -83,11 +83,8 @@ def floats_in(where: Target, precision: str | None) -> str | None:
                 remedy=f"--target {' or '.join(others)}, or leave --for out",
             )
         return None
-    if where.runtime == "openvino" and asked not in precisions():
-        raise DeviceError(
-            f"{where.runtime_name} does not compute in {asked} on this processor",
-            expected=", ".join(precisions()),
-        )
+    if where.runtime == "openvino":
+        need_precision(asked)
     return asked
 
 
