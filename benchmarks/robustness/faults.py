@@ -45,15 +45,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="commands whose name contains one of these")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    names = [each.name for each in (STORMS if options.storms else COMMANDS)]
+    asked = options.only or names
+    if missing := [part for part in asked if not any(part in name for name in names)]:
+        parser.error(f"no name contains {', '.join(missing)}; there are: {', '.join(names)}")
+    chosen = {name for name in names if any(part in name for part in asked)}
     torch.set_num_threads(1)  # a fork has none of the other threads
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     if options.storms:
-        _storms(options.only, options.kills, options.seed)
+        _storms(chosen, options.kills, options.seed)
         return
     print("| command | kills | old | new | torn | lost | left | resumed | signals | rude |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for command in COMMANDS:
-        if options.only is None or any(part in command.name for part in options.only):
+        if command.name in chosen:
             found = faults(command, make_inputs, options.kills, options.signals, options.seed)
             resumed = "–" if command.continues is None else f"{found['resumed']}/{found['resumes']}"
             columns = [found[key] for key in ("kill", "old", "new", "torn", "lost", "left")]
@@ -64,11 +69,11 @@ def main() -> None:
             )
 
 
-def _storms(asked: list[str] | None, kills: int, seed: int) -> None:
+def _storms(chosen: set[str], kills: int, seed: int) -> None:
     print("| commands | kills | ended | torn | lost | left | as undisturbed |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for each in STORMS:
-        if asked is None or any(part in each.name for part in asked):
+        if each.name in chosen:
             found = storm(each, make_inputs, kills, seed)
             keys = ("kill", "ended", "torn", "lost", "left", "same")
             print(f"| {each.name} | {' | '.join(str(found[key]) for key in keys)} |", flush=True)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nncompress.errors import OutputError
+
+
+def files_in(folder: Path, suffixes: Collection[str]) -> list[str]:
+    """Those that end so; none where the folder cannot be listed."""
+    try:
+        return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
+    except OSError:
+        return []
+
+
+def said_beside(path: Path, suffixes: Collection[str]) -> str:
+    """What to do about a file that is not there."""
+    here = files_in(path.parent, suffixes)
+    return f"beside it there is: {', '.join(here[:5])}" if here else "check the path"
 
 
 def make_folder(path: str | Path) -> Path:

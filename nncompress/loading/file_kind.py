@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UnsupportedError
 from nncompress.files.bounded_text import Unreadable, check_regular
+from nncompress.files.folders import files_in, said_beside
 from nncompress.loading.state_dict.shards import INDEX
 
 
@@ -126,7 +127,6 @@ def _no_file(path: Path, reason: str) -> ModelFileError:
                 expected=_EXPECTED,
                 remedy=f"nncompress COMMAND weights.pt --arch {shlex.quote(str(path))}",
             )
-        here = _models_in(path.parent, _SUFFIXES)
         if len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists() and not path.suffix:
             return ModelFileError(
                 f"{path} does not exist, and is no id in HuggingFace's cache",
@@ -136,10 +136,10 @@ def _no_file(path: Path, reason: str) -> ModelFileError:
         return ModelFileError(
             f"{path} does not exist",
             expected=_EXPECTED,
-            remedy=f"beside it there is: {', '.join(here[:5])}" if here else "check the path",
+            remedy=said_beside(path, _SUFFIXES),
         )
     if reason == "a directory":
-        files = _models_in(path, (*_SUFFIXES, ".bin"))
+        files = files_in(path, (*_SUFFIXES, ".bin"))
         inside = f"name one of the files in it: {', '.join(files[:5])}" if files else _NO_MODELS
         return ModelFileError(f"{path} is a directory", expected=_EXPECTED, remedy=inside)
     return ModelFileError(
@@ -151,13 +151,6 @@ def _no_file(path: Path, reason: str) -> ModelFileError:
 
 
 _NO_MODELS = "name a file, or a folder that save_pretrained of transformers wrote (with config.json)"
-
-
-def _models_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    try:
-        return sorted(str(path) for path in folder.iterdir() if path.suffix in suffixes)
-    except OSError:
-        return []
 
 
 def _ends_as_zip(path: Path) -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from nncompress.errors import ModelFileError, UsageError
 from nncompress.extensions import Registry, named
+from nncompress.files.folders import said_beside
 from nncompress.files.leftovers import complete
 from nncompress.ir import Model
 from nncompress.ir.stated_constants import Constant
@@ -119,7 +120,7 @@ def open_artifact(
         raise UsageError(f"{name} runs a file in the precision that it has", got=precision)
     complete(path)
     if not os.path.isfile(path):
-        raise ModelFileError(f"there is no file {path}")
+        raise ModelFileError(f"there is no file {path}", remedy=said_beside(path, OPENERS))
     opened: Callable[..., Runner] = named(chosen.opener)
     with bounded_memory(path, stored_bytes(path)):
         runner = opened(path, threads, *((precision,) if chosen.precisions else ()))

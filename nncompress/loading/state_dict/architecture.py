@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from nncompress.errors import RAISED_BY_OTHERS, UsageError
+from nncompress.files.folders import said_beside
 from nncompress.loading.collections import names_architecture, of_collection
 from nncompress.user_code import imported, last_line, offered
 
@@ -66,7 +68,11 @@ def _import(location: str, arch: str) -> ModuleType:
         return imported(location)
     except FileNotFoundError as error:
         if location.endswith(".py") and not os.path.isfile(location):
-            raise UsageError(f"--arch {arch}: there is no file {location}", expected=_FORM) from error
+            raise UsageError(
+                f"--arch {arch}: there is no file {location}",
+                expected=_FORM,
+                remedy=said_beside(Path(location), [".py"]),
+            ) from error
         raise _not_imported(location, arch, error) from error
     except RAISED_BY_OTHERS as error:  # the user's own code
         raise _not_imported(location, arch, error) from error

@@ -73,7 +73,7 @@ def test_factory_in_a_package(source):
         ("build", "names no factory"),
         (":build", "names no factory"),
         ("architecture_of_mine.py:", "names no factory"),
-        ("missing.py:build", "no file missing.py"),
+        ("missing.py:build", r"no file missing.py(.|\n)*beside it there is: architecture_of_mine.py"),
         ("missing_package.net:build", "ModuleNotFoundError"),
         ("unparsable.py:build", "SyntaxError"),
         ("architecture_of_mine.py:biuld", r"has no 'biuld'(.|\n)*build, needs"),
